@@ -1,0 +1,248 @@
+//! The two element types, and buffers whose element type is known only at run time.
+
+use std::fmt;
+
+use crate::error::{Error, Result};
+
+/// Element type of a computation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DType {
+    /// IEEE 754 binary32.
+    F32,
+    /// IEEE 754 binary64.
+    F64,
+}
+
+impl DType {
+    /// Size of one element in bytes.
+    #[must_use]
+    pub fn size_bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F64 => 8,
+        }
+    }
+
+    /// `f32` or `f64`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F64 => "f64",
+        }
+    }
+}
+
+impl fmt::Display for DType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for f32 {}
+    impl Sealed for f64 {}
+}
+
+/// `f32` or `f64`; sealed, because workers and shaders exist for these two only.
+pub trait Element:
+    sealed::Sealed
+    + Copy
+    + Default
+    + PartialOrd
+    + Send
+    + Sync
+    + 'static
+    + fmt::Debug
+    + fmt::Display
+    + bytemuck::Pod
+    + std::ops::Add<Output = Self>
+    + std::ops::Sub<Output = Self>
+    + std::ops::Mul<Output = Self>
+    + std::ops::AddAssign
+{
+    /// The run-time name of this type.
+    const DTYPE: DType;
+    /// Distance from 1 to the next larger value.
+    const EPSILON: f64;
+    /// One.
+    const ONE: Self;
+
+    /// Rounds to this type.
+    fn from_f64(value: f64) -> Self;
+    /// Widens (exact).
+    fn to_f64(self) -> f64;
+    /// Neither NaN nor infinite.
+    fn finite(self) -> bool;
+    /// Wraps a buffer of this type.
+    fn wrap(values: Vec<Self>) -> Values;
+    /// The buffer behind `values`, if it is of this type.
+    fn unwrap(values: &Values) -> Option<&[Self]>;
+}
+
+impl Element for f32 {
+    const DTYPE: DType = DType::F32;
+    const EPSILON: f64 = f32::EPSILON as f64;
+    const ONE: Self = 1.0;
+
+    #[expect(clippy::cast_possible_truncation, reason = "rounding is the purpose")]
+    fn from_f64(value: f64) -> Self {
+        value as f32
+    }
+    fn to_f64(self) -> f64 {
+        f64::from(self)
+    }
+    fn finite(self) -> bool {
+        self.is_finite()
+    }
+    fn wrap(values: Vec<Self>) -> Values {
+        Values::F32(values)
+    }
+    fn unwrap(values: &Values) -> Option<&[Self]> {
+        match values {
+            Values::F32(v) => Some(v),
+            Values::F64(_) => None,
+        }
+    }
+}
+
+impl Element for f64 {
+    const DTYPE: DType = DType::F64;
+    const EPSILON: f64 = f64::EPSILON;
+    const ONE: Self = 1.0;
+
+    fn from_f64(value: f64) -> Self {
+        value
+    }
+    fn to_f64(self) -> f64 {
+        self
+    }
+    fn finite(self) -> bool {
+        self.is_finite()
+    }
+    fn wrap(values: Vec<Self>) -> Values {
+        Values::F64(values)
+    }
+    fn unwrap(values: &Values) -> Option<&[Self]> {
+        match values {
+            Values::F64(v) => Some(v),
+            Values::F32(_) => None,
+        }
+    }
+}
+
+/// A flat buffer of either element type: what travels between scheduler and workers.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Values {
+    /// 32-bit elements.
+    F32(Vec<f32>),
+    /// 64-bit elements.
+    F64(Vec<f64>),
+}
+
+impl Values {
+    /// Element type.
+    #[must_use]
+    pub fn dtype(&self) -> DType {
+        match self {
+            Self::F32(_) => DType::F32,
+            Self::F64(_) => DType::F64,
+        }
+    }
+
+    /// Number of elements.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        match self {
+            Self::F32(v) => v.len(),
+            Self::F64(v) => v.len(),
+        }
+    }
+
+    /// Whether there are no elements.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Size in bytes.
+    #[must_use]
+    pub fn size_bytes(&self) -> usize {
+        self.len() * self.dtype().size_bytes()
+    }
+
+    /// The elements as native-endian bytes.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::F32(v) => bytemuck::cast_slice(v),
+            Self::F64(v) => bytemuck::cast_slice(v),
+        }
+    }
+
+    /// The elements as a slice of `T`.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] when the buffer holds the other type.
+    pub fn as_slice<T: Element>(&self) -> Result<&[T]> {
+        T::unwrap(self).ok_or_else(|| {
+            Error::mismatch("element type", self.dtype(), T::DTYPE, "convert the data before handing it over")
+        })
+    }
+
+    /// Position and value of the first NaN or infinity.
+    #[must_use]
+    pub fn first_non_finite(&self) -> Option<(usize, f64)> {
+        match self {
+            Self::F32(v) => first_non_finite(v),
+            Self::F64(v) => first_non_finite(v),
+        }
+    }
+}
+
+/// Position and value of the first NaN or infinity of a slice.
+///
+/// Scans blocks without branches first, so a clean buffer costs one pass at memory speed.
+#[must_use]
+pub fn first_non_finite<T: Element>(values: &[T]) -> Option<(usize, f64)> {
+    const BLOCK: usize = 1024;
+    for (block, chunk) in values.chunks(BLOCK).enumerate() {
+        if chunk.iter().fold(true, |all, v| all & v.finite()) {
+            continue;
+        }
+        if let Some(at) = chunk.iter().position(|v| !v.finite()) {
+            return Some((block * BLOCK + at, chunk[at].to_f64()));
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_the_first_non_finite_value_across_block_borders() {
+        for at in [0, 1, 1023, 1024, 2500] {
+            for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+                let mut v = vec![1.0_f64; 3000];
+                v[at] = bad;
+                let (index, value) = first_non_finite(&v).expect("planted");
+                assert_eq!(index, at);
+                assert!(!value.is_finite());
+            }
+        }
+        assert_eq!(first_non_finite(&vec![f32::MAX; 3000]), None);
+        assert_eq!(first_non_finite::<f32>(&[]), None);
+    }
+
+    #[test]
+    fn a_buffer_opens_only_as_its_own_type() {
+        let v = Values::F32(vec![1.0, 2.0]);
+        assert_eq!(v.as_slice::<f32>().unwrap(), &[1.0, 2.0]);
+        assert!(v.as_slice::<f64>().unwrap_err().to_string().contains("f32 where f64"));
+        assert_eq!((v.len(), v.size_bytes()), (2, 8));
+    }
+}

@@ -1,0 +1,10 @@
+//! Numbers in memory: element types, dynamically typed buffers, and a safe GEMM.
+//!
+//! Everything above computes on flat row-major slices; shapes live in the plans ([`crate::conv::ConvShape`]),
+//! never in the buffers. Who only calls the library can skip this module, except for [`DType`].
+
+mod element;
+mod matmul;
+
+pub use element::{DType, Element, Values, first_non_finite};
+pub use matmul::{Matrix, MatrixMut, matmul, matmul_on};

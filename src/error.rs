@@ -1,0 +1,217 @@
+//! What can go wrong, as one flat enum.
+//!
+//! Every variant names both sides of the disagreement in fields and its text ends with the mend. The command
+//! line maps variants to exit statuses through [`Error::kind`], so a program that embeds the library can make
+//! the same distinction.
+
+use std::time::Duration;
+
+/// The result of every fallible call of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// The four ways in which a request can end without an exact result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// A defect or an environment failure on this side (exit status 1).
+    Internal,
+    /// The request itself cannot be carried out (exit status 2).
+    BadInput,
+    /// Fewer results than the code needs came, after every fallback allowed (exit status 3).
+    Shortfall,
+    /// A result exists but was refused: corrupted, or its error bound is over the tolerance (exit status 4).
+    Refused,
+}
+
+/// Everything this crate reports as an error.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A parameter is outside what the operation is defined for.
+    #[error("{what} is {got}: {mend}")]
+    InvalidParameter {
+        /// The parameter, by the name the caller knows it under.
+        what: String,
+        /// Its value.
+        got: String,
+        /// What would be accepted.
+        mend: String,
+    },
+    /// Two sizes that must agree do not.
+    #[error("{what} is {got} where {expected} was expected: {mend}")]
+    Mismatch {
+        /// The quantity that disagrees.
+        what: String,
+        /// The value found.
+        got: String,
+        /// The value the other side requires.
+        expected: String,
+        /// How to make them agree.
+        mend: String,
+    },
+    /// An input holds a NaN or an infinity, which coding would spread over the whole output.
+    #[error(
+        "{what} holds {value} at flat index {index}: a coded sum would spread it over the whole output; \
+         clean the data, or run it with code `uncoded`"
+    )]
+    NonFinite {
+        /// Which array.
+        what: &'static str,
+        /// The offending value.
+        value: f64,
+        /// Row-major position of the first such value.
+        index: usize,
+    },
+    /// Too few subtasks can still arrive, or did arrive before the deadline.
+    #[error(
+        "needs {needed} of {total} results, {arrived} came within {waited_ms} ms (missing: {missing}): {mend}"
+    )]
+    Shortfall {
+        /// Recovery threshold: results that suffice.
+        needed: usize,
+        /// Subtasks dispatched.
+        total: usize,
+        /// Results that arrived and were usable.
+        arrived: usize,
+        /// Time from first dispatch to giving up, in milliseconds.
+        waited_ms: u64,
+        /// Who is missing and why, readable.
+        missing: String,
+        /// What the caller can change.
+        mend: String,
+    },
+    /// The error bound of a decoded result is over the caller's tolerance.
+    #[error(
+        "error bound {bound:.3e} exceeds the tolerance {tolerance:.3e} (condition number {condition:.3e}): \
+         use f64, lower the recovery threshold, or raise --max-error"
+    )]
+    ErrorBound {
+        /// Estimated relative L2 error of the result.
+        bound: f64,
+        /// What the caller accepts.
+        tolerance: f64,
+        /// Condition number of the recovery matrix.
+        condition: f64,
+    },
+    /// The recovery matrix of a responder set is singular to working precision.
+    #[error(
+        "the recovery matrix of subtasks {subtasks:?} is singular (condition number {condition:.3e}): wait for one more result"
+    )]
+    Singular {
+        /// The responder set.
+        subtasks: Vec<usize>,
+        /// Its condition number.
+        condition: f64,
+    },
+    /// A decoded or locally computed result holds a NaN or an infinity although input and filters are finite.
+    #[error(
+        "{count} of {total} results were not finite although input and filters are: the sums overflow {dtype}, or workers are faulty; use f64, or replace the workers {workers}"
+    )]
+    NonFiniteResults {
+        /// Results rejected.
+        count: usize,
+        /// Subtasks dispatched.
+        total: usize,
+        /// Element type of the computation.
+        dtype: &'static str,
+        /// Their names.
+        workers: String,
+    },
+    /// A worker can do no further work.
+    #[error("worker {worker} is lost: {cause}")]
+    WorkerLost {
+        /// Its name.
+        worker: String,
+        /// What happened.
+        cause: String,
+    },
+    /// A worker could not do one piece of work but lives on.
+    #[error("worker {worker} failed: {cause}")]
+    WorkerFailed {
+        /// Its name.
+        worker: String,
+        /// What happened.
+        cause: String,
+    },
+    /// The work was cancelled before it was complete.
+    #[error("cancelled")]
+    Cancelled,
+    /// A device, adapter or feature that the request names is not there.
+    #[error("{what} is not available: {mend}")]
+    Unavailable {
+        /// What was asked for.
+        what: String,
+        /// What there is, and what to do.
+        mend: String,
+    },
+    /// The GPU refused or lost something in the middle of the work.
+    #[error("GPU {adapter}: {cause}")]
+    Gpu {
+        /// Adapter name.
+        adapter: String,
+        /// What wgpu or the driver said.
+        cause: String,
+    },
+    /// Something took longer than it may.
+    #[error("{what} took longer than {limit:?}: {mend}")]
+    Timeout {
+        /// The operation.
+        what: String,
+        /// Its limit.
+        limit: Duration,
+        /// What the caller can change.
+        mend: String,
+    },
+    /// A file could not be read, written or understood.
+    #[error("{path}: {cause}")]
+    File {
+        /// The path as the caller gave it.
+        path: String,
+        /// What is wrong with it, with the mend.
+        cause: String,
+        /// Whether the caller's file is at fault (true) or this side's attempt to write (false).
+        input: bool,
+    },
+}
+
+impl Error {
+    /// Which of the four kinds this error is.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::InvalidParameter { .. }
+            | Self::Mismatch { .. }
+            | Self::NonFinite { .. }
+            | Self::Unavailable { .. }
+            | Self::File { input: true, .. } => ErrorKind::BadInput,
+            Self::Shortfall { .. } => ErrorKind::Shortfall,
+            Self::ErrorBound { .. } | Self::NonFiniteResults { .. } => ErrorKind::Refused,
+            Self::Singular { .. }
+            | Self::WorkerLost { .. }
+            | Self::WorkerFailed { .. }
+            | Self::Cancelled
+            | Self::Gpu { .. }
+            | Self::Timeout { .. }
+            | Self::File { input: false, .. } => ErrorKind::Internal,
+        }
+    }
+
+    /// An [`Error::InvalidParameter`] from anything printable.
+    pub fn invalid(what: impl Into<String>, got: impl std::fmt::Display, mend: impl Into<String>) -> Self {
+        Self::InvalidParameter { what: what.into(), got: got.to_string(), mend: mend.into() }
+    }
+
+    /// An [`Error::Mismatch`] from anything printable.
+    pub fn mismatch(
+        what: impl Into<String>,
+        got: impl std::fmt::Display,
+        expected: impl std::fmt::Display,
+        mend: impl Into<String>,
+    ) -> Self {
+        Self::Mismatch {
+            what: what.into(),
+            got: got.to_string(),
+            expected: expected.to_string(),
+            mend: mend.into(),
+        }
+    }
+}

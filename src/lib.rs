@@ -1,0 +1,8 @@
+//! Coded distributed convolution. (The crate documentation follows.)
+
+pub mod array;
+pub mod conv;
+pub mod error;
+pub mod worker;
+
+pub use error::{Error, ErrorKind, Result};

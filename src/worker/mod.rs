@@ -1,0 +1,179 @@
+//! Workers: what computes a subtask, behind one trait.
+//!
+//! A worker holds coded filters ([`Worker::install`]) and, given coded slabs, hands back the sub-results of one
+//! subtask one by one ([`Worker::execute`]). It knows nothing of codes, deadlines or other workers. One thread of
+//! the [pool](crate::scheduler::Pool) owns each worker and calls it; the calls may block, which is why the trait
+//! needs no async and no interior locking.
+//!
+//! Invariant: a call to `execute` that sees its [`CancelToken`] cancelled returns within one sub-result, and the
+//! worker is then ready for the next call.
+
+mod cancel;
+mod cpu;
+mod fault;
+mod faulty;
+#[cfg(feature = "gpu")]
+mod gpu;
+
+pub use cancel::CancelToken;
+// pub use cpu::CpuWorker;
+// pub use fault::{Delay, Fault, FaultSpec, WorkerSet};
+// pub use faulty::FaultyWorker;
+#[cfg(feature = "gpu")]
+// pub use gpu::GpuWorker;
+use serde::Serialize;
+
+use crate::array::{DType, Values};
+use crate::conv::ConvShape;
+use crate::error::{Error, Result};
+
+/// What kind of device computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WorkerKind {
+    /// Threads of this machine.
+    Cpu,
+    /// A queue of a GPU adapter.
+    Gpu,
+    /// Another machine.
+    Remote,
+}
+
+/// What a worker says of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct WorkerInfo {
+    /// Unique within a pool after the pool has appended an index to doubles, e.g. `cpu-0`.
+    pub name: String,
+    /// Kind of device.
+    pub kind: WorkerKind,
+    /// The device, readable: adapter name and driver, or number of threads.
+    pub device: String,
+    /// Whether it computes in f64 as well as f32.
+    pub f64: bool,
+}
+
+/// Names one set of coded filters on a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FilterKey {
+    /// A prepared layer; unique within the process.
+    pub layer: u64,
+    /// Index of the subtask whose filters these are.
+    pub subtask: usize,
+}
+
+/// The work of one subtask: `slabs * banks` convolutions of one shape.
+///
+/// Sub-result `p * banks + r` is slab `p` convolved with filter bank `r`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct SubtaskShape {
+    /// One sub-result's convolution. Its padding is zero: slabs carry their padding with them.
+    pub conv: ConvShape,
+    /// l_A: coded slabs of a subtask, each `[N, C, slab spatial...]`, stored one after the other.
+    pub slabs: usize,
+    /// l_B: coded filter banks of a subtask, each `[O', C/g, kernel...]`, stored one after the other.
+    pub banks: usize,
+}
+
+impl SubtaskShape {
+    /// Sub-results of a subtask, l_A * l_B.
+    #[must_use]
+    pub fn sub_results(&self) -> usize {
+        self.slabs * self.banks
+    }
+
+    /// Elements of all slabs of a subtask.
+    #[must_use]
+    pub fn upload_elems(&self) -> usize {
+        self.slabs * self.conv.input_elems()
+    }
+
+    /// Elements of all filter banks of a subtask.
+    #[must_use]
+    pub fn filter_elems(&self) -> usize {
+        self.banks * self.conv.weight_elems()
+    }
+
+    /// Elements of all sub-results of a subtask.
+    #[must_use]
+    pub fn download_elems(&self) -> usize {
+        self.sub_results() * self.conv.output_elems()
+    }
+
+    /// Checks a buffer of filter banks against this shape.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] with both element counts.
+    pub fn check_banks(&self, banks: &Values) -> Result<()> {
+        check_elems("elements of the coded filters", banks.len(), self.filter_elems())
+    }
+
+    /// Checks a buffer of slabs against this shape and the element type of the installed filters.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] with both element counts or types.
+    pub fn check_slabs(&self, slabs: &Values, dtype: DType) -> Result<()> {
+        check_elems("elements of the coded slabs", slabs.len(), self.upload_elems())?;
+        if slabs.dtype() == dtype {
+            Ok(())
+        } else {
+            Err(Error::mismatch(
+                "element type of the coded slabs",
+                slabs.dtype(),
+                dtype,
+                "slabs and installed filters must be of one type",
+            ))
+        }
+    }
+}
+
+fn check_elems(what: &str, got: usize, expected: usize) -> Result<()> {
+    if got == expected {
+        Ok(())
+    } else {
+        Err(Error::mismatch(what, got, expected, "the buffer must match the subtask's shape"))
+    }
+}
+
+/// Something that computes subtasks. See the module documentation for the contract.
+pub trait Worker: Send {
+    /// Name, kind, device and abilities; constant over the worker's life.
+    fn info(&self) -> WorkerInfo;
+
+    /// Takes the coded filters of one subtask: `shape.banks` banks of `[O', C/g, kernel...]`, row-major.
+    /// Installing under a key that is held already replaces the filters.
+    ///
+    /// # Errors
+    /// [`Error::WorkerLost`] when the worker can do no further work; any other error when it cannot hold these
+    /// filters (element type, memory) but lives on.
+    fn install(&mut self, key: FilterKey, shape: &SubtaskShape, banks: &Values) -> Result<()>;
+
+    /// Forgets the filters of `key`; unknown keys are fine.
+    fn remove(&mut self, key: FilterKey);
+
+    /// Computes the sub-results of the subtask `key` from `slabs` (`shape.slabs` slabs of
+    /// `[N, C, slab spatial...]`, row-major) and hands each to `emit` as (sub-result index,
+    /// `[N, O', spatial...]` row-major) as soon as it is complete.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`] when `cancel` was set first; [`Error::WorkerLost`] when the worker can do no further
+    /// work; any other error when this task failed and the worker lives on. Sub-results emitted before an error
+    /// are valid.
+    fn execute(
+        &mut self,
+        key: FilterKey,
+        slabs: &Values,
+        cancel: &CancelToken,
+        emit: &mut dyn FnMut(usize, Values),
+    ) -> Result<()>;
+}
+
+/// The error of executing a subtask whose filters were never installed (or were removed).
+pub(crate) fn not_installed(worker: &str, key: FilterKey) -> Error {
+    Error::WorkerFailed {
+        worker: worker.to_owned(),
+        cause: format!(
+            "holds no filters for subtask {} of layer {}: prepare the layer again",
+            key.subtask, key.layer
+        ),
+    }
+}
