@@ -1,0 +1,113 @@
+//! The one inner loop of encoding: a linear combination of slices, compiled for the vector units at hand.
+
+#![expect(unsafe_code, reason = "calling a function compiled for detected CPU features is unsafe in Rust")]
+
+use crate::array::Element;
+
+/// Elements accumulated in registers before they are written.
+const WIDTH: usize = 64;
+
+/// `dst = sum of coefficient * source` over `terms`, every source as long as `dst`.
+///
+/// Accumulates in the element type with separate multiply and add, so the bits do not depend on the CPU. Terms
+/// with coefficient 0 are left out and a lone coefficient 1 copies, so a selection passes NaN through untouched.
+pub(super) fn combine<T: Element>(dst: &mut [T], terms: &[(f64, &[T])]) {
+    let terms: Vec<(T, &[T])> = terms
+        .iter()
+        .filter(|(c, _)| *c != 0.0)
+        .map(|(c, source)| {
+            assert_eq!(source.len(), dst.len(), "sources of a combination are as long as its destination");
+            (T::from_f64(*c), *source)
+        })
+        .collect();
+    match terms.as_slice() {
+        [] => dst.fill(T::default()),
+        [(c, source)] if *c == T::ONE => dst.copy_from_slice(source),
+        terms => dispatch(dst, terms),
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn dispatch<T: Element>(dst: &mut [T], terms: &[(T, &[T])]) {
+    #[target_feature(enable = "avx512f")]
+    fn with_avx512<T: Element>(dst: &mut [T], terms: &[(T, &[T])]) {
+        body(dst, terms);
+    }
+    #[target_feature(enable = "avx2")]
+    fn with_avx2<T: Element>(dst: &mut [T], terms: &[(T, &[T])]) {
+        body(dst, terms);
+    }
+    if std::arch::is_x86_feature_detected!("avx512f") {
+        // SAFETY: the CPU was just seen to have avx512f, the only requirement of this safe-bodied function.
+        unsafe { with_avx512(dst, terms) }
+    } else if std::arch::is_x86_feature_detected!("avx2") {
+        // SAFETY: the CPU was just seen to have avx2, the only requirement of this safe-bodied function.
+        unsafe { with_avx2(dst, terms) }
+    } else {
+        body(dst, terms);
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn dispatch<T: Element>(dst: &mut [T], terms: &[(T, &[T])]) {
+    body(dst, terms);
+}
+
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "it must be compiled inside each feature-specific caller")]
+fn body<T: Element>(dst: &mut [T], terms: &[(T, &[T])]) {
+    let mut at = 0;
+    let mut chunks = dst.chunks_exact_mut(WIDTH);
+    for chunk in &mut chunks {
+        let mut sum = [T::default(); WIDTH];
+        for (c, source) in terms {
+            let source = &source[at..at + WIDTH];
+            for lane in 0..WIDTH {
+                sum[lane] += *c * source[lane];
+            }
+        }
+        chunk.copy_from_slice(&sum);
+        at += WIDTH;
+    }
+    for (lane, out) in chunks.into_remainder().iter_mut().enumerate() {
+        let mut sum = T::default();
+        for (c, source) in terms {
+            sum += *c * source[at + lane];
+        }
+        *out = sum;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_instruction_set_gives_the_same_bits() {
+        for len in [0, 1, 63, 64, 65, 1000] {
+            let sources: Vec<Vec<f32>> =
+                (0..5).map(|s| (0..len).map(|i| ((s * len + i) as f32 * 0.7).sin()).collect()).collect();
+            let terms: Vec<(f32, &[f32])> =
+                sources.iter().enumerate().map(|(s, v)| (0.3 - s as f32, v.as_slice())).collect();
+            let (mut plain, mut dispatched) = (vec![f32::NAN; len], vec![f32::NAN; len]);
+            body(&mut plain, &terms);
+            dispatch(&mut dispatched, &terms);
+            assert_eq!(plain, dispatched);
+            let naive: Vec<f32> =
+                (0..len).map(|i| terms.iter().fold(0.0, |sum, (c, v)| sum + c * v[i])).collect();
+            assert_eq!(plain, naive);
+        }
+    }
+
+    #[test]
+    fn selections_copy_and_zero_terms_do_not_touch_their_source() {
+        let (nan, one) = (vec![f64::NAN; 70], vec![1.0; 70]);
+        let mut dst = vec![0.0; 70];
+        combine(&mut dst, &[(0.0, &nan), (1.0, &one)]);
+        assert_eq!(dst, one);
+        combine(&mut dst, &[(0.0, &nan)]);
+        assert_eq!(dst, vec![0.0; 70]);
+        combine(&mut dst, &[(2.0, &one), (0.0, &nan), (0.5, &one)]);
+        assert_eq!(dst, vec![2.5; 70]);
+    }
+}

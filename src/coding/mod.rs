@@ -1,0 +1,16 @@
+#![doc = include_str!("algorithm.md")]
+
+mod cache;
+mod code;
+mod combine;
+mod crme;
+mod decode;
+mod decoder;
+mod encode;
+mod uncoded;
+
+pub use cache::DecoderCache;
+pub use code::{Code, CodeKind, SubResult};
+pub use decode::{Epilogue, decode};
+pub use decoder::Decoder;
+pub use encode::{encode_filters, encode_input};

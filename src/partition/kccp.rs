@@ -1,0 +1,108 @@
+//! KCCP, kernel-channel coded partitioning of the filters along their output channels (paper, section IV-B).
+
+use crate::array::Element;
+use crate::conv::ConvShape;
+use crate::error::{Error, Result};
+
+/// The filters of a layer as k_B equally shaped banks.
+///
+/// Every group's output channels are padded with zero filters to a multiple of k_B and split; a bank keeps the
+/// group structure, so it is an ordinary grouped filter bank of `groups * per_group` filters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FilterPartition {
+    /// k_B.
+    pub parts: usize,
+    /// Filters of one group in one bank: ceil((O/g) / k_B).
+    pub per_group: usize,
+    groups: usize,
+    group_out: usize,
+    filter_elems: usize,
+}
+
+impl FilterPartition {
+    /// Cuts the filters of `shape` into `k_b` banks.
+    ///
+    /// More banks than a group has channels are allowed (the surplus banks are zero filters) but wasteful; the
+    /// planner never asks for them.
+    ///
+    /// # Errors
+    /// [`Error::InvalidParameter`] when `k_b` is zero.
+    pub fn new(shape: &ConvShape, k_b: usize) -> Result<Self> {
+        let group_out = shape.out_channels / shape.groups;
+        if k_b == 0 {
+            return Err(Error::invalid(
+                "filter partitions k_B",
+                k_b,
+                format!("each group has {group_out} output channels: use 1 to {group_out}"),
+            ));
+        }
+        Ok(Self {
+            parts: k_b,
+            per_group: group_out.div_ceil(k_b),
+            groups: shape.groups,
+            group_out,
+            filter_elems: shape.reduction(),
+        })
+    }
+
+    /// Output channels of one bank.
+    #[must_use]
+    pub fn bank_channels(&self) -> usize {
+        self.groups * self.per_group
+    }
+
+    /// Elements of one bank.
+    #[must_use]
+    pub fn bank_elems(&self) -> usize {
+        self.bank_channels() * self.filter_elems
+    }
+
+    /// The banks one after the other, `[k_B, g * per_group, C/g, kernel...]`, from `[O, C/g, kernel...]`.
+    #[must_use]
+    pub fn split<T: Element>(&self, weight: &[T]) -> Vec<T> {
+        let mut banks = vec![T::default(); self.parts * self.bank_elems()];
+        for (bank, filters) in banks.chunks_mut(self.bank_elems()).enumerate() {
+            for group in 0..self.groups {
+                let first = bank * self.per_group;
+                let own = self.group_out.saturating_sub(first).min(self.per_group);
+                let from = (group * self.group_out + first.min(self.group_out)) * self.filter_elems;
+                let to = group * self.per_group * self.filter_elems;
+                filters[to..to + own * self.filter_elems]
+                    .copy_from_slice(&weight[from..from + own * self.filter_elems]);
+            }
+        }
+        banks
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conv::ConvParams;
+
+    #[test]
+    fn banks_keep_their_groups_and_are_filled_with_zero_filters() {
+        let params = ConvParams::default().groups(2);
+        let shape = ConvShape::new(&[1, 2, 1], &[6, 1, 1], &params).unwrap();
+        let p = FilterPartition::new(&shape, 2).unwrap();
+        assert_eq!((p.per_group, p.bank_channels()), (2, 4));
+        let banks = p.split(&[1.0, 2.0, 3.0, 10.0, 20.0, 30.0]);
+        assert_eq!(banks, [1.0, 2.0, 10.0, 20.0, 3.0, 0.0, 30.0, 0.0]);
+    }
+
+    #[test]
+    fn a_bank_may_be_pure_padding() {
+        // Five filters in four banks of two: the last bank holds none of them.
+        let shape = ConvShape::new(&[1, 1, 1], &[5, 1, 1], &ConvParams::default()).unwrap();
+        let p = FilterPartition::new(&shape, 4).unwrap();
+        assert_eq!(p.split(&[1.0, 2.0, 3.0, 4.0, 5.0]), [1.0, 2.0, 3.0, 4.0, 5.0, 0.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn more_banks_than_channels_are_zero_filters_and_none_is_refused() {
+        let params = ConvParams::default().groups(2);
+        let shape = ConvShape::new(&[1, 2, 1], &[2, 1, 1], &params).unwrap();
+        assert_eq!(FilterPartition::new(&shape, 2).unwrap().split(&[5.0, 7.0]), [5.0, 7.0, 0.0, 0.0]);
+        assert!(FilterPartition::new(&shape, 0).unwrap_err().to_string().contains("k_B is 0"));
+    }
+}
