@@ -41,7 +41,14 @@ fn layers() -> Vec<Layer> {
             weight: [144, 1, 3, 3],
             params: p().groups(144),
         },
+        Layer {
+            name: "resnext_3x3_g32",
+            input: [1, 128, 58, 58],
+            weight: [128, 4, 3, 3],
+            params: p().groups(32),
+        },
         Layer { name: "four_filters", input: [1, 64, 58, 58], weight: [4, 64, 3, 3], params: p() },
+        Layer { name: "lenet_conv1", input: [1, 1, 32, 32], weight: [6, 1, 5, 5], params: p() },
     ]
 }
 
@@ -57,7 +64,7 @@ fn convolutions(c: &mut Criterion) {
         let kernel = ConvKernel::new(&shape);
         let mut scratch = Scratch::new();
         let mut group = c.benchmark_group(name);
-        group.throughput(Throughput::Elements(shape.macs() as u64));
+        group.throughput(Throughput::Elements((shape.output_elems() * shape.reduction()) as u64));
         group.bench_function("conv", |b| {
             b.iter(|| {
                 kernel

@@ -1,5 +1,7 @@
 //! The CPU convolution against its naive definition, for every path and element type.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests may fail the test")]
+
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use fcdcc::Error;
@@ -96,7 +98,7 @@ fn cases() -> Vec<Case> {
     vec![
         // Rank 1, 2, 3; odd channel counts.
         (&[1, 3, 40], &[7, 3, 5], p(), Tiled),
-        (&[1, 3, 40], &[3, 3, 5], p(), Direct),
+        (&[1, 3, 40], &[2, 3, 5], p(), Direct),
         (&[2, 5, 9, 11], &[6, 5, 3, 3], p(), Tiled),
         (&[2, 3, 6, 7, 8], &[5, 3, 2, 3, 3], p(), Tiled),
         (&[2, 3, 6, 7, 8], &[2, 3, 2, 3, 3], p(), Direct),
@@ -115,7 +117,7 @@ fn cases() -> Vec<Case> {
         (&[2, 6, 8, 9], &[18, 2, 3, 3], p().groups(3), Tiled),
         (&[2, 6, 8, 9], &[6, 2, 3, 3], p().groups(3).padding([1]), Direct),
         (&[1, 16, 14, 14], &[16, 1, 3, 3], p().groups(16).padding([1]).stride([2]), Direct),
-        (&[1, 5, 30, 31], &[15, 1, 5, 5], p().groups(5), Direct),
+        (&[1, 5, 30, 31], &[10, 1, 5, 5], p().groups(5), Direct),
         // 1x1: in place, strided, padded, grouped.
         (&[2, 19, 13, 11], &[23, 19, 1, 1], p(), Pointwise),
         (&[1, 19, 13, 11], &[23, 19, 1, 1], p().stride([2]), Pointwise),
@@ -164,7 +166,7 @@ fn one_wrong_element_is_noticed() {
 #[test]
 fn a_deep_layer_in_f32_keeps_five_digits() {
     let params = ConvParams::default().padding([1]);
-    for out in [3, 24] {
+    for out in [2, 24] {
         let shape = ConvShape::new(&[1, 512, 10, 10], &[out, 512, 3, 3], &params).unwrap();
         let (x, k) = (normals::<f32>(shape.input_elems(), 3), normals::<f32>(shape.weight_elems(), 4));
         let error = relative_error(&run(&shape, &x, &k, 1), &reference(&shape, &x, &k, None).unwrap());
@@ -174,7 +176,7 @@ fn a_deep_layer_in_f32_keeps_five_digits() {
 
 #[test]
 fn the_local_convolution_adds_the_bias() {
-    for weight in [[3, 2, 3, 3], [9, 2, 3, 3]] {
+    for weight in [[2, 2, 3, 3], [9, 2, 3, 3]] {
         let params = ConvParams::default().padding([1]).stride([2]);
         let shape = ConvShape::new(&[2, 2, 9, 8], &weight, &params).unwrap();
         let x = normals::<f64>(shape.input_elems(), 1);

@@ -7,12 +7,10 @@
 //! Invariant: every element of the output channel is written, none is read.
 
 use super::geometry::Geometry;
-use crate::array::Element;
+use crate::array::{DType, Element};
 
-/// Output elements summed at once: eight 512-bit registers of f32.
-const WIDE_BLOCK: usize = 128;
-/// Block for what is left over, and for small planes.
-const BLOCK: usize = 32;
+/// Vectors summed at once: hides the latency of the additions and leaves registers for the inputs.
+const VECTORS: usize = 8;
 
 /// Convolves the staged channels of one group with the filter of one output channel.
 ///
@@ -33,46 +31,96 @@ pub(super) fn channel<T: Element>(
 }
 
 fn flat_channel<T: Element>(geometry: &Geometry, group: &[T], filter: &[T], sums: &mut [T]) {
-    // Compiled for each instruction set and chosen at run time; `inline(always)` carries the choice inwards.
-    pulp::Arch::new().dispatch(
-        #[inline(always)]
-        || {
-            let mut done = 0;
-            while sums.len() - done >= WIDE_BLOCK {
-                block::<T, WIDE_BLOCK>(geometry, group, filter, done, sums);
-                done += WIDE_BLOCK;
-            }
-            while done < sums.len() {
-                // The last block overlaps the one before it instead of being cut: the values are the same.
-                if sums.len() >= BLOCK {
-                    block::<T, BLOCK>(geometry, group, filter, done.min(sums.len() - BLOCK), sums);
-                    done += BLOCK;
-                } else {
-                    block::<T, 1>(geometry, group, filter, done, sums);
-                    done += 1;
-                }
-            }
-        },
-    );
+    use bytemuck::{cast_slice, cast_slice_mut};
+    let arch = pulp::Arch::new();
+    // Of T itself nothing vectorises; each branch casts to the type T is.
+    match T::DTYPE {
+        DType::F32 => arch.dispatch(Channel32 {
+            geometry,
+            group: cast_slice(group),
+            filter: cast_slice(filter),
+            sums: cast_slice_mut(sums),
+        }),
+        DType::F64 => arch.dispatch(Channel64 {
+            geometry,
+            group: cast_slice(group),
+            filter: cast_slice(filter),
+            sums: cast_slice_mut(sums),
+        }),
+    }
 }
 
-#[inline(always)]
-fn block<T: Element, const N: usize>(
-    geometry: &Geometry,
-    group: &[T],
-    filter: &[T],
-    begin: usize,
-    sums: &mut [T],
-) {
-    let mut sum = [T::default(); N];
-    let channels = group.chunks_exact(geometry.plane).zip(filter.chunks_exact(geometry.offsets.len()));
-    for (plane, taps) in channels {
-        for (weight, offset) in taps.iter().zip(&geometry.offsets) {
-            let run = &plane[offset + begin..offset + begin + N];
-            for (sum, value) in sum.iter_mut().zip(run) {
-                *sum += *weight * *value;
+/// The loop for one element type, compiled for each instruction set and chosen at run time. `inline(always)`
+/// carries the choice inwards: a function of its own would be compiled for the oldest processor.
+macro_rules! channel_of {
+    ($name:ident, $element:ty, $vector:ident, $splat:ident, $mul_add:ident) => {
+        struct $name<'a> {
+            geometry: &'a Geometry,
+            group: &'a [$element],
+            filter: &'a [$element],
+            sums: &'a mut [$element],
+        }
+
+        impl pulp::WithSimd for $name<'_> {
+            type Output = ();
+
+            #[inline(always)]
+            fn with_simd<S: pulp::Simd>(mut self, simd: S) {
+                let lanes = size_of::<S::$vector>() / size_of::<$element>();
+                let len = self.sums.len();
+                let mut done = 0;
+                while len - done >= VECTORS * lanes {
+                    self.block::<S, VECTORS>(simd, done);
+                    done += VECTORS * lanes;
+                }
+                if len < lanes {
+                    (done..len).for_each(|at| self.single(at));
+                    return;
+                }
+                while done < len {
+                    // The last block overlaps the one before it instead of being cut: the values are the same.
+                    self.block::<S, 1>(simd, done.min(len - lanes));
+                    done += lanes;
+                }
             }
         }
-    }
-    sums[begin..begin + N].copy_from_slice(&sum);
+
+        impl $name<'_> {
+            #[inline(always)]
+            fn block<S: pulp::Simd, const N: usize>(&mut self, simd: S, begin: usize) {
+                let lanes = size_of::<S::$vector>() / size_of::<$element>();
+                let taps = self.geometry.offsets.len();
+                let mut sum = [simd.$splat(0.0); N];
+                let planes = self.group.chunks_exact(self.geometry.plane);
+                for (plane, filter) in planes.zip(self.filter.chunks_exact(taps)) {
+                    for (weight, offset) in filter.iter().zip(&self.geometry.offsets) {
+                        let weight = simd.$splat(*weight);
+                        let run = &plane[offset + begin..][..N * lanes];
+                        for i in 0..N {
+                            let values = bytemuck::cast_slice(&run[i * lanes..(i + 1) * lanes]);
+                            sum[i] = simd.$mul_add(weight, bytemuck::pod_read_unaligned(values), sum[i]);
+                        }
+                    }
+                }
+                for (sum, to) in sum.iter().zip(self.sums[begin..].chunks_exact_mut(lanes)) {
+                    to.copy_from_slice(bytemuck::cast_slice(std::slice::from_ref(sum)));
+                }
+            }
+
+            /// One output element, for channels shorter than a vector.
+            fn single(&mut self, at: usize) {
+                let taps = self.geometry.offsets.len();
+                let planes = self.group.chunks_exact(self.geometry.plane);
+                self.sums[at] = planes
+                    .zip(self.filter.chunks_exact(taps))
+                    .flat_map(|(plane, filter)| {
+                        filter.iter().zip(&self.geometry.offsets).map(|(w, offset)| w * plane[offset + at])
+                    })
+                    .sum();
+            }
+        }
+    };
 }
+
+channel_of!(Channel32, f32, f32s, splat_f32s, mul_add_e_f32s);
+channel_of!(Channel64, f64, f64s, splat_f64s, mul_add_e_f64s);
