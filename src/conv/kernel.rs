@@ -1,1 +1,337 @@
-//! Placeholder.
+//! Convolution on the CPU: a path chosen for each shape, never more scratch memory than a tile.
+//!
+//! [`ConvKernel`] is the plan of one shape and [`Scratch`] the memory it works in, kept apart so that one worker
+//! serves many layers from one scratch. [`conv_local`] is the whole uncoded convolution in one call. Who
+//! computes through workers only can skip this module.
+//!
+//! Invariant: after `Ok`, every output element was written from this call's inputs alone; after an error the
+//! outputs hold nothing of use, and kernel and scratch are ready for the next call.
+
+use rayon::prelude::*;
+
+use super::direct;
+use super::geometry::{Geometry, Segment};
+use super::params::ConvShape;
+use super::reference::check_len;
+use crate::array::{Element, Matrix, MatrixMut, matmul_on};
+use crate::error::{Error, Result};
+
+/// Bytes of one packed tile: half of a 1 MiB L2 cache, the rest is for filters and the GEMM's own buffers.
+const TILE_BYTES: usize = 512 << 10;
+/// Terms of the sum in one tile; with [`TILE_BYTES`] this leaves columns enough to pay for reading the filters.
+const TILE_TERMS: usize = 384;
+/// Columns of a tile are a multiple of this where there are enough: whole vectors for the GEMM.
+const COLUMN_STEP: usize = 64;
+/// Groups with at most this many output channels are summed directly: a GEMM would be mostly packing (for one
+/// channel the sums are twice as fast as packed tiles, from four on the tiles win).
+const DIRECT_OUT: usize = 2;
+/// Multiply-adds between two looks at `stop` where no tile divides the work: about a millisecond.
+const PRODUCT_MACS: usize = 1 << 25;
+
+/// How a [`ConvKernel`] computes its shape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConvPath {
+    /// One output point for each batch item: a product of the filters with the batch.
+    Dense,
+    /// A 1x1 kernel: a product of the filters with the input planes, in place.
+    Pointwise,
+    /// Few output channels in a group, depthwise above all: shifted planes are added up.
+    Direct,
+    /// Everything else: tiles of the im2col matrix are packed and multiplied.
+    Tiled,
+}
+
+/// Memory a [`ConvKernel`] works in; grows to the largest shape it has served and stays.
+#[derive(Clone, Debug, Default)]
+pub struct Scratch<T> {
+    staged: Vec<T>,
+    tile: Vec<T>,
+    segments: Vec<Segment>,
+}
+
+impl<T: Element> Scratch<T> {
+    /// Scratch that holds nothing yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { staged: Vec::new(), tile: Vec::new(), segments: Vec::new() }
+    }
+}
+
+/// The first `len` elements of a scratch buffer, which hold old values.
+fn take<T: Element>(buffer: &mut Vec<T>, len: usize) -> &mut [T] {
+    if buffer.len() < len {
+        buffer.resize(len, T::default());
+    }
+    &mut buffer[..len]
+}
+
+/// (group, first of a block) over every group and every block of `step` within `len`.
+fn blocks(groups: usize, len: usize, step: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..groups).flat_map(move |group| (0..len).step_by(step).map(move |first| (group, first)))
+}
+
+/// The plan of one convolution shape on the CPU.
+#[derive(Clone, Debug)]
+pub struct ConvKernel {
+    shape: ConvShape,
+    geometry: Geometry,
+    path: ConvPath,
+}
+
+/// What one call works on, checked.
+struct Call<'a, 'b, T> {
+    input: &'a [T],
+    banks: &'a [&'a [T]],
+    outputs: &'a mut [&'b mut [T]],
+    threads: usize,
+    stop: &'a (dyn Fn() -> bool + Sync),
+}
+
+impl<T> Call<'_, '_, T> {
+    fn go_on(&self) -> Result<()> {
+        if (self.stop)() { Err(Error::Cancelled) } else { Ok(()) }
+    }
+}
+
+impl ConvKernel {
+    /// Plans `shape`: chooses the path and lays out the memory; computes nothing.
+    #[must_use]
+    pub fn new(shape: &ConvShape) -> Self {
+        let geometry = Geometry::new(shape);
+        let path = if geometry.output_plane == 1 {
+            ConvPath::Dense
+        } else if geometry.group_out() <= DIRECT_OUT {
+            ConvPath::Direct
+        } else if geometry.offsets.len() == 1 {
+            ConvPath::Pointwise
+        } else {
+            ConvPath::Tiled
+        };
+        Self { shape: shape.clone(), geometry, path }
+    }
+
+    /// The shape this kernel was planned for.
+    #[must_use]
+    pub fn shape(&self) -> &ConvShape {
+        &self.shape
+    }
+
+    /// How it is computed.
+    #[must_use]
+    pub fn path(&self) -> ConvPath {
+        self.path
+    }
+
+    /// Convolves one `input` `[N, C, spatial...]` with each of `banks` `[O, C/g, kernel...]` into the output of
+    /// the same index `[N, O, spatial...]`, all row-major. The banks share every packed tile, so several cost
+    /// less than as many calls. Outputs may hold anything before.
+    ///
+    /// With `threads` > 1 the work is spread over that many threads of the current rayon pool. `stop` is asked
+    /// between tiles, a millisecond or so apart.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] when a slice does not have the number of elements the shape requires or banks and
+    /// outputs differ in number; [`Error::Cancelled`] when `stop` returned true.
+    pub fn run<T: Element>(
+        &self,
+        scratch: &mut Scratch<T>,
+        input: &[T],
+        banks: &[&[T]],
+        outputs: &mut [&mut [T]],
+        threads: usize,
+        stop: &(dyn Fn() -> bool + Sync),
+    ) -> Result<()> {
+        check_len("elements of the input", input.len(), self.shape.input_elems())?;
+        check_len("number of outputs", outputs.len(), banks.len())?;
+        for bank in banks {
+            check_len("elements of the weight", bank.len(), self.shape.weight_elems())?;
+        }
+        for output in outputs.iter() {
+            check_len("elements of the output", output.len(), self.shape.output_elems())?;
+        }
+        let call = Call { input, banks, outputs, threads: threads.max(1), stop };
+        match self.path {
+            ConvPath::Dense => self.dense(scratch, call),
+            ConvPath::Pointwise => self.pointwise(scratch, call),
+            ConvPath::Direct => self.direct(scratch, call),
+            ConvPath::Tiled => self.tiled(scratch, call),
+        }
+    }
+
+    /// The staged planes of some whole channels: the input itself where it lies right.
+    fn stage<'s, T: Element>(&self, staged: &'s mut Vec<T>, input: &'s [T], threads: usize) -> &'s [T] {
+        let g = &self.geometry;
+        if g.in_place {
+            return input;
+        }
+        let staged = take(staged, input.len() / g.input_plane * g.plane);
+        g.stage(input, staged, threads);
+        staged
+    }
+
+    fn dense<T: Element>(&self, scratch: &mut Scratch<T>, call: Call<'_, '_, T>) -> Result<()> {
+        let g = &self.geometry;
+        let (terms, group_out) = (g.reduction(), g.group_out());
+        call.go_on()?;
+        // With one output point the staged taps are dense, so a column of the product is a batch item.
+        let staged = self.stage(&mut scratch.staged, call.input, call.threads);
+        let rows = (PRODUCT_MACS / (terms * g.batch)).max(COLUMN_STEP);
+        for (group, first) in blocks(g.groups, group_out, rows) {
+            let count = rows.min(group_out - first);
+            let channel = group * group_out + first;
+            let columns = Matrix::new(&staged[group * terms..], terms, g.batch, 1, g.in_channels * g.plane);
+            for bank in 0..call.banks.len() {
+                call.go_on()?;
+                let filters = Matrix::dense(&call.banks[bank][channel * terms..], count, terms);
+                let output = &mut call.outputs[bank][channel..];
+                let mut output = MatrixMut::new(output, count, g.batch, 1, g.out_channels);
+                matmul_on(&mut output, filters, columns, false, call.threads);
+            }
+        }
+        Ok(())
+    }
+
+    fn pointwise<T: Element>(&self, scratch: &mut Scratch<T>, call: Call<'_, '_, T>) -> Result<()> {
+        let g = &self.geometry;
+        let (terms, group_out, plane) = (g.reduction(), g.group_out(), g.output_plane);
+        let cols = (PRODUCT_MACS / (terms * group_out)).next_multiple_of(COLUMN_STEP).max(COLUMN_STEP);
+        for n in 0..g.batch {
+            call.go_on()?;
+            let item = g.in_channels * g.input_plane;
+            let staged = self.stage(&mut scratch.staged, &call.input[n * item..][..item], call.threads);
+            for (group, first) in blocks(g.groups, plane, cols) {
+                let count = cols.min(plane - first);
+                let columns = Matrix::new(&staged[group * terms * plane + first..], terms, count, plane, 1);
+                for bank in 0..call.banks.len() {
+                    call.go_on()?;
+                    let filters =
+                        Matrix::dense(&call.banks[bank][group * group_out * terms..], group_out, terms);
+                    let at = (n * g.out_channels + group * group_out) * plane + first;
+                    let output = &mut call.outputs[bank][at..];
+                    let mut output = MatrixMut::new(output, group_out, count, plane, 1);
+                    matmul_on(&mut output, filters, columns, false, call.threads);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn direct<T: Element>(&self, scratch: &mut Scratch<T>, call: Call<'_, '_, T>) -> Result<()> {
+        let g = &self.geometry;
+        let (terms, plane) = (g.reduction(), g.output_plane);
+        let wide = g.wide();
+        let wides = take(&mut scratch.tile, wide * call.threads);
+        for n in 0..g.batch {
+            call.go_on()?;
+            let item = g.in_channels * g.input_plane;
+            let staged = self.stage(&mut scratch.staged, &call.input[n * item..][..item], call.threads);
+            let group_elems = g.group_in() * g.plane;
+            let stop = call.stop;
+            let one = |bank: &[T], o: usize, wide: &mut [T], output: &mut [T]| {
+                if stop() {
+                    return Err(Error::Cancelled);
+                }
+                let group = &staged[o / g.group_out() * group_elems..][..group_elems];
+                direct::channel(g, group, &bank[o * terms..][..terms], wide, output);
+                Ok(())
+            };
+            for (bank, output) in call.banks.iter().zip(call.outputs.iter_mut()) {
+                let output = &mut output[n * g.out_channels * plane..][..g.out_channels * plane];
+                let per_task = g.out_channels.div_ceil(call.threads);
+                let task = |(index, (output, wide)): (usize, (&mut [T], &mut [T]))| {
+                    let mut channels = output.chunks_mut(plane).enumerate();
+                    channels.try_for_each(|(o, to)| one(bank, index * per_task + o, wide, to))
+                };
+                if call.threads > 1 {
+                    let tasks = output.par_chunks_mut(per_task * plane).zip(wides.par_chunks_mut(wide));
+                    tasks.enumerate().try_for_each(task)?;
+                } else {
+                    task((0, (output, wides)))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn tiled<T: Element>(&self, scratch: &mut Scratch<T>, call: Call<'_, '_, T>) -> Result<()> {
+        let g = &self.geometry;
+        let (terms, group_out, plane) = (g.reduction(), g.group_out(), g.output_plane);
+        let (tile_terms, tile_cols) = self.tile::<T>();
+        let tile = take(&mut scratch.tile, tile_terms * tile_cols);
+        for n in 0..g.batch {
+            call.go_on()?;
+            let item = g.in_channels * g.input_plane;
+            let staged = self.stage(&mut scratch.staged, &call.input[n * item..][..item], call.threads);
+            for (group, first) in blocks(g.groups, plane, tile_cols) {
+                let cols = tile_cols.min(plane - first);
+                g.segments(first, cols, &mut scratch.segments);
+                let channels = &staged[group * g.group_in() * g.plane..][..g.group_in() * g.plane];
+                for from in (0..terms).step_by(tile_terms) {
+                    let count = tile_terms.min(terms - from);
+                    let tile = &mut tile[..count * cols];
+                    let segments = &scratch.segments[..];
+                    let pack = |(k, row): (usize, &mut [T])| g.pack_row(channels, from + k, segments, row);
+                    if call.threads > 1 {
+                        tile.par_chunks_mut(cols).enumerate().for_each(pack);
+                    } else {
+                        tile.chunks_mut(cols).enumerate().for_each(pack);
+                    }
+                    let packed = Matrix::dense(tile, count, cols);
+                    for bank in 0..call.banks.len() {
+                        call.go_on()?;
+                        let filters = &call.banks[bank][group * group_out * terms + from..];
+                        let filters = Matrix::new(filters, group_out, count, terms, 1);
+                        let at = (n * g.out_channels + group * group_out) * plane + first;
+                        let output = &mut call.outputs[bank][at..];
+                        let mut output = MatrixMut::new(output, group_out, cols, plane, 1);
+                        matmul_on(&mut output, filters, packed, from > 0, call.threads);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Terms and columns of a tile: as even as possible, within [`TILE_BYTES`].
+    fn tile<T: Element>(&self) -> (usize, usize) {
+        let even = |total: usize, most: usize| total.div_ceil(total.div_ceil(most));
+        let (terms, plane) = (self.geometry.reduction(), self.geometry.output_plane);
+        let tile_terms = even(terms, TILE_TERMS);
+        let most =
+            (TILE_BYTES / T::DTYPE.size_bytes() / tile_terms / COLUMN_STEP * COLUMN_STEP).max(COLUMN_STEP);
+        let cols = even(plane, most).next_multiple_of(COLUMN_STEP);
+        (tile_terms, cols.min(plane))
+    }
+}
+
+/// Computes a whole convolution on this machine: padding, groups and bias included, nothing coded.
+///
+/// `input` is `[N, C, spatial...]`, `weight` `[O, C/groups, kernel...]`, `bias` `[O]`, all row-major; the
+/// result is `[N, O, spatial...]`. `threads` and `stop` are as in [`ConvKernel::run`].
+///
+/// # Errors
+/// [`Error::Mismatch`] when a slice does not have the number of elements `shape` requires;
+/// [`Error::Cancelled`] when `stop` returned true.
+pub fn conv_local<T: Element>(
+    shape: &ConvShape,
+    input: &[T],
+    weight: &[T],
+    bias: Option<&[T]>,
+    threads: usize,
+    stop: &(dyn Fn() -> bool + Sync),
+) -> Result<Vec<T>> {
+    if let Some(bias) = bias {
+        check_len("elements of the bias", bias.len(), shape.out_channels)?;
+    }
+    let mut output = vec![T::default(); shape.output_elems()];
+    let kernel = ConvKernel::new(shape);
+    kernel.run(&mut Scratch::new(), input, &[weight], &mut [&mut output], threads, stop)?;
+    if let Some(bias) = bias {
+        for (plane, bias) in output.chunks_mut(shape.output_plane()).zip(bias.iter().cycle()) {
+            for value in plane {
+                *value += *bias;
+            }
+        }
+    }
+    Ok(output)
+}

@@ -5,9 +5,12 @@
 //! zero padding, dilation and groups. [`ConvShape`] is the one place where shapes are validated and output
 //! sizes computed; [`reference()`] is the naive definition every other path is tested against.
 
+mod direct;
+mod geometry;
 mod kernel;
 mod params;
 mod reference;
 
+pub use kernel::{ConvKernel, ConvPath, Scratch, conv_local};
 pub use params::{AXES, ConvParams, ConvShape};
 pub use reference::reference;

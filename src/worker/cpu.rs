@@ -1,1 +1,123 @@
-//! Placeholder.
+//! The worker that computes on threads of this machine.
+//!
+//! Who only assembles pools needs [`CpuWorker::fleet`] and nothing else from here. All subtasks of a worker
+//! share one scratch memory, so holding many layers costs their filters and nothing more.
+//!
+//! Invariant: the filter banks of a subtask meet each slab together, so a slab is packed once; its sub-results
+//! therefore complete together and are emitted slab by slab, in ascending index.
+
+use std::collections::HashMap;
+
+use super::{CancelToken, FilterKey, SubtaskShape, Worker, WorkerInfo, WorkerKind, not_installed};
+use crate::array::{Element, Values};
+use crate::conv::{ConvKernel, Scratch};
+use crate::error::{Error, Result};
+
+/// Computes subtasks in f32 and f64 on one or more threads of this machine.
+///
+/// With one thread everything runs on the thread that calls [`Worker::execute`]; with more, tiles are packed
+/// and multiplied on the current rayon pool.
+#[derive(Debug)]
+pub struct CpuWorker {
+    name: String,
+    threads: usize,
+    installed: HashMap<FilterKey, Installed>,
+    scratch_f32: Scratch<f32>,
+    scratch_f64: Scratch<f64>,
+}
+
+/// The coded filters of one subtask and the plan that uses them.
+#[derive(Debug)]
+struct Installed {
+    shape: SubtaskShape,
+    kernel: ConvKernel,
+    banks: Values,
+}
+
+impl CpuWorker {
+    /// A worker called `name` that uses `threads` threads; zero counts as one.
+    #[must_use]
+    pub fn new(name: impl Into<String>, threads: usize) -> Self {
+        Self {
+            name: name.into(),
+            threads: threads.max(1),
+            installed: HashMap::new(),
+            scratch_f32: Scratch::new(),
+            scratch_f64: Scratch::new(),
+        }
+    }
+
+    /// `count` workers of one thread each, called `cpu-0`, `cpu-1` and so on.
+    #[must_use]
+    pub fn fleet(count: usize) -> Vec<Box<dyn Worker>> {
+        (0..count).map(|i| -> Box<dyn Worker> { Box::new(Self::new(format!("cpu-{i}"), 1)) }).collect()
+    }
+}
+
+impl Installed {
+    fn compute<T: Element>(
+        &self,
+        scratch: &mut Scratch<T>,
+        threads: usize,
+        slabs: &Values,
+        cancel: &CancelToken,
+        emit: &mut dyn FnMut(usize, Values),
+    ) -> Result<()> {
+        let shape = &self.shape;
+        let (slabs, banks) = (slabs.as_slice::<T>()?, self.banks.as_slice::<T>()?);
+        let banks: Vec<&[T]> = banks.chunks_exact(shape.conv.weight_elems()).collect();
+        for (p, slab) in slabs.chunks_exact(shape.conv.input_elems()).enumerate() {
+            let mut outputs: Vec<Vec<T>> =
+                banks.iter().map(|_| vec![T::default(); shape.conv.output_elems()]).collect();
+            let mut views: Vec<&mut [T]> = outputs.iter_mut().map(Vec::as_mut_slice).collect();
+            self.kernel.run(scratch, slab, &banks, &mut views, threads, &|| cancel.is_cancelled())?;
+            for (r, output) in outputs.into_iter().enumerate() {
+                emit(p * shape.banks + r, T::wrap(output));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Worker for CpuWorker {
+    fn info(&self) -> WorkerInfo {
+        WorkerInfo {
+            name: self.name.clone(),
+            kind: WorkerKind::Cpu,
+            device: match self.threads {
+                1 => "1 thread".to_owned(),
+                threads => format!("{threads} threads"),
+            },
+            f64: true,
+        }
+    }
+
+    fn install(&mut self, key: FilterKey, shape: &SubtaskShape, banks: &Values) -> Result<()> {
+        shape.check_banks(banks)?;
+        let kernel = ConvKernel::new(&shape.conv);
+        self.installed.insert(key, Installed { shape: shape.clone(), kernel, banks: banks.clone() });
+        Ok(())
+    }
+
+    fn remove(&mut self, key: FilterKey) {
+        self.installed.remove(&key);
+    }
+
+    fn execute(
+        &mut self,
+        key: FilterKey,
+        slabs: &Values,
+        cancel: &CancelToken,
+        emit: &mut dyn FnMut(usize, Values),
+    ) -> Result<()> {
+        if cancel.is_cancelled() {
+            return Err(Error::Cancelled);
+        }
+        let layer = self.installed.get(&key).ok_or_else(|| not_installed(&self.name, key))?;
+        layer.shape.check_slabs(slabs, layer.banks.dtype())?;
+        match slabs {
+            Values::F32(_) => layer.compute(&mut self.scratch_f32, self.threads, slabs, cancel, emit),
+            Values::F64(_) => layer.compute(&mut self.scratch_f64, self.threads, slabs, cancel, emit),
+        }
+    }
+}

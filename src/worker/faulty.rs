@@ -1,1 +1,169 @@
-//! Placeholder.
+//! A worker that fails on purpose, repeatably: wraps any worker and carries out one [`Fault`].
+//!
+//! For tests, demonstrations and benchmarks; who injects no faults can skip it. Faults stack by wrapping
+//! again, which [`inject`] does for a whole pool.
+//!
+//! Invariant: everything random depends on seed, worker name, fault and the number of the task alone, so a run
+//! repeats exactly; and every wait ends when the task's [`CancelToken`] is cancelled.
+
+use std::time::{Duration, Instant};
+
+use rand::{Rng, RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use super::{CancelToken, Fault, FaultSpec, FilterKey, SubtaskShape, Worker, WorkerInfo};
+use crate::array::{Element, Values};
+use crate::error::{Error, Result};
+
+/// A worker with one [`Fault`]; its [`info`](Worker::info) is the inner worker's.
+pub struct FaultyWorker {
+    inner: Box<dyn Worker>,
+    fault: Fault,
+    /// The generator at the start of stream 0; each task takes the stream of its number.
+    rng: ChaCha8Rng,
+    tasks: u64,
+    /// Set by [`Fault::Crash`] and [`Fault::DeviceLost`]: nothing works from then on.
+    lost: Option<&'static str>,
+}
+
+impl FaultyWorker {
+    /// Wraps `inner`. Workers of different names draw different numbers from one `seed`.
+    #[must_use]
+    pub fn new(inner: Box<dyn Worker>, fault: Fault, seed: u64) -> Self {
+        let identity = format!("{}:{fault}", inner.info().name);
+        let rng = ChaCha8Rng::seed_from_u64(seed ^ fnv1a(identity.as_bytes()));
+        Self { inner, fault, rng, tasks: 0, lost: None }
+    }
+
+    fn check_alive(&self) -> Result<()> {
+        match self.lost {
+            None => Ok(()),
+            Some(cause) => Err(Error::WorkerLost { worker: self.inner.info().name, cause: cause.to_owned() }),
+        }
+    }
+}
+
+/// Wraps the workers that `specs` name, in the order of the specs. Spec `i` draws from `seed + i`, so two
+/// `random:1` name independent workers.
+///
+/// # Errors
+/// [`Error::InvalidParameter`] when a spec names workers that are not there.
+pub fn inject(workers: Vec<Box<dyn Worker>>, specs: &[FaultSpec], seed: u64) -> Result<Vec<Box<dyn Worker>>> {
+    let count = workers.len();
+    let mut workers: Vec<Option<Box<dyn Worker>>> = workers.into_iter().map(Some).collect();
+    for (spec, seed) in specs.iter().zip((0..).map(|i| seed.wrapping_add(i))) {
+        for index in spec.workers.resolve(count, seed)? {
+            workers[index] = workers[index]
+                .take()
+                .map(|inner| -> Box<dyn Worker> { Box::new(FaultyWorker::new(inner, spec.fault, seed)) });
+        }
+    }
+    Ok(workers.into_iter().flatten().collect())
+}
+
+/// A hash that is the same in every run and on every platform, unlike the standard library's.
+fn fnv1a(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
+}
+
+/// Standard normal numbers by the Box-Muller transform.
+fn normal(rng: &mut impl Rng) -> f64 {
+    // 1 - u lies in (0, 1], so the logarithm is finite.
+    let radius = (-2.0 * (1.0 - rng.random::<f64>()).ln()).sqrt();
+    radius * (std::f64::consts::TAU * rng.random::<f64>()).cos()
+}
+
+fn corrupt<T: Element>(values: &mut [T], size: f64, rng: &mut impl Rng) {
+    let square: f64 = values.iter().map(|v| v.to_f64() * v.to_f64()).sum();
+    let noise = size * (square / values.len().max(1) as f64).sqrt();
+    for value in values {
+        *value = T::from_f64(value.to_f64() + noise * normal(rng));
+    }
+}
+
+fn plant_nan<T: Element>(values: &mut [T], rng: &mut impl Rng) {
+    if !values.is_empty() {
+        let at = rng.random_range(0..values.len());
+        values[at] = T::from_f64(f64::NAN);
+    }
+}
+
+impl Worker for FaultyWorker {
+    fn info(&self) -> WorkerInfo {
+        self.inner.info()
+    }
+
+    /// As the inner worker; a worker that crashed or whose device is lost refuses.
+    fn install(&mut self, key: FilterKey, shape: &SubtaskShape, banks: &Values) -> Result<()> {
+        self.check_alive()?;
+        self.inner.install(key, shape, banks)
+    }
+
+    fn remove(&mut self, key: FilterKey) {
+        self.inner.remove(key);
+    }
+
+    fn execute(
+        &mut self,
+        key: FilterKey,
+        slabs: &Values,
+        cancel: &CancelToken,
+        emit: &mut dyn FnMut(usize, Values),
+    ) -> Result<()> {
+        self.check_alive()?;
+        let mut rng = self.rng.clone();
+        rng.set_stream(self.tasks);
+        self.tasks += 1;
+        match self.fault {
+            Fault::Crash => {
+                self.lost = Some("injected crash");
+                self.check_alive()
+            }
+            // A real loss shows itself in the driver; to the pool it looks the same as this.
+            Fault::DeviceLost => {
+                self.lost = Some("device lost (injected)");
+                self.check_alive()
+            }
+            Fault::Drop => {
+                cancel.wait();
+                Err(Error::Cancelled)
+            }
+            Fault::Delay(delay) => {
+                if cancel.sleep(delay.sample(&mut rng)) {
+                    return Err(Error::Cancelled);
+                }
+                self.inner.execute(key, slabs, cancel, emit)
+            }
+            Fault::Slow(factor) => {
+                let mut started = Instant::now();
+                let mut cut_short = false;
+                let mut slowly = |index, values| {
+                    let pause = started.elapsed().as_secs_f64() * (factor - 1.0);
+                    cut_short |= cancel.sleep(Duration::try_from_secs_f64(pause).unwrap_or(Duration::MAX));
+                    if !cut_short {
+                        emit(index, values);
+                    }
+                    started = Instant::now();
+                };
+                self.inner.execute(key, slabs, cancel, &mut slowly)?;
+                if cut_short { Err(Error::Cancelled) } else { Ok(()) }
+            }
+            Fault::Corrupt(size) => self.inner.execute(key, slabs, cancel, &mut |index, mut values| {
+                match &mut values {
+                    Values::F32(values) => corrupt(values, size, &mut rng),
+                    Values::F64(values) => corrupt(values, size, &mut rng),
+                }
+                emit(index, values);
+            }),
+            Fault::Nan => self.inner.execute(key, slabs, cancel, &mut |index, mut values| {
+                match &mut values {
+                    Values::F32(values) => plant_nan(values, &mut rng),
+                    Values::F64(values) => plant_nan(values, &mut rng),
+                }
+                emit(index, values);
+            }),
+        }
+    }
+}

@@ -16,10 +16,10 @@ mod faulty;
 mod gpu;
 
 pub use cancel::CancelToken;
-// pub use cpu::CpuWorker;
-// pub use fault::{Delay, Fault, FaultSpec, WorkerSet};
-// pub use faulty::FaultyWorker;
-#[cfg(feature = "gpu")]
+pub use cpu::CpuWorker;
+pub use fault::{Delay, Fault, FaultSpec, WorkerSet};
+pub use faulty::{FaultyWorker, inject};
+// #[cfg(feature = "gpu")]
 // pub use gpu::GpuWorker;
 use serde::Serialize;
 

@@ -1,0 +1,378 @@
+//! The CPU convolution against its naive definition, for every path and element type.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests may fail the test")]
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use fcdcc::Error;
+use fcdcc::array::{Element, Values};
+use fcdcc::conv::{ConvKernel, ConvParams, ConvPath, ConvShape, Scratch, conv_local, reference};
+use fcdcc::worker::{CancelToken, CpuWorker, FilterKey, SubtaskShape, Worker};
+use proptest::prelude::*;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+/// What rounding can do to each output element at most: a sum of K products in any order, fused or not, is off
+/// by no more than about K * eps / 2 times the sum of the products' magnitudes. Twice that covers the rounding
+/// of the reference itself.
+struct Bound<T> {
+    want: Vec<T>,
+    allowed: Vec<f64>,
+}
+
+impl<T: Element> Bound<T> {
+    fn new(shape: &ConvShape, x: &[T], k: &[T], bias: Option<&[T]>) -> Self {
+        let abs = |v: &[T]| v.iter().map(|v| v.to_f64().abs()).collect::<Vec<f64>>();
+        let bias_abs = bias.map(abs);
+        let magnitude = reference(shape, &abs(x), &abs(k), bias_abs.as_deref()).unwrap();
+        let terms = shape.reduction() as f64 + 1.0;
+        Self {
+            want: reference(shape, x, k, bias).unwrap(),
+            allowed: magnitude.iter().map(|m| terms * T::EPSILON * m).collect(),
+        }
+    }
+
+    fn check(&self, got: &[T]) -> Result<(), String> {
+        assert_eq!(got.len(), self.want.len());
+        for (at, ((got, want), allowed)) in got.iter().zip(&self.want).zip(&self.allowed).enumerate() {
+            let off = (got.to_f64() - want.to_f64()).abs();
+            // A NaN must not pass for a small error.
+            if off.is_nan() || off > *allowed {
+                return Err(format!("element {at} is {got} instead of {want}, {allowed:e} were allowed"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The promise for C = 512 3x3 filters on unit-normal data in f32.
+const DEEP_LAYER_TOLERANCE: f64 = 1e-5;
+
+fn never() -> bool {
+    false
+}
+
+fn normals<T: Element>(len: usize, seed: u64) -> Vec<T> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    (0..len)
+        .map(|_| {
+            let radius = (-2.0 * (1.0 - rng.random::<f64>()).ln()).sqrt();
+            T::from_f64(radius * (std::f64::consts::TAU * rng.random::<f64>()).cos())
+        })
+        .collect()
+}
+
+fn relative_error<T: Element>(got: &[T], want: &[T]) -> f64 {
+    assert_eq!(got.len(), want.len());
+    let (mut off, mut size) = (0.0, 0.0);
+    for (g, w) in got.iter().zip(want) {
+        off += (g.to_f64() - w.to_f64()).powi(2);
+        size += w.to_f64().powi(2);
+    }
+    (off / size).sqrt()
+}
+
+/// Runs the kernel into outputs poisoned with NaN.
+fn run<T: Element>(shape: &ConvShape, x: &[T], k: &[T], threads: usize) -> Vec<T> {
+    let mut y = vec![T::from_f64(f64::NAN); shape.output_elems()];
+    ConvKernel::new(shape).run(&mut Scratch::new(), x, &[k], &mut [&mut y], threads, &never).unwrap();
+    y
+}
+
+fn check<T: Element>(shape: &ConvShape) -> Result<(), String> {
+    let (x, k) = (normals::<T>(shape.input_elems(), 1), normals::<T>(shape.weight_elems(), 2));
+    let bound = Bound::new(shape, &x, &k, None);
+    for threads in [1, 2] {
+        bound
+            .check(&run(shape, &x, &k, threads))
+            .map_err(|why| format!("{} on {threads} threads: {why}; {shape:?}", T::DTYPE))?;
+    }
+    Ok(())
+}
+
+type Case = (&'static [usize], &'static [usize], ConvParams, ConvPath);
+
+fn cases() -> Vec<Case> {
+    use ConvPath::{Dense, Direct, Pointwise, Tiled};
+    let p = ConvParams::default;
+    vec![
+        // Rank 1, 2, 3; odd channel counts.
+        (&[1, 3, 40], &[7, 3, 5], p(), Tiled),
+        (&[1, 3, 40], &[2, 3, 5], p(), Direct),
+        (&[2, 5, 9, 11], &[6, 5, 3, 3], p(), Tiled),
+        (&[2, 3, 6, 7, 8], &[5, 3, 2, 3, 3], p(), Tiled),
+        (&[2, 3, 6, 7, 8], &[2, 3, 2, 3, 3], p(), Direct),
+        // Stride, dilation, padding on either path, alone and together.
+        (&[1, 4, 17, 19], &[9, 4, 3, 3], p().stride([2, 3]), Tiled),
+        (&[1, 4, 17, 19], &[9, 4, 3, 3], p().dilation([3, 2]), Tiled),
+        (&[1, 4, 17, 19], &[9, 4, 3, 3], p().padding([1]), Tiled),
+        (&[1, 4, 9, 10], &[9, 4, 3, 4], p().padding([2, 0, 1, 3]), Tiled),
+        (&[2, 4, 17, 19], &[9, 4, 3, 4], p().stride([3, 2]).dilation([2, 3]).padding([4, 0, 1, 5]), Tiled),
+        (&[2, 4, 17, 19], &[2, 4, 3, 4], p().stride([3, 2]).dilation([2, 3]).padding([4, 0, 1, 5]), Direct),
+        (&[1, 2, 5, 9, 8], &[6, 2, 3, 3, 2], p().stride([1, 2, 3]).padding([1, 1, 0]), Tiled),
+        (&[1, 2, 7, 9, 8], &[1, 2, 3, 3, 2], p().stride([2, 2, 3]).dilation([2, 1, 2]).padding([1]), Direct),
+        (&[1, 1, 4], &[5, 1, 3], p().padding([9, 9]), Tiled),
+        (&[1, 6, 12, 13], &[8, 6, 3, 3], p().stride([4]).dilation([2]).padding([3]), Tiled),
+        // Groups and depthwise, with a channel multiplier.
+        (&[2, 6, 8, 9], &[18, 2, 3, 3], p().groups(3), Tiled),
+        (&[2, 6, 8, 9], &[6, 2, 3, 3], p().groups(3).padding([1]), Direct),
+        (&[1, 16, 14, 14], &[16, 1, 3, 3], p().groups(16).padding([1]).stride([2]), Direct),
+        (&[1, 5, 30, 31], &[10, 1, 5, 5], p().groups(5), Direct),
+        // 1x1: in place, strided, padded, grouped.
+        (&[2, 19, 13, 11], &[23, 19, 1, 1], p(), Pointwise),
+        (&[1, 19, 13, 11], &[23, 19, 1, 1], p().stride([2]), Pointwise),
+        (&[1, 19, 6, 5], &[23, 19, 1, 1], p().padding([1]).stride([3, 2]), Pointwise),
+        (&[2, 8, 9], &[12, 4, 1], p().groups(2), Pointwise),
+        (&[1, 8, 9, 9], &[8, 1, 1, 1], p().groups(8), Direct),
+        // One output point: kernel = input, a lone point, leftovers past the kernel, taps on padding.
+        (&[3, 4, 5, 6], &[10, 4, 5, 6], p(), Dense),
+        (&[5, 30, 1, 1], &[11, 30, 1, 1], p(), Dense),
+        (&[1, 30, 1], &[11, 30, 1], p(), Dense),
+        (&[2, 4, 5, 5], &[6, 2, 3, 3], p().stride([4]).groups(2), Dense),
+        (&[2, 4, 2, 2], &[6, 4, 3, 3], p().padding([1, 1, 0, 0]), Dense),
+        (&[2, 4, 5, 5], &[6, 4, 3, 3], p().dilation([2]), Dense),
+        // Several tiles in terms and in columns.
+        (&[1, 70, 33, 34], &[10, 70, 3, 3], p(), Tiled),
+        (&[1, 3, 227, 227], &[16, 3, 11, 11], p().stride([4]), Tiled),
+    ]
+}
+
+#[test]
+fn every_shape_agrees_with_the_definition() {
+    for (input, weight, params, path) in cases() {
+        let shape = ConvShape::new(input, weight, &params).unwrap();
+        assert_eq!(ConvKernel::new(&shape).path(), path, "{shape:?}");
+        check::<f32>(&shape).unwrap();
+        check::<f64>(&shape).unwrap();
+    }
+}
+
+#[test]
+fn one_wrong_element_is_noticed() {
+    for (input, weight, params, _) in cases() {
+        let shape = ConvShape::new(input, weight, &params).unwrap();
+        let (x, k) = (normals::<f32>(shape.input_elems(), 1), normals::<f32>(shape.weight_elems(), 2));
+        let bound = Bound::new(&shape, &x, &k, None);
+        let mut got = run(&shape, &x, &k, 1);
+        bound.check(&got).unwrap();
+        let middle = got.len() / 2;
+        got[middle] += (shape.reduction() as f32).sqrt();
+        assert!(bound.check(&got).is_err(), "{shape:?}");
+        got[middle] = f32::NAN;
+        assert!(bound.check(&got).is_err(), "{shape:?}");
+    }
+}
+
+#[test]
+fn a_deep_layer_in_f32_keeps_five_digits() {
+    let params = ConvParams::default().padding([1]);
+    for out in [2, 24] {
+        let shape = ConvShape::new(&[1, 512, 10, 10], &[out, 512, 3, 3], &params).unwrap();
+        let (x, k) = (normals::<f32>(shape.input_elems(), 3), normals::<f32>(shape.weight_elems(), 4));
+        let error = relative_error(&run(&shape, &x, &k, 1), &reference(&shape, &x, &k, None).unwrap());
+        assert!(error < DEEP_LAYER_TOLERANCE, "{error:e}");
+    }
+}
+
+#[test]
+fn the_local_convolution_adds_the_bias() {
+    for weight in [[2, 2, 3, 3], [9, 2, 3, 3]] {
+        let params = ConvParams::default().padding([1]).stride([2]);
+        let shape = ConvShape::new(&[2, 2, 9, 8], &weight, &params).unwrap();
+        let x = normals::<f64>(shape.input_elems(), 1);
+        let k = normals::<f64>(shape.weight_elems(), 2);
+        let b = normals::<f64>(shape.out_channels, 3);
+        let bound = Bound::new(&shape, &x, &k, Some(&b));
+        bound.check(&conv_local(&shape, &x, &k, Some(&b), 1, &never).unwrap()).unwrap();
+        assert!(bound.check(&conv_local(&shape, &x, &k, None, 1, &never).unwrap()).is_err());
+        assert!(matches!(conv_local(&shape, &x, &k, Some(&b[1..]), 1, &never), Err(Error::Mismatch { .. })));
+        assert!(matches!(conv_local(&shape, &x, &k, None, 1, &|| true), Err(Error::Cancelled)));
+    }
+}
+
+/// One shape for each path.
+fn one_of_each_path() -> Vec<ConvShape> {
+    let shapes: Vec<ConvShape> = [
+        ([2, 6, 1, 1], [9, 6, 1, 1]),
+        ([2, 6, 9, 9], [9, 6, 1, 1]),
+        ([2, 6, 9, 9], [2, 6, 3, 3]),
+        ([2, 6, 9, 9], [9, 6, 3, 3]),
+    ]
+    .iter()
+    .map(|(input, weight)| ConvShape::new(input, weight, &ConvParams::default()).unwrap())
+    .collect();
+    let paths: Vec<_> = shapes.iter().map(|shape| ConvKernel::new(shape).path()).collect();
+    assert_eq!(paths, [ConvPath::Dense, ConvPath::Pointwise, ConvPath::Direct, ConvPath::Tiled]);
+    shapes
+}
+
+#[test]
+fn several_banks_give_what_each_gives_alone() {
+    for shape in one_of_each_path() {
+        let x = normals::<f32>(shape.input_elems(), 1);
+        let k = normals::<f32>(3 * shape.weight_elems(), 2);
+        let banks: Vec<&[f32]> = k.chunks(shape.weight_elems()).collect();
+        let mut together = vec![vec![f32::NAN; shape.output_elems()]; 3];
+        let mut views: Vec<&mut [f32]> = together.iter_mut().map(Vec::as_mut_slice).collect();
+        ConvKernel::new(&shape).run(&mut Scratch::new(), &x, &banks, &mut views, 1, &never).unwrap();
+        for (bank, got) in banks.iter().zip(&together) {
+            assert_eq!(*got, run(&shape, &x, bank, 1), "{shape:?}");
+        }
+    }
+}
+
+#[test]
+fn stopping_midway_leaves_kernel_and_scratch_usable() {
+    for shape in one_of_each_path() {
+        let (x, k) = (normals::<f32>(shape.input_elems(), 1), normals::<f32>(shape.weight_elems(), 2));
+        let (kernel, mut scratch) = (ConvKernel::new(&shape), Scratch::new());
+        let want = run(&shape, &x, &k, 1);
+        for threads in [1, 2] {
+            for after in 0..3 {
+                let asked = AtomicUsize::new(0);
+                let stop = || asked.fetch_add(1, Ordering::Relaxed) >= after;
+                let mut y = vec![f32::NAN; shape.output_elems()];
+                let result = kernel.run(&mut scratch, &x, &[&k], &mut [&mut y], threads, &stop);
+                // The dense path asks twice in all; every other path asks once a batch item and once a tile.
+                if kernel.path() == ConvPath::Dense && after == 2 {
+                    result.unwrap();
+                } else {
+                    assert!(matches!(result, Err(Error::Cancelled)), "{shape:?} after {after}");
+                }
+            }
+        }
+        let mut y = vec![f32::NAN; shape.output_elems()];
+        kernel.run(&mut scratch, &x, &[&k], &mut [&mut y], 1, &never).unwrap();
+        assert_eq!(y, want);
+    }
+}
+
+#[test]
+fn slices_of_wrong_lengths_are_named() {
+    for shape in one_of_each_path() {
+        let (x, k) = (vec![0.0_f32; shape.input_elems()], vec![0.0_f32; shape.weight_elems()]);
+        let mut y = vec![0.0_f32; shape.output_elems()];
+        let kernel = ConvKernel::new(&shape);
+        let mut refused = |x: &[f32], banks: &[&[f32]], cut: usize, word: &str| {
+            let len = y.len() - cut;
+            let result = kernel.run(&mut Scratch::new(), x, banks, &mut [&mut y[..len]], 1, &never);
+            let error = result.unwrap_err();
+            assert!(matches!(error, Error::Mismatch { .. }) && error.to_string().contains(word), "{error}");
+        };
+        refused(&x[1..], &[&k], 0, "input");
+        refused(&x, &[&k[1..]], 0, "weight");
+        refused(&x, &[&k], 1, "output");
+        refused(&x, &[&k, &k], 0, "number of outputs");
+    }
+}
+
+fn any_shape() -> impl Strategy<Value = ConvShape> {
+    let axis = || (1..10_usize, 1..5_usize, 1..4_usize, 1..4_usize, 0..3_usize, 0..3_usize);
+    let axes = prop::collection::vec(axis(), 1..=3);
+    let channels = (1..3_usize, 1..4_usize, 1..6_usize, 1..8_usize);
+    (axes, channels).prop_filter_map(
+        "the kernel does not fit",
+        |(axes, (batch, groups, group_in, group_out))| {
+            let pick = |field: fn(&(usize, usize, usize, usize, usize, usize)) -> usize| -> Vec<usize> {
+                axes.iter().map(field).collect()
+            };
+            let input = [vec![batch, groups * group_in], pick(|a| a.0)].concat();
+            let weight = [vec![groups * group_out, group_in], pick(|a| a.1)].concat();
+            let params = ConvParams::default()
+                .stride(pick(|a| a.2))
+                .dilation(pick(|a| a.3))
+                .padding([pick(|a| a.4), pick(|a| a.5)].concat())
+                .groups(groups);
+            ConvShape::new(&input, &weight, &params).ok()
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_shape_agrees_with_the_definition(shape in any_shape()) {
+        check::<f32>(&shape).map_err(TestCaseError::fail)?;
+        check::<f64>(&shape).map_err(TestCaseError::fail)?;
+    }
+}
+
+const KEY: FilterKey = FilterKey { layer: 7, subtask: 3 };
+
+fn subtask() -> SubtaskShape {
+    let conv = ConvShape::new(&[2, 3, 8, 9], &[6, 3, 3, 3], &ConvParams::default()).unwrap();
+    SubtaskShape { conv, slabs: 2, banks: 3 }
+}
+
+fn work<T: Element>(worker: &mut dyn Worker, shape: &SubtaskShape) {
+    let slabs = normals::<T>(shape.upload_elems(), 5);
+    let banks = normals::<T>(shape.filter_elems(), 6);
+    worker.install(KEY, shape, &T::wrap(banks.clone())).unwrap();
+    let mut seen = Vec::new();
+    worker
+        .execute(KEY, &T::wrap(slabs.clone()), &CancelToken::new(), &mut |index, values| {
+            let (p, r) = (index / shape.banks, index % shape.banks);
+            let slab = &slabs[p * shape.conv.input_elems()..][..shape.conv.input_elems()];
+            let bank = &banks[r * shape.conv.weight_elems()..][..shape.conv.weight_elems()];
+            let bound = Bound::new(&shape.conv, slab, bank, None);
+            bound.check(values.as_slice::<T>().unwrap()).unwrap();
+            seen.push(index);
+        })
+        .unwrap();
+    assert_eq!(seen, (0..shape.sub_results()).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_worker_computes_every_sub_result_in_both_types() {
+    for mut worker in CpuWorker::fleet(2) {
+        work::<f32>(&mut *worker, &subtask());
+        work::<f64>(&mut *worker, &subtask());
+    }
+    work::<f32>(&mut CpuWorker::new("both-cores", 2), &subtask());
+    let names: Vec<String> = CpuWorker::fleet(2).iter().map(|w| w.info().name).collect();
+    assert_eq!(names, ["cpu-0", "cpu-1"]);
+}
+
+#[test]
+fn a_cancelled_worker_stops_and_goes_on_with_the_next_task() {
+    let (mut worker, shape) = (CpuWorker::new("cpu", 1), subtask());
+    let slabs = Values::F32(normals(shape.upload_elems(), 5));
+    worker.install(KEY, &shape, &Values::F32(normals(shape.filter_elems(), 6))).unwrap();
+    let cancelled = CancelToken::new();
+    cancelled.cancel();
+    let result = worker.execute(KEY, &slabs, &cancelled, &mut |_, _| panic!("nothing was to be computed"));
+    assert!(matches!(result, Err(Error::Cancelled)));
+    // Cancelled from the emission of the first slab's last sub-result: the second slab is never computed.
+    let (cancel, mut emitted) = (CancelToken::new(), 0);
+    let result = worker.execute(KEY, &slabs, &cancel, &mut |index, _| {
+        emitted += 1;
+        if index + 1 == shape.banks {
+            cancel.cancel();
+        }
+    });
+    assert!(matches!(result, Err(Error::Cancelled)));
+    assert_eq!(emitted, shape.banks);
+    work::<f32>(&mut worker, &shape);
+}
+
+#[test]
+fn a_worker_names_what_does_not_fit() {
+    let (mut worker, shape) = (CpuWorker::new("cpu", 1), subtask());
+    let banks = Values::F32(normals(shape.filter_elems(), 6));
+    let slabs = Values::F32(normals(shape.upload_elems(), 5));
+    let short = Values::F32(vec![0.0; 3]);
+    let double = Values::F64(normals(shape.upload_elems(), 5));
+    let execute = |worker: &mut CpuWorker, slabs: &Values| {
+        worker.execute(KEY, slabs, &CancelToken::new(), &mut |_, _| {}).map_err(|e| e.to_string())
+    };
+    assert!(execute(&mut worker, &slabs).unwrap_err().contains("no filters for subtask 3 of layer 7"));
+    assert!(matches!(worker.install(KEY, &shape, &short), Err(Error::Mismatch { .. })));
+    worker.install(KEY, &shape, &banks).unwrap();
+    assert!(execute(&mut worker, &short).unwrap_err().contains("is 3 where"));
+    assert!(execute(&mut worker, &double).unwrap_err().contains("f64 where f32"));
+    execute(&mut worker, &slabs).unwrap();
+    worker.remove(KEY);
+    worker.remove(KEY);
+    assert!(execute(&mut worker, &slabs).unwrap_err().contains("no filters"));
+}
