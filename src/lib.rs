@@ -3,6 +3,8 @@
 pub mod array;
 pub mod conv;
 pub mod error;
+#[cfg(feature = "gpu")]
+pub mod gpu;
 pub mod worker;
 
 pub use error::{Error, ErrorKind, Result};

@@ -20,7 +20,8 @@ pub use cancel::CancelToken;
 // pub use fault::{Delay, Fault, FaultSpec, WorkerSet};
 // pub use faulty::FaultyWorker;
 #[cfg(feature = "gpu")]
-// pub use gpu::GpuWorker;
+pub use gpu::{GpuOptions, GpuWorker};
+
 use serde::Serialize;
 
 use crate::array::{DType, Values};
