@@ -4,6 +4,8 @@ pub mod array;
 pub mod coding;
 pub mod conv;
 pub mod error;
+#[cfg(feature = "gpu")]
+pub mod gpu;
 pub mod partition;
 pub mod worker;
 

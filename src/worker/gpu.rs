@@ -1,1 +1,166 @@
-//! Placeholder.
+//! A worker on a GPU queue.
+//!
+//! Translates the [`Worker`] contract into calls of [`crate::gpu`]: one engine, one queue, filters by key. Several
+//! workers may share an adapter; each has a device of its own, so they fail one by one and, on software adapters,
+//! run side by side.
+//!
+//! Invariant: once the device is lost every call answers [`Error::WorkerLost`]; recovery is a new worker.
+
+use std::collections::HashMap;
+use std::thread;
+
+use super::{CancelToken, FilterKey, SubtaskShape, Worker, WorkerInfo, WorkerKind, not_installed};
+use crate::array::Values;
+use crate::error::{Error, Result};
+use crate::gpu::{AdapterSelector, AdapterSummary, ConvEngine, ConvFilters, GpuDevice, Kernel, select};
+
+/// Which adapter a worker opens, and what it is called.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GpuOptions {
+    /// The adapter; the first that [`select`] finds preferable when `None`.
+    pub adapter: Option<AdapterSelector>,
+    /// Number of this queue among those the pool opens; names the worker when `name` is `None`.
+    pub queue: usize,
+    /// The worker's name; `gpu-<queue>` when `None`.
+    pub name: Option<String>,
+    /// The kernel of every layer; the one expected to be fastest when `None`.
+    pub kernel: Option<Kernel>,
+}
+
+/// Computes subtasks on one queue of a GPU adapter.
+#[derive(Debug)]
+pub struct GpuWorker {
+    info: WorkerInfo,
+    kernel: Option<Kernel>,
+    /// `None` once the device is lost, with the cause in `lost`.
+    held: Option<Held>,
+    lost: String,
+}
+
+/// Everything that keeps the device alive.
+#[derive(Debug)]
+struct Held {
+    engine: ConvEngine,
+    filters: HashMap<FilterKey, Installed>,
+}
+
+#[derive(Debug)]
+struct Installed {
+    shape: SubtaskShape,
+    filters: ConvFilters,
+}
+
+impl GpuWorker {
+    /// Opens a queue on the adapter that `options` name.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`], listing the adapters there are, when none matches; [`Error::Gpu`] when it refuses.
+    pub fn open(options: &GpuOptions) -> Result<Self> {
+        // `select` never answers with an empty list.
+        let adapter = select(options.adapter.as_ref())?.swap_remove(0);
+        Self::on(&adapter, options)
+    }
+
+    fn on(adapter: &AdapterSummary, options: &GpuOptions) -> Result<Self> {
+        let name = options.name.clone().unwrap_or_else(|| format!("gpu-{}", options.queue));
+        let gpu = GpuDevice::open(adapter, &name)?;
+        let info = WorkerInfo {
+            name,
+            kind: WorkerKind::Gpu,
+            device: format!("{} ({} {})", adapter.name, adapter.driver, adapter.driver_info),
+            f64: gpu.caps().f64,
+        };
+        let held = Held { engine: ConvEngine::new(gpu), filters: HashMap::new() };
+        Ok(Self { info, kernel: options.kernel, held: Some(held), lost: String::new() })
+    }
+
+    /// Opens `count` workers, named `gpu-0` and so on, spread round-robin over all adapters that `selector` names;
+    /// without one, over all real GPUs, or over the software adapters where there is no real one. Adapters with
+    /// fewer turns than workers get several queues.
+    ///
+    /// # Errors
+    /// As [`GpuWorker::open`], for the first worker that cannot be opened.
+    pub fn fleet(count: usize, selector: Option<&AdapterSelector>) -> Result<Vec<Box<dyn Worker>>> {
+        let adapters = select(selector)?;
+        adapters
+            .iter()
+            .cycle()
+            .take(count)
+            .enumerate()
+            .map(|(queue, adapter)| {
+                let options = GpuOptions { queue, ..GpuOptions::default() };
+                Ok(Box::new(Self::on(adapter, &options)?) as Box<dyn Worker>)
+            })
+            .collect()
+    }
+
+    /// Declares the device lost, as a driver would: for tests of what follows.
+    #[doc(hidden)]
+    pub fn destroy_device(&self) {
+        if let Some(held) = &self.held {
+            held.engine.device().destroy();
+        }
+    }
+
+    /// Runs `work` unless the device is lost, and turns its loss into [`Error::WorkerLost`].
+    fn with<R>(&mut self, work: impl FnOnce(&mut Held, &str) -> Result<R>) -> Result<R> {
+        if let Some(held) = &mut self.held {
+            let result = work(held, &self.info.name);
+            match held.engine.device().lost() {
+                // What was finished before the loss is as good as ever.
+                Some(cause) if result.is_err() => self.bury(cause),
+                _ => return result,
+            }
+        }
+        Err(Error::WorkerLost { worker: self.info.name.clone(), cause: self.lost.clone() })
+    }
+
+    /// Lets go of a lost device. Dropping it waits until it is idle, which a hung one never is: a thread of its own
+    /// does that.
+    fn bury(&mut self, cause: String) {
+        self.lost = cause;
+        let held = self.held.take();
+        let reaper = thread::Builder::new().name(format!("{} reaper", self.info.name));
+        if reaper.spawn(move || drop(held)).is_err() {
+            tracing::warn!(worker = %self.info.name, "no thread to let go of a lost device");
+        }
+    }
+}
+
+impl Worker for GpuWorker {
+    fn info(&self) -> WorkerInfo {
+        self.info.clone()
+    }
+
+    fn install(&mut self, key: FilterKey, shape: &SubtaskShape, banks: &Values) -> Result<()> {
+        shape.check_banks(banks)?;
+        let kernel = self.kernel;
+        self.with(|held, _| {
+            // The old filters go first: both may not fit.
+            held.filters.remove(&key);
+            let filters = held.engine.install(&shape.conv, shape.slabs, shape.banks, banks, kernel)?;
+            held.filters.insert(key, Installed { shape: shape.clone(), filters });
+            Ok(())
+        })
+    }
+
+    fn remove(&mut self, key: FilterKey) {
+        if let Some(held) = &mut self.held {
+            held.filters.remove(&key);
+        }
+    }
+
+    fn execute(
+        &mut self,
+        key: FilterKey,
+        slabs: &Values,
+        cancel: &CancelToken,
+        emit: &mut dyn FnMut(usize, Values),
+    ) -> Result<()> {
+        self.with(|held, name| {
+            let installed = held.filters.get(&key).ok_or_else(|| not_installed(name, key))?;
+            installed.shape.check_slabs(slabs, installed.filters.dtype())?;
+            held.engine.run(&installed.filters, installed.shape.slabs, slabs, &|| cancel.is_cancelled(), emit)
+        })
+    }
+}

@@ -19,8 +19,9 @@ pub use cancel::CancelToken;
 pub use cpu::CpuWorker;
 pub use fault::{Delay, Fault, FaultSpec, WorkerSet};
 pub use faulty::{FaultyWorker, inject};
-// #[cfg(feature = "gpu")]
-// pub use gpu::GpuWorker;
+#[cfg(feature = "gpu")]
+pub use gpu::{GpuOptions, GpuWorker};
+
 use serde::Serialize;
 
 use crate::array::{DType, Values};

@@ -1,0 +1,64 @@
+// For software adapters with subgroups: BLOCKS * 8 output channels x PIXELS columns a thread in named registers,
+// no shared memory. Storage loads cost one scalar load a lane there, so the eight weights of a channel block are
+// loaded once, one a lane, and spread by shuffles with constant lanes, which are vector instructions.
+//
+// filters: [group][channel block][C/G, taps][BLOCKS * 8], zero where a group has no such channel
+// Needs subgroups of at least 8 lanes.
+
+@group(0) @binding(1) var<storage, read> slab: array<Elem>;
+@group(0) @binding(2) var<storage, read> filters: array<Elem>;
+@group(0) @binding(3) var<storage, read_write> output: array<Elem>;
+
+override workgroup_x: u32 = 64u;
+
+@compute @workgroup_size(workgroup_x)
+fn main(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+    @builtin(subgroup_invocation_id) lane: u32,
+) {
+    let linear = params.first_workgroup + workgroup.y * params.grid_x + workgroup.x;
+    if linear >= params.end_workgroup {
+        return;
+    }
+    let first_column = linear % params.column_blocks * (workgroup_x * PIXELS) + local;
+    let row = linear / params.column_blocks;
+    let group = row / params.channel_blocks;
+    let block = row % params.channel_blocks;
+    let first_plane = (group * params.group_in + params.channel_begin) * params.in_plane;
+    // Columns past the end read the last one's window: all lanes must stay for the shuffles.
+    #[p:PIXELS] var plane_${p} = first_plane + window(min(first_column + ${p}u * workgroup_x, params.columns - 1u));
+    var weight = ((row * params.group_in + params.channel_begin) * params.taps + params.tap_begin) * (BLOCKS * 8u)
+        + lane % 8u;
+    #[b:BLOCKS, j:8, p:PIXELS] var sum_${b}_${j}_${p} = Elem(0);
+    for (var c = params.channel_begin; c < params.channel_end; c++) {
+        var tap = first_tap();
+        for (var t = params.tap_begin; t < params.tap_end; t++) {
+            #[p:PIXELS] let x_${p} = slab[plane_${p} + tap.at];
+            #{b:BLOCKS
+            let mine_${b} = filters[weight + ${b}u * 8u];
+            #{j:8
+            let w_${b}_${j} = subgroupShuffle(mine_${b}, ${j}u);
+            #[p:PIXELS] sum_${b}_${j}_${p} = fma(w_${b}_${j}, x_${p}, sum_${b}_${j}_${p});
+            #}
+            #}
+            weight += BLOCKS * 8u;
+            tap = next_tap(tap);
+        }
+        #[p:PIXELS] plane_${p} += params.in_plane;
+    }
+    #{p:PIXELS
+    let column_${p} = first_column + ${p}u * workgroup_x;
+    if column_${p} < params.columns {
+        #{b:BLOCKS, j:8
+        if block * (BLOCKS * 8u) + ${b}u * 8u + ${j}u < params.group_out {
+            let at = output_at(group * params.group_out + block * (BLOCKS * 8u) + ${b}u * 8u + ${j}u, column_${p});
+            if params.accumulate != 0u {
+                sum_${b}_${j}_${p} += output[at];
+            }
+            output[at] = sum_${b}_${j}_${p};
+        }
+        #}
+    }
+    #}
+}

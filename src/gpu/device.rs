@@ -1,0 +1,389 @@
+//! Adapters, and opening a queue on one.
+//!
+//! [`adapters`] describes everything wgpu finds; [`select`] narrows that to what a user means; [`GpuDevice`] is one
+//! open queue with its own record of errors and loss. `WGPU_BACKEND` (e.g. `vulkan`) limits the backends, and
+//! `WGPU_ADAPTER_NAME` names the adapter where the caller names none.
+//!
+//! Invariant: nothing here panics on what a driver does. Errors that wgpu reports outside of a call's result are
+//! recorded, and every later step of this device fails with them.
+
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+
+/// How long one submission may take before its device counts as hung. Submissions are sized to some 40 ms; the
+/// rest is room for a loaded machine and slow software adapters.
+const SUBMISSION_LIMIT: Duration = Duration::from_secs(60);
+/// How long one wait lasts before loss is looked at.
+const POLL_SLICE: Duration = Duration::from_secs(1);
+
+/// What an adapter is and can do. Serialises to the objects of `fcdcc devices --json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct AdapterSummary {
+    /// Position among the adapters found; selects it.
+    pub index: usize,
+    /// Name the driver gives.
+    pub name: String,
+    /// PCI vendor id (or what the backend gives in its place).
+    pub vendor: u32,
+    /// PCI device id.
+    pub device: u32,
+    /// `vulkan`, `metal`, `dx12` or `gl`.
+    pub backend: String,
+    /// `discrete`, `integrated`, `virtual`, `cpu` or `other`.
+    pub device_type: &'static str,
+    /// Driver name.
+    pub driver: String,
+    /// Driver version, readable.
+    pub driver_info: String,
+    /// Whether it computes on the CPU (lavapipe, WARP).
+    pub software: bool,
+    /// Optional abilities.
+    pub features: AdapterFeatures,
+    /// Sizes that bound what it can do.
+    pub limits: AdapterLimits,
+}
+
+/// Optional abilities of an adapter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[expect(clippy::struct_excessive_bools, reason = "a list of independent abilities, one flag each")]
+pub struct AdapterFeatures {
+    /// 64-bit floats in shaders.
+    pub f64: bool,
+    /// 16-bit floats in shaders.
+    pub f16: bool,
+    /// Subgroup operations in shaders.
+    pub subgroup: bool,
+    /// Timestamps on the device's clock.
+    pub timestamp: bool,
+    /// Buffers that shaders use can be mapped: no copies to and from staging buffers.
+    pub mappable_primary_buffers: bool,
+}
+
+/// Sizes that bound what an adapter can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct AdapterLimits {
+    /// Largest range of a buffer one shader binding can see, in bytes.
+    pub max_storage_buffer_binding_bytes: u64,
+    /// Largest buffer, in bytes.
+    pub max_buffer_bytes: u64,
+    /// Workgroups along one dimension of a dispatch.
+    pub max_workgroups_per_dimension: u32,
+    /// Threads of a workgroup.
+    pub max_invocations_per_workgroup: u32,
+    /// Shared memory of a workgroup, in bytes.
+    pub max_workgroup_storage_bytes: u32,
+    /// Smallest number of lanes of a subgroup.
+    pub min_subgroup_size: u32,
+    /// Largest number of lanes of a subgroup.
+    pub max_subgroup_size: u32,
+}
+
+/// What plans need to know of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "a list of independent abilities, one flag each")]
+pub struct Caps {
+    /// Computes on the CPU: shared memory buys nothing there, scalar loads cost.
+    pub software: bool,
+    /// 64-bit floats in shaders.
+    pub f64: bool,
+    /// Subgroup shuffles, in subgroups that always have 8 lanes or more.
+    pub subgroup_shuffle: bool,
+    /// Smallest number of lanes of a subgroup.
+    pub subgroup_size: u32,
+    /// Buffers that shaders use can be mapped.
+    pub mappable: bool,
+    /// Largest array a shader can see, in bytes.
+    pub max_binding_bytes: u64,
+    /// Workgroups along one dimension of a dispatch.
+    pub max_workgroups_per_dimension: u32,
+    /// Threads of a workgroup.
+    pub max_workgroup_invocations: u32,
+}
+
+/// How a user names an adapter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AdapterSelector {
+    /// Its position in the list of [`adapters`].
+    Index(usize),
+    /// Part of its name, in any case.
+    Name(String),
+}
+
+impl From<&str> for AdapterSelector {
+    /// A number is an index, anything else part of a name.
+    fn from(text: &str) -> Self {
+        text.trim().parse().map_or_else(|_| Self::Name(text.trim().to_owned()), Self::Index)
+    }
+}
+
+impl fmt::Display for AdapterSelector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Index(index) => write!(f, "{index}"),
+            Self::Name(name) => write!(f, "\"{name}\""),
+        }
+    }
+}
+
+impl AdapterSelector {
+    fn matches(&self, adapter: &AdapterSummary) -> bool {
+        match self {
+            Self::Index(index) => adapter.index == *index,
+            Self::Name(name) => adapter.name.to_lowercase().contains(&name.to_lowercase()),
+        }
+    }
+}
+
+/// A fresh instance and its adapters, in an order that is the same at every call.
+///
+/// The instance is fresh because all devices of one instance of lavapipe share one pool of threads.
+fn enumerate() -> Vec<wgpu::Adapter> {
+    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle_from_env();
+    // OpenGL would list the same devices again, without most of what compute needs.
+    descriptor.backends =
+        wgpu::Backends::from_env().unwrap_or(wgpu::Backends::PRIMARY - wgpu::Backends::BROWSER_WEBGPU);
+    let backends = descriptor.backends;
+    // `Instance::new` and drivers' loaders are foreign territory: finding nothing is then the honest answer.
+    catch_unwind(AssertUnwindSafe(|| {
+        let instance = wgpu::Instance::new(descriptor);
+        pollster::block_on(instance.enumerate_adapters(backends))
+    }))
+    .unwrap_or_default()
+}
+
+fn summary(index: usize, adapter: &wgpu::Adapter) -> AdapterSummary {
+    let (info, features, limits) = (adapter.get_info(), adapter.features(), adapter.limits());
+    AdapterSummary {
+        index,
+        vendor: info.vendor,
+        device: info.device,
+        backend: info.backend.to_str().to_owned(),
+        device_type: match info.device_type {
+            wgpu::DeviceType::DiscreteGpu => "discrete",
+            wgpu::DeviceType::IntegratedGpu => "integrated",
+            wgpu::DeviceType::VirtualGpu => "virtual",
+            wgpu::DeviceType::Cpu => "cpu",
+            wgpu::DeviceType::Other => "other",
+        },
+        software: info.device_type == wgpu::DeviceType::Cpu,
+        features: AdapterFeatures {
+            f64: features.contains(wgpu::Features::SHADER_F64),
+            f16: features.contains(wgpu::Features::SHADER_F16),
+            subgroup: features.contains(wgpu::Features::SUBGROUP),
+            timestamp: features.contains(wgpu::Features::TIMESTAMP_QUERY),
+            mappable_primary_buffers: features.contains(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS),
+        },
+        limits: AdapterLimits {
+            max_storage_buffer_binding_bytes: limits.max_storage_buffer_binding_size,
+            max_buffer_bytes: limits.max_buffer_size,
+            max_workgroups_per_dimension: limits.max_compute_workgroups_per_dimension,
+            max_invocations_per_workgroup: limits.max_compute_invocations_per_workgroup,
+            max_workgroup_storage_bytes: limits.max_compute_workgroup_storage_size,
+            min_subgroup_size: info.subgroup_min_size,
+            max_subgroup_size: info.subgroup_max_size,
+        },
+        name: info.name,
+        driver: info.driver,
+        driver_info: info.driver_info,
+    }
+}
+
+/// Every adapter of this machine, as wgpu finds them; empty where there is none.
+#[must_use]
+pub fn adapters() -> Vec<AdapterSummary> {
+    enumerate().iter().enumerate().map(|(index, adapter)| summary(index, adapter)).collect()
+}
+
+/// The adapters that `selector` names; without one, those that `WGPU_ADAPTER_NAME` names; without that, all real
+/// GPUs, or the software adapters where there is no real one. Never empty.
+///
+/// # Errors
+/// [`Error::Unavailable`], listing what there is, when none matches.
+pub fn select(selector: Option<&AdapterSelector>) -> Result<Vec<AdapterSummary>> {
+    let all = adapters();
+    let from_env = std::env::var("WGPU_ADAPTER_NAME").ok().map(AdapterSelector::Name);
+    let selector = selector.or(from_env.as_ref());
+    let real = all.iter().any(|a| !a.software);
+    let chosen: Vec<_> =
+        all.iter().filter(|a| selector.map_or(a.software != real, |s| s.matches(a))).cloned().collect();
+    if chosen.is_empty() { Err(unavailable(selector, &all)) } else { Ok(chosen) }
+}
+
+fn unavailable(selector: Option<&AdapterSelector>, all: &[AdapterSummary]) -> Error {
+    let what = selector.map_or_else(|| "a GPU adapter".to_owned(), |s| format!("GPU adapter {s}"));
+    let mend = if all.is_empty() {
+        "wgpu finds no adapter on this machine: install a Vulkan driver (or mesa-vulkan-drivers for a software \
+         one), or use CPU workers"
+            .to_owned()
+    } else {
+        let list: Vec<_> = all.iter().map(|a| format!("{} {} ({})", a.index, a.name, a.backend)).collect();
+        format!("there are: {}; name one by its number or part of its name", list.join(", "))
+    };
+    Error::Unavailable { what, mend }
+}
+
+/// What went wrong on a device behind the back of the calls.
+#[derive(Debug, Default)]
+struct Health {
+    /// The device can do no further work: why.
+    lost: Mutex<Option<String>>,
+    /// The first error nobody has been told of.
+    error: Mutex<Option<String>>,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Health {
+    fn lose(&self, cause: String) {
+        locked(&self.lost).get_or_insert(cause);
+    }
+}
+
+/// An open queue on an adapter. Several may be open on one adapter; each has an instance of its own.
+#[derive(Debug)]
+pub struct GpuDevice {
+    pub(super) device: wgpu::Device,
+    pub(super) queue: wgpu::Queue,
+    summary: AdapterSummary,
+    caps: Caps,
+    health: Arc<Health>,
+}
+
+impl GpuDevice {
+    /// Opens a queue on an adapter of [`adapters`] or [`select`], with all the limits and features it offers.
+    /// `label` names the queue in messages and debuggers.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] when the adapter is no longer there; [`Error::Gpu`] when it refuses.
+    pub fn open(adapter: &AdapterSummary, label: &str) -> Result<Self> {
+        let found = enumerate()
+            .into_iter()
+            .nth(adapter.index)
+            .filter(|a| a.get_info().name == adapter.name)
+            .ok_or_else(|| unavailable(Some(&AdapterSelector::Index(adapter.index)), &adapters()))?;
+        let gpu_error = |cause: String| Error::Gpu { adapter: adapter.name.clone(), cause };
+
+        let wanted = wgpu::Features::SHADER_F64 | wgpu::Features::SUBGROUP;
+        let mut features = found.features() & wanted;
+        let device_type = found.get_info().device_type;
+        // On a discrete GPU mapping memory that shaders use would put it behind the bus.
+        let shared_memory = matches!(device_type, wgpu::DeviceType::Cpu | wgpu::DeviceType::IntegratedGpu);
+        if shared_memory {
+            features |= found.features() & wgpu::Features::MAPPABLE_PRIMARY_BUFFERS;
+        }
+        let limits = found.limits();
+        let descriptor = wgpu::DeviceDescriptor {
+            label: Some(label),
+            required_features: features,
+            required_limits: limits.clone(),
+            memory_hints: wgpu::MemoryHints::MemoryUsage,
+            ..Default::default()
+        };
+        let (device, queue) =
+            catch_unwind(AssertUnwindSafe(|| pollster::block_on(found.request_device(&descriptor))))
+                .map_err(|_| gpu_error("opening the device panicked inside wgpu".to_owned()))?
+                .map_err(|e| gpu_error(format!("cannot open the device: {e}")))?;
+
+        let health = Arc::new(Health::default());
+        let record = Arc::clone(&health);
+        device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
+            tracing::warn!(%error, "GPU error");
+            locked(&record.error).get_or_insert_with(|| error.to_string());
+        }));
+        let record = Arc::clone(&health);
+        device.set_device_lost_callback(move |reason, message| {
+            record.lose(format!("device lost ({reason:?}): {message}"));
+        });
+        let summary = summary(adapter.index, &found);
+        let lanes = summary.limits.min_subgroup_size;
+        let caps = Caps {
+            software: summary.software,
+            f64: features.contains(wgpu::Features::SHADER_F64),
+            subgroup_shuffle: features.contains(wgpu::Features::SUBGROUP) && lanes >= 8,
+            subgroup_size: lanes,
+            mappable: features.contains(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS),
+            max_binding_bytes: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size),
+            max_workgroups_per_dimension: limits.max_compute_workgroups_per_dimension,
+            max_workgroup_invocations: limits.max_compute_invocations_per_workgroup,
+        };
+        Ok(Self { device, queue, summary, caps, health })
+    }
+
+    /// The adapter this queue belongs to.
+    #[must_use]
+    pub fn summary(&self) -> &AdapterSummary {
+        &self.summary
+    }
+
+    /// What plans need to know of this device.
+    #[must_use]
+    pub fn caps(&self) -> &Caps {
+        &self.caps
+    }
+
+    /// Why this device can do no further work, if so. Recovery is to open a new one.
+    #[must_use]
+    pub fn lost(&self) -> Option<String> {
+        locked(&self.health.lost).clone()
+    }
+
+    /// An [`Error::Gpu`] of this device.
+    pub(super) fn error(&self, cause: impl Into<String>) -> Error {
+        Error::Gpu { adapter: self.summary.name.clone(), cause: cause.into() }
+    }
+
+    /// Fails if the device is lost or has recorded an error since the last call.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`] with what wgpu or the driver said.
+    pub fn check(&self) -> Result<()> {
+        if let Some(cause) = self.lost() {
+            return Err(self.error(cause));
+        }
+        match locked(&self.health.error).take() {
+            Some(cause) => Err(self.error(cause)),
+            None => Ok(()),
+        }
+    }
+
+    /// Waits until `submission` (or everything submitted) is complete and its callbacks have run.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`] when the device is lost, recorded an error, or does not finish in time; in the last case it
+    /// counts as lost from then on.
+    pub(super) fn wait(&self, submission: Option<wgpu::SubmissionIndex>) -> Result<()> {
+        let started = Instant::now();
+        loop {
+            let poll =
+                wgpu::PollType::Wait { submission_index: submission.clone(), timeout: Some(POLL_SLICE) };
+            // wgpu panics in `poll` on errors it takes for fatal, such as a lost device.
+            match catch_unwind(AssertUnwindSafe(|| self.device.poll(poll))) {
+                Ok(Ok(_)) => return self.check(),
+                Ok(Err(wgpu::PollError::Timeout)) => {
+                    self.check()?;
+                    if started.elapsed() >= SUBMISSION_LIMIT {
+                        self.health.lose(format!("a submission did not finish within {SUBMISSION_LIMIT:?}"));
+                    }
+                }
+                Ok(Err(error)) => return Err(self.error(error.to_string())),
+                Err(_) => self.health.lose("wgpu gave the device up while waiting for it".to_owned()),
+            }
+            self.check()?;
+        }
+    }
+
+    /// Declares the device lost, as a driver would: for tests of what follows.
+    #[doc(hidden)]
+    pub fn destroy(&self) {
+        self.device.destroy();
+        self.health.lose("destroyed".to_owned());
+    }
+}

@@ -1,0 +1,24 @@
+//! Convolutions on GPU adapters through wgpu: devices, WGSL kernels, buffers, and the engine that drives them.
+//!
+//! Three steps: [`adapters`] lists what there is, [`GpuDevice::open`] opens a queue on one of them, and a
+//! [`ConvEngine`] on that queue holds filters ([`ConvEngine::install`]) and convolves slabs
+//! ([`ConvEngine::run`]). What runs where is decided beforehand, by a pure function of the layer's shape and the
+//! device's abilities ([`ConvPlan`]). Who uses the library through workers
+//! ([`GpuWorker`](crate::worker::GpuWorker)) can skip this module, except for [`AdapterSelector`].
+//!
+//! Invariant: a result reaches the caller only after the device confirmed, without an error or a loss recorded in
+//! between, the submission that wrote it; every wait has a limit. Failures are values ([`crate::Error::Gpu`]),
+//! never panics, and never zeros that look like a result.
+
+mod buffers;
+mod conv;
+mod device;
+mod params;
+mod plan;
+mod shaders;
+
+pub use conv::{ConvEngine, ConvFilters};
+pub use device::{
+    AdapterFeatures, AdapterLimits, AdapterSelector, AdapterSummary, Caps, GpuDevice, adapters, select,
+};
+pub use plan::{ConvPlan, Kernel};

@@ -1,0 +1,498 @@
+//! What one convolution becomes on a device: kernel, tiles, packed filters, and a list of dispatches.
+//!
+//! Pure functions of the shape and the device's [`Caps`], so they are tested without one. Who only runs
+//! convolutions can skip this module, except for [`Kernel`].
+//!
+//! Invariant: no dispatch runs more than [`MAX_LOOP_ITERATIONS`] loop iterations a thread, exceeds the adapter's
+//! grid, or indexes past 32 bits; each output element is written by exactly one thread of each part of the
+//! reduction, the first part overwriting and the later ones adding.
+
+use std::fmt;
+use std::ops::Range;
+
+use super::device::Caps;
+use super::params::Params;
+use super::shaders::{TILED_SIDE, Tile, Variant};
+use crate::array::{DType, Element};
+use crate::conv::{AXES, ConvShape};
+use crate::error::{Error, Result};
+
+/// Loop iterations a thread may run in one dispatch, all loops together. Mesa's llvmpipe before 25 stops every
+/// loop silently once a thread has run 65,535; half of that leaves room for iterations it counts and we do not.
+const MAX_LOOP_ITERATIONS: usize = 32_768;
+
+/// Multiply-adds of one submission: some 40 ms, so that cancelling is prompt and no driver watchdog bites.
+const SOFTWARE_SUBMISSION_MACS: u64 = 200_000_000;
+const HARDWARE_SUBMISSION_MACS: u64 = 100_000_000_000;
+
+/// Elements one array may have, so that rounding up to whole tiles stays inside 32 bits.
+const MAX_ELEMS: usize = 1 << 31;
+
+/// A convolution kernel; its name is that of its file in `shaders/` and of its pipelines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kernel {
+    /// One thread per output element: the readable twin and baseline.
+    Naive,
+    /// Register blocking without shared memory, weights as vec4: software adapters without subgroups.
+    Direct,
+    /// Register blocking with weights spread over subgroups: software adapters.
+    DirectSubgroup,
+    /// Implicit GEMM in shared memory: real GPUs.
+    Tiled,
+}
+
+impl Kernel {
+    /// Every kernel.
+    pub const ALL: [Self; 4] = [Self::Naive, Self::Direct, Self::DirectSubgroup, Self::Tiled];
+
+    /// Whether the device can run this kernel on elements of `dtype`.
+    #[must_use]
+    pub fn runs_on(self, caps: &Caps, dtype: DType) -> bool {
+        (dtype == DType::F32 || caps.f64)
+            && match self {
+                Self::Naive | Self::Direct => true,
+                Self::DirectSubgroup => caps.subgroup_shuffle,
+                Self::Tiled => caps.max_workgroup_invocations >= TILED_SIDE * TILED_SIDE,
+            }
+    }
+
+    /// The kernel expected to be fastest for `shape` on a device.
+    #[must_use]
+    pub fn choose(shape: &ConvShape, caps: &Caps, dtype: DType) -> Self {
+        let group_out = shape.out_channels / shape.groups;
+        // Below this, most of a block of channels would be padding.
+        if group_out < 4 {
+            return Self::Naive;
+        }
+        let order: &[Self] =
+            if caps.software { &[Self::DirectSubgroup, Self::Direct] } else { &[Self::Tiled] };
+        order.iter().copied().find(|k| k.runs_on(caps, dtype)).unwrap_or(Self::Naive)
+    }
+}
+
+impl fmt::Display for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Naive => "naive",
+            Self::Direct => "direct",
+            Self::DirectSubgroup => "direct_subgroup",
+            Self::Tiled => "tiled",
+        })
+    }
+}
+
+/// Everything about one convolution on one device that does not depend on data.
+#[derive(Clone, Debug)]
+pub struct ConvPlan {
+    pub(super) variant: Variant,
+    pub(super) shape: ConvShape,
+    /// Bytes of one slab, one packed filter bank, one output.
+    pub(super) slab_bytes: u64,
+    pub(super) bank_bytes: u64,
+    pub(super) output_bytes: u64,
+    pub(super) steps: Vec<Step>,
+    /// Ranges of `steps` that make one submission each.
+    pub(super) submissions: Vec<Range<usize>>,
+}
+
+/// One dispatch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Step {
+    pub(super) params: Params,
+    pub(super) grid: [u32; 2],
+}
+
+/// A part of the reduction: whole channels, or some taps of one channel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Part {
+    channels: Range<usize>,
+    taps: Range<usize>,
+}
+
+impl ConvPlan {
+    /// Plans `shape` for a device, with `kernel` or the one [`Kernel::choose`] picks.
+    ///
+    /// # Errors
+    /// [`Error::InvalidParameter`] for a shape with padding (slabs carry theirs); [`Error::Mismatch`], naming both
+    /// numbers, when an array is larger than the device can bind; [`Error::Unavailable`] when the device cannot
+    /// run the kernel or the element type.
+    pub fn new(shape: &ConvShape, dtype: DType, caps: &Caps, kernel: Option<Kernel>) -> Result<Self> {
+        if shape.pad_begin != [0; AXES] || shape.pad_end != [0; AXES] {
+            return Err(Error::invalid(
+                "padding of a GPU convolution",
+                format!("{:?} and {:?}", shape.pad_begin, shape.pad_end),
+                "it must be zero: slabs carry their padding with them",
+            ));
+        }
+        let kernel = kernel.unwrap_or_else(|| Kernel::choose(shape, caps, dtype));
+        if !kernel.runs_on(caps, dtype) {
+            return Err(Error::Unavailable {
+                what: format!("kernel {kernel} in {dtype} on this adapter"),
+                mend: "use f32, or another adapter: `fcdcc devices` lists what each can do".to_owned(),
+            });
+        }
+        let tile = tile(kernel, shape, caps);
+        let group_out = shape.out_channels / shape.groups;
+        let channel_blocks = group_out.div_ceil(block_channels(kernel, tile));
+        let reduction = shape.weight_elems() / shape.out_channels;
+        let bank_elems = match kernel {
+            Kernel::Naive | Kernel::Tiled => shape.weight_elems(),
+            Kernel::Direct | Kernel::DirectSubgroup => {
+                shape.groups * channel_blocks * reduction * tile.channels as usize
+            }
+        };
+        let bytes = |what: &str, elems: usize| {
+            let bytes = elems as u64 * dtype.size_bytes() as u64;
+            let limit = caps.max_binding_bytes.min(MAX_ELEMS as u64 * dtype.size_bytes() as u64);
+            if bytes <= limit {
+                return Ok(bytes);
+            }
+            Err(Error::mismatch(
+                format!("bytes of {what} on a GPU worker"),
+                bytes,
+                format!("at most {limit} (what the adapter can bind)"),
+                "split the layer further (larger k_A for slabs and outputs, larger k_B for filters and outputs)",
+            ))
+        };
+        let mut plan = Self {
+            variant: Variant { kernel, dtype, tile },
+            shape: shape.clone(),
+            slab_bytes: bytes("one coded slab", shape.input_elems())?,
+            bank_bytes: bytes("one packed coded filter bank", bank_elems)?,
+            output_bytes: bytes("one sub-result", shape.output_elems())?,
+            steps: Vec::new(),
+            submissions: Vec::new(),
+        };
+        plan.fill_steps(caps, channel_blocks)?;
+        Ok(plan)
+    }
+
+    /// The kernel that runs.
+    #[must_use]
+    pub fn kernel(&self) -> Kernel {
+        self.variant.kernel
+    }
+
+    /// Multiply-adds of one sub-result, without those on padding of tiles.
+    #[must_use]
+    pub fn macs(&self) -> u64 {
+        self.shape.output_elems() as u64 * (self.shape.weight_elems() / self.shape.out_channels) as u64
+    }
+
+    fn fill_steps(&mut self, caps: &Caps, channel_blocks: usize) -> Result<()> {
+        let (shape, tile) = (&self.shape, self.variant.tile);
+        let block_columns = (tile.columns * tile.workgroup_x) as usize;
+        let columns = shape.batch * shape.output.iter().product::<usize>();
+        let column_blocks = columns.div_ceil(block_columns);
+        let workgroups = column_blocks * channel_blocks * shape.groups;
+        let workgroups_u32 = u32::try_from(workgroups).map_err(|_| {
+            Error::mismatch(
+                "workgroups of a GPU convolution",
+                workgroups,
+                u32::MAX,
+                "split the layer further",
+            )
+        })?;
+        let base = layer_params(shape, column_blocks, channel_blocks);
+        let block_outputs = (block_columns * block_channels(self.variant.kernel, tile)) as u64;
+        let budget = if caps.software { SOFTWARE_SUBMISSION_MACS } else { HARDWARE_SUBMISSION_MACS };
+        let mut spent = budget;
+        for (index, part) in parts(shape).into_iter().enumerate() {
+            let workgroup_macs = block_outputs * (part.channels.len() * part.taps.len()) as u64;
+            let pieces = (workgroup_macs * workgroups as u64).div_ceil(budget).clamp(1, workgroups as u64);
+            // At most the whole grid, so the narrowing below is exact.
+            let piece = u32::try_from((workgroups as u64).div_ceil(pieces))
+                .unwrap_or(workgroups_u32)
+                .min(caps.max_workgroups_per_dimension.saturating_pow(2));
+            let mut first = 0;
+            while first < workgroups_u32 {
+                let end = first.saturating_add(piece).min(workgroups_u32);
+                let grid_x = (end - first).min(caps.max_workgroups_per_dimension);
+                let params = Params {
+                    first_workgroup: first,
+                    end_workgroup: end,
+                    grid_x,
+                    channel_begin: small(part.channels.start),
+                    channel_end: small(part.channels.end),
+                    tap_begin: small(part.taps.start),
+                    tap_end: small(part.taps.end),
+                    accumulate: u32::from(index > 0),
+                    ..base
+                };
+                let macs = workgroup_macs * u64::from(end - first);
+                if spent + macs > budget {
+                    self.submissions.push(self.steps.len()..self.steps.len());
+                    spent = 0;
+                }
+                spent += macs;
+                self.steps.push(Step { params, grid: [grid_x, (end - first).div_ceil(grid_x)] });
+                self.submissions.last_mut().expect("the first step opens a submission").end =
+                    self.steps.len();
+                first = end;
+            }
+        }
+        Ok(())
+    }
+
+    /// Filters `[O, C/g, taps]` in the layout the kernel reads, which its file describes.
+    pub(super) fn pack<T: Element>(&self, filters: &[T]) -> Vec<T> {
+        let shape = &self.shape;
+        let group_out = shape.out_channels / shape.groups;
+        let reduction = shape.weight_elems() / shape.out_channels;
+        let block = match self.variant.kernel {
+            Kernel::Naive => return filters.to_vec(),
+            Kernel::Tiled => group_out,
+            Kernel::Direct | Kernel::DirectSubgroup => self.variant.tile.channels as usize,
+        };
+        let blocks = group_out.div_ceil(block);
+        let mut packed = vec![T::default(); shape.groups * blocks * reduction * block];
+        for (o, filter) in filters.chunks_exact(reduction).enumerate() {
+            let (group, channel) = (o / group_out, o % group_out);
+            let first = (group * blocks + channel / block) * reduction * block + channel % block;
+            for (k, weight) in filter.iter().enumerate() {
+                packed[first + k * block] = *weight;
+            }
+        }
+        packed
+    }
+
+    /// For the `tiled` kernel: the slab offset of each step of the reduction from its window's first element.
+    pub(super) fn offsets(&self) -> Vec<u32> {
+        let shape = &self.shape;
+        let (_, h, w) = axes(shape.input);
+        let mut offsets = Vec::with_capacity(shape.weight_elems() / shape.out_channels);
+        for c in 0..shape.in_channels / shape.groups {
+            for kz in 0..shape.kernel[0] {
+                for ky in 0..shape.kernel[1] {
+                    for kx in 0..shape.kernel[2] {
+                        let (z, y, x) =
+                            (kz * shape.dilation[0], ky * shape.dilation[1], kx * shape.dilation[2]);
+                        offsets.push(small(c * shape.input_plane() + (z * h + y) * w + x));
+                    }
+                }
+            }
+        }
+        offsets
+    }
+}
+
+fn axes(size: [usize; AXES]) -> (usize, usize, usize) {
+    (size[0], size[1], size[2])
+}
+
+/// Narrows a size that [`ConvPlan::new`] has bounded by [`MAX_ELEMS`].
+fn small(value: usize) -> u32 {
+    u32::try_from(value).expect("sizes and offsets lie inside arrays of at most MAX_ELEMS elements")
+}
+
+/// Output channels that one workgroup computes.
+fn block_channels(kernel: Kernel, tile: Tile) -> usize {
+    (if kernel == Kernel::Tiled { tile.channels * TILED_SIDE } else { tile.channels }) as usize
+}
+
+fn tile(kernel: Kernel, shape: &ConvShape, caps: &Caps) -> Tile {
+    let group_out = shape.out_channels / shape.groups;
+    let columns = shape.batch * shape.output.iter().product::<usize>();
+    match kernel {
+        Kernel::Naive => Tile { channels: 1, columns: 1, workgroup_x: 64 },
+        Kernel::Direct => Tile { channels: 8, columns: 4, workgroup_x: 8 },
+        Kernel::DirectSubgroup => {
+            let channels = if group_out > 8 { 16 } else { 8 };
+            Tile { channels, columns: 4, workgroup_x: caps.subgroup_size.max(8) }
+        }
+        Kernel::Tiled => {
+            // Smaller tiles where large ones would leave most of the GPU idle.
+            let large = group_out.div_ceil(64) * columns.div_ceil(64) * shape.groups;
+            let registers = if large >= 128 && group_out > 32 { 4 } else { 2 };
+            Tile { channels: registers, columns: registers, workgroup_x: TILED_SIDE }
+        }
+    }
+}
+
+/// Splits the reduction so that no thread exceeds [`MAX_LOOP_ITERATIONS`]: one of the outer loop per channel, one
+/// of the inner loop per tap, and the exit of each.
+fn parts(shape: &ConvShape) -> Vec<Part> {
+    let group_in = shape.in_channels / shape.groups;
+    let taps: usize = shape.kernel.iter().product();
+    let channels = MAX_LOOP_ITERATIONS / (taps + 2);
+    if channels > 0 {
+        return (0..group_in)
+            .step_by(channels)
+            .map(|c| Part { channels: c..(c + channels).min(group_in), taps: 0..taps })
+            .collect();
+    }
+    let some = MAX_LOOP_ITERATIONS - 4;
+    (0..group_in)
+        .flat_map(|c| (0..taps).step_by(some).map(move |t| (c, t)))
+        .map(|(c, t)| Part { channels: c..c + 1, taps: t..(t + some).min(taps) })
+        .collect()
+}
+
+fn layer_params(shape: &ConvShape, column_blocks: usize, channel_blocks: usize) -> Params {
+    let (_, h, w) = axes(shape.input);
+    // A step along an axis with one position is never taken, however large the parameter.
+    let stride: [usize; AXES] =
+        std::array::from_fn(|a| if shape.output[a] == 1 { 1 } else { shape.stride[a] });
+    let dilation: [usize; AXES] =
+        std::array::from_fn(|a| if shape.kernel[a] == 1 { 1 } else { shape.dilation[a] });
+    let (row, slice) = (small(dilation[1] * w), small(dilation[0] * h * w));
+    let along = |axis: usize| small((shape.kernel[axis] - 1) * dilation[axis]);
+    let (back_x, back_y) = (along(2), along(1) * small(w));
+    let out_plane = shape.output.iter().product::<usize>();
+    Params {
+        columns: small(shape.batch * out_plane),
+        out_plane: small(out_plane),
+        out_h: small(shape.output[1]),
+        out_w: small(shape.output[2]),
+        out_channels: small(shape.out_channels),
+        group_out: small(shape.out_channels / shape.groups),
+        in_channels: small(shape.in_channels),
+        group_in: small(shape.in_channels / shape.groups),
+        in_plane: small(shape.input_plane()),
+        in_row: small(w),
+        in_slice: small(h * w),
+        taps: small(shape.kernel.iter().product()),
+        kernel_h: small(shape.kernel[1]),
+        kernel_w: small(shape.kernel[2]),
+        stride_z: small(stride[0]),
+        stride_y: small(stride[1]),
+        stride_x: small(stride[2]),
+        step_x: small(dilation[2]),
+        step_y: row.wrapping_sub(back_x),
+        step_z: slice.wrapping_sub(back_y).wrapping_sub(back_x),
+        dilated_row: row,
+        dilated_slice: slice,
+        column_blocks: small(column_blocks),
+        channel_blocks: small(channel_blocks),
+        ..Params::default()
+    }
+}
+
+/// Every variant a plan can ask for.
+#[cfg(test)]
+pub(super) fn every_variant() -> Vec<Variant> {
+    let caps = tests::caps();
+    let mut variants = Vec::new();
+    for kernel in Kernel::ALL {
+        for dtype in [DType::F32, DType::F64] {
+            for (channels, side) in [(8, 1), (64, 1), (64, 200)] {
+                let shape = ConvShape::new(
+                    &[1, 1, side, side],
+                    &[channels, 1, 1, 1],
+                    &crate::conv::ConvParams::default(),
+                )
+                .expect("a valid shape");
+                let variant = Variant { kernel, dtype, tile: tile(kernel, &shape, &caps) };
+                if !variants.contains(&variant) {
+                    variants.push(variant);
+                }
+            }
+        }
+    }
+    variants
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conv::ConvParams;
+
+    pub(super) fn caps() -> Caps {
+        Caps {
+            software: true,
+            f64: true,
+            subgroup_shuffle: true,
+            subgroup_size: 8,
+            mappable: true,
+            max_binding_bytes: 128 << 20,
+            max_workgroups_per_dimension: 65_535,
+            max_workgroup_invocations: 1024,
+        }
+    }
+
+    fn plan(input: &[usize], weight: &[usize], params: ConvParams, kernel: Kernel) -> Result<ConvPlan> {
+        let shape = ConvShape::new(input, weight, &params).unwrap();
+        ConvPlan::new(&shape, DType::F32, &caps(), Some(kernel))
+    }
+
+    #[test]
+    fn long_reductions_are_split_without_gap_or_overlap() {
+        for (channels, kernel) in [(8192, 3), (1, 70_000), (3, 40_000), (40_000, 1), (1, 1)] {
+            let shape =
+                ConvShape::new(&[1, channels, kernel], &[1, channels, kernel], &ConvParams::default())
+                    .unwrap();
+            let mut next = 0;
+            for part in parts(&shape) {
+                assert_eq!(part.channels.start * kernel + part.taps.start, next);
+                assert!(part.taps == (0..kernel) || part.channels.len() == 1);
+                assert!(part.channels.len() * (part.taps.len() + 2) < 65_000);
+                next = (part.channels.end - 1) * kernel + part.taps.end;
+            }
+            assert_eq!(next, channels * kernel);
+        }
+    }
+
+    #[test]
+    fn dispatches_cover_the_grid_once_per_part_and_respect_the_limits() {
+        let p = ConvParams::default();
+        let cases = [
+            plan(&[1, 64, 58, 58], &[64, 64, 3, 3], p.clone(), Kernel::Naive).unwrap(),
+            plan(&[1, 1, 300, 20_000], &[1, 1, 1, 1], p.clone(), Kernel::Naive).unwrap(),
+            plan(&[2, 20_000, 3, 3], &[17, 20_000, 3, 3], p.clone(), Kernel::DirectSubgroup).unwrap(),
+            plan(&[1, 512, 60, 60], &[512, 512, 3, 3], p, Kernel::Tiled).unwrap(),
+        ];
+        for plan in cases {
+            let mut next = 0;
+            let mut part = (0, 0);
+            for step in &plan.steps {
+                let s = step.params;
+                assert!(step.grid.iter().all(|n| (1..=65_535).contains(n)));
+                assert!(step.grid[0] * step.grid[1] >= s.end_workgroup - s.first_workgroup);
+                if s.first_workgroup == 0 {
+                    part = (s.channel_begin, s.tap_begin);
+                    next = 0;
+                }
+                assert_eq!((s.channel_begin, s.tap_begin), part);
+                assert_eq!(s.accumulate != 0, part != (0, 0));
+                assert_eq!(s.first_workgroup, next);
+                next = s.end_workgroup;
+            }
+            assert_eq!(plan.submissions.first().unwrap().start, 0);
+            assert_eq!(plan.submissions.last().unwrap().end, plan.steps.len());
+            assert!(plan.submissions.windows(2).all(|w| w[0].end == w[1].start && !w[0].is_empty()));
+        }
+    }
+
+    #[test]
+    fn refusals_name_both_numbers() {
+        let p = ConvParams::default;
+        let big = plan(&[1, 1, 40_000, 1000], &[4, 1, 1, 1], p(), Kernel::Naive).unwrap_err().to_string();
+        assert!(big.contains("160000000") && big.contains("134217728"), "{big}");
+        let padded = plan(&[1, 1, 4, 4], &[1, 1, 3, 3], p().padding([1]), Kernel::Naive);
+        assert!(matches!(padded, Err(Error::InvalidParameter { .. })));
+        let shape = ConvShape::new(&[1, 1, 4], &[1, 1, 3], &p()).unwrap();
+        let without = Caps { f64: false, ..caps() };
+        let f64 = ConvPlan::new(&shape, DType::F64, &without, None);
+        assert!(matches!(f64, Err(Error::Unavailable { .. })));
+    }
+
+    #[test]
+    fn parameters_of_axes_with_one_position_may_be_huge() {
+        let p = ConvParams::default().stride([1 << 40, 1]).dilation([1 << 40, 1]);
+        let plan = plan(&[1, 1, 1, 4], &[1, 1, 1, 2], p, Kernel::Naive).unwrap();
+        assert_eq!(plan.steps[0].params.stride_y, 1);
+        assert_eq!(plan.offsets(), [0, 1]);
+    }
+
+    #[test]
+    fn packing_puts_every_weight_where_its_kernel_reads_it() {
+        let p = ConvParams::default().groups(2);
+        let weights: Vec<f32> = (0..20).map(|w| w as f32).collect();
+        let tiled = plan(&[1, 4, 1], &[10, 2, 1], p.clone(), Kernel::Tiled).unwrap().pack(&weights);
+        assert_eq!(tiled[..5], [0.0, 2.0, 4.0, 6.0, 8.0]);
+        assert_eq!(tiled[10..15], [10.0, 12.0, 14.0, 16.0, 18.0]);
+        let direct = plan(&[1, 4, 1], &[10, 2, 1], p, Kernel::Direct).unwrap().pack(&weights);
+        assert_eq!(direct.len(), 2 * 2 * 8);
+        assert_eq!(direct[8..16], [1.0, 3.0, 5.0, 7.0, 9.0, 0.0, 0.0, 0.0]);
+    }
+}

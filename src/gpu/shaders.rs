@@ -1,0 +1,213 @@
+//! The table of WGSL kernels and the text substitution that turns one into a variant.
+//!
+//! WGSL has neither generics nor unrolling, and accumulators must be named registers: an array that a loop variable
+//! indexes spills to memory. So a kernel's file may repeat text, with counts fixed when the variant is made:
+//! `#[p:PIXELS, j:4] text` repeats one line, `#{p:PIXELS, j:4` ... `#}` a block, and `${p}` is the number.
+//! In front of the file come the element type, the counts as constants, and `common.wgsl`. Workgroup sizes are
+//! ordinary `override`s. Only who changes a kernel needs this module.
+//!
+//! Invariant: every variant a plan can ask for parses and validates (tested with naga, without a device).
+
+use std::fmt::Write as _;
+
+use super::plan::Kernel;
+use crate::array::DType;
+
+const COMMON: &str = include_str!("../../shaders/common.wgsl");
+
+/// What distinguishes one compiled pipeline from another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Variant {
+    pub(super) kernel: Kernel,
+    pub(super) dtype: DType,
+    pub(super) tile: Tile,
+}
+
+/// Tile sizes of a kernel: registers a thread, threads a workgroup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Tile {
+    /// Output channels a thread.
+    pub(super) channels: u32,
+    /// Columns a thread.
+    pub(super) columns: u32,
+    /// Threads along the columns; all threads of a workgroup except in `tiled`, which is 16 x 16.
+    pub(super) workgroup_x: u32,
+}
+
+/// Steps of K a tile of the `tiled` kernel holds.
+const DEPTH: u32 = 8;
+/// Threads on either side of a workgroup of the `tiled` kernel.
+pub(super) const TILED_SIDE: u32 = 16;
+
+impl Kernel {
+    fn source(self) -> &'static str {
+        match self {
+            Self::Naive => include_str!("../../shaders/naive.wgsl"),
+            Self::Direct => include_str!("../../shaders/direct.wgsl"),
+            Self::DirectSubgroup => include_str!("../../shaders/direct_subgroup.wgsl"),
+            Self::Tiled => include_str!("../../shaders/tiled.wgsl"),
+        }
+    }
+}
+
+impl Variant {
+    /// The counts that the kernel's text is repeated by.
+    fn counts(self) -> Vec<(&'static str, u32)> {
+        let Tile { channels, columns, .. } = self.tile;
+        match self.kernel {
+            Kernel::Naive => vec![],
+            Kernel::Direct => vec![("BLOCKS", channels / 4), ("PIXELS", columns)],
+            Kernel::DirectSubgroup => vec![("BLOCKS", channels / 8), ("PIXELS", columns)],
+            Kernel::Tiled => {
+                let threads = TILED_SIDE * TILED_SIDE;
+                vec![
+                    ("ROWS", channels),
+                    ("COLS", columns),
+                    ("DEPTH", DEPTH),
+                    ("FILTER_LOADS", DEPTH * TILED_SIDE * channels / threads),
+                    ("SLAB_LOADS", DEPTH * TILED_SIDE * columns / threads),
+                ]
+            }
+        }
+    }
+
+    /// `naive_f32`, as pipelines are labelled.
+    pub(super) fn label(self) -> String {
+        format!("{}_{}", self.kernel, self.dtype)
+    }
+
+    /// The pipeline constants to set.
+    pub(super) fn overrides(self) -> Vec<(&'static str, f64)> {
+        match self.kernel {
+            Kernel::Tiled => vec![],
+            _ => vec![("workgroup_x", f64::from(self.tile.workgroup_x))],
+        }
+    }
+
+    /// The complete WGSL text of this variant.
+    pub(super) fn wgsl(self) -> String {
+        let counts = self.counts();
+        let mut text = format!("alias Elem = {};\n", self.dtype);
+        for (name, count) in &counts {
+            let _ = writeln!(text, "const {name} = {count}u;");
+        }
+        text.push_str(COMMON);
+        let lines: Vec<&str> = self.kernel.source().lines().collect();
+        expand(&lines, &counts, &[], &mut text);
+        text
+    }
+}
+
+/// Writes `lines` with all repetitions unrolled; `bound` holds the numbers of the enclosing ones.
+fn expand(lines: &[&str], counts: &[(&str, u32)], bound: &[(&str, u32)], text: &mut String) {
+    let mut rest = lines;
+    while let Some((line, following)) = rest.split_first() {
+        rest = following;
+        let trimmed = line.trim_start();
+        if let Some((loops, body)) = trimmed.strip_prefix("#[").and_then(|l| l.split_once(']')) {
+            repeat(loops, &[body.trim_start()], counts, bound, text);
+        } else if let Some(loops) = trimmed.strip_prefix("#{") {
+            let mut depth = 1;
+            let end = following
+                .iter()
+                .position(|l| {
+                    let l = l.trim_start();
+                    depth += i32::from(l.starts_with("#{")) - i32::from(l.starts_with("#}"));
+                    depth == 0
+                })
+                .expect("the shader files close every block, as the tests of this module check");
+            repeat(loops, &following[..end], counts, bound, text);
+            rest = &following[end + 1..];
+        } else {
+            let mut line = (*line).to_owned();
+            for (name, number) in bound {
+                line = line.replace(&format!("${{{name}}}"), &number.to_string());
+            }
+            text.push_str(&line);
+            text.push('\n');
+        }
+    }
+}
+
+/// Writes `lines` once for each combination of the loops `a:COUNT, b:8`, the first varying slowest.
+fn repeat(loops: &str, lines: &[&str], counts: &[(&str, u32)], bound: &[(&str, u32)], text: &mut String) {
+    let (first, inner) = loops.split_once(',').map_or((loops, None), |(first, inner)| (first, Some(inner)));
+    let (name, count) = first.trim().split_once(':').expect("loops are written name:COUNT");
+    let count = count.trim();
+    let count = counts
+        .iter()
+        .find(|(known, _)| *known == count)
+        .map_or_else(|| count.parse().expect("a count is a known name or a number"), |(_, number)| *number);
+    for number in 0..count {
+        let bound = [bound, &[(name.trim(), number)]].concat();
+        match inner {
+            Some(inner) => repeat(inner, lines, counts, &bound, text),
+            None => expand(lines, counts, &bound, text),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::params;
+    use crate::gpu::plan::every_variant;
+
+    fn parse(variant: Variant) -> naga::Module {
+        let wgsl = variant.wgsl();
+        naga::front::wgsl::parse_str(&wgsl)
+            .unwrap_or_else(|e| panic!("{}: {}", variant.label(), e.emit_to_string(&wgsl)))
+    }
+
+    fn validate(module: &naga::Module) -> Result<(), String> {
+        let capabilities = naga::valid::Capabilities::FLOAT64 | naga::valid::Capabilities::SUBGROUP;
+        naga::valid::Validator::new(naga::valid::ValidationFlags::all(), capabilities)
+            .validate(module)
+            .map(drop)
+            .map_err(|e| format!("{e:?}"))
+    }
+
+    #[test]
+    fn every_variant_parses_and_validates() {
+        for variant in every_variant() {
+            if let Err(error) = validate(&parse(variant)) {
+                panic!("{variant:?}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_validation_notices_a_broken_kernel() {
+        let wgsl = Variant::wgsl(every_variant()[0]).replace("sum = fma(", "sum = f32(1u) + ivec(");
+        assert!(naga::front::wgsl::parse_str(&wgsl).is_err());
+    }
+
+    #[test]
+    fn the_uniform_block_is_laid_out_alike_in_rust_and_wgsl() {
+        for variant in every_variant() {
+            let module = parse(variant);
+            let uniform = module
+                .global_variables
+                .iter()
+                .find(|(_, v)| v.space == naga::AddressSpace::Uniform)
+                .map(|(_, v)| v)
+                .unwrap();
+            assert_eq!(uniform.binding, Some(naga::ResourceBinding { group: 0, binding: 0 }));
+            let naga::TypeInner::Struct { members, span } = &module.types[uniform.ty].inner else {
+                panic!("the uniform is a struct")
+            };
+            let wgsl: Vec<(&str, usize)> =
+                members.iter().map(|m| (m.name.as_deref().unwrap(), m.offset as usize)).collect();
+            assert_eq!(wgsl, params::offsets());
+            assert_eq!(*span as usize, size_of::<params::Params>());
+        }
+    }
+
+    #[test]
+    fn repetitions_nest_and_count() {
+        let mut text = String::new();
+        let lines = ["#{a:2", "<${a}", "#[b:N, c:1] ${a}${b}${c}", "#}", "end"];
+        expand(&lines, &[("N", 2)], &[], &mut text);
+        assert_eq!(text, "<0\n000\n010\n<1\n100\n110\nend\n");
+    }
+}

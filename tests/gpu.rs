@@ -1,0 +1,423 @@
+//! The GPU kernels and worker against the reference, on whatever adapter there is.
+//!
+//! Without an adapter every test is shown as ignored, never as passed; where `CI=true`, a missing adapter fails
+//! them. Runs on the adapter that `WGPU_ADAPTER_NAME` names, or the preferred one.
+
+use std::time::Instant;
+
+use fcdcc::Error;
+use fcdcc::array::{DType, Values};
+use fcdcc::conv::{ConvParams, ConvShape, reference};
+use fcdcc::gpu::{AdapterSelector, ConvEngine, ConvPlan, GpuDevice, Kernel, adapters, select};
+use fcdcc::worker::{CancelToken, FilterKey, GpuOptions, GpuWorker, SubtaskShape, Worker, WorkerKind};
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+
+type Outcome = Result<Completion, Failed>;
+
+/// Relative L2 error that rounding may cause. Each sum of K products, rounded at every step, is off by a random walk
+/// of about sqrt(K) * eps/2 relative to the root of the sum of squares, which for random data is the sum's own size;
+/// K reaches 73,728 here: 270 * 6e-8 = 1.6e-5 in the worst case, and most cases stay near 1e-6. A wrong element in
+/// the largest output compared (34,848 elements) moves the error by at least 5e-3.
+const TOLERANCE_F32: f64 = 2e-5;
+/// The same with eps = 2.2e-16 (270 * 1.1e-16 = 3e-14), with room for the reference rounding likewise.
+const TOLERANCE_F64: f64 = 1e-12;
+
+fn tolerance(dtype: DType) -> f64 {
+    match dtype {
+        DType::F32 => TOLERANCE_F32,
+        DType::F64 => TOLERANCE_F64,
+    }
+}
+
+/// Uniform in [-1, 1), the same on every machine, exact in f32.
+fn random(elems: usize, seed: u64) -> Vec<f64> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    (0..elems)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 41) as f64 / f64::from(1 << 22) - 1.0
+        })
+        .collect()
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the numbers are exact in f32")]
+fn values(numbers: &[f64], dtype: DType) -> Values {
+    match dtype {
+        DType::F32 => Values::F32(numbers.iter().map(|n| *n as f32).collect()),
+        DType::F64 => Values::F64(numbers.to_vec()),
+    }
+}
+
+fn widened(values: &Values) -> Vec<f64> {
+    match values {
+        Values::F32(v) => v.iter().copied().map(f64::from).collect(),
+        Values::F64(v) => v.clone(),
+    }
+}
+
+/// NaN anywhere makes it NaN, which no tolerance admits.
+fn relative_error(got: &[f64], expected: &[f64]) -> f64 {
+    assert_eq!(got.len(), expected.len());
+    let difference: f64 = got.iter().zip(expected).map(|(g, e)| (g - e).powi(2)).sum();
+    let size: f64 = expected.iter().map(|e| e.powi(2)).sum();
+    (difference / size).sqrt()
+}
+
+fn shape(input: &[usize], weight: &[usize], params: &ConvParams) -> ConvShape {
+    ConvShape::new(input, weight, params).unwrap()
+}
+
+fn engine() -> Result<ConvEngine, Error> {
+    Ok(ConvEngine::new(GpuDevice::open(&select(None)?[0], "test")?))
+}
+
+/// Layers small enough for the reference: name, input, weight, parameters.
+fn layers() -> Vec<(&'static str, ConvShape)> {
+    let p = ConvParams::default;
+    vec![
+        ("1-D", shape(&[1, 3, 40], &[5, 3, 4], &p())),
+        ("2-D, odd channels", shape(&[1, 5, 9, 11], &[17, 5, 3, 3], &p())),
+        (
+            "3-D, stride and dilation",
+            shape(&[1, 3, 7, 8, 9], &[5, 3, 2, 3, 2], &p().stride([1, 2, 3]).dilation([2, 2, 1])),
+        ),
+        (
+            "asymmetric stride and dilation",
+            shape(&[2, 4, 17, 19], &[6, 4, 3, 2], &p().stride([2, 3]).dilation([3, 4])),
+        ),
+        ("groups", shape(&[1, 6, 8, 8], &[15, 2, 3, 3], &p().groups(3))),
+        ("groups wider than a block", shape(&[2, 4, 6, 6], &[80, 2, 2, 2], &p().groups(2))),
+        ("depthwise", shape(&[2, 7, 9, 9], &[7, 1, 3, 3], &p().groups(7))),
+        ("depthwise with multiplier", shape(&[1, 5, 9, 9], &[15, 1, 3, 3], &p().groups(5).stride([2]))),
+        ("batch 2", shape(&[2, 3, 10, 10], &[9, 3, 3, 3], &p())),
+        ("one channel in and out", shape(&[1, 1, 5, 5], &[1, 1, 2, 2], &p())),
+        ("pointwise", shape(&[1, 33, 7, 7], &[65, 33, 1, 1], &p())),
+        ("one pixel", shape(&[1, 16, 3, 3], &[16, 16, 3, 3], &p())),
+        ("11x11 stride 4", shape(&[1, 3, 47, 47], &[33, 3, 11, 11], &p().stride([4]))),
+        ("many columns", shape(&[1, 2, 68, 68], &[8, 2, 3, 3], &p())),
+    ]
+}
+
+/// Layers whose plan splits: over the loop limit of lavapipe, over one submission, over one dimension of a grid.
+fn split_layers() -> Vec<(&'static str, ConvShape)> {
+    let p = ConvParams::default;
+    vec![
+        ("reduction of 73,728", shape(&[1, 8192, 3, 4], &[3, 8192, 3, 3], &p())),
+        ("kernel of 70,000 taps", shape(&[1, 2, 70_001], &[4, 2, 70_000], &p())),
+    ]
+}
+
+/// The error of `kernel` on a layer, with one weight of the reference's copy off by `corruption`.
+fn error_of(
+    engine: &mut ConvEngine,
+    kernel: Kernel,
+    shape: &ConvShape,
+    dtype: DType,
+    corruption: f64,
+) -> Result<f64, Error> {
+    let (slabs, banks) = (2, 2);
+    let (x, w) = (random(slabs * shape.input_elems(), 1), random(banks * shape.weight_elems(), 2));
+    engine.poison_outputs(true);
+    let filters = engine.install(shape, slabs, banks, &values(&w, dtype), Some(kernel))?;
+    let mut results = Vec::new();
+    engine.run(&filters, slabs, &values(&x, dtype), &|| false, &mut |i, v| results.push((i, v)))?;
+    assert_eq!(results.iter().map(|(i, _)| *i).collect::<Vec<_>>(), [0, 1, 2, 3]);
+    let mut worst = 0.0_f64;
+    let mut w = w;
+    w[shape.weight_elems() / 2] += corruption;
+    for (i, result) in &results {
+        let x = &x[i / banks * shape.input_elems()..][..shape.input_elems()];
+        let w = &w[i % banks * shape.weight_elems()..][..shape.weight_elems()];
+        let error = relative_error(&widened(result), &reference(shape, x, w, None)?);
+        worst = if error.is_nan() { f64::NAN } else { worst.max(error) };
+    }
+    Ok(worst)
+}
+
+fn kernel_matches(kernel: Kernel, dtype: DType, layers: &[(&str, ConvShape)]) -> Outcome {
+    let mut engine = engine()?;
+    if !kernel.runs_on(engine.device().caps(), dtype) {
+        return Ok(Completion::ignored_with("the adapter cannot run this kernel"));
+    }
+    for (name, shape) in layers {
+        let error = error_of(&mut engine, kernel, shape, dtype, 0.0)?;
+        // Written so that NaN fails.
+        if !(error <= tolerance(dtype)) {
+            return Err(format!("{kernel} {dtype} {name}: relative error {error:.2e}").into());
+        }
+    }
+    Ok(Completion::Completed)
+}
+
+fn corrupted_weight_is_noticed() -> Outcome {
+    let mut engine = engine()?;
+    let shape = shape(&[1, 16, 12, 12], &[17, 16, 3, 3], &ConvParams::default());
+    for kernel in Kernel::ALL {
+        if kernel.runs_on(engine.device().caps(), DType::F32) {
+            let error = error_of(&mut engine, kernel, &shape, DType::F32, 0.01)?;
+            assert!(error > 2.0 * TOLERANCE_F32, "{kernel}: {error:.2e}");
+        }
+    }
+    Ok(Completion::Completed)
+}
+
+fn more_workgroups_than_a_dimension_holds() -> Outcome {
+    let mut engine = engine()?;
+    // One column block, 70,000 channels: as many workgroups. Small numbers, so that sums are exact.
+    let shape = shape(&[1, 1, 2], &[70_000, 1, 2], &ConvParams::default());
+    let w: Vec<f64> = (0..140_000).map(|i| f64::from(i % 1009)).collect();
+    let filters = engine.install(&shape, 1, 1, &values(&w, DType::F32), Some(Kernel::Naive))?;
+    engine.poison_outputs(true);
+    let expected = reference(&shape, &[1.0, 3.0], &w, None)?;
+    let mut got = Vec::new();
+    engine.run(&filters, 1, &values(&[1.0, 3.0], DType::F32), &|| false, &mut |_, v| got = widened(&v))?;
+    assert_eq!(got, expected);
+    Ok(Completion::Completed)
+}
+
+/// A subtask of two slabs and two banks with its data and results.
+struct Subtask {
+    shape: SubtaskShape,
+    slabs: Vec<f64>,
+    banks: Vec<f64>,
+    expected: Vec<Vec<f64>>,
+}
+
+fn subtask(conv: ConvShape, seed: u64) -> Subtask {
+    let shape = SubtaskShape { conv, slabs: 2, banks: 2 };
+    let (slabs, banks) = (random(shape.upload_elems(), seed), random(shape.filter_elems(), seed + 100));
+    let (input, weight) = (shape.conv.input_elems(), shape.conv.weight_elems());
+    let expected = (0..4)
+        .map(|i| {
+            let (x, w) = (&slabs[i / 2 * input..][..input], &banks[i % 2 * weight..][..weight]);
+            reference(&shape.conv, x, w, None).unwrap()
+        })
+        .collect();
+    Subtask { shape, slabs, banks, expected }
+}
+
+impl Subtask {
+    fn small(seed: u64) -> Self {
+        subtask(shape(&[1, 6, 10, 10], &[12, 6, 3, 3], &ConvParams::default()), seed)
+    }
+
+    fn install(&self, worker: &mut dyn Worker, key: FilterKey, dtype: DType) -> fcdcc::Result<()> {
+        worker.install(key, &self.shape, &values(&self.banks, dtype))
+    }
+
+    /// Executes and compares; true if everything matches.
+    fn matches(&self, worker: &mut dyn Worker, key: FilterKey, dtype: DType) -> fcdcc::Result<bool> {
+        let mut good = Vec::new();
+        worker.execute(key, &values(&self.slabs, dtype), &CancelToken::new(), &mut |i, v| {
+            good.push((i, relative_error(&widened(&v), &self.expected[i]) <= tolerance(dtype)));
+        })?;
+        Ok(good == [(0, true), (1, true), (2, true), (3, true)])
+    }
+}
+
+const KEY: FilterKey = FilterKey { layer: 7, subtask: 3 };
+
+fn worker() -> Result<GpuWorker, Error> {
+    GpuWorker::open(&GpuOptions::default())
+}
+
+fn worker_computes_in_both_types() -> Outcome {
+    let mut worker = worker()?;
+    let info = worker.info();
+    assert_eq!((info.kind, info.name.as_str()), (WorkerKind::Gpu, "gpu-0"));
+    let task = Subtask::small(1);
+    for dtype in [DType::F32, DType::F64] {
+        if dtype == DType::F32 || info.f64 {
+            task.install(&mut worker, KEY, dtype)?;
+            assert!(task.matches(&mut worker, KEY, dtype)?);
+        } else {
+            let refused = task.install(&mut worker, KEY, dtype);
+            assert!(matches!(refused, Err(Error::Unavailable { .. })));
+        }
+    }
+    Ok(Completion::Completed)
+}
+
+fn filters_can_be_replaced_and_removed() -> Outcome {
+    let mut worker = worker()?;
+    let (first, second) = (Subtask::small(1), Subtask::small(2));
+    first.install(&mut worker, KEY, DType::F32)?;
+    assert!(first.matches(&mut worker, KEY, DType::F32)?);
+    second.install(&mut worker, KEY, DType::F32)?;
+    assert!(second.matches(&mut worker, KEY, DType::F32)?);
+    assert!(!first.matches(&mut worker, KEY, DType::F32)?, "the replaced filters are still in use");
+    let other = FilterKey { subtask: 4, ..KEY };
+    first.install(&mut worker, other, DType::F32)?;
+    worker.remove(KEY);
+    worker.remove(KEY);
+    assert!(matches!(second.matches(&mut worker, KEY, DType::F32), Err(Error::WorkerFailed { .. })));
+    assert!(first.matches(&mut worker, other, DType::F32)?);
+    Ok(Completion::Completed)
+}
+
+fn a_larger_layer_after_a_smaller_one() -> Outcome {
+    let mut worker = worker()?;
+    let small = Subtask::small(1);
+    let large = subtask(shape(&[2, 4, 30, 31], &[9, 4, 3, 3], &ConvParams::default()), 5);
+    let large_key = FilterKey { layer: 8, ..KEY };
+    small.install(&mut worker, KEY, DType::F32)?;
+    large.install(&mut worker, large_key, DType::F32)?;
+    for _ in 0..2 {
+        assert!(small.matches(&mut worker, KEY, DType::F32)?);
+        assert!(large.matches(&mut worker, large_key, DType::F32)?);
+    }
+    Ok(Completion::Completed)
+}
+
+fn cancelled_work_ends_and_the_next_is_right() -> Outcome {
+    let mut worker = worker()?;
+    let task = Subtask::small(1);
+    task.install(&mut worker, KEY, DType::F32)?;
+    let slabs = values(&task.slabs, DType::F32);
+    let cancelled = CancelToken::new();
+    cancelled.cancel();
+    let before = worker.execute(KEY, &slabs, &cancelled, &mut |_, _| panic!("nothing may be emitted"));
+    assert!(matches!(before, Err(Error::Cancelled)));
+    assert!(task.matches(&mut worker, KEY, DType::F32)?);
+    let token = CancelToken::new();
+    let mut emitted = 0;
+    let during = worker.execute(KEY, &slabs, &token, &mut |_, _| {
+        emitted += 1;
+        token.cancel();
+    });
+    assert!(matches!(during, Err(Error::Cancelled)));
+    assert_eq!(emitted, 1);
+    assert!(task.matches(&mut worker, KEY, DType::F32)?);
+    Ok(Completion::Completed)
+}
+
+fn wrong_sizes_and_types_are_refused() -> Outcome {
+    let mut worker = worker()?;
+    let task = Subtask::small(1);
+    let mut few = task.banks.clone();
+    few.pop();
+    let refused = worker.install(KEY, &task.shape, &values(&few, DType::F32));
+    assert!(matches!(refused, Err(Error::Mismatch { .. })));
+    task.install(&mut worker, KEY, DType::F32)?;
+    let mut run = |slabs: &Values| worker.execute(KEY, slabs, &CancelToken::new(), &mut |_, _| {});
+    assert!(matches!(run(&values(&task.slabs[1..], DType::F32)), Err(Error::Mismatch { .. })));
+    assert!(matches!(run(&values(&task.slabs, DType::F64)), Err(Error::Mismatch { .. })));
+    assert!(task.matches(&mut worker, KEY, DType::F32)?);
+    Ok(Completion::Completed)
+}
+
+fn layers_larger_than_a_binding_are_refused() -> Outcome {
+    let engine = engine()?;
+    let limit = engine.device().caps().max_binding_bytes;
+    let elems = usize::try_from(limit / 4 + 1)?;
+    let shape = shape(&[1, 1, elems], &[1, 1, 1], &ConvParams::default());
+    let error = ConvPlan::new(&shape, DType::F32, engine.device().caps(), None).unwrap_err();
+    assert!(matches!(error, Error::Mismatch { .. }));
+    assert!(error.to_string().contains(&(elems * 4).to_string()), "{error}");
+    Ok(Completion::Completed)
+}
+
+fn an_unknown_adapter_is_unavailable() -> Outcome {
+    for adapter in [AdapterSelector::from("no such adapter"), AdapterSelector::from("4711")] {
+        let options = GpuOptions { adapter: Some(adapter), ..GpuOptions::default() };
+        let Err(error) = GpuWorker::open(&options) else { panic!("opened {options:?}") };
+        assert!(matches!(error, Error::Unavailable { .. }));
+        assert!(error.to_string().contains(&adapters()[0].name), "{error}");
+    }
+    Ok(Completion::Completed)
+}
+
+fn adapters_are_found_by_number_and_part_of_the_name() -> Outcome {
+    let first = &adapters()[0];
+    let name = first.name.to_uppercase();
+    let part: String = name.chars().take(4).collect();
+    for selector in ["0", name.as_str(), part.as_str()] {
+        assert_eq!(&select(Some(&AdapterSelector::from(selector)))?[0], first);
+    }
+    let json = serde_json::to_value(first)?;
+    assert_eq!(json["index"], 0);
+    assert!(json["limits"]["max_buffer_bytes"].as_u64().is_some());
+    Ok(Completion::Completed)
+}
+
+fn workers_run_side_by_side() -> Outcome {
+    let fleet = GpuWorker::fleet(3, None)?;
+    let names: Vec<_> = fleet.iter().map(|w| w.info().name).collect();
+    assert_eq!(names, ["gpu-0", "gpu-1", "gpu-2"]);
+    let threads: Vec<_> = (1..)
+        .zip(fleet)
+        .map(|(seed, mut worker)| {
+            std::thread::spawn(move || {
+                let task = Subtask::small(seed);
+                task.install(worker.as_mut(), KEY, DType::F32).unwrap();
+                (0..5).all(|_| task.matches(worker.as_mut(), KEY, DType::F32).unwrap())
+            })
+        })
+        .collect();
+    assert!(threads.into_iter().all(|t| t.join().unwrap()));
+    Ok(Completion::Completed)
+}
+
+fn a_lost_device_is_a_lost_worker() -> Outcome {
+    let mut worker = worker()?;
+    let task = Subtask::small(1);
+    task.install(&mut worker, KEY, DType::F32)?;
+    worker.destroy_device();
+    let started = Instant::now();
+    for _ in 0..2 {
+        let lost = task.matches(&mut worker, KEY, DType::F32);
+        assert!(matches!(lost, Err(Error::WorkerLost { .. })), "{lost:?}");
+    }
+    assert!(matches!(task.install(&mut worker, KEY, DType::F32), Err(Error::WorkerLost { .. })));
+    assert!(started.elapsed().as_secs() < 30);
+    // A new worker on the same adapter is what recovery looks like.
+    let mut next = self::worker()?;
+    task.install(&mut next, KEY, DType::F32)?;
+    assert!(task.matches(&mut next, KEY, DType::F32)?);
+    Ok(Completion::Completed)
+}
+
+fn main() {
+    let mut tests: Vec<(String, Box<dyn FnOnce() -> Outcome + Send>)> = Vec::new();
+    for kernel in Kernel::ALL {
+        for dtype in [DType::F32, DType::F64] {
+            let name = format!("{kernel}_{dtype}_matches_the_reference");
+            tests.push((name, Box::new(move || kernel_matches(kernel, dtype, &layers()))));
+            let name = format!("{kernel}_{dtype}_matches_the_reference_where_the_plan_splits");
+            tests.push((name, Box::new(move || kernel_matches(kernel, dtype, &split_layers()))));
+        }
+    }
+    macro_rules! add {
+        ($($test:ident),* $(,)?) => {$(tests.push((stringify!($test).to_owned(), Box::new($test)));)*};
+    }
+    add!(
+        corrupted_weight_is_noticed,
+        more_workgroups_than_a_dimension_holds,
+        worker_computes_in_both_types,
+        filters_can_be_replaced_and_removed,
+        a_larger_layer_after_a_smaller_one,
+        cancelled_work_ends_and_the_next_is_right,
+        wrong_sizes_and_types_are_refused,
+        layers_larger_than_a_binding_are_refused,
+        an_unknown_adapter_is_unavailable,
+        adapters_are_found_by_number_and_part_of_the_name,
+        workers_run_side_by_side,
+        a_lost_device_is_a_lost_worker,
+    );
+
+    let present = !adapters().is_empty();
+    let required = std::env::var("CI").is_ok_and(|v| v == "true");
+    let trials = tests
+        .into_iter()
+        .map(|(name, test)| {
+            Trial::ignorable_test(name, move || match (present, required) {
+                (true, _) => test(),
+                (false, true) => Err("CI=true, and there is no GPU adapter".into()),
+                (false, false) => Ok(Completion::ignored_with("there is no GPU adapter")),
+            })
+        })
+        .collect();
+    libtest_mimic::run(&Arguments::from_args(), trials).exit();
+}
