@@ -1,12 +1,21 @@
-//! Coded distributed convolution. (The crate documentation follows.)
+#![doc = include_str!("../README.md")]
 
 pub mod array;
 pub mod coding;
 pub mod conv;
+pub mod engine;
 pub mod error;
 #[cfg(feature = "gpu")]
 pub mod gpu;
 pub mod partition;
+pub mod planner;
+pub mod scheduler;
 pub mod worker;
 
+pub use array::{DType, Element};
+pub use coding::CodeKind;
+pub use conv::{ConvParams, ConvShape};
+pub use engine::{CodedConv, LayerOptions, LayerReport, Report, Run};
 pub use error::{Error, ErrorKind, Result};
+pub use scheduler::{OnShortfall, Outcome, Policy, Pool};
+pub use worker::{CancelToken, CpuWorker, Worker};

@@ -1,2 +1,7 @@
-//! The command line.
-fn main() {}
+//! The `fcdcc` command: parses arguments, assembles a pool, calls the library, prints.
+
+mod cli;
+
+fn main() -> std::process::ExitCode {
+    cli::main()
+}

@@ -1,7 +1,5 @@
 //! The one inner loop of encoding: a linear combination of slices, compiled for the vector units at hand.
 
-#![expect(unsafe_code, reason = "calling a function compiled for detected CPU features is unsafe in Rust")]
-
 use crate::array::Element;
 
 /// Elements accumulated in registers before they are written.
@@ -27,34 +25,15 @@ pub(super) fn combine<T: Element>(dst: &mut [T], terms: &[(f64, &[T])]) {
     }
 }
 
-#[cfg(target_arch = "x86_64")]
 fn dispatch<T: Element>(dst: &mut [T], terms: &[(T, &[T])]) {
-    #[target_feature(enable = "avx512f")]
-    fn with_avx512<T: Element>(dst: &mut [T], terms: &[(T, &[T])]) {
-        body(dst, terms);
-    }
-    #[target_feature(enable = "avx2")]
-    fn with_avx2<T: Element>(dst: &mut [T], terms: &[(T, &[T])]) {
-        body(dst, terms);
-    }
-    if std::arch::is_x86_feature_detected!("avx512f") {
-        // SAFETY: the CPU was just seen to have avx512f, the only requirement of this safe-bodied function.
-        unsafe { with_avx512(dst, terms) }
-    } else if std::arch::is_x86_feature_detected!("avx2") {
-        // SAFETY: the CPU was just seen to have avx2, the only requirement of this safe-bodied function.
-        unsafe { with_avx2(dst, terms) }
-    } else {
-        body(dst, terms);
-    }
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn dispatch<T: Element>(dst: &mut [T], terms: &[(T, &[T])]) {
-    body(dst, terms);
+    pulp::Arch::new().dispatch(
+        #[inline(always)]
+        || body(dst, terms),
+    );
 }
 
 #[inline(always)]
-#[expect(clippy::inline_always, reason = "it must be compiled inside each feature-specific caller")]
+#[expect(clippy::inline_always, reason = "it must be compiled for each instruction set")]
 fn body<T: Element>(dst: &mut [T], terms: &[(T, &[T])]) {
     let mut at = 0;
     let mut chunks = dst.chunks_exact_mut(WIDTH);

@@ -40,6 +40,18 @@ pub enum WorkerKind {
     Remote,
 }
 
+impl WorkerKind {
+    /// `cpu`, `gpu` or `remote`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Gpu => "gpu",
+            Self::Remote => "remote",
+        }
+    }
+}
+
 /// What a worker says of itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct WorkerInfo {

@@ -1,5 +1,5 @@
 //! What several test suites share: seeded data, error measures, responder sets.
-#![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "each test binary uses its own part")]
 
 use fcdcc::array::Element;
 use rand::{Rng, SeedableRng};

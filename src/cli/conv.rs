@@ -1,0 +1,104 @@
+//! `fcdcc conv`: one coded convolution of arrays on disk.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use fcdcc::{CodedConv, ConvParams, Element, Error, Report, Result};
+use ndarray::{ArrayD, Ix1};
+
+use super::options::{LayerArgs, Precision};
+use super::{Console, files, pool, print};
+
+/// Compute one coded convolution (semantics of ONNX Conv) of .npy arrays.
+#[derive(Args)]
+#[command(after_help = "Examples:\n  \
+    fcdcc conv --input x.npy --weight w.npy --output y.npy --stride 4 --workers 20 --partitions 8,8 \
+    --fault random:4:crash\n  \
+    fcdcc conv --input x.npy --weight w.npy --bias b.npy --output y.npy --padding 1 --backend cpu --report r.json")]
+pub(crate) struct ConvArgs {
+    /// Input, [batch, channels, spatial...] with 1, 2 or 3 spatial axes
+    #[arg(long, value_name = "X.npy")]
+    input: PathBuf,
+    /// Filters, [out, channels/groups, kernel...]
+    #[arg(long, value_name = "W.npy")]
+    weight: PathBuf,
+    /// Bias, [out]
+    #[arg(long, value_name = "B.npy")]
+    bias: Option<PathBuf>,
+    /// Where the output goes, [batch, out, spatial...]
+    #[arg(long, value_name = "Y.npy")]
+    output: PathBuf,
+    /// One number or one an axis [default: 1]
+    #[arg(long, value_delimiter = ',', num_args = 1..)]
+    stride: Vec<usize>,
+    /// One number, one an axis, or begins then ends [default: 0]
+    #[arg(long, value_delimiter = ',', num_args = 1..)]
+    padding: Vec<usize>,
+    /// One number or one an axis [default: 1]
+    #[arg(long, value_delimiter = ',', num_args = 1..)]
+    dilation: Vec<usize>,
+    /// Groups of channels
+    #[arg(long, default_value_t = 1)]
+    groups: usize,
+    #[command(flatten)]
+    layer: LayerArgs,
+}
+
+pub(crate) fn run(args: &ConvArgs, console: Console) -> Result<()> {
+    match args.layer.precision {
+        Precision::F32 => run_in::<f32>(args, console),
+        Precision::F64 => run_in::<f64>(args, console),
+    }
+}
+
+fn run_in<T: Element + ndarray_npy::WritableElement>(args: &ConvArgs, console: Console) -> Result<()> {
+    files::check_writable(&args.output)?;
+    if let Some(report) = &args.layer.report {
+        files::check_writable(report)?;
+    }
+    let options = args.layer.layer_options("conv")?;
+    let input: ArrayD<T> = files::read_array(&args.input)?;
+    let weight: ArrayD<T> = files::read_array(&args.weight)?;
+    let bias = match &args.bias {
+        None => None,
+        Some(path) => {
+            let bias: ArrayD<T> = files::read_array(path)?;
+            let shape = bias.shape().to_vec();
+            Some(bias.into_dimensionality::<Ix1>().map_err(|_| {
+                Error::mismatch(
+                    "rank of the bias",
+                    format!("{} (shape {shape:?})", shape.len()),
+                    1,
+                    "give [out]",
+                )
+            })?)
+        }
+    };
+    let params = ConvParams {
+        stride: args.stride.clone(),
+        padding: args.padding.clone(),
+        dilation: args.dilation.clone(),
+        groups: args.groups,
+    };
+    // Shapes are refused before devices are opened.
+    fcdcc::ConvShape::new(input.shape(), weight.shape(), &params)?;
+    let pool = pool::assemble(&args.layer, console)?;
+    let bias = bias.as_ref().map(|b| b.view());
+    let layer = CodedConv::prepare(&pool, input.shape(), weight.view(), bias, &params, options)?;
+    let run = layer.run(input.view())?;
+    files::write_array(&args.output, &run.output)?;
+    let report = Report {
+        schema: 1,
+        command: "conv".to_owned(),
+        total_ms: run.report.total_ms,
+        layers: vec![run.report],
+    };
+    if let Some(path) = &args.layer.report {
+        files::write_report(path, &report)?;
+    }
+    if !console.quiet {
+        print::layer_table(&report.layers[0])?;
+        print::out(format_args!("  {} {:?} {}", args.output.display(), run.output.shape(), T::DTYPE))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,146 @@
+//! Arrays and reports on disk. Output appears complete or not at all.
+
+use std::io::{BufWriter, Write};
+use std::path::Path;
+
+use fcdcc::{Element, Error, Report, Result};
+use ndarray::{ArrayD, IxDyn, ShapeBuilder};
+use ndarray_npy::WriteNpyExt;
+use ndarray_npy::npy::header::{Header, Layout};
+
+fn bad(path: &Path, cause: impl std::fmt::Display) -> Error {
+    Error::File { path: path.display().to_string(), cause: cause.to_string(), input: true }
+}
+
+/// Reads a `.npy` array of little-endian f32 or f64, converted to `T`.
+///
+/// # Errors
+/// [`Error::File`] naming both sides: not a .npy file, another element type, or another number of bytes than the
+/// header announces.
+pub(crate) fn read_array<T: Element>(path: &Path) -> Result<ArrayD<T>> {
+    let bytes = std::fs::read(path).map_err(|e| bad(path, format!("cannot be read: {e}")))?;
+    let mut rest = bytes.as_slice();
+    check_header_length(&bytes).map_err(|cause| bad(path, cause))?;
+    let header = Header::from_reader(&mut rest)
+        .map_err(|e| bad(path, format!("is not a .npy array ({e}): save it with numpy.save")))?;
+    let descriptor = header.type_descriptor.to_string();
+    let size = match descriptor.trim_matches('\'') {
+        "<f4" => 4,
+        "<f8" => 8,
+        other => {
+            return Err(bad(
+                path,
+                format!(
+                    "holds {other} where <f4 or <f8 (little-endian float32 or float64) was expected: convert it with .astype('<f4')"
+                ),
+            ));
+        }
+    };
+    let expected = header.shape.iter().try_fold(size, |product: usize, axis| product.checked_mul(*axis));
+    if expected != Some(rest.len()) {
+        let expected = expected.map_or_else(|| "more than memory can hold".to_owned(), |e| format!("{e}"));
+        return Err(bad(
+            path,
+            format!(
+                "has {} bytes of data where shape {:?} needs {expected}: the file is truncated or damaged; write it again",
+                rest.len(),
+                header.shape
+            ),
+        ));
+    }
+    let values: Vec<T> = if size == 4 {
+        rest.chunks_exact(4)
+            .map(|b| T::from_f64(f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]]))))
+            .collect()
+    } else {
+        rest.chunks_exact(8)
+            .map(|b| T::from_f64(f64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]])))
+            .collect()
+    };
+    let layout = IxDyn(&header.shape).set_f(matches!(header.layout, Layout::Fortran));
+    ArrayD::from_shape_vec(layout, values)
+        .map_err(|e| bad(path, format!("has an impossible shape {:?}: {e}", header.shape)))
+}
+
+/// The header's own length field is checked against the file before anything of that length is allocated.
+fn check_header_length(bytes: &[u8]) -> Result<(), String> {
+    let field = match bytes.get(6) {
+        Some(1) => bytes.get(8..10).map(|b| (10, usize::from(u16::from_le_bytes([b[0], b[1]])))),
+        Some(_) => bytes.get(8..12).map(|b| (12, u32::from_le_bytes([b[0], b[1], b[2], b[3]]) as usize)),
+        None => None,
+    };
+    match field {
+        Some((start, length)) if start + length <= bytes.len() => Ok(()),
+        Some((start, length)) => Err(format!(
+            "has {} bytes where its header needs {}: the file is truncated or not a .npy array; write it again",
+            bytes.len(),
+            start + length
+        )),
+        None => Err(format!(
+            "has {} bytes where a .npy header needs at least 10: save it with numpy.save",
+            bytes.len()
+        )),
+    }
+}
+
+/// Checks, before any work is done, that `path` can be written later.
+pub(crate) fn check_writable(path: &Path) -> Result<()> {
+    let folder = folder(path);
+    if !folder.is_dir() {
+        return Err(bad(path, format!("its folder {} does not exist: create it first", folder.display())));
+    }
+    if path.is_dir() {
+        return Err(bad(path, "is a folder: name a file"));
+    }
+    Ok(())
+}
+
+fn folder(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// Writes beside `path`, then renames.
+fn write_whole(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<(), String>) -> Result<()> {
+    let failed = |cause: String| Error::File { path: path.display().to_string(), cause, input: false };
+    let mut file = tempfile::Builder::new()
+        .prefix(".fcdcc-")
+        .tempfile_in(folder(path))
+        .map_err(|e| failed(format!("cannot be written: {e}")))?;
+    let mut buffered = BufWriter::new(file.as_file_mut());
+    write(&mut buffered).map_err(failed)?;
+    buffered.flush().map_err(|e| failed(e.to_string()))?;
+    drop(buffered);
+    share(file.as_file());
+    file.persist(path).map_err(|e| failed(format!("cannot be put in place: {}", e.error)))?;
+    Ok(())
+}
+
+/// Temporary files are private; an output file should be readable like any other.
+#[cfg(unix)]
+fn share(file: &std::fs::File) {
+    use std::os::unix::fs::PermissionsExt;
+    // Best effort: the data is there either way.
+    let _ = file.set_permissions(std::fs::Permissions::from_mode(0o644));
+}
+
+#[cfg(not(unix))]
+fn share(_: &std::fs::File) {}
+
+/// Writes a `.npy` array.
+pub(crate) fn write_array<T: Element + ndarray_npy::WritableElement>(
+    path: &Path,
+    array: &ArrayD<T>,
+) -> Result<()> {
+    write_whole(path, |out| array.write_npy(out).map_err(|e| e.to_string()))
+}
+
+/// Writes a report as JSON.
+pub(crate) fn write_report(path: &Path, report: &Report) -> Result<()> {
+    write_whole(path, |out| {
+        serde_json::to_writer_pretty(&mut *out, report).map_err(|e| e.to_string())?;
+        writeln!(out).map_err(|e| e.to_string())
+    })
+}

@@ -1,0 +1,137 @@
+//! The command line: one file a subcommand. Everything here prints; nothing here computes.
+
+mod conv;
+mod demo;
+mod devices;
+mod files;
+mod options;
+mod pool;
+mod print;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::error::ErrorKind as ClapKind;
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use fcdcc::{Error, ErrorKind};
+use tracing_subscriber::EnvFilter;
+
+/// Coded distributed convolution: exact CNN layers from unreliable workers.
+#[derive(Parser)]
+#[command(name = "fcdcc", version, propagate_version = true)]
+#[command(
+    after_help = "Exit status: 0 exact result, 1 internal failure, 2 bad usage or input (nothing written),\n\
+    3 too few results after every fallback allowed, 4 a result was refused.\n\n\
+    Example: fcdcc conv --input x.npy --weight w.npy --output y.npy --workers 6 --fault 0,3:crash"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// No progress, notices or tables; errors still come
+    #[arg(long, short, global = true)]
+    quiet: bool,
+    /// Trace what happens on stderr (-vv for more; RUST_LOG decides in detail)
+    #[arg(long, short, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Watch a coded layer survive the loss of its workers; needs no files
+    Demo(demo::DemoArgs),
+    /// Compute one coded convolution (ONNX Conv) of .npy arrays
+    Conv(Box<conv::ConvArgs>),
+    /// List the GPU adapters and what `--backend auto` would use
+    Devices(devices::DevicesArgs),
+}
+
+/// What every command may say besides its result.
+#[derive(Clone, Copy)]
+struct Console {
+    quiet: bool,
+}
+
+impl Console {
+    /// A line of progress or a notice, on stderr.
+    fn notice(self, text: impl std::fmt::Display) {
+        if !self.quiet {
+            say(text);
+        }
+    }
+}
+
+/// Parses, runs, and turns the outcome into an exit status and at most one line on stderr.
+pub(crate) fn main() -> ExitCode {
+    let cli = match Cli::command().try_get_matches().and_then(|m| Cli::from_arg_matches(&m)) {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    start_log(&cli);
+    let console = Console { quiet: cli.quiet };
+    let result = match cli.command {
+        Command::Demo(args) => demo::run(&args, console),
+        Command::Conv(args) => conv::run(&args, console),
+        Command::Devices(args) => devices::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(format_args!("error: {}", one_line(&error.to_string())));
+            ExitCode::from(status(&error))
+        }
+    }
+}
+
+/// One line on stderr. Where even that is closed there is nobody left to tell.
+fn say(line: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr().lock(), "{line}");
+}
+
+fn status(error: &Error) -> u8 {
+    match error.kind() {
+        ErrorKind::Internal => 1,
+        ErrorKind::BadInput => 2,
+        ErrorKind::Shortfall => 3,
+        ErrorKind::Refused => 4,
+    }
+}
+
+/// clap's message as one line and exit status 2; help and version as they are and 0.
+fn usage(error: &clap::Error) -> ExitCode {
+    if matches!(error.kind(), ClapKind::DisplayHelp | ClapKind::DisplayVersion) {
+        // A closed stdout (`fcdcc --help | head -1`) is no failure.
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    let text = error.render().to_string();
+    let said: Vec<&str> = text
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"))
+        .filter(|line| !line.is_empty())
+        .collect();
+    let said =
+        if said.is_empty() || matches!(error.kind(), ClapKind::DisplayHelpOnMissingArgumentOrSubcommand) {
+            "error: no command given".to_owned()
+        } else {
+            said.join(" ")
+        };
+    say(format_args!("{said}: see fcdcc --help"));
+    ExitCode::from(2)
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+fn start_log(cli: &Cli) {
+    let default = match (cli.quiet, cli.verbose) {
+        (_, 1) => "fcdcc=info",
+        (_, 2) => "fcdcc=debug",
+        (_, v) if v > 2 => "debug",
+        (true, _) => "off",
+        _ => "error",
+    };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}

@@ -1,0 +1,157 @@
+//! Options shared by the commands that run coded layers.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use fcdcc::worker::FaultSpec;
+use fcdcc::{CodeKind, Error, LayerOptions, OnShortfall, Result};
+
+/// Default of `--workers`.
+const WORKERS: usize = 6;
+
+/// Who computes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Backend {
+    /// Real GPUs if there are any, else CPU workers with a notice
+    #[default]
+    Auto,
+    /// GPU adapters, software ones included
+    Gpu,
+    /// Threads of this machine
+    Cpu,
+}
+
+/// Arithmetic of the workers and type of the output.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Precision {
+    /// 32-bit
+    #[default]
+    F32,
+    /// 64-bit
+    F64,
+}
+
+/// Whether spare results are checked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Audit {
+    /// Trust every finite result
+    #[default]
+    Off,
+    /// Detect corruption
+    Detect,
+    /// Detect and correct corruption
+    Correct,
+}
+
+/// `--partitions KA,KB`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Partitions(usize, usize);
+
+impl FromStr for Partitions {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let parts: Vec<&str> = text.split(',').map(str::trim).collect();
+        match parts.as_slice() {
+            [a, b] => match (a.parse(), b.parse()) {
+                (Ok(a), Ok(b)) => Ok(Self(a, b)),
+                _ => Err(Error::invalid("partitions", format!("{text:?}"), "give two numbers, such as 4,4")),
+            },
+            other => Err(Error::mismatch(
+                "number of partitions",
+                other.len(),
+                "2 (k_A of the input, k_B of the filters)",
+                "give them as KA,KB, such as 4,4",
+            )),
+        }
+    }
+}
+
+/// A time such as `500ms` or `2s`.
+fn duration(text: &str) -> Result<Duration> {
+    humantime::parse_duration(text)
+        .map_err(|e| Error::invalid("deadline", format!("{text:?}"), format!("{e}; write it as 500ms or 2s")))
+}
+
+/// Options of every command that runs coded layers.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct LayerArgs {
+    /// Coded subtasks n, one worker each unless a pool file says otherwise [default: 6]
+    #[arg(long, value_name = "N")]
+    pub(crate) workers: Option<usize>,
+    /// Parts of the input and of the filters, each 1 or even [default: the cheapest that survive --tolerate]
+    #[arg(long, value_name = "KA,KB")]
+    pub(crate) partitions: Option<Partitions>,
+    /// Stragglers to survive, n minus the recovery threshold [default: 2]
+    #[arg(long, value_name = "G")]
+    pub(crate) tolerate: Option<usize>,
+    /// Code family: crme, uncoded
+    #[arg(long, value_name = "NAME", default_value = "crme")]
+    pub(crate) code: CodeKind,
+    /// Who computes
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) backend: Backend,
+    /// GPU adapter: its number or part of its name (see `fcdcc devices`)
+    #[arg(long, value_name = "ADAPTER")]
+    pub(crate) adapter: Option<String>,
+    /// Workers one by one, from a TOML file, instead of --backend
+    #[arg(long, value_name = "FILE.toml", conflicts_with_all = ["backend", "adapter"])]
+    pub(crate) pool: Option<PathBuf>,
+    /// Arithmetic of the workers
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) precision: Precision,
+    /// Inject a fault, WORKERS:KIND, such as 0,3:delay=300ms or random:2:crash (may be repeated)
+    #[arg(long, value_name = "SPEC")]
+    pub(crate) fault: Vec<FaultSpec>,
+    /// Time a coded layer may take from its dispatch, such as 500ms
+    #[arg(long, value_name = "DUR", default_value = "30s", value_parser = duration)]
+    pub(crate) deadline: Duration,
+    /// When too few results can come: fail, redispatch (then local), local
+    #[arg(long, value_name = "WHAT", default_value = "redispatch")]
+    pub(crate) on_shortfall: OnShortfall,
+    /// Check spare results for corruption
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) audit: Audit,
+    /// Refuse a result whose error bound (relative L2) exceeds R
+    #[arg(long, value_name = "R")]
+    pub(crate) max_error: Option<f64>,
+    /// Seed of everything random
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Write a machine-readable report
+    #[arg(long, value_name = "FILE.json")]
+    pub(crate) report: Option<PathBuf>,
+}
+
+impl LayerArgs {
+    /// Workers to make when no pool file says.
+    pub(crate) fn worker_count(&self) -> usize {
+        self.workers.unwrap_or(WORKERS)
+    }
+
+    /// The library's options.
+    pub(crate) fn layer_options(&self, name: &str) -> Result<LayerOptions> {
+        if self.workers == Some(0) {
+            return Err(Error::invalid("number of workers (--workers)", 0, "use at least one"));
+        }
+        if self.audit != Audit::Off {
+            return Err(Error::Unavailable {
+                what: format!("--audit {:?}", self.audit).to_lowercase(),
+                mend: "this version checks results for NaN and infinity only: use --audit off".to_owned(),
+            });
+        }
+        let defaults = LayerOptions::default();
+        Ok(LayerOptions {
+            name: name.to_owned(),
+            code: self.code,
+            subtasks: self.workers,
+            tolerate: self.tolerate.unwrap_or(defaults.tolerate),
+            partitions: self.partitions.map(|Partitions(a, b)| (a, b)),
+            deadline: self.deadline,
+            on_shortfall: self.on_shortfall,
+            max_error: self.max_error,
+        })
+    }
+}

@@ -1,0 +1,66 @@
+//! Results on stdout: lines, JSON, and the table of who did what.
+
+use std::fmt::Display;
+use std::io::Write;
+
+use fcdcc::{Error, LayerReport, Result};
+use serde::Serialize;
+
+/// One line on stdout. A closed pipe is an error like any other, not a panic.
+pub(crate) fn out(line: impl Display) -> Result<()> {
+    writeln!(std::io::stdout().lock(), "{line}").map_err(failed)
+}
+
+/// A value as JSON on stdout.
+pub(crate) fn out_json(value: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(value).map_err(|e| failed(e.into()))?;
+    out(text)
+}
+
+fn failed(error: std::io::Error) -> Error {
+    Error::File { path: "stdout".to_owned(), cause: error.to_string(), input: false }
+}
+
+/// Who did what in one layer, and what it cost.
+pub(crate) fn layer_table(report: &LayerReport) -> Result<()> {
+    out(format_args!(
+        "{}: code {} with n={}, recovery threshold {}, partitions {},{} on {} workers",
+        report.name, report.code, report.n, report.recovery_threshold, report.k_a, report.k_b, report.backend
+    ))?;
+    let width = report.workers.iter().map(|w| w.worker.len()).max().unwrap_or(0).max(6);
+    out(format_args!("  subtask  {:width$}  outcome    latency", "worker"))?;
+    for row in &report.workers {
+        let subtask = row.subtask.map_or_else(|| "-".to_owned(), |s| s.to_string());
+        let outcome = format!("{:?}", row.outcome).to_lowercase();
+        let latency = row.latency_ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.1} ms"));
+        out(format_args!("  {subtask:>7}  {:width$}  {outcome:9}  {latency:>9}", row.worker))?;
+    }
+    out(format_args!(
+        "  encode {:.1} ms, wait {:.1} ms, decode {:.1} ms, total {:.1} ms; {} up, {} down",
+        report.encode_ms,
+        report.wait_ms,
+        report.decode_ms,
+        report.total_ms,
+        bytes(report.bytes_up),
+        bytes(report.bytes_down)
+    ))?;
+    let how = match &report.fallback {
+        Some(fallback) => format!("computed by fallback: {fallback}"),
+        None if report.redispatched > 0 => {
+            format!("exact after {} redispatched subtasks", report.redispatched)
+        }
+        None => "exact".to_owned(),
+    };
+    out(format_args!(
+        "  {how}: condition number {:.4}, error bound {:.1e}",
+        report.condition_number, report.error_bound
+    ))
+}
+
+fn bytes(count: usize) -> String {
+    match count {
+        0..=9_999 => format!("{count} B"),
+        10_000..=9_999_999 => format!("{:.1} kB", count as f64 / 1e3),
+        _ => format!("{:.1} MB", count as f64 / 1e6),
+    }
+}

@@ -1,0 +1,190 @@
+//! Choosing partitions: a cost model over shapes, and the cheapest pair (k_A, k_B).
+//!
+//! Pure functions. What a subtask uploads, downloads, stores and computes is exact arithmetic on shapes;
+//! [`Rates`] turn it into seconds. Who gives `partitions` explicitly can skip this module.
+
+use serde::Serialize;
+
+use crate::coding::{Code, CodeKind};
+use crate::conv::ConvShape;
+use crate::error::{Error, Result};
+use crate::partition::{FilterPartition, InputPartition};
+use crate::worker::SubtaskShape;
+
+/// What one subtask costs, in elements and multiply-adds.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct SubtaskCost {
+    /// l_A coded slabs.
+    pub upload_elems: usize,
+    /// l_A l_B sub-results.
+    pub download_elems: usize,
+    /// l_B coded filter banks, held by the worker.
+    pub storage_elems: usize,
+    /// Multiply-adds of all sub-results.
+    pub macs: f64,
+}
+
+/// Seconds for a unit of each cost: the weights of the cost model.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rates {
+    /// Moving one element to or from a worker.
+    pub transfer_s: f64,
+    /// Holding one filter element: its share of a refill, and of caches it occupies.
+    pub storage_s: f64,
+    /// One multiply-add on a worker.
+    pub mac_s: f64,
+}
+
+impl Default for Rates {
+    /// One element in 4 ns (f32 over 1 GB/s), a refill every forty runs, 25 G multiply-adds a second.
+    fn default() -> Self {
+        Self { transfer_s: 4e-9, storage_s: 1e-10, mac_s: 4e-11 }
+    }
+}
+
+impl SubtaskCost {
+    /// The cost of one subtask of `shape` under `code`.
+    #[must_use]
+    pub fn of(shape: &SubtaskShape) -> Self {
+        Self {
+            upload_elems: shape.upload_elems(),
+            download_elems: shape.download_elems(),
+            storage_elems: shape.filter_elems(),
+            macs: shape.sub_results() as f64 * shape.conv.macs(),
+        }
+    }
+
+    /// Weighted sum, in seconds.
+    #[must_use]
+    pub fn seconds(&self, rates: &Rates) -> f64 {
+        (self.upload_elems + self.download_elems) as f64 * rates.transfer_s
+            + self.storage_elems as f64 * rates.storage_s
+            + self.macs * rates.mac_s
+    }
+}
+
+/// The shape of one subtask of `code` over `layer`.
+///
+/// # Errors
+/// [`Error::InvalidParameter`] when the layer cannot be cut into the code's parts.
+pub fn subtask_shape(layer: &ConvShape, code: &Code) -> Result<SubtaskShape> {
+    let input = InputPartition::new(layer, code.k_a())?;
+    let filters = FilterPartition::new(layer, code.k_b())?;
+    Ok(SubtaskShape { conv: input.slab_conv(filters.bank_channels()), slabs: code.l_a(), banks: code.l_b() })
+}
+
+/// The cheapest (k_A, k_B) for `layer` on `n` subtasks of which `tolerate` may be missing.
+///
+/// A coded layer takes the largest recovery threshold up to n - tolerate that its rows and channels allow (less
+/// work a subtask); an uncoded one takes n parts, or the largest number below that exists. Among the pairs of one
+/// threshold the cost decides.
+///
+/// # Errors
+/// [`Error::InvalidParameter`] when `tolerate` leaves no subtask to wait for.
+pub fn choose_partitions(
+    layer: &ConvShape,
+    kind: CodeKind,
+    n: usize,
+    tolerate: usize,
+    rates: &Rates,
+) -> Result<(usize, usize)> {
+    let wanted = match kind {
+        CodeKind::Uncoded => n,
+        CodeKind::Crme => n.saturating_sub(tolerate),
+    };
+    if wanted == 0 {
+        return Err(Error::invalid(
+            "stragglers to tolerate (--tolerate)",
+            tolerate,
+            format!("it must be below the number of subtasks, {n}"),
+        ));
+    }
+    let rows = layer.output[layer.split_axis()];
+    let filters = layer.out_channels / layer.groups;
+    // A side of two parts carries both in every subtask: it codes nothing that one part does not.
+    let sides = |limit: usize| {
+        (1..=limit.min(wanted * 2)).filter(move |k| match kind {
+            CodeKind::Uncoded => true,
+            CodeKind::Crme => *k == 1 || (*k > 2 && k.is_multiple_of(2)),
+        })
+    };
+    let mut best: Option<(usize, f64, (usize, usize))> = None;
+    for k_a in sides(rows) {
+        for k_b in sides(filters) {
+            let threshold = kind.recovery_threshold(k_a, k_b)?;
+            if threshold > wanted || best.is_some_and(|(most, ..)| threshold < most) {
+                continue;
+            }
+            let code = Code::new(kind, k_a, k_b, if kind == CodeKind::Uncoded { threshold } else { n })?;
+            let cost = SubtaskCost::of(&subtask_shape(layer, &code)?).seconds(rates);
+            if best.is_none_or(|(most, least, _)| threshold > most || cost < least) {
+                best = Some((threshold, cost, (k_a, k_b)));
+            }
+        }
+    }
+    best.map(|(.., pair)| pair)
+        .ok_or_else(|| Error::invalid("layer", format!("{layer:?}"), "it has no output to partition"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conv::ConvParams;
+
+    fn choose(
+        input: &[usize],
+        weight: &[usize],
+        params: ConvParams,
+        kind: CodeKind,
+        n: usize,
+        tolerate: usize,
+    ) -> (usize, usize) {
+        let layer = ConvShape::new(input, weight, &params).unwrap();
+        choose_partitions(&layer, kind, n, tolerate, &Rates::default()).unwrap()
+    }
+
+    #[test]
+    fn early_layers_split_the_input_and_late_ones_the_filters() {
+        let p = || ConvParams::default().padding([1]);
+        let early = choose(&[1, 3, 224, 224], &[64, 3, 3, 3], p(), CodeKind::Crme, 20, 4);
+        let late = choose(&[1, 512, 14, 14], &[512, 512, 3, 3], p(), CodeKind::Crme, 20, 4);
+        assert!(early.0 > late.0 && early.1 < late.1, "{early:?} {late:?}");
+        for (k_a, k_b) in [early, late] {
+            assert_eq!(CodeKind::Crme.recovery_threshold(k_a, k_b).unwrap(), 16);
+        }
+    }
+
+    #[test]
+    fn layers_too_small_for_the_threshold_get_the_largest_that_fits() {
+        // Depthwise, three output rows: neither four parts a side nor any filters to split.
+        let p = ConvParams::default().groups(8);
+        assert_eq!(choose(&[1, 8, 5, 5], &[8, 1, 3, 3], p, CodeKind::Crme, 6, 2), (1, 1));
+        // A fully connected layer can be split along its filters only.
+        assert_eq!(
+            choose(&[1, 64, 1, 1], &[100, 64, 1, 1], ConvParams::default(), CodeKind::Crme, 6, 2),
+            (1, 8)
+        );
+        // Five is prime: only one side is split, into ten parts.
+        let (k_a, k_b) = choose(&[1, 8, 32, 32], &[64, 8, 3, 3], ConvParams::default(), CodeKind::Crme, 7, 2);
+        assert!(matches!((k_a, k_b), (1, 10) | (10, 1)));
+    }
+
+    #[test]
+    fn uncoded_layers_use_all_workers() {
+        let (k_a, k_b) =
+            choose(&[1, 8, 32, 32], &[64, 8, 3, 3], ConvParams::default(), CodeKind::Uncoded, 6, 2);
+        assert_eq!(k_a * k_b, 6);
+        assert_eq!(
+            choose(&[1, 8, 1, 1], &[5, 8, 1, 1], ConvParams::default(), CodeKind::Uncoded, 6, 2),
+            (1, 5)
+        );
+    }
+
+    #[test]
+    fn tolerating_everybody_is_refused_with_both_numbers() {
+        let layer = ConvShape::new(&[1, 1, 4, 4], &[1, 1, 1, 1], &ConvParams::default()).unwrap();
+        let error =
+            choose_partitions(&layer, CodeKind::Crme, 6, 6, &Rates::default()).unwrap_err().to_string();
+        assert!(error.contains("is 6") && error.contains("subtasks, 6"), "{error}");
+    }
+}

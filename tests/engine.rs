@@ -1,0 +1,624 @@
+//! Coded layers over pools of real and scripted workers.
+//!
+//! Scripted workers decide by channels what happens when; no test sleeps.
+
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+mod common;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use common::{mean_squared_error, normal, relative_l2, subsets};
+use crossbeam_channel::{Receiver, bounded, unbounded};
+use fcdcc::array::Values;
+use fcdcc::conv::{conv_local, reference};
+use fcdcc::worker::{
+    CancelToken, CpuWorker, Fault, FaultSpec, FaultyWorker, FilterKey, SubtaskShape, WorkerInfo, inject,
+};
+use fcdcc::{
+    CodeKind, CodedConv, ConvParams, ConvShape, Element, Error, LayerOptions, OnShortfall, Pool, Result,
+    Worker,
+};
+use ndarray::{ArrayD, ArrayView1, IxDyn};
+
+/// f32 workers at condition numbers below 100.
+const EXACT_F32: f64 = 3e-5;
+
+struct Layer<T> {
+    input: ArrayD<T>,
+    weight: ArrayD<T>,
+    bias: Vec<T>,
+    params: ConvParams,
+    truth: Vec<T>,
+}
+
+impl<T: Element> Layer<T> {
+    /// Unit-normal data; the truth comes from the naive reference.
+    fn new(input: &[usize], weight: &[usize], params: ConvParams) -> Self {
+        let mut layer = Self::without_truth(input, weight, params);
+        let (x, w) = (layer.input.as_slice().unwrap(), layer.weight.as_slice().unwrap());
+        layer.truth = reference(&layer.shape(), x, w, Some(&layer.bias)).unwrap();
+        layer
+    }
+
+    /// For layers on which the naive reference would take minutes: the local kernel, in f64, is tested against it
+    /// elsewhere.
+    fn large(input: &[usize], weight: &[usize], params: ConvParams) -> (Self, Vec<f64>) {
+        let layer = Self::without_truth(input, weight, params);
+        let wide = |values: &[T]| values.iter().map(|v| v.to_f64()).collect::<Vec<f64>>();
+        let (x, w) = (wide(layer.input.as_slice().unwrap()), wide(layer.weight.as_slice().unwrap()));
+        let truth = conv_local(&layer.shape(), &x, &w, Some(&wide(&layer.bias)), 2, &|| false).unwrap();
+        (layer, truth)
+    }
+
+    fn without_truth(input: &[usize], weight: &[usize], params: ConvParams) -> Self {
+        let shape = ConvShape::new(input, weight, &params).unwrap();
+        Self {
+            input: ArrayD::from_shape_vec(IxDyn(input), normal(shape.input_elems(), 1)).unwrap(),
+            weight: ArrayD::from_shape_vec(IxDyn(weight), normal(shape.weight_elems(), 2)).unwrap(),
+            bias: normal(shape.out_channels, 3),
+            params,
+            truth: Vec::new(),
+        }
+    }
+
+    fn shape(&self) -> ConvShape {
+        ConvShape::new(self.input.shape(), self.weight.shape(), &self.params).unwrap()
+    }
+
+    fn prepare(&self, pool: &Pool, options: LayerOptions) -> Result<CodedConv<T>> {
+        let bias = ArrayView1::from(&self.bias);
+        CodedConv::prepare(pool, self.input.shape(), self.weight.view(), Some(bias), &self.params, options)
+    }
+
+    fn error(&self, output: &ArrayD<T>) -> f64 {
+        relative_l2(output.as_slice().unwrap(), &self.truth)
+    }
+}
+
+fn small() -> Layer<f32> {
+    Layer::new(&[1, 3, 12, 10], &[8, 3, 3, 3], ConvParams::default().padding([1]))
+}
+
+fn options(k_a: usize, k_b: usize) -> LayerOptions {
+    LayerOptions::default().partitions(k_a, k_b).deadline(Duration::from_secs(20))
+}
+
+fn fail(k_a: usize, k_b: usize) -> LayerOptions {
+    options(k_a, k_b).on_shortfall(OnShortfall::Fail)
+}
+
+/// `n` CPU workers with faults given as on the command line.
+fn pool(n: usize, faults: &[&str]) -> Pool {
+    let faults: Vec<FaultSpec> = faults.iter().map(|f| f.parse().unwrap()).collect();
+    Pool::new(inject(CpuWorker::fleet(n), &faults, 5).unwrap()).unwrap()
+}
+
+fn list(indices: &[usize]) -> String {
+    indices.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+}
+
+/// Names of the workers with an outcome.
+fn with_outcome(report: &fcdcc::LayerReport, outcome: &str) -> Vec<usize> {
+    let rows = report.workers.iter().filter(|w| format!("{:?}", w.outcome).to_lowercase() == outcome);
+    rows.map(|w| w.subtask.unwrap()).collect()
+}
+
+#[test]
+fn every_responder_set_of_small_codes_is_exact_and_reported() {
+    let layer = small();
+    for (n, k_a, k_b, delta) in [(6, 4, 4, 4), (10, 4, 8, 8)] {
+        for survivors in subsets(n, delta) {
+            let dead: Vec<usize> = (0..n).filter(|i| !survivors.contains(i)).collect();
+            let pool = pool(n, &[&format!("{}:crash", list(&dead))]);
+            let run = layer.prepare(&pool, fail(k_a, k_b)).unwrap().run(layer.input.view()).unwrap();
+            assert!(layer.error(&run.output) < EXACT_F32, "{survivors:?}");
+            assert_eq!(run.report.used, survivors);
+            assert_eq!(with_outcome(&run.report, "used"), survivors);
+            assert_eq!(run.report.recovery_threshold, delta);
+        }
+    }
+}
+
+#[test]
+fn one_fewer_than_the_threshold_fails_when_the_dead_are_known_not_at_the_deadline() {
+    let layer = small();
+    for dead in subsets(6, 3) {
+        let pool = pool(6, &[&format!("{}:crash", list(&dead))]);
+        let prepared = layer.prepare(&pool, fail(4, 4)).unwrap();
+        let started = Instant::now();
+        let error = prepared.run(layer.input.view()).unwrap_err();
+        assert!(started.elapsed() < Duration::from_secs(10), "waited for the dead");
+        let Error::Shortfall { needed: 4, total: 6, arrived, .. } = &error else { panic!("{error}") };
+        assert!(*arrived <= 3);
+        let text = error.to_string();
+        for subtask in dead {
+            assert!(text.contains(&format!("subtask {subtask} on cpu-{subtask}")), "{text}");
+        }
+        // The dead stay dead: the next run knows at once.
+        assert!(matches!(prepared.run(layer.input.view()), Err(Error::Shortfall { .. })));
+    }
+}
+
+#[test]
+fn silent_workers_cost_the_deadline_and_no_more() {
+    let layer = small();
+    let pool = pool(6, &["0,1,2:drop"]);
+    let prepared = layer.prepare(&pool, fail(4, 4).deadline(Duration::from_millis(200))).unwrap();
+    let started = Instant::now();
+    let error = prepared.run(layer.input.view()).unwrap_err().to_string();
+    assert!(started.elapsed() >= Duration::from_millis(200));
+    assert!(started.elapsed() < Duration::from_secs(10));
+    assert!(
+        error.contains("3 came") && error.contains("no answer yet") && error.contains("--deadline"),
+        "{error}"
+    );
+}
+
+#[test]
+fn missing_subtasks_are_redispatched_to_the_living_and_computed_locally_when_nobody_lives() {
+    let layer = small();
+    let pool3 = pool(6, &["1,3,5:crash"]);
+    let prepared = layer.prepare(&pool3, options(4, 4)).unwrap();
+    for _ in 0..3 {
+        let run = prepared.run(layer.input.view()).unwrap();
+        assert!(layer.error(&run.output) < EXACT_F32);
+        assert_eq!((run.report.redispatched, run.report.used.len(), run.report.fallback), (1, 4, None));
+    }
+    for how in [OnShortfall::Redispatch, OnShortfall::Local] {
+        let dead = pool(6, &["all:crash"]);
+        let prepared = layer.prepare(&dead, options(4, 4).on_shortfall(how)).unwrap();
+        let run = prepared.run(layer.input.view()).unwrap();
+        assert!(layer.error(&run.output) < 1e-5);
+        assert_eq!(run.report.fallback.as_deref(), Some("local"));
+        assert_eq!(run.report.used, []);
+    }
+}
+
+#[test]
+fn two_of_six_delayed_cost_nothing_and_do_not_slow_the_next_run() {
+    let (layer, truth) =
+        Layer::<f32>::large(&[1, 64, 56, 56], &[64, 64, 3, 3], ConvParams::default().padding([1]));
+    let pool = pool(6, &["1,4:delay=5s"]);
+    let prepared = layer.prepare(&pool, options(4, 4)).unwrap();
+    let started = Instant::now();
+    for _ in 0..3 {
+        let run = prepared.run(layer.input.view()).unwrap();
+        assert!(relative_l2(run.output.as_slice().unwrap(), &truth) < EXACT_F32);
+        assert_eq!(run.report.used, [0, 2, 3, 5]);
+        assert_eq!(with_outcome(&run.report, "cancelled"), [1, 4]);
+    }
+    assert!(started.elapsed() < Duration::from_secs(3), "{:?} for three runs", started.elapsed());
+}
+
+#[test]
+fn dead_in_the_middle_stays_dead_and_costs_only_its_share() {
+    let layer = small();
+    let pool = pool(6, &["2:crash"]);
+    let (first, second) =
+        (layer.prepare(&pool, fail(4, 4)).unwrap(), layer.prepare(&pool, fail(4, 4)).unwrap());
+    first.run(layer.input.view()).unwrap();
+    assert!(pool.lost(2).unwrap().contains("crash"), "{:?}", pool.lost(2));
+    let run = second.run(layer.input.view()).unwrap();
+    assert!(layer.error(&run.output) < EXACT_F32);
+    assert!(!run.report.used.contains(&2));
+    // A layer prepared after the loss is none the worse.
+    let third = layer.prepare(&pool, fail(4, 4)).unwrap();
+    assert!(layer.error(&third.run(layer.input.view()).unwrap().output) < EXACT_F32);
+}
+
+#[test]
+fn alexnet_conv1_survives_any_four_of_twenty() {
+    let (layer, truth) =
+        Layer::<f32>::large(&[1, 3, 227, 227], &[96, 3, 11, 11], ConvParams::default().stride([4]));
+    for dead in [[0, 5, 10, 15], [0, 1, 2, 3], [3, 8, 11, 19], [16, 17, 18, 19]] {
+        let pool = pool(20, &[&format!("{}:crash", list(&dead))]);
+        let run = layer.prepare(&pool, fail(8, 8)).unwrap().run(layer.input.view()).unwrap();
+        let error = relative_l2(run.output.as_slice().unwrap(), &truth);
+        assert!(error < 1e-4, "{dead:?}: {error:e} at cond {:.0}", run.report.condition_number);
+        assert!(error < run.report.error_bound);
+    }
+    let (layer, truth) =
+        Layer::<f64>::large(&[1, 3, 227, 227], &[96, 3, 11, 11], ConvParams::default().stride([4]));
+    let pool = pool(20, &["0,5,10,15:crash"]);
+    let run = layer.prepare(&pool, fail(8, 8)).unwrap().run(layer.input.view()).unwrap();
+    assert!(run.report.condition_number < 20.0);
+    let mse = mean_squared_error(run.output.as_slice().unwrap(), &truth);
+    assert!(mse < 1e-26, "{mse:e}");
+}
+
+#[test]
+fn vgg16_layers_survive_two_of_six() {
+    // (C, O, H = W) of the distinct convolutions; all are 3x3 with padding 1.
+    let layers = [
+        (3, 64, 224),
+        (64, 64, 224),
+        (64, 128, 112),
+        (128, 128, 112),
+        (128, 256, 56),
+        (256, 256, 56),
+        (256, 512, 28),
+        (512, 512, 28),
+        (512, 512, 14),
+    ];
+    for (i, (c, o, size)) in layers.into_iter().enumerate() {
+        let (layer, truth) =
+            Layer::<f32>::large(&[1, c, size, size], &[o, c, 3, 3], ConvParams::default().padding([1]));
+        let pool = pool(6, &[&format!("{},{}:crash", i % 6, (i + 1 + i / 2 % 4) % 6)]);
+        let run = layer.prepare(&pool, fail(4, 4)).unwrap().run(layer.input.view()).unwrap();
+        let error = relative_l2(run.output.as_slice().unwrap(), &truth);
+        assert!(error < 1e-4 && error < run.report.error_bound, "{c} -> {o} at {size}: {error:e}");
+    }
+}
+
+#[test]
+fn shapes_of_every_rank_groups_and_batch_run_coded() {
+    let p = ConvParams::default;
+    let cases: Vec<(Vec<usize>, Vec<usize>, ConvParams)> = vec![
+        (vec![2, 3, 31], vec![9, 3, 5], p().stride([2]).padding([2, 1])),
+        (vec![1, 2, 9, 6, 5], vec![4, 2, 3, 2, 1], p().padding([1, 0, 0, 1, 1, 0]).stride([1, 2, 1])),
+        (vec![3, 8, 14, 13], vec![12, 2, 3, 3], p().groups(4).dilation([2, 1])),
+        (vec![1, 8, 14, 14], vec![8, 1, 3, 3], p().groups(8).padding([1])),
+        (vec![1, 64, 1, 1], vec![100, 64, 1, 1], p()),
+    ];
+    for (input, weight, params) in cases {
+        let layer = Layer::<f32>::new(&input, &weight, params);
+        let pool = pool(7, &["random:2:crash"]);
+        let prepared = layer.prepare(&pool, LayerOptions::default().on_shortfall(OnShortfall::Fail)).unwrap();
+        let run = prepared.run(layer.input.view()).unwrap();
+        assert!(layer.error(&run.output) < EXACT_F32, "{input:?}");
+    }
+}
+
+#[test]
+fn corrupt_and_nan_results() {
+    let layer = small();
+    // NaN is stopped at the door, flagged, and costs a spare.
+    let nan = pool(6, &["0,3:nan"]);
+    let run = layer.prepare(&nan, fail(4, 4)).unwrap().run(layer.input.view()).unwrap();
+    assert!(layer.error(&run.output) < EXACT_F32);
+    assert_eq!(run.report.used, [1, 2, 4, 5]);
+    assert!(run.report.flagged.iter().all(|s| [0, 3].contains(s)));
+    // One NaN too many is a refusal, not a shortfall; a living worker can still take over.
+    let prepared = |on| layer.prepare(&pool(6, &["0,1,3:nan"]), options(4, 4).on_shortfall(on)).unwrap();
+    assert!(matches!(
+        prepared(OnShortfall::Fail).run(layer.input.view()),
+        Err(Error::NonFiniteResults { .. })
+    ));
+    let run = prepared(OnShortfall::Redispatch).run(layer.input.view()).unwrap();
+    assert!(layer.error(&run.output) < EXACT_F32 && run.report.redispatched == 1);
+    // Relative corruption is not looked for: it shows in the output, which proves that the comparisons here can
+    // fail.
+    let corrupt = pool(4, &["2:corrupt=1e-2"]);
+    let run = layer.prepare(&corrupt, fail(4, 4)).unwrap().run(layer.input.view()).unwrap();
+    assert!(layer.error(&run.output) > 1e-3);
+}
+
+#[test]
+fn slow_workers_are_late_not_wrong() {
+    let layer = small();
+    let pool = pool(6, &["5:slow=50x", "all:delay=shifted-exp(1ms,2ms)"]);
+    let prepared = layer.prepare(&pool, fail(4, 4)).unwrap();
+    for _ in 0..20 {
+        let run = prepared.run(layer.input.view()).unwrap();
+        assert!(layer.error(&run.output) < EXACT_F32);
+        assert_eq!(run.report.used.len(), 4);
+    }
+}
+
+#[test]
+fn runs_from_several_threads_do_not_mix() {
+    let pool = pool(6, &["all:delay=exp(1ms)"]);
+    let layers: Vec<Layer<f32>> = (0..3)
+        .map(|i| Layer::new(&[1, 2, 8 + i, 7], &[4 + i, 2, 3, 3], ConvParams::default().padding([1])))
+        .collect();
+    std::thread::scope(|scope| {
+        for layer in &layers {
+            let prepared = Arc::new(layer.prepare(&pool, fail(4, 4)).unwrap());
+            for _ in 0..2 {
+                let prepared = Arc::clone(&prepared);
+                scope.spawn(move || {
+                    for _ in 0..15 {
+                        let run = prepared.run(layer.input.view()).unwrap();
+                        assert!(layer.error(&run.output) < EXACT_F32);
+                    }
+                });
+            }
+        }
+    });
+}
+
+#[test]
+fn fewer_workers_than_subtasks_and_more_workers_than_parts() {
+    let layer = small();
+    let three = pool(3, &["1:crash"]);
+    let run = layer
+        .prepare(&three, LayerOptions { subtasks: Some(12), ..fail(4, 8) })
+        .unwrap()
+        .run(layer.input.view())
+        .unwrap();
+    assert!(layer.error(&run.output) < EXACT_F32);
+    assert!(run.report.used.iter().all(|subtask| subtask % 3 != 1));
+    // An uncoded layer of four parts leaves two of six workers idle.
+    let six = pool(6, &["4,5:crash"]);
+    let uncoded = LayerOptions { code: CodeKind::Uncoded, ..fail(2, 2) };
+    let run = layer.prepare(&six, uncoded).unwrap().run(layer.input.view()).unwrap();
+    assert!(layer.error(&run.output) < 1e-6);
+    assert_eq!(run.report.workers.iter().filter(|w| w.subtask.is_none()).count(), 2);
+}
+
+#[test]
+fn unfit_inputs_are_refused_with_both_sides() {
+    let layer = small();
+    let pool = pool(6, &[]);
+    let prepared = layer.prepare(&pool, fail(4, 4)).unwrap();
+    let error = prepared.run(ArrayD::zeros(IxDyn(&[1, 3, 12, 11])).view()).unwrap_err().to_string();
+    assert!(error.contains("[1, 3, 12, 11]") && error.contains("[1, 3, 12, 10]"), "{error}");
+    let mut poisoned = layer.input.clone();
+    poisoned[[0, 1, 2, 3]] = f32::NAN;
+    let error = prepared.run(poisoned.view()).unwrap_err();
+    assert!(matches!(error, Error::NonFinite { what: "input", index: 143, .. }), "{error}");
+    // Uncoded, a NaN stays in the windows that see it.
+    let uncoded = LayerOptions { code: CodeKind::Uncoded, ..options(6, 1) };
+    assert!(matches!(
+        layer.prepare(&pool, uncoded).unwrap().run(poisoned.view()),
+        Err(Error::NonFiniteResults { .. }) | Ok(_)
+    ));
+    let refused = |options: LayerOptions| layer.prepare(&pool, options).err().unwrap().to_string();
+    assert!(refused(fail(3, 4)).contains("k_A is 3"));
+    assert!(refused(fail(8, 4)).contains("6 where at least 8"));
+    assert!(refused(fail(24, 1)).contains("12 rows") || refused(fail(24, 1)).contains("at least 12"));
+    assert!(refused(fail(4, 4).deadline(Duration::ZERO)).contains("deadline"));
+    assert!(refused(LayerOptions { subtasks: Some(0), ..fail(4, 4) }).contains("number of subtasks"));
+    assert!(refused(LayerOptions { max_error: Some(f64::NAN), ..fail(4, 4) }).contains("--max-error"));
+    let bias = normal::<f32>(7, 1);
+    let wrong = CodedConv::prepare(
+        &pool,
+        layer.input.shape(),
+        layer.weight.view(),
+        Some(ArrayView1::from(&bias)),
+        &layer.params,
+        fail(4, 4),
+    );
+    assert!(wrong.err().unwrap().to_string().contains("7 where 8"));
+    assert!(Pool::new(Vec::new()).unwrap_err().to_string().contains("at least one worker"));
+}
+
+#[test]
+fn the_error_bound_refuses_and_overflow_is_named() {
+    let layer = small();
+    let pool = pool(6, &[]);
+    let strict = LayerOptions { max_error: Some(1e-9), ..fail(4, 4) };
+    let error = layer.prepare(&pool, strict).unwrap().run(layer.input.view()).unwrap_err();
+    assert!(matches!(error, Error::ErrorBound { tolerance: 1e-9, .. }), "{error}");
+    let lax = LayerOptions { max_error: Some(1e-2), ..fail(4, 4) };
+    assert!(layer.prepare(&pool, lax).unwrap().run(layer.input.view()).is_ok());
+    let huge = layer.input.mapv(|v| v * 3e37);
+    for on in [OnShortfall::Fail, OnShortfall::Redispatch, OnShortfall::Local] {
+        let error =
+            layer.prepare(&pool, options(4, 4).on_shortfall(on)).unwrap().run(huge.view()).unwrap_err();
+        assert!(matches!(error, Error::NonFiniteResults { .. }), "{error}");
+        assert!(error.to_string().contains("f64"), "{error}");
+    }
+}
+
+#[test]
+fn non_contiguous_views_are_as_good_as_contiguous_ones() {
+    let layer = small();
+    let pool = pool(6, &[]);
+    let prepared = layer.prepare(&pool, fail(4, 4)).unwrap();
+    let mut swapped = ArrayD::zeros(IxDyn(&[1, 3, 10, 12]));
+    swapped.assign(&layer.input.view().permuted_axes(IxDyn(&[0, 1, 3, 2])));
+    let run = prepared.run(swapped.view().permuted_axes(IxDyn(&[0, 1, 3, 2]))).unwrap();
+    assert!(layer.error(&run.output) < EXACT_F32);
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Scripted workers
+
+/// What a scripted worker does with a task instead of computing it.
+type Script = dyn FnMut(&SubtaskShape, &CancelToken, &mut dyn FnMut(usize, Values)) -> Result<()> + Send;
+
+struct Scripted {
+    name: &'static str,
+    shape: Option<SubtaskShape>,
+    script: Box<Script>,
+    installed: Arc<AtomicUsize>,
+}
+
+impl Scripted {
+    fn boxed(
+        name: &'static str,
+        script: impl FnMut(&SubtaskShape, &CancelToken, &mut dyn FnMut(usize, Values)) -> Result<()>
+        + Send
+        + 'static,
+    ) -> Box<dyn Worker> {
+        Box::new(Self { name, shape: None, script: Box::new(script), installed: Arc::default() })
+    }
+}
+
+impl Worker for Scripted {
+    fn info(&self) -> WorkerInfo {
+        let name = self.name.to_owned();
+        WorkerInfo { name, kind: fcdcc::worker::WorkerKind::Cpu, device: "script".to_owned(), f64: false }
+    }
+    fn install(&mut self, _: FilterKey, shape: &SubtaskShape, _: &Values) -> Result<()> {
+        self.shape = Some(shape.clone());
+        self.installed.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+    fn remove(&mut self, _: FilterKey) {
+        self.installed.fetch_sub(1, Ordering::SeqCst);
+    }
+    fn execute(
+        &mut self,
+        _: FilterKey,
+        _: &Values,
+        cancel: &CancelToken,
+        emit: &mut dyn FnMut(usize, Values),
+    ) -> Result<()> {
+        (self.script)(self.shape.as_ref().unwrap(), cancel, emit)
+    }
+}
+
+/// Five CPU workers and a scripted one as number 5.
+fn with_scripted(worker: Box<dyn Worker>) -> Pool {
+    let mut workers = CpuWorker::fleet(5);
+    workers.push(worker);
+    Pool::new(workers).unwrap()
+}
+
+fn wrong_values(shape: &SubtaskShape, index: usize, emit: &mut dyn FnMut(usize, Values)) {
+    emit(index, Values::F32(vec![1e6; shape.conv.output_elems()]));
+}
+
+#[test]
+fn late_results_of_an_old_run_never_enter_a_new_one() {
+    let (gate, opened): (_, Receiver<()>) = unbounded();
+    let (entered, entries) = unbounded();
+    // Ignores cancellation, and answers its first task with nonsense when the gate opens.
+    let stubborn = Scripted::boxed("stubborn", move |shape, _, emit| {
+        entered.send(()).unwrap();
+        opened.recv().unwrap();
+        for index in 0..shape.sub_results() {
+            wrong_values(shape, index, emit);
+        }
+        Ok(())
+    });
+    let layer = small();
+    let pool = with_scripted(stubborn);
+    let prepared = layer.prepare(&pool, fail(4, 4)).unwrap();
+    assert!(layer.error(&prepared.run(layer.input.view()).unwrap().output) < EXACT_F32);
+    entries.recv().unwrap();
+    // The next runs happen while it still works for the first, and while it delivers for it.
+    assert!(layer.error(&prepared.run(layer.input.view()).unwrap().output) < EXACT_F32);
+    gate.send(()).unwrap();
+    for _ in 0..10 {
+        let run = prepared.run(layer.input.view()).unwrap();
+        if !run.report.used.contains(&5) {
+            assert!(layer.error(&run.output) < EXACT_F32);
+        }
+    }
+    drop(gate);
+}
+
+#[test]
+fn a_hung_worker_neither_blocks_runs_nor_the_shutdown() {
+    let (release, held): (_, Receiver<()>) = bounded(0);
+    let hung = Scripted::boxed("hung", move |_, _, _| {
+        // Ends when the test does, long after the pool gave up on it.
+        let _ = held.recv();
+        Ok(())
+    });
+    let layer = small();
+    let pool = with_scripted(hung);
+    let prepared = layer.prepare(&pool, fail(4, 4)).unwrap();
+    for _ in 0..3 {
+        assert!(layer.error(&prepared.run(layer.input.view()).unwrap().output) < EXACT_F32);
+    }
+    // A layer prepared while it hangs does not wait for it either.
+    let started = Instant::now();
+    let second = layer.prepare(&pool, fail(4, 4)).unwrap();
+    assert!(layer.error(&second.run(layer.input.view()).unwrap().output) < EXACT_F32);
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+    let started = Instant::now();
+    drop((prepared, second, pool));
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+    drop(release);
+}
+
+#[test]
+fn workers_that_panic_or_answer_nonsense_are_stragglers_not_disasters() {
+    let layer = small();
+    let nonsense: Vec<Box<dyn Worker>> = vec![
+        Scripted::boxed("panics", |_, _, _| panic!("scripted")),
+        Scripted::boxed("short", |_, _, emit| {
+            emit(0, Values::F32(vec![0.0; 3]));
+            Ok(())
+        }),
+        Scripted::boxed("typed", |shape, _, emit| {
+            emit(0, Values::F64(vec![0.0; shape.conv.output_elems()]));
+            Ok(())
+        }),
+        Scripted::boxed("numbers", |shape, _, emit| {
+            wrong_values(shape, 99, emit);
+            Ok(())
+        }),
+        Scripted::boxed("lazy", |shape, _, emit| {
+            wrong_values(shape, 0, emit);
+            Ok(())
+        }),
+        Scripted::boxed("repeats", |shape, _, emit| {
+            for _ in 0..3 {
+                wrong_values(shape, 1, emit);
+            }
+            Err(Error::WorkerFailed { worker: "repeats".to_owned(), cause: "scripted".to_owned() })
+        }),
+    ];
+    for worker in nonsense {
+        let name = worker.info().name;
+        let pool = with_scripted(worker);
+        // Five of six needed at most: with one dead CPU worker the scripted one is a second missing of six.
+        let prepared = layer.prepare(&pool, fail(4, 4)).unwrap();
+        for _ in 0..2 {
+            let run = prepared.run(layer.input.view()).unwrap();
+            assert!(layer.error(&run.output) < EXACT_F32, "{name}");
+            assert!(!run.report.used.contains(&5), "{name}");
+        }
+        assert_eq!(pool.lost(5).is_some(), name == "panics");
+    }
+}
+
+#[test]
+fn dropping_a_layer_frees_its_filters_and_cancelled_work_is_not_begun() {
+    let layer = small();
+    let installed = Arc::new(AtomicUsize::new(0));
+    let begun = Arc::new(Mutex::new(Vec::new()));
+    let (seen, done) = unbounded();
+    let worker = {
+        let begun = Arc::clone(&begun);
+        Box::new(Scripted {
+            name: "counts",
+            shape: None,
+            script: Box::new(move |_, cancel, _| {
+                begun.lock().unwrap().push(());
+                cancel.wait();
+                seen.send(()).unwrap();
+                Err(Error::Cancelled)
+            }),
+            installed: Arc::clone(&installed),
+        })
+    };
+    let pool = with_scripted(worker);
+    let layers: Vec<_> = (0..3).map(|_| layer.prepare(&pool, fail(4, 4)).unwrap()).collect();
+    assert_eq!(installed.load(Ordering::SeqCst), 3);
+    layers[0].run(layer.input.view()).unwrap();
+    done.recv_timeout(Duration::from_secs(10)).unwrap();
+    assert_eq!(begun.lock().unwrap().len(), 1);
+    drop(layers);
+    // The pool's threads end with it, so all removals have happened when it is gone.
+    drop(pool);
+    assert_eq!(installed.load(Ordering::SeqCst), 0);
+}
+
+#[test]
+fn a_type_no_worker_computes_is_refused_before_anything_is_sent() {
+    let layer = Layer::<f64>::new(&[1, 3, 12, 10], &[8, 3, 3, 3], ConvParams::default());
+    let pool = with_scripted(Scripted::boxed("f32-only", |_, _, _| Ok(())));
+    let error = layer.prepare(&pool, fail(4, 4)).err().unwrap();
+    assert!(matches!(error, Error::Unavailable { .. }) && error.to_string().contains("f32-only"), "{error}");
+}
+
+#[test]
+fn names_that_occur_twice_are_told_apart() {
+    let twins: Vec<Box<dyn Worker>> = vec![
+        Box::new(CpuWorker::new("twin", 1)),
+        Box::new(FaultyWorker::new(Box::new(CpuWorker::new("twin", 1)), Fault::Drop, 1)),
+    ];
+    let pool = Pool::new(twins).unwrap();
+    let names: Vec<&str> = pool.workers().map(|w| w.name.as_str()).collect();
+    assert_eq!(names, ["twin", "twin-1"]);
+    assert_eq!((pool.len(), pool.is_empty()), (2, false));
+}
