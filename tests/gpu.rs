@@ -3,6 +3,10 @@
 //! Without an adapter every test is shown as ignored, never as passed; where `CI=true`, a missing adapter fails
 //! them. Runs on the adapter that `WGPU_ADAPTER_NAME` names, or the preferred one.
 
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails, here as under the usual harness")]
+#![expect(clippy::unnecessary_wraps, reason = "all tests have one signature")]
+
+use std::cell::Cell;
 use std::time::Instant;
 
 use fcdcc::Error;
@@ -97,6 +101,7 @@ fn layers() -> Vec<(&'static str, ConvShape)> {
         ("one pixel", shape(&[1, 16, 3, 3], &[16, 16, 3, 3], &p())),
         ("11x11 stride 4", shape(&[1, 3, 47, 47], &[33, 3, 11, 11], &p().stride([4]))),
         ("many columns", shape(&[1, 2, 68, 68], &[8, 2, 3, 3], &p())),
+        ("large tiles of the tiled kernel", shape(&[1, 9, 65, 65], &[65, 9, 1, 1], &p())),
     ]
 }
 
@@ -143,8 +148,7 @@ fn kernel_matches(kernel: Kernel, dtype: DType, layers: &[(&str, ConvShape)]) ->
     }
     for (name, shape) in layers {
         let error = error_of(&mut engine, kernel, shape, dtype, 0.0)?;
-        // Written so that NaN fails.
-        if !(error <= tolerance(dtype)) {
+        if error.is_nan() || error > tolerance(dtype) {
             return Err(format!("{kernel} {dtype} {name}: relative error {error:.2e}").into());
         }
     }
@@ -174,6 +178,43 @@ fn more_workgroups_than_a_dimension_holds() -> Outcome {
     let mut got = Vec::new();
     engine.run(&filters, 1, &values(&[1.0, 3.0], DType::F32), &|| false, &mut |_, v| got = widened(&v))?;
     assert_eq!(got, expected);
+    Ok(Completion::Completed)
+}
+
+/// Submissions of 5,000 multiply-adds: every plan has several, and results must not depend on it.
+fn many_submissions_give_the_same() -> Outcome {
+    let gpu = GpuDevice::open(&select(None)?[0], "test")?.with_submission_macs(5_000);
+    let mut engine = ConvEngine::new(gpu);
+    let shape = shape(&[2, 6, 20, 21], &[34, 3, 3, 3], &ConvParams::default().groups(2));
+    for kernel in Kernel::ALL {
+        if kernel.runs_on(engine.device().caps(), DType::F32) {
+            let error = error_of(&mut engine, kernel, &shape, DType::F32, 0.0)?;
+            assert!(error <= TOLERANCE_F32, "{kernel}: {error:.2e}");
+        }
+    }
+    // Cancelled in the middle of the second sub-result: the first has come, and the next run is right.
+    let (x, w) = (random(shape.input_elems(), 1), random(2 * shape.weight_elems(), 2));
+    let filters = engine.install(&shape, 1, 2, &values(&w, DType::F32), None)?;
+    let emitted = Cell::new(0);
+    let asked = Cell::new(0);
+    let stop = || {
+        asked.set(asked.get() + usize::from(emitted.get() > 0));
+        asked.get() > 2
+    };
+    let outcome =
+        engine.run(&filters, 1, &values(&x, DType::F32), &stop, &mut |_, _| emitted.set(emitted.get() + 1));
+    assert!(matches!(outcome, Err(Error::Cancelled)));
+    assert_eq!(emitted.get(), 1);
+    assert!(error_of(&mut engine, filters.plan().kernel(), &shape, DType::F32, 0.0)? <= TOLERANCE_F32);
+    Ok(Completion::Completed)
+}
+
+fn staging_buffers_carry_the_same() -> Outcome {
+    let mut engine = ConvEngine::new(GpuDevice::open(&select(None)?[0], "test")?.with_staging());
+    for (name, shape) in layers() {
+        let error = error_of(&mut engine, Kernel::Naive, &shape, DType::F32, 0.0)?;
+        assert!(error <= TOLERANCE_F32, "{name}: {error:.2e}");
+    }
     Ok(Completion::Completed)
 }
 
@@ -395,6 +436,8 @@ fn main() {
     add!(
         corrupted_weight_is_noticed,
         more_workgroups_than_a_dimension_holds,
+        many_submissions_give_the_same,
+        staging_buffers_carry_the_same,
         worker_computes_in_both_types,
         filters_can_be_replaced_and_removed,
         a_larger_layer_after_a_smaller_one,
