@@ -67,7 +67,7 @@ fn options(k_a: usize, k_b: usize) -> LayerOptions {
     LayerOptions::default()
         .partitions(k_a, k_b)
         .on_shortfall(OnShortfall::Fail)
-        .deadline(Duration::from_secs(60))
+        .deadline(Duration::from_mins(1))
 }
 
 fn array<T: Element>(shape: &[usize], seed: u64) -> ArrayD<T> {
