@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::unbounded;
@@ -45,6 +45,8 @@ pub struct CodedConv<T: Element> {
     /// Which workers hold which subtask's filters.
     held: Mutex<HashSet<(usize, usize)>>,
     decoders: DecoderCache,
+    /// Slab buffers of earlier runs that no worker holds any more.
+    spare: Mutex<Vec<Vec<T>>>,
     weight: Vec<T>,
     bias: Option<Vec<T>>,
 }
@@ -113,6 +115,7 @@ impl<T: Element> CodedConv<T> {
             homes: (0..code.n()).map(|i| i % pool.len()).collect(),
             held: Mutex::new(HashSet::new()),
             decoders: DecoderCache::new(CACHED_DECODERS),
+            spare: Mutex::new(Vec::new()),
             options,
             shape,
             code,
@@ -164,8 +167,9 @@ impl<T: Element> CodedConv<T> {
         if self.code.kind() != CodeKind::Uncoded {
             check_finite("input", &input)?;
         }
-        let slabs = tracing::debug_span!("encode").in_scope(|| {
-            let coded = encode_input(&self.code, &self.shape, &self.slabs, &input);
+        let slabs: Vec<Arc<Values>> = tracing::debug_span!("encode").in_scope(|| {
+            let spare = std::mem::take(&mut *locked(&self.spare));
+            let coded = encode_input(&self.code, &self.shape, &self.slabs, &input, spare);
             coded.into_iter().map(|slabs| Arc::new(T::wrap(slabs))).collect()
         });
         let encode = started.elapsed();
@@ -175,7 +179,7 @@ impl<T: Element> CodedConv<T> {
             shape: &self.subtask,
             policy: self.options.policy(),
             needed: self.code.recovery_threshold(),
-            slabs,
+            slabs: slabs.clone(),
             homes: &self.homes,
             can_decode: &|set| set.len() >= self.code.recovery_threshold(),
             filters: &|subtask, worker| self.filters_for(subtask, worker),
@@ -187,6 +191,12 @@ impl<T: Element> CodedConv<T> {
         };
         let decode = decoding.elapsed();
         gathered.settle();
+        // A straggler may still read its slabs; those buffers are left to it.
+        let free = slabs.into_iter().filter_map(Arc::into_inner).filter_map(T::take);
+        let mut spare = locked(&self.spare);
+        spare.extend(free);
+        spare.truncate(self.code.n());
+        drop(spare);
         let output = ArrayD::from_shape_vec(IxDyn(&self.shape.output_shape()), output)
             .expect("the decoder fills exactly the output's elements");
         let report = self.report(&gathered, [condition, bound], [encode, decode, started.elapsed()]);
@@ -212,7 +222,7 @@ impl<T: Element> CodedConv<T> {
         while let Ok(answer) = replies.recv_deadline(end) {
             match answer.result {
                 Ok(()) => {
-                    self.lock_held().insert((answer.worker, answer.key.subtask));
+                    locked(&self.held).insert((answer.worker, answer.key.subtask));
                     installed += 1;
                     if installed == self.code.recovery_threshold() {
                         let patience = (started.elapsed() * INSTALL_PATIENCE).max(Duration::from_secs(1));
@@ -234,7 +244,7 @@ impl<T: Element> CodedConv<T> {
 
     /// Coded filters for a worker that takes a subtask over, unless it holds them.
     fn filters_for(&self, subtask: usize, worker: usize) -> Option<Values> {
-        self.lock_held().insert((worker, subtask)).then(|| {
+        locked(&self.held).insert((worker, subtask)).then(|| {
             T::wrap(encode_filters(&self.code, &self.filters, &self.filters.split(&self.weight), subtask))
         })
     }
@@ -336,21 +346,21 @@ impl<T: Element> CodedConv<T> {
             flagged,
         }
     }
-
-    fn lock_held(&self) -> std::sync::MutexGuard<'_, HashSet<(usize, usize)>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl<T: Element> Drop for CodedConv<T> {
     /// Frees the filters on every worker that was given some.
     fn drop(&mut self) {
-        let mut placed: HashSet<(usize, usize)> = self.lock_held().clone();
+        let mut placed: HashSet<(usize, usize)> = locked(&self.held).clone();
         placed.extend(self.homes.iter().enumerate().map(|(subtask, worker)| (*worker, subtask)));
         for (worker, subtask) in placed {
             self.pool.remove(worker, FilterKey { layer: self.id, subtask });
         }
     }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn check_finite<T: Element>(what: &'static str, values: &[T]) -> Result<()> {
