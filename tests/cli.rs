@@ -521,7 +521,7 @@ fn unfit_options_are_refused() {
         ("--stride 1.5", "1.5"),
         ("--padding 1,2,3", "is 3 where 1, 2 or 4"),
         ("--padding -1", "-1"),
-        ("--padding 99999999999999999", "99999999999"),
+        ("--padding 99999999999999999", "padded input"),
         ("--dilation 9", "is 19 where at most 12"),
         ("--dilation 99999999999999999999", "99999999999999999999"),
         ("--output missing/y.npy", "missing"),
