@@ -2,7 +2,9 @@
 // in front of each of them. A kernel computes
 //   output[n, o, z, y, x] (+)= sum over c, kz, ky, kx of
 //       slab[n, g*C/G + c, z*sz + kz*dz, y*sy + ky*dy, x*sx + kx*dx] * filters[o, c, kz, ky, kx]
-// over three spatial axes without padding. The pixels of all images of a batch form one axis of `columns`.
+// over three spatial axes without padding. The pixels of all images of a batch form one axis of `columns`. Sums of
+// more than RUN terms are added up from partial sums: rounding grows with the square root of a run, and the decoder
+// multiplies it by its condition number.
 
 // Mirrors `src/gpu/params.rs`; a test compares the offsets.
 struct Params {

@@ -23,6 +23,8 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     #[p:PIXELS] var plane_${p} = first_plane + window(min(first_column + ${p}u * workgroup_x, params.columns - 1u));
     var weight = ((row * params.group_in + params.channel_begin) * params.taps + params.tap_begin) * BLOCKS;
     #[b:BLOCKS, p:PIXELS] var sum_${b}_${p} = vec4<Elem>();
+    #[b:BLOCKS, p:PIXELS] var total_${b}_${p} = vec4<Elem>();
+    var run = 0u;
     for (var c = params.channel_begin; c < params.channel_end; c++) {
         var tap = first_tap();
         for (var t = params.tap_begin; t < params.tap_end; t++) {
@@ -35,7 +37,14 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
             tap = next_tap(tap);
         }
         #[p:PIXELS] plane_${p} += params.in_plane;
+        run += params.tap_end - params.tap_begin;
+        if run + (params.tap_end - params.tap_begin) > RUN {
+            #[b:BLOCKS, p:PIXELS] total_${b}_${p} += sum_${b}_${p};
+            #[b:BLOCKS, p:PIXELS] sum_${b}_${p} = vec4<Elem>();
+            run = 0u;
+        }
     }
+    #[b:BLOCKS, p:PIXELS] sum_${b}_${p} += total_${b}_${p};
     #{p:PIXELS
     let column_${p} = first_column + ${p}u * workgroup_x;
     if column_${p} < params.columns {

@@ -31,6 +31,8 @@ fn main(
     var weight = ((row * params.group_in + params.channel_begin) * params.taps + params.tap_begin) * (BLOCKS * 8u)
         + lane % 8u;
     #[b:BLOCKS, j:8, p:PIXELS] var sum_${b}_${j}_${p} = Elem(0);
+    #[b:BLOCKS, j:8, p:PIXELS] var total_${b}_${j}_${p} = Elem(0);
+    var run = 0u;
     for (var c = params.channel_begin; c < params.channel_end; c++) {
         var tap = first_tap();
         for (var t = params.tap_begin; t < params.tap_end; t++) {
@@ -46,7 +48,14 @@ fn main(
             tap = next_tap(tap);
         }
         #[p:PIXELS] plane_${p} += params.in_plane;
+        run += params.tap_end - params.tap_begin;
+        if run + (params.tap_end - params.tap_begin) > RUN {
+            #[b:BLOCKS, j:8, p:PIXELS] total_${b}_${j}_${p} += sum_${b}_${j}_${p};
+            #[b:BLOCKS, j:8, p:PIXELS] sum_${b}_${j}_${p} = Elem(0);
+            run = 0u;
+        }
     }
+    #[b:BLOCKS, j:8, p:PIXELS] sum_${b}_${j}_${p} += total_${b}_${j}_${p};
     #{p:PIXELS
     let column_${p} = first_column + ${p}u * workgroup_x;
     if column_${p} < params.columns {

@@ -21,6 +21,8 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     var plane = window(column) + (first_channel + params.channel_begin) * params.in_plane;
     var weight = (channel * params.group_in + params.channel_begin) * params.taps + params.tap_begin;
     var sum = Elem(0);
+    var total = Elem(0);
+    var run = 0u;
     for (var c = params.channel_begin; c < params.channel_end; c++) {
         var tap = first_tap();
         for (var t = params.tap_begin; t < params.tap_end; t++) {
@@ -29,7 +31,14 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
             tap = next_tap(tap);
         }
         plane += params.in_plane;
+        run += params.tap_end - params.tap_begin;
+        if run + (params.tap_end - params.tap_begin) > RUN {
+            total += sum;
+            sum = Elem(0);
+            run = 0u;
+        }
     }
+    sum += total;
     let at = output_at(channel, column);
     if params.accumulate != 0u {
         sum += output[at];

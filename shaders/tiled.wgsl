@@ -59,6 +59,8 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     let thread_m = local / 16u * ROWS;
     let thread_n = local % 16u * COLS;
     #[i:ROWS, j:COLS] var sum_${i}_${j} = Elem(0);
+    #[i:ROWS, j:COLS] var total_${i}_${j} = Elem(0);
+    var run = 0u;
 
     let begin = params.channel_begin * params.taps + params.tap_begin;
     let end = reduction_end();
@@ -76,8 +78,15 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
         #[j:COLS] let b_${d}_${j} = slab_tile[${d}u * TILE_N + thread_n + ${j}u];
         #[i:ROWS, j:COLS] sum_${i}_${j} = fma(a_${d}_${i}, b_${d}_${j}, sum_${i}_${j});
         #}
+        run += DEPTH;
+        if run >= RUN {
+            #[i:ROWS, j:COLS] total_${i}_${j} += sum_${i}_${j};
+            #[i:ROWS, j:COLS] sum_${i}_${j} = Elem(0);
+            run = 0u;
+        }
         workgroupBarrier();
     }
+    #[i:ROWS, j:COLS] sum_${i}_${j} += total_${i}_${j};
     #{i:ROWS, j:COLS
     if tile_channel + thread_m + ${i}u < params.group_out && tile_column + thread_n + ${j}u < params.columns {
         let at = output_at(group * params.group_out + tile_channel + thread_m + ${i}u, tile_column + thread_n + ${j}u);

@@ -32,6 +32,9 @@ pub(crate) struct DemoArgs {
     /// Write a machine-readable report
     #[arg(long, value_name = "FILE.json")]
     report: Option<std::path::PathBuf>,
+    /// Also write the picture and the filters, x.npy and w.npy, into this folder to try `fcdcc conv` on
+    #[arg(long, value_name = "DIR")]
+    write: Option<std::path::PathBuf>,
 }
 
 pub(crate) fn run(args: &DemoArgs, console: Console) -> Result<()> {
@@ -39,6 +42,12 @@ pub(crate) fn run(args: &DemoArgs, console: Console) -> Result<()> {
         files::check_writable(path)?;
     }
     let (picture, filters) = (picture(227).into_dyn(), filters().into_dyn());
+    if let Some(folder) = &args.write {
+        for (name, array) in [("x.npy", &picture), ("w.npy", &filters)] {
+            files::check_writable(&folder.join(name))?;
+            files::write_array(&folder.join(name), array)?;
+        }
+    }
     let params = ConvParams::default().stride([4]);
     let shape = ConvShape::new(picture.shape(), filters.shape(), &params)?;
     let fault: FaultSpec = format!("random:{KILLED}:crash").parse()?;

@@ -3,29 +3,26 @@
 use crate::array::Element;
 
 /// Elements accumulated in registers before they are written.
-const WIDTH: usize = 64;
+const WIDTH: usize = 32;
 
 /// `dst = sum of coefficient * source` over `terms`, every source as long as `dst`.
 ///
-/// Accumulates in the element type with separate multiply and add, so the bits do not depend on the CPU. Terms
-/// with coefficient 0 are left out and a lone coefficient 1 copies, so a selection passes NaN through untouched.
+/// Accumulates in f64 and rounds once: what is lost here, the decoder multiplies by its condition number. Multiply
+/// and add are separate, so the bits do not depend on the CPU. Terms with coefficient 0 are left out and a lone
+/// coefficient 1 copies, so a selection passes NaN through untouched.
 pub(super) fn combine<T: Element>(dst: &mut [T], terms: &[(f64, &[T])]) {
-    let terms: Vec<(T, &[T])> = terms
-        .iter()
-        .filter(|(c, _)| *c != 0.0)
-        .map(|(c, source)| {
-            assert_eq!(source.len(), dst.len(), "sources of a combination are as long as its destination");
-            (T::from_f64(*c), *source)
-        })
-        .collect();
+    let terms: Vec<(f64, &[T])> = terms.iter().filter(|(c, _)| *c != 0.0).copied().collect();
+    for (_, source) in &terms {
+        assert_eq!(source.len(), dst.len(), "sources of a combination are as long as its destination");
+    }
     match terms.as_slice() {
         [] => dst.fill(T::default()),
-        [(c, source)] if *c == T::ONE => dst.copy_from_slice(source),
+        [(1.0, source)] => dst.copy_from_slice(source),
         terms => dispatch(dst, terms),
     }
 }
 
-fn dispatch<T: Element>(dst: &mut [T], terms: &[(T, &[T])]) {
+fn dispatch<T: Element>(dst: &mut [T], terms: &[(f64, &[T])]) {
     pulp::Arch::new().dispatch(
         #[inline(always)]
         || body(dst, terms),
@@ -34,26 +31,28 @@ fn dispatch<T: Element>(dst: &mut [T], terms: &[(T, &[T])]) {
 
 #[inline(always)]
 #[expect(clippy::inline_always, reason = "it must be compiled for each instruction set")]
-fn body<T: Element>(dst: &mut [T], terms: &[(T, &[T])]) {
+fn body<T: Element>(dst: &mut [T], terms: &[(f64, &[T])]) {
     let mut at = 0;
     let mut chunks = dst.chunks_exact_mut(WIDTH);
     for chunk in &mut chunks {
-        let mut sum = [T::default(); WIDTH];
+        let mut sum = [0.0_f64; WIDTH];
         for (c, source) in terms {
             let source = &source[at..at + WIDTH];
             for lane in 0..WIDTH {
-                sum[lane] += *c * source[lane];
+                sum[lane] += *c * source[lane].to_f64();
             }
         }
-        chunk.copy_from_slice(&sum);
+        for (out, sum) in chunk.iter_mut().zip(sum) {
+            *out = T::from_f64(sum);
+        }
         at += WIDTH;
     }
     for (lane, out) in chunks.into_remainder().iter_mut().enumerate() {
-        let mut sum = T::default();
+        let mut sum = 0.0;
         for (c, source) in terms {
-            sum += *c * source[at + lane];
+            sum += *c * source[at + lane].to_f64();
         }
-        *out = sum;
+        *out = T::from_f64(sum);
     }
 }
 
@@ -66,14 +65,15 @@ mod tests {
         for len in [0, 1, 63, 64, 65, 1000] {
             let sources: Vec<Vec<f32>> =
                 (0..5).map(|s| (0..len).map(|i| ((s * len + i) as f32 * 0.7).sin()).collect()).collect();
-            let terms: Vec<(f32, &[f32])> =
-                sources.iter().enumerate().map(|(s, v)| (0.3 - s as f32, v.as_slice())).collect();
+            let terms: Vec<(f64, &[f32])> =
+                sources.iter().enumerate().map(|(s, v)| (0.3 - s as f64, v.as_slice())).collect();
             let (mut plain, mut dispatched) = (vec![f32::NAN; len], vec![f32::NAN; len]);
             body(&mut plain, &terms);
             dispatch(&mut dispatched, &terms);
             assert_eq!(plain, dispatched);
-            let naive: Vec<f32> =
-                (0..len).map(|i| terms.iter().fold(0.0, |sum, (c, v)| sum + c * v[i])).collect();
+            let naive: Vec<f32> = (0..len)
+                .map(|i| f32::from_f64(terms.iter().fold(0.0, |sum, (c, v)| sum + c * f64::from(v[i]))))
+                .collect();
             assert_eq!(plain, naive);
         }
     }

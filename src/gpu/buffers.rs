@@ -97,12 +97,12 @@ pub(super) struct Upload(Transfer);
 pub(super) struct Readback(Transfer);
 
 /// The buffer in `slot`, replaced by a larger one if it has fewer than `bytes`.
-fn grown<'a, B>(
-    slot: &'a mut Option<B>,
+fn grown<B>(
+    slot: &mut Option<B>,
     bytes: u64,
     size: impl Fn(&B) -> u64,
     new: impl FnOnce() -> Result<B>,
-) -> Result<&'a B> {
+) -> Result<&B> {
     if slot.as_ref().is_none_or(|b| size(b) < bytes) {
         // The old one goes first: both may not fit.
         *slot = None;

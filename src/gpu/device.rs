@@ -18,7 +18,10 @@ use crate::error::{Error, Result};
 
 /// How long one submission may take before its device counts as hung. Submissions are sized to some 40 ms; the
 /// rest is room for a loaded machine and slow software adapters.
-const SUBMISSION_LIMIT: Duration = Duration::from_secs(60);
+const SUBMISSION_LIMIT: Duration = Duration::from_mins(1);
+/// Multiply-adds of one submission: some 40 ms, so that cancelling is prompt and no driver's watchdog bites.
+const SOFTWARE_SUBMISSION_MACS: u64 = 200_000_000;
+const HARDWARE_SUBMISSION_MACS: u64 = 100_000_000_000;
 /// How long one wait lasts before loss is looked at.
 const POLL_SLICE: Duration = Duration::from_secs(1);
 
@@ -104,12 +107,15 @@ pub struct Caps {
     pub max_workgroups_per_dimension: u32,
     /// Threads of a workgroup.
     pub max_workgroup_invocations: u32,
+    /// Multiply-adds of one submission, as nearly as whole workgroups allow: between submissions a run can be
+    /// cancelled.
+    pub submission_macs: u64,
 }
 
 /// How a user names an adapter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AdapterSelector {
-    /// Its position in the list of [`adapters`].
+    /// Its position in the list of [`adapters`]; past the end of that list, part of its name.
     Index(usize),
     /// Part of its name, in any case.
     Name(String),
@@ -207,8 +213,17 @@ pub fn adapters() -> Vec<AdapterSummary> {
 /// [`Error::Unavailable`], listing what there is, when none matches.
 pub fn select(selector: Option<&AdapterSelector>) -> Result<Vec<AdapterSummary>> {
     let all = adapters();
-    let from_env = std::env::var("WGPU_ADAPTER_NAME").ok().map(AdapterSelector::Name);
+    let from_env = std::env::var("WGPU_ADAPTER_NAME").ok().filter(|name| !name.is_empty());
+    let from_env = from_env.map(AdapterSelector::Name);
     let selector = selector.or(from_env.as_ref());
+    // "4090" is no position in any list, but part of a name.
+    let as_name = match selector {
+        Some(AdapterSelector::Index(index)) if *index >= all.len() => {
+            Some(AdapterSelector::Name(index.to_string()))
+        }
+        _ => None,
+    };
+    let selector = as_name.as_ref().or(selector);
     let real = all.iter().any(|a| !a.software);
     let chosen: Vec<_> =
         all.iter().filter(|a| selector.map_or(a.software != real, |s| s.matches(a))).cloned().collect();
@@ -313,6 +328,11 @@ impl GpuDevice {
             max_binding_bytes: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size),
             max_workgroups_per_dimension: limits.max_compute_workgroups_per_dimension,
             max_workgroup_invocations: limits.max_compute_invocations_per_workgroup,
+            submission_macs: if summary.software {
+                SOFTWARE_SUBMISSION_MACS
+            } else {
+                HARDWARE_SUBMISSION_MACS
+            },
         };
         Ok(Self { device, queue, summary, caps, health })
     }
@@ -327,6 +347,22 @@ impl GpuDevice {
     #[must_use]
     pub fn caps(&self) -> &Caps {
         &self.caps
+    }
+
+    /// Changes [`Caps::submission_macs`] for everything installed from now on: smaller submissions make cancelling
+    /// prompter and cost throughput.
+    #[must_use]
+    pub fn with_submission_macs(mut self, macs: u64) -> Self {
+        self.caps.submission_macs = macs;
+        self
+    }
+
+    /// Uses staging buffers even where buffers can be mapped, as on a discrete GPU: for tests of that path.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn with_staging(mut self) -> Self {
+        self.caps.mappable = false;
+        self
     }
 
     /// Why this device can do no further work, if so. Recovery is to open a new one.

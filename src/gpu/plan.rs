@@ -21,10 +21,6 @@ use crate::error::{Error, Result};
 /// loop silently once a thread has run 65,535; half of that leaves room for iterations it counts and we do not.
 const MAX_LOOP_ITERATIONS: usize = 32_768;
 
-/// Multiply-adds of one submission: some 40 ms, so that cancelling is prompt and no driver watchdog bites.
-const SOFTWARE_SUBMISSION_MACS: u64 = 200_000_000;
-const HARDWARE_SUBMISSION_MACS: u64 = 100_000_000_000;
-
 /// Elements one array may have, so that rounding up to whole tiles stays inside 32 bits.
 const MAX_ELEMS: usize = 1 << 31;
 
@@ -195,7 +191,7 @@ impl ConvPlan {
         })?;
         let base = layer_params(shape, column_blocks, channel_blocks);
         let block_outputs = (block_columns * block_channels(self.variant.kernel, tile)) as u64;
-        let budget = if caps.software { SOFTWARE_SUBMISSION_MACS } else { HARDWARE_SUBMISSION_MACS };
+        let budget = caps.submission_macs.max(1);
         let mut spent = budget;
         for (index, part) in parts(shape).into_iter().enumerate() {
             let workgroup_macs = block_outputs * (part.channels.len() * part.taps.len()) as u64;
@@ -407,6 +403,7 @@ mod tests {
             max_binding_bytes: 128 << 20,
             max_workgroups_per_dimension: 65_535,
             max_workgroup_invocations: 1024,
+            submission_macs: 200_000_000,
         }
     }
 

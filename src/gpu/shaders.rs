@@ -34,6 +34,8 @@ pub(super) struct Tile {
     pub(super) workgroup_x: u32,
 }
 
+/// Terms that an f32 kernel sums before it adds them to a total (see `common.wgsl`).
+const F32_RUN: u32 = 128;
 /// Steps of K a tile of the `tiled` kernel holds.
 const DEPTH: u32 = 8;
 /// Threads on either side of a workgroup of the `tiled` kernel.
@@ -87,7 +89,11 @@ impl Variant {
     /// The complete WGSL text of this variant.
     pub(super) fn wgsl(self) -> String {
         let counts = self.counts();
-        let mut text = format!("alias Elem = {};\n", self.dtype);
+        let run = match self.dtype {
+            DType::F32 => F32_RUN,
+            DType::F64 => u32::MAX,
+        };
+        let mut text = format!("alias Elem = {};\nconst RUN = {run}u;\n", self.dtype);
         for (name, count) in &counts {
             let _ = writeln!(text, "const {name} = {count}u;");
         }

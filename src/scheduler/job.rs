@@ -280,7 +280,12 @@ impl<F: Fn(&[usize]) -> bool> Run<'_, F> {
         let pool = self.plan.pool;
         let arrived = self.gather.complete().len();
         let corrupt: Vec<&Attempt> = self.attempts.iter().filter(|a| a.outcome == Outcome::Corrupt).collect();
-        if !corrupt.is_empty() && arrived + corrupt.len() >= self.plan.needed {
+        let failed =
+            |subtask| self.attempts.iter().any(|a| a.subtask == subtask && a.outcome == Outcome::Failed);
+        let honest = (0..self.plan.slabs.len()).filter(|subtask| !failed(*subtask)).count();
+        // Without the failures alone there would be enough: what is wrong with this run is what came back.
+        let in_time = self.started.elapsed() < self.plan.policy.deadline;
+        if !corrupt.is_empty() && in_time && honest >= self.plan.needed {
             let mut names: Vec<&str> = corrupt.iter().map(|a| pool.name(a.worker)).collect();
             names.sort_unstable();
             names.dedup();

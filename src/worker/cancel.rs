@@ -77,7 +77,7 @@ mod tests {
         let token = CancelToken::new();
         let sleeper = token.clone();
         let started = Instant::now();
-        let thread = std::thread::spawn(move || sleeper.sleep(Duration::from_secs(60)));
+        let thread = std::thread::spawn(move || sleeper.sleep(Duration::from_mins(1)));
         token.cancel();
         assert!(thread.join().unwrap());
         assert!(started.elapsed() < Duration::from_secs(30));

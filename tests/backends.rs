@@ -1,0 +1,195 @@
+//! The same coded layers over CPU and GPU workers: every responder set exact, both backends in agreement.
+//!
+//! Without a GPU adapter the tests are shown as ignored; where `CI=true` they fail instead.
+
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+mod common;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use common::{normal, relative_l2, subsets};
+use fcdcc::array::Values;
+use fcdcc::conv::{conv_local, reference};
+use fcdcc::worker::{CpuWorker, FaultSpec, FilterKey, GpuWorker, SubtaskShape, WorkerInfo, inject};
+use fcdcc::{
+    CancelToken, CodeKind, CodedConv, ConvParams, ConvShape, Element, Error, LayerOptions, OnShortfall, Pool,
+    Result, Worker,
+};
+use libtest_mimic::{Arguments, Trial};
+use ndarray::{ArrayD, IxDyn};
+
+/// f32 workers at the condition numbers of these small codes (below 30).
+const EXACT_F32: f64 = 3e-5;
+/// f64 workers, likewise.
+const EXACT_F64: f64 = 1e-12;
+/// Two f32 backends on one well conditioned set: they differ in the order of their sums only.
+const AGREEMENT: f64 = 1e-5;
+
+/// Answers only while its bit is set, so that one pool can show every responder set.
+struct Switched {
+    inner: Box<dyn Worker>,
+    bit: usize,
+    responders: Arc<AtomicU64>,
+}
+
+impl Worker for Switched {
+    fn info(&self) -> WorkerInfo {
+        self.inner.info()
+    }
+    fn install(&mut self, key: FilterKey, shape: &SubtaskShape, banks: &Values) -> Result<()> {
+        self.inner.install(key, shape, banks)
+    }
+    fn remove(&mut self, key: FilterKey) {
+        self.inner.remove(key);
+    }
+    fn execute(
+        &mut self,
+        key: FilterKey,
+        slabs: &Values,
+        cancel: &CancelToken,
+        emit: &mut dyn FnMut(usize, Values),
+    ) -> Result<()> {
+        if self.responders.load(Ordering::SeqCst) >> self.bit & 1 == 0 {
+            return Err(Error::WorkerFailed { worker: self.info().name, cause: "switched off".to_owned() });
+        }
+        self.inner.execute(key, slabs, cancel, emit)
+    }
+}
+
+fn gpu(n: usize) -> Vec<Box<dyn Worker>> {
+    GpuWorker::fleet(n, None).unwrap()
+}
+
+fn options(k_a: usize, k_b: usize) -> LayerOptions {
+    LayerOptions::default()
+        .partitions(k_a, k_b)
+        .on_shortfall(OnShortfall::Fail)
+        .deadline(Duration::from_mins(1))
+}
+
+fn array<T: Element>(shape: &[usize], seed: u64) -> ArrayD<T> {
+    ArrayD::from_shape_vec(IxDyn(shape), normal(shape.iter().product(), seed)).unwrap()
+}
+
+fn every_responder_set<T: Element>(make: fn(usize) -> Vec<Box<dyn Worker>>, tolerance: f64) {
+    let params = ConvParams::default().padding([1]);
+    let (x, w) = (array::<T>(&[1, 3, 12, 10], 1), array::<T>(&[8, 3, 3, 3], 2));
+    let shape = ConvShape::new(x.shape(), w.shape(), &params).unwrap();
+    let truth = reference(&shape, x.as_slice().unwrap(), w.as_slice().unwrap(), None).unwrap();
+    for (n, k_a, k_b, delta) in [(6, 4, 4, 4), (10, 4, 8, 8)] {
+        let responders = Arc::new(AtomicU64::new(0));
+        let switched = make(n).into_iter().enumerate().map(|(bit, inner)| -> Box<dyn Worker> {
+            Box::new(Switched { inner, bit, responders: Arc::clone(&responders) })
+        });
+        let pool = Pool::new(switched.collect()).unwrap();
+        let layer = CodedConv::prepare(&pool, x.shape(), w.view(), None, &params, options(k_a, k_b)).unwrap();
+        for set in subsets(n, delta) {
+            responders.store(set.iter().map(|i| 1 << i).sum(), Ordering::SeqCst);
+            let run = layer.run(x.view()).unwrap();
+            let error = relative_l2(run.output.as_slice().unwrap(), &truth);
+            assert!(error < tolerance, "{set:?}: {error:e}");
+            assert_eq!(run.report.used, set);
+        }
+        // One fewer is a named error, and so the passes above were no accident of who answered.
+        for set in subsets(n, delta - 1).into_iter().step_by(7) {
+            responders.store(set.iter().map(|i| 1 << i).sum(), Ordering::SeqCst);
+            let error = layer.run(x.view()).unwrap_err();
+            assert!(matches!(error, Error::Shortfall { .. }), "{error}");
+        }
+    }
+}
+
+fn backends_agree() {
+    let params = ConvParams::default().padding([1]);
+    let (x, w) = (array::<f32>(&[1, 64, 56, 56], 3), array::<f32>(&[64, 64, 3, 3], 4));
+    let run = |workers| {
+        let pool =
+            Pool::new(inject(workers, &["0,3:drop".parse::<FaultSpec>().unwrap()], 0).unwrap()).unwrap();
+        CodedConv::prepare(&pool, x.shape(), w.view(), None, &params, options(4, 4))
+            .unwrap()
+            .run(x.view())
+            .unwrap()
+    };
+    let (on_cpu, on_gpu) = (run(CpuWorker::fleet(6)), run(gpu(6)));
+    assert_eq!((on_cpu.report.backend.as_str(), on_gpu.report.backend.as_str()), ("cpu", "gpu"));
+    assert_eq!(on_cpu.report.used, on_gpu.report.used);
+    let difference = relative_l2(on_gpu.output.as_slice().unwrap(), on_cpu.output.as_slice().unwrap());
+    assert!(difference < AGREEMENT, "{difference:e}");
+    let mut off = on_gpu.output.clone();
+    off[[0, 5, 6, 7]] += 1.0;
+    assert!(relative_l2(off.as_slice().unwrap(), on_cpu.output.as_slice().unwrap()) > AGREEMENT);
+}
+
+/// AlexNet conv1 with the worst set of a code of twenty: f32 rounding times a condition number of 1551.
+fn alexnet_conv1_survives_the_worst_loss() {
+    let params = ConvParams::default().stride([4]);
+    let (x, w) = (array::<f32>(&[1, 3, 227, 227], 5), array::<f32>(&[96, 3, 11, 11], 6));
+    let shape = ConvShape::new(x.shape(), w.shape(), &params).unwrap();
+    let wide = |a: &ArrayD<f32>| a.iter().copied().map(f64::from).collect::<Vec<f64>>();
+    let truth = conv_local(&shape, &wide(&x), &wide(&w), None, 2, &|| false).unwrap();
+    for make in [gpu, CpuWorker::fleet] {
+        let workers = inject(make(20), &["0,1,2,3:crash".parse::<FaultSpec>().unwrap()], 0).unwrap();
+        let pool = Pool::new(workers).unwrap();
+        let layer = CodedConv::prepare(&pool, x.shape(), w.view(), None, &params, options(8, 8)).unwrap();
+        let run = layer.run(x.view()).unwrap();
+        let error = relative_l2(run.output.as_slice().unwrap(), &truth);
+        assert!(error < 1e-4, "{}: {error:e}", run.report.backend);
+        assert!((run.report.condition_number / 1551.0 - 1.0).abs() < 0.01);
+    }
+}
+
+fn mixed_pools_and_uncoded_layers_work() {
+    let params = ConvParams::default().groups(2).stride([2]).padding([2, 1]);
+    let (x, w) = (array::<f32>(&[2, 6, 15, 13], 7), array::<f32>(&[10, 3, 3, 3], 8));
+    let shape = ConvShape::new(x.shape(), w.shape(), &params).unwrap();
+    let truth = reference(&shape, x.as_slice().unwrap(), w.as_slice().unwrap(), None).unwrap();
+    let mut workers = CpuWorker::fleet(4);
+    workers.extend(gpu(2));
+    let pool = Pool::new(inject(workers, &["1:nan".parse::<FaultSpec>().unwrap()], 0).unwrap()).unwrap();
+    let layer =
+        CodedConv::prepare(&pool, x.shape(), w.view(), None, &params, LayerOptions::default()).unwrap();
+    let run = layer.run(x.view()).unwrap();
+    assert_eq!(run.report.backend, "mixed");
+    assert!(relative_l2(run.output.as_slice().unwrap(), &truth) < EXACT_F32);
+    let uncoded = LayerOptions { code: CodeKind::Uncoded, ..LayerOptions::default() };
+    let pool = Pool::new(gpu(3)).unwrap();
+    let layer = CodedConv::prepare(&pool, x.shape(), w.view(), None, &params, uncoded).unwrap();
+    let run = layer.run(x.view()).unwrap();
+    assert_eq!(run.report.used.len(), 3);
+    assert!(relative_l2(run.output.as_slice().unwrap(), &truth) < EXACT_F32);
+}
+
+fn main() {
+    let f64_there = fcdcc::gpu::select(None).is_ok_and(|a| a.iter().all(|a| a.features.f64));
+    let present = !fcdcc::gpu::adapters().is_empty();
+    let required = std::env::var("CI").is_ok_and(|v| v == "true");
+    let tests: [(&str, bool, fn()); 6] = [
+        ("every_responder_set_is_exact_on_gpu_workers", true, || every_responder_set::<f32>(gpu, EXACT_F32)),
+        ("every_responder_set_is_exact_on_gpu_workers_in_f64", f64_there, || {
+            every_responder_set::<f64>(gpu, EXACT_F64);
+        }),
+        ("every_responder_set_is_exact_on_cpu_workers_in_f64", true, || {
+            every_responder_set::<f64>(CpuWorker::fleet, EXACT_F64);
+        }),
+        ("backends_agree", true, backends_agree),
+        ("alexnet_conv1_survives_the_worst_loss", true, alexnet_conv1_survives_the_worst_loss),
+        ("mixed_pools_and_uncoded_layers_work", true, mixed_pools_and_uncoded_layers_work),
+    ];
+    let trials = tests
+        .into_iter()
+        .map(|(name, able, test)| {
+            let trial = Trial::test(name, move || {
+                if !present {
+                    return Err("there is no GPU adapter, and CI=true requires one".into());
+                }
+                test();
+                Ok(())
+            });
+            trial.with_ignored_flag((!present && !required) || (present && !able))
+        })
+        .collect();
+    libtest_mimic::run(&Arguments::from_args(), trials).exit();
+}
