@@ -92,8 +92,9 @@ impl Folder {
             .args(args.split_whitespace())
             .current_dir(self.0.path())
             .env_remove("RUST_LOG")
-            // Without one, Mesa's Vulkan loader layer complains on stderr.
-            .env("XDG_RUNTIME_DIR", self.0.path())
+            // As on a machine without a desktop session, where Mesa would add a line of its own to stderr.
+            .env_remove("XDG_RUNTIME_DIR")
+            .env_remove("NODEVICE_SELECT")
             .output()
             .unwrap();
         Said {
@@ -106,14 +107,11 @@ impl Folder {
     /// `fcdcc conv` with the defaults for everything that `args` does not give.
     fn conv(&self, args: &str) -> Said {
         let given = |option: &str| args.split_whitespace().any(|a| a == option);
-        let pool = given("--pool");
-        let mut line = "conv".to_owned();
-        for (option, value) in DEFAULTS {
-            if !given(option) && !(pool && option == "--backend") {
-                line += &format!(" {option} {value}");
-            }
-        }
-        self.run(&format!("{line} {args}"))
+        // A pool file stands instead of a backend.
+        let wanted = |option: &str| !given(option) && (option != "--backend" || !given("--pool"));
+        let defaults = DEFAULTS.into_iter().filter(|(option, _)| wanted(option));
+        let defaults: Vec<&str> = defaults.flat_map(|(option, value)| [option, value]).collect();
+        self.run(&format!("conv {} {args}", defaults.join(" ")))
     }
 
     fn exact(&self, args: &str) -> Said {
@@ -174,7 +172,7 @@ fn agrees<T: Element + ReadableElement + WritableElement>(
         let error = relative_l2(&got, &truth);
         assert!(error < tolerance, "{args}: {error:e}");
         // Negative control: one wrong element is noticed.
-        got[0] = got[0] + T::from_f64(0.1);
+        got[0] += T::from_f64(0.1);
         assert!(relative_l2(&got, &truth) > tolerance);
     }
 }
@@ -542,6 +540,7 @@ fn unfit_options_are_refused() {
         ("devices --yaml", "--yaml"),
         ("demo --backend abacus", "abacus"),
         ("demo --report missing/r.json", "missing"),
+        ("demo --write missing", "missing"),
     ] {
         let error = folder.refused(2, args, Folder::run);
         assert!(error.contains(says), "{args}: {error}");
@@ -592,4 +591,12 @@ fn the_demo_survives_its_faults() {
     let report = folder.json("r.json");
     assert_eq!(report["command"], "demo");
     assert!(!report["layers"][0]["used"].as_array().unwrap().is_empty());
+    // What it writes is what conv takes.
+    assert_eq!(folder.run("demo --backend cpu --write .").status, 0);
+    folder.exact("--stride 4 --workers 20 --partitions 8,8 --fault random:4:crash");
+    assert_eq!(folder.load::<f32>("y.npy").shape(), [1, 96, 55, 55]);
+    // Both files or none.
+    let folder = Folder::empty();
+    fs::create_dir(folder.path("w.npy")).unwrap();
+    folder.refused(2, "demo --backend cpu --write .", Folder::run);
 }

@@ -164,7 +164,7 @@ fn circle(imports: &BTreeMap<String, BTreeSet<String>>) -> Option<String> {
             return None;
         }
         if left.len() == before {
-            return Some(format!("circle of imports: {}", Vec::from_iter(left.into_keys()).join(", ")));
+            return Some(format!("circle of imports: {}", left.into_keys().collect::<Vec<_>>().join(", ")));
         }
     }
 }

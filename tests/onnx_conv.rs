@@ -6,6 +6,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -103,35 +104,37 @@ fn a_perturbed_output_is_noticed(folder: &Path) -> Result<(), Failed> {
     Ok(())
 }
 
-/// Where the cases lie. Extracted once for each script and Python, not once for each test process.
+/// Where the cases lie. They are extracted once for each script and Python, not once for each test process.
 fn cases() -> Result<PathBuf, Unavailable> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let script = root.join("scripts/onnx_conv_cases.py");
     let script_text = std::fs::read_to_string(&script).unwrap();
-    let found = Path::new(env!("CARGO_TARGET_TMPDIR")).join("onnx_conv_cases");
-    let marker = found.join("made-by.txt");
     let candidates = match std::env::var_os("FCDCC_PYTHON") {
         Some(python) => vec![PathBuf::from(python)],
         None => vec![root.join(".venv/bin/python"), PathBuf::from("python3")],
     };
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
     for python in &candidates {
-        let made_by = format!("{}\n{script_text}", python.display());
-        if std::fs::read_to_string(&marker).is_ok_and(|text| text == made_by) {
+        let mut made_by = DefaultHasher::new();
+        (python, &script_text).hash(&mut made_by);
+        let found = target.join(format!("onnx_conv_cases-{:016x}", made_by.finish()));
+        if found.is_dir() {
             return Ok(found);
         }
         let imports = Command::new(python).args(["-c", "import onnx"]).output();
         if !imports.is_ok_and(|out| out.status.success()) {
             continue;
         }
-        let fresh = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let fresh = tempfile::tempdir_in(target).unwrap();
         let out = Command::new(python).arg(&script).arg(fresh.path()).output().unwrap();
         if !out.status.success() {
             return Err(Unavailable::Failed(String::from_utf8_lossy(&out.stderr).into_owned()));
         }
-        std::fs::write(fresh.path().join("made-by.txt"), made_by).unwrap();
-        let _ = std::fs::remove_dir_all(&found);
-        std::fs::rename(fresh.keep(), &found).unwrap();
-        return Ok(found);
+        // Test runners list tests in several processes at once: the first puts its cases in place, the others find them.
+        return match std::fs::rename(fresh.path(), &found) {
+            Err(error) if !found.is_dir() => Err(Unavailable::Failed(error.to_string())),
+            _ => Ok(found),
+        };
     }
     Err(Unavailable::NoPython(format!(
         "none of {candidates:?} is a Python with the onnx package: pip install onnx, or set FCDCC_PYTHON"
