@@ -29,13 +29,13 @@ pub(crate) struct ConvArgs {
     #[arg(long, value_name = "Y.npy")]
     output: PathBuf,
     /// One number or one an axis [default: 1]
-    #[arg(long, value_delimiter = ',', num_args = 1..)]
+    #[arg(long, value_delimiter = ',', num_args = 1.., allow_negative_numbers = true)]
     stride: Vec<usize>,
     /// One number, one an axis, or begins then ends [default: 0]
-    #[arg(long, value_delimiter = ',', num_args = 1..)]
+    #[arg(long, value_delimiter = ',', num_args = 1.., allow_negative_numbers = true)]
     padding: Vec<usize>,
     /// One number or one an axis [default: 1]
-    #[arg(long, value_delimiter = ',', num_args = 1..)]
+    #[arg(long, value_delimiter = ',', num_args = 1.., allow_negative_numbers = true)]
     dilation: Vec<usize>,
     /// Groups of channels
     #[arg(long, default_value_t = 1)]
@@ -55,6 +55,7 @@ fn run_in<T: Element + ndarray_npy::WritableElement>(args: &ConvArgs, console: C
     files::check_writable(&args.output)?;
     if let Some(report) = &args.layer.report {
         files::check_writable(report)?;
+        files::check_distinct(&args.output, report)?;
     }
     let options = args.layer.layer_options("conv")?;
     let input: ArrayD<T> = files::read_array(&args.input)?;

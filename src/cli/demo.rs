@@ -43,9 +43,13 @@ pub(crate) fn run(args: &DemoArgs, console: Console) -> Result<()> {
     }
     let (picture, filters) = (picture(227).into_dyn(), filters().into_dyn());
     if let Some(folder) = &args.write {
-        for (name, array) in [("x.npy", &picture), ("w.npy", &filters)] {
-            files::check_writable(&folder.join(name))?;
-            files::write_array(&folder.join(name), array)?;
+        let arrays =
+            [("x.npy", &picture), ("w.npy", &filters)].map(|(name, array)| (folder.join(name), array));
+        for (path, _) in &arrays {
+            files::check_writable(path)?;
+        }
+        for (path, array) in arrays {
+            files::write_array(&path, array)?;
         }
     }
     let params = ConvParams::default().stride([4]);

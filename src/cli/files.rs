@@ -22,7 +22,7 @@ pub(crate) fn read_array<T: Element>(path: &Path) -> Result<ArrayD<T>> {
     let mut rest = bytes.as_slice();
     check_header_length(&bytes).map_err(|cause| bad(path, cause))?;
     let header = Header::from_reader(&mut rest)
-        .map_err(|e| bad(path, format!("is not a .npy array ({e}): save it with numpy.save")))?;
+        .map_err(|e| bad(path, format!("is not a .npy array ({}): save it with numpy.save", brief(&e))))?;
     let descriptor = header.type_descriptor.to_string();
     let size = match descriptor.trim_matches('\'') {
         "<f4" => 4,
@@ -53,13 +53,37 @@ pub(crate) fn read_array<T: Element>(path: &Path) -> Result<ArrayD<T>> {
             .map(|b| T::from_f64(f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]]))))
             .collect()
     } else {
-        rest.chunks_exact(8)
-            .map(|b| T::from_f64(f64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]])))
-            .collect()
+        (0..rest.len() / 8).map(|i| T::from_f64(f64_at(rest, i))).collect()
     };
+    if let Some(index) = values.iter().position(|v| v.to_f64().is_infinite())
+        && let Some(value) = (size == 8).then(|| f64_at(rest, index)).filter(|v| v.is_finite())
+    {
+        return Err(bad(
+            path,
+            format!(
+                "holds {value:e} at flat index {index}, more than {} can hold: use --precision f64",
+                T::DTYPE
+            ),
+        ));
+    }
     let layout = IxDyn(&header.shape).set_f(matches!(header.layout, Layout::Fortran));
     ArrayD::from_shape_vec(layout, values)
         .map_err(|e| bad(path, format!("has an impossible shape {:?}: {e}", header.shape)))
+}
+
+fn f64_at(bytes: &[u8], index: usize) -> f64 {
+    let at = 8 * index;
+    f64::from_le_bytes(std::array::from_fn(|i| bytes[at + i]))
+}
+
+/// A parser's message without most of a header that it quotes.
+fn brief(message: &impl std::fmt::Display) -> String {
+    const MOST: usize = 200;
+    let text = message.to_string();
+    match text.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{} ...", &text[..end]),
+        None => text,
+    }
 }
 
 /// The header's own length field is checked against the file before anything of that length is allocated.
@@ -91,6 +115,16 @@ pub(crate) fn check_writable(path: &Path) -> Result<()> {
     }
     if path.is_dir() {
         return Err(bad(path, "is a folder: name a file"));
+    }
+    Ok(())
+}
+
+/// Checks that the report would not take the place of the output.
+pub(crate) fn check_distinct(output: &Path, report: &Path) -> Result<()> {
+    // The folders exist: `check_writable` came before.
+    let whole = |path: &Path| folder(path).canonicalize().ok().zip(path.file_name().map(ToOwned::to_owned));
+    if whole(output) == whole(report) {
+        return Err(bad(report, "is both --output and --report: name two files"));
     }
     Ok(())
 }

@@ -125,12 +125,12 @@ fn one_line(text: &str) -> String {
 }
 
 fn start_log(cli: &Cli) {
-    let default = match (cli.quiet, cli.verbose) {
-        (_, 1) => "fcdcc=info",
-        (_, 2) => "fcdcc=debug",
-        (_, v) if v > 2 => "debug",
-        (true, _) => "off",
-        _ => "error",
+    // Off unless asked for: libraries beneath would add lines to the one that an error is.
+    let default = match cli.verbose {
+        0 => "off",
+        1 => "fcdcc=info",
+        2 => "fcdcc=debug",
+        _ => "debug",
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();

@@ -115,10 +115,10 @@ pub(crate) struct LayerArgs {
     #[arg(long, value_enum, default_value_t)]
     pub(crate) audit: Audit,
     /// Refuse a result whose error bound (relative L2) exceeds R
-    #[arg(long, value_name = "R")]
+    #[arg(long, value_name = "R", allow_negative_numbers = true)]
     pub(crate) max_error: Option<f64>,
     /// Seed of everything random
-    #[arg(long, value_name = "S", default_value_t = 0)]
+    #[arg(long, value_name = "S", default_value_t = 0, allow_negative_numbers = true)]
     pub(crate) seed: u64,
     /// Write a machine-readable report
     #[arg(long, value_name = "FILE.json")]

@@ -16,6 +16,7 @@ const MAX_WORKERS: usize = 4096;
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct PoolFile {
+    #[serde(default)]
     worker: Vec<WorkerEntry>,
 }
 
@@ -110,7 +111,11 @@ fn gpu_workers(_: usize, _: Option<&str>) -> Result<Vec<Box<dyn Worker>>> {
 fn from_file(path: &Path, seed: u64) -> Result<Vec<Box<dyn Worker>>> {
     let bad = |cause: String| Error::File { path: path.display().to_string(), cause, input: true };
     let text = std::fs::read_to_string(path).map_err(|e| bad(format!("cannot be read: {e}")))?;
-    let file: PoolFile = toml::from_str(&text).map_err(|e| bad(format!("is not a pool file: {e}")))?;
+    let file: PoolFile = toml::from_str(&text).map_err(|e| {
+        let line =
+            text.bytes().take(e.span().map_or(0, |span| span.start)).filter(|b| *b == b'\n').count() + 1;
+        bad(format!("is not a pool file, line {line}: {}", e.message()))
+    })?;
     let mut workers: Vec<Box<dyn Worker>> = Vec::new();
     for entry in file.worker {
         let (group, fault) = match entry {

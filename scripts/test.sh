@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# Every check of the repository: formatting, lints, tests, documentation, examples.
+#
+#   scripts/test.sh           what CI runs
+#   scripts/test.sh --all     also without the default features
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+all=false
+case "${1-}" in
+    "") ;;
+    --all) all=true ;;
+    *)
+        echo "usage: scripts/test.sh [--all]" >&2
+        exit 2
+        ;;
+esac
+
+step() {
+    printf '\n== %s\n' "$*"
+    "$@"
+}
+
+has_onnx() {
+    "$1" -c 'import onnx, numpy' >/dev/null 2>&1
+}
+
+# tests/onnx_conv.rs extracts its cases with the onnx package.
+if [[ -z "${FCDCC_PYTHON-}" ]] && ! has_onnx .venv/bin/python; then
+    printf '\n== Python environment in .venv\n'
+    if python3 -m venv .venv && .venv/bin/python -m pip install --quiet onnx==1.23.2 numpy; then
+        echo "onnx 1.23.2 installed"
+    else
+        rm -rf .venv
+        echo "NOTICE: no .venv with onnx could be made: unless python3 has it, the ONNX suite is ignored (fails with CI=true)"
+    fi
+fi
+
+step cargo fmt --check
+step cargo clippy --all-targets --locked -- -D warnings
+if $all; then
+    step cargo clippy --all-targets --locked --no-default-features -- -D warnings
+    step cargo clippy --all-targets --locked --no-default-features --features cli -- -D warnings
+fi
+if cargo nextest --version >/dev/null 2>&1; then
+    step cargo nextest run --locked
+else
+    step cargo test --locked --lib --bins --tests
+fi
+step cargo test --locked --doc
+RUSTDOCFLAGS="-D warnings" step cargo doc --locked --no-deps
+step cargo build --locked --examples
+step cargo run --locked --quiet --example quickstart
+
+printf '\nall checks passed\n'

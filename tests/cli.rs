@@ -1,0 +1,602 @@
+//! The binary, driven as a script would: exit statuses, files and the one line on stderr.
+
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use common::{normal, relative_l2};
+use fcdcc::conv::reference;
+use fcdcc::{ConvParams, ConvShape, Element};
+use ndarray::{ArrayD, IxDyn};
+use ndarray_npy::{ReadableElement, WritableElement};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// Relative L2: f32 (f64) workers at condition numbers below 100 and sums of fewer than 100 products.
+const EXACT_F32: f64 = 3e-5;
+const EXACT_F64: f64 = 1e-12;
+
+const INPUT: [usize; 4] = [1, 3, 12, 10];
+const WEIGHT: [usize; 4] = [8, 3, 3, 3];
+
+/// What a conv is given unless the test says otherwise.
+const DEFAULTS: [(&str, &str); 4] =
+    [("--backend", "cpu"), ("--input", "x.npy"), ("--weight", "w.npy"), ("--output", "y.npy")];
+
+/// A folder of its own, in which the binary runs.
+struct Folder(TempDir);
+
+struct Said {
+    status: i32,
+    out: String,
+    err: String,
+}
+
+impl Folder {
+    fn empty() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    /// With x.npy and w.npy of the usual shapes.
+    fn new() -> Self {
+        let folder = Self::empty();
+        folder.random::<f32>("x.npy", &INPUT, 1);
+        folder.random::<f32>("w.npy", &WEIGHT, 2);
+        folder
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn write(&self, name: &str, bytes: impl AsRef<[u8]>) {
+        fs::write(self.path(name), bytes).unwrap();
+    }
+
+    fn array<T: WritableElement + Clone>(&self, name: &str, shape: &[usize], values: Vec<T>) {
+        let array = ArrayD::from_shape_vec(IxDyn(shape), values).unwrap();
+        ndarray_npy::write_npy(self.path(name), &array).unwrap();
+    }
+
+    fn random<T: Element + WritableElement>(&self, name: &str, shape: &[usize], seed: u64) -> Vec<T> {
+        let values = normal::<T>(shape.iter().product(), seed);
+        self.array(name, shape, values.clone());
+        values
+    }
+
+    /// The array in a file, which must have this very element type.
+    fn load<T: ReadableElement>(&self, name: &str) -> ArrayD<T> {
+        ndarray_npy::read_npy(self.path(name)).unwrap()
+    }
+
+    fn json(&self, name: &str) -> Value {
+        serde_json::from_str(&fs::read_to_string(self.path(name)).unwrap()).unwrap()
+    }
+
+    /// Every file with its content; folders with none.
+    fn content(&self) -> BTreeMap<String, Vec<u8>> {
+        let entries = fs::read_dir(self.0.path()).unwrap().map(Result::unwrap);
+        entries
+            .map(|e| (e.file_name().into_string().unwrap(), fs::read(e.path()).unwrap_or_default()))
+            .collect()
+    }
+
+    fn run(&self, args: &str) -> Said {
+        let out = Command::new(env!("CARGO_BIN_EXE_fcdcc"))
+            .args(args.split_whitespace())
+            .current_dir(self.0.path())
+            .env_remove("RUST_LOG")
+            // As on a machine without a desktop session, where Mesa would add a line of its own to stderr.
+            .env_remove("XDG_RUNTIME_DIR")
+            .env_remove("NODEVICE_SELECT")
+            .output()
+            .unwrap();
+        Said {
+            status: out.status.code().expect("the binary was killed by a signal"),
+            out: String::from_utf8(out.stdout).unwrap(),
+            err: String::from_utf8(out.stderr).unwrap(),
+        }
+    }
+
+    /// `fcdcc conv` with the defaults for everything that `args` does not give.
+    fn conv(&self, args: &str) -> Said {
+        let given = |option: &str| args.split_whitespace().any(|a| a == option);
+        // A pool file stands instead of a backend.
+        let wanted = |option: &str| !given(option) && (option != "--backend" || !given("--pool"));
+        let defaults = DEFAULTS.into_iter().filter(|(option, _)| wanted(option));
+        let defaults: Vec<&str> = defaults.flat_map(|(option, value)| [option, value]).collect();
+        self.run(&format!("conv {} {args}", defaults.join(" ")))
+    }
+
+    fn exact(&self, args: &str) -> Said {
+        let said = self.conv(args);
+        assert_eq!((said.status, said.err.as_str()), (0, ""), "{args}");
+        said
+    }
+
+    /// Must end with `status`, one line on stderr, and nothing else said or changed.
+    fn refused(&self, status: i32, args: &str, run: impl Fn(&Self, &str) -> Said) -> String {
+        let before = self.content();
+        let said = run(self, args);
+        assert_eq!(said.status, status, "{args}: {}", said.err);
+        assert!(said.err.starts_with("error: ") && said.err.ends_with('\n'), "{args}: {}", said.err);
+        assert_eq!(said.err.lines().count(), 1, "{args}: {}", said.err);
+        assert!(said.err.len() < 600, "{args}: {}", said.err);
+        assert_eq!(said.out, "", "{args}");
+        let after = self.content();
+        assert!(before.keys().eq(after.keys()), "{args} left {:?}", after.keys());
+        assert!(before == after, "{args} changed a file");
+        said.err
+    }
+}
+
+/// A .npy file of version 1.0 with any header and data.
+fn npy(header: &str, data: &[u8]) -> Vec<u8> {
+    let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+    bytes.extend(u16::try_from(header.len() + 1).unwrap().to_le_bytes());
+    bytes.extend(header.as_bytes());
+    bytes.push(b'\n');
+    bytes.extend(data);
+    bytes
+}
+
+fn header(dtype: &str, shape: &str) -> String {
+    format!("{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}")
+}
+
+fn agrees<T: Element + ReadableElement + WritableElement>(
+    input: &[usize],
+    weight: &[usize],
+    args: &str,
+    params: ConvParams,
+    tolerance: f64,
+) {
+    let folder = Folder::empty();
+    let x = folder.random::<T>("x.npy", input, 1);
+    let w = folder.random::<T>("w.npy", weight, 2);
+    let b = folder.random::<T>("b.npy", &weight[..1], 3);
+    let shape = ConvShape::new(input, weight, &params).unwrap();
+    for bias in [false, true] {
+        let with_bias = if bias { "--bias b.npy" } else { "" };
+        folder.exact(&format!("{args} {with_bias} --precision {}", T::DTYPE));
+        let got = folder.load::<T>("y.npy");
+        assert_eq!(got.shape(), shape.output_shape(), "{args}");
+        let truth = reference(&shape, &x, &w, bias.then_some(&b)).unwrap();
+        let mut got = got.as_slice().unwrap().to_vec();
+        let error = relative_l2(&got, &truth);
+        assert!(error < tolerance, "{args}: {error:e}");
+        // Negative control: one wrong element is noticed.
+        got[0] += T::from_f64(0.1);
+        assert!(relative_l2(&got, &truth) > tolerance);
+    }
+}
+
+#[test]
+fn every_spelling_of_the_parameters_in_one_two_and_three_dimensions() {
+    let p = ConvParams::default;
+    let table: [(&[usize], &[usize], &str, ConvParams); 12] = [
+        (&INPUT, &WEIGHT, "", p()),
+        (&INPUT, &WEIGHT, "--stride 2 --padding 1", p().stride([2]).padding([1])),
+        (&INPUT, &WEIGHT, "--stride 2,1 --padding 1,2", p().stride([2, 1]).padding([1, 2])),
+        (&INPUT, &WEIGHT, "--stride 1 2 --padding 0,1,2,0", p().stride([1, 2]).padding([0, 1, 2, 0])),
+        (&INPUT, &WEIGHT, "--dilation 2", p().dilation([2])),
+        (&INPUT, &WEIGHT, "--dilation 3,2 --padding 2", p().dilation([3, 2]).padding([2])),
+        (&[2, 6, 9, 9], &[8, 3, 3, 3], "--groups 2", p().groups(2)),
+        (&[1, 6, 9, 9], &[6, 1, 3, 3], "--groups 6 --stride=2", p().groups(6).stride([2])),
+        (&[2, 3, 40], &[6, 3, 5], "--stride 2 --padding 3,1", p().stride([2]).padding([3, 1])),
+        (&[1, 2, 7, 8, 9], &[4, 2, 3, 3, 2], "--stride 1,2,3", p().stride([1, 2, 3])),
+        (
+            &[1, 2, 7, 8, 9],
+            &[4, 2, 3, 3, 2],
+            "--padding 1,0,1,0,1,2 --dilation 2,1,1",
+            p().padding([1, 0, 1, 0, 1, 2]).dilation([2, 1, 1]),
+        ),
+        (&[1, 4, 1, 1], &[10, 4, 1, 1], "--code crme", p()),
+    ];
+    for (input, weight, args, params) in table {
+        agrees::<f32>(input, weight, args, params.clone(), EXACT_F32);
+        agrees::<f64>(input, weight, args, params, EXACT_F64);
+    }
+}
+
+#[test]
+fn output_has_the_type_of_the_precision_not_of_the_files() {
+    let folder = Folder::new();
+    folder.exact("--precision f64");
+    let wide = folder.load::<f64>("y.npy");
+    folder.random::<f64>("x.npy", &INPUT, 1);
+    folder.exact("");
+    let narrow = folder.load::<f32>("y.npy");
+    assert!(relative_l2(narrow.as_slice().unwrap(), wide.as_slice().unwrap()) < EXACT_F32);
+}
+
+#[test]
+fn column_major_files_are_read_as_what_they_mean() {
+    let folder = Folder::new();
+    folder.exact("");
+    let y = fs::read(folder.path("y.npy")).unwrap();
+    let x = folder.load::<f32>("x.npy");
+    let bytes: Vec<u8> = x.t().iter().flat_map(|v| v.to_le_bytes()).collect();
+    folder.write("x.npy", npy(&header("<f4", "(1, 3, 12, 10)").replace("False", "True"), &bytes));
+    assert_eq!(folder.load::<f32>("x.npy"), x);
+    // The code of one worker is that of all: no difference in rounding between responder sets.
+    folder.exact("--workers 1 --partitions 1,1 --output a.npy");
+    let (a, b) = (folder.load::<f32>("a.npy"), folder.load::<f32>("y.npy"));
+    assert!(relative_l2(a.as_slice().unwrap(), b.as_slice().unwrap()) < EXACT_F32);
+    assert_eq!(fs::read(folder.path("y.npy")).unwrap(), y);
+}
+
+fn error_of_output(folder: &Folder) -> f64 {
+    let shape = ConvShape::new(&INPUT, &WEIGHT, &ConvParams::default()).unwrap();
+    let (x, w) = (folder.load::<f32>("x.npy"), folder.load::<f32>("w.npy"));
+    let truth = reference(&shape, x.as_slice().unwrap(), w.as_slice().unwrap(), None).unwrap();
+    relative_l2(folder.load::<f32>("y.npy").as_slice().unwrap(), &truth)
+}
+
+#[test]
+fn two_of_six_crash_and_the_report_says_so() {
+    let folder = Folder::new();
+    folder.exact("--fault 0,3:crash --report r.json");
+    assert!(error_of_output(&folder) < EXACT_F32);
+    let report = folder.json("r.json");
+    assert_eq!((&report["schema"], &report["command"]), (&1.into(), &"conv".into()));
+    assert!(report["total_ms"].as_f64().unwrap() > 0.0);
+    assert_eq!(report["layers"].as_array().unwrap().len(), 1);
+    let layer = &report["layers"][0];
+    let count = |key: &str| layer[key].as_u64().unwrap_or_else(|| panic!("{key} is {}", layer[key]));
+    let real = |key: &str| layer[key].as_f64().unwrap_or_else(|| panic!("{key} is {}", layer[key]));
+    assert!(layer["name"].is_string());
+    assert_eq!((layer["code"].as_str(), layer["backend"].as_str()), (Some("crme"), Some("cpu")));
+    assert_eq!((count("n"), count("recovery_threshold")), (6, 4));
+    assert_eq!(count("k_a") * count("k_b"), 16);
+    assert!(count("bytes_up") > 0 && count("bytes_down") > 0);
+    assert_eq!(count("redispatched"), 0);
+    assert!(real("condition_number") >= 1.0 && real("error_bound") > 0.0);
+    let parts = real("encode_ms") + real("wait_ms") + real("decode_ms");
+    assert!(parts > 0.0 && parts <= real("total_ms"));
+    assert_eq!(layer["used"], serde_json::json!([1, 2, 4, 5]));
+    assert_eq!(layer["flagged"], serde_json::json!([]));
+    let workers = layer["workers"].as_array().unwrap();
+    assert_eq!(workers.len(), 6);
+    for (i, row) in workers.iter().enumerate() {
+        assert_eq!(row["subtask"].as_u64(), Some(i as u64));
+        assert_eq!(row["worker"], format!("cpu-{i}"));
+        let outcome = row["outcome"].as_str().unwrap();
+        if [0, 3].contains(&i) {
+            assert!(["failed", "cancelled"].contains(&outcome), "{row}");
+        } else {
+            assert!(outcome == "used" && row["latency_ms"].is_f64(), "{row}");
+        }
+    }
+}
+
+#[test]
+fn three_of_six_crash() {
+    let folder = Folder::new();
+    folder.write("y.npy", "what was there before");
+    let started = Instant::now();
+    let error = folder.refused(
+        3,
+        "--fault 0,3,5:crash --on-shortfall fail --deadline 60s --report r.json",
+        Folder::conv,
+    );
+    assert!(started.elapsed() < Duration::from_secs(30), "waited for the dead");
+    assert!(error.contains("needs 4 of 6") && error.contains("3 came"), "{error}");
+    for fallback in ["", "--on-shortfall redispatch", "--on-shortfall local"] {
+        folder.exact(&format!("--fault 0,3,5:crash {fallback} --report r.json"));
+        assert!(error_of_output(&folder) < EXACT_F32, "{fallback}");
+        let layer = &folder.json("r.json")["layers"][0];
+        assert_eq!(layer["redispatched"].as_u64().unwrap() > 0, !fallback.contains("local"), "{layer}");
+    }
+    folder.exact("--fault all:crash --report r.json");
+    assert!(error_of_output(&folder) < EXACT_F32);
+    assert_eq!(folder.json("r.json")["layers"][0]["fallback"], "local");
+}
+
+#[test]
+fn every_kind_of_fault_within_the_code_is_survived() {
+    let folder = Folder::new();
+    for fault in [
+        "0,1:nan",
+        "4,5:drop",
+        "2:device-lost --fault 3:crash",
+        "all:slow=2x",
+        "0:delay=20s --fault 5:delay=exp(20s)",
+        "random:2:delay=shifted-exp(20s,1s)",
+    ] {
+        let started = Instant::now();
+        folder.exact(&format!("--fault {fault}"));
+        assert!(error_of_output(&folder) < EXACT_F32, "{fault}");
+        assert!(started.elapsed() < Duration::from_secs(15), "{fault}: waited for stragglers");
+    }
+    folder.exact("--fault 0,1,2:nan --report r.json --partitions 1,1");
+    assert!(error_of_output(&folder) < EXACT_F32);
+    let layer = &folder.json("r.json")["layers"][0];
+    assert!(layer["flagged"].as_array().unwrap().iter().all(|s| s.as_u64() < Some(3)), "{layer}");
+    folder.refused(3, "--fault 0,1,2:drop --on-shortfall fail --deadline 100ms", Folder::conv);
+}
+
+#[test]
+fn a_result_over_the_tolerance_is_refused() {
+    let folder = Folder::new();
+    let error = folder.refused(4, "--max-error 1e-12 --report r.json", Folder::conv);
+    assert!(error.contains("1.000e-12"), "{error}");
+    folder.exact("--max-error 1e-3");
+    folder.exact("--max-error 1e-12 --precision f64 --output wide.npy");
+}
+
+#[test]
+fn uncoded_layers_need_everybody() {
+    let folder = Folder::new();
+    folder.exact("--code uncoded --report r.json");
+    assert!(error_of_output(&folder) < EXACT_F32);
+    let layer = &folder.json("r.json")["layers"][0];
+    assert_eq!((&layer["code"], &layer["recovery_threshold"]), (&"uncoded".into(), &6.into()));
+    folder.refused(3, "--code uncoded --fault 2:crash --on-shortfall fail", Folder::conv);
+}
+
+#[test]
+fn pool_files() {
+    let folder = Folder::new();
+    let bad = "name = \"bad\"\ncount = 2\nfault = \"crash\"";
+    folder.write(
+        "p.toml",
+        format!("[[worker]]\nkind = \"cpu\"\ncount = 4\n[[worker]]\nkind = \"cpu\"\n{bad}\n"),
+    );
+    folder.exact("--pool p.toml --report r.json");
+    assert!(error_of_output(&folder) < EXACT_F32);
+    let layer = &folder.json("r.json")["layers"][0];
+    assert_eq!((&layer["n"], &layer["workers"][5]["worker"]), (&6.into(), &"bad-1".into()));
+    assert_eq!(layer["used"], serde_json::json!([0, 1, 2, 3]));
+
+    for (name, text, says) in [
+        ("unknown-key.toml", "[[worker]]\nkind = \"cpu\"\nkolor = 4\n", "kolor"),
+        ("unknown-kind.toml", "[[worker]]\nkind = \"abacus\"\n", "abacus"),
+        ("empty.toml", "", "no worker"),
+        ("no-table.toml", "worker = []\n", "no worker"),
+        ("garbage.toml", "nonsense[[", "line 1"),
+        ("none.toml", "[[worker]]\nkind = \"cpu\"\ncount = 0\n", "is 0"),
+        ("fault.toml", "[[worker]]\nkind = \"cpu\"\nfault = \"sulk\"\n", "sulk"),
+    ] {
+        folder.write(name, text);
+        let error = folder.refused(2, &format!("--pool {name}"), Folder::conv);
+        assert!(error.contains(says), "{error}");
+    }
+    folder.refused(2, "--pool missing.toml", Folder::conv);
+    folder.refused(2, "--pool p.toml --backend cpu", Folder::conv);
+    folder.refused(2, "--pool p.toml --fault 6:crash", Folder::conv);
+}
+
+#[test]
+fn quiet_says_nothing() {
+    let folder = Folder::new();
+    for args in ["--quiet", "-q --fault 0,3:crash", "-q --fault all:crash"] {
+        let said = folder.exact(args);
+        assert_eq!(said.out, "", "{args}");
+    }
+    let said = folder.exact("");
+    assert!(said.out.contains("recovery threshold 4") && said.out.contains("y.npy"), "{}", said.out);
+}
+
+#[test]
+fn the_same_seed_draws_the_same_faulty_workers() {
+    let folder = Folder::new();
+    let used = |seed: u64| {
+        folder.exact(&format!("--fault random:2:crash --seed {seed} --report r.json"));
+        let used = folder.json("r.json")["layers"][0]["used"].to_string();
+        assert_eq!(used.split(',').count(), 4);
+        used
+    };
+    let drawn: Vec<String> = (0..6).map(used).collect();
+    assert_eq!(drawn, (0..6).map(used).collect::<Vec<_>>());
+    assert!(drawn.iter().any(|other| *other != drawn[0]), "every seed draws {}", drawn[0]);
+}
+
+#[test]
+fn unfit_input_files_are_refused() {
+    let folder = Folder::new();
+    let good = fs::read(folder.path("x.npy")).unwrap();
+    let mut too_new = good.clone();
+    too_new[6] = 9;
+    let values = |value: f32| {
+        let mut values = normal::<f32>(INPUT.iter().product(), 1);
+        values[7] = value;
+        values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>()
+    };
+    let shape = "(1, 3, 12, 10)";
+    let huge = "(1, 3, 99999999999, 99999999999)";
+    for (what, bytes, says) in [
+        ("rank 2", npy(&header("<f4", "(3, 4)"), &[0; 48]), "[3, 4]"),
+        ("rank 6", npy(&header("<f4", "(1, 3, 1, 1, 1, 1)"), &[0; 12]), "is 6"),
+        ("other channels", npy(&header("<f4", "(1, 4, 12, 10)"), &[0; 1920]), "4"),
+        ("integers", npy(&header("<i8", shape), &[0; 2880]), "<i8"),
+        ("half", npy(&header("<f2", shape), &[0; 720]), "<f2"),
+        ("big-endian", npy(&header(">f4", shape), &[0; 1440]), ">f4"),
+        (
+            "records",
+            npy("{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (3,), }", &[0; 12]),
+            "<f4",
+        ),
+        ("truncated data", good[..good.len() - 7].to_vec(), "1433 bytes"),
+        ("truncated header", good[..40].to_vec(), "40 bytes"),
+        ("too long", [good.as_slice(), b"xx"].concat(), "1442 bytes"),
+        ("garbage", (0..=255).cycle().take(5000).collect(), "not a .npy"),
+        ("empty", Vec::new(), "0 bytes"),
+        ("magic only", good[..6].to_vec(), "6 bytes"),
+        ("unknown version", too_new, "x.npy"),
+        ("NaN in the shape", npy(&header("<f4", "(nan,)"), &[0; 4]), "not a .npy"),
+        ("negative axis", npy(&header("<f4", "(-1, 3)"), &[]), "-1"),
+        ("deeply nested", npy(&"(".repeat(30_000), &[]), "not a .npy"),
+        ("long header", npy(&"x".repeat(30_000), &[]), "not a .npy"),
+        ("huge shape", npy(&header("<f4", huge), &[]), "more than memory"),
+        (
+            "overflow hidden by a zero",
+            npy(&header("<f4", "(1, 0, 9999999999, 9999999999999999)"), &[]),
+            "shape",
+        ),
+        ("zero-size axis", npy(&header("<f4", "(1, 3, 0, 10)"), &[]), "[1, 3, 0, 10]"),
+        ("no batch", npy(&header("<f4", "(0, 3, 12, 10)"), &[]), "[0, 3, 12, 10]"),
+        ("NaN", npy(&header("<f4", shape), &values(f32::NAN)), "NaN at flat index 7"),
+        ("infinity", npy(&header("<f4", shape), &values(f32::INFINITY)), "inf at flat index 7"),
+        (
+            "beyond f32",
+            npy(&header("<f8", "(1, 3, 3, 3)"), &1e300_f64.to_le_bytes().repeat(27)),
+            "--precision f64",
+        ),
+    ] {
+        folder.write("x.npy", bytes);
+        let error = folder.refused(2, "", Folder::conv);
+        assert!(error.contains(says), "{what}: {error}");
+    }
+    fs::create_dir(folder.path("folder")).unwrap();
+    for input in ["missing.npy", "folder"] {
+        let error = folder.refused(2, &format!("--input {input}"), Folder::conv);
+        assert!(error.contains(input), "{error}");
+    }
+}
+
+#[test]
+fn unfit_options_are_refused() {
+    let folder = Folder::new();
+    fs::create_dir(folder.path("folder")).unwrap();
+    folder.array("long.npy", &[9], vec![0.0_f32; 9]);
+    folder.array("square.npy", &[8, 8], vec![0.0_f32; 64]);
+    folder.array("nan.npy", &[8], vec![f32::NAN; 8]);
+    folder.write("y.npy", "what was there before");
+    for (args, says) in [
+        ("--partitions 3,4", "is 3"),
+        ("--partitions 4,5", "is 5"),
+        ("--partitions 0,1", "is 0"),
+        ("--partitions 2,2,2", "is 3 where 2"),
+        ("--partitions 4", "is 1 where 2"),
+        ("--partitions x,y", "x,y"),
+        ("--partitions 400,2", "200"),
+        ("--workers 3 --partitions 4,4", "is 3 where at least 4"),
+        ("--workers 0", "is 0"),
+        ("--workers 99999", "99999"),
+        ("--tolerate 6", "is 6"),
+        ("--code foo", "foo"),
+        ("--backend abacus", "abacus"),
+        ("--backend gpu --adapter no-such-adapter", "no-such-adapter"),
+        ("--adapter 0", "--backend cpu"),
+        ("--precision f16", "f16"),
+        ("--audit perhaps", "perhaps"),
+        ("--no-such-option", "--no-such-option"),
+        ("--seed -3", "-3"),
+        ("--max-error -1", "-1"),
+        ("--max-error 0", "is 0"),
+        ("--max-error nan", "NaN"),
+        ("--on-shortfall cry", "cry"),
+        ("--deadline 0", "is 0"),
+        ("--deadline 0ms", "is 0"),
+        ("--deadline soon", "soon"),
+        ("--deadline=-1s", "-1s"),
+        ("--deadline 5", "5"),
+        ("--fault 0", "`0`"),
+        ("--fault 0:sulk", "sulk"),
+        ("--fault :crash", "workers"),
+        ("--fault 6:crash", "is 6"),
+        ("--fault random:7:crash", "is 7"),
+        ("--fault 0:slow=0.5x", "0.5"),
+        ("--fault 0:corrupt=nan", "nan"),
+        ("--fault 0:delay=20", "20"),
+        ("--bias long.npy", "is 9 where 8"),
+        ("--bias square.npy", "is 2 (shape [8, 8]) where 1"),
+        ("--bias nan.npy", "bias holds NaN"),
+        ("--bias missing.npy", "missing.npy"),
+        ("--weight missing.npy", "missing.npy"),
+        ("--groups 2", "is 2"),
+        ("--groups 0", "is 0"),
+        ("--groups 99999999999999999999", "99999999999999999999"),
+        ("--stride 0", "is 0"),
+        ("--stride 1,2,3", "is 3 where 1 or 2"),
+        ("--stride 1.5", "1.5"),
+        ("--padding 1,2,3", "is 3 where 1, 2 or 4"),
+        ("--padding -1", "-1"),
+        ("--padding 99999999999999999", "padded input"),
+        ("--dilation 9", "is 19 where at most 12"),
+        ("--dilation 99999999999999999999", "99999999999999999999"),
+        ("--output missing/y.npy", "missing"),
+        ("--output folder", "is a folder"),
+        ("--report missing/r.json", "missing"),
+        ("--report folder", "is a folder"),
+        ("--report y.npy", "y.npy"),
+        ("--report ./y.npy", "y.npy"),
+    ] {
+        let error = folder.refused(2, args, Folder::conv);
+        assert!(error.contains(says), "{args}: {error}");
+    }
+    for (args, says) in [
+        ("", "command"),
+        ("sing", "sing"),
+        ("conv", "--input"),
+        ("conv --backend cpu --input x.npy --weight w.npy", "--output"),
+        ("devices --yaml", "--yaml"),
+        ("demo --backend abacus", "abacus"),
+        ("demo --report missing/r.json", "missing"),
+        ("demo --write missing", "missing"),
+    ] {
+        let error = folder.refused(2, args, Folder::run);
+        assert!(error.contains(says), "{args}: {error}");
+    }
+}
+
+#[test]
+fn every_command_has_help_with_an_example() {
+    let folder = Folder::empty();
+    let help = folder.run("--help").out;
+    let commands: Vec<&str> = help
+        .lines()
+        .skip_while(|line| *line != "Commands:")
+        .skip(1)
+        .take_while(|line| !line.is_empty())
+        .filter(|line| line.starts_with("  ") && !line.starts_with("   "))
+        .filter_map(|line| line.split_whitespace().next())
+        .filter(|command| *command != "help")
+        .collect();
+    assert!(["demo", "conv", "devices"].iter().all(|c| commands.contains(c)), "{commands:?}");
+    for command in commands.into_iter().chain([""]) {
+        for flag in ["--help", "-h"] {
+            let said = folder.run(&format!("{command} {flag}"));
+            assert_eq!((said.status, said.err.as_str()), (0, ""), "{command}");
+            assert!(said.out.contains("Example") && said.out.contains("fcdcc "), "{command}: {}", said.out);
+        }
+    }
+    assert!(folder.run("--version").out.contains(env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn devices_are_listed_for_people_and_programs() {
+    let folder = Folder::empty();
+    let said = folder.run("devices");
+    assert!(said.status == 0 && said.out.contains("CPU: "), "{}{}", said.out, said.err);
+    let said = folder.run("devices --json");
+    assert_eq!(said.status, 0, "{}", said.err);
+    let devices: Value = serde_json::from_str(&said.out).unwrap();
+    assert!(devices["adapters"].is_array());
+    assert!(["cpu", "gpu"].contains(&devices["auto"]["backend"].as_str().unwrap()));
+}
+
+#[test]
+fn the_demo_survives_its_faults() {
+    let folder = Folder::empty();
+    let said = folder.run("demo --backend cpu --quiet --report r.json");
+    assert_eq!(said.status, 0, "{}", said.err);
+    let report = folder.json("r.json");
+    assert_eq!(report["command"], "demo");
+    assert!(!report["layers"][0]["used"].as_array().unwrap().is_empty());
+    // What it writes is what conv takes.
+    assert_eq!(folder.run("demo --backend cpu --write .").status, 0);
+    folder.exact("--stride 4 --workers 20 --partitions 8,8 --fault random:4:crash");
+    assert_eq!(folder.load::<f32>("y.npy").shape(), [1, 96, 55, 55]);
+    // Both files or none.
+    let folder = Folder::empty();
+    fs::create_dir(folder.path("w.npy")).unwrap();
+    folder.refused(2, "demo --backend cpu --write .", Folder::run);
+}

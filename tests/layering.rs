@@ -1,0 +1,227 @@
+//! The floors of ARCHITECTURE.md, held: a file imports only from lower floors, and no circles.
+
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+/// Folders (or files) directly under src/ and their floors, in tenths: an import goes downwards, or stays on its
+/// floor if that makes no circle.
+const FLOORS: &[(&str, u32)] = &[
+    ("error", 10),
+    // Above the errors it reports, below everything that computes.
+    ("array", 15),
+    ("conv", 20),
+    ("partition", 30),
+    // Codes combine what partitions cut; partitions know nothing of codes.
+    ("coding", 35),
+    ("gpu", 40),
+    ("worker", 50),
+    // Weighs the subtasks that workers are given (worker's `SubtaskShape`), hence above the workers.
+    ("planner", 55),
+    ("cluster", 60),
+    ("scheduler", 60),
+    ("engine", 70),
+    ("model", 80),
+    ("bench", 90),
+    ("cli", 100),
+];
+
+/// Only declarations and re-exports, above all floors.
+const ROOTS: &[&str] = &["lib", "main"];
+
+/// Folders whose files still import each other in circles: codes and the table of codes (code, crme), kernels and the
+/// plans that choose among them (plan, shaders).
+const TANGLED: &[&str] = &["coding", "gpu"];
+
+fn floor(module: &str) -> Option<u32> {
+    FLOORS.iter().find(|(name, _)| *name == module).map(|(_, floor)| *floor)
+}
+
+/// A source file by its path under src/, without extension: `conv/params`, `error`.
+struct Source {
+    path: String,
+    text: String,
+}
+
+impl Source {
+    fn folder(&self) -> &str {
+        self.path.split('/').next().unwrap()
+    }
+
+    /// Code without line comments (and so without links in documentation).
+    fn code(&self) -> String {
+        let lines = self.text.lines().map(|line| line.split("//").next().unwrap());
+        lines.collect::<Vec<_>>().join("\n")
+    }
+}
+
+fn sources() -> Vec<Source> {
+    fn walk(folder: &Path, root: &Path, all: &mut Vec<Source>) {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                walk(&path, root, all);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                let name = path.strip_prefix(root).unwrap().with_extension("");
+                let text = std::fs::read_to_string(&path).unwrap();
+                all.push(Source { path: name.to_str().unwrap().replace('\\', "/"), text });
+            }
+        }
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut all = Vec::new();
+    walk(&root, &root, &mut all);
+    all
+}
+
+/// First segments of the paths after `prefix`: `crate::a::b` gives a, `crate::{a::b, c}` a and c.
+fn heads(code: &str, prefix: &str) -> BTreeSet<String> {
+    let word = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+    let inside_a_word = |at: usize| code[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_');
+    let mut found = BTreeSet::new();
+    for (at, _) in code.match_indices(prefix).filter(|(at, _)| !inside_a_word(*at)) {
+        let rest = &code[at + prefix.len()..];
+        let Some(group) = rest.strip_prefix('{') else {
+            found.insert(word(rest));
+            continue;
+        };
+        let (mut depth, mut start) = (0, true);
+        for (i, c) in group.char_indices() {
+            match c {
+                '{' => depth += 1,
+                '}' if depth == 0 => break,
+                '}' => depth -= 1,
+                ',' if depth == 0 => start = true,
+                c if start && !c.is_whitespace() => {
+                    found.insert(word(&group[i..]));
+                    start = false;
+                }
+                _ => {}
+            }
+        }
+    }
+    found
+}
+
+/// What is wrong, one line each.
+fn violations(sources: &[Source]) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let mut folders: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    let mut files: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for source in sources {
+        let (from, path, code) = (source.folder(), &source.path, source.code());
+        if ROOTS.contains(&path.as_str()) {
+            continue;
+        }
+        let Some(own) = floor(from) else {
+            wrong.push(format!("{path}: src/{from} is on no floor: give it one in tests/layering.rs"));
+            continue;
+        };
+        // The command line is a crate of its own: it sees the library by name.
+        let imports = heads(&code, if from == "cli" { "fcdcc::" } else { "crate::" });
+        for to in imports.iter().filter(|to| *to != from) {
+            match floor(to) {
+                Some(other) if other > own => {
+                    wrong.push(format!("{path} (floor {own}) imports {to} (floor {other})"));
+                }
+                Some(other) => {
+                    if other == own {
+                        folders.entry(from.to_owned()).or_default().insert(to.clone());
+                    }
+                }
+                // Outside the library the re-exports of lib.rs are the proper names.
+                None if from == "cli" => {}
+                None => wrong.push(format!("{path} imports crate::{to}: name the module it comes from")),
+            }
+        }
+        if code.contains("super::super::super") {
+            wrong.push(format!("{path} climbs with super::super::super: name the module from crate::"));
+        }
+        for to in heads(&code, "super::") {
+            let sibling = format!("{from}/{to}");
+            if sibling != *path && !TANGLED.contains(&from) && sources.iter().any(|s| s.path == sibling) {
+                files.entry(path.clone()).or_default().insert(sibling);
+            }
+        }
+    }
+    wrong.extend(circle(&folders));
+    wrong.extend(circle(&files));
+    wrong
+}
+
+/// Some circle of imports, if there is one: what remains when everything that imports or is imported by nothing left is
+/// taken away.
+fn circle(imports: &BTreeMap<String, BTreeSet<String>>) -> Option<String> {
+    let mut left = imports.clone();
+    loop {
+        let before = left.len();
+        let importing: BTreeSet<String> = left.keys().cloned().collect();
+        left.retain(|_, to| to.iter().any(|t| importing.contains(t)));
+        let imported: BTreeSet<String> = left.values().flatten().cloned().collect();
+        left.retain(|from, _| imported.contains(from));
+        if left.is_empty() {
+            return None;
+        }
+        if left.len() == before {
+            return Some(format!("circle of imports: {}", left.into_keys().collect::<Vec<_>>().join(", ")));
+        }
+    }
+}
+
+fn synthetic(files: &[(&str, &str)]) -> Vec<String> {
+    let file = |(path, text): &(&str, &str)| Source { path: (*path).to_owned(), text: (*text).to_owned() };
+    violations(&files.iter().map(file).collect::<Vec<_>>())
+}
+
+#[test]
+fn imports_go_downwards_without_circles() {
+    let sources = sources();
+    assert!(sources.len() > 40, "only {} files found", sources.len());
+    let wrong = violations(&sources);
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_rules_see_the_imports_there_are() {
+    let sources = sources();
+    let of = |path: &str| heads(&sources.iter().find(|s| s.path == path).unwrap().code(), "crate::");
+    assert!(["array", "coding", "conv", "scheduler"].iter().all(|m| of("engine/layer").contains(*m)));
+}
+
+#[test]
+fn forbidden_imports_are_reported() {
+    for (path, text) in [
+        ("conv/params", "use crate::worker::Worker;"),
+        ("error", "use crate::array::Element;"),
+        ("array/element", "use crate::conv::ConvShape;"),
+        ("partition/apcp", "use crate::coding::Code;"),
+        ("gpu/conv", "use crate::worker::Worker;"),
+        ("worker/mod", "fn f() -> crate::engine::Run<f32> { todo!() }"),
+        ("coding/code", "use crate::{error::{Error, Result}, scheduler::Pool};"),
+        ("conv/kernel", "#[cfg(test)]\nmod tests {\n    use crate::planner::Rates;\n}"),
+        ("attic/mod", "use crate::error::Error;"),
+        ("conv/mod", "use crate::Worker;"),
+    ] {
+        assert_eq!(synthetic(&[(path, text)]).len(), 1, "{path}: {text}");
+    }
+    for (path, text) in [
+        ("conv/params", "use crate::error::{Error, Result};\nuse crate::array::Element;"),
+        ("conv/params", "// use crate::worker::Worker;\n/// [`W`](crate::worker::Worker)"),
+        ("cli/conv", "use fcdcc::{Pool, engine::CodedConv};"),
+    ] {
+        assert_eq!(synthetic(&[(path, text)]), Vec::<String>::new(), "{path}: {text}");
+    }
+}
+
+#[test]
+fn circles_are_reported() {
+    let folders =
+        [("cluster/mod", "use crate::scheduler::Pool;"), ("scheduler/mod", "use crate::cluster::R;")];
+    assert_eq!(synthetic(&folders).len(), 1);
+    assert!(synthetic(&folders[..1]).is_empty());
+    let files =
+        [("conv/a", "use super::b::B;"), ("conv/b", "use super::c::C;"), ("conv/c", "use super::a::A;")];
+    assert_eq!(synthetic(&files).len(), 1);
+    assert!(synthetic(&files[..2]).is_empty());
+}
