@@ -49,6 +49,8 @@ pub struct CodedConv<T: Element> {
     spare: Mutex<Vec<Vec<T>>>,
     weight: Vec<T>,
     bias: Option<Vec<T>>,
+    /// Whether weight and bias are free of NaN and infinity.
+    finite: bool,
 }
 
 /// What a run gives back.
@@ -103,10 +105,10 @@ impl<T: Element> CodedConv<T> {
         let filters = FilterPartition::new(&shape, k_b)?;
         let weight = contiguous(&weight).into_owned();
         let bias = bias.map(|b| b.to_vec());
-        if options.code != CodeKind::Uncoded {
-            check_finite("weight", &weight)?;
-            check_finite("bias", bias.as_deref().unwrap_or_default())?;
-        }
+        let flaw =
+            non_finite("weight", &weight).or_else(|| non_finite("bias", bias.as_deref().unwrap_or_default()));
+        let finite = flaw.is_none();
+        refuse_unless_uncoded(options.code, flaw)?;
         let layer = Self {
             pool: pool.clone(),
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
@@ -123,6 +125,7 @@ impl<T: Element> CodedConv<T> {
             filters,
             weight,
             bias,
+            finite,
         };
         layer.install()?;
         Ok(layer)
@@ -164,9 +167,9 @@ impl<T: Element> CodedConv<T> {
             ));
         }
         let input = contiguous(&input);
-        if self.code.kind() != CodeKind::Uncoded {
-            check_finite("input", &input)?;
-        }
+        let flaw = non_finite("input", &input);
+        let finite = self.finite && flaw.is_none();
+        refuse_unless_uncoded(self.code.kind(), flaw)?;
         let slabs: Vec<Arc<Values>> = tracing::debug_span!("encode").in_scope(|| {
             let spare = std::mem::take(&mut *locked(&self.spare));
             let coded = encode_input(&self.code, &self.shape, &self.slabs, &input, spare);
@@ -178,6 +181,7 @@ impl<T: Element> CodedConv<T> {
             layer: self.id,
             shape: &self.subtask,
             policy: self.options.policy(),
+            finite,
             needed: self.code.recovery_threshold(),
             slabs: slabs.clone(),
             homes: &self.homes,
@@ -187,7 +191,7 @@ impl<T: Element> CodedConv<T> {
         let decoding = Instant::now();
         let (output, condition, bound) = match &gathered.decode {
             Some(set) => tracing::debug_span!("decode").in_scope(|| self.decode(set, &gathered))?,
-            None => self.compute_locally(&input, &gathered)?,
+            None => self.compute_locally(&input, finite, &gathered)?,
         };
         let decode = decoding.elapsed();
         gathered.settle();
@@ -269,7 +273,7 @@ impl<T: Element> CodedConv<T> {
     }
 
     /// The last rung: the whole layer on this thread, within what is left of the deadline.
-    fn compute_locally(&self, input: &[T], gathered: &Gathered) -> Result<(Vec<T>, f64, f64)> {
+    fn compute_locally(&self, input: &[T], finite: bool, gathered: &Gathered) -> Result<(Vec<T>, f64, f64)> {
         tracing::warn!("too few results: computing the layer locally");
         let started = Instant::now();
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
@@ -278,7 +282,7 @@ impl<T: Element> CodedConv<T> {
         match output {
             Ok(output) => {
                 let bound = T::EPSILON * (2.0 + (self.shape.reduction() as f64).sqrt() / 4.0);
-                if self.code.kind() != CodeKind::Uncoded && first_non_finite(&output).is_some() {
+                if finite && first_non_finite(&output).is_some() {
                     return Err(Error::NonFiniteResults {
                         count: 1,
                         total: 1,
@@ -363,10 +367,16 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn check_finite<T: Element>(what: &'static str, values: &[T]) -> Result<()> {
-    match first_non_finite(values) {
-        Some((index, value)) => Err(Error::NonFinite { what, value, index }),
-        None => Ok(()),
+/// The error that names the first NaN or infinity, if there is one.
+fn non_finite<T: Element>(what: &'static str, values: &[T]) -> Option<Error> {
+    first_non_finite(values).map(|(index, value)| Error::NonFinite { what, value, index })
+}
+
+/// A coded sum would spread a NaN over the whole output; an uncoded layer leaves it where it belongs.
+fn refuse_unless_uncoded(code: CodeKind, flaw: Option<Error>) -> Result<()> {
+    match flaw {
+        Some(error) if code != CodeKind::Uncoded => Err(error),
+        _ => Ok(()),
     }
 }
 
