@@ -567,6 +567,11 @@ fn workers_that_panic_or_answer_nonsense_are_stragglers_not_disasters() {
             assert!(layer.error(&run.output) < EXACT_F32, "{name}");
             assert!(!run.report.used.contains(&5), "{name}");
         }
+        // Whether the scripted worker gets to a run before the others have decoded it is the scheduler's luck.
+        let started = Instant::now();
+        while name == "panics" && pool.lost(5).is_none() && started.elapsed() < Duration::from_secs(20) {
+            prepared.run(layer.input.view()).unwrap();
+        }
         assert_eq!(pool.lost(5).is_some(), name == "panics");
     }
 }
