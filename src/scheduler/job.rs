@@ -307,7 +307,8 @@ impl<F: Fn(&[usize]) -> bool> Run<'_, F> {
             }
             let why = match &attempt.cause {
                 Some(cause) => cause.as_str(),
-                None => "no answer yet",
+                None if waited < self.plan.policy.deadline => "still at work",
+                None => "no answer",
             };
             let separator = if missing.is_empty() { "" } else { ", " };
             // Writing to a String cannot fail.
