@@ -38,7 +38,7 @@ impl<T: Element> Computed<T> {
         let banks = filters.split(&weight);
         let conv = slabs.slab_conv(filters.bank_channels());
         let mut results = Vec::new();
-        for (i, coded) in encode_input(&code, shape, &slabs, &input).iter().enumerate() {
+        for (i, coded) in encode_input(&code, shape, &slabs, &input, Vec::new()).iter().enumerate() {
             let coded_banks = encode_filters(&code, &filters, &banks, i);
             for slab in coded.chunks(conv.input_elems()) {
                 for bank in coded_banks.chunks(conv.weight_elems()) {
@@ -210,7 +210,7 @@ fn an_infinity_stays_where_it_belongs_in_an_uncoded_layer() {
     input[3] = f64::INFINITY;
     let code = Code::new(CodeKind::Uncoded, 4, 1, 4).unwrap();
     let parts = InputPartition::new(&layer, 4).unwrap();
-    let coded = encode_input(&code, &layer, &parts, &input);
+    let coded = encode_input(&code, &layer, &parts, &input, vec![vec![9.0; 3]; 2]);
     assert_eq!(coded, [vec![1.0, 1.0], vec![1.0, f64::INFINITY], vec![1.0, 1.0], vec![1.0, 1.0]]);
 }
 

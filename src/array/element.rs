@@ -80,6 +80,8 @@ pub trait Element:
     fn wrap(values: Vec<Self>) -> Values;
     /// The buffer behind `values`, if it is of this type.
     fn unwrap(values: &Values) -> Option<&[Self]>;
+    /// The buffer itself, if it is of this type.
+    fn take(values: Values) -> Option<Vec<Self>>;
 }
 
 impl Element for f32 {
@@ -106,6 +108,12 @@ impl Element for f32 {
             Values::F64(_) => None,
         }
     }
+    fn take(values: Values) -> Option<Vec<Self>> {
+        match values {
+            Values::F32(v) => Some(v),
+            Values::F64(_) => None,
+        }
+    }
 }
 
 impl Element for f64 {
@@ -126,6 +134,12 @@ impl Element for f64 {
         Values::F64(values)
     }
     fn unwrap(values: &Values) -> Option<&[Self]> {
+        match values {
+            Values::F64(v) => Some(v),
+            Values::F32(_) => None,
+        }
+    }
+    fn take(values: Values) -> Option<Vec<Self>> {
         match values {
             Values::F64(v) => Some(v),
             Values::F32(_) => None,

@@ -6,9 +6,12 @@ use std::io::Write;
 use fcdcc::{Error, LayerReport, Result};
 use serde::Serialize;
 
-/// One line on stdout. A closed pipe is an error like any other, not a panic.
+/// One line on stdout. Who closed the pipe (`| head`) has read enough: that is no failure.
 pub(crate) fn out(line: impl Display) -> Result<()> {
-    writeln!(std::io::stdout().lock(), "{line}").map_err(failed)
+    match writeln!(std::io::stdout().lock(), "{line}") {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(failed(error)),
+        _ => Ok(()),
+    }
 }
 
 /// A value as JSON on stdout.

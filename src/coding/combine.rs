@@ -8,25 +8,44 @@ const WIDTH: usize = 32;
 /// `dst = sum of coefficient * source` over `terms`, every source as long as `dst`.
 ///
 /// Accumulates in f64 and rounds once: what is lost here, the decoder multiplies by its condition number. Multiply
-/// and add are separate, so the bits do not depend on the CPU. Terms with coefficient 0 are left out and a lone
-/// coefficient 1 copies, so a selection passes NaN through untouched.
+/// and add are separate, so the bits do not depend on the CPU. A lone coefficient 1 copies; who leaves out terms
+/// of coefficient 0, as [`nonzero`] does, passes NaN through a selection untouched.
 pub(super) fn combine<T: Element>(dst: &mut [T], terms: &[(f64, &[T])]) {
-    let terms: Vec<(f64, &[T])> = terms.iter().filter(|(c, _)| *c != 0.0).copied().collect();
-    for (_, source) in &terms {
+    for (_, source) in terms {
         assert_eq!(source.len(), dst.len(), "sources of a combination are as long as its destination");
     }
-    match terms.as_slice() {
+    match terms {
         [] => dst.fill(T::default()),
         [(1.0, source)] => dst.copy_from_slice(source),
         terms => dispatch(dst, terms),
     }
 }
 
+/// The terms that contribute: a zero coefficient times NaN would be NaN.
+pub(super) fn nonzero<'a, T: 'a>(
+    terms: impl Iterator<Item = (f64, &'a [T])>,
+) -> impl Iterator<Item = (f64, &'a [T])> {
+    terms.filter(|(coefficient, _)| *coefficient != 0.0)
+}
+
 fn dispatch<T: Element>(dst: &mut [T], terms: &[(f64, &[T])]) {
-    pulp::Arch::new().dispatch(
-        #[inline(always)]
-        || body(dst, terms),
-    );
+    pulp::Arch::new().dispatch(Combine { dst, terms });
+}
+
+/// [`body`] as something that can be compiled once for each instruction set.
+struct Combine<'a, T> {
+    dst: &'a mut [T],
+    terms: &'a [(f64, &'a [T])],
+}
+
+impl<T: Element> pulp::WithSimd for Combine<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "it must be compiled for each instruction set")]
+    fn with_simd<S: pulp::Simd>(self, _: S) {
+        body(self.dst, self.terms);
+    }
 }
 
 #[inline(always)]
@@ -82,11 +101,13 @@ mod tests {
     fn selections_copy_and_zero_terms_do_not_touch_their_source() {
         let (nan, one) = (vec![f64::NAN; 70], vec![1.0; 70]);
         let mut dst = vec![0.0; 70];
-        combine(&mut dst, &[(0.0, &nan), (1.0, &one)]);
-        assert_eq!(dst, one);
-        combine(&mut dst, &[(0.0, &nan)]);
-        assert_eq!(dst, vec![0.0; 70]);
-        combine(&mut dst, &[(2.0, &one), (0.0, &nan), (0.5, &one)]);
+        let mut combine = |terms: &[(f64, &[f64])]| {
+            combine(&mut dst, &nonzero(terms.iter().copied()).collect::<Vec<_>>());
+            dst.clone()
+        };
+        assert_eq!(combine(&[(0.0, &nan), (1.0, &one)]), one);
+        assert_eq!(combine(&[(0.0, &nan)]), vec![0.0; 70]);
+        let dst = combine(&[(2.0, &one), (0.0, &nan), (0.5, &one)]);
         assert_eq!(dst, vec![2.5; 70]);
     }
 }

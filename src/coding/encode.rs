@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use rayon::prelude::*;
 
 use super::code::Code;
-use super::combine::combine;
+use super::combine::{combine, nonzero};
 use crate::array::Element;
 use crate::conv::ConvShape;
 use crate::partition::{FilterPartition, InputPartition};
@@ -16,12 +16,14 @@ const BLOCK: usize = 4096;
 /// The coded slabs of all n subtasks, each `[l_A, N, C, slab spatial...]` in the buffer that is sent.
 ///
 /// `input` is `[N, C, spatial...]` of `shape`; it is padded and extended in the same pass. Runs on all threads
-/// of the current rayon pool. Cost: n l_A k_A multiply-adds a slab element.
+/// of the current rayon pool. Cost: k_A multiply-adds for each coded element. `spare` holds buffers of earlier
+/// calls to be used again, in any number and of any length: fresh memory costs more than the arithmetic.
 pub fn encode_input<T: Element>(
     code: &Code,
     shape: &ConvShape,
     parts: &InputPartition,
     input: &[T],
+    spare: Vec<Vec<T>>,
 ) -> Vec<Vec<T>> {
     let planes = shape.batch * shape.in_channels;
     let covered = if parts.is_in_place() {
@@ -36,8 +38,11 @@ pub fn encode_input<T: Element>(
     };
     let pitch = covered.len() / planes;
     let slab = parts.slab_plane();
-    let mut coded: Vec<Vec<T>> =
-        (0..code.n()).map(|_| vec![T::default(); code.l_a() * planes * slab]).collect();
+    let mut coded = spare;
+    coded.resize_with(code.n(), Vec::new);
+    for buffer in &mut coded {
+        buffer.resize(code.l_a() * planes * slab, T::default());
+    }
 
     // One job a block of one channel: it reads its k_A source blocks once and writes to every subtask.
     let blocks = slab.div_ceil(BLOCK);
@@ -57,10 +62,10 @@ pub fn encode_input<T: Element>(
         for (subtask, p, piece) in pieces {
             let coefficients = code.input_block(subtask);
             terms.clear();
-            terms.extend((0..code.k_a()).map(|a| {
+            terms.extend(nonzero((0..code.k_a()).map(|a| {
                 let from = start + a * parts.step_elems();
                 (coefficients[a * code.l_a() + p], &covered[from..from + piece.len()])
-            }));
+            })));
             combine(piece, &terms);
         }
     });
@@ -82,13 +87,11 @@ pub fn encode_filters<T: Element>(
     let coefficients = code.filter_block(subtask);
     for (r, out) in coded.chunks_mut(bank).enumerate() {
         out.par_chunks_mut(BLOCK).enumerate().for_each(|(block, piece)| {
-            let terms: Vec<(f64, &[T])> = (0..code.k_b())
-                .map(|b| {
-                    let from = b * bank + block * BLOCK;
-                    (coefficients[b * code.l_b() + r], &banks[from..from + piece.len()])
-                })
-                .collect();
-            combine(piece, &terms);
+            let terms = nonzero((0..code.k_b()).map(|b| {
+                let from = b * bank + block * BLOCK;
+                (coefficients[b * code.l_b() + r], &banks[from..from + piece.len()])
+            }));
+            combine(piece, &terms.collect::<Vec<_>>());
         });
     }
     coded

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::unbounded;
@@ -45,8 +45,12 @@ pub struct CodedConv<T: Element> {
     /// Which workers hold which subtask's filters.
     held: Mutex<HashSet<(usize, usize)>>,
     decoders: DecoderCache,
+    /// Slab buffers of earlier runs that no worker holds any more.
+    spare: Mutex<Vec<Vec<T>>>,
     weight: Vec<T>,
     bias: Option<Vec<T>>,
+    /// Whether weight and bias are free of NaN and infinity.
+    finite: bool,
 }
 
 /// What a run gives back.
@@ -101,10 +105,10 @@ impl<T: Element> CodedConv<T> {
         let filters = FilterPartition::new(&shape, k_b)?;
         let weight = contiguous(&weight).into_owned();
         let bias = bias.map(|b| b.to_vec());
-        if options.code != CodeKind::Uncoded {
-            check_finite("weight", &weight)?;
-            check_finite("bias", bias.as_deref().unwrap_or_default())?;
-        }
+        let flaw =
+            non_finite("weight", &weight).or_else(|| non_finite("bias", bias.as_deref().unwrap_or_default()));
+        let finite = flaw.is_none();
+        refuse_unless_uncoded(options.code, flaw)?;
         let layer = Self {
             pool: pool.clone(),
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
@@ -113,6 +117,7 @@ impl<T: Element> CodedConv<T> {
             homes: (0..code.n()).map(|i| i % pool.len()).collect(),
             held: Mutex::new(HashSet::new()),
             decoders: DecoderCache::new(CACHED_DECODERS),
+            spare: Mutex::new(Vec::new()),
             options,
             shape,
             code,
@@ -120,6 +125,7 @@ impl<T: Element> CodedConv<T> {
             filters,
             weight,
             bias,
+            finite,
         };
         layer.install()?;
         Ok(layer)
@@ -161,11 +167,12 @@ impl<T: Element> CodedConv<T> {
             ));
         }
         let input = contiguous(&input);
-        if self.code.kind() != CodeKind::Uncoded {
-            check_finite("input", &input)?;
-        }
-        let slabs = tracing::debug_span!("encode").in_scope(|| {
-            let coded = encode_input(&self.code, &self.shape, &self.slabs, &input);
+        let flaw = non_finite("input", &input);
+        let finite = self.finite && flaw.is_none();
+        refuse_unless_uncoded(self.code.kind(), flaw)?;
+        let slabs: Vec<Arc<Values>> = tracing::debug_span!("encode").in_scope(|| {
+            let spare = std::mem::take(&mut *locked(&self.spare));
+            let coded = encode_input(&self.code, &self.shape, &self.slabs, &input, spare);
             coded.into_iter().map(|slabs| Arc::new(T::wrap(slabs))).collect()
         });
         let encode = started.elapsed();
@@ -174,8 +181,9 @@ impl<T: Element> CodedConv<T> {
             layer: self.id,
             shape: &self.subtask,
             policy: self.options.policy(),
+            finite,
             needed: self.code.recovery_threshold(),
-            slabs,
+            slabs: slabs.clone(),
             homes: &self.homes,
             can_decode: &|set| set.len() >= self.code.recovery_threshold(),
             filters: &|subtask, worker| self.filters_for(subtask, worker),
@@ -183,10 +191,16 @@ impl<T: Element> CodedConv<T> {
         let decoding = Instant::now();
         let (output, condition, bound) = match &gathered.decode {
             Some(set) => tracing::debug_span!("decode").in_scope(|| self.decode(set, &gathered))?,
-            None => self.compute_locally(&input, &gathered)?,
+            None => self.compute_locally(&input, finite, &gathered)?,
         };
         let decode = decoding.elapsed();
         gathered.settle();
+        // A straggler may still read its slabs; those buffers are left to it.
+        let free = slabs.into_iter().filter_map(Arc::into_inner).filter_map(T::take);
+        let mut spare = locked(&self.spare);
+        spare.extend(free);
+        spare.truncate(self.code.n());
+        drop(spare);
         let output = ArrayD::from_shape_vec(IxDyn(&self.shape.output_shape()), output)
             .expect("the decoder fills exactly the output's elements");
         let report = self.report(&gathered, [condition, bound], [encode, decode, started.elapsed()]);
@@ -212,7 +226,7 @@ impl<T: Element> CodedConv<T> {
         while let Ok(answer) = replies.recv_deadline(end) {
             match answer.result {
                 Ok(()) => {
-                    self.lock_held().insert((answer.worker, answer.key.subtask));
+                    locked(&self.held).insert((answer.worker, answer.key.subtask));
                     installed += 1;
                     if installed == self.code.recovery_threshold() {
                         let patience = (started.elapsed() * INSTALL_PATIENCE).max(Duration::from_secs(1));
@@ -234,7 +248,7 @@ impl<T: Element> CodedConv<T> {
 
     /// Coded filters for a worker that takes a subtask over, unless it holds them.
     fn filters_for(&self, subtask: usize, worker: usize) -> Option<Values> {
-        self.lock_held().insert((worker, subtask)).then(|| {
+        locked(&self.held).insert((worker, subtask)).then(|| {
             T::wrap(encode_filters(&self.code, &self.filters, &self.filters.split(&self.weight), subtask))
         })
     }
@@ -259,7 +273,7 @@ impl<T: Element> CodedConv<T> {
     }
 
     /// The last rung: the whole layer on this thread, within what is left of the deadline.
-    fn compute_locally(&self, input: &[T], gathered: &Gathered) -> Result<(Vec<T>, f64, f64)> {
+    fn compute_locally(&self, input: &[T], finite: bool, gathered: &Gathered) -> Result<(Vec<T>, f64, f64)> {
         tracing::warn!("too few results: computing the layer locally");
         let started = Instant::now();
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
@@ -268,7 +282,7 @@ impl<T: Element> CodedConv<T> {
         match output {
             Ok(output) => {
                 let bound = T::EPSILON * (2.0 + (self.shape.reduction() as f64).sqrt() / 4.0);
-                if self.code.kind() != CodeKind::Uncoded && first_non_finite(&output).is_some() {
+                if finite && first_non_finite(&output).is_some() {
                     return Err(Error::NonFiniteResults {
                         count: 1,
                         total: 1,
@@ -336,16 +350,12 @@ impl<T: Element> CodedConv<T> {
             flagged,
         }
     }
-
-    fn lock_held(&self) -> std::sync::MutexGuard<'_, HashSet<(usize, usize)>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl<T: Element> Drop for CodedConv<T> {
     /// Frees the filters on every worker that was given some.
     fn drop(&mut self) {
-        let mut placed: HashSet<(usize, usize)> = self.lock_held().clone();
+        let mut placed: HashSet<(usize, usize)> = locked(&self.held).clone();
         placed.extend(self.homes.iter().enumerate().map(|(subtask, worker)| (*worker, subtask)));
         for (worker, subtask) in placed {
             self.pool.remove(worker, FilterKey { layer: self.id, subtask });
@@ -353,10 +363,20 @@ impl<T: Element> Drop for CodedConv<T> {
     }
 }
 
-fn check_finite<T: Element>(what: &'static str, values: &[T]) -> Result<()> {
-    match first_non_finite(values) {
-        Some((index, value)) => Err(Error::NonFinite { what, value, index }),
-        None => Ok(()),
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The error that names the first NaN or infinity, if there is one.
+fn non_finite<T: Element>(what: &'static str, values: &[T]) -> Option<Error> {
+    first_non_finite(values).map(|(index, value)| Error::NonFinite { what, value, index })
+}
+
+/// A coded sum would spread a NaN over the whole output; an uncoded layer leaves it where it belongs.
+fn refuse_unless_uncoded(code: CodeKind, flaw: Option<Error>) -> Result<()> {
+    match flaw {
+        Some(error) if code != CodeKind::Uncoded => Err(error),
+        _ => Ok(()),
     }
 }
 

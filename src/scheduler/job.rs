@@ -55,6 +55,8 @@ pub(crate) struct JobPlan<'a> {
     pub(crate) policy: Policy,
     /// delta, for the error text.
     pub(crate) needed: usize,
+    /// Whether input and filters are finite, so that results must be.
+    pub(crate) finite: bool,
     /// Coded slabs of each subtask.
     pub(crate) slabs: Vec<Arc<Values>>,
     /// The worker that holds the filters of each subtask.
@@ -208,6 +210,7 @@ impl<F: Fn(&[usize]) -> bool> Run<'_, F> {
             key: FilterKey { layer: self.plan.layer, subtask },
             shape: Arc::clone(self.plan.shape),
             slabs: Arc::clone(&self.plan.slabs[subtask]),
+            finite: self.plan.finite,
             cancel: self.token.clone(),
             attempt,
             replies: self.sender.clone(),

@@ -1,6 +1,8 @@
 //! What several test suites share: seeded data, error measures, responder sets.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "each test binary uses its own part")]
 
+pub mod layer;
+
 use fcdcc::array::Element;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
