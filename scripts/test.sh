@@ -2,13 +2,12 @@
 # Every check of the repository: formatting, lints, tests, documentation, examples.
 #
 #   scripts/test.sh           what CI runs
-#   scripts/test.sh --all     also without the default features
+#   scripts/test.sh --all     also the bare library, without any feature (compiles its dependencies once more)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-all=false
-case "${1-}" in
-    "") ;;
+case "${*-}" in
+    "") all=false ;;
     --all) all=true ;;
     *)
         echo "usage: scripts/test.sh [--all]" >&2
@@ -38,9 +37,9 @@ fi
 
 step cargo fmt --check
 step cargo clippy --all-targets --locked -- -D warnings
+step cargo clippy --locked --no-default-features --features cli -- -D warnings
 if $all; then
-    step cargo clippy --all-targets --locked --no-default-features -- -D warnings
-    step cargo clippy --all-targets --locked --no-default-features --features cli -- -D warnings
+    step cargo clippy --locked --no-default-features -- -D warnings
 fi
 if cargo nextest --version >/dev/null 2>&1; then
     step cargo nextest run --locked
