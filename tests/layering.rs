@@ -30,10 +30,6 @@ const FLOORS: &[(&str, u32)] = &[
 /// Only declarations and re-exports, above all floors.
 const ROOTS: &[&str] = &["lib", "main"];
 
-/// Folders whose files still import each other in circles: codes and the table of codes (code, crme), kernels and the
-/// plans that choose among them (plan, shaders).
-const TANGLED: &[&str] = &["coding", "gpu"];
-
 fn floor(module: &str) -> Option<u32> {
     FLOORS.iter().find(|(name, _)| *name == module).map(|(_, floor)| *floor)
 }
@@ -140,7 +136,7 @@ fn violations(sources: &[Source]) -> Vec<String> {
         }
         for to in heads(&code, "super::") {
             let sibling = format!("{from}/{to}");
-            if sibling != *path && !TANGLED.contains(&from) && sources.iter().any(|s| s.path == sibling) {
+            if sibling != *path && sources.iter().any(|s| s.path == sibling) {
                 files.entry(path.clone()).or_default().insert(sibling);
             }
         }

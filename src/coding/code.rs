@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use serde::Serialize;
 
+use super::generators::{Generators, Structure};
 use super::{crme, uncoded};
 use crate::error::{Error, Result};
 
@@ -70,18 +71,6 @@ pub struct SubResult {
     pub slab: usize,
     /// r, below l_B.
     pub bank: usize,
-}
-
-/// How the columns of the recovery matrix are built, which decides how to decode.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Structure {
-    /// Rotations by multiples of this angle a subtask; the complex fast path applies.
-    Rotation {
-        /// theta = 2 pi / q.
-        theta: f64,
-    },
-    /// Every sub-result is one of the parts: decoding copies.
-    Selection,
 }
 
 /// The code of one layer: n subtasks over k_A x k_B parts.
@@ -216,13 +205,4 @@ impl Code {
         (0..self.k_a * self.k_b)
             .map(move |row| a[row / self.k_b * self.l_a + of.slab] * b[row % self.k_b * self.l_b + of.bank])
     }
-}
-
-/// What a family builds.
-pub(super) struct Generators {
-    pub(super) n: usize,
-    pub(super) l_a: usize,
-    pub(super) l_b: usize,
-    pub(super) input_blocks: Vec<f64>,
-    pub(super) filter_blocks: Vec<f64>,
 }

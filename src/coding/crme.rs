@@ -1,6 +1,6 @@
 //! Circulant and rotation matrix embeddings (arXiv 1910.06515, section III), as FCDCC uses them.
 
-use super::code::{Generators, Structure};
+use super::generators::{Generators, Structure};
 use crate::error::{Error, Result};
 
 /// Largest k accepted: the condition number leaves the range of f64 long before.

@@ -3,7 +3,8 @@
 use faer::Mat;
 use num_complex::Complex64;
 
-use super::code::{Code, Structure, SubResult};
+use super::code::{Code, SubResult};
+use super::generators::Structure;
 use crate::error::{Error, Result};
 
 /// Beyond this condition number not even f64 results carry a correct digit at f32 accuracy: treated as singular.

@@ -7,6 +7,7 @@ mod crme;
 mod decode;
 mod decoder;
 mod encode;
+mod generators;
 mod uncoded;
 
 pub use cache::DecoderCache;

@@ -1,6 +1,6 @@
 //! No code: subtask i is part (i / k_B, i mod k_B), and every part is needed. The baseline.
 
-use super::code::{Generators, Structure};
+use super::generators::{Generators, Structure};
 use crate::error::{Error, Result};
 
 /// k_A k_B, which is both n and the recovery threshold.

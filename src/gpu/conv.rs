@@ -15,8 +15,9 @@ use std::sync::Arc;
 
 use super::buffers::{Readback, Upload};
 use super::device::GpuDevice;
+use super::kernel::Kernel;
 use super::params::Params;
-use super::plan::{ConvPlan, Kernel, Step};
+use super::plan::{ConvPlan, Step};
 use super::shaders::Variant;
 use crate::array::{DType, Element, Values};
 use crate::conv::ConvShape;

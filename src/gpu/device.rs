@@ -152,8 +152,10 @@ impl AdapterSelector {
 fn enumerate() -> Vec<wgpu::Adapter> {
     let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle_from_env();
     // OpenGL would list the same devices again, without most of what compute needs.
-    descriptor.backends =
-        wgpu::Backends::from_env().unwrap_or(wgpu::Backends::PRIMARY - wgpu::Backends::BROWSER_WEBGPU);
+    // A variable that is set to nothing names no backend at all; it is taken as not set.
+    descriptor.backends = wgpu::Backends::from_env()
+        .filter(|named| !named.is_empty())
+        .unwrap_or(wgpu::Backends::PRIMARY - wgpu::Backends::BROWSER_WEBGPU);
     let backends = descriptor.backends;
     // `Instance::new` and drivers' loaders are foreign territory: finding nothing is then the honest answer.
     catch_unwind(AssertUnwindSafe(|| {

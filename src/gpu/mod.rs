@@ -13,6 +13,7 @@
 mod buffers;
 mod conv;
 mod device;
+mod kernel;
 mod params;
 mod plan;
 mod shaders;
@@ -21,4 +22,5 @@ pub use conv::{ConvEngine, ConvFilters};
 pub use device::{
     AdapterFeatures, AdapterLimits, AdapterSelector, AdapterSummary, Caps, GpuDevice, adapters, select,
 };
-pub use plan::{ConvPlan, Kernel};
+pub use kernel::Kernel;
+pub use plan::ConvPlan;

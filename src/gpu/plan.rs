@@ -1,18 +1,18 @@
 //! What one convolution becomes on a device: kernel, tiles, packed filters, and a list of dispatches.
 //!
 //! Pure functions of the shape and the device's [`Caps`], so they are tested without one. Who only runs
-//! convolutions can skip this module, except for [`Kernel`].
+//! convolutions can skip this module.
 //!
 //! Invariant: no dispatch runs more than [`MAX_LOOP_ITERATIONS`] loop iterations a thread, exceeds the adapter's
 //! grid, or indexes past 32 bits; each output element is written by exactly one thread of each part of the
 //! reduction, the first part overwriting and the later ones adding.
 
-use std::fmt;
 use std::ops::Range;
 
 use super::device::Caps;
+use super::kernel::{Kernel, TILED_SIDE};
 use super::params::Params;
-use super::shaders::{TILED_SIDE, Tile, Variant};
+use super::shaders::{Tile, Variant};
 use crate::array::{DType, Element};
 use crate::conv::{AXES, ConvShape};
 use crate::error::{Error, Result};
@@ -23,59 +23,6 @@ const MAX_LOOP_ITERATIONS: usize = 32_768;
 
 /// Elements one array may have, so that rounding up to whole tiles stays inside 32 bits.
 const MAX_ELEMS: usize = 1 << 31;
-
-/// A convolution kernel; its name is that of its file in `shaders/` and of its pipelines.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Kernel {
-    /// One thread per output element: the readable twin and baseline.
-    Naive,
-    /// Register blocking without shared memory, weights as vec4: software adapters without subgroups.
-    Direct,
-    /// Register blocking with weights spread over subgroups: software adapters.
-    DirectSubgroup,
-    /// Implicit GEMM in shared memory: real GPUs.
-    Tiled,
-}
-
-impl Kernel {
-    /// Every kernel.
-    pub const ALL: [Self; 4] = [Self::Naive, Self::Direct, Self::DirectSubgroup, Self::Tiled];
-
-    /// Whether the device can run this kernel on elements of `dtype`.
-    #[must_use]
-    pub fn runs_on(self, caps: &Caps, dtype: DType) -> bool {
-        (dtype == DType::F32 || caps.f64)
-            && match self {
-                Self::Naive | Self::Direct => true,
-                Self::DirectSubgroup => caps.subgroup_shuffle,
-                Self::Tiled => caps.max_workgroup_invocations >= TILED_SIDE * TILED_SIDE,
-            }
-    }
-
-    /// The kernel expected to be fastest for `shape` on a device.
-    #[must_use]
-    pub fn choose(shape: &ConvShape, caps: &Caps, dtype: DType) -> Self {
-        let group_out = shape.out_channels / shape.groups;
-        // Below this, most of a block of channels would be padding.
-        if group_out < 4 {
-            return Self::Naive;
-        }
-        let order: &[Self] =
-            if caps.software { &[Self::DirectSubgroup, Self::Direct] } else { &[Self::Tiled] };
-        order.iter().copied().find(|k| k.runs_on(caps, dtype)).unwrap_or(Self::Naive)
-    }
-}
-
-impl fmt::Display for Kernel {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Naive => "naive",
-            Self::Direct => "direct",
-            Self::DirectSubgroup => "direct_subgroup",
-            Self::Tiled => "tiled",
-        })
-    }
-}
 
 /// Everything about one convolution on one device that does not depend on data.
 #[derive(Clone, Debug)]

@@ -10,7 +10,7 @@
 
 use std::fmt::Write as _;
 
-use super::plan::Kernel;
+use super::kernel::{Kernel, TILED_SIDE};
 use crate::array::DType;
 
 const COMMON: &str = include_str!("../../shaders/common.wgsl");
@@ -38,8 +38,6 @@ pub(super) struct Tile {
 const F32_RUN: u32 = 128;
 /// Steps of K a tile of the `tiled` kernel holds.
 const DEPTH: u32 = 8;
-/// Threads on either side of a workgroup of the `tiled` kernel.
-pub(super) const TILED_SIDE: u32 = 16;
 
 impl Kernel {
     fn source(self) -> &'static str {

@@ -1,0 +1,63 @@
+//! The kernels there are, and which one suits a layer on a device.
+
+use std::fmt;
+
+use super::device::Caps;
+use crate::array::DType;
+use crate::conv::ConvShape;
+
+/// Threads on either side of a workgroup of the `tiled` kernel.
+pub(super) const TILED_SIDE: u32 = 16;
+
+/// A convolution kernel; its name is that of its file in `shaders/` and of its pipelines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kernel {
+    /// One thread per output element: the readable twin and baseline.
+    Naive,
+    /// Register blocking without shared memory, weights as vec4: software adapters without subgroups.
+    Direct,
+    /// Register blocking with weights spread over subgroups: software adapters.
+    DirectSubgroup,
+    /// Implicit GEMM in shared memory: real GPUs.
+    Tiled,
+}
+
+impl Kernel {
+    /// Every kernel.
+    pub const ALL: [Self; 4] = [Self::Naive, Self::Direct, Self::DirectSubgroup, Self::Tiled];
+
+    /// Whether the device can run this kernel on elements of `dtype`.
+    #[must_use]
+    pub fn runs_on(self, caps: &Caps, dtype: DType) -> bool {
+        (dtype == DType::F32 || caps.f64)
+            && match self {
+                Self::Naive | Self::Direct => true,
+                Self::DirectSubgroup => caps.subgroup_shuffle,
+                Self::Tiled => caps.max_workgroup_invocations >= TILED_SIDE * TILED_SIDE,
+            }
+    }
+
+    /// The kernel expected to be fastest for `shape` on a device.
+    #[must_use]
+    pub fn choose(shape: &ConvShape, caps: &Caps, dtype: DType) -> Self {
+        let group_out = shape.out_channels / shape.groups;
+        // Below this, most of a block of channels would be padding.
+        if group_out < 4 {
+            return Self::Naive;
+        }
+        let order: &[Self] =
+            if caps.software { &[Self::DirectSubgroup, Self::Direct] } else { &[Self::Tiled] };
+        order.iter().copied().find(|k| k.runs_on(caps, dtype)).unwrap_or(Self::Naive)
+    }
+}
+
+impl fmt::Display for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Naive => "naive",
+            Self::Direct => "direct",
+            Self::DirectSubgroup => "direct_subgroup",
+            Self::Tiled => "tiled",
+        })
+    }
+}
