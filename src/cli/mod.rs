@@ -67,19 +67,35 @@ pub(crate) fn main() -> ExitCode {
         Err(error) => return usage(&error),
     };
     start_log(&cli);
+    report_panics();
     let console = Console { quiet: cli.quiet };
-    let result = match cli.command {
+    let result = std::panic::catch_unwind(move || match cli.command {
         Command::Demo(args) => demo::run(&args, console),
         Command::Conv(args) => conv::run(&args, console),
         Command::Devices(args) => devices::run(&args),
-    };
+    });
     match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(error)) => {
             say(format_args!("error: {}", one_line(&error.to_string())));
             ExitCode::from(status(&error))
         }
+        // The hook has said it.
+        Err(_) => ExitCode::from(1),
     }
+}
+
+/// A panic is a defect of this program: one line like any other error, and exit status 1. On a worker's thread it is
+/// the loss of that worker, which the pool reports; there it only goes to the log.
+fn report_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let text = one_line(&panic.to_string());
+        if std::thread::current().name() == Some("main") {
+            say(format_args!("error: a defect, {text}: please report it"));
+        } else {
+            tracing::error!("{text}");
+        }
+    }));
 }
 
 /// One line on stderr. Where even that is closed there is nobody left to tell.
