@@ -1,154 +1,24 @@
-//! The binary, driven as a script would: exit statuses, files and the one line on stderr.
+//! The binary, driven as a script would: exit statuses, files and what it prints.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 mod common;
+#[path = "common/folder.rs"]
+mod folder;
 
-use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
-use common::{normal, relative_l2};
+use common::relative_l2;
 use fcdcc::conv::reference;
 use fcdcc::{ConvParams, ConvShape, Element};
-use ndarray::{ArrayD, IxDyn};
+use folder::{Folder, INPUT, WEIGHT, header, npy};
 use ndarray_npy::{ReadableElement, WritableElement};
 use serde_json::Value;
-use tempfile::TempDir;
 
 /// Relative L2: f32 (f64) workers at condition numbers below 100 and sums of fewer than 100 products.
 const EXACT_F32: f64 = 3e-5;
 const EXACT_F64: f64 = 1e-12;
-
-const INPUT: [usize; 4] = [1, 3, 12, 10];
-const WEIGHT: [usize; 4] = [8, 3, 3, 3];
-
-/// What a conv is given unless the test says otherwise.
-const DEFAULTS: [(&str, &str); 4] =
-    [("--backend", "cpu"), ("--input", "x.npy"), ("--weight", "w.npy"), ("--output", "y.npy")];
-
-/// A folder of its own, in which the binary runs.
-struct Folder(TempDir);
-
-struct Said {
-    status: i32,
-    out: String,
-    err: String,
-}
-
-impl Folder {
-    fn empty() -> Self {
-        Self(tempfile::tempdir().unwrap())
-    }
-
-    /// With x.npy and w.npy of the usual shapes.
-    fn new() -> Self {
-        let folder = Self::empty();
-        folder.random::<f32>("x.npy", &INPUT, 1);
-        folder.random::<f32>("w.npy", &WEIGHT, 2);
-        folder
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn write(&self, name: &str, bytes: impl AsRef<[u8]>) {
-        fs::write(self.path(name), bytes).unwrap();
-    }
-
-    fn array<T: WritableElement + Clone>(&self, name: &str, shape: &[usize], values: Vec<T>) {
-        let array = ArrayD::from_shape_vec(IxDyn(shape), values).unwrap();
-        ndarray_npy::write_npy(self.path(name), &array).unwrap();
-    }
-
-    fn random<T: Element + WritableElement>(&self, name: &str, shape: &[usize], seed: u64) -> Vec<T> {
-        let values = normal::<T>(shape.iter().product(), seed);
-        self.array(name, shape, values.clone());
-        values
-    }
-
-    /// The array in a file, which must have this very element type.
-    fn load<T: ReadableElement>(&self, name: &str) -> ArrayD<T> {
-        ndarray_npy::read_npy(self.path(name)).unwrap()
-    }
-
-    fn json(&self, name: &str) -> Value {
-        serde_json::from_str(&fs::read_to_string(self.path(name)).unwrap()).unwrap()
-    }
-
-    /// Every file with its content; folders with none.
-    fn content(&self) -> BTreeMap<String, Vec<u8>> {
-        let entries = fs::read_dir(self.0.path()).unwrap().map(Result::unwrap);
-        entries
-            .map(|e| (e.file_name().into_string().unwrap(), fs::read(e.path()).unwrap_or_default()))
-            .collect()
-    }
-
-    fn run(&self, args: &str) -> Said {
-        let out = Command::new(env!("CARGO_BIN_EXE_fcdcc"))
-            .args(args.split_whitespace())
-            .current_dir(self.0.path())
-            .env_remove("RUST_LOG")
-            // As on a machine without a desktop session, where Mesa would add a line of its own to stderr.
-            .env_remove("XDG_RUNTIME_DIR")
-            .env_remove("NODEVICE_SELECT")
-            .output()
-            .unwrap();
-        Said {
-            status: out.status.code().expect("the binary was killed by a signal"),
-            out: String::from_utf8(out.stdout).unwrap(),
-            err: String::from_utf8(out.stderr).unwrap(),
-        }
-    }
-
-    /// `fcdcc conv` with the defaults for everything that `args` does not give.
-    fn conv(&self, args: &str) -> Said {
-        let given = |option: &str| args.split_whitespace().any(|a| a == option);
-        // A pool file stands instead of a backend.
-        let wanted = |option: &str| !given(option) && (option != "--backend" || !given("--pool"));
-        let defaults = DEFAULTS.into_iter().filter(|(option, _)| wanted(option));
-        let defaults: Vec<&str> = defaults.flat_map(|(option, value)| [option, value]).collect();
-        self.run(&format!("conv {} {args}", defaults.join(" ")))
-    }
-
-    fn exact(&self, args: &str) -> Said {
-        let said = self.conv(args);
-        assert_eq!((said.status, said.err.as_str()), (0, ""), "{args}");
-        said
-    }
-
-    /// Must end with `status`, one line on stderr, and nothing else said or changed.
-    fn refused(&self, status: i32, args: &str, run: impl Fn(&Self, &str) -> Said) -> String {
-        let before = self.content();
-        let said = run(self, args);
-        assert_eq!(said.status, status, "{args}: {}", said.err);
-        assert!(said.err.starts_with("error: ") && said.err.ends_with('\n'), "{args}: {}", said.err);
-        assert_eq!(said.err.lines().count(), 1, "{args}: {}", said.err);
-        assert!(said.err.len() < 600, "{args}: {}", said.err);
-        assert_eq!(said.out, "", "{args}");
-        let after = self.content();
-        assert!(before.keys().eq(after.keys()), "{args} left {:?}", after.keys());
-        assert!(before == after, "{args} changed a file");
-        said.err
-    }
-}
-
-/// A .npy file of version 1.0 with any header and data.
-fn npy(header: &str, data: &[u8]) -> Vec<u8> {
-    let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
-    bytes.extend(u16::try_from(header.len() + 1).unwrap().to_le_bytes());
-    bytes.extend(header.as_bytes());
-    bytes.push(b'\n');
-    bytes.extend(data);
-    bytes
-}
-
-fn header(dtype: &str, shape: &str) -> String {
-    format!("{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}")
-}
 
 fn agrees<T: Element + ReadableElement + WritableElement>(
     input: &[usize],
@@ -399,155 +269,6 @@ fn the_same_seed_draws_the_same_faulty_workers() {
     let drawn: Vec<String> = (0..6).map(used).collect();
     assert_eq!(drawn, (0..6).map(used).collect::<Vec<_>>());
     assert!(drawn.iter().any(|other| *other != drawn[0]), "every seed draws {}", drawn[0]);
-}
-
-#[test]
-fn unfit_input_files_are_refused() {
-    let folder = Folder::new();
-    let good = fs::read(folder.path("x.npy")).unwrap();
-    let mut too_new = good.clone();
-    too_new[6] = 9;
-    let values = |value: f32| {
-        let mut values = normal::<f32>(INPUT.iter().product(), 1);
-        values[7] = value;
-        values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>()
-    };
-    let shape = "(1, 3, 12, 10)";
-    let huge = "(1, 3, 99999999999, 99999999999)";
-    for (what, bytes, says) in [
-        ("rank 2", npy(&header("<f4", "(3, 4)"), &[0; 48]), "[3, 4]"),
-        ("rank 6", npy(&header("<f4", "(1, 3, 1, 1, 1, 1)"), &[0; 12]), "is 6"),
-        ("other channels", npy(&header("<f4", "(1, 4, 12, 10)"), &[0; 1920]), "4"),
-        ("integers", npy(&header("<i8", shape), &[0; 2880]), "<i8"),
-        ("half", npy(&header("<f2", shape), &[0; 720]), "<f2"),
-        ("big-endian", npy(&header(">f4", shape), &[0; 1440]), ">f4"),
-        (
-            "records",
-            npy("{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (3,), }", &[0; 12]),
-            "<f4",
-        ),
-        ("truncated data", good[..good.len() - 7].to_vec(), "1433 bytes"),
-        ("truncated header", good[..40].to_vec(), "40 bytes"),
-        ("too long", [good.as_slice(), b"xx"].concat(), "1442 bytes"),
-        ("garbage", (0..=255).cycle().take(5000).collect(), "not a .npy"),
-        ("empty", Vec::new(), "0 bytes"),
-        ("magic only", good[..6].to_vec(), "6 bytes"),
-        ("unknown version", too_new, "x.npy"),
-        ("NaN in the shape", npy(&header("<f4", "(nan,)"), &[0; 4]), "not a .npy"),
-        ("negative axis", npy(&header("<f4", "(-1, 3)"), &[]), "-1"),
-        ("deeply nested", npy(&"(".repeat(30_000), &[]), "not a .npy"),
-        ("long header", npy(&"x".repeat(30_000), &[]), "not a .npy"),
-        ("huge shape", npy(&header("<f4", huge), &[]), "more than memory"),
-        (
-            "overflow hidden by a zero",
-            npy(&header("<f4", "(1, 0, 9999999999, 9999999999999999)"), &[]),
-            "shape",
-        ),
-        ("zero-size axis", npy(&header("<f4", "(1, 3, 0, 10)"), &[]), "[1, 3, 0, 10]"),
-        ("no batch", npy(&header("<f4", "(0, 3, 12, 10)"), &[]), "[0, 3, 12, 10]"),
-        ("NaN", npy(&header("<f4", shape), &values(f32::NAN)), "NaN at flat index 7"),
-        ("infinity", npy(&header("<f4", shape), &values(f32::INFINITY)), "inf at flat index 7"),
-        (
-            "beyond f32",
-            npy(&header("<f8", "(1, 3, 3, 3)"), &1e300_f64.to_le_bytes().repeat(27)),
-            "--precision f64",
-        ),
-    ] {
-        folder.write("x.npy", bytes);
-        let error = folder.refused(2, "", Folder::conv);
-        assert!(error.contains(says), "{what}: {error}");
-    }
-    fs::create_dir(folder.path("folder")).unwrap();
-    for input in ["missing.npy", "folder"] {
-        let error = folder.refused(2, &format!("--input {input}"), Folder::conv);
-        assert!(error.contains(input), "{error}");
-    }
-}
-
-#[test]
-fn unfit_options_are_refused() {
-    let folder = Folder::new();
-    fs::create_dir(folder.path("folder")).unwrap();
-    folder.array("long.npy", &[9], vec![0.0_f32; 9]);
-    folder.array("square.npy", &[8, 8], vec![0.0_f32; 64]);
-    folder.array("nan.npy", &[8], vec![f32::NAN; 8]);
-    folder.write("y.npy", "what was there before");
-    for (args, says) in [
-        ("--partitions 3,4", "is 3"),
-        ("--partitions 4,5", "is 5"),
-        ("--partitions 0,1", "is 0"),
-        ("--partitions 2,2,2", "is 3 where 2"),
-        ("--partitions 4", "is 1 where 2"),
-        ("--partitions x,y", "x,y"),
-        ("--partitions 400,2", "200"),
-        ("--workers 3 --partitions 4,4", "is 3 where at least 4"),
-        ("--workers 0", "is 0"),
-        ("--workers 99999", "99999"),
-        ("--tolerate 6", "is 6"),
-        ("--code foo", "foo"),
-        ("--backend abacus", "abacus"),
-        ("--backend gpu --adapter no-such-adapter", "no-such-adapter"),
-        ("--adapter 0", "--backend cpu"),
-        ("--precision f16", "f16"),
-        ("--audit perhaps", "perhaps"),
-        ("--no-such-option", "--no-such-option"),
-        ("--seed -3", "-3"),
-        ("--max-error -1", "-1"),
-        ("--max-error 0", "is 0"),
-        ("--max-error nan", "NaN"),
-        ("--on-shortfall cry", "cry"),
-        ("--deadline 0", "is 0"),
-        ("--deadline 0ms", "is 0"),
-        ("--deadline soon", "soon"),
-        ("--deadline=-1s", "-1s"),
-        ("--deadline 5", "5"),
-        ("--fault 0", "`0`"),
-        ("--fault 0:sulk", "sulk"),
-        ("--fault :crash", "workers"),
-        ("--fault 6:crash", "is 6"),
-        ("--fault random:7:crash", "is 7"),
-        ("--fault 0:slow=0.5x", "0.5"),
-        ("--fault 0:corrupt=nan", "nan"),
-        ("--fault 0:delay=20", "20"),
-        ("--bias long.npy", "is 9 where 8"),
-        ("--bias square.npy", "is 2 (shape [8, 8]) where 1"),
-        ("--bias nan.npy", "bias holds NaN"),
-        ("--bias missing.npy", "missing.npy"),
-        ("--weight missing.npy", "missing.npy"),
-        ("--groups 2", "is 2"),
-        ("--groups 0", "is 0"),
-        ("--groups 99999999999999999999", "99999999999999999999"),
-        ("--stride 0", "is 0"),
-        ("--stride 1,2,3", "is 3 where 1 or 2"),
-        ("--stride 1.5", "1.5"),
-        ("--padding 1,2,3", "is 3 where 1, 2 or 4"),
-        ("--padding -1", "-1"),
-        ("--padding 99999999999999999", "padded input"),
-        ("--dilation 9", "is 19 where at most 12"),
-        ("--dilation 99999999999999999999", "99999999999999999999"),
-        ("--output missing/y.npy", "missing"),
-        ("--output folder", "is a folder"),
-        ("--report missing/r.json", "missing"),
-        ("--report folder", "is a folder"),
-        ("--report y.npy", "y.npy"),
-        ("--report ./y.npy", "y.npy"),
-    ] {
-        let error = folder.refused(2, args, Folder::conv);
-        assert!(error.contains(says), "{args}: {error}");
-    }
-    for (args, says) in [
-        ("", "command"),
-        ("sing", "sing"),
-        ("conv", "--input"),
-        ("conv --backend cpu --input x.npy --weight w.npy", "--output"),
-        ("devices --yaml", "--yaml"),
-        ("demo --backend abacus", "abacus"),
-        ("demo --report missing/r.json", "missing"),
-        ("demo --write missing", "missing"),
-    ] {
-        let error = folder.refused(2, args, Folder::run);
-        assert!(error.contains(says), "{args}: {error}");
-    }
 }
 
 #[test]

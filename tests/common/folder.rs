@@ -1,0 +1,143 @@
+//! A folder of its own in which the binary runs, and what is put there for it.
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "each test binary uses its own part")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use fcdcc::Element;
+use ndarray::{ArrayD, IxDyn};
+use ndarray_npy::{ReadableElement, WritableElement};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::common::normal;
+
+pub const INPUT: [usize; 4] = [1, 3, 12, 10];
+pub const WEIGHT: [usize; 4] = [8, 3, 3, 3];
+
+/// What a conv is given unless the test says otherwise.
+pub const DEFAULTS: [(&str, &str); 4] =
+    [("--backend", "cpu"), ("--input", "x.npy"), ("--weight", "w.npy"), ("--output", "y.npy")];
+
+/// A folder of its own, in which the binary runs.
+pub struct Folder(TempDir);
+
+pub struct Said {
+    pub status: i32,
+    pub out: String,
+    pub err: String,
+}
+
+impl Folder {
+    pub fn empty() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    /// With x.npy and w.npy of the usual shapes.
+    pub fn new() -> Self {
+        let folder = Self::empty();
+        folder.random::<f32>("x.npy", &INPUT, 1);
+        folder.random::<f32>("w.npy", &WEIGHT, 2);
+        folder
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    pub fn write(&self, name: &str, bytes: impl AsRef<[u8]>) {
+        fs::write(self.path(name), bytes).unwrap();
+    }
+
+    pub fn array<T: WritableElement + Clone>(&self, name: &str, shape: &[usize], values: Vec<T>) {
+        let array = ArrayD::from_shape_vec(IxDyn(shape), values).unwrap();
+        ndarray_npy::write_npy(self.path(name), &array).unwrap();
+    }
+
+    pub fn random<T: Element + WritableElement>(&self, name: &str, shape: &[usize], seed: u64) -> Vec<T> {
+        let values = normal::<T>(shape.iter().product(), seed);
+        self.array(name, shape, values.clone());
+        values
+    }
+
+    /// The array in a file, which must have this very element type.
+    pub fn load<T: ReadableElement>(&self, name: &str) -> ArrayD<T> {
+        ndarray_npy::read_npy(self.path(name)).unwrap()
+    }
+
+    pub fn json(&self, name: &str) -> Value {
+        serde_json::from_str(&fs::read_to_string(self.path(name)).unwrap()).unwrap()
+    }
+
+    /// Every file with its content; folders with none.
+    pub fn content(&self) -> BTreeMap<String, Vec<u8>> {
+        let entries = fs::read_dir(self.0.path()).unwrap().map(Result::unwrap);
+        entries
+            .map(|e| (e.file_name().into_string().unwrap(), fs::read(e.path()).unwrap_or_default()))
+            .collect()
+    }
+
+    pub fn run(&self, args: &str) -> Said {
+        let out = Command::new(env!("CARGO_BIN_EXE_fcdcc"))
+            .args(args.split_whitespace())
+            .current_dir(self.0.path())
+            .env_remove("RUST_LOG")
+            // As on a machine without a desktop session, where Mesa would add a line of its own to stderr.
+            .env_remove("XDG_RUNTIME_DIR")
+            .env_remove("NODEVICE_SELECT")
+            .output()
+            .unwrap();
+        Said {
+            status: out.status.code().expect("the binary was killed by a signal"),
+            out: String::from_utf8(out.stdout).unwrap(),
+            err: String::from_utf8(out.stderr).unwrap(),
+        }
+    }
+
+    /// `fcdcc conv` with the defaults for everything that `args` does not give.
+    pub fn conv(&self, args: &str) -> Said {
+        let given = |option: &str| args.split_whitespace().any(|a| a == option);
+        // A pool file stands instead of a backend.
+        let wanted = |option: &str| !given(option) && (option != "--backend" || !given("--pool"));
+        let defaults = DEFAULTS.into_iter().filter(|(option, _)| wanted(option));
+        let defaults: Vec<&str> = defaults.flat_map(|(option, value)| [option, value]).collect();
+        self.run(&format!("conv {} {args}", defaults.join(" ")))
+    }
+
+    pub fn exact(&self, args: &str) -> Said {
+        let said = self.conv(args);
+        assert_eq!((said.status, said.err.as_str()), (0, ""), "{args}");
+        said
+    }
+
+    /// Must end with `status`, one line on stderr, and nothing else said or changed.
+    pub fn refused(&self, status: i32, args: &str, run: impl Fn(&Self, &str) -> Said) -> String {
+        let before = self.content();
+        let said = run(self, args);
+        assert_eq!(said.status, status, "{args}: {}", said.err);
+        assert!(said.err.starts_with("error: ") && said.err.ends_with('\n'), "{args}: {}", said.err);
+        assert_eq!(said.err.lines().count(), 1, "{args}: {}", said.err);
+        assert!(said.err.len() < 600, "{args}: {}", said.err);
+        assert_eq!(said.out, "", "{args}");
+        let after = self.content();
+        assert!(before.keys().eq(after.keys()), "{args} left {:?}", after.keys());
+        assert!(before == after, "{args} changed a file");
+        said.err
+    }
+}
+
+/// A .npy file of version 1.0 with any header and data.
+pub fn npy(header: &str, data: &[u8]) -> Vec<u8> {
+    let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+    bytes.extend(u16::try_from(header.len() + 1).unwrap().to_le_bytes());
+    bytes.extend(header.as_bytes());
+    bytes.push(b'\n');
+    bytes.extend(data);
+    bytes
+}
+
+pub fn header(dtype: &str, shape: &str) -> String {
+    format!("{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}")
+}
