@@ -216,6 +216,15 @@ impl Values {
     }
 }
 
+/// Both numbers and the mend for a buffer of the wrong length.
+pub(crate) fn check_elems(what: &str, got: usize, expected: usize) -> Result<()> {
+    if got == expected {
+        Ok(())
+    } else {
+        Err(Error::mismatch(what, got, expected, "the buffer must match the shape it is for"))
+    }
+}
+
 /// Position and value of the first NaN or infinity of a slice.
 ///
 /// Scans blocks without branches first, so a clean buffer costs one pass at memory speed.

@@ -175,17 +175,23 @@ impl Decoder {
         self.condition
     }
 
-    /// Estimated relative L2 error of a layer decoded by this decoder from workers that compute in a type with
-    /// the given `epsilon` and sum `reduction` terms an output element.
-    ///
-    /// `cond(G) * epsilon * (2 + sqrt(reduction) / 4)`: rounding of coded operands and of the decoder (constant),
-    /// random-walk growth of the sums (measured below a quarter of the square root), all amplified by the
-    /// condition number. Relative to outputs of the size that operands of these magnitudes give; an output that
-    /// cancels to nearly zero has no meaningful relative error.
+    /// [`error_bound`] of a layer decoded by this decoder.
     #[must_use]
     pub fn error_bound(&self, epsilon: f64, reduction: usize) -> f64 {
-        self.condition * epsilon * (2.0 + (reduction as f64).sqrt() / 4.0)
+        error_bound(self.condition, epsilon, reduction)
     }
+}
+
+/// Estimated relative L2 error of a layer decoded at `condition` (1 when nothing is decoded) from workers that compute
+/// in a type with the given `epsilon` and sum `reduction` terms an output element.
+///
+/// `condition * epsilon * (2 + sqrt(reduction) / 4)`: rounding of coded operands and of the decoder (constant),
+/// random-walk growth of the sums (measured below a quarter of the square root), all amplified by the
+/// condition number. Relative to outputs of the size that operands of these magnitudes give; an output that
+/// cancels to nearly zero has no meaningful relative error.
+#[must_use]
+pub fn error_bound(condition: f64, epsilon: f64, reduction: usize) -> f64 {
+    condition * epsilon * (2.0 + (reduction as f64).sqrt() / 4.0)
 }
 
 fn subtasks_of(inputs: &[SubResult]) -> Vec<usize> {

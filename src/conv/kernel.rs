@@ -12,8 +12,7 @@ use rayon::prelude::*;
 use super::direct;
 use super::geometry::{Geometry, Segment};
 use super::params::ConvShape;
-use super::reference::check_len;
-use crate::array::{Element, Matrix, MatrixMut, matmul_on};
+use crate::array::{Element, Matrix, MatrixMut, check_elems, matmul_on};
 use crate::error::{Error, Result};
 
 /// Bytes of one packed tile: half of a 1 MiB L2 cache, the rest is for filters and the GEMM's own buffers.
@@ -141,13 +140,13 @@ impl ConvKernel {
         threads: usize,
         stop: &(dyn Fn() -> bool + Sync),
     ) -> Result<()> {
-        check_len("elements of the input", input.len(), self.shape.input_elems())?;
-        check_len("number of outputs", outputs.len(), banks.len())?;
+        check_elems("elements of the input", input.len(), self.shape.input_elems())?;
+        check_elems("number of outputs", outputs.len(), banks.len())?;
         for bank in banks {
-            check_len("elements of the weight", bank.len(), self.shape.weight_elems())?;
+            check_elems("elements of the weight", bank.len(), self.shape.weight_elems())?;
         }
         for output in outputs.iter() {
-            check_len("elements of the output", output.len(), self.shape.output_elems())?;
+            check_elems("elements of the output", output.len(), self.shape.output_elems())?;
         }
         let call = Call { input, banks, outputs, threads: threads.max(1), stop };
         match self.path {
@@ -321,7 +320,7 @@ pub fn conv_local<T: Element>(
     stop: &(dyn Fn() -> bool + Sync),
 ) -> Result<Vec<T>> {
     if let Some(bias) = bias {
-        check_len("elements of the bias", bias.len(), shape.out_channels)?;
+        check_elems("elements of the bias", bias.len(), shape.out_channels)?;
     }
     let mut output = vec![T::default(); shape.output_elems()];
     let kernel = ConvKernel::new(shape);

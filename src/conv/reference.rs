@@ -1,8 +1,8 @@
 //! The naive definition of the convolution: slow, obvious, public, and what everything else is tested against.
 
 use super::params::{AXES, ConvShape};
-use crate::array::Element;
-use crate::error::{Error, Result};
+use crate::array::{Element, check_elems};
+use crate::error::Result;
 
 /// Computes the convolution straight from its definition, one output element at a time, accumulating in f64.
 ///
@@ -10,17 +10,17 @@ use crate::error::{Error, Result};
 /// result is `[N, O, spatial...]`. Accumulating in f64 makes it the more exact side of every f32 comparison.
 ///
 /// # Errors
-/// [`Error::Mismatch`] when a slice does not have the number of elements `shape` requires.
+/// [`Error::Mismatch`](crate::Error::Mismatch) when a slice does not have the number of elements `shape` requires.
 pub fn reference<T: Element>(
     shape: &ConvShape,
     input: &[T],
     weight: &[T],
     bias: Option<&[T]>,
 ) -> Result<Vec<T>> {
-    check_len("elements of the input", input.len(), shape.input_elems())?;
-    check_len("elements of the weight", weight.len(), shape.weight_elems())?;
+    check_elems("elements of the input", input.len(), shape.input_elems())?;
+    check_elems("elements of the weight", weight.len(), shape.weight_elems())?;
     if let Some(bias) = bias {
-        check_len("elements of the bias", bias.len(), shape.out_channels)?;
+        check_elems("elements of the bias", bias.len(), shape.out_channels)?;
     }
     let (group_in, group_out) = (shape.in_channels / shape.groups, shape.out_channels / shape.groups);
     let mut output = Vec::with_capacity(shape.output_elems());
@@ -43,15 +43,6 @@ pub fn reference<T: Element>(
         }
     }
     Ok(output)
-}
-
-/// Both numbers and the mend for a slice of the wrong length.
-pub(super) fn check_len(what: &str, got: usize, expected: usize) -> Result<()> {
-    if got == expected {
-        Ok(())
-    } else {
-        Err(Error::mismatch(what, got, expected, "the slice must match the layer's shape"))
-    }
 }
 
 /// Flat index of the input element under a kernel tap, or `None` where the tap lies on padding.

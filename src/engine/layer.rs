@@ -12,7 +12,9 @@ use ndarray::{ArrayD, ArrayView1, ArrayViewD, IxDyn};
 use super::options::LayerOptions;
 use super::report::{LayerReport, WorkerReport};
 use crate::array::{Element, Values, first_non_finite};
-use crate::coding::{Code, CodeKind, DecoderCache, Epilogue, decode, encode_filters, encode_input};
+use crate::coding::{
+    Code, CodeKind, DecoderCache, Epilogue, decode, encode_filters, encode_input, error_bound,
+};
 use crate::conv::{ConvParams, ConvShape, conv_local};
 use crate::error::{Error, Result};
 use crate::partition::{FilterPartition, InputPartition, OutputTiling};
@@ -281,7 +283,7 @@ impl<T: Element> CodedConv<T> {
         let output = conv_local(&self.shape, input, &self.weight, self.bias.as_deref(), threads, &late);
         match output {
             Ok(output) => {
-                let bound = T::EPSILON * (2.0 + (self.shape.reduction() as f64).sqrt() / 4.0);
+                let bound = error_bound(1.0, T::EPSILON, self.shape.reduction());
                 if finite && first_non_finite(&output).is_some() {
                     return Err(Error::NonFiniteResults {
                         count: 1,

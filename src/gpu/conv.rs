@@ -19,7 +19,7 @@ use super::kernel::Kernel;
 use super::params::Params;
 use super::plan::{ConvPlan, Step};
 use super::shaders::Variant;
-use crate::array::{DType, Element, Values};
+use crate::array::{DType, Element, Values, check_elems};
 use crate::conv::ConvShape;
 use crate::error::{Error, Result};
 
@@ -446,13 +446,5 @@ fn encode(
             .expect("a plan has far fewer than 2^24 steps: each is some 2e8 multiply-adds");
         pass.set_bind_group(0, bindings, &[offset]);
         pass.dispatch_workgroups(step.grid[0], step.grid[1], 1);
-    }
-}
-
-fn check_elems(what: &str, got: usize, expected: usize) -> Result<()> {
-    if got == expected {
-        Ok(())
-    } else {
-        Err(Error::mismatch(what, got, expected, "the buffer must match the subtask's shape"))
     }
 }

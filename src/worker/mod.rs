@@ -24,7 +24,7 @@ pub use gpu::{GpuOptions, GpuWorker};
 
 use serde::Serialize;
 
-use crate::array::{DType, Values};
+use crate::array::{DType, Values, check_elems};
 use crate::conv::ConvShape;
 use crate::error::{Error, Result};
 
@@ -136,14 +136,6 @@ impl SubtaskShape {
                 "slabs and installed filters must be of one type",
             ))
         }
-    }
-}
-
-fn check_elems(what: &str, got: usize, expected: usize) -> Result<()> {
-    if got == expected {
-        Ok(())
-    } else {
-        Err(Error::mismatch(what, got, expected, "the buffer must match the subtask's shape"))
     }
 }
 
