@@ -21,17 +21,17 @@ step() {
 }
 
 has_onnx() {
-    "$1" -c 'import onnx, numpy' >/dev/null 2>&1
+    "$1" -c 'import onnx, onnxruntime, numpy' >/dev/null 2>&1
 }
 
-# tests/onnx_conv.rs extracts its cases with the onnx package.
+# tests/onnx_conv.rs and tests/onnx_models.rs make their cases with these packages.
 if [[ -z "${FCDCC_PYTHON-}" ]] && ! has_onnx .venv/bin/python; then
     printf '\n== Python environment in .venv\n'
-    if python3 -m venv .venv && .venv/bin/python -m pip install --quiet onnx==1.23.2 numpy; then
-        echo "onnx 1.23.2 installed"
+    if python3 -m venv .venv && .venv/bin/python -m pip install --quiet onnx==1.23.2 onnxruntime==1.32.0 numpy; then
+        echo "onnx 1.23.2 and onnxruntime 1.32.0 installed"
     else
         rm -rf .venv
-        echo "NOTICE: no .venv with onnx could be made: unless python3 has it, the ONNX suite is ignored (fails with CI=true)"
+        echo "NOTICE: no .venv with onnx could be made: unless python3 has it, the ONNX suites are ignored (fails with CI=true)"
     fi
 fi
 

@@ -1,0 +1,712 @@
+#!/usr/bin/env python3
+"""Writes ONNX models with inputs and onnxruntime's answers: whole networks, small graphs, broken files.
+
+    python3 scripts/onnx_model_cases.py OUT_DIR [--seed S] [NAME ...]
+    python3 scripts/onnx_model_cases.py --list      (names, each with its kind: small, large or broken)
+
+Without names: everything small or broken, the shipped model and three large networks. Needs onnx, onnxruntime and numpy.
+Each case is a folder OUT_DIR/NAME with model.onnx, input_I.npy, output_I.npy and case.json; one that exists
+with the same seed and version is kept. Broken cases have no outputs, and an input only where one is possible.
+"""
+import argparse
+import json
+import os
+import shutil
+import time
+import zlib
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+VERSION = 3  # of the cases: raise it with any change of what is written
+OPSET = [helper.make_opsetid("", 17)]
+IR_VERSION = 8
+# Conv nodes of the networks whose graphs (without weights) the onnx package ships.
+LARGE = {
+    "squeezenet": 26, "shufflenet": 49, "resnet50": 53, "bvlc_alexnet": 5, "vgg19": 16, "densenet121": 121,
+    "inception_v1": 57, "inception_v2": 69, "zfnet512": 5,
+}  # fmt: skip
+LARGE_BY_DEFAULT = ("squeezenet", "shufflenet", "resnet50")
+# The model of the demonstration.
+SHIPPED = "shipped_lenet5"
+SMALL, BROKEN = {}, {}
+
+
+def small(build):
+    SMALL["small_" + build.__name__] = build
+
+
+def broken(expect, feed=(1, 3, 8, 8)):
+    def register(build):
+        BROKEN["broken_" + build.__name__] = (build, expect, feed)
+
+    return register
+
+
+class Net:
+    """A graph under construction; weights and inputs are drawn from one generator."""
+
+    def __init__(self, rng):
+        self.rng, self.dtype, self.tolerance = rng, np.float32, 1e-4
+        self.nodes, self.constants, self.inputs, self.outputs, self.feeds = [], [], [], [], {}
+        self.accept = lambda outputs: True  # whether the data are fit for a comparison, otherwise drawn anew
+
+    def normal(self, *shape, scale=1.0):
+        return (scale * self.rng.standard_normal(shape)).astype(self.dtype)
+
+    def positive(self, *shape):
+        return self.rng.uniform(0.5, 1.5, shape).astype(self.dtype)
+
+    def const(self, array):
+        name = f"c{len(self.constants)}"
+        self.constants.append(numpy_helper.from_array(np.asarray(array, self.dtype), name))
+        return name
+
+    def weight(self, *shape, gain=1.0):
+        """Filters that keep the variance through a ReLU."""
+        return self.normal(*shape, scale=gain * np.sqrt(2.0 / np.prod(shape[1:])))
+
+    def input(self, *shape, declared=None):
+        name = f"x{len(self.inputs)}"
+        self.feeds[name] = self.normal(*shape)
+        elem = helper.np_dtype_to_tensor_dtype(np.dtype(self.dtype))
+        self.inputs.append(helper.make_tensor_value_info(name, elem, declared or shape))
+        return name
+
+    def op(self, kind, *inputs, **attrs):
+        name = f"t{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, inputs, [name], f"{kind}_{len(self.nodes)}", **attrs))
+        return name
+
+    def conv(self, x, out, per_group, kernel=3, bias=True, gain=1.0, **attrs):
+        kernel = (kernel, kernel) if isinstance(kernel, int) else kernel
+        inputs = [x, self.const(self.weight(out, per_group, *kernel, gain=gain))]
+        if bias:
+            inputs.append(self.const(self.normal(out, scale=0.5)))
+        return self.op("Conv", *inputs, **attrs)
+
+    def bn(self, x, channels, sign=1.0):
+        # An epsilon far from the default, so that one that is ignored shows.
+        scale, bias, mean = sign * self.positive(channels), self.normal(channels), self.normal(channels)
+        stats = map(self.const, (scale, bias, mean, self.positive(channels)))
+        return self.op("BatchNormalization", x, *stats, epsilon=0.1)
+
+    def relu(self, x):
+        return self.op("Relu", x)
+
+    def model(self):
+        # Neither type nor shape: inferred below, as exporters write them.
+        outputs = [onnx.ValueInfoProto(name=name) for name in self.outputs]
+        graph = helper.make_graph(self.nodes, "net", self.inputs, outputs, self.constants)
+        model = helper.make_model(graph, opset_imports=OPSET, ir_version=IR_VERSION)
+        model = onnx.shape_inference.infer_shapes(model, strict_mode=True)
+        onnx.checker.check_model(model, full_check=True)
+        return model
+
+
+# Small models: what a graph may look like around its convolutions. Each returns its outputs.
+
+
+# Attributes of Conv: image, output channels, channels per group, kernel, attributes. The sizes are such that
+# SAME_UPPER and SAME_LOWER differ and that axes cannot be mixed up.
+CONVS = {
+    "asymmetric_padding": ((1, 3, 11, 12), 8, 3, 3, {"pads": [0, 1, 2, 3], "strides": [2, 1]}),
+    "same_upper_stride2": ((1, 3, 14, 11), 8, 3, (3, 4), {"auto_pad": "SAME_UPPER", "strides": [2, 2]}),
+    "same_lower": ((1, 3, 13, 10), 8, 3, (4, 2), {"auto_pad": "SAME_LOWER"}),
+    "dilation": ((1, 3, 15, 17), 8, 3, 3, {"dilations": [2, 3], "pads": [1, 2, 1, 2]}),
+    "grouped": ((1, 8, 10, 11), 12, 2, 3, {"group": 4, "pads": [1, 1, 1, 1]}),
+    "conv_1d": ((2, 4, 40), 8, 4, (5,), {"strides": [2], "pads": [2, 1]}),
+    "conv_3d": ((1, 2, 7, 8, 9), 6, 2, (3, 2, 3), {"pads": [1, 0, 1, 1, 0, 1], "strides": [1, 2, 1]}),
+}
+
+
+def single_conv(image, out, per_group, kernel, attrs):
+    return lambda net: [net.relu(net.conv(net.input(*image), out, per_group, kernel, **attrs))]
+
+
+SMALL.update({"small_" + name: single_conv(*case) for name, case in CONVS.items()})
+
+
+def two_convs(net, x):
+    return [net.conv(net.relu(net.conv(x, 8, 3, pads=[1, 1, 1, 1])), 6, 8)]
+
+
+@small
+def batch3(net):
+    return two_convs(net, net.input(3, 3, 14, 13))
+
+
+@small
+def dynamic_batch(net):
+    return two_convs(net, net.input(2, 3, 12, 11, declared=("N", 3, 12, 11)))
+
+
+@small
+def dynamic_size(net):
+    return two_convs(net, net.input(2, 3, 13, 17, declared=("N", 3, "H", "W")))
+
+
+@small
+def depthwise_pointwise(net):
+    deep = net.conv(net.input(1, 8, 12, 11), 8, 1, group=8, pads=[1, 1, 1, 1])
+    return [net.conv(net.relu(deep), 16, 8, 1)]
+
+
+@small
+def bn_relu(net):
+    return [net.relu(net.bn(net.conv(net.input(1, 3, 12, 11), 8, 3, bias=False), 8))]
+
+
+@small
+def bn_negative_scale(net):
+    # Behind a folded normalization the sign is that of the filters: both signs occur.
+    sign = np.where(np.arange(8) % 2, 1, -1)
+    return [net.relu(net.bn(net.conv(net.input(1, 3, 12, 11), 8, 3), 8, sign))]
+
+
+@small
+def bn_shared(net):
+    # The raw output is used as well, so the normalization must not be folded into the filters.
+    y = net.conv(net.input(1, 3, 12, 11), 8, 3)
+    return [net.op("Add", net.bn(y, 8), y)]
+
+
+@small
+def relu_then_bn(net):
+    y = net.relu(net.conv(net.input(1, 3, 12, 11), 8, 3))
+    return [net.relu(net.bn(y, 8, np.where(np.arange(8) % 2, 1, -1)))]
+
+
+@small
+def relu_shared(net):
+    y = net.conv(net.input(1, 3, 12, 11), 8, 3)
+    return [net.op("Add", net.relu(y), net.op("Sigmoid", y))]
+
+
+@small
+def conv_is_output(net):
+    y = net.conv(net.input(1, 3, 12, 11), 8, 3)
+    return [y, net.relu(y)]
+
+
+@small
+def clip6(net):
+    y = net.conv(net.input(1, 3, 12, 11), 8, 3, gain=4.0)  # so that both limits are met
+    return [net.op("Clip", y, net.const(0.0), net.const(6.0))]
+
+
+@small
+def leaky_relu(net):
+    return [net.op("LeakyRelu", net.conv(net.input(1, 3, 12, 11), 8, 3), alpha=0.3)]
+
+
+@small
+def prelu(net):
+    y = net.conv(net.input(1, 3, 12, 11), 8, 3)
+    return [net.op("PRelu", y, net.const(net.normal(8, 1, 1)))]
+
+
+@small
+def scale_shift(net):
+    y = net.conv(net.input(1, 3, 12, 11), 8, 3)
+    y = net.op("Mul", y, net.const(net.normal(1, 8, 1, 1)))
+    y = net.op("Add", net.const(net.normal(8, 1, 1)), y)
+    y = net.op("Sub", y, net.const(net.normal(1, 8, 1, 1)))
+    return [net.relu(net.op("Div", y, net.const(0.7)))]
+
+
+@small
+def constant_first(net):
+    # Constants on the left of Sub and Div: neither may be taken for the operation the other way round.
+    y = net.op("Sub", net.const(net.normal(8, 1, 1)), net.conv(net.input(1, 3, 12, 11), 8, 3))
+    square = net.op("Add", net.op("Mul", y, y), net.const(1.0))
+    return [net.op("Div", net.const(net.normal(8, 1, 1)), square)]
+
+
+@small
+def constant_over_conv(net):
+    # The bias keeps the denominator away from zero.
+    conv = net.conv(net.input(1, 3, 9, 10), 8, 3, bias=False)
+    away = net.op("Conv", *net.nodes[-1].input, net.const(np.full(8, 20.0)))
+    return [net.op("Div", net.const(net.normal(8, 1, 1)), away), conv]
+
+
+@small
+def mul_by_per_pixel_constant(net):
+    # Not a factor per channel, although the sides are as long as there are channels.
+    y = net.conv(net.input(1, 3, 8, 8), 8, 3, pads=[1, 1, 1, 1])
+    return [net.relu(net.op("Mul", y, net.const(net.normal(1, 8, 8, 8))))]
+
+
+@small
+def add_per_column_constant(net):
+    # Shape [W] broadcasts along the last axis although W is the number of channels.
+    y = net.conv(net.input(1, 3, 8, 8), 8, 3, pads=[1, 1, 1, 1])
+    return [net.relu(net.op("Add", y, net.const(net.normal(8))))]
+
+
+@small
+def add_residual(net):
+    x = net.input(1, 8, 12, 11)
+    return [net.relu(net.op("Add", net.conv(x, 8, 8, pads=[1, 1, 1, 1]), x))]
+
+
+@small
+def gemm_variants(net):
+    m, k, n = 6, 12, 7
+    x, normal = net.input(m, k), lambda *shape: net.const(net.normal(*shape))
+    return [
+        net.op("Gemm", x, normal(k, n), normal(n)),
+        net.op("Gemm", x, normal(n, k), normal(1, n), transB=1),
+        net.op("Gemm", x, normal(n, k), normal(n), transB=1, alpha=0.5, beta=2.0),
+        net.op("Gemm", x, normal(k, n), normal()),
+        net.op("Gemm", x, normal(k, n), normal(m, 1), beta=0.5),
+        net.op("Gemm", x, normal(k, n), normal(m, n)),
+        net.op("Gemm", x, normal(k, n), alpha=0.3),
+        net.op("Gemm", x, normal(m, n), normal(k, 1), transA=1),
+        net.op("Gemm", x, normal(n, m), normal(n), transA=1, transB=1),
+    ]
+
+
+@small
+def gemm_big(net):
+    # Large enough that coding it pays.
+    y = net.op("Flatten", net.input(2, 16, 8, 8))
+    y = net.relu(net.op("Gemm", y, net.const(net.weight(2048, 1024)), net.const(net.normal(2048)), transB=1))
+    return [net.op("Gemm", y, net.const(net.weight(512, 2048)), net.const(net.normal(512)), transB=1)]
+
+
+@small
+def matmul_2d(net):
+    y = net.op("MatMul", net.input(5, 12), net.const(net.normal(12, 7)))
+    y = net.relu(net.op("Add", y, net.const(net.normal(7))))
+    return [net.op("MatMul", y, net.const(net.normal(7, 9)))]
+
+
+@small
+def matmul_3d(net):
+    y = net.op("MatMul", net.input(2, 5, 12), net.const(net.normal(12, 7)))
+    return [net.relu(net.op("Add", y, net.const(net.normal(7))))]
+
+
+@small
+def matmul_left(net):
+    weight = net.const(net.normal(9, 6))
+    return [net.op("MatMul", weight, net.input(6, 10)), net.op("MatMul", weight, net.input(2, 6, 10))]
+
+
+@small
+def matmul_dynamic(net):
+    return [net.op("MatMul", net.input(5, 12), net.input(12, 7))]
+
+
+@small
+def matmul_vector(net):
+    row = net.op("MatMul", net.input(12), net.const(net.normal(12, 7)))
+    return [row, net.op("MatMul", net.input(5, 12), net.const(net.normal(12)))]
+
+
+@small
+def dynamic_filter(net):
+    return [net.relu(net.op("Conv", net.input(1, 3, 12, 11), net.input(8, 3, 3, 3)))]
+
+
+@small
+def dynamic_bias(net):
+    x, bias = net.input(1, 3, 12, 11), net.input(8)
+    return [net.relu(net.op("Conv", x, net.const(net.weight(8, 3, 3, 3)), bias))]
+
+
+@small
+def computed_filter(net):
+    x, scale = net.input(1, 3, 12, 11), net.const(net.normal(8, 1, 1, 1))
+    return [net.relu(net.op("Conv", x, net.op("Mul", net.const(net.weight(8, 3, 3, 3)), scale)))]
+
+
+@small
+def two_inputs_two_outputs(net):
+    left = net.conv(net.input(1, 3, 10, 9), 6, 3, strides=[2, 2])
+    right = net.conv(net.input(1, 2, 10, 9), 5, 2, strides=[2, 2])
+    both = net.op("Concat", left, right, axis=1)
+
+    def no_close_calls(outputs):
+        second, first = np.sort(outputs[0], axis=1)[:, -2:].swapaxes(0, 1)
+        return (first - second).min() > 0.01  # rounding must not decide the index
+
+    net.accept = no_close_calls
+    return [both, net.op("ArgMax", both, axis=1)]
+
+
+@small
+def shared_weights(net):
+    x, weight = net.input(1, 6, 12, 11), net.const(net.weight(6, 6, 3, 3))
+    return [net.op("Conv", net.relu(net.op("Conv", x, weight)), weight, strides=[2, 1])]
+
+
+@small
+def tiny(net):
+    return [net.conv(net.input(1, 1, 1, 1), 1, 1, 1)]
+
+
+@small
+def conv_f64(net):
+    net.dtype = np.float64
+    return [net.conv(net.relu(net.conv(net.input(1, 3, 12, 11), 8, 3)), 6, 8)]
+
+
+@small
+def conv_f16(net):
+    net.dtype, net.tolerance = np.float16, 1e-2
+    return [net.conv(net.relu(net.conv(net.input(1, 3, 12, 11), 8, 3)), 6, 8)]
+
+
+@small
+def conv_transpose(net):
+    x, weight = net.input(1, 4, 6, 7), net.const(net.weight(4, 8, 3, 3, gain=2.0))
+    y = net.op("ConvTranspose", x, weight, strides=[2, 2], pads=[1, 1, 1, 1], output_padding=[1, 1])
+    return [net.conv(net.relu(y), 6, 8)]
+
+
+@small
+def dead_branch(net):
+    x = net.input(1, 3, 12, 11)
+    net.conv(x, 4, 3)
+    return two_convs(net, x)
+
+
+# Files that have to be refused with a sentence, never a panic. Each returns the bytes of model.onnx.
+
+
+def one_conv(rng, shape=(1, 3, 8, 8), nodes=None, weights=(8, 3, 3, 3), elem=TensorProto.FLOAT):
+    weight = numpy_helper.from_array(rng.standard_normal(weights).astype(np.float32), "w")
+    nodes = nodes or [("Conv", "x w", "y")]
+    graph = helper.make_graph(
+        [helper.make_node(op, ins.split(), [out]) for op, ins, out in nodes],
+        "net",
+        [helper.make_tensor_value_info("x", elem, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, (shape[0], 8, None, None))],
+        [weight],
+    )
+    return helper.make_model(graph, opset_imports=OPSET, ir_version=IR_VERSION)
+
+
+@broken("the file ends too early")
+def truncated(rng):
+    data = one_conv(rng).SerializeToString()
+    return data[: len(data) // 2]
+
+
+@broken("not an ONNX file")
+def not_onnx(rng):
+    return b"This is a text, not a model.\n" * 20
+
+
+@broken("the file is empty")
+def empty(rng):
+    return b""
+
+
+@broken("not an ONNX file")
+def zeros(rng):
+    return bytes(4096)
+
+
+@broken("not an ONNX file")
+def random_bytes(rng):
+    return rng.bytes(4096)
+
+
+@broken("an unknown operator, FcdccNoSuchOp")
+def unsupported_operator(rng):
+    return one_conv(rng, nodes=[("Conv", "x w", "a"), ("FcdccNoSuchOp", "a", "y")])
+
+
+@broken("the weights, nowhere_defined, are missing")
+def missing_initializer(rng):
+    return one_conv(rng, nodes=[("Conv", "x nowhere_defined", "y")])
+
+
+@broken("the filters have 5 channels, the image has 3")
+def bad_weight_shape(rng):
+    return one_conv(rng, weights=(8, 5, 3, 3))
+
+
+@broken("the nodes form a cycle")
+def cycle(rng):
+    return one_conv(rng, nodes=[("Add", "x b", "a"), ("Relu", "a", "b"), ("Conv", "b w", "y")])
+
+
+@broken("the nodes are not sorted: an error, or the right answer")
+def unsorted_nodes(rng):
+    return one_conv(rng, nodes=[("Relu", "a", "y"), ("Conv", "x w", "a")])
+
+
+@broken("an output that nothing computes")
+def undefined_output(rng):
+    return one_conv(rng, nodes=[("Conv", "x w", "a")])
+
+
+@broken("nothing to compute", feed=None)
+def no_nodes(rng):
+    graph = helper.make_graph([], "net", [], [])
+    return helper.make_model(graph, opset_imports=OPSET, ir_version=IR_VERSION)
+
+
+@broken("a file of weights, absent.bin, is missing")
+def external_data_missing(rng):
+    model = one_conv(rng)
+    weight = model.graph.initializer[0]
+    onnx.external_data_helper.set_external_data(weight, "absent.bin", offset=0, length=len(weight.raw_data))
+    weight.ClearField("raw_data")
+    return model
+
+
+@broken("an input too large for any memory", feed=None)
+def huge_dims(rng):
+    return one_conv(rng, shape=(1, 3, 100_000_000, 100_000_000))
+
+
+@broken("a dimension of zero: an error, or an empty output", feed=(0, 3, 8, 8))
+def zero_dim(rng):
+    return one_conv(rng, shape=(0, 3, 8, 8))
+
+
+@broken("an input of type string", feed=None)
+def string_input(rng):
+    model = one_conv(rng, nodes=[("Cast", "x", "a"), ("Conv", "a w", "y")], elem=TensorProto.STRING)
+    model.graph.node[0].attribute.append(helper.make_attribute("to", TensorProto.FLOAT))
+    return model
+
+
+@broken("a size has to be given", feed=(1, 3, 12, 14))
+def dynamic(rng):
+    return one_conv(rng, shape=(1, 3, "H", "W"))
+
+
+# Networks with more than a few layers.
+
+
+def shipped_model():
+    """The trained model of the repository and its digits, enlarged more crudely than the demonstration does it."""
+    assets = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "assets", "digits")
+    digits = np.load(os.path.join(assets, "digits.npy")).astype(np.float32) / 16
+    images = np.kron(digits, np.ones((4, 4), np.float32))[:, None]
+    return onnx.load(os.path.join(assets, "lenet5.onnx")), {"image": images}
+
+
+def random_light_model(name, rng):
+    """A network of the onnx package, its constant weights (which make the output constant) replaced.
+
+    Filters are He-scaled and batch normalization keeps the size of its input, so that differences neither die
+    out nor overflow on their way through a hundred layers.
+    """
+    light = os.path.join(os.path.dirname(onnx.__file__), "backend/test/data/light")
+    model = onnx.load(os.path.join(light, f"light_{name}.onnx"))
+    graph = model.graph
+    given = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
+    # Most weights are ConstantOfShape nodes; the shortest are there, of a scale that fits the lost others.
+    shapes = {n.output[0]: tuple(given[n.input[0]]) for n in graph.node if n.op_type == "ConstantOfShape"}
+    shapes.update({k: v.shape for k, v in given.items() if v.dtype == np.float32})
+    users = {name: (node, slot) for node in graph.node for slot, name in enumerate(node.input)}
+
+    def draw(name, shape):
+        node, slot = users[name]
+        while node.op_type in ("Unsqueeze", "Reshape"):
+            node, slot = users[node.output[0]]
+        role = (node.op_type, slot)
+        if role in (("Conv", 1), ("Gemm", 1)):
+            assert role[0] == "Conv" or any(a.name == "transB" and a.i for a in node.attribute)
+            fan_in = shape[-1] if role[0] == "Gemm" else np.prod(shape[1:])
+            values = rng.standard_normal(shape, dtype=np.float32)
+            values *= np.float32(np.sqrt(2.0 / fan_in))  # in place: one of these has 100 million elements
+            return values
+        if role in (("BatchNormalization", 1), ("BatchNormalization", 4)) or role[0] == "Mul":
+            return rng.uniform(0.5, 1.5, shape).astype(np.float32)
+        return rng.normal(0, 0.1, shape).astype(np.float32)
+
+    weights = [numpy_helper.from_array(draw(k, v), k) for k, v in shapes.items() if k in users]
+    nodes = [n for n in graph.node if n.op_type != "ConstantOfShape"]
+    read = {name for n in nodes for name in n.input}
+    kept = [i for i in graph.initializer if i.name in read and i.name not in shapes]
+    inputs = [i for i in graph.input if i.name not in given]
+    for field, values in (("node", nodes), ("initializer", kept + weights), ("input", inputs)):
+        graph.ClearField(field)
+        getattr(graph, field).extend(values)
+    if nodes[-1].op_type == "Softmax":  # it hides differences: what enters it is compared as well
+        logits = onnx.ValueInfoProto()
+        logits.CopyFrom(graph.output[0])
+        logits.name = nodes[-1].input[0]
+        graph.output.append(logits)
+    model.ir_version = IR_VERSION  # from 4 on, initializers need not be inputs
+    feeds = {i.name: [d.dim_value for d in i.type.tensor_type.shape.dim] for i in inputs}
+    return model, {k: rng.standard_normal(v).astype(np.float32) for k, v in feeds.items()}
+
+
+# Writing.
+
+
+def count_nodes(graph):
+    """Conv nodes, and Gemm or MatMul nodes whose second operand is a constant matrix."""
+    ranks = {i.name: len(i.dims) for i in graph.initializer}
+    known = set(ranks)  # what can be computed from constants alone, the nodes being sorted
+    conv = gemm = 0
+    for node in graph.node:
+        if all(i in known for i in node.input):
+            known.update(node.output)
+        conv += node.op_type == "Conv"
+        gemm += node.op_type == "Gemm" and node.input[1] in known
+        gemm += node.op_type == "MatMul" and ranks.get(node.input[1]) == 2
+    return conv, gemm
+
+
+def answers(path, feeds):
+    """Output names and values."""
+    if any(v.dtype == np.float64 for v in feeds.values()):
+        # onnxruntime has no double precision Conv; this is the specification, executed.
+        from onnx.reference import ReferenceEvaluator
+
+        session = ReferenceEvaluator(path)
+        return session.output_names, session.run(None, feeds)
+    import onnxruntime
+
+    onnxruntime.set_default_logger_severity(3)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return [o.name for o in session.get_outputs()], session.run(None, feeds)
+
+
+def calm_softmax(path, spread):
+    """Scales the last filters down where the logits have grown so far that the softmax is one-hot."""
+    model = onnx.load(path)
+    producers = {n.output[0]: n for n in model.graph.node}
+    name = [n for n in model.graph.node if n.op_type in ("Conv", "Gemm")][-1].input[1]
+    while name in producers:
+        name = producers[name].input[0]
+    weight = next(i for i in model.graph.initializer if i.name == name)
+    values = numpy_helper.to_array(weight) * np.float32(2 / spread)
+    weight.CopyFrom(numpy_helper.from_array(values, name))
+    onnx.save(model, path)
+
+
+def check(name, array):
+    """A comparison with an output that is constant could not fail."""
+    assert np.isfinite(array).all(), f"{name} is not finite"
+    size = np.abs(array).max()
+    if array.size > 1:
+        assert array.std() > 1e-3 * size, f"{name} is constant: {array.std()} around {array.mean()}"
+    assert size > 1e-6, f"{name} is zero"
+
+
+def write_npy(folder, kind, arrays):
+    entries = []
+    for i, (name, array) in enumerate(arrays):
+        entries.append({"name": name, "file": f"{kind}_{i}.npy"})
+        # Readers of .npy outside numpy seldom know half floats.
+        wide = array.astype(np.float32) if array.dtype == np.float16 else array
+        np.save(os.path.join(folder, entries[-1]["file"]), np.ascontiguousarray(wide))
+    return entries
+
+
+def write_broken(name, folder, rng):
+    build, expect, feed = BROKEN[name]
+    model = build(rng)
+    with open(os.path.join(folder, "model.onnx"), "wb") as f:
+        f.write(model if isinstance(model, bytes) else model.SerializeToString())
+    if feed is not None:
+        write_npy(folder, "input", [("x", rng.standard_normal(feed).astype(np.float32))])
+    return {"broken": True, "expect": expect}
+
+
+def write_model(name, folder, rng):
+    path = os.path.join(folder, "model.onnx")
+    accept, tolerance = lambda outputs: True, 1e-3
+    while True:
+        if name in LARGE:
+            model, feeds = random_light_model(name, rng)
+        elif name == SHIPPED:
+            model, feeds = shipped_model()
+        else:
+            net = Net(rng)
+            net.outputs = SMALL[name](net)
+            model, feeds, accept, tolerance = net.model(), net.feeds, net.accept, net.tolerance
+        onnx.save(model, path)
+        conv, gemm = count_nodes(model.graph)
+        del model  # half a gigabyte, which onnxruntime is about to read again
+        names, outputs = answers(path, feeds)
+        if accept(outputs):
+            break
+    if name in LARGE and len(outputs) > 1 and outputs[1].std() > 4:
+        calm_softmax(path, outputs[1].std())
+        names, outputs = answers(path, feeds)
+    assert conv == LARGE.get(name, conv), f"{name} has {conv} Conv nodes"
+    for output, array in zip(names, outputs):
+        check(f"{name}: {output}", array)
+    return {
+        "inputs": write_npy(folder, "input", feeds.items()),
+        "outputs": write_npy(folder, "output", zip(names, outputs)),
+        "conv_nodes": conv,
+        "gemm_nodes": gemm,
+        "tolerance": tolerance,
+    }
+
+
+def is_current(folder, stamp):
+    try:
+        with open(os.path.join(folder, "case.json")) as f:
+            return stamp.items() <= json.load(f).items()
+    except (OSError, ValueError):
+        return False
+
+
+def write_case(name, out, seed):
+    """Whether the case had to be written."""
+    stamp = {"name": name, "seed": seed, "version": VERSION}
+    folder = os.path.join(out, name)
+    if is_current(folder, stamp):
+        return False
+    outdated = os.path.exists(folder)
+    beside = os.path.join(out, f".{name}.{os.getpid()}")
+    shutil.rmtree(beside, ignore_errors=True)  # of a process that was killed
+    os.makedirs(beside)
+    try:
+        rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+        case = (write_broken if name in BROKEN else write_model)(name, beside, rng)
+        with open(os.path.join(beside, "case.json"), "w") as f:
+            json.dump(stamp | case, f, indent=1)
+        if outdated and not is_current(folder, stamp):
+            shutil.rmtree(folder)
+        os.rename(beside, folder)
+    except OSError:
+        if not is_current(folder, stamp):  # another process may have been faster
+            raise
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return True
+
+
+def main():
+    kinds = dict.fromkeys([*SMALL, SHIPPED], "small") | dict.fromkeys(LARGE, "large") | dict.fromkeys(BROKEN, "broken")
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
+    parser.add_argument("out", metavar="OUT_DIR", nargs="?")
+    parser.add_argument("names", metavar="NAME", nargs="*")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--list", action="store_true", help="print the names and kinds of all cases")
+    args = parser.parse_args()
+    if args.list:
+        print("\n".join(f"{name} {kind}" for name, kind in kinds.items()))
+        return
+    if args.out is None:
+        parser.error("OUT_DIR is missing")
+    unknown = [name for name in args.names if name not in kinds]
+    if unknown:
+        parser.error(f"no such case: {' '.join(unknown)}")
+    os.makedirs(args.out, exist_ok=True)
+    for name in args.names or [*SMALL, SHIPPED, *BROKEN, *LARGE_BY_DEFAULT]:
+        begin = time.monotonic()
+        written = write_case(name, args.out, args.seed)
+        print(f"{name}: {f'{time.monotonic() - begin:.1f} s' if written else 'kept'}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
