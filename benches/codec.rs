@@ -88,7 +88,8 @@ fn decode_layers(c: &mut Criterion) {
         group.throughput(Throughput::Bytes(output.len() as u64 * 4));
         for (which, decoder) in [("fast path", &fast), ("generic", &generic)] {
             group.bench_function(BenchmarkId::new(which, name), |b| {
-                b.iter(|| decode(decoder, &tiling, &results, Epilogue { bias: None }, &mut output).unwrap());
+                let nothing = Epilogue { bias: None, clamp: None };
+                b.iter(|| decode(decoder, &tiling, &results, nothing, &mut output).unwrap());
             });
         }
         let source = data(output.len());

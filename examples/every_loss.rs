@@ -52,7 +52,7 @@ fn main() -> Result<()> {
     let mut results = vec![Vec::new(); N * shape.sub_results()];
     for (subtask, coded) in encode_input(&code, &layer, &slabs, &input, Vec::new()).into_iter().enumerate() {
         let key = FilterKey { layer: 0, subtask };
-        worker.install(key, &shape, &Values::F32(encode_filters(&code, &filters, &banks, subtask)))?;
+        worker.install(key, &shape, Values::F32(encode_filters(&code, &filters, &banks, subtask)))?;
         worker.execute(key, &Values::F32(coded), &CancelToken::new(), &mut |index, values| {
             if let Values::F32(values) = values {
                 results[subtask * shape.sub_results() + index] = values;
@@ -73,7 +73,7 @@ fn main() -> Result<()> {
             .iter()
             .map(|of| results[place(of.subtask, of.slab, of.bank)].as_slice())
             .collect();
-        decode(&decoder, &tiling, &used, Epilogue { bias: None }, &mut output)?;
+        decode(&decoder, &tiling, &used, Epilogue { bias: None, clamp: None }, &mut output)?;
         let off: f64 = output.iter().zip(&truth).map(|(o, t)| (f64::from(*o) - t).powi(2)).sum();
         let error = (off / size).sqrt();
         losses += 1;

@@ -161,6 +161,22 @@ pub enum Error {
         /// What the caller can change.
         mend: String,
     },
+    /// A model asks for something that cannot be carried out, or its operators disagree.
+    #[error("{model}: {cause}")]
+    Model {
+        /// Path or name of the model.
+        model: String,
+        /// What is wrong, with the mend where one is known.
+        cause: String,
+    },
+    /// A layer of a model could not be prepared or run.
+    #[error("layer {layer}: {source}")]
+    Layer {
+        /// The layer's name.
+        layer: String,
+        /// What happened to it.
+        source: Box<Error>,
+    },
     /// A file could not be read, written or understood.
     #[error("{path}: {cause}")]
     File {
@@ -182,7 +198,9 @@ impl Error {
             | Self::Mismatch { .. }
             | Self::NonFinite { .. }
             | Self::Unavailable { .. }
+            | Self::Model { .. }
             | Self::File { input: true, .. } => ErrorKind::BadInput,
+            Self::Layer { source, .. } => source.kind(),
             Self::Shortfall { .. } => ErrorKind::Shortfall,
             Self::ErrorBound { .. } | Self::NonFiniteResults { .. } => ErrorKind::Refused,
             Self::Singular { .. }

@@ -7,6 +7,8 @@ pub mod engine;
 pub mod error;
 #[cfg(feature = "gpu")]
 pub mod gpu;
+#[cfg(feature = "onnx")]
+pub mod model;
 pub mod partition;
 pub mod planner;
 pub mod scheduler;

@@ -39,7 +39,7 @@ impl Worker for Switched {
     fn info(&self) -> WorkerInfo {
         self.inner.info()
     }
-    fn install(&mut self, key: FilterKey, shape: &SubtaskShape, banks: &Values) -> Result<()> {
+    fn install(&mut self, key: FilterKey, shape: &SubtaskShape, banks: Values) -> Result<()> {
         self.inner.install(key, shape, banks)
     }
     fn remove(&mut self, key: FilterKey) {

@@ -284,7 +284,7 @@ fn every_command_has_help_with_an_example() {
         .filter_map(|line| line.split_whitespace().next())
         .filter(|command| *command != "help")
         .collect();
-    assert!(["demo", "conv", "devices"].iter().all(|c| commands.contains(c)), "{commands:?}");
+    assert!(["demo", "run", "conv", "devices"].iter().all(|c| commands.contains(c)), "{commands:?}");
     for command in commands.into_iter().chain([""]) {
         for flag in ["--help", "-h"] {
             let said = folder.run(&format!("{command} {flag}"));
@@ -305,22 +305,4 @@ fn devices_are_listed_for_people_and_programs() {
     let devices: Value = serde_json::from_str(&said.out).unwrap();
     assert!(devices["adapters"].is_array());
     assert!(["cpu", "gpu"].contains(&devices["auto"]["backend"].as_str().unwrap()));
-}
-
-#[test]
-fn the_demo_survives_its_faults() {
-    let folder = Folder::empty();
-    let said = folder.run("demo --backend cpu --quiet --report r.json");
-    assert_eq!(said.status, 0, "{}", said.err);
-    let report = folder.json("r.json");
-    assert_eq!(report["command"], "demo");
-    assert!(!report["layers"][0]["used"].as_array().unwrap().is_empty());
-    // What it writes is what conv takes.
-    assert_eq!(folder.run("demo --backend cpu --write .").status, 0);
-    folder.exact("--stride 4 --workers 20 --partitions 8,8 --fault random:4:crash");
-    assert_eq!(folder.load::<f32>("y.npy").shape(), [1, 96, 55, 55]);
-    // Both files or none.
-    let folder = Folder::empty();
-    fs::create_dir(folder.path("w.npy")).unwrap();
-    folder.refused(2, "demo --backend cpu --write .", Folder::run);
 }

@@ -154,6 +154,13 @@ fn unfit_options_are_refused() {
         ("demo --backend abacus", "abacus"),
         ("demo --report missing/r.json", "missing"),
         ("demo --write missing", "missing"),
+        ("demo --backend cpu --fault 9:crash", "9"),
+        ("run", "MODEL.onnx"),
+        ("run m.onnx", "--input"),
+        ("run m.onnx --input x.npy --labels l.txt", "--top"),
+        ("run m.onnx --input x.npy", "m.onnx"),
+        ("run x.npy --input x.npy", "is not an ONNX model"),
+        ("run . --input x.npy", "cannot be read"),
     ] {
         let error = folder.refused(2, args, Folder::run);
         assert!(error.contains(says), "{args}: {error}");

@@ -57,7 +57,14 @@ impl<T: Element> Computed<T> {
     fn decode(&self, decoder: &Decoder) -> Vec<T> {
         let results: Vec<&[T]> = decoder.inputs().iter().map(|of| self.result(*of)).collect();
         let mut output = vec![T::from_f64(f64::NAN); self.truth.len()];
-        decode(decoder, &self.tiling, &results, Epilogue { bias: Some(&self.bias) }, &mut output).unwrap();
+        decode(
+            decoder,
+            &self.tiling,
+            &results,
+            Epilogue { bias: Some(&self.bias), clamp: None },
+            &mut output,
+        )
+        .unwrap();
         output
     }
 
@@ -232,12 +239,19 @@ fn wrong_lengths_are_refused_by_the_decoder() {
     let computed = Computed::<f64>::new(CodeKind::Crme, &layer, 4, 4, 5, 1);
     let decoder = Decoder::for_subtasks(&computed.code, &[0, 1, 2, 3]).unwrap();
     let results: Vec<&[f64]> = decoder.inputs().iter().map(|of| computed.result(*of)).collect();
-    let none = Epilogue { bias: None };
+    let none = Epilogue { bias: None, clamp: None };
     let mut output = vec![0.0; 64];
     assert!(decode(&decoder, &computed.tiling, &results[1..], none, &mut output).is_err());
     assert!(decode(&decoder, &computed.tiling, &results, none, &mut output[1..]).is_err());
     assert!(
-        decode(&decoder, &computed.tiling, &results, Epilogue { bias: Some(&[1.0]) }, &mut output).is_err()
+        decode(
+            &decoder,
+            &computed.tiling,
+            &results,
+            Epilogue { bias: Some(&[1.0]), clamp: None },
+            &mut output
+        )
+        .is_err()
     );
     let mut short = results.clone();
     short[3] = &short[3][1..];

@@ -308,7 +308,7 @@ fn subtask() -> SubtaskShape {
 fn work<T: Element>(worker: &mut dyn Worker, shape: &SubtaskShape) {
     let slabs = normals::<T>(shape.upload_elems(), 5);
     let banks = normals::<T>(shape.filter_elems(), 6);
-    worker.install(KEY, shape, &T::wrap(banks.clone())).unwrap();
+    worker.install(KEY, shape, T::wrap(banks.clone())).unwrap();
     let mut seen = Vec::new();
     worker
         .execute(KEY, &T::wrap(slabs.clone()), &CancelToken::new(), &mut |index, values| {
@@ -338,7 +338,7 @@ fn a_worker_computes_every_sub_result_in_both_types() {
 fn a_cancelled_worker_stops_and_goes_on_with_the_next_task() {
     let (mut worker, shape) = (CpuWorker::new("cpu", 1), subtask());
     let slabs = Values::F32(normals(shape.upload_elems(), 5));
-    worker.install(KEY, &shape, &Values::F32(normals(shape.filter_elems(), 6))).unwrap();
+    worker.install(KEY, &shape, Values::F32(normals(shape.filter_elems(), 6))).unwrap();
     let cancelled = CancelToken::new();
     cancelled.cancel();
     let result = worker.execute(KEY, &slabs, &cancelled, &mut |_, _| panic!("nothing was to be computed"));
@@ -367,8 +367,8 @@ fn a_worker_names_what_does_not_fit() {
         worker.execute(KEY, slabs, &CancelToken::new(), &mut |_, _| {}).map_err(|e| e.to_string())
     };
     assert!(execute(&mut worker, &slabs).unwrap_err().contains("no filters for subtask 3 of layer 7"));
-    assert!(matches!(worker.install(KEY, &shape, &short), Err(Error::Mismatch { .. })));
-    worker.install(KEY, &shape, &banks).unwrap();
+    assert!(matches!(worker.install(KEY, &shape, short.clone()), Err(Error::Mismatch { .. })));
+    worker.install(KEY, &shape, banks).unwrap();
     assert!(execute(&mut worker, &short).unwrap_err().contains("is 3 where"));
     assert!(execute(&mut worker, &double).unwrap_err().contains("f64 where f32"));
     execute(&mut worker, &slabs).unwrap();

@@ -174,7 +174,7 @@ fn worker(name: &str, kinds: &[&str], seed: u64) -> Box<dyn Worker> {
     for kind in kinds {
         worker = Box::new(FaultyWorker::new(worker, kind.parse().unwrap(), seed));
     }
-    worker.install(KEY, &shape(), &ramp(shape().filter_elems())).unwrap();
+    worker.install(KEY, &shape(), ramp(shape().filter_elems())).unwrap();
     worker
 }
 
@@ -208,7 +208,7 @@ fn a_crash_loses_the_worker_for_good_at_its_first_task() {
             assert!(told.contains(cause));
         }
         worker.remove(KEY);
-        let again = worker.install(KEY, &shape(), &ramp(shape().filter_elems()));
+        let again = worker.install(KEY, &shape(), ramp(shape().filter_elems()));
         assert!(matches!(again, Err(Error::WorkerLost { .. })));
     }
 }
@@ -313,7 +313,7 @@ fn injecting_wraps_the_named_workers_of_a_pool() {
     let (mut lost, mut nans) = (0, 0);
     for (index, worker) in pool.iter_mut().enumerate() {
         assert_eq!(worker.info().name, format!("cpu-{index}"));
-        worker.install(KEY, &shape(), &ramp(shape().filter_elems())).unwrap();
+        worker.install(KEY, &shape(), ramp(shape().filter_elems())).unwrap();
         let (results, end) = execute(&mut **worker, &CancelToken::new());
         lost += usize::from(end.is_err());
         nans += usize::from(results.iter().any(|(_, v)| v.first_non_finite().is_some()));

@@ -242,7 +242,7 @@ impl Subtask {
     }
 
     fn install(&self, worker: &mut dyn Worker, key: FilterKey, dtype: DType) -> fcdcc::Result<()> {
-        worker.install(key, &self.shape, &values(&self.banks, dtype))
+        worker.install(key, &self.shape, values(&self.banks, dtype))
     }
 
     /// Executes and compares; true if everything matches.
@@ -336,7 +336,7 @@ fn wrong_sizes_and_types_are_refused() -> Outcome {
     let task = Subtask::small(1);
     let mut few = task.banks.clone();
     few.pop();
-    let refused = worker.install(KEY, &task.shape, &values(&few, DType::F32));
+    let refused = worker.install(KEY, &task.shape, values(&few, DType::F32));
     assert!(matches!(refused, Err(Error::Mismatch { .. })));
     task.install(&mut worker, KEY, DType::F32)?;
     let mut run = |slabs: &Values| worker.execute(KEY, slabs, &CancelToken::new(), &mut |_, _| {});

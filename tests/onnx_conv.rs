@@ -6,9 +6,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
-use std::hash::{DefaultHasher, Hash, Hasher};
-use std::path::{Path, PathBuf};
-use std::process::Command;
+#[path = "common/oracle.rs"]
+mod oracle;
+
+use std::path::Path;
 
 use fcdcc::worker::{FaultSpec, inject};
 use fcdcc::{CodeKind, CodedConv, ConvParams, CpuWorker, LayerOptions, OnShortfall, Pool};
@@ -24,6 +25,9 @@ const ATOL: f32 = 1e-5;
 /// Subtasks of the coded run; two of them crash, as many as it tolerates.
 const SUBTASKS: usize = 6;
 const CRASHED: &str = "1,4:crash";
+
+/// What the Python that extracts the cases must have.
+const PACKAGES: &str = "onnx, numpy";
 
 /// Cases that the suite has had since it was first used here.
 const CASES_AT_LEAST: usize = 25;
@@ -104,66 +108,12 @@ fn a_perturbed_output_is_noticed(folder: &Path) -> Result<(), Failed> {
     Ok(())
 }
 
-/// Where the cases lie. They are extracted once for each script and Python, not once for each test process.
-fn cases() -> Result<PathBuf, Unavailable> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let script = root.join("scripts/onnx_conv_cases.py");
-    let script_text = std::fs::read_to_string(&script).unwrap();
-    let candidates = match std::env::var_os("FCDCC_PYTHON") {
-        Some(python) => vec![PathBuf::from(python)],
-        None => vec![root.join(".venv/bin/python"), PathBuf::from("python3")],
-    };
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    for python in &candidates {
-        let mut made_by = DefaultHasher::new();
-        (python, &script_text).hash(&mut made_by);
-        let found = target.join(format!("onnx_conv_cases-{:016x}", made_by.finish()));
-        if found.is_dir() {
-            return Ok(found);
-        }
-        let imports = Command::new(python).args(["-c", "import onnx"]).output();
-        if !imports.is_ok_and(|out| out.status.success()) {
-            continue;
-        }
-        let fresh = tempfile::tempdir_in(target).unwrap();
-        let out = Command::new(python).arg(&script).arg(fresh.path()).output().unwrap();
-        if !out.status.success() {
-            return Err(Unavailable::Failed(String::from_utf8_lossy(&out.stderr).into_owned()));
-        }
-        // Test runners list tests in several processes at once: the first puts its cases in place, the others find them.
-        return match std::fs::rename(fresh.path(), &found) {
-            Err(error) if !found.is_dir() => Err(Unavailable::Failed(error.to_string())),
-            _ => Ok(found),
-        };
-    }
-    Err(Unavailable::NoPython(format!(
-        "none of {candidates:?} is a Python with the onnx package: pip install onnx, or set FCDCC_PYTHON"
-    )))
-}
-
-enum Unavailable {
-    /// Shown as ignored, unless CI=true.
-    NoPython(String),
-    /// A defect.
-    Failed(String),
-}
-
 fn trials() -> Vec<Trial> {
-    let folder = match cases() {
-        Ok(folder) => folder,
-        Err(Unavailable::NoPython(why)) => {
-            let required = std::env::var("CI").is_ok_and(|v| v == "true");
-            let suite = Trial::test("onnx_backend_suite", move || Err(why.into()));
-            return vec![suite.with_kind("needs Python with onnx").with_ignored_flag(!required)];
-        }
-        Err(Unavailable::Failed(why)) => {
-            return vec![Trial::test("onnx_backend_suite", move || Err(why.into()))];
-        }
+    let folders = match oracle::cases("onnx_conv_cases.py", &[], PACKAGES) {
+        Ok(cases) => oracle::folders(&cases),
+        Err(why) => return oracle::instead("onnx_backend_suite", PACKAGES, why),
     };
-    let mut folders: Vec<PathBuf> =
-        std::fs::read_dir(&folder).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_dir()).collect();
-    folders.sort();
-    let (count, first) = (folders.len(), folders.first().cloned());
+    let (count, first) = (folders.len(), folders.first().map(|(_, path)| path.clone()));
     let mut trials = vec![
         Trial::test("there_are_enough_cases", move || match count {
             CASES_AT_LEAST.. => Ok(()),
@@ -173,10 +123,7 @@ fn trials() -> Vec<Trial> {
             a_perturbed_output_is_noticed(&first.ok_or("there is no case")?)
         }),
     ];
-    trials.extend(folders.into_iter().map(|folder| {
-        let name = folder.file_name().unwrap().to_string_lossy().into_owned();
-        Trial::test(name, move || agrees(&folder))
-    }));
+    trials.extend(folders.into_iter().map(|(name, folder)| Trial::test(name, move || agrees(&folder))));
     trials
 }
 

@@ -42,7 +42,7 @@ impl Worker for Scripted {
         let name = self.name.to_owned();
         WorkerInfo { name, kind: fcdcc::worker::WorkerKind::Cpu, device: "script".to_owned(), f64: false }
     }
-    fn install(&mut self, _: FilterKey, shape: &SubtaskShape, _: &Values) -> Result<()> {
+    fn install(&mut self, _: FilterKey, shape: &SubtaskShape, _: Values) -> Result<()> {
         self.shape = Some(shape.clone());
         self.installed.fetch_add(1, Ordering::SeqCst);
         Ok(())

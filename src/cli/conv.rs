@@ -45,7 +45,7 @@ pub(crate) struct ConvArgs {
 }
 
 pub(crate) fn run(args: &ConvArgs, console: Console) -> Result<()> {
-    match args.layer.precision {
+    match args.layer.precision.unwrap_or_default() {
         Precision::F32 => run_in::<f32>(args, console),
         Precision::F64 => run_in::<f64>(args, console),
     }

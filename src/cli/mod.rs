@@ -1,13 +1,25 @@
 //! The command line: one file a subcommand. Everything here prints; nothing here computes.
 
 mod conv;
+#[cfg(feature = "onnx")]
 mod demo;
 mod devices;
 mod files;
+#[cfg(feature = "onnx")]
+mod layers;
 mod options;
+#[cfg(feature = "onnx")]
+mod picture;
 mod pool;
 mod print;
+#[cfg(feature = "onnx")]
+mod progress;
+#[cfg(feature = "onnx")]
+mod run;
+#[cfg(not(feature = "onnx"))]
+mod without_onnx;
 
+use std::cell::RefCell;
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -15,6 +27,10 @@ use clap::error::ErrorKind as ClapKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use fcdcc::{Error, ErrorKind};
 use tracing_subscriber::EnvFilter;
+#[cfg(not(feature = "onnx"))]
+use without_onnx::{self as demo, self as run, Args as DemoArgs, Args as RunArgs};
+#[cfg(feature = "onnx")]
+use {demo::DemoArgs, run::RunArgs};
 
 /// Coded distributed convolution: exact CNN layers from unreliable workers.
 #[derive(Parser)]
@@ -37,8 +53,10 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Watch a coded layer survive the loss of its workers; needs no files
-    Demo(demo::DemoArgs),
+    /// Watch LeNet-5 read digits while workers straggle; needs no files
+    Demo(DemoArgs),
+    /// Run an ONNX model with every convolution coded over the workers
+    Run(Box<RunArgs>),
     /// Compute one coded convolution (ONNX Conv) of .npy arrays
     Conv(Box<conv::ConvArgs>),
     /// List the GPU adapters and what `--backend auto` would use
@@ -71,6 +89,7 @@ pub(crate) fn main() -> ExitCode {
     let console = Console { quiet: cli.quiet };
     let result = std::panic::catch_unwind(move || match cli.command {
         Command::Demo(args) => demo::run(&args, console),
+        Command::Run(args) => run::run(&args, console),
         Command::Conv(args) => conv::run(&args, console),
         Command::Devices(args) => devices::run(&args),
     });
@@ -80,21 +99,26 @@ pub(crate) fn main() -> ExitCode {
             say(format_args!("error: {}", one_line(&error.to_string())));
             ExitCode::from(status(&error))
         }
-        // The hook has said it.
-        Err(_) => ExitCode::from(1),
+        Err(_) => {
+            say(format_args!("error: a defect, {}: please report it", PANIC.take()));
+            ExitCode::from(1)
+        }
     }
 }
 
-/// A panic is a defect of this program: one line like any other error, and exit status 1. On a worker's thread it is
-/// the loss of that worker, which the pool reports; there it only goes to the log.
+thread_local! {
+    /// What the last panic on this thread said.
+    static PANIC: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
+/// Panics print nothing by themselves. One that nobody catches on the main thread is a defect of this program and
+/// becomes an error line like any other; on a worker's thread it is the loss of that worker, and within the ONNX
+/// library a file that cannot be used.
 fn report_panics() {
     std::panic::set_hook(Box::new(|panic| {
         let text = one_line(&panic.to_string());
-        if std::thread::current().name() == Some("main") {
-            say(format_args!("error: a defect, {text}: please report it"));
-        } else {
-            tracing::error!("{text}");
-        }
+        tracing::error!("{text}");
+        PANIC.with(|last| last.replace(text));
     }));
 }
 

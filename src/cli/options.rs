@@ -99,9 +99,9 @@ pub(crate) struct LayerArgs {
     /// Workers one by one, from a TOML file, instead of --backend
     #[arg(long, value_name = "FILE.toml", conflicts_with_all = ["backend", "adapter"])]
     pub(crate) pool: Option<PathBuf>,
-    /// Arithmetic of the workers
-    #[arg(long, value_enum, default_value_t)]
-    pub(crate) precision: Precision,
+    /// Arithmetic of the workers [default: f32; run: the model's own]
+    #[arg(long, value_enum)]
+    pub(crate) precision: Option<Precision>,
     /// Inject a fault, WORKERS:KIND, such as 0,3:delay=300ms or random:2:crash (may be repeated)
     #[arg(long, value_name = "SPEC")]
     pub(crate) fault: Vec<FaultSpec>,
@@ -152,6 +152,7 @@ impl LayerArgs {
             deadline: self.deadline,
             on_shortfall: self.on_shortfall,
             max_error: self.max_error,
+            clamp: None,
         })
     }
 }

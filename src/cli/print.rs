@@ -60,7 +60,17 @@ pub(crate) fn layer_table(report: &LayerReport) -> Result<()> {
     ))
 }
 
-fn bytes(count: usize) -> String {
+/// ‖got − want‖ / ‖want‖.
+#[cfg(feature = "onnx")]
+pub(crate) fn relative_l2(got: &[f64], want: &[f64]) -> f64 {
+    let (error, norm) = got
+        .iter()
+        .zip(want)
+        .fold((0.0, 0.0), |(error, norm), (g, w)| (error + (g - w).powi(2), norm + w * w));
+    if error == 0.0 { 0.0 } else { (error / norm).sqrt() }
+}
+
+pub(crate) fn bytes(count: usize) -> String {
     match count {
         0..=9_999 => format!("{count} B"),
         10_000..=9_999_999 => format!("{:.1} kB", count as f64 / 1e3),

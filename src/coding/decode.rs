@@ -1,4 +1,5 @@
-//! Decoding: from the sub-results that came to the output, in one pass that also crops, merges and adds the bias.
+//! Decoding: from the sub-results that came to the output, in one pass that also crops, merges, adds the bias
+//! and clamps.
 
 use rayon::prelude::*;
 
@@ -19,6 +20,31 @@ const WIDE_CONDITION: f64 = 16.0;
 pub struct Epilogue<'a, T> {
     /// `[O]`, added to each output channel.
     pub bias: Option<&'a [T]>,
+    /// Applied after the bias.
+    pub clamp: Option<Clamp>,
+}
+
+/// The activation `min(max(x, low), high)`: ReLU and its bounded kin. It is not linear, so it comes after decoding.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Clamp {
+    /// Smallest value let through.
+    pub low: f64,
+    /// Largest value let through; at least `low`.
+    pub high: f64,
+}
+
+impl Clamp {
+    /// `max(x, 0)`.
+    pub const RELU: Self = Self { low: 0.0, high: f64::INFINITY };
+
+    /// The function itself, in `T`. A NaN stays one.
+    pub fn of<T: Element>(self) -> impl Fn(T) -> T + Copy + Send + Sync {
+        let (low, high) = (T::from_f64(self.low), T::from_f64(self.high));
+        move |x| {
+            let x = if x < low { low } else { x };
+            if x > high { high } else { x }
+        }
+    }
 }
 
 /// Decodes, merges, crops and finishes: `output` `[N, O, spatial...]` is overwritten.
@@ -51,20 +77,22 @@ pub fn decode<T: Element>(
     {
         return Err(Error::mismatch("elements of the bias", bias.len(), tiling.out_channels(), mend));
     }
-    if decoder.condition() >= WIDE_CONDITION {
-        run::<T, f64>(decoder, tiling, results, epilogue, output);
-    } else {
-        run::<T, T>(decoder, tiling, results, epilogue, output);
+    match (decoder.condition() >= WIDE_CONDITION, epilogue.clamp) {
+        (true, None) => run::<T, f64>(decoder, tiling, results, epilogue.bias, |v| v, output),
+        (true, Some(c)) => run::<T, f64>(decoder, tiling, results, epilogue.bias, c.of(), output),
+        (false, None) => run::<T, T>(decoder, tiling, results, epilogue.bias, |v| v, output),
+        (false, Some(c)) => run::<T, T>(decoder, tiling, results, epilogue.bias, c.of(), output),
     }
     Ok(())
 }
 
-/// The block loop, with arithmetic in `A`.
+/// The block loop, with arithmetic in `A` up to the activation.
 fn run<T: Element, A: Element>(
     decoder: &Decoder,
     tiling: &OutputTiling,
     results: &[&[T]],
-    epilogue: Epilogue<'_, T>,
+    bias: Option<&[T]>,
+    activation: impl Fn(A) -> A + Copy + Send + Sync,
     output: &mut [T],
 ) {
     let parts = tiling.k_a * tiling.k_b;
@@ -82,19 +110,15 @@ fn run<T: Element, A: Element>(
     };
     let k_b = tiling.k_b;
     jobs.into_par_iter().for_each_init(Vec::new, |scratch: &mut Vec<A>, job| {
-        let bias = |channel: usize| epilogue.bias.map_or(A::default(), |b| A::from_f64(b[channel].to_f64()));
+        let bias = |channel: usize| bias.map_or(A::default(), |b| A::from_f64(b[channel].to_f64()));
         match &decoder.map {
             Map::Select(select) => {
                 for piece in job.pieces {
                     let from = job.start + piece.column;
                     let source = &results[select[piece.part]][from..from + piece.output.len()];
-                    match epilogue.bias {
-                        None => piece.output.copy_from_slice(source),
-                        Some(b) => {
-                            for (out, value) in piece.output.iter_mut().zip(source) {
-                                *out = *value + b[piece.channel];
-                            }
-                        }
+                    let add = bias(piece.channel);
+                    for (out, value) in piece.output.iter_mut().zip(source) {
+                        *out = T::from_f64(activation(A::from_f64(value.to_f64()) + add).to_f64());
                     }
                 }
             }
@@ -116,11 +140,11 @@ fn run<T: Element, A: Element>(
                     let from = piece.part * cols + piece.column;
                     let add = bias(piece.channel);
                     for (out, value) in piece.output.iter_mut().zip(&y[from..]) {
-                        *out = T::from_f64((*value + add).to_f64());
+                        *out = T::from_f64(activation(*value + add).to_f64());
                     }
                 }
             }
-            Map::Rotation(r) => rotation_block(r, &matrices, results, scratch, job, k_b, bias),
+            Map::Rotation(r) => rotation_block(r, &matrices, results, scratch, job, k_b, (bias, activation)),
         }
     });
 }
@@ -133,7 +157,7 @@ fn rotation_block<T: Element, A: Element>(
     scratch: &mut Vec<A>,
     job: TilingJob<'_, T>,
     k_b: usize,
-    bias: impl Fn(usize) -> A,
+    (bias, activation): (impl Fn(usize) -> A, impl Fn(A) -> A),
 ) {
     let (m, delta, cols) = (r.responders, r.d_a * r.d_b, job.columns);
     let both = !r.q.is_empty();
@@ -179,7 +203,7 @@ fn rotation_block<T: Element, A: Element>(
     let half = A::from_f64(0.5);
     let write = |out: &mut [T], x: &[A], y: &[A], add: A, combine: fn(A, A) -> A| {
         for ((out, x), y) in out.iter_mut().zip(x).zip(y) {
-            *out = T::from_f64((combine(*x, *y) * half + add).to_f64());
+            *out = T::from_f64(activation(combine(*x, *y) * half + add).to_f64());
         }
     };
     for piece in job.pieces {
@@ -199,7 +223,7 @@ fn rotation_block<T: Element, A: Element>(
             let part = if r.l_a == 2 { a } else { b };
             let from = if part % 2 == 0 { real(part / 2) } else { imaginary(part / 2) };
             for (out, value) in piece.output.iter_mut().zip(&u[from..]) {
-                *out = T::from_f64((*value + add).to_f64());
+                *out = T::from_f64(activation(*value + add).to_f64());
             }
         }
     }

@@ -12,6 +12,6 @@ mod uncoded;
 
 pub use cache::DecoderCache;
 pub use code::{Code, CodeKind, SubResult};
-pub use decode::{Epilogue, decode};
+pub use decode::{Clamp, Epilogue, decode};
 pub use decoder::{Decoder, error_bound};
 pub use encode::{encode_filters, encode_input};

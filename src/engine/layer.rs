@@ -11,9 +11,9 @@ use ndarray::{ArrayD, ArrayView1, ArrayViewD, IxDyn};
 
 use super::options::LayerOptions;
 use super::report::{LayerReport, WorkerReport};
-use crate::array::{Element, Values, first_non_finite};
+use crate::array::{Element, Values, check_elems, first_non_finite};
 use crate::coding::{
-    Code, CodeKind, DecoderCache, Epilogue, decode, encode_filters, encode_input, error_bound,
+    Clamp, Code, CodeKind, DecoderCache, Epilogue, decode, encode_filters, encode_input, error_bound,
 };
 use crate::conv::{ConvParams, ConvShape, conv_local};
 use crate::error::{Error, Result};
@@ -49,11 +49,14 @@ pub struct CodedConv<T: Element> {
     decoders: DecoderCache,
     /// Slab buffers of earlier runs that no worker holds any more.
     spare: Mutex<Vec<Vec<T>>>,
-    weight: Vec<T>,
+    weight: SharedWeight<T>,
     bias: Option<Vec<T>>,
     /// Whether weight and bias are free of NaN and infinity.
     finite: bool,
 }
+
+/// The plain filters, kept for what must be encoded again or computed locally; a model's are not copied.
+pub(crate) type SharedWeight<T> = Arc<dyn AsRef<[T]> + Send + Sync>;
 
 /// What a run gives back.
 #[derive(Clone, Debug)]
@@ -83,9 +86,22 @@ impl<T: Element> CodedConv<T> {
         params: &ConvParams,
         options: LayerOptions,
     ) -> Result<Self> {
+        let shape = ConvShape::new(input_shape, weight.shape(), params)?;
+        let bias = bias.map(|b| b.to_vec());
+        Self::prepare_shared(pool, shape, Arc::new(contiguous(&weight).into_owned()), bias, options)
+    }
+
+    /// As [`CodedConv::prepare`], with filters `[O, C/groups, kernel...]` that stay the caller's too.
+    pub(crate) fn prepare_shared(
+        pool: &Pool,
+        shape: ConvShape,
+        weight: SharedWeight<T>,
+        bias: Option<Vec<T>>,
+        options: LayerOptions,
+    ) -> Result<Self> {
         static NEXT_ID: AtomicU64 = AtomicU64::new(0);
         options.check()?;
-        let shape = ConvShape::new(input_shape, weight.shape(), params)?;
+        check_elems("elements of the weight", (*weight).as_ref().len(), shape.weight_elems())?;
         if let Some(bias) = &bias
             && bias.len() != shape.out_channels
         {
@@ -105,10 +121,8 @@ impl<T: Element> CodedConv<T> {
         let code = Code::new(options.code, k_a, k_b, n)?;
         let slabs = InputPartition::new(&shape, k_a)?;
         let filters = FilterPartition::new(&shape, k_b)?;
-        let weight = contiguous(&weight).into_owned();
-        let bias = bias.map(|b| b.to_vec());
-        let flaw =
-            non_finite("weight", &weight).or_else(|| non_finite("bias", bias.as_deref().unwrap_or_default()));
+        let flaw = non_finite("weight", (*weight).as_ref())
+            .or_else(|| non_finite("bias", bias.as_deref().unwrap_or_default()));
         let finite = flaw.is_none();
         refuse_unless_uncoded(options.code, flaw)?;
         let layer = Self {
@@ -131,6 +145,12 @@ impl<T: Element> CodedConv<T> {
         };
         layer.install()?;
         Ok(layer)
+    }
+
+    /// The layer's name in reports.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.options.name
     }
 
     /// The validated convolution.
@@ -212,9 +232,13 @@ impl<T: Element> CodedConv<T> {
     /// Encodes and installs the filters of every subtask on its home worker.
     fn install(&self) -> Result<()> {
         let _span = tracing::info_span!("prepare", name = self.options.name).entered();
-        let banks = self.filters.split(&self.weight);
+        let banks = self.filters.split((*self.weight).as_ref());
         let (reply, replies) = unbounded();
         let started = Instant::now();
+        // A worker that is still busy with an earlier layer's filters has shown that it is slow: nobody waits for
+        // it again.
+        let behind: Vec<bool> = (0..self.pool.len()).map(|w| self.pool.is_installing(w)).collect();
+        let mut awaited = self.homes.iter().filter(|worker| !behind[**worker]).count();
         for (subtask, worker) in self.homes.iter().enumerate() {
             let coded = T::wrap(encode_filters(&self.code, &self.filters, &banks, subtask));
             let key = FilterKey { layer: self.id, subtask };
@@ -225,7 +249,9 @@ impl<T: Element> CodedConv<T> {
         let mut end = started + INSTALL_LIMIT;
         let mut first_error = None;
         let mut installed = 0;
-        while let Ok(answer) = replies.recv_deadline(end) {
+        while awaited > 0 || installed < self.code.recovery_threshold() {
+            let Ok(answer) = replies.recv_deadline(end) else { break };
+            awaited -= usize::from(!behind[answer.worker]);
             match answer.result {
                 Ok(()) => {
                     locked(&self.held).insert((answer.worker, answer.key.subtask));
@@ -251,7 +277,12 @@ impl<T: Element> CodedConv<T> {
     /// Coded filters for a worker that takes a subtask over, unless it holds them.
     fn filters_for(&self, subtask: usize, worker: usize) -> Option<Values> {
         locked(&self.held).insert((worker, subtask)).then(|| {
-            T::wrap(encode_filters(&self.code, &self.filters, &self.filters.split(&self.weight), subtask))
+            T::wrap(encode_filters(
+                &self.code,
+                &self.filters,
+                &self.filters.split((*self.weight).as_ref()),
+                subtask,
+            ))
         })
     }
 
@@ -270,7 +301,8 @@ impl<T: Element> CodedConv<T> {
         });
         let results = results.collect::<Result<Vec<&[T]>>>()?;
         let mut output = vec![T::default(); self.shape.output_elems()];
-        decode(&decoder, &self.tiling, &results, Epilogue { bias: self.bias.as_deref() }, &mut output)?;
+        let epilogue = Epilogue { bias: self.bias.as_deref(), clamp: self.options.clamp };
+        decode(&decoder, &self.tiling, &results, epilogue, &mut output)?;
         Ok((output, condition, bound))
     }
 
@@ -280,9 +312,10 @@ impl<T: Element> CodedConv<T> {
         let started = Instant::now();
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let late = || started.elapsed() > gathered.left;
-        let output = conv_local(&self.shape, input, &self.weight, self.bias.as_deref(), threads, &late);
+        let weight = (*self.weight).as_ref();
+        let output = conv_local(&self.shape, input, weight, self.bias.as_deref(), threads, &late);
         match output {
-            Ok(output) => {
+            Ok(mut output) => {
                 let bound = error_bound(1.0, T::EPSILON, self.shape.reduction());
                 if finite && first_non_finite(&output).is_some() {
                     return Err(Error::NonFiniteResults {
@@ -291,6 +324,11 @@ impl<T: Element> CodedConv<T> {
                         dtype: T::DTYPE.name(),
                         workers: "the local computation".to_owned(),
                     });
+                }
+                if let Some(clamp) = self.options.clamp.map(Clamp::of) {
+                    for value in &mut output {
+                        *value = clamp(*value);
+                    }
                 }
                 Ok((output, 1.0, bound))
             }
@@ -331,6 +369,8 @@ impl<T: Element> CodedConv<T> {
         flagged.dedup();
         LayerReport {
             name: self.options.name.clone(),
+            op: "Conv".to_owned(),
+            why_local: None,
             code: self.code.kind().to_string(),
             n: self.code.n(),
             recovery_threshold: self.code.recovery_threshold(),

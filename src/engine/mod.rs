@@ -10,6 +10,7 @@ mod layer;
 mod options;
 mod report;
 
+pub(crate) use layer::SharedWeight;
 pub use layer::{CodedConv, Run};
 pub use options::LayerOptions;
 pub use report::{LayerReport, Report, WorkerReport};

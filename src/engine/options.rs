@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::coding::CodeKind;
+use crate::coding::{Clamp, CodeKind};
 use crate::error::{Error, Result};
 use crate::scheduler::{OnShortfall, Policy};
 
@@ -25,6 +25,8 @@ pub struct LayerOptions {
     pub on_shortfall: OnShortfall,
     /// Largest acceptable error bound (relative L2).
     pub max_error: Option<f64>,
+    /// Activation applied to the output, after the bias.
+    pub clamp: Option<Clamp>,
 }
 
 impl Default for LayerOptions {
@@ -39,6 +41,7 @@ impl Default for LayerOptions {
             deadline: policy.deadline,
             on_shortfall: policy.on_shortfall,
             max_error: None,
+            clamp: None,
         }
     }
 }
@@ -76,7 +79,7 @@ impl LayerOptions {
         Policy { deadline: self.deadline, on_shortfall: self.on_shortfall }
     }
 
-    pub(super) fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         if self.deadline.is_zero() {
             return Err(Error::invalid(
                 "deadline (--deadline)",
@@ -86,6 +89,12 @@ impl LayerOptions {
         }
         if self.subtasks == Some(0) {
             return Err(Error::invalid("number of subtasks n (--workers)", 0, "use at least one"));
+        }
+        if let Some(clamp) = self.clamp
+            && (clamp.low.is_nan() || clamp.high.is_nan() || clamp.low > clamp.high)
+        {
+            let mend = "the low bound must not be above the high one, and neither NaN";
+            return Err(Error::invalid("activation", format!("{} to {}", clamp.low, clamp.high), mend));
         }
         match self.max_error {
             Some(limit) if limit.is_nan() || limit <= 0.0 => Err(Error::invalid(

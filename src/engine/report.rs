@@ -22,8 +22,13 @@ pub struct Report {
 pub struct LayerReport {
     /// The layer's name.
     pub name: String,
-    /// Code family.
+    /// What the layer is in its model: `Conv` or `Gemm`.
+    pub op: String,
+    /// Code family, or `local` for a layer of a model that was left on the host; then every number is 0, and its
+    /// time is part of the host's.
     pub code: String,
+    /// Why it was left on the host, if it was.
+    pub why_local: Option<String>,
     /// Coded subtasks.
     pub n: usize,
     /// delta.
@@ -60,6 +65,37 @@ pub struct LayerReport {
     pub redispatched: usize,
     /// Subtasks whose results cannot be right.
     pub flagged: Vec<usize>,
+}
+
+impl LayerReport {
+    /// A layer that was left on the host because of `why`.
+    #[must_use]
+    pub fn local(name: &str, op: &str, why: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            op: op.to_owned(),
+            code: "local".to_owned(),
+            why_local: Some(why.to_owned()),
+            n: 0,
+            recovery_threshold: 0,
+            k_a: 0,
+            k_b: 0,
+            backend: "host".to_owned(),
+            workers: Vec::new(),
+            used: Vec::new(),
+            fallback: None,
+            condition_number: 0.0,
+            error_bound: 0.0,
+            encode_ms: 0.0,
+            wait_ms: 0.0,
+            decode_ms: 0.0,
+            total_ms: 0.0,
+            bytes_up: 0,
+            bytes_down: 0,
+            redispatched: 0,
+            flagged: Vec::new(),
+        }
+    }
 }
 
 /// One attempt of one worker.

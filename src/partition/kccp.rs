@@ -1,5 +1,7 @@
 //! KCCP, kernel-channel coded partitioning of the filters along their output channels (paper, section IV-B).
 
+use std::borrow::Cow;
+
 use crate::array::Element;
 use crate::conv::ConvShape;
 use crate::error::{Error, Result};
@@ -57,9 +59,13 @@ impl FilterPartition {
         self.bank_channels() * self.filter_elems
     }
 
-    /// The banks one after the other, `[k_B, g * per_group, C/g, kernel...]`, from `[O, C/g, kernel...]`.
+    /// The banks one after the other, `[k_B, g * per_group, C/g, kernel...]`, from `[O, C/g, kernel...]`: the
+    /// weight itself where the banks are its consecutive parts.
     #[must_use]
-    pub fn split<T: Element>(&self, weight: &[T]) -> Vec<T> {
+    pub fn split<'a, T: Element>(&self, weight: &'a [T]) -> Cow<'a, [T]> {
+        if (self.groups == 1 || self.parts == 1) && self.parts * self.per_group == self.group_out {
+            return Cow::Borrowed(weight);
+        }
         let mut banks = vec![T::default(); self.parts * self.bank_elems()];
         for (bank, filters) in banks.chunks_mut(self.bank_elems()).enumerate() {
             for group in 0..self.groups {
@@ -71,7 +77,7 @@ impl FilterPartition {
                     .copy_from_slice(&weight[from..from + own * self.filter_elems]);
             }
         }
-        banks
+        Cow::Owned(banks)
     }
 }
 
@@ -87,7 +93,19 @@ mod tests {
         let p = FilterPartition::new(&shape, 2).unwrap();
         assert_eq!((p.per_group, p.bank_channels()), (2, 4));
         let banks = p.split(&[1.0, 2.0, 3.0, 10.0, 20.0, 30.0]);
-        assert_eq!(banks, [1.0, 2.0, 10.0, 20.0, 3.0, 0.0, 30.0, 0.0]);
+        assert_eq!(*banks, [1.0, 2.0, 10.0, 20.0, 3.0, 0.0, 30.0, 0.0]);
+    }
+
+    #[test]
+    fn banks_that_lie_one_after_the_other_are_not_copied() {
+        let shape = ConvShape::new(&[1, 1, 1], &[6, 1, 1], &ConvParams::default()).unwrap();
+        let weight = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
+        let borrowed = |parts| {
+            let banks = FilterPartition::new(&shape, parts).unwrap();
+            matches!(banks.split(&weight), Cow::Borrowed(all) if all == weight)
+        };
+        assert!(borrowed(2) && borrowed(3));
+        assert!(!borrowed(4), "six filters are not four equal banks");
     }
 
     #[test]
@@ -95,14 +113,14 @@ mod tests {
         // Five filters in four banks of two: the last bank holds none of them.
         let shape = ConvShape::new(&[1, 1, 1], &[5, 1, 1], &ConvParams::default()).unwrap();
         let p = FilterPartition::new(&shape, 4).unwrap();
-        assert_eq!(p.split(&[1.0, 2.0, 3.0, 4.0, 5.0]), [1.0, 2.0, 3.0, 4.0, 5.0, 0.0, 0.0, 0.0]);
+        assert_eq!(*p.split(&[1.0, 2.0, 3.0, 4.0, 5.0]), [1.0, 2.0, 3.0, 4.0, 5.0, 0.0, 0.0, 0.0]);
     }
 
     #[test]
     fn more_banks_than_channels_are_zero_filters_and_none_is_refused() {
         let params = ConvParams::default().groups(2);
         let shape = ConvShape::new(&[1, 2, 1], &[2, 1, 1], &params).unwrap();
-        assert_eq!(FilterPartition::new(&shape, 2).unwrap().split(&[5.0, 7.0]), [5.0, 7.0, 0.0, 0.0]);
+        assert_eq!(*FilterPartition::new(&shape, 2).unwrap().split(&[5.0, 7.0]), [5.0, 7.0, 0.0, 0.0]);
         assert!(FilterPartition::new(&shape, 0).unwrap_err().to_string().contains("k_B is 0"));
     }
 }

@@ -1,6 +1,7 @@
 //! Choosing partitions: a cost model over shapes, and the cheapest pair (k_A, k_B).
 //!
-//! Pure functions. What a subtask uploads, downloads, stores and computes is exact arithmetic on shapes;
+//! Pure functions. [`place_conv`] and [`place_gemm`] also decide whether a layer of a model is coded at all. What a
+//! subtask uploads, downloads, stores and computes is exact arithmetic on shapes;
 //! [`Rates`] turn it into seconds. Who gives `partitions` explicitly can skip this module.
 
 use serde::Serialize;
@@ -71,6 +72,77 @@ pub fn subtask_shape(layer: &ConvShape, code: &Code) -> Result<SubtaskShape> {
     let input = InputPartition::new(layer, code.k_a())?;
     let filters = FilterPartition::new(layer, code.k_b())?;
     Ok(SubtaskShape { conv: input.slab_conv(filters.bank_channels()), slabs: code.l_a(), banks: code.l_b() })
+}
+
+/// Where a layer of a model is computed.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Placement {
+    /// On the workers, with these partitions.
+    Coded {
+        /// k_A.
+        k_a: usize,
+        /// k_B.
+        k_b: usize,
+    },
+    /// On the host, because of `why`.
+    Local {
+        /// The reason, readable.
+        why: String,
+    },
+}
+
+/// Dispatch, gathering and decoding of a layer beside the arithmetic, in seconds.
+const LAYER_OVERHEAD_S: f64 = 2e-4;
+
+/// Places a convolution: on the workers, unless it is too small to be split although it should be.
+///
+/// # Errors
+/// Those of [`choose_partitions`].
+pub fn place_conv(
+    layer: &ConvShape,
+    kind: CodeKind,
+    n: usize,
+    tolerate: usize,
+    rates: &Rates,
+) -> Result<Placement> {
+    let (k_a, k_b) = choose_partitions(layer, kind, n, tolerate, rates)?;
+    let wanted = if kind == CodeKind::Uncoded { n } else { n.saturating_sub(tolerate) };
+    if (k_a, k_b) == (1, 1) && wanted > 1 {
+        let (rows, filters) = (layer.output[layer.split_axis()], layer.out_channels / layer.groups);
+        let why = format!(
+            "too small to split: {rows} output rows, {filters} filters a group; every worker would compute all of it"
+        );
+        return Ok(Placement::Local { why });
+    }
+    Ok(Placement::Coded { k_a, k_b })
+}
+
+/// Places a fully connected layer: on the workers where that is estimated to be faster than the host.
+///
+/// `sharing` is how many workers share one processor of the host: 1 where each has its own.
+///
+/// # Errors
+/// Those of [`choose_partitions`].
+pub fn place_gemm(
+    layer: &ConvShape,
+    kind: CodeKind,
+    n: usize,
+    tolerate: usize,
+    rates: &Rates,
+    sharing: f64,
+) -> Result<Placement> {
+    let placement = place_conv(layer, kind, n, tolerate, rates)?;
+    let Placement::Coded { k_a, k_b } = placement else { return Ok(placement) };
+    let n = if kind == CodeKind::Uncoded { k_a * k_b } else { n };
+    let cost = SubtaskCost::of(&subtask_shape(layer, &Code::new(kind, k_a, k_b, n)?)?);
+    let compute = cost.macs * rates.mac_s;
+    let workers = cost.seconds(rates) + compute * (sharing.max(1.0) - 1.0) + LAYER_OVERHEAD_S;
+    let host = layer.macs() * rates.mac_s;
+    if workers < host {
+        return Ok(placement);
+    }
+    let why = format!("about {:.2} ms on the host, {:.2} ms on the workers", host * 1e3, workers * 1e3);
+    Ok(Placement::Local { why })
 }
 
 /// The cheapest (k_A, k_B) for `layer` on `n` subtasks of which `tolerate` may be missing.
@@ -167,6 +239,33 @@ mod tests {
         // Five is prime: only one side is split, into ten parts.
         let (k_a, k_b) = choose(&[1, 8, 32, 32], &[64, 8, 3, 3], ConvParams::default(), CodeKind::Crme, 7, 2);
         assert!(matches!((k_a, k_b), (1, 10) | (10, 1)));
+    }
+
+    #[test]
+    fn what_cannot_be_split_stays_on_the_host() {
+        let place = |weight: &[usize], n, tolerate| {
+            let layer = ConvShape::new(&[1, 1, 2, 2], weight, &ConvParams::default()).unwrap();
+            place_conv(&layer, CodeKind::Crme, n, tolerate, &Rates::default()).unwrap()
+        };
+        let Placement::Local { why } = place(&[1, 1, 1, 1], 6, 2) else { panic!("coded") };
+        assert!(why.contains("2 output rows, 1 filters"), "{why}");
+        assert!(matches!(place(&[8, 1, 1, 1], 6, 2), Placement::Coded { k_b: 8, .. }));
+        // Whoever wants all but one worker to be dispensable wants replication.
+        assert_eq!(place(&[1, 1, 1, 1], 3, 2), Placement::Coded { k_a: 1, k_b: 1 });
+    }
+
+    #[test]
+    fn a_fully_connected_layer_is_coded_where_it_pays() {
+        let place = |inputs: usize, outputs: usize, sharing| {
+            let layer =
+                ConvShape::new(&[1, inputs, 1], &[outputs, inputs, 1], &ConvParams::default()).unwrap();
+            place_gemm(&layer, CodeKind::Crme, 6, 2, &Rates::default(), sharing).unwrap()
+        };
+        assert!(matches!(place(25088, 4096, 1.0), Placement::Coded { k_a: 1, k_b: 8 }));
+        let Placement::Local { why } = place(84, 10, 1.0) else { panic!("coded") };
+        assert!(why.contains("0.00 ms on the host"), "{why}");
+        // Six workers on one processor only add work.
+        assert!(matches!(place(25088, 4096, 6.0), Placement::Local { .. }));
     }
 
     #[test]

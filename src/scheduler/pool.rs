@@ -46,6 +46,8 @@ struct Status {
     lost: OnceLock<String>,
     /// Tasks queued or running.
     load: AtomicUsize,
+    /// Filters queued or being installed.
+    installing: AtomicUsize,
 }
 
 enum Command {
@@ -193,8 +195,14 @@ impl Pool {
             .min_by_key(|w| self.inner.slots[*w].status.load.load(Ordering::Relaxed))
     }
 
+    /// Whether the worker still has filters to install from before: others should not wait for it.
+    pub(crate) fn is_installing(&self, worker: usize) -> bool {
+        self.inner.slots[worker].status.installing.load(Ordering::Relaxed) > 0
+    }
+
     /// Queues filters for a worker; the answer comes on `reply`.
     pub(crate) fn install(&self, worker: usize, request: InstallRequest, reply: &Sender<Installed>) {
+        self.inner.slots[worker].status.installing.fetch_add(1, Ordering::Relaxed);
         self.send(worker, Command::Install(request, reply.clone(), worker));
     }
 
@@ -253,11 +261,13 @@ fn serve(worker: Box<dyn Worker>, inbox: &Receiver<Command>, status: &Status, na
     for command in inbox {
         match command {
             Command::Install(request, reply, index) => {
+                let key = request.key;
                 let result = guarded(&mut worker, status, name, |w| {
-                    w.install(request.key, &request.shape, &request.banks)
+                    w.install(request.key, &request.shape, request.banks)
                 });
+                status.installing.fetch_sub(1, Ordering::Relaxed);
                 // The layer may have stopped waiting.
-                let _ = reply.send(Installed { key: request.key, worker: index, result });
+                let _ = reply.send(Installed { key, worker: index, result });
             }
             Command::Remove(key) => {
                 // An error means that the worker is lost, and its filters with it.

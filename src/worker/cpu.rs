@@ -92,10 +92,10 @@ impl Worker for CpuWorker {
         }
     }
 
-    fn install(&mut self, key: FilterKey, shape: &SubtaskShape, banks: &Values) -> Result<()> {
-        shape.check_banks(banks)?;
+    fn install(&mut self, key: FilterKey, shape: &SubtaskShape, banks: Values) -> Result<()> {
+        shape.check_banks(&banks)?;
         let kernel = ConvKernel::new(&shape.conv);
-        self.installed.insert(key, Installed { shape: shape.clone(), kernel, banks: banks.clone() });
+        self.installed.insert(key, Installed { shape: shape.clone(), kernel, banks });
         Ok(())
     }
 

@@ -96,7 +96,7 @@ impl Worker for FaultyWorker {
     }
 
     /// As the inner worker; a worker that crashed or whose device is lost refuses.
-    fn install(&mut self, key: FilterKey, shape: &SubtaskShape, banks: &Values) -> Result<()> {
+    fn install(&mut self, key: FilterKey, shape: &SubtaskShape, banks: Values) -> Result<()> {
         self.check_alive()?;
         self.inner.install(key, shape, banks)
     }

@@ -132,13 +132,13 @@ impl Worker for GpuWorker {
         self.info.clone()
     }
 
-    fn install(&mut self, key: FilterKey, shape: &SubtaskShape, banks: &Values) -> Result<()> {
-        shape.check_banks(banks)?;
+    fn install(&mut self, key: FilterKey, shape: &SubtaskShape, banks: Values) -> Result<()> {
+        shape.check_banks(&banks)?;
         let kernel = self.kernel;
         self.with(|held, _| {
             // The old filters go first: both may not fit.
             held.filters.remove(&key);
-            let filters = held.engine.install(&shape.conv, shape.slabs, shape.banks, banks, kernel)?;
+            let filters = held.engine.install(&shape.conv, shape.slabs, shape.banks, &banks, kernel)?;
             held.filters.insert(key, Installed { shape: shape.clone(), filters });
             Ok(())
         })

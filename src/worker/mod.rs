@@ -144,13 +144,13 @@ pub trait Worker: Send {
     /// Name, kind, device and abilities; constant over the worker's life.
     fn info(&self) -> WorkerInfo;
 
-    /// Takes the coded filters of one subtask: `shape.banks` banks of `[O', C/g, kernel...]`, row-major.
-    /// Installing under a key that is held already replaces the filters.
+    /// Takes the coded filters of one subtask: `shape.banks` banks of `[O', C/g, kernel...]`, row-major; they are
+    /// the worker's from here on, so that a large layer is not in memory twice. Installing under a key that is held already replaces the filters.
     ///
     /// # Errors
     /// [`Error::WorkerLost`] when the worker can do no further work; any other error when it cannot hold these
     /// filters (element type, memory) but lives on.
-    fn install(&mut self, key: FilterKey, shape: &SubtaskShape, banks: &Values) -> Result<()>;
+    fn install(&mut self, key: FilterKey, shape: &SubtaskShape, banks: Values) -> Result<()>;
 
     /// Forgets the filters of `key`; unknown keys are fine.
     fn remove(&mut self, key: FilterKey);

@@ -1,0 +1,343 @@
+//! Pictures as model input: decoded, fitted to the input's size, scaled, normalised, laid out.
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use clap::{Args, ValueEnum};
+use fcdcc::model::InputInfo;
+use fcdcc::{Error, Result};
+use image::imageops::FilterType;
+use image::{ImageReader, Rgb32FImage, imageops};
+use ndarray::{Array4, ArrayD};
+
+/// Largest side of a picture that is decoded: a file of a few kilobytes may claim billions of pixels.
+const MOST_SIDE: u32 = 32_768;
+/// Memory that decoding one picture may take.
+const MOST_BYTES: u64 = 1 << 30;
+
+/// How a picture of other proportions comes to the input's size.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum Fit {
+    /// Scale until it covers the input, cut what hangs over
+    #[default]
+    Crop,
+    /// Scale each axis by itself
+    Stretch,
+    /// Scale until it fits, fill the rest with black
+    Pad,
+}
+
+/// Order of the axes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum PixelLayout {
+    /// nchw, unless only nhwc has one or three channels
+    #[default]
+    Auto,
+    /// [batch, channels, height, width]
+    Nchw,
+    /// [batch, height, width, channels]
+    Nhwc,
+}
+
+/// Order of the channels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum Color {
+    /// Red first; grey where the input has one channel
+    #[default]
+    Rgb,
+    /// Blue first
+    Bgr,
+}
+
+/// Numbers separated by commas: one for all channels, or one a channel.
+#[derive(Clone, Debug, PartialEq)]
+struct PerChannel(Vec<f32>);
+
+impl FromStr for PerChannel {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let numbers: Option<Vec<f32>> =
+            text.split(',').map(|t| t.trim().parse().ok().filter(|v: &f32| v.is_finite())).collect();
+        numbers.map(Self).ok_or_else(|| {
+            Error::invalid(
+                "number for each channel",
+                format!("{text:?}"),
+                "give one or three, such as 0.5,0.4,0.4",
+            )
+        })
+    }
+}
+
+impl PerChannel {
+    fn at(&self, channel: usize) -> f32 {
+        self.0[if self.0.len() == 1 { 0 } else { channel }]
+    }
+
+    fn check(&self, name: &str, channels: usize) -> Result<()> {
+        if self.0.len() == 1 || self.0.len() == channels {
+            return Ok(());
+        }
+        let expected = format!("1 or {channels}");
+        Err(Error::mismatch(
+            format!("number of values of {name}"),
+            self.0.len(),
+            expected,
+            "give one a channel",
+        ))
+    }
+}
+
+/// What becomes of pictures: `(pixel / 255 * range - mean) / std`.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Pictures")]
+pub(crate) struct PictureArgs {
+    /// How pictures of other proportions are fitted
+    #[arg(long, value_enum, default_value_t)]
+    fit: Fit,
+    /// Pixels become 0 to R
+    #[arg(long, value_name = "R", default_value_t = 1.0)]
+    range: f32,
+    /// Subtracted then, one number or one a channel (ImageNet: 0.485,0.456,0.406)
+    #[arg(long, value_name = "M", default_value = "0", allow_negative_numbers = true)]
+    mean: PerChannel,
+    /// Divided by then (ImageNet: 0.229,0.224,0.225)
+    #[arg(long, value_name = "D", default_value = "1", allow_negative_numbers = true)]
+    std: PerChannel,
+    /// Order of the input's axes
+    #[arg(long, value_enum, default_value_t)]
+    layout: PixelLayout,
+    /// Order of the input's channels
+    #[arg(long, value_enum, default_value_t)]
+    color: Color,
+}
+
+/// Whether a file is taken for a picture, by its name.
+pub(crate) fn is_picture(path: &Path) -> bool {
+    let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
+    ["png", "jpg", "jpeg"].contains(&extension.as_str())
+}
+
+/// Channels, height, width and whether channels come last.
+struct Target {
+    channels: usize,
+    size: [Option<usize>; 2],
+    last: bool,
+}
+
+impl PictureArgs {
+    /// One batch of all `pictures` for `input`, whose open sizes they decide.
+    ///
+    /// # Errors
+    /// [`Error::File`] for what cannot be read, [`Error::Mismatch`] for an input that takes no such pictures.
+    pub(crate) fn read(&self, input: &InputInfo, pictures: &[PathBuf]) -> Result<ArrayD<f32>> {
+        let target = self.target(input, pictures.len())?;
+        self.mean.check("--mean", target.channels)?;
+        self.std.check("--std", target.channels)?;
+        if self.std.0.contains(&0.0) {
+            return Err(Error::invalid("standard deviation (--std)", 0, "divide by something above zero"));
+        }
+        let mut batch: Option<Array4<f32>> = None;
+        for (index, path) in pictures.iter().enumerate() {
+            let picture = decode(path)?;
+            let [height, width] = match &batch {
+                Some(batch) => [batch.shape()[2], batch.shape()[3]],
+                None => [
+                    target.size[0].unwrap_or(picture.height() as usize),
+                    target.size[1].unwrap_or(picture.width() as usize),
+                ],
+            };
+            let fitted = self.fitted(&picture, u32_of(height)?, u32_of(width)?);
+            let shape = [pictures.len(), target.channels, height, width];
+            let batch = batch.get_or_insert_with(|| Array4::zeros(shape));
+            for (x, y, pixel) in fitted.enumerate_pixels() {
+                for channel in 0..target.channels {
+                    let value = match (target.channels, self.color) {
+                        // The luma of ITU-R BT.601, as grey pictures are made everywhere.
+                        (1, _) => 0.299 * pixel[0] + 0.587 * pixel[1] + 0.114 * pixel[2],
+                        (_, Color::Rgb) => pixel[channel],
+                        (_, Color::Bgr) => pixel[2 - channel],
+                    };
+                    batch[[index, channel, y as usize, x as usize]] =
+                        (value * self.range - self.mean.at(channel)) / self.std.at(channel);
+                }
+            }
+        }
+        let batch = batch.ok_or_else(|| Error::invalid("number of pictures", 0, "name at least one"))?;
+        if !target.last {
+            return Ok(batch.into_dyn());
+        }
+        Ok(batch.permuted_axes([0, 2, 3, 1]).as_standard_layout().into_owned().into_dyn())
+    }
+
+    fn target(&self, input: &InputInfo, count: usize) -> Result<Target> {
+        let not = |mend: &str| {
+            Err(Error::mismatch(
+                format!("input {} for pictures", input.name),
+                input.described.clone(),
+                "[batch, 1 or 3, height, width] or [batch, height, width, 1 or 3]",
+                mend,
+            ))
+        };
+        let Some([batch, a, b, c]) = input.shape.as_deref() else {
+            return not("convert the pictures to a .npy array of the model's shape");
+        };
+        if batch.is_some_and(|b| b != count) {
+            let expected = format!("{} (input {} is {})", batch.unwrap_or(0), input.name, input.described);
+            let mend = "give as many, or another --shape if the model allows it";
+            return Err(Error::mismatch("number of pictures", count, expected, mend));
+        }
+        let color = |channels: &Option<usize>| matches!(channels, Some(1 | 3));
+        let last = match self.layout {
+            PixelLayout::Auto => !color(a) && color(c),
+            layout => layout == PixelLayout::Nhwc,
+        };
+        let (channels, size) = if last { (c, [*a, *b]) } else { (a, [*b, *c]) };
+        match channels {
+            Some(channels @ (1 | 3)) => Ok(Target { channels: *channels, size, last }),
+            _ => not("name the order of the axes with --layout, or give a .npy array"),
+        }
+    }
+
+    fn fitted(&self, picture: &Rgb32FImage, height: u32, width: u32) -> Rgb32FImage {
+        let (w, h) = picture.dimensions();
+        if (w, h) == (width, height) {
+            return picture.clone();
+        }
+        let (across, down) = (f64::from(width) / f64::from(w), f64::from(height) / f64::from(h));
+        let scale = match self.fit {
+            Fit::Stretch => return imageops::resize(picture, width, height, FilterType::Triangle),
+            Fit::Crop => f64::max(across, down),
+            Fit::Pad => f64::min(across, down),
+        };
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "both sides are bounded")]
+        let side = |own: u32| ((f64::from(own) * scale).round() as u32).max(1);
+        let (sw, sh) = match self.fit {
+            Fit::Crop => (side(w).max(width), side(h).max(height)),
+            _ => (side(w).min(width), side(h).min(height)),
+        };
+        let scaled = imageops::resize(picture, sw, sh, FilterType::Triangle);
+        if self.fit == Fit::Crop {
+            return imageops::crop_imm(&scaled, (sw - width) / 2, (sh - height) / 2, width, height)
+                .to_image();
+        }
+        let mut padded = Rgb32FImage::new(width, height);
+        imageops::replace(&mut padded, &scaled, i64::from((width - sw) / 2), i64::from((height - sh) / 2));
+        padded
+    }
+}
+
+fn u32_of(size: usize) -> Result<u32> {
+    u32::try_from(size).ok().filter(|s| *s <= MOST_SIDE).ok_or_else(|| {
+        Error::invalid(
+            "side of the input",
+            size,
+            format!("pictures are fitted to at most {MOST_SIDE} pixels a side"),
+        )
+    })
+}
+
+fn decode(path: &Path) -> Result<Rgb32FImage> {
+    let bad = |cause: String| Error::File { path: path.display().to_string(), cause, input: true };
+    let mut reader = ImageReader::open(path)
+        .and_then(ImageReader::with_guessed_format)
+        .map_err(|e| bad(format!("cannot be read: {e}")))?;
+    let mut limits = image::Limits::default();
+    limits.max_image_width = Some(MOST_SIDE);
+    limits.max_image_height = Some(MOST_SIDE);
+    limits.max_alloc = Some(MOST_BYTES);
+    reader.limits(limits);
+    let picture =
+        reader.decode().map_err(|e| bad(format!("is no PNG or JPEG picture that can be read: {e}")))?;
+    Ok(picture.into_rgb32f())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+mod tests {
+    use image::{Rgb, RgbImage};
+
+    use super::*;
+
+    fn input(shape: &[Option<usize>]) -> InputInfo {
+        let described = format!("{shape:?}");
+        InputInfo { name: "x".to_owned(), dtype: "f32".to_owned(), shape: Some(shape.to_vec()), described }
+    }
+
+    fn args() -> PictureArgs {
+        PictureArgs {
+            fit: Fit::Crop,
+            range: 1.0,
+            mean: PerChannel(vec![0.0]),
+            std: PerChannel(vec![1.0]),
+            layout: PixelLayout::Auto,
+            color: Color::Rgb,
+        }
+    }
+
+    /// 4 wide, 2 high: left half red, right half blue.
+    fn picture(folder: &Path) -> PathBuf {
+        let path = folder.join("p.png");
+        let color = |x: u32| if x < 2 { Rgb([255, 0, 0]) } else { Rgb([0, 0, 255]) };
+        RgbImage::from_fn(4, 2, |x, _| color(x)).save(&path).unwrap();
+        path
+    }
+
+    #[test]
+    fn layouts_colors_and_normalisation() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = picture(folder.path());
+        let all = [path.clone(), path];
+        let nchw = args().read(&input(&[None, Some(3), None, None]), &all).unwrap();
+        assert_eq!(nchw.shape(), [2, 3, 2, 4]);
+        assert_eq!([nchw[[1, 0, 0, 0]], nchw[[1, 2, 0, 0]], nchw[[1, 2, 1, 3]]], [1.0, 0.0, 1.0]);
+        let nhwc = args().read(&input(&[Some(2), Some(2), Some(4), Some(3)]), &all).unwrap();
+        assert_eq!(nhwc.shape(), [2, 2, 4, 3]);
+        assert_eq!([nhwc[[0, 0, 0, 0]], nhwc[[0, 0, 3, 2]], nhwc[[0, 0, 3, 0]]], [1.0, 1.0, 0.0]);
+        let bgr = PictureArgs {
+            color: Color::Bgr,
+            range: 255.0,
+            mean: PerChannel(vec![100.0, 0.0, 10.0]),
+            std: PerChannel(vec![2.0]),
+            ..args()
+        };
+        let bgr = bgr.read(&input(&[Some(2), Some(3), Some(2), Some(4)]), &all).unwrap();
+        assert_eq!([bgr[[0, 0, 0, 0]], bgr[[0, 2, 0, 0]], bgr[[0, 0, 0, 3]]], [-50.0, 122.5, 77.5]);
+        let grey = args().read(&input(&[None, Some(1), Some(2), Some(4)]), &all).unwrap();
+        assert!((grey[[0, 0, 0, 0]] - 0.299).abs() < 1e-6 && (grey[[0, 0, 0, 3]] - 0.114).abs() < 1e-6);
+    }
+
+    #[test]
+    fn proportions_are_cropped_stretched_or_padded() {
+        let folder = tempfile::tempdir().unwrap();
+        let all = [picture(folder.path())];
+        let square = input(&[Some(1), Some(3), Some(2), Some(2)]);
+        let red = |fit| {
+            let array = PictureArgs { fit, ..args() }.read(&square, &all).unwrap();
+            [array[[0, 0, 0, 0]], array[[0, 0, 0, 1]], array[[0, 0, 1, 0]]]
+        };
+        assert_eq!(red(Fit::Crop), [1.0, 0.0, 1.0]);
+        let [left, right, _] = red(Fit::Stretch);
+        assert!(left > 0.8 && right < 0.2, "{left} {right}");
+        // A strip of one row that keeps both colours, and black around it.
+        let [top, _, bottom] = red(Fit::Pad);
+        assert!(top.max(bottom) > 0.8 && top.min(bottom) == 0.0, "{top} {bottom}");
+    }
+
+    #[test]
+    fn what_is_no_picture_or_takes_none_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let all = [picture(folder.path())];
+        let refused = |input: &InputInfo, all: &[PathBuf]| args().read(input, all).unwrap_err().to_string();
+        let vector = refused(&input(&[Some(1), Some(10)]), &all);
+        assert!(vector.contains("input x for pictures is [Some(1), Some(10)]"), "{vector}");
+        let many = refused(&input(&[Some(4), Some(3), Some(8), Some(8)]), &all);
+        assert!(many.contains("number of pictures is 1 where 4"), "{many}");
+        let five = refused(&input(&[None, Some(5), Some(8), Some(8)]), &all);
+        assert!(five.contains("--layout"), "{five}");
+        let text = folder.path().join("t.png");
+        std::fs::write(&text, "no picture").unwrap();
+        let text = refused(&input(&[None, Some(3), Some(8), Some(8)]), &[text]);
+        assert!(text.contains("is no PNG or JPEG"), "{text}");
+    }
+}

@@ -1,0 +1,36 @@
+//! Progress bars on stderr: a step for each layer. Nothing where stderr is no terminal, or with --quiet.
+
+use std::time::Duration;
+
+use fcdcc::model::Progress;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::Console;
+
+/// One bar; it vanishes when it is done, results are printed by others.
+pub(crate) struct Bar(ProgressBar);
+
+impl Bar {
+    pub(crate) fn new(console: Console, what: &'static str) -> Self {
+        let target = if console.quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+        let bar = ProgressBar::with_draw_target(None, target).with_message(what);
+        let style = ProgressStyle::with_template("{msg:10} {bar:30} {pos}/{len} {prefix} {elapsed}");
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        // A layer may take long: the time goes on meanwhile.
+        bar.enable_steady_tick(Duration::from_millis(200));
+        Self(bar)
+    }
+
+    /// The next layer is done.
+    pub(crate) fn step(&self, progress: Progress<'_>) {
+        self.0.set_length(progress.total as u64);
+        self.0.set_position(progress.done as u64);
+        self.0.set_prefix(progress.layer.to_owned());
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}

@@ -1,0 +1,467 @@
+//! `fcdcc run`: a whole ONNX model with its convolutions coded.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use clap::Args;
+use fcdcc::array::DType;
+use fcdcc::model::{GemmChoice, InputInfo, Model, ModelOptions, ModelRun, Output, PreparedModel, Tensor};
+use fcdcc::{Error, Report, Result};
+use serde::Serialize;
+
+use super::options::{LayerArgs, Precision};
+use super::picture::{PictureArgs, is_picture};
+use super::progress::Bar;
+use super::{Console, files, layers, pool, print};
+
+/// Run an ONNX model with every convolution coded over the workers.
+#[derive(Args)]
+#[command(after_help = "Examples:\n  \
+    fcdcc run resnet50.onnx --input cat.jpg --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225 --top 5 \
+    --labels imagenet.txt\n  \
+    fcdcc run model.onnx --input x.npy --output y.npy --fault random:2:crash --compare --report r.json\n  \
+    fcdcc run siamese.onnx --input left=a.npy --input right=b.npy --outputs results")]
+pub(crate) struct RunArgs {
+    /// The model
+    #[arg(value_name = "MODEL.onnx")]
+    model: PathBuf,
+    /// A .npy array; or PNG or JPEG pictures, which make one batch; NAME=FILE where the model has several inputs
+    #[arg(long, value_name = "FILE", num_args = 1.., required = true)]
+    input: Vec<String>,
+    /// Where the first output goes
+    #[arg(long, value_name = "Y.npy")]
+    output: Option<PathBuf>,
+    /// A folder that gets every output as NAME.npy; it is made if it is not there
+    #[arg(long, value_name = "DIR")]
+    outputs: Option<PathBuf>,
+    /// Print the K largest values of the first output for each item of the batch
+    #[arg(long, value_name = "K")]
+    top: Option<usize>,
+    /// Names of the classes for --top, one a line
+    #[arg(long, value_name = "FILE", requires = "top")]
+    labels: Option<PathBuf>,
+    /// Also run the model uncoded on this machine and print the largest deviation
+    #[arg(long)]
+    compare: bool,
+    /// Shape of an input, where the file leaves it open or to override it: [NAME=]SIZE,SIZE,... (may be repeated)
+    #[arg(long, value_name = "SHAPE")]
+    shape: Vec<String>,
+    /// Fully connected layers (Gemm, MatMul) on the workers: auto (where it pays), on, off
+    #[arg(long, value_name = "WHICH", default_value_t)]
+    gemm: GemmChoice,
+    #[command(flatten)]
+    picture: PictureArgs,
+    #[command(flatten, next_help_heading = "Coding")]
+    layer: LayerArgs,
+}
+
+/// report.json of a model: the common part and what only a model has.
+#[derive(Serialize)]
+struct ModelReport {
+    #[serde(flatten)]
+    report: Report,
+    model: String,
+    /// What the host computed itself.
+    host_ms: f64,
+    /// Encoding and installing filters, once.
+    prepare_ms: f64,
+    /// Fully connected layers left on the host.
+    local_gemms: Vec<LocalGemm>,
+    outputs: Vec<OutputReport>,
+    /// Against the uncoded run, with --compare.
+    compare: Option<Vec<Deviation>>,
+}
+
+#[derive(Serialize)]
+struct LocalGemm {
+    name: String,
+    why: String,
+}
+
+#[derive(Serialize)]
+struct OutputReport {
+    name: String,
+    dtype: &'static str,
+    shape: Vec<usize>,
+}
+
+/// How far a coded output is from the uncoded one.
+#[derive(Serialize)]
+struct Deviation {
+    output: String,
+    relative_l2: f64,
+    largest: f64,
+}
+
+pub(crate) fn run(args: &RunArgs, console: Console) -> Result<()> {
+    check_files(args)?;
+    let labels = args.labels.as_deref().map(read_labels).transpose()?;
+    let options = model_options(args)?;
+    let (model, inputs) = load(args)?;
+    let pool = pool::assemble(&args.layer, console)?;
+    let started = Instant::now();
+    let prepared = {
+        let bar = Bar::new(console, "preparing");
+        model.prepare_observed(&pool, &options, &mut |p| bar.step(p))?
+    };
+    let prepare_ms = started.elapsed().as_secs_f64() * 1e3;
+    // The model's own copy of the weights is needed for a comparison only.
+    let host = if args.compare { Some(model.on_host()?) } else { None };
+    drop(model);
+    let run = {
+        let bar = Bar::new(console, "running");
+        prepared.run_observed(&inputs, &mut |p| bar.step(p))?
+    };
+    let compare = match host {
+        None => None,
+        Some(host) => Some(deviations(&run.outputs, &host.run(&inputs)?)),
+    };
+    let top = match args.top {
+        None => Vec::new(),
+        Some(k) => top(&run.outputs[0], k, labels.as_deref())?,
+    };
+    write_outputs(args, &run.outputs)?;
+    let report = report(args, &prepared, &run, prepare_ms, compare);
+    if let Some(path) = &args.layer.report {
+        files::write_report(path, &report)?;
+    }
+    for line in top {
+        print::out(line)?;
+    }
+    if console.quiet {
+        return Ok(());
+    }
+    summary(&report, &run)
+}
+
+fn summary(report: &ModelReport, run: &ModelRun) -> Result<()> {
+    let layers = std::slice::from_ref(&run.layers);
+    layers::table(layers)?;
+    print::out("")?;
+    layers::workers(layers)?;
+    print::out("")?;
+    layers::totals(&run.layers, report.report.total_ms, report.host_ms)?;
+    let coded = run.layers.iter().filter(|l| l.why_local.is_none());
+    let bound = coded.map(|l| l.error_bound).fold(0.0, f64::max);
+    print::out(format_args!(
+        "exact in every layer to {bound:.1e} (largest error bound); prepared in {:.1} ms",
+        report.prepare_ms
+    ))?;
+    for gemm in &report.local_gemms {
+        print::out(format_args!("  {} (fully connected) on the host: {}", gemm.name, gemm.why))?;
+    }
+    for output in &run.outputs {
+        let values = output.tensor.to_f64();
+        let (low, high) =
+            values.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(*v), h.max(*v)));
+        print::out(format_args!(
+            "output {} {} {:?}, {low:.4} to {high:.4}",
+            output.name,
+            output.tensor.dtype(),
+            output.tensor.shape()
+        ))?;
+    }
+    for deviation in report.compare.iter().flatten() {
+        print::out(format_args!(
+            "  {} deviates from the uncoded run by {:.1e} (relative L2), {:.1e} at most in one element",
+            deviation.output, deviation.relative_l2, deviation.largest
+        ))?;
+    }
+    Ok(())
+}
+
+fn check_files(args: &RunArgs) -> Result<()> {
+    for path in args.output.iter().chain(&args.layer.report) {
+        files::check_writable(path)?;
+    }
+    if let (Some(output), Some(report)) = (&args.output, &args.layer.report) {
+        files::check_distinct(output, report)?;
+    }
+    if let Some(folder) = &args.outputs {
+        files::check_folder(folder)?;
+    }
+    if args.top == Some(0) {
+        return Err(Error::invalid("number of values (--top)", 0, "use at least one"));
+    }
+    Ok(())
+}
+
+fn model_options(args: &RunArgs) -> Result<ModelOptions> {
+    Ok(ModelOptions {
+        layer: args.layer.layer_options("")?,
+        gemm: args.gemm,
+        precision: args.layer.precision.map(|p| match p {
+            Precision::F32 => DType::F32,
+            Precision::F64 => DType::F64,
+        }),
+        ..ModelOptions::default()
+    })
+}
+
+/// The model with every shape fixed, and its inputs in order.
+fn load(args: &RunArgs) -> Result<(Model, Vec<Tensor>)> {
+    let mut model = Model::load(&args.model)?;
+    for shape in &args.shape {
+        let (name, sizes) = shape_of(shape, &model)?;
+        model = model.with_input_shape(&name, &sizes)?;
+    }
+    let files = assign(&args.input, model.inputs())?;
+    let mut inputs = Vec::with_capacity(files.len());
+    for (info, files) in model.inputs().iter().zip(files) {
+        inputs.push(read_input(args, info, &files)?);
+    }
+    for (info, tensor) in model.inputs().to_vec().iter().zip(&inputs) {
+        if !info.admits(tensor.shape()) {
+            return Err(Error::mismatch(
+                format!("shape of input {}", info.name),
+                format!("{:?}", tensor.shape()),
+                &info.described,
+                "give data of that shape, or, where the model can be run for another, say so with --shape",
+            ));
+        }
+        if info.fixed_shape().is_none() {
+            model = model.with_input_shape(&info.name, tensor.shape())?;
+        }
+    }
+    Ok((model, inputs))
+}
+
+fn read_input(args: &RunArgs, info: &InputInfo, files: &[PathBuf]) -> Result<Tensor> {
+    if files.iter().all(|file| is_picture(file)) {
+        return Ok(args.picture.read(info, files)?.into());
+    }
+    match files {
+        [file] => files::read_tensor(file),
+        _ => Err(Error::mismatch(
+            format!("number of files for input {}", info.name),
+            files.len(),
+            "one .npy array, or any number of pictures (.png, .jpg)",
+            "put the arrays into one file, along the batch axis",
+        )),
+    }
+}
+
+/// `[NAME=]SIZE,SIZE,...`
+fn shape_of(text: &str, model: &Model) -> Result<(String, Vec<usize>)> {
+    let (name, sizes) = match (text.rsplit_once('='), model.inputs()) {
+        (Some((name, sizes)), _) => (name.to_owned(), sizes),
+        (None, [only]) => (only.name.clone(), text),
+        (None, inputs) => {
+            let names: Vec<&str> = inputs.iter().map(|i| i.name.as_str()).collect();
+            let mend = format!("the model has inputs {}: write --shape NAME=SIZES", names.join(", "));
+            return Err(Error::invalid("shape (--shape)", format!("{text:?}"), mend));
+        }
+    };
+    let sizes: Option<Vec<usize>> = sizes.split([',', 'x']).map(|s| s.trim().parse().ok()).collect();
+    let sizes = sizes.ok_or_else(|| {
+        Error::invalid("shape (--shape)", format!("{text:?}"), "write it as 1,3,224,224 or NAME=1,3,224,224")
+    })?;
+    Ok((name, sizes))
+}
+
+/// Which files belong to which input.
+fn assign(given: &[String], inputs: &[InputInfo]) -> Result<Vec<Vec<PathBuf>>> {
+    let mut files = vec![Vec::new(); inputs.len()];
+    let mut unnamed = Vec::new();
+    for text in given {
+        let named = text.split_once('=').and_then(|(name, file)| {
+            let index = inputs.iter().position(|input| input.name == name)?;
+            Some((index, PathBuf::from(file)))
+        });
+        match named {
+            Some((index, file)) => files[index].push(file),
+            None => unnamed.push(PathBuf::from(text)),
+        }
+    }
+    let names: Vec<&str> = inputs.iter().map(|i| i.name.as_str()).collect();
+    if let [only] = files.as_mut_slice() {
+        only.extend(unnamed);
+    } else if !unnamed.is_empty() {
+        let first = unnamed[0].display().to_string();
+        // Neither an input's name nor a lone file: say which of the two it may have been meant to be.
+        let mend = "name each file's input: --input NAME=FILE";
+        return Err(Error::mismatch("input", first, names.join(" or "), mend));
+    }
+    match files.iter().position(Vec::is_empty) {
+        None => Ok(files),
+        Some(missing) => Err(Error::mismatch(
+            "number of inputs given",
+            files.iter().filter(|f| !f.is_empty()).count(),
+            format!("{} ({})", names.len(), names.join(", ")),
+            format!("give --input {}=FILE as well", names[missing]),
+        )),
+    }
+}
+
+fn read_labels(path: &Path) -> Result<Vec<String>> {
+    let bad = |cause: String| Error::File { path: path.display().to_string(), cause, input: true };
+    let text = std::fs::read_to_string(path).map_err(|e| bad(format!("cannot be read: {e}")))?;
+    let labels: Vec<String> = text.lines().map(|line| line.trim().to_owned()).collect();
+    if labels.is_empty() {
+        return Err(bad("holds no label: write one a line".to_owned()));
+    }
+    Ok(labels)
+}
+
+/// Lines with the `k` largest values of each item of the batch.
+fn top(output: &Output, k: usize, labels: Option<&[String]>) -> Result<Vec<String>> {
+    let values = output.tensor.to_f64();
+    let batch = if output.tensor.shape().len() < 2 { 1 } else { output.tensor.shape()[0] };
+    let classes = values.len() / batch.max(1);
+    if let Some(labels) = labels
+        && labels.len() != classes
+    {
+        let expected = format!("{classes}, one for each value of output {}", output.name);
+        return Err(Error::mismatch(
+            "number of labels",
+            labels.len(),
+            expected,
+            "give the labels of this model",
+        ));
+    }
+    let mut lines = Vec::new();
+    for (item, scores) in values.chunks(classes.max(1)).enumerate() {
+        if batch > 1 {
+            lines.push(format!("item {item}"));
+        }
+        let mut order: Vec<usize> = (0..scores.len()).collect();
+        order.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]));
+        for (rank, class) in order.iter().take(k).enumerate() {
+            let label = labels.map_or_else(String::new, |l| format!("  {}", l[*class]));
+            lines.push(format!("{:>3}. {:>12.6}  class {class}{label}", rank + 1, scores[*class]));
+        }
+    }
+    Ok(lines)
+}
+
+/// Each output's name as a file name, all different.
+fn file_names(outputs: &[Output]) -> Vec<String> {
+    let plain = |c: char| if c.is_alphanumeric() || "-_.".contains(c) { c } else { '_' };
+    let mut names: Vec<String> = Vec::with_capacity(outputs.len());
+    for (index, output) in outputs.iter().enumerate() {
+        let name: String = output.name.chars().map(plain).collect();
+        let name = name.trim_start_matches('.').to_owned();
+        let taken = name.is_empty() || names.contains(&name);
+        names.push(if taken { format!("{name}_{index}") } else { name });
+    }
+    names
+}
+
+fn write_outputs(args: &RunArgs, outputs: &[Output]) -> Result<()> {
+    if let Some(path) = &args.output {
+        files::write_tensor(path, &outputs[0].tensor)?;
+    }
+    if let Some(folder) = &args.outputs {
+        files::make_folder(folder)?;
+        for (name, output) in file_names(outputs).iter().zip(outputs) {
+            files::write_tensor(&folder.join(format!("{name}.npy")), &output.tensor)?;
+        }
+    }
+    Ok(())
+}
+
+fn deviations(coded: &[Output], uncoded: &[Output]) -> Vec<Deviation> {
+    let pairs = coded.iter().zip(uncoded);
+    pairs.map(|(coded, uncoded)| deviation(&coded.name, &coded.tensor, &uncoded.tensor)).collect()
+}
+
+fn deviation(name: &str, coded: &Tensor, uncoded: &Tensor) -> Deviation {
+    let (got, want) = (coded.to_f64(), uncoded.to_f64());
+    Deviation {
+        output: name.to_owned(),
+        relative_l2: print::relative_l2(&got, &want),
+        largest: got.iter().zip(&want).map(|(g, w)| (g - w).abs()).fold(0.0, f64::max),
+    }
+}
+
+fn report(
+    args: &RunArgs,
+    prepared: &PreparedModel,
+    run: &ModelRun,
+    prepare_ms: f64,
+    compare: Option<Vec<Deviation>>,
+) -> ModelReport {
+    let ms = |d: std::time::Duration| d.as_secs_f64() * 1e3;
+    let gemms = prepared.local_layers().filter(|(_, op, _)| *op == "Gemm");
+    ModelReport {
+        report: Report {
+            schema: 1,
+            command: "run".to_owned(),
+            total_ms: ms(run.total),
+            layers: run.layers.clone(),
+        },
+        model: args.model.display().to_string(),
+        host_ms: ms(run.host),
+        prepare_ms,
+        local_gemms: gemms
+            .map(|(name, _, why)| LocalGemm { name: name.to_owned(), why: why.to_owned() })
+            .collect(),
+        outputs: run
+            .outputs
+            .iter()
+            .map(|o| OutputReport {
+                name: o.name.clone(),
+                dtype: o.tensor.dtype(),
+                shape: o.tensor.shape().to_vec(),
+            })
+            .collect(),
+        compare,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+mod tests {
+    use ndarray::ArrayD;
+
+    use super::*;
+
+    fn inputs(names: &[&str]) -> Vec<InputInfo> {
+        let info = |name: &&str| InputInfo {
+            name: (*name).to_owned(),
+            dtype: "f32".to_owned(),
+            shape: None,
+            described: "[...]".to_owned(),
+        };
+        names.iter().map(info).collect()
+    }
+
+    fn given(files: &[&str]) -> Vec<String> {
+        files.iter().map(|f| (*f).to_owned()).collect()
+    }
+
+    #[test]
+    fn files_find_their_inputs() {
+        let one = assign(&given(&["a=b.npy", "c.png"]), &inputs(&["x"])).unwrap();
+        assert_eq!(one, [[PathBuf::from("a=b.npy"), PathBuf::from("c.png")]]);
+        let two = assign(&given(&["right=r.npy", "left=l=1.npy"]), &inputs(&["left", "right"])).unwrap();
+        assert_eq!(two, [[PathBuf::from("l=1.npy")], [PathBuf::from("r.npy")]]);
+        let missing = assign(&given(&["left=l.npy"]), &inputs(&["left", "right"])).unwrap_err().to_string();
+        assert!(
+            missing.contains("is 1 where 2 (left, right)") && missing.contains("right=FILE"),
+            "{missing}"
+        );
+        let unknown = assign(&given(&["l.npy"]), &inputs(&["left", "right"])).unwrap_err().to_string();
+        assert!(unknown.contains("l.npy where left or right"), "{unknown}");
+    }
+
+    #[test]
+    fn the_largest_values_come_first_and_labels_must_fit() {
+        let scores = ArrayD::from_shape_vec(vec![2, 3, 1], vec![0.1f32, 0.7, 0.2, 3.0, -1.0, 5.0]).unwrap();
+        let output = Output { name: "y".to_owned(), tensor: scores.into() };
+        let labels = given(&["cat", "dog", "owl"]);
+        let lines = top(&output, 2, Some(&labels)).unwrap();
+        assert_eq!(lines.len(), 6);
+        assert!(lines[1].contains("0.7") && lines[1].ends_with("dog") && lines[4].ends_with("class 2  owl"));
+        let few = top(&output, 2, Some(&labels[..2])).unwrap_err().to_string();
+        assert!(few.contains("is 2 where 3"), "{few}");
+    }
+
+    #[test]
+    fn outputs_get_file_names_of_their_own() {
+        let output =
+            |name: &str| Output { name: name.to_owned(), tensor: ArrayD::<f32>::zeros(vec![1]).into() };
+        let names = file_names(&[output("a/b:0"), output("a_b_0"), output(".."), output("softmax")]);
+        assert_eq!(names, ["a_b_0", "a_b_0_1", "_2", "softmax"]);
+    }
+}

@@ -1,0 +1,196 @@
+//! Finding the layers of a model that can be coded: Conv nodes, and matrix products with constant weights.
+
+use std::sync::Arc;
+
+use tract_onnx::tract_core::axes::Axis;
+use tract_onnx::tract_core::internal::{
+    DatumType, OutletId, TVec, Tensor, TractResult, TypedModel, TypedNode, bail,
+};
+use tract_onnx::tract_core::ops::cnn::{Conv, KernelFormat};
+use tract_onnx::tract_core::ops::einsum::EinSum;
+use tract_onnx::tract_core::ops::nn::DataFormat;
+
+use super::fold::{Folded, constant};
+use super::guard::guarded;
+use crate::conv::{ConvParams, ConvShape};
+use crate::error::Result;
+
+/// What a layer is in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LayerOp {
+    Conv,
+    Gemm,
+}
+
+impl LayerOp {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Conv => "Conv",
+            Self::Gemm => "Gemm",
+        }
+    }
+}
+
+/// A layer as the file has it: to be coded, or to stay because of a reason.
+#[derive(Debug)]
+pub(super) struct Layer {
+    pub(super) name: String,
+    pub(super) op: LayerOp,
+    pub(super) found: Result<Found, String>,
+}
+
+/// A layer that can be coded: `clamp(conv(x, weight * scale) + shift)`.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) node: usize,
+    /// Which of the node's inputs is the data.
+    pub(super) data: usize,
+    /// The layer as a convolution of the data, seen as `[N, C, spatial...]`.
+    pub(super) shape: ConvShape,
+    pub(super) dtype: DatumType,
+    /// The filters in the file's own order.
+    pub(super) weight: Arc<Tensor>,
+    /// Whether they are `[C, O]` instead of `[O, C, kernel...]`.
+    pub(super) transposed: bool,
+    pub(super) folded: Folded,
+}
+
+/// All layers of a typed graph, in the order in which they run.
+pub(super) fn layers(model_name: &str, model: &TypedModel) -> Result<Vec<Layer>> {
+    guarded(model_name, || {
+        let order = model.eval_order()?;
+        let unused = (0..model.nodes().len()).filter(|id| !order.contains(id));
+        let mut layers = Vec::new();
+        for id in order.iter().copied().chain(unused) {
+            let node = model.node(id);
+            let op = match () {
+                () if node.op_is::<Conv>() => LayerOp::Conv,
+                () if node.op_is::<EinSum>() => LayerOp::Gemm,
+                () => continue,
+            };
+            let found = match op {
+                _ if !order.contains(&id) => Err("nothing uses its output".to_owned()),
+                LayerOp::Conv => conv(model, node)?,
+                LayerOp::Gemm => gemm(model, node)?,
+            };
+            layers.push(Layer { name: node.name.clone(), op, found });
+        }
+        Ok(layers)
+    })
+}
+
+fn conv(model: &TypedModel, node: &TypedNode) -> TractResult<Result<Found, String>> {
+    let Some(conv) = node.op_as::<Conv>() else { bail!("{} is no Conv", node.name) };
+    let (input, output) = (model.outlet_fact(node.inputs[0])?, &node.outputs[0].fact);
+    if conv.q_params.is_some() || !matches!(output.datum_type, DatumType::F32 | DatumType::F64) {
+        return Ok(Err(format!("its elements are {:?}, not f32 or f64", input.datum_type)));
+    }
+    let (Some(data), Some(result)) = (input.shape.as_concrete(), output.shape.as_concrete()) else {
+        return Ok(Err("its shape depends on data".to_owned()));
+    };
+    if conv.pool_spec.data_format != DataFormat::NCHW || conv.kernel_fmt != KernelFormat::OIHW {
+        return Ok(Err("its layout is not NCHW with OIHW filters".to_owned()));
+    }
+    let Some(weight) = constant(model, node.inputs[1]) else {
+        return Ok(Err("its filters are not constant".to_owned()));
+    };
+    let channels = conv.pool_spec.output_channels;
+    let bias = match constant(model, node.inputs[2]) {
+        None => return Ok(Err("its bias is not constant".to_owned())),
+        Some(bias) => bias.cast_to::<f64>()?.try_as_plain_ram()?.as_slice::<f64>()?.to_vec(),
+    };
+    let bias = if bias.len() == 1 { vec![bias[0]; channels] } else { bias };
+    if weight.datum_type() != output.datum_type || bias.len() != channels {
+        return Ok(Err("filters, bias and data do not agree".to_owned()));
+    }
+    let pads = conv.pool_spec.computed_padding(&data[2..]);
+    let params = ConvParams {
+        stride: conv.pool_spec.strides().to_vec(),
+        dilation: conv.pool_spec.dilations().to_vec(),
+        padding: pads.iter().map(|p| p.pad_before).chain(pads.iter().map(|p| p.pad_after)).collect(),
+        groups: conv.group,
+    };
+    let shape = match ConvShape::new(data, weight.shape(), &params) {
+        Ok(shape) if shape.output_shape() == result => shape,
+        Ok(shape) => {
+            return Ok(Err(format!("its output is {result:?} where {:?} follows", shape.output_shape())));
+        }
+        Err(error) => return Ok(Err(error.to_string())),
+    };
+    let folded = Folded::from(model, OutletId::new(node.id, 0), 1, channels, bias)?;
+    let dtype = output.datum_type;
+    Ok(Ok(Found { node: node.id, data: 0, shape, dtype, weight, transposed: false, folded }))
+}
+
+/// A matrix product of data and constant weights, as a convolution with kernels of one element.
+fn gemm(model: &TypedModel, node: &TypedNode) -> TractResult<Result<Found, String>> {
+    let Some(product) = node.op_as::<EinSum>() else { bail!("{} is no product", node.name) };
+    let not = |why: &str| Ok(Err(why.to_owned()));
+    if product.q_params.is_some() || node.inputs.len() != 2 {
+        return not("it is no plain matrix product");
+    }
+    let output = &node.outputs[0].fact;
+    if !matches!(output.datum_type, DatumType::F32 | DatumType::F64)
+        || product.operating_dt != output.datum_type
+    {
+        return not("its elements are not f32 or f64");
+    }
+    let constants = [constant(model, node.inputs[0]), constant(model, node.inputs[1])];
+    let (data, weight) = match constants {
+        [None, Some(weight)] => (0, weight),
+        [Some(weight), None] => (1, weight),
+        _ => return not("its weights are not constant"),
+    };
+    let input = model.outlet_fact(node.inputs[data])?;
+    let (Some(from), Some(to)) = (input.shape.as_concrete(), output.shape.as_concrete()) else {
+        return not("its shape depends on data");
+    };
+    let at = |positions: &TVec<usize>| match &positions[..] {
+        [] => Some(None),
+        [one] => Some(Some(*one)),
+        _ => None,
+    };
+    // Where each axis is in data, weights and output.
+    let place =
+        |axis: &Axis| Some((at(&axis.inputs[data])?, at(&axis.inputs[1 - data])?, at(&axis.outputs[0])?));
+    let Some(axes) = product.axes.iter_all_axes().map(place).collect::<Option<Vec<_>>>() else {
+        return not("it takes a diagonal");
+    };
+    let summed: Vec<_> = axes
+        .iter()
+        .filter_map(|a| if let (Some(d), Some(w), None) = *a { Some((d, w)) } else { None })
+        .collect();
+    let made: Vec<_> = axes
+        .iter()
+        .filter_map(|a| if let (None, Some(w), Some(o)) = *a { Some((w, o)) } else { None })
+        .collect();
+    let kept: Vec<_> = axes
+        .iter()
+        .filter_map(|a| if let (Some(d), None, Some(o)) = *a { Some((d, o)) } else { None })
+        .collect();
+    let ([(c_data, c_weight)], [(o_weight, o_out)]) = (&summed[..], &made[..]) else {
+        return not("it is no product with a matrix of weights");
+    };
+    if summed.len() + made.len() + kept.len() != axes.len() || weight.rank() != 2 {
+        return not("it is no product with a matrix of weights");
+    }
+    let (c_in, c_out) = (from[*c_data], weight.shape()[*o_weight]);
+    // The axes that stay must lie alike on both sides of the channel axis, so that nothing has to be moved.
+    if c_data != o_out || kept.iter().any(|(d, o)| d != o) {
+        return not("its data would have to be transposed");
+    }
+    let outer: usize = from[..*c_data].iter().product();
+    let inner: usize = from[c_data + 1..].iter().product();
+    let shape = ConvShape::new(&[outer, c_in, inner], &[c_out, c_in, 1], &ConvParams::default());
+    let shape = match shape {
+        Ok(shape) if shape.output_elems() == to.iter().product::<usize>() => shape,
+        Ok(_) => return not("its sizes do not agree"),
+        Err(error) => return Ok(Err(error.to_string())),
+    };
+    if weight.datum_type() != output.datum_type {
+        return not("weights and data do not agree");
+    }
+    let folded = Folded::from(model, OutletId::new(node.id, 0), *o_out, c_out, vec![0.0; c_out])?;
+    let dtype = output.datum_type;
+    Ok(Ok(Found { node: node.id, data, shape, dtype, weight, transposed: c_weight < o_weight, folded }))
+}

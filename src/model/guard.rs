@@ -1,0 +1,59 @@
+//! The wall around tract: its errors and panics become this crate's errors.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use tract_onnx::prelude::TractResult;
+
+use crate::error::{Error, Result};
+
+/// Longest part of a foreign message that is passed on: some quote whole shapes and graphs.
+const MOST_CHARS: usize = 300;
+
+/// Calls into tract on behalf of `model`. A panic in there means that the file led it somewhere its authors did not
+/// foresee: for the caller that is a file that cannot be used.
+pub(super) fn guarded<T>(model: &str, call: impl FnOnce() -> TractResult<T>) -> Result<T> {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) => {
+            Err(error.downcast::<Error>().unwrap_or_else(|e| refused(model, &format!("{e:#}"))))
+        }
+        Err(panic) => {
+            let said = panic
+                .downcast_ref::<&str>()
+                .map(|s| (*s).to_owned())
+                .or_else(|| panic.downcast_ref::<String>().cloned())
+                .unwrap_or_default();
+            Err(refused(model, &format!("the ONNX library gave up on it: {said}")))
+        }
+    }
+}
+
+/// [`Error::Model`] with a message of several lines and any length made fit to print.
+pub(super) fn refused(model: &str, cause: &str) -> Error {
+    let flat = cause.split_whitespace().collect::<Vec<_>>().join(" ");
+    let cause = match flat.char_indices().nth(MOST_CHARS) {
+        Some((end, _)) => format!("{} ...", &flat[..end]),
+        None => flat,
+    };
+    Error::Model { model: model.to_owned(), cause }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_and_panics_become_one_line() {
+        let hook = std::panic::take_hook();
+        std::panic::set_hook(Box::new(|_| {}));
+        let panicked = guarded::<()>("m.onnx", || panic!("index out of\nbounds"));
+        std::panic::set_hook(hook);
+        let text = panicked.unwrap_err().to_string();
+        assert_eq!(text, "m.onnx: the ONNX library gave up on it: index out of bounds");
+        let long = guarded::<()>("m", || Err(tract_onnx::prelude::TractError::msg("x ".repeat(1000))));
+        assert!(long.unwrap_err().to_string().len() < 320);
+        // An error of this crate keeps its kind on the way through.
+        let own = guarded::<()>("m", || Err(Error::Cancelled.into()));
+        assert!(matches!(own, Err(Error::Cancelled)));
+    }
+}

@@ -1,0 +1,275 @@
+//! From an ONNX file to a graph with named inputs and outputs.
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use tract_onnx::prelude::{Framework, InferenceModel, InferenceModelExt};
+use tract_onnx::tract_core::internal::{DatumType, TypedModel};
+use tract_onnx::tract_hir::infer::{Factoid, InferenceFact};
+
+use super::guard::{guarded, refused};
+use super::tensor::dtype_name;
+use crate::error::{Error, Result};
+
+/// Largest array a model may hold at any point: far beyond what a machine has, so only nonsense is refused early.
+const MOST_BYTES: usize = 1 << 40;
+
+/// A parsed ONNX model; nothing is computed yet.
+#[derive(Clone, Debug)]
+pub struct Model {
+    name: String,
+    graph: InferenceModel,
+    inputs: Vec<InputInfo>,
+    outputs: Vec<String>,
+    /// Names of the Conv nodes.
+    convolutions: Vec<String>,
+}
+
+/// One input of a model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InputInfo {
+    /// Its name in the file.
+    pub name: String,
+    /// Element type: `f32`, `i64` and so on.
+    pub dtype: String,
+    /// Sizes of the axes, where the file leaves one open `None`; `None` as a whole when not even their number is
+    /// given.
+    pub shape: Option<Vec<Option<usize>>>,
+    /// The shape as the file words it, such as `[batch, 3, 224, 224]`.
+    pub described: String,
+}
+
+impl InputInfo {
+    /// The shape, if every size is known.
+    #[must_use]
+    pub fn fixed_shape(&self) -> Option<Vec<usize>> {
+        self.shape.as_ref()?.iter().copied().collect()
+    }
+
+    /// Whether data of this shape fits what the file says.
+    #[must_use]
+    pub fn admits(&self, shape: &[usize]) -> bool {
+        self.shape.as_ref().is_none_or(|own| {
+            own.len() == shape.len() && own.iter().zip(shape).all(|(o, s)| o.is_none_or(|o| o == *s))
+        })
+    }
+}
+
+impl Model {
+    /// Reads and parses an ONNX file; external data files are looked for beside it.
+    ///
+    /// # Errors
+    /// [`Error::File`] when it cannot be read, [`Error::Model`] when it is no ONNX model, is damaged, or uses an
+    /// operator that cannot be run.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let name = path.display().to_string();
+        let bytes = std::fs::read(path).map_err(|e| Error::File {
+            path: name.clone(),
+            cause: format!("cannot be read: {e}"),
+            input: true,
+        })?;
+        let folder = path.parent().and_then(Path::to_str);
+        Self::parse(name, bytes, folder)
+    }
+
+    /// Parses an ONNX model held in memory, called `name` in messages.
+    ///
+    /// # Errors
+    /// Those of [`Model::load`] but for reading; also when the model's data are in files of their own.
+    pub fn from_bytes(name: impl Into<String>, bytes: &[u8]) -> Result<Self> {
+        Self::parse(name.into(), bytes.to_vec(), None)
+    }
+
+    fn parse(name: String, bytes: Vec<u8>, folder: Option<&str>) -> Result<Self> {
+        // Value hints in the file may speak of sizes by name; here every size becomes a number.
+        let onnx = tract_onnx::onnx().with_ignore_value_info(true);
+        let size = bytes.len();
+        let proto = guarded(&name, || onnx.proto_model_for_read(&mut bytes.as_slice())).map_err(|e| {
+            refused(&name, &format!("is not an ONNX model, or is damaged ({size} bytes): {}", cause(&e)))
+        })?;
+        drop(bytes);
+        let Some(graph) = proto.graph.as_ref().filter(|g| !g.node.is_empty()) else {
+            return Err(refused(
+                &name,
+                &format!("is not an ONNX model: its {size} bytes hold no graph of operators"),
+            ));
+        };
+        let mut unknown: Vec<String> = graph
+            .node
+            .iter()
+            .filter(|node| !onnx.op_register.0.contains_key(&node.op_type))
+            .map(|node| node.op_type.clone())
+            .collect();
+        unknown.sort_unstable();
+        unknown.dedup();
+        if !unknown.is_empty() {
+            let which = unknown.join(", ");
+            let mend = "export the model with other operators";
+            return Err(refused(&name, &format!("uses operators that cannot be run: {which}: {mend}")));
+        }
+        let made = graph.node.iter().flat_map(|n| &n.output).chain(graph.initializer.iter().map(|i| &i.name));
+        let defined: HashSet<&String> = made.chain(graph.input.iter().map(|i| &i.name)).collect();
+        if let Some(output) = graph.output.iter().find(|o| !defined.contains(&o.name)) {
+            let cause = format!("nothing in it computes its output {}: export it again", output.name);
+            return Err(refused(&name, &cause));
+        }
+        let outputs: Vec<String> = graph.output.iter().map(|o| o.name.clone()).collect();
+        let convolutions = graph
+            .node
+            .iter()
+            .filter(|node| node.op_type == "Conv")
+            // tract's name for it.
+            .filter_map(|node| if node.name.is_empty() { node.output.first() } else { Some(&node.name) })
+            .cloned()
+            .collect();
+        let parsed = guarded(&name, || onnx.parse(&proto, folder))?;
+        drop(proto);
+        if !parsed.unresolved_inputs.is_empty() {
+            let which = parsed.unresolved_inputs.join(", ");
+            return Err(refused(
+                &name,
+                &format!("uses values that nothing in it defines: {which}: export it again"),
+            ));
+        }
+        let inputs = guarded(&name, || {
+            let ids = parsed.model.input_outlets()?;
+            ids.iter()
+                .map(|id| Ok(describe(&parsed.model.node(id.node).name, parsed.model.outlet_fact(*id)?)))
+                .collect()
+        })?;
+        Ok(Self { name, graph: parsed.model, inputs, outputs, convolutions })
+    }
+
+    /// Path or name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What it wants to be given, in order.
+    #[must_use]
+    pub fn inputs(&self) -> &[InputInfo] {
+        &self.inputs
+    }
+
+    /// Names of what it computes, in order.
+    #[must_use]
+    pub fn outputs(&self) -> &[String] {
+        &self.outputs
+    }
+
+    /// Names of the Conv nodes of the file; a node without one goes by its output.
+    pub(super) fn convolutions(&self) -> &[String] {
+        &self.convolutions
+    }
+
+    /// Fixes the shape of an input; needed where the file leaves a size open, and overrides what it says elsewhere.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] for an unknown name or another number of axes, [`Error::InvalidParameter`] for a size of
+    /// zero.
+    pub fn with_input_shape(mut self, input: &str, shape: &[usize]) -> Result<Self> {
+        let names: Vec<&str> = self.inputs.iter().map(|i| i.name.as_str()).collect();
+        let Some(index) = names.iter().position(|name| *name == input) else {
+            return Err(Error::mismatch("input", input, names.join(" or "), "name an input of the model"));
+        };
+        let info = &mut self.inputs[index];
+        if let Some(own) = &info.shape
+            && own.len() != shape.len()
+        {
+            let (got, expected) = (format!("{shape:?}"), info.described.clone());
+            return Err(Error::mismatch(
+                format!("shape of input {input}"),
+                got,
+                expected,
+                "give one size an axis",
+            ));
+        }
+        if shape.contains(&0) {
+            let mend = "every size must be at least 1";
+            return Err(Error::invalid(format!("shape of input {input}"), format!("{shape:?}"), mend));
+        }
+        let fact = guarded(&self.name, || {
+            let fact = self.graph.input_fact(index)?.clone();
+            self.graph.set_input_fact(index, fact.with_shape(shape.to_vec()))?;
+            Ok(self.graph.input_fact(index)?.clone())
+        })?;
+        *info = describe(input, &fact);
+        Ok(self)
+    }
+
+    /// The graph with every type and shape worked out.
+    pub(super) fn typed(&self) -> Result<TypedModel> {
+        for input in &self.inputs {
+            let Some(shape) = input.fixed_shape() else {
+                let cause = format!(
+                    "input {} has shape {}, and every size must be known: give them (--shape {}=SIZES, or \
+                     Model::with_input_shape)",
+                    input.name, input.described, input.name
+                );
+                return Err(refused(&self.name, &cause));
+            };
+            if shape.contains(&0) {
+                let cause = format!("input {} has shape {shape:?}: there is nothing to compute", input.name);
+                return Err(refused(&self.name, &cause));
+            }
+        }
+        let typed = guarded(&self.name, || self.graph.clone().into_typed()).map_err(|e| {
+            refused(&self.name, &format!("its operators and shapes do not fit together: {}", cause(&e)))
+        })?;
+        for (node, output) in typed.nodes().iter().flat_map(|n| n.outputs.iter().map(move |o| (n, o))) {
+            // Sizes that depend on data are not known yet.
+            let Some(shape) = output.fact.shape.as_concrete() else { continue };
+            let bytes = shape
+                .iter()
+                .try_fold(output.fact.datum_type.size_of(), |product, size| product.checked_mul(*size));
+            if bytes.is_none_or(|b| b > MOST_BYTES) {
+                let cause = format!(
+                    "{} has shape {shape:?}, more than {} GiB: give the inputs smaller shapes",
+                    node.name,
+                    MOST_BYTES >> 30
+                );
+                return Err(refused(&self.name, &cause));
+            }
+        }
+        Ok(typed)
+    }
+
+    /// The input's element type as tract has it.
+    pub(super) fn input_type(&self, index: usize) -> Result<DatumType> {
+        let fact = guarded(&self.name, || Ok(self.graph.input_fact(index)?.clone()))?;
+        let plain = |dt: &DatumType| dt.is_float() || dt.is_integer() || *dt == DatumType::Bool;
+        fact.datum_type.concretize().filter(plain).ok_or_else(|| {
+            let input = &self.inputs[index];
+            refused(
+                &self.name,
+                &format!("input {} has element type {}: only numbers can be given", input.name, input.dtype),
+            )
+        })
+    }
+}
+
+fn cause(error: &Error) -> String {
+    match error {
+        Error::Model { cause, .. } => cause.clone(),
+        other => other.to_string(),
+    }
+}
+
+fn describe(name: &str, fact: &InferenceFact) -> InputInfo {
+    let dtype = fact.datum_type.concretize().map_or_else(|| "any".to_owned(), dtype_name);
+    let dims: Vec<_> = fact.shape.dims().map(Factoid::concretize).collect();
+    let words: Vec<String> =
+        dims.iter().map(|dim| dim.as_ref().map_or_else(|| "?".to_owned(), ToString::to_string)).collect();
+    let sizes = dims
+        .iter()
+        .map(|dim| dim.as_ref().and_then(|d| d.to_i64().ok()).and_then(|d| usize::try_from(d).ok()));
+    let open = fact.shape.is_open();
+    InputInfo {
+        name: name.to_owned(),
+        dtype,
+        shape: (!open).then(|| sizes.collect()),
+        described: format!("[{}{}]", words.join(", "), if open { ", ..." } else { "" }),
+    }
+}

@@ -1,0 +1,44 @@
+//! Whole CNNs from ONNX files, their convolutions coded.
+//!
+//! [`Model::load`] parses a file; [`Model::prepare`] replaces every Conv node (and the fully connected layers for
+//! which it pays) by a coded layer on the workers of a [`Pool`](crate::Pool) and leaves everything else to
+//! [tract](https://docs.rs/tract-onnx) on this machine; [`PreparedModel::run`] gives the outputs and a report for
+//! every layer. A constant scale and shift for each channel (a batch normalisation, a bias) is folded into filters
+//! and bias, and a following ReLU or clip is applied in the pass that writes the decoded output. Layers that cannot
+//! be coded run locally, and the report says why.
+//!
+//! ```no_run
+//! use fcdcc::model::{Model, ModelOptions};
+//! use fcdcc::worker::CpuWorker;
+//! use fcdcc::Pool;
+//! use ndarray::ArrayD;
+//!
+//! let pool = Pool::new(CpuWorker::fleet(6))?;
+//! let prepared = Model::load("resnet50.onnx")?.prepare(&pool, &ModelOptions::default())?;
+//! let run = prepared.run(&[ArrayD::<f32>::zeros(vec![1, 3, 224, 224]).into()])?;
+//! println!("{:?}, {} layers", run.outputs[0].tensor.shape(), run.layers.len());
+//! # Ok::<(), fcdcc::Error>(())
+//! ```
+//!
+//! Who runs single layers can skip this module. Only it knows tract.
+//!
+//! Invariant: the graph that runs computes the same function as the file; only where and in what order of additions
+//! differs.
+
+mod find;
+mod fold;
+mod guard;
+mod host;
+mod load;
+mod op;
+mod options;
+mod prepare;
+mod prepared;
+mod repair;
+mod tensor;
+
+pub use host::HostModel;
+pub use load::{InputInfo, Model};
+pub use options::{GemmChoice, ModelOptions, Progress};
+pub use prepared::{ModelRun, Output, PreparedModel};
+pub use tensor::Tensor;

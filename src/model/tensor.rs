@@ -1,0 +1,160 @@
+//! Arrays whose element type is known only at run time: what goes into a model and comes out.
+
+use ndarray::ArrayD;
+use tract_onnx::prelude::{DatumType, IntoTensor, TractResult};
+use tract_onnx::tract_core::internal::Tensor as TractTensor;
+
+use super::guard::guarded;
+use crate::error::{Error, Result};
+
+/// An array of one of the element types that ONNX models have at their borders.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Tensor {
+    /// 32-bit floats. Half floats of a model come out as these too.
+    F32(ArrayD<f32>),
+    /// 64-bit floats.
+    F64(ArrayD<f64>),
+    /// 32-bit integers.
+    I32(ArrayD<i32>),
+    /// 64-bit integers: class indices, sizes.
+    I64(ArrayD<i64>),
+    /// Signed bytes.
+    I8(ArrayD<i8>),
+    /// Bytes.
+    U8(ArrayD<u8>),
+    /// Truth values.
+    Bool(ArrayD<bool>),
+}
+
+macro_rules! each {
+    ($tensor:expr, $array:ident => $value:expr) => {
+        match $tensor {
+            Tensor::F32($array) => $value,
+            Tensor::F64($array) => $value,
+            Tensor::I32($array) => $value,
+            Tensor::I64($array) => $value,
+            Tensor::I8($array) => $value,
+            Tensor::U8($array) => $value,
+            Tensor::Bool($array) => $value,
+        }
+    };
+}
+
+macro_rules! from_array {
+    ($($element:ty => $variant:ident),*) => {
+        $(impl From<ArrayD<$element>> for Tensor {
+            fn from(array: ArrayD<$element>) -> Self {
+                Self::$variant(array)
+            }
+        })*
+    };
+}
+
+from_array!(f32 => F32, f64 => F64, i32 => I32, i64 => I64, i8 => I8, u8 => U8, bool => Bool);
+
+impl Tensor {
+    /// Sizes of the axes.
+    #[must_use]
+    pub fn shape(&self) -> &[usize] {
+        each!(self, array => array.shape())
+    }
+
+    /// Name of the element type: `f32`, `f64`, `i32`, `i64`, `i8`, `u8` or `bool`.
+    #[must_use]
+    pub fn dtype(&self) -> &'static str {
+        match self {
+            Self::F32(_) => "f32",
+            Self::F64(_) => "f64",
+            Self::I32(_) => "i32",
+            Self::I64(_) => "i64",
+            Self::I8(_) => "i8",
+            Self::U8(_) => "u8",
+            Self::Bool(_) => "bool",
+        }
+    }
+
+    /// The elements in row-major order as f64: exact but for integers beyond 2^53; truth values are 0 and 1.
+    #[must_use]
+    pub fn to_f64(&self) -> Vec<f64> {
+        match self {
+            Self::F32(a) => a.iter().map(|v| f64::from(*v)).collect(),
+            Self::F64(a) => a.iter().copied().collect(),
+            Self::I32(a) => a.iter().map(|v| f64::from(*v)).collect(),
+            Self::I64(a) => a.iter().map(|v| *v as f64).collect(),
+            Self::I8(a) => a.iter().map(|v| f64::from(*v)).collect(),
+            Self::U8(a) => a.iter().map(|v| f64::from(*v)).collect(),
+            Self::Bool(a) => a.iter().map(|v| f64::from(u8::from(*v))).collect(),
+        }
+    }
+
+    /// As tract has it, in the element type the model wants. Floats are rounded to it; anything else must survive
+    /// the way there and back.
+    pub(super) fn for_model(&self, name: &str, wanted: DatumType) -> Result<TractTensor> {
+        let own: TractTensor = each!(self, array => array.clone().into_tensor());
+        if own.datum_type() == wanted {
+            return Ok(own);
+        }
+        let floats = own.datum_type().is_float() && wanted.is_float();
+        let cast = || -> TractResult<Option<TractTensor>> {
+            let there = own.cast_to_dt(wanted)?.into_owned();
+            let same = floats || *there.cast_to_dt(own.datum_type())? == own;
+            Ok(same.then_some(there))
+        };
+        match guarded(name, cast) {
+            Ok(Some(tensor)) => Ok(tensor),
+            Ok(None) | Err(_) => Err(Error::mismatch(
+                format!("element type of input {name}"),
+                self.dtype(),
+                dtype_name(wanted),
+                "convert the data: some of its values do not exist in that type",
+            )),
+        }
+    }
+
+    /// From tract.
+    pub(super) fn from_model(name: &str, tensor: &TractTensor) -> Result<Self> {
+        guarded(name, || {
+            Ok(match tensor.datum_type() {
+                DatumType::F64 => Self::F64(tensor.to_plain_array_view()?.to_owned()),
+                DatumType::I32 => Self::I32(tensor.to_plain_array_view()?.to_owned()),
+                DatumType::I64 => Self::I64(tensor.to_plain_array_view()?.to_owned()),
+                DatumType::I8 => Self::I8(tensor.to_plain_array_view()?.to_owned()),
+                DatumType::U8 => Self::U8(tensor.to_plain_array_view()?.to_owned()),
+                DatumType::Bool => Self::Bool(tensor.to_plain_array_view()?.to_owned()),
+                // Small integers and tract's own sizes fit into i64, half floats into f32.
+                dt if dt.is_float() => Self::F32(tensor.cast_to::<f32>()?.to_plain_array_view()?.to_owned()),
+                _ => Self::I64(tensor.cast_to::<i64>()?.to_plain_array_view()?.to_owned()),
+            })
+        })
+    }
+}
+
+/// The element type as users know it.
+pub(super) fn dtype_name(dtype: DatumType) -> String {
+    format!("{dtype:?}").to_lowercase()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tensor<T: Clone>(values: &[T]) -> ArrayD<T> {
+        ArrayD::from_shape_vec(vec![values.len()], values.to_vec()).unwrap()
+    }
+
+    #[test]
+    fn values_survive_conversion_or_are_refused() {
+        let labels = Tensor::from(tensor(&[0.0, 7.0, 255.0]));
+        let bytes = labels.for_model("x", DatumType::U8).unwrap();
+        assert_eq!(Tensor::from_model("x", &bytes).unwrap(), Tensor::U8(tensor(&[0, 7, 255])));
+        for wrong in [0.5, 256.0, -1.0, f64::NAN] {
+            let refused =
+                Tensor::from(tensor(&[wrong])).for_model("x", DatumType::U8).unwrap_err().to_string();
+            assert!(refused.contains("input x is f64 where u8"), "{refused}");
+        }
+        // Rounding between floats is what is asked for.
+        let rounded = Tensor::from(tensor(&[0.1f64])).for_model("x", DatumType::F32).unwrap();
+        assert_eq!(Tensor::from_model("x", &rounded).unwrap(), Tensor::F32(tensor(&[0.1f32])));
+    }
+}
