@@ -50,5 +50,6 @@ step cargo test --locked --doc
 RUSTDOCFLAGS="-D warnings" step cargo doc --locked --no-deps
 step cargo build --locked --examples
 step cargo run --locked --quiet --example quickstart
+step cargo run --locked --quiet --example classify
 
 printf '\nall checks passed\n'

@@ -162,11 +162,36 @@ fn mixed_pools_and_uncoded_layers_work() {
     assert!(relative_l2(run.output.as_slice().unwrap(), &truth) < EXACT_F32);
 }
 
+/// LeNet-5 on GPU workers of which two hang is LeNet-5 on CPU workers, and so is a pool of both.
+#[cfg(feature = "onnx")]
+fn a_model_runs_on_gpu_workers() {
+    use fcdcc::model::{GemmChoice, Model, ModelOptions, Tensor};
+    let model = Model::from_bytes("lenet5.onnx", include_bytes!("../assets/digits/lenet5.onnx")).unwrap();
+    let model = model.with_input_shape("image", &[8, 1, 32, 32]).unwrap();
+    let images = ArrayD::from_shape_vec(vec![8, 1, 32, 32], normal::<f32>(8 * 1024, 5)).unwrap();
+    let images = [Tensor::from(images)];
+    let options = ModelOptions { gemm: GemmChoice::On, ..ModelOptions::default() };
+    let logits = |workers: Vec<Box<dyn Worker>>, fault: &str| {
+        let workers = inject(workers, &[fault.parse::<FaultSpec>().unwrap()], 0).unwrap();
+        let prepared = model.prepare(&Pool::new(workers).unwrap(), &options).unwrap();
+        let runs = [prepared.run(&images).unwrap(), prepared.run(&images).unwrap()];
+        assert!(runs[1].layers.iter().all(|l| l.used.len() == 4 && l.fallback.is_none()));
+        runs[1].outputs[0].tensor.to_f64()
+    };
+    let truth = logits(CpuWorker::fleet(6), "0:delay=0ms");
+    let error = relative_l2(&logits(gpu(6), "1,4:drop"), &truth);
+    assert!(error < EXACT_F32, "{error:e}");
+    let mut mixed = CpuWorker::fleet(3);
+    mixed.extend(gpu(3));
+    let error = relative_l2(&logits(mixed, "0,5:crash"), &truth);
+    assert!(error < EXACT_F32, "{error:e}");
+}
+
 fn main() {
     let f64_there = fcdcc::gpu::select(None).is_ok_and(|a| a.iter().all(|a| a.features.f64));
     let present = !fcdcc::gpu::adapters().is_empty();
     let required = std::env::var("CI").is_ok_and(|v| v == "true");
-    let tests: [(&str, bool, fn()); 6] = [
+    let tests: Vec<(&str, bool, fn())> = vec![
         ("every_responder_set_is_exact_on_gpu_workers", true, || every_responder_set::<f32>(gpu, EXACT_F32)),
         ("every_responder_set_is_exact_on_gpu_workers_in_f64", f64_there, || {
             every_responder_set::<f64>(gpu, EXACT_F64);
@@ -177,6 +202,8 @@ fn main() {
         ("backends_agree", true, backends_agree),
         ("alexnet_conv1_survives_the_worst_loss", true, alexnet_conv1_survives_the_worst_loss),
         ("mixed_pools_and_uncoded_layers_work", true, mixed_pools_and_uncoded_layers_work),
+        #[cfg(feature = "onnx")]
+        ("a_model_runs_on_gpu_workers", true, a_model_runs_on_gpu_workers),
     ];
     let trials = tests
         .into_iter()

@@ -71,9 +71,14 @@ pub(super) fn layers(model_name: &str, model: &TypedModel) -> Result<Vec<Layer>>
             let found = match op {
                 _ if !order.contains(&id) => Err("nothing uses its output".to_owned()),
                 LayerOp::Conv => conv(model, node)?,
-                LayerOp::Gemm => gemm(model, node)?,
+                LayerOp::Gemm => match gemm(model, node)? {
+                    Some(found) => found,
+                    None => continue,
+                },
             };
-            layers.push(Layer { name: node.name.clone(), op, found });
+            // tract names the product of a Gemm node so, and the sum with its bias as the node.
+            let name = node.name.strip_suffix(".ab").unwrap_or(&node.name);
+            layers.push(Layer { name: name.to_owned(), op, found });
         }
         Ok(layers)
     })
@@ -122,12 +127,13 @@ fn conv(model: &TypedModel, node: &TypedNode) -> TractResult<Result<Found, Strin
     Ok(Ok(Found { node: node.id, data: 0, shape, dtype, weight, transposed: false, folded }))
 }
 
-/// A matrix product of data and constant weights, as a convolution with kernels of one element.
-fn gemm(model: &TypedModel, node: &TypedNode) -> TractResult<Result<Found, String>> {
+/// A matrix product of data and constant weights, as a convolution with kernels of one element; `None` for a product
+/// of other things.
+fn gemm(model: &TypedModel, node: &TypedNode) -> TractResult<Option<Result<Found, String>>> {
     let Some(product) = node.op_as::<EinSum>() else { bail!("{} is no product", node.name) };
-    let not = |why: &str| Ok(Err(why.to_owned()));
+    let not = |why: &str| Ok(Some(Err(why.to_owned())));
     if product.q_params.is_some() || node.inputs.len() != 2 {
-        return not("it is no plain matrix product");
+        return Ok(None);
     }
     let output = &node.outputs[0].fact;
     if !matches!(output.datum_type, DatumType::F32 | DatumType::F64)
@@ -139,7 +145,7 @@ fn gemm(model: &TypedModel, node: &TypedNode) -> TractResult<Result<Found, Strin
     let (data, weight) = match constants {
         [None, Some(weight)] => (0, weight),
         [Some(weight), None] => (1, weight),
-        _ => return not("its weights are not constant"),
+        _ => return Ok(None),
     };
     let input = model.outlet_fact(node.inputs[data])?;
     let (Some(from), Some(to)) = (input.shape.as_concrete(), output.shape.as_concrete()) else {
@@ -185,12 +191,12 @@ fn gemm(model: &TypedModel, node: &TypedNode) -> TractResult<Result<Found, Strin
     let shape = match shape {
         Ok(shape) if shape.output_elems() == to.iter().product::<usize>() => shape,
         Ok(_) => return not("its sizes do not agree"),
-        Err(error) => return Ok(Err(error.to_string())),
+        Err(error) => return not(&error.to_string()),
     };
     if weight.datum_type() != output.datum_type {
         return not("weights and data do not agree");
     }
     let folded = Folded::from(model, OutletId::new(node.id, 0), *o_out, c_out, vec![0.0; c_out])?;
     let dtype = output.datum_type;
-    Ok(Ok(Found { node: node.id, data, shape, dtype, weight, transposed: c_weight < o_weight, folded }))
+    Ok(Some(Ok(Found { node: node.id, data, shape, dtype, weight, transposed: c_weight < o_weight, folded })))
 }

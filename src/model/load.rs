@@ -1,6 +1,8 @@
 //! From an ONNX file to a graph with named inputs and outputs.
 
 use std::collections::HashSet;
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 use tract_onnx::prelude::{Framework, InferenceModel, InferenceModelExt};
@@ -64,13 +66,18 @@ impl Model {
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let name = path.display().to_string();
-        let bytes = std::fs::read(path).map_err(|e| Error::File {
+        let unread = |e: &dyn std::fmt::Display| Error::File {
             path: name.clone(),
             cause: format!("cannot be read: {e}"),
             input: true,
-        })?;
+        };
+        let mut file = File::open(path).map_err(|e| unread(&e))?;
+        let about = file.metadata().map_err(|e| unread(&e))?;
+        if about.is_dir() {
+            return Err(unread(&"it is a folder; name a file in it"));
+        }
         let folder = path.parent().and_then(Path::to_str);
-        Self::parse(name, bytes, folder)
+        Self::parse(name, &mut file, about.len(), folder)
     }
 
     /// Parses an ONNX model held in memory, called `name` in messages.
@@ -78,17 +85,17 @@ impl Model {
     /// # Errors
     /// Those of [`Model::load`] but for reading; also when the model's data are in files of their own.
     pub fn from_bytes(name: impl Into<String>, bytes: &[u8]) -> Result<Self> {
-        Self::parse(name.into(), bytes.to_vec(), None)
+        let mut rest = bytes;
+        Self::parse(name.into(), &mut rest, bytes.len() as u64, None)
     }
 
-    fn parse(name: String, bytes: Vec<u8>, folder: Option<&str>) -> Result<Self> {
+    /// Models can be large: what is read is held once, and let go of as soon as it is parsed.
+    fn parse(name: String, source: &mut dyn Read, size: u64, folder: Option<&str>) -> Result<Self> {
         // Value hints in the file may speak of sizes by name; here every size becomes a number.
         let onnx = tract_onnx::onnx().with_ignore_value_info(true);
-        let size = bytes.len();
-        let proto = guarded(&name, || onnx.proto_model_for_read(&mut bytes.as_slice())).map_err(|e| {
+        let proto = guarded(&name, || onnx.proto_model_for_read(source)).map_err(|e| {
             refused(&name, &format!("is not an ONNX model, or is damaged ({size} bytes): {}", cause(&e)))
         })?;
-        drop(bytes);
         let Some(graph) = proto.graph.as_ref().filter(|g| !g.node.is_empty()) else {
             return Err(refused(
                 &name,
