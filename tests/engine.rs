@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use common::layer::{EXACT_F32, Layer, fail, list, options, pool, small};
 use common::{mean_squared_error, normal, relative_l2, subsets};
+use fcdcc::coding::Clamp;
 use fcdcc::{CodeKind, CodedConv, ConvParams, Error, LayerOptions, OnShortfall, Pool};
 use ndarray::{ArrayD, ArrayView1, IxDyn};
 
@@ -32,6 +33,60 @@ fn every_responder_set_of_small_codes_is_exact_and_reported() {
             assert_eq!(run.report.recovery_threshold, delta);
         }
     }
+}
+
+#[test]
+fn the_activation_comes_after_the_bias_however_the_output_came_about() {
+    let layer = small();
+    let truth = layer.prepare(&pool(6, &[]), fail(4, 4)).unwrap().run(layer.input.view()).unwrap().output;
+    let clamp = Clamp { low: -0.25, high: 0.5 };
+    let expected: Vec<f32> = truth.iter().map(|v| v.clamp(-0.25, 0.5)).collect();
+    assert!(relative_l2(truth.as_slice().unwrap(), &expected) > 0.1, "the bounds must cut something");
+    let with = |options: LayerOptions| LayerOptions { clamp: Some(clamp), ..options };
+    let uncoded = LayerOptions { code: CodeKind::Uncoded, ..options(2, 3) };
+    for (n, options, fault) in [
+        // Both sides split, one side split, selected, computed locally.
+        (6, fail(4, 4), "1,4:crash"),
+        (6, fail(1, 8), "1,4:crash"),
+        (6, fail(8, 1), "0,5:crash"),
+        (6, uncoded, "0:delay=0ms"),
+        (6, options(4, 4).on_shortfall(OnShortfall::Local), "0,1,2:crash"),
+    ] {
+        let prepared = layer.prepare(&pool(n, &[fault]), with(options.clone())).unwrap();
+        let run = prepared.run(layer.input.view()).unwrap();
+        let got = run.output.as_slice().unwrap();
+        assert!(relative_l2(got, &expected) < EXACT_F32, "{options:?} {fault}");
+        assert!(got.iter().all(|v| (-0.25..=0.5).contains(v)));
+        assert_eq!(run.report.fallback.is_some(), fault.starts_with("0,1,2"));
+    }
+    for (low, high) in [(1.0, 0.0), (f64::NAN, 1.0), (0.0, f64::NAN)] {
+        let options = LayerOptions { clamp: Some(Clamp { low, high }), ..options(4, 4) };
+        let Err(error) = layer.prepare(&pool(6, &[]), options) else { panic!("{low} to {high}") };
+        assert!(error.to_string().contains("activation"), "{error}");
+    }
+}
+
+#[test]
+fn shared_filters_are_checked_and_used_as_they_are() {
+    let layer = small();
+    let shape = layer.shape();
+    let weight: Arc<Vec<f32>> = Arc::new(layer.weight.iter().copied().collect());
+    let shared =
+        CodedConv::prepare_shared(&pool(6, &[]), shape.clone(), weight.clone(), None, fail(4, 4)).unwrap();
+    assert_eq!(Arc::strong_count(&weight), 2, "no copy was made");
+    let plain = CodedConv::prepare(
+        &pool(6, &[]),
+        layer.input.shape(),
+        layer.weight.view(),
+        None,
+        &layer.params,
+        fail(4, 4),
+    );
+    let (a, b) = (shared.run(layer.input.view()).unwrap(), plain.unwrap().run(layer.input.view()).unwrap());
+    assert!(relative_l2(a.output.as_slice().unwrap(), b.output.as_slice().unwrap()) < EXACT_F32);
+    let few = CodedConv::prepare_shared(&pool(6, &[]), shape, Arc::new(vec![0.0f32; 3]), None, fail(4, 4));
+    let Err(few) = few else { panic!("three elements are no filters") };
+    assert!(few.to_string().contains("elements of the weight is 3"), "{few}");
 }
 
 #[test]

@@ -55,8 +55,9 @@ pub struct CodedConv<T: Element> {
     finite: bool,
 }
 
-/// The plain filters, kept for what must be encoded again or computed locally; a model's are not copied.
-pub(crate) type SharedWeight<T> = Arc<dyn AsRef<[T]> + Send + Sync>;
+/// The plain filters `[O, C/groups, kernel...]`, row-major. A layer keeps them for what must be encoded again or
+/// computed locally; whoever holds them as well shares them this way instead of having them copied.
+pub type SharedWeight<T> = Arc<dyn AsRef<[T]> + Send + Sync>;
 
 /// What a run gives back.
 #[derive(Clone, Debug)]
@@ -91,8 +92,11 @@ impl<T: Element> CodedConv<T> {
         Self::prepare_shared(pool, shape, Arc::new(contiguous(&weight).into_owned()), bias, options)
     }
 
-    /// As [`CodedConv::prepare`], with filters `[O, C/groups, kernel...]` that stay the caller's too.
-    pub(crate) fn prepare_shared(
+    /// As [`CodedConv::prepare`], for filters that stay the caller's too.
+    ///
+    /// # Errors
+    /// Those of [`CodedConv::prepare`].
+    pub fn prepare_shared(
         pool: &Pool,
         shape: ConvShape,
         weight: SharedWeight<T>,

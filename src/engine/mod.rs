@@ -10,7 +10,6 @@ mod layer;
 mod options;
 mod report;
 
-pub(crate) use layer::SharedWeight;
-pub use layer::{CodedConv, Run};
+pub use layer::{CodedConv, Run, SharedWeight};
 pub use options::LayerOptions;
 pub use report::{LayerReport, Report, WorkerReport};
