@@ -6,6 +6,8 @@ mod demo;
 mod devices;
 mod files;
 #[cfg(feature = "onnx")]
+mod inputs;
+#[cfg(feature = "onnx")]
 mod layers;
 mod options;
 #[cfg(feature = "onnx")]

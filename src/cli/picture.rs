@@ -182,8 +182,9 @@ impl PictureArgs {
         let Some([batch, a, b, c]) = input.shape.as_deref() else {
             return not("convert the pictures to a .npy array of the model's shape");
         };
-        if batch.is_some_and(|b| b != count) {
-            let expected = format!("{} (input {} is {})", batch.unwrap_or(0), input.name, input.described);
+        // A model that takes fewer at a time is run several times.
+        if let Some(batch) = batch.filter(|b| !count.is_multiple_of(*b)) {
+            let expected = format!("a multiple of {batch} (input {} is {})", input.name, input.described);
             let mend = "give as many, or another --shape if the model allows it";
             return Err(Error::mismatch("number of pictures", count, expected, mend));
         }
@@ -332,7 +333,7 @@ mod tests {
         let vector = refused(&input(&[Some(1), Some(10)]), &all);
         assert!(vector.contains("input x for pictures is [Some(1), Some(10)]"), "{vector}");
         let many = refused(&input(&[Some(4), Some(3), Some(8), Some(8)]), &all);
-        assert!(many.contains("number of pictures is 1 where 4"), "{many}");
+        assert!(many.contains("number of pictures is 1 where a multiple of 4"), "{many}");
         let five = refused(&input(&[None, Some(5), Some(8), Some(8)]), &all);
         assert!(five.contains("--layout"), "{five}");
         let text = folder.path().join("t.png");

@@ -5,12 +5,12 @@ use std::time::Instant;
 
 use clap::Args;
 use fcdcc::array::DType;
-use fcdcc::model::{GemmChoice, InputInfo, Model, ModelOptions, ModelRun, Output, PreparedModel, Tensor};
+use fcdcc::model::{GemmChoice, ModelOptions, ModelRun, Output, PreparedModel, Tensor};
 use fcdcc::{Error, Report, Result};
 use serde::Serialize;
 
+use super::inputs::InputArgs;
 use super::options::{LayerArgs, Precision};
-use super::picture::{PictureArgs, is_picture};
 use super::progress::Bar;
 use super::{Console, files, layers, pool, print};
 
@@ -22,12 +22,8 @@ use super::{Console, files, layers, pool, print};
     fcdcc run model.onnx --input x.npy --output y.npy --fault random:2:crash --compare --report r.json\n  \
     fcdcc run siamese.onnx --input left=a.npy --input right=b.npy --outputs results")]
 pub(crate) struct RunArgs {
-    /// The model
-    #[arg(value_name = "MODEL.onnx")]
-    model: PathBuf,
-    /// A .npy array; or PNG or JPEG pictures, which make one batch; NAME=FILE where the model has several inputs
-    #[arg(long, value_name = "FILE", num_args = 1.., required = true)]
-    input: Vec<String>,
+    #[command(flatten)]
+    inputs: InputArgs,
     /// Where the first output goes
     #[arg(long, value_name = "Y.npy")]
     output: Option<PathBuf>,
@@ -43,14 +39,9 @@ pub(crate) struct RunArgs {
     /// Also run the model uncoded on this machine and print the largest deviation
     #[arg(long)]
     compare: bool,
-    /// Shape of an input, where the file leaves it open or to override it: [NAME=]SIZE,SIZE,... (may be repeated)
-    #[arg(long, value_name = "SHAPE")]
-    shape: Vec<String>,
     /// Fully connected layers (Gemm, MatMul) on the workers: auto (where it pays), on, off
     #[arg(long, value_name = "WHICH", default_value_t)]
     gemm: GemmChoice,
-    #[command(flatten)]
-    picture: PictureArgs,
     #[command(flatten, next_help_heading = "Coding")]
     layer: LayerArgs,
 }
@@ -97,7 +88,7 @@ pub(crate) fn run(args: &RunArgs, console: Console) -> Result<()> {
     check_files(args)?;
     let labels = args.labels.as_deref().map(read_labels).transpose()?;
     let options = model_options(args)?;
-    let (model, inputs) = load(args)?;
+    let (model, batches) = args.inputs.load()?;
     let pool = pool::assemble(&args.layer, console)?;
     let started = Instant::now();
     let prepared = {
@@ -108,20 +99,26 @@ pub(crate) fn run(args: &RunArgs, console: Console) -> Result<()> {
     // The model's own copy of the weights is needed for a comparison only.
     let host = if args.compare { Some(model.on_host()?) } else { None };
     drop(model);
-    let run = {
+    let runs: Vec<ModelRun> = {
         let bar = Bar::new(console, "running");
-        prepared.run_observed(&inputs, &mut |p| bar.step(p))?
+        let run = |inputs: &Vec<Tensor>| prepared.run_observed(inputs, &mut |p| bar.step(p));
+        batches.iter().map(run).collect::<Result<_>>()?
     };
+    let outputs = joined(&runs.iter().map(|r| r.outputs.as_slice()).collect::<Vec<_>>())?;
     let compare = match host {
         None => None,
-        Some(host) => Some(deviations(&run.outputs, &host.run(&inputs)?)),
+        Some(host) => {
+            let uncoded = batches.iter().map(|inputs| host.run(inputs)).collect::<Result<Vec<_>>>()?;
+            let uncoded = joined(&uncoded.iter().map(Vec::as_slice).collect::<Vec<_>>())?;
+            Some(deviations(&outputs, &uncoded))
+        }
     };
     let top = match args.top {
         None => Vec::new(),
-        Some(k) => top(&run.outputs[0], k, labels.as_deref())?,
+        Some(k) => top(&outputs[0], k, labels.as_deref())?,
     };
-    write_outputs(args, &run.outputs)?;
-    let report = report(args, &prepared, &run, prepare_ms, compare);
+    write_outputs(args, &outputs)?;
+    let report = report(args, &prepared, &runs, &outputs, prepare_ms, compare);
     if let Some(path) = &args.layer.report {
         files::write_report(path, &report)?;
     }
@@ -131,17 +128,33 @@ pub(crate) fn run(args: &RunArgs, console: Console) -> Result<()> {
     if console.quiet {
         return Ok(());
     }
-    summary(&report, &run)
+    summary(&report, &runs, &outputs)
 }
 
-fn summary(report: &ModelReport, run: &ModelRun) -> Result<()> {
-    let layers = std::slice::from_ref(&run.layers);
-    layers::table(layers)?;
+/// The outputs of several runs, put together along the batch.
+fn joined(runs: &[&[Output]]) -> Result<Vec<Output>> {
+    if let [only] = runs {
+        return Ok(only.to_vec());
+    }
+    let first = runs.first().copied().unwrap_or_default();
+    let output = |(index, output): (usize, &Output)| {
+        let pieces: Vec<Tensor> = runs.iter().map(|run| run[index].tensor.clone()).collect();
+        Ok(Output { name: output.name.clone(), tensor: Tensor::concat(&pieces)? })
+    };
+    first.iter().enumerate().map(output).collect()
+}
+
+fn summary(report: &ModelReport, runs: &[ModelRun], outputs: &[Output]) -> Result<()> {
+    let layers: Vec<_> = runs.iter().map(|run| run.layers.clone()).collect();
+    layers::table(&layers)?;
     print::out("")?;
-    layers::workers(layers)?;
+    layers::workers(&layers)?;
     print::out("")?;
-    layers::totals(&run.layers, report.report.total_ms, report.host_ms)?;
-    let coded = run.layers.iter().filter(|l| l.why_local.is_none());
+    if runs.len() > 1 {
+        print::out(format_args!("{} runs, one after the other, together:", runs.len()))?;
+    }
+    layers::totals(&report.report.layers, report.report.total_ms, report.host_ms)?;
+    let coded = report.report.layers.iter().filter(|l| l.why_local.is_none());
     let bound = coded.map(|l| l.error_bound).fold(0.0, f64::max);
     print::out(format_args!(
         "exact in every layer to {bound:.1e} (largest error bound); prepared in {:.1} ms",
@@ -150,7 +163,7 @@ fn summary(report: &ModelReport, run: &ModelRun) -> Result<()> {
     for gemm in &report.local_gemms {
         print::out(format_args!("  {} (fully connected) on the host: {}", gemm.name, gemm.why))?;
     }
-    for output in &run.outputs {
+    for output in outputs {
         let values = output.tensor.to_f64();
         let (low, high) =
             values.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(*v), h.max(*v)));
@@ -196,101 +209,6 @@ fn model_options(args: &RunArgs) -> Result<ModelOptions> {
         }),
         ..ModelOptions::default()
     })
-}
-
-/// The model with every shape fixed, and its inputs in order.
-fn load(args: &RunArgs) -> Result<(Model, Vec<Tensor>)> {
-    let mut model = Model::load(&args.model)?;
-    for shape in &args.shape {
-        let (name, sizes) = shape_of(shape, &model)?;
-        model = model.with_input_shape(&name, &sizes)?;
-    }
-    let files = assign(&args.input, model.inputs())?;
-    let mut inputs = Vec::with_capacity(files.len());
-    for (info, files) in model.inputs().iter().zip(files) {
-        inputs.push(read_input(args, info, &files)?);
-    }
-    for (info, tensor) in model.inputs().to_vec().iter().zip(&inputs) {
-        if !info.admits(tensor.shape()) {
-            return Err(Error::mismatch(
-                format!("shape of input {}", info.name),
-                format!("{:?}", tensor.shape()),
-                &info.described,
-                "give data of that shape, or, where the model can be run for another, say so with --shape",
-            ));
-        }
-        if info.fixed_shape().is_none() {
-            model = model.with_input_shape(&info.name, tensor.shape())?;
-        }
-    }
-    Ok((model, inputs))
-}
-
-fn read_input(args: &RunArgs, info: &InputInfo, files: &[PathBuf]) -> Result<Tensor> {
-    if files.iter().all(|file| is_picture(file)) {
-        return Ok(args.picture.read(info, files)?.into());
-    }
-    match files {
-        [file] => files::read_tensor(file),
-        _ => Err(Error::mismatch(
-            format!("number of files for input {}", info.name),
-            files.len(),
-            "one .npy array, or any number of pictures (.png, .jpg)",
-            "put the arrays into one file, along the batch axis",
-        )),
-    }
-}
-
-/// `[NAME=]SIZE,SIZE,...`
-fn shape_of(text: &str, model: &Model) -> Result<(String, Vec<usize>)> {
-    let (name, sizes) = match (text.rsplit_once('='), model.inputs()) {
-        (Some((name, sizes)), _) => (name.to_owned(), sizes),
-        (None, [only]) => (only.name.clone(), text),
-        (None, inputs) => {
-            let names: Vec<&str> = inputs.iter().map(|i| i.name.as_str()).collect();
-            let mend = format!("the model has inputs {}: write --shape NAME=SIZES", names.join(", "));
-            return Err(Error::invalid("shape (--shape)", format!("{text:?}"), mend));
-        }
-    };
-    let sizes: Option<Vec<usize>> = sizes.split([',', 'x']).map(|s| s.trim().parse().ok()).collect();
-    let sizes = sizes.ok_or_else(|| {
-        Error::invalid("shape (--shape)", format!("{text:?}"), "write it as 1,3,224,224 or NAME=1,3,224,224")
-    })?;
-    Ok((name, sizes))
-}
-
-/// Which files belong to which input.
-fn assign(given: &[String], inputs: &[InputInfo]) -> Result<Vec<Vec<PathBuf>>> {
-    let mut files = vec![Vec::new(); inputs.len()];
-    let mut unnamed = Vec::new();
-    for text in given {
-        let named = text.split_once('=').and_then(|(name, file)| {
-            let index = inputs.iter().position(|input| input.name == name)?;
-            Some((index, PathBuf::from(file)))
-        });
-        match named {
-            Some((index, file)) => files[index].push(file),
-            None => unnamed.push(PathBuf::from(text)),
-        }
-    }
-    let names: Vec<&str> = inputs.iter().map(|i| i.name.as_str()).collect();
-    if let [only] = files.as_mut_slice() {
-        only.extend(unnamed);
-    } else if !unnamed.is_empty() {
-        let first = unnamed[0].display().to_string();
-        // Neither an input's name nor a lone file: say which of the two it may have been meant to be.
-        let mend = "name each file's input: --input NAME=FILE";
-        return Err(Error::mismatch("input", first, names.join(" or "), mend));
-    }
-    match files.iter().position(Vec::is_empty) {
-        None => Ok(files),
-        Some(missing) => Err(Error::mismatch(
-            "number of inputs given",
-            files.iter().filter(|f| !f.is_empty()).count(),
-            format!("{} ({})", names.len(), names.join(", ")),
-            format!("give --input {}=FILE as well", names[missing]),
-        )),
-    }
 }
 
 fn read_labels(path: &Path) -> Result<Vec<String>> {
@@ -377,7 +295,8 @@ fn deviation(name: &str, coded: &Tensor, uncoded: &Tensor) -> Deviation {
 fn report(
     args: &RunArgs,
     prepared: &PreparedModel,
-    run: &ModelRun,
+    runs: &[ModelRun],
+    outputs: &[Output],
     prepare_ms: f64,
     compare: Option<Vec<Deviation>>,
 ) -> ModelReport {
@@ -387,17 +306,16 @@ fn report(
         report: Report {
             schema: 1,
             command: "run".to_owned(),
-            total_ms: ms(run.total),
-            layers: run.layers.clone(),
+            total_ms: runs.iter().map(|run| ms(run.total)).sum(),
+            layers: runs.iter().flat_map(|run| run.layers.clone()).collect(),
         },
-        model: args.model.display().to_string(),
-        host_ms: ms(run.host),
+        model: args.inputs.model.display().to_string(),
+        host_ms: runs.iter().map(|run| ms(run.host)).sum(),
         prepare_ms,
         local_gemms: gemms
             .map(|(name, _, why)| LocalGemm { name: name.to_owned(), why: why.to_owned() })
             .collect(),
-        outputs: run
-            .outputs
+        outputs: outputs
             .iter()
             .map(|o| OutputReport {
                 name: o.name.clone(),
@@ -416,33 +334,8 @@ mod tests {
 
     use super::*;
 
-    fn inputs(names: &[&str]) -> Vec<InputInfo> {
-        let info = |name: &&str| InputInfo {
-            name: (*name).to_owned(),
-            dtype: "f32".to_owned(),
-            shape: None,
-            described: "[...]".to_owned(),
-        };
-        names.iter().map(info).collect()
-    }
-
     fn given(files: &[&str]) -> Vec<String> {
         files.iter().map(|f| (*f).to_owned()).collect()
-    }
-
-    #[test]
-    fn files_find_their_inputs() {
-        let one = assign(&given(&["a=b.npy", "c.png"]), &inputs(&["x"])).unwrap();
-        assert_eq!(one, [[PathBuf::from("a=b.npy"), PathBuf::from("c.png")]]);
-        let two = assign(&given(&["right=r.npy", "left=l=1.npy"]), &inputs(&["left", "right"])).unwrap();
-        assert_eq!(two, [[PathBuf::from("l=1.npy")], [PathBuf::from("r.npy")]]);
-        let missing = assign(&given(&["left=l.npy"]), &inputs(&["left", "right"])).unwrap_err().to_string();
-        assert!(
-            missing.contains("is 1 where 2 (left, right)") && missing.contains("right=FILE"),
-            "{missing}"
-        );
-        let unknown = assign(&given(&["l.npy"]), &inputs(&["left", "right"])).unwrap_err().to_string();
-        assert!(unknown.contains("l.npy where left or right"), "{unknown}");
     }
 
     #[test]

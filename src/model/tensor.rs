@@ -1,6 +1,6 @@
 //! Arrays whose element type is known only at run time: what goes into a model and comes out.
 
-use ndarray::ArrayD;
+use ndarray::{ArrayD, Axis};
 use tract_onnx::prelude::{DatumType, IntoTensor, TractResult};
 use tract_onnx::tract_core::internal::Tensor as TractTensor;
 
@@ -74,6 +74,56 @@ impl Tensor {
         }
     }
 
+    /// Cut along the first axis into pieces of `size`, the last of what is left; one piece if there is no axis.
+    #[must_use]
+    pub fn chunks(&self, size: usize) -> Vec<Self> {
+        each!(self, array => if array.ndim() == 0 {
+            vec![self.clone()]
+        } else {
+            array.axis_chunks_iter(Axis(0), size.max(1)).map(|piece| piece.to_owned().into()).collect()
+        })
+    }
+
+    /// Put one after the other along the first axis, as [`Tensor::chunks`] cut them; values without an axis become
+    /// elements of a vector.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] for none at all, for different element types, or for different sizes of the other axes.
+    pub fn concat(pieces: &[Self]) -> Result<Self> {
+        let differ = |got: String, expected: String| {
+            Error::mismatch("piece of a batch", got, expected, "pieces must agree but for their first axis")
+        };
+        let Some(first) = pieces.first() else {
+            return Err(differ("nothing".to_owned(), "at least one".to_owned()));
+        };
+        macro_rules! joined {
+            ($variant:ident) => {{
+                let mut all = Vec::with_capacity(pieces.len());
+                for piece in pieces {
+                    let Self::$variant(array) = piece else {
+                        return Err(differ(piece.dtype().to_owned(), first.dtype().to_owned()));
+                    };
+                    let scalar = array.ndim() == 0;
+                    all.push(if scalar { array.view().insert_axis(Axis(0)) } else { array.view() });
+                }
+                let joined = ndarray::concatenate(Axis(0), &all);
+                joined.map(Self::$variant).map_err(|_| {
+                    let shapes = pieces.iter().map(|p| format!("{:?}", p.shape())).collect::<Vec<_>>();
+                    differ(shapes.join(", "), format!("like {:?}", first.shape()))
+                })
+            }};
+        }
+        match first {
+            Self::F32(_) => joined!(F32),
+            Self::F64(_) => joined!(F64),
+            Self::I32(_) => joined!(I32),
+            Self::I64(_) => joined!(I64),
+            Self::I8(_) => joined!(I8),
+            Self::U8(_) => joined!(U8),
+            Self::Bool(_) => joined!(Bool),
+        }
+    }
+
     /// The elements in row-major order as f64: exact but for integers beyond 2^53; truth values are 0 and 1.
     #[must_use]
     pub fn to_f64(&self) -> Vec<f64> {
@@ -141,6 +191,22 @@ mod tests {
 
     fn tensor<T: Clone>(values: &[T]) -> ArrayD<T> {
         ArrayD::from_shape_vec(vec![values.len()], values.to_vec()).unwrap()
+    }
+
+    #[test]
+    fn batches_are_cut_and_put_together() {
+        let whole = Tensor::from(ArrayD::from_shape_vec(vec![5, 2], (0..10).collect::<Vec<i64>>()).unwrap());
+        let pieces = whole.chunks(2);
+        assert_eq!(pieces.iter().map(|p| p.shape()[0]).collect::<Vec<_>>(), [2, 2, 1]);
+        assert_eq!(Tensor::concat(&pieces).unwrap(), whole);
+        let scalar = Tensor::from(ArrayD::from_elem(vec![], 3.0f32));
+        assert_eq!(scalar.chunks(4), std::slice::from_ref(&scalar));
+        assert_eq!(Tensor::concat(&[scalar.clone(), scalar.clone()]).unwrap().shape(), [2]);
+        for wrong in [vec![], vec![whole, scalar]] {
+            assert!(matches!(Tensor::concat(&wrong), Err(Error::Mismatch { .. })));
+        }
+        let uneven = [Tensor::from(ArrayD::<u8>::zeros(vec![1, 2])), ArrayD::<u8>::zeros(vec![1, 3]).into()];
+        assert!(Tensor::concat(&uneven).unwrap_err().to_string().contains("[1, 2], [1, 3]"));
     }
 
     #[test]

@@ -1,0 +1,172 @@
+//! What `run` is given: a model, and a file or several for each of its inputs.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use fcdcc::model::{InputInfo, Model, Tensor};
+use fcdcc::{Error, Result};
+
+use super::files;
+use super::picture::{PictureArgs, is_picture};
+
+/// The model and its inputs.
+#[derive(Args)]
+pub(crate) struct InputArgs {
+    /// The model
+    #[arg(value_name = "MODEL.onnx")]
+    pub(crate) model: PathBuf,
+    /// A .npy array; or PNG or JPEG pictures, which make one batch; NAME=FILE where the model has several inputs
+    #[arg(long, value_name = "FILE", num_args = 1.., required = true)]
+    input: Vec<String>,
+    /// Shape of an input, where the file leaves it open or to override it: [NAME=]SIZE,SIZE,... (may be repeated)
+    #[arg(long, value_name = "SHAPE")]
+    shape: Vec<String>,
+    #[command(flatten)]
+    picture: PictureArgs,
+}
+
+impl InputArgs {
+    /// The model with every shape fixed, and its inputs in order, once for each run: a model of one input and a fixed batch
+    /// is run as often as the data need it.
+    pub(crate) fn load(&self) -> Result<(Model, Vec<Vec<Tensor>>)> {
+        let mut model = Model::load(&self.model)?;
+        for shape in &self.shape {
+            let (name, sizes) = shape_of(shape, &model)?;
+            model = model.with_input_shape(&name, &sizes)?;
+        }
+        let files = assign(&self.input, model.inputs())?;
+        let mut inputs = Vec::with_capacity(files.len());
+        for (info, files) in model.inputs().iter().zip(files) {
+            inputs.push(self.read_input(info, &files)?);
+        }
+        if let ([info], [data]) = (model.inputs(), inputs.as_slice())
+            && let Some(batch) = pieces_of(info, data.shape())
+        {
+            let batches = data.chunks(batch).into_iter().map(|piece| vec![piece]).collect();
+            return Ok((model, batches));
+        }
+        for (info, tensor) in model.inputs().to_vec().iter().zip(&inputs) {
+            if !info.admits(tensor.shape()) {
+                return Err(Error::mismatch(
+                    format!("shape of input {}", info.name),
+                    format!("{:?}", tensor.shape()),
+                    &info.described,
+                    "give data of that shape, or, where the model can be run for another, say so with --shape",
+                ));
+            }
+            if info.fixed_shape().is_none() {
+                model = model.with_input_shape(&info.name, tensor.shape())?;
+            }
+        }
+        Ok((model, vec![inputs]))
+    }
+
+    fn read_input(&self, info: &InputInfo, files: &[PathBuf]) -> Result<Tensor> {
+        if files.iter().all(|file| is_picture(file)) {
+            return Ok(self.picture.read(info, files)?.into());
+        }
+        match files {
+            [file] => files::read_tensor(file),
+            _ => Err(Error::mismatch(
+                format!("number of files for input {}", info.name),
+                files.len(),
+                "one .npy array, or any number of pictures (.png, .jpg)",
+                "put the arrays into one file, along the batch axis",
+            )),
+        }
+    }
+}
+
+/// The model's own batch where data of this shape are several of them.
+fn pieces_of(info: &InputInfo, shape: &[usize]) -> Option<usize> {
+    let own = info.fixed_shape()?;
+    let ([batch, own @ ..], [count, rest @ ..]) = (own.as_slice(), shape) else { return None };
+    (*batch > 0 && own == rest && count > batch && count.is_multiple_of(*batch)).then_some(*batch)
+}
+
+/// `[NAME=]SIZE,SIZE,...`
+fn shape_of(text: &str, model: &Model) -> Result<(String, Vec<usize>)> {
+    let (name, sizes) = match (text.rsplit_once('='), model.inputs()) {
+        (Some((name, sizes)), _) => (name.to_owned(), sizes),
+        (None, [only]) => (only.name.clone(), text),
+        (None, inputs) => {
+            let names: Vec<&str> = inputs.iter().map(|i| i.name.as_str()).collect();
+            let mend = format!("the model has inputs {}: write --shape NAME=SIZES", names.join(", "));
+            return Err(Error::invalid("shape (--shape)", format!("{text:?}"), mend));
+        }
+    };
+    let sizes: Option<Vec<usize>> = sizes.split([',', 'x']).map(|s| s.trim().parse().ok()).collect();
+    let sizes = sizes.ok_or_else(|| {
+        Error::invalid("shape (--shape)", format!("{text:?}"), "write it as 1,3,224,224 or NAME=1,3,224,224")
+    })?;
+    Ok((name, sizes))
+}
+
+/// Which files belong to which input.
+fn assign(given: &[String], inputs: &[InputInfo]) -> Result<Vec<Vec<PathBuf>>> {
+    let mut files = vec![Vec::new(); inputs.len()];
+    let mut unnamed = Vec::new();
+    for text in given {
+        let named = text.split_once('=').and_then(|(name, file)| {
+            let index = inputs.iter().position(|input| input.name == name)?;
+            Some((index, PathBuf::from(file)))
+        });
+        match named {
+            Some((index, file)) => files[index].push(file),
+            None => unnamed.push(PathBuf::from(text)),
+        }
+    }
+    let names: Vec<&str> = inputs.iter().map(|i| i.name.as_str()).collect();
+    if let [only] = files.as_mut_slice() {
+        only.extend(unnamed);
+    } else if !unnamed.is_empty() {
+        let first = unnamed[0].display().to_string();
+        // Neither an input's name nor a lone file: say which of the two it may have been meant to be.
+        let mend = "name each file's input: --input NAME=FILE";
+        return Err(Error::mismatch("input", first, names.join(" or "), mend));
+    }
+    match files.iter().position(Vec::is_empty) {
+        None => Ok(files),
+        Some(missing) => Err(Error::mismatch(
+            "number of inputs given",
+            files.iter().filter(|f| !f.is_empty()).count(),
+            format!("{} ({})", names.len(), names.join(", ")),
+            format!("give --input {}=FILE as well", names[missing]),
+        )),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+mod tests {
+    use super::*;
+
+    fn inputs(names: &[&str]) -> Vec<InputInfo> {
+        let info = |name: &&str| InputInfo {
+            name: (*name).to_owned(),
+            dtype: "f32".to_owned(),
+            shape: None,
+            described: "[...]".to_owned(),
+        };
+        names.iter().map(info).collect()
+    }
+
+    fn given(files: &[&str]) -> Vec<String> {
+        files.iter().map(|f| (*f).to_owned()).collect()
+    }
+
+    #[test]
+    fn files_find_their_inputs() {
+        let one = assign(&given(&["a=b.npy", "c.png"]), &inputs(&["x"])).unwrap();
+        assert_eq!(one, [[PathBuf::from("a=b.npy"), PathBuf::from("c.png")]]);
+        let two = assign(&given(&["right=r.npy", "left=l=1.npy"]), &inputs(&["left", "right"])).unwrap();
+        assert_eq!(two, [[PathBuf::from("l=1.npy")], [PathBuf::from("r.npy")]]);
+        let missing = assign(&given(&["left=l.npy"]), &inputs(&["left", "right"])).unwrap_err().to_string();
+        assert!(
+            missing.contains("is 1 where 2 (left, right)") && missing.contains("right=FILE"),
+            "{missing}"
+        );
+        let unknown = assign(&given(&["l.npy"]), &inputs(&["left", "right"])).unwrap_err().to_string();
+        assert!(unknown.contains("l.npy where left or right"), "{unknown}");
+    }
+}
