@@ -26,8 +26,8 @@ pub(crate) struct InputArgs {
 }
 
 impl InputArgs {
-    /// The model with every shape fixed, and its inputs in order, once for each run: a model of one input and a fixed batch
-    /// is run as often as the data need it.
+    /// The model with every shape fixed, and its inputs in order, once for each run: a model of one input and a
+    /// fixed batch is run as often as the data need it.
     pub(crate) fn load(&self) -> Result<(Model, Vec<Vec<Tensor>>)> {
         let mut model = Model::load(&self.model)?;
         for shape in &self.shape {

@@ -25,22 +25,22 @@ pub(crate) struct RunArgs {
     #[command(flatten)]
     inputs: InputArgs,
     /// Where the first output goes
-    #[arg(long, value_name = "Y.npy")]
+    #[arg(long, help_heading = "Results", value_name = "Y.npy")]
     output: Option<PathBuf>,
     /// A folder that gets every output as NAME.npy; it is made if it is not there
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, help_heading = "Results", value_name = "DIR")]
     outputs: Option<PathBuf>,
     /// Print the K largest values of the first output for each item of the batch
-    #[arg(long, value_name = "K")]
+    #[arg(long, help_heading = "Results", value_name = "K")]
     top: Option<usize>,
     /// Names of the classes for --top, one a line
-    #[arg(long, value_name = "FILE", requires = "top")]
+    #[arg(long, help_heading = "Results", value_name = "FILE", requires = "top")]
     labels: Option<PathBuf>,
     /// Also run the model uncoded on this machine and print the largest deviation
-    #[arg(long)]
+    #[arg(long, help_heading = "Results")]
     compare: bool,
     /// Fully connected layers (Gemm, MatMul) on the workers: auto (where it pays), on, off
-    #[arg(long, value_name = "WHICH", default_value_t)]
+    #[arg(long, help_heading = "Coding", value_name = "WHICH", default_value_t)]
     gemm: GemmChoice,
     #[command(flatten, next_help_heading = "Coding")]
     layer: LayerArgs,
