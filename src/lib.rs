@@ -19,5 +19,7 @@ pub use coding::CodeKind;
 pub use conv::{ConvParams, ConvShape};
 pub use engine::{CodedConv, LayerOptions, LayerReport, Report, Run};
 pub use error::{Error, ErrorKind, Result};
+#[cfg(feature = "onnx")]
+pub use model::{Model, ModelOptions, PreparedModel};
 pub use scheduler::{OnShortfall, Outcome, Policy, Pool};
 pub use worker::{CancelToken, CpuWorker, Worker};

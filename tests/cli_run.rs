@@ -52,6 +52,7 @@ fn the_demo_is_right_while_two_of_six_straggle() {
             row.split('%').next().unwrap().split_whitespace().last().unwrap().parse().unwrap();
         assert!(accuracy >= 97.0, "{row}");
     }
+    assert!(said.out.contains("predictions identical to those of the uncoded run"), "{}", said.out);
     let seconds = |row: &str| -> f64 {
         row.split(" s ").next().unwrap().split_whitespace().last().unwrap().parse().unwrap()
     };

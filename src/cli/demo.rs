@@ -105,23 +105,32 @@ pub(crate) fn run(args: &DemoArgs, console: Console) -> Result<()> {
     let host = whole(&model, &images)?;
     let host_time = started.elapsed();
     print::out(format_args!("{:28} {:>9}  {:>9}  identical predictions", "", "time", "accuracy"))?;
+    let right = |logits: &[f64]| {
+        predictions(logits).iter().zip(&labels).filter(|(p, l)| **p == usize::from(**l)).count()
+    };
+    let percent = |count: usize| 100.0 * count as f64 / labels.len() as f64;
     let row = |what: &str, time: Duration, logits: &[f64]| {
-        let right = predictions(logits).iter().zip(&labels).filter(|(p, l)| **p == usize::from(**l)).count();
         let same =
             predictions(logits).iter().zip(&predictions(&coded.logits)).filter(|(a, b)| a == b).count();
         print::out(format_args!(
             "{what:28} {:>7.2} s  {:>7.2} %  {same} of {}",
             time.as_secs_f64(),
-            100.0 * right as f64 / labels.len() as f64,
+            percent(right(logits)),
             labels.len()
         ))
     };
     row("coded, these workers", coded.time, &coded.logits)?;
     row("uncoded, these workers", uncoded.time, &uncoded.logits)?;
     row("whole, on this machine", host_time, &host)?;
+    let identical = predictions(&coded.logits) == predictions(&uncoded.logits);
     let deviation = print::relative_l2(&coded.logits, &host);
     print::out(format_args!(
-        "\nAn uncoded run loses {:.2} s to the same faults. Coded and whole outputs differ by {deviation:.1e} (relative L2).",
+        "\naccuracy {:.2} % ({} of {} digits), predictions {} those of the uncoded run\n\
+         an uncoded run loses {:.2} s to the same faults; coded and whole outputs differ by {deviation:.1e} (relative L2)",
+        percent(right(&coded.logits)),
+        right(&coded.logits),
+        labels.len(),
+        if identical { "identical to" } else { "DIFFERENT from" },
         uncoded.time.saturating_sub(coded.time).as_secs_f64()
     ))?;
     if let Some(path) = &args.report {

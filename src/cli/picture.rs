@@ -7,13 +7,13 @@ use clap::{Args, ValueEnum};
 use fcdcc::model::InputInfo;
 use fcdcc::{Error, Result};
 use image::imageops::FilterType;
-use image::{ImageReader, Rgb32FImage, imageops};
+use image::{DynamicImage, ImageDecoder, ImageError, ImageReader, Rgb32FImage, imageops};
 use ndarray::{Array4, ArrayD};
 
 /// Largest side of a picture that is decoded: a file of a few kilobytes may claim billions of pixels.
 const MOST_SIDE: u32 = 32_768;
-/// Memory that decoding one picture may take.
-const MOST_BYTES: u64 = 1 << 30;
+/// Memory that a decoded picture may take: some 80 million pixels. As floats it takes four times as much.
+const MOST_BYTES: u64 = 1 << 28;
 
 /// How a picture of other proportions comes to the input's size.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -248,9 +248,15 @@ fn decode(path: &Path) -> Result<Rgb32FImage> {
     limits.max_image_height = Some(MOST_SIDE);
     limits.max_alloc = Some(MOST_BYTES);
     reader.limits(limits);
-    let picture =
-        reader.decode().map_err(|e| bad(format!("is no PNG or JPEG picture that can be read: {e}")))?;
-    Ok(picture.into_rgb32f())
+    let decoded = || {
+        let mut decoder = reader.into_decoder()?;
+        // Cameras write the way they were held beside the pixels.
+        let orientation = decoder.orientation()?;
+        let mut picture = DynamicImage::from_decoder(decoder)?;
+        picture.apply_orientation(orientation);
+        Ok(picture.into_rgb32f())
+    };
+    decoded().map_err(|e: ImageError| bad(format!("is no PNG or JPEG picture that can be read: {e}")))
 }
 
 #[cfg(test)]
@@ -323,6 +329,26 @@ mod tests {
         // A strip of one row that keeps both colours, and black around it.
         let [top, _, bottom] = red(Fit::Pad);
         assert!(top.max(bottom) > 0.8 && top.min(bottom) == 0.0, "{top} {bottom}");
+    }
+
+    #[test]
+    fn pictures_are_turned_the_way_the_camera_was_held() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("p.jpg");
+        RgbImage::from_fn(16, 8, |x, _| Rgb([if x < 8 { 255 } else { 0 }; 3])).save(&path).unwrap();
+        let open = input(&[None, Some(1), None, None]);
+        let lying = args().read(&open, std::slice::from_ref(&path)).unwrap();
+        assert_eq!(lying.shape(), [1, 1, 8, 16]);
+        // Exif: one entry, orientation 6, to be turned clockwise by a quarter.
+        let mut exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0".to_vec();
+        let length = u16::try_from(exif.len() + 2).unwrap().to_be_bytes();
+        exif.splice(0..0, [0xff, 0xe1, length[0], length[1]]);
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes.splice(2..2, exif);
+        std::fs::write(&path, bytes).unwrap();
+        let standing = args().read(&open, &[path]).unwrap();
+        assert_eq!(standing.shape(), [1, 1, 16, 8]);
+        assert!(standing[[0, 0, 2, 4]] > 0.9 && standing[[0, 0, 13, 4]] < 0.1, "the left half is above");
     }
 
     #[test]

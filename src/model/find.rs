@@ -55,7 +55,7 @@ pub(super) struct Found {
     pub(super) folded: Folded,
 }
 
-/// All layers of a typed graph, in the order in which they run.
+/// All layers of a typed graph, every one after those it depends on.
 pub(super) fn layers(model_name: &str, model: &TypedModel) -> Result<Vec<Layer>> {
     guarded(model_name, || {
         let order = model.eval_order()?;

@@ -25,7 +25,7 @@ pub struct PreparedModel {
     pub(super) signature: Signature,
     pub(super) plan: Arc<TypedSimplePlan>,
     pub(super) layers: Vec<CodedLayer>,
-    /// Every layer of the file, in the order in which they run.
+    /// Every layer of the file, in the order of the graph.
     pub(super) places: Vec<Place>,
 }
 
@@ -50,7 +50,7 @@ pub struct ModelRun {
     /// In the model's order.
     pub outputs: Vec<Output>,
     /// One report for every Conv node of the file, coded or left on the host, and for every coded fully connected
-    /// layer, in the order in which they ran.
+    /// layer, in the order of the graph.
     pub layers: Vec<LayerReport>,
     /// The whole run.
     pub total: Duration,
