@@ -12,7 +12,7 @@ const MOST_NAMES: usize = 3;
 
 /// Prints a row for each layer over several runs of one model: times are medians over the runs.
 pub(crate) fn table(runs: &[Vec<LayerReport>]) -> Result<()> {
-    let Some(first) = runs.first() else { return Ok(()) };
+    let Some(first) = runs.first().filter(|layers| !layers.is_empty()) else { return Ok(()) };
     let width = |column: &dyn Fn(&LayerReport) -> usize, least: usize| {
         first.iter().map(column).max().unwrap_or(0).clamp(least, 40)
     };
@@ -43,6 +43,9 @@ pub(crate) fn table(runs: &[Vec<LayerReport>]) -> Result<()> {
             time(|l| l.decode_ms),
             time(|l| l.total_ms),
         ))?;
+    }
+    if first.iter().all(|layer| layer.why_local.is_some()) {
+        return Ok(());
     }
     out(format_args!(
         "{:name_width$}  n coded subtasks of which any d (delta) decode; times in ms{}; cond: condition number",

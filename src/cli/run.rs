@@ -147,19 +147,24 @@ fn joined(runs: &[&[Output]]) -> Result<Vec<Output>> {
 fn summary(report: &ModelReport, runs: &[ModelRun], outputs: &[Output]) -> Result<()> {
     let layers: Vec<_> = runs.iter().map(|run| run.layers.clone()).collect();
     layers::table(&layers)?;
-    print::out("")?;
-    layers::workers(&layers)?;
-    print::out("")?;
-    if runs.len() > 1 {
-        print::out(format_args!("{} runs, one after the other, together:", runs.len()))?;
+    let coded: Vec<_> = report.report.layers.iter().filter(|l| l.why_local.is_none()).collect();
+    if coded.is_empty() {
+        let total = report.report.total_ms;
+        print::out(format_args!("no layer was coded: everything ran on the host, in {total:.1} ms"))?;
+    } else {
+        print::out("")?;
+        layers::workers(&layers)?;
+        print::out("")?;
+        if runs.len() > 1 {
+            print::out(format_args!("{} runs, one after the other, together:", runs.len()))?;
+        }
+        layers::totals(&report.report.layers, report.report.total_ms, report.host_ms)?;
+        let bound = coded.iter().map(|l| l.error_bound).fold(0.0, f64::max);
+        print::out(format_args!(
+            "exact in every layer to {bound:.1e} (largest error bound); prepared in {:.1} ms",
+            report.prepare_ms
+        ))?;
     }
-    layers::totals(&report.report.layers, report.report.total_ms, report.host_ms)?;
-    let coded = report.report.layers.iter().filter(|l| l.why_local.is_none());
-    let bound = coded.map(|l| l.error_bound).fold(0.0, f64::max);
-    print::out(format_args!(
-        "exact in every layer to {bound:.1e} (largest error bound); prepared in {:.1} ms",
-        report.prepare_ms
-    ))?;
     for gemm in &report.local_gemms {
         print::out(format_args!("  {} (fully connected) on the host: {}", gemm.name, gemm.why))?;
     }
