@@ -4,6 +4,7 @@
 //! line maps variants to exit statuses through [`Error::kind`], so a program that embeds the library can make
 //! the same distinction.
 
+use std::any::Any;
 use std::time::Duration;
 
 /// The result of every fallible call of this crate.
@@ -187,6 +188,12 @@ pub enum Error {
         /// Whether the caller's file is at fault (true) or this side's attempt to write (false).
         input: bool,
     },
+}
+
+/// What a caught panic said, if it said it in words.
+pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let borrowed = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    borrowed.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default()
 }
 
 impl Error {

@@ -211,6 +211,26 @@ fn uncoded_layers_copy_bit_for_bit_and_need_every_part() {
 }
 
 #[test]
+fn a_selection_without_a_bias_keeps_the_sign_of_zero() {
+    let layer = shape(&[1, 1, 4, 1], &[2, 1, 1, 1], ConvParams::default());
+    let code = Code::new(CodeKind::Uncoded, 2, 1, 2).unwrap();
+    let (slabs, filters) =
+        (InputPartition::new(&layer, 2).unwrap(), FilterPartition::new(&layer, 1).unwrap());
+    let tiling = OutputTiling::new(&layer, &slabs, &filters);
+    let decoder = Decoder::for_subtasks(&code, &[0, 1]).unwrap();
+    let part = [-0.0_f32, 1.5, -0.0, -2.5];
+    let decoded = |bias: Option<&[f32]>| {
+        let mut output = vec![7.0; 8];
+        decode(&decoder, &tiling, &[&part, &part], Epilogue { bias, clamp: None }, &mut output).unwrap();
+        output.iter().map(|v| v.to_bits()).collect::<Vec<_>>()
+    };
+    let zeros = |bits: &[u32]| bits.iter().filter(|b| **b == (-0.0_f32).to_bits()).count();
+    assert_eq!(zeros(&decoded(None)), 4);
+    // Negative control: an addition turns it.
+    assert_eq!(zeros(&decoded(Some(&[0.0, 0.0]))), 0);
+}
+
+#[test]
 fn an_infinity_stays_where_it_belongs_in_an_uncoded_layer() {
     let layer = shape(&[1, 1, 8, 1], &[2, 1, 1, 1], ConvParams::default());
     let mut input = vec![1.0_f64; 8];

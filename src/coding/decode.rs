@@ -110,15 +110,17 @@ fn run<T: Element, A: Element>(
     };
     let k_b = tiling.k_b;
     jobs.into_par_iter().for_each_init(Vec::new, |scratch: &mut Vec<A>, job| {
-        let bias = |channel: usize| bias.map_or(A::default(), |b| A::from_f64(b[channel].to_f64()));
+        let bias_of = |channel: usize| bias.map_or(A::default(), |b| A::from_f64(b[channel].to_f64()));
         match &decoder.map {
             Map::Select(select) => {
                 for piece in job.pieces {
                     let from = job.start + piece.column;
                     let source = &results[select[piece.part]][from..from + piece.output.len()];
-                    let add = bias(piece.channel);
+                    // Nothing is added where there is no bias: the values stay what they are to the last bit.
+                    let add = bias.map(|_| bias_of(piece.channel));
                     for (out, value) in piece.output.iter_mut().zip(source) {
-                        *out = T::from_f64(activation(A::from_f64(value.to_f64()) + add).to_f64());
+                        let value = A::from_f64(value.to_f64());
+                        *out = T::from_f64(activation(add.map_or(value, |add| value + add)).to_f64());
                     }
                 }
             }
@@ -138,13 +140,15 @@ fn run<T: Element, A: Element>(
                 );
                 for piece in job.pieces {
                     let from = piece.part * cols + piece.column;
-                    let add = bias(piece.channel);
+                    let add = bias_of(piece.channel);
                     for (out, value) in piece.output.iter_mut().zip(&y[from..]) {
                         *out = T::from_f64(activation(*value + add).to_f64());
                     }
                 }
             }
-            Map::Rotation(r) => rotation_block(r, &matrices, results, scratch, job, k_b, (bias, activation)),
+            Map::Rotation(r) => {
+                rotation_block(r, &matrices, results, scratch, job, k_b, (bias_of, activation));
+            }
         }
     });
 }

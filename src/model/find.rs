@@ -1,5 +1,6 @@
 //! Finding the layers of a model that can be coded: Conv nodes, and matrix products with constant weights.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use tract_onnx::tract_core::axes::Axis;
@@ -59,7 +60,8 @@ pub(super) struct Found {
 pub(super) fn layers(model_name: &str, model: &TypedModel) -> Result<Vec<Layer>> {
     guarded(model_name, || {
         let order = model.eval_order()?;
-        let unused = (0..model.nodes().len()).filter(|id| !order.contains(id));
+        let used: HashSet<usize> = order.iter().copied().collect();
+        let unused = (0..model.nodes().len()).filter(|id| !used.contains(id));
         let mut layers = Vec::new();
         for id in order.iter().copied().chain(unused) {
             let node = model.node(id);
@@ -69,7 +71,7 @@ pub(super) fn layers(model_name: &str, model: &TypedModel) -> Result<Vec<Layer>>
                 () => continue,
             };
             let found = match op {
-                _ if !order.contains(&id) => Err("nothing uses its output".to_owned()),
+                _ if !used.contains(&id) => Err("nothing uses its output".to_owned()),
                 LayerOp::Conv => conv(model, node)?,
                 LayerOp::Gemm => match gemm(model, node)? {
                     Some(found) => found,

@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use tract_onnx::prelude::TractResult;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, panic_text};
 
 /// Longest part of a foreign message that is passed on: some quote whole shapes and graphs.
 const MOST_CHARS: usize = 300;
@@ -18,11 +18,7 @@ pub(super) fn guarded<T>(model: &str, call: impl FnOnce() -> TractResult<T>) -> 
             Err(error.downcast::<Error>().unwrap_or_else(|e| refused(model, &format!("{e:#}"))))
         }
         Err(panic) => {
-            let said = panic
-                .downcast_ref::<&str>()
-                .map(|s| (*s).to_owned())
-                .or_else(|| panic.downcast_ref::<String>().cloned())
-                .unwrap_or_default();
+            let said = panic_text(&*panic);
             Err(refused(model, &format!("the ONNX library gave up on it: {said}")))
         }
     }

@@ -2,13 +2,12 @@
 
 use std::sync::Arc;
 
-use tract_onnx::prelude::IntoRunnable;
 use tract_onnx::tract_core::internal::{IntoTValue, TValue, TVec, TypedSimplePlan};
 
 use super::guard::guarded;
 use super::load::Model;
 use super::prepared::{Output, Signature};
-use super::repair::repair;
+use super::repair::runnable;
 use super::tensor::Tensor;
 use crate::error::Result;
 
@@ -25,12 +24,9 @@ impl Model {
     /// # Errors
     /// As [`Model::prepare`], but for what concerns workers.
     pub fn on_host(&self) -> Result<HostModel> {
-        let mut graph = self.typed()?;
+        let graph = self.typed()?;
         let signature = Signature::of(self)?;
-        let plan = guarded(self.name(), || {
-            repair(&mut graph)?;
-            graph.into_optimized()?.into_runnable()
-        })?;
+        let plan = guarded(self.name(), || runnable(graph))?;
         Ok(HostModel { signature, plan })
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tract_onnx::prelude::{DatumType, IntoRunnable};
+use tract_onnx::prelude::{DatumType, TractResult};
 use tract_onnx::tract_core::internal::{Datum, Tensor as TractTensor, TypedModel, TypedModelPatch};
 
 use super::find::{Found, Layer, LayerOp, layers};
@@ -11,7 +11,7 @@ use super::load::Model;
 use super::op::CodedOp;
 use super::options::{GemmChoice, ModelOptions, Progress};
 use super::prepared::{CodedLayer, LocalLayer, Place, PreparedModel, Signature};
-use super::repair::repair;
+use super::repair::runnable;
 use crate::array::{DType, Element};
 use crate::coding::Code;
 use crate::engine::{CodedConv, LayerOptions, SharedWeight};
@@ -89,10 +89,7 @@ impl Model {
             );
             observe(Progress { done: index + 1, total, layer: &name });
         }
-        let plan = guarded(self.name(), || {
-            repair(&mut graph)?;
-            graph.into_optimized()?.into_runnable()
-        })?;
+        let plan = guarded(self.name(), || runnable(graph))?;
         Ok(PreparedModel { signature, plan, layers: coded, places })
     }
 }
@@ -128,12 +125,7 @@ fn sharing(pool: &Pool) -> f64 {
 }
 
 /// Puts a [`CodedOp`] where the layer and what is folded into it were.
-fn replace(
-    graph: &mut TypedModel,
-    name: &str,
-    found: &Found,
-    index: usize,
-) -> tract_onnx::prelude::TractResult<()> {
+fn replace(graph: &mut TypedModel, name: &str, found: &Found, index: usize) -> TractResult<()> {
     let mut patch = TypedModelPatch::new("coded layer");
     let data = patch.tap_model(graph, graph.node(found.node).inputs[found.data])?;
     let fact = graph.outlet_fact(found.folded.last)?;

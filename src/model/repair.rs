@@ -1,15 +1,26 @@
-//! Rewrites of a graph that keep tract from rewriting it wrongly.
+//! From a graph to a plan, with the rewrites that keep tract from rewriting it wrongly.
 
-use tract_onnx::tract_core::internal::{TractResult, TypedModel, TypedModelPatch, TypedNode};
+use std::sync::Arc;
+
+use tract_onnx::prelude::IntoRunnable;
+use tract_onnx::tract_core::internal::{
+    TractResult, TypedModel, TypedModelPatch, TypedNode, TypedSimplePlan,
+};
 use tract_onnx::tract_core::ops::binary::TypedBinOp;
 use tract_onnx::tract_core::ops::cnn::Conv;
 use tract_onnx::tract_core::ops::math::{add, mul, neg, recip};
+
+/// The optimised graph, ready to run.
+pub(super) fn runnable(mut graph: TypedModel) -> TractResult<Arc<TypedSimplePlan>> {
+    repair(&mut graph)?;
+    graph.into_optimized()?.into_runnable()
+}
 
 /// Puts `c + (-y)` for `c - y` and `c * (1 / y)` for `c / y` where y is the output of a convolution.
 ///
 /// tract 0.23 merges a channel's constant into the convolution in front of it and then takes the two for
 /// `c + conv` with unchanged filters and for a division of the filters; behind another operator it leaves them.
-pub(super) fn repair(graph: &mut TypedModel) -> TractResult<()> {
+fn repair(graph: &mut TypedModel) -> TractResult<()> {
     let wrong: Vec<usize> =
         graph.nodes().iter().filter(|node| is_misread(graph, node)).map(|node| node.id).collect();
     for id in wrong {

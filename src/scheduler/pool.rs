@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
 use crate::array::{DType, Values};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, panic_text};
 use crate::worker::{CancelToken, FilterKey, SubtaskShape, Worker, WorkerInfo};
 
 /// How long a dropped pool waits for its workers before it leaves a hung one behind.
@@ -339,11 +339,7 @@ fn guarded(
         return Err(Error::WorkerLost { worker: name.to_owned(), cause });
     };
     let result = catch_unwind(AssertUnwindSafe(|| call(alive.as_mut()))).unwrap_or_else(|panic| {
-        let said = panic
-            .downcast_ref::<&str>()
-            .map(|s| (*s).to_owned())
-            .or_else(|| panic.downcast_ref::<String>().cloned())
-            .unwrap_or_default();
+        let said = panic_text(&*panic);
         Err(Error::WorkerLost { worker: name.to_owned(), cause: format!("it panicked: {said}") })
     });
     if let Err(Error::WorkerLost { cause, .. }) = &result {
