@@ -1,0 +1,550 @@
+//! Which worker gets which subtask: how many by speed, which ones by failure domain.
+//!
+//! Whoever has equal workers that fail one by one can skip this: for them subtask i goes to worker i mod W. With
+//! unequal ones the counts follow the speeds; and because a code decodes badly when *adjacent* subtasks are missing
+//! (they are neighbouring points on a circle), what fails together is spread over the circle: hosts first, then
+//! adapters within a host, then the workers of an adapter.
+//!
+//! Invariant: every subtask has exactly one seat, and a seat without speed has none while another has speed.
+
+use std::cmp::Reverse;
+use std::collections::HashMap;
+
+/// How much slower than a fresh assignment the present one may be before subtasks move: moving one costs the
+/// installation of its filters, and measured speeds are never quite still.
+const TOLERATED: f64 = 1.3;
+
+/// Finishing times within this factor are equal: they come from measured speeds, and where a subtask is far from its
+/// domain's others matters more.
+const ALIKE: f64 = 1.1;
+
+/// A worker as the assignment sees it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Seat {
+    /// What it fails together with, outermost first: `["local", "adapter 0", "gpu-1"]`. Seats may differ in depth.
+    pub domain: Vec<String>,
+    /// Subtasks a unit of time, the unit being the same for all seats. What is not positive and finite counts as 0:
+    /// it takes nothing (lost or quarantined).
+    pub speed: f64,
+}
+
+/// The seat of each of `n` subtasks.
+///
+/// Every seat with speed gets a subtask if there are enough, so that its speed stays measured; each further one goes
+/// where it would be finished first. With fewer subtasks than seats the fastest get one each. Ties go to the lowest
+/// index; seats are equal if none has speed. The result is empty if there are no seats.
+#[must_use]
+pub fn assign(n: usize, seats: &[Seat]) -> Vec<usize> {
+    let counts = counts(n, &speeds(seats));
+    let busy: Vec<usize> = (0..seats.len()).filter(|seat| counts[*seat] > 0).collect();
+    spread(&busy, 0, seats, &counts)
+}
+
+/// When the last seat is finished, in the unit of time of the speeds: the greatest count / speed.
+///
+/// Infinite if a seat without speed (or one that does not exist) holds a subtask while another has speed; if none
+/// has, all count as speed 1.
+#[must_use]
+pub fn makespan(homes: &[usize], seats: &[Seat]) -> f64 {
+    let speeds = speeds(seats);
+    let counts = count(homes, seats.len());
+    if counts.iter().sum::<usize>() < homes.len() {
+        return f64::INFINITY;
+    }
+    speeds
+        .iter()
+        .zip(counts)
+        .filter(|(_, count)| *count > 0)
+        .map(|(s, count)| count as f64 / s)
+        .fold(0.0, f64::max)
+}
+
+/// Better seats for subtasks that have some already; `None` when theirs are good enough.
+///
+/// Good enough is: nothing on a seat without speed, no seat with speed left idle that [`assign`] would give work,
+/// and no makespan above 1.3 times that of a fresh assignment. A seat that holds just the one subtask it gets
+/// whatever its speed is left out of that comparison, or one very slow worker would excuse every other imbalance.
+///
+/// Otherwise as few subtasks as possible move, from seats with too many to where they are finished first; among
+/// equals, to where the failure domain's other subtasks are furthest away on the circle. The result is good enough
+/// at the same speeds, so that repeated calls come to rest.
+#[must_use]
+pub fn rebalance(homes: &[usize], seats: &[Seat]) -> Option<Vec<usize>> {
+    if seats.is_empty() {
+        return None;
+    }
+    let target = Target::new(homes.len(), speeds(seats));
+    let mut counts = count(homes, seats.len());
+    let placed = counts.iter().sum::<usize>() == homes.len();
+    if placed
+        && (0..seats.len()).all(|s| counts[s] >= target.least(s) && target.fits(s, counts[s], TOLERATED))
+    {
+        return None;
+    }
+    let circle = Circle::new(seats);
+    let mut homes = homes.to_vec();
+    loop {
+        let idle: Vec<usize> = (0..seats.len()).filter(|s| counts[*s] < target.least(*s)).collect();
+        let too_many = |seat: usize| counts.get(seat).is_none_or(|count| !target.fits(seat, *count, 1.0));
+        let mut movable: Vec<usize> = (0..homes.len()).filter(|i| too_many(homes[*i])).collect();
+        if movable.is_empty() {
+            if idle.is_empty() {
+                return Some(homes);
+            }
+            // Nobody has too many, but somebody has none: whoever takes longest can spare one best.
+            let spare = |seat: &usize| counts[*seat] > target.least(*seat);
+            let latest =
+                (0..seats.len()).filter(spare).map(|s| target.finish(s, counts[s])).fold(0.0, f64::max);
+            let latest = |seat: usize| spare(&seat) && target.finish(seat, counts[seat]) == latest;
+            movable = (0..homes.len()).filter(|i| latest(homes[*i])).collect();
+        }
+        let receivers = if idle.is_empty() {
+            let free: Vec<usize> =
+                (0..seats.len()).filter(|s| target.fits(*s, counts[*s] + 1, 1.0)).collect();
+            let finish = |seat: usize| target.finish(seat, counts[seat] + 1);
+            let first = free.iter().map(|s| finish(*s)).fold(f64::INFINITY, f64::min);
+            free.into_iter().filter(|s| finish(*s) <= first * ALIKE).collect()
+        } else {
+            idle
+        };
+        let moves = movable.iter().flat_map(|i| receivers.iter().map(move |to| (*i, *to)));
+        // Reversed, because the last of equals would win and the lowest indices are to.
+        let best = moves.rev().max_by_key(|(subtask, to)| circle.distances(&homes, *subtask, *to));
+        // There is one: a fresh assignment fits, so with one seat above its share another is below its own.
+        let (subtask, to) = best?;
+        if let Some(count) = counts.get_mut(homes[subtask]) {
+            *count -= 1;
+        }
+        counts[to] += 1;
+        homes[subtask] = to;
+    }
+}
+
+/// What a seat may hold for the whole to be as fast as a fresh assignment.
+struct Target {
+    speeds: Vec<f64>,
+    /// Subtasks that each seat with speed gets at least.
+    least: usize,
+    /// When the last seat that holds more than that is finished.
+    level: f64,
+}
+
+impl Target {
+    fn new(n: usize, speeds: Vec<f64>) -> Self {
+        let live = speeds.iter().filter(|s| **s > 0.0).count();
+        let least = usize::from(n >= live);
+        let fresh = counts(n, &speeds);
+        let more = fresh.iter().zip(&speeds).filter(|(count, _)| **count > least);
+        let level = more.map(|(count, speed)| *count as f64 / speed).fold(0.0, f64::max);
+        Self { speeds, least, level }
+    }
+
+    fn least(&self, seat: usize) -> usize {
+        if self.speeds[seat] > 0.0 { self.least } else { 0 }
+    }
+
+    fn finish(&self, seat: usize, count: usize) -> f64 {
+        count as f64 / self.speeds[seat]
+    }
+
+    fn fits(&self, seat: usize, count: usize, slack: f64) -> bool {
+        count <= self.least(seat) || self.finish(seat, count) <= self.level * slack
+    }
+}
+
+/// The failure domains of seats, numbered, to measure how far apart on the circle their subtasks are.
+struct Circle {
+    /// For each seat the numbers of the domains it is in, outermost first; the last is the seat's own.
+    domains: Vec<Vec<usize>>,
+    depth: usize,
+}
+
+impl Circle {
+    fn new(seats: &[Seat]) -> Self {
+        let mut numbers: HashMap<&[String], usize> = HashMap::new();
+        let mut domains: Vec<Vec<usize>> = Vec::with_capacity(seats.len());
+        for (index, seat) in seats.iter().enumerate() {
+            let outer = (1..=seat.domain.len()).map(|depth| {
+                let next = seats.len() + numbers.len();
+                *numbers.entry(&seat.domain[..depth]).or_insert(next)
+            });
+            domains.push(outer.chain([index]).collect());
+        }
+        let depth = domains.iter().map(Vec::len).max().unwrap_or(0);
+        Self { domains, depth }
+    }
+
+    /// For each domain of seat `to`, outermost first, how far `subtask` is from the nearest other subtask in it;
+    /// the length of the circle where there is none.
+    fn distances(&self, homes: &[usize], subtask: usize, to: usize) -> Vec<usize> {
+        let n = homes.len();
+        let mut distances = vec![n; self.depth];
+        for (other, home) in homes.iter().enumerate().filter(|(other, _)| *other != subtask) {
+            let Some(theirs) = self.domains.get(*home) else { continue };
+            let apart = other.abs_diff(subtask);
+            let apart = apart.min(n - apart);
+            for (level, domain) in self.domains[to].iter().enumerate() {
+                if theirs.contains(domain) {
+                    distances[level] = distances[level].min(apart);
+                }
+            }
+        }
+        distances
+    }
+}
+
+/// Speeds as they count: none is negative, infinite or NaN, and at least one is positive.
+fn speeds(seats: &[Seat]) -> Vec<f64> {
+    let usable = |speed: f64| if speed.is_finite() && speed > 0.0 { speed } else { 0.0 };
+    let speeds: Vec<f64> = seats.iter().map(|seat| usable(seat.speed)).collect();
+    if speeds.iter().all(|s| *s == 0.0) { vec![1.0; seats.len()] } else { speeds }
+}
+
+/// Subtasks of each seat; those of seats that do not exist are in no count.
+fn count(homes: &[usize], seats: usize) -> Vec<usize> {
+    let mut counts = vec![0; seats];
+    for home in homes {
+        if let Some(count) = counts.get_mut(*home) {
+            *count += 1;
+        }
+    }
+    counts
+}
+
+/// How many of `n` subtasks each seat gets.
+fn counts(n: usize, speeds: &[f64]) -> Vec<usize> {
+    let mut live: Vec<usize> = (0..speeds.len()).filter(|s| speeds[*s] > 0.0).collect();
+    // Stable: equal speeds stay in the order of their index.
+    live.sort_by(|a, b| speeds[*b].total_cmp(&speeds[*a]));
+    let mut counts = vec![0; speeds.len()];
+    for seat in live.iter().take(n) {
+        counts[*seat] = 1;
+    }
+    live.sort_unstable();
+    for _ in live.len()..n {
+        let finish = |seat: &usize| (counts[*seat] + 1) as f64 / speeds[*seat];
+        if let Some(first) = live.iter().copied().min_by(|a, b| finish(a).total_cmp(&finish(b))) {
+            counts[first] += 1;
+        }
+    }
+    counts
+}
+
+/// The subtasks of `members` in the order of the circle, each as its seat: the domains that they are in at this
+/// depth take turns in proportion to what they hold, and within each domain those of the next depth do.
+fn spread(members: &[usize], depth: usize, seats: &[Seat], counts: &[usize]) -> Vec<usize> {
+    if let [seat] = members {
+        return vec![*seat; counts[*seat]];
+    }
+    let mut domains: Vec<(Option<&String>, Vec<usize>)> = Vec::new();
+    for &seat in members {
+        let name = seats[seat].domain.get(depth);
+        match domains.iter_mut().find(|(of, _)| name.is_some() && *of == name) {
+            Some((_, inside)) => inside.push(seat),
+            // A seat whose domains end here fails with no other one.
+            None => domains.push((name, vec![seat])),
+        }
+    }
+    let mut lanes: Vec<Lane> = domains
+        .iter()
+        .map(|(_, inside)| Lane { seats: spread(inside, depth + 1, seats, counts), taken: 0 })
+        .collect();
+    let total = lanes.iter().map(|lane| lane.seats.len()).sum();
+    (0..total).filter_map(|turn| take_turn(&mut lanes, turn, total)).collect()
+}
+
+/// One domain's subtasks, on their way into the common order.
+struct Lane {
+    seats: Vec<usize>,
+    taken: usize,
+}
+
+/// Fills place `turn` of `total`: the k-th of a lane's c subtasks belongs between k/c and (k + 1)/c of the way round, and
+/// of the lanes whose next one may come, the one whose must come first gets the place (then the longest, then the
+/// first). Earliest deadline first meets all of these deadlines, so two of a lane are never 2 total/c + 1 apart.
+fn take_turn(lanes: &mut [Lane], turn: usize, total: usize) -> Option<usize> {
+    let may_come =
+        |lane: &&mut Lane| lane.taken < lane.seats.len() && lane.taken * total / lane.seats.len() <= turn;
+    let must_come = |lane: &Lane| ((lane.taken + 1) * total).div_ceil(lane.seats.len());
+    let lane =
+        lanes.iter_mut().filter(may_come).min_by_key(|lane| (must_come(lane), Reverse(lane.seats.len())))?;
+    lane.taken += 1;
+    lane.seats.get(lane.taken - 1).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::coding::{Code, CodeKind, Decoder};
+
+    fn seat(domain: &[&str], speed: f64) -> Seat {
+        Seat { domain: domain.iter().map(|name| (*name).to_owned()).collect(), speed }
+    }
+
+    /// Seats that fail one by one.
+    fn flat(speeds: &[f64]) -> Vec<Seat> {
+        speeds.iter().enumerate().map(|(i, speed)| seat(&[&format!("w{i}")], *speed)).collect()
+    }
+
+    /// `hosts` hosts of `each` workers of speed 1, listed host by host.
+    fn hosts(hosts: usize, each: usize) -> Vec<Seat> {
+        let workers = (0..hosts).flat_map(|h| (0..each).map(move |w| (h, w)));
+        workers.map(|(h, w)| seat(&[&format!("host {h}"), &format!("cpu-{w}")], 1.0)).collect()
+    }
+
+    /// Steps around the circle from each subtask of a set to the next.
+    fn gaps(n: usize, of: impl Fn(usize) -> bool) -> Vec<usize> {
+        let at: Vec<usize> = (0..n).filter(|i| of(*i)).collect();
+        let next = |k: usize| if k + 1 < at.len() { at[k + 1] } else { at[0] + n };
+        (0..at.len()).map(|k| next(k) - at[k]).collect()
+    }
+
+    fn on_host(homes: &[usize], seats: &[Seat], host: &str) -> Vec<usize> {
+        (0..homes.len()).filter(|i| seats[homes[*i]].domain[0] == host).collect()
+    }
+
+    fn moved(from: &[usize], to: &[usize]) -> usize {
+        from.iter().zip(to).filter(|(a, b)| a != b).count()
+    }
+
+    #[test]
+    fn equal_seats_take_turns() {
+        for workers in 1..12 {
+            let seats = flat(&vec![2.5; workers]);
+            for times in 1..4 {
+                let expected: Vec<usize> = (0..times * workers).map(|i| i % workers).collect();
+                assert_eq!(assign(times * workers, &seats), expected);
+            }
+        }
+        assert_eq!(assign(3, &flat(&[1.0; 7])), [0, 1, 2], "the first of equals");
+        assert_eq!(assign(4, &flat(&[0.0; 2])), [0, 1, 0, 1], "nobody has speed: all are equal");
+        assert_eq!(assign(0, &flat(&[1.0])), [0; 0]);
+        assert_eq!(assign(3, &[]), [0; 0]);
+    }
+
+    #[test]
+    fn speeds_decide_how_many() {
+        let tally = |n, speeds: &[f64]| count(&assign(n, &flat(speeds)), speeds.len());
+        assert_eq!(tally(20, &[4.0, 4.0, 4.0, 4.0, 1.0, 1.0, 1.0, 1.0]), [4, 4, 4, 4, 1, 1, 1, 1]);
+        assert_eq!(tally(6, &[1.0, 0.0, 2.0]), [2, 0, 4]);
+        assert_eq!(tally(5, &[1.0, 1e-9, 1.0]), [2, 1, 2], "one each, however slow");
+        assert_eq!(
+            tally(2, &[1.0, 3.0, 0.0, 2.0]),
+            [0, 1, 0, 1],
+            "the fastest when there is not one for each"
+        );
+        assert_eq!(tally(4, &[f64::NAN, 1.0, -2.0, f64::INFINITY]), [0, 4, 0, 0]);
+    }
+
+    #[test]
+    fn losing_a_host_leaves_a_well_conditioned_code() {
+        let (code, seats) = (Code::new(CodeKind::Crme, 8, 8, 20).unwrap(), hosts(5, 4));
+        let without = |homes: &[usize], host: usize| {
+            let left: Vec<usize> =
+                (0..20).filter(|i| seats[homes[*i]].domain[0] != format!("host {host}")).collect();
+            Decoder::for_subtasks(&code, &left).unwrap().condition()
+        };
+        let (spread, naive) = (assign(20, &seats), (0..20).collect::<Vec<_>>());
+        for host in 0..5 {
+            assert_eq!(
+                on_host(&spread, &seats, &format!("host {host}")),
+                [host, host + 5, host + 10, host + 15]
+            );
+            let condition = without(&spread, host);
+            assert!(condition < 8.0, "host {host}: {condition}");
+        }
+        // The points are 20 of 21 on the circle: where the free one extends the gap is the worst.
+        let worst = (0..5).map(|host| without(&naive, host)).fold(0.0, f64::max);
+        assert!(worst > 1500.0, "adjacent subtasks: {worst}");
+    }
+
+    #[test]
+    fn every_level_of_domains_is_spread() {
+        let mut seats = Vec::new();
+        for (host, adapter, queue) in (0..8).map(|i| (i / 4, i / 2 % 2, i % 2)) {
+            let names = [format!("host {host}"), format!("adapter {adapter}"), format!("gpu-{queue}")];
+            seats.push(Seat { domain: names.to_vec(), speed: 1.0 });
+        }
+        let homes = assign(16, &seats);
+        for (depth, gap) in [(1, 2), (2, 4), (3, 8)] {
+            for domain in seats.iter().map(|seat| &seat.domain[..depth]) {
+                let gaps = gaps(16, |i| &seats[homes[i]].domain[..depth] == domain);
+                assert!(gaps.iter().all(|g| *g == gap), "{domain:?}: {gaps:?}");
+            }
+        }
+        // A worker of its own beside a host of two, and one without any domain.
+        let mixed = [seat(&["a", "0"], 1.0), seat(&["a", "1"], 1.0), seat(&["b"], 1.0), seat(&[], 1.0)];
+        assert_eq!(assign(4, &mixed), [0, 2, 1, 3]);
+    }
+
+    #[test]
+    fn uneven_shares_are_spread_too() {
+        for shares in [&[5, 3, 1][..], &[4, 4, 1], &[7, 2, 2, 1], &[10, 5, 3, 2]] {
+            let n: usize = shares.iter().sum();
+            let homes = assign(n, &flat(&shares.iter().map(|share| *share as f64).collect::<Vec<_>>()));
+            for (seat, &share) in shares.iter().enumerate() {
+                let gaps = gaps(n, |i| homes[i] == seat);
+                assert_eq!(gaps.len(), share);
+                // At most half as much again as if they were alone on the circle.
+                assert!(gaps.iter().all(|gap| 2 * gap * share <= 3 * n), "{homes:?} of {shares:?}");
+                assert!(2 * share > n || gaps.iter().all(|gap| *gap >= 2), "{homes:?} of {shares:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn makespan_is_the_last_seats() {
+        assert_eq!(makespan(&[0, 0, 1], &flat(&[4.0, 1.0])), 1.0);
+        assert_eq!(makespan(&[0, 0, 1], &flat(&[1.0, 1.0])), 2.0);
+        assert_eq!(makespan(&[0, 1], &flat(&[1.0, 0.0])), f64::INFINITY);
+        assert_eq!(makespan(&[0, 7], &flat(&[1.0, 1.0])), f64::INFINITY);
+        assert_eq!(makespan(&[0, 1, 1], &flat(&[0.0, 0.0])), 2.0);
+        assert_eq!(makespan(&[], &[]), 0.0);
+    }
+
+    #[test]
+    fn good_homes_stay() {
+        let seats = flat(&[1.0; 8]);
+        let homes = assign(20, &seats);
+        assert_eq!(rebalance(&homes, &seats), None);
+        // Speeds as measured, not quite equal.
+        assert_eq!(rebalance(&homes, &flat(&[1.1, 0.95, 1.0, 0.9, 1.05, 1.0, 0.97, 1.1])), None);
+        assert_eq!(rebalance(&[0, 1, 2, 0], &flat(&[0.0; 3])), None);
+        assert_eq!(rebalance(&[], &seats), None);
+        assert_eq!(rebalance(&[0], &[]), None);
+        assert_eq!(rebalance(&[1], &seats), None, "fewer subtasks than seats: some are idle");
+    }
+
+    #[test]
+    fn slow_halves_give_to_fast_halves() {
+        let seats = flat(&[4.0, 1.0, 4.0, 1.0, 4.0, 1.0, 4.0, 1.0]);
+        let before = assign(20, &flat(&[1.0; 8]));
+        let homes = rebalance(&before, &seats).unwrap();
+        assert_eq!(count(&homes, 8), [4, 1, 4, 1, 4, 1, 4, 1]);
+        assert_eq!(moved(&before, &homes), 6, "{before:?} to {homes:?}");
+        assert_eq!(rebalance(&homes, &seats), None);
+        assert!(makespan(&homes, &seats) <= 20.0 / 20.0 / 0.85);
+    }
+
+    #[test]
+    fn a_very_slow_seat_excuses_nobody_else() {
+        let seats = flat(&[1.0, 0.4, 1.0, 1.0, 0.01]);
+        let before = [0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 4];
+        let homes = rebalance(&before, &seats).unwrap();
+        assert_eq!(makespan(&homes, &seats), 100.0, "which nothing can change");
+        let counts = count(&homes, 5);
+        assert_eq!((counts[1], counts[4]), (1, 1));
+        assert!(counts.iter().all(|count| *count <= 4), "{counts:?}");
+    }
+
+    #[test]
+    fn a_lost_hosts_subtasks_go_where_they_are_far_from_others() {
+        let mut seats = hosts(5, 4);
+        let before = assign(20, &seats);
+        for seat in &mut seats[4..8] {
+            seat.speed = 0.0;
+        }
+        let homes = rebalance(&before, &seats).unwrap();
+        assert_eq!(moved(&before, &homes), 4);
+        for host in ["host 0", "host 2", "host 3", "host 4"] {
+            let gaps = gaps(20, |i| seats[homes[i]].domain[0] == host);
+            assert!(gaps.iter().all(|gap| *gap >= 2), "{host}: {homes:?}");
+        }
+        // It comes back: each of its workers gets work again.
+        for seat in &mut seats {
+            seat.speed = 1.0;
+        }
+        let again = rebalance(&homes, &seats).unwrap();
+        assert_eq!(count(&again, 20), [1; 20]);
+        assert_eq!(moved(&homes, &again), 4);
+    }
+
+    #[test]
+    fn homes_that_do_not_exist_are_left() {
+        assert_eq!(rebalance(&[0, 9, 1, 9], &flat(&[1.0; 2])), Some(vec![0, 0, 1, 1]));
+        assert_eq!(rebalance(&[0, 0], &flat(&[0.0, 1.0])), Some(vec![1, 1]));
+        assert_eq!(rebalance(&[1], &flat(&[4.0, 1.0])), Some(vec![0]));
+    }
+
+    fn any_seats() -> impl Strategy<Value = Vec<Seat>> {
+        let speed = prop_oneof![1 => Just(0.0), 2 => Just(1.0), 5 => 0.05..20.0_f64];
+        let domain = (0..3_u8, 0..2_u8, 0..4_usize);
+        let seat = (domain, speed).prop_map(|((host, adapter, depth), speed)| {
+            let names = [format!("host {host}"), format!("adapter {adapter}"), "queue".to_owned()];
+            Seat { domain: names.into_iter().take(depth).collect(), speed }
+        });
+        proptest::collection::vec(seat, 1..12)
+    }
+
+    /// The least makespan of any assignment that gives each live seat at least one: of the times at which some seat is
+    /// finished with a whole number, the first by which all together are finished with `n`.
+    fn optimal(n: usize, speeds: &[f64]) -> f64 {
+        let live = || speeds.iter().filter(|s| **s > 0.0);
+        let mut times: Vec<f64> = live().flat_map(|s| (1..=n).map(move |c| c as f64 / s)).collect();
+        times.sort_by(f64::total_cmp);
+        let done = |time: f64| -> usize {
+            live().map(|s| (1..=n).take_while(|c| *c as f64 / s <= time).count().max(1)).sum()
+        };
+        let slowest = live().map(|s| 1.0 / s).fold(0.0, f64::max);
+        times.into_iter().find(|time| done(*time) >= n).unwrap_or(0.0).max(slowest)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn assignments_cover_all_subtasks_as_fast_as_can_be(n in 0_usize..60, seats in any_seats()) {
+            let homes = assign(n, &seats);
+            prop_assert_eq!(homes.len(), n);
+            let (speeds, counts) = (speeds(&seats), count(&homes, seats.len()));
+            let live = speeds.iter().filter(|s| **s > 0.0).count();
+            for (speed, count) in speeds.iter().zip(&counts) {
+                let right = if *speed > 0.0 { n < live || *count > 0 } else { *count == 0 };
+                prop_assert!(right, "{} of {} at speed {}", count, n, speed);
+            }
+            let mut fastest = speeds.clone();
+            fastest.sort_by(|a, b| b.total_cmp(a));
+            let span = makespan(&homes, &seats);
+            let best = match n {
+                0 => 0.0,
+                n if n < live => 1.0 / fastest[n - 1],
+                _ => optimal(n, &speeds),
+            };
+            prop_assert!(span <= best * (1.0 + 1e-12), "{} where {} is possible: {:?}", span, best, counts);
+        }
+
+        #[test]
+        fn no_domain_has_to_wait_for_two_of_its_turns(n in 1_usize..60, seats in any_seats()) {
+            let homes = assign(n, &seats);
+            for host in seats.iter().filter_map(|seat| seat.domain.first()) {
+                let gaps = gaps(n, |i| seats[homes[i]].domain.first() == Some(host));
+                let limit = (2 * n).div_ceil(gaps.len().max(1));
+                prop_assert!(gaps.iter().all(|gap| *gap <= limit), "{host}: {gaps:?} in {homes:?}");
+            }
+        }
+
+        #[test]
+        fn rebalancing_moves_little_and_comes_to_rest(
+            homes in proptest::collection::vec(0_usize..12, 0..40),
+            seats in any_seats(),
+        ) {
+            let (n, speeds) = (homes.len(), speeds(&seats));
+            let fresh = assign(n, &seats);
+            let Some(after) = rebalance(&homes, &seats) else {
+                prop_assert!(makespan(&homes, &seats) <= TOLERATED * makespan(&fresh, &seats));
+                return Ok(());
+            };
+            prop_assert_eq!(after.len(), n);
+            prop_assert!(makespan(&after, &seats) <= makespan(&fresh, &seats));
+            prop_assert_eq!(rebalance(&after, &seats), None);
+            prop_assert_eq!(rebalance(&fresh, &seats), None);
+            let (before, goal) = (count(&homes, seats.len()), count(&fresh, seats.len()));
+            let nowhere = n - before.iter().sum::<usize>();
+            let surplus: usize = before.iter().zip(&goal).map(|(b, g)| b.saturating_sub(*g)).sum();
+            prop_assert!(moved(&homes, &after) <= surplus + nowhere);
+            prop_assert!(after.iter().all(|s| speeds[*s] > 0.0));
+        }
+    }
+}
