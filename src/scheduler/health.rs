@@ -1,0 +1,585 @@
+//! What is known of one worker: whether it may be given work, and how fast it is.
+//!
+//! Whoever runs layers on workers that are all trusted can skip this. [`Health`] is a state machine fed by what is
+//! seen of a worker (probes, caught lies, losses, accepted results, its pace); [`Speed`] estimates its rate from
+//! attempts that ended and from those that were cut short.
+//!
+//! Invariant: a worker that was caught is given nothing before its backoff is over *and* it has passed a probe,
+//! however often it leaves and comes back.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use serde::Serialize;
+
+/// Smoothed pace above which a worker straggles, and below which it no longer does.
+const STRAGGLING: f64 = 2.0;
+const KEEPING_UP: f64 = 1.5;
+
+/// What a single pace counts as at most, and its weight: one hiccup alone must not make a straggler.
+const MAX_PACE: f64 = 4.0;
+const PACE_WEIGHT: f64 = 0.2;
+
+/// Observations that a speed is the median of: four outliers of nine do not move it far, and five make a change.
+const OBSERVATIONS: usize = 9;
+
+/// What a worker is good for at present.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// New or back, and not yet qualified: by a probe and, if it was caught before, by accepted results.
+    Probation,
+    /// Qualified, and about as fast as expected.
+    Healthy,
+    /// Qualified, but much slower than expected.
+    Straggling,
+    /// Caught: gets nothing until its backoff is over and it has passed a probe.
+    Quarantined,
+    /// Not reachable.
+    Lost,
+}
+
+/// How long a caught worker is kept away, and how it earns trust again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HealthOptions {
+    /// Quarantine after the first strike; it doubles with each further one.
+    pub backoff: Duration,
+    /// The longest quarantine.
+    pub max_backoff: Duration,
+    /// Accepted results until one strike is forgiven (at least 1).
+    pub forgive_after: u32,
+    /// Accepted results from the passed probe until a worker with strikes is healthy.
+    pub settle_after: u32,
+}
+
+impl Default for HealthOptions {
+    /// A second, a minute, 32 and 8 results.
+    fn default() -> Self {
+        Self {
+            backoff: Duration::from_secs(1),
+            max_backoff: Duration::from_mins(1),
+            forgive_after: 32,
+            settle_after: 8,
+        }
+    }
+}
+
+/// One worker's state, with the history that decides on the next one. Times count from any fixed start.
+#[derive(Clone, Debug)]
+pub struct Health {
+    options: HealthOptions,
+    state: State,
+    cause: Option<String>,
+    /// Times it was caught and that is not forgiven.
+    strikes: u32,
+    /// What the last strike was for.
+    struck_for: Option<String>,
+    /// Accepted results since the last strike was made or forgiven.
+    accepted: u32,
+    /// Accepted results until probation ends.
+    to_settle: u32,
+    /// When it may or must be probed. Kept while it is lost, so that coming back does not end a quarantine.
+    due: Option<Duration>,
+    /// Smoothed ratio of the time it takes to the time expected.
+    pace: f64,
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Health {
+    /// A new worker: on probation, its probe due at once.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::with_options(HealthOptions::default())
+    }
+
+    /// The same with other times and counts.
+    #[must_use]
+    pub fn with_options(options: HealthOptions) -> Self {
+        Self {
+            options,
+            state: State::Probation,
+            cause: None,
+            strikes: 0,
+            struck_for: None,
+            accepted: 0,
+            to_settle: 0,
+            due: Some(Duration::ZERO),
+            pace: 1.0,
+        }
+    }
+
+    /// Its present state.
+    #[must_use]
+    pub fn state(&self) -> State {
+        self.state
+    }
+
+    /// Why it is lost or quarantined, or was before its probation.
+    #[must_use]
+    pub fn cause(&self) -> Option<&str> {
+        self.cause.as_deref()
+    }
+
+    /// Whether it may be given real tasks: it is healthy or straggling, or on probation with its probe passed.
+    #[must_use]
+    pub fn usable(&self) -> bool {
+        match self.state {
+            State::Healthy | State::Straggling => true,
+            State::Probation => self.due.is_none(),
+            State::Quarantined | State::Lost => false,
+        }
+    }
+
+    /// When it is due for a probe: after its backoff in quarantine, at once if it is new or back. `None` if it needs
+    /// none. Stays what it is while a probe is under way.
+    #[must_use]
+    pub fn next_probe(&self) -> Option<Duration> {
+        if matches!(self.state, State::Probation | State::Quarantined) { self.due } else { None }
+    }
+
+    /// A task with a known answer came back right, or failed for the given cause, which is a strike.
+    ///
+    /// The answer to a probe that was sent before the worker was quarantined changes nothing.
+    pub fn probed(&mut self, now: Duration, result: Result<(), String>) {
+        let early = self.state == State::Quarantined && self.due.is_some_and(|due| due > now);
+        // A second probe that passes during probation must not prolong it.
+        let qualified = self.usable();
+        if early || self.state == State::Lost {
+            return;
+        }
+        match result {
+            Err(cause) => self.strike(now, cause),
+            Ok(()) if qualified => {}
+            Ok(()) => {
+                self.due = None;
+                self.state = State::Probation;
+                self.to_settle = if self.strikes == 0 { 0 } else { self.options.settle_after };
+                self.settle();
+            }
+        }
+    }
+
+    /// It returned something that was shown to be wrong: a strike.
+    ///
+    /// In quarantine only the cause changes. It is given nothing there, so what comes to light is from before, and
+    /// the four wrong subtasks of one layer are one strike, not four.
+    pub fn flagged(&mut self, now: Duration, cause: String) {
+        let away = self.state == State::Lost && self.due.is_some_and(|due| due > now);
+        if self.state == State::Quarantined || away {
+            if self.state == State::Quarantined {
+                self.cause = Some(cause.clone());
+            }
+            self.struck_for = Some(cause);
+        } else {
+            self.strike(now, cause);
+        }
+    }
+
+    /// One of its results was used and nothing was found wrong with it.
+    ///
+    /// Ends probation after [`HealthOptions::settle_after`] of them and forgives a strike after
+    /// [`HealthOptions::forgive_after`].
+    pub fn accepted(&mut self) {
+        if !self.usable() {
+            return;
+        }
+        self.accepted = self.accepted.saturating_add(1);
+        if self.accepted >= self.options.forgive_after {
+            self.accepted = 0;
+            self.strikes = self.strikes.saturating_sub(1);
+        }
+        if self.state == State::Probation {
+            self.to_settle = self.to_settle.saturating_sub(1);
+            self.settle();
+        }
+    }
+
+    /// It can no longer be reached.
+    pub fn lost(&mut self, cause: String) {
+        self.state = State::Lost;
+        self.cause = Some(cause);
+    }
+
+    /// It can be reached again: on probation with its probe due at once, or in what is left of its quarantine.
+    pub fn rejoined(&mut self, now: Duration) {
+        self.pace = 1.0;
+        if self.due.is_some_and(|due| due > now) {
+            self.state = State::Quarantined;
+            self.cause.clone_from(&self.struck_for);
+        } else {
+            self.state = State::Probation;
+            self.due = Some(now);
+        }
+    }
+
+    /// It took `ratio` times as long as expected at the pool's median speed.
+    ///
+    /// Smoothed over about the last five; above 2 a healthy worker straggles, below 1.5 it is healthy again.
+    pub fn paced(&mut self, ratio: f64) {
+        if ratio.is_nan() || !self.usable() {
+            return;
+        }
+        self.pace += PACE_WEIGHT * (ratio.clamp(0.0, MAX_PACE) - self.pace);
+        match self.state {
+            State::Healthy if self.pace > STRAGGLING => self.state = State::Straggling,
+            State::Straggling if self.pace < KEEPING_UP => self.state = State::Healthy,
+            _ => {}
+        }
+    }
+
+    fn settle(&mut self) {
+        if self.to_settle == 0 {
+            self.state = if self.pace > STRAGGLING { State::Straggling } else { State::Healthy };
+            self.cause = None;
+        }
+    }
+
+    fn strike(&mut self, now: Duration, cause: String) {
+        // Strikes beyond the longest backoff would change nothing but how long forgiveness takes.
+        if self.strikes == 0 || self.backoff() < self.options.max_backoff {
+            self.strikes = self.strikes.saturating_add(1);
+        }
+        self.accepted = 0;
+        self.due = Some(now.saturating_add(self.backoff()));
+        self.struck_for = Some(cause.clone());
+        if self.state != State::Lost {
+            self.state = State::Quarantined;
+            self.cause = Some(cause);
+        }
+    }
+
+    /// The quarantine that the present strikes bring.
+    fn backoff(&self) -> Duration {
+        let doubled = 1_u32.checked_shl(self.strikes.saturating_sub(1)).unwrap_or(u32::MAX);
+        self.options.backoff.saturating_mul(doubled).min(self.options.max_backoff)
+    }
+}
+
+/// A rolling estimate of one worker's speed in multiply-adds per second: the median of the last nine observations.
+#[derive(Clone, Debug, Default)]
+pub struct Speed {
+    rates: VecDeque<f64>,
+    /// What its speed is at most, from attempts cut short; of use only before the first observation.
+    ceiling: Option<f64>,
+}
+
+impl Speed {
+    /// Nothing is known yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// An attempt of `macs` multiply-adds ended after `busy` time at work on it.
+    ///
+    /// Without work or time nothing is learned.
+    pub fn completed(&mut self, macs: f64, busy: Duration) {
+        if macs > 0.0 && !busy.is_zero() {
+            self.observe(macs / busy.as_secs_f64());
+        }
+    }
+
+    /// An attempt was cancelled after `busy` time: `macs_done` multiply-adds were done by then, but not
+    /// `macs_of_next` more.
+    ///
+    /// The speed is thus between two bounds. An estimate within them stands; one outside is contradicted, and the
+    /// nearer bound is observed.
+    pub fn cut_short(&mut self, macs_done: f64, macs_of_next: f64, busy: Duration) {
+        let (least, most) = (macs_done, macs_done + macs_of_next);
+        if busy.is_zero() || !(least >= 0.0 && most >= least && most > 0.0) {
+            return;
+        }
+        let (least, most) = (least / busy.as_secs_f64(), most / busy.as_secs_f64());
+        match self.estimate() {
+            Some(estimate) if estimate < least => self.observe(least),
+            Some(estimate) if estimate > most => self.observe(most),
+            Some(_) => {}
+            None if least > 0.0 => self.observe(least),
+            None => self.ceiling = Some(self.ceiling.map_or(most, |known| known.min(most))),
+        }
+    }
+
+    /// Multiply-adds per second; `None` before anything was completed.
+    #[must_use]
+    pub fn estimate(&self) -> Option<f64> {
+        let mut sorted: Vec<f64> = self.rates.iter().copied().collect();
+        sorted.sort_by(f64::total_cmp);
+        let middle = sorted.len() / 2;
+        match sorted.len() {
+            0 => None,
+            odd if odd % 2 == 1 => Some(sorted[middle]),
+            _ => Some(f64::midpoint(sorted[middle - 1], sorted[middle])),
+        }
+    }
+
+    /// The estimate, or without one the `typical` speed as far as attempts cut short allow: a new worker that never
+    /// gets anything done in time must not be taken for a typical one.
+    #[must_use]
+    pub fn estimate_or(&self, typical: f64) -> f64 {
+        self.estimate().unwrap_or_else(|| self.ceiling.map_or(typical, |ceiling| typical.min(ceiling)))
+    }
+
+    fn observe(&mut self, rate: f64) {
+        if self.rates.len() == OBSERVATIONS {
+            self.rates.pop_front();
+        }
+        self.rates.push_back(rate);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    const OPTIONS: HealthOptions =
+        HealthOptions { backoff: ms(10), max_backoff: ms(50), forgive_after: 4, settle_after: 2 };
+
+    fn healthy() -> Health {
+        let mut health = Health::with_options(OPTIONS);
+        health.probed(ms(0), Ok(()));
+        assert_eq!((health.state(), health.usable()), (State::Healthy, true));
+        health
+    }
+
+    fn lie() -> String {
+        "wrong by 1".to_owned()
+    }
+
+    /// The quarantine of a strike at `now`.
+    fn quarantine(health: &mut Health, now: Duration) -> Duration {
+        health.flagged(now, lie());
+        assert_eq!((health.state(), health.usable()), (State::Quarantined, false));
+        health.next_probe().unwrap().saturating_sub(now)
+    }
+
+    #[test]
+    fn a_new_worker_works_after_its_probe() {
+        let mut health = Health::new();
+        assert_eq!((health.state(), health.usable(), health.cause()), (State::Probation, false, None));
+        assert_eq!(health.next_probe(), Some(ms(0)));
+        health.accepted();
+        assert!(!health.usable(), "results do not replace the probe");
+        health.probed(ms(5), Ok(()));
+        assert_eq!((health.state(), health.usable(), health.next_probe()), (State::Healthy, true, None));
+
+        let mut health = Health::new();
+        health.probed(ms(5), Err("no answer".to_owned()));
+        assert_eq!((health.state(), health.cause()), (State::Quarantined, Some("no answer")));
+        assert_eq!(health.next_probe(), Some(ms(1005)));
+    }
+
+    #[test]
+    fn the_way_back_is_backoff_then_probe_then_results() {
+        let mut health = healthy();
+        assert_eq!(quarantine(&mut health, ms(100)), ms(10));
+        assert_eq!(health.cause(), Some("wrong by 1"));
+        health.probed(ms(109), Ok(()));
+        assert_eq!(health.state(), State::Quarantined, "a probe from before");
+        health.accepted();
+        health.probed(ms(110), Ok(()));
+        assert_eq!((health.state(), health.usable(), health.next_probe()), (State::Probation, true, None));
+        health.accepted();
+        health.probed(ms(111), Ok(()));
+        assert_eq!(health.state(), State::Probation);
+        assert_eq!(health.cause(), Some("wrong by 1"));
+        health.accepted();
+        assert_eq!((health.state(), health.cause()), (State::Healthy, None));
+    }
+
+    #[test]
+    fn each_strike_doubles_the_backoff_up_to_the_longest() {
+        let mut health = healthy();
+        let mut now = ms(0);
+        for expected in [10, 20, 40, 50, 50, 50] {
+            assert_eq!(quarantine(&mut health, now), ms(expected));
+            // More of the same lie, found later, is no further strike.
+            health.flagged(now + ms(1), "wrong by 2".to_owned());
+            assert_eq!(health.next_probe(), Some(now + ms(expected)));
+            assert_eq!(health.cause(), Some("wrong by 2"));
+            now += ms(expected);
+            health.probed(now, Ok(()));
+            assert_eq!((health.state(), health.usable()), (State::Probation, true));
+        }
+        // A failed probe is a strike as well.
+        let mut health = healthy();
+        quarantine(&mut health, ms(0));
+        health.probed(ms(9), Err("late answer to an early probe".to_owned()));
+        assert_eq!(health.next_probe(), Some(ms(10)));
+        health.probed(ms(10), Err("still wrong".to_owned()));
+        assert_eq!((health.next_probe(), health.cause()), (Some(ms(30)), Some("still wrong")));
+    }
+
+    #[test]
+    fn backoffs_do_not_overflow() {
+        let options = HealthOptions { max_backoff: Duration::MAX, ..OPTIONS };
+        let mut health = Health::with_options(options);
+        for _ in 0..100 {
+            let now = health.next_probe().unwrap();
+            health.probed(now, Err(lie()));
+        }
+        assert_eq!(health.state(), State::Quarantined);
+        assert_eq!(health.backoff(), ms(10) * u32::MAX, "doubled as often as a Duration can be multiplied");
+    }
+
+    #[test]
+    fn good_runs_are_rewarded_one_strike_at_a_time() {
+        let mut health = healthy();
+        for (now, expected) in [(0, 10), (100, 20), (200, 40)] {
+            assert_eq!(quarantine(&mut health, ms(now)), ms(expected));
+            health.probed(ms(now + expected), Ok(()));
+        }
+        for _ in 0..8 {
+            health.accepted();
+        }
+        assert_eq!(quarantine(&mut health, ms(300)), ms(20), "three strikes, two forgiven, one more");
+        health.probed(ms(320), Ok(()));
+        for _ in 0..3 {
+            health.accepted();
+        }
+        assert_eq!(quarantine(&mut health, ms(400)), ms(40), "three results are one too few");
+        health.probed(ms(440), Ok(()));
+        for _ in 0..100 {
+            health.accepted();
+        }
+        assert_eq!(quarantine(&mut health, ms(500)), ms(10), "all is forgiven");
+    }
+
+    #[test]
+    fn lost_workers_come_back_on_probation() {
+        let mut health = healthy();
+        health.lost("connection closed".to_owned());
+        assert_eq!((health.state(), health.usable(), health.next_probe()), (State::Lost, false, None));
+        assert_eq!(health.cause(), Some("connection closed"));
+        health.probed(ms(10), Ok(()));
+        health.paced(9.0);
+        health.accepted();
+        assert_eq!(health.state(), State::Lost);
+        health.rejoined(ms(20));
+        assert_eq!((health.state(), health.usable()), (State::Probation, false));
+        assert_eq!(health.next_probe(), Some(ms(20)));
+        health.probed(ms(21), Ok(()));
+        assert_eq!((health.state(), health.cause()), (State::Healthy, None));
+    }
+
+    #[test]
+    fn leaving_does_not_end_a_quarantine() {
+        let mut health = healthy();
+        quarantine(&mut health, ms(0));
+        health.lost("connection closed".to_owned());
+        health.rejoined(ms(5));
+        assert_eq!((health.state(), health.next_probe()), (State::Quarantined, Some(ms(10))));
+        assert_eq!(health.cause(), Some("wrong by 1"));
+        health.lost("connection closed".to_owned());
+        health.rejoined(ms(15));
+        health.probed(ms(16), Ok(()));
+        assert_eq!((health.state(), health.usable()), (State::Probation, true), "its strike is remembered");
+        // Caught only after it had left.
+        health.lost("connection closed".to_owned());
+        health.flagged(ms(20), lie());
+        health.flagged(ms(21), lie());
+        assert_eq!((health.state(), health.cause()), (State::Lost, Some("connection closed")));
+        health.rejoined(ms(22));
+        assert_eq!((health.state(), health.next_probe()), (State::Quarantined, Some(ms(40))));
+    }
+
+    #[test]
+    fn stragglers_are_told_by_more_than_one_slow_result() {
+        let mut health = healthy();
+        health.paced(1000.0);
+        assert_eq!(health.state(), State::Healthy, "one hiccup");
+        health.paced(f64::NAN);
+        let slow = (0..10).take_while(|_| {
+            health.paced(3.0);
+            health.state() == State::Healthy
+        });
+        assert!((1..6).contains(&slow.count()));
+        assert!(health.usable());
+        for _ in 0..50 {
+            health.paced(1.8);
+        }
+        assert_eq!(health.state(), State::Straggling, "between the bounds it stays what it is");
+        for _ in 0..10 {
+            health.paced(1.0);
+        }
+        assert_eq!(health.state(), State::Healthy);
+        for _ in 0..50 {
+            health.paced(1.8);
+        }
+        assert_eq!(health.state(), State::Healthy, "between the bounds it stays what it is");
+    }
+
+    #[test]
+    fn states_have_lowercase_names() {
+        assert_eq!(serde_json::to_string(&State::Quarantined).unwrap(), "\"quarantined\"");
+    }
+
+    /// Observations of `rate` until the estimate is within a tenth of it.
+    fn observations_until(speed: &mut Speed, rate: f64) -> usize {
+        (1..100)
+            .find(|_| {
+                speed.completed(rate, Duration::from_secs(1));
+                (speed.estimate().unwrap() / rate - 1.0).abs() < 0.1
+            })
+            .unwrap()
+    }
+
+    #[test]
+    fn a_speed_follows_changes_but_not_outliers() {
+        let mut speed = Speed::new();
+        assert_eq!(speed.estimate(), None);
+        assert_eq!(speed.estimate_or(7.0), 7.0);
+        speed.completed(0.0, ms(5));
+        speed.completed(5.0, ms(0));
+        assert_eq!(speed.estimate(), None, "nothing to learn from");
+        speed.completed(5e6, ms(500));
+        assert_eq!(speed.estimate(), Some(1e7));
+        for rate in [1e9, 1e7, 3e7, 2e7] {
+            assert!(observations_until(&mut speed, rate) <= 12);
+            for k in 0..20 {
+                speed.completed(rate * [0.98, 1.0, 1.02][k % 3], Duration::from_secs(1));
+            }
+            for outlier in [1e-3, 1e3] {
+                speed.completed(outlier * rate, Duration::from_secs(1));
+                assert!((speed.estimate().unwrap() / rate - 1.0).abs() < 0.03);
+            }
+        }
+    }
+
+    #[test]
+    fn attempts_cut_short_bound_the_speed() {
+        let second = Duration::from_secs(1);
+        let mut speed = Speed::new();
+        observations_until(&mut speed, 10.0);
+        speed.cut_short(0.0, 20.0, second);
+        speed.cut_short(5.0, 5.0, second);
+        speed.cut_short(0.0, 0.0, second);
+        speed.cut_short(1.0, 1.0, ms(0));
+        assert_eq!(speed.estimate(), Some(10.0), "nothing that contradicts it");
+        for _ in 0..9 {
+            speed.cut_short(1.0, 1.0, second);
+        }
+        assert_eq!(speed.estimate(), Some(2.0), "never more than two a second");
+        for _ in 0..9 {
+            speed.cut_short(6.0, 6.0, second);
+        }
+        assert_eq!(speed.estimate(), Some(6.0), "it did six a second before it was cut short");
+
+        let mut unproven = Speed::new();
+        unproven.cut_short(0.0, 8.0, second);
+        unproven.cut_short(0.0, 3.0, second);
+        unproven.cut_short(0.0, 8.0, second);
+        assert_eq!(unproven.estimate(), None);
+        assert_eq!((unproven.estimate_or(100.0), unproven.estimate_or(2.0)), (3.0, 2.0));
+        unproven.completed(50.0, second);
+        assert_eq!(unproven.estimate_or(100.0), 50.0);
+    }
+}
