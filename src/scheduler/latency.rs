@@ -1,0 +1,235 @@
+//! How long subtasks take, to tell when one is overdue enough to be handed out a second time.
+//!
+//! Whoever does not hedge can skip this. A coded layer stops waiting once it can decode, so of its slowest subtasks
+//! one only learns that they took *longer* than that. [`Latencies`] keeps such observations as what they are
+//! (censored) and estimates quantiles by the product-limit (Kaplan-Meier) method; dropping them would make every
+//! layer look faster than it is. [`Expected`] keeps a smoothed latency for each subtask.
+//!
+//! Invariant: a quantile is a latency that was observed, and quantiles grow with q.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+/// Observations kept: enough for a 95 % quantile, few enough to forget last minute's load.
+const KEPT: usize = 128;
+
+/// Observations below which a quantile would be a guess.
+const ENOUGH: usize = 8;
+
+/// Weight of a new latency against those before.
+const WEIGHT: f64 = 0.25;
+
+/// Rounding of the at most 128 factors of a survival probability.
+const ROUNDING: f64 = 1e-12;
+
+#[derive(Clone, Copy, Debug)]
+struct Observation {
+    time: Duration,
+    /// It was still running at this time.
+    censored: bool,
+}
+
+/// The last 128 latencies of one layer's subtasks.
+#[derive(Clone, Debug, Default)]
+pub struct Latencies {
+    ring: VecDeque<Observation>,
+}
+
+impl Latencies {
+    /// No observations yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A subtask's results were there after `time`.
+    pub fn observe(&mut self, time: Duration) {
+        self.push(Observation { time, censored: false });
+    }
+
+    /// A subtask was cancelled after `time`, its results not being there yet.
+    pub fn censored(&mut self, time: Duration) {
+        self.push(Observation { time, censored: true });
+    }
+
+    /// The time by which a fraction `q` (0 to 1) of all subtasks would be there if none were cancelled.
+    ///
+    /// `None` below eight observations. Where it lies beyond the last latency that was seen to its end, the largest
+    /// observation of either kind: it takes at least that long.
+    #[must_use]
+    pub fn quantile(&self, q: f64) -> Option<Duration> {
+        if self.ring.len() < ENOUGH {
+            return None;
+        }
+        let mut sorted: Vec<Observation> = self.ring.iter().copied().collect();
+        // What was cancelled at the very time at which another ended was still at risk then.
+        sorted.sort_by_key(|o| (o.time, o.censored));
+        let mut surviving = 1.0;
+        for (index, observation) in sorted.iter().enumerate().filter(|(_, o)| !o.censored) {
+            // One by one is the same as all that end at one time at once: the product telescopes.
+            let at_risk = (sorted.len() - index) as f64;
+            surviving *= (at_risk - 1.0) / at_risk;
+            if surviving <= 1.0 - q + ROUNDING {
+                return Some(observation.time);
+            }
+        }
+        sorted.last().map(|o| o.time)
+    }
+
+    fn push(&mut self, observation: Observation) {
+        if self.ring.len() == KEPT {
+            self.ring.pop_front();
+        }
+        self.ring.push_back(observation);
+    }
+}
+
+/// What latency to expect of each subtask: an exponentially weighted mean, a new one counting a quarter.
+#[derive(Clone, Debug)]
+pub struct Expected {
+    seconds: Vec<Option<f64>>,
+}
+
+impl Expected {
+    /// Nothing known of `n` subtasks.
+    #[must_use]
+    pub fn new(n: usize) -> Self {
+        Self { seconds: vec![None; n] }
+    }
+
+    /// Subtask `subtask` took `time`. One that does not exist is ignored.
+    pub fn observe(&mut self, subtask: usize, time: Duration) {
+        if let Some(expected) = self.seconds.get_mut(subtask) {
+            let time = time.as_secs_f64();
+            *expected = Some(expected.map_or(time, |before| before + WEIGHT * (time - before)));
+        }
+    }
+
+    /// What to expect of `subtask`; `None` if it was never observed.
+    #[must_use]
+    pub fn get(&self, subtask: usize) -> Option<Duration> {
+        let seconds = (*self.seconds.get(subtask)?)?;
+        // Between durations that were observed; only rounding at the very end of the range could leave it.
+        Some(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::{RngExt, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+
+    use super::*;
+
+    const fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    #[test]
+    fn without_censoring_quantiles_are_those_of_the_sample() {
+        for n in [8_u64, 9, 50, 100, 128] {
+            let mut latencies = Latencies::new();
+            for k in 1..=n {
+                // All of 1..=n, in no order, with ties: two of each.
+                latencies.observe(ms((k * 37 % n).div_ceil(2)));
+            }
+            let mut sample: Vec<u64> = (1..=n).map(|k| (k * 37 % n).div_ceil(2)).collect();
+            sample.sort_unstable();
+            for rank in 1..=n {
+                let expected = Some(ms(sample[usize::try_from(rank).unwrap() - 1]));
+                assert_eq!(latencies.quantile(rank as f64 / n as f64), expected, "{rank} of {n}");
+                // Just above the rank before is this rank too.
+                assert_eq!(latencies.quantile((rank as f64 - 0.99) / n as f64), expected, "{rank} of {n}");
+            }
+            assert_eq!(latencies.quantile(0.0), Some(ms(sample[0])));
+        }
+    }
+
+    #[test]
+    fn too_few_observations_are_no_estimate() {
+        let mut latencies = Latencies::new();
+        for k in 0..7 {
+            latencies.observe(ms(k));
+            assert_eq!(latencies.quantile(0.5), None);
+        }
+        latencies.censored(ms(3));
+        assert!(latencies.quantile(0.5).is_some());
+    }
+
+    #[test]
+    fn only_the_last_observations_count() {
+        let mut latencies = Latencies::new();
+        for time in std::iter::repeat_n(ms(500), 1000).chain(std::iter::repeat_n(ms(2), 128)) {
+            latencies.observe(time);
+        }
+        assert_eq!(latencies.quantile(1.0), Some(ms(2)));
+    }
+
+    #[test]
+    fn censored_observations_count_as_longer() {
+        // The textbook product: (1 - 1/8)(1 - 1/7) then, two having left, (1 - 1/4).
+        let mut latencies = Latencies::new();
+        for time in [1, 2, 4] {
+            latencies.observe(ms(time));
+        }
+        for time in [2, 3, 5, 6, 7] {
+            latencies.censored(ms(time));
+        }
+        for (q, time) in [(0.12, 1), (0.13, 2), (0.25, 2), (0.26, 4), (0.4375, 4), (0.44, 7), (1.0, 7)] {
+            assert_eq!(latencies.quantile(q), Some(ms(time)), "{q}");
+        }
+        let mut nothing_ended = Latencies::new();
+        for time in 1..=8 {
+            nothing_ended.censored(ms(time));
+        }
+        assert_eq!(nothing_ended.quantile(0.1), Some(ms(8)));
+    }
+
+    #[test]
+    fn stopping_at_the_fourth_of_six_does_not_make_the_median_look_short() {
+        let (mut estimates, mut ended) = (0.0, 0.0);
+        for seed in 0..50 {
+            let mut rng = ChaCha8Rng::seed_from_u64(seed);
+            let (mut all, mut without) = (Latencies::new(), Latencies::new());
+            for _ in 0..22 {
+                // Exponential with mean 1 s.
+                let mut layer: Vec<f64> = (0..6).map(|_| -(1.0 - rng.random::<f64>()).ln()).collect();
+                layer.sort_by(f64::total_cmp);
+                for (rank, seconds) in layer.iter().enumerate() {
+                    if rank < 4 {
+                        all.observe(Duration::from_secs_f64(*seconds));
+                        without.observe(Duration::from_secs_f64(*seconds));
+                    } else {
+                        all.censored(Duration::from_secs_f64(layer[3]));
+                    }
+                }
+            }
+            assert_eq!(all.ring.len(), KEPT);
+            estimates += all.quantile(0.5).unwrap().as_secs_f64() / 50.0;
+            ended += without.quantile(0.5).unwrap().as_secs_f64() / 50.0;
+        }
+        let median = std::f64::consts::LN_2;
+        assert!((estimates / median - 1.0).abs() < 0.15, "{estimates} for {median}");
+        // Negative control: what ended alone.
+        assert!(ended / median < 0.75, "{ended} for {median}");
+    }
+
+    #[test]
+    fn expectations_follow_each_subtask() {
+        let mut expected = Expected::new(2);
+        assert_eq!(expected.get(0), None);
+        expected.observe(0, ms(100));
+        assert_eq!(expected.get(0), Some(ms(100)));
+        expected.observe(0, ms(200));
+        assert_eq!(expected.get(0), Some(ms(125)));
+        assert_eq!(expected.get(1), None);
+        for _ in 0..30 {
+            expected.observe(0, ms(400));
+        }
+        assert!(expected.get(0).unwrap() > ms(399));
+        expected.observe(2, ms(1));
+        assert_eq!(expected.get(2), None, "there is none");
+        expected.observe(1, Duration::MAX);
+        assert!(expected.get(1).is_some());
+    }
+}
