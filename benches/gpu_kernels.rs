@@ -38,7 +38,7 @@ fn kernels(criterion: &mut Criterion) {
                     let emit = &mut |_, values| {
                         black_box(values);
                     };
-                    engine.run(&filters, 1, &slab, &|| false, emit).expect("the device works");
+                    engine.run(&filters, 1, &slab, None, &|| false, emit).expect("the device works");
                 });
             });
         }

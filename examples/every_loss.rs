@@ -10,7 +10,7 @@ use fcdcc::coding::{Code, CodeKind, Decoder, Epilogue, decode, encode_filters, e
 use fcdcc::conv::{ConvParams, ConvShape, conv_local};
 use fcdcc::partition::{FilterPartition, InputPartition, OutputTiling};
 use fcdcc::planner::subtask_shape;
-use fcdcc::worker::{CancelToken, CpuWorker, FilterKey, Worker};
+use fcdcc::worker::{CancelToken, CpuWorker, FilterKey, Order, Worker};
 use fcdcc::{Error, Result};
 
 const N: usize = 20;
@@ -53,11 +53,12 @@ fn main() -> Result<()> {
     for (subtask, coded) in encode_input(&code, &layer, &slabs, &input, Vec::new()).into_iter().enumerate() {
         let key = FilterKey { layer: 0, subtask };
         worker.install(key, &shape, Values::F32(encode_filters(&code, &filters, &banks, subtask)))?;
-        worker.execute(key, &Values::F32(coded), &CancelToken::new(), &mut |index, values| {
+        let mut keep = |index, values| {
             if let Values::F32(values) = values {
                 results[subtask * shape.sub_results() + index] = values;
             }
-        })?;
+        };
+        worker.execute(key, &Values::F32(coded), Order::All, &CancelToken::new(), &mut keep)?;
     }
 
     // And decoded after every loss of four.

@@ -13,7 +13,7 @@ use std::time::Duration;
 use common::{normal, relative_l2, subsets};
 use fcdcc::array::Values;
 use fcdcc::conv::{conv_local, reference};
-use fcdcc::worker::{CpuWorker, FaultSpec, FilterKey, GpuWorker, SubtaskShape, WorkerInfo, inject};
+use fcdcc::worker::{CpuWorker, FaultSpec, FilterKey, GpuWorker, Order, SubtaskShape, WorkerInfo, inject};
 use fcdcc::{
     CancelToken, CodeKind, CodedConv, ConvParams, ConvShape, Element, Error, LayerOptions, OnShortfall, Pool,
     Result, Worker,
@@ -49,13 +49,14 @@ impl Worker for Switched {
         &mut self,
         key: FilterKey,
         slabs: &Values,
+        order: Order<'_>,
         cancel: &CancelToken,
         emit: &mut dyn FnMut(usize, Values),
     ) -> Result<()> {
         if self.responders.load(Ordering::SeqCst) >> self.bit & 1 == 0 {
             return Err(Error::WorkerFailed { worker: self.info().name, cause: "switched off".to_owned() });
         }
-        self.inner.execute(key, slabs, cancel, emit)
+        self.inner.execute(key, slabs, order, cancel, emit)
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use fcdcc::Error;
 use fcdcc::array::{Element, Values};
 use fcdcc::conv::{ConvKernel, ConvParams, ConvPath, ConvShape, Scratch, conv_local, reference};
-use fcdcc::worker::{CancelToken, CpuWorker, FilterKey, SubtaskShape, Worker};
+use fcdcc::worker::{CancelToken, CpuWorker, FilterKey, Order, SubtaskShape, Worker};
 use proptest::prelude::*;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -298,6 +298,57 @@ proptest! {
     }
 }
 
+/// Bank after bank over one input gives what all together give, also after a call that was stopped half way.
+fn one_by_one<T: Element>(shape: &ConvShape, threads: usize) {
+    let kernel = ConvKernel::new(shape);
+    let weights = normals::<T>(3 * shape.weight_elems(), 2);
+    let banks: Vec<&[T]> = weights.chunks_exact(shape.weight_elems()).collect();
+    let mut scratch = Scratch::new();
+    // Two inputs: nothing of the first may be left in the second's results.
+    for seed in [1, 7] {
+        let x = normals::<T>(shape.input_elems(), seed);
+        let mut together = vec![vec![T::default(); shape.output_elems()]; 3];
+        let mut views: Vec<&mut [T]> = together.iter_mut().map(Vec::as_mut_slice).collect();
+        kernel.run(&mut Scratch::new(), &x, &banks, &mut views, threads, &|| false).unwrap();
+        let mut input = kernel.one_input(&mut scratch, &x, threads);
+        let mut output = vec![T::from_f64(f64::NAN); shape.output_elems()];
+        for (looks, bank) in [0, 2, 1, 0].into_iter().enumerate() {
+            let asked = AtomicUsize::new(0);
+            let stop = || asked.fetch_add(1, Ordering::Relaxed) == looks;
+            let stopped = input.run(banks[bank], &mut output, &stop);
+            assert!(matches!(stopped, Ok(()) | Err(Error::Cancelled)));
+            for _ in 0..2 {
+                output.fill(T::from_f64(f64::NAN));
+                input.run(banks[bank], &mut output, &|| false).unwrap();
+                assert_eq!(output, together[bank], "{shape:?}, bank {bank}");
+            }
+        }
+        assert!(matches!(input.run(banks[0], &mut output[1..], &|| false), Err(Error::Mismatch { .. })));
+    }
+}
+
+#[test]
+fn banks_one_by_one_over_one_input_give_the_same() {
+    let p = ConvParams::default;
+    for (input, weight, params) in [
+        (&[1, 5, 9, 11][..], &[6, 5, 3, 3][..], p()),
+        (&[2, 6, 15, 13], &[12, 3, 3, 3], p().groups(2).stride([2, 3]).padding([2, 1])),
+        (&[2, 6, 15, 13], &[8, 6, 1, 1], p().stride([2])),
+        (&[1, 6, 15, 13], &[8, 6, 1, 1], p().stride([2])),
+        (&[2, 4, 9, 9], &[4, 1, 3, 3], p().groups(4).stride([2])),
+        (&[1, 4, 9, 9], &[4, 1, 3, 3], p().groups(4).stride([2])),
+        (&[3, 4, 3, 3], &[9, 4, 3, 3], p()),
+        // Several tiles that are kept, and more than are kept: 576 terms over 1,600 and 6,400 columns.
+        (&[1, 64, 42, 42], &[4, 64, 3, 3], p()),
+        (&[1, 64, 82, 82], &[4, 64, 3, 3], p()),
+    ] {
+        let shape = ConvShape::new(input, weight, &params).unwrap();
+        one_by_one::<f32>(&shape, 1);
+        one_by_one::<f32>(&shape, 2);
+        one_by_one::<f64>(&shape, 1);
+    }
+}
+
 const KEY: FilterKey = FilterKey { layer: 7, subtask: 3 };
 
 fn subtask() -> SubtaskShape {
@@ -311,7 +362,7 @@ fn work<T: Element>(worker: &mut dyn Worker, shape: &SubtaskShape) {
     worker.install(KEY, shape, T::wrap(banks.clone())).unwrap();
     let mut seen = Vec::new();
     worker
-        .execute(KEY, &T::wrap(slabs.clone()), &CancelToken::new(), &mut |index, values| {
+        .execute(KEY, &T::wrap(slabs.clone()), Order::All, &CancelToken::new(), &mut |index, values| {
             let (p, r) = (index / shape.banks, index % shape.banks);
             let slab = &slabs[p * shape.conv.input_elems()..][..shape.conv.input_elems()];
             let bank = &banks[r * shape.conv.weight_elems()..][..shape.conv.weight_elems()];
@@ -341,11 +392,12 @@ fn a_cancelled_worker_stops_and_goes_on_with_the_next_task() {
     worker.install(KEY, &shape, Values::F32(normals(shape.filter_elems(), 6))).unwrap();
     let cancelled = CancelToken::new();
     cancelled.cancel();
-    let result = worker.execute(KEY, &slabs, &cancelled, &mut |_, _| panic!("nothing was to be computed"));
+    let result =
+        worker.execute(KEY, &slabs, Order::All, &cancelled, &mut |_, _| panic!("nothing was to be computed"));
     assert!(matches!(result, Err(Error::Cancelled)));
     // Cancelled from the emission of the first slab's last sub-result: the second slab is never computed.
     let (cancel, mut emitted) = (CancelToken::new(), 0);
-    let result = worker.execute(KEY, &slabs, &cancel, &mut |index, _| {
+    let result = worker.execute(KEY, &slabs, Order::All, &cancel, &mut |index, _| {
         emitted += 1;
         if index + 1 == shape.banks {
             cancel.cancel();
@@ -357,6 +409,42 @@ fn a_cancelled_worker_stops_and_goes_on_with_the_next_task() {
 }
 
 #[test]
+fn sub_results_come_one_by_one_in_the_order_asked_for() {
+    let (mut worker, shape) = (CpuWorker::new("cpu", 1), subtask());
+    let slabs = Values::F32(normals(shape.upload_elems(), 5));
+    worker.install(KEY, &shape, Values::F32(normals(shape.filter_elems(), 6))).unwrap();
+    let mut run = |order: Order<'_>| {
+        let mut seen = Vec::new();
+        let end =
+            worker.execute(KEY, &slabs, order, &CancelToken::new(), &mut |i, values| seen.push((i, values)));
+        (seen, end)
+    };
+    let (all, end) = run(Order::All);
+    end.unwrap();
+    for indices in [&[4, 0, 5, 2, 1, 3][..], &[5, 1], &[3, 3], &[]] {
+        let (seen, end) = run(Order::Each(indices));
+        end.unwrap();
+        assert_eq!(seen.iter().map(|(i, _)| *i).collect::<Vec<_>>(), indices);
+        for (index, values) in seen {
+            assert_eq!(values, all[index].1, "sub-result {index}");
+        }
+    }
+    for beyond in [6, usize::MAX] {
+        let (seen, end) = run(Order::Each(&[0, beyond]));
+        assert!(matches!(end, Err(Error::InvalidParameter { .. })) && seen.is_empty());
+    }
+    // Cut short after the first, which is all that was begun.
+    let (cancel, mut seen) = (CancelToken::new(), Vec::new());
+    let order = Order::Each(&[5, 4]);
+    let end = worker.execute(KEY, &slabs, order, &cancel, &mut |index, _| {
+        seen.push(index);
+        cancel.cancel();
+    });
+    assert!(matches!(end, Err(Error::Cancelled)));
+    assert_eq!(seen, [5]);
+}
+
+#[test]
 fn a_worker_names_what_does_not_fit() {
     let (mut worker, shape) = (CpuWorker::new("cpu", 1), subtask());
     let banks = Values::F32(normals(shape.filter_elems(), 6));
@@ -364,7 +452,7 @@ fn a_worker_names_what_does_not_fit() {
     let short = Values::F32(vec![0.0; 3]);
     let double = Values::F64(normals(shape.upload_elems(), 5));
     let execute = |worker: &mut CpuWorker, slabs: &Values| {
-        worker.execute(KEY, slabs, &CancelToken::new(), &mut |_, _| {}).map_err(|e| e.to_string())
+        worker.execute(KEY, slabs, Order::All, &CancelToken::new(), &mut |_, _| {}).map_err(|e| e.to_string())
     };
     assert!(execute(&mut worker, &slabs).unwrap_err().contains("no filters for subtask 3 of layer 7"));
     assert!(matches!(worker.install(KEY, &shape, short.clone()), Err(Error::Mismatch { .. })));

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use fcdcc::array::Values;
 use fcdcc::conv::{ConvParams, ConvShape};
 use fcdcc::worker::{
-    CancelToken, CpuWorker, Delay, Fault, FaultSpec, FaultyWorker, FilterKey, SubtaskShape, Worker,
+    CancelToken, CpuWorker, Delay, Fault, FaultSpec, FaultyWorker, FilterKey, Order, SubtaskShape, Worker,
     WorkerSet, inject,
 };
 use fcdcc::{Error, ErrorKind, Result};
@@ -181,7 +181,8 @@ fn worker(name: &str, kinds: &[&str], seed: u64) -> Box<dyn Worker> {
 fn execute(worker: &mut dyn Worker, cancel: &CancelToken) -> (Vec<(usize, Values)>, Result<()>) {
     let mut results = Vec::new();
     let slabs = ramp(shape().upload_elems());
-    let end = worker.execute(KEY, &slabs, cancel, &mut |index, values| results.push((index, values)));
+    let end =
+        worker.execute(KEY, &slabs, Order::All, cancel, &mut |index, values| results.push((index, values)));
     (results, end)
 }
 
@@ -241,7 +242,7 @@ fn a_slow_worker_cancelled_at_its_last_sub_result_says_so() {
     let mut worker = worker("cpu", &["slow=1.001x"], 0);
     let (cancel, mut seen) = (CancelToken::new(), 0);
     let last = shape().sub_results() - 1;
-    let end = worker.execute(KEY, &ramp(shape().upload_elems()), &cancel, &mut |_, _| {
+    let end = worker.execute(KEY, &ramp(shape().upload_elems()), Order::All, &cancel, &mut |_, _| {
         seen += 1;
         if seen == last {
             cancel.cancel();

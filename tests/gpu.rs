@@ -13,7 +13,7 @@ use fcdcc::Error;
 use fcdcc::array::{DType, Values};
 use fcdcc::conv::{ConvParams, ConvShape, reference};
 use fcdcc::gpu::{AdapterSelector, ConvEngine, ConvPlan, GpuDevice, Kernel, adapters, select};
-use fcdcc::worker::{CancelToken, FilterKey, GpuOptions, GpuWorker, SubtaskShape, Worker, WorkerKind};
+use fcdcc::worker::{CancelToken, FilterKey, GpuOptions, GpuWorker, Order, SubtaskShape, Worker, WorkerKind};
 use libtest_mimic::{Arguments, Failed, Trial};
 
 type Outcome = Result<(), Failed>;
@@ -127,7 +127,7 @@ fn error_of(
     engine.poison_outputs(true);
     let filters = engine.install(shape, slabs, banks, &values(&w, dtype), Some(kernel))?;
     let mut results = Vec::new();
-    engine.run(&filters, slabs, &values(&x, dtype), &|| false, &mut |i, v| results.push((i, v)))?;
+    engine.run(&filters, slabs, &values(&x, dtype), None, &|| false, &mut |i, v| results.push((i, v)))?;
     assert_eq!(results.iter().map(|(i, _)| *i).collect::<Vec<_>>(), [0, 1, 2, 3]);
     let mut worst = 0.0_f64;
     let mut w = w;
@@ -173,7 +173,8 @@ fn more_workgroups_than_a_dimension_holds() -> Outcome {
     engine.poison_outputs(true);
     let expected = reference(&shape, &[1.0, 3.0], &w, None)?;
     let mut got = Vec::new();
-    engine.run(&filters, 1, &values(&[1.0, 3.0], DType::F32), &|| false, &mut |_, v| got = widened(&v))?;
+    engine
+        .run(&filters, 1, &values(&[1.0, 3.0], DType::F32), None, &|| false, &mut |_, v| got = widened(&v))?;
     assert_eq!(got, expected);
     Ok(())
 }
@@ -198,8 +199,8 @@ fn many_submissions_give_the_same() -> Outcome {
         asked.set(asked.get() + usize::from(emitted.get() > 0));
         asked.get() > 2
     };
-    let outcome =
-        engine.run(&filters, 1, &values(&x, DType::F32), &stop, &mut |_, _| emitted.set(emitted.get() + 1));
+    let outcome = engine
+        .run(&filters, 1, &values(&x, DType::F32), None, &stop, &mut |_, _| emitted.set(emitted.get() + 1));
     assert!(matches!(outcome, Err(Error::Cancelled)));
     assert_eq!(emitted.get(), 1);
     assert!(error_of(&mut engine, filters.plan().kernel(), &shape, DType::F32, 0.0)? <= TOLERANCE_F32);
@@ -248,7 +249,7 @@ impl Subtask {
     /// Executes and compares; true if everything matches.
     fn matches(&self, worker: &mut dyn Worker, key: FilterKey, dtype: DType) -> fcdcc::Result<bool> {
         let mut good = Vec::new();
-        worker.execute(key, &values(&self.slabs, dtype), &CancelToken::new(), &mut |i, v| {
+        worker.execute(key, &values(&self.slabs, dtype), Order::All, &CancelToken::new(), &mut |i, v| {
             good.push((i, relative_error(&widened(&v), &self.expected[i]) <= tolerance(dtype)));
         })?;
         Ok(good == [(0, true), (1, true), (2, true), (3, true)])
@@ -316,18 +317,56 @@ fn cancelled_work_ends_and_the_next_is_right() -> Outcome {
     let slabs = values(&task.slabs, DType::F32);
     let cancelled = CancelToken::new();
     cancelled.cancel();
-    let before = worker.execute(KEY, &slabs, &cancelled, &mut |_, _| panic!("nothing may be emitted"));
+    let before =
+        worker.execute(KEY, &slabs, Order::All, &cancelled, &mut |_, _| panic!("nothing may be emitted"));
     assert!(matches!(before, Err(Error::Cancelled)));
     assert!(task.matches(&mut worker, KEY, DType::F32)?);
     let token = CancelToken::new();
     let mut emitted = 0;
-    let during = worker.execute(KEY, &slabs, &token, &mut |_, _| {
+    let during = worker.execute(KEY, &slabs, Order::All, &token, &mut |_, _| {
         emitted += 1;
         token.cancel();
     });
     assert!(matches!(during, Err(Error::Cancelled)));
     assert_eq!(emitted, 1);
     assert!(task.matches(&mut worker, KEY, DType::F32)?);
+    Ok(())
+}
+
+fn sub_results_come_in_the_order_asked_for() -> Outcome {
+    let mut worker = worker()?;
+    let task = Subtask::small(3);
+    task.install(&mut worker, KEY, DType::F32)?;
+    let slabs = values(&task.slabs, DType::F32);
+    let mut run = |order: &[usize]| {
+        let mut seen = Vec::new();
+        worker
+            .execute(KEY, &slabs, Order::Each(order), &CancelToken::new(), &mut |i, v| {
+                assert!(relative_error(&widened(&v), &task.expected[i]) <= TOLERANCE_F32, "sub-result {i}");
+                seen.push(i);
+            })
+            .map(|()| seen)
+    };
+    // Neighbours with indices of one parity must not share an output buffer.
+    for order in [&[3, 1, 0, 2][..], &[2, 0], &[1, 3, 1], &[2, 2], &[3], &[]] {
+        assert_eq!(run(order)?, order);
+    }
+    for beyond in [4, usize::MAX] {
+        assert!(matches!(run(&[0, beyond]), Err(Error::InvalidParameter { .. })));
+    }
+    // The same where every sub-result takes several submissions.
+    let gpu = GpuDevice::open(&select(None)?[0], "test")?.with_submission_macs(1_000);
+    let mut engine = ConvEngine::new(gpu);
+    let filters = engine.install(&task.shape.conv, 2, 2, &values(&task.banks, DType::F32), None)?;
+    engine.poison_outputs(true);
+    let mut seen = Vec::new();
+    engine.run(&filters, 2, &slabs, Some(&[3, 1, 0]), &|| false, &mut |i, v| {
+        assert!(relative_error(&widened(&v), &task.expected[i]) <= TOLERANCE_F32, "sub-result {i}");
+        seen.push(i);
+    })?;
+    assert_eq!(seen, [3, 1, 0]);
+    let beyond = engine.run(&filters, 2, &slabs, Some(&[4]), &|| false, &mut |_, _| {});
+    assert!(matches!(beyond, Err(Error::InvalidParameter { .. })));
     Ok(())
 }
 
@@ -339,7 +378,8 @@ fn wrong_sizes_and_types_are_refused() -> Outcome {
     let refused = worker.install(KEY, &task.shape, values(&few, DType::F32));
     assert!(matches!(refused, Err(Error::Mismatch { .. })));
     task.install(&mut worker, KEY, DType::F32)?;
-    let mut run = |slabs: &Values| worker.execute(KEY, slabs, &CancelToken::new(), &mut |_, _| {});
+    let mut run =
+        |slabs: &Values| worker.execute(KEY, slabs, Order::All, &CancelToken::new(), &mut |_, _| {});
     assert!(matches!(run(&values(&task.slabs[1..], DType::F32)), Err(Error::Mismatch { .. })));
     assert!(matches!(run(&values(&task.slabs, DType::F64)), Err(Error::Mismatch { .. })));
     assert!(task.matches(&mut worker, KEY, DType::F32)?);
@@ -448,6 +488,7 @@ fn main() {
         filters_can_be_replaced_and_removed,
         a_larger_layer_after_a_smaller_one,
         cancelled_work_ends_and_the_next_is_right,
+        sub_results_come_in_the_order_asked_for,
         wrong_sizes_and_types_are_refused,
         layers_larger_than_a_binding_are_refused,
         an_unknown_adapter_is_unavailable,

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use common::{normal, relative_l2};
 use fcdcc::array::Values;
 use fcdcc::model::{GemmChoice, Model, ModelOptions, ModelRun, Tensor};
-use fcdcc::worker::{FilterKey, SubtaskShape, WorkerInfo};
+use fcdcc::worker::{FilterKey, Order, SubtaskShape, WorkerInfo};
 use fcdcc::{
     CancelToken, CpuWorker, Error, ErrorKind, LayerOptions, OnShortfall, Outcome, Pool, Result, Worker,
 };
@@ -58,6 +58,7 @@ impl Worker for Scripted {
         &mut self,
         key: FilterKey,
         slabs: &Values,
+        order: Order<'_>,
         cancel: &CancelToken,
         emit: &mut dyn FnMut(usize, Values),
     ) -> Result<()> {
@@ -65,7 +66,7 @@ impl Worker for Scripted {
             return Err(Error::WorkerLost { worker: "scripted".to_owned(), cause: "unplugged".to_owned() });
         }
         self.tasks += 1;
-        self.inner.execute(key, slabs, cancel, emit)
+        self.inner.execute(key, slabs, order, cancel, emit)
     }
 }
 

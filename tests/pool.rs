@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 use common::layer::{EXACT_F32, Layer, fail, small};
 use crossbeam_channel::{Receiver, bounded, unbounded};
 use fcdcc::array::Values;
-use fcdcc::worker::{CancelToken, CpuWorker, Fault, FaultyWorker, FilterKey, SubtaskShape, WorkerInfo};
+use fcdcc::worker::{
+    CancelToken, CpuWorker, Fault, FaultyWorker, FilterKey, Order, SubtaskShape, WorkerInfo,
+};
 use fcdcc::{ConvParams, Error, Pool, Result, Worker};
 
 /// What a scripted worker does with a task instead of computing it.
@@ -54,6 +56,7 @@ impl Worker for Scripted {
         &mut self,
         _: FilterKey,
         _: &Values,
+        _: Order<'_>,
         cancel: &CancelToken,
         emit: &mut dyn FnMut(usize, Values),
     ) -> Result<()> {

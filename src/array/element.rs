@@ -225,6 +225,18 @@ pub(crate) fn check_elems(what: &str, got: usize, expected: usize) -> Result<()>
     }
 }
 
+/// Refuses an index that names none of a subtask's `results` sub-results.
+pub(crate) fn check_indices(indices: &[usize], results: usize) -> Result<()> {
+    match indices.iter().find(|index| **index >= results) {
+        None => Ok(()),
+        Some(index) => Err(Error::invalid(
+            "index of a sub-result",
+            index,
+            format!("there are {results}, counted from 0: name one of those"),
+        )),
+    }
+}
+
 /// Position and value of the first NaN or infinity of a slice.
 ///
 /// Scans blocks without branches first, so a clean buffer costs one pass at memory speed.

@@ -6,6 +6,6 @@
 mod element;
 mod matmul;
 
-pub(crate) use element::check_elems;
 pub use element::{DType, Element, Values, first_non_finite};
+pub(crate) use element::{check_elems, check_indices};
 pub use matmul::{Matrix, MatrixMut, matmul, matmul_on};

@@ -1,4 +1,5 @@
-//! Convolution on the CPU: a path chosen for each shape, never more scratch memory than a tile.
+//! Convolution on the CPU: a path chosen for each shape, in scratch memory of one tile (a few megabytes for banks that
+//! come one by one).
 //!
 //! [`ConvKernel`] is the plan of one shape and [`Scratch`] the memory it works in, kept apart so that one worker
 //! serves many layers from one scratch. [`conv_local`] is the whole uncoded convolution in one call. Who
@@ -27,6 +28,10 @@ const DIRECT_OUT: usize = 2;
 /// Multiply-adds between two looks at `stop` where no tile divides the work: about a millisecond.
 const PRODUCT_MACS: usize = 1 << 25;
 
+/// Bytes of the largest im2col matrix that [`OneInput`] keeps from bank to bank. Below, reading it again costs nothing
+/// against packing it again (5 to 40 %); larger ones have left the cache by then and cost more than packing.
+const KEPT_BYTES: usize = 4 << 20;
+
 /// How a [`ConvKernel`] computes its shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConvPath {
@@ -40,7 +45,8 @@ pub enum ConvPath {
     Tiled,
 }
 
-/// Memory a [`ConvKernel`] works in; grows to the largest shape it has served and stays.
+/// Memory a [`ConvKernel`] works in: the staged input of one batch item and a tile, or a few megabytes of tiles that
+/// [`OneInput`] keeps. Grows to the largest shape it has served and stays.
 #[derive(Clone, Debug, Default)]
 pub struct Scratch<T> {
     staged: Vec<T>,
@@ -83,7 +89,46 @@ struct Call<'a, 'b, T> {
     banks: &'a [&'a [T]],
     outputs: &'a mut [&'b mut [T]],
     threads: usize,
+    keep: Keep,
     stop: &'a (dyn Fn() -> bool + Sync),
+}
+
+/// What becomes of the packed input in the scratch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Keep {
+    /// Nothing is kept: one tile after the other in the same place, which stays in the cache.
+    Nothing,
+    /// All tiles are kept if [`KEPT_BYTES`] hold them.
+    Tiles,
+    /// The same, and the call before, on the same input, has left them behind.
+    Again,
+}
+
+/// One input that meets one filter bank after the other: what was packed for the first serves the next.
+#[derive(Debug)]
+pub struct OneInput<'a, T> {
+    kernel: &'a ConvKernel,
+    scratch: &'a mut Scratch<T>,
+    input: &'a [T],
+    threads: usize,
+    keep: Keep,
+}
+
+impl<T: Element> OneInput<'_, T> {
+    /// Convolves the input with `bank` `[O, C/g, kernel...]` into `output` `[N, O, spatial...]`; see
+    /// [`ConvKernel::run`].
+    ///
+    /// # Errors
+    /// Those of [`ConvKernel::run`]; the next call is then as good as the first.
+    pub fn run(&mut self, bank: &[T], output: &mut [T], stop: &(dyn Fn() -> bool + Sync)) -> Result<()> {
+        // Until this call succeeds the scratch holds half of something.
+        let keep = std::mem::replace(&mut self.keep, Keep::Tiles);
+        let (banks, outputs) = (&[bank], &mut [output]);
+        let call = Call { input: self.input, banks, outputs, threads: self.threads, keep, stop };
+        self.kernel.compute(self.scratch, call)?;
+        self.keep = Keep::Again;
+        Ok(())
+    }
 }
 
 impl<T> Call<'_, '_, T> {
@@ -140,15 +185,31 @@ impl ConvKernel {
         threads: usize,
         stop: &(dyn Fn() -> bool + Sync),
     ) -> Result<()> {
-        check_elems("elements of the input", input.len(), self.shape.input_elems())?;
-        check_elems("number of outputs", outputs.len(), banks.len())?;
-        for bank in banks {
+        let threads = threads.max(1);
+        self.compute(scratch, Call { input, banks, outputs, threads, keep: Keep::Nothing, stop })
+    }
+
+    /// Prepares `input` for filter banks that come one by one, each with a call of its own: what is packed for the
+    /// first is kept for the others where a few megabytes hold it. `threads` is as in [`ConvKernel::run`].
+    #[must_use]
+    pub fn one_input<'a, T: Element>(
+        &'a self,
+        scratch: &'a mut Scratch<T>,
+        input: &'a [T],
+        threads: usize,
+    ) -> OneInput<'a, T> {
+        OneInput { kernel: self, scratch, input, threads: threads.max(1), keep: Keep::Tiles }
+    }
+
+    fn compute<T: Element>(&self, scratch: &mut Scratch<T>, call: Call<'_, '_, T>) -> Result<()> {
+        check_elems("elements of the input", call.input.len(), self.shape.input_elems())?;
+        check_elems("number of outputs", call.outputs.len(), call.banks.len())?;
+        for bank in call.banks {
             check_elems("elements of the weight", bank.len(), self.shape.weight_elems())?;
         }
-        for output in outputs.iter() {
+        for output in call.outputs.iter() {
             check_elems("elements of the output", output.len(), self.shape.output_elems())?;
         }
-        let call = Call { input, banks, outputs, threads: threads.max(1), stop };
         match self.path {
             ConvPath::Dense => self.dense(scratch, call),
             ConvPath::Pointwise => self.pointwise(scratch, call),
@@ -157,15 +218,38 @@ impl ConvKernel {
         }
     }
 
-    /// The staged planes of some whole channels: the input itself where it lies right.
-    fn stage<'s, T: Element>(&self, staged: &'s mut Vec<T>, input: &'s [T], threads: usize) -> &'s [T] {
+    /// The staged planes of batch items: the input itself where it lies right, and what `held` says to be in `staged`
+    /// already.
+    fn stage<'s, T: Element>(
+        &self,
+        staged: &'s mut Vec<T>,
+        input: &'s [T],
+        threads: usize,
+        held: bool,
+    ) -> &'s [T] {
         let g = &self.geometry;
         if g.in_place {
             return input;
         }
         let staged = take(staged, input.len() / g.input_plane * g.plane);
-        g.stage(input, staged, threads);
+        if !held {
+            g.stage(input, staged, threads);
+        }
         staged
+    }
+
+    /// The staged planes of batch item `n`. Those of the last item are there still when a call works on the same input
+    /// again.
+    fn stage_item<'s, T: Element>(
+        &self,
+        staged: &'s mut Vec<T>,
+        call: &Call<'s, '_, T>,
+        n: usize,
+    ) -> &'s [T] {
+        let g = &self.geometry;
+        let item = g.in_channels * g.input_plane;
+        let held = call.keep == Keep::Again && g.batch == 1;
+        self.stage(staged, &call.input[n * item..][..item], call.threads, held)
     }
 
     fn dense<T: Element>(&self, scratch: &mut Scratch<T>, call: Call<'_, '_, T>) -> Result<()> {
@@ -173,7 +257,7 @@ impl ConvKernel {
         let (terms, group_out) = (g.reduction(), g.group_out());
         call.go_on()?;
         // With one output point the staged taps are dense, so a column of the product is a batch item.
-        let staged = self.stage(&mut scratch.staged, call.input, call.threads);
+        let staged = self.stage(&mut scratch.staged, call.input, call.threads, call.keep == Keep::Again);
         let rows = (PRODUCT_MACS / (terms * g.batch)).max(COLUMN_STEP);
         for (group, first) in blocks(g.groups, group_out, rows) {
             let count = rows.min(group_out - first);
@@ -196,8 +280,7 @@ impl ConvKernel {
         let cols = (PRODUCT_MACS / (terms * group_out)).next_multiple_of(COLUMN_STEP).max(COLUMN_STEP);
         for n in 0..g.batch {
             call.go_on()?;
-            let item = g.in_channels * g.input_plane;
-            let staged = self.stage(&mut scratch.staged, &call.input[n * item..][..item], call.threads);
+            let staged = self.stage_item(&mut scratch.staged, &call, n);
             for (group, first) in blocks(g.groups, plane, cols) {
                 let count = cols.min(plane - first);
                 let columns = Matrix::new(&staged[group * terms * plane + first..], terms, count, plane, 1);
@@ -222,8 +305,7 @@ impl ConvKernel {
         let wides = take(&mut scratch.tile, wide * call.threads);
         for n in 0..g.batch {
             call.go_on()?;
-            let item = g.in_channels * g.input_plane;
-            let staged = self.stage(&mut scratch.staged, &call.input[n * item..][..item], call.threads);
+            let staged = self.stage_item(&mut scratch.staged, &call, n);
             let group_elems = g.group_in() * g.plane;
             let stop = call.stop;
             let one = |bank: &[T], o: usize, wide: &mut [T], output: &mut [T]| {
@@ -256,21 +338,29 @@ impl ConvKernel {
         let g = &self.geometry;
         let (terms, group_out, plane) = (g.reduction(), g.group_out(), g.output_plane);
         let (tile_terms, tile_cols) = self.tile::<T>();
-        let tile = take(&mut scratch.tile, tile_terms * tile_cols);
+        let all = terms * plane * g.groups * g.batch;
+        let keep = if all * size_of::<T>() > KEPT_BYTES { Keep::Nothing } else { call.keep };
+        let kept = if keep == Keep::Nothing { tile_terms * tile_cols } else { all };
+        let tiles = take(&mut scratch.tile, kept);
+        let mut next = 0;
         for n in 0..g.batch {
             call.go_on()?;
-            let item = g.in_channels * g.input_plane;
-            let staged = self.stage(&mut scratch.staged, &call.input[n * item..][..item], call.threads);
+            let staged = self.stage_item(&mut scratch.staged, &call, n);
             for (group, first) in blocks(g.groups, plane, tile_cols) {
                 let cols = tile_cols.min(plane - first);
                 g.segments(first, cols, &mut scratch.segments);
                 let channels = &staged[group * g.group_in() * g.plane..][..g.group_in() * g.plane];
                 for from in (0..terms).step_by(tile_terms) {
                     let count = tile_terms.min(terms - from);
-                    let tile = &mut tile[..count * cols];
+                    let tile = &mut tiles[next..][..count * cols];
+                    if keep != Keep::Nothing {
+                        next += tile.len();
+                    }
                     let segments = &scratch.segments[..];
                     let pack = |(k, row): (usize, &mut [T])| g.pack_row(channels, from + k, segments, row);
-                    if call.threads > 1 {
+                    if keep == Keep::Again {
+                        // It is there.
+                    } else if call.threads > 1 {
                         tile.par_chunks_mut(cols).enumerate().for_each(pack);
                     } else {
                         tile.chunks_mut(cols).enumerate().for_each(pack);

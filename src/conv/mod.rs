@@ -11,6 +11,6 @@ mod kernel;
 mod params;
 mod reference;
 
-pub use kernel::{ConvKernel, ConvPath, Scratch, conv_local};
+pub use kernel::{ConvKernel, ConvPath, OneInput, Scratch, conv_local};
 pub use params::{AXES, ConvParams, ConvShape};
 pub use reference::reference;

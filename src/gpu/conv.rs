@@ -7,6 +7,7 @@
 //! Invariant: at most two submissions are in flight and they are waited for before `run` returns, so between calls
 //! the device is idle and every buffer may be mapped or replaced.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::collections::VecDeque;
 use std::num::NonZeroU64;
@@ -19,7 +20,7 @@ use super::kernel::Kernel;
 use super::params::Params;
 use super::plan::{ConvPlan, Step};
 use super::shaders::Variant;
-use crate::array::{DType, Element, Values, check_elems};
+use crate::array::{DType, Element, Values, check_elems, check_indices};
 use crate::conv::ConvShape;
 use crate::error::{Error, Result};
 
@@ -79,13 +80,18 @@ pub struct ConvEngine {
 
 /// One submission of a run.
 struct Job {
-    slab: usize,
-    bank: usize,
+    /// The sub-result it is part of, slab * banks + bank, and how many were begun before that: neighbours in a run
+    /// write to different output buffers, whatever their indices.
+    index: usize,
+    turn: usize,
     steps: Range<usize>,
     /// The sub-result's first and last submission.
     first: bool,
     last: bool,
 }
+
+/// What was submitted and not yet waited for, oldest first.
+type InFlight = VecDeque<(Job, wgpu::SubmissionIndex)>;
 
 impl ConvEngine {
     /// An engine without filters.
@@ -154,18 +160,20 @@ impl ConvEngine {
         Ok(filters)
     }
 
-    /// Convolves each of `slabs` slabs `[N, C, spatial...]`, one after the other in `values`, with each bank of
-    /// `filters`, and hands the results `[N, O, spatial...]` to `emit` as (slab * banks + bank, values) in that
-    /// order, each as soon as it is there. `stop` is asked between submissions.
+    /// Convolves `slabs` slabs `[N, C, spatial...]`, one after the other in `values`, with the banks of `filters`:
+    /// result `slab * banks + bank` is `[N, O, spatial...]`. Computes the results that `order` names, in that order,
+    /// or all in ascending order, and hands each to `emit` with its index as soon as it is there, while the next is
+    /// computed. `stop` is asked between submissions.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] for a wrong number or type of elements; [`Error::Cancelled`] when `stop` said so;
-    /// [`Error::Gpu`] when the device fails, after which [`GpuDevice::lost`] tells whether it is gone for good.
+    /// [`Error::Mismatch`] for a wrong number or type of elements; [`Error::InvalidParameter`] for an order with an
+    /// index beyond the results; [`Error::Cancelled`] when `stop` said so; [`Error::Gpu`] when the device fails, after which [`GpuDevice::lost`] tells whether it is gone for good.
     pub fn run(
         &mut self,
         filters: &ConvFilters,
         slabs: usize,
         values: &Values,
+        order: Option<&[usize]>,
         stop: &dyn Fn() -> bool,
         emit: &mut dyn FnMut(usize, Values),
     ) -> Result<()> {
@@ -177,9 +185,12 @@ impl ConvEngine {
                 "slabs and installed filters must be of one type",
             ));
         }
+        let results = slabs * filters.banks();
+        let order = order.map_or_else(|| Cow::Owned((0..results).collect()), Cow::Borrowed);
+        check_indices(&order, results)?;
         match values {
-            Values::F32(values) => self.run_typed(filters, slabs, values, stop, emit),
-            Values::F64(values) => self.run_typed(filters, slabs, values, stop, emit),
+            Values::F32(values) => self.run_typed(filters, slabs, values, &order, stop, emit),
+            Values::F64(values) => self.run_typed(filters, slabs, values, &order, stop, emit),
         }
     }
 
@@ -188,6 +199,7 @@ impl ConvEngine {
         filters: &ConvFilters,
         slabs: usize,
         values: &[T],
+        order: &[usize],
         stop: &dyn Fn() -> bool,
         emit: &mut dyn FnMut(usize, Values),
     ) -> Result<()> {
@@ -199,13 +211,15 @@ impl ConvEngine {
         }
         self.gpu.check()?;
         self.reserve(plan, slabs)?;
-        for (slot, slab) in self.slabs.iter().zip(values.chunks_exact(slab_elems)) {
-            let upload = slot.as_ref().expect("reserved above");
-            upload.write(&self.gpu, bytemuck::cast_slice(slab))?;
+        for (index, slab) in values.chunks_exact(slab_elems).enumerate() {
+            if order.iter().any(|result| result / filters.banks() == index) {
+                let upload = self.slabs[index].as_ref().expect("reserved above");
+                upload.write(&self.gpu, bytemuck::cast_slice(slab))?;
+            }
         }
 
         let mut in_flight = VecDeque::with_capacity(IN_FLIGHT);
-        let outcome = self.pump::<T>(filters, slabs, stop, emit, &mut in_flight);
+        let outcome = self.pump::<T>(filters, order, stop, emit, &mut in_flight);
         // Also after an error or a cancellation: whoever comes next finds an idle device.
         let drained = if in_flight.is_empty() { Ok(()) } else { self.gpu.wait(None) };
         outcome.and(drained)
@@ -214,24 +228,23 @@ impl ConvEngine {
     fn pump<T: Element>(
         &self,
         filters: &ConvFilters,
-        slabs: usize,
+        order: &[usize],
         stop: &dyn Fn() -> bool,
         emit: &mut dyn FnMut(usize, Values),
-        in_flight: &mut VecDeque<(Option<usize>, wgpu::SubmissionIndex)>,
+        in_flight: &mut InFlight,
     ) -> Result<()> {
         let plan = &filters.plan;
         let banks = filters.banks();
-        for job in jobs(plan, slabs, banks) {
+        for job in jobs(plan, order) {
             if stop() {
                 return Err(Error::Cancelled);
             }
-            let index = job.slab * banks + job.bank;
-            let output = self.output(index);
+            let output = self.output(job.turn);
             if self.poison && job.first {
                 let nan = vec![T::from_f64(f64::NAN); plan.shape.output_elems()];
                 self.gpu.queue.write_buffer(output.buffer(), 0, bytemuck::cast_slice(&nan));
             }
-            let bindings = self.bind(filters, job.slab, job.bank, index % IN_FLIGHT);
+            let bindings = self.bind(filters, job.index / banks, job.index % banks, job.turn);
             let mut encoder = self.encoder("sub-result");
             let steps: Vec<_> = job.steps.clone().map(|s| (s, plan.steps[s])).collect();
             encode(&mut encoder, filters, &bindings, &steps);
@@ -240,7 +253,7 @@ impl ConvEngine {
             }
             let submission = self.gpu.queue.submit([encoder.finish()]);
             self.gpu.check()?;
-            in_flight.push_back((job.last.then_some(index), submission));
+            in_flight.push_back((job, submission));
             if in_flight.len() == IN_FLIGHT {
                 self.retire::<T>(plan, in_flight, emit)?;
             }
@@ -258,23 +271,21 @@ impl ConvEngine {
     fn retire<T: Element>(
         &self,
         plan: &ConvPlan,
-        in_flight: &mut VecDeque<(Option<usize>, wgpu::SubmissionIndex)>,
+        in_flight: &mut InFlight,
         emit: &mut dyn FnMut(usize, Values),
     ) -> Result<()> {
-        let Some((completes, submission)) = in_flight.pop_front() else { return Ok(()) };
-        match completes {
-            None => self.gpu.wait(Some(submission)),
-            Some(index) => {
-                let values =
-                    self.output(index).read::<T>(&self.gpu, plan.shape.output_elems(), submission)?;
-                emit(index, T::wrap(values));
-                Ok(())
-            }
+        let Some((job, submission)) = in_flight.pop_front() else { return Ok(()) };
+        if !job.last {
+            return self.gpu.wait(Some(submission));
         }
+        let values = self.output(job.turn).read::<T>(&self.gpu, plan.shape.output_elems(), submission)?;
+        emit(job.index, T::wrap(values));
+        Ok(())
     }
 
-    fn output(&self, index: usize) -> &Readback {
-        self.outputs[index % IN_FLIGHT].as_ref().expect("`reserve` fills every output buffer")
+    /// The output buffer of the sub-result that is computed as number `turn`.
+    fn output(&self, turn: usize) -> &Readback {
+        self.outputs[turn % IN_FLIGHT].as_ref().expect("`reserve` fills every output buffer")
     }
 
     /// Makes the transfer buffers large enough for `slabs` slabs of `plan`.
@@ -385,7 +396,7 @@ impl ConvEngine {
         Ok(pipeline)
     }
 
-    fn bind(&self, filters: &ConvFilters, slab: usize, bank: usize, output: usize) -> wgpu::BindGroup {
+    fn bind(&self, filters: &ConvFilters, slab: usize, bank: usize, turn: usize) -> wgpu::BindGroup {
         let plan = &filters.plan;
         let slab = self.slabs[slab].as_ref().expect("`reserve` fills every slab buffer");
         // The exact sizes, so that checked accesses stay inside this layer's data.
@@ -402,7 +413,7 @@ impl ConvEngine {
             bound(&filters.banks[bank], plan.bank_bytes),
         ];
         resources.extend(filters.offsets.as_ref().map(wgpu::Buffer::as_entire_binding));
-        resources.push(bound(self.output(output).buffer(), plan.output_bytes));
+        resources.push(bound(self.output(turn).buffer(), plan.output_bytes));
         let entries: Vec<_> = (0..)
             .zip(resources)
             .map(|(binding, resource)| wgpu::BindGroupEntry { binding, resource })
@@ -416,15 +427,15 @@ impl ConvEngine {
 }
 
 /// The submissions of a run, in order.
-fn jobs(plan: &ConvPlan, slabs: usize, banks: usize) -> impl Iterator<Item = Job> {
+fn jobs(plan: &ConvPlan, order: &[usize]) -> impl Iterator<Item = Job> {
     let last = plan.submissions.len() - 1;
-    (0..slabs).flat_map(move |slab| (0..banks).map(move |bank| (slab, bank))).flat_map(move |(slab, bank)| {
-        plan.submissions.iter().enumerate().map(move |(index, steps)| Job {
-            slab,
-            bank,
+    order.iter().enumerate().flat_map(move |(turn, index)| {
+        plan.submissions.iter().enumerate().map(move |(part, steps)| Job {
+            index: *index,
+            turn,
             steps: steps.clone(),
-            first: index == 0,
-            last: index == last,
+            first: part == 0,
+            last: part == last,
         })
     })
 }

@@ -11,7 +11,7 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
 use crate::array::{DType, Values};
 use crate::error::{Error, Result, panic_text};
-use crate::worker::{CancelToken, FilterKey, SubtaskShape, Worker, WorkerInfo};
+use crate::worker::{CancelToken, FilterKey, Order, SubtaskShape, Worker, WorkerInfo};
 
 /// How long a dropped pool waits for its workers before it leaves a hung one behind.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
@@ -295,13 +295,14 @@ fn execute(worker: &mut Option<Box<dyn Worker>>, status: &Status, name: &str, ta
     let mut unusable = false;
     let result = guarded(worker, status, name, |w| {
         let _span = tracing::debug_span!("execute", worker = name, subtask = task.key.subtask).entered();
-        w.execute(task.key, &task.slabs, &task.cancel, &mut |index, values| match check(&values, task) {
+        let mut emit = |index, values| match check(&values, task) {
             Ok(()) => reply(ReplyKind::SubResult { index, values }),
             Err(cause) => {
                 unusable = true;
                 reply(ReplyKind::Unusable { cause });
             }
-        })
+        };
+        w.execute(task.key, &task.slabs, Order::All, &task.cancel, &mut emit)
     });
     match result {
         Ok(()) if unusable => {}

@@ -3,12 +3,13 @@
 //! Who only assembles pools needs [`CpuWorker::fleet`] and nothing else from here. All subtasks of a worker
 //! share one scratch memory, so holding many layers costs their filters and nothing more.
 //!
-//! Invariant: the filter banks of a subtask meet each slab together, so a slab is packed once; its sub-results
-//! therefore complete together and are emitted slab by slab, in ascending index.
+//! Invariant: under [`Order::All`] the filter banks of a subtask meet each slab together, so a slab is packed once; its
+//! sub-results therefore complete together and are emitted slab by slab, in ascending index. Under [`Order::Each`] one
+//! slab meets one bank, and at most the sub-result in hand is lost when the work is cut short.
 
 use std::collections::HashMap;
 
-use super::{CancelToken, FilterKey, SubtaskShape, Worker, WorkerInfo, WorkerKind, not_installed};
+use super::{CancelToken, FilterKey, Order, SubtaskShape, Worker, WorkerInfo, WorkerKind, not_installed};
 use crate::array::{Element, Values};
 use crate::conv::{ConvKernel, Scratch};
 use crate::error::{Error, Result};
@@ -60,19 +61,37 @@ impl Installed {
         scratch: &mut Scratch<T>,
         threads: usize,
         slabs: &Values,
+        order: Order<'_>,
         cancel: &CancelToken,
         emit: &mut dyn FnMut(usize, Values),
     ) -> Result<()> {
         let shape = &self.shape;
         let (slabs, banks) = (slabs.as_slice::<T>()?, self.banks.as_slice::<T>()?);
         let banks: Vec<&[T]> = banks.chunks_exact(shape.conv.weight_elems()).collect();
-        for (p, slab) in slabs.chunks_exact(shape.conv.input_elems()).enumerate() {
-            let mut outputs: Vec<Vec<T>> =
-                banks.iter().map(|_| vec![T::default(); shape.conv.output_elems()]).collect();
-            let mut views: Vec<&mut [T]> = outputs.iter_mut().map(Vec::as_mut_slice).collect();
-            self.kernel.run(scratch, slab, &banks, &mut views, threads, &|| cancel.is_cancelled())?;
-            for (r, output) in outputs.into_iter().enumerate() {
-                emit(p * shape.banks + r, T::wrap(output));
+        let slab = |p: usize| &slabs[p * shape.conv.input_elems()..][..shape.conv.input_elems()];
+        let zeros = || vec![T::default(); shape.conv.output_elems()];
+        let stop = || cancel.is_cancelled();
+        match order {
+            Order::All => {
+                for p in 0..shape.slabs {
+                    let mut outputs: Vec<Vec<T>> = banks.iter().map(|_| zeros()).collect();
+                    let mut views: Vec<&mut [T]> = outputs.iter_mut().map(Vec::as_mut_slice).collect();
+                    self.kernel.run(scratch, slab(p), &banks, &mut views, threads, &stop)?;
+                    for (r, output) in outputs.into_iter().enumerate() {
+                        emit(p * shape.banks + r, T::wrap(output));
+                    }
+                }
+            }
+            Order::Each(indices) => {
+                for neighbours in indices.chunk_by(|a, b| a / shape.banks == b / shape.banks) {
+                    let p = neighbours[0] / shape.banks;
+                    let mut input = self.kernel.one_input(scratch, slab(p), threads);
+                    for index in neighbours {
+                        let mut output = zeros();
+                        input.run(banks[index % shape.banks], &mut output, &stop)?;
+                        emit(*index, T::wrap(output));
+                    }
+                }
             }
         }
         Ok(())
@@ -107,6 +126,7 @@ impl Worker for CpuWorker {
         &mut self,
         key: FilterKey,
         slabs: &Values,
+        order: Order<'_>,
         cancel: &CancelToken,
         emit: &mut dyn FnMut(usize, Values),
     ) -> Result<()> {
@@ -115,9 +135,10 @@ impl Worker for CpuWorker {
         }
         let layer = self.installed.get(&key).ok_or_else(|| not_installed(&self.name, key))?;
         layer.shape.check_slabs(slabs, layer.banks.dtype())?;
+        layer.shape.check_order(order)?;
         match slabs {
-            Values::F32(_) => layer.compute(&mut self.scratch_f32, self.threads, slabs, cancel, emit),
-            Values::F64(_) => layer.compute(&mut self.scratch_f64, self.threads, slabs, cancel, emit),
+            Values::F32(_) => layer.compute(&mut self.scratch_f32, self.threads, slabs, order, cancel, emit),
+            Values::F64(_) => layer.compute(&mut self.scratch_f64, self.threads, slabs, order, cancel, emit),
         }
     }
 }

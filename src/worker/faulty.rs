@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::{CancelToken, Fault, FaultSpec, FilterKey, SubtaskShape, Worker, WorkerInfo};
+use super::{CancelToken, Fault, FaultSpec, FilterKey, Order, SubtaskShape, Worker, WorkerInfo};
 use crate::array::{Element, Values};
 use crate::error::{Error, Result};
 
@@ -109,6 +109,7 @@ impl Worker for FaultyWorker {
         &mut self,
         key: FilterKey,
         slabs: &Values,
+        order: Order<'_>,
         cancel: &CancelToken,
         emit: &mut dyn FnMut(usize, Values),
     ) -> Result<()> {
@@ -134,7 +135,7 @@ impl Worker for FaultyWorker {
                 if cancel.sleep(delay.sample(&mut rng)) {
                     return Err(Error::Cancelled);
                 }
-                self.inner.execute(key, slabs, cancel, emit)
+                self.inner.execute(key, slabs, order, cancel, emit)
             }
             Fault::Slow(factor) => {
                 let mut started = Instant::now();
@@ -147,17 +148,19 @@ impl Worker for FaultyWorker {
                     }
                     started = Instant::now();
                 };
-                self.inner.execute(key, slabs, cancel, &mut slowly)?;
+                self.inner.execute(key, slabs, order, cancel, &mut slowly)?;
                 if cut_short { Err(Error::Cancelled) } else { Ok(()) }
             }
-            Fault::Corrupt(size) => self.inner.execute(key, slabs, cancel, &mut |index, mut values| {
-                match &mut values {
-                    Values::F32(values) => corrupt(values, size, &mut rng),
-                    Values::F64(values) => corrupt(values, size, &mut rng),
-                }
-                emit(index, values);
-            }),
-            Fault::Nan => self.inner.execute(key, slabs, cancel, &mut |index, mut values| {
+            Fault::Corrupt(size) => {
+                self.inner.execute(key, slabs, order, cancel, &mut |index, mut values| {
+                    match &mut values {
+                        Values::F32(values) => corrupt(values, size, &mut rng),
+                        Values::F64(values) => corrupt(values, size, &mut rng),
+                    }
+                    emit(index, values);
+                })
+            }
+            Fault::Nan => self.inner.execute(key, slabs, order, cancel, &mut |index, mut values| {
                 match &mut values {
                     Values::F32(values) => plant_nan(values, &mut rng),
                     Values::F64(values) => plant_nan(values, &mut rng),

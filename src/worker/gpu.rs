@@ -9,7 +9,7 @@
 use std::collections::HashMap;
 use std::thread;
 
-use super::{CancelToken, FilterKey, SubtaskShape, Worker, WorkerInfo, WorkerKind, not_installed};
+use super::{CancelToken, FilterKey, Order, SubtaskShape, Worker, WorkerInfo, WorkerKind, not_installed};
 use crate::array::Values;
 use crate::error::{Error, Result};
 use crate::gpu::{AdapterSelector, AdapterSummary, ConvEngine, ConvFilters, GpuDevice, Kernel, select};
@@ -154,13 +154,20 @@ impl Worker for GpuWorker {
         &mut self,
         key: FilterKey,
         slabs: &Values,
+        order: Order<'_>,
         cancel: &CancelToken,
         emit: &mut dyn FnMut(usize, Values),
     ) -> Result<()> {
         self.with(|held, name| {
             let installed = held.filters.get(&key).ok_or_else(|| not_installed(name, key))?;
             installed.shape.check_slabs(slabs, installed.filters.dtype())?;
-            held.engine.run(&installed.filters, installed.shape.slabs, slabs, &|| cancel.is_cancelled(), emit)
+            installed.shape.check_order(order)?;
+            let order = match order {
+                Order::All => None,
+                Order::Each(indices) => Some(indices),
+            };
+            let stop = || cancel.is_cancelled();
+            held.engine.run(&installed.filters, installed.shape.slabs, slabs, order, &stop, emit)
         })
     }
 }

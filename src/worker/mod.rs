@@ -24,7 +24,7 @@ pub use gpu::{GpuOptions, GpuWorker};
 
 use serde::Serialize;
 
-use crate::array::{DType, Values, check_elems};
+use crate::array::{DType, Values, check_elems, check_indices};
 use crate::conv::ConvShape;
 use crate::error::{Error, Result};
 
@@ -137,6 +137,27 @@ impl SubtaskShape {
             ))
         }
     }
+
+    /// Checks that `order` names sub-results of this shape only.
+    ///
+    /// # Errors
+    /// [`Error::InvalidParameter`] with the first index beyond them.
+    pub fn check_order(&self, order: Order<'_>) -> Result<()> {
+        match order {
+            Order::All => Ok(()),
+            Order::Each(indices) => check_indices(indices, self.sub_results()),
+        }
+    }
+}
+
+/// Which sub-results of a subtask to compute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order<'a> {
+    /// All, in whatever order and grouping is fastest.
+    All,
+    /// These, in this order, each emitted before the next is begun (or while it is computed, on a device with a
+    /// queue): work that is cut short has handed over what it did. An index that occurs twice is computed twice.
+    Each(&'a [usize]),
 }
 
 /// Something that computes subtasks. See the module documentation for the contract.
@@ -155,18 +176,20 @@ pub trait Worker: Send {
     /// Forgets the filters of `key`; unknown keys are fine.
     fn remove(&mut self, key: FilterKey);
 
-    /// Computes the sub-results of the subtask `key` from `slabs` (`shape.slabs` slabs of
+    /// Computes the sub-results that `order` names of the subtask `key` from `slabs` (`shape.slabs` slabs of
     /// `[N, C, slab spatial...]`, row-major) and hands each to `emit` as (sub-result index,
     /// `[N, O', spatial...]` row-major) as soon as it is complete.
     ///
     /// # Errors
-    /// [`Error::Cancelled`] when `cancel` was set first; [`Error::WorkerLost`] when the worker can do no further
+    /// [`Error::InvalidParameter`] for an order with an index beyond the shape; [`Error::Mismatch`] for slabs of
+    /// another size or type; [`Error::Cancelled`] when `cancel` was set first; [`Error::WorkerLost`] when the worker can do no further
     /// work; any other error when this task failed and the worker lives on. Sub-results emitted before an error
     /// are valid.
     fn execute(
         &mut self,
         key: FilterKey,
         slabs: &Values,
+        order: Order<'_>,
         cancel: &CancelToken,
         emit: &mut dyn FnMut(usize, Values),
     ) -> Result<()>;
