@@ -133,6 +133,16 @@ pub enum Error {
         /// What happened.
         cause: String,
     },
+    /// A worker answered a known subtask wrongly: it is not to be trusted with work.
+    #[error(
+        "worker {worker} failed its probe: {cause}; check its device and driver, or leave it out of the pool"
+    )]
+    ProbeFailed {
+        /// Its name.
+        worker: String,
+        /// What it answered and what was expected, with the numbers.
+        cause: String,
+    },
     /// The work was cancelled before it was complete.
     #[error("cancelled")]
     Cancelled,
@@ -213,6 +223,7 @@ impl Error {
             Self::Singular { .. }
             | Self::WorkerLost { .. }
             | Self::WorkerFailed { .. }
+            | Self::ProbeFailed { .. }
             | Self::Cancelled
             | Self::Gpu { .. }
             | Self::Timeout { .. }

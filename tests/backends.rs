@@ -53,7 +53,7 @@ impl Worker for Switched {
         cancel: &CancelToken,
         emit: &mut dyn FnMut(usize, Values),
     ) -> Result<()> {
-        if self.responders.load(Ordering::SeqCst) >> self.bit & 1 == 0 {
+        if !key.is_probe() && self.responders.load(Ordering::SeqCst) >> self.bit & 1 == 0 {
             return Err(Error::WorkerFailed { worker: self.info().name, cause: "switched off".to_owned() });
         }
         self.inner.execute(key, slabs, order, cancel, emit)

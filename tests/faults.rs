@@ -4,11 +4,11 @@
 
 use std::time::{Duration, Instant};
 
-use fcdcc::array::Values;
+use fcdcc::array::{DType, Values};
 use fcdcc::conv::{ConvParams, ConvShape};
 use fcdcc::worker::{
-    CancelToken, CpuWorker, Delay, Fault, FaultSpec, FaultyWorker, FilterKey, Order, SubtaskShape, Worker,
-    WorkerSet, inject,
+    CancelToken, CpuWorker, Delay, Fault, FaultSpec, FaultyWorker, FilterKey, Order, Probe, SubtaskShape,
+    Worker, WorkerInfo, WorkerSet, inject,
 };
 use fcdcc::{Error, ErrorKind, Result};
 use rand::SeedableRng;
@@ -212,6 +212,79 @@ fn a_crash_loses_the_worker_for_good_at_its_first_task() {
         let again = worker.install(KEY, &shape(), ramp(shape().filter_elems()));
         assert!(matches!(again, Err(Error::WorkerLost { .. })));
     }
+}
+
+#[test]
+fn probes_are_answered_honestly_until_the_worker_is_lost() {
+    let probe = |worker: &mut dyn Worker| Probe::new(DType::F32).check(worker, &CancelToken::new());
+    for kind in [AGES, "slow=1e18x", "crash", "drop", "corrupt=1", "nan", "device-lost"] {
+        let mut worker = worker("cpu", &[kind, "delay=0s"], 3);
+        // Probes are no tasks: however many there were, the worker is as it was before its first.
+        for _ in 0..3 {
+            probe(&mut *worker).unwrap_or_else(|error| panic!("{kind}: {error}"));
+        }
+        if ["crash", "device-lost"].contains(&kind) {
+            let (_, end) = execute(&mut *worker, &CancelToken::new());
+            assert!(matches!(end, Err(Error::WorkerLost { .. })), "{kind}: {end:?}");
+            assert!(matches!(probe(&mut *worker), Err(Error::WorkerLost { .. })), "{kind}");
+        }
+    }
+    let noisy = |probes| {
+        let mut worker = worker("cpu", &["corrupt=1e-2"], 3);
+        (0..probes).for_each(|_| probe(&mut *worker).unwrap());
+        complete(&mut *worker)
+    };
+    assert_eq!(noisy(0), noisy(2), "probes moved the stream of random numbers");
+}
+
+#[test]
+fn what_comes_back_has_its_other_faults_and_not_the_spent_one() {
+    // The worker made anew from a stack of faults, with its filters; `None` where none comes back.
+    let again = |kinds: &[&str]| {
+        let made = worker("cpu-3", kinds, 7).recipe()?;
+        let mut worker = made().unwrap();
+        assert_eq!(worker.info(), CpuWorker::new("cpu-3", 1).info());
+        worker.install(KEY, &shape(), ramp(shape().filter_elems())).unwrap();
+        Some(worker)
+    };
+    let right = complete(&mut *worker("cpu-3", &[], 7));
+    for spent in [&["device-lost"][..], &["device-lost", "device-lost"], &[]] {
+        let mut worker = again(spent).unwrap();
+        assert_eq!(complete(&mut *worker), right);
+        assert_eq!(complete(&mut *worker), right);
+    }
+    // The same fault, name and seed: the noise of a first task.
+    let noise = complete(&mut *worker("cpu-3", &["corrupt=1e-2"], 7));
+    assert_ne!(noise, right);
+    for kept in [&["corrupt=1e-2"][..], &["corrupt=1e-2", "device-lost"], &["device-lost", "corrupt=1e-2"]] {
+        let mut worker = again(kept).unwrap();
+        assert_eq!(complete(&mut *worker), noise, "{kept:?}");
+        // And it can be lost and made a second time.
+        assert!(worker.recipe().is_some());
+    }
+    for gone in [&["crash"][..], &["crash", "device-lost"], &["device-lost", "crash"], &["crash", "delay=1s"]]
+    {
+        assert!(again(gone).is_none(), "{gone:?}");
+    }
+}
+
+#[test]
+fn a_lost_device_gives_nothing_of_the_task_it_was_lost_at() {
+    for order in [Order::All, Order::Each(&[3, 1]), Order::Each(&[])] {
+        let mut worker = worker("cpu", &["device-lost"], 0);
+        let slabs = ramp(shape().upload_elems());
+        let end = worker.execute(KEY, &slabs, order, &CancelToken::new(), &mut |_, _| panic!("emitted"));
+        let Err(Error::WorkerLost { cause, .. }) = end else { panic!("{end:?}") };
+        assert!(cause.contains("device lost"), "{cause}");
+    }
+}
+
+#[test]
+fn workers_of_this_machine_fail_one_by_one_unless_they_share_an_adapter() {
+    let cpu = CpuWorker::new("cpu-1", 1).info();
+    assert_eq!(cpu.domain(), ["local", "cpu-1"]);
+    let gpu = WorkerInfo { name: "gpu-2".to_owned(), adapter: Some("0 llvmpipe".to_owned()), ..cpu };
+    assert_eq!(gpu.domain(), ["local", "0 llvmpipe", "gpu-2"]);
 }
 
 /// Runs `kinds` on a thread and cancels; true when the task ended as cancelled with nothing emitted.

@@ -13,7 +13,10 @@ use fcdcc::Error;
 use fcdcc::array::{DType, Values};
 use fcdcc::conv::{ConvParams, ConvShape, reference};
 use fcdcc::gpu::{AdapterSelector, ConvEngine, ConvPlan, GpuDevice, Kernel, adapters, select};
-use fcdcc::worker::{CancelToken, FilterKey, GpuOptions, GpuWorker, Order, SubtaskShape, Worker, WorkerKind};
+use fcdcc::worker::{
+    CancelToken, Fault, FaultyWorker, FilterKey, GpuOptions, GpuWorker, Order, Probe, SubtaskShape, Worker,
+    WorkerKind,
+};
 use libtest_mimic::{Arguments, Failed, Trial};
 
 type Outcome = Result<(), Failed>;
@@ -215,6 +218,9 @@ fn staging_buffers_carry_the_same() -> Outcome {
     }
     Ok(())
 }
+
+/// Seconds, far below the minute a submission may take: whoever is back by then did not wait for that.
+const SOON: u64 = 20;
 
 /// A subtask of two slabs and two banks with its data and results.
 struct Subtask {
@@ -442,7 +448,7 @@ fn a_lost_device_is_a_lost_worker() -> Outcome {
     let mut worker = worker()?;
     let task = Subtask::small(1);
     task.install(&mut worker, KEY, DType::F32)?;
-    worker.destroy_device();
+    worker.lose_device();
     let started = Instant::now();
     for _ in 0..2 {
         let lost = task.matches(&mut worker, KEY, DType::F32);
@@ -454,6 +460,75 @@ fn a_lost_device_is_a_lost_worker() -> Outcome {
     let mut next = self::worker()?;
     task.install(&mut next, KEY, DType::F32)?;
     assert!(task.matches(&mut next, KEY, DType::F32)?);
+    Ok(())
+}
+
+/// A worker is lost and made again, several times over, on a stack of faults as the pool sees it.
+fn a_lost_worker_is_made_again_by_its_recipe() -> Outcome {
+    let task = Subtask::small(4);
+    let mut worker: Box<dyn Worker> = Box::new(worker()?);
+    let info = worker.info();
+    assert!(info.adapter.as_ref().is_some_and(|adapter| info.device.starts_with(&adapter[2..])), "{info:?}");
+    for _ in 0..3 {
+        worker = Box::new(FaultyWorker::new(worker, Fault::DeviceLost, 0));
+        let recipe = worker.recipe().unwrap();
+        task.install(worker.as_mut(), KEY, DType::F32)?;
+        Probe::new(DType::F32).check(worker.as_mut(), &CancelToken::new())?;
+        let Err(Error::WorkerLost { cause, .. }) = task.matches(worker.as_mut(), KEY, DType::F32) else {
+            panic!("the device was not lost");
+        };
+        // In the words of the device, not of the fault.
+        assert!(!cause.contains("injected"), "{cause}");
+        let refused = task.install(worker.as_mut(), KEY, DType::F32);
+        assert!(matches!(refused, Err(Error::WorkerLost { .. })));
+        worker = recipe()?;
+        assert_eq!(worker.info(), info);
+        let empty = task.matches(worker.as_mut(), KEY, DType::F32);
+        assert!(matches!(empty, Err(Error::WorkerFailed { .. })), "{empty:?}");
+        Probe::new(DType::F32).check(worker.as_mut(), &CancelToken::new())?;
+        if info.f64 {
+            Probe::new(DType::F64).check(worker.as_mut(), &CancelToken::new())?;
+        }
+        task.install(worker.as_mut(), KEY, DType::F32)?;
+        assert!(task.matches(worker.as_mut(), KEY, DType::F32)?);
+    }
+    Ok(())
+}
+
+/// In a process of its own, for other tests' threads would be counted too.
+fn losses_leave_no_threads_behind() -> Outcome {
+    const ALONE: &str = "FCDCC_TEST_ALONE";
+    if std::env::var_os(ALONE).is_none() {
+        let child = std::process::Command::new(std::env::current_exe()?)
+            .args(["--exact", "losses_leave_no_threads_behind", "--test-threads", "1"])
+            .env(ALONE, "1")
+            .output()?;
+        let said = String::from_utf8_lossy(&child.stdout);
+        assert!(child.status.success() && said.contains("1 passed"), "{said}");
+        return Ok(());
+    }
+    let threads = || std::fs::read_dir("/proc/self/task").map(Iterator::count);
+    let task = Subtask::small(5);
+    let mut worker: Box<dyn Worker> = Box::new(worker()?);
+    let recipe = worker.recipe().unwrap();
+    let mut before = None;
+    for round in 0..6 {
+        task.install(worker.as_mut(), KEY, DType::F32)?;
+        assert!(task.matches(worker.as_mut(), KEY, DType::F32)?);
+        // The first round may start threads that stay for the life of the process.
+        if round == 1 {
+            before = Some(threads()?);
+        }
+        worker.lose_device();
+        assert!(matches!(task.matches(worker.as_mut(), KEY, DType::F32), Err(Error::WorkerLost { .. })));
+        worker = recipe()?;
+    }
+    let (before, started) = (before.unwrap(), Instant::now());
+    // A thread of its own drops each lost device.
+    while threads()? > before {
+        assert!(started.elapsed().as_secs() < SOON, "{} threads, {before} before the losses", threads()?);
+        std::thread::yield_now();
+    }
     Ok(())
 }
 
@@ -495,7 +570,11 @@ fn main() {
         adapters_are_found_by_number_and_part_of_the_name,
         workers_run_side_by_side,
         a_lost_device_is_a_lost_worker,
+        a_lost_worker_is_made_again_by_its_recipe,
     );
+    if std::path::Path::new("/proc/self/task").exists() {
+        add!(losses_leave_no_threads_behind);
+    }
 
     let present = !adapters().is_empty();
     let required = std::env::var("CI").is_ok_and(|v| v == "true");

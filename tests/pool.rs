@@ -22,10 +22,11 @@ use fcdcc::{ConvParams, Error, Pool, Result, Worker};
 type Script = dyn FnMut(&SubtaskShape, &CancelToken, &mut dyn FnMut(usize, Values)) -> Result<()> + Send;
 
 struct Scripted {
-    name: &'static str,
     shape: Option<SubtaskShape>,
     script: Box<Script>,
     installed: Arc<AtomicUsize>,
+    /// Answers probes: a script is about tasks.
+    honest: CpuWorker,
 }
 
 impl Scripted {
@@ -35,31 +36,49 @@ impl Scripted {
         + Send
         + 'static,
     ) -> Box<dyn Worker> {
-        Box::new(Self { name, shape: None, script: Box::new(script), installed: Arc::default() })
+        Box::new(Self::new(name, script, Arc::default()))
+    }
+
+    fn new(
+        name: &'static str,
+        script: impl FnMut(&SubtaskShape, &CancelToken, &mut dyn FnMut(usize, Values)) -> Result<()>
+        + Send
+        + 'static,
+        installed: Arc<AtomicUsize>,
+    ) -> Self {
+        Self { shape: None, script: Box::new(script), installed, honest: CpuWorker::new(name, 1) }
     }
 }
 
 impl Worker for Scripted {
     fn info(&self) -> WorkerInfo {
-        let name = self.name.to_owned();
-        WorkerInfo { name, kind: fcdcc::worker::WorkerKind::Cpu, device: "script".to_owned(), f64: false }
+        WorkerInfo { device: "script".to_owned(), f64: false, ..self.honest.info() }
     }
-    fn install(&mut self, _: FilterKey, shape: &SubtaskShape, _: Values) -> Result<()> {
+    fn install(&mut self, key: FilterKey, shape: &SubtaskShape, banks: Values) -> Result<()> {
+        if key.is_probe() {
+            return self.honest.install(key, shape, banks);
+        }
         self.shape = Some(shape.clone());
         self.installed.fetch_add(1, Ordering::SeqCst);
         Ok(())
     }
-    fn remove(&mut self, _: FilterKey) {
+    fn remove(&mut self, key: FilterKey) {
+        if key.is_probe() {
+            return self.honest.remove(key);
+        }
         self.installed.fetch_sub(1, Ordering::SeqCst);
     }
     fn execute(
         &mut self,
-        _: FilterKey,
-        _: &Values,
-        _: Order<'_>,
+        key: FilterKey,
+        slabs: &Values,
+        order: Order<'_>,
         cancel: &CancelToken,
         emit: &mut dyn FnMut(usize, Values),
     ) -> Result<()> {
+        if key.is_probe() {
+            return self.honest.execute(key, slabs, order, cancel, emit);
+        }
         (self.script)(self.shape.as_ref().unwrap(), cancel, emit)
     }
 }
@@ -192,17 +211,13 @@ fn dropping_a_layer_frees_its_filters_and_cancels_its_work() {
     let (begun, ended) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let worker = {
         let (begun, ended) = (Arc::clone(&begun), Arc::clone(&ended));
-        Box::new(Scripted {
-            name: "counts",
-            shape: None,
-            script: Box::new(move |_, cancel, _| {
-                begun.fetch_add(1, Ordering::SeqCst);
-                cancel.wait();
-                ended.fetch_add(1, Ordering::SeqCst);
-                Err(Error::Cancelled)
-            }),
-            installed: Arc::clone(&installed),
-        })
+        let script = move |_: &SubtaskShape, cancel: &CancelToken, _: &mut dyn FnMut(usize, Values)| {
+            begun.fetch_add(1, Ordering::SeqCst);
+            cancel.wait();
+            ended.fetch_add(1, Ordering::SeqCst);
+            Err(Error::Cancelled)
+        };
+        Box::new(Scripted::new("counts", script, Arc::clone(&installed)))
     };
     let pool = with_scripted(worker);
     let layers: Vec<_> = (0..3).map(|_| layer.prepare(&pool, fail(4, 4)).unwrap()).collect();

@@ -8,8 +8,12 @@
 //! slab meets one bank, and at most the sub-result in hand is lost when the work is cut short.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
-use super::{CancelToken, FilterKey, Order, SubtaskShape, Worker, WorkerInfo, WorkerKind, not_installed};
+use super::{
+    CancelToken, FilterKey, LOCAL_HOST, Order, Recipe, SubtaskShape, Worker, WorkerInfo, WorkerKind,
+    not_installed,
+};
 use crate::array::{Element, Values};
 use crate::conv::{ConvKernel, Scratch};
 use crate::error::{Error, Result};
@@ -108,6 +112,8 @@ impl Worker for CpuWorker {
                 threads => format!("{threads} threads"),
             },
             f64: true,
+            host: LOCAL_HOST.to_owned(),
+            adapter: None,
         }
     }
 
@@ -140,5 +146,12 @@ impl Worker for CpuWorker {
             Values::F32(_) => layer.compute(&mut self.scratch_f32, self.threads, slabs, order, cancel, emit),
             Values::F64(_) => layer.compute(&mut self.scratch_f64, self.threads, slabs, order, cancel, emit),
         }
+    }
+
+    /// Threads do not get lost; but a defect may panic, and an injected loss is to be followed by a return on every kind
+    /// of worker.
+    fn recipe(&self) -> Option<Recipe> {
+        let (name, threads) = (self.name.clone(), self.threads);
+        Some(Arc::new(move || Ok(Box::new(Self::new(name.clone(), threads)))))
     }
 }

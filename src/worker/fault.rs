@@ -60,7 +60,7 @@ pub enum Fault {
     Delay(Delay),
     /// Takes so many times as long, at least 1: `slow=5x`.
     Slow(f64),
-    /// Is lost at its first task: `crash`.
+    /// Is lost for good at its first task: `crash`.
     Crash,
     /// Never answers: `drop`.
     Drop,
@@ -68,7 +68,7 @@ pub enum Fault {
     Corrupt(f64),
     /// Puts one NaN into every result: `nan`.
     Nan,
-    /// Its device is lost at its first task: `device-lost`.
+    /// Its device is lost at its first task; the worker that is made anew has one that stays: `device-lost`.
     DeviceLost,
 }
 

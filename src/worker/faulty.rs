@@ -6,24 +6,30 @@
 //! Invariant: everything random depends on seed, worker name, fault and the number of the task alone, so a run
 //! repeats exactly; and every wait ends when the task's [`CancelToken`] is cancelled.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::{CancelToken, Fault, FaultSpec, FilterKey, Order, SubtaskShape, Worker, WorkerInfo};
+use super::{CancelToken, Fault, FaultSpec, FilterKey, Order, Recipe, SubtaskShape, Worker, WorkerInfo};
 use crate::array::{Element, Values};
 use crate::error::{Error, Result};
 
 /// A worker with one [`Fault`]; its [`info`](Worker::info) is the inner worker's.
+///
+/// Faults model what happens in service. The tasks of a [`Probe`](super::Probe) are not service: until the worker is lost
+/// the inner one answers them as it can, and they do not count as tasks, so that a worker that dies at its first task does
+/// so at the first real one.
 pub struct FaultyWorker {
     inner: Box<dyn Worker>,
     fault: Fault,
+    seed: u64,
     /// The generator at the start of stream 0; each task takes the stream of its number.
     rng: ChaCha8Rng,
     tasks: u64,
     /// Set by [`Fault::Crash`] and [`Fault::DeviceLost`]: nothing works from then on.
-    lost: Option<&'static str>,
+    lost: Option<String>,
 }
 
 impl FaultyWorker {
@@ -32,13 +38,13 @@ impl FaultyWorker {
     pub fn new(inner: Box<dyn Worker>, fault: Fault, seed: u64) -> Self {
         let identity = format!("{}:{fault}", inner.info().name);
         let rng = ChaCha8Rng::seed_from_u64(seed ^ fnv1a(identity.as_bytes()));
-        Self { inner, fault, rng, tasks: 0, lost: None }
+        Self { inner, fault, seed, rng, tasks: 0, lost: None }
     }
 
     fn check_alive(&self) -> Result<()> {
-        match self.lost {
+        match &self.lost {
             None => Ok(()),
-            Some(cause) => Err(Error::WorkerLost { worker: self.inner.info().name, cause: cause.to_owned() }),
+            Some(cause) => Err(Error::WorkerLost { worker: self.inner.info().name, cause: cause.clone() }),
         }
     }
 }
@@ -114,17 +120,30 @@ impl Worker for FaultyWorker {
         emit: &mut dyn FnMut(usize, Values),
     ) -> Result<()> {
         self.check_alive()?;
+        if key.is_probe() {
+            return self.inner.execute(key, slabs, order, cancel, emit);
+        }
         let mut rng = self.rng.clone();
         rng.set_stream(self.tasks);
         self.tasks += 1;
         match self.fault {
             Fault::Crash => {
-                self.lost = Some("injected crash");
+                self.lost = Some("injected crash".to_owned());
                 self.check_alive()
             }
-            // A real loss shows itself in the driver; to the pool it looks the same as this.
             Fault::DeviceLost => {
-                self.lost = Some("device lost (injected)");
+                self.inner.lose_device();
+                // One sub-result suffices to learn what the loss looks like from here, and it must not get out.
+                let first = match order {
+                    Order::All => &[0],
+                    Order::Each(indices) => &indices[..indices.len().min(1)],
+                };
+                let end = self.inner.execute(key, slabs, Order::Each(first), cancel, &mut |_, _| {});
+                self.lost = Some(match end {
+                    Err(Error::WorkerLost { cause, .. }) => cause,
+                    // There was no device to lose: to the pool this looks the same.
+                    _ => "device lost (injected)".to_owned(),
+                });
                 self.check_alive()
             }
             Fault::Drop => {
@@ -168,5 +187,23 @@ impl Worker for FaultyWorker {
                 emit(index, values);
             }),
         }
+    }
+
+    /// The inner worker's, with this fault around what it makes. A lost device has had its fault: what comes back behaves.
+    /// A crashed process does not come back.
+    fn recipe(&self) -> Option<Recipe> {
+        let (fault, seed) = (self.fault, self.seed);
+        match fault {
+            Fault::Crash => None,
+            Fault::DeviceLost => self.inner.recipe(),
+            _ => {
+                let inner = self.inner.recipe()?;
+                Some(Arc::new(move || Ok(Box::new(Self::new(inner()?, fault, seed)))))
+            }
+        }
+    }
+
+    fn lose_device(&mut self) {
+        self.inner.lose_device();
     }
 }

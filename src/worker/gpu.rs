@@ -7,9 +7,13 @@
 //! Invariant: once the device is lost every call answers [`Error::WorkerLost`]; recovery is a new worker.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::thread;
 
-use super::{CancelToken, FilterKey, Order, SubtaskShape, Worker, WorkerInfo, WorkerKind, not_installed};
+use super::{
+    CancelToken, FilterKey, LOCAL_HOST, Order, Recipe, SubtaskShape, Worker, WorkerInfo, WorkerKind,
+    not_installed,
+};
 use crate::array::Values;
 use crate::error::{Error, Result};
 use crate::gpu::{AdapterSelector, AdapterSummary, ConvEngine, ConvFilters, GpuDevice, Kernel, select};
@@ -31,6 +35,8 @@ pub struct GpuOptions {
 #[derive(Debug)]
 pub struct GpuWorker {
     info: WorkerInfo,
+    /// The adapter and kernel, to open the same again.
+    adapter: AdapterSummary,
     kernel: Option<Kernel>,
     /// `None` once the device is lost, with the cause in `lost`.
     held: Option<Held>,
@@ -63,15 +69,21 @@ impl GpuWorker {
 
     fn on(adapter: &AdapterSummary, options: &GpuOptions) -> Result<Self> {
         let name = options.name.clone().unwrap_or_else(|| format!("gpu-{}", options.queue));
+        Self::named(adapter, name, options.kernel)
+    }
+
+    fn named(adapter: &AdapterSummary, name: String, kernel: Option<Kernel>) -> Result<Self> {
         let gpu = GpuDevice::open(adapter, &name)?;
         let info = WorkerInfo {
             name,
             kind: WorkerKind::Gpu,
             device: format!("{} ({} {})", adapter.name, adapter.driver, adapter.driver_info),
             f64: gpu.caps().f64,
+            host: LOCAL_HOST.to_owned(),
+            adapter: Some(format!("{} {}", adapter.index, adapter.name)),
         };
         let held = Held { engine: ConvEngine::new(gpu), filters: HashMap::new() };
-        Ok(Self { info, kernel: options.kernel, held: Some(held), lost: String::new() })
+        Ok(Self { info, adapter: adapter.clone(), kernel, held: Some(held), lost: String::new() })
     }
 
     /// Opens `count` workers, named `gpu-0` and so on, spread round-robin over all adapters that `selector` names;
@@ -92,14 +104,6 @@ impl GpuWorker {
                 Ok(Box::new(Self::on(adapter, &options)?) as Box<dyn Worker>)
             })
             .collect()
-    }
-
-    /// Declares the device lost, as a driver would: for tests of what follows.
-    #[doc(hidden)]
-    pub fn destroy_device(&self) {
-        if let Some(held) = &self.held {
-            held.engine.device().destroy();
-        }
     }
 
     /// Runs `work` unless the device is lost, and turns its loss into [`Error::WorkerLost`].
@@ -169,5 +173,17 @@ impl Worker for GpuWorker {
             let stop = || cancel.is_cancelled();
             held.engine.run(&installed.filters, installed.shape.slabs, slabs, order, &stop, emit)
         })
+    }
+
+    /// Opens the same adapter, found by its position and name, with the same kernel and name.
+    fn recipe(&self) -> Option<Recipe> {
+        let (adapter, name, kernel) = (self.adapter.clone(), self.info.name.clone(), self.kernel);
+        Some(Arc::new(move || Ok(Box::new(Self::named(&adapter, name.clone(), kernel)?))))
+    }
+
+    fn lose_device(&mut self) {
+        if let Some(held) = &self.held {
+            held.engine.device().destroy();
+        }
     }
 }

@@ -14,6 +14,7 @@ mod fault;
 mod faulty;
 #[cfg(feature = "gpu")]
 mod gpu;
+mod probe;
 
 pub use cancel::CancelToken;
 pub use cpu::CpuWorker;
@@ -21,6 +22,9 @@ pub use fault::{Delay, Fault, FaultSpec, WorkerSet};
 pub use faulty::{FaultyWorker, inject};
 #[cfg(feature = "gpu")]
 pub use gpu::{GpuOptions, GpuWorker};
+pub use probe::Probe;
+
+use std::sync::Arc;
 
 use serde::Serialize;
 
@@ -63,6 +67,24 @@ pub struct WorkerInfo {
     pub device: String,
     /// Whether it computes in f64 as well as f32.
     pub f64: bool,
+    /// The machine it runs on: [`LOCAL_HOST`] for this one.
+    pub host: String,
+    /// What several workers share and lose together, by position and name: the adapter of GPU workers, e.g.
+    /// `0 llvmpipe (LLVM 15.0.6, 256 bits)`. `None` where a worker fails on its own.
+    pub adapter: Option<String>,
+}
+
+/// The [`WorkerInfo::host`] of workers of this machine.
+pub const LOCAL_HOST: &str = "local";
+
+impl WorkerInfo {
+    /// Where the worker stands among what fails together, from the widest to the worker itself: host, adapter if it has
+    /// one, name. Workers are as likely to be lost together as their paths have a beginning in common.
+    #[must_use]
+    pub fn domain(&self) -> Vec<String> {
+        let adapter = self.adapter.iter().cloned();
+        std::iter::once(self.host.clone()).chain(adapter).chain([self.name.clone()]).collect()
+    }
 }
 
 /// Names one set of coded filters on a worker.
@@ -72,6 +94,18 @@ pub struct FilterKey {
     pub layer: u64,
     /// Index of the subtask whose filters these are.
     pub subtask: usize,
+}
+
+impl FilterKey {
+    /// Where a [`Probe`] installs its filters: no layer has this number.
+    pub const PROBE: Self = Self { layer: u64::MAX, subtask: 0 };
+
+    /// Whether a probe's filters lie under this key. Workers that wrap or imitate others for tests tell by this what
+    /// must be answered properly.
+    #[must_use]
+    pub fn is_probe(&self) -> bool {
+        self.layer == Self::PROBE.layer
+    }
 }
 
 /// The work of one subtask: `slabs * banks` convolutions of one shape.
@@ -160,6 +194,10 @@ pub enum Order<'a> {
     Each(&'a [usize]),
 }
 
+/// How to make a worker again that was lost: opens what the lost one had opened, under the same name, and holds no
+/// filters. May block and may fail, as at the first time; can be called again.
+pub type Recipe = Arc<dyn Fn() -> Result<Box<dyn Worker>> + Send + Sync>;
+
 /// Something that computes subtasks. See the module documentation for the contract.
 pub trait Worker: Send {
     /// Name, kind, device and abilities; constant over the worker's life.
@@ -193,6 +231,16 @@ pub trait Worker: Send {
         cancel: &CancelToken,
         emit: &mut dyn FnMut(usize, Values),
     ) -> Result<()>;
+
+    /// How to make this worker again should it be lost; `None` when it would not come back. Asked for while the worker
+    /// is healthy.
+    fn recipe(&self) -> Option<Recipe> {
+        None
+    }
+
+    /// Loses the device as a driver would, for fault injection. Workers without one ignore it.
+    #[doc(hidden)]
+    fn lose_device(&mut self) {}
 }
 
 /// The error of executing a subtask whose filters were never installed (or were removed).

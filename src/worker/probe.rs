@@ -1,0 +1,318 @@
+//! A small subtask whose answer is known: whether a worker computes rightly before it is trusted with work.
+//!
+//! For whoever takes a worker (back) into service; who only runs layers can skip it. A probe sees what is wrong with
+//! every task (a broken driver or kernel, mixed-up sub-results); a fault that comes and goes it may miss.
+//!
+//! Invariant: the filters of a probe lie under [`FilterKey::PROBE`] alone and are gone when
+//! [`check`](Probe::check) returns, so a probe never touches a layer.
+
+use std::sync::OnceLock;
+
+use super::{CancelToken, FilterKey, Order, SubtaskShape, Worker};
+use crate::array::{DType, Element, Values};
+use crate::conv::{ConvParams, ConvShape, reference};
+use crate::error::{Error, Result};
+
+/// Slabs and filter banks: two of each, so that a worker that mixes up either is noticed.
+const SLABS: usize = 2;
+const BANKS: usize = 2;
+
+/// What every probe sends and expects, in f64.
+#[derive(Debug)]
+struct Known {
+    shape: SubtaskShape,
+    slabs: Vec<f64>,
+    banks: Vec<f64>,
+    /// One for each sub-result.
+    answers: Vec<Vec<f64>>,
+}
+
+/// Computes a known convolution on a worker and compares: 5,184 multiply-adds, four sub-results of 4 channels.
+#[derive(Clone, Copy, Debug)]
+pub struct Probe {
+    dtype: DType,
+    known: &'static Known,
+}
+
+/// Uniform in [-1, 1) and exact in f32: one truth serves both types. All 23 bits are in use, so that a device that
+/// computes with fewer is noticed.
+fn numbers(len: usize, seed: u64) -> Vec<f64> {
+    let mut state = seed;
+    (0..len)
+        .map(|_| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 41) as f64 / f64::from(1 << 22) - 1.0
+        })
+        .collect()
+}
+
+impl Known {
+    fn new() -> Result<Self> {
+        // No two lengths are equal, so that swapped axes are noticed too.
+        let conv = ConvShape::new(&[1, 3, 5, 6], &[4, 3, 3, 3], &ConvParams::default())?;
+        let shape = SubtaskShape { conv, slabs: SLABS, banks: BANKS };
+        let (slabs, banks) = (numbers(shape.upload_elems(), 1), numbers(shape.filter_elems(), 2));
+        let mut answers = Vec::with_capacity(shape.sub_results());
+        for slab in slabs.chunks_exact(shape.conv.input_elems()) {
+            for bank in banks.chunks_exact(shape.conv.weight_elems()) {
+                answers.push(reference(&shape.conv, slab, bank, None)?);
+            }
+        }
+        Ok(Self { shape, slabs, banks, answers })
+    }
+}
+
+fn values(numbers: &[f64], dtype: DType) -> Values {
+    fn narrow<T: Element>(numbers: &[f64]) -> Values {
+        T::wrap(numbers.iter().map(|n| T::from_f64(*n)).collect())
+    }
+    match dtype {
+        DType::F32 => narrow::<f32>(numbers),
+        DType::F64 => narrow::<f64>(numbers),
+    }
+}
+
+/// Relative L2 distance; NaN if either side holds one.
+fn distance(got: &Values, answer: &[f64]) -> f64 {
+    fn off<T: Element>(got: &[T], answer: &[f64]) -> f64 {
+        got.iter().zip(answer).map(|(g, a)| (g.to_f64() - a).powi(2)).sum()
+    }
+    let off = match got {
+        Values::F32(got) => off(got, answer),
+        Values::F64(got) => off(got, answer),
+    };
+    (off / answer.iter().map(|a| a * a).sum::<f64>()).sqrt()
+}
+
+impl Probe {
+    /// A probe in `dtype`. The truth is computed once in a process, by [`reference()`].
+    #[must_use]
+    pub fn new(dtype: DType) -> Self {
+        static KNOWN: OnceLock<Known> = OnceLock::new();
+        let known = KNOWN.get_or_init(|| Known::new().expect("the probe's own shape is valid"));
+        Self { dtype, known }
+    }
+
+    /// The largest relative L2 error of a sub-result that passes: K eps, where K = 27 products are summed up.
+    ///
+    /// The K roundings of a sum stay below K eps/2 times the sum of the magnitudes; that they all pull one way is so
+    /// unlikely that a right sum is off by about sqrt(K) eps/2, a tenth of the limit, in any order and with or without
+    /// fused multiply-adds. 10-bit mantissas are off by a hundred times the limit of f32.
+    #[must_use]
+    pub fn tolerance(&self) -> f64 {
+        let eps = match self.dtype {
+            DType::F32 => f64::from(f32::EPSILON),
+            DType::F64 => f64::EPSILON,
+        };
+        self.known.shape.conv.reduction() as f64 * eps
+    }
+
+    /// Installs the known filters, computes all sub-results, removes the filters and compares. Takes as long as the
+    /// worker does: `cancel` is what limits that.
+    ///
+    /// # Errors
+    /// [`Error::ProbeFailed`] when a sub-result is missing, comes twice, is none, has another length or type, or is off
+    /// by more than [`Self::tolerance`]; else what the worker reports, [`Error::WorkerLost`] and [`Error::Cancelled`]
+    /// above all.
+    pub fn check(&self, worker: &mut dyn Worker, cancel: &CancelToken) -> Result<()> {
+        let Known { shape, slabs, banks, answers } = self.known;
+        let mut flaw = None;
+        let mut came = vec![false; answers.len()];
+        let mut judge = |index: usize, got: Values| {
+            let found = match (came.get_mut(index), answers.get(index)) {
+                (Some(came), Some(answer)) => {
+                    let again = std::mem::replace(came, true);
+                    self.flaw(index, again, &got, answer)
+                }
+                _ => Some(format!("gave sub-result {index} of {}, counted from 0", answers.len())),
+            };
+            flaw = flaw.take().or(found);
+        };
+        worker.install(FilterKey::PROBE, shape, values(banks, self.dtype))?;
+        let slabs = values(slabs, self.dtype);
+        let end = worker.execute(FilterKey::PROBE, &slabs, Order::All, cancel, &mut judge);
+        worker.remove(FilterKey::PROBE);
+        end?;
+        let missing = came.iter().position(|came| !came);
+        let flaw = flaw.or_else(|| missing.map(|index| format!("gave no sub-result {index}")));
+        match flaw {
+            None => Ok(()),
+            Some(cause) => Err(Error::ProbeFailed { worker: worker.info().name, cause }),
+        }
+    }
+
+    /// What is wrong with a sub-result, if anything is.
+    fn flaw(&self, index: usize, again: bool, got: &Values, answer: &[f64]) -> Option<String> {
+        if again {
+            return Some(format!("gave sub-result {index} twice"));
+        }
+        if (got.len(), got.dtype()) != (answer.len(), self.dtype) {
+            return Some(format!(
+                "sub-result {index} has {} {} elements where {} {} were expected",
+                got.len(),
+                got.dtype(),
+                answer.len(),
+                self.dtype
+            ));
+        }
+        let (distance, limit) = (distance(got, answer), self.tolerance());
+        // Written so that NaN is off.
+        let right = distance <= limit;
+        (!right)
+            .then(|| format!("sub-result {index} is off by {distance:.1e} (relative L2), over {limit:.1e}"))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+mod tests {
+    use super::*;
+    use crate::worker::{CpuWorker, WorkerInfo};
+
+    type Emit<'a> = &'a mut dyn FnMut(usize, Values);
+
+    /// A CPU worker whose sub-results pass through `flaw`.
+    struct Flawed {
+        inner: CpuWorker,
+        flaw: fn(usize, Values, Emit<'_>),
+        end: fn() -> Result<()>,
+        held: i32,
+    }
+
+    impl Worker for Flawed {
+        fn info(&self) -> WorkerInfo {
+            self.inner.info()
+        }
+        fn install(&mut self, key: FilterKey, shape: &SubtaskShape, banks: Values) -> Result<()> {
+            assert!(key.is_probe());
+            self.held += 1;
+            self.inner.install(key, shape, banks)
+        }
+        fn remove(&mut self, key: FilterKey) {
+            self.held -= 1;
+            self.inner.remove(key);
+        }
+        fn execute(
+            &mut self,
+            key: FilterKey,
+            slabs: &Values,
+            order: Order<'_>,
+            cancel: &CancelToken,
+            emit: Emit<'_>,
+        ) -> Result<()> {
+            self.inner.execute(key, slabs, order, cancel, &mut |i, v| (self.flaw)(i, v, emit))?;
+            (self.end)()
+        }
+    }
+
+    fn flawed(flaw: fn(usize, Values, Emit<'_>), end: fn() -> Result<()>, dtype: DType) -> Result<()> {
+        let mut worker = Flawed { inner: CpuWorker::new("flawed", 1), flaw, end, held: 0 };
+        let outcome = Probe::new(dtype).check(&mut worker, &CancelToken::new());
+        assert_eq!(worker.held, 0, "filters were left behind");
+        outcome
+    }
+
+    fn mapped(values: &Values, map: impl Fn(&[f64]) -> Vec<f64>) -> Values {
+        let wide: Vec<f64> = match values {
+            Values::F32(v) => v.iter().map(|v| f64::from(*v)).collect(),
+            Values::F64(v) => v.clone(),
+        };
+        super::values(&map(&wide), values.dtype())
+    }
+
+    #[test]
+    fn honest_workers_pass_with_room() {
+        for dtype in [DType::F32, DType::F64] {
+            for threads in [1, 2] {
+                Probe::new(dtype).check(&mut CpuWorker::new("cpu", threads), &CancelToken::new()).unwrap();
+            }
+            flawed(|i, v, emit| emit(i, v), || Ok(()), dtype).unwrap();
+        }
+        let known = Probe::new(DType::F32).known;
+        let macs = known.shape.sub_results() * known.shape.conv.output_elems() * known.shape.conv.reduction();
+        assert_eq!(macs, 5184);
+        // Sums of random terms: a mean error of a tenth of the limit leaves room for other orders of summation.
+        let mut worst = 0.0_f64;
+        let mut cpu = CpuWorker::new("cpu", 1);
+        cpu.install(FilterKey::PROBE, &known.shape, values(&known.banks, DType::F32)).unwrap();
+        let slabs = values(&known.slabs, DType::F32);
+        cpu.execute(FilterKey::PROBE, &slabs, Order::All, &CancelToken::new(), &mut |i, v| {
+            worst = worst.max(distance(&v, &known.answers[i]));
+        })
+        .unwrap();
+        assert!(worst > 0.0 && worst < Probe::new(DType::F32).tolerance() / 5.0, "{worst:e}");
+    }
+
+    #[test]
+    fn systematic_flaws_fail_with_the_numbers() {
+        let flaws: [(&str, fn(usize, Values, Emit<'_>), &str); 11] = [
+            (
+                "scaled",
+                |i, v, emit| emit(i, mapped(&v, |v| v.iter().map(|v| v * 1.001).collect())),
+                "off by 1.0e-3",
+            ),
+            (
+                "10-bit mantissas",
+                |i, v, emit| emit(i, mapped(&v, |v| v.iter().map(|v| v + v * 2e-4).collect())),
+                "off by",
+            ),
+            ("banks swapped", |i, v, emit| emit(i ^ 1, v), "off by"),
+            ("slabs swapped", |i, v, emit| emit(i ^ 2, v), "off by"),
+            (
+                "shifted as by padding",
+                |i, v, emit| emit(i, mapped(&v, |v| [&[0.0], &v[..v.len() - 1]].concat())),
+                "off by",
+            ),
+            (
+                "a wrong element",
+                |i, v, emit| emit(i, mapped(&v, |v| [&[v[0] + 0.01], &v[1..]].concat())),
+                "off by",
+            ),
+            ("NaN", |i, v, emit| emit(i, mapped(&v, |v| [&[f64::NAN], &v[1..]].concat())), "off by NaN"),
+            (
+                "one twice",
+                |i, v, emit| (0..=usize::from(i == 2)).for_each(|_| emit(i, v.clone())),
+                "sub-result 2 twice",
+            ),
+            (
+                "one missing",
+                |i, v, emit| {
+                    if i != 3 {
+                        emit(i, v);
+                    }
+                },
+                "no sub-result 3",
+            ),
+            (
+                "one too many",
+                |i, v, emit| (0..=usize::from(i == 3)).for_each(|n| emit(i + n, v.clone())),
+                "sub-result 4 of 4",
+            ),
+            ("short", |i, v, emit| emit(i, mapped(&v, |v| v[1..].to_vec())), "47 f"),
+        ];
+        for dtype in [DType::F32, DType::F64] {
+            for (name, flaw, said) in flaws {
+                let error = flawed(flaw, || Ok(()), dtype).unwrap_err();
+                assert!(matches!(error, Error::ProbeFailed { .. }), "{name}: {error}");
+                let text = error.to_string();
+                assert!(text.contains("flawed") && text.contains(said), "{name}: {text}");
+            }
+        }
+        let typed = flawed(|i, v, emit| emit(i, mapped(&v, <[f64]>::to_vec)), || Ok(()), DType::F32);
+        typed.unwrap();
+        let typed =
+            flawed(|i, _, emit| emit(i, Values::F64(vec![0.0; 48])), || Ok(()), DType::F32).unwrap_err();
+        assert!(typed.to_string().contains("48 f64 elements where 48 f32"), "{typed}");
+    }
+
+    #[test]
+    fn what_the_worker_reports_passes_through() {
+        let lost = || Err(Error::WorkerLost { worker: "w".to_owned(), cause: "gone".to_owned() });
+        let end = flawed(|_, _, _| {}, lost, DType::F32);
+        assert!(matches!(end, Err(Error::WorkerLost { .. })), "{end:?}");
+        let cancelled = CancelToken::new();
+        cancelled.cancel();
+        let end = Probe::new(DType::F64).check(&mut CpuWorker::new("cpu", 1), &cancelled);
+        assert!(matches!(end, Err(Error::Cancelled)));
+    }
+}
