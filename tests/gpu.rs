@@ -463,6 +463,73 @@ fn a_lost_device_is_a_lost_worker() -> Outcome {
     Ok(())
 }
 
+/// Lost at every moment of a run, and from another thread while the run waits: an error soon, and no panic.
+fn a_device_lost_in_the_middle_of_a_run_ends_it() -> Outcome {
+    let task = subtask(shape(&[1, 32, 40, 40], &[32, 32, 3, 3], &ConvParams::default()), 1);
+    let slabs = values(&task.slabs, DType::F32);
+    let open = |staging: bool, macs: u64| -> Result<_, Error> {
+        let gpu = GpuDevice::open(&select(None)?[0], "test")?.with_submission_macs(macs);
+        let mut engine = ConvEngine::new(if staging { gpu.with_staging() } else { gpu });
+        let filters = engine.install(&task.shape.conv, 2, 2, &values(&task.banks, DType::F32), None)?;
+        Ok((engine, filters))
+    };
+    for staging in [false, true] {
+        // Before the n-th submission or retirement; some of these are between two submissions of a sub-result.
+        for moment in 0..8 {
+            let (mut engine, filters) = open(staging, 6_000_000)?;
+            let lose = engine.device().destroyer();
+            let asked = Cell::new(0);
+            let stop = || {
+                if asked.replace(asked.get() + 1) == moment {
+                    lose();
+                }
+                false
+            };
+            let started = Instant::now();
+            let end = engine.run(&filters, 2, &slabs, None, &stop, &mut |i, v| {
+                assert!(relative_error(&widened(&v), &task.expected[i]) <= TOLERANCE_F32);
+            });
+            assert!(matches!(end, Err(Error::Gpu { .. })), "{moment}: {end:?}");
+            assert!(engine.device().lost().is_some());
+            let again = engine.run(&filters, 2, &slabs, None, &|| false, &mut |_, _| panic!("emitted"));
+            assert!(matches!(again, Err(Error::Gpu { .. })), "{moment}: {again:?}");
+            let install = engine.install(&task.shape.conv, 2, 2, &values(&task.banks, DType::F32), None);
+            assert!(matches!(install, Err(Error::Gpu { .. })), "{moment}");
+            assert!(started.elapsed().as_secs() < SOON, "{moment}: {:?}", started.elapsed());
+        }
+        // From another thread, at some time between beginning and end of a run: also inside a submission.
+        let one_submission = 1 << 40;
+        let (mut engine, filters) = open(staging, one_submission)?;
+        let started = Instant::now();
+        engine.run(&filters, 2, &slabs, None, &|| false, &mut |_, _| {})?;
+        let one_run = started.elapsed();
+        for eighths in 0..8 {
+            let (mut engine, filters) = open(staging, one_submission)?;
+            let lose = engine.device().destroyer();
+            let started = Instant::now();
+            let end = std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    while started.elapsed() < one_run * eighths / 8 {
+                        std::thread::yield_now();
+                    }
+                    lose();
+                });
+                loop {
+                    let end = engine.run(&filters, 2, &slabs, None, &|| false, &mut |i, v| {
+                        assert!(relative_error(&widened(&v), &task.expected[i]) <= TOLERANCE_F32);
+                    });
+                    if end.is_err() || started.elapsed().as_secs() >= SOON {
+                        return end;
+                    }
+                }
+            });
+            assert!(matches!(end, Err(Error::Gpu { .. })), "{end:?}");
+            assert!(started.elapsed().as_secs() < SOON, "{:?}", started.elapsed());
+        }
+    }
+    Ok(())
+}
+
 /// A worker is lost and made again, several times over, on a stack of faults as the pool sees it.
 fn a_lost_worker_is_made_again_by_its_recipe() -> Outcome {
     let task = Subtask::small(4);
@@ -570,6 +637,7 @@ fn main() {
         adapters_are_found_by_number_and_part_of_the_name,
         workers_run_side_by_side,
         a_lost_device_is_a_lost_worker,
+        a_device_lost_in_the_middle_of_a_run_ends_it,
         a_lost_worker_is_made_again_by_its_recipe,
     );
     if std::path::Path::new("/proc/self/task").exists() {

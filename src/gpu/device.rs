@@ -418,10 +418,21 @@ impl GpuDevice {
         }
     }
 
-    /// Declares the device lost, as a driver would: for tests of what follows.
+    /// Loses the device, as a driver would: for tests of what follows.
     #[doc(hidden)]
     pub fn destroy(&self) {
-        self.device.destroy();
-        self.health.lose("destroyed".to_owned());
+        self.destroyer()();
+    }
+
+    /// What [`Self::destroy`] does, to be called while the device is in use elsewhere.
+    #[doc(hidden)]
+    pub fn destroyer(&self) -> impl Fn() + Send + Sync + 'static {
+        let (device, health) = (self.device.clone(), Arc::clone(&self.health));
+        move || {
+            // wgpu tells the callback of the loss when it is next polled, with work in flight not even then.
+            device.destroy();
+            let _ = catch_unwind(AssertUnwindSafe(|| device.poll(wgpu::PollType::Poll)));
+            health.lose("device lost (destroyed)".to_owned());
+        }
     }
 }
