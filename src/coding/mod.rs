@@ -1,5 +1,6 @@
 #![doc = include_str!("algorithm.md")]
 
+mod basis;
 mod cache;
 mod code;
 mod combine;
@@ -10,6 +11,7 @@ mod encode;
 mod generators;
 mod uncoded;
 
+pub use basis::Basis;
 pub use cache::DecoderCache;
 pub use code::{Code, CodeKind, SubResult};
 pub use decode::{Clamp, Epilogue, decode};
