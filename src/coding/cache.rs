@@ -1,25 +1,64 @@
-//! Decoders by responder set: inverting happens once.
+//! What depends on a responder set alone, by responder set: inverting happens once.
 
+use std::borrow::Borrow;
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::code::Code;
+use super::audit::Checker;
+use super::code::{Code, SubResult};
 use super::decoder::Decoder;
 use crate::error::Result;
 
-/// Decoders of one code, shared by all runs of a layer. Bounded: past its capacity it starts afresh, since the
-/// responder sets of a steady pool are few.
+/// Values by key, shared by all runs of a layer. Bounded: past its capacity it starts afresh, since the responder sets
+/// of a steady pool are few.
+#[derive(Debug)]
+struct Cache<K, V> {
+    capacity: usize,
+    values: Mutex<HashMap<K, Arc<V>>>,
+}
+
+impl<K: Eq + Hash, V> Cache<K, V> {
+    fn new(capacity: usize) -> Self {
+        Self { capacity: capacity.max(1), values: Mutex::new(HashMap::new()) }
+    }
+
+    /// The value of `key`, made if it is not there.
+    fn get<Q>(&self, key: &Q, make: impl FnOnce() -> Result<V>) -> Result<Arc<V>>
+    where
+        K: Borrow<Q>,
+        Q: Eq + Hash + ToOwned<Owned = K> + ?Sized,
+    {
+        if let Some(found) = self.lock().get(key) {
+            return Ok(Arc::clone(found));
+        }
+        // Computed outside the lock: another run may do the same work, none waits for it.
+        let value = Arc::new(make()?);
+        let mut values = self.lock();
+        if values.len() >= self.capacity {
+            values.clear();
+        }
+        values.insert(key.to_owned(), Arc::clone(&value));
+        Ok(value)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<K, Arc<V>>> {
+        self.values.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Decoders of one code, shared by all runs of a layer.
 #[derive(Debug)]
 pub struct DecoderCache {
-    capacity: usize,
-    decoders: Mutex<HashMap<Vec<usize>, Arc<Decoder>>>,
+    whole: Cache<Vec<usize>, Decoder>,
+    any: Cache<Vec<SubResult>, Decoder>,
 }
 
 impl DecoderCache {
-    /// A cache for up to `capacity` responder sets (at least one).
+    /// A cache for up to `capacity` responder sets (at least one), and as many sets of sub-results.
     #[must_use]
     pub fn new(capacity: usize) -> Self {
-        Self { capacity: capacity.max(1), decoders: Mutex::new(HashMap::new()) }
+        Self { whole: Cache::new(capacity), any: Cache::new(capacity) }
     }
 
     /// The decoder of whole `subtasks`, which are sorted first: a set has one decoder however it arrived.
@@ -29,21 +68,35 @@ impl DecoderCache {
     pub fn decoder(&self, code: &Code, subtasks: &[usize]) -> Result<Arc<Decoder>> {
         let mut key = subtasks.to_vec();
         key.sort_unstable();
-        if let Some(found) = self.lock().get(&key) {
-            return Ok(Arc::clone(found));
-        }
-        // Computed outside the lock: another run may do the same work, none waits for it.
-        let decoder = Arc::new(Decoder::for_subtasks(code, &key)?);
-        let mut decoders = self.lock();
-        if decoders.len() >= self.capacity {
-            decoders.clear();
-        }
-        decoders.insert(key, Arc::clone(&decoder));
-        Ok(decoder)
+        self.whole.get(&key[..], || Decoder::for_subtasks(code, &key))
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Vec<usize>, Arc<Decoder>>> {
-        self.decoders.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The decoder of any `inputs`, in exactly this order: sort them before if the order is free.
+    ///
+    /// # Errors
+    /// As [`Decoder::generic`].
+    pub fn generic(&self, code: &Code, inputs: &[SubResult]) -> Result<Arc<Decoder>> {
+        self.any.get(inputs, || Decoder::generic(code, inputs))
+    }
+}
+
+/// Checkers of one code, shared by all runs of a layer.
+#[derive(Debug)]
+pub struct CheckerCache(Cache<Vec<SubResult>, Checker>);
+
+impl CheckerCache {
+    /// A cache for up to `capacity` sets of sub-results (at least one).
+    #[must_use]
+    pub fn new(capacity: usize) -> Self {
+        Self(Cache::new(capacity))
+    }
+
+    /// The checker of `inputs`, in exactly this order: sort them before if the order is free.
+    ///
+    /// # Errors
+    /// As [`Checker::new`].
+    pub fn checker(&self, code: &Code, inputs: &[SubResult]) -> Result<Arc<Checker>> {
+        self.0.get(inputs, || Checker::new(code, inputs))
     }
 }
 
@@ -60,8 +113,28 @@ mod tests {
         assert!(Arc::ptr_eq(&first, &cache.decoder(&code, &[3, 1, 0, 2]).unwrap()));
         for other in [[0, 1, 2, 4], [0, 1, 2, 5], [1, 2, 3, 4]] {
             cache.decoder(&code, &other).unwrap();
-            assert!(cache.lock().len() <= 2);
+            assert!(cache.whole.lock().len() <= 2);
         }
         assert!(cache.decoder(&code, &[0, 1, 2]).is_err());
+    }
+
+    #[test]
+    fn sets_of_sub_results_are_told_apart_by_their_order() {
+        let code = Code::new(CodeKind::Crme, 4, 4, 6).unwrap();
+        let (decoders, checkers) = (DecoderCache::new(3), CheckerCache::new(3));
+        let inputs = code.sub_results_of(&[0, 1, 2, 3, 4]);
+        let mut turned = inputs.clone();
+        turned.reverse();
+        let decoder = decoders.generic(&code, &inputs).unwrap();
+        assert!(Arc::ptr_eq(&decoder, &decoders.generic(&code, &inputs).unwrap()));
+        assert_eq!(decoders.generic(&code, &turned).unwrap().inputs(), turned);
+        let checker = checkers.checker(&code, &inputs).unwrap();
+        assert!(Arc::ptr_eq(&checker, &checkers.checker(&code, &inputs).unwrap()));
+        assert_eq!(checkers.checker(&code, &turned).unwrap().inputs(), turned);
+        assert!(
+            decoders.generic(&code, &inputs[..15]).is_err()
+                && checkers.checker(&code, &inputs[..16]).is_err()
+        );
+        assert_eq!((decoders.any.lock().len(), checkers.0.lock().len()), (2, 2));
     }
 }

@@ -1,5 +1,6 @@
 #![doc = include_str!("algorithm.md")]
 
+mod audit;
 mod basis;
 mod cache;
 mod code;
@@ -9,11 +10,17 @@ mod decode;
 mod decoder;
 mod encode;
 mod generators;
+mod relations;
+mod sketch;
+#[cfg(test)]
+mod synthetic;
 mod uncoded;
 
+pub use audit::{Checker, TARGET, identify};
 pub use basis::Basis;
-pub use cache::DecoderCache;
+pub use cache::{CheckerCache, DecoderCache};
 pub use code::{Code, CodeKind, SubResult};
 pub use decode::{Clamp, Epilogue, decode};
 pub use decoder::{Decoder, error_bound};
 pub use encode::{encode_filters, encode_input};
+pub use sketch::{Sketch, Sketcher};
