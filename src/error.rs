@@ -117,6 +117,20 @@ pub enum Error {
         /// Their names.
         workers: String,
     },
+    /// Results contradict each other, and who is wrong cannot be told.
+    #[error(
+        "{results} results contradict each other where any {threshold} must agree (from workers {workers}): {mend}"
+    )]
+    Corrupted {
+        /// Complete results that were compared.
+        results: usize,
+        /// How many of them decode and check.
+        threshold: usize,
+        /// Everybody whose results were compared.
+        workers: String,
+        /// What the caller can change.
+        mend: String,
+    },
     /// A worker can do no further work.
     #[error("worker {worker} is lost: {cause}")]
     WorkerLost {
@@ -219,7 +233,9 @@ impl Error {
             | Self::File { input: true, .. } => ErrorKind::BadInput,
             Self::Layer { source, .. } => source.kind(),
             Self::Shortfall { .. } => ErrorKind::Shortfall,
-            Self::ErrorBound { .. } | Self::NonFiniteResults { .. } => ErrorKind::Refused,
+            Self::ErrorBound { .. } | Self::NonFiniteResults { .. } | Self::Corrupted { .. } => {
+                ErrorKind::Refused
+            }
             Self::Singular { .. }
             | Self::WorkerLost { .. }
             | Self::WorkerFailed { .. }

@@ -17,9 +17,9 @@ pub mod worker;
 pub use array::{DType, Element};
 pub use coding::CodeKind;
 pub use conv::{ConvParams, ConvShape};
-pub use engine::{CodedConv, LayerOptions, LayerReport, Report, Run};
+pub use engine::{Attempted, CodedConv, Completion, LayerOptions, LayerReport, Report, Run};
 pub use error::{Error, ErrorKind, Result};
 #[cfg(feature = "onnx")]
 pub use model::{Model, ModelOptions, PreparedModel};
-pub use scheduler::{OnShortfall, Outcome, Policy, Pool};
+pub use scheduler::{Audit, OnShortfall, Outcome, Policy, Pool, PoolOptions};
 pub use worker::{CancelToken, CpuWorker, Worker};

@@ -176,7 +176,7 @@ fn a_model_runs_on_gpu_workers() {
         let workers = inject(workers, &[fault.parse::<FaultSpec>().unwrap()], 0).unwrap();
         let prepared = model.prepare(&Pool::new(workers).unwrap(), &options).unwrap();
         let runs = [prepared.run(&images).unwrap(), prepared.run(&images).unwrap()];
-        assert!(runs[1].layers.iter().all(|l| l.used.len() == 4 && l.fallback.is_none()));
+        assert!(runs[1].layers.iter().all(|l| l.used.len() >= 4 && l.fallback.is_none()));
         runs[1].outputs[0].tensor.to_f64()
     };
     let truth = logits(CpuWorker::fleet(6), "0:delay=0ms");

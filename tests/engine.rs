@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use common::layer::{EXACT_F32, Layer, fail, list, options, pool, small};
 use common::{mean_squared_error, normal, relative_l2, subsets};
 use fcdcc::coding::Clamp;
-use fcdcc::{CodeKind, CodedConv, ConvParams, Error, LayerOptions, OnShortfall, Pool};
+use fcdcc::{CodeKind, CodedConv, Completion, ConvParams, Error, LayerOptions, OnShortfall, Pool};
 use ndarray::{ArrayD, ArrayView1, IxDyn};
 
 /// Names of the workers with an outcome.
@@ -129,10 +129,13 @@ fn missing_subtasks_are_redispatched_to_the_living_and_computed_locally_when_nob
     let layer = small();
     let pool3 = pool(6, &["1,3,5:crash"]);
     let prepared = layer.prepare(&pool3, options(4, 4)).unwrap();
-    for _ in 0..3 {
+    for round in 0..3 {
         let run = prepared.run(layer.input.view()).unwrap();
         assert!(layer.error(&run.output) < EXACT_F32);
-        assert_eq!((run.report.redispatched, run.report.used.len(), run.report.fallback), (1, 4, None));
+        assert_eq!((run.report.used.len(), run.report.fallback), (4, None));
+        // From then on others may hold the subtasks of the dead for good.
+        assert!(run.report.redispatched == 1 || round > 0 && run.report.redispatched == 0);
+        assert!(round > 0 || run.report.completion == Completion::ExactAfterRedispatch);
     }
     for how in [OnShortfall::Redispatch, OnShortfall::Local] {
         let dead = pool(6, &["all:crash"]);
@@ -275,7 +278,8 @@ fn slow_workers_are_late_not_wrong() {
     for _ in 0..20 {
         let run = prepared.run(layer.input.view()).unwrap();
         assert!(layer.error(&run.output) < EXACT_F32);
-        assert_eq!(run.report.used.len(), 4);
+        // Parts of more may have been as good as the whole of four.
+        assert!((4..=6).contains(&run.report.used.len()), "{:?}", run.report.used);
     }
 }
 

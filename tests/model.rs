@@ -96,7 +96,8 @@ fn lenet(batch: usize) -> (Model, Tensor) {
 }
 
 fn options() -> ModelOptions {
-    let layer = LayerOptions::default().on_shortfall(OnShortfall::Fail).deadline(Duration::from_mins(1));
+    let layer = LayerOptions { partial: false, ..LayerOptions::default() };
+    let layer = layer.on_shortfall(OnShortfall::Fail).deadline(Duration::from_mins(1));
     ModelOptions { layer, ..ModelOptions::default() }
 }
 

@@ -86,20 +86,24 @@ fn run_in<T: Element + ndarray_npy::WritableElement>(args: &ConvArgs, console: C
     let pool = pool::assemble(&args.layer, console)?;
     let bias = bias.as_ref().map(|b| b.view());
     let layer = CodedConv::prepare(&pool, input.shape(), weight.view(), bias, &params, options)?;
-    let run = layer.run(input.view())?;
-    files::write_array(&args.output, &run.output)?;
+    let run = layer.attempt(input.view())?;
+    if let Ok(output) = &run.output {
+        files::write_array(&args.output, output)?;
+    }
     let report = Report {
         schema: 1,
         command: "conv".to_owned(),
         total_ms: run.report.total_ms,
         layers: vec![run.report],
     };
+    // Also of a run that failed: who was late is then what one wants to know.
     if let Some(path) = &args.layer.report {
         files::write_report(path, &report)?;
     }
+    let output = run.output?;
     if !console.quiet {
         print::layer_table(&report.layers[0])?;
-        print::out(format_args!("  {} {:?} {}", args.output.display(), run.output.shape(), T::DTYPE))?;
+        print::out(format_args!("  {} {:?} {}", args.output.display(), output.shape(), T::DTYPE))?;
     }
     Ok(())
 }

@@ -155,7 +155,9 @@ fn classify(
     images: &Array4<f32>,
     console: Console,
 ) -> Result<Outcome> {
-    let layer = LayerOptions { code, ..LayerOptions::default() };
+    // Uncoded means what it says: without the hedging that would come to its rescue.
+    let hedge = LayerOptions::default().hedge.filter(|_| code != CodeKind::Uncoded);
+    let layer = LayerOptions { code, hedge, ..LayerOptions::default() };
     let options = ModelOptions { layer, ..ModelOptions::default() };
     let prepared = {
         let bar = Bar::new(console, "preparing");

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use fcdcc::worker::FaultSpec;
-use fcdcc::{CodeKind, Error, LayerOptions, OnShortfall, Result};
+use fcdcc::{Audit, CodeKind, Error, LayerOptions, OnShortfall, Result};
 
 /// Default of `--workers`.
 const WORKERS: usize = 6;
@@ -33,16 +33,30 @@ pub(crate) enum Precision {
     F64,
 }
 
-/// Whether spare results are checked.
+/// `--hedge`: a quantile, or off.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Hedge(Option<f64>);
+
+impl FromStr for Hedge {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        if text == "off" {
+            return Ok(Self(None));
+        }
+        let quantile = text.parse().ok().filter(|q| (0.0..1.0).contains(q) && *q > 0.0);
+        quantile.map(|q| Self(Some(q))).ok_or_else(|| {
+            Error::invalid("hedging quantile", format!("{text:?}"), "give a number between 0 and 1, or off")
+        })
+    }
+}
+
+/// A switch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Audit {
-    /// Trust every finite result
+pub(crate) enum Switch {
     #[default]
+    On,
     Off,
-    /// Detect corruption
-    Detect,
-    /// Detect and correct corruption
-    Correct,
 }
 
 /// `--partitions KA,KB`.
@@ -111,8 +125,19 @@ pub(crate) struct LayerArgs {
     /// When too few results can come: fail, redispatch (then local), local
     #[arg(long, value_name = "WHAT", default_value = "redispatch")]
     pub(crate) on_shortfall: OnShortfall,
-    /// Check spare results for corruption
-    #[arg(long, value_enum, default_value_t)]
+    /// Give idle workers copies of subtasks that take longer than this quantile of their like, or off
+    #[arg(long, value_name = "Q", default_value = "0.9")]
+    pub(crate) hedge: Hedge,
+    /// Decode from parts of subtasks too
+    #[arg(long, value_enum, value_name = "SWITCH", default_value_t)]
+    pub(crate) partial_work: Switch,
+    /// Wait for one more result where that improves a badly conditioned set: this fraction of the time spent for each
+    /// decimal digit
+    #[arg(long, value_name = "F", default_value_t = 0.1, allow_negative_numbers = true)]
+    pub(crate) patience: f64,
+    /// Use spare results as checksums: off, detect (refuse what contradicts itself; takes one spare result), correct
+    /// (leave out who is wrong; two for each)
+    #[arg(long, value_name = "HOW", default_value = "off")]
     pub(crate) audit: Audit,
     /// Refuse a result whose error bound (relative L2) exceeds R
     #[arg(long, value_name = "R", allow_negative_numbers = true)]
@@ -136,12 +161,6 @@ impl LayerArgs {
         if self.workers == Some(0) {
             return Err(Error::invalid("number of workers (--workers)", 0, "use at least one"));
         }
-        if self.audit != Audit::Off {
-            return Err(Error::Unavailable {
-                what: format!("--audit {:?}", self.audit).to_lowercase(),
-                mend: "this version checks results for NaN and infinity only: use --audit off".to_owned(),
-            });
-        }
         let defaults = LayerOptions::default();
         Ok(LayerOptions {
             name: name.to_owned(),
@@ -151,6 +170,11 @@ impl LayerArgs {
             partitions: self.partitions.map(|Partitions(a, b)| (a, b)),
             deadline: self.deadline,
             on_shortfall: self.on_shortfall,
+            hedge: self.hedge.0,
+            partial: self.partial_work == Switch::On,
+            patience: self.patience,
+            audit: self.audit,
+            seed: self.seed,
             max_error: self.max_error,
             clamp: None,
         })

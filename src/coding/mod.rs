@@ -16,7 +16,7 @@ mod sketch;
 mod synthetic;
 mod uncoded;
 
-pub use audit::{Checker, TARGET, identify};
+pub use audit::{Checker, TARGET as AUDIT_TARGET, identify};
 pub use basis::Basis;
 pub use cache::{CheckerCache, DecoderCache};
 pub use code::{Code, CodeKind, SubResult};

@@ -1,63 +1,70 @@
 //! A prepared coded convolution.
 
 use std::borrow::Cow;
-use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::unbounded;
 use ndarray::{ArrayD, ArrayView1, ArrayViewD, IxDyn};
 
+use super::holdings::{Holdings, SharedWeight, locked};
 use super::options::LayerOptions;
-use super::report::{LayerReport, WorkerReport};
+use super::report::{Completion, LayerReport};
+use super::responses::{Responses, Scheme};
 use crate::array::{Element, Values, check_elems, first_non_finite};
 use crate::coding::{
-    Clamp, Code, CodeKind, DecoderCache, Epilogue, decode, encode_filters, encode_input, error_bound,
+    AUDIT_TARGET, CheckerCache, Clamp, Code, CodeKind, Decoder, DecoderCache, Epilogue, Sketcher, decode,
+    encode_input, error_bound,
 };
 use crate::conv::{ConvParams, ConvShape, conv_local};
 use crate::error::{Error, Result};
 use crate::partition::{FilterPartition, InputPartition, OutputTiling};
 use crate::planner::{Rates, choose_partitions, subtask_shape};
-use crate::scheduler::{Gathered, InstallRequest, JobPlan, Outcome, Pool, run_job};
-use crate::worker::{FilterKey, SubtaskShape};
+use crate::scheduler::{Audit, End, Expected, Gathered, JobPlan, Latencies, Pool, Terms, run_job};
+use crate::worker::SubtaskShape;
 
 /// Responder sets whose inverses a layer keeps.
 const CACHED_DECODERS: usize = 256;
 
-/// What preparing waits for filters to be installed, at least: enough for a GPU to compile its kernels.
-const INSTALL_LIMIT: Duration = Duration::from_mins(1);
+/// Inverting k x k parts of subtasks takes this many times k cubed, beside decoding more slowly: what is sooner complete
+/// than that needs no parts.
+const PARTS_COST: Duration = Duration::from_nanos(10);
 
-/// Once enough workers to decode hold their filters, the others get this many times the time those took.
-const INSTALL_PATIENCE: u32 = 3;
+/// A copy of a subtask takes so long to make and to hand out that sooner nothing is overdue.
+const LEAST_HEDGE: Duration = Duration::from_millis(1);
+
+/// How often the experience is looked at: a quantile takes some microseconds.
+const RUNS_BETWEEN_QUANTILES: u32 = 8;
+
+/// At this condition number a result is good enough not to wait for a better one.
+const COMFORTABLE_CONDITION: f64 = 100.0;
 
 /// A convolution whose coded filters lie on the workers of a pool. Reusable, and from several threads at once.
 pub struct CodedConv<T: Element> {
-    pool: Pool,
-    id: u64,
+    holdings: Arc<Holdings<T>>,
     options: LayerOptions,
     shape: ConvShape,
-    code: Code,
     slabs: InputPartition,
-    filters: FilterPartition,
     tiling: OutputTiling,
-    subtask: Arc<SubtaskShape>,
-    /// The worker that subtask i belongs to.
-    homes: Vec<usize>,
-    /// Which workers hold which subtask's filters.
-    held: Mutex<HashSet<(usize, usize)>>,
     decoders: DecoderCache,
+    checkers: CheckerCache,
+    sketcher: Option<Arc<Sketcher>>,
     /// Slab buffers of earlier runs that no worker holds any more.
     spare: Mutex<Vec<Vec<T>>>,
-    weight: SharedWeight<T>,
+    experience: Mutex<Experience>,
     bias: Option<Vec<T>>,
     /// Whether weight and bias are free of NaN and infinity.
     finite: bool,
 }
 
-/// The plain filters `[O, C/groups, kernel...]`, row-major. A layer keeps them for what must be encoded again or
-/// computed locally; whoever holds them as well shares them this way instead of having them copied.
-pub type SharedWeight<T> = Arc<dyn AsRef<[T]> + Send + Sync>;
+/// How long subtasks of this layer took in earlier runs.
+struct Experience {
+    latencies: Latencies,
+    expected: Expected,
+    /// When subtasks are overdue, and in how many runs that is to be computed again.
+    overdue: Option<Duration>,
+    fresh_for: u32,
+}
 
 /// What a run gives back.
 #[derive(Clone, Debug)]
@@ -68,12 +75,23 @@ pub struct Run<T> {
     pub report: LayerReport,
 }
 
+/// A run that began, whatever came of it.
+#[derive(Debug)]
+pub struct Attempted<T> {
+    /// The output, or why there is none.
+    pub output: Result<ArrayD<T>>,
+    /// Who did what, and what it cost; [`LayerReport::completion`] says how it ended.
+    pub report: LayerReport,
+}
+
 impl<T: Element> CodedConv<T> {
     /// Validates the layer, chooses its code, encodes its filters and installs them on the pool's workers.
     ///
     /// `input_shape` is `[N, C, spatial...]`, `weight` `[O, C/groups, kernel...]` with 1, 2 or 3 spatial axes,
-    /// `bias` `[O]`. Subtask i goes to worker i modulo the number of workers. Workers that fail to take their
-    /// filters, or are much slower at it than the others, are stragglers from the start.
+    /// `bias` `[O]`. Subtasks are given to workers by measured speed, those of one failure domain far apart
+    /// ([`assign`](crate::scheduler::assign())); with as many as workers and nothing measured yet, subtask i goes to
+    /// worker i. Workers that fail to take their filters, or are much slower at it than the others, are stragglers
+    /// from the start.
     ///
     /// # Errors
     /// [`Error::InvalidParameter`], [`Error::Mismatch`] or [`Error::NonFinite`] for a layer that cannot be
@@ -125,30 +143,34 @@ impl<T: Element> CodedConv<T> {
         let code = Code::new(options.code, k_a, k_b, n)?;
         let slabs = InputPartition::new(&shape, k_a)?;
         let filters = FilterPartition::new(&shape, k_b)?;
+        let checkers = CheckerCache::new(CACHED_DECODERS);
+        check_audit(&code, options.audit, &checkers, error_bound(1.0, T::EPSILON, shape.reduction()))?;
         let flaw = non_finite("weight", (*weight).as_ref())
             .or_else(|| non_finite("bias", bias.as_deref().unwrap_or_default()));
         let finite = flaw.is_none();
         refuse_unless_uncoded(options.code, flaw)?;
-        let layer = Self {
-            pool: pool.clone(),
-            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+        let subtask = subtask_shape(&shape, &code)?;
+        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+        let sketcher = || Arc::new(Sketcher::new(subtask.conv.output_elems(), options.seed ^ id));
+        Ok(Self {
+            sketcher: (options.audit != Audit::Off).then(sketcher),
             tiling: OutputTiling::new(&shape, &slabs, &filters),
-            subtask: Arc::new(subtask_shape(&shape, &code)?),
-            homes: (0..code.n()).map(|i| i % pool.len()).collect(),
-            held: Mutex::new(HashSet::new()),
+            experience: Mutex::new(Experience {
+                latencies: Latencies::new(),
+                expected: Expected::new(code.n()),
+                overdue: None,
+                fresh_for: 0,
+            }),
+            holdings: Holdings::new(pool, id, &options.name, code, subtask, filters, weight)?,
             decoders: DecoderCache::new(CACHED_DECODERS),
+            checkers,
             spare: Mutex::new(Vec::new()),
             options,
             shape,
-            code,
             slabs,
-            filters,
-            weight,
             bias,
             finite,
-        };
-        layer.install()?;
-        Ok(layer)
+        })
     }
 
     /// The layer's name in reports.
@@ -166,22 +188,37 @@ impl<T: Element> CodedConv<T> {
     /// The code in use.
     #[must_use]
     pub fn code(&self) -> &Code {
-        &self.code
+        &self.holdings.code
     }
 
     /// What each subtask computes.
     #[must_use]
     pub fn subtask(&self) -> &SubtaskShape {
-        &self.subtask
+        &self.holdings.subtask
+    }
+
+    /// The worker of each subtask at present, by its position in the pool.
+    #[must_use]
+    pub fn homes(&self) -> Vec<usize> {
+        self.holdings.homes().clone()
     }
 
     /// Computes the layer for `input` `[N, C, spatial...]`, of the shape it was prepared for.
     ///
     /// # Errors
     /// [`Error::Mismatch`] or [`Error::NonFinite`] for an unfit input, [`Error::Shortfall`] when too few results
-    /// came after every fallback allowed, [`Error::ErrorBound`] or [`Error::NonFiniteResults`] when a result
-    /// was refused.
+    /// came after every fallback allowed, [`Error::ErrorBound`], [`Error::NonFiniteResults`] or [`Error::Corrupted`]
+    /// when a result was refused.
     pub fn run(&self, input: ArrayViewD<'_, T>) -> Result<Run<T>> {
+        let Attempted { output, report } = self.attempt(input)?;
+        Ok(Run { output: output?, report })
+    }
+
+    /// As [`CodedConv::run`], with a report also of a run that gave no output.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] or [`Error::NonFinite`] for an unfit input; then nothing was begun.
+    pub fn attempt(&self, input: ArrayViewD<'_, T>) -> Result<Attempted<T>> {
         let _span = tracing::info_span!("layer", name = self.options.name).entered();
         let started = Instant::now();
         if input.shape() != self.shape.input_shape() {
@@ -195,103 +232,130 @@ impl<T: Element> CodedConv<T> {
         let input = contiguous(&input);
         let flaw = non_finite("input", &input);
         let finite = self.finite && flaw.is_none();
-        refuse_unless_uncoded(self.code.kind(), flaw)?;
+        refuse_unless_uncoded(self.code().kind(), flaw)?;
         let slabs: Vec<Arc<Values>> = tracing::debug_span!("encode").in_scope(|| {
             let spare = std::mem::take(&mut *locked(&self.spare));
-            let coded = encode_input(&self.code, &self.shape, &self.slabs, &input, spare);
+            let coded = encode_input(self.code(), &self.shape, &self.slabs, &input, spare);
             coded.into_iter().map(|slabs| Arc::new(T::wrap(slabs))).collect()
         });
         let encode = started.elapsed();
-        let mut gathered = run_job(JobPlan {
-            pool: &self.pool,
-            layer: self.id,
-            shape: &self.subtask,
+        let plan = JobPlan {
+            pool: &self.holdings.pool,
+            layer: self.holdings.id,
+            shape: &self.holdings.subtask,
             policy: self.options.policy(),
+            terms: self.terms(),
             finite,
-            needed: self.code.recovery_threshold(),
             slabs: slabs.clone(),
-            homes: &self.homes,
-            can_decode: &|set| set.len() >= self.code.recovery_threshold(),
-            filters: &|subtask, worker| self.filters_for(subtask, worker),
-        })?;
+            sketcher: self.sketcher.clone(),
+            recovery: Responses::new(self.scheme()),
+            filters: &|subtask, worker| self.holdings.filters_for(subtask, worker),
+        };
+        let mut gathered = run_job(plan, self.holdings.homes());
         let decoding = Instant::now();
-        let (output, condition, bound) = match &gathered.decode {
-            Some(set) => tracing::debug_span!("decode").in_scope(|| self.decode(set, &gathered))?,
-            None => self.compute_locally(&input, finite, &gathered)?,
+        let chosen = gathered.recovery.chosen().cloned();
+        let decoded = match (std::mem::replace(&mut gathered.end, End::Local), &chosen) {
+            (End::Failed(error), _) => Err(error),
+            (End::Decode, Some(decoder)) => {
+                let decoded = tracing::debug_span!("decode").in_scope(|| self.decode(decoder, &gathered));
+                gathered.end = End::Decode;
+                decoded
+            }
+            // The gathering ends with `Decode` only after a verdict that chose a decoder.
+            (End::Local | End::Decode, _) => self.compute_locally(&input, finite, &gathered),
         };
         let decode = decoding.elapsed();
         gathered.settle();
+        self.learn(&gathered);
         // A straggler may still read its slabs; those buffers are left to it.
         let free = slabs.into_iter().filter_map(Arc::into_inner).filter_map(T::take);
         let mut spare = locked(&self.spare);
         spare.extend(free);
-        spare.truncate(self.code.n());
+        spare.truncate(self.code().n());
         drop(spare);
-        let output = ArrayD::from_shape_vec(IxDyn(&self.shape.output_shape()), output)
-            .expect("the decoder fills exactly the output's elements");
-        let report = self.report(&gathered, [condition, bound], [encode, decode, started.elapsed()]);
-        Ok(Run { output, report })
+        if self.options.policy().hedges().is_some() {
+            self.holdings.follow_the_speeds();
+        }
+        let local = matches!(gathered.end, End::Local);
+        let completion = Completion::of(&decoded, local, gathered.redispatched + gathered.hedged > 0);
+        let quality = decoded.as_ref().map_or([0.0; 2], |(_, condition, bound)| [*condition, *bound]);
+        let output = decoded.map(|(output, ..)| {
+            ArrayD::from_shape_vec(IxDyn(&self.shape.output_shape()), output)
+                .expect("the decoder fills exactly the output's elements")
+        });
+        let code = self.code();
+        let report = LayerReport {
+            code: code.kind().to_string(),
+            n: code.n(),
+            recovery_threshold: code.recovery_threshold(),
+            k_a: code.k_a(),
+            k_b: code.k_b(),
+            completion,
+            ..LayerReport::of(
+                &self.options.name,
+                &self.holdings.pool,
+                &gathered,
+                chosen.filter(|_| !local).as_deref(),
+                quality,
+                [encode, decode, started.elapsed()],
+            )
+        };
+        Ok(Attempted { output, report })
     }
 
-    /// Encodes and installs the filters of every subtask on its home worker.
-    fn install(&self) -> Result<()> {
-        let _span = tracing::info_span!("prepare", name = self.options.name).entered();
-        let banks = self.filters.split((*self.weight).as_ref());
-        let (reply, replies) = unbounded();
-        let started = Instant::now();
-        // A worker that is still busy with an earlier layer's filters has shown that it is slow: nobody waits for
-        // it again.
-        let behind: Vec<bool> = (0..self.pool.len()).map(|w| self.pool.is_installing(w)).collect();
-        let mut awaited = self.homes.iter().filter(|worker| !behind[**worker]).count();
-        for (subtask, worker) in self.homes.iter().enumerate() {
-            let coded = T::wrap(encode_filters(&self.code, &self.filters, &banks, subtask));
-            let key = FilterKey { layer: self.id, subtask };
-            let request = InstallRequest { key, shape: Arc::clone(&self.subtask), banks: coded };
-            self.pool.install(*worker, request, &reply);
+    fn scheme(&self) -> Scheme<'_> {
+        Scheme {
+            code: self.code(),
+            decoders: &self.decoders,
+            checkers: &self.checkers,
+            epsilon: T::EPSILON,
+            reduction: self.shape.reduction(),
+            audit: self.options.audit,
+            partial: self.options.partial,
         }
-        drop(reply);
-        let mut end = started + INSTALL_LIMIT;
-        let mut first_error = None;
-        let mut installed = 0;
-        while awaited > 0 || installed < self.code.recovery_threshold() {
-            let Ok(answer) = replies.recv_deadline(end) else { break };
-            awaited -= usize::from(!behind[answer.worker]);
-            match answer.result {
-                Ok(()) => {
-                    locked(&self.held).insert((answer.worker, answer.key.subtask));
-                    installed += 1;
-                    if installed == self.code.recovery_threshold() {
-                        let patience = (started.elapsed() * INSTALL_PATIENCE).max(Duration::from_secs(1));
-                        end = end.min(Instant::now() + patience);
-                    }
+    }
+
+    /// What earlier runs tell about the one that begins.
+    fn terms(&self) -> Terms {
+        let mut experience = locked(&self.experience);
+        if experience.fresh_for == 0 {
+            let quantile = |q| experience.latencies.quantile(q);
+            // A layer whose subtasks all take about as long is not overdue at its slowest tenth.
+            let overdue = self.options.hedge.and_then(quantile).zip(quantile(0.5));
+            experience.overdue = overdue.map(|(q, half)| q.max(2 * half).max(LEAST_HEDGE));
+            experience.fresh_for = RUNS_BETWEEN_QUANTILES;
+        }
+        experience.fresh_for -= 1;
+        Terms {
+            comfortable: error_bound(COMFORTABLE_CONDITION, T::EPSILON, self.shape.reduction()),
+            max_error: self.options.max_error,
+            parts_at: Some(
+                PARTS_COST
+                    * u32::try_from((self.code().k_a() * self.code().k_b()).pow(3)).unwrap_or(u32::MAX),
+            ),
+            hedge_at: experience.overdue,
+            expected: (0..self.code().n()).map(|i| experience.expected.get(i)).collect(),
+            local: Duration::try_from_secs_f64(self.shape.macs() * Rates::default().mac_s)
+                .unwrap_or_default(),
+        }
+    }
+
+    /// Books how long the first attempts took.
+    fn learn(&self, gathered: &Gathered<Responses<'_>>) {
+        let mut experience = locked(&self.experience);
+        for attempt in gathered.attempts.iter().take(self.code().n()) {
+            match attempt.latency {
+                Some(latency) if attempt.complete => {
+                    experience.latencies.observe(attempt.since + latency);
+                    experience.expected.observe(attempt.subtask, attempt.since + latency);
                 }
-                Err(error) => {
-                    tracing::warn!(worker = self.pool.name(answer.worker), %error, "filters not installed");
-                    first_error = first_error.or(Some(error));
-                }
+                _ if attempt.failed() => {}
+                _ => experience.latencies.censored(gathered.wait),
             }
         }
-        // Workers lost before are no reason to refuse: the run's fallbacks may still make up for them.
-        match first_error {
-            Some(error) if installed == 0 && !matches!(error, Error::WorkerLost { .. }) => Err(error),
-            _ => Ok(()),
-        }
     }
 
-    /// Coded filters for a worker that takes a subtask over, unless it holds them.
-    fn filters_for(&self, subtask: usize, worker: usize) -> Option<Values> {
-        locked(&self.held).insert((worker, subtask)).then(|| {
-            T::wrap(encode_filters(
-                &self.code,
-                &self.filters,
-                &self.filters.split((*self.weight).as_ref()),
-                subtask,
-            ))
-        })
-    }
-
-    fn decode(&self, set: &[usize], gathered: &Gathered) -> Result<(Vec<T>, f64, f64)> {
-        let decoder = self.decoders.decoder(&self.code, set)?;
+    fn decode(&self, decoder: &Decoder, gathered: &Gathered<Responses<'_>>) -> Result<(Vec<T>, f64, f64)> {
         let (condition, bound) =
             (decoder.condition(), decoder.error_bound(T::EPSILON, self.shape.reduction()));
         if let Some(tolerance) = self.options.max_error
@@ -300,23 +364,28 @@ impl<T: Element> CodedConv<T> {
             return Err(Error::ErrorBound { bound, tolerance, condition });
         }
         let results = decoder.inputs().iter().map(|of| {
-            let values = &gathered.results[of.subtask][of.slab * self.code.l_b() + of.bank];
-            values.as_ref().expect("a complete subtask has every sub-result").as_slice::<T>()
+            let values = &gathered.results[of.subtask][of.slab * self.code().l_b() + of.bank];
+            values.as_ref().expect("a decoder takes what has arrived").as_slice::<T>()
         });
         let results = results.collect::<Result<Vec<&[T]>>>()?;
         let mut output = vec![T::default(); self.shape.output_elems()];
         let epilogue = Epilogue { bias: self.bias.as_deref(), clamp: self.options.clamp };
-        decode(&decoder, &self.tiling, &results, epilogue, &mut output)?;
+        decode(decoder, &self.tiling, &results, epilogue, &mut output)?;
         Ok((output, condition, bound))
     }
 
     /// The last rung: the whole layer on this thread, within what is left of the deadline.
-    fn compute_locally(&self, input: &[T], finite: bool, gathered: &Gathered) -> Result<(Vec<T>, f64, f64)> {
+    fn compute_locally(
+        &self,
+        input: &[T],
+        finite: bool,
+        gathered: &Gathered<Responses<'_>>,
+    ) -> Result<(Vec<T>, f64, f64)> {
         tracing::warn!("too few results: computing the layer locally");
         let started = Instant::now();
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let late = || started.elapsed() > gathered.left;
-        let weight = (*self.weight).as_ref();
+        let weight = self.holdings.weight();
         let output = conv_local(&self.shape, input, weight, self.bias.as_deref(), threads, &late);
         match output {
             Ok(mut output) => {
@@ -337,8 +406,8 @@ impl<T: Element> CodedConv<T> {
                 Ok((output, 1.0, bound))
             }
             Err(Error::Cancelled) => Err(Error::Shortfall {
-                needed: self.code.recovery_threshold(),
-                total: self.code.n(),
+                needed: self.code().recovery_threshold(),
+                total: self.code().n(),
                 arrived: 0,
                 waited_ms: u64::try_from(self.options.deadline.as_millis()).unwrap_or(u64::MAX),
                 missing: "too few workers answered, and computing the layer locally took too long".to_owned(),
@@ -347,70 +416,47 @@ impl<T: Element> CodedConv<T> {
             Err(other) => Err(other),
         }
     }
-
-    fn report(&self, gathered: &Gathered, quality: [f64; 2], times: [Duration; 3]) -> LayerReport {
-        let ms = |d: Duration| d.as_secs_f64() * 1e3;
-        let mut workers: Vec<WorkerReport> = gathered
-            .attempts
-            .iter()
-            .map(|a| WorkerReport {
-                subtask: Some(a.subtask),
-                worker: self.pool.name(a.worker).to_owned(),
-                outcome: a.outcome,
-                latency_ms: a.latency.map(ms),
-            })
-            .collect();
-        let idle = (0..self.pool.len()).filter(|w| gathered.attempts.iter().all(|a| a.worker != *w));
-        workers.extend(idle.map(|w| WorkerReport {
-            subtask: None,
-            worker: self.pool.name(w).to_owned(),
-            outcome: Outcome::Idle,
-            latency_ms: None,
-        }));
-        let mut flagged: Vec<usize> =
-            gathered.attempts.iter().filter(|a| a.outcome == Outcome::Corrupt).map(|a| a.subtask).collect();
-        flagged.sort_unstable();
-        flagged.dedup();
-        LayerReport {
-            name: self.options.name.clone(),
-            op: "Conv".to_owned(),
-            why_local: None,
-            code: self.code.kind().to_string(),
-            n: self.code.n(),
-            recovery_threshold: self.code.recovery_threshold(),
-            k_a: self.code.k_a(),
-            k_b: self.code.k_b(),
-            backend: self.pool.backend().to_owned(),
-            workers,
-            used: gathered.decode.clone().unwrap_or_default(),
-            fallback: gathered.decode.is_none().then(|| "local".to_owned()),
-            condition_number: quality[0],
-            error_bound: quality[1],
-            encode_ms: ms(times[0]),
-            wait_ms: ms(gathered.wait),
-            decode_ms: ms(times[1]),
-            total_ms: ms(times[2]),
-            bytes_up: gathered.bytes_up,
-            bytes_down: gathered.bytes_down,
-            redispatched: gathered.redispatched,
-            flagged,
-        }
-    }
 }
 
 impl<T: Element> Drop for CodedConv<T> {
     /// Frees the filters on every worker that was given some.
     fn drop(&mut self) {
-        let mut placed: HashSet<(usize, usize)> = locked(&self.held).clone();
-        placed.extend(self.homes.iter().enumerate().map(|(subtask, worker)| (*worker, subtask)));
-        for (worker, subtask) in placed {
-            self.pool.remove(worker, FilterKey { layer: self.id, subtask });
-        }
+        self.holdings.close();
     }
 }
 
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+/// Refuses an audit that the code has no spare results for.
+fn check_audit(code: &Code, audit: Audit, checkers: &CheckerCache, noise: f64) -> Result<()> {
+    let spare = match audit {
+        Audit::Off => return Ok(()),
+        Audit::Detect => 1,
+        Audit::Correct => 2,
+    };
+    if code.tolerated() < spare {
+        return Err(Error::mismatch(
+            format!("spare results for --audit {audit}"),
+            code.tolerated(),
+            format!("at least {spare}"),
+            format!(
+                "{} subtasks of which {} are needed leave no more: raise --workers, or lower --partitions",
+                code.n(),
+                code.recovery_threshold()
+            ),
+        ));
+    }
+    let all: Vec<usize> = (0..code.n()).collect();
+    let inputs = code.sub_results_of(&all);
+    let groups: Vec<usize> = inputs.iter().map(|of| of.subtask).collect();
+    let floor = checkers.checker(code, &inputs)?.floor(&groups, noise);
+    if floor > AUDIT_TARGET {
+        return Err(Error::mismatch(
+            "smallest relative error that an audit of this code would find",
+            format!("{floor:.1e}"),
+            format!("at most {AUDIT_TARGET:.0e}"),
+            "use more spare results, fewer partitions or f64",
+        ));
+    }
+    Ok(())
 }
 
 /// The error that names the first NaN or infinity, if there is one.

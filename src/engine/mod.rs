@@ -6,10 +6,13 @@
 //!
 //! Invariant: the output of `run` is either exact to the error bound in its report, or an error.
 
+mod holdings;
 mod layer;
 mod options;
 mod report;
+mod responses;
 
-pub use layer::{CodedConv, Run, SharedWeight};
+pub use holdings::SharedWeight;
+pub use layer::{Attempted, CodedConv, Run};
 pub use options::LayerOptions;
-pub use report::{LayerReport, Report, WorkerReport};
+pub use report::{Completion, LayerReport, Report, WorkerReport};

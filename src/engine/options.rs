@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::coding::{Clamp, CodeKind};
 use crate::error::{Error, Result};
-use crate::scheduler::{OnShortfall, Policy};
+use crate::scheduler::{Audit, OnShortfall, Policy};
 
 /// Options of a coded layer; the defaults are those of the command line.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,6 +23,18 @@ pub struct LayerOptions {
     pub deadline: Duration,
     /// What to do when fewer results than needed can come.
     pub on_shortfall: OnShortfall,
+    /// The quantile of the layer's subtask latencies from which on idle workers are given copies of what is missing;
+    /// `None`: never. Takes [`OnShortfall::Redispatch`].
+    pub hedge: Option<f64>,
+    /// Whether sub-results of subtasks that are not complete are decoded from.
+    pub partial: bool,
+    /// What one decimal digit of predicted error is worth, as a fraction of the time already spent: so long a badly
+    /// conditioned run waits for one more result. 0: the first results that decode are taken.
+    pub patience: f64,
+    /// Whether spare results are used as checksums of the others.
+    pub audit: Audit,
+    /// Seed of the audit's random signs.
+    pub seed: u64,
     /// Largest acceptable error bound (relative L2).
     pub max_error: Option<f64>,
     /// Activation applied to the output, after the bias.
@@ -40,6 +52,11 @@ impl Default for LayerOptions {
             partitions: None,
             deadline: policy.deadline,
             on_shortfall: policy.on_shortfall,
+            hedge: policy.hedge,
+            partial: policy.partial,
+            patience: policy.patience,
+            audit: policy.audit,
+            seed: 0,
             max_error: None,
             clamp: None,
         }
@@ -75,8 +92,22 @@ impl LayerOptions {
         self
     }
 
+    /// Sets the audit.
+    #[must_use]
+    pub fn audit(mut self, audit: Audit) -> Self {
+        self.audit = audit;
+        self
+    }
+
     pub(super) fn policy(&self) -> Policy {
-        Policy { deadline: self.deadline, on_shortfall: self.on_shortfall }
+        Policy {
+            deadline: self.deadline,
+            on_shortfall: self.on_shortfall,
+            hedge: self.hedge,
+            partial: self.partial,
+            patience: self.patience,
+            audit: self.audit,
+        }
     }
 
     pub(crate) fn check(&self) -> Result<()> {
@@ -89,6 +120,22 @@ impl LayerOptions {
         }
         if self.subtasks == Some(0) {
             return Err(Error::invalid("number of subtasks n (--workers)", 0, "use at least one"));
+        }
+        if let Some(q) = self.hedge
+            && !(q > 0.0 && q < 1.0)
+        {
+            return Err(Error::invalid(
+                "hedging quantile (--hedge)",
+                q,
+                "give a number between 0 and 1, or off",
+            ));
+        }
+        if !(self.patience.is_finite() && self.patience >= 0.0) {
+            return Err(Error::invalid(
+                "patience (--patience)",
+                self.patience,
+                "give a number of at least 0",
+            ));
         }
         if let Some(clamp) = self.clamp
             && (clamp.low.is_nan() || clamp.high.is_nan() || clamp.low > clamp.high)

@@ -1,4 +1,10 @@
 //! The gather state machine: from sub-results and failures to one decision.
+//!
+//! No I/O and no clock: events come in with their times, actions come out, and [`Gather::next_wake`] says when to
+//! look again. What the code needs is behind [`Recovery`]. Who runs layers needs none of this.
+//!
+//! Invariant: a run ends in exactly one of [`Action::Decode`], [`Action::Local`], [`Action::Refuse`] and
+//! [`Action::Fail`], at the deadline at the latest.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -20,26 +26,99 @@ pub enum Event {
         /// Which subtask.
         subtask: usize,
     },
+    /// Nobody was idle for a hedge that was asked for.
+    Declined {
+        /// Which subtask.
+        subtask: usize,
+    },
     /// Nothing but time passed.
     Tick,
 }
 
 /// Something to do.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// These whole subtasks decode; the run is over and the rest is to be cancelled.
-    Decode(Vec<usize>),
-    /// Hand this subtask to another worker. The caller answers [`Event::Failed`] when it has none.
+    /// Decode from what the [`Recovery`] holds; the run is over and the rest is to be cancelled.
+    Decode,
+    /// Hand a copy of this subtask to an idle worker, the fastest. The caller answers [`Event::Declined`] when
+    /// nobody is idle.
+    Hedge(usize),
+    /// Hand this subtask to another worker, idle or not. The caller answers [`Event::Failed`] when it has none.
     Redispatch(usize),
     /// Compute the layer locally; the run is over.
     Local,
+    /// What came contradicts itself beyond repair; the run is over.
+    Refuse,
     /// Too few results can come; the run is over.
     Fail,
 }
 
+/// What a [`Recovery`] says of a set it could decode, on a second look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Decode.
+    Accept,
+    /// Something is wrong with it; more results may settle what. [`Recovery::error`] is infinite until more came.
+    Doubt,
+    /// Something is wrong with it and no further result would help.
+    Refuse,
+}
+
+/// What the gathering must know of a code and its audit.
+pub trait Recovery {
+    /// A sub-result came, for the first time.
+    fn arrived(&mut self, subtask: usize, index: usize);
+
+    /// From now on parts of subtasks count. Asked for once, if at all.
+    fn count_parts(&mut self) {}
+
+    /// Predicted relative error of decoding from what came; infinite while it does not decode.
+    fn error(&mut self) -> f64;
+
+    /// [`Recovery::error`] if these subtasks were complete as well.
+    fn error_with(&mut self, more: &[usize]) -> f64;
+
+    /// Whether the complete subtasks and those of `also` are enough. Monotone: more never spoils it.
+    fn suffices_with(&self, also: &dyn Fn(usize) -> bool) -> bool;
+
+    /// Looks at what came once more before it is decoded.
+    fn judge(&mut self) -> Verdict {
+        Verdict::Accept
+    }
+
+    /// Whether the last verdict was [`Verdict::Doubt`].
+    fn in_doubt(&self) -> bool {
+        false
+    }
+}
+
+/// What is known of a run before it begins.
+#[derive(Clone, Debug, Default)]
+pub struct Terms {
+    /// Predicted error below which nothing is worth waiting for.
+    pub comfortable: f64,
+    /// Predicted error above which a result would be refused.
+    pub max_error: Option<f64>,
+    /// From when on parts of subtasks count, if at all: before, complete ones are likely to come sooner than parts
+    /// could be decoded.
+    pub parts_at: Option<Duration>,
+    /// When missing subtasks are overdue; `None` while there is no experience.
+    pub hedge_at: Option<Duration>,
+    /// When each subtask is expected to be complete, as far as known; may be shorter than n.
+    pub expected: Vec<Option<Duration>>,
+    /// How long computing the layer locally would take.
+    pub local: Duration,
+}
+
+/// Without experience, missing subtasks are overdue after so many times the time half of the others took, or an eighth of
+/// the deadline.
+const OVERDUE: u32 = 3;
+const OVERDUE_LEAST: Duration = Duration::from_millis(20);
+
 #[derive(Clone, Debug)]
 struct Subtask {
     arrived: Vec<bool>,
+    missing: usize,
     /// Attempts that may still deliver.
     outstanding: usize,
     attempts: usize,
@@ -47,36 +126,53 @@ struct Subtask {
 
 impl Subtask {
     fn complete(&self) -> bool {
-        self.arrived.iter().all(|a| *a)
+        self.missing == 0
     }
 }
 
 /// One run of one layer. Feed it events in the order they happened; it answers with actions.
-///
-/// `can_decode` says whether a set of whole subtasks (sorted) determines the result; it must be monotone: a
-/// superset of a decodable set decodes.
-pub struct Gather<F> {
+pub struct Gather<R> {
     policy: Policy,
-    can_decode: F,
+    terms: Terms,
+    recovery: R,
     subtasks: Vec<Subtask>,
     /// Complete subtasks in order of completion.
     complete: Vec<usize>,
     pending: VecDeque<Action>,
+    hedge_at: Option<Duration>,
+    parts_at: Option<Duration>,
+    /// How often missing subtasks were hedged.
+    hedges: usize,
+    /// Nobody was idle; somebody may be after the next completion.
+    declined: bool,
     redispatched_stragglers: bool,
+    /// When what came first decoded.
+    decodable_since: Option<Duration>,
+    /// Until when it waits for something better.
+    settle_at: Option<Duration>,
     over: bool,
 }
 
-impl<F: Fn(&[usize]) -> bool> Gather<F> {
+impl<R: Recovery> Gather<R> {
     /// A run of `n` subtasks of `sub_results` each, all just dispatched at time zero.
-    pub fn new(policy: Policy, n: usize, sub_results: usize, can_decode: F) -> Self {
-        let subtask = Subtask { arrived: vec![false; sub_results], outstanding: 1, attempts: 1 };
+    pub fn new(policy: Policy, terms: Terms, n: usize, sub_results: usize, recovery: R) -> Self {
+        let subtask =
+            Subtask { arrived: vec![false; sub_results], missing: sub_results, outstanding: 1, attempts: 1 };
+        let hedge_at = policy.hedges().map(|_| terms.hedge_at.unwrap_or(policy.deadline / 8));
         Self {
+            parts_at: terms.parts_at.filter(|_| policy.partial),
             policy,
-            can_decode,
+            terms,
+            recovery,
             subtasks: vec![subtask; n],
             complete: Vec::with_capacity(n),
             pending: VecDeque::new(),
+            hedge_at,
+            hedges: 0,
+            declined: false,
             redispatched_stragglers: false,
+            decodable_since: None,
+            settle_at: None,
             over: false,
         }
     }
@@ -87,19 +183,27 @@ impl<F: Fn(&[usize]) -> bool> Gather<F> {
             return;
         }
         match event {
-            Event::SubResult { subtask, index } => self.sub_result(subtask, index),
+            Event::SubResult { subtask, index } => self.sub_result(now, subtask, index),
             Event::Failed { subtask } => {
                 if let Some(of) = self.subtasks.get_mut(subtask) {
                     of.outstanding = of.outstanding.saturating_sub(1);
-                    self.replace_the_dead();
+                }
+            }
+            Event::Declined { subtask } => {
+                if let Some(of) = self.subtasks.get_mut(subtask) {
+                    of.outstanding = of.outstanding.saturating_sub(1);
+                    of.attempts = of.attempts.saturating_sub(1);
+                    self.hedges = self.hedges.saturating_sub(usize::from(!self.declined));
+                    self.hedge_at = self.hedge_at.map(|_| now);
+                    self.declined = true;
                 }
             }
             Event::Tick => {}
         }
-        self.watch_the_clock(now);
+        self.decide(now);
     }
 
-    /// The next thing to do, oldest first. After `Decode`, `Local` or `Fail` there is nothing more.
+    /// The next thing to do, oldest first. After an action that ends the run there is nothing more.
     pub fn next_action(&mut self) -> Option<Action> {
         self.pending.pop_front()
     }
@@ -108,7 +212,11 @@ impl<F: Fn(&[usize]) -> bool> Gather<F> {
     #[must_use]
     pub fn next_wake(&self) -> Duration {
         let redispatch = self.policy.redispatch_at().filter(|_| !self.redispatched_stragglers);
-        [redispatch, self.policy.local_at()].into_iter().flatten().min().unwrap_or(self.policy.deadline)
+        let hedge = self.hedge_at.filter(|_| !self.declined && self.decodable_since.is_none());
+        let local = self.policy.local_at(self.terms.local);
+        let parts = self.parts_at.filter(|_| self.decodable_since.is_none());
+        let rungs = [redispatch, hedge, parts, local, self.settle_at, Some(self.policy.deadline)];
+        rungs.into_iter().flatten().min().unwrap_or(self.policy.deadline)
     }
 
     /// Subtasks complete so far, in order of completion.
@@ -117,56 +225,174 @@ impl<F: Fn(&[usize]) -> bool> Gather<F> {
         &self.complete
     }
 
-    fn sub_result(&mut self, subtask: usize, index: usize) {
+    /// Whether a subtask needs no further attempt.
+    #[must_use]
+    pub fn is_complete(&self, subtask: usize) -> bool {
+        self.subtasks.get(subtask).is_some_and(Subtask::complete)
+    }
+
+    /// Sub-results of a subtask that have not come, in ascending order.
+    #[must_use]
+    pub fn missing(&self, subtask: usize) -> Vec<usize> {
+        let arrived = self.subtasks.get(subtask).map_or(&[][..], |of| &of.arrived);
+        (0..arrived.len()).filter(|index| !arrived[*index]).collect()
+    }
+
+    /// What it asks.
+    pub fn recovery(&self) -> &R {
+        &self.recovery
+    }
+
+    /// As [`Gather::recovery`], to tell it more.
+    pub fn recovery_mut(&mut self) -> &mut R {
+        &mut self.recovery
+    }
+
+    /// What it asked, with all it was told.
+    pub fn into_recovery(self) -> R {
+        self.recovery
+    }
+
+    fn sub_result(&mut self, now: Duration, subtask: usize, index: usize) {
         let Some(of) = self.subtasks.get_mut(subtask) else { return };
         let Some(slot) = of.arrived.get_mut(index) else { return };
         // Two attempts at one subtask may both deliver: the first counts.
-        if std::mem::replace(slot, true) || !of.complete() {
+        if std::mem::replace(slot, true) {
             return;
         }
-        self.complete.push(subtask);
-        if let Some(set) = self.decodable(|_| false) {
-            self.finish(Action::Decode(set));
+        of.missing -= 1;
+        let complete = of.complete();
+        self.recovery.arrived(subtask, index);
+        if complete {
+            self.complete.push(subtask);
+            self.declined = false;
+            let half = self.complete.len() * 2 >= self.subtasks.len();
+            if half && self.hedges == 0 && self.terms.hedge_at.is_none() {
+                self.hedge_at = self.hedge_at.map(|at| at.min((now * OVERDUE).max(OVERDUE_LEAST)));
+            }
         }
     }
 
-    /// The complete subtasks and those that `also` admits, sorted, if they decode.
-    fn decodable(&self, also: impl Fn(usize) -> bool) -> Option<Vec<usize>> {
-        let set: Vec<usize> =
-            (0..self.subtasks.len()).filter(|i| self.subtasks[*i].complete() || also(*i)).collect();
-        (self.can_decode)(&set).then_some(set)
+    fn decide(&mut self, now: Duration) {
+        if self.parts_at.is_some_and(|at| now >= at) {
+            self.parts_at = None;
+            self.recovery.count_parts();
+        }
+        let error = self.recovery.error();
+        if error.is_finite() {
+            if self.good_enough(now, error) && self.concludes() {
+                return;
+            }
+        } else {
+            self.settle_at = None;
+        }
+        if !self.recovery.error().is_finite() {
+            self.replace_the_dead();
+        }
+        self.watch_the_clock(now);
+    }
+
+    /// Decodes or refuses; false when the audit wants to see more first.
+    fn concludes(&mut self) -> bool {
+        match self.recovery.judge() {
+            Verdict::Accept => self.finish(Action::Decode),
+            Verdict::Refuse => self.finish(Action::Refuse),
+            Verdict::Doubt => {
+                self.decodable_since = None;
+                self.settle_at = None;
+                return false;
+            }
+        }
+        true
+    }
+
+    fn lives(&self, subtask: usize) -> bool {
+        let of = &self.subtasks[subtask];
+        of.outstanding > 0 && !of.complete()
+    }
+
+    /// Whether what came is decoded now, at the predicted `error`, or something better is worth waiting for.
+    fn good_enough(&mut self, now: Duration, error: f64) -> bool {
+        let since = *self.decodable_since.get_or_insert(now);
+        let refused = self.terms.max_error.is_some_and(|limit| error > limit);
+        if error <= self.terms.comfortable && !refused {
+            return true;
+        }
+        let coming: Vec<usize> = (0..self.subtasks.len()).filter(|i| self.lives(*i)).collect();
+        if coming.is_empty() {
+            return true;
+        }
+        let until = if refused {
+            // Too bad as it is. It is refused at once only if all that may still come would not help.
+            if self.terms.max_error.is_some_and(|limit| self.recovery.error_with(&coming) > limit) {
+                return true;
+            }
+            self.policy.deadline / 4 * 3
+        } else {
+            let Some((next, at)) = self.next_arrival(now, &coming) else { return true };
+            let digits = (error / self.recovery.error_with(&[next])).log10().max(0.0);
+            let until = since + since.mul_f64((self.policy.patience * digits).clamp(0.0, 1e3));
+            if at > until {
+                return true;
+            }
+            until
+        };
+        self.settle_at = Some(until);
+        now >= until
+    }
+
+    /// The subtask expected next, and when. One that is overdue is expected after as long again.
+    fn next_arrival(&self, now: Duration, coming: &[usize]) -> Option<(usize, Duration)> {
+        let gap = now / u32::try_from(self.complete.len().max(1)).unwrap_or(u32::MAX);
+        let expected = |subtask: usize| match self.terms.expected.get(subtask).copied().flatten() {
+            Some(at) if at > now => at,
+            Some(at) => now + now.saturating_sub(at),
+            None => now + gap,
+        };
+        coming.iter().map(|i| (*i, expected(*i))).min_by_key(|(_, at)| *at)
     }
 
     /// When what lives can no longer be enough: redispatch, then local, then give up.
     fn replace_the_dead(&mut self) {
-        if self.decodable(|i| self.subtasks[i].outstanding > 0).is_some() {
+        let living = |i: usize| self.subtasks[i].outstanding > 0;
+        if self.recovery.suffices_with(&living) {
             return;
         }
         if self.policy.on_shortfall == OnShortfall::Redispatch {
             let mut revived: Vec<usize> = Vec::new();
-            let dead = (0..self.subtasks.len()).filter(|i| {
-                let s = &self.subtasks[*i];
-                !s.complete() && s.outstanding == 0 && s.attempts < Policy::MAX_ATTEMPTS
-            });
-            let dead: Vec<usize> = dead.collect();
-            for subtask in dead {
+            for subtask in 0..self.subtasks.len() {
+                let of = &self.subtasks[subtask];
+                if of.complete() || of.outstanding > 0 || of.attempts >= Policy::MAX_ATTEMPTS {
+                    continue;
+                }
                 revived.push(subtask);
-                if self.decodable(|i| self.subtasks[i].outstanding > 0 || revived.contains(&i)).is_some() {
-                    self.redispatch(&revived);
+                if self.recovery.suffices_with(&|i| self.subtasks[i].outstanding > 0 || revived.contains(&i))
+                {
+                    self.hand_out(&revived, Action::Redispatch);
                     return;
                 }
             }
         }
-        let last = if self.policy.on_shortfall == OnShortfall::Fail { Action::Fail } else { Action::Local };
+        self.give_up();
+    }
+
+    /// The last rung there is.
+    fn give_up(&mut self) {
+        let last = match self.policy.on_shortfall {
+            // What was found out about the workers' answers is not covered up.
+            _ if self.recovery.in_doubt() => Action::Refuse,
+            OnShortfall::Fail => Action::Fail,
+            OnShortfall::Redispatch | OnShortfall::Local => Action::Local,
+        };
         self.finish(last);
     }
 
-    fn redispatch(&mut self, subtasks: &[usize]) {
+    fn hand_out(&mut self, subtasks: &[usize], action: fn(usize) -> Action) {
         for subtask in subtasks {
             let of = &mut self.subtasks[*subtask];
             of.outstanding += 1;
             of.attempts += 1;
-            self.pending.push_back(Action::Redispatch(*subtask));
+            self.pending.push_back(action(*subtask));
         }
     }
 
@@ -174,23 +400,47 @@ impl<F: Fn(&[usize]) -> bool> Gather<F> {
         if self.over {
             return;
         }
+        let decodable = self.recovery.error().is_finite();
         if now >= self.policy.deadline {
-            self.finish(Action::Fail);
-        } else if self.policy.local_at().is_some_and(|at| now >= at) {
-            self.finish(Action::Local);
+            if !(decodable && self.concludes()) {
+                self.finish(if self.recovery.in_doubt() { Action::Refuse } else { Action::Fail });
+            }
+        } else if self.policy.local_at(self.terms.local).is_some_and(|at| now >= at) {
+            if !(decodable && self.concludes()) {
+                self.give_up();
+            }
+        } else if decodable {
+            // It only waits for something better.
         } else if !self.redispatched_stragglers && self.policy.redispatch_at().is_some_and(|at| now >= at) {
             self.redispatched_stragglers = true;
-            let mut again: Vec<usize> = Vec::new();
-            for i in 0..self.subtasks.len() {
-                if self.decodable(|i| again.contains(&i)).is_some() {
-                    break;
-                }
-                if !self.subtasks[i].complete() && self.subtasks[i].attempts < Policy::MAX_ATTEMPTS {
-                    again.push(i);
-                }
-            }
-            self.redispatch(&again);
+            let again = self.enough_of(|_| true);
+            self.hand_out(&again, Action::Redispatch);
+        } else if !self.declined && self.hedge_at.is_some_and(|at| now >= at) {
+            // One copy of each is enough, until as long again has passed.
+            let again = self.enough_of(|of| of.outstanding < 2 + self.hedges);
+            self.hand_out(&again, Action::Hedge);
+            self.hedges += 1;
+            self.hedge_at = Some(now * 2);
         }
+    }
+
+    /// Missing subtasks that would be enough, those that have given least first; of these, the ones `admitted` that
+    /// may be handed out once more.
+    fn enough_of(&self, admitted: impl Fn(&Subtask) -> bool) -> Vec<usize> {
+        let mut missing: Vec<usize> =
+            (0..self.subtasks.len()).filter(|i| !self.subtasks[*i].complete()).collect();
+        missing.sort_by_key(|i| std::cmp::Reverse(self.subtasks[*i].missing));
+        let mut chosen: Vec<usize> = Vec::new();
+        for subtask in missing {
+            if self.recovery.suffices_with(&|i| chosen.contains(&i)) {
+                break;
+            }
+            if self.subtasks[subtask].attempts < Policy::MAX_ATTEMPTS {
+                chosen.push(subtask);
+            }
+        }
+        chosen.retain(|i| admitted(&self.subtasks[*i]));
+        chosen
     }
 
     fn finish(&mut self, action: Action) {
@@ -201,194 +451,4 @@ impl<F: Fn(&[usize]) -> bool> Gather<F> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const SECOND: Duration = Duration::from_secs(1);
-
-    fn policy(on_shortfall: OnShortfall) -> Policy {
-        Policy { deadline: 8 * SECOND, on_shortfall }
-    }
-
-    /// n subtasks of two sub-results, any `delta` of which decode.
-    fn gather(on_shortfall: OnShortfall, n: usize, delta: usize) -> Gather<impl Fn(&[usize]) -> bool> {
-        Gather::new(policy(on_shortfall), n, 2, move |set| set.len() >= delta)
-    }
-
-    fn deliver<F: Fn(&[usize]) -> bool>(g: &mut Gather<F>, subtask: usize) {
-        for index in 0..2 {
-            g.handle(Duration::ZERO, Event::SubResult { subtask, index });
-        }
-    }
-
-    fn actions<F: Fn(&[usize]) -> bool>(g: &mut Gather<F>) -> Vec<Action> {
-        std::iter::from_fn(|| g.next_action()).collect()
-    }
-
-    #[test]
-    fn decodes_at_the_first_decodable_set_in_any_order_and_then_is_deaf() {
-        let mut g = gather(OnShortfall::Fail, 6, 4);
-        for subtask in [5, 2, 0] {
-            deliver(&mut g, subtask);
-        }
-        g.handle(Duration::ZERO, Event::SubResult { subtask: 3, index: 1 });
-        assert_eq!(actions(&mut g), []);
-        g.handle(Duration::ZERO, Event::SubResult { subtask: 3, index: 0 });
-        assert_eq!(actions(&mut g), [Action::Decode(vec![0, 2, 3, 5])]);
-        assert_eq!(g.complete(), [5, 2, 0, 3]);
-        deliver(&mut g, 1);
-        g.handle(100 * SECOND, Event::Tick);
-        assert_eq!(actions(&mut g), []);
-    }
-
-    #[test]
-    fn repeated_and_unknown_sub_results_do_not_count() {
-        let mut g = gather(OnShortfall::Fail, 2, 1);
-        for event in [
-            Event::SubResult { subtask: 0, index: 0 },
-            Event::SubResult { subtask: 0, index: 0 },
-            Event::SubResult { subtask: 7, index: 0 },
-            Event::SubResult { subtask: 1, index: 9 },
-            Event::Failed { subtask: 7 },
-        ] {
-            g.handle(Duration::ZERO, event);
-            assert_eq!(actions(&mut g), []);
-        }
-    }
-
-    #[test]
-    fn fails_as_soon_as_the_dead_are_known_not_at_the_deadline() {
-        let mut g = gather(OnShortfall::Fail, 6, 4);
-        for subtask in [0, 1] {
-            g.handle(Duration::ZERO, Event::Failed { subtask });
-            assert_eq!(actions(&mut g), []);
-        }
-        g.handle(Duration::ZERO, Event::Failed { subtask: 2 });
-        assert_eq!(actions(&mut g), [Action::Fail]);
-    }
-
-    #[test]
-    fn silence_fails_at_the_deadline_and_not_before() {
-        let mut g = gather(OnShortfall::Fail, 6, 4);
-        assert_eq!(g.next_wake(), 8 * SECOND);
-        g.handle(Duration::from_nanos(7_999_999_999), Event::Tick);
-        assert_eq!(actions(&mut g), []);
-        g.handle(8 * SECOND, Event::Tick);
-        assert_eq!(actions(&mut g), [Action::Fail]);
-    }
-
-    #[test]
-    fn the_dead_are_replaced_just_as_far_as_needed() {
-        let mut g = gather(OnShortfall::Redispatch, 6, 4);
-        for subtask in [1, 3, 5] {
-            g.handle(Duration::ZERO, Event::Failed { subtask });
-        }
-        assert_eq!(actions(&mut g), [Action::Redispatch(1)]);
-        for subtask in [0, 2, 4] {
-            deliver(&mut g, subtask);
-        }
-        assert_eq!(actions(&mut g), []);
-        deliver(&mut g, 1);
-        assert_eq!(actions(&mut g), [Action::Decode(vec![0, 1, 2, 4])]);
-    }
-
-    #[test]
-    fn when_every_attempt_dies_the_layer_is_computed_locally() {
-        let mut g = gather(OnShortfall::Redispatch, 2, 1);
-        let mut handed_out = 2;
-        let mut queue = VecDeque::from([0, 1]);
-        while let Some(subtask) = queue.pop_front() {
-            g.handle(Duration::ZERO, Event::Failed { subtask });
-            for action in actions(&mut g) {
-                match action {
-                    Action::Redispatch(subtask) => {
-                        handed_out += 1;
-                        queue.push_back(subtask);
-                    }
-                    other => assert_eq!(other, Action::Local),
-                }
-            }
-        }
-        assert_eq!(handed_out, 2 * Policy::MAX_ATTEMPTS);
-        assert!(g.over);
-        let mut g = gather(OnShortfall::Local, 2, 2);
-        g.handle(Duration::ZERO, Event::Failed { subtask: 0 });
-        assert_eq!(actions(&mut g), [Action::Local]);
-    }
-
-    #[test]
-    fn silent_workers_are_replaced_at_half_time_and_given_up_at_three_quarters() {
-        let mut g = gather(OnShortfall::Redispatch, 6, 4);
-        deliver(&mut g, 0);
-        deliver(&mut g, 1);
-        assert_eq!(g.next_wake(), 4 * SECOND);
-        g.handle(4 * SECOND, Event::Tick);
-        assert_eq!(actions(&mut g), [Action::Redispatch(2), Action::Redispatch(3)]);
-        assert_eq!(g.next_wake(), 6 * SECOND);
-        // The replacement of one and the original of another finish it.
-        deliver(&mut g, 2);
-        deliver(&mut g, 4);
-        assert_eq!(actions(&mut g), [Action::Decode(vec![0, 1, 2, 4])]);
-
-        let mut g = gather(OnShortfall::Redispatch, 6, 4);
-        g.handle(4 * SECOND, Event::Tick);
-        assert_eq!(actions(&mut g).len(), 4);
-        g.handle(6 * SECOND, Event::Tick);
-        assert_eq!(actions(&mut g), [Action::Local]);
-    }
-
-    #[test]
-    fn a_failed_copy_does_not_kill_a_subtask_whose_other_copy_works() {
-        let mut g = gather(OnShortfall::Redispatch, 1, 1);
-        g.handle(4 * SECOND, Event::Tick);
-        assert_eq!(actions(&mut g), [Action::Redispatch(0)]);
-        g.handle(4 * SECOND, Event::Failed { subtask: 0 });
-        assert_eq!(actions(&mut g), []);
-        deliver(&mut g, 0);
-        assert_eq!(actions(&mut g), [Action::Decode(vec![0])]);
-    }
-
-    /// Every order of deliveries and deaths of a small code: decodes exactly when delta are complete, fails
-    /// exactly when too few are left, and never does both.
-    #[test]
-    fn every_history_of_a_small_code_ends_in_the_right_action() {
-        let (n, delta) = (4, 2);
-        for history in 0..3usize.pow(4) * 24 {
-            let (fates, order) = (history % 81, history / 81);
-            let mut left: Vec<usize> = (0..n).collect();
-            let mut code = order;
-            let mut g = gather(OnShortfall::Fail, n, delta);
-            let (mut done, mut dead) = (0, 0);
-            let mut ended = None;
-            for step in (1..=n).rev() {
-                let subtask = left.remove(code % step);
-                code /= step;
-                match fates / 3usize.pow(u32::try_from(subtask).unwrap()) % 3 {
-                    0 => {
-                        deliver(&mut g, subtask);
-                        done += 1;
-                    }
-                    1 => {
-                        g.handle(Duration::ZERO, Event::Failed { subtask });
-                        dead += 1;
-                    }
-                    _ => {}
-                }
-                let got = actions(&mut g);
-                let expected = match ended {
-                    None if done >= delta => vec!["decode"],
-                    None if n - dead < delta => vec!["fail"],
-                    _ => vec![],
-                };
-                let names: Vec<_> = got
-                    .iter()
-                    .map(|a| if matches!(a, Action::Decode(_)) { "decode" } else { "fail" })
-                    .collect();
-                assert_eq!(names, expected, "history {history}");
-                if !got.is_empty() {
-                    ended = Some(());
-                }
-            }
-        }
-    }
-}
+mod tests;

@@ -4,21 +4,24 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
+use crossbeam_channel::unbounded;
 use serde::Serialize;
 
-use super::gather::{Action, Event, Gather};
-use super::policy::{OnShortfall, Policy};
-use super::pool::{InstallRequest, Pool, Reply, ReplyKind, Task};
+use super::gather::{Action, Event, Gather, Recovery, Terms};
+use super::mailbox::{Mailbox, Taken};
+use super::policy::{Audit, OnShortfall, Policy};
+use super::pool::Pool;
+use super::slot::{InstallRequest, Replies, Reply, ReplyKind, Task};
 use crate::array::Values;
-use crate::error::{Error, Result};
+use crate::coding::{Sketch, Sketcher};
+use crate::error::Error;
 use crate::worker::{CancelToken, FilterKey, SubtaskShape};
 
 /// What became of one attempt at a subtask.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
-    /// Its results went into the output.
+    /// Its results went into the output, all or some of them.
     Used,
     /// It was complete, but after decoding had begun.
     Late,
@@ -38,38 +41,74 @@ pub(crate) struct Attempt {
     pub(crate) subtask: usize,
     pub(crate) worker: usize,
     pub(crate) outcome: Outcome,
+    /// From the run's first dispatch to its own.
+    pub(crate) since: Duration,
     /// From its dispatch to its last reply; `None` when there was none.
     pub(crate) latency: Option<Duration>,
+    /// Sub-results it delivered.
+    pub(crate) arrived: usize,
+    /// All it was asked for came.
+    pub(crate) complete: bool,
+    /// Sub-results it was asked for.
+    wanted: usize,
     cause: Option<String>,
     dispatched: Instant,
-    arrived: usize,
     /// No more is expected of it.
     ended: bool,
 }
 
+impl Attempt {
+    /// It ended without an answer to learn from.
+    pub(crate) fn failed(&self) -> bool {
+        matches!(self.outcome, Outcome::Failed | Outcome::Corrupt)
+    }
+}
+
+/// A [`Recovery`] that also keeps what an audit needs.
+pub(crate) trait Evidence: Recovery {
+    /// Sub-result `index` of `subtask`, which `worker` computed, is about to be counted.
+    fn note(&mut self, subtask: usize, index: usize, worker: usize, sketch: Option<Box<Sketch>>);
+    /// The sub-results to decode from, as (subtask, index).
+    fn used(&self) -> Vec<(usize, usize)>;
+    /// Workers whose results contradict the rest.
+    fn liars(&self) -> &[usize];
+    /// Complete subtasks that decoding takes, spare ones of an audit included.
+    fn needed(&self) -> usize;
+}
+
 /// What a run needs to know; everything else is a value that travels.
-pub(crate) struct JobPlan<'a> {
+pub(crate) struct JobPlan<'a, R> {
     pub(crate) pool: &'a Pool,
     pub(crate) layer: u64,
     pub(crate) shape: &'a Arc<SubtaskShape>,
     pub(crate) policy: Policy,
-    /// delta, for the error text.
-    pub(crate) needed: usize,
+    pub(crate) terms: Terms,
     /// Whether input and filters are finite, so that results must be.
     pub(crate) finite: bool,
     /// Coded slabs of each subtask.
     pub(crate) slabs: Vec<Arc<Values>>,
-    /// The worker that holds the filters of each subtask.
-    pub(crate) homes: &'a [usize],
-    pub(crate) can_decode: &'a dyn Fn(&[usize]) -> bool,
+    /// Makes sketches where there is an audit.
+    pub(crate) sketcher: Option<Arc<Sketcher>>,
+    pub(crate) recovery: R,
     /// Coded filters of a subtask for a worker that does not hold them yet; `None` when it does.
     pub(crate) filters: &'a dyn Fn(usize, usize) -> Option<Values>,
 }
 
+/// How the gathering ended.
+#[derive(Debug)]
+pub(crate) enum End {
+    /// The recovery's sub-results are to be decoded.
+    Decode,
+    /// The layer is to be computed locally.
+    Local,
+    /// Neither.
+    Failed(Error),
+}
+
 /// The end of the gathering.
-pub(crate) struct Gathered {
-    /// Subtasks to decode from, sorted, or `None` when the layer is to be computed locally.
-    pub(crate) decode: Option<Vec<usize>>,
+pub(crate) struct Gathered<R> {
+    pub(crate) end: End,
+    pub(crate) recovery: R,
     /// Sub-results by subtask, then by index.
     pub(crate) results: Vec<Vec<Option<Values>>>,
     pub(crate) attempts: Vec<Attempt>,
@@ -80,160 +119,206 @@ pub(crate) struct Gathered {
     pub(crate) bytes_up: usize,
     pub(crate) bytes_down: usize,
     pub(crate) redispatched: usize,
-    replies: Receiver<Reply>,
+    pub(crate) hedged: usize,
+    replies: Arc<Replies>,
 }
 
-impl Gathered {
+impl<R> Drop for Gathered<R> {
+    fn drop(&mut self) {
+        self.replies.close();
+    }
+}
+
+impl<R> Gathered<R> {
     /// Looks once more at who has answered meanwhile: complete attempts that were not needed become *late*.
     pub(crate) fn settle(&mut self) {
-        while let Ok(reply) = self.replies.try_recv() {
+        for reply in self.replies.drain() {
             let attempt = &mut self.attempts[reply.attempt];
             if let (ReplyKind::Finished, Outcome::Cancelled) = (&reply.what, attempt.outcome) {
                 attempt.outcome = Outcome::Late;
+                attempt.complete = true;
                 attempt.latency = Some(reply.at.saturating_duration_since(attempt.dispatched));
             }
         }
     }
 }
 
-/// Cancels the job when its run ends, however it ends.
-struct CancelOnDrop(CancelToken);
+/// Cancels the job when its run ends, however it ends. What is still to be said of it has nowhere to go when it is gone.
+struct CancelOnDrop(Vec<CancelToken>);
 
 impl Drop for CancelOnDrop {
     fn drop(&mut self) {
-        self.0.cancel();
+        for token in &self.0 {
+            token.cancel();
+        }
     }
 }
 
-/// Dispatches every subtask and gathers until the layer decodes, must be computed locally, or fails.
-///
-/// # Errors
-/// [`Error::Shortfall`] or, when workers answered but with results that cannot be right,
-/// [`Error::NonFiniteResults`].
-pub(crate) fn run_job(plan: JobPlan<'_>) -> Result<Gathered> {
+/// Dispatches every subtask to its worker among `homes` and gathers until the layer decodes, must be computed locally,
+/// or fails. `dispatched` is called as soon as everything is handed out.
+pub(crate) fn run_job<R: Evidence>(
+    plan: JobPlan<'_, R>,
+    homes: impl std::ops::Deref<Target = Vec<usize>>,
+) -> Gathered<R> {
     let (n, sub_results) = (plan.slabs.len(), plan.shape.sub_results());
-    let (sender, replies) = unbounded();
-    let token = CancelOnDrop(CancelToken::new());
+    let replies = Arc::new(Mailbox::new());
+    // One token a subtask, so that copies of a complete one stop while the run goes on.
+    let tokens = CancelOnDrop((0..n).map(|_| CancelToken::new()).collect());
+    let JobPlan { pool, layer, shape, policy, terms, finite, slabs, sketcher, recovery, filters } = plan;
     let mut run = Run {
-        plan: &plan,
-        token: &token.0,
-        sender,
+        pool,
+        layer,
+        shape,
+        policy,
+        finite,
+        slabs,
+        sketcher,
+        filters,
+        tokens: &tokens.0,
+        replies: Arc::clone(&replies),
         started: Instant::now(),
-        gather: Gather::new(plan.policy, n, sub_results, plan.can_decode),
+        gather: Gather::new(policy, terms, n, sub_results, recovery),
         results: (0..n).map(|_| (0..sub_results).map(|_| None).collect()).collect(),
+        sources: vec![None; n * sub_results],
         attempts: Vec::with_capacity(n),
         bytes_up: 0,
         bytes_down: 0,
         redispatched: 0,
+        hedged: 0,
     };
     {
-        let _span = tracing::debug_span!("dispatch", layer = plan.layer).entered();
-        for subtask in 0..n {
-            run.dispatch(subtask, plan.homes[subtask]);
+        let _span = tracing::debug_span!("dispatch", layer).entered();
+        let mut shares = vec![0; pool.len()];
+        for worker in homes.iter() {
+            shares[*worker] += 1;
         }
+        for (subtask, worker) in homes.iter().enumerate() {
+            run.dispatch(subtask, *worker, shares[*worker], false);
+        }
+        // Whoever waits to move subtasks may do so now: what is queued is served first.
+        drop(homes);
     }
-    let _span = tracing::debug_span!("gather", layer = plan.layer).entered();
-    loop {
-        let event = match replies.recv_deadline(run.started + run.gather.next_wake()) {
-            Ok(reply) => run.take(reply),
-            // Disconnected cannot be while `run` holds a sender; time moves the machine to its end all the same.
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => Some(Event::Tick),
+    let _span = tracing::debug_span!("gather", layer).entered();
+    let end = loop {
+        let event = match replies.take(Some(run.started + run.gather.next_wake())) {
+            Taken::Item(reply) => run.take(reply),
+            Taken::Timeout | Taken::Closed => Some(Event::Tick),
         };
         if let Some(event) = event {
             run.gather.handle(run.started.elapsed(), event);
         }
-        while let Some(action) = run.gather.next_action() {
-            let decode = match action {
-                Action::Redispatch(subtask) => {
-                    run.redispatch(subtask);
-                    continue;
-                }
-                Action::Decode(set) => Some(set),
-                Action::Local => None,
-                Action::Fail => return Err(run.shortfall()),
-            };
-            let wait = run.started.elapsed();
-            let Run { results, mut attempts, bytes_up, bytes_down, redispatched, .. } = run;
-            for attempt in &mut attempts {
-                let complete = attempt.ended && attempt.outcome == Outcome::Used;
-                if attempt.outcome == Outcome::Used
-                    && !(complete && decode.as_ref().is_some_and(|set| set.contains(&attempt.subtask)))
-                {
-                    attempt.outcome = if complete { Outcome::Late } else { Outcome::Cancelled };
-                }
-            }
-            let left = plan.policy.deadline.saturating_sub(wait);
-            return Ok(Gathered {
-                decode,
-                results,
-                attempts,
-                wait,
-                left,
-                bytes_up,
-                bytes_down,
-                redispatched,
-                replies,
-            });
+        if let Some(end) = run.act() {
+            break end;
         }
-    }
+    };
+    run.close(end)
 }
 
-struct Run<'a, F> {
-    plan: &'a JobPlan<'a>,
-    token: &'a CancelToken,
-    sender: Sender<Reply>,
+struct Run<'a, R> {
+    pool: &'a Pool,
+    layer: u64,
+    shape: &'a Arc<SubtaskShape>,
+    policy: Policy,
+    finite: bool,
+    slabs: Vec<Arc<Values>>,
+    sketcher: Option<Arc<Sketcher>>,
+    filters: &'a dyn Fn(usize, usize) -> Option<Values>,
+    tokens: &'a [CancelToken],
+    replies: Arc<Replies>,
     started: Instant,
-    gather: Gather<F>,
+    gather: Gather<R>,
     results: Vec<Vec<Option<Values>>>,
+    /// The attempt that delivered each sub-result.
+    sources: Vec<Option<usize>>,
     attempts: Vec<Attempt>,
     bytes_up: usize,
     bytes_down: usize,
     redispatched: usize,
+    hedged: usize,
 }
 
-impl<F: Fn(&[usize]) -> bool> Run<'_, F> {
-    fn dispatch(&mut self, subtask: usize, worker: usize) {
-        self.bytes_up += self.plan.slabs[subtask].size_bytes();
+impl<R: Evidence> Run<'_, R> {
+    /// `tasks`: how many of this run the worker gets. A `copy` is asked for what is missing, last first, so that it
+    /// meets the first attempt half-way.
+    fn dispatch(&mut self, subtask: usize, worker: usize, tasks: usize, copy: bool) {
+        self.bytes_up += self.slabs[subtask].size_bytes();
+        let sub_results = self.shape.sub_results();
+        let rotated = |index: usize| (subtask + index) % sub_results;
+        let order: Option<Vec<usize>> = if copy {
+            let missing = self.gather.missing(subtask);
+            Some((0..sub_results).rev().map(rotated).filter(|index| missing.contains(index)).collect())
+        } else {
+            self.policy.partial.then(|| (0..sub_results).map(rotated).collect())
+        };
         let attempt = self.attempts.len();
+        let dispatched = Instant::now();
         self.attempts.push(Attempt {
             subtask,
             worker,
             // Until something else is known; an attempt that has not ended becomes `Cancelled`.
             outcome: Outcome::Used,
+            since: dispatched.saturating_duration_since(self.started),
             latency: None,
-            cause: None,
-            dispatched: Instant::now(),
             arrived: 0,
+            complete: false,
+            wanted: order.as_ref().map_or(sub_results, Vec::len),
+            cause: None,
+            dispatched,
             ended: false,
         });
         let task = Task {
-            key: FilterKey { layer: self.plan.layer, subtask },
-            shape: Arc::clone(self.plan.shape),
-            slabs: Arc::clone(&self.plan.slabs[subtask]),
-            finite: self.plan.finite,
-            cancel: self.token.clone(),
+            key: FilterKey { layer: self.layer, subtask },
+            shape: Arc::clone(self.shape),
+            slabs: Arc::clone(&self.slabs[subtask]),
+            order,
+            finite: self.finite,
+            sketcher: self.sketcher.clone(),
+            cancel: self.tokens[subtask].clone(),
             attempt,
-            replies: self.sender.clone(),
+            replies: Arc::clone(&self.replies),
         };
-        self.plan.pool.execute(worker, task);
+        self.pool.execute(worker, task, tasks);
     }
 
-    fn redispatch(&mut self, subtask: usize) {
+    /// Carries out what the machine asks for, until it has nothing more to ask or the run is over.
+    fn act(&mut self) -> Option<End> {
+        while let Some(action) = self.gather.next_action() {
+            match action {
+                Action::Hedge(subtask) => self.hand_out(subtask, true),
+                Action::Redispatch(subtask) => self.hand_out(subtask, false),
+                Action::Decode => return Some(End::Decode),
+                Action::Local => return Some(End::Local),
+                Action::Refuse => return Some(End::Failed(self.contradiction())),
+                Action::Fail => return Some(End::Failed(self.shortfall())),
+            }
+        }
+        None
+    }
+
+    /// Gives a subtask to one more worker.
+    fn hand_out(&mut self, subtask: usize, hedge: bool) {
         let tried = |w: usize| self.attempts.iter().any(|a| a.subtask == subtask && a.worker == w);
         let corrupt = |w: usize| self.attempts.iter().any(|a| a.worker == w && a.outcome == Outcome::Corrupt);
-        let Some(worker) = self.plan.pool.least_loaded(|w| !tried(w) && !corrupt(w)) else {
-            self.gather.handle(self.started.elapsed(), Event::Failed { subtask });
-            return;
+        let admitted = |w: usize| !tried(w) && !corrupt(w);
+        let found = if hedge { self.pool.fastest_idle(admitted) } else { self.pool.least_loaded(admitted) };
+        let Some(worker) = found else {
+            let event = if hedge { Event::Declined { subtask } } else { Event::Failed { subtask } };
+            return self.gather.handle(self.started.elapsed(), event);
         };
-        tracing::info!(subtask, worker = self.plan.pool.name(worker), "redispatched");
-        if let Some(banks) = (self.plan.filters)(subtask, worker) {
-            let key = FilterKey { layer: self.plan.layer, subtask };
-            let request = InstallRequest { key, shape: Arc::clone(self.plan.shape), banks };
+        let how = if hedge { "hedged" } else { "redispatched" };
+        tracing::info!(subtask, worker = self.pool.name(worker), "{how}");
+        if let Some(banks) = (self.filters)(subtask, worker) {
+            let key = FilterKey { layer: self.layer, subtask };
+            let request = InstallRequest { key, shape: Arc::clone(self.shape), banks };
             // Commands are served in order; a failed installation shows as a failed task.
-            self.plan.pool.install(worker, request, &unbounded().0);
+            self.pool.install(worker, request, &unbounded().0);
         }
-        self.redispatched += 1;
-        self.dispatch(subtask, worker);
+        if hedge {
+            self.hedged += 1;
+        } else {
+            self.redispatched += 1;
+        }
+        self.dispatch(subtask, worker, 1, true);
     }
 
     /// Books a reply and says what it means to the gathering.
@@ -251,63 +336,142 @@ impl<F: Fn(&[usize]) -> bool> Run<'_, F> {
             Some(Event::Failed { subtask })
         };
         match reply.what {
-            ReplyKind::SubResult { index, values } => {
+            ReplyKind::SubResult { index, values, sketch } => {
                 let Some(slot) = self.results[subtask].get_mut(index) else {
                     return end(Outcome::Corrupt, format!("returned an unknown sub-result {index}"));
                 };
                 self.bytes_down += values.size_bytes();
                 attempt.arrived += 1;
                 // The last one makes the attempt complete whether or not its `Finished` has come yet.
-                attempt.ended = attempt.arrived == self.plan.shape.sub_results();
-                if slot.is_none() {
-                    *slot = Some(values);
+                attempt.ended = attempt.arrived == attempt.wanted;
+                attempt.complete = attempt.ended;
+                if slot.is_some() {
+                    // A copy was faster. Should the two have said the same index again and again, the attempt's end
+                    // will still show.
+                    return (attempt.ended && !self.gather.is_complete(subtask))
+                        .then_some(Event::Failed { subtask });
                 }
-                Some(Event::SubResult { subtask, index })
+                *slot = Some(values);
+                self.sources[subtask * self.shape.sub_results() + index] = Some(reply.attempt);
+                let worker = attempt.worker;
+                self.gather.recovery_mut().note(subtask, index, worker, sketch);
+                let ended = attempt.ended;
+                let now = self.started.elapsed();
+                self.gather.handle(now, Event::SubResult { subtask, index });
+                if self.gather.is_complete(subtask) {
+                    if self.attempts.len() > self.results.len() {
+                        self.tokens[subtask].cancel();
+                    }
+                    return None;
+                }
+                // All it was asked for came, but not all that the subtask lacks.
+                ended.then_some(Event::Failed { subtask })
             }
             ReplyKind::Finished => end(Outcome::Failed, "it stopped before its last sub-result".to_owned()),
             ReplyKind::Unusable { cause } => {
-                tracing::warn!(
-                    worker = self.plan.pool.name(attempt.worker),
-                    subtask,
-                    cause,
-                    "corrupt result"
-                );
+                tracing::warn!(worker = self.pool.name(attempt.worker), subtask, cause, "corrupt result");
                 end(Outcome::Corrupt, cause)
             }
             ReplyKind::Failed(error) => end(Outcome::Failed, error.to_string()),
         }
     }
 
+    /// Books what became of every attempt, and what it says of its worker.
+    fn close(self, end: End) -> Gathered<R> {
+        let wait = self.started.elapsed();
+        let Self { pool, policy, gather, results, sources, mut attempts, .. } = self;
+        let sub_results = self.shape.sub_results();
+        let recovery = gather.into_recovery();
+        let mut used = vec![false; attempts.len()];
+        if matches!(end, End::Decode) {
+            for (subtask, index) in recovery.used() {
+                if let Some(attempt) = sources[subtask * sub_results + index] {
+                    used[attempt] = true;
+                }
+            }
+        }
+        for (attempt, used) in attempts.iter_mut().zip(&used) {
+            if recovery.liars().contains(&attempt.worker) && attempt.arrived > 0 {
+                attempt.outcome = Outcome::Corrupt;
+                attempt.cause = Some("contradicts the other results".to_owned());
+            }
+            if attempt.outcome == Outcome::Used && !used {
+                attempt.outcome = if attempt.complete { Outcome::Late } else { Outcome::Cancelled };
+            }
+        }
+        if matches!(end, End::Decode) {
+            // Finite results exist, so what was refused is the workers' own fault and no overflow.
+            for attempt in attempts.iter().filter(|a| a.outcome == Outcome::Corrupt) {
+                pool.flag(attempt.worker, attempt.cause.as_deref().unwrap_or("corrupt result"));
+            }
+        }
+        pool.review(attempts.iter().filter(|a| a.outcome == Outcome::Used).map(|a| a.worker));
+        Gathered {
+            end,
+            recovery,
+            results,
+            attempts,
+            wait,
+            left: policy.deadline.saturating_sub(wait),
+            bytes_up: self.bytes_up,
+            bytes_down: self.bytes_down,
+            redispatched: self.redispatched,
+            hedged: self.hedged,
+            replies: self.replies,
+        }
+    }
+
+    /// The names of the workers of some attempts, each once.
+    fn names<'a>(&self, attempts: impl Iterator<Item = &'a Attempt>) -> String {
+        let mut names: Vec<&str> = attempts.map(|a| self.pool.name(a.worker)).collect();
+        names.sort_unstable();
+        names.dedup();
+        names.join(", ")
+    }
+
+    /// The audit found what it cannot settle.
+    fn contradiction(&self) -> Error {
+        Error::Corrupted {
+            results: self.gather.complete().len(),
+            threshold: self.gather.recovery().needed(),
+            workers: self.names(self.attempts.iter().filter(|a| a.arrived > 0)),
+            mend: match self.policy.audit {
+                Audit::Detect => {
+                    "use --audit correct with two spare results for each liar, or replace workers"
+                }
+                _ => "more spare results (--workers, --tolerate) would tell who: two for each liar",
+            }
+            .to_owned(),
+        }
+    }
+
     /// Who is missing and why, as the error the caller gets.
     fn shortfall(&self) -> Error {
-        let pool = self.plan.pool;
+        let (pool, needed) = (self.pool, self.gather.recovery().needed());
         let arrived = self.gather.complete().len();
-        let corrupt: Vec<&Attempt> = self.attempts.iter().filter(|a| a.outcome == Outcome::Corrupt).collect();
+        let corrupt = || self.attempts.iter().filter(|a| a.outcome == Outcome::Corrupt);
         let failed =
             |subtask| self.attempts.iter().any(|a| a.subtask == subtask && a.outcome == Outcome::Failed);
-        let honest = (0..self.plan.slabs.len()).filter(|subtask| !failed(*subtask)).count();
+        let honest = (0..self.slabs.len()).filter(|subtask| !failed(*subtask)).count();
         // Without the failures alone there would be enough: what is wrong with this run is what came back.
-        let in_time = self.started.elapsed() < self.plan.policy.deadline;
-        if !corrupt.is_empty() && in_time && honest >= self.plan.needed {
-            let mut names: Vec<&str> = corrupt.iter().map(|a| pool.name(a.worker)).collect();
-            names.sort_unstable();
-            names.dedup();
+        let in_time = self.started.elapsed() < self.policy.deadline;
+        if corrupt().count() > 0 && in_time && honest >= needed {
             return Error::NonFiniteResults {
-                count: corrupt.len(),
+                count: corrupt().count(),
                 total: self.attempts.len(),
-                dtype: self.plan.slabs[0].dtype().name(),
-                workers: names.join(", "),
+                dtype: self.slabs[0].dtype().name(),
+                workers: self.names(corrupt()),
             };
         }
         let waited = self.started.elapsed();
         let mut missing = String::new();
         for attempt in &self.attempts {
-            if self.gather.complete().contains(&attempt.subtask) {
+            if self.gather.is_complete(attempt.subtask) {
                 continue;
             }
             let why = match &attempt.cause {
                 Some(cause) => cause.as_str(),
-                None if waited < self.plan.policy.deadline => "still at work",
+                None if waited < self.policy.deadline => "still at work",
                 None => "no answer",
             };
             let separator = if missing.is_empty() { "" } else { ", " };
@@ -320,16 +484,16 @@ impl<F: Fn(&[usize]) -> bool> Run<'_, F> {
             );
         }
         let mut mend = String::new();
-        if waited >= self.plan.policy.deadline {
+        if waited >= self.policy.deadline {
             mend.push_str("raise --deadline, ");
         }
-        if self.plan.policy.on_shortfall == OnShortfall::Fail {
+        if self.policy.on_shortfall == OnShortfall::Fail {
             mend.push_str("allow --on-shortfall redispatch, ");
         }
         mend.push_str("add workers or lower the recovery threshold");
         Error::Shortfall {
-            needed: self.plan.needed,
-            total: self.plan.slabs.len(),
+            needed,
+            total: self.slabs.len(),
             arrived,
             waited_ms: u64::try_from(waited.as_millis()).unwrap_or(u64::MAX),
             missing,

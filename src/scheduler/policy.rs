@@ -1,4 +1,6 @@
-//! How long to wait and what to do when waiting will not help.
+//! How long to wait, what to check, and what to do when waiting will not help.
+//!
+//! Plain values; [`Gather`](super::Gather) carries them out.
 
 use std::fmt;
 use std::str::FromStr;
@@ -18,15 +20,45 @@ pub enum OnShortfall {
     Local,
 }
 
+/// Whether spare results are used as checksums of the others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Audit {
+    /// Every finite result is trusted.
+    #[default]
+    Off,
+    /// A layer whose results contradict each other is refused. Waits for one spare result.
+    Detect,
+    /// Whoever contradicts the others is found and left out; the layer is refused when that cannot be settled.
+    /// Needs two spare results for each wrong one.
+    Correct,
+}
+
 impl OnShortfall {
     const NAMES: [(&'static str, Self); 3] =
         [("fail", Self::Fail), ("redispatch", Self::Redispatch), ("local", Self::Local)];
 }
 
+impl Audit {
+    const NAMES: [(&'static str, Self); 3] =
+        [("off", Self::Off), ("detect", Self::Detect), ("correct", Self::Correct)];
+}
+
+/// The name under which `value` stands in a table.
+fn name_of<T: PartialEq>(names: &[(&'static str, T)], value: &T) -> &'static str {
+    names.iter().find(|(_, other)| other == value).map_or("", |(name, _)| name)
+}
+
+/// The value that stands in a table under `text`.
+fn value_of<T: Copy>(names: &[(&'static str, T)], what: &str, text: &str) -> Result<T> {
+    names.iter().find(|(name, _)| *name == text).map(|(_, value)| *value).ok_or_else(|| {
+        let known: Vec<_> = names.iter().map(|(name, _)| *name).collect();
+        Error::invalid(what, format!("{text:?}"), format!("use one of {}", known.join(", ")))
+    })
+}
+
 impl fmt::Display for OnShortfall {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = Self::NAMES.iter().find(|(_, value)| value == self).map_or("", |(name, _)| name);
-        f.write_str(name)
+        f.write_str(name_of(&Self::NAMES, self))
     }
 }
 
@@ -34,24 +66,53 @@ impl FromStr for OnShortfall {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        Self::NAMES.iter().find(|(name, _)| *name == text).map(|(_, value)| *value).ok_or_else(|| {
-            Error::invalid("on-shortfall", format!("{text:?}"), "use fail, redispatch or local")
-        })
+        value_of(&Self::NAMES, "on-shortfall", text)
     }
 }
 
-/// The times of one layer's run, all counted from its first dispatch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+impl fmt::Display for Audit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(name_of(&Self::NAMES, self))
+    }
+}
+
+impl FromStr for Audit {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        value_of(&Self::NAMES, "audit", text)
+    }
+}
+
+/// The rules of one layer's runs. All times count from the first dispatch.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Policy {
     /// When the run fails if it has not decoded.
     pub deadline: Duration,
     /// What to do when fewer results than needed can come.
     pub on_shortfall: OnShortfall,
+    /// The quantile of the layer's subtask latencies from which on missing subtasks are given to idle workers as
+    /// well; `None`: never. Takes [`OnShortfall::Redispatch`].
+    pub hedge: Option<f64>,
+    /// Whether sub-results of subtasks that are not complete count.
+    pub partial: bool,
+    /// What one decimal digit of predicted error is worth, as a fraction of the time already spent: so long a run
+    /// that could decode, badly conditioned, waits for one more result.
+    pub patience: f64,
+    /// Whether spare results are used as checksums.
+    pub audit: Audit,
 }
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { deadline: Duration::from_secs(30), on_shortfall: OnShortfall::default() }
+        Self {
+            deadline: Duration::from_secs(30),
+            on_shortfall: OnShortfall::default(),
+            hedge: Some(0.9),
+            partial: true,
+            patience: 0.1,
+            audit: Audit::Off,
+        }
     }
 }
 
@@ -59,15 +120,52 @@ impl Policy {
     /// How often one subtask may be handed out in all.
     pub const MAX_ATTEMPTS: usize = 3;
 
-    /// When workers that merely have not answered are given up on in favour of others: half the deadline.
+    /// The quantile, where hedging is allowed at all.
+    #[must_use]
+    pub fn hedges(&self) -> Option<f64> {
+        self.hedge.filter(|_| self.on_shortfall == OnShortfall::Redispatch)
+    }
+
+    /// When workers that merely have not answered are given up on in favour of others, busy or not: half the
+    /// deadline.
     #[must_use]
     pub fn redispatch_at(&self) -> Option<Duration> {
         (self.on_shortfall == OnShortfall::Redispatch).then(|| self.deadline / 2)
     }
 
-    /// When the layer is computed locally although workers may still answer: three quarters of the deadline.
+    /// When the layer is computed locally although workers may still answer: early enough for a computation that
+    /// is expected to take `local`, with as much again to spare; between a quarter and three quarters of the deadline.
     #[must_use]
-    pub fn local_at(&self) -> Option<Duration> {
-        (self.on_shortfall != OnShortfall::Fail).then(|| self.deadline / 4 * 3)
+    pub fn local_at(&self, local: Duration) -> Option<Duration> {
+        let at = self.deadline.saturating_sub(local.saturating_mul(2));
+        (self.on_shortfall != OnShortfall::Fail).then(|| at.clamp(self.deadline / 4, self.deadline / 4 * 3))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_back_and_others_refused_with_the_list() {
+        for text in ["fail", "redispatch", "local"] {
+            assert_eq!(text.parse::<OnShortfall>().unwrap().to_string(), text);
+        }
+        for text in ["off", "detect", "correct"] {
+            assert_eq!(text.parse::<Audit>().unwrap().to_string(), text);
+        }
+        let error = "check".parse::<Audit>().unwrap_err().to_string();
+        assert!(error.contains("\"check\"") && error.contains("off, detect, correct"), "{error}");
+    }
+
+    #[test]
+    fn the_local_rung_leaves_time_for_its_work() {
+        let policy = Policy { deadline: Duration::from_secs(8), ..Policy::default() };
+        for (local_ms, at_s) in [(0, 6), (1000, 6), (2000, 4), (3500, 2), (60_000, 2)] {
+            let at = policy.local_at(Duration::from_millis(local_ms));
+            assert_eq!(at, Some(Duration::from_secs(at_s).max(Duration::from_secs(1))), "{local_ms}");
+        }
+        let fail = Policy { on_shortfall: OnShortfall::Fail, ..policy };
+        assert_eq!((fail.local_at(Duration::ZERO), fail.hedges()), (None, None));
     }
 }

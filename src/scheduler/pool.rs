@@ -1,20 +1,35 @@
-//! Threads that own the workers, and the channels to them.
+//! The workers of a process, each on a thread of its own, and what is known of them.
+//!
+//! A pool queues filters and tasks with its workers and keeps a [`Health`] and a [`Speed`] for each. A worker that is
+//! lost is made anew in the background where that is possible; one that hangs is abandoned with its thread.
+//!
+//! `slot` has the parts that its threads share with it.
+//!
+//! Invariant: every task is answered exactly once, at the latest when its worker is given up.
 
 use std::collections::HashSet;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use crossbeam_channel::Sender;
+use serde::Serialize;
 
-use crate::array::{DType, Values};
-use crate::error::{Error, Result, panic_text};
-use crate::worker::{CancelToken, FilterKey, Order, SubtaskShape, Worker, WorkerInfo};
+use super::assign::Seat;
+use super::health::State;
+use super::service::Service;
+use super::slot::{
+    Command, FilterSource, InstallRequest, Installed, PoolOptions, Shared, Status, Task, locked,
+};
+use crate::array::DType;
+use crate::error::{Error, Result};
+use crate::worker::{CancelToken, FilterKey, Recipe, Worker, WorkerInfo};
 
 /// How long a dropped pool waits for its workers before it leaves a hung one behind.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
+/// Tasks that may wait for a worker beside four rounds of those of the run that asks.
+const BACKLOG: usize = 16;
 
 /// A set of workers, each on a thread of its own. Cheap to clone; shared by prepared layers and by threads that
 /// run them at the same time.
@@ -26,80 +41,28 @@ pub struct Pool {
     inner: Arc<Inner>,
 }
 
+/// A worker as the pool sees it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct WorkerHealth {
+    /// Its state.
+    pub state: State,
+    /// Why it is quarantined or lost, if it is.
+    pub cause: Option<String>,
+    /// Multiply-adds a second, from its recent work; `None` before it did any.
+    pub speed: Option<f64>,
+}
+
 struct Inner {
     slots: Vec<Slot>,
-    ended: Receiver<()>,
+    shared: Arc<Shared>,
 }
 
 struct Slot {
     info: WorkerInfo,
+    recipe: Option<Recipe>,
     status: Arc<Status>,
-    /// `None` only while the pool is being dropped.
-    commands: Option<Sender<Command>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-/// What the rest of the pool may know of a worker while its thread owns it.
-#[derive(Default)]
-struct Status {
-    /// Why it can do no further work.
-    lost: OnceLock<String>,
-    /// Tasks queued or running.
-    load: AtomicUsize,
-    /// Filters queued or being installed.
-    installing: AtomicUsize,
-}
-
-enum Command {
-    Install(InstallRequest, Sender<Installed>, usize),
-    Remove(FilterKey),
-    Execute(Task),
-}
-
-/// Coded filters on their way to a worker.
-pub(crate) struct InstallRequest {
-    pub(crate) key: FilterKey,
-    pub(crate) shape: Arc<SubtaskShape>,
-    pub(crate) banks: Values,
-}
-
-/// The answer to an [`InstallRequest`].
-pub(crate) struct Installed {
-    pub(crate) key: FilterKey,
-    pub(crate) worker: usize,
-    pub(crate) result: Result<()>,
-}
-
-/// One subtask on its way to a worker.
-pub(crate) struct Task {
-    pub(crate) key: FilterKey,
-    pub(crate) shape: Arc<SubtaskShape>,
-    pub(crate) slabs: Arc<Values>,
-    /// Whether a NaN or infinity in a sub-result can only be a fault.
-    pub(crate) finite: bool,
-    pub(crate) cancel: CancelToken,
-    pub(crate) attempt: usize,
-    pub(crate) replies: Sender<Reply>,
-}
-
-/// What a worker says of one attempt.
-pub(crate) struct Reply {
-    pub(crate) attempt: usize,
-    pub(crate) at: Instant,
-    pub(crate) what: ReplyKind,
-}
-
-pub(crate) enum ReplyKind {
-    SubResult {
-        index: usize,
-        values: Values,
-    },
-    /// A sub-result of the wrong size or with a NaN or infinity in it.
-    Unusable {
-        cause: String,
-    },
-    Finished,
-    Failed(Error),
+    /// Replaced when it is abandoned.
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Pool {
@@ -108,11 +71,26 @@ impl Pool {
     /// # Errors
     /// [`Error::InvalidParameter`] for no workers at all; [`Error::WorkerLost`] when the system refuses a thread.
     pub fn new(workers: Vec<Box<dyn Worker>>) -> Result<Self> {
+        Self::with_options(workers, PoolOptions::default())
+    }
+
+    /// As [`Pool::new`], with other than the default options.
+    ///
+    /// # Errors
+    /// Those of [`Pool::new`].
+    pub fn with_options(workers: Vec<Box<dyn Worker>>, options: PoolOptions) -> Result<Self> {
         if workers.is_empty() {
             return Err(Error::invalid("number of workers", 0, "a pool needs at least one worker"));
         }
-        let (ended_tx, ended) = bounded(workers.len());
+        let shared = Arc::new(Shared {
+            options,
+            started: Instant::now(),
+            sources: Mutex::default(),
+            closing: CancelToken::new(),
+            changes: AtomicU64::new(0),
+        });
         let mut names = HashSet::new();
+        let mut owned = Vec::with_capacity(workers.len());
         let mut slots = Vec::with_capacity(workers.len());
         for (index, worker) in workers.into_iter().enumerate() {
             let mut info = worker.info();
@@ -120,23 +98,20 @@ impl Pool {
                 info.name = format!("{}-{index}", info.name);
                 names.insert(info.name.clone());
             }
-            let status = Arc::new(Status::default());
-            let (commands, inbox) = unbounded();
-            let (own_status, own_name, own_end) = (Arc::clone(&status), info.name.clone(), ended_tx.clone());
-            let thread = std::thread::Builder::new()
-                .name(format!("fcdcc {}", info.name))
-                .spawn(move || {
-                    serve(worker, &inbox, &own_status, &own_name);
-                    // A full channel cannot be: it has room for every thread. A closed one means nobody waits.
-                    let _ = own_end.send(());
-                })
-                .map_err(|e| Error::WorkerLost {
-                    worker: info.name.clone(),
-                    cause: format!("no thread could be started for it: {e}"),
-                })?;
-            slots.push(Slot { info, status, commands: Some(commands), thread: Some(thread) });
+            slots.push(Slot {
+                info,
+                recipe: worker.recipe(),
+                status: Arc::new(Status::new(options.health)),
+                thread: Mutex::new(None),
+            });
+            owned.push(worker);
         }
-        Ok(Self { inner: Arc::new(Inner { slots, ended }) })
+        // From here on a failure drops `Inner`, which ends the threads that were started.
+        let inner = Arc::new(Inner { slots, shared });
+        for (index, worker) in owned.into_iter().enumerate() {
+            inner.start(index, Some(worker), 0)?;
+        }
+        Ok(Self { inner })
     }
 
     /// Number of workers, lost ones included.
@@ -157,10 +132,23 @@ impl Pool {
         self.inner.slots.iter().map(|slot| &slot.info)
     }
 
+    /// State and speed of worker `index`, if there is one.
+    #[must_use]
+    pub fn health(&self, index: usize) -> Option<WorkerHealth> {
+        let status = &self.inner.slots.get(index)?.status;
+        let health = locked(&status.health);
+        Some(WorkerHealth {
+            state: health.state(),
+            cause: health.cause().map(str::to_owned),
+            speed: status.rate(),
+        })
+    }
+
     /// Why worker `index` can do no further work, if that is so.
     #[must_use]
-    pub fn lost(&self, index: usize) -> Option<&str> {
-        self.inner.slots.get(index)?.status.lost.get().map(String::as_str)
+    pub fn lost(&self, index: usize) -> Option<String> {
+        let health = self.health(index)?;
+        (health.state == State::Lost).then(|| health.cause.unwrap_or_default())
     }
 
     /// Checks that every worker computes in `dtype`.
@@ -188,11 +176,45 @@ impl Pool {
         &self.inner.slots[worker].info.name
     }
 
-    /// The living worker with the least to do among those `admitted`.
+    /// Failure domains and relative speeds for an assignment. A worker that has not been measured is taken for an
+    /// average one.
+    pub(crate) fn seats(&self) -> Vec<Seat> {
+        let rates: Vec<Option<f64>> = self.inner.slots.iter().map(|slot| slot.status.rate()).collect();
+        let mut known: Vec<f64> = rates.iter().copied().flatten().collect();
+        known.sort_by(f64::total_cmp);
+        let typical = known.get(known.len() / 2).copied().unwrap_or(1.0);
+        let seat = |(slot, rate): (&Slot, Option<f64>)| Seat {
+            domain: slot.info.domain(),
+            speed: if slot.status.is_usable() { rate.unwrap_or(typical) } else { 0.0 },
+        };
+        self.inner.slots.iter().zip(rates).map(seat).collect()
+    }
+
+    /// Grows whenever a worker is lost, comes back or is quarantined.
+    pub(crate) fn changes(&self) -> u64 {
+        self.inner.shared.changes.load(Ordering::Relaxed)
+    }
+
+    /// The usable worker with the least to do among those `admitted`, of equals the fastest.
     pub(crate) fn least_loaded(&self, admitted: impl Fn(usize) -> bool) -> Option<usize> {
-        (0..self.len())
-            .filter(|w| self.lost(*w).is_none() && admitted(*w))
-            .min_by_key(|w| self.inner.slots[*w].status.load.load(Ordering::Relaxed))
+        let status = |w: usize| &self.inner.slots[w].status;
+        let usable = (0..self.len()).filter(|w| status(*w).is_usable() && admitted(*w));
+        usable.min_by(|a, b| {
+            let (a, b) = (status(*a), status(*b));
+            let load = a.load.load(Ordering::Relaxed).cmp(&b.load.load(Ordering::Relaxed));
+            load.then(b.rate().unwrap_or(0.0).total_cmp(&a.rate().unwrap_or(0.0)))
+        })
+    }
+
+    /// The fastest idle worker among those `admitted` that does not straggle.
+    pub(crate) fn fastest_idle(&self, admitted: impl Fn(usize) -> bool) -> Option<usize> {
+        let idle = |w: usize| {
+            let status = &self.inner.slots[w].status;
+            status.load.load(Ordering::Relaxed) == 0
+                && locked(&status.health).state() != State::Straggling
+                && admitted(w)
+        };
+        self.least_loaded(idle)
     }
 
     /// Whether the worker still has filters to install from before: others should not wait for it.
@@ -200,28 +222,155 @@ impl Pool {
         self.inner.slots[worker].status.installing.load(Ordering::Relaxed) > 0
     }
 
+    /// Lets lost workers that come back ask for a layer's filters.
+    pub(crate) fn register(&self, layer: u64, source: Weak<dyn FilterSource>) {
+        locked(&self.inner.shared.sources).insert(layer, source);
+    }
+
+    /// Undoes [`Pool::register`].
+    pub(crate) fn unregister(&self, layer: u64) {
+        locked(&self.inner.shared.sources).remove(&layer);
+    }
+
     /// Queues filters for a worker; the answer comes on `reply`.
     pub(crate) fn install(&self, worker: usize, request: InstallRequest, reply: &Sender<Installed>) {
-        self.inner.slots[worker].status.installing.fetch_add(1, Ordering::Relaxed);
+        let status = &self.inner.slots[worker].status;
+        locked(&status.wanted).insert(request.key, Arc::clone(&request.shape));
+        status.installing.fetch_add(1, Ordering::Relaxed);
         self.send(worker, Command::Install(request, reply.clone(), worker));
     }
 
     /// Queues the removal of filters.
     pub(crate) fn remove(&self, worker: usize, key: FilterKey) {
+        locked(&self.inner.slots[worker].status.wanted).remove(&key);
         self.send(worker, Command::Remove(key));
     }
 
-    /// Queues a task. A lost worker answers it with a failure at once.
-    pub(crate) fn execute(&self, worker: usize, task: Task) {
-        self.inner.slots[worker].status.load.fetch_add(1, Ordering::Relaxed);
+    /// Queues a task for a worker that gets `tasks` of this run. One that must not or cannot take it answers with a
+    /// failure at once.
+    pub(crate) fn execute(&self, worker: usize, task: Task, tasks: usize) {
+        let slot = &self.inner.slots[worker];
+        if !slot.status.is_usable() {
+            return task.fail(slot.refusal());
+        }
+        let load = slot.status.load.load(Ordering::Relaxed);
+        if load > 0 {
+            self.inner.abandon_if_hung(worker);
+        }
+        if load >= BACKLOG + 4 * tasks {
+            return task.fail(Error::WorkerFailed {
+                worker: slot.info.name.clone(),
+                cause: format!("{load} earlier tasks still wait for it"),
+            });
+        }
+        slot.status.load.fetch_add(1, Ordering::Relaxed);
         self.send(worker, Command::Execute(task));
     }
 
+    /// Quarantines a worker that was caught with a wrong answer.
+    pub(crate) fn flag(&self, worker: usize, cause: &str) {
+        let slot = &self.inner.slots[worker];
+        tracing::warn!(worker = slot.info.name, cause, "quarantined");
+        slot.status.update(&self.inner.shared, |health, now| health.flagged(now, cause.to_owned()));
+        self.send(worker, Command::Wake);
+    }
+
+    /// Books good answers, and compares every worker's speed with the typical one.
+    pub(crate) fn review(&self, accepted: impl Iterator<Item = usize>) {
+        for worker in accepted {
+            let status = &self.inner.slots[worker].status;
+            status.update(&self.inner.shared, |health, _| health.accepted());
+        }
+        let mut rates: Vec<f64> = self.inner.slots.iter().filter_map(|slot| slot.status.rate()).collect();
+        if rates.len() < 2 {
+            return;
+        }
+        let middle = rates.len() / 2;
+        let typical = *rates.select_nth_unstable_by(middle, f64::total_cmp).1;
+        for slot in &self.inner.slots {
+            if let Some(rate) = slot.status.rate() {
+                locked(&slot.status.health).paced(typical / rate);
+            }
+        }
+    }
+
     fn send(&self, worker: usize, command: Command) {
-        let commands = self.inner.slots[worker].commands.as_ref();
-        // The thread outlives every sender, so sending cannot fail while the pool is alive.
-        if let Some(commands) = commands {
-            let _ = commands.send(command);
+        self.inner.slots[worker].status.post(command);
+    }
+}
+
+impl Slot {
+    /// Why it gets no task.
+    fn refusal(&self) -> Error {
+        let health = locked(&self.status.health);
+        let cause = health.cause().unwrap_or("it has not been qualified yet").to_owned();
+        match health.state() {
+            State::Lost => Error::WorkerLost { worker: self.info.name.clone(), cause },
+            state => Error::WorkerFailed {
+                worker: self.info.name.clone(),
+                cause: format!("{}: {cause}", state_name(state)),
+            },
+        }
+    }
+}
+
+fn state_name(state: State) -> &'static str {
+    match state {
+        State::Probation => "on probation",
+        State::Healthy => "healthy",
+        State::Straggling => "straggling",
+        State::Quarantined => "quarantined",
+        State::Lost => "lost",
+    }
+}
+
+impl Inner {
+    /// Starts the thread of `epoch` of a slot.
+    fn start(&self, index: usize, worker: Option<Box<dyn Worker>>, epoch: u64) -> Result<()> {
+        let slot = &self.slots[index];
+        let service = Service {
+            shared: Arc::clone(&self.shared),
+            name: slot.info.name.clone(),
+            status: Arc::clone(&slot.status),
+            recipe: slot.recipe.clone(),
+            epoch,
+            qualified: Vec::new(),
+            worker,
+        };
+        let inbox = slot.status.inbox();
+        let thread = std::thread::Builder::new()
+            .name(format!("fcdcc {}", slot.info.name))
+            .spawn(move || service.serve(&inbox))
+            .map_err(|e| Error::WorkerLost {
+                worker: slot.info.name.clone(),
+                cause: format!("no thread could be started for it: {e}"),
+            })?;
+        *locked(&slot.thread) = Some(thread);
+        Ok(())
+    }
+
+    /// Gives up a worker whose task was cancelled long ago and that is still at it: its thread is left alone with
+    /// it, everything queued is answered, and a new thread takes its place.
+    fn abandon_if_hung(&self, index: usize) {
+        let (slot, grace) = (&self.slots[index], self.shared.options.hang_grace);
+        let Some((queued, epoch)) = slot.status.abandon_if_hung(grace) else { return };
+        let cause = format!("hung: still busy {grace:?} after its task was cancelled");
+        tracing::warn!(worker = slot.info.name, cause, "abandoned");
+        slot.status.lose(&self.shared, &cause);
+        let lost = || Error::WorkerLost { worker: slot.info.name.clone(), cause: cause.clone() };
+        for command in queued {
+            match command {
+                Command::Execute(task) => task.fail(lost()),
+                Command::Install(request, reply, worker) => {
+                    slot.status.installing.fetch_sub(1, Ordering::Relaxed);
+                    // The layer may have stopped waiting.
+                    let _ = reply.send(Installed { key: request.key, worker, result: Err(lost()) });
+                }
+                Command::Remove(_) | Command::Return(..) | Command::Wake => {}
+            }
+        }
+        if let Err(error) = self.start(index, None, epoch) {
+            tracing::warn!(worker = slot.info.name, %error, "gone for good");
         }
     }
 }
@@ -234,125 +383,31 @@ impl std::fmt::Debug for Pool {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        for slot in &mut self.slots {
-            slot.commands = None;
-        }
+        self.shared.closing.cancel();
+        let threads: Vec<_> = self
+            .slots
+            .iter()
+            .map(|slot| {
+                slot.status.inbox().close();
+                (locked(&slot.thread).take(), slot)
+            })
+            .collect();
         let end = Instant::now() + SHUTDOWN_GRACE;
-        let all = self.slots.len();
-        let ended = (0..all).take_while(|_| self.ended.recv_deadline(end).is_ok()).count();
-        for slot in &mut self.slots {
-            match slot.thread.take() {
-                Some(thread) if ended == all || thread.is_finished() => {
-                    // A worker's panic was caught inside its thread; there is nothing left to learn from it.
-                    let _ = thread.join();
-                }
-                _ => tracing::warn!(
-                    worker = slot.info.name,
-                    "left behind: it did not stop in {SHUTDOWN_GRACE:?}"
-                ),
+        for (thread, slot) in threads {
+            let Some(thread) = thread else { continue };
+            // The last clone may be dropped by a thread of the pool itself.
+            if thread.thread().id() == std::thread::current().id() {
+                continue;
+            }
+            while !thread.is_finished() && Instant::now() < end {
+                std::thread::sleep(Duration::from_micros(200));
+            }
+            if thread.is_finished() {
+                // A worker's panic was caught inside its thread; there is nothing left to learn from it.
+                let _ = thread.join();
+            } else {
+                tracing::warn!(worker = slot.info.name, "left behind: it did not stop in {SHUTDOWN_GRACE:?}");
             }
         }
     }
-}
-
-/// A worker's thread: commands in order until the pool is gone.
-fn serve(worker: Box<dyn Worker>, inbox: &Receiver<Command>, status: &Status, name: &str) {
-    let mut worker = Some(worker);
-    for command in inbox {
-        match command {
-            Command::Install(request, reply, index) => {
-                let key = request.key;
-                let result = guarded(&mut worker, status, name, |w| {
-                    w.install(request.key, &request.shape, request.banks)
-                });
-                status.installing.fetch_sub(1, Ordering::Relaxed);
-                // The layer may have stopped waiting.
-                let _ = reply.send(Installed { key, worker: index, result });
-            }
-            Command::Remove(key) => {
-                // An error means that the worker is lost, and its filters with it.
-                let _ = guarded(&mut worker, status, name, |w| {
-                    w.remove(key);
-                    Ok(())
-                });
-            }
-            Command::Execute(task) => {
-                execute(&mut worker, status, name, &task);
-                status.load.fetch_sub(1, Ordering::Relaxed);
-            }
-        }
-    }
-}
-
-fn execute(worker: &mut Option<Box<dyn Worker>>, status: &Status, name: &str, task: &Task) {
-    // A closed channel means that the job is over: its token is cancelled too and the worker stops.
-    let reply = |what| {
-        let _ = task.replies.send(Reply { attempt: task.attempt, at: Instant::now(), what });
-    };
-    if task.cancel.is_cancelled() {
-        return reply(ReplyKind::Failed(Error::Cancelled));
-    }
-    let mut unusable = false;
-    let result = guarded(worker, status, name, |w| {
-        let _span = tracing::debug_span!("execute", worker = name, subtask = task.key.subtask).entered();
-        let mut emit = |index, values| match check(&values, task) {
-            Ok(()) => reply(ReplyKind::SubResult { index, values }),
-            Err(cause) => {
-                unusable = true;
-                reply(ReplyKind::Unusable { cause });
-            }
-        };
-        w.execute(task.key, &task.slabs, Order::All, &task.cancel, &mut emit)
-    });
-    match result {
-        Ok(()) if unusable => {}
-        Ok(()) => reply(ReplyKind::Finished),
-        Err(error) => reply(ReplyKind::Failed(error)),
-    }
-}
-
-/// Sub-results that cannot be part of an exact output are stopped here, on the worker's own thread.
-fn check(values: &Values, task: &Task) -> Result<(), String> {
-    let expected = task.shape.conv.output_elems();
-    if values.len() != expected || values.dtype() != task.slabs.dtype() {
-        return Err(format!(
-            "returned {} {} elements where {expected} {} were expected",
-            values.len(),
-            values.dtype(),
-            task.slabs.dtype()
-        ));
-    }
-    match values.first_non_finite().filter(|_| task.finite) {
-        Some((index, value)) => Err(format!("returned {value} at element {index}")),
-        None => Ok(()),
-    }
-}
-
-/// Calls the worker, turns a panic into its loss, and lets a lost worker go.
-fn guarded(
-    worker: &mut Option<Box<dyn Worker>>,
-    status: &Status,
-    name: &str,
-    call: impl FnOnce(&mut dyn Worker) -> Result<()>,
-) -> Result<()> {
-    let Some(alive) = worker.as_mut() else {
-        let cause = status.lost.get().cloned().unwrap_or_default();
-        return Err(Error::WorkerLost { worker: name.to_owned(), cause });
-    };
-    let result = catch_unwind(AssertUnwindSafe(|| call(alive.as_mut()))).unwrap_or_else(|panic| {
-        let said = panic_text(&*panic);
-        Err(Error::WorkerLost { worker: name.to_owned(), cause: format!("it panicked: {said}") })
-    });
-    if let Err(Error::WorkerLost { cause, .. }) = &result {
-        tracing::warn!(worker = name, cause, "lost");
-        // The first cause stays; a second loss of the same worker cannot be.
-        let _ = status.lost.set(cause.clone());
-        let gone = Mutex::new(worker.take());
-        // Dropping a hung device can block: that is left to a thread nobody waits for. If there is no thread to
-        // be had, the closure and the worker in it are dropped here.
-        let _ = std::thread::Builder::new()
-            .name(format!("fcdcc reaper {name}"))
-            .spawn(move || drop(gone.into_inner().unwrap_or_else(PoisonError::into_inner)));
-    }
-    result
 }

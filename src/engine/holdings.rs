@@ -1,0 +1,250 @@
+//! Which workers hold which coded filters of a layer, and moving them.
+//!
+//! Invariant: a task is queued for a worker only under the lock under which filters are taken from it, so that no task
+//! finds its filters gone.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::unbounded;
+
+use crate::array::{Element, Values};
+use crate::coding::{Code, encode_filters};
+use crate::error::{Error, Result};
+use crate::partition::FilterPartition;
+use crate::scheduler::{FilterSource, InstallRequest, Pool, assign, rebalance};
+use crate::worker::{FilterKey, SubtaskShape};
+
+/// What preparing waits for filters to be installed, at least: enough for a GPU to compile its kernels.
+const INSTALL_LIMIT: Duration = Duration::from_mins(1);
+
+/// Once enough workers to decode hold their filters, the others get this many times the time those took.
+const INSTALL_PATIENCE: u32 = 3;
+
+/// Runs between two looks at whether the assignment still fits the speeds.
+const RUNS_BETWEEN: u32 = 8;
+
+/// The plain filters `[O, C/groups, kernel...]`, row-major. A layer keeps them for what must be encoded again or
+/// computed locally; whoever holds them as well shares them this way instead of having them copied.
+pub type SharedWeight<T> = Arc<dyn AsRef<[T]> + Send + Sync>;
+
+/// The coded filters of one layer, wherever they are.
+pub(super) struct Holdings<T: Element> {
+    pub(super) pool: Pool,
+    pub(super) id: u64,
+    pub(super) code: Code,
+    pub(super) subtask: Arc<SubtaskShape>,
+    filters: FilterPartition,
+    weight: SharedWeight<T>,
+    /// The worker that subtask i is dispatched to.
+    homes: Mutex<Vec<usize>>,
+    placed: Mutex<Placed>,
+    /// A thread is moving subtasks.
+    moving: AtomicBool,
+}
+
+#[derive(Default)]
+struct Placed {
+    /// (worker, subtask) of everything that was sent.
+    held: HashSet<(usize, usize)>,
+    /// Copies beside the homes, oldest first.
+    copies: VecDeque<(usize, usize)>,
+    /// The layer is gone: what is sent from now on is to be taken back.
+    closed: bool,
+    runs: u32,
+    /// [`Pool::changes`] when the assignment was last looked at.
+    seen: u64,
+}
+
+impl<T: Element> Holdings<T> {
+    /// Assigns the subtasks to workers, sends them their filters, and waits for enough of them.
+    ///
+    /// # Errors
+    /// The first worker's error when too few could take their filters.
+    pub(super) fn new(
+        pool: &Pool,
+        id: u64,
+        name: &str,
+        code: Code,
+        subtask: SubtaskShape,
+        filters: FilterPartition,
+        weight: SharedWeight<T>,
+    ) -> Result<Arc<Self>> {
+        let placed = Placed { seen: pool.changes(), ..Placed::default() };
+        let holdings = Arc::new(Self {
+            homes: Mutex::new(assign(code.n(), &pool.seats())),
+            pool: pool.clone(),
+            id,
+            code,
+            subtask: Arc::new(subtask),
+            filters,
+            weight,
+            placed: Mutex::new(placed),
+            moving: AtomicBool::new(false),
+        });
+        let source: Arc<dyn FilterSource> = Arc::<Self>::clone(&holdings);
+        pool.register(id, Arc::downgrade(&source));
+        let installed = tracing::info_span!("prepare", name).in_scope(|| holdings.install());
+        if installed.is_err() {
+            holdings.close();
+        }
+        installed.map(|()| holdings)
+    }
+
+    pub(super) fn weight(&self) -> &[T] {
+        (*self.weight).as_ref()
+    }
+
+    /// The worker of each subtask. Dispatch while holding on to it.
+    pub(super) fn homes(&self) -> MutexGuard<'_, Vec<usize>> {
+        locked(&self.homes)
+    }
+
+    /// Encodes and installs the filters of every subtask on its home worker.
+    fn install(&self) -> Result<()> {
+        let banks = self.filters.split(self.weight());
+        let (reply, replies) = unbounded();
+        let started = Instant::now();
+        let homes = self.homes().clone();
+        // A worker that is still busy with an earlier layer's filters has shown that it is slow: nobody waits for
+        // it again.
+        let behind: Vec<bool> = (0..self.pool.len()).map(|w| self.pool.is_installing(w)).collect();
+        let mut awaited = homes.iter().filter(|worker| !behind[**worker]).count();
+        for (subtask, worker) in homes.iter().enumerate() {
+            let coded = T::wrap(encode_filters(&self.code, &self.filters, &banks, subtask));
+            locked(&self.placed).held.insert((*worker, subtask));
+            self.pool.install(*worker, self.request(subtask, coded), &reply);
+        }
+        drop(reply);
+        let mut end = started + INSTALL_LIMIT;
+        let mut first_error = None;
+        let mut installed = 0;
+        while awaited > 0 || installed < self.code.recovery_threshold() {
+            let Ok(answer) = replies.recv_deadline(end) else { break };
+            awaited -= usize::from(!behind[answer.worker]);
+            match answer.result {
+                Ok(()) => {
+                    installed += 1;
+                    if installed == self.code.recovery_threshold() {
+                        let patience = (started.elapsed() * INSTALL_PATIENCE).max(Duration::from_secs(1));
+                        end = end.min(Instant::now() + patience);
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(worker = self.pool.name(answer.worker), %error, "filters not installed");
+                    locked(&self.placed).held.remove(&(answer.worker, answer.key.subtask));
+                    first_error = first_error.or(Some(error));
+                }
+            }
+        }
+        // Workers lost before are no reason to refuse: the run's fallbacks may still make up for them.
+        match first_error {
+            Some(error) if installed == 0 && !matches!(error, Error::WorkerLost { .. }) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn request(&self, subtask: usize, banks: Values) -> InstallRequest {
+        let key = FilterKey { layer: self.id, subtask };
+        InstallRequest { key, shape: Arc::clone(&self.subtask), banks }
+    }
+
+    /// Coded filters for a worker that takes a subtask over, unless it holds them. Old copies make room: there are
+    /// never more than subtasks.
+    pub(super) fn filters_for(&self, subtask: usize, worker: usize) -> Option<Values> {
+        let mut placed = locked(&self.placed);
+        if !placed.held.insert((worker, subtask)) {
+            return None;
+        }
+        placed.copies.push_back((worker, subtask));
+        if placed.copies.len() > self.code.n()
+            && let Some(old) = placed.copies.pop_front()
+        {
+            placed.held.remove(&old);
+            self.pool.remove(old.0, FilterKey { layer: self.id, subtask: old.1 });
+        }
+        drop(placed);
+        Some(self.coded_filters(subtask))
+    }
+
+    /// Looks, after a run, whether the assignment still fits the speeds and states of the workers, and moves what
+    /// does not in the background.
+    pub(super) fn follow_the_speeds(self: &Arc<Self>) {
+        let changes = self.pool.changes();
+        {
+            let mut placed = locked(&self.placed);
+            placed.runs += 1;
+            if placed.runs < RUNS_BETWEEN && placed.seen == changes {
+                return;
+            }
+            (placed.runs, placed.seen) = (0, changes);
+        }
+        let homes = self.homes().clone();
+        let Some(better) = rebalance(&homes, &self.pool.seats()) else { return };
+        if self.moving.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let this = Arc::clone(self);
+        let mover = std::thread::Builder::new().name(format!("fcdcc move {}", self.id));
+        let spawned = mover.spawn(move || {
+            this.move_to(&homes, &better);
+            this.moving.store(false, Ordering::Release);
+        });
+        if spawned.is_err() {
+            self.moving.store(false, Ordering::Release);
+        }
+    }
+
+    fn move_to(&self, from: &[usize], to: &[usize]) {
+        for (subtask, (old, new)) in from.iter().zip(to).enumerate().filter(|(_, (old, new))| old != new) {
+            let fresh = {
+                let mut placed = locked(&self.placed);
+                if placed.closed {
+                    return;
+                }
+                placed.copies.retain(|copy| *copy != (*new, subtask));
+                placed.held.insert((*new, subtask))
+            };
+            if fresh {
+                let (reply, replies) = unbounded();
+                self.pool.install(*new, self.request(subtask, self.coded_filters(subtask)), &reply);
+                drop(reply);
+                let installed = replies.recv_timeout(INSTALL_LIMIT).is_ok_and(|answer| answer.result.is_ok());
+                let mut placed = locked(&self.placed);
+                if !installed || placed.closed {
+                    placed.held.remove(&(*new, subtask));
+                    self.pool.remove(*new, FilterKey { layer: self.id, subtask });
+                    continue;
+                }
+            }
+            tracing::info!(subtask, from = self.pool.name(*old), to = self.pool.name(*new), "moved");
+            let mut homes = self.homes();
+            homes[subtask] = *new;
+            locked(&self.placed).held.remove(&(*old, subtask));
+            self.pool.remove(*old, FilterKey { layer: self.id, subtask });
+        }
+    }
+
+    /// Frees the filters on every worker that was given some.
+    pub(super) fn close(&self) {
+        self.pool.unregister(self.id);
+        let mut placed = locked(&self.placed);
+        placed.closed = true;
+        for (worker, subtask) in placed.held.drain() {
+            self.pool.remove(worker, FilterKey { layer: self.id, subtask });
+        }
+    }
+}
+
+impl<T: Element> FilterSource for Holdings<T> {
+    fn coded_filters(&self, subtask: usize) -> Values {
+        let banks = self.filters.split(self.weight());
+        T::wrap(encode_filters(&self.code, &self.filters, &banks, subtask))
+    }
+}
+
+pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

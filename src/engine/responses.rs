@@ -1,0 +1,330 @@
+//! What has come back in one run: whether it decodes, how well, and whether it contradicts itself.
+//!
+//! Answers the scheduler's questions for every code. Invariant: what it says decodes, it can name a decoder for.
+
+use std::sync::Arc;
+
+use crate::coding::{
+    AUDIT_TARGET, Basis, CheckerCache, Code, Decoder, DecoderCache, Sketch, SubResult, error_bound, identify,
+};
+use crate::scheduler::{Audit, Evidence, Recovery, Verdict};
+
+/// Largest condition number at which parts of subtasks are decoded from (f32 then keeps four digits); whole subtasks are
+/// decoded at any.
+const PARTIAL_CONDITION: f64 = 300.0;
+
+/// Most liars that are looked for at once: all sets of so many workers are tried.
+const MOST_LIARS: usize = 2;
+
+/// What does not change over the runs of a layer.
+pub(super) struct Scheme<'a> {
+    pub(super) code: &'a Code,
+    pub(super) decoders: &'a DecoderCache,
+    pub(super) checkers: &'a CheckerCache,
+    /// Of the workers' arithmetic.
+    pub(super) epsilon: f64,
+    /// Terms of a sum of the convolution.
+    pub(super) reduction: usize,
+    pub(super) audit: Audit,
+    pub(super) partial: bool,
+}
+
+/// The answers of one run so far.
+pub(super) struct Responses<'a> {
+    scheme: Scheme<'a>,
+    /// Sub-results of each subtask that came.
+    counts: Vec<usize>,
+    /// Complete subtasks, ascending.
+    complete: Vec<usize>,
+    /// Everything that came, in order.
+    arrived: Vec<SubResult>,
+    /// Whether parts of subtasks may count, and what is known of them once they do.
+    partial: bool,
+    basis: Option<Basis>,
+    /// Who computed each sub-result, and its sketch, by subtask and index.
+    notes: Vec<Option<(usize, Option<Box<Sketch>>)>>,
+    /// Complete subtasks without which nothing is decided.
+    needed: usize,
+    /// The answer to [`Recovery::error`], while nothing new has come.
+    error: Option<f64>,
+    chosen: Option<Arc<Decoder>>,
+    in_doubt: bool,
+    liars: Vec<usize>,
+    flagged: Vec<usize>,
+    floor: Option<f64>,
+}
+
+impl<'a> Responses<'a> {
+    pub(super) fn new(scheme: Scheme<'a>) -> Self {
+        let code = scheme.code;
+        let spare = usize::from(scheme.audit != Audit::Off);
+        // Whether parts of liars' work are consistent with the rest is not asked: an audit takes whole subtasks.
+        let partial = scheme.partial && scheme.audit == Audit::Off && code.l_a() * code.l_b() > 1;
+        Self {
+            counts: vec![0; code.n()],
+            complete: Vec::with_capacity(code.n()),
+            arrived: Vec::new(),
+            basis: None,
+            partial,
+            notes: vec![None; code.n() * code.l_a() * code.l_b()],
+            needed: code.recovery_threshold() + spare,
+            error: None,
+            chosen: None,
+            in_doubt: false,
+            liars: Vec::new(),
+            flagged: Vec::new(),
+            floor: None,
+            scheme,
+        }
+    }
+
+    /// The decoder of what is to be decoded, after the verdict that it is.
+    pub(super) fn chosen(&self) -> Option<&Arc<Decoder>> {
+        self.chosen.as_ref()
+    }
+
+    /// Subtasks whose results the audit rejected.
+    pub(super) fn flagged(&self) -> &[usize] {
+        &self.flagged
+    }
+
+    /// Relative error that the audit would have found, where there was one.
+    pub(super) fn floor(&self) -> Option<f64> {
+        self.floor
+    }
+
+    fn sub_result(&self, subtask: usize, index: usize) -> SubResult {
+        let banks = self.scheme.code.l_b();
+        SubResult { subtask, slab: index / banks, bank: index % banks }
+    }
+
+    fn index(&self, of: SubResult) -> usize {
+        of.slab * self.scheme.code.l_b() + of.bank
+    }
+
+    fn note_of(&self, of: SubResult) -> Option<&(usize, Option<Box<Sketch>>)> {
+        let sub_results = self.scheme.code.l_a() * self.scheme.code.l_b();
+        self.notes[of.subtask * sub_results + self.index(of)].as_ref()
+    }
+
+    fn bound(&self, condition: f64) -> f64 {
+        error_bound(condition, self.scheme.epsilon, self.scheme.reduction)
+    }
+
+    /// Predicted error of decoding whole subtasks.
+    fn whole(&self, subtasks: &[usize]) -> f64 {
+        let decoder = self.scheme.decoders.decoder(self.scheme.code, subtasks);
+        decoder.map_or(f64::INFINITY, |decoder| self.bound(decoder.condition()))
+    }
+
+    fn of_basis(&self, basis: &Basis) -> f64 {
+        let condition = basis.condition();
+        if condition <= PARTIAL_CONDITION { self.bound(condition) } else { f64::INFINITY }
+    }
+
+    /// The smallest error that an audit of the complete subtasks is certain to see.
+    fn audit_floor(&self) -> f64 {
+        let code = self.scheme.code;
+        let inputs = code.sub_results_of(&self.complete);
+        let groups: Vec<usize> =
+            inputs.iter().map(|of| self.note_of(*of).map_or(0, |(worker, _)| *worker)).collect();
+        let checker = self.scheme.checkers.checker(code, &inputs);
+        checker.map_or(f64::INFINITY, |checker| checker.floor(&groups, self.bound(1.0)))
+    }
+
+    fn choose(&mut self, subtasks: &[usize]) -> bool {
+        self.chosen = self.scheme.decoders.decoder(self.scheme.code, subtasks).ok();
+        self.chosen.is_some()
+    }
+
+    /// Compares the complete subtasks with each other; `None` where they cannot be compared.
+    fn examine(&self) -> Option<Finding> {
+        let code = self.scheme.code;
+        let noise = self.bound(1.0);
+        let inputs = code.sub_results_of(&self.complete);
+        let notes = inputs.iter().map(|of| {
+            let (worker, sketch) = self.note_of(*of)?;
+            Some((*worker, sketch.as_deref()?))
+        });
+        let (groups, sketches): (Vec<usize>, Vec<&Sketch>) =
+            notes.collect::<Option<Vec<_>>>()?.into_iter().unzip();
+        let checker = self.scheme.checkers.checker(code, &inputs).ok()?;
+        if checker.is_consistent(&sketches, noise) {
+            return Some(Finding::Consistent { floor: checker.floor(&groups, noise) });
+        }
+        tracing::warn!(residual = checker.residual(&sketches, noise), "results contradict each other");
+        if self.scheme.audit == Audit::Detect {
+            return None;
+        }
+        let liars = identify(code, &inputs, &groups, &sketches, noise, MOST_LIARS).unwrap_or_default();
+        let wrong = |subtask: &usize| {
+            inputs.iter().zip(&groups).any(|(of, worker)| of.subtask == *subtask && liars.contains(worker))
+        };
+        let (flagged, honest) = self.complete.iter().partition(|subtask| wrong(subtask));
+        Some(if liars.is_empty() { Finding::Unclear } else { Finding::Liars { liars, flagged, honest } })
+    }
+
+    fn check(&mut self) -> Verdict {
+        self.in_doubt = true;
+        match self.examine() {
+            None => return Verdict::Refuse,
+            Some(Finding::Consistent { floor }) => {
+                let complete = self.complete.clone();
+                if self.choose(&complete) {
+                    (self.in_doubt, self.floor) = (false, Some(floor));
+                    return Verdict::Accept;
+                }
+            }
+            Some(Finding::Liars { liars, flagged, honest }) => {
+                if self.choose(&honest) {
+                    (self.in_doubt, self.floor) = (false, Some(AUDIT_TARGET));
+                    (self.liars, self.flagged) = (liars, flagged);
+                    return Verdict::Accept;
+                }
+            }
+            Some(Finding::Unclear) => {}
+        }
+        // Whatever comes next may tell.
+        self.needed = self.complete.len() + 1;
+        Verdict::Doubt
+    }
+}
+
+/// What the comparison of complete subtasks says.
+enum Finding {
+    Consistent {
+        floor: f64,
+    },
+    Liars {
+        liars: Vec<usize>,
+        flagged: Vec<usize>,
+        honest: Vec<usize>,
+    },
+    /// They contradict each other, and several explanations are as good.
+    Unclear,
+}
+
+impl Recovery for Responses<'_> {
+    fn arrived(&mut self, subtask: usize, index: usize) {
+        let of = self.sub_result(subtask, index);
+        self.error = None;
+        self.arrived.push(of);
+        self.counts[subtask] += 1;
+        if let Some(basis) = &mut self.basis {
+            basis.add(self.scheme.code.recovery_column(of));
+        }
+        if self.counts[subtask] == self.scheme.code.l_a() * self.scheme.code.l_b() {
+            let at = self.complete.partition_point(|other| *other < subtask);
+            self.complete.insert(at, subtask);
+        }
+    }
+
+    fn count_parts(&mut self) {
+        if self.partial {
+            let code = self.scheme.code;
+            let mut basis = Basis::new(code.k_a() * code.k_b());
+            for of in &self.arrived {
+                basis.add(code.recovery_column(*of));
+            }
+            self.basis = Some(basis);
+            self.error = None;
+        }
+    }
+
+    fn error(&mut self) -> f64 {
+        if let Some(error) = self.error {
+            return error;
+        }
+        let error = if self.complete.len() >= self.needed {
+            if self.scheme.audit != Audit::Off && self.audit_floor() > AUDIT_TARGET {
+                f64::INFINITY
+            } else {
+                self.whole(&self.complete)
+            }
+        } else {
+            self.basis.as_ref().map_or(f64::INFINITY, |basis| self.of_basis(basis))
+        };
+        self.error = Some(error);
+        error
+    }
+
+    fn error_with(&mut self, more: &[usize]) -> f64 {
+        let mut union = self.complete.clone();
+        union.extend(more);
+        union.sort_unstable();
+        union.dedup();
+        if union.len() >= self.scheme.code.recovery_threshold() {
+            return self.whole(&union);
+        }
+        let Some(basis) = &self.basis else { return f64::INFINITY };
+        let mut basis = basis.clone();
+        let code = self.scheme.code;
+        let coming = code.sub_results_of(more).into_iter().filter(|of| self.note_of(*of).is_none());
+        for of in coming {
+            basis.add(code.recovery_column(of));
+        }
+        self.of_basis(&basis)
+    }
+
+    fn suffices_with(&self, also: &dyn Fn(usize) -> bool) -> bool {
+        let mut complete = self.complete.iter().peekable();
+        let (mut union, mut more) = (0, 0);
+        for subtask in 0..self.counts.len() {
+            let own = complete.next_if(|c| **c == subtask).is_some();
+            let new = !own && also(subtask);
+            union += usize::from(own || new);
+            more += usize::from(new);
+        }
+        // Where nothing more comes, what is there must do; an audit may think otherwise.
+        union >= self.needed && (more > 0 || self.error.is_some_and(f64::is_finite))
+    }
+
+    fn judge(&mut self) -> Verdict {
+        if self.scheme.audit != Audit::Off {
+            let verdict = self.check();
+            if verdict == Verdict::Doubt {
+                self.error = Some(f64::INFINITY);
+            }
+            return verdict;
+        }
+        let found = if self.complete.len() >= self.needed {
+            let complete = self.complete.clone();
+            self.choose(&complete)
+        } else {
+            // Hardly any such set comes twice: its decoder is not kept.
+            self.chosen = Decoder::generic(self.scheme.code, &self.arrived).ok().map(Arc::new);
+            self.chosen.is_some()
+        };
+        if found {
+            return Verdict::Accept;
+        }
+        // The estimate was too good: from here on only whole subtasks count.
+        self.basis = None;
+        self.error = Some(f64::INFINITY);
+        Verdict::Doubt
+    }
+
+    fn in_doubt(&self) -> bool {
+        self.in_doubt
+    }
+}
+
+impl Evidence for Responses<'_> {
+    fn note(&mut self, subtask: usize, index: usize, worker: usize, sketch: Option<Box<Sketch>>) {
+        let sub_results = self.scheme.code.l_a() * self.scheme.code.l_b();
+        self.notes[subtask * sub_results + index] = Some((worker, sketch));
+    }
+
+    fn used(&self) -> Vec<(usize, usize)> {
+        let inputs = self.chosen.iter().flat_map(|decoder| decoder.inputs());
+        inputs.map(|of| (of.subtask, self.index(*of))).collect()
+    }
+
+    fn liars(&self) -> &[usize] {
+        &self.liars
+    }
+
+    fn needed(&self) -> usize {
+        self.needed
+    }
+}

@@ -1,0 +1,467 @@
+//! Scripted histories: which actions follow which events.
+
+use super::*;
+
+const SECOND: Duration = Duration::from_secs(1);
+const MS: Duration = Duration::from_millis(1);
+
+/// Any `delta` complete subtasks decode, or any `parts` sub-results; the error is what the table says for the number
+/// of complete subtasks.
+#[derive(Default)]
+struct Counted {
+    delta: usize,
+    sub_results: usize,
+    counts: Vec<usize>,
+    /// Sub-results that decode whoever they come from, once they count.
+    parts: Option<usize>,
+    counts_parts: bool,
+    /// Predicted error with so many complete subtasks beyond delta.
+    errors: Vec<f64>,
+    /// Verdicts still to be given; then it accepts.
+    verdicts: Vec<Verdict>,
+    doubt: Option<usize>,
+    judged: Vec<Vec<usize>>,
+}
+
+impl Counted {
+    fn complete(&self) -> usize {
+        self.counts.iter().filter(|c| **c == self.sub_results).count()
+    }
+
+    fn error_of(&self, complete: usize) -> f64 {
+        match complete.checked_sub(self.delta) {
+            None => f64::INFINITY,
+            Some(beyond) => self.errors.get(beyond).or(self.errors.last()).copied().unwrap_or(0.0),
+        }
+    }
+}
+
+impl Recovery for Counted {
+    fn arrived(&mut self, subtask: usize, _: usize) {
+        self.counts[subtask] += 1;
+    }
+    fn count_parts(&mut self) {
+        self.counts_parts = true;
+    }
+    fn error(&mut self) -> f64 {
+        if self.doubt.is_some_and(|since| self.complete() <= since) {
+            return f64::INFINITY;
+        }
+        if self.counts_parts && self.parts.is_some_and(|parts| self.counts.iter().sum::<usize>() >= parts) {
+            return 0.0;
+        }
+        self.error_of(self.complete())
+    }
+    fn error_with(&mut self, more: &[usize]) -> f64 {
+        let new = more.iter().filter(|i| self.counts[**i] < self.sub_results).count();
+        self.error_of(self.complete() + new)
+    }
+    fn suffices_with(&self, also: &dyn Fn(usize) -> bool) -> bool {
+        let complete = |i: usize| self.counts[i] == self.sub_results || also(i);
+        let needed = self.doubt.map_or(self.delta, |since| since + 1);
+        (0..self.counts.len()).filter(|i| complete(*i)).count() >= needed
+    }
+    fn judge(&mut self) -> Verdict {
+        self.judged.push((0..self.counts.len()).filter(|i| self.counts[*i] == self.sub_results).collect());
+        let verdict = self.verdicts.pop().unwrap_or(Verdict::Accept);
+        self.doubt = (verdict == Verdict::Doubt).then(|| self.complete());
+        verdict
+    }
+    fn in_doubt(&self) -> bool {
+        self.doubt.is_some()
+    }
+}
+
+fn policy(on_shortfall: OnShortfall) -> Policy {
+    Policy { deadline: 8 * SECOND, on_shortfall, hedge: None, ..Policy::default() }
+}
+
+fn counted(n: usize, delta: usize) -> Counted {
+    Counted { delta, sub_results: 2, counts: vec![0; n], ..Counted::default() }
+}
+
+/// n subtasks of two sub-results, any `delta` of which decode.
+fn gather(on_shortfall: OnShortfall, n: usize, delta: usize) -> Gather<Counted> {
+    Gather::new(policy(on_shortfall), Terms::default(), n, 2, counted(n, delta))
+}
+
+fn deliver_at(g: &mut Gather<Counted>, now: Duration, subtask: usize) {
+    for index in 0..2 {
+        g.handle(now, Event::SubResult { subtask, index });
+    }
+}
+
+fn deliver(g: &mut Gather<Counted>, subtask: usize) {
+    deliver_at(g, Duration::ZERO, subtask);
+}
+
+fn actions(g: &mut Gather<Counted>) -> Vec<Action> {
+    std::iter::from_fn(|| g.next_action()).collect()
+}
+
+#[test]
+fn decodes_at_the_first_decodable_set_in_any_order_and_then_is_deaf() {
+    let mut g = gather(OnShortfall::Fail, 6, 4);
+    for subtask in [5, 2, 0] {
+        deliver(&mut g, subtask);
+    }
+    g.handle(Duration::ZERO, Event::SubResult { subtask: 3, index: 1 });
+    assert_eq!(actions(&mut g), []);
+    assert_eq!((g.missing(3), g.missing(4), g.missing(5)), (vec![0], vec![0, 1], vec![]));
+    g.handle(Duration::ZERO, Event::SubResult { subtask: 3, index: 0 });
+    assert_eq!(actions(&mut g), [Action::Decode]);
+    assert_eq!(g.recovery().judged, [[0, 2, 3, 5]]);
+    assert_eq!(g.complete(), [5, 2, 0, 3]);
+    deliver(&mut g, 1);
+    g.handle(100 * SECOND, Event::Tick);
+    assert_eq!(actions(&mut g), []);
+}
+
+#[test]
+fn repeated_and_unknown_sub_results_do_not_count() {
+    let mut g = gather(OnShortfall::Fail, 2, 1);
+    for event in [
+        Event::SubResult { subtask: 0, index: 0 },
+        Event::SubResult { subtask: 0, index: 0 },
+        Event::SubResult { subtask: 7, index: 0 },
+        Event::SubResult { subtask: 1, index: 9 },
+        Event::Failed { subtask: 7 },
+        Event::Declined { subtask: 7 },
+    ] {
+        g.handle(Duration::ZERO, event);
+        assert_eq!(actions(&mut g), []);
+    }
+}
+
+#[test]
+fn fails_as_soon_as_the_dead_are_known_not_at_the_deadline() {
+    let mut g = gather(OnShortfall::Fail, 6, 4);
+    for subtask in [0, 1] {
+        g.handle(Duration::ZERO, Event::Failed { subtask });
+        assert_eq!(actions(&mut g), []);
+    }
+    g.handle(Duration::ZERO, Event::Failed { subtask: 2 });
+    assert_eq!(actions(&mut g), [Action::Fail]);
+}
+
+#[test]
+fn silence_fails_at_the_deadline_and_not_before() {
+    let mut g = gather(OnShortfall::Fail, 6, 4);
+    assert_eq!(g.next_wake(), 8 * SECOND);
+    g.handle(Duration::from_nanos(7_999_999_999), Event::Tick);
+    assert_eq!(actions(&mut g), []);
+    g.handle(8 * SECOND, Event::Tick);
+    assert_eq!(actions(&mut g), [Action::Fail]);
+}
+
+#[test]
+fn the_dead_are_replaced_just_as_far_as_needed() {
+    let mut g = gather(OnShortfall::Redispatch, 6, 4);
+    for subtask in [1, 3, 5] {
+        g.handle(Duration::ZERO, Event::Failed { subtask });
+    }
+    assert_eq!(actions(&mut g), [Action::Redispatch(1)]);
+    for subtask in [0, 2, 4] {
+        deliver(&mut g, subtask);
+    }
+    assert_eq!(actions(&mut g), []);
+    deliver(&mut g, 1);
+    assert_eq!(actions(&mut g), [Action::Decode]);
+}
+
+#[test]
+fn when_every_attempt_dies_the_layer_is_computed_locally() {
+    let mut g = gather(OnShortfall::Redispatch, 2, 1);
+    let mut handed_out = 2;
+    let mut queue = VecDeque::from([0, 1]);
+    while let Some(subtask) = queue.pop_front() {
+        g.handle(Duration::ZERO, Event::Failed { subtask });
+        for action in actions(&mut g) {
+            match action {
+                Action::Redispatch(subtask) => {
+                    handed_out += 1;
+                    queue.push_back(subtask);
+                }
+                other => assert_eq!(other, Action::Local),
+            }
+        }
+    }
+    assert_eq!(handed_out, 2 * Policy::MAX_ATTEMPTS);
+    assert!(g.over);
+    let mut g = gather(OnShortfall::Local, 2, 2);
+    g.handle(Duration::ZERO, Event::Failed { subtask: 0 });
+    assert_eq!(actions(&mut g), [Action::Local]);
+}
+
+#[test]
+fn silent_workers_are_replaced_at_half_time_and_given_up_at_three_quarters() {
+    let mut g = gather(OnShortfall::Redispatch, 6, 4);
+    deliver(&mut g, 0);
+    deliver(&mut g, 1);
+    assert_eq!(g.next_wake(), 4 * SECOND);
+    g.handle(4 * SECOND, Event::Tick);
+    assert_eq!(actions(&mut g), [Action::Redispatch(2), Action::Redispatch(3)]);
+    assert_eq!(g.next_wake(), 6 * SECOND);
+    // The replacement of one and the original of another finish it.
+    deliver(&mut g, 2);
+    deliver(&mut g, 4);
+    assert_eq!(actions(&mut g), [Action::Decode]);
+
+    let mut g = gather(OnShortfall::Redispatch, 6, 4);
+    g.handle(4 * SECOND, Event::Tick);
+    assert_eq!(actions(&mut g).len(), 4);
+    g.handle(6 * SECOND, Event::Tick);
+    assert_eq!(actions(&mut g), [Action::Local]);
+}
+
+#[test]
+fn a_slow_host_begins_its_own_computation_earlier() {
+    let terms = Terms { local: 3 * SECOND, ..Terms::default() };
+    let mut g = Gather::new(policy(OnShortfall::Local), terms, 6, 2, counted(6, 4));
+    assert_eq!(g.next_wake(), 2 * SECOND);
+    g.handle(2 * SECOND, Event::Tick);
+    assert_eq!(actions(&mut g), [Action::Local]);
+}
+
+#[test]
+fn a_failed_copy_does_not_kill_a_subtask_whose_other_copy_works() {
+    let mut g = gather(OnShortfall::Redispatch, 1, 1);
+    g.handle(4 * SECOND, Event::Tick);
+    assert_eq!(actions(&mut g), [Action::Redispatch(0)]);
+    g.handle(4 * SECOND, Event::Failed { subtask: 0 });
+    assert_eq!(actions(&mut g), []);
+    deliver(&mut g, 0);
+    assert_eq!(actions(&mut g), [Action::Decode]);
+}
+
+#[test]
+fn overdue_subtasks_are_hedged_as_far_as_needed_and_once() {
+    let policy = Policy { hedge: Some(0.9), ..policy(OnShortfall::Redispatch) };
+    let terms = Terms { hedge_at: Some(50 * MS), ..Terms::default() };
+    let mut g = Gather::new(policy, terms, 6, 2, counted(6, 4));
+    deliver(&mut g, 0);
+    deliver(&mut g, 1);
+    // Subtask 2 has begun: those that have not are hedged first.
+    g.handle(10 * MS, Event::SubResult { subtask: 2, index: 0 });
+    assert_eq!((g.next_wake(), actions(&mut g)), (50 * MS, vec![]));
+    g.handle(49 * MS, Event::Tick);
+    assert_eq!(actions(&mut g), []);
+    g.handle(50 * MS, Event::Tick);
+    assert_eq!(actions(&mut g), [Action::Hedge(3), Action::Hedge(4)]);
+    // Nobody is idle for one of them; that is tried again when somebody has finished.
+    g.handle(50 * MS, Event::Declined { subtask: 4 });
+    assert_eq!((g.next_wake(), actions(&mut g)), (4 * SECOND, vec![]));
+    deliver_at(&mut g, 60 * MS, 5);
+    assert_eq!(actions(&mut g), []);
+    // One copy of subtask 3 is on its way and would be enough. It fails, as does the original: another is needed.
+    g.handle(61 * MS, Event::Failed { subtask: 3 });
+    g.handle(62 * MS, Event::Failed { subtask: 3 });
+    assert_eq!((g.next_wake(), actions(&mut g)), (120 * MS, vec![]));
+    g.handle(120 * MS, Event::Tick);
+    assert_eq!(actions(&mut g), [Action::Hedge(3)]);
+    deliver_at(&mut g, 130 * MS, 2);
+    assert_eq!(actions(&mut g), [Action::Decode]);
+}
+
+#[test]
+fn copies_that_are_silent_too_are_hedged_again_after_as_long_again() {
+    let policy = Policy { hedge: Some(0.9), ..policy(OnShortfall::Redispatch) };
+    let terms = Terms { hedge_at: Some(50 * MS), ..Terms::default() };
+    let mut g = Gather::new(policy, terms, 2, 2, counted(2, 1));
+    for (at, next) in [(50, 100), (100, 200), (200, 400)] {
+        assert_eq!(g.next_wake(), at * MS);
+        g.handle(at * MS, Event::Tick);
+        // Three attempts at one, then at the other.
+        let expected = if at < 200 { vec![Action::Hedge(0)] } else { vec![Action::Hedge(1)] };
+        assert_eq!((actions(&mut g), g.next_wake()), (expected, next * MS));
+    }
+}
+
+#[test]
+fn without_experience_the_run_itself_tells_what_is_overdue() {
+    let policy = Policy { hedge: Some(0.9), ..policy(OnShortfall::Redispatch) };
+    let mut g = Gather::new(policy, Terms::default(), 6, 2, counted(6, 4));
+    deliver_at(&mut g, 10 * MS, 0);
+    deliver_at(&mut g, 12 * MS, 1);
+    assert_eq!(g.next_wake(), SECOND);
+    deliver_at(&mut g, 15 * MS, 2);
+    assert_eq!(g.next_wake(), 45 * MS);
+    g.handle(45 * MS, Event::Tick);
+    assert_eq!(actions(&mut g), [Action::Hedge(3)]);
+    for on_shortfall in [OnShortfall::Fail, OnShortfall::Local] {
+        let policy = Policy { hedge: Some(0.9), ..self::policy(on_shortfall) };
+        let terms = Terms { hedge_at: Some(MS), ..Terms::default() };
+        let mut g = Gather::new(policy, terms, 6, 2, counted(6, 4));
+        g.handle(SECOND, Event::Tick);
+        assert_eq!(actions(&mut g), [], "hedging is a kind of redispatch");
+    }
+}
+
+#[test]
+fn parts_of_subtasks_count_from_their_time_on() {
+    let with = |partial| {
+        let recovery = Counted { parts: Some(8), ..counted(6, 4) };
+        let terms = Terms { parts_at: Some(2 * MS), ..Terms::default() };
+        let policy = Policy { partial, ..policy(OnShortfall::Fail) };
+        let mut g = Gather::new(policy, terms, 6, 2, recovery);
+        deliver(&mut g, 0);
+        deliver(&mut g, 1);
+        for subtask in 2..6 {
+            g.handle(MS, Event::SubResult { subtask, index: 0 });
+            assert_eq!(actions(&mut g), []);
+        }
+        g
+    };
+    let mut g = with(true);
+    assert_eq!(g.next_wake(), 2 * MS);
+    g.handle(2 * MS, Event::Tick);
+    assert_eq!(actions(&mut g), [Action::Decode]);
+    let mut g = with(false);
+    assert_eq!(g.next_wake(), 8 * SECOND);
+    g.handle(3 * MS, Event::Tick);
+    assert_eq!(actions(&mut g), []);
+    deliver(&mut g, 2);
+    deliver(&mut g, 3);
+    assert_eq!(actions(&mut g), [Action::Decode]);
+}
+
+/// A set that decodes with an error of 1e-3; with one more result 1e-5.
+fn badly_conditioned(patience: f64, expected: [Option<Duration>; 6]) -> Gather<Counted> {
+    let policy = Policy { patience, ..policy(OnShortfall::Fail) };
+    let terms = Terms { comfortable: 1e-4, expected: expected.to_vec(), ..Terms::default() };
+    let recovery = Counted { errors: vec![1e-3, 1e-5], ..counted(6, 4) };
+    let mut g = Gather::new(policy, terms, 6, 2, recovery);
+    for subtask in 0..4 {
+        deliver_at(&mut g, 100 * MS, subtask);
+    }
+    g
+}
+
+#[test]
+fn one_more_result_is_worth_waiting_for_while_the_gain_pays_for_the_wait() {
+    let at = |ms: u32| Some(ms * MS);
+    // Two digits at a tenth of 100 ms each: up to 120 ms.
+    let mut g = badly_conditioned(0.1, [None, None, None, None, at(115), at(500)]);
+    assert_eq!((actions(&mut g), g.next_wake()), (vec![], 120 * MS));
+    deliver_at(&mut g, 114 * MS, 4);
+    assert_eq!(actions(&mut g), [Action::Decode]);
+    assert_eq!(g.recovery().judged, [[0, 1, 2, 3, 4]]);
+    // It does not come when it was expected. The later it is, the later it will be: that is not awaited to the end.
+    for (end, late) in [(120, 117), (119, 116)] {
+        let mut g = badly_conditioned(0.1, [None, None, None, None, at(115), at(500)]);
+        g.handle(late * MS, Event::Tick);
+        assert_eq!(actions(&mut g), []);
+        g.handle(end * MS, Event::Tick);
+        assert_eq!(actions(&mut g), [Action::Decode]);
+    }
+    // It is expected too late, or no patience is asked for.
+    for (patience, next) in [(0.1, 125), (0.0, 101)] {
+        let mut g = badly_conditioned(patience, [None, None, None, None, at(next), at(500)]);
+        assert_eq!(actions(&mut g), [Action::Decode], "{patience} {next}");
+    }
+    // Without experience the pace of the run counts: one in 25 ms.
+    let mut g = badly_conditioned(0.2, [None; 6]);
+    assert_eq!((actions(&mut g), g.next_wake()), (vec![], 140 * MS));
+    // The last that could help dies.
+    g.handle(110 * MS, Event::Failed { subtask: 4 });
+    assert_eq!(actions(&mut g), []);
+    g.handle(111 * MS, Event::Failed { subtask: 5 });
+    assert_eq!(actions(&mut g), [Action::Decode]);
+}
+
+#[test]
+fn what_would_be_refused_waits_for_whatever_may_help_and_no_longer() {
+    let with = |max_error: f64| {
+        let terms = Terms { comfortable: 1e-2, max_error: Some(max_error), ..Terms::default() };
+        let recovery = Counted { errors: vec![1e-3, 1e-5], ..counted(6, 4) };
+        let mut g = Gather::new(policy(OnShortfall::Fail), terms, 6, 2, recovery);
+        for subtask in 0..4 {
+            deliver_at(&mut g, 100 * MS, subtask);
+        }
+        g
+    };
+    let mut g = with(1e-4);
+    assert_eq!((actions(&mut g), g.next_wake()), (vec![], 6 * SECOND));
+    deliver_at(&mut g, SECOND, 4);
+    assert_eq!(actions(&mut g), [Action::Decode]);
+    let mut g = with(1e-4);
+    g.handle(6 * SECOND, Event::Tick);
+    assert_eq!(actions(&mut g), [Action::Decode]);
+    // Nothing that may come would be enough.
+    assert_eq!(actions(&mut with(1e-6)), [Action::Decode]);
+    assert_eq!(actions(&mut with(1e-2)), [Action::Decode]);
+}
+
+#[test]
+fn doubt_waits_for_more_results_and_is_never_covered_up() {
+    let with = |on_shortfall, verdicts: Vec<Verdict>| {
+        let recovery = Counted { verdicts, ..counted(6, 4) };
+        let mut g = Gather::new(policy(on_shortfall), Terms::default(), 6, 2, recovery);
+        for subtask in 0..4 {
+            deliver(&mut g, subtask);
+        }
+        g
+    };
+    let mut g = with(OnShortfall::Fail, vec![Verdict::Doubt]);
+    assert_eq!(actions(&mut g), []);
+    deliver(&mut g, 4);
+    assert_eq!(actions(&mut g), [Action::Decode]);
+    assert_eq!(g.recovery().judged.len(), 2);
+    // No more come: redispatch where that is allowed, and refuse in the end, not compute locally.
+    let mut g = with(OnShortfall::Redispatch, vec![Verdict::Doubt, Verdict::Doubt]);
+    g.handle(MS, Event::Failed { subtask: 4 });
+    assert_eq!(actions(&mut g), []);
+    g.handle(MS, Event::Failed { subtask: 5 });
+    assert_eq!(actions(&mut g), [Action::Redispatch(4)]);
+    deliver(&mut g, 4);
+    assert_eq!(actions(&mut g), [Action::Redispatch(5)]);
+    g.handle(MS, Event::Failed { subtask: 5 });
+    assert_eq!(actions(&mut g), [Action::Redispatch(5)]);
+    g.handle(MS, Event::Failed { subtask: 5 });
+    assert_eq!(actions(&mut g), [Action::Refuse]);
+    let mut g = with(OnShortfall::Local, vec![Verdict::Doubt]);
+    g.handle(7 * SECOND, Event::Tick);
+    assert_eq!(actions(&mut g), [Action::Refuse]);
+    let mut g = with(OnShortfall::Fail, vec![Verdict::Refuse]);
+    assert_eq!(actions(&mut g), [Action::Refuse]);
+}
+
+/// Every order of deliveries and deaths of a small code: decodes exactly when delta are complete, fails
+/// exactly when too few are left, and never does both.
+#[test]
+fn every_history_of_a_small_code_ends_in_the_right_action() {
+    let (n, delta) = (4, 2);
+    for history in 0..3usize.pow(4) * 24 {
+        let (fates, order) = (history % 81, history / 81);
+        let mut left: Vec<usize> = (0..n).collect();
+        let mut code = order;
+        let mut g = gather(OnShortfall::Fail, n, delta);
+        let (mut done, mut dead) = (0, 0);
+        let mut ended = None;
+        for step in (1..=n).rev() {
+            let subtask = left.remove(code % step);
+            code /= step;
+            match fates / 3usize.pow(u32::try_from(subtask).unwrap()) % 3 {
+                0 => {
+                    deliver(&mut g, subtask);
+                    done += 1;
+                }
+                1 => {
+                    g.handle(Duration::ZERO, Event::Failed { subtask });
+                    dead += 1;
+                }
+                _ => {}
+            }
+            let expected = match ended {
+                None if done >= delta => vec![Action::Decode],
+                None if n - dead < delta => vec![Action::Fail],
+                _ => vec![],
+            };
+            let got = actions(&mut g);
+            assert_eq!(got, expected, "history {history}");
+            if !got.is_empty() {
+                ended = Some(());
+            }
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! Bringing a lost worker back: made anew by its recipe, probed and given its filters, all in the background.
+
+use std::collections::HashSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Weak};
+
+use super::slot::{Command, Shared, Status, locked};
+use crate::array::DType;
+use crate::error::{Error, Result, panic_text};
+use crate::worker::{FilterKey, Probe, Recipe, Worker};
+
+/// Attempts before a worker is given up for good.
+const ATTEMPTS: u32 = 8;
+pub(super) struct Revival {
+    pub(super) recipe: Recipe,
+    pub(super) shared: Arc<Shared>,
+    pub(super) status: Arc<Status>,
+    pub(super) name: String,
+    /// Types it is to be probed in.
+    pub(super) dtypes: Vec<DType>,
+}
+
+/// Starts a thread that ends when the worker is back, is given up, or the pool is gone.
+pub(super) fn spawn(revival: Revival) {
+    let thread = std::thread::Builder::new().name(format!("fcdcc revive {}", revival.name));
+    if let Err(error) = thread.spawn(move || revival.run()) {
+        tracing::warn!(%error, "no thread to bring a worker back");
+    }
+}
+
+impl Revival {
+    fn run(self) {
+        let options = self.shared.options.health;
+        let losses = self.status.recent_losses().saturating_sub(1);
+        for attempt in 0..ATTEMPTS {
+            // A first loss is taken for an accident; from then on the pause doubles with every loss and failure.
+            if losses + attempt > 0 {
+                let pause = options.backoff.saturating_mul(2u32.saturating_pow(losses + attempt - 1));
+                if self.shared.closing.sleep(pause.min(options.max_backoff)) {
+                    return;
+                }
+            }
+            // A driver that just lost a device is no place to trust.
+            let made = catch_unwind(AssertUnwindSafe(|| self.make())).unwrap_or_else(|panic| {
+                Err(Error::WorkerLost {
+                    worker: self.name.clone(),
+                    cause: format!("making it anew panicked: {}", panic_text(&*panic)),
+                })
+            });
+            match made {
+                Ok((worker, holds)) => {
+                    self.status.post(Command::Return(worker, holds));
+                    return;
+                }
+                Err(error) => tracing::warn!(worker = self.name, %error, attempt, "not back yet"),
+            }
+            if self.shared.closing.is_cancelled() {
+                return;
+            }
+        }
+        tracing::warn!(worker = self.name, "given up after {ATTEMPTS} attempts to bring it back");
+    }
+
+    /// The worker, probed, and the filters it holds already.
+    fn make(&self) -> Result<(Box<dyn Worker>, HashSet<FilterKey>)> {
+        let mut worker = (self.recipe)()?;
+        for dtype in &self.dtypes {
+            Probe::new(*dtype).check(worker.as_mut(), &self.shared.closing)?;
+        }
+        let mut holds = HashSet::new();
+        let wanted = locked(&self.status.wanted).clone();
+        for (key, shape) in wanted {
+            let source = locked(&self.shared.sources).get(&key.layer).and_then(Weak::upgrade);
+            if let Some(source) = source {
+                worker.install(key, &shape, source.coded_filters(key.subtask))?;
+                holds.insert(key);
+            }
+        }
+        Ok((worker, holds))
+    }
+}

@@ -1,0 +1,273 @@
+//! What a pool, the thread of a worker and a thread that brings one back know of each other.
+//!
+//! Invariant: what a thread of an abandoned epoch does changes nothing here.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Sender;
+
+use super::health::{Health, HealthOptions, Speed};
+use super::mailbox::Mailbox;
+use crate::array::Values;
+use crate::coding::{Sketch, Sketcher};
+use crate::error::{Error, Result};
+use crate::worker::{CancelToken, FilterKey, SubtaskShape, Worker};
+
+/// What a caller may choose about a pool.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PoolOptions {
+    /// Quarantine and probation.
+    pub health: HealthOptions,
+    /// A worker that is still busy so long after its task was cancelled is abandoned.
+    pub hang_grace: Duration,
+}
+
+impl Default for PoolOptions {
+    fn default() -> Self {
+        Self { health: HealthOptions::default(), hang_grace: Duration::from_secs(20) }
+    }
+}
+
+/// Whoever can make the coded filters of a layer again.
+pub(crate) trait FilterSource: Send + Sync {
+    /// The filters of one subtask, as [`Worker::install`] takes them.
+    fn coded_filters(&self, subtask: usize) -> Values;
+}
+
+/// The layers in use, by id.
+pub(super) type Sources = Mutex<HashMap<u64, Weak<dyn FilterSource>>>;
+
+/// What the pool, its threads and the threads that bring workers back have in common.
+pub(super) struct Shared {
+    pub(super) options: PoolOptions,
+    pub(super) started: Instant,
+    pub(super) sources: Sources,
+    /// Cancelled when the pool goes.
+    pub(super) closing: CancelToken,
+    /// Counts what may change an assignment: losses, returns, quarantines.
+    pub(super) changes: AtomicU64,
+}
+
+/// What the rest of the pool may know of a worker while its thread owns it.
+pub(super) struct Status {
+    pub(super) health: Mutex<Health>,
+    /// Whether its health lets it have tasks.
+    usable: AtomicBool,
+    pub(super) speed: Mutex<Speed>,
+    /// Bits of the current estimate of its speed, 0 while there is none.
+    rate: AtomicU64,
+    /// Tasks queued or running.
+    pub(super) load: AtomicUsize,
+    /// Filters queued or being installed.
+    pub(super) installing: AtomicUsize,
+    /// The filters it is to hold, whether or not it lives.
+    pub(super) wanted: Mutex<HashMap<FilterKey, Arc<SubtaskShape>>>,
+    /// Where its thread takes its commands from. Closed when the pool goes.
+    inbox: Mutex<Arc<Mailbox<Command>>>,
+    /// What its thread is doing.
+    running: Mutex<Option<Running>>,
+    /// Number of the thread that serves it; earlier ones have been abandoned.
+    epoch: AtomicU64,
+    /// How often it was lost lately, and when last.
+    losses: Mutex<(u32, Option<Instant>)>,
+}
+
+struct Running {
+    cancel: CancelToken,
+    /// When it was first found to be cancelled.
+    cancelled: Option<Instant>,
+}
+
+pub(super) enum Command {
+    Install(InstallRequest, Sender<Installed>, usize),
+    Remove(FilterKey),
+    Execute(Task),
+    /// A worker made anew, with the filters it holds.
+    Return(Box<dyn Worker>, HashSet<FilterKey>),
+    /// Something about its health changed.
+    Wake,
+}
+
+/// Coded filters on their way to a worker.
+pub(crate) struct InstallRequest {
+    pub(crate) key: FilterKey,
+    pub(crate) shape: Arc<SubtaskShape>,
+    pub(crate) banks: Values,
+}
+
+/// The answer to an [`InstallRequest`].
+pub(crate) struct Installed {
+    pub(crate) key: FilterKey,
+    pub(crate) worker: usize,
+    pub(crate) result: Result<()>,
+}
+
+/// One subtask on its way to a worker.
+pub(crate) struct Task {
+    pub(crate) key: FilterKey,
+    pub(crate) shape: Arc<SubtaskShape>,
+    pub(crate) slabs: Arc<Values>,
+    /// The sub-results wanted, one by one in this order; all, in any order, when `None`.
+    pub(crate) order: Option<Vec<usize>>,
+    /// Whether a NaN or infinity in a sub-result can only be a fault.
+    pub(crate) finite: bool,
+    /// Makes the sketches for an audit.
+    pub(crate) sketcher: Option<Arc<Sketcher>>,
+    pub(crate) cancel: CancelToken,
+    pub(crate) attempt: usize,
+    pub(crate) replies: Arc<Replies>,
+}
+
+/// Where the replies to a job go. Closed when it is over.
+pub(crate) type Replies = Mailbox<Reply>;
+
+/// What a worker says of one attempt.
+pub(crate) struct Reply {
+    pub(crate) attempt: usize,
+    pub(crate) at: Instant,
+    pub(crate) what: ReplyKind,
+}
+
+pub(crate) enum ReplyKind {
+    SubResult {
+        index: usize,
+        values: Values,
+        sketch: Option<Box<Sketch>>,
+    },
+    /// A sub-result of the wrong size or with a NaN or infinity in it.
+    Unusable {
+        cause: String,
+    },
+    Finished,
+    Failed(Error),
+}
+
+impl Task {
+    pub(super) fn reply(&self, what: ReplyKind) {
+        // A closed box means that the job is over: its token is cancelled too and the worker stops.
+        let _ = self.replies.post(Reply { attempt: self.attempt, at: Instant::now(), what });
+    }
+
+    pub(super) fn fail(&self, error: Error) {
+        self.reply(ReplyKind::Failed(error));
+    }
+}
+
+impl Status {
+    pub(super) fn new(options: HealthOptions) -> Self {
+        Self {
+            health: Mutex::new(Health::with_options(options)),
+            usable: AtomicBool::new(true),
+            speed: Mutex::default(),
+            rate: AtomicU64::new(0),
+            load: AtomicUsize::new(0),
+            installing: AtomicUsize::new(0),
+            wanted: Mutex::default(),
+            inbox: Mutex::new(Arc::new(Mailbox::new())),
+            running: Mutex::new(None),
+            epoch: AtomicU64::new(0),
+            losses: Mutex::new((0, None)),
+        }
+    }
+
+    pub(super) fn is_usable(&self) -> bool {
+        self.usable.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn rate(&self) -> Option<f64> {
+        Some(f64::from_bits(self.rate.load(Ordering::Relaxed))).filter(|rate| *rate > 0.0)
+    }
+
+    /// Changes the health at the pool's present time.
+    pub(super) fn update(&self, shared: &Shared, change: impl FnOnce(&mut Health, Duration)) {
+        let mut health = locked(&self.health);
+        change(&mut health, shared.started.elapsed());
+        let usable = health.usable();
+        if self.usable.swap(usable, Ordering::Relaxed) != usable {
+            shared.changes.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Books a loss: its worker has `cause` to do no further work. Losses longer apart than `max_backoff` do not add up.
+    pub(super) fn lose(&self, shared: &Shared, cause: &str) {
+        let mut losses = locked(&self.losses);
+        let recent = losses.1.is_some_and(|last| last.elapsed() < shared.options.health.max_backoff);
+        *losses = (if recent { losses.0 + 1 } else { 1 }, Some(Instant::now()));
+        drop(losses);
+        self.update(shared, |health, _| health.lost(cause.to_owned()));
+    }
+
+    /// How often it was lost lately.
+    pub(super) fn recent_losses(&self) -> u32 {
+        locked(&self.losses).0
+    }
+
+    /// Where its thread takes its commands from, at present.
+    pub(super) fn inbox(&self) -> Arc<Mailbox<Command>> {
+        Arc::clone(&locked(&self.inbox))
+    }
+
+    /// Queues a command; nothing happens when the pool is going.
+    pub(super) fn post(&self, command: Command) {
+        // It is closed only when the pool goes, and then nobody asks for anything any more.
+        let _ = locked(&self.inbox).post(command);
+    }
+
+    /// Gives the worker up if its task was cancelled longer than `grace` ago and it is still at it. From then on its
+    /// thread serves nobody; the answer is what was queued for it, and the epoch of the thread that is to take its place.
+    pub(super) fn abandon_if_hung(&self, grace: Duration) -> Option<(VecDeque<Command>, u64)> {
+        let mut running = locked(&self.running);
+        let now = running.as_mut().filter(|running| running.cancel.is_cancelled())?;
+        if now.cancelled.get_or_insert_with(Instant::now).elapsed() < grace {
+            return None;
+        }
+        *running = None;
+        self.load.store(0, Ordering::Relaxed);
+        let epoch = self.epoch.fetch_add(1, Ordering::AcqRel) + 1;
+        let mut inbox = locked(&self.inbox);
+        let queued = inbox.drain();
+        inbox.close();
+        *inbox = Arc::new(Mailbox::new());
+        Some((queued, epoch))
+    }
+
+    /// Changes the estimate of its speed.
+    pub(super) fn measure(&self, observe: impl FnOnce(&mut Speed)) {
+        let mut speed = locked(&self.speed);
+        observe(&mut speed);
+        self.rate.store(speed.estimate().unwrap_or(0.0).to_bits(), Ordering::Relaxed);
+    }
+
+    /// Whether the thread of `epoch` still serves the worker.
+    pub(super) fn serves(&self, epoch: u64) -> bool {
+        self.epoch.load(Ordering::Acquire) == epoch
+    }
+
+    /// The thread of `epoch` begins something that `cancel` ends; false when it has been abandoned.
+    pub(super) fn begin(&self, epoch: u64, cancel: &CancelToken) -> bool {
+        let mut running = locked(&self.running);
+        let serves = self.serves(epoch);
+        if serves {
+            *running = Some(Running { cancel: cancel.clone(), cancelled: None });
+        }
+        serves
+    }
+
+    /// The thread of `epoch` has ended what it began, `tasks` tasks; false when it has been abandoned meanwhile.
+    pub(super) fn end(&self, epoch: u64, tasks: usize) -> bool {
+        let mut running = locked(&self.running);
+        let serves = self.serves(epoch);
+        if serves {
+            *running = None;
+            self.load.fetch_sub(tasks, Ordering::Relaxed);
+        }
+        serves
+    }
+}
+
+pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
