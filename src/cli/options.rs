@@ -126,7 +126,7 @@ pub(crate) struct LayerArgs {
     #[arg(long, value_name = "WHAT", default_value = "redispatch")]
     pub(crate) on_shortfall: OnShortfall,
     /// Give idle workers copies of subtasks that take longer than this quantile of their like, or off
-    #[arg(long, value_name = "Q", default_value = "0.9")]
+    #[arg(long, value_name = "Q", default_value = "0.5")]
     pub(crate) hedge: Hedge,
     /// Decode from parts of subtasks too
     #[arg(long, value_enum, value_name = "SWITCH", default_value_t)]

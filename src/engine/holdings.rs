@@ -5,7 +5,7 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::unbounded;
@@ -43,6 +43,8 @@ pub(super) struct Holdings<T: Element> {
     placed: Mutex<Placed>,
     /// A thread is moving subtasks.
     moving: AtomicBool,
+    /// Sum of squares of each coded filter bank, by subtask and bank; only for an audit.
+    energies: OnceLock<Vec<f64>>,
 }
 
 #[derive(Default)]
@@ -71,6 +73,7 @@ impl<T: Element> Holdings<T> {
         subtask: SubtaskShape,
         filters: FilterPartition,
         weight: SharedWeight<T>,
+        audited: bool,
     ) -> Result<Arc<Self>> {
         let placed = Placed { seen: pool.changes(), ..Placed::default() };
         let holdings = Arc::new(Self {
@@ -83,10 +86,11 @@ impl<T: Element> Holdings<T> {
             weight,
             placed: Mutex::new(placed),
             moving: AtomicBool::new(false),
+            energies: OnceLock::new(),
         });
         let source: Arc<dyn FilterSource> = Arc::<Self>::clone(&holdings);
         pool.register(id, Arc::downgrade(&source));
-        let installed = tracing::info_span!("prepare", name).in_scope(|| holdings.install());
+        let installed = tracing::info_span!("prepare", name).in_scope(|| holdings.install(audited));
         if installed.is_err() {
             holdings.close();
         }
@@ -103,7 +107,7 @@ impl<T: Element> Holdings<T> {
     }
 
     /// Encodes and installs the filters of every subtask on its home worker.
-    fn install(&self) -> Result<()> {
+    fn install(&self, audited: bool) -> Result<()> {
         let banks = self.filters.split(self.weight());
         let (reply, replies) = unbounded();
         let started = Instant::now();
@@ -111,13 +115,20 @@ impl<T: Element> Holdings<T> {
         // A worker that is still busy with an earlier layer's filters has shown that it is slow: nobody waits for
         // it again.
         let behind: Vec<bool> = (0..self.pool.len()).map(|w| self.pool.is_installing(w)).collect();
+        let mut energies = Vec::new();
         let mut awaited = homes.iter().filter(|worker| !behind[**worker]).count();
         for (subtask, worker) in homes.iter().enumerate() {
-            let coded = T::wrap(encode_filters(&self.code, &self.filters, &banks, subtask));
+            let coded = encode_filters(&self.code, &self.filters, &banks, subtask);
+            if audited {
+                energies.extend(coded.chunks(self.filters.bank_elems()).map(energy));
+            }
+            let coded = T::wrap(coded);
             locked(&self.placed).held.insert((*worker, subtask));
             self.pool.install(*worker, self.request(subtask, coded), &reply);
         }
         drop(reply);
+        // Filters are installed once; nobody has set it before.
+        let _ = self.energies.set(energies);
         let mut end = started + INSTALL_LIMIT;
         let mut first_error = None;
         let mut installed = 0;
@@ -146,9 +157,32 @@ impl<T: Element> Holdings<T> {
         }
     }
 
+    /// Squared norm of each sub-result, by subtask and index, as operands of these sizes give it on average.
+    pub(super) fn expected_energies(&self, slabs: &[Arc<Values>]) -> Vec<f64> {
+        let (conv, banks) = (&self.subtask.conv, self.code.l_b());
+        let filters = self.energies.get().map_or(&[][..], Vec::as_slice);
+        // Each output element is a sum over products of one filter's elements with as many of the slab's.
+        let outputs = conv.output_elems() as f64 / conv.out_channels as f64;
+        let mut expected = Vec::with_capacity(self.code.n() * self.subtask.sub_results());
+        for (subtask, slabs) in slabs.iter().enumerate() {
+            let Ok(values) = slabs.as_slice::<T>() else { continue };
+            for slab in values.chunks(conv.input_elems()) {
+                let mean = energy(slab) / slab.len().max(1) as f64;
+                let of_bank = |r: usize| filters.get(subtask * banks + r).copied().unwrap_or(0.0);
+                expected.extend((0..banks).map(|r| mean * of_bank(r) * outputs));
+            }
+        }
+        expected
+    }
+
     fn request(&self, subtask: usize, banks: Values) -> InstallRequest {
         let key = FilterKey { layer: self.id, subtask };
         InstallRequest { key, shape: Arc::clone(&self.subtask), banks }
+    }
+
+    /// Whether a worker holds the filters of a subtask, or they are on their way to it.
+    pub(super) fn holds(&self, subtask: usize, worker: usize) -> bool {
+        locked(&self.placed).held.contains(&(worker, subtask))
     }
 
     /// Coded filters for a worker that takes a subtask over, unless it holds them. Old copies make room: there are
@@ -243,6 +277,19 @@ impl<T: Element> FilterSource for Holdings<T> {
         let banks = self.filters.split(self.weight());
         T::wrap(encode_filters(&self.code, &self.filters, &banks, subtask))
     }
+}
+
+/// Sum of squares, in as many independent sums as fill the vector units.
+fn energy<T: Element>(values: &[T]) -> f64 {
+    let mut sums = [0.0; 32];
+    let chunks = values.chunks_exact(sums.len());
+    let rest: f64 = chunks.remainder().iter().map(|v| v.to_f64() * v.to_f64()).sum();
+    for chunk in chunks {
+        for (sum, v) in sums.iter_mut().zip(chunk) {
+            *sum += v.to_f64() * v.to_f64();
+        }
+    }
+    sums.iter().sum::<f64>() + rest
 }
 
 pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

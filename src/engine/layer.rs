@@ -161,7 +161,16 @@ impl<T: Element> CodedConv<T> {
                 overdue: None,
                 fresh_for: 0,
             }),
-            holdings: Holdings::new(pool, id, &options.name, code, subtask, filters, weight)?,
+            holdings: Holdings::new(
+                pool,
+                id,
+                &options.name,
+                code,
+                subtask,
+                filters,
+                weight,
+                options.audit != Audit::Off,
+            )?,
             decoders: DecoderCache::new(CACHED_DECODERS),
             checkers,
             spare: Mutex::new(Vec::new()),
@@ -248,8 +257,9 @@ impl<T: Element> CodedConv<T> {
             finite,
             slabs: slabs.clone(),
             sketcher: self.sketcher.clone(),
-            recovery: Responses::new(self.scheme()),
+            recovery: Responses::new(self.scheme(&slabs)),
             filters: &|subtask, worker| self.holdings.filters_for(subtask, worker),
+            holds: &|subtask, worker| self.holdings.holds(subtask, worker),
         };
         let mut gathered = run_job(plan, self.holdings.homes());
         let decoding = Instant::now();
@@ -303,7 +313,7 @@ impl<T: Element> CodedConv<T> {
         Ok(Attempted { output, report })
     }
 
-    fn scheme(&self) -> Scheme<'_> {
+    fn scheme(&self, slabs: &[Arc<Values>]) -> Scheme<'_> {
         Scheme {
             code: self.code(),
             decoders: &self.decoders,
@@ -312,6 +322,10 @@ impl<T: Element> CodedConv<T> {
             reduction: self.shape.reduction(),
             audit: self.options.audit,
             partial: self.options.partial,
+            energies: match self.options.audit {
+                Audit::Off => Vec::new(),
+                Audit::Detect | Audit::Correct => self.holdings.expected_energies(slabs),
+            },
         }
     }
 
@@ -320,9 +334,9 @@ impl<T: Element> CodedConv<T> {
         let mut experience = locked(&self.experience);
         if experience.fresh_for == 0 {
             let quantile = |q| experience.latencies.quantile(q);
-            // A layer whose subtasks all take about as long is not overdue at its slowest tenth.
-            let overdue = self.options.hedge.and_then(quantile).zip(quantile(0.5));
-            experience.overdue = overdue.map(|(q, half)| q.max(2 * half).max(LEAST_HEDGE));
+            // Where all take about as long, being slower than most is not being overdue.
+            let overdue = self.options.hedge.and_then(quantile).zip(quantile(0.1));
+            experience.overdue = overdue.map(|(q, fast)| q.max(fast * 3 / 2).max(LEAST_HEDGE));
             experience.fresh_for = RUNS_BETWEEN_QUANTILES;
         }
         experience.fresh_for -= 1;

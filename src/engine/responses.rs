@@ -27,6 +27,8 @@ pub(super) struct Scheme<'a> {
     pub(super) reduction: usize,
     pub(super) audit: Audit,
     pub(super) partial: bool,
+    /// For an audit: squared norms of the sub-results, by subtask and index, as their operands let expect them.
+    pub(super) energies: Vec<f64>,
 }
 
 /// The answers of one run so far.
@@ -107,6 +109,11 @@ impl<'a> Responses<'a> {
         self.notes[of.subtask * sub_results + self.index(of)].as_ref()
     }
 
+    fn energy_of(&self, of: SubResult) -> f64 {
+        let sub_results = self.scheme.code.l_a() * self.scheme.code.l_b();
+        self.scheme.energies.get(of.subtask * sub_results + self.index(of)).copied().unwrap_or(0.0)
+    }
+
     fn bound(&self, condition: f64) -> f64 {
         error_bound(condition, self.scheme.epsilon, self.scheme.reduction)
     }
@@ -140,7 +147,6 @@ impl<'a> Responses<'a> {
     /// Compares the complete subtasks with each other; `None` where they cannot be compared.
     fn examine(&self) -> Option<Finding> {
         let code = self.scheme.code;
-        let noise = self.bound(1.0);
         let inputs = code.sub_results_of(&self.complete);
         let notes = inputs.iter().map(|of| {
             let (worker, sketch) = self.note_of(*of)?;
@@ -148,9 +154,16 @@ impl<'a> Responses<'a> {
         });
         let (groups, sketches): (Vec<usize>, Vec<&Sketch>) =
             notes.collect::<Option<Vec<_>>>()?.into_iter().unzip();
+        // Rounding is relative to the terms of a sum. Where they cancel (filters that sum to zero on nearly constant
+        // data) it is large beside the result, and no contradiction.
+        let expected: f64 = inputs.iter().map(|of| self.energy_of(*of)).sum();
+        let found: f64 = sketches.iter().flat_map(|sketch| sketch.0).map(|v| v * v).sum();
+        let cancelled = if found > 0.0 { (expected / found).sqrt().max(1.0) } else { 1.0 };
+        let noise = self.bound(1.0) * cancelled;
         let checker = self.scheme.checkers.checker(code, &inputs).ok()?;
         if checker.is_consistent(&sketches, noise) {
-            return Some(Finding::Consistent { floor: checker.floor(&groups, noise) });
+            // As the error bound, relative to results of the size that operands of these sizes give.
+            return Some(Finding::Consistent { floor: checker.floor(&groups, self.bound(1.0)) });
         }
         tracing::warn!(residual = checker.residual(&sketches, noise), "results contradict each other");
         if self.scheme.audit == Audit::Detect {

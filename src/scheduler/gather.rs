@@ -31,6 +31,8 @@ pub enum Event {
         /// Which subtask.
         subtask: usize,
     },
+    /// A worker has become idle.
+    Idle,
     /// Nothing but time passed.
     Tick,
 }
@@ -42,7 +44,12 @@ pub enum Action {
     Decode,
     /// Hand a copy of this subtask to an idle worker, the fastest. The caller answers [`Event::Declined`] when
     /// nobody is idle.
-    Hedge(usize),
+    Hedge {
+        /// Which subtask.
+        subtask: usize,
+        /// The first time round: only where that takes nothing from those who are still at work.
+        spare: bool,
+    },
     /// Hand this subtask to another worker, idle or not. The caller answers [`Event::Failed`] when it has none.
     Redispatch(usize),
     /// Compute the layer locally; the run is over.
@@ -143,8 +150,6 @@ pub struct Gather<R> {
     parts_at: Option<Duration>,
     /// How often missing subtasks were hedged.
     hedges: usize,
-    /// Nobody was idle; somebody may be after the next completion.
-    declined: bool,
     redispatched_stragglers: bool,
     /// When what came first decoded.
     decodable_since: Option<Duration>,
@@ -169,7 +174,6 @@ impl<R: Recovery> Gather<R> {
             pending: VecDeque::new(),
             hedge_at,
             hedges: 0,
-            declined: false,
             redispatched_stragglers: false,
             decodable_since: None,
             settle_at: None,
@@ -193,12 +197,10 @@ impl<R: Recovery> Gather<R> {
                 if let Some(of) = self.subtasks.get_mut(subtask) {
                     of.outstanding = of.outstanding.saturating_sub(1);
                     of.attempts = of.attempts.saturating_sub(1);
-                    self.hedges = self.hedges.saturating_sub(usize::from(!self.declined));
-                    self.hedge_at = self.hedge_at.map(|_| now);
-                    self.declined = true;
                 }
             }
-            Event::Tick => {}
+            Event::Idle if self.hedges > 0 && !self.recovery.error().is_finite() => self.hedge(),
+            Event::Idle | Event::Tick => {}
         }
         self.decide(now);
     }
@@ -212,7 +214,7 @@ impl<R: Recovery> Gather<R> {
     #[must_use]
     pub fn next_wake(&self) -> Duration {
         let redispatch = self.policy.redispatch_at().filter(|_| !self.redispatched_stragglers);
-        let hedge = self.hedge_at.filter(|_| !self.declined && self.decodable_since.is_none());
+        let hedge = self.hedge_at.filter(|_| self.decodable_since.is_none());
         let local = self.policy.local_at(self.terms.local);
         let parts = self.parts_at.filter(|_| self.decodable_since.is_none());
         let rungs = [redispatch, hedge, parts, local, self.settle_at, Some(self.policy.deadline)];
@@ -265,7 +267,6 @@ impl<R: Recovery> Gather<R> {
         self.recovery.arrived(subtask, index);
         if complete {
             self.complete.push(subtask);
-            self.declined = false;
             let half = self.complete.len() * 2 >= self.subtasks.len();
             if half && self.hedges == 0 && self.terms.hedge_at.is_none() {
                 self.hedge_at = self.hedge_at.map(|at| at.min((now * OVERDUE).max(OVERDUE_LEAST)));
@@ -387,7 +388,7 @@ impl<R: Recovery> Gather<R> {
         self.finish(last);
     }
 
-    fn hand_out(&mut self, subtasks: &[usize], action: fn(usize) -> Action) {
+    fn hand_out(&mut self, subtasks: &[usize], action: impl Fn(usize) -> Action) {
         for subtask in subtasks {
             let of = &mut self.subtasks[*subtask];
             of.outstanding += 1;
@@ -413,25 +414,43 @@ impl<R: Recovery> Gather<R> {
             // It only waits for something better.
         } else if !self.redispatched_stragglers && self.policy.redispatch_at().is_some_and(|at| now >= at) {
             self.redispatched_stragglers = true;
-            let again = self.enough_of(|_| true);
+            let again = self.enough_of();
             self.hand_out(&again, Action::Redispatch);
-        } else if !self.declined && self.hedge_at.is_some_and(|at| now >= at) {
-            // One copy of each is enough, until as long again has passed.
-            let again = self.enough_of(|of| of.outstanding < 2 + self.hedges);
-            self.hand_out(&again, Action::Hedge);
+        } else if self.hedge_at.is_some_and(|at| now >= at) {
             self.hedges += 1;
             self.hedge_at = Some(now * 2);
+            self.hedge();
         }
     }
 
-    /// Missing subtasks that would be enough, those that have given least first; of these, the ones `admitted` that
-    /// may be handed out once more.
-    fn enough_of(&self, admitted: impl Fn(&Subtask) -> bool) -> Vec<usize> {
+    /// Has copies made of missing subtasks until there are twice as many as would be enough: copies may be late too.
+    fn hedge(&mut self) {
+        let needed = self.enough_of().len();
+        let mut missing = self.missing_subtasks();
+        let copied = missing.iter().filter(|i| self.subtasks[**i].outstanding > 1).count();
+        // One copy of each, until as long again has passed.
+        missing.retain(|i| {
+            let of = &self.subtasks[*i];
+            of.outstanding <= self.hedges && of.attempts < Policy::MAX_ATTEMPTS
+        });
+        let more = if self.hedges > 1 { 2 * needed } else { (2 * needed).saturating_sub(copied) };
+        missing.truncate(more);
+        let spare = self.hedges == 1;
+        self.hand_out(&missing, |subtask| Action::Hedge { subtask, spare });
+    }
+
+    /// Subtasks that are not complete, those that have given least first.
+    fn missing_subtasks(&self) -> Vec<usize> {
         let mut missing: Vec<usize> =
             (0..self.subtasks.len()).filter(|i| !self.subtasks[*i].complete()).collect();
         missing.sort_by_key(|i| std::cmp::Reverse(self.subtasks[*i].missing));
+        missing
+    }
+
+    /// Missing subtasks that would be enough and may be handed out once more.
+    fn enough_of(&self) -> Vec<usize> {
         let mut chosen: Vec<usize> = Vec::new();
-        for subtask in missing {
+        for subtask in self.missing_subtasks() {
             if self.recovery.suffices_with(&|i| chosen.contains(&i)) {
                 break;
             }
@@ -439,7 +458,6 @@ impl<R: Recovery> Gather<R> {
                 chosen.push(subtask);
             }
         }
-        chosen.retain(|i| admitted(&self.subtasks[*i]));
         chosen
     }
 

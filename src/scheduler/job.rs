@@ -92,6 +92,8 @@ pub(crate) struct JobPlan<'a, R> {
     pub(crate) recovery: R,
     /// Coded filters of a subtask for a worker that does not hold them yet; `None` when it does.
     pub(crate) filters: &'a dyn Fn(usize, usize) -> Option<Values>,
+    /// Whether a worker holds the filters of a subtask.
+    pub(crate) holds: &'a dyn Fn(usize, usize) -> bool,
 }
 
 /// How the gathering ended.
@@ -164,7 +166,8 @@ pub(crate) fn run_job<R: Evidence>(
     let replies = Arc::new(Mailbox::new());
     // One token a subtask, so that copies of a complete one stop while the run goes on.
     let tokens = CancelOnDrop((0..n).map(|_| CancelToken::new()).collect());
-    let JobPlan { pool, layer, shape, policy, terms, finite, slabs, sketcher, recovery, filters } = plan;
+    let JobPlan { pool, layer, shape, policy, terms, finite, slabs, sketcher, recovery, filters, holds } =
+        plan;
     let mut run = Run {
         pool,
         layer,
@@ -174,6 +177,7 @@ pub(crate) fn run_job<R: Evidence>(
         slabs,
         sketcher,
         filters,
+        holds,
         tokens: &tokens.0,
         replies: Arc::clone(&replies),
         started: Instant::now(),
@@ -223,6 +227,7 @@ struct Run<'a, R> {
     slabs: Vec<Arc<Values>>,
     sketcher: Option<Arc<Sketcher>>,
     filters: &'a dyn Fn(usize, usize) -> Option<Values>,
+    holds: &'a dyn Fn(usize, usize) -> bool,
     tokens: &'a [CancelToken],
     replies: Arc<Replies>,
     started: Instant,
@@ -284,8 +289,8 @@ impl<R: Evidence> Run<'_, R> {
     fn act(&mut self) -> Option<End> {
         while let Some(action) = self.gather.next_action() {
             match action {
-                Action::Hedge(subtask) => self.hand_out(subtask, true),
-                Action::Redispatch(subtask) => self.hand_out(subtask, false),
+                Action::Hedge { subtask, spare } => self.hand_out(subtask, Some(spare)),
+                Action::Redispatch(subtask) => self.hand_out(subtask, None),
                 Action::Decode => return Some(End::Decode),
                 Action::Local => return Some(End::Local),
                 Action::Refuse => return Some(End::Failed(self.contradiction())),
@@ -295,12 +300,20 @@ impl<R: Evidence> Run<'_, R> {
         None
     }
 
-    /// Gives a subtask to one more worker.
-    fn hand_out(&mut self, subtask: usize, hedge: bool) {
+    /// Gives a subtask to one more worker: `hedge` to one that is idle (on a machine that has something to spare).
+    fn hand_out(&mut self, subtask: usize, hedge: Option<bool>) {
         let tried = |w: usize| self.attempts.iter().any(|a| a.subtask == subtask && a.worker == w);
         let corrupt = |w: usize| self.attempts.iter().any(|a| a.worker == w && a.outcome == Outcome::Corrupt);
         let admitted = |w: usize| !tried(w) && !corrupt(w);
-        let found = if hedge { self.pool.fastest_idle(admitted) } else { self.pool.least_loaded(admitted) };
+        let found = match hedge {
+            // Making filters takes longer than most waits: who has them goes first.
+            Some(spare) => self
+                .pool
+                .fastest_idle(spare, |w| admitted(w) && (self.holds)(subtask, w))
+                .or_else(|| self.pool.fastest_idle(spare, admitted)),
+            None => self.pool.least_loaded(admitted),
+        };
+        let hedge = hedge.is_some();
         let Some(worker) = found else {
             let event = if hedge { Event::Declined { subtask } } else { Event::Failed { subtask } };
             return self.gather.handle(self.started.elapsed(), event);
@@ -325,7 +338,7 @@ impl<R: Evidence> Run<'_, R> {
     fn take(&mut self, reply: Reply) -> Option<Event> {
         let attempt = &mut self.attempts[reply.attempt];
         if attempt.ended {
-            return None;
+            return matches!(reply.what, ReplyKind::Finished).then_some(Event::Idle);
         }
         attempt.latency = Some(reply.at.saturating_duration_since(attempt.dispatched));
         let subtask = attempt.subtask;

@@ -108,7 +108,7 @@ impl Default for Policy {
         Self {
             deadline: Duration::from_secs(30),
             on_shortfall: OnShortfall::default(),
-            hedge: Some(0.9),
+            hedge: Some(0.5),
             partial: true,
             patience: 0.1,
             audit: Audit::Off,

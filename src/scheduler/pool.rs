@@ -24,7 +24,7 @@ use super::slot::{
 };
 use crate::array::DType;
 use crate::error::{Error, Result};
-use crate::worker::{CancelToken, FilterKey, Recipe, Worker, WorkerInfo};
+use crate::worker::{CancelToken, FilterKey, LOCAL_HOST, Recipe, Worker, WorkerInfo, WorkerKind};
 
 /// How long a dropped pool waits for its workers before it leaves a hung one behind.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
@@ -88,6 +88,7 @@ impl Pool {
             sources: Mutex::default(),
             closing: CancelToken::new(),
             changes: AtomicU64::new(0),
+            cores: std::thread::available_parallelism().map_or(1, usize::from),
         });
         let mut names = HashSet::new();
         let mut owned = Vec::with_capacity(workers.len());
@@ -206,15 +207,20 @@ impl Pool {
         })
     }
 
-    /// The fastest idle worker among those `admitted` that does not straggle.
-    pub(crate) fn fastest_idle(&self, admitted: impl Fn(usize) -> bool) -> Option<usize> {
-        let idle = |w: usize| {
-            let status = &self.inner.slots[w].status;
-            status.load.load(Ordering::Relaxed) == 0
-                && locked(&status.health).state() != State::Straggling
+    /// The fastest idle worker among those `admitted` that does not straggle; with `spare`, a thread of this machine
+    /// only if fewer of them are at work than it has cores.
+    pub(crate) fn fastest_idle(&self, spare: bool, admitted: impl Fn(usize) -> bool) -> Option<usize> {
+        let load = |slot: &Slot| slot.status.load.load(Ordering::Relaxed);
+        let thread_here = |slot: &Slot| slot.info.kind == WorkerKind::Cpu && slot.info.host == LOCAL_HOST;
+        let at_work = self.inner.slots.iter().filter(|slot| thread_here(slot) && load(slot) > 0).count();
+        let full = spare && at_work >= self.inner.shared.cores;
+        self.least_loaded(|w| {
+            let slot = &self.inner.slots[w];
+            load(slot) == 0
+                && !(full && thread_here(slot))
+                && locked(&slot.status.health).state() != State::Straggling
                 && admitted(w)
-        };
-        self.least_loaded(idle)
+        })
     }
 
     /// Whether the worker still has filters to install from before: others should not wait for it.

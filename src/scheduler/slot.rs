@@ -49,6 +49,8 @@ pub(super) struct Shared {
     pub(super) closing: CancelToken,
     /// Counts what may change an assignment: losses, returns, quarantines.
     pub(super) changes: AtomicU64,
+    /// Of this machine.
+    pub(super) cores: usize,
 }
 
 /// What the rest of the pool may know of a worker while its thread owns it.

@@ -234,11 +234,15 @@ fn a_failed_copy_does_not_kill_a_subtask_whose_other_copy_works() {
     assert_eq!(actions(&mut g), [Action::Decode]);
 }
 
+fn hedge(subtask: usize, spare: bool) -> Action {
+    Action::Hedge { subtask, spare }
+}
+
 #[test]
-fn overdue_subtasks_are_hedged_as_far_as_needed_and_once() {
+fn overdue_subtasks_are_hedged_twice_as_far_as_needed_and_once() {
     let policy = Policy { hedge: Some(0.9), ..policy(OnShortfall::Redispatch) };
     let terms = Terms { hedge_at: Some(50 * MS), ..Terms::default() };
-    let mut g = Gather::new(policy, terms, 6, 2, counted(6, 4));
+    let mut g = Gather::new(policy, terms, 9, 2, counted(9, 4));
     deliver(&mut g, 0);
     deliver(&mut g, 1);
     // Subtask 2 has begun: those that have not are hedged first.
@@ -247,18 +251,23 @@ fn overdue_subtasks_are_hedged_as_far_as_needed_and_once() {
     g.handle(49 * MS, Event::Tick);
     assert_eq!(actions(&mut g), []);
     g.handle(50 * MS, Event::Tick);
-    assert_eq!(actions(&mut g), [Action::Hedge(3), Action::Hedge(4)]);
-    // Nobody is idle for one of them; that is tried again when somebody has finished.
-    g.handle(50 * MS, Event::Declined { subtask: 4 });
-    assert_eq!((g.next_wake(), actions(&mut g)), (4 * SECOND, vec![]));
-    deliver_at(&mut g, 60 * MS, 5);
+    assert_eq!(actions(&mut g), [3, 4, 5, 6].map(|i| hedge(i, true)));
+    // Nobody is idle for some of them; that is tried again when somebody has finished, as far as it is still needed.
+    for subtask in [4, 5, 6] {
+        g.handle(50 * MS, Event::Declined { subtask });
+    }
+    assert_eq!((g.next_wake(), actions(&mut g)), (100 * MS, vec![]));
+    deliver_at(&mut g, 60 * MS, 8);
     assert_eq!(actions(&mut g), []);
-    // One copy of subtask 3 is on its way and would be enough. It fails, as does the original: another is needed.
+    g.handle(60 * MS, Event::Idle);
+    assert_eq!(actions(&mut g), [hedge(4, true)]);
+    g.handle(60 * MS, Event::Declined { subtask: 4 });
+    // The copy fails, as does the original: another is due when as long again has passed.
     g.handle(61 * MS, Event::Failed { subtask: 3 });
     g.handle(62 * MS, Event::Failed { subtask: 3 });
-    assert_eq!((g.next_wake(), actions(&mut g)), (120 * MS, vec![]));
-    g.handle(120 * MS, Event::Tick);
-    assert_eq!(actions(&mut g), [Action::Hedge(3)]);
+    assert_eq!((g.next_wake(), actions(&mut g)), (100 * MS, vec![]));
+    g.handle(100 * MS, Event::Tick);
+    assert_eq!(actions(&mut g), [hedge(3, false), hedge(4, false)]);
     deliver_at(&mut g, 130 * MS, 2);
     assert_eq!(actions(&mut g), [Action::Decode]);
 }
@@ -271,8 +280,8 @@ fn copies_that_are_silent_too_are_hedged_again_after_as_long_again() {
     for (at, next) in [(50, 100), (100, 200), (200, 400)] {
         assert_eq!(g.next_wake(), at * MS);
         g.handle(at * MS, Event::Tick);
-        // Three attempts at one, then at the other.
-        let expected = if at < 200 { vec![Action::Hedge(0)] } else { vec![Action::Hedge(1)] };
+        // Three attempts at each are all there are.
+        let expected = if at == 200 { vec![] } else { vec![hedge(0, at == 50), hedge(1, at == 50)] };
         assert_eq!((actions(&mut g), g.next_wake()), (expected, next * MS));
     }
 }
@@ -287,7 +296,7 @@ fn without_experience_the_run_itself_tells_what_is_overdue() {
     deliver_at(&mut g, 15 * MS, 2);
     assert_eq!(g.next_wake(), 45 * MS);
     g.handle(45 * MS, Event::Tick);
-    assert_eq!(actions(&mut g), [Action::Hedge(3)]);
+    assert_eq!(actions(&mut g), [hedge(3, true), hedge(4, true)]);
     for on_shortfall in [OnShortfall::Fail, OnShortfall::Local] {
         let policy = Policy { hedge: Some(0.9), ..self::policy(on_shortfall) };
         let terms = Terms { hedge_at: Some(MS), ..Terms::default() };
