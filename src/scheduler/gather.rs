@@ -213,10 +213,13 @@ impl<R: Recovery> Gather<R> {
     /// When to send a [`Event::Tick`] if nothing else happens before.
     #[must_use]
     pub fn next_wake(&self) -> Duration {
-        let redispatch = self.policy.redispatch_at().filter(|_| !self.redispatched_stragglers);
-        let hedge = self.hedge_at.filter(|_| self.decodable_since.is_none());
+        // While it could decode and waits for something better, these do nothing: waking for them would be in vain, and
+        // once their time is past without end.
+        let decodable = self.decodable_since.is_some();
+        let redispatch = self.policy.redispatch_at().filter(|_| !self.redispatched_stragglers && !decodable);
+        let hedge = self.hedge_at.filter(|_| !decodable);
         let local = self.policy.local_at(self.terms.local);
-        let parts = self.parts_at.filter(|_| self.decodable_since.is_none());
+        let parts = self.parts_at.filter(|_| !decodable);
         let rungs = [redispatch, hedge, parts, local, self.settle_at, Some(self.policy.deadline)];
         rungs.into_iter().flatten().min().unwrap_or(self.policy.deadline)
     }
@@ -285,6 +288,7 @@ impl<R: Recovery> Gather<R> {
                 return;
             }
         } else {
+            self.decodable_since = None;
             self.settle_at = None;
         }
         if !self.recovery.error().is_finite() {

@@ -402,6 +402,24 @@ fn what_would_be_refused_waits_for_whatever_may_help_and_no_longer() {
 }
 
 #[test]
+fn waiting_for_something_better_sleeps_through_the_rungs_that_are_for_too_few_results() {
+    let terms = Terms { comfortable: 1e-2, max_error: Some(1e-4), ..Terms::default() };
+    let recovery = Counted { errors: vec![1e-3, 1e-5], ..counted(6, 4) };
+    let policy = Policy { hedge: Some(0.9), ..policy(OnShortfall::Redispatch) };
+    let mut g = Gather::new(policy, terms, 6, 2, recovery);
+    assert_eq!(g.next_wake(), SECOND);
+    for subtask in 0..4 {
+        deliver_at(&mut g, 100 * MS, subtask);
+    }
+    for now in [100 * MS, SECOND, 4 * SECOND, 5 * SECOND] {
+        g.handle(now, Event::Tick);
+        assert_eq!((actions(&mut g), g.next_wake()), (vec![], 6 * SECOND), "at {now:?}");
+    }
+    deliver_at(&mut g, 5 * SECOND, 4);
+    assert_eq!(actions(&mut g), [Action::Decode]);
+}
+
+#[test]
 fn doubt_waits_for_more_results_and_is_never_covered_up() {
     let with = |on_shortfall, verdicts: Vec<Verdict>| {
         let recovery = Counted { verdicts, ..counted(6, 4) };
