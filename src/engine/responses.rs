@@ -126,7 +126,9 @@ impl<'a> Responses<'a> {
 
     fn of_basis(&self, basis: &Basis) -> f64 {
         let condition = basis.condition();
-        if condition <= PARTIAL_CONDITION { self.bound(condition) } else { f64::INFINITY }
+        // An estimate, more than half of the true number: what is predicted here must hold for the decoder, or a run
+        // would be refused for its error that could have waited.
+        if condition <= PARTIAL_CONDITION { self.bound(2.0 * condition) } else { f64::INFINITY }
     }
 
     /// The smallest error that an audit of the complete subtasks is certain to see.
