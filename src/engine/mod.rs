@@ -11,6 +11,8 @@ mod layer;
 mod options;
 mod report;
 mod responses;
+#[cfg(test)]
+mod soak;
 
 pub use holdings::SharedWeight;
 pub use layer::{Attempted, CodedConv, Run};
