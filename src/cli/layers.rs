@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
+use fcdcc::scheduler::State;
 use fcdcc::{LayerReport, Outcome, Result};
 
 use super::print::{bytes, out};
@@ -56,9 +57,11 @@ pub(crate) fn table(runs: &[Vec<LayerReport>]) -> Result<()> {
 
 /// What each worker did over all layers and runs.
 pub(crate) fn workers(runs: &[Vec<LayerReport>]) -> Result<()> {
-    let mut by_name: BTreeMap<&str, (BTreeMap<&str, usize>, Vec<f64>)> = BTreeMap::new();
+    let mut by_name: BTreeMap<&str, (BTreeMap<&str, usize>, Vec<f64>, State)> = BTreeMap::new();
     for worker in runs.iter().flatten().flat_map(|layer| &layer.workers) {
-        let (outcomes, latencies) = by_name.entry(&worker.worker).or_default();
+        let (outcomes, latencies, state) =
+            by_name.entry(&worker.worker).or_insert_with(|| (BTreeMap::new(), Vec::new(), worker.state));
+        *state = worker.state;
         *outcomes.entry(outcome(worker.outcome)).or_default() += 1;
         if worker.outcome == Outcome::Used {
             latencies.extend(worker.latency_ms);
@@ -66,21 +69,22 @@ pub(crate) fn workers(runs: &[Vec<LayerReport>]) -> Result<()> {
     }
     let width = by_name.keys().map(|n| n.chars().count()).max().unwrap_or(0).clamp(6, 40);
     out(format_args!(
-        "{:width$} {:>6} {:>6} {:>10} {:>7} {:>8}  median latency",
+        "{:width$} {:>6} {:>6} {:>10} {:>7} {:>8}  median latency  state",
         "worker", "used", "late", "cancelled", "failed", "corrupt"
     ))?;
-    for (name, (outcomes, latencies)) in by_name {
+    for (name, (outcomes, latencies, state)) in by_name {
         let count = |what: &str| outcomes.get(what).copied().unwrap_or(0);
         let latency =
             if latencies.is_empty() { "-".to_owned() } else { format!("{:.2} ms", median(latencies)) };
         out(format_args!(
-            "{:width$} {:>6} {:>6} {:>10} {:>7} {:>8}  {latency:>14}",
+            "{:width$} {:>6} {:>6} {:>10} {:>7} {:>8}  {latency:>14}  {}",
             shortened(name, width),
             count("used"),
             count("late"),
             count("cancelled"),
             count("failed"),
-            count("corrupt")
+            count("corrupt"),
+            format!("{state:?}").to_lowercase()
         ))?;
     }
     Ok(())

@@ -3,7 +3,8 @@
 use std::fmt::Display;
 use std::io::Write;
 
-use fcdcc::{Error, LayerReport, Result};
+use fcdcc::scheduler::State;
+use fcdcc::{Completion, Error, LayerReport, Result};
 use serde::Serialize;
 
 /// One line on stdout. Who closed the pipe (`| head`) has read enough: that is no failure.
@@ -36,7 +37,11 @@ pub(crate) fn layer_table(report: &LayerReport) -> Result<()> {
         let subtask = row.subtask.map_or_else(|| "-".to_owned(), |s| s.to_string());
         let outcome = format!("{:?}", row.outcome).to_lowercase();
         let latency = row.latency_ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.1} ms"));
-        out(format_args!("  {subtask:>7}  {:width$}  {outcome:9}  {latency:>9}", row.worker))?;
+        let state = match row.state {
+            State::Healthy => String::new(),
+            other => format!("  ({})", format!("{other:?}").to_lowercase()),
+        };
+        out(format_args!("  {subtask:>7}  {:width$}  {outcome:9}  {latency:>9}{state}", row.worker))?;
     }
     out(format_args!(
         "  encode {:.1} ms, wait {:.1} ms, decode {:.1} ms, total {:.1} ms; {} up, {} down",
@@ -47,13 +52,20 @@ pub(crate) fn layer_table(report: &LayerReport) -> Result<()> {
         bytes(report.bytes_up),
         bytes(report.bytes_down)
     ))?;
-    let how = match &report.fallback {
-        Some(fallback) => format!("computed by fallback: {fallback}"),
-        None if report.redispatched > 0 => {
-            format!("exact after {} redispatched subtasks", report.redispatched)
+    let mut how = match report.completion {
+        Completion::ExactLocally => "computed on this machine for want of results".to_owned(),
+        Completion::ExactAfterRedispatch => {
+            format!("exact after {} hedged and {} redispatched subtasks", report.hedged, report.redispatched)
         }
-        None => "exact".to_owned(),
+        other => other.name().to_owned(),
     };
+    if !report.flagged.is_empty() {
+        let flagged: Vec<String> = report.flagged.iter().map(ToString::to_string).collect();
+        how = format!("{how}, without the wrong results of subtask {}", flagged.join(", "));
+    }
+    if let Some(floor) = report.audit_floor {
+        how = format!("{how}, audited to {floor:.0e}");
+    }
     out(format_args!(
         "  {how}: condition number {:.4}, error bound {:.1e}",
         report.condition_number, report.error_bound
