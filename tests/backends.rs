@@ -8,15 +8,18 @@ mod common;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{normal, relative_l2, subsets};
 use fcdcc::array::Values;
 use fcdcc::conv::{conv_local, reference};
-use fcdcc::worker::{CpuWorker, FaultSpec, FilterKey, GpuWorker, Order, SubtaskShape, WorkerInfo, inject};
+use fcdcc::scheduler::State;
+use fcdcc::worker::{
+    CpuWorker, FaultSpec, FilterKey, GpuWorker, Order, Recipe, SubtaskShape, WorkerInfo, inject,
+};
 use fcdcc::{
-    CancelToken, CodeKind, CodedConv, ConvParams, ConvShape, Element, Error, LayerOptions, OnShortfall, Pool,
-    Result, Worker,
+    CancelToken, CodeKind, CodedConv, ConvParams, ConvShape, Element, Error, LayerOptions, OnShortfall,
+    Outcome, Pool, Result, Worker,
 };
 use libtest_mimic::{Arguments, Trial};
 use ndarray::{ArrayD, IxDyn};
@@ -57,6 +60,45 @@ impl Worker for Switched {
             return Err(Error::WorkerFailed { worker: self.info().name, cause: "switched off".to_owned() });
         }
         self.inner.execute(key, slabs, order, cancel, emit)
+    }
+}
+
+/// Counts how often it was made anew.
+struct Counted {
+    inner: Box<dyn Worker>,
+    made: Arc<AtomicU64>,
+}
+
+impl Worker for Counted {
+    fn info(&self) -> WorkerInfo {
+        self.inner.info()
+    }
+    fn install(&mut self, key: FilterKey, shape: &SubtaskShape, banks: Values) -> Result<()> {
+        self.inner.install(key, shape, banks)
+    }
+    fn remove(&mut self, key: FilterKey) {
+        self.inner.remove(key);
+    }
+    fn execute(
+        &mut self,
+        key: FilterKey,
+        slabs: &Values,
+        order: Order<'_>,
+        cancel: &CancelToken,
+        emit: &mut dyn FnMut(usize, Values),
+    ) -> Result<()> {
+        self.inner.execute(key, slabs, order, cancel, emit)
+    }
+    fn recipe(&self) -> Option<Recipe> {
+        let (again, made) = (self.inner.recipe()?, Arc::clone(&self.made));
+        Some(Arc::new(move || {
+            let worker = again()?;
+            made.fetch_add(1, Ordering::SeqCst);
+            Ok(worker)
+        }))
+    }
+    fn lose_device(&mut self) {
+        self.inner.lose_device();
     }
 }
 
@@ -122,6 +164,38 @@ fn backends_agree() {
     let mut off = on_gpu.output.clone();
     off[[0, 5, 6, 7]] += 1.0;
     assert!(relative_l2(off.as_slice().unwrap(), on_cpu.output.as_slice().unwrap()) > AGREEMENT);
+}
+
+/// A device that is really lost in the middle of a run costs that run a spare; a new one takes its place, with the filters.
+fn a_lost_device_is_replaced() {
+    let params = ConvParams::default().padding([1]);
+    let (x, w) = (array::<f32>(&[1, 3, 12, 10], 1), array::<f32>(&[8, 3, 3, 3], 2));
+    let shape = ConvShape::new(x.shape(), w.shape(), &params).unwrap();
+    let truth = reference(&shape, x.as_slice().unwrap(), w.as_slice().unwrap(), None).unwrap();
+    let made = Arc::new(AtomicU64::new(0));
+    let counted =
+        |inner: Box<dyn Worker>| -> Box<dyn Worker> { Box::new(Counted { inner, made: Arc::clone(&made) }) };
+    let workers: Vec<_> = gpu(6).into_iter().map(counted).collect();
+    let fault: FaultSpec = "1:device-lost".parse().unwrap();
+    let pool = Pool::new(inject(workers, &[fault], 0).unwrap()).unwrap();
+    let layer = CodedConv::prepare(&pool, x.shape(), w.view(), None, &params, options(4, 4)).unwrap();
+    let started = Instant::now();
+    // What became of subtask 1 in one more run.
+    let outcome = || {
+        assert!(started.elapsed() < Duration::from_mins(2), "in vain: {:?}", pool.health(1));
+        let run = layer.run(x.view()).unwrap();
+        assert!(relative_l2(run.output.as_slice().unwrap(), &truth) < EXACT_F32);
+        run.report.workers.iter().find(|row| row.subtask == Some(1)).unwrap().outcome
+    };
+    while made.load(Ordering::SeqCst) == 0 || pool.health(1).unwrap().state == State::Lost {
+        outcome();
+    }
+    let mut last = Outcome::Idle;
+    while last != Outcome::Used {
+        last = outcome();
+        assert!(matches!(last, Outcome::Used | Outcome::Late | Outcome::Cancelled), "{last:?}");
+    }
+    assert_eq!((made.load(Ordering::SeqCst), pool.lost(1)), (1, None));
 }
 
 /// AlexNet conv1 with the worst set of a code of twenty: f32 rounding times a condition number of 1551.
@@ -201,6 +275,7 @@ fn main() {
             every_responder_set::<f64>(CpuWorker::fleet, EXACT_F64);
         }),
         ("backends_agree", true, backends_agree),
+        ("a_lost_device_is_replaced", true, a_lost_device_is_replaced),
         ("alexnet_conv1_survives_the_worst_loss", true, alexnet_conv1_survives_the_worst_loss),
         ("mixed_pools_and_uncoded_layers_work", true, mixed_pools_and_uncoded_layers_work),
         #[cfg(feature = "onnx")]
