@@ -205,6 +205,60 @@ fn a_result_over_the_tolerance_is_refused() {
 }
 
 #[test]
+fn liars_are_found_or_refused() {
+    let folder = Folder::new();
+    // Without an audit the lie is in the output. Four of four are needed, the liar among them.
+    folder.exact("--workers 4 --partitions 4,4 --fault 2:corrupt=1e-2");
+    assert!(error_of_output(&folder) > 1e-3);
+    // Whether the liar is heard before five honest ones is luck, with these delays very likely.
+    let caught = (0..20).any(|_| {
+        folder.exact(
+            "--partitions 4,4 --audit correct --fault 2:corrupt=1e-2 --fault 0,1,3,4,5:delay=100ms --report r.json",
+        );
+        assert!(error_of_output(&folder) < EXACT_F32);
+        let layer = &folder.json("r.json")["layers"][0];
+        assert!(layer["audit_floor"].as_f64().is_some_and(|floor| floor <= 1e-3), "{layer}");
+        let honest = layer["used"].as_array().unwrap().iter().all(|used| *used != 2);
+        assert!(honest && layer["completion"] == "exact", "{layer}");
+        let flagged = layer["flagged"] == serde_json::json!([2]);
+        let row = &layer["workers"].as_array().unwrap()[2];
+        assert_eq!(flagged, row["outcome"] == "corrupt", "{layer}");
+        assert!(flagged || layer["flagged"] == serde_json::json!([]), "{layer}");
+        flagged
+    });
+    assert!(caught, "the liar was late twenty times");
+    let folder = Folder::new();
+    let five = "--workers 5 --partitions 4,4 --fault 2:corrupt=1e-2 --report r.json";
+    let error = folder.refused(4, &format!("{five} --audit detect"), Folder::conv);
+    assert!(error.contains("contradict") && error.contains("--audit correct"), "{error}");
+    assert_eq!(folder.json("r.json")["layers"][0]["completion"], "refused");
+    // One spare result finds a lie, but not the liar.
+    let error = folder.refused(2, "--workers 5 --partitions 4,4 --audit correct", Folder::conv);
+    assert!(error.contains("is 1 where at least 2"), "{error}");
+}
+
+#[test]
+fn scheduling_is_chosen_by_options() {
+    let folder = Folder::new();
+    // Two more than the code survives are silent: only copies help.
+    let silent = "--partitions 4,4 --fault 0,1,2:drop --report r.json";
+    let layer = |folder: &Folder| folder.json("r.json")["layers"][0].clone();
+    folder.exact(silent);
+    assert!(error_of_output(&folder) < EXACT_F32);
+    assert!(layer(&folder)["hedged"].as_u64() > Some(0), "{}", layer(&folder));
+    folder.exact(&format!("{silent} --hedge off --deadline 2s"));
+    assert!(error_of_output(&folder) < EXACT_F32);
+    let second = layer(&folder);
+    assert!(second["hedged"] == 0 && second["wait_ms"].as_f64() >= Some(1000.0), "{second}");
+    // Whole subtasks alone: one that is used has given all.
+    folder.exact("--partitions 4,4 --partial-work off --report r.json");
+    assert!(error_of_output(&folder) < EXACT_F32);
+    let workers = layer(&folder)["workers"].as_array().unwrap().clone();
+    let used: Vec<_> = workers.iter().filter(|row| row["outcome"] == "used").collect();
+    assert!(used.len() >= 4 && used.iter().all(|row| row["sub_results"] == 4), "{workers:?}");
+}
+
+#[test]
 fn uncoded_layers_need_everybody() {
     let folder = Folder::new();
     folder.exact("--code uncoded --report r.json");
