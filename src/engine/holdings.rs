@@ -68,7 +68,6 @@ impl<T: Element> Holdings<T> {
     pub(super) fn new(
         pool: &Pool,
         id: u64,
-        name: &str,
         code: Code,
         subtask: SubtaskShape,
         filters: FilterPartition,
@@ -90,7 +89,7 @@ impl<T: Element> Holdings<T> {
         });
         let source: Arc<dyn FilterSource> = Arc::<Self>::clone(&holdings);
         pool.register(id, Arc::downgrade(&source));
-        let installed = tracing::info_span!("prepare", name).in_scope(|| holdings.install(audited));
+        let installed = holdings.install(audited);
         if installed.is_err() {
             holdings.close();
         }

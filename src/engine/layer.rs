@@ -151,6 +151,7 @@ impl<T: Element> CodedConv<T> {
         refuse_unless_uncoded(options.code, flaw)?;
         let subtask = subtask_shape(&shape, &code)?;
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+        let _span = tracing::info_span!("prepare", name = options.name).entered();
         let sketcher = || Arc::new(Sketcher::new(subtask.conv.output_elems(), options.seed ^ id));
         Ok(Self {
             sketcher: (options.audit != Audit::Off).then(sketcher),
@@ -161,16 +162,7 @@ impl<T: Element> CodedConv<T> {
                 overdue: None,
                 fresh_for: 0,
             }),
-            holdings: Holdings::new(
-                pool,
-                id,
-                &options.name,
-                code,
-                subtask,
-                filters,
-                weight,
-                options.audit != Audit::Off,
-            )?,
+            holdings: Holdings::new(pool, id, code, subtask, filters, weight, options.audit != Audit::Off)?,
             decoders: DecoderCache::new(CACHED_DECODERS),
             checkers,
             spare: Mutex::new(Vec::new()),

@@ -12,6 +12,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::responses::{Responses, Scheme};
+use crate::array::Element;
 use crate::coding::{
     CheckerCache, Code, CodeKind, DecoderCache, Epilogue, Sketcher, decode, encode_filters, encode_input,
     error_bound,
@@ -453,7 +454,7 @@ impl<'a> Run<'a> {
         let direction: Vec<f32> = if scales { values.to_vec() } else { numbers(values.len(), &mut self.rng) };
         let factor = size * self.size / mean_square(&direction).sqrt();
         for (value, along) in values.iter_mut().zip(direction) {
-            *value += (factor * f64::from(along)) as f32;
+            *value += f32::from_f64(factor * f64::from(along));
         }
     }
 
@@ -547,7 +548,7 @@ impl<'a> Run<'a> {
                 Action::Refuse => (4, 0),
                 Action::Fail => (5, 0),
             };
-            self.tally.digest([self.now.as_nanos() as u64, kind, subtask as u64]);
+            self.tally.digest([self.now.as_secs(), self.now.subsec_nanos().into(), kind, subtask as u64]);
             match action {
                 Action::Hedge { subtask, .. } => self.hand_out(subtask, true),
                 Action::Redispatch(subtask) => self.hand_out(subtask, false),
@@ -607,6 +608,7 @@ impl<'a> Run<'a> {
         let require = |holds: bool, what: &str| if holds { Ok(()) } else { Err(what.to_owned()) };
         let (layer, Policy { audit, partial, .. }) = (self.layer, self.setting.policy);
         let (code, complete) = (&layer.code, self.complete());
+        let predicted = self.gather.recovery_mut().error();
         let recovery = self.gather.recovery();
         let decoder = recovery.chosen().ok_or("decodes from nothing")?;
         let used = recovery.used();
@@ -636,6 +638,8 @@ impl<'a> Run<'a> {
         }
 
         let bound = decoder.error_bound(EPSILON, layer.shape.reduction());
+        // Whether to wait was decided by the prediction: it must hold, up to rounding.
+        require(bound <= predicted * (1.0 + 1e-9) || !liars.is_empty(), "predicts less than it gets")?;
         self.tally.digest(used.iter().flat_map(|(subtask, index)| [*subtask as u64, *index as u64]));
         self.tally.digest([bound.to_bits()]);
         self.tally.found += liars.len();

@@ -192,12 +192,8 @@ pub(crate) fn run_job<R: Evidence>(
     };
     {
         let _span = tracing::debug_span!("dispatch", layer).entered();
-        let mut shares = vec![0; pool.len()];
-        for worker in homes.iter() {
-            shares[*worker] += 1;
-        }
         for (subtask, worker) in homes.iter().enumerate() {
-            run.dispatch(subtask, *worker, shares[*worker], false);
+            run.dispatch(subtask, *worker, false);
         }
         // Whoever waits to move subtasks may do so now: what is queued is served first.
         drop(homes);
@@ -243,9 +239,9 @@ struct Run<'a, R> {
 }
 
 impl<R: Evidence> Run<'_, R> {
-    /// `tasks`: how many of this run the worker gets. A `copy` is asked for what is missing, last first, so that it
+    /// A `copy` is asked for what is missing, last first, so that it
     /// meets the first attempt half-way.
-    fn dispatch(&mut self, subtask: usize, worker: usize, tasks: usize, copy: bool) {
+    fn dispatch(&mut self, subtask: usize, worker: usize, copy: bool) {
         self.bytes_up += self.slabs[subtask].size_bytes();
         let sub_results = self.shape.sub_results();
         let rotated = |index: usize| (subtask + index) % sub_results;
@@ -282,7 +278,7 @@ impl<R: Evidence> Run<'_, R> {
             attempt,
             replies: Arc::clone(&self.replies),
         };
-        self.pool.execute(worker, task, tasks);
+        self.pool.execute(worker, task);
     }
 
     /// Carries out what the machine asks for, until it has nothing more to ask or the run is over.
@@ -331,7 +327,7 @@ impl<R: Evidence> Run<'_, R> {
         } else {
             self.redispatched += 1;
         }
-        self.dispatch(subtask, worker, 1, true);
+        self.dispatch(subtask, worker, true);
     }
 
     /// Books a reply and says what it means to the gathering.

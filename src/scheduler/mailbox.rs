@@ -92,6 +92,14 @@ impl<T> Mailbox<T> {
         std::mem::take(&mut self.lock().items)
     }
 
+    /// Takes out what is not `wanted`; the answer is how many that were.
+    pub(super) fn retain(&self, wanted: impl Fn(&T) -> bool) -> usize {
+        let mut queue = self.lock();
+        let before = queue.items.len();
+        queue.items.retain(wanted);
+        before - queue.items.len()
+    }
+
     /// Nothing can be posted any more; the reader ends when it has taken what is there.
     pub(super) fn close(&self) {
         self.lock().closed = true;
@@ -137,6 +145,9 @@ mod tests {
         mailbox.post(1).unwrap();
         mailbox.post(2).unwrap();
         assert_eq!(mailbox.take(Some(soon)), Taken::Item(1));
+        assert_eq!(mailbox.retain(|item| *item == 2), 0);
+        mailbox.post(3).unwrap();
+        assert_eq!(mailbox.retain(|item| *item == 2), 1);
         assert_eq!(mailbox.drain(), [2]);
         mailbox.close();
         assert_eq!(mailbox.take(None), Taken::Closed);

@@ -28,7 +28,7 @@ use crate::worker::{CancelToken, FilterKey, LOCAL_HOST, Recipe, Worker, WorkerIn
 
 /// How long a dropped pool waits for its workers before it leaves a hung one behind.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
-/// Tasks that may wait for a worker beside four rounds of those of the run that asks.
+/// From so many queued tasks on a worker's queue is searched for those that nobody waits for any more.
 const BACKLOG: usize = 16;
 
 /// A set of workers, each on a thread of its own. Cheap to clone; shared by prepared layers and by threads that
@@ -252,9 +252,8 @@ impl Pool {
         self.send(worker, Command::Remove(key));
     }
 
-    /// Queues a task for a worker that gets `tasks` of this run. One that must not or cannot take it answers with a
-    /// failure at once.
-    pub(crate) fn execute(&self, worker: usize, task: Task, tasks: usize) {
+    /// Queues a task. A worker that must not take it answers with a failure at once.
+    pub(crate) fn execute(&self, worker: usize, task: Task) {
         let slot = &self.inner.slots[worker];
         if !slot.status.is_usable() {
             return task.fail(slot.refusal());
@@ -263,11 +262,8 @@ impl Pool {
         if load > 0 {
             self.inner.abandon_if_hung(worker);
         }
-        if load >= BACKLOG + 4 * tasks {
-            return task.fail(Error::WorkerFailed {
-                worker: slot.info.name.clone(),
-                cause: format!("{load} earlier tasks still wait for it"),
-            });
+        if load >= BACKLOG {
+            slot.status.forget_cancelled();
         }
         slot.status.load.fetch_add(1, Ordering::Relaxed);
         self.send(worker, Command::Execute(task));

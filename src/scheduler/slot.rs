@@ -218,6 +218,21 @@ impl Status {
         let _ = locked(&self.inbox).post(command);
     }
 
+    /// So many tasks fewer. A task may be counted before its worker is abandoned and queued after.
+    fn lighten(&self, tasks: usize) {
+        let less = |load: usize| Some(load.saturating_sub(tasks));
+        // The closure never refuses.
+        let _ = self.load.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+    }
+
+    /// Drops queued tasks that nobody waits for any more, with the slabs they hold.
+    pub(super) fn forget_cancelled(&self) {
+        let wanted =
+            |command: &Command| !matches!(command, Command::Execute(task) if task.cancel.is_cancelled());
+        let dropped = locked(&self.inbox).retain(wanted);
+        self.lighten(dropped);
+    }
+
     /// Gives the worker up if its task was cancelled longer than `grace` ago and it is still at it. From then on its
     /// thread serves nobody; the answer is what was queued for it, and the epoch of the thread that is to take its place.
     pub(super) fn abandon_if_hung(&self, grace: Duration) -> Option<(VecDeque<Command>, u64)> {
@@ -264,7 +279,7 @@ impl Status {
         let serves = self.serves(epoch);
         if serves {
             *running = None;
-            self.load.fetch_sub(tasks, Ordering::Relaxed);
+            self.lighten(tasks);
         }
         serves
     }
