@@ -20,7 +20,9 @@ use crate::conv::{ConvParams, ConvShape, conv_local};
 use crate::error::{Error, Result};
 use crate::partition::{FilterPartition, InputPartition, OutputTiling};
 use crate::planner::{Rates, choose_partitions, subtask_shape};
-use crate::scheduler::{Audit, End, Expected, Gathered, JobPlan, Latencies, Pool, Terms, run_job};
+use crate::scheduler::{
+    Audit, End, Expected, Gathered, JobPlan, Latencies, OnShortfall, Pool, Terms, run_job,
+};
 use crate::worker::SubtaskShape;
 
 /// Responder sets whose inverses a layer keeps.
@@ -256,15 +258,17 @@ impl<T: Element> CodedConv<T> {
         let mut gathered = run_job(plan, self.holdings.homes());
         let decoding = Instant::now();
         let chosen = gathered.recovery.chosen().cloned();
-        let decoded = match (std::mem::replace(&mut gathered.end, End::Local), &chosen) {
+        let end = std::mem::replace(&mut gathered.end, End::Decode);
+        let decoded = match (end, &chosen) {
             (End::Failed(error), _) => Err(error),
             (End::Decode, Some(decoder)) => {
-                let decoded = tracing::debug_span!("decode").in_scope(|| self.decode(decoder, &gathered));
-                gathered.end = End::Decode;
-                decoded
+                tracing::debug_span!("decode").in_scope(|| self.decode(decoder, &gathered))
             }
             // The gathering ends with `Decode` only after a verdict that chose a decoder.
-            (End::Local | End::Decode, _) => self.compute_locally(&input, finite, &gathered),
+            (End::Local | End::Decode, _) => {
+                gathered.end = End::Local;
+                self.compute_locally(&input, finite, &gathered)
+            }
         };
         let decode = decoding.elapsed();
         gathered.settle();
@@ -275,7 +279,8 @@ impl<T: Element> CodedConv<T> {
         spare.extend(free);
         spare.truncate(self.code().n());
         drop(spare);
-        if self.options.policy().hedges().is_some() {
+        // Subtasks move where they may be handed to others at all.
+        if self.options.on_shortfall == OnShortfall::Redispatch {
             self.holdings.follow_the_speeds();
         }
         let local = matches!(gathered.end, End::Local);

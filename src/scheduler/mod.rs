@@ -24,10 +24,11 @@ mod pool;
 mod revive;
 mod service;
 mod slot;
+mod speed;
 
 pub use assign::{Seat, assign, makespan, rebalance};
 pub use gather::{Action, Event, Gather, Recovery, Terms, Verdict};
-pub use health::{Health, HealthOptions, Speed, State};
+pub use health::{Health, HealthOptions, State};
 pub use job::Outcome;
 pub(crate) use job::{End, Evidence, Gathered, JobPlan, run_job};
 pub use latency::{Expected, Latencies};
@@ -35,3 +36,4 @@ pub use policy::{Audit, OnShortfall, Policy};
 pub use pool::{Pool, WorkerHealth};
 pub use slot::PoolOptions;
 pub(crate) use slot::{FilterSource, InstallRequest};
+pub use speed::Speed;

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 
-use super::health::{Health, HealthOptions, Speed};
+use super::health::{Health, HealthOptions};
 use super::mailbox::Mailbox;
+use super::speed::Speed;
 use crate::array::Values;
 use crate::coding::{Sketch, Sketcher};
 use crate::error::{Error, Result};
