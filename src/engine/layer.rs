@@ -32,6 +32,9 @@ const CACHED_DECODERS: usize = 256;
 /// than that needs no parts.
 const PARTS_COST: Duration = Duration::from_nanos(10);
 
+/// From when on parts count, without experience, where workers share cores.
+const CROWDED_PARTS: Duration = Duration::from_millis(20);
+
 /// A copy of a subtask takes so long to make and to hand out that sooner nothing is overdue.
 const LEAST_HEDGE: Duration = Duration::from_millis(1);
 
@@ -337,13 +340,16 @@ impl<T: Element> CodedConv<T> {
             experience.fresh_for = RUNS_BETWEEN_QUANTILES;
         }
         experience.fresh_for -= 1;
+        let parts = u32::try_from((self.code().k_a() * self.code().k_b()).pow(3)).unwrap_or(u32::MAX);
+        let inverse = PARTS_COST * parts;
+        // Threads that wait for each other's cores finish one after the other: parts are of use when some are overdue.
+        let crowded = self.holdings.pool.is_crowded();
+        let parts_at =
+            if crowded { inverse.max(experience.overdue.unwrap_or(CROWDED_PARTS)) } else { inverse };
         Terms {
             comfortable: error_bound(COMFORTABLE_CONDITION, T::EPSILON, self.shape.reduction()),
             max_error: self.options.max_error,
-            parts_at: Some(
-                PARTS_COST
-                    * u32::try_from((self.code().k_a() * self.code().k_b()).pow(3)).unwrap_or(u32::MAX),
-            ),
+            parts_at: Some(parts_at),
             hedge_at: experience.overdue,
             expected: (0..self.code().n()).map(|i| experience.expected.get(i)).collect(),
             local: Duration::try_from_secs_f64(self.shape.macs() * Rates::default().mac_s)

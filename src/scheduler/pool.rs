@@ -223,6 +223,12 @@ impl Pool {
         })
     }
 
+    /// Whether more threads of this machine are workers than it has cores.
+    pub(crate) fn is_crowded(&self) -> bool {
+        let here = self.workers().filter(|info| info.kind == WorkerKind::Cpu && info.host == LOCAL_HOST);
+        here.count() > self.inner.shared.cores
+    }
+
     /// Whether the worker still has filters to install from before: others should not wait for it.
     pub(crate) fn is_installing(&self, worker: usize) -> bool {
         self.inner.slots[worker].status.installing.load(Ordering::Relaxed) > 0
