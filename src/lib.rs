@@ -1,6 +1,8 @@
 #![doc = include_str!("../README.md")]
 
 pub mod array;
+#[cfg(feature = "bench")]
+pub mod bench;
 pub mod coding;
 pub mod conv;
 pub mod engine;

@@ -1,0 +1,252 @@
+//! What a comparison measured: the structure of `bench.json`.
+//!
+//! Plain data. All times are milliseconds, all sizes bytes.
+
+use serde::{Deserialize, Serialize};
+
+/// Version of [`BenchReport`].
+pub const SCHEMA: u32 = 1;
+
+/// A whole comparison.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BenchReport {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// Where, when and how it was measured.
+    pub setting: Setting,
+    /// One entry for each layer or model.
+    pub studies: Vec<Study>,
+    /// What encoding and decoding cost, by layer.
+    pub codec: Vec<CodecCost>,
+    /// Condition numbers of the codes in use.
+    pub conditions: Vec<Conditions>,
+    /// What a reader should not miss, where coding loses above all: sentences.
+    pub findings: Vec<String>,
+}
+
+/// Where, when and how something was measured.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Setting {
+    /// Version of this crate.
+    pub version: String,
+    /// The command line.
+    pub command: String,
+    /// UTC, as in `2026-11-22T10:00:00Z`.
+    pub date: String,
+    /// Processor and number of cores.
+    pub hardware: String,
+    /// Operating system and architecture.
+    pub system: String,
+    /// `real`, or `virtual` for simulated workers in virtual time.
+    pub mode: String,
+    /// The workers, readable: `6 x CPU thread`.
+    pub workers: String,
+    /// Arithmetic of the workers: `f32` or `f64`.
+    pub precision: String,
+    /// Of everything random.
+    pub seed: u64,
+    /// Trials of each method in each scenario.
+    pub trials: usize,
+}
+
+/// One layer or model under every scenario.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Study {
+    /// `vgg16/conv3_2`, or the model's file name.
+    pub name: String,
+    /// `layer` or `model`.
+    pub kind: String,
+    /// Readable: `256x56x56, 256 3x3`.
+    pub shape: String,
+    /// Multiply-adds of the uncoded computation.
+    pub macs: f64,
+    /// Workers, which every method has.
+    pub workers: usize,
+    /// gamma: stragglers that the coded methods are to survive.
+    pub tolerate: usize,
+    /// How each method divides the layer; empty for models.
+    pub plans: Vec<MethodPlan>,
+    /// In the order they were asked for.
+    pub scenarios: Vec<ScenarioResult>,
+    /// From which straggler delay on the coded method (the last of [`Study::plans`]) wins.
+    pub break_even: Vec<BreakEven>,
+}
+
+/// How a method divides a layer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MethodPlan {
+    /// `uncoded`, `hedged`, `replication`, `mds`, `crme` or another code's name.
+    pub method: String,
+    /// What it is, in a few words.
+    pub about: String,
+    /// Code family.
+    pub code: String,
+    /// Subtasks.
+    pub n: usize,
+    /// delta.
+    pub recovery_threshold: usize,
+    /// Input partitions.
+    pub k_a: usize,
+    /// Filter partitions.
+    pub k_b: usize,
+    /// Subtasks that may be missing.
+    pub tolerated: usize,
+    /// Multiply-adds of all subtasks over those of the layer.
+    pub work: f64,
+    /// Bytes of coded slabs sent in a run.
+    pub upload_bytes: f64,
+    /// Bytes of all sub-results.
+    pub download_bytes: f64,
+    /// Bytes of coded filters that a worker holds for one subtask.
+    pub filter_bytes: f64,
+    /// The planner's prediction for a run with nobody late.
+    pub predicted_ms: Option<f64>,
+}
+
+/// All methods under one kind of fault.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ScenarioResult {
+    /// Readable: `2 of 6 workers 100 ms late`.
+    pub name: String,
+    /// As on the command line: `random:2:delay=100ms`.
+    pub faults: Vec<String>,
+    /// How many workers a trial makes straggle; `None` where that is random or all of them.
+    pub stragglers: Option<usize>,
+    /// The fixed delay of stragglers.
+    pub delay_ms: Option<f64>,
+    /// In the order of [`Study::plans`].
+    pub methods: Vec<MethodResult>,
+}
+
+/// A statistic with its 95 % bootstrap interval.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Estimate {
+    /// Of the sample.
+    pub value: f64,
+    /// Lower end.
+    pub low: f64,
+    /// Upper end.
+    pub high: f64,
+}
+
+/// One method under one kind of fault.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MethodResult {
+    /// As in [`MethodPlan::method`].
+    pub method: String,
+    /// Latency of each trial, encoding and decoding included, in the order of the trials, which is the same for all
+    /// methods. A run that failed counts with the time it took to fail.
+    pub latencies_ms: Vec<f64>,
+    /// Runs without an output.
+    pub failed: usize,
+    /// Median latency.
+    pub median: Estimate,
+    /// 90th percentile.
+    pub p90: Estimate,
+    /// 99th percentile.
+    pub p99: Estimate,
+    /// 99.9th percentile; of fewer than a thousand trials the greatest latency, in effect.
+    pub p999: Estimate,
+    /// Mean latency.
+    pub mean: Estimate,
+    /// Median over trials of this method's latency to the first method's in the same trial.
+    pub to_first: Estimate,
+    /// Median.
+    pub encode_ms: f64,
+    /// Median.
+    pub wait_ms: f64,
+    /// Median.
+    pub decode_ms: f64,
+    /// Mean.
+    pub bytes_up: f64,
+    /// Mean.
+    pub bytes_down: f64,
+    /// Mean multiply-adds begun on workers over those of the layer.
+    pub work: f64,
+    /// Mean share of that work whose results were not used.
+    pub wasted: f64,
+    /// Mean subtasks handed out again.
+    pub redispatched: f64,
+    /// Mean subtasks copied to idle workers.
+    pub hedged: f64,
+    /// Greatest relative L2 error against the uncoded reference; `None` where no numbers were computed.
+    pub max_error: Option<f64>,
+    /// Median condition number.
+    pub condition: f64,
+}
+
+/// From which straggler delay on coding is faster.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BreakEven {
+    /// The method it is compared with.
+    pub against: String,
+    /// How many workers straggle in a trial.
+    pub stragglers: usize,
+    /// What was measured: (delay in ms, median of the coded method, median of the other).
+    pub points: Vec<[f64; 3]>,
+    /// Where the medians cross; 0 where coding always wins, `None` where it never does.
+    pub delay_ms: Option<f64>,
+}
+
+/// What encoding and decoding cost in processor time, measured apart.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CodecCost {
+    /// As in [`Study::name`].
+    pub name: String,
+    /// CPU time of encoding one input.
+    pub encode_cpu_ms: f64,
+    /// CPU time of decoding one output.
+    pub decode_cpu_ms: f64,
+    /// CPU time of a whole run in which every worker computes its subtask.
+    pub total_cpu_ms: f64,
+}
+
+impl CodecCost {
+    /// Encoding and decoding over everything.
+    #[must_use]
+    pub fn share(&self) -> f64 {
+        (self.encode_cpu_ms + self.decode_cpu_ms) / self.total_cpu_ms
+    }
+}
+
+/// Condition numbers over the responder sets of one code.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Conditions {
+    /// Code family.
+    pub code: String,
+    /// Subtasks.
+    pub n: usize,
+    /// delta.
+    pub recovery_threshold: usize,
+    /// Input partitions.
+    pub k_a: usize,
+    /// Filter partitions.
+    pub k_b: usize,
+    /// Responder sets looked at.
+    pub sets: usize,
+    /// Whether those are all there are.
+    pub exhaustive: bool,
+    /// Median.
+    pub median: f64,
+    /// 90th percentile.
+    pub p90: f64,
+    /// 99th percentile.
+    pub p99: f64,
+    /// The worst one seen; infinite for a set that does not decode.
+    #[serde(with = "infinite")]
+    pub worst: f64,
+}
+
+/// JSON knows no infinity: it is written as `null`.
+mod infinite {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+    pub(super) fn serialize<S: Serializer>(value: &f64, to: S) -> Result<S::Ok, S::Error> {
+        if value.is_finite() { to.serialize_some(value) } else { to.serialize_none() }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
+        Ok(Option::deserialize(from)?.unwrap_or(f64::INFINITY))
+    }
+}
