@@ -6,10 +6,10 @@
 
 mod common;
 
-use common::{mean_squared_error, normal, relative_l2, subsets};
-use fcdcc::array::Element;
-use fcdcc::coding::{Code, CodeKind, Decoder, Epilogue, SubResult, decode, encode_filters, encode_input};
-use fcdcc::conv::{ConvParams, ConvShape, reference};
+use common::computed::Computed;
+use common::{mean_squared_error, relative_l2, subsets};
+use fcdcc::coding::{Code, CodeKind, Decoder, Epilogue, SubResult, decode, encode_input};
+use fcdcc::conv::{ConvParams, ConvShape};
 use fcdcc::partition::{FilterPartition, InputPartition, OutputTiling};
 use proptest::prelude::*;
 
@@ -17,63 +17,6 @@ use proptest::prelude::*;
 const EXACT_F64: f64 = 1e-10;
 /// f32 workers at condition below 100: 100 * 1.2e-7 * a small factor.
 const EXACT_F32: f64 = 3e-5;
-
-/// A layer whose subtasks have all been computed.
-struct Computed<T> {
-    code: Code,
-    tiling: OutputTiling,
-    results: Vec<Vec<T>>,
-    bias: Vec<T>,
-    truth: Vec<T>,
-}
-
-impl<T: Element> Computed<T> {
-    fn new(kind: CodeKind, shape: &ConvShape, k_a: usize, k_b: usize, n: usize, seed: u64) -> Self {
-        let (input, weight): (Vec<T>, Vec<T>) =
-            (normal(shape.input_elems(), seed), normal(shape.weight_elems(), seed + 1));
-        let bias = normal(shape.out_channels, seed + 2);
-        let code = Code::new(kind, k_a, k_b, n).unwrap();
-        let slabs = InputPartition::new(shape, k_a).unwrap();
-        let filters = FilterPartition::new(shape, k_b).unwrap();
-        let banks = filters.split(&weight);
-        let conv = slabs.slab_conv(filters.bank_channels());
-        let mut results = Vec::new();
-        for (i, coded) in encode_input(&code, shape, &slabs, &input, Vec::new()).iter().enumerate() {
-            let coded_banks = encode_filters(&code, &filters, &banks, i);
-            for slab in coded.chunks(conv.input_elems()) {
-                for bank in coded_banks.chunks(conv.weight_elems()) {
-                    results.push(reference(&conv, slab, bank, None).unwrap());
-                }
-            }
-        }
-        let truth = reference(shape, &input, &weight, Some(&bias)).unwrap();
-        Self { tiling: OutputTiling::new(shape, &slabs, &filters), code, results, bias, truth }
-    }
-
-    fn result(&self, of: SubResult) -> &[T] {
-        &self.results[(of.subtask * self.code.l_a() + of.slab) * self.code.l_b() + of.bank]
-    }
-
-    fn decode(&self, decoder: &Decoder) -> Vec<T> {
-        let results: Vec<&[T]> = decoder.inputs().iter().map(|of| self.result(*of)).collect();
-        let mut output = vec![T::from_f64(f64::NAN); self.truth.len()];
-        decode(
-            decoder,
-            &self.tiling,
-            &results,
-            Epilogue { bias: Some(&self.bias), clamp: None },
-            &mut output,
-        )
-        .unwrap();
-        output
-    }
-
-    /// Error and condition number of decoding from whole subtasks.
-    fn error(&self, subtasks: &[usize]) -> (f64, f64) {
-        let decoder = Decoder::for_subtasks(&self.code, subtasks).unwrap();
-        (relative_l2(&self.decode(&decoder), &self.truth), decoder.condition())
-    }
-}
 
 fn shape(input: &[usize], weight: &[usize], params: ConvParams) -> ConvShape {
     ConvShape::new(input, weight, &params).unwrap()
@@ -250,7 +193,7 @@ fn impossible_codes_name_both_numbers() {
     assert!(refused(CodeKind::Uncoded, 2, 3, 5).contains("is 5 where at least 6"));
     assert!(refused(CodeKind::Uncoded, 0, 3, 5).contains("0,3"));
     assert!(refused(CodeKind::Uncoded, usize::MAX, 3, 5).contains("few enough"));
-    assert!("turbo".parse::<CodeKind>().unwrap_err().to_string().contains("crme, uncoded"));
+    assert!("turbo".parse::<CodeKind>().unwrap_err().to_string().contains("replication, uncoded"));
 }
 
 #[test]
@@ -343,7 +286,7 @@ proptest! {
         let rows = layer.output[layer.split_axis()];
         let k_a = if 2 * d_a <= rows && d_a > 0 { 2 * d_a } else { 1 };
         let k_b = if d_b > 0 { 2 * d_b } else { 1 };
-        let delta = CodeKind::Crme.recovery_threshold(k_a, k_b).unwrap();
+        let delta = CodeKind::Crme.degree(k_a, k_b).unwrap();
         let n = delta + spare;
         let computed = Computed::<f64>::new(CodeKind::Crme, &layer, k_a, k_b, n, pick);
         let all = subsets(n, delta);

@@ -1,66 +1,9 @@
 //! The code of one layer: generator blocks and recovery threshold.
 
-use std::fmt;
-use std::str::FromStr;
-
-use serde::Serialize;
-
 use super::generators::{Generators, Structure};
-use super::{crme, uncoded};
+use super::kind::CodeKind;
+use super::{crme, khatri_rao, polynomial, selection};
 use crate::error::{Error, Result};
-
-/// The code families.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum CodeKind {
-    /// Circulant and rotation matrix embeddings (arXiv 1910.06515): any delta of n subtasks.
-    #[default]
-    Crme,
-    /// Plain partitioning: every subtask is needed.
-    Uncoded,
-}
-
-impl CodeKind {
-    /// Every family, in the order of the documentation.
-    pub const ALL: [Self; 2] = [Self::Crme, Self::Uncoded];
-
-    /// The name used on the command line and in reports.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Crme => "crme",
-            Self::Uncoded => "uncoded",
-        }
-    }
-
-    /// Recovery threshold of this family for k_A x k_B parts, whatever n.
-    ///
-    /// # Errors
-    /// [`Error::InvalidParameter`] for parts the family cannot be built on.
-    pub fn recovery_threshold(self, k_a: usize, k_b: usize) -> Result<usize> {
-        match self {
-            Self::Crme => Ok(crme::degree("k_A", k_a)? * crme::degree("k_B", k_b)?),
-            Self::Uncoded => uncoded::parts(k_a, k_b),
-        }
-    }
-}
-
-impl fmt::Display for CodeKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl FromStr for CodeKind {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        Self::ALL.into_iter().find(|kind| kind.name() == text).ok_or_else(|| {
-            let known: Vec<_> = Self::ALL.iter().map(|kind| kind.name()).collect();
-            Error::invalid("code", format!("{text:?}"), format!("known codes: {}", known.join(", ")))
-        })
-    }
-}
 
 /// Sub-result (p, r) of subtask i.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -95,20 +38,28 @@ impl Code {
     ///
     /// # Errors
     /// [`Error::InvalidParameter`] when the family does not exist for these parts (CRME: each 1 or even),
-    /// [`Error::Mismatch`] when n is below the recovery threshold.
+    /// [`Error::Mismatch`] when n subtasks cannot determine them.
     pub fn new(kind: CodeKind, k_a: usize, k_b: usize, n: usize) -> Result<Self> {
-        let threshold = kind.recovery_threshold(k_a, k_b)?;
-        if n < threshold {
+        let least = kind.degree(k_a, k_b)?;
+        if n < least {
+            let why = match kind {
+                CodeKind::Replication => "the parts",
+                _ => "the recovery threshold",
+            };
             return Err(Error::mismatch(
                 "number of subtasks n (--workers)",
                 n,
-                format!("at least {threshold}, the recovery threshold of {kind} for partitions {k_a},{k_b}"),
+                format!("at least {least}, {why} of {kind} for partitions {k_a},{k_b}"),
                 "use more workers or fewer partitions",
             ));
         }
         let (structure, generators) = match kind {
             CodeKind::Crme => crme::generators(k_a, k_b, n),
-            CodeKind::Uncoded => uncoded::generators(k_a, k_b),
+            CodeKind::Chebyshev => polynomial::chebyshev(k_a, k_b, n),
+            CodeKind::Vandermonde => polynomial::vandermonde(k_a, k_b, n),
+            CodeKind::KhatriRao => khatri_rao::generators(k_a, k_b, n),
+            CodeKind::Replication => selection::generators(k_a, k_b, n),
+            CodeKind::Uncoded => selection::generators(k_a, k_b, least),
         };
         let Generators { n, l_a, l_b, input_blocks, filter_blocks } = generators;
         Ok(Self {
@@ -118,7 +69,7 @@ impl Code {
             k_b,
             l_a,
             l_b,
-            recovery_threshold: threshold,
+            recovery_threshold: kind.recovery_threshold(k_a, k_b, n)?,
             structure,
             input_blocks,
             filter_blocks,
@@ -161,7 +112,8 @@ impl Code {
         self.l_b
     }
 
-    /// delta: any so many whole subtasks give the exact result.
+    /// delta: any so many whole subtasks give the exact result. Of replication also certain smaller sets do
+    /// ([`determines`](Self::determines)).
     #[must_use]
     pub fn recovery_threshold(&self) -> usize {
         self.recovery_threshold
@@ -171,6 +123,31 @@ impl Code {
     #[must_use]
     pub fn tolerated(&self) -> usize {
         self.n - self.recovery_threshold
+    }
+
+    /// Whether the whole subtasks for which `holds` is true determine the parts: enough of them or, where each
+    /// computes one part, one of every part.
+    #[must_use]
+    pub fn determines(&self, holds: &dyn Fn(usize) -> bool) -> bool {
+        let parts = self.k_a * self.k_b;
+        match self.structure {
+            Structure::Selection => (0..parts).all(|part| (part..self.n).step_by(parts).any(holds)),
+            Structure::Rotation { .. } | Structure::Dense => {
+                (0..self.n).filter(|i| holds(*i)).nth(self.recovery_threshold - 1).is_some()
+            }
+        }
+    }
+
+    /// The one part that a subtask computes, row-major in k_A x k_B, where results are copies of parts: with replication,
+    /// without a code, and with polynomial and random codes of a single part (copies but for a factor).
+    #[must_use]
+    pub fn part_of(&self, subtask: usize) -> Option<usize> {
+        let parts = self.k_a * self.k_b;
+        match self.structure {
+            Structure::Selection => Some(subtask % parts),
+            Structure::Dense if parts == 1 => Some(0),
+            Structure::Rotation { .. } | Structure::Dense => None,
+        }
     }
 
     /// A_i, k_A x l_A row-major.

@@ -1,10 +1,7 @@
 //! Circulant and rotation matrix embeddings (arXiv 1910.06515, section III), as FCDCC uses them.
 
-use super::generators::{Generators, Structure};
+use super::generators::{Generators, MAX_PARTS, Structure};
 use crate::error::{Error, Result};
-
-/// Largest k accepted: the condition number leaves the range of f64 long before.
-const MAX_PARTS: usize = 4096;
 
 /// l: the size of the rotation block of a side split into `k` parts.
 pub(super) fn embedding(k: usize) -> usize {

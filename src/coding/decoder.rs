@@ -1,14 +1,14 @@
 //! The inverse of a responder set: what decoding multiplies by, and how well conditioned it is.
 
-use faer::Mat;
 use num_complex::Complex64;
 
 use super::code::{Code, SubResult};
+use super::condition::{condition_of, power, transposed, vandermonde};
 use super::generators::Structure;
 use crate::error::{Error, Result};
 
 /// Beyond this condition number not even f64 results carry a correct digit at f32 accuracy: treated as singular.
-const SINGULAR: f64 = 1e13;
+pub(crate) const SINGULAR: f64 = 1e13;
 
 /// How the sub-results of one responder set become parts.
 #[derive(Clone, Debug)]
@@ -49,12 +49,16 @@ pub(super) struct Rotation {
 impl Decoder {
     /// The decoder of whole subtasks: the fast path of the code where it has one.
     ///
-    /// More subtasks than the threshold are decoded by least squares.
+    /// More subtasks than the threshold are decoded by least squares; where each computes one part the first copy of
+    /// each is taken, and the others are no [`inputs`](Self::inputs).
     ///
     /// # Errors
-    /// [`Error::Mismatch`] for fewer than the recovery threshold, [`Error::Singular`] when they do not determine
-    /// the parts.
+    /// [`Error::Mismatch`] for fewer than the recovery threshold or without a copy of every part,
+    /// [`Error::Singular`] when they do not determine the parts.
     pub fn for_subtasks(code: &Code, subtasks: &[usize]) -> Result<Self> {
+        if code.structure == Structure::Selection {
+            return Self::selection(code, subtasks);
+        }
         if subtasks.len() < code.recovery_threshold() {
             return Err(Error::mismatch(
                 "number of subtasks to decode from",
@@ -63,11 +67,16 @@ impl Decoder {
                 "wait for more results",
             ));
         }
+        let inputs = code.sub_results_of(subtasks);
         match code.structure {
             Structure::Rotation { theta } if code.k_a() > 1 || code.k_b() > 1 => {
                 Self::rotation(code, theta, subtasks)
             }
-            Structure::Rotation { .. } | Structure::Selection => Self::selection(code, subtasks),
+            // One part, which every subtask computes.
+            Structure::Rotation { .. } | Structure::Selection => {
+                Ok(Self { inputs, condition: 1.0, map: Map::Select(vec![0]) })
+            }
+            Structure::Dense => Self::generic(code, &inputs),
         }
     }
 
@@ -86,15 +95,8 @@ impl Decoder {
                 "wait for more results",
             ));
         }
-        // Row m of G^T is the column of sub-result m: Z = G^T Y.
-        let mut transposed = Mat::<f64>::zeros(inputs.len(), parts);
-        for (m, input) in inputs.iter().enumerate() {
-            for (part, value) in code.recovery_column(*input).enumerate() {
-                transposed[(m, part)] = value;
-            }
-        }
         let failed = || Error::Singular { subtasks: subtasks_of(inputs), condition: f64::INFINITY };
-        let svd = transposed.thin_svd().map_err(|_| failed())?;
+        let svd = transposed(code, inputs).thin_svd().map_err(|_| failed())?;
         let condition = condition_of(svd.S().column_vector().iter().copied());
         if condition > SINGULAR {
             return Err(Error::Singular { subtasks: subtasks_of(inputs), condition });
@@ -105,24 +107,31 @@ impl Decoder {
     }
 
     fn selection(code: &Code, subtasks: &[usize]) -> Result<Self> {
-        let inputs = code.sub_results_of(subtasks);
-        let select: Option<Vec<usize>> = (0..code.k_a() * code.k_b())
-            .map(|part| inputs.iter().position(|of| code.recovery_column(*of).nth(part) == Some(1.0)))
-            .collect();
-        let select = select
-            .ok_or_else(|| Error::Singular { subtasks: subtasks.to_vec(), condition: f64::INFINITY })?;
-        Ok(Self { inputs, condition: 1.0, map: Map::Select(select) })
+        let parts = code.k_a() * code.k_b();
+        let copy_of = |part: usize| subtasks.iter().copied().find(|i| code.part_of(*i) == Some(part));
+        let copies: Vec<Option<usize>> = (0..parts).map(copy_of).collect();
+        if let Some(missing) = copies.iter().position(Option::is_none) {
+            let holders = (missing..code.n()).step_by(parts).map(|i| i.to_string()).collect::<Vec<_>>();
+            return Err(Error::mismatch(
+                format!("number of parts that subtasks {subtasks:?} hold"),
+                copies.iter().flatten().count(),
+                format!("all {parts}"),
+                format!("wait for part {missing}, which subtask {} computes", holders.join(" or ")),
+            ));
+        }
+        let chosen: Vec<usize> = copies.into_iter().flatten().collect();
+        Ok(Self {
+            inputs: code.sub_results_of(&chosen),
+            condition: 1.0,
+            map: Map::Select((0..parts).collect()),
+        })
     }
 
     fn rotation(code: &Code, theta: f64, subtasks: &[usize]) -> Result<Self> {
         let delta = code.recovery_threshold();
         let (d_a, d_b) = (code.k_a() / code.l_a(), code.k_b() / code.l_b());
-        // w_i^m with the angle reduced in integers: i m grows to n delta.
-        let period = (std::f64::consts::TAU / theta).round();
-        let power = |i: usize, m: usize| Complex64::from_polar(1.0, -theta * ((i * m) as f64 % period));
-        let vandermonde = Mat::from_fn(subtasks.len(), delta, |row, m| power(subtasks[row], m));
         let failed = |condition| Error::Singular { subtasks: subtasks.to_vec(), condition };
-        let svd = vandermonde.thin_svd().map_err(|_| failed(f64::INFINITY))?;
+        let svd = vandermonde(code, theta, subtasks).thin_svd().map_err(|_| failed(f64::INFINITY))?;
         let condition = condition_of(svd.S().column_vector().iter().map(|s| s.re));
         if condition > SINGULAR {
             return Err(failed(condition));
@@ -155,7 +164,7 @@ impl Decoder {
                 responders,
                 p: as_real(&|row, col| inverse[(row, col)]),
                 q: if both {
-                    as_real(&|row, col| inverse[(row, col)] * power(subtasks[col], d_a * (d_b - 1)))
+                    as_real(&|row, col| inverse[(row, col)] * power(theta, subtasks[col], d_a * (d_b - 1)))
                 } else {
                     Vec::new()
                 },
@@ -199,13 +208,4 @@ fn subtasks_of(inputs: &[SubResult]) -> Vec<usize> {
     subtasks.sort_unstable();
     subtasks.dedup();
     subtasks
-}
-
-fn condition_of(singular_values: impl Iterator<Item = f64>) -> f64 {
-    let (mut least, mut greatest) = (f64::INFINITY, 0.0_f64);
-    for s in singular_values {
-        least = least.min(s);
-        greatest = greatest.max(s);
-    }
-    if least > 0.0 { greatest / least } else { f64::INFINITY }
 }

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use faer::Mat;
 
 use super::code::{Code, SubResult};
+use super::condition::transposed;
 use super::sketch::{LANES, Sketch};
 
 /// Residuals up to so many times what independent rounding errors of the size `noise` leave are no alarm.
@@ -39,13 +40,7 @@ pub(super) struct Relations {
 impl Relations {
     /// Those of `inputs`, which must be more than k_A k_B. By QR, O(M^2 k) for M inputs and k parts.
     pub(super) fn new(code: &Code, inputs: &[SubResult]) -> Self {
-        let mut transposed = Mat::<f64>::zeros(inputs.len(), code.k_a() * code.k_b());
-        for (m, input) in inputs.iter().enumerate() {
-            for (part, value) in code.recovery_column(*input).enumerate() {
-                transposed[(m, part)] = value;
-            }
-        }
-        Self::of((0..inputs.len()).collect(), &complement(&transposed))
+        Self::of((0..inputs.len()).collect(), &complement(&transposed(code, inputs)))
     }
 
     fn of(kept: Vec<usize>, n: &Mat<f64>) -> Self {

@@ -130,14 +130,16 @@ impl<T: Element> Holdings<T> {
         let _ = self.energies.set(energies);
         let mut end = started + INSTALL_LIMIT;
         let mut first_error = None;
-        let mut installed = 0;
-        while awaited > 0 || installed < self.code.recovery_threshold() {
+        let mut installed = HashSet::new();
+        let mut enough = false;
+        while awaited > 0 || !enough {
             let Ok(answer) = replies.recv_deadline(end) else { break };
             awaited -= usize::from(!behind[answer.worker]);
             match answer.result {
                 Ok(()) => {
-                    installed += 1;
-                    if installed == self.code.recovery_threshold() {
+                    installed.insert(answer.key.subtask);
+                    if !enough && self.code.determines(&|i| installed.contains(&i)) {
+                        enough = true;
                         let patience = (started.elapsed() * INSTALL_PATIENCE).max(Duration::from_secs(1));
                         end = end.min(Instant::now() + patience);
                     }
@@ -151,7 +153,7 @@ impl<T: Element> Holdings<T> {
         }
         // Workers lost before are no reason to refuse: the run's fallbacks may still make up for them.
         match first_error {
-            Some(error) if installed == 0 && !matches!(error, Error::WorkerLost { .. }) => Err(error),
+            Some(error) if installed.is_empty() && !matches!(error, Error::WorkerLost { .. }) => Err(error),
             _ => Ok(()),
         }
     }

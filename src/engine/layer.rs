@@ -7,14 +7,15 @@ use std::time::{Duration, Instant};
 
 use ndarray::{ArrayD, ArrayView1, ArrayViewD, IxDyn};
 
+use super::fitness::{check_audit, check_condition};
 use super::holdings::{Holdings, SharedWeight, locked};
 use super::options::LayerOptions;
 use super::report::{Completion, LayerReport};
 use super::responses::{Responses, Scheme};
 use crate::array::{Element, Values, check_elems, first_non_finite};
 use crate::coding::{
-    AUDIT_TARGET, CheckerCache, Clamp, Code, CodeKind, Decoder, DecoderCache, Epilogue, Sketcher, decode,
-    encode_input, error_bound,
+    CheckerCache, Clamp, Code, CodeKind, Decoder, DecoderCache, Epilogue, Sketcher, decode, encode_input,
+    error_bound,
 };
 use crate::conv::{ConvParams, ConvShape, conv_local};
 use crate::error::{Error, Result};
@@ -146,14 +147,16 @@ impl<T: Element> CodedConv<T> {
             None => choose_partitions(&shape, options.code, n, options.tolerate, &Rates::default())?,
         };
         let code = Code::new(options.code, k_a, k_b, n)?;
+        check_condition(&code)?;
         let slabs = InputPartition::new(&shape, k_a)?;
         let filters = FilterPartition::new(&shape, k_b)?;
         let checkers = CheckerCache::new(CACHED_DECODERS);
-        check_audit(&code, options.audit, &checkers, error_bound(1.0, T::EPSILON, shape.reduction()))?;
+        let noise = error_bound(1.0, T::EPSILON, shape.reduction());
+        check_audit(&code, options.audit, pool, &checkers, noise)?;
         let flaw = non_finite("weight", (*weight).as_ref())
             .or_else(|| non_finite("bias", bias.as_deref().unwrap_or_default()));
         let finite = flaw.is_none();
-        refuse_unless_uncoded(options.code, flaw)?;
+        refuse_unless_passed(options.code, options.audit, flaw)?;
         let subtask = subtask_shape(&shape, &code)?;
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         let _span = tracing::info_span!("prepare", name = options.name).entered();
@@ -238,7 +241,7 @@ impl<T: Element> CodedConv<T> {
         let input = contiguous(&input);
         let flaw = non_finite("input", &input);
         let finite = self.finite && flaw.is_none();
-        refuse_unless_uncoded(self.code().kind(), flaw)?;
+        refuse_unless_passed(self.code().kind(), self.options.audit, flaw)?;
         let slabs: Vec<Arc<Values>> = tracing::debug_span!("encode").in_scope(|| {
             let spare = std::mem::take(&mut *locked(&self.spare));
             let coded = encode_input(self.code(), &self.shape, &self.slabs, &input, spare);
@@ -442,49 +445,16 @@ impl<T: Element> Drop for CodedConv<T> {
     }
 }
 
-/// Refuses an audit that the code has no spare results for.
-fn check_audit(code: &Code, audit: Audit, checkers: &CheckerCache, noise: f64) -> Result<()> {
-    let spare = match audit {
-        Audit::Off => return Ok(()),
-        Audit::Detect => 1,
-        Audit::Correct => 2,
-    };
-    if code.tolerated() < spare {
-        return Err(Error::mismatch(
-            format!("spare results for --audit {audit}"),
-            code.tolerated(),
-            format!("at least {spare}"),
-            format!(
-                "{} subtasks of which {} are needed leave no more: raise --workers, or lower --partitions",
-                code.n(),
-                code.recovery_threshold()
-            ),
-        ));
-    }
-    let all: Vec<usize> = (0..code.n()).collect();
-    let inputs = code.sub_results_of(&all);
-    let groups: Vec<usize> = inputs.iter().map(|of| of.subtask).collect();
-    let floor = checkers.checker(code, &inputs)?.floor(&groups, noise);
-    if floor > AUDIT_TARGET {
-        return Err(Error::mismatch(
-            "smallest relative error that an audit of this code would find",
-            format!("{floor:.1e}"),
-            format!("at most {AUDIT_TARGET:.0e}"),
-            "use more spare results, fewer partitions or f64",
-        ));
-    }
-    Ok(())
-}
-
 /// The error that names the first NaN or infinity, if there is one.
 fn non_finite<T: Element>(what: &'static str, values: &[T]) -> Option<Error> {
     first_non_finite(values).map(|(index, value)| Error::NonFinite { what, value, index })
 }
 
-/// A coded sum would spread a NaN over the whole output; an uncoded layer leaves it where it belongs.
-fn refuse_unless_uncoded(code: CodeKind, flaw: Option<Error>) -> Result<()> {
+/// A coded sum would spread a NaN over the whole output; where nothing is mixed it stays where it belongs, unless copies
+/// are to be compared.
+fn refuse_unless_passed(code: CodeKind, audit: Audit, flaw: Option<Error>) -> Result<()> {
     match flaw {
-        Some(error) if code != CodeKind::Uncoded => Err(error),
+        Some(error) if code.mixes() || audit != Audit::Off => Err(error),
         _ => Ok(()),
     }
 }

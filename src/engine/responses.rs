@@ -49,8 +49,10 @@ pub(super) struct Responses<'a> {
     basis: Option<Basis>,
     /// Who computed each sub-result, and its sketch, by subtask and index.
     notes: Vec<Option<(usize, Option<Box<Sketch>>)>>,
-    /// Complete subtasks without which nothing is decided.
-    needed: usize,
+    /// Results beyond those that decode that an audit compares.
+    spare: usize,
+    /// Complete subtasks without which nothing is decided, since fewer left the audit in doubt.
+    doubted: usize,
     /// The answer to [`Recovery::error`], while nothing new has come.
     error: Option<f64>,
     chosen: Option<Arc<Decoder>>,
@@ -73,7 +75,8 @@ impl<'a> Responses<'a> {
             basis: None,
             partial,
             notes: vec![None; code.n() * code.l_a() * code.l_b()],
-            needed: code.recovery_threshold() + spare,
+            spare,
+            doubted: 0,
             error: None,
             chosen: None,
             in_doubt: false,
@@ -116,6 +119,45 @@ impl<'a> Responses<'a> {
     fn energy_of(&self, of: SubResult) -> f64 {
         let sub_results = self.scheme.code.l_a() * self.scheme.code.l_b();
         self.scheme.energies.get(of.subtask * sub_results + self.index(of)).copied().unwrap_or(0.0)
+    }
+
+    fn is_complete(&self, subtask: usize) -> bool {
+        self.counts[subtask] == self.scheme.code.l_a() * self.scheme.code.l_b()
+    }
+
+    /// How many workers vouch for a part of which whole subtasks are copies. Two copies by one worker are no check of
+    /// each other: what it does wrong it does wrong twice. Those that `holds` names before they are complete are taken
+    /// to come from workers of their own.
+    fn witnesses(&self, part: usize, holds: &dyn Fn(usize) -> bool) -> usize {
+        let parts = self.scheme.code.k_a() * self.scheme.code.k_b();
+        let (mut workers, mut to_come) = (Vec::new(), 0);
+        for subtask in (part..self.counts.len()).step_by(parts).filter(|i| holds(*i)) {
+            match self.note_of(SubResult { subtask, slab: 0, bank: 0 }) {
+                Some((worker, _)) if !workers.contains(worker) => workers.push(*worker),
+                Some(_) => {}
+                None => to_come += 1,
+            }
+        }
+        workers.len() + to_come
+    }
+
+    /// Whether the subtasks that `holds` names are enough to decode from and, for an audit, to compare.
+    fn enough(&self, holds: &dyn Fn(usize) -> bool) -> bool {
+        let code = self.scheme.code;
+        let count = (0..self.counts.len()).filter(|i| holds(*i)).count();
+        if count < self.doubted {
+            return false;
+        }
+        match code.part_of(0) {
+            None => count >= code.recovery_threshold() + self.spare,
+            Some(_) => self.vouch(holds),
+        }
+    }
+
+    /// Where whole subtasks are copies of parts: whether those that `holds` names are enough of every part.
+    fn vouch(&self, holds: &dyn Fn(usize) -> bool) -> bool {
+        let code = self.scheme.code;
+        (0..code.k_a() * code.k_b()).all(|part| self.witnesses(part, holds) > self.spare)
     }
 
     fn bound(&self, condition: f64) -> f64 {
@@ -200,7 +242,10 @@ impl<'a> Responses<'a> {
                 }
             }
             Some(Finding::Liars { liars, flagged, honest }) => {
-                if self.choose(&honest) {
+                // Copies that are left over must still vouch for each other.
+                let copies = self.scheme.code.part_of(0).is_some();
+                let vouched = !copies || self.vouch(&|i| honest.contains(&i));
+                if vouched && self.choose(&honest) {
                     (self.in_doubt, self.floor) = (false, Some(AUDIT_TARGET));
                     (self.liars, self.flagged) = (liars, flagged);
                     return Verdict::Accept;
@@ -209,7 +254,7 @@ impl<'a> Responses<'a> {
             Some(Finding::Unclear) => {}
         }
         // Whatever comes next may tell.
-        self.needed = self.complete.len() + 1;
+        self.doubted = self.complete.len() + 1;
         Verdict::Doubt
     }
 }
@@ -259,7 +304,7 @@ impl Recovery for Responses<'_> {
         if let Some(error) = self.error {
             return error;
         }
-        let error = if self.complete.len() >= self.needed {
+        let error = if self.enough(&|i| self.is_complete(i)) {
             // Where even all results together cannot promise it, the report says what they can.
             let awaited = self.complete.len() < self.counts.len();
             if self.scheme.audit != Audit::Off && awaited && self.audit_floor() > AUDIT_TARGET {
@@ -279,7 +324,7 @@ impl Recovery for Responses<'_> {
         union.extend(more);
         union.sort_unstable();
         union.dedup();
-        if union.len() >= self.scheme.code.recovery_threshold() {
+        if self.scheme.code.determines(&|i| union.binary_search(&i).is_ok()) {
             return self.whole(&union);
         }
         let Some(basis) = &self.basis else { return f64::INFINITY };
@@ -293,16 +338,16 @@ impl Recovery for Responses<'_> {
     }
 
     fn suffices_with(&self, also: &dyn Fn(usize) -> bool) -> bool {
-        let mut complete = self.complete.iter().peekable();
-        let (mut union, mut more) = (0, 0);
-        for subtask in 0..self.counts.len() {
-            let own = complete.next_if(|c| **c == subtask).is_some();
-            let new = !own && also(subtask);
-            union += usize::from(own || new);
-            more += usize::from(new);
-        }
+        let complete = |i: usize| self.is_complete(i);
+        let more = || (0..self.counts.len()).any(|i| !complete(i) && also(i));
         // Where nothing more comes, what is there must do; an audit may think otherwise.
-        union >= self.needed && (more > 0 || self.error.is_some_and(f64::is_finite))
+        self.enough(&|i| complete(i) || also(i)) && (self.error.is_some_and(f64::is_finite) || more())
+    }
+
+    fn wants(&self, subtask: usize) -> bool {
+        let witnesses = |part| self.witnesses(part, &|i| self.is_complete(i));
+        let part = self.scheme.code.part_of(subtask);
+        self.doubted > 0 || part.is_none_or(|part| witnesses(part) <= self.spare)
     }
 
     fn judge(&mut self) -> Verdict {
@@ -313,7 +358,7 @@ impl Recovery for Responses<'_> {
             }
             return verdict;
         }
-        let found = if self.complete.len() >= self.needed {
+        let found = if self.enough(&|i| self.is_complete(i)) {
             let complete = self.complete.clone();
             self.choose(&complete)
         } else {
@@ -351,6 +396,6 @@ impl Evidence for Responses<'_> {
     }
 
     fn needed(&self) -> usize {
-        self.needed
+        (self.scheme.code.recovery_threshold() + self.spare).max(self.doubted)
     }
 }

@@ -23,9 +23,18 @@ use crate::planner::subtask_shape;
 use crate::scheduler::{Action, Audit, Event, Evidence, Gather, OnShortfall, Policy, Recovery, Terms};
 use crate::worker::SubtaskShape;
 
-/// (k_A, k_B, n), and a condition number about which some responder sets are above and some below.
-const CODES: [((usize, usize, usize), f64); 5] =
-    [((4, 4, 6), 4.0), ((4, 8, 10), 7.0), ((1, 8, 6), 4.0), ((8, 1, 6), 4.0), ((8, 8, 20), 15.0)];
+/// A code, its (k_A, k_B, n), and a condition number about which some responder sets are above and some below (if they
+/// differ at all).
+const CODES: [(CodeKind, (usize, usize, usize), f64); 8] = [
+    (CodeKind::Crme, (4, 4, 6), 4.0),
+    (CodeKind::Crme, (4, 8, 10), 7.0),
+    (CodeKind::Crme, (1, 8, 6), 4.0),
+    (CodeKind::Crme, (8, 1, 6), 4.0),
+    (CodeKind::Crme, (8, 8, 20), 15.0),
+    (CodeKind::Chebyshev, (2, 2, 7), 4.0),
+    (CodeKind::Replication, (1, 2, 6), 2.0),
+    (CodeKind::Replication, (3, 1, 11), 2.0),
+];
 
 const SEED: u64 = 20_261_122;
 const DEADLINE: Duration = Duration::from_secs(1);
@@ -56,9 +65,9 @@ struct Layer {
 }
 
 impl Layer {
-    fn new(((k_a, k_b, n), condition): ((usize, usize, usize), f64), seed: u64) -> Self {
+    fn new((kind, (k_a, k_b, n), condition): (CodeKind, (usize, usize, usize), f64), seed: u64) -> Self {
         let shape = ConvShape::new(&[1, 3, 10, 9], &[16, 3, 3, 3], &ConvParams::default()).unwrap();
-        let code = Code::new(CodeKind::Crme, k_a, k_b, n).unwrap();
+        let code = Code::new(kind, k_a, k_b, n).unwrap();
         let slabs = InputPartition::new(&shape, k_a).unwrap();
         let filters = FilterPartition::new(&shape, k_b).unwrap();
         let subtask = subtask_shape(&shape, &code).unwrap();
@@ -569,6 +578,17 @@ impl<'a> Run<'a> {
         (0..self.came.len()).filter(|subtask| whole(&self.came[*subtask])).collect()
     }
 
+    /// Whether two workers or more have answered for every part of which subtasks are copies.
+    fn is_vouched_for(&self, subtasks: &[usize]) -> bool {
+        let code = &self.layer.code;
+        (0..code.k_a() * code.k_b()).all(|part| {
+            let copies = subtasks.iter().filter(|i| code.part_of(**i) == Some(part));
+            let workers: Vec<usize> =
+                copies.flat_map(|i| self.came[*i].iter().flatten()).map(|c| c.worker).collect();
+            workers.iter().any(|worker| *worker != workers[0])
+        })
+    }
+
     fn came(&self) -> impl Iterator<Item = &Came> {
         self.came.iter().flatten().flatten()
     }
@@ -617,9 +637,14 @@ impl<'a> Run<'a> {
         subtasks.dedup();
         let from_parts = subtasks.iter().any(|subtask| !complete.contains(subtask));
         require(used.len() >= code.k_a() * code.k_b(), "decodes from fewer than there are parts")?;
-        let whole = subtasks.len() >= code.recovery_threshold();
+        let whole = code.determines(&|i| subtasks.contains(&i));
         require(from_parts && partial && audit == Audit::Off || whole, "decodes below the threshold")?;
-        require(audit == Audit::Off || complete.len() > code.recovery_threshold(), "audits without a spare")?;
+        let compared = if code.part_of(0).is_some() {
+            self.is_vouched_for(&complete)
+        } else {
+            complete.len() > code.recovery_threshold()
+        };
+        require(audit == Audit::Off || compared, "audits without a spare")?;
 
         // Who lied in what was compared, and who is said to have.
         let of = |(subtask, index): &(usize, usize)| self.came[*subtask][*index].as_ref();

@@ -106,7 +106,7 @@ pub fn place_conv(
     rates: &Rates,
 ) -> Result<Placement> {
     let (k_a, k_b) = choose_partitions(layer, kind, n, tolerate, rates)?;
-    let wanted = if kind == CodeKind::Uncoded { n } else { n.saturating_sub(tolerate) };
+    let wanted = kind.parts(n, tolerate);
     if (k_a, k_b) == (1, 1) && wanted > 1 {
         let (rows, filters) = (layer.output[layer.split_axis()], layer.out_channels / layer.groups);
         let why = format!(
@@ -147,9 +147,9 @@ pub fn place_gemm(
 
 /// The cheapest (k_A, k_B) for `layer` on `n` subtasks of which `tolerate` may be missing.
 ///
-/// A coded layer takes the largest recovery threshold up to n - tolerate that its rows and channels allow (less
-/// work a subtask); an uncoded one takes n parts, or the largest number below that exists. Among the pairs of one
-/// threshold the cost decides.
+/// The largest [`degree`](CodeKind::degree) up to [`CodeKind::parts`] that the layer's rows and channels allow (less
+/// work a subtask): for most codes that is n - tolerate, for an uncoded layer n. Among the pairs of one degree the
+/// cost decides.
 ///
 /// # Errors
 /// [`Error::InvalidParameter`] when `tolerate` leaves no subtask to wait for.
@@ -160,10 +160,7 @@ pub fn choose_partitions(
     tolerate: usize,
     rates: &Rates,
 ) -> Result<(usize, usize)> {
-    let wanted = match kind {
-        CodeKind::Uncoded => n,
-        CodeKind::Crme => n.saturating_sub(tolerate),
-    };
+    let wanted = kind.parts(n, tolerate);
     if wanted == 0 {
         return Err(Error::invalid(
             "stragglers to tolerate (--tolerate)",
@@ -173,24 +170,20 @@ pub fn choose_partitions(
     }
     let rows = layer.output[layer.split_axis()];
     let filters = layer.out_channels / layer.groups;
-    // A side of two parts carries both in every subtask: it codes nothing that one part does not.
-    let sides = |limit: usize| {
-        (1..=limit.min(wanted * 2)).filter(move |k| match kind {
-            CodeKind::Uncoded => true,
-            CodeKind::Crme => *k == 1 || (*k > 2 && k.is_multiple_of(2)),
-        })
-    };
+    // With CRME a side of two parts carries both in every subtask: it codes nothing that one part does not.
+    let idle = |k: usize| kind == CodeKind::Crme && k == 2;
+    let sides = |limit: usize| (1..=limit.min(wanted * 2)).filter(move |k| kind.allows(*k) && !idle(*k));
     let mut best: Option<(usize, f64, (usize, usize))> = None;
     for k_a in sides(rows) {
         for k_b in sides(filters) {
-            let threshold = kind.recovery_threshold(k_a, k_b)?;
-            if threshold > wanted || best.is_some_and(|(most, ..)| threshold < most) {
+            let Ok(degree) = kind.degree(k_a, k_b) else { continue };
+            if degree > wanted || best.is_some_and(|(most, ..)| degree < most) {
                 continue;
             }
-            let code = Code::new(kind, k_a, k_b, if kind == CodeKind::Uncoded { threshold } else { n })?;
+            let code = Code::new(kind, k_a, k_b, n)?;
             let cost = SubtaskCost::of(&subtask_shape(layer, &code)?).seconds(rates);
-            if best.is_none_or(|(most, least, _)| threshold > most || cost < least) {
-                best = Some((threshold, cost, (k_a, k_b)));
+            if best.is_none_or(|(most, least, _)| degree > most || cost < least) {
+                best = Some((degree, cost, (k_a, k_b)));
             }
         }
     }
@@ -222,7 +215,7 @@ mod tests {
         let late = choose(&[1, 512, 14, 14], &[512, 512, 3, 3], p(), CodeKind::Crme, 20, 4);
         assert!(early.0 > late.0 && early.1 < late.1, "{early:?} {late:?}");
         for (k_a, k_b) in [early, late] {
-            assert_eq!(CodeKind::Crme.recovery_threshold(k_a, k_b).unwrap(), 16);
+            assert_eq!(CodeKind::Crme.degree(k_a, k_b).unwrap(), 16);
         }
     }
 

@@ -88,6 +88,12 @@ pub trait Recovery {
     /// Whether the complete subtasks and those of `also` are enough. Monotone: more never spoils it.
     fn suffices_with(&self, also: &dyn Fn(usize) -> bool) -> bool;
 
+    /// Whether a subtask that is not complete would bring anything that is not there already: with copies of parts not
+    /// every one does.
+    fn wants(&self, _subtask: usize) -> bool {
+        true
+    }
+
     /// Looks at what came once more before it is decoded.
     fn judge(&mut self) -> Verdict {
         Verdict::Accept
@@ -367,7 +373,8 @@ impl<R: Recovery> Gather<R> {
             let mut revived: Vec<usize> = Vec::new();
             for subtask in 0..self.subtasks.len() {
                 let of = &self.subtasks[subtask];
-                if of.complete() || of.outstanding > 0 || of.attempts >= Policy::MAX_ATTEMPTS {
+                let spent = of.outstanding > 0 || of.attempts >= Policy::MAX_ATTEMPTS;
+                if of.complete() || spent || !self.recovery.wants(subtask) {
                     continue;
                 }
                 revived.push(subtask);
@@ -443,10 +450,10 @@ impl<R: Recovery> Gather<R> {
         self.hand_out(&missing, |subtask| Action::Hedge { subtask, spare });
     }
 
-    /// Subtasks that are not complete, those that have given least first.
+    /// Subtasks that are not complete and of use, those that have given least first.
     fn missing_subtasks(&self) -> Vec<usize> {
-        let mut missing: Vec<usize> =
-            (0..self.subtasks.len()).filter(|i| !self.subtasks[*i].complete()).collect();
+        let of_use = |i: &usize| !self.subtasks[*i].complete() && self.recovery.wants(*i);
+        let mut missing: Vec<usize> = (0..self.subtasks.len()).filter(of_use).collect();
         missing.sort_by_key(|i| std::cmp::Reverse(self.subtasks[*i].missing));
         missing
     }

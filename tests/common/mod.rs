@@ -1,6 +1,7 @@
 //! What several test suites share: seeded data, error measures, responder sets.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "each test binary uses its own part")]
 
+pub mod computed;
 pub mod layer;
 
 use fcdcc::array::Element;

@@ -1,0 +1,64 @@
+//! Recovery matrices as matrices, and their condition numbers.
+
+use faer::Mat;
+use num_complex::Complex64;
+
+use super::code::{Code, SubResult};
+use super::generators::Structure;
+
+impl Code {
+    /// 2-norm condition number of the recovery matrix of whole `subtasks` (1 for a selection, of which one copy of each
+    /// part is taken): by what decoding amplifies rounding errors.
+    ///
+    /// Infinite where they do not [determine](Code::determines) the parts. Far beyond what a
+    /// [`Decoder`](super::Decoder) accepts it still says how far; above about 1e15 rounding limits it from above.
+    /// Singular values alone: cheaper than a decoder.
+    #[must_use]
+    pub fn condition(&self, subtasks: &[usize]) -> f64 {
+        if !self.determines(&|i| subtasks.contains(&i)) {
+            return f64::INFINITY;
+        }
+        match self.structure {
+            Structure::Selection => 1.0,
+            Structure::Rotation { theta } => {
+                let values = vandermonde(self, theta, subtasks).singular_values();
+                values.map_or(f64::INFINITY, |values| condition_of(values.into_iter()))
+            }
+            Structure::Dense => {
+                let values = transposed(self, &self.sub_results_of(subtasks)).singular_values();
+                values.map_or(f64::INFINITY, |values| condition_of(values.into_iter()))
+            }
+        }
+    }
+}
+
+/// G^T, whose row m is the column of sub-result m: `Z = G^T Y`.
+pub(super) fn transposed(code: &Code, inputs: &[SubResult]) -> Mat<f64> {
+    let mut transposed = Mat::<f64>::zeros(inputs.len(), code.k_a() * code.k_b());
+    for (m, input) in inputs.iter().enumerate() {
+        for (part, value) in code.recovery_column(*input).enumerate() {
+            transposed[(m, part)] = value;
+        }
+    }
+    transposed
+}
+
+/// `w_i^m` of a rotation code, with the angle reduced in integers: i m grows to n delta.
+pub(super) fn power(theta: f64, i: usize, m: usize) -> Complex64 {
+    let period = (std::f64::consts::TAU / theta).round();
+    Complex64::from_polar(1.0, -theta * ((i * m) as f64 % period))
+}
+
+/// The complex Vandermonde matrix `V[i,m] = w_i^m` of a rotation code, which has the condition number of G.
+pub(super) fn vandermonde(code: &Code, theta: f64, subtasks: &[usize]) -> Mat<Complex64> {
+    Mat::from_fn(subtasks.len(), code.recovery_threshold(), |row, m| power(theta, subtasks[row], m))
+}
+
+pub(super) fn condition_of(singular_values: impl Iterator<Item = f64>) -> f64 {
+    let (mut least, mut greatest) = (f64::INFINITY, 0.0_f64);
+    for s in singular_values {
+        least = least.min(s);
+        greatest = greatest.max(s);
+    }
+    if least > 0.0 { greatest / least } else { f64::INFINITY }
+}

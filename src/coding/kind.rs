@@ -1,0 +1,115 @@
+//! The code families, by name: what each can be built on, and how many subtasks it needs.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::Serialize;
+
+use super::crme;
+use super::generators::{MAX_PARTS, product};
+use crate::error::{Error, Result};
+
+/// The code families.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CodeKind {
+    /// Circulant and rotation matrix embeddings (arXiv 1910.06515): any delta of n subtasks.
+    #[default]
+    Crme,
+    /// Orthogonal polynomial code at Chebyshev nodes (arXiv 1903.08326): any k_A k_B of n.
+    Chebyshev,
+    /// Real polynomial code at equally spaced points (arXiv 1705.10464): any k_A k_B of n.
+    Vandermonde,
+    /// Random Khatri-Rao product code (arXiv 1907.05965): any k_A k_B of n, with probability 1.
+    KhatriRao,
+    /// Plain partitioning with copies: one copy of every part.
+    Replication,
+    /// Plain partitioning: every subtask is needed.
+    Uncoded,
+}
+
+impl CodeKind {
+    /// Every family, in the order of the documentation.
+    pub const ALL: [Self; 6] =
+        [Self::Crme, Self::Chebyshev, Self::Vandermonde, Self::KhatriRao, Self::Replication, Self::Uncoded];
+
+    /// The name used on the command line and in reports.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Crme => "crme",
+            Self::Chebyshev => "chebyshev",
+            Self::Vandermonde => "vandermonde",
+            Self::KhatriRao => "khatri-rao",
+            Self::Replication => "replication",
+            Self::Uncoded => "uncoded",
+        }
+    }
+
+    /// Recovery threshold of this family for k_A x k_B parts and `n` subtasks: any so many subtasks suffice. Above n
+    /// where all of them would not.
+    ///
+    /// # Errors
+    /// [`Error::InvalidParameter`] for parts the family cannot be built on.
+    pub fn recovery_threshold(self, k_a: usize, k_b: usize, n: usize) -> Result<usize> {
+        let degree = self.degree(k_a, k_b)?;
+        Ok(match self {
+            // All but one more than there are copies of the rarest part.
+            Self::Replication => n - n / degree + 1,
+            _ => degree,
+        })
+    }
+
+    /// How many subtasks' worth of work the whole layer is: each does 1/degree of it, and with fewer than so many
+    /// subtasks there is no code. CRME: d_A d_B; the others: k_A k_B.
+    ///
+    /// # Errors
+    /// [`Error::InvalidParameter`] for parts the family cannot be built on.
+    pub fn degree(self, k_a: usize, k_b: usize) -> Result<usize> {
+        match self {
+            Self::Crme => Ok(crme::degree("k_A", k_a)? * crme::degree("k_B", k_b)?),
+            _ => product(k_a, k_b),
+        }
+    }
+
+    /// The largest [`degree`](Self::degree) with which `tolerate` of `n` subtasks may be missing; 0 if there is none.
+    /// An uncoded layer tolerates nobody's absence: it has n parts whatever is asked for.
+    #[must_use]
+    pub fn parts(self, n: usize, tolerate: usize) -> usize {
+        match self {
+            Self::Crme | Self::Chebyshev | Self::Vandermonde | Self::KhatriRao => n.saturating_sub(tolerate),
+            Self::Replication => n / tolerate.saturating_add(1),
+            Self::Uncoded => n,
+        }
+    }
+
+    /// Whether one side may be split into `k` parts. CRME pairs them.
+    #[must_use]
+    pub fn allows(self, k: usize) -> bool {
+        let paired = self == Self::Crme && k > 1;
+        (1..=MAX_PARTS).contains(&k) && (!paired || k.is_multiple_of(2))
+    }
+
+    /// Whether coded operands are sums of parts, over which a NaN would spread.
+    #[must_use]
+    pub fn mixes(self) -> bool {
+        !matches!(self, Self::Replication | Self::Uncoded)
+    }
+}
+
+impl fmt::Display for CodeKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for CodeKind {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == text).ok_or_else(|| {
+            let known: Vec<_> = Self::ALL.iter().map(|kind| kind.name()).collect();
+            Error::invalid("code", format!("{text:?}"), format!("known codes: {}", known.join(", ")))
+        })
+    }
+}

@@ -1,0 +1,98 @@
+//! What a layer's code must be fit for, asked before anything is built: decoding at all, and the audit that is wanted.
+//!
+//! Invariant: errors name both sides and the mend.
+
+use crate::coding::{AUDIT_TARGET, CheckerCache, Code, CodeKind, SINGULAR};
+use crate::error::{Error, Result};
+use crate::scheduler::{Audit, Pool, assign};
+
+/// Refuses a code that does not decode even when everybody answers: real polynomials of high degree. (With CRME, whose
+/// roots are then spread over the circle, there is nothing to ask.)
+pub(super) fn check_condition(code: &Code) -> Result<()> {
+    if code.kind() == CodeKind::Crme {
+        return Ok(());
+    }
+    let condition = code.condition(&(0..code.n()).collect::<Vec<_>>());
+    if condition <= SINGULAR {
+        return Ok(());
+    }
+    Err(Error::mismatch(
+        format!("condition number of code {} from all {} subtasks", code.kind(), code.n()),
+        format!("{condition:.1e}"),
+        format!("at most {SINGULAR:.0e}"),
+        "use fewer partitions (--partitions, --tolerate), or code crme",
+    ))
+}
+
+/// Refuses an audit that the code has no spare results for.
+pub(super) fn check_audit(
+    code: &Code,
+    audit: Audit,
+    pool: &Pool,
+    checkers: &CheckerCache,
+    noise: f64,
+) -> Result<()> {
+    if audit == Audit::Off {
+        return Ok(());
+    }
+    let spare = spare_for(audit);
+    if code.tolerated() < spare {
+        return Err(Error::mismatch(
+            format!("spare results for --audit {audit}"),
+            code.tolerated(),
+            format!("at least {spare}"),
+            format!(
+                "{} subtasks of which {} are needed leave no more: raise --workers, or lower --partitions",
+                code.n(),
+                code.recovery_threshold()
+            ),
+        ));
+    }
+    check_witnesses(code, audit, pool)?;
+    let all: Vec<usize> = (0..code.n()).collect();
+    let inputs = code.sub_results_of(&all);
+    let groups: Vec<usize> = inputs.iter().map(|of| of.subtask).collect();
+    let floor = checkers.checker(code, &inputs)?.floor(&groups, noise);
+    if floor > AUDIT_TARGET {
+        return Err(Error::mismatch(
+            "smallest relative error that an audit of this code would find",
+            format!("{floor:.1e}"),
+            format!("at most {AUDIT_TARGET:.0e}"),
+            "use more spare results, fewer partitions or f64",
+        ));
+    }
+    Ok(())
+}
+
+/// Spare results that an audit takes.
+fn spare_for(audit: Audit) -> usize {
+    match audit {
+        Audit::Off => 0,
+        Audit::Detect => 1,
+        Audit::Correct => 2,
+    }
+}
+
+/// Refuses an audit by copies that lie with the same worker: it would make the same mistake in both.
+fn check_witnesses(code: &Code, audit: Audit, pool: &Pool) -> Result<()> {
+    if code.part_of(0).is_none() {
+        return Ok(());
+    }
+    let (homes, parts) = (assign(code.n(), &pool.seats()), code.k_a() * code.k_b());
+    let workers = |part: usize| {
+        let mut workers: Vec<usize> = (part..code.n()).step_by(parts).map(|i| homes[i]).collect();
+        workers.sort_unstable();
+        workers.dedup();
+        workers.len()
+    };
+    let (least, wanted) = ((0..parts).map(workers).min().unwrap_or(0), 1 + spare_for(audit));
+    if least < wanted {
+        return Err(Error::mismatch(
+            "number of workers that compute the same part",
+            least,
+            format!("at least {wanted} for --audit {audit}"),
+            format!("give each of the {} subtasks a worker of its own, or use code crme", code.n()),
+        ));
+    }
+    Ok(())
+}
