@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use common::relative_l2;
 use fcdcc::conv::reference;
-use fcdcc::{ConvParams, ConvShape, Element};
+use fcdcc::{CodeKind, ConvParams, ConvShape, Element};
 use folder::{Folder, INPUT, WEIGHT, header, npy};
 use ndarray_npy::{ReadableElement, WritableElement};
 use serde_json::Value;
@@ -73,6 +73,30 @@ fn every_spelling_of_the_parameters_in_one_two_and_three_dimensions() {
         agrees::<f32>(input, weight, args, params.clone(), EXACT_F32);
         agrees::<f64>(input, weight, args, params, EXACT_F64);
     }
+}
+
+#[test]
+fn every_code_survives_two_dead_workers_and_says_its_name() {
+    for code in CodeKind::ALL {
+        // Without a code the dead workers' parts are computed again.
+        let args = format!("--code {code} --fault 0,3:crash");
+        agrees::<f64>(&INPUT, &WEIGHT, &args, ConvParams::default(), EXACT_F64);
+        agrees::<f32>(&INPUT, &WEIGHT, &args, ConvParams::default(), EXACT_F32);
+        let folder = Folder::new();
+        let said = folder.exact(&format!("{args} --report r.json"));
+        assert!(said.out.contains(code.name()), "{}", said.out);
+        assert_eq!(folder.json("r.json")["layers"][0]["code"], code.name());
+    }
+    let folder = Folder::new();
+    // Both copies of part 1 of three: the other four results are not enough.
+    let error = folder.refused(
+        3,
+        "--code replication --partitions 3,1 --on-shortfall fail --fault 1,4:crash",
+        Folder::conv,
+    );
+    assert!(error.contains("needs 5 of 6 results") && error.contains("subtask 4 on cpu-4"), "{error}");
+    let help = folder.run("conv --help").out;
+    assert!(CodeKind::ALL.iter().all(|code| help.contains(code.name())), "{help}");
 }
 
 #[test]

@@ -142,6 +142,29 @@ fn a_batch_with_two_dead_workers_equals_the_uncoded_run() {
 }
 
 #[test]
+fn every_code_runs_the_whole_model() {
+    let folder = material();
+    digits(&folder, 3);
+    exact(&folder, "--input some.npy --output clean.npy --quiet");
+    let clean = folder.load::<f32>("clean.npy");
+    for code in fcdcc::CodeKind::ALL {
+        // The third layer has one output row: what it is too small for is chosen for it.
+        for partitions in ["", "--partitions 2,2"] {
+            let args = format!("--code {code} {partitions} --gemm on --fault 1,4:crash");
+            exact(&folder, &format!("--input some.npy --output y.npy --report r.json {args}"));
+            let mut got = folder.load::<f32>("y.npy");
+            let off = relative_l2(got.as_slice().unwrap(), clean.as_slice().unwrap());
+            assert!(off < EXACT, "{args}: {off:e}");
+            got[[1, 3]] += 0.1;
+            assert!(relative_l2(got.as_slice().unwrap(), clean.as_slice().unwrap()) > EXACT);
+            let report = folder.json("r.json");
+            let layers = report["layers"].as_array().unwrap();
+            assert!(layers.len() == 5 && layers.iter().all(|l| l["code"] == code.name()), "{args}");
+        }
+    }
+}
+
+#[test]
 fn several_pictures_make_a_batch() {
     let folder = material();
     let said = exact(&folder, "--input digit.png digit.png digit.png --top 1 --output y.npy --quiet");

@@ -95,13 +95,13 @@ pub(crate) struct LayerArgs {
     /// Coded subtasks n, one worker each unless a pool file says otherwise [default: 6]
     #[arg(long, value_name = "N")]
     pub(crate) workers: Option<usize>,
-    /// Parts of the input and of the filters, each 1 or even [default: the cheapest that survive --tolerate]
+    /// Parts of the input and of the filters (crme: each 1 or even) [default: the cheapest that survive --tolerate]
     #[arg(long, value_name = "KA,KB")]
     pub(crate) partitions: Option<Partitions>,
     /// Stragglers to survive, n minus the recovery threshold [default: 2]
     #[arg(long, value_name = "G")]
     pub(crate) tolerate: Option<usize>,
-    /// Code family: crme, uncoded
+    /// Code family: crme, chebyshev, vandermonde, khatri-rao, replication, uncoded
     #[arg(long, value_name = "NAME", default_value = "crme")]
     pub(crate) code: CodeKind,
     /// Who computes
