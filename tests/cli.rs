@@ -148,7 +148,8 @@ fn two_of_six_crash_and_the_report_says_so() {
     assert!(layer["name"].is_string());
     assert_eq!((layer["code"].as_str(), layer["backend"].as_str()), (Some("crme"), Some("cpu")));
     assert_eq!((count("n"), count("recovery_threshold")), (6, 4));
-    assert_eq!(count("k_a") * count("k_b"), 16);
+    let degree = |k: u64| if k == 1 { 1 } else { k / 2 };
+    assert_eq!(degree(count("k_a")) * degree(count("k_b")), 4);
     assert!(count("bytes_up") > 0 && count("bytes_down") > 0);
     assert_eq!(count("redispatched"), 0);
     assert!(real("condition_number") >= 1.0 && real("error_bound") > 0.0);

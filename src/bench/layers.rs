@@ -107,6 +107,29 @@ pub fn network(name: &str) -> Result<Vec<NamedLayer>> {
         .collect()
 }
 
+/// Layers by name, with commas between several: a network (`vgg16`) or one of its layers (`vgg16/conv3_2`).
+///
+/// # Errors
+/// [`Error::InvalidParameter`] with what is known.
+pub fn resolve(names: &str) -> Result<Vec<NamedLayer>> {
+    let mut layers = Vec::new();
+    for name in names.split(',').map(str::trim) {
+        let (of, one) = name.split_once('/').map_or((name, None), |(network, _)| (network, Some(name)));
+        let all = network(of)?;
+        let known: Vec<String> = all.iter().map(|l| l.name.clone()).collect();
+        let before = layers.len();
+        layers.extend(all.into_iter().filter(|l| one.is_none_or(|one| l.name == one)));
+        if layers.len() == before {
+            return Err(Error::invalid(
+                "layer",
+                format!("{name:?}"),
+                format!("known layers: {}", known.join(", ")),
+            ));
+        }
+    }
+    Ok(layers)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -124,6 +147,8 @@ mod tests {
         }
         let convolutions = |name| network(name).unwrap().iter().map(|l| l.count).sum::<usize>();
         assert_eq!((convolutions("vgg16"), convolutions("resnet50")), (13, 53));
+        assert_eq!(resolve("lenet5, vgg16/conv3_2").unwrap().len(), 4);
+        assert!(resolve("vgg16/conv9").unwrap_err().to_string().contains("vgg16/conv1_1"));
         let error = network("vgg17").unwrap_err().to_string();
         assert!(error.contains("vgg17") && error.contains("vgg16, resnet50"), "{error}");
     }

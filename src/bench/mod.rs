@@ -6,5 +6,7 @@
 //!
 //! Invariant: methods that are compared met the same inputs, the same number of workers and the same faults, in turns.
 
+pub mod convexity;
 pub mod layers;
+pub mod machine;
 pub mod record;

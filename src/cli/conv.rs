@@ -57,7 +57,7 @@ fn run_in<T: Element + ndarray_npy::WritableElement>(args: &ConvArgs, console: C
         files::check_writable(report)?;
         files::check_distinct(&args.output, report)?;
     }
-    let options = args.layer.layer_options("conv")?;
+    let mut options = args.layer.layer_options("conv")?;
     let input: ArrayD<T> = files::read_array(&args.input)?;
     let weight: ArrayD<T> = files::read_array(&args.weight)?;
     let bias = match &args.bias {
@@ -83,7 +83,9 @@ fn run_in<T: Element + ndarray_npy::WritableElement>(args: &ConvArgs, console: C
     };
     // Shapes are refused before devices are opened.
     fcdcc::ConvShape::new(input.shape(), weight.shape(), &params)?;
-    let pool = pool::assemble(&args.layer, console)?;
+    // One layer alone is not worth measuring rates for.
+    let pool;
+    (pool, options.rates) = pool::assemble(&args.layer, T::DTYPE, false, console)?;
     let bias = bias.as_ref().map(|b| b.view());
     let layer = CodedConv::prepare(&pool, input.shape(), weight.view(), bias, &params, options)?;
     let run = layer.attempt(input.view())?;

@@ -219,7 +219,6 @@ pub(crate) fn check_folder(path: &Path) -> Result<()> {
 }
 
 /// Makes a folder that [`check_folder`] has approved of.
-#[cfg(feature = "onnx")]
 pub(crate) fn make_folder(path: &Path) -> Result<()> {
     std::fs::create_dir_all(path).map_err(|e| Error::File {
         path: path.display().to_string(),

@@ -85,7 +85,7 @@ fn pieces_of(info: &InputInfo, shape: &[usize]) -> Option<usize> {
 }
 
 /// `[NAME=]SIZE,SIZE,...`
-fn shape_of(text: &str, model: &Model) -> Result<(String, Vec<usize>)> {
+pub(crate) fn shape_of(text: &str, model: &Model) -> Result<(String, Vec<usize>)> {
     let (name, sizes) = match (text.rsplit_once('='), model.inputs()) {
         (Some((name, sizes)), _) => (name.to_owned(), sizes),
         (None, [only]) => (only.name.clone(), text),

@@ -12,10 +12,11 @@ mod layers;
 mod options;
 #[cfg(feature = "onnx")]
 mod picture;
+mod plan;
 mod pool;
 mod print;
-#[cfg(feature = "onnx")]
 mod progress;
+mod rates;
 #[cfg(feature = "onnx")]
 mod run;
 #[cfg(not(feature = "onnx"))]
@@ -61,6 +62,8 @@ enum Command {
     Run(Box<RunArgs>),
     /// Compute one coded convolution (ONNX Conv) of .npy arrays
     Conv(Box<conv::ConvArgs>),
+    /// Show how each layer of a model would be divided, and why
+    Plan(Box<plan::PlanArgs>),
     /// List the GPU adapters and what `--backend auto` would use
     Devices(devices::DevicesArgs),
 }
@@ -93,6 +96,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args, console),
         Command::Run(args) => run::run(&args, console),
         Command::Conv(args) => conv::run(&args, console),
+        Command::Plan(args) => plan::run(&args, console),
         Command::Devices(args) => devices::run(&args),
     });
     match result {

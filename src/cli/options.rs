@@ -8,6 +8,8 @@ use clap::{Args, ValueEnum};
 use fcdcc::worker::FaultSpec;
 use fcdcc::{Audit, CodeKind, Error, LayerOptions, OnShortfall, Result};
 
+use super::rates::Calibrate;
+
 /// Default of `--workers`.
 const WORKERS: usize = 6;
 
@@ -145,6 +147,9 @@ pub(crate) struct LayerArgs {
     /// Seed of everything random
     #[arg(long, value_name = "S", default_value_t = 0, allow_negative_numbers = true)]
     pub(crate) seed: u64,
+    /// Where the planner's rates come from
+    #[arg(long, value_enum, value_name = "WHEN", default_value_t)]
+    pub(crate) calibrate: Calibrate,
     /// Write a machine-readable report
     #[arg(long, value_name = "FILE.json")]
     pub(crate) report: Option<PathBuf>,
@@ -168,6 +173,7 @@ impl LayerArgs {
             subtasks: self.workers,
             tolerate: self.tolerate.unwrap_or(defaults.tolerate),
             partitions: self.partitions.map(|Partitions(a, b)| (a, b)),
+            rates: defaults.rates,
             deadline: self.deadline,
             on_shortfall: self.on_shortfall,
             hedge: self.hedge.0,

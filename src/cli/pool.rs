@@ -2,12 +2,15 @@
 
 use std::path::Path;
 
+use fcdcc::array::DType;
+use fcdcc::planner::Rates;
 use fcdcc::worker::{CpuWorker, FaultSpec, inject};
 use fcdcc::{Error, Pool, Result, Worker};
 use serde::Deserialize;
 
 use super::Console;
 use super::options::{Backend, LayerArgs};
+use super::rates;
 
 /// Most workers one machine is asked to hold: each has a thread.
 const MAX_WORKERS: usize = 4096;
@@ -45,15 +48,28 @@ fn one() -> usize {
     1
 }
 
-/// The pool that the options describe, faults included.
-pub(crate) fn assemble(args: &LayerArgs, console: Console) -> Result<Pool> {
-    let workers = if let Some(path) = &args.pool {
-        from_file(path, args.seed)?
-    } else {
-        check_count(args.worker_count())?;
-        from_backend(args.backend, args.adapter.as_deref(), args.worker_count(), console)?
-    };
-    Pool::new(inject(workers, &args.fault, args.seed)?)
+/// The workers that the options describe, without the faults of `--fault`.
+pub(crate) fn workers(args: &LayerArgs, console: Console) -> Result<Vec<Box<dyn Worker>>> {
+    if let Some(path) = &args.pool {
+        return from_file(path, args.seed);
+    }
+    check_count(args.worker_count())?;
+    from_backend(args.backend, args.adapter.as_deref(), args.worker_count(), console)
+}
+
+/// The pool that the options describe, faults included, and the planner's rates of its workers. `measure`: whether to
+/// measure rates that are not known.
+pub(crate) fn assemble(
+    args: &LayerArgs,
+    dtype: DType,
+    measure: bool,
+    console: Console,
+) -> Result<(Pool, Rates)> {
+    let mut workers = workers(args, console)?;
+    // Where the partitions are given there is nothing to choose.
+    let measure = measure && args.partitions.is_none();
+    let rates = rates::of(&mut workers, dtype, args.calibrate, measure, console)?;
+    Ok((Pool::new(inject(workers, &args.fault, args.seed)?)?, rates))
 }
 
 /// `count` workers of a backend.

@@ -1,8 +1,7 @@
-//! Progress bars on stderr: a step for each layer. Nothing where stderr is no terminal, or with --quiet.
+//! Progress bars on stderr: a step for each layer or run. Nothing where stderr is no terminal, or with --quiet.
 
 use std::time::Duration;
 
-use fcdcc::model::Progress;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::Console;
@@ -22,10 +21,16 @@ impl Bar {
     }
 
     /// The next layer is done.
-    pub(crate) fn step(&self, progress: Progress<'_>) {
-        self.0.set_length(progress.total as u64);
-        self.0.set_position(progress.done as u64);
-        self.0.set_prefix(progress.layer.to_owned());
+    #[cfg(feature = "onnx")]
+    pub(crate) fn step(&self, progress: fcdcc::model::Progress<'_>) {
+        self.steps(progress.done, progress.total, progress.layer);
+    }
+
+    /// So many steps are done, the last of them on `what`.
+    pub(crate) fn steps(&self, done: usize, total: usize, what: &str) {
+        self.0.set_length(total as u64);
+        self.0.set_position(done as u64);
+        self.0.set_prefix(what.to_owned());
     }
 }
 

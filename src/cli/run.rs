@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use clap::Args;
 use fcdcc::array::DType;
-use fcdcc::model::{GemmChoice, ModelOptions, ModelRun, Output, PreparedModel, Tensor};
+use fcdcc::model::{Freedom, GemmChoice, ModelOptions, ModelRun, Output, PreparedModel, Tensor};
 use fcdcc::{Error, Report, Result};
 use serde::Serialize;
 
@@ -42,6 +42,10 @@ pub(crate) struct RunArgs {
     /// Fully connected layers (Gemm, MatMul) on the workers: auto (where it pays), on, off
     #[arg(long, help_heading = "Coding", value_name = "WHICH", default_value_t)]
     gemm: GemmChoice,
+    /// Let the planner also choose, layer by layer, the number of subtasks, replication instead of the code, and what is
+    /// left on the host because that is faster
+    #[arg(long, help_heading = "Coding")]
+    auto: bool,
     #[command(flatten, next_help_heading = "Coding")]
     layer: LayerArgs,
 }
@@ -87,9 +91,11 @@ struct Deviation {
 pub(crate) fn run(args: &RunArgs, console: Console) -> Result<()> {
     check_files(args)?;
     let labels = args.labels.as_deref().map(read_labels).transpose()?;
-    let options = model_options(args)?;
+    let mut options = model_options(args)?;
     let (model, batches) = args.inputs.load()?;
-    let pool = pool::assemble(&args.layer, console)?;
+    let pool;
+    (pool, options.layer.rates) =
+        pool::assemble(&args.layer, options.precision.unwrap_or(DType::F32), true, console)?;
     let started = Instant::now();
     let prepared = {
         let bar = Bar::new(console, "preparing");
@@ -212,7 +218,7 @@ fn model_options(args: &RunArgs) -> Result<ModelOptions> {
             Precision::F32 => DType::F32,
             Precision::F64 => DType::F64,
         }),
-        ..ModelOptions::default()
+        freedom: if args.auto { Freedom::ALL } else { Freedom::default() },
     })
 }
 

@@ -166,6 +166,23 @@ impl ConvKernel {
         self.path
     }
 
+    /// Elements of the input that are packed for `banks` filter banks which come one by one ([`ConvKernel::one_input`]):
+    /// what the cost of a call depends on beside its multiply-adds. Zero on paths that pack nothing.
+    #[must_use]
+    pub fn packed_elems<T: Element>(&self, banks: usize) -> usize {
+        if self.path != ConvPath::Tiled {
+            return 0;
+        }
+        let all = self.tiles_elems();
+        if all * size_of::<T>() > KEPT_BYTES { all * banks } else { all }
+    }
+
+    /// Elements of the whole im2col matrix.
+    fn tiles_elems(&self) -> usize {
+        let g = &self.geometry;
+        g.reduction() * g.output_plane * g.groups * g.batch
+    }
+
     /// Convolves one `input` `[N, C, spatial...]` with each of `banks` `[O, C/g, kernel...]` into the output of
     /// the same index `[N, O, spatial...]`, all row-major. The banks share every packed tile, so several cost
     /// less than as many calls. Outputs may hold anything before.
@@ -338,7 +355,7 @@ impl ConvKernel {
         let g = &self.geometry;
         let (terms, group_out, plane) = (g.reduction(), g.group_out(), g.output_plane);
         let (tile_terms, tile_cols) = self.tile::<T>();
-        let all = terms * plane * g.groups * g.batch;
+        let all = self.tiles_elems();
         let keep = if all * size_of::<T>() > KEPT_BYTES { Keep::Nothing } else { call.keep };
         let kept = if keep == Keep::Nothing { tile_terms * tile_cols } else { all };
         let tiles = take(&mut scratch.tile, kept);

@@ -20,7 +20,7 @@ use crate::coding::{
 use crate::conv::{ConvParams, ConvShape, conv_local};
 use crate::error::{Error, Result};
 use crate::partition::{FilterPartition, InputPartition, OutputTiling};
-use crate::planner::{Rates, choose_partitions, subtask_shape};
+use crate::planner::{choose_partitions, subtask_shape};
 use crate::scheduler::{
     Audit, End, Expected, Gathered, JobPlan, Latencies, OnShortfall, Pool, Terms, run_job,
 };
@@ -142,9 +142,11 @@ impl<T: Element> CodedConv<T> {
         }
         pool.check_dtype(T::DTYPE)?;
         let n = options.subtasks.unwrap_or(pool.len());
-        let (k_a, k_b) = match options.partitions {
-            Some(pair) => pair,
-            None => choose_partitions(&shape, options.code, n, options.tolerate, &Rates::default())?,
+        let (k_a, k_b) = if let Some(pair) = options.partitions {
+            pair
+        } else {
+            let rates = pool.shared(&options.rates);
+            choose_partitions::<T>(&shape, options.code, n, options.tolerate, &rates)?.0
         };
         let code = Code::new(options.code, k_a, k_b, n)?;
         check_condition(&code)?;
@@ -355,7 +357,7 @@ impl<T: Element> CodedConv<T> {
             parts_at: Some(parts_at),
             hedge_at: experience.overdue,
             expected: (0..self.code().n()).map(|i| experience.expected.get(i)).collect(),
-            local: Duration::try_from_secs_f64(self.shape.macs() * Rates::default().mac_s)
+            local: Duration::try_from_secs_f64(self.options.rates.local_s::<T>(&self.shape))
                 .unwrap_or_default(),
         }
     }

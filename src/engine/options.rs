@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::coding::{Clamp, CodeKind};
 use crate::error::{Error, Result};
+use crate::planner::Rates;
 use crate::scheduler::{Audit, OnShortfall, Policy};
 
 /// Options of a coded layer; the defaults are those of the command line.
@@ -19,6 +20,8 @@ pub struct LayerOptions {
     pub tolerate: usize,
     /// (k_A, k_B); by default the planner's choice for `tolerate`.
     pub partitions: Option<(usize, usize)>,
+    /// What the planner chooses by.
+    pub rates: Rates,
     /// Time from first dispatch to a result.
     pub deadline: Duration,
     /// What to do when fewer results than needed can come.
@@ -50,6 +53,7 @@ impl Default for LayerOptions {
             subtasks: None,
             tolerate: 2,
             partitions: None,
+            rates: Rates::default(),
             deadline: policy.deadline,
             on_shortfall: policy.on_shortfall,
             hedge: policy.hedge,

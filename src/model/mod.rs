@@ -32,6 +32,7 @@ mod host;
 mod load;
 mod op;
 mod options;
+mod place;
 mod prepare;
 mod prepared;
 mod repair;
@@ -39,6 +40,7 @@ mod tensor;
 
 pub use host::HostModel;
 pub use load::{InputInfo, Model};
-pub use options::{GemmChoice, ModelOptions, Progress};
+pub use options::{Freedom, GemmChoice, ModelOptions, Progress};
+pub use place::PlannedLayer;
 pub use prepared::{ModelRun, Output, PreparedModel};
 pub use tensor::Tensor;

@@ -6,7 +6,6 @@ use std::str::FromStr;
 use crate::array::DType;
 use crate::engine::LayerOptions;
 use crate::error::{Error, Result};
-use crate::planner::Rates;
 
 /// Which fully connected layers (Gemm or MatMul with constant weights) are coded, as 1x1 convolutions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,6 +40,22 @@ impl FromStr for GemmChoice {
     }
 }
 
+/// What the planner may choose of its own accord, layer by layer, beside the partitions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Freedom {
+    /// Replication instead of CRME; [`LayerOptions::code`] is then not looked at.
+    pub code: bool,
+    /// Fewer subtasks than workers; [`LayerOptions::subtasks`] is then not looked at.
+    pub subtasks: bool,
+    /// Leaving convolutions on the host because that is predicted to be faster, not only where they cannot be split.
+    pub local: bool,
+}
+
+impl Freedom {
+    /// Everything.
+    pub const ALL: Self = Self { code: true, subtasks: true, local: true };
+}
+
 /// Options of a model; the defaults are those of the command line.
 #[derive(Clone, Debug, Default)]
 pub struct ModelOptions {
@@ -52,8 +67,8 @@ pub struct ModelOptions {
     /// Arithmetic of the workers; by default the element type of the model. What the host computes stays in the
     /// model's type.
     pub precision: Option<DType>,
-    /// The planner's rates.
-    pub rates: Rates,
+    /// What the planner may choose; by default nothing but partitions.
+    pub freedom: Freedom,
 }
 
 /// How far preparing or running a model has come.

@@ -9,16 +9,15 @@ use super::find::{Found, Layer, LayerOp, layers};
 use super::guard::guarded;
 use super::load::Model;
 use super::op::CodedOp;
-use super::options::{GemmChoice, ModelOptions, Progress};
+use super::options::{ModelOptions, Progress};
+use super::place::{STAYS, of_layer, place, stays};
 use super::prepared::{CodedLayer, LocalLayer, Place, PreparedModel, Signature};
 use super::repair::runnable;
 use crate::array::{DType, Element};
-use crate::coding::Code;
 use crate::engine::{CodedConv, LayerOptions, SharedWeight};
-use crate::error::{Error, Result};
-use crate::planner::{Placement, place_conv, place_gemm, subtask_shape};
+use crate::error::Result;
+use crate::planner::{LayerPlan, Way};
 use crate::scheduler::Pool;
-use crate::worker::WorkerKind;
 
 impl Model {
     /// Codes the model's layers and installs their filters on the workers of `pool`, once for any number of runs.
@@ -44,22 +43,29 @@ impl Model {
         let mut graph = self.typed()?;
         let signature = Signature::of(self)?;
         let found = layers(self.name(), &graph)?;
+        let rates = pool.shared(&options.layer.rates);
         let mut places = Vec::with_capacity(found.len());
         let mut to_code = Vec::new();
         let local = |why: String, name: String, op: LayerOp| Place::Local(LocalLayer { name, op, why });
         for Layer { name, op, found } in found {
             let placed = match found {
                 Err(why) => Err(why),
-                Ok(found) => match place(&found, op, pool, options).map_err(|e| of_layer(&name, e))? {
-                    Placement::Local { why } => Err(why),
-                    Placement::Coded { k_a, k_b } => Ok((found, (k_a, k_b))),
-                },
+                Ok(_) if stays(op, options) => Err(STAYS.to_owned()),
+                Ok(found) => {
+                    let plan = place(&found, op, pool.len(), &rates, options);
+                    match plan.map_err(|e| of_layer(&name, e))? {
+                        LayerPlan { way: Way::Local, why, .. } => Err(why),
+                        LayerPlan { way: Way::Coded { code, n, k_a, k_b, .. }, .. } => {
+                            Ok((found, (code, n, (k_a, k_b))))
+                        }
+                    }
+                }
             };
             match placed {
                 Err(why) => places.push(local(why, name, op)),
-                Ok((found, partitions)) => {
+                Ok((found, way)) => {
                     places.push(Place::Coded(to_code.len()));
-                    to_code.push((name, op, found, partitions));
+                    to_code.push((name, op, found, way));
                 }
             }
         }
@@ -75,9 +81,11 @@ impl Model {
         }
         let total = to_code.len();
         let mut coded = Vec::with_capacity(total);
-        for (index, (name, op, found, partitions)) in to_code.into_iter().enumerate() {
+        for (index, (name, op, found, (code, n, partitions))) in to_code.into_iter().enumerate() {
             let layer = LayerOptions {
                 name: name.clone(),
+                code,
+                subtasks: Some(n),
                 partitions: Some(partitions),
                 clamp: found.folded.clamp,
                 ..options.layer.clone()
@@ -92,36 +100,6 @@ impl Model {
         let plan = guarded(self.name(), || runnable(graph))?;
         Ok(PreparedModel { signature, plan, layers: coded, places })
     }
-}
-
-fn of_layer(name: &str, source: Error) -> Error {
-    Error::Layer { layer: name.to_owned(), source: Box::new(source) }
-}
-
-/// Where a layer goes: the caller's partitions where they fit, else the planner's.
-fn place(found: &Found, op: LayerOp, pool: &Pool, options: &ModelOptions) -> Result<Placement> {
-    let (layer, rates) = (&options.layer, &options.rates);
-    let n = layer.subtasks.unwrap_or(pool.len());
-    if op == LayerOp::Gemm && options.gemm == GemmChoice::Off {
-        return Ok(Placement::Local { why: "fully connected layers are to stay on the host".to_owned() });
-    }
-    if let Some((k_a, k_b)) = layer.partitions {
-        let code = Code::new(layer.code, k_a, k_b, n)?;
-        let filters = found.shape.out_channels / found.shape.groups;
-        if op == LayerOp::Conv && k_b <= filters && subtask_shape(&found.shape, &code).is_ok() {
-            return Ok(Placement::Coded { k_a, k_b });
-        }
-    }
-    if op == LayerOp::Gemm && options.gemm == GemmChoice::Auto {
-        return place_gemm(&found.shape, layer.code, n, layer.tolerate, rates, sharing(pool));
-    }
-    place_conv(&found.shape, layer.code, n, layer.tolerate, rates)
-}
-
-/// How many workers share a processor of this machine.
-fn sharing(pool: &Pool) -> f64 {
-    let here = pool.workers().filter(|w| w.kind == WorkerKind::Cpu).count();
-    here as f64 / std::thread::available_parallelism().map_or(1, usize::from) as f64
 }
 
 /// Puts a [`CodedOp`] where the layer and what is folded into it were.

@@ -24,10 +24,13 @@ use super::slot::{
 };
 use crate::array::DType;
 use crate::error::{Error, Result};
+use crate::planner::Rates;
 use crate::worker::{CancelToken, FilterKey, LOCAL_HOST, Recipe, Worker, WorkerInfo, WorkerKind};
 
 /// How long a dropped pool waits for its workers before it leaves a hung one behind.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
+/// How often [`Pool::wait_idle`] looks.
+const IDLE_POLL: Duration = Duration::from_micros(100);
 /// From so many queued tasks on a worker's queue is searched for those that nobody waits for any more.
 const BACKLOG: usize = 16;
 
@@ -221,6 +224,28 @@ impl Pool {
                 && locked(&slot.status.health).state() != State::Straggling
                 && admitted(w)
         })
+    }
+
+    /// Waits until no worker has a task any more, at most for `limit`; whether that came true. Stragglers of a run that is
+    /// over may still be at the sub-result they had begun.
+    #[must_use]
+    pub fn wait_idle(&self, limit: Duration) -> bool {
+        let end = Instant::now() + limit;
+        let busy = |slot: &Slot| slot.status.load.load(Ordering::Relaxed) > 0;
+        while self.inner.slots.iter().any(busy) {
+            if Instant::now() >= end {
+                return false;
+            }
+            std::thread::sleep(IDLE_POLL);
+        }
+        true
+    }
+
+    /// `rates` with the cores that this pool's workers share, where it does not say and they are threads of this machine.
+    #[must_use]
+    pub fn shared(&self, rates: &Rates) -> Rates {
+        let here = self.workers().any(|info| info.kind == WorkerKind::Cpu && info.host == LOCAL_HOST);
+        Rates { cores: rates.cores.or(here.then_some(self.inner.shared.cores)), ..*rates }
     }
 
     /// Whether more threads of this machine are workers than it has cores.

@@ -81,6 +81,8 @@ impl Folder {
 
     pub fn run(&self, args: &str) -> Said {
         let out = Command::new(env!("CARGO_BIN_EXE_fcdcc"))
+            // The user's own cache is left alone.
+            .env("FCDCC_CACHE", env!("CARGO_TARGET_TMPDIR"))
             .args(args.split_whitespace())
             .current_dir(self.0.path())
             .env_remove("RUST_LOG")

@@ -1,0 +1,186 @@
+//! Every feasible (k_A, k_B) of a layer: what the planner predicts, what it takes, and what the paper's formula says.
+//!
+//! Invariant: pairs are measured in turns, so that whatever slows the machine slows all of them.
+
+use std::time::Duration;
+
+use ndarray::{ArrayD, IxDyn};
+use rand::seq::SliceRandom;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+
+use super::layers::NamedLayer;
+use crate::array::Element;
+use crate::coding::{Code, CodeKind};
+use crate::engine::{CodedConv, LayerOptions, SharedWeight};
+use crate::error::{Error, Result};
+use crate::planner::{PaperCost, Rates, SubtaskCost, feasible_partitions, subtask_shape};
+use crate::scheduler::{OnShortfall, Pool};
+
+/// Between two runs, for workers whose results were not needed.
+const IDLE: Duration = Duration::from_mins(1);
+
+/// All pairs of one layer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Convexity {
+    /// The layer's name.
+    pub layer: String,
+    /// Code family.
+    pub code: String,
+    /// Subtasks.
+    pub n: usize,
+    /// delta.
+    pub recovery_threshold: usize,
+    /// By k_A, ascending.
+    pub pairs: Vec<Pair>,
+    /// k_A at which the paper's cost is least, over the real numbers.
+    pub paper_k_a: f64,
+    /// The pair that the planner chooses.
+    pub chosen: (usize, usize),
+}
+
+/// One pair.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Pair {
+    /// k_A.
+    pub k_a: usize,
+    /// k_B.
+    pub k_b: usize,
+    /// What the planner predicts, in milliseconds.
+    pub predicted_ms: f64,
+    /// Median, in milliseconds; `None` where nothing was measured.
+    pub measured_ms: Option<f64>,
+    /// Elements that a subtask uploads.
+    pub upload_elems: usize,
+    /// Elements of coded filters that it needs.
+    pub storage_elems: usize,
+    /// The paper's cost of a subtask.
+    pub paper_cost: f64,
+}
+
+impl Convexity {
+    /// Predictions alone.
+    ///
+    /// # Errors
+    /// Those of [`feasible_partitions`].
+    pub fn predict<T: Element>(
+        layer: &NamedLayer,
+        code: CodeKind,
+        n: usize,
+        tolerate: usize,
+        rates: &Rates,
+    ) -> Result<Self> {
+        let paper = PaperCost::default();
+        let mut threshold = 0;
+        let mut pairs = Vec::new();
+        for (k_a, k_b) in feasible_partitions(&layer.shape, code, n, tolerate)? {
+            let code = Code::new(code, k_a, k_b, n)?;
+            threshold = code.recovery_threshold();
+            let cost = SubtaskCost::of(&subtask_shape(&layer.shape, &code)?);
+            pairs.push(Pair {
+                k_a,
+                k_b,
+                predicted_ms: rates.predict::<T>(&layer.shape, &code)?.total_s() * 1e3,
+                measured_ms: None,
+                upload_elems: cost.upload_elems,
+                storage_elems: cost.storage_elems,
+                paper_cost: paper.of(&cost),
+            });
+        }
+        pairs.sort_by_key(|pair| (pair.k_a, pair.k_b));
+        let (chosen, _) = crate::planner::choose_partitions::<T>(&layer.shape, code, n, tolerate, rates)?;
+        Ok(Self {
+            layer: layer.name.clone(),
+            code: code.name().to_owned(),
+            n,
+            recovery_threshold: threshold,
+            pairs,
+            paper_k_a: paper.optimal_k_a(&layer.shape, threshold),
+            chosen,
+        })
+    }
+
+    /// Runs every pair `trials` times on `pool`, after one run that does not count. `observe` is told how many of
+    /// how many rounds are done.
+    ///
+    /// # Errors
+    /// Those of preparing and running the layer.
+    pub fn measure<T: Element>(
+        &mut self,
+        layer: &NamedLayer,
+        pool: &Pool,
+        trials: usize,
+        seed: u64,
+        observe: &mut dyn FnMut(usize, usize),
+    ) -> Result<()> {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let mut numbers =
+            |len: usize| -> Vec<T> { (0..len).map(|_| T::from_f64(rng.random_range(-1.0..1.0))).collect() };
+        let shape = &layer.shape;
+        let weight: SharedWeight<T> = std::sync::Arc::new(numbers(shape.weight_elems()));
+        let input = ArrayD::from_shape_vec(IxDyn(&shape.input_shape()), numbers(shape.input_elems()))
+            .expect("as many numbers as the shape has elements");
+        let prepare = |pair: &Pair| {
+            // Nothing but the first results that decode: what is measured is the pair.
+            let options = LayerOptions {
+                name: layer.name.clone(),
+                code: self.code.parse()?,
+                subtasks: Some(self.n),
+                partitions: Some((pair.k_a, pair.k_b)),
+                hedge: None,
+                patience: 0.0,
+                on_shortfall: OnShortfall::Fail,
+                deadline: Duration::from_mins(5),
+                ..LayerOptions::default()
+            };
+            CodedConv::prepare_shared(pool, shape.clone(), std::sync::Arc::clone(&weight), None, options)
+        };
+        let prepared = self.pairs.iter().map(prepare).collect::<Result<Vec<_>>>()?;
+        let mut times = vec![Vec::with_capacity(trials); prepared.len()];
+        let mut order: Vec<usize> = (0..prepared.len()).collect();
+        for trial in 0..=trials {
+            order.shuffle(&mut rng);
+            for &at in &order {
+                let run = prepared[at].run(input.view())?;
+                if !pool.wait_idle(IDLE) {
+                    let mend = "a worker hangs: leave it out of the pool".to_owned();
+                    return Err(Error::Timeout {
+                        what: "waiting for idle workers".to_owned(),
+                        limit: IDLE,
+                        mend,
+                    });
+                }
+                if trial > 0 {
+                    times[at].push(run.report.total_ms);
+                }
+            }
+            observe(trial, trials);
+        }
+        for (pair, mut times) in self.pairs.iter_mut().zip(times) {
+            times.sort_by(f64::total_cmp);
+            pair.measured_ms = times.get(times.len() / 2).copied();
+        }
+        Ok(())
+    }
+
+    /// The chosen pair.
+    #[must_use]
+    pub fn choice(&self) -> Option<&Pair> {
+        self.pairs.iter().find(|pair| (pair.k_a, pair.k_b) == self.chosen)
+    }
+
+    /// Measured time of the chosen pair over that of the fastest; 1 where nothing is faster.
+    #[must_use]
+    pub fn regret(&self) -> Option<f64> {
+        let best = self.pairs.iter().filter_map(|p| p.measured_ms).min_by(f64::total_cmp)?;
+        Some(self.choice()?.measured_ms? / best)
+    }
+
+    /// Predicted over measured time of the chosen pair.
+    #[must_use]
+    pub fn accuracy(&self) -> Option<f64> {
+        let choice = self.choice()?;
+        Some(choice.predicted_ms / choice.measured_ms?)
+    }
+}

@@ -1,0 +1,119 @@
+//! The planner's rates: measured once on this machine's workers, kept in a file, used from then on.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use clap::ValueEnum;
+use fcdcc::array::DType;
+use fcdcc::bench::machine;
+use fcdcc::planner::{Calibration, Rates, calibrate};
+use fcdcc::worker::WorkerKind;
+use fcdcc::{Result, Worker};
+use serde::{Deserialize, Serialize};
+
+use super::progress::Bar;
+use super::{Console, files};
+
+/// Where the planner's rates come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Calibrate {
+    /// Measured earlier on such workers, else now (about a second), and kept
+    #[default]
+    Auto,
+    /// Measured now
+    Always,
+    /// Built in: those of a typical server
+    Never,
+}
+
+/// Measured rates by what they were measured on.
+#[derive(Default, Serialize, Deserialize)]
+struct Cache {
+    schema: u32,
+    rates: BTreeMap<String, Calibration>,
+}
+
+const SCHEMA: u32 = 1;
+
+/// `$FCDCC_CACHE`, else the user's cache folder.
+fn cache_file() -> Option<PathBuf> {
+    let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let folder = set("FCDCC_CACHE")
+        .or_else(|| set("XDG_CACHE_HOME").map(|p| p.join("fcdcc")))
+        .or_else(|| set("HOME").map(|p| p.join(".cache/fcdcc")))
+        .or_else(|| set("LOCALAPPDATA").map(|p| p.join("fcdcc")))?;
+    Some(folder.join("rates.json"))
+}
+
+/// What is kept. A file that is not there, is damaged or of another version counts as empty: it is only a cache.
+fn read() -> Cache {
+    let text = cache_file().and_then(|path| std::fs::read_to_string(path).ok());
+    let cache = text.and_then(|text| serde_json::from_str::<Cache>(&text).ok());
+    cache.filter(|cache| cache.schema == SCHEMA).unwrap_or(Cache { schema: SCHEMA, rates: BTreeMap::new() })
+}
+
+/// Keeps rates for the next time; where nothing can be written they are measured again then.
+fn keep(key: String, calibration: Calibration) {
+    let Some(path) = cache_file() else { return };
+    let mut cache = read();
+    cache.rates.insert(key, calibration);
+    let folder = path.parent().map(std::fs::create_dir_all);
+    let written = folder.is_some_and(|made| made.is_ok()) && files::write_report(&path, &cache).is_ok();
+    if !written {
+        tracing::info!(path = %path.display(), "rates could not be kept");
+    }
+}
+
+/// The rates of the workers of a pool that is about to be made. Workers of one kind and device are taken to be alike and
+/// the slowest kind decides, since a layer waits for most of its workers. `measure`: whether rates that are not known yet
+/// are to be measured.
+///
+/// # Errors
+/// What a worker says that cannot be measured.
+pub(crate) fn of(
+    workers: &mut [Box<dyn Worker>],
+    dtype: DType,
+    how: Calibrate,
+    measure: bool,
+    console: Console,
+) -> Result<Rates> {
+    if how == Calibrate::Never {
+        return Ok(Rates::default());
+    }
+    let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
+    let mut threads_here = false;
+    for (at, worker) in workers.iter().enumerate() {
+        let info = worker.info();
+        threads_here |= info.kind == WorkerKind::Cpu;
+        if dtype == DType::F32 || info.f64 {
+            kinds.entry(format!("{} {}", info.kind.name(), info.device)).or_insert(at);
+        }
+    }
+    let cores = threads_here.then(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let known = read();
+    let mut found: Option<Calibration> = None;
+    for (device, at) in kinds {
+        let key = format!("{} | {} | {device} | {dtype}", env!("CARGO_PKG_VERSION"), machine::hardware());
+        let kept = known.rates.get(&key).filter(|_| how == Calibrate::Auto);
+        let calibration = match kept {
+            Some(kept) => *kept,
+            None if !measure && how == Calibrate::Auto => continue,
+            None => {
+                let bar = Bar::new(console, "measuring");
+                bar.steps(0, 1, &device);
+                let worker = workers[at].as_mut();
+                let measured = match dtype {
+                    DType::F32 => calibrate::<f32>(worker, cores)?,
+                    DType::F64 => calibrate::<f64>(worker, cores)?,
+                };
+                keep(key, measured);
+                measured
+            }
+        };
+        let slower = |than: &Calibration| calibration.rates.worker.mac_s > than.rates.worker.mac_s;
+        if found.as_ref().is_none_or(slower) {
+            found = Some(calibration);
+        }
+    }
+    Ok(found.map_or_else(Rates::default, |calibration| Rates { cores, ..calibration.rates }))
+}

@@ -1,0 +1,83 @@
+//! Where the layers of a model go.
+
+use tract_onnx::tract_core::internal::Datum;
+
+use super::find::{Found, Layer, LayerOp, layers};
+use super::load::Model;
+use super::options::{GemmChoice, ModelOptions};
+use crate::array::DType;
+use crate::conv::ConvShape;
+use crate::error::{Error, Result};
+use crate::planner::{LayerPlan, PlanOptions, Rates, plan_layer};
+
+/// A layer of a model and what becomes of it.
+#[derive(Clone, Debug)]
+pub struct PlannedLayer {
+    /// Its name in the file.
+    pub name: String,
+    /// `Conv` or `Gemm`.
+    pub op: &'static str,
+    /// The layer as a convolution, and its plan; or why it can be no other than the host's.
+    pub plan: Result<(ConvShape, LayerPlan), String>,
+}
+
+impl Model {
+    /// What [`Model::prepare`] would do with each layer on `workers` workers that `rates` are of; needs no workers.
+    ///
+    /// # Errors
+    /// Those of [`Model::prepare`] that concern the model or the options.
+    pub fn plan(&self, workers: usize, rates: &Rates, options: &ModelOptions) -> Result<Vec<PlannedLayer>> {
+        options.layer.check()?;
+        let found = layers(self.name(), &self.typed()?)?;
+        let planned = |Layer { name, op, found }: Layer| {
+            let plan = match found {
+                Err(why) => Err(why),
+                Ok(_) if stays(op, options) => Err(STAYS.to_owned()),
+                Ok(found) => {
+                    let plan = place(&found, op, workers, rates, options).map_err(|e| of_layer(&name, e))?;
+                    Ok((found.shape, plan))
+                }
+            };
+            Ok(PlannedLayer { name, op: op.name(), plan })
+        };
+        found.into_iter().map(planned).collect()
+    }
+}
+
+pub(super) fn of_layer(name: &str, source: Error) -> Error {
+    Error::Layer { layer: name.to_owned(), source: Box::new(source) }
+}
+
+/// Why a fully connected layer is left alone where none is wanted on the workers.
+pub(super) const STAYS: &str = "fully connected layers are to stay on the host";
+
+/// Whether a layer is not to be placed at all.
+pub(super) fn stays(op: LayerOp, options: &ModelOptions) -> bool {
+    op == LayerOp::Gemm && options.gemm == GemmChoice::Off
+}
+
+/// What becomes of a layer: the caller's partitions where they fit, else the planner's.
+pub(super) fn place(
+    found: &Found,
+    op: LayerOp,
+    workers: usize,
+    rates: &Rates,
+    options: &ModelOptions,
+) -> Result<LayerPlan> {
+    let (layer, free) = (&options.layer, options.freedom);
+    let choice = PlanOptions {
+        workers,
+        subtasks: (!free.subtasks).then_some(layer.subtasks.unwrap_or(workers)),
+        tolerate: layer.tolerate,
+        code: (!free.code).then_some(layer.code),
+        // Partitions are said with convolutions in mind.
+        partitions: layer.partitions.filter(|_| op == LayerOp::Conv),
+        local_if_faster: free.local || (op == LayerOp::Gemm && options.gemm == GemmChoice::Auto),
+        rates: *rates,
+    };
+    let own = if found.dtype == f64::datum_type() { DType::F64 } else { DType::F32 };
+    match options.precision.unwrap_or(own) {
+        DType::F32 => plan_layer::<f32>(&found.shape, &choice),
+        DType::F64 => plan_layer::<f64>(&found.shape, &choice),
+    }
+}

@@ -1,0 +1,295 @@
+//! Rates: from what has to be done to seconds.
+
+use serde::{Deserialize, Serialize};
+
+use crate::array::Element;
+use crate::coding::{Code, CodeKind};
+use crate::conv::{ConvKernel, ConvPath, ConvShape};
+use crate::error::Result;
+use crate::partition::InputPartition;
+use crate::worker::SubtaskShape;
+
+use super::cost::subtask_shape;
+
+/// Kinds of [`Work`].
+pub(super) const KINDS: usize = 9;
+
+/// What a worker does for one subtask: amounts that its time is a weighted sum of.
+///
+/// A convolution is a matrix product of m filters, k terms and n columns (pixels). Beside the m k n multiply-adds,
+/// operands are packed and read, which for small m or n is most of it; hence amounts of their own.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Work {
+    /// Subtasks: 1.
+    pub calls: f64,
+    /// Sub-results.
+    pub sub_results: f64,
+    /// Multiply-adds of products, m k n.
+    pub macs: f64,
+    /// Multiply-adds that are summed directly (one or two filters a group).
+    pub direct_macs: f64,
+    /// Elements of the second operand, k n, each time it is read.
+    pub columns: f64,
+    /// Elements packed from the input into such operands.
+    pub packed: f64,
+    /// Elements of filters, m k, each time they are read.
+    pub filters: f64,
+    /// Elements of slabs.
+    pub upload: f64,
+    /// Elements of sub-results.
+    pub download: f64,
+}
+
+impl Work {
+    /// The work of a subtask whose sub-results are asked for one by one.
+    #[must_use]
+    pub fn of<T: Element>(subtask: &SubtaskShape) -> Self {
+        let conv = &subtask.conv;
+        let kernel = ConvKernel::new(conv);
+        let sub_results = subtask.sub_results() as f64;
+        let direct = kernel.path() == ConvPath::Direct;
+        let columns = conv.reduction() * conv.output_plane() * conv.groups * conv.batch;
+        let macs = sub_results * conv.macs();
+        Self {
+            calls: 1.0,
+            sub_results,
+            macs: if direct { 0.0 } else { macs },
+            direct_macs: if direct { macs } else { 0.0 },
+            columns: if direct { 0.0 } else { sub_results * columns as f64 },
+            packed: (subtask.slabs * kernel.packed_elems::<T>(subtask.banks)) as f64,
+            filters: if direct { 0.0 } else { sub_results * conv.weight_elems() as f64 },
+            upload: subtask.upload_elems() as f64,
+            download: subtask.download_elems() as f64,
+        }
+    }
+
+    pub(super) fn amounts(&self) -> [f64; KINDS] {
+        [
+            self.calls,
+            self.sub_results,
+            self.macs,
+            self.direct_macs,
+            self.columns,
+            self.packed,
+            self.filters,
+            self.upload,
+            self.download,
+        ]
+    }
+}
+
+/// Seconds for a unit of each kind of [`Work`], in its order.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WorkerRates {
+    /// A subtask.
+    pub call_s: f64,
+    /// A sub-result.
+    pub sub_result_s: f64,
+    /// A multiply-add.
+    pub mac_s: f64,
+    /// A multiply-add of one or two filters a group.
+    pub direct_mac_s: f64,
+    /// An element of a second operand read.
+    pub column_s: f64,
+    /// An element packed.
+    pub packed_s: f64,
+    /// An element of filters read.
+    pub filter_s: f64,
+    /// An element of a slab taken in.
+    pub upload_s: f64,
+    /// An element of a sub-result handed out.
+    pub download_s: f64,
+}
+
+impl WorkerRates {
+    pub(super) fn new(rates: [f64; KINDS]) -> Self {
+        let [call_s, sub_result_s, mac_s, direct_mac_s, column_s, packed_s, filter_s, upload_s, download_s] =
+            rates;
+        Self { call_s, sub_result_s, mac_s, direct_mac_s, column_s, packed_s, filter_s, upload_s, download_s }
+    }
+
+    pub(super) fn values(&self) -> [f64; KINDS] {
+        [
+            self.call_s,
+            self.sub_result_s,
+            self.mac_s,
+            self.direct_mac_s,
+            self.column_s,
+            self.packed_s,
+            self.filter_s,
+            self.upload_s,
+            self.download_s,
+        ]
+    }
+
+    /// Seconds of a subtask on a worker that has its processor to itself.
+    #[must_use]
+    pub fn seconds(&self, work: &Work) -> f64 {
+        self.values().iter().zip(work.amounts()).map(|(rate, amount)| rate * amount).sum()
+    }
+}
+
+/// What this machine needs for encoding, decoding and everything around a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HostRates {
+    /// Dispatching and gathering a layer.
+    pub layer_s: f64,
+    /// Dispatching and gathering one subtask of it.
+    pub subtask_s: f64,
+    /// An element of the padded input, or of a coded slab.
+    pub encode_elem_s: f64,
+    /// A multiply-add of encoding.
+    pub encode_mac_s: f64,
+    /// An element of a sub-result read, or of the output written.
+    pub decode_elem_s: f64,
+    /// A multiply-add of decoding.
+    pub decode_mac_s: f64,
+    /// One thread, as a worker.
+    pub thread: WorkerRates,
+    /// How many times as fast as one thread all cores compute an uncoded convolution.
+    pub parallel: f64,
+}
+
+/// Seconds for everything that a layer takes.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Rates {
+    /// Of a typical worker, alone on its processor.
+    pub worker: WorkerRates,
+    /// Of this machine.
+    pub host: HostRates,
+    /// Processors that the workers share, if they share any: more workers than these take turns.
+    pub cores: Option<usize>,
+    /// Seconds for an element of coded filters in every run: its share of installing it again, and of the memory it
+    /// occupies.
+    pub storage_s: f64,
+}
+
+impl Default for Rates {
+    /// Of a server of 2024 for f32: 30 G multiply-adds a second on a thread, which is also what a worker is, each with
+    /// its own processor; elements at 4 GB/s; filters that are installed again every thousandth run.
+    fn default() -> Self {
+        let thread = WorkerRates {
+            call_s: 2e-5,
+            sub_result_s: 2e-6,
+            mac_s: 3.3e-11,
+            direct_mac_s: 2.5e-10,
+            column_s: 3e-10,
+            packed_s: 2e-10,
+            filter_s: 1e-10,
+            upload_s: 1e-9,
+            download_s: 1e-9,
+        };
+        Self {
+            worker: thread,
+            host: HostRates {
+                layer_s: 4e-5,
+                subtask_s: 2e-6,
+                encode_elem_s: 3e-10,
+                encode_mac_s: 5e-11,
+                decode_elem_s: 3e-10,
+                decode_mac_s: 2e-11,
+                thread,
+                parallel: 2.0,
+            },
+            cores: None,
+            storage_s: 1e-12,
+        }
+    }
+}
+
+/// What a layer is expected to take when nobody is late.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Prediction {
+    /// Padding, cutting and encoding, seconds.
+    pub encode_s: f64,
+    /// From first dispatch to the result that makes decoding possible, seconds.
+    pub wait_s: f64,
+    /// Decoding, seconds.
+    pub decode_s: f64,
+    /// One subtask on a worker that has its processor to itself, seconds.
+    pub subtask_s: f64,
+    /// Coded slabs, sub-results and output that are in this machine's memory during a run.
+    pub host_bytes: f64,
+    /// Coded filters, slabs and sub-results of one subtask, on its worker.
+    pub worker_bytes: f64,
+}
+
+impl Prediction {
+    /// Encoding, waiting and decoding.
+    #[must_use]
+    pub fn total_s(&self) -> f64 {
+        self.encode_s + self.wait_s + self.decode_s
+    }
+}
+
+/// Elements touched and multiply-adds made on this machine.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct CodecWork {
+    pub(super) encode_elems: f64,
+    pub(super) encode_macs: f64,
+    pub(super) decode_elems: f64,
+    pub(super) decode_macs: f64,
+}
+
+impl CodecWork {
+    pub(super) fn of(layer: &ConvShape, code: &Code, slabs: &InputPartition, subtask: &SubtaskShape) -> Self {
+        let planes = (layer.batch * layer.in_channels) as f64;
+        let coded = (code.n() * subtask.upload_elems()) as f64;
+        let covered = if slabs.is_in_place() { 0.0 } else { planes * slabs.covered_plane() as f64 };
+        let selects = matches!(code.kind(), CodeKind::Uncoded | CodeKind::Replication);
+        // A column of a block has k_A entries; a lone 1 copies.
+        let encode_macs = if selects || code.k_a() == 1 { 0.0 } else { coded * code.k_a() as f64 };
+        let parts = code.k_a() * code.k_b() / (code.l_a() * code.l_b());
+        let used = (parts * subtask.download_elems()) as f64;
+        let output = layer.output_elems() as f64;
+        // Complex systems as real ones have twice the terms.
+        let an_element = match code.kind() {
+            _ if selects || parts == 1 => 0,
+            CodeKind::Crme => 2 * parts,
+            _ => parts,
+        };
+        Self {
+            encode_elems: covered + coded,
+            encode_macs,
+            decode_elems: used + output,
+            decode_macs: output * an_element as f64,
+        }
+    }
+}
+
+impl Rates {
+    /// What a run of `layer` under `code` takes with a worker for each subtask, of which none is late.
+    ///
+    /// # Errors
+    /// [`Error::InvalidParameter`](crate::Error::InvalidParameter) when the layer cannot be cut into the code's parts.
+    pub fn predict<T: Element>(&self, layer: &ConvShape, code: &Code) -> Result<Prediction> {
+        let subtask = subtask_shape(layer, code)?;
+        let slabs = InputPartition::new(layer, code.k_a())?;
+        let codec = CodecWork::of(layer, code, &slabs, &subtask);
+        let host = &self.host;
+        let subtask_s = self.worker.seconds(&Work::of::<T>(&subtask));
+        // Workers that share processors take turns, and the last of those that are needed is one of the last of all.
+        let turns = self.cores.map_or(1.0, |cores| (code.n() as f64 / cores as f64).max(1.0));
+        let bytes = T::DTYPE.size_bytes() as f64;
+        let held = (subtask.upload_elems() + subtask.download_elems()) as f64;
+        let storage = subtask.filter_elems() as f64;
+        Ok(Prediction {
+            encode_s: codec.encode_elems * host.encode_elem_s + codec.encode_macs * host.encode_mac_s,
+            wait_s: host.layer_s
+                + code.n() as f64 * host.subtask_s
+                + turns * subtask_s
+                + storage * self.storage_s,
+            decode_s: codec.decode_elems * host.decode_elem_s + codec.decode_macs * host.decode_mac_s,
+            subtask_s,
+            host_bytes: bytes * (code.n() as f64 * held + layer.output_elems() as f64),
+            worker_bytes: bytes * (held + storage),
+        })
+    }
+
+    /// Seconds for computing `layer` on this machine, uncoded, on all cores.
+    #[must_use]
+    pub fn local_s<T: Element>(&self, layer: &ConvShape) -> f64 {
+        let work = Work::of::<T>(&SubtaskShape { conv: layer.clone(), slabs: 1, banks: 1 });
+        self.host.thread.seconds(&work) / self.host.parallel.max(1.0)
+    }
+}
