@@ -1,0 +1,514 @@
+//! Charts as SVG text, to be put into a page: lines, stairs and markers with bands, and stacked bars.
+//!
+//! Pure functions of data: equal data gives equal text. Who only reads numbers can skip this module.
+//!
+//! Invariant: any data gives a well-formed picture. Values that have no place (not finite, or not positive on a
+//! logarithmic axis) are left out, and what is left empty says so.
+
+mod axis;
+mod bars;
+mod canvas;
+mod geometry;
+mod legend;
+
+pub use bars::Bars;
+
+use axis::Axis;
+use canvas::{Anchor, Canvas, Font, Paint, SERIES_COLORS, svg};
+use geometry::{Frame, Point, apart, beside, runs, stairs};
+use legend::{Legend, SAMPLE};
+
+/// Of every picture, in its own units, which are pixels where it is as wide as that.
+const WIDTH: f64 = 600.0;
+const PLOT_HEIGHT: f64 = 260.0;
+const HEADING: Font = Font::new(15.0).bold();
+const HEADING_LINE: f64 = 20.0;
+const TICK: Font = Font::new(12.5);
+const TICK_LINE: f64 = 15.0;
+
+/// Colours of series as CSS: name of the variable, on light pages, on dark pages.
+pub fn colors() -> impl Iterator<Item = (String, &'static str, &'static str)> {
+    canvas::PALETTE.iter().enumerate().map(|(i, (light, dark))| (format!("--c{i}"), *light, *dark))
+}
+
+/// How a series is drawn.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Kind {
+    /// Straight from point to point.
+    #[default]
+    Line,
+    /// The same in dashes.
+    Dashed,
+    /// Level until the next point, then up or down: distributions.
+    Steps,
+    /// Points alone.
+    Markers,
+    /// Points joined by lines.
+    LineMarkers,
+}
+
+impl Kind {
+    fn marked(self) -> bool {
+        matches!(self, Kind::Markers | Kind::LineMarkers)
+    }
+}
+
+/// One method, code or quantity.
+#[derive(Clone, Debug, Default)]
+pub struct Series {
+    /// In the legend; equal labels appear there once, empty ones not at all.
+    pub label: String,
+    /// In the order in which they are joined; one that has no place leaves a gap.
+    pub points: Vec<(f64, f64)>,
+    /// How they are drawn.
+    pub kind: Kind,
+    /// Intervals (x, low, high): an area behind lines, whiskers through markers. May be empty.
+    pub band: Vec<(f64, f64, f64)>,
+    /// Of the palette: 0 is grey, 1 to 7 are colours. Chooses the shape of markers as well.
+    pub color: usize,
+}
+
+/// Something to compare with, or to point out.
+#[derive(Clone, Debug)]
+pub enum Mark {
+    /// A line at this x, labelled above the plot.
+    Vertical {
+        /// Its x.
+        at: f64,
+        /// What it is.
+        label: String,
+    },
+    /// A line at this y, labelled to the right of the plot.
+    Horizontal {
+        /// Its y.
+        at: f64,
+        /// What it is.
+        label: String,
+    },
+    /// A ring about a point, labelled beside it.
+    Point {
+        /// x and y.
+        at: (f64, f64),
+        /// What it is.
+        label: String,
+    },
+}
+
+/// Series over two axes.
+#[derive(Clone, Debug, Default)]
+pub struct Chart {
+    /// Above the picture; may be empty.
+    pub title: String,
+    /// With its unit.
+    pub x_label: String,
+    /// With its unit.
+    pub y_label: String,
+    /// Logarithmic.
+    pub x_log: bool,
+    /// Logarithmic.
+    pub y_log: bool,
+    /// From and to; what lies beyond is cut off. Without it, what holds everything.
+    pub x_range: Option<(f64, f64)>,
+    /// Likewise.
+    pub y_range: Option<(f64, f64)>,
+    /// The first is drawn first, under the others.
+    pub series: Vec<Series>,
+    /// Over the series.
+    pub marks: Vec<Mark>,
+    /// Names of x = 0, 1, 2 and so on instead of numbers. Markers of several series then stand side by side.
+    pub x_names: Vec<String>,
+}
+
+/// A chart with its measures taken.
+struct Plot<'a> {
+    chart: &'a Chart,
+    x: Axis,
+    y: Axis,
+    frame: Frame,
+    tops: Vec<Top>,
+    titles: Vec<String>,
+    y_lines: Vec<String>,
+    x_lines: Vec<String>,
+    names: Vec<Vec<String>>,
+    legend: Legend,
+    /// Series in the legend.
+    listed: Vec<usize>,
+}
+
+impl Chart {
+    /// As an `<svg>` element, as wide as what it is put into.
+    #[must_use]
+    pub fn svg(&self) -> String {
+        let plot = Plot::new(self);
+        let bottom = plot.frame.bottom() + plot.below();
+        svg((WIDTH, bottom), &self.title, |canvas| plot.draw(canvas))
+    }
+
+    fn axes(&self) -> (Axis, Axis) {
+        let points = || self.series.iter().flat_map(|s| &s.points);
+        let bands = || self.series.iter().flat_map(|s| &s.band);
+        let marked = |vertical: bool| {
+            self.marks.iter().filter_map(move |mark| match mark {
+                Mark::Vertical { at, .. } => vertical.then_some(*at),
+                Mark::Horizontal { at, .. } => (!vertical).then_some(*at),
+                Mark::Point { at, .. } => Some(if vertical { at.0 } else { at.1 }),
+            })
+        };
+        let (x_log, names) = (self.x_log && self.x_names.is_empty(), self.x_names.len() as f64);
+        let x_range = if names > 0.0 { Some((-0.5, names - 0.5)) } else { self.x_range };
+        let xs = points().map(|p| p.0).chain(bands().map(|b| b.0)).chain(marked(true));
+        let ys = points().map(|p| p.1).chain(bands().flat_map(|b| [b.1, b.2])).chain(marked(false));
+        (Axis::new(xs, x_range, x_log), Axis::new(ys, self.y_range, self.y_log))
+    }
+}
+
+impl<'a> Plot<'a> {
+    fn new(chart: &'a Chart) -> Self {
+        let (x, y) = chart.axes();
+        let listed: Vec<usize> = (0..chart.series.len())
+            .filter(|i| {
+                let label = &chart.series[*i].label;
+                !label.is_empty() && chart.series[..*i].iter().all(|s| s.label != *label)
+            })
+            .collect();
+        let legend = Legend::new(listed.iter().map(|i| chart.series[*i].label.as_str()), WIDTH);
+        let ticks = y.ticks(6);
+        let left = ticks.iter().map(|(_, label)| TICK.width(label)).fold(18.0, f64::max) + 10.0;
+        let sides = chart.marks.iter().filter_map(|mark| match mark {
+            Mark::Horizontal { at, label } => y.at(*at).map(|_| label),
+            _ => None,
+        });
+        let side = sides
+            .flat_map(|label| TICK.wrap(label, SIDE))
+            .map(|line| TICK.width(&line) + 8.0)
+            .fold(14.0, f64::max);
+        let titles = HEADING.wrap(&chart.title, WIDTH);
+        let y_lines = TICK.wrap(&chart.y_label, WIDTH);
+        let mut frame = Frame { x: left, y: 0.0, width: WIDTH - left - side, height: PLOT_HEIGHT };
+        let (tops, rows) = tops(chart, &x, &frame);
+        frame.y = heading(&titles) + legend.height() + TICK_LINE * (y_lines.len() + rows) as f64 + 12.0;
+        let slot = frame.width / chart.x_names.len().max(1) as f64 - 6.0;
+        let names = chart.x_names.iter().map(|name| {
+            let mut lines = TICK.wrap(name, slot);
+            if lines.len() > 5 {
+                lines.truncate(5);
+                lines[4] = shortened(TICK, &format!("{}……", lines[4]), slot);
+            }
+            lines
+        });
+        let names = names.collect();
+        let x_lines = TICK.wrap(&chart.x_label, frame.width);
+        Plot { chart, x, y, frame, tops, titles, y_lines, x_lines, names, legend, listed }
+    }
+
+    /// Height of what stands under the plot.
+    fn below(&self) -> f64 {
+        let names = self.names.iter().map(Vec::len).max().unwrap_or(0).max(1);
+        12.0 + TICK_LINE * (names + self.x_lines.len()) as f64 + 6.0
+    }
+
+    fn place(&self, (x, y): (f64, f64)) -> Option<Point> {
+        let (x, y) = (self.x.at(x)?, self.y.at(y)?);
+        Some((self.frame.x + x * self.frame.width, self.frame.bottom() - y * self.frame.height))
+    }
+
+    fn draw(&self, canvas: &mut Canvas<'_>) {
+        let (chart, frame) = (self.chart, &self.frame);
+        let mut y = 0.0;
+        draw_heading(canvas, &self.titles, &mut y);
+        self.legend.draw(canvas, (0.0, y), |canvas, i, at| sample(canvas, &chart.series[self.listed[i]], at));
+        y += self.legend.height();
+        for line in &self.y_lines {
+            canvas.text((0.0, y + TICK_LINE / 2.0), line, TICK.muted(), Anchor::Left);
+            y += TICK_LINE;
+        }
+        self.grid(canvas);
+        let some = |s: &Series| s.points.iter().any(|p| self.place(*p).is_some());
+        if !chart.series.iter().any(some) && chart.marks.is_empty() {
+            let middle = (frame.x + frame.width / 2.0, frame.y + frame.height / 2.0);
+            return canvas.text(middle, "no data", TICK.muted(), Anchor::Middle);
+        }
+        // All areas lie under all lines, and all lines under all markers.
+        for (i, series) in chart.series.iter().enumerate() {
+            self.band(canvas, series, self.aside(i));
+        }
+        let mut drawn = Vec::new();
+        for (i, series) in chart.series.iter().enumerate() {
+            drawn.extend(self.lines(canvas, series, self.aside(i)));
+        }
+        for (i, series) in chart.series.iter().enumerate().filter(|(_, s)| s.kind.marked()) {
+            for point in series.points.iter().filter_map(|p| self.place(*p)) {
+                let point = (point.0 + self.aside(i), point.1);
+                if frame.holds(point) {
+                    canvas.marker(point, 4.0, series.color % SERIES_COLORS);
+                    drawn.push(vec![point, point]);
+                }
+            }
+        }
+        self.marks(canvas, y, &drawn);
+    }
+
+    /// How far the markers of a series stand beside the place of their name.
+    fn aside(&self, index: usize) -> f64 {
+        let marked = |s: &&Series| s.kind.marked();
+        if self.names.is_empty() || !self.chart.series[index].kind.marked() {
+            return 0.0;
+        }
+        let all = self.chart.series.iter().filter(marked).count();
+        let before = self.chart.series[..index].iter().filter(marked).count();
+        let step = (0.7 * self.frame.width / self.names.len() as f64 / all as f64).min(14.0);
+        (before as f64 - (all as f64 - 1.0) / 2.0) * step
+    }
+
+    fn grid(&self, canvas: &mut Canvas<'_>) {
+        let frame = &self.frame;
+        let mut free = f64::INFINITY;
+        for (value, label) in self.y.ticks(6) {
+            let Some((_, y)) = self.y.at(value).map(|at| (0.0, frame.bottom() - at * frame.height)) else {
+                continue;
+            };
+            canvas.path(&[(frame.x, y), (frame.right(), y)], 1.0, (Paint::Ink, 0.12));
+            if y + TICK_LINE / 2.0 <= free {
+                canvas.text((frame.x - 7.0, y), &label, TICK.muted(), Anchor::Right);
+                free = y - TICK_LINE / 2.0;
+            }
+        }
+        let under = frame.bottom() + 6.0 + TICK_LINE / 2.0;
+        if self.names.is_empty() {
+            let mut free = -f64::INFINITY;
+            for (value, label) in self.x.ticks(8) {
+                let Some(x) = self.x.at(value).map(|at| frame.x + at * frame.width) else { continue };
+                canvas.path(&[(x, frame.y), (x, frame.bottom())], 1.0, (Paint::Ink, 0.07));
+                let half = TICK.width(&label) / 2.0;
+                let middle = x.min(WIDTH - half);
+                if middle - half >= free {
+                    canvas.text((middle, under), &label, TICK.muted(), Anchor::Middle);
+                    free = middle + half + 8.0;
+                }
+            }
+        }
+        for (i, lines) in self.names.iter().enumerate() {
+            let x = frame.x + self.x.at(i as f64).unwrap_or(0.0) * frame.width;
+            if i > 0 {
+                let edge = x - 0.5 * frame.width / self.names.len() as f64;
+                canvas.path(&[(edge, frame.y), (edge, frame.bottom())], 1.0, (Paint::Ink, 0.07));
+            }
+            for (row, line) in lines.iter().enumerate() {
+                canvas.text((x, under + row as f64 * TICK_LINE), line, TICK.muted(), Anchor::Middle);
+            }
+        }
+        canvas.path(&[(frame.x, frame.bottom()), (frame.right(), frame.bottom())], 1.2, (Paint::Ink, 0.6));
+        let names = self.names.iter().map(Vec::len).max().unwrap_or(0).max(1);
+        let mut y = under + names as f64 * TICK_LINE + 2.0;
+        for line in &self.x_lines {
+            canvas.text((frame.x + frame.width / 2.0, y), line, TICK.muted(), Anchor::Middle);
+            y += TICK_LINE;
+        }
+    }
+
+    fn band(&self, canvas: &mut Canvas<'_>, series: &Series, aside: f64) {
+        let (frame, paint) = (&self.frame, Paint::Color(series.color % SERIES_COLORS));
+        let ends = series.band.iter().map(|(x, low, high)| {
+            let (low, high) = (self.place((*x, *low))?, self.place((*x, *high))?);
+            Some((low, high)).filter(|(low, _)| (frame.x - 1e-6..=frame.right() + 1e-6).contains(&low.0))
+        });
+        if series.kind.marked() {
+            for (low, high) in ends.flatten().map(|(l, h)| ((l.0 + aside, l.1), (h.0 + aside, h.1))) {
+                if (high.1 < frame.y && low.1 < frame.y)
+                    || (high.1 > frame.bottom() && low.1 > frame.bottom())
+                {
+                    continue;
+                }
+                let ([low, high], cap) = ([frame.clamp(low), frame.clamp(high)], 3.5);
+                canvas.path(&[low, high], 1.4, (paint, 0.75));
+                for (x, y) in [low, high] {
+                    canvas.path(&[(x - cap, y), (x + cap, y)], 1.4, (paint, 0.75));
+                }
+            }
+            return;
+        }
+        // Where edges lie too close to be told apart, some are enough.
+        let mut ends: Vec<Option<(Point, Point)>> = ends.collect();
+        ends.dedup_by(|b, a| matches!((a, b), (Some((a, _)), Some((b, _))) if (a.0 - b.0).abs() < 0.4));
+        for run in ends.split(Option::is_none) {
+            let lows = run.iter().flatten().map(|(low, _)| frame.clamp(*low));
+            let highs = run.iter().flatten().rev().map(|(_, high)| frame.clamp(*high));
+            canvas.area(&lows.chain(highs).collect::<Vec<_>>(), (paint, 0.16));
+        }
+    }
+
+    /// Draws them and gives them back.
+    fn lines(&self, canvas: &mut Canvas<'_>, series: &Series, aside: f64) -> Vec<Vec<Point>> {
+        if series.kind == Kind::Markers {
+            return Vec::new();
+        }
+        let paint = (Paint::Color(series.color % SERIES_COLORS), 1.0);
+        let places = series.points.iter().map(|p| self.place(*p).map(|(x, y)| (x + aside, y)));
+        let mut all = Vec::new();
+        for run in runs(places) {
+            let run = if series.kind == Kind::Steps { stairs(&run) } else { run };
+            // A point between two gaps has no line, but is data.
+            if let [point] = run[..]
+                && self.frame.holds(point)
+                && !series.kind.marked()
+            {
+                canvas.marker(point, 2.5, series.color % SERIES_COLORS);
+            }
+            for line in self.frame.cut_line(&run) {
+                match series.kind {
+                    Kind::Dashed => canvas.dashes(&line, 2.2, paint, (7.0, 4.0)),
+                    _ => canvas.path(&line, 2.2, paint),
+                }
+                all.push(line);
+            }
+        }
+        all
+    }
+
+    /// `top` is where the rows of labels above the plot begin.
+    fn marks(&self, canvas: &mut Canvas<'_>, top: f64, drawn: &[Vec<Point>]) {
+        let (frame, thin) = (&self.frame, (Paint::Ink, 0.65));
+        for mark in &self.tops {
+            let from = top + 4.0 + TICK_LINE * (mark.row + mark.lines.len()) as f64;
+            canvas.dashes(&[(mark.x, from), (mark.x, frame.bottom())], 1.2, thin, (3.0, 3.0));
+        }
+        for mark in &self.tops {
+            for (i, line) in mark.lines.iter().enumerate() {
+                let y = top + 2.0 + TICK_LINE * (mark.row + i) as f64;
+                canvas.rect((mark.left, y), (mark.width, TICK_LINE), (Paint::Paper, 1.0));
+                canvas.text((mark.left, y + TICK_LINE / 2.0), line, TICK, Anchor::Left);
+            }
+        }
+        let mut drawn = drawn.to_vec();
+        drawn.extend(self.tops.iter().map(|mark| vec![(mark.x, frame.y), (mark.x, frame.bottom())]));
+        let mut sides: Vec<(f64, Vec<String>)> = Vec::new();
+        for mark in &self.chart.marks {
+            let Mark::Horizontal { at, label } = mark else { continue };
+            let Some(part) = self.y.at(*at).filter(|part| (0.0..=1.0).contains(part)) else { continue };
+            let y = frame.bottom() - part * frame.height;
+            let line = vec![(frame.x, y), (frame.right(), y)];
+            canvas.dashes(&line, 1.2, thin, (3.0, 3.0));
+            drawn.push(line);
+            sides.push((y, TICK.wrap(label, SIDE)));
+        }
+        let mut labels: Vec<Frame> = Vec::new();
+        for mark in &self.chart.marks {
+            let Mark::Point { at, label } = mark else { continue };
+            let Some(point) = self.place(*at).filter(|p| frame.holds(*p)) else { continue };
+            canvas.ring(point, 7.0, 1.6, Paint::Ink);
+            let lines = TICK.wrap(label, 200.0);
+            let width = lines.iter().map(|line| TICK.width(line)).fold(0.0, f64::max);
+            let size = (width, TICK_LINE * lines.len() as f64);
+            let label = beside(point, size, frame, &drawn, &labels);
+            canvas.rect((label.x - 2.0, label.y), (width + 4.0, label.height), (Paint::Paper, 0.85));
+            for (i, line) in lines.iter().enumerate() {
+                let y = label.y + TICK_LINE * (i as f64 + 0.5);
+                canvas.text((label.x, y), line, TICK, Anchor::Left);
+            }
+            labels.push(label);
+        }
+        let wanted: Vec<(f64, f64)> =
+            sides.iter().map(|(y, lines)| (*y, TICK_LINE * lines.len() as f64 + 2.0)).collect();
+        for ((_, lines), y) in sides.iter().zip(apart(&wanted, frame.y - 8.0, frame.bottom() + 8.0)) {
+            for (i, line) in lines.iter().enumerate() {
+                let at = (frame.right() + 6.0, y + TICK_LINE * (i as f64 + 0.5));
+                canvas.text(at, line, TICK, Anchor::Left);
+            }
+        }
+    }
+}
+
+/// Greatest width of labels to the right of the plot.
+const SIDE: f64 = 104.0;
+
+/// Vertical marks with rows for their labels, so that none covers another, and how many rows there are.
+fn tops(chart: &Chart, x: &Axis, frame: &Frame) -> (Vec<Top>, usize) {
+    let mut tops: Vec<Top> = Vec::new();
+    for mark in &chart.marks {
+        let Mark::Vertical { at, label } = mark else { continue };
+        let Some(x) = across(x, frame, *at) else { continue };
+        let lines = TICK.wrap(label, 220.0);
+        let width = lines.iter().map(|line| TICK.width(line)).fold(0.0, f64::max);
+        let fits = x - 3.0 + width <= WIDTH;
+        tops.push(Top {
+            x,
+            lines,
+            width,
+            left: if fits { x - 3.0 } else { (x + 3.0 - width).max(0.0) },
+            row: 0,
+            fits,
+        });
+    }
+    // A label begins at its line and those of lines further right stand lower, so lines run down beside them; where
+    // there is no room to the right, the mirror image of that.
+    let order = |a: &Top, b: &Top| {
+        a.fits.cmp(&b.fits).then(if a.fits { a.x.total_cmp(&b.x) } else { b.x.total_cmp(&a.x) })
+    };
+    tops.sort_by(order);
+    let mut rows = 0;
+    for top in &mut tops {
+        top.row = rows;
+        rows += top.lines.len();
+    }
+    (tops, rows)
+}
+
+/// A labelled vertical line.
+struct Top {
+    x: f64,
+    lines: Vec<String>,
+    width: f64,
+    left: f64,
+    row: usize,
+    /// Whether there is room for the label to the right of the line.
+    fits: bool,
+}
+
+/// Where a vertical line at `value` runs, if within the frame.
+fn across(x: &Axis, frame: &Frame, value: f64) -> Option<f64> {
+    x.at(value).filter(|part| (0.0..=1.0).contains(part)).map(|part| frame.x + part * frame.width)
+}
+
+/// What a series looks like.
+fn sample(canvas: &mut Canvas<'_>, series: &Series, (x, y): Point) {
+    let color = series.color % SERIES_COLORS;
+    let (line, paint) = ([(x, y), (x + SAMPLE, y)], (Paint::Color(color), 1.0));
+    match series.kind {
+        Kind::Dashed => canvas.dashes(&line, 2.6, paint, (7.0, 4.0)),
+        Kind::Markers => {}
+        _ => canvas.path(&line, 2.6, paint),
+    }
+    if series.kind.marked() {
+        canvas.marker((x + SAMPLE / 2.0, y), 4.5, color);
+    }
+}
+
+/// Height of a title.
+fn heading(titles: &[String]) -> f64 {
+    if titles.is_empty() { 4.0 } else { HEADING_LINE * titles.len() as f64 + 6.0 }
+}
+
+fn draw_heading(canvas: &mut Canvas<'_>, titles: &[String], y: &mut f64) {
+    for (i, title) in titles.iter().enumerate() {
+        canvas.text((0.0, HEADING_LINE * (i as f64 + 0.5)), title, HEADING, Anchor::Left);
+    }
+    *y += heading(titles);
+}
+
+/// As much of a text as fits.
+fn shortened(font: Font, text: &str, most: f64) -> String {
+    if font.width(text) <= most {
+        return text.to_owned();
+    }
+    let mut kept = String::new();
+    for c in text.chars() {
+        if font.width(&format!("{kept}{c}…")) > most {
+            break;
+        }
+        kept.push(c);
+    }
+    kept + "…"
+}
+
+#[cfg(test)]
+mod tests;
