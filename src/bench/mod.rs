@@ -10,6 +10,7 @@ pub mod chart;
 pub mod convexity;
 pub mod layers;
 pub mod machine;
+pub mod page;
 pub mod record;
 pub mod stats;
 pub mod text;
