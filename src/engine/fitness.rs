@@ -4,7 +4,7 @@
 
 use crate::coding::{AUDIT_TARGET, CheckerCache, Code, CodeKind, SINGULAR};
 use crate::error::{Error, Result};
-use crate::scheduler::{Audit, Pool, assign};
+use crate::scheduler::{Audit, Fleet, Pool, assign};
 
 /// Refuses a code that does not decode even when everybody answers: real polynomials of high degree. (With CRME, whose
 /// roots are then spread over the circle, there is nothing to ask.)

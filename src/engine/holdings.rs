@@ -14,7 +14,7 @@ use crate::array::{Element, Values};
 use crate::coding::{Code, encode_filters};
 use crate::error::{Error, Result};
 use crate::partition::FilterPartition;
-use crate::scheduler::{FilterSource, InstallRequest, Pool, assign, rebalance};
+use crate::scheduler::{FilterSource, Fleet, InstallRequest, Pool, assign, rebalance};
 use crate::worker::{FilterKey, SubtaskShape};
 
 /// What preparing waits for filters to be installed, at least: enough for a GPU to compile its kernels.

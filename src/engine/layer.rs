@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use ndarray::{ArrayD, ArrayView1, ArrayViewD, IxDyn};
 
+use super::experience::{About, Experience};
 use super::fitness::{check_audit, check_condition};
 use super::holdings::{Holdings, SharedWeight, locked};
 use super::options::LayerOptions;
@@ -21,29 +22,11 @@ use crate::conv::{ConvParams, ConvShape, conv_local};
 use crate::error::{Error, Result};
 use crate::partition::{FilterPartition, InputPartition, OutputTiling};
 use crate::planner::{choose_partitions, subtask_shape};
-use crate::scheduler::{
-    Audit, End, Expected, Gathered, JobPlan, Latencies, OnShortfall, Pool, Terms, run_job,
-};
+use crate::scheduler::{Audit, End, Fleet, Gathered, JobPlan, OnShortfall, Pool, run_job};
 use crate::worker::SubtaskShape;
 
 /// Responder sets whose inverses a layer keeps.
 const CACHED_DECODERS: usize = 256;
-
-/// Inverting k x k parts of subtasks takes this many times k cubed, beside decoding more slowly: what is sooner complete
-/// than that needs no parts.
-const PARTS_COST: Duration = Duration::from_nanos(10);
-
-/// From when on parts count, without experience, where workers share cores.
-const CROWDED_PARTS: Duration = Duration::from_millis(20);
-
-/// A copy of a subtask takes so long to make and to hand out that sooner nothing is overdue.
-const LEAST_HEDGE: Duration = Duration::from_millis(1);
-
-/// How often the experience is looked at: a quantile takes some microseconds.
-const RUNS_BETWEEN_QUANTILES: u32 = 8;
-
-/// At this condition number a result is good enough not to wait for a better one.
-const COMFORTABLE_CONDITION: f64 = 100.0;
 
 /// A convolution whose coded filters lie on the workers of a pool. Reusable, and from several threads at once.
 pub struct CodedConv<T: Element> {
@@ -59,17 +42,10 @@ pub struct CodedConv<T: Element> {
     spare: Mutex<Vec<Vec<T>>>,
     experience: Mutex<Experience>,
     bias: Option<Vec<T>>,
+    /// What computing it on this machine is predicted to take.
+    local: Duration,
     /// Whether weight and bias are free of NaN and infinity.
     finite: bool,
-}
-
-/// How long subtasks of this layer took in earlier runs.
-struct Experience {
-    latencies: Latencies,
-    expected: Expected,
-    /// When subtasks are overdue, and in how many runs that is to be computed again.
-    overdue: Option<Duration>,
-    fresh_for: u32,
 }
 
 /// What a run gives back.
@@ -166,16 +142,12 @@ impl<T: Element> CodedConv<T> {
         Ok(Self {
             sketcher: (options.audit != Audit::Off).then(sketcher),
             tiling: OutputTiling::new(&shape, &slabs, &filters),
-            experience: Mutex::new(Experience {
-                latencies: Latencies::new(),
-                expected: Expected::new(code.n()),
-                overdue: None,
-                fresh_for: 0,
-            }),
+            experience: Mutex::new(Experience::new(code.n())),
             holdings: Holdings::new(pool, id, code, subtask, filters, weight, options.audit != Audit::Off)?,
             decoders: DecoderCache::new(CACHED_DECODERS),
             checkers,
             spare: Mutex::new(Vec::new()),
+            local: Duration::try_from_secs_f64(options.rates.local_s::<T>(&shape)).unwrap_or_default(),
             options,
             shape,
             slabs,
@@ -250,12 +222,13 @@ impl<T: Element> CodedConv<T> {
             coded.into_iter().map(|slabs| Arc::new(T::wrap(slabs))).collect()
         });
         let encode = started.elapsed();
+        let terms = locked(&self.experience).terms(&self.about());
         let plan = JobPlan {
-            pool: &self.holdings.pool,
+            fleet: &self.holdings.pool,
             layer: self.holdings.id,
             shape: &self.holdings.subtask,
             policy: self.options.policy(),
-            terms: self.terms(),
+            terms,
             finite,
             slabs: slabs.clone(),
             sketcher: self.sketcher.clone(),
@@ -280,7 +253,7 @@ impl<T: Element> CodedConv<T> {
         };
         let decode = decoding.elapsed();
         gathered.settle();
-        self.learn(&gathered);
+        locked(&self.experience).learn(self.code().n(), &gathered);
         // A straggler may still read its slabs; those buffers are left to it.
         let free = slabs.into_iter().filter_map(Arc::into_inner).filter_map(T::take);
         let mut spare = locked(&self.spare);
@@ -334,46 +307,15 @@ impl<T: Element> CodedConv<T> {
         }
     }
 
-    /// What earlier runs tell about the one that begins.
-    fn terms(&self) -> Terms {
-        let mut experience = locked(&self.experience);
-        if experience.fresh_for == 0 {
-            let quantile = |q| experience.latencies.quantile(q);
-            // Where all take about as long, being slower than most is not being overdue.
-            let overdue = self.options.hedge.and_then(quantile).zip(quantile(0.1));
-            experience.overdue = overdue.map(|(q, fast)| q.max(fast * 3 / 2).max(LEAST_HEDGE));
-            experience.fresh_for = RUNS_BETWEEN_QUANTILES;
-        }
-        experience.fresh_for -= 1;
-        let parts = u32::try_from((self.code().k_a() * self.code().k_b()).pow(3)).unwrap_or(u32::MAX);
-        let inverse = PARTS_COST * parts;
-        // Threads that wait for each other's cores finish one after the other: parts are of use when some are overdue.
-        let crowded = self.holdings.pool.is_crowded();
-        let parts_at =
-            if crowded { inverse.max(experience.overdue.unwrap_or(CROWDED_PARTS)) } else { inverse };
-        Terms {
-            comfortable: error_bound(COMFORTABLE_CONDITION, T::EPSILON, self.shape.reduction()),
-            max_error: self.options.max_error,
-            parts_at: Some(parts_at),
-            hedge_at: experience.overdue,
-            expected: (0..self.code().n()).map(|i| experience.expected.get(i)).collect(),
-            local: Duration::try_from_secs_f64(self.options.rates.local_s::<T>(&self.shape))
-                .unwrap_or_default(),
-        }
-    }
-
-    /// Books how long the first attempts took.
-    fn learn(&self, gathered: &Gathered<Responses<'_>>) {
-        let mut experience = locked(&self.experience);
-        for attempt in gathered.attempts.iter().take(self.code().n()) {
-            match attempt.latency {
-                Some(latency) if attempt.complete => {
-                    experience.latencies.observe(attempt.since + latency);
-                    experience.expected.observe(attempt.subtask, attempt.since + latency);
-                }
-                _ if attempt.failed() => {}
-                _ => experience.latencies.censored(gathered.wait),
-            }
+    /// What the experience of this layer is asked about.
+    fn about(&self) -> About<'_> {
+        About {
+            options: &self.options,
+            code: self.code(),
+            shape: &self.shape,
+            epsilon: T::EPSILON,
+            crowded: self.holdings.pool.is_crowded(),
+            local: self.local,
         }
     }
 

@@ -6,6 +6,7 @@
 //!
 //! Invariant: the output of `run` is either exact to the error bound in its report, or an error.
 
+mod experience;
 mod fitness;
 mod holdings;
 mod layer;

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::responses::Responses;
 use crate::coding::Decoder;
 use crate::error::{ErrorKind, Result};
-use crate::scheduler::{Gathered, Outcome, Pool, State};
+use crate::scheduler::{Fleet, Gathered, Outcome, Pool, State};
 
 /// A whole command's report.
 #[derive(Clone, Debug, Serialize)]

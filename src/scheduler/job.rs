@@ -4,13 +4,12 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::unbounded;
 use serde::Serialize;
 
+use super::fleet::Fleet;
 use super::gather::{Action, Event, Gather, Recovery, Terms};
 use super::mailbox::{Mailbox, Taken};
 use super::policy::{Audit, OnShortfall, Policy};
-use super::pool::Pool;
 use super::slot::{InstallRequest, Replies, Reply, ReplyKind, Task};
 use crate::array::Values;
 use crate::coding::{Sketch, Sketcher};
@@ -77,8 +76,8 @@ pub(crate) trait Evidence: Recovery {
 }
 
 /// What a run needs to know; everything else is a value that travels.
-pub(crate) struct JobPlan<'a, R> {
-    pub(crate) pool: &'a Pool,
+pub(crate) struct JobPlan<'a, F, R> {
+    pub(crate) fleet: &'a F,
     pub(crate) layer: u64,
     pub(crate) shape: &'a Arc<SubtaskShape>,
     pub(crate) policy: Policy,
@@ -146,30 +145,33 @@ impl<R> Gathered<R> {
 }
 
 /// Cancels the job when its run ends, however it ends. What is still to be said of it has nowhere to go when it is gone.
-struct CancelOnDrop(Vec<CancelToken>);
+struct CancelOnDrop<'a, F: Fleet> {
+    fleet: &'a F,
+    tokens: Vec<CancelToken>,
+}
 
-impl Drop for CancelOnDrop {
+impl<F: Fleet> Drop for CancelOnDrop<'_, F> {
     fn drop(&mut self) {
-        for token in &self.0 {
-            token.cancel();
+        for token in &self.tokens {
+            self.fleet.cancel(token);
         }
     }
 }
 
 /// Dispatches every subtask to its worker among `homes` and gathers until the layer decodes, must be computed locally,
 /// or fails. `dispatched` is called as soon as everything is handed out.
-pub(crate) fn run_job<R: Evidence>(
-    plan: JobPlan<'_, R>,
+pub(crate) fn run_job<F: Fleet, R: Evidence>(
+    plan: JobPlan<'_, F, R>,
     homes: impl std::ops::Deref<Target = Vec<usize>>,
 ) -> Gathered<R> {
     let (n, sub_results) = (plan.slabs.len(), plan.shape.sub_results());
     let replies = Arc::new(Mailbox::new());
     // One token a subtask, so that copies of a complete one stop while the run goes on.
-    let tokens = CancelOnDrop((0..n).map(|_| CancelToken::new()).collect());
-    let JobPlan { pool, layer, shape, policy, terms, finite, slabs, sketcher, recovery, filters, holds } =
+    let tokens = CancelOnDrop { fleet: plan.fleet, tokens: (0..n).map(|_| CancelToken::new()).collect() };
+    let JobPlan { fleet, layer, shape, policy, terms, finite, slabs, sketcher, recovery, filters, holds } =
         plan;
     let mut run = Run {
-        pool,
+        fleet,
         layer,
         shape,
         policy,
@@ -178,9 +180,9 @@ pub(crate) fn run_job<R: Evidence>(
         sketcher,
         filters,
         holds,
-        tokens: &tokens.0,
+        tokens: &tokens.tokens,
         replies: Arc::clone(&replies),
-        started: Instant::now(),
+        started: fleet.now(),
         gather: Gather::new(policy, terms, n, sub_results, recovery),
         results: (0..n).map(|_| (0..sub_results).map(|_| None).collect()).collect(),
         sources: vec![None; n * sub_results],
@@ -200,12 +202,12 @@ pub(crate) fn run_job<R: Evidence>(
     }
     let _span = tracing::debug_span!("gather", layer).entered();
     let end = loop {
-        let event = match replies.take(Some(run.started + run.gather.next_wake())) {
+        let event = match fleet.wait(&replies, run.started + run.gather.next_wake()) {
             Taken::Item(reply) => run.take(reply),
             Taken::Timeout | Taken::Closed => Some(Event::Tick),
         };
         if let Some(event) = event {
-            run.gather.handle(run.started.elapsed(), event);
+            run.gather.handle(run.elapsed(), event);
         }
         if let Some(end) = run.act() {
             break end;
@@ -214,8 +216,8 @@ pub(crate) fn run_job<R: Evidence>(
     run.close(end)
 }
 
-struct Run<'a, R> {
-    pool: &'a Pool,
+struct Run<'a, F, R> {
+    fleet: &'a F,
     layer: u64,
     shape: &'a Arc<SubtaskShape>,
     policy: Policy,
@@ -238,7 +240,11 @@ struct Run<'a, R> {
     hedged: usize,
 }
 
-impl<R: Evidence> Run<'_, R> {
+impl<F: Fleet, R: Evidence> Run<'_, F, R> {
+    fn elapsed(&self) -> Duration {
+        self.fleet.now().saturating_duration_since(self.started)
+    }
+
     /// A `copy` is asked for what is missing, last first, so that it
     /// meets the first attempt half-way.
     fn dispatch(&mut self, subtask: usize, worker: usize, copy: bool) {
@@ -252,7 +258,7 @@ impl<R: Evidence> Run<'_, R> {
             self.policy.partial.then(|| (0..sub_results).map(rotated).collect())
         };
         let attempt = self.attempts.len();
-        let dispatched = Instant::now();
+        let dispatched = self.fleet.now();
         self.attempts.push(Attempt {
             subtask,
             worker,
@@ -278,7 +284,7 @@ impl<R: Evidence> Run<'_, R> {
             attempt,
             replies: Arc::clone(&self.replies),
         };
-        self.pool.execute(worker, task);
+        self.fleet.execute(worker, task);
     }
 
     /// Carries out what the machine asks for, until it has nothing more to ask or the run is over.
@@ -304,23 +310,22 @@ impl<R: Evidence> Run<'_, R> {
         let found = match hedge {
             // Making filters takes longer than most waits: who has them goes first.
             Some(spare) => self
-                .pool
+                .fleet
                 .fastest_idle(spare, |w| admitted(w) && (self.holds)(subtask, w))
-                .or_else(|| self.pool.fastest_idle(spare, admitted)),
-            None => self.pool.least_loaded(admitted),
+                .or_else(|| self.fleet.fastest_idle(spare, admitted)),
+            None => self.fleet.least_loaded(admitted),
         };
         let hedge = hedge.is_some();
         let Some(worker) = found else {
             let event = if hedge { Event::Declined { subtask } } else { Event::Failed { subtask } };
-            return self.gather.handle(self.started.elapsed(), event);
+            return self.gather.handle(self.elapsed(), event);
         };
         let how = if hedge { "hedged" } else { "redispatched" };
-        tracing::info!(subtask, worker = self.pool.name(worker), "{how}");
+        tracing::info!(subtask, worker = self.fleet.name(worker), "{how}");
         if let Some(banks) = (self.filters)(subtask, worker) {
             let key = FilterKey { layer: self.layer, subtask };
             let request = InstallRequest { key, shape: Arc::clone(self.shape), banks };
-            // Commands are served in order; a failed installation shows as a failed task.
-            self.pool.install(worker, request, &unbounded().0);
+            self.fleet.equip(worker, request);
         }
         if hedge {
             self.hedged += 1;
@@ -365,11 +370,11 @@ impl<R: Evidence> Run<'_, R> {
                 let worker = attempt.worker;
                 self.gather.recovery_mut().note(subtask, index, worker, sketch);
                 let ended = attempt.ended;
-                let now = self.started.elapsed();
+                let now = self.elapsed();
                 self.gather.handle(now, Event::SubResult { subtask, index });
                 if self.gather.is_complete(subtask) {
                     if self.attempts.len() > self.results.len() {
-                        self.tokens[subtask].cancel();
+                        self.fleet.cancel(&self.tokens[subtask]);
                     }
                     return None;
                 }
@@ -378,7 +383,7 @@ impl<R: Evidence> Run<'_, R> {
             }
             ReplyKind::Finished => end(Outcome::Failed, "it stopped before its last sub-result".to_owned()),
             ReplyKind::Unusable { cause } => {
-                tracing::warn!(worker = self.pool.name(attempt.worker), subtask, cause, "corrupt result");
+                tracing::warn!(worker = self.fleet.name(attempt.worker), subtask, cause, "corrupt result");
                 end(Outcome::Corrupt, cause)
             }
             ReplyKind::Failed(error) => end(Outcome::Failed, error.to_string()),
@@ -387,8 +392,8 @@ impl<R: Evidence> Run<'_, R> {
 
     /// Books what became of every attempt, and what it says of its worker.
     fn close(self, end: End) -> Gathered<R> {
-        let wait = self.started.elapsed();
-        let Self { pool, policy, gather, results, sources, mut attempts, .. } = self;
+        let wait = self.elapsed();
+        let Self { fleet, policy, gather, results, sources, mut attempts, .. } = self;
         let sub_results = self.shape.sub_results();
         let recovery = gather.into_recovery();
         let mut used = vec![false; attempts.len()];
@@ -411,10 +416,10 @@ impl<R: Evidence> Run<'_, R> {
         if matches!(end, End::Decode) {
             // Finite results exist, so what was refused is the workers' own fault and no overflow.
             for attempt in attempts.iter().filter(|a| a.outcome == Outcome::Corrupt) {
-                pool.flag(attempt.worker, attempt.cause.as_deref().unwrap_or("corrupt result"));
+                fleet.flag(attempt.worker, attempt.cause.as_deref().unwrap_or("corrupt result"));
             }
         }
-        pool.review(attempts.iter().filter(|a| a.outcome == Outcome::Used).map(|a| a.worker));
+        fleet.review(attempts.iter().filter(|a| a.outcome == Outcome::Used).map(|a| a.worker));
         Gathered {
             end,
             recovery,
@@ -432,7 +437,7 @@ impl<R: Evidence> Run<'_, R> {
 
     /// The names of the workers of some attempts, each once.
     fn names<'a>(&self, attempts: impl Iterator<Item = &'a Attempt>) -> String {
-        let mut names: Vec<&str> = attempts.map(|a| self.pool.name(a.worker)).collect();
+        let mut names: Vec<&str> = attempts.map(|a| self.fleet.name(a.worker)).collect();
         names.sort_unstable();
         names.dedup();
         names.join(", ")
@@ -456,14 +461,14 @@ impl<R: Evidence> Run<'_, R> {
 
     /// Who is missing and why, as the error the caller gets.
     fn shortfall(&self) -> Error {
-        let (pool, needed) = (self.pool, self.gather.recovery().needed());
+        let (fleet, needed) = (self.fleet, self.gather.recovery().needed());
         let arrived = self.gather.complete().len();
         let corrupt = || self.attempts.iter().filter(|a| a.outcome == Outcome::Corrupt);
         let failed =
             |subtask| self.attempts.iter().any(|a| a.subtask == subtask && a.outcome == Outcome::Failed);
         let honest = (0..self.slabs.len()).filter(|subtask| !failed(*subtask)).count();
         // Without the failures alone there would be enough: what is wrong with this run is what came back.
-        let in_time = self.started.elapsed() < self.policy.deadline;
+        let in_time = self.elapsed() < self.policy.deadline;
         if corrupt().count() > 0 && in_time && honest >= needed {
             return Error::NonFiniteResults {
                 count: corrupt().count(),
@@ -472,7 +477,7 @@ impl<R: Evidence> Run<'_, R> {
                 workers: self.names(corrupt()),
             };
         }
-        let waited = self.started.elapsed();
+        let waited = self.elapsed();
         let mut missing = String::new();
         for attempt in &self.attempts {
             if self.gather.is_complete(attempt.subtask) {
@@ -489,7 +494,7 @@ impl<R: Evidence> Run<'_, R> {
                 missing,
                 "{separator}subtask {} on {} ({why})",
                 attempt.subtask,
-                pool.name(attempt.worker)
+                fleet.name(attempt.worker)
             );
         }
         let mut mend = String::new();

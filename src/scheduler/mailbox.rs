@@ -27,7 +27,7 @@ struct Queue<T> {
 
 /// What a wait ended with.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Taken<T> {
+pub(crate) enum Taken<T> {
     Item(T),
     Timeout,
     Closed,

@@ -8,12 +8,13 @@
 //! * [`Latencies`], [`Expected`]: how long subtasks take, to tell when one is overdue.
 //! * [`Pool`]: threads and channels. Each worker is owned by one thread (`service`) that takes commands in order;
 //!   `revive` brings lost ones back.
-//! * `run_job`: one layer's run, which connects them.
+//! * `run_job`: one layer's run, which connects them. It knows its workers as a `Fleet`, and takes the time from that.
 //!
 //! Invariant: every task that was handed to a worker is answered (result, failure) or its job is over. Jobs have
 //! channels of their own, so a late result of an old job cannot reach a new one.
 
 mod assign;
+mod fleet;
 mod gather;
 mod health;
 mod job;
@@ -27,6 +28,7 @@ mod slot;
 mod speed;
 
 pub use assign::{Seat, assign, makespan, rebalance};
+pub(crate) use fleet::Fleet;
 pub use gather::{Action, Event, Gather, Recovery, Terms, Verdict};
 pub use health::{Health, HealthOptions, State};
 pub use job::Outcome;

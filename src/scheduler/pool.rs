@@ -13,14 +13,16 @@ use std::sync::{Arc, Mutex, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Sender;
+use crossbeam_channel::{Sender, unbounded};
 use serde::Serialize;
 
-use super::assign::Seat;
+use super::fleet::Fleet;
 use super::health::State;
+use super::mailbox::Taken;
 use super::service::Service;
 use super::slot::{
-    Command, FilterSource, InstallRequest, Installed, PoolOptions, Shared, Status, Task, locked,
+    BACKLOG, Command, FilterSource, InstallRequest, Installed, PoolOptions, Replies, Reply, Shared, Status,
+    Task, locked,
 };
 use crate::array::DType;
 use crate::error::{Error, Result};
@@ -31,8 +33,6 @@ use crate::worker::{CancelToken, FilterKey, LOCAL_HOST, Recipe, Worker, WorkerIn
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
 /// How often [`Pool::wait_idle`] looks.
 const IDLE_POLL: Duration = Duration::from_micros(100);
-/// From so many queued tasks on a worker's queue is searched for those that nobody waits for any more.
-const BACKLOG: usize = 16;
 
 /// A set of workers, each on a thread of its own. Cheap to clone; shared by prepared layers and by threads that
 /// run them at the same time.
@@ -176,54 +176,9 @@ impl Pool {
         }
     }
 
-    pub(crate) fn name(&self, worker: usize) -> &str {
-        &self.inner.slots[worker].info.name
-    }
-
-    /// Failure domains and relative speeds for an assignment. A worker that has not been measured is taken for an
-    /// average one.
-    pub(crate) fn seats(&self) -> Vec<Seat> {
-        let rates: Vec<Option<f64>> = self.inner.slots.iter().map(|slot| slot.status.rate()).collect();
-        let mut known: Vec<f64> = rates.iter().copied().flatten().collect();
-        known.sort_by(f64::total_cmp);
-        let typical = known.get(known.len() / 2).copied().unwrap_or(1.0);
-        let seat = |(slot, rate): (&Slot, Option<f64>)| Seat {
-            domain: slot.info.domain(),
-            speed: if slot.status.is_usable() { rate.unwrap_or(typical) } else { 0.0 },
-        };
-        self.inner.slots.iter().zip(rates).map(seat).collect()
-    }
-
     /// Grows whenever a worker is lost, comes back or is quarantined.
     pub(crate) fn changes(&self) -> u64 {
         self.inner.shared.changes.load(Ordering::Relaxed)
-    }
-
-    /// The usable worker with the least to do among those `admitted`, of equals the fastest.
-    pub(crate) fn least_loaded(&self, admitted: impl Fn(usize) -> bool) -> Option<usize> {
-        let status = |w: usize| &self.inner.slots[w].status;
-        let usable = (0..self.len()).filter(|w| status(*w).is_usable() && admitted(*w));
-        usable.min_by(|a, b| {
-            let (a, b) = (status(*a), status(*b));
-            let load = a.load.load(Ordering::Relaxed).cmp(&b.load.load(Ordering::Relaxed));
-            load.then(b.rate().unwrap_or(0.0).total_cmp(&a.rate().unwrap_or(0.0)))
-        })
-    }
-
-    /// The fastest idle worker among those `admitted` that does not straggle; with `spare`, a thread of this machine
-    /// only if fewer of them are at work than it has cores.
-    pub(crate) fn fastest_idle(&self, spare: bool, admitted: impl Fn(usize) -> bool) -> Option<usize> {
-        let load = |slot: &Slot| slot.status.load.load(Ordering::Relaxed);
-        let thread_here = |slot: &Slot| slot.info.kind == WorkerKind::Cpu && slot.info.host == LOCAL_HOST;
-        let at_work = self.inner.slots.iter().filter(|slot| thread_here(slot) && load(slot) > 0).count();
-        let full = spare && at_work >= self.inner.shared.cores;
-        self.least_loaded(|w| {
-            let slot = &self.inner.slots[w];
-            load(slot) == 0
-                && !(full && thread_here(slot))
-                && locked(&slot.status.health).state() != State::Straggling
-                && admitted(w)
-        })
     }
 
     /// Waits until no worker has a task any more, at most for `limit`; whether that came true. Stragglers of a run that is
@@ -246,12 +201,6 @@ impl Pool {
     pub fn shared(&self, rates: &Rates) -> Rates {
         let here = self.workers().any(|info| info.kind == WorkerKind::Cpu && info.host == LOCAL_HOST);
         Rates { cores: rates.cores.or(here.then_some(self.inner.shared.cores)), ..*rates }
-    }
-
-    /// Whether more threads of this machine are workers than it has cores.
-    pub(crate) fn is_crowded(&self) -> bool {
-        let here = self.workers().filter(|info| info.kind == WorkerKind::Cpu && info.host == LOCAL_HOST);
-        here.count() > self.inner.shared.cores
     }
 
     /// Whether the worker still has filters to install from before: others should not wait for it.
@@ -283,8 +232,21 @@ impl Pool {
         self.send(worker, Command::Remove(key));
     }
 
-    /// Queues a task. A worker that must not take it answers with a failure at once.
-    pub(crate) fn execute(&self, worker: usize, task: Task) {
+    fn send(&self, worker: usize, command: Command) {
+        self.inner.slots[worker].status.post(command);
+    }
+}
+
+impl Fleet for Pool {
+    fn now(&self) -> Instant {
+        Instant::now()
+    }
+
+    fn wait(&self, replies: &Replies, until: Instant) -> Taken<Reply> {
+        replies.take(Some(until))
+    }
+
+    fn execute(&self, worker: usize, task: Task) {
         let slot = &self.inner.slots[worker];
         if !slot.status.is_usable() {
             return task.fail(slot.refusal());
@@ -300,35 +262,65 @@ impl Pool {
         self.send(worker, Command::Execute(task));
     }
 
-    /// Quarantines a worker that was caught with a wrong answer.
-    pub(crate) fn flag(&self, worker: usize, cause: &str) {
+    fn equip(&self, worker: usize, request: InstallRequest) {
+        // Commands are served in order; a failed installation shows as a failed task.
+        self.install(worker, request, &unbounded().0);
+    }
+
+    fn cancel(&self, token: &CancelToken) {
+        token.cancel();
+    }
+
+    fn flag(&self, worker: usize, cause: &str) {
         let slot = &self.inner.slots[worker];
         tracing::warn!(worker = slot.info.name, cause, "quarantined");
         slot.status.update(&self.inner.shared, |health, now| health.flagged(now, cause.to_owned()));
         self.send(worker, Command::Wake);
     }
 
-    /// Books good answers, and compares every worker's speed with the typical one.
-    pub(crate) fn review(&self, accepted: impl Iterator<Item = usize>) {
-        for worker in accepted {
-            let status = &self.inner.slots[worker].status;
-            status.update(&self.inner.shared, |health, _| health.accepted());
-        }
-        let mut rates: Vec<f64> = self.inner.slots.iter().filter_map(|slot| slot.status.rate()).collect();
-        if rates.len() < 2 {
-            return;
-        }
-        let middle = rates.len() / 2;
-        let typical = *rates.select_nth_unstable_by(middle, f64::total_cmp).1;
-        for slot in &self.inner.slots {
-            if let Some(rate) = slot.status.rate() {
-                locked(&slot.status.health).paced(typical / rate);
-            }
-        }
+    fn accept(&self, worker: usize) {
+        self.inner.slots[worker].status.update(&self.inner.shared, |health, _| health.accepted());
     }
 
-    fn send(&self, worker: usize, command: Command) {
-        self.inner.slots[worker].status.post(command);
+    fn pace(&self, worker: usize, ratio: f64) {
+        locked(&self.inner.slots[worker].status.health).paced(ratio);
+    }
+
+    fn size(&self) -> usize {
+        self.len()
+    }
+
+    fn name(&self, worker: usize) -> &str {
+        &self.inner.slots[worker].info.name
+    }
+
+    fn domain(&self, worker: usize) -> Vec<String> {
+        self.inner.slots[worker].info.domain()
+    }
+
+    fn is_thread_here(&self, worker: usize) -> bool {
+        let info = &self.inner.slots[worker].info;
+        info.kind == WorkerKind::Cpu && info.host == LOCAL_HOST
+    }
+
+    fn cores(&self) -> usize {
+        self.inner.shared.cores
+    }
+
+    fn load(&self, worker: usize) -> usize {
+        self.inner.slots[worker].status.load.load(Ordering::Relaxed)
+    }
+
+    fn rate(&self, worker: usize) -> Option<f64> {
+        self.inner.slots[worker].status.rate()
+    }
+
+    fn is_usable(&self, worker: usize) -> bool {
+        self.inner.slots[worker].status.is_usable()
+    }
+
+    fn straggles(&self, worker: usize) -> bool {
+        locked(&self.inner.slots[worker].status.health).state() == State::Straggling
     }
 }
 

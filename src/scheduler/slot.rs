@@ -17,6 +17,9 @@ use crate::coding::{Sketch, Sketcher};
 use crate::error::{Error, Result};
 use crate::worker::{CancelToken, FilterKey, SubtaskShape, Worker};
 
+/// From so many queued tasks on a worker's queue is searched for those that nobody waits for any more.
+pub(super) const BACKLOG: usize = 16;
+
 /// What a caller may choose about a pool.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PoolOptions {
@@ -150,8 +153,12 @@ pub(crate) enum ReplyKind {
 
 impl Task {
     pub(super) fn reply(&self, what: ReplyKind) {
+        self.reply_at(Instant::now(), what);
+    }
+
+    pub(super) fn reply_at(&self, at: Instant, what: ReplyKind) {
         // A closed box means that the job is over: its token is cancelled too and the worker stops.
-        let _ = self.replies.post(Reply { attempt: self.attempt, at: Instant::now(), what });
+        let _ = self.replies.post(Reply { attempt: self.attempt, at, what });
     }
 
     pub(super) fn fail(&self, error: Error) {
