@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use serde::Serialize;
 
 use crate::error::{Error, Result};
 
@@ -70,6 +71,37 @@ pub enum Fault {
     Nan,
     /// Its device is lost at its first task; the worker that is made anew has one that stays: `device-lost`.
     DeviceLost,
+}
+
+/// What befalls a worker in one run, as whoever compares runs has drawn it.
+///
+/// Workers obey it whether they are [real](super::FatedWorker) or simulated (`scheduler::SimulatedFleet`): first what ends
+/// a task at once, then the delay, then the work.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Fate {
+    /// Waits so long before the work of a task, at the cost of nobody's core.
+    pub delay: Duration,
+    /// Takes so many times as long for every sub-result. Below 1 and NaN count as 1.
+    pub slow: f64,
+    /// Its task fails at once: its process dies, its connection breaks. By the next run it is back.
+    pub crash: bool,
+    /// Never answers.
+    pub silent: bool,
+}
+
+impl Default for Fate {
+    /// Nothing wrong.
+    fn default() -> Self {
+        Self { delay: Duration::ZERO, slow: 1.0, crash: false, silent: false }
+    }
+}
+
+impl Fate {
+    /// How many times as long it takes, at least 1.
+    #[must_use]
+    pub fn factor(&self) -> f64 {
+        self.slow.max(1.0)
+    }
 }
 
 const WORKERS_MEND: &str =

@@ -81,6 +81,42 @@ fn normal(rng: &mut impl Rng) -> f64 {
     radius * (std::f64::consts::TAU * rng.random::<f64>()).cos()
 }
 
+/// Says nothing until it is cancelled.
+pub(super) fn silent(cancel: &CancelToken) -> Result<()> {
+    cancel.wait();
+    Err(Error::Cancelled)
+}
+
+/// Waits before the work of a task; an error when it is cancelled meanwhile.
+pub(super) fn delayed(delay: Duration, cancel: &CancelToken) -> Result<()> {
+    if cancel.sleep(delay) { Err(Error::Cancelled) } else { Ok(()) }
+}
+
+/// Executes a task on `inner` in `factor` times the time: each sub-result is held back for as long as it took, `factor` - 1
+/// times.
+pub(super) fn slowed(
+    inner: &mut dyn Worker,
+    factor: f64,
+    key: FilterKey,
+    slabs: &Values,
+    order: Order<'_>,
+    cancel: &CancelToken,
+    emit: &mut dyn FnMut(usize, Values),
+) -> Result<()> {
+    let mut started = Instant::now();
+    let mut cut_short = false;
+    let mut slowly = |index, values| {
+        let pause = started.elapsed().as_secs_f64() * (factor - 1.0);
+        cut_short |= cancel.sleep(Duration::try_from_secs_f64(pause).unwrap_or(Duration::MAX));
+        if !cut_short {
+            emit(index, values);
+        }
+        started = Instant::now();
+    };
+    inner.execute(key, slabs, order, cancel, &mut slowly)?;
+    if cut_short { Err(Error::Cancelled) } else { Ok(()) }
+}
+
 fn corrupt<T: Element>(values: &mut [T], size: f64, rng: &mut impl Rng) {
     let square: f64 = values.iter().map(|v| v.to_f64() * v.to_f64()).sum();
     let noise = size * (square / values.len().max(1) as f64).sqrt();
@@ -146,30 +182,12 @@ impl Worker for FaultyWorker {
                 });
                 self.check_alive()
             }
-            Fault::Drop => {
-                cancel.wait();
-                Err(Error::Cancelled)
-            }
+            Fault::Drop => silent(cancel),
             Fault::Delay(delay) => {
-                if cancel.sleep(delay.sample(&mut rng)) {
-                    return Err(Error::Cancelled);
-                }
+                delayed(delay.sample(&mut rng), cancel)?;
                 self.inner.execute(key, slabs, order, cancel, emit)
             }
-            Fault::Slow(factor) => {
-                let mut started = Instant::now();
-                let mut cut_short = false;
-                let mut slowly = |index, values| {
-                    let pause = started.elapsed().as_secs_f64() * (factor - 1.0);
-                    cut_short |= cancel.sleep(Duration::try_from_secs_f64(pause).unwrap_or(Duration::MAX));
-                    if !cut_short {
-                        emit(index, values);
-                    }
-                    started = Instant::now();
-                };
-                self.inner.execute(key, slabs, order, cancel, &mut slowly)?;
-                if cut_short { Err(Error::Cancelled) } else { Ok(()) }
-            }
+            Fault::Slow(factor) => slowed(self.inner.as_mut(), factor, key, slabs, order, cancel, emit),
             Fault::Corrupt(size) => {
                 self.inner.execute(key, slabs, order, cancel, &mut |index, mut values| {
                     match &mut values {

@@ -10,6 +10,7 @@
 
 mod cancel;
 mod cpu;
+mod fated;
 mod fault;
 mod faulty;
 #[cfg(feature = "gpu")]
@@ -18,7 +19,8 @@ mod probe;
 
 pub use cancel::CancelToken;
 pub use cpu::CpuWorker;
-pub use fault::{Delay, Fault, FaultSpec, WorkerSet};
+pub use fated::{FatedWorker, Fates};
+pub use fault::{Delay, Fate, Fault, FaultSpec, WorkerSet};
 pub use faulty::{FaultyWorker, inject};
 #[cfg(feature = "gpu")]
 pub use gpu::{GpuOptions, GpuWorker};
