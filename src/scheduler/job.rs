@@ -304,16 +304,23 @@ impl<F: Fleet, R: Evidence> Run<'_, F, R> {
 
     /// Gives a subtask to one more worker: `hedge` to one that is idle (on a machine that has something to spare).
     fn hand_out(&mut self, subtask: usize, hedge: Option<bool>) {
-        let tried = |w: usize| self.attempts.iter().any(|a| a.subtask == subtask && a.worker == w);
-        let corrupt = |w: usize| self.attempts.iter().any(|a| a.worker == w && a.outcome == Outcome::Corrupt);
-        let admitted = |w: usize| !tried(w) && !corrupt(w);
+        // Where it was tried before or nothing can be believed, and where something else has failed in this run: whoever
+        // is down fails at once and looks idle again.
+        let (mut barred, mut failed) = (vec![false; self.fleet.size()], vec![false; self.fleet.size()]);
+        for attempt in &self.attempts {
+            barred[attempt.worker] |= attempt.subtask == subtask || attempt.outcome == Outcome::Corrupt;
+            failed[attempt.worker] |= attempt.outcome == Outcome::Failed;
+        }
+        let admitted = |w: usize| !barred[w];
+        let sound = |w: usize| admitted(w) && !failed[w];
         let found = match hedge {
             // Making filters takes longer than most waits: who has them goes first.
             Some(spare) => self
                 .fleet
-                .fastest_idle(spare, |w| admitted(w) && (self.holds)(subtask, w))
+                .fastest_idle(spare, |w| sound(w) && (self.holds)(subtask, w))
+                .or_else(|| self.fleet.fastest_idle(spare, sound))
                 .or_else(|| self.fleet.fastest_idle(spare, admitted)),
-            None => self.fleet.least_loaded(admitted),
+            None => self.fleet.least_loaded(sound).or_else(|| self.fleet.least_loaded(admitted)),
         };
         let hedge = hedge.is_some();
         let Some(worker) = found else {
