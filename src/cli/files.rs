@@ -139,7 +139,6 @@ pub(crate) fn write_tensor(path: &Path, tensor: &Tensor) -> Result<()> {
 }
 
 /// Writes bytes as they are.
-#[cfg(feature = "onnx")]
 pub(crate) fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
     write_whole(path, |out| out.write_all(bytes).map_err(|e| e.to_string()))
 }
@@ -203,7 +202,6 @@ pub(crate) fn check_distinct(output: &Path, report: &Path) -> Result<()> {
 }
 
 /// Checks that `path` is a folder, or can be made one.
-#[cfg(feature = "onnx")]
 pub(crate) fn check_folder(path: &Path) -> Result<()> {
     if path.is_dir() {
         return Ok(());

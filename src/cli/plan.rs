@@ -7,8 +7,8 @@ use clap::Args;
 use fcdcc::array::DType;
 use fcdcc::bench::convexity::Convexity;
 use fcdcc::bench::layers::{NamedLayer, resolve};
-use fcdcc::bench::machine;
 use fcdcc::bench::record::Setting;
+use fcdcc::bench::{machine, page_plan};
 use fcdcc::planner::{LayerPlan, PlanOptions, Rates, Way, plan_layer};
 use fcdcc::{ConvParams, ConvShape, Error, LayerOptions, Pool, Result};
 use serde::Serialize;
@@ -171,7 +171,8 @@ pub(crate) fn run(args: &PlanArgs, console: Console) -> Result<()> {
         files::make_folder(folder)?;
         let trials = if args.measure { args.trials } else { 0 };
         let setting = setting(args, dtype, count, &own[0].device, trials);
-        let _ = setting;
+        let html = page_plan::page(&setting, &report.pairs).html();
+        files::write_bytes(&folder.join("plan.html"), html.as_bytes())?;
         files::write_report(&folder.join("plan.json"), &report)?;
     }
     if args.json {

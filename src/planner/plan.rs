@@ -215,7 +215,7 @@ fn explain(
                 _ if k_a < k_b => "mostly the filters are split",
                 _ => "both sides are split alike",
             };
-            format!("{side}: {:.0} input elements for each filter element, {rows} output rows", slabs / bank)
+            format!("{side}: {} input elements for each filter element, {rows} output rows", slabs / bank)
         }
     }
 }
