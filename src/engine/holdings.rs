@@ -24,7 +24,7 @@ const INSTALL_LIMIT: Duration = Duration::from_mins(1);
 const INSTALL_PATIENCE: u32 = 3;
 
 /// Runs between two looks at whether the assignment still fits the speeds.
-const RUNS_BETWEEN: u32 = 8;
+pub(super) const RUNS_BETWEEN: u32 = 8;
 
 /// The plain filters `[O, C/groups, kernel...]`, row-major. A layer keeps them for what must be encoded again or
 /// computed locally; whoever holds them as well shares them this way instead of having them copied.

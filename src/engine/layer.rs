@@ -26,7 +26,7 @@ use crate::scheduler::{Audit, End, Fleet, Gathered, JobPlan, OnShortfall, Pool, 
 use crate::worker::SubtaskShape;
 
 /// Responder sets whose inverses a layer keeps.
-const CACHED_DECODERS: usize = 256;
+pub(super) const CACHED_DECODERS: usize = 256;
 
 /// A convolution whose coded filters lie on the workers of a pool. Reusable, and from several threads at once.
 pub struct CodedConv<T: Element> {

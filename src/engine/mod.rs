@@ -13,6 +13,7 @@ mod layer;
 mod options;
 mod report;
 mod responses;
+mod simulated;
 #[cfg(test)]
 mod soak;
 
@@ -20,3 +21,4 @@ pub use holdings::SharedWeight;
 pub use layer::{Attempted, CodedConv, Run};
 pub use options::LayerOptions;
 pub use report::{Completion, LayerReport, Report, WorkerReport};
+pub use simulated::{SimulatedAttempt, SimulatedCosts, SimulatedLayer, SimulatedRun};

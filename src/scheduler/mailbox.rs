@@ -87,6 +87,11 @@ impl<T> Mailbox<T> {
         }
     }
 
+    /// The first item, if there is one.
+    pub(super) fn try_take(&self) -> Option<T> {
+        self.lock().items.pop_front()
+    }
+
     /// Everything that is there, without waiting.
     pub(super) fn drain(&self) -> VecDeque<T> {
         std::mem::take(&mut self.lock().items)
@@ -148,6 +153,9 @@ mod tests {
         assert_eq!(mailbox.retain(|item| *item == 2), 0);
         mailbox.post(3).unwrap();
         assert_eq!(mailbox.retain(|item| *item == 2), 1);
+        assert_eq!(mailbox.try_take(), Some(2));
+        assert_eq!(mailbox.try_take(), None);
+        mailbox.post(2).unwrap();
         assert_eq!(mailbox.drain(), [2]);
         mailbox.close();
         assert_eq!(mailbox.take(None), Taken::Closed);

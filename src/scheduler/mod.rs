@@ -9,6 +9,7 @@
 //! * [`Pool`]: threads and channels. Each worker is owned by one thread (`service`) that takes commands in order;
 //!   `revive` brings lost ones back.
 //! * `run_job`: one layer's run, which connects them. It knows its workers as a `Fleet`, and takes the time from that.
+//! * [`SimulatedFleet`]: workers, links and cores in virtual time, for the same runs.
 //!
 //! Invariant: every task that was handed to a worker is answered (result, failure) or its job is over. Jobs have
 //! channels of their own, so a late result of an old job cannot reach a new one.
@@ -23,7 +24,11 @@ mod mailbox;
 mod policy;
 mod pool;
 mod revive;
+mod servant;
 mod service;
+mod sharing;
+mod simulated;
+mod simulation;
 mod slot;
 mod speed;
 
@@ -36,6 +41,8 @@ pub(crate) use job::{End, Evidence, Gathered, JobPlan, run_job};
 pub use latency::{Expected, Latencies};
 pub use policy::{Audit, OnShortfall, Policy};
 pub use pool::{Pool, WorkerHealth};
+pub use servant::{Link, SimulatedWork, Usage};
+pub use simulated::{SimulatedFleet, SimulatedHost, SimulatedWorker};
 pub use slot::PoolOptions;
 pub(crate) use slot::{FilterSource, InstallRequest};
 pub use speed::Speed;

@@ -138,11 +138,10 @@ impl Service {
                 }
             })
         });
-        let (busy, each) = (started.elapsed(), task.shape.conv.macs().max(1.0));
-        match &result {
-            Ok(()) => self.status.measure(|s| s.completed(each * f64::from(done), busy)),
-            Err(Error::Cancelled) => self.status.measure(|s| s.cut_short(each * f64::from(done), each, busy)),
-            Err(_) => {}
+        let (busy, each) = (started.elapsed(), task.shape.conv.macs());
+        // A failure says nothing of a speed, and there is nothing to compute then.
+        if matches!(result, Ok(()) | Err(Error::Cancelled)) {
+            self.status.measure(|speed| speed.ended(&result, each, done, busy));
         }
         match result {
             Ok(()) if unusable => {}

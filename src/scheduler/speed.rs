@@ -5,6 +5,8 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use crate::error::{Error, Result};
+
 /// Observations that a speed is the median of: four outliers of nine do not move it far, and five make a change.
 const OBSERVATIONS: usize = 9;
 
@@ -49,6 +51,17 @@ impl Speed {
             Some(_) => {}
             None if least > 0.0 => self.observe(least),
             None => self.ceiling = Some(self.ceiling.map_or(most, |known| known.min(most))),
+        }
+    }
+
+    /// An attempt at sub-results of `each` multiply-adds ended after `busy` time, `done` of them delivered. One that
+    /// failed says nothing.
+    pub(super) fn ended(&mut self, result: &Result<()>, each: f64, done: usize, busy: Duration) {
+        let each = each.max(1.0);
+        match result {
+            Ok(()) => self.completed(each * done as f64, busy),
+            Err(Error::Cancelled) => self.cut_short(each * done as f64, each, busy),
+            Err(_) => {}
         }
     }
 

@@ -1,0 +1,496 @@
+//! A coded layer on simulated workers: its scheduling without its numbers.
+//!
+//! Assignment, experience, gathering, hedging and redispatch are those of [`CodedConv`](super::CodedConv); encoding, decoding and
+//! computing take the virtual time they are said to take. Who runs layers can skip this.
+//!
+//! Invariant: a run differs from a real one in nothing but where its times come from, save for what
+//! [`SimulatedLayer`] names.
+
+use std::cell::RefCell;
+use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::experience::{About, Experience};
+use super::holdings::RUNS_BETWEEN;
+use super::layer::CACHED_DECODERS;
+use super::options::LayerOptions;
+use super::report::Completion;
+use super::responses::{Responses, Scheme};
+use crate::array::{DType, Element, Values};
+use crate::coding::{CheckerCache, Code, DecoderCache, Sketch, error_bound};
+use crate::conv::ConvShape;
+use crate::error::{Error, Result};
+use crate::planner::{choose_partitions, subtask_shape};
+use crate::scheduler::{
+    Audit, End, Evidence, Fleet, Gathered, InstallRequest, JobPlan, OnShortfall, Outcome, Recovery,
+    SimulatedFleet, SimulatedWork, assign, rebalance, run_job,
+};
+use crate::worker::{FilterKey, SubtaskShape};
+
+/// Up to this recovery threshold responder sets are inverted for their condition numbers: that takes delta^3.
+const EXACT_UP_TO: usize = 64;
+
+/// What a simulated layer takes beside what its workers do.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SimulatedCosts {
+    /// Of inputs, filters and sub-results.
+    pub dtype: DType,
+    /// What a subtask takes.
+    pub work: SimulatedWork,
+    /// Padding, cutting and encoding an input.
+    pub encode: Duration,
+    /// Decoding and merging.
+    pub decode: Duration,
+    /// Coding the filters of one subtask again, for a worker that takes it over.
+    pub encode_filters: Duration,
+    /// Computing the layer locally when there are too few results.
+    pub local: Duration,
+}
+
+impl SimulatedCosts {
+    /// f32 subtasks of this work; all else takes no time.
+    #[must_use]
+    pub fn of(work: SimulatedWork) -> Self {
+        let none = Duration::ZERO;
+        Self { dtype: DType::F32, work, encode: none, decode: none, encode_filters: none, local: none }
+    }
+}
+
+/// One run. Times are virtual.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SimulatedRun {
+    /// How it ended.
+    pub completion: Completion,
+    /// Why there was no output, if there was none.
+    pub failure: Option<String>,
+    /// Encoding the input.
+    pub encode: Duration,
+    /// From first dispatch to the decision.
+    pub wait: Duration,
+    /// Decoding, or the local computation.
+    pub decode: Duration,
+    /// All of it.
+    pub total: Duration,
+    /// Coded slabs sent to workers.
+    pub bytes_up: usize,
+    /// Sub-results received before decoding.
+    pub bytes_down: usize,
+    /// Subtasks that were handed out again.
+    pub redispatched: usize,
+    /// Subtasks of which an idle worker was given a copy.
+    pub hedged: usize,
+    /// Subtasks the output was decoded from.
+    pub used: Vec<usize>,
+    /// Sub-results it was decoded from; what else was computed was in vain.
+    pub used_sub_results: usize,
+    /// Every attempt at a subtask, in order of dispatch; the first of each subtask come first.
+    pub attempts: Vec<SimulatedAttempt>,
+    /// Condition number of the responder set; `None` where it was not decoded or only counted.
+    pub condition: Option<f64>,
+}
+
+/// One attempt of one worker.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct SimulatedAttempt {
+    /// The subtask.
+    pub subtask: usize,
+    /// The worker's index in the fleet.
+    pub worker: usize,
+    /// What became of it.
+    pub outcome: Outcome,
+    /// From the run's first dispatch to its own.
+    pub since: Duration,
+    /// From its dispatch to its last reply; `None` when there was none.
+    pub latency: Option<Duration>,
+    /// Sub-results that came in time.
+    pub arrived: usize,
+    /// Sub-results computed by the end of the run; what is cancelled may compute one more.
+    pub computed: usize,
+}
+
+/// A layer prepared on the workers of a [`SimulatedFleet`], which hold its filters from the beginning.
+///
+/// Three things are not as in a real layer. There are no numbers, hence no audits. Handing out, booking and deciding take
+/// the master no time (really about a microsecond a subtask), and its own network is as fast as all links together. And
+/// above a recovery threshold of 64 (or after [`SimulatedLayer::counted`]) responder sets are counted, not inverted: any so
+/// many whole subtasks decode as well as can be, parts of subtasks count for nothing, and patience and a largest error have
+/// nothing to act on.
+pub struct SimulatedLayer {
+    id: u64,
+    options: LayerOptions,
+    shape: ConvShape,
+    code: Code,
+    subtask: Arc<SubtaskShape>,
+    costs: SimulatedCosts,
+    counted: bool,
+    decoders: DecoderCache,
+    checkers: CheckerCache,
+    experience: RefCell<Experience>,
+    homes: Vec<usize>,
+    placed: RefCell<Placed>,
+    /// (subtask, worker) on their way to new homes.
+    moves: Vec<(usize, usize)>,
+    runs: u32,
+}
+
+/// (worker, subtask) of everything that was sent, and the copies beside the homes, oldest first.
+#[derive(Default)]
+struct Placed {
+    held: HashSet<(usize, usize)>,
+    copies: VecDeque<(usize, usize)>,
+}
+
+impl SimulatedLayer {
+    /// Chooses code and partitions as [`CodedConv::prepare`](super::CodedConv::prepare) does and assigns the subtasks.
+    /// The layer is to be run on this fleet only.
+    ///
+    /// # Errors
+    /// Those of [`CodedConv::prepare`](super::CodedConv::prepare) about shape and options, and
+    /// [`Error::InvalidParameter`] for an audit.
+    pub fn prepare(
+        fleet: &mut SimulatedFleet,
+        shape: ConvShape,
+        options: LayerOptions,
+        costs: SimulatedCosts,
+    ) -> Result<Self> {
+        options.check()?;
+        if options.audit != Audit::Off {
+            let mend = "simulated results have no numbers to compare: use off";
+            return Err(Error::invalid("audit of a simulated layer", options.audit, mend));
+        }
+        let n = options.subtasks.unwrap_or(fleet.len());
+        let (k_a, k_b) = match options.partitions {
+            Some(pair) => pair,
+            None => choose_partitions::<f32>(&shape, options.code, n, options.tolerate, &options.rates)?.0,
+        };
+        let code = Code::new(options.code, k_a, k_b, n)?;
+        let subtask = Arc::new(subtask_shape(&shape, &code)?);
+        let homes = assign(code.n(), &fleet.seats());
+        let id = fleet.add_layer(costs.work);
+        let mut placed = Placed::default();
+        for (subtask, worker) in homes.iter().enumerate() {
+            fleet.hold(*worker, FilterKey { layer: id, subtask });
+            placed.held.insert((*worker, subtask));
+        }
+        Ok(Self {
+            id,
+            counted: code.recovery_threshold() > EXACT_UP_TO,
+            experience: RefCell::new(Experience::new(code.n())),
+            decoders: DecoderCache::new(CACHED_DECODERS),
+            checkers: CheckerCache::new(CACHED_DECODERS),
+            placed: RefCell::new(placed),
+            moves: Vec::new(),
+            runs: 0,
+            options,
+            shape,
+            code,
+            subtask,
+            costs,
+            homes,
+        })
+    }
+
+    /// Counts responders whatever the recovery threshold, where their condition does not matter.
+    #[must_use]
+    pub fn counted(self) -> Self {
+        Self { counted: true, ..self }
+    }
+
+    /// The code in use.
+    #[must_use]
+    pub fn code(&self) -> &Code {
+        &self.code
+    }
+
+    /// What each subtask computes.
+    #[must_use]
+    pub fn subtask(&self) -> &SubtaskShape {
+        &self.subtask
+    }
+
+    /// The worker of each subtask at present.
+    #[must_use]
+    pub fn homes(&self) -> &[usize] {
+        &self.homes
+    }
+
+    /// Runs the layer from the present time of the fleet on, which afterwards is the time at which it has its output.
+    /// Workers that were cancelled let go after that, as real ones do.
+    pub fn run(&mut self, fleet: &mut SimulatedFleet) -> SimulatedRun {
+        self.arrive(fleet);
+        let run = if self.counted {
+            self.attempt(fleet, Counting::new(&self.code), |_| None)
+        } else {
+            self.attempt(fleet, Responses::new(self.scheme()), |responses| {
+                responses.chosen().map(|decoder| decoder.condition())
+            })
+        };
+        if self.options.on_shortfall == OnShortfall::Redispatch {
+            self.follow_the_speeds(fleet);
+        }
+        run
+    }
+
+    fn attempt<R: Evidence>(
+        &self,
+        fleet: &SimulatedFleet,
+        recovery: R,
+        condition: impl Fn(&R) -> Option<f64>,
+    ) -> SimulatedRun {
+        let started = fleet.elapsed();
+        fleet.spend(self.costs.encode);
+        let terms = self.experience.borrow_mut().terms(&self.about(fleet));
+        let slabs = Arc::new(Values::F32(Vec::new()));
+        let plan = JobPlan {
+            fleet,
+            layer: self.id,
+            shape: &self.subtask,
+            policy: self.options.policy(),
+            terms,
+            finite: true,
+            slabs: vec![slabs; self.code.n()],
+            sketcher: None,
+            recovery,
+            filters: &|subtask, worker| self.filters_for(fleet, subtask, worker),
+            holds: &|subtask, worker| self.placed.borrow().held.contains(&(worker, subtask)),
+        };
+        let mut gathered = run_job(plan, &self.homes);
+        let decoding = fleet.elapsed();
+        let end = std::mem::replace(&mut gathered.end, End::Decode);
+        let local = matches!(end, End::Local);
+        let condition = condition(&gathered.recovery);
+        let result = match end {
+            End::Failed(error) => Err(error),
+            End::Decode => self.check_error(condition).map(|()| fleet.spend(self.costs.decode)),
+            End::Local => self.compute_locally(fleet, gathered.left),
+        };
+        let decode = fleet.elapsed().saturating_sub(decoding);
+        gathered.settle();
+        self.experience.borrow_mut().learn(self.code.n(), &gathered);
+        let times = [self.costs.encode, decode, fleet.elapsed().saturating_sub(started)];
+        self.report(fleet, &gathered, &result, local, condition, times)
+    }
+
+    fn report<R: Evidence>(
+        &self,
+        fleet: &SimulatedFleet,
+        gathered: &Gathered<R>,
+        result: &Result<()>,
+        local: bool,
+        condition: Option<f64>,
+        [encode, decode, total]: [Duration; 3],
+    ) -> SimulatedRun {
+        let decoded = result.is_ok() && !local;
+        let decoder_inputs = if decoded { gathered.recovery.used() } else { Vec::new() };
+        let mut used: Vec<usize> = decoder_inputs.iter().map(|(subtask, _)| *subtask).collect();
+        let used_sub_results = used.len();
+        used.sort_unstable();
+        used.dedup();
+        let attempts: Vec<SimulatedAttempt> = gathered
+            .attempts
+            .iter()
+            .enumerate()
+            .map(|(index, a)| SimulatedAttempt {
+                subtask: a.subtask,
+                worker: a.worker,
+                outcome: a.outcome,
+                since: a.since,
+                latency: a.latency,
+                arrived: a.arrived,
+                computed: fleet.computed(index),
+            })
+            .collect();
+        let arrived: usize = attempts.iter().map(|a| a.arrived).sum();
+        SimulatedRun {
+            completion: Completion::of(result, local, gathered.redispatched + gathered.hedged > 0),
+            failure: result.as_ref().err().map(ToString::to_string),
+            encode,
+            wait: gathered.wait,
+            decode,
+            total,
+            bytes_up: attempts.len() * self.costs.work.upload_bytes,
+            bytes_down: arrived * self.costs.work.result_bytes,
+            redispatched: gathered.redispatched,
+            hedged: gathered.hedged,
+            used,
+            used_sub_results,
+            attempts,
+            condition: condition.filter(|_| decoded),
+        }
+    }
+
+    fn epsilon(&self) -> f64 {
+        match self.costs.dtype {
+            DType::F32 => f32::EPSILON.into(),
+            DType::F64 => <f64 as Element>::EPSILON,
+        }
+    }
+
+    fn scheme(&self) -> Scheme<'_> {
+        Scheme {
+            code: &self.code,
+            decoders: &self.decoders,
+            checkers: &self.checkers,
+            epsilon: self.epsilon(),
+            reduction: self.shape.reduction(),
+            audit: Audit::Off,
+            partial: self.options.partial,
+            energies: Vec::new(),
+        }
+    }
+
+    fn about(&self, fleet: &SimulatedFleet) -> About<'_> {
+        About {
+            options: &self.options,
+            code: &self.code,
+            shape: &self.shape,
+            epsilon: self.epsilon(),
+            crowded: fleet.is_crowded(),
+            local: self.costs.local,
+        }
+    }
+
+    fn check_error(&self, condition: Option<f64>) -> Result<()> {
+        let Some(condition) = condition else { return Ok(()) };
+        let bound = error_bound(condition, self.epsilon(), self.shape.reduction());
+        match self.options.max_error {
+            Some(tolerance) if bound > tolerance => Err(Error::ErrorBound { bound, tolerance, condition }),
+            _ => Ok(()),
+        }
+    }
+
+    /// The last rung, within what is `left` of the deadline.
+    fn compute_locally(&self, fleet: &SimulatedFleet, left: Duration) -> Result<()> {
+        fleet.spend(self.costs.local.min(left));
+        if self.costs.local <= left {
+            return Ok(());
+        }
+        Err(Error::Shortfall {
+            needed: self.code.recovery_threshold(),
+            total: self.code.n(),
+            arrived: 0,
+            waited_ms: u64::try_from(self.options.deadline.as_millis()).unwrap_or(u64::MAX),
+            missing: "too few workers answered, and computing the layer locally took too long".to_owned(),
+            mend: "raise the deadline".to_owned(),
+        })
+    }
+
+    /// Filters for a worker that takes a subtask over, unless it holds them. Old copies make room.
+    fn filters_for(&self, fleet: &SimulatedFleet, subtask: usize, worker: usize) -> Option<Values> {
+        let mut placed = self.placed.borrow_mut();
+        if !placed.held.insert((worker, subtask)) {
+            return None;
+        }
+        placed.copies.push_back((worker, subtask));
+        if placed.copies.len() > self.code.n()
+            && let Some(old) = placed.copies.pop_front()
+        {
+            placed.held.remove(&old);
+            fleet.forget(old.0, FilterKey { layer: self.id, subtask: old.1 });
+        }
+        fleet.spend(self.costs.encode_filters);
+        Some(Values::F32(Vec::new()))
+    }
+
+    /// Subtasks whose filters have arrived at their new homes move there.
+    fn arrive(&mut self, fleet: &SimulatedFleet) {
+        let (id, placed) = (self.id, self.placed.get_mut());
+        self.moves.retain(|(subtask, worker)| {
+            let there = fleet.holds(*worker, FilterKey { layer: id, subtask: *subtask });
+            if there {
+                let old = std::mem::replace(&mut self.homes[*subtask], *worker);
+                placed.held.remove(&(old, *subtask));
+                fleet.forget(old, FilterKey { layer: id, subtask: *subtask });
+            }
+            !there
+        });
+    }
+
+    /// Sends filters to where the speeds of the workers want them, beside what else they do.
+    fn follow_the_speeds(&mut self, fleet: &SimulatedFleet) {
+        self.runs += 1;
+        if self.runs < RUNS_BETWEEN || !self.moves.is_empty() {
+            return;
+        }
+        self.runs = 0;
+        let Some(better) = rebalance(&self.homes, &fleet.seats()) else { return };
+        let placed = self.placed.get_mut();
+        for (subtask, (old, new)) in self.homes.iter().zip(better).enumerate() {
+            if *old == new {
+                continue;
+            }
+            placed.copies.retain(|copy| *copy != (new, subtask));
+            if placed.held.insert((new, subtask)) {
+                let key = FilterKey { layer: self.id, subtask };
+                let (shape, banks) = (Arc::clone(&self.subtask), Values::F32(Vec::new()));
+                fleet.equip(new, InstallRequest { key, shape, banks });
+            }
+            self.moves.push((subtask, new));
+        }
+    }
+}
+
+/// Any so many whole subtasks decode, exactly.
+struct Counting<'a> {
+    code: &'a Code,
+    /// Sub-results of each subtask that are missing.
+    missing: Vec<usize>,
+}
+
+impl<'a> Counting<'a> {
+    fn new(code: &'a Code) -> Self {
+        Self { missing: vec![code.l_a() * code.l_b(); code.n()], code }
+    }
+
+    fn decodes(&self) -> bool {
+        self.code.determines(&|i| self.missing[i] == 0)
+    }
+}
+
+impl Recovery for Counting<'_> {
+    fn arrived(&mut self, subtask: usize, _: usize) {
+        self.missing[subtask] -= 1;
+    }
+
+    fn error(&mut self) -> f64 {
+        if self.decodes() { 0.0 } else { f64::INFINITY }
+    }
+
+    fn error_with(&mut self, _: &[usize]) -> f64 {
+        self.error()
+    }
+
+    fn suffices_with(&self, also: &dyn Fn(usize) -> bool) -> bool {
+        self.code.determines(&|i| self.missing[i] == 0 || also(i))
+    }
+
+    fn wants(&self, subtask: usize) -> bool {
+        // Of copies one is enough.
+        let part = self.code.part_of(subtask);
+        let there =
+            |part| (0..self.missing.len()).any(|i| self.missing[i] == 0 && self.code.part_of(i) == part);
+        part.is_none() || !there(part)
+    }
+}
+
+impl Evidence for Counting<'_> {
+    fn note(&mut self, _: usize, _: usize, _: usize, _: Option<Box<Sketch>>) {}
+
+    fn used(&self) -> Vec<(usize, usize)> {
+        let sub_results = self.code.l_a() * self.code.l_b();
+        let complete = (0..self.missing.len()).filter(|i| self.missing[*i] == 0);
+        complete.flat_map(|subtask| (0..sub_results).map(move |index| (subtask, index))).collect()
+    }
+
+    fn liars(&self) -> &[usize] {
+        &[]
+    }
+
+    fn needed(&self) -> usize {
+        let parts = self.code.k_a() * self.code.k_b();
+        if self.code.part_of(0).is_some() { parts } else { self.code.recovery_threshold() }
+    }
+}

@@ -1,0 +1,156 @@
+//! Cores that are shared: the time work takes when others compute on the same machine.
+//!
+//! Processor sharing: whatever is active advances at the same rate, at most that of one core. So it is enough to know how
+//! much each would have been given since the machine was last idle. Times are virtual nanoseconds.
+//!
+//! Invariant: work given out per unit of time is min(active, cores), to rounding.
+
+use std::collections::BTreeSet;
+
+/// Work below this many nanoseconds is done: what rounding may leave.
+const NOTHING: f64 = 0.01;
+
+/// The cores of one machine and what computes on them.
+#[derive(Debug)]
+pub(super) struct Cores {
+    count: f64,
+    /// Nanoseconds of work that each active computation was given since the machine was last idle, at time `at`.
+    served: f64,
+    at: u64,
+    /// By `served` at which they are done (positive, hence ordered as their bits are), then by worker.
+    active: BTreeSet<(u64, usize)>,
+}
+
+/// A computation under way, to name it by.
+pub(super) type Ticket = (u64, usize);
+
+impl Cores {
+    pub(super) fn new(count: f64) -> Self {
+        Self { count, served: 0.0, at: 0, active: BTreeSet::new() }
+    }
+
+    /// `worker` begins `work` nanoseconds of computing; one at a time.
+    pub(super) fn begin(&mut self, now: u64, worker: usize, work: f64) -> Ticket {
+        self.advance(now);
+        if self.active.is_empty() {
+            self.served = 0.0;
+        }
+        let ticket = ((self.served + work).to_bits(), worker);
+        self.active.insert(ticket);
+        ticket
+    }
+
+    /// Gives up a computation; the answer is the work that was left.
+    pub(super) fn end(&mut self, now: u64, ticket: Ticket) -> f64 {
+        self.advance(now);
+        self.active.remove(&ticket);
+        (f64::from_bits(ticket.0) - self.served).max(0.0)
+    }
+
+    /// When the next one is done if nothing changes.
+    pub(super) fn next(&self) -> Option<u64> {
+        let (finish, _) = self.active.first()?;
+        let left = (f64::from_bits(*finish) - self.served - NOTHING).max(0.0);
+        Some(self.at.saturating_add(nanos((left / self.rate()).ceil())))
+    }
+
+    /// Takes out a worker whose computation is done.
+    pub(super) fn take_done(&mut self, now: u64) -> Option<usize> {
+        self.advance(now);
+        let (finish, worker) = *self.active.first()?;
+        let done = f64::from_bits(finish) <= self.served + NOTHING;
+        done.then(|| {
+            self.active.pop_first();
+            worker
+        })
+    }
+
+    /// What each active computation is given of a core.
+    fn rate(&self) -> f64 {
+        (self.count / self.active.len() as f64).min(1.0)
+    }
+
+    fn advance(&mut self, now: u64) {
+        if !self.active.is_empty() {
+            self.served += (now - self.at) as f64 * self.rate();
+        }
+        self.at = now;
+    }
+}
+
+/// Whole nanoseconds of a time that may be too long to count.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "saturates, and none is negative"
+)]
+pub(super) fn nanos(ns: f64) -> u64 {
+    ns.round() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::{RngExt, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+
+    use super::*;
+
+    /// Runs all to their end; (time, worker) of each.
+    fn ends(cores: &mut Cores) -> Vec<(u64, usize)> {
+        let mut ends = Vec::new();
+        while let Some(at) = cores.next() {
+            while let Some(worker) = cores.take_done(at) {
+                ends.push((at, worker));
+            }
+        }
+        ends
+    }
+
+    #[test]
+    fn as_many_as_cores_do_not_disturb_each_other_and_more_share() {
+        let mut two = Cores::new(2.0);
+        two.begin(0, 0, 100.0);
+        two.begin(0, 1, 60.0);
+        assert_eq!(ends(&mut two), [(60, 1), (100, 0)]);
+        // From 100 on three share two cores until the shortest is done.
+        two.begin(100, 0, 100.0);
+        two.begin(100, 1, 100.0);
+        two.begin(100, 2, 40.0);
+        assert_eq!(ends(&mut two), [(160, 2), (220, 0), (220, 1)]);
+        let mut any = Cores::new(f64::INFINITY);
+        for worker in 0..1000 {
+            any.begin(7, worker, 50.0);
+        }
+        assert!(ends(&mut any).iter().all(|(at, _)| *at == 57));
+    }
+
+    #[test]
+    fn work_given_up_leaves_the_core_to_others() {
+        let mut one = Cores::new(1.0);
+        let first = one.begin(0, 0, 100.0);
+        one.begin(0, 1, 100.0);
+        assert_eq!(one.end(50, first), 75.0);
+        assert_eq!(ends(&mut one), [(125, 1)]);
+    }
+
+    #[test]
+    fn sharing_conserves_work() {
+        let mut rng = ChaCha8Rng::seed_from_u64(5);
+        for cores in [0.5, 1.0, 2.0, 3.7] {
+            let mut shared = Cores::new(cores);
+            let works: Vec<f64> = (0..40).map(|_| rng.random_range(1e3..1e6_f64).round()).collect();
+            for (worker, work) in works.iter().enumerate() {
+                shared.begin(0, worker, *work);
+            }
+            let ends = ends(&mut shared);
+            let mut order: Vec<f64> = ends.iter().map(|(_, worker)| works[*worker]).collect();
+            assert!(order.is_sorted() && order.len() == works.len(), "the shortest first");
+            // All cores are busy until fewer are left than cores.
+            let crowded = works.len() - usize::try_from(nanos(cores.ceil())).unwrap();
+            let at = ends[crowded].0 as f64;
+            let left = order.split_off(crowded + 1).iter().map(|work| work - order[crowded]).sum::<f64>();
+            let given = works.iter().sum::<f64>() - left;
+            assert!((given / (at * cores) - 1.0).abs() < 1e-3, "{cores}: {given} in {at}");
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! Hundreds of workers on one thread, in virtual time: for studying what the scheduler does at a scale that one machine
+//! cannot be.
+//!
+//! The scheduler is the real one; workers, links, cores and the clock are simulated (`simulation`). Who runs layers can
+//! skip this.
+//!
+//! Invariant: a run depends on what was asked for alone; repeated, it is the same to the nanosecond.
+
+use std::cell::{RefCell, RefMut};
+use std::time::{Duration, Instant};
+
+use super::fleet::Fleet;
+use super::health::State;
+use super::mailbox::Taken;
+use super::servant::{Link, Servant, SimulatedWork, Usage};
+use super::sharing::Cores;
+use super::simulation::Simulation;
+use super::slot::{InstallRequest, Replies, Reply, Task};
+use crate::error::{Error, Result};
+use crate::worker::{CancelToken, Fate, FilterKey, LOCAL_HOST};
+
+/// A machine: its workers share its cores, each being given as much as the others and at most one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SimulatedHost {
+    /// What it is called, and what its workers fail together with; [`LOCAL_HOST`] is the machine of the master, whose
+    /// threads the scheduler knows to share cores.
+    pub name: String,
+    /// Cores; may be infinite, and a fraction.
+    pub cores: f64,
+}
+
+/// A worker.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SimulatedWorker {
+    /// Its name.
+    pub name: String,
+    /// The index of its host.
+    pub host: usize,
+    /// It takes so many times as long as [`SimulatedWork`] says: 2 is half as fast.
+    pub pace: f64,
+    /// To the master.
+    pub link: Link,
+}
+
+/// Simulated workers and their clock.
+///
+/// A worker does what its thread in a [`Pool`](super::Pool) does: it takes one task at a time, receives the slabs, waits if
+/// its [`Fate`] says so, computes sub-result by sub-result, sends each as soon as it is computed (where parts of subtasks do
+/// not count, all of a slab together, as CPU workers do), and is given the next task when its last word has arrived. When
+/// a task is cancelled it learns so after the link's latency: waiting ends then, computing with the sub-result in hand
+/// ([`SimulatedWork::stops_within`]).
+pub struct SimulatedFleet {
+    hosts: Vec<SimulatedHost>,
+    workers: Vec<SimulatedWorker>,
+    base: Instant,
+    simulation: RefCell<Simulation>,
+}
+
+impl SimulatedFleet {
+    /// A fleet of these workers, at time zero, with nothing wrong.
+    ///
+    /// # Errors
+    /// [`Error::InvalidParameter`] for no workers, hosts that are not there, and cores, paces or bytes per second that
+    /// are not above zero.
+    pub fn new(hosts: Vec<SimulatedHost>, workers: Vec<SimulatedWorker>) -> Result<Self> {
+        if workers.is_empty() {
+            return Err(Error::invalid("number of workers", 0, "a fleet needs at least one worker"));
+        }
+        let above = |what: &str, value: f64| {
+            let positive = value > 0.0;
+            if positive { Ok(()) } else { Err(Error::invalid(what, value, "give a number above zero")) }
+        };
+        for host in &hosts {
+            above("cores of a simulated host", host.cores)?;
+        }
+        for worker in &workers {
+            if worker.host >= hosts.len() {
+                let mend = format!("there are {} hosts, counted from 0", hosts.len());
+                return Err(Error::invalid("host of a simulated worker", worker.host, mend));
+            }
+            above("pace of a simulated worker", worker.pace)?;
+            above("bytes per second of a link", worker.link.up_bytes_s)?;
+            above("bytes per second of a link", worker.link.down_bytes_s)?;
+        }
+        let servants = workers.iter().map(|w| Servant::new(w.name.clone(), w.host, w.pace, w.link));
+        let base = Instant::now();
+        let cores = hosts.iter().map(|host| Cores::new(host.cores)).collect();
+        let simulation = RefCell::new(Simulation::new(base, cores, servants.collect()));
+        Ok(Self { hosts, workers, base, simulation })
+    }
+
+    /// Machines of one worker each, all alike.
+    ///
+    /// # Errors
+    /// Those of [`SimulatedFleet::new`].
+    pub fn remote(workers: usize, link: Link) -> Result<Self> {
+        let host = |i| SimulatedHost { name: format!("host-{i}"), cores: f64::INFINITY };
+        let worker = |i| SimulatedWorker { name: format!("remote-{i}"), host: i, pace: 1.0, link };
+        Self::new((0..workers).map(host).collect(), (0..workers).map(worker).collect())
+    }
+
+    /// Threads of the master's machine.
+    ///
+    /// # Errors
+    /// Those of [`SimulatedFleet::new`].
+    pub fn local(workers: usize, cores: f64) -> Result<Self> {
+        let worker = |i| SimulatedWorker { name: format!("cpu-{i}"), host: 0, pace: 1.0, link: Link::NONE };
+        let host = SimulatedHost { name: LOCAL_HOST.to_owned(), cores };
+        Self::new(vec![host], (0..workers).map(worker).collect())
+    }
+
+    /// Number of workers.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.workers.len()
+    }
+
+    /// Never true: a fleet has at least one worker.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.workers.is_empty()
+    }
+
+    /// The workers, in order.
+    #[must_use]
+    pub fn workers(&self) -> &[SimulatedWorker] {
+        &self.workers
+    }
+
+    /// From now on tasks begin with these fates; workers beyond them have nothing wrong.
+    pub fn set_fates(&mut self, fates: &[Fate]) {
+        for (worker, fate) in self.simulation.get_mut().fates.iter_mut().enumerate() {
+            *fate = fates.get(worker).copied().unwrap_or_default();
+        }
+    }
+
+    /// Virtual time since the beginning.
+    #[must_use]
+    pub fn elapsed(&self) -> Duration {
+        Duration::from_nanos(self.state().now)
+    }
+
+    /// Lets time pass; workers go on with what they do.
+    pub fn advance(&mut self, time: Duration) {
+        self.spend(time);
+    }
+
+    /// What each worker did since the last reset, so far.
+    #[must_use]
+    pub fn usage(&self) -> Vec<Usage> {
+        self.usages(false)
+    }
+
+    /// As [`SimulatedFleet::usage`], and counts from here on.
+    pub fn reset_usage(&mut self) -> Vec<Usage> {
+        self.usages(true)
+    }
+
+    /// Makes a layer known; the answer is its number among tasks and filters.
+    pub(crate) fn add_layer(&self, work: SimulatedWork) -> u64 {
+        let mut state = self.state();
+        state.works.push(work);
+        state.works.len() as u64 - 1
+    }
+
+    /// A worker holds filters from the beginning.
+    pub(crate) fn hold(&self, worker: usize, key: FilterKey) {
+        self.state().installed.insert((worker, key));
+    }
+
+    /// Whether filters have arrived at a worker.
+    pub(crate) fn holds(&self, worker: usize, key: FilterKey) -> bool {
+        self.state().installed.contains(&(worker, key))
+    }
+
+    /// A worker forgets filters.
+    pub(crate) fn forget(&self, worker: usize, key: FilterKey) {
+        self.state().installed.remove(&(worker, key));
+    }
+
+    /// As [`SimulatedFleet::advance`], for those who share it.
+    pub(crate) fn spend(&self, time: Duration) {
+        let mut state = self.state();
+        let until = u64::try_from(time.as_nanos()).map_or(u64::MAX, |ns| state.now.saturating_add(ns));
+        state.advance(until);
+    }
+
+    /// Sub-results computed so far for an attempt of the last job.
+    pub(crate) fn computed(&self, attempt: usize) -> usize {
+        self.state().computed.get(attempt).copied().unwrap_or(0)
+    }
+
+    fn usages(&self, reset: bool) -> Vec<Usage> {
+        let mut state = self.state();
+        let now = state.now;
+        state.workers.iter_mut().map(|worker| worker.usage(now, reset)).collect()
+    }
+
+    fn state(&self) -> RefMut<'_, Simulation> {
+        self.simulation.borrow_mut()
+    }
+}
+
+impl std::fmt::Debug for SimulatedFleet {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(&self.workers).finish()
+    }
+}
+
+impl Fleet for SimulatedFleet {
+    fn now(&self) -> Instant {
+        self.state().instant()
+    }
+
+    fn wait(&self, replies: &Replies, until: Instant) -> Taken<Reply> {
+        let until = until.saturating_duration_since(self.base);
+        let until = u64::try_from(until.as_nanos()).unwrap_or(u64::MAX);
+        let mut state = self.state();
+        loop {
+            if let Some(reply) = replies.try_take() {
+                return Taken::Item(reply);
+            }
+            if !state.happen(until) {
+                state.advance(until);
+                return Taken::Timeout;
+            }
+        }
+    }
+
+    fn execute(&self, worker: usize, task: Task) {
+        self.state().execute(worker, task);
+    }
+
+    fn equip(&self, worker: usize, request: InstallRequest) {
+        self.state().install(worker, request.key);
+    }
+
+    fn cancel(&self, token: &CancelToken) {
+        token.cancel();
+        self.state().cancelled = true;
+    }
+
+    fn flag(&self, worker: usize, cause: &str) {
+        let now = self.elapsed();
+        self.state().workers[worker].health.flagged(now, cause.to_owned());
+    }
+
+    fn accept(&self, worker: usize) {
+        self.state().workers[worker].health.accepted();
+    }
+
+    fn pace(&self, worker: usize, ratio: f64) {
+        self.state().workers[worker].health.paced(ratio);
+    }
+
+    fn size(&self) -> usize {
+        self.workers.len()
+    }
+
+    fn name(&self, worker: usize) -> &str {
+        &self.workers[worker].name
+    }
+
+    fn domain(&self, worker: usize) -> Vec<String> {
+        let of = &self.workers[worker];
+        vec![self.hosts[of.host].name.clone(), of.name.clone()]
+    }
+
+    fn is_thread_here(&self, worker: usize) -> bool {
+        self.hosts[self.workers[worker].host].name == LOCAL_HOST
+    }
+
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, and is positive")]
+    fn cores(&self) -> usize {
+        let here = self.hosts.iter().filter(|host| host.name == LOCAL_HOST).map(|host| host.cores);
+        (here.sum::<f64>() as usize).max(1)
+    }
+
+    fn load(&self, worker: usize) -> usize {
+        self.state().workers[worker].load
+    }
+
+    fn rate(&self, worker: usize) -> Option<f64> {
+        self.state().workers[worker].rate
+    }
+
+    fn is_usable(&self, worker: usize) -> bool {
+        self.state().workers[worker].health.usable()
+    }
+
+    fn straggles(&self, worker: usize) -> bool {
+        self.state().workers[worker].health.state() == State::Straggling
+    }
+}

@@ -1,0 +1,408 @@
+//! The events of a simulated fleet: links, shared cores, fates, one task at a time on each worker.
+//!
+//! Times are nanoseconds since the beginning. Invariant: what happens depends on what was asked for, in which order, and
+//! on nothing else; of events at one time the one scheduled first comes first.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::servant::{Command, Current, Phase, Servant, Serving, SimulatedWork, ns, transfer};
+use super::sharing::{Cores, nanos};
+use super::slot::{BACKLOG, Replies, ReplyKind, Task};
+use crate::array::Values;
+use crate::error::Error;
+use crate::worker::{Fate, FilterKey};
+
+pub(super) struct Simulation {
+    /// What `now` counts from, for whoever wants an [`Instant`].
+    base: Instant,
+    pub(super) now: u64,
+    scheduled: u64,
+    queue: BinaryHeap<Reverse<(u64, u64, Happening)>>,
+    hosts: Vec<Host>,
+    pub(super) workers: Vec<Servant>,
+    /// By layer.
+    pub(super) works: Vec<SimulatedWork>,
+    pub(super) fates: Vec<Fate>,
+    pub(super) installed: HashSet<(usize, FilterKey)>,
+    /// Tokens were cancelled since somebody looked.
+    pub(super) cancelled: bool,
+    /// The job that tasks came of last, its number, and the sub-results computed for each of its attempts.
+    job: Option<(Arc<Replies>, u64)>,
+    pub(super) computed: Vec<usize>,
+}
+
+struct Host {
+    cores: Cores,
+    /// Number of the event that is not out of date.
+    watch: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Happening {
+    /// What a worker does is over, unless it has gone on to something else.
+    Step { worker: usize, step: u64 },
+    /// A computation on a host may be done.
+    Computed { host: usize, watch: u64 },
+    /// A sub-result is there.
+    Arrived { worker: usize, index: usize },
+    /// A worker learns that what it serves is cancelled.
+    Noticed { worker: usize, served: u64 },
+    /// It is to let go of what it computes.
+    Stopped { worker: usize, served: u64 },
+}
+
+impl Simulation {
+    pub(super) fn new(base: Instant, hosts: Vec<Cores>, workers: Vec<Servant>) -> Self {
+        Self {
+            base,
+            now: 0,
+            scheduled: 0,
+            queue: BinaryHeap::new(),
+            hosts: hosts.into_iter().map(|cores| Host { cores, watch: 0 }).collect(),
+            fates: vec![Fate::default(); workers.len()],
+            workers,
+            works: Vec::new(),
+            installed: HashSet::new(),
+            cancelled: false,
+            job: None,
+            computed: Vec::new(),
+        }
+    }
+
+    pub(super) fn instant(&self) -> Instant {
+        self.base + Duration::from_nanos(self.now)
+    }
+
+    pub(super) fn execute(&mut self, worker: usize, task: Task) {
+        let number = match &self.job {
+            Some((replies, number)) if Arc::ptr_eq(replies, &task.replies) => *number,
+            before => {
+                let number = before.as_ref().map_or(0, |(_, number)| number + 1);
+                self.job = Some((Arc::clone(&task.replies), number));
+                self.computed.clear();
+                number
+            }
+        };
+        let of = &mut self.workers[worker];
+        if of.load >= BACKLOG {
+            let before = of.queue.len();
+            of.queue.retain(|c| !matches!(c, Command::Execute(task, _) if task.cancel.is_cancelled()));
+            of.load -= before - of.queue.len();
+        }
+        of.load += 1;
+        of.queue.push_back(Command::Execute(task, number));
+        self.begin(worker);
+    }
+
+    pub(super) fn install(&mut self, worker: usize, key: FilterKey) {
+        self.workers[worker].queue.push_back(Command::Install(key));
+        self.begin(worker);
+    }
+
+    /// The next event until then; false when there is none.
+    pub(super) fn happen(&mut self, until: u64) -> bool {
+        self.spread_the_word();
+        match self.queue.peek() {
+            Some(Reverse((at, ..))) if *at <= until => {}
+            _ => return false,
+        }
+        if let Some(Reverse((at, _, happening))) = self.queue.pop() {
+            self.now = at;
+            self.handle(happening);
+        }
+        true
+    }
+
+    /// Lets time pass.
+    pub(super) fn advance(&mut self, until: u64) {
+        while self.happen(until) {}
+        self.now = self.now.max(until);
+    }
+
+    fn schedule(&mut self, at: u64, happening: Happening) {
+        self.queue.push(Reverse((at.max(self.now), self.scheduled, happening)));
+        self.scheduled += 1;
+    }
+
+    fn handle(&mut self, happening: Happening) {
+        match happening {
+            Happening::Step { worker, step } => {
+                if self.workers[worker].step == step {
+                    self.step(worker);
+                }
+            }
+            Happening::Computed { host, watch } => {
+                if self.hosts[host].watch != watch {
+                    return;
+                }
+                while let Some(worker) = self.hosts[host].cores.take_done(self.now) {
+                    self.computed(worker);
+                }
+                self.watch(host);
+            }
+            Happening::Arrived { worker, index } => {
+                let at = self.instant();
+                if let Some(serving) = self.workers[worker].serving() {
+                    let values = Values::F32(Vec::new());
+                    serving.task.reply_at(at, ReplyKind::SubResult { index, values, sketch: None });
+                }
+            }
+            Happening::Noticed { worker, served } => self.notice(worker, served),
+            Happening::Stopped { worker, served } => {
+                let of = &mut self.workers[worker];
+                let same = of.served == served;
+                if of.serving().is_some_and(|serving| same && serving.phase == Phase::Computing) {
+                    self.stop(worker);
+                }
+            }
+        }
+    }
+
+    /// Tells whoever serves a cancelled task.
+    fn spread_the_word(&mut self) {
+        if !std::mem::take(&mut self.cancelled) {
+            return;
+        }
+        for worker in 0..self.workers.len() {
+            let of = &mut self.workers[worker];
+            let (latency, served) = (ns(of.link.latency), of.served);
+            if of.serving().is_some_and(|serving| !serving.noticed && serving.task.cancel.is_cancelled()) {
+                self.schedule(self.now.saturating_add(latency), Happening::Noticed { worker, served });
+            }
+        }
+    }
+
+    fn notice(&mut self, worker: usize, served: u64) {
+        let now = self.now;
+        let of = &mut self.workers[worker];
+        if of.served != served {
+            return;
+        }
+        let Some(serving) = of.serving() else { return };
+        serving.noticed = true;
+        match serving.phase {
+            Phase::Delayed | Phase::Silent | Phase::Pausing => self.answer(worker, Some(Error::Cancelled)),
+            Phase::Computing => {
+                let at = now.saturating_add(ns(serving.work.stops_within));
+                self.schedule(at, Happening::Stopped { worker, served });
+            }
+            // What is on the wire cannot be called back.
+            Phase::Uploading | Phase::Answering => {}
+        }
+    }
+
+    /// A worker goes on to `phase` until then, if it ends by itself.
+    fn enter(&mut self, worker: usize, phase: Phase, until: Option<u64>) {
+        let of = &mut self.workers[worker];
+        of.step += 1;
+        let step = of.step;
+        if let Some(serving) = of.serving() {
+            serving.phase = phase;
+        }
+        if let Some(at) = until {
+            self.schedule(at, Happening::Step { worker, step });
+        }
+    }
+
+    /// Lets an idle worker begin what waits for it.
+    fn begin(&mut self, worker: usize) {
+        let now = self.now;
+        let at = self.instant();
+        loop {
+            let of = &mut self.workers[worker];
+            if of.current.is_some() {
+                return;
+            }
+            let Some(command) = of.queue.pop_front() else { return };
+            of.count(now);
+            let (latency, up) = (ns(of.link.latency), of.link.up_bytes_s);
+            match command {
+                Command::Install(key) => {
+                    let bytes = self.work(key.layer).filter_bytes;
+                    self.workers[worker].current = Some(Current::Installing(key));
+                    let there = now.saturating_add(transfer(bytes, up)).saturating_add(latency);
+                    self.enter(worker, Phase::Uploading, Some(there.saturating_add(latency)));
+                    return;
+                }
+                Command::Execute(task, job) => {
+                    let fate = self.fates[worker];
+                    let end = if task.cancel.is_cancelled() {
+                        Error::Cancelled
+                    } else if fate.crash {
+                        Error::WorkerFailed { worker: of.name.clone(), cause: "injected crash".to_owned() }
+                    } else {
+                        let work = self.work(task.key.layer);
+                        let there = now.saturating_add(transfer(work.upload_bytes, up));
+                        self.workers[worker].serve(Serving::new(task, job, fate, work, now));
+                        self.enter(worker, Phase::Uploading, Some(there.saturating_add(latency)));
+                        return;
+                    };
+                    of.load -= 1;
+                    task.reply_at(at, ReplyKind::Failed(end));
+                }
+            }
+        }
+    }
+
+    fn work(&self, layer: u64) -> SimulatedWork {
+        usize::try_from(layer).ok().and_then(|layer| self.works.get(layer)).copied().unwrap_or_default()
+    }
+
+    /// What a worker did is over.
+    fn step(&mut self, worker: usize) {
+        let now = self.now;
+        let serving = match &mut self.workers[worker].current {
+            None => return,
+            Some(Current::Installing(key)) => {
+                let key = *key;
+                self.installed.insert((worker, key));
+                return self.finish(worker);
+            }
+            Some(Current::Serving(serving)) => serving,
+        };
+        match serving.phase {
+            Phase::Uploading if serving.noticed => self.answer(worker, Some(Error::Cancelled)),
+            Phase::Uploading if serving.fate.silent => self.enter(worker, Phase::Silent, None),
+            Phase::Uploading => {
+                let until = now.saturating_add(ns(serving.fate.delay));
+                self.enter(worker, Phase::Delayed, Some(until));
+            }
+            Phase::Delayed => {
+                serving.group_begun = now;
+                let fixed = serving.work.fixed;
+                self.compute(worker, fixed);
+            }
+            Phase::Pausing => self.send(worker),
+            Phase::Answering => self.answered(worker),
+            // These end by other events.
+            Phase::Silent | Phase::Computing => {}
+        }
+    }
+
+    /// Begins the next sub-result.
+    fn compute(&mut self, worker: usize, beside: Duration) {
+        let now = self.now;
+        let of = &mut self.workers[worker];
+        let (host, pace) = (of.host, of.pace);
+        let Some(serving) = of.serving() else { return };
+        let work = ((serving.work.sub_result + beside).as_nanos() as f64 * pace).round();
+        serving.in_hand = work;
+        serving.ticket = Some(self.hosts[host].cores.begin(now, worker, work));
+        self.enter(worker, Phase::Computing, None);
+        self.watch(host);
+    }
+
+    /// Looks at a host again when its next computation is done.
+    fn watch(&mut self, host: usize) {
+        let of = &mut self.hosts[host];
+        of.watch += 1;
+        let watch = of.watch;
+        if let Some(at) = of.cores.next() {
+            self.schedule(at, Happening::Computed { host, watch });
+        }
+    }
+
+    /// A sub-result is computed.
+    fn computed(&mut self, worker: usize) {
+        let now = self.now;
+        let job = self.job.as_ref().map(|(_, number)| *number);
+        let of = &mut self.workers[worker];
+        let Some(Current::Serving(serving)) = &mut of.current else { return };
+        serving.ticket = None;
+        serving.done += 1;
+        of.usage.computing += Duration::from_nanos(nanos(serving.in_hand));
+        of.usage.sub_results += 1;
+        if job == Some(serving.job) {
+            let attempt = serving.task.attempt;
+            if self.computed.len() <= attempt {
+                self.computed.resize(attempt + 1, 0);
+            }
+            self.computed[attempt] += 1;
+        }
+        if serving.noticed {
+            return self.answer(worker, Some(Error::Cancelled));
+        }
+        if serving.done % serving.group != 0 && serving.done < serving.order.len() {
+            return self.compute(worker, Duration::ZERO);
+        }
+        let pause = (now - serving.group_begun) as f64 * (serving.fate.factor() - 1.0);
+        if pause > 0.0 {
+            self.enter(worker, Phase::Pausing, Some(now.saturating_add(nanos(pause))));
+        } else {
+            self.send(worker);
+        }
+    }
+
+    /// Hands on what is computed, and goes on.
+    fn send(&mut self, worker: usize) {
+        let now = self.now;
+        let of = &mut self.workers[worker];
+        let link = of.link;
+        let Some(serving) = of.serving() else { return };
+        let ready: Vec<usize> = serving.order[serving.sent..serving.done].to_vec();
+        serving.sent = serving.done;
+        serving.group_begun = now;
+        let mut arrivals = Vec::with_capacity(ready.len());
+        for index in ready {
+            let takes = transfer(serving.work.result_bytes, link.down_bytes_s);
+            serving.down_free = serving.down_free.max(now).saturating_add(takes);
+            arrivals.push((serving.down_free.saturating_add(ns(link.latency)), index));
+        }
+        let last = serving.done == serving.order.len();
+        for (at, index) in arrivals {
+            self.schedule(at, Happening::Arrived { worker, index });
+        }
+        if last { self.answer(worker, None) } else { self.compute(worker, Duration::ZERO) }
+    }
+
+    /// A worker lets go of what it computes.
+    fn stop(&mut self, worker: usize) {
+        let now = self.now;
+        let of = &mut self.workers[worker];
+        let host = of.host;
+        if let Some(Current::Serving(serving)) = &mut of.current
+            && let Some(ticket) = serving.ticket.take()
+        {
+            let left = self.hosts[host].cores.end(now, ticket);
+            of.usage.computing += Duration::from_nanos(nanos(serving.in_hand - left));
+        }
+        self.answer(worker, Some(Error::Cancelled));
+        self.watch(host);
+    }
+
+    /// A worker says its last word on a task, which arrives after all before.
+    fn answer(&mut self, worker: usize, end: Option<Error>) {
+        let now = self.now;
+        let of = &mut self.workers[worker];
+        let latency = ns(of.link.latency);
+        let Some(serving) = of.serving() else { return };
+        serving.end = end;
+        let at = serving.down_free.max(now).saturating_add(latency);
+        self.enter(worker, Phase::Answering, Some(at));
+    }
+
+    /// The last word is there.
+    fn answered(&mut self, worker: usize) {
+        let (now, at) = (self.now, self.instant());
+        let of = &mut self.workers[worker];
+        let Some(Current::Serving(serving)) = of.current.as_mut() else { return };
+        let (busy, done) = (Duration::from_nanos(now - serving.begun), serving.sent);
+        let result = serving.end.take().map_or(Ok(()), Err);
+        of.speed.ended(&result, serving.task.shape.conv.macs(), done, busy);
+        of.rate = of.speed.estimate();
+        of.load -= 1;
+        serving.task.reply_at(at, result.map_or_else(ReplyKind::Failed, |()| ReplyKind::Finished));
+        self.finish(worker);
+    }
+
+    fn finish(&mut self, worker: usize) {
+        let now = self.now;
+        let of = &mut self.workers[worker];
+        of.count(now);
+        of.current = None;
+        self.begin(worker);
+    }
+}

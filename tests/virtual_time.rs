@@ -1,0 +1,421 @@
+//! The scheduler on simulated workers: worked by hand, compared with real ones, and at scale.
+
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+use std::time::{Duration, Instant};
+
+use fcdcc::array::Values;
+use fcdcc::coding::Code;
+use fcdcc::engine::{SimulatedCosts, SimulatedLayer, SimulatedRun};
+use fcdcc::planner::subtask_shape;
+use fcdcc::scheduler::{Link, SimulatedFleet, SimulatedHost, SimulatedWork, SimulatedWorker, Usage};
+use fcdcc::worker::{
+    Fate, FatedWorker, Fates, FilterKey, Order, SubtaskShape, Worker, WorkerInfo, WorkerKind,
+};
+use fcdcc::{
+    CancelToken, CodeKind, CodedConv, Completion, ConvParams, ConvShape, CpuWorker, DType, Error,
+    LayerOptions, OnShortfall, Outcome, Pool, Result,
+};
+use ndarray::{ArrayD, IxDyn};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+const fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+const HEALTHY: Fate = Fate { delay: Duration::ZERO, slow: 1.0, crash: false, silent: false };
+const SILENT: Fate = Fate { silent: true, ..HEALTHY };
+const CRASH: Fate = Fate { crash: true, ..HEALTHY };
+
+fn shape() -> ConvShape {
+    ConvShape::new(&[1, 2, 64, 10], &[64, 2, 3, 3], &ConvParams::default()).unwrap()
+}
+
+/// First delta and nothing else.
+fn plain(code: CodeKind, partitions: (usize, usize), n: usize) -> LayerOptions {
+    LayerOptions {
+        code,
+        subtasks: Some(n),
+        partitions: Some(partitions),
+        hedge: None,
+        partial: false,
+        patience: 0.0,
+        deadline: ms(1000),
+        on_shortfall: OnShortfall::Fail,
+        ..LayerOptions::default()
+    }
+}
+
+/// So many one-part subtasks, all needed.
+fn uncoded(n: usize) -> LayerOptions {
+    plain(CodeKind::Uncoded, (n, 1), n)
+}
+
+/// Sub-results of 10 ms, 1000 bytes up and 500 down.
+fn work() -> SimulatedWork {
+    SimulatedWork {
+        upload_bytes: 1000,
+        filter_bytes: 0,
+        result_bytes: 500,
+        sub_result: ms(10),
+        fixed: Duration::ZERO,
+        stops_within: Duration::MAX,
+    }
+}
+
+fn layer(fleet: &mut SimulatedFleet, options: LayerOptions) -> SimulatedLayer {
+    SimulatedLayer::prepare(fleet, shape(), options, SimulatedCosts::of(work())).unwrap()
+}
+
+/// Workers on machines of their own, at these paces, that see the master's memory.
+fn at_paces(paces: &[f64]) -> SimulatedFleet {
+    let host = |i: usize| SimulatedHost { name: format!("host-{i}"), cores: 1.0 };
+    let worker = |(i, pace): (usize, &f64)| SimulatedWorker {
+        name: format!("w-{i}"),
+        host: i,
+        pace: *pace,
+        link: Link::NONE,
+    };
+    let hosts = (0..paces.len()).map(host).collect();
+    SimulatedFleet::new(hosts, paces.iter().enumerate().map(worker).collect()).unwrap()
+}
+
+fn outcomes(run: &SimulatedRun) -> Vec<Outcome> {
+    run.attempts.iter().map(|a| a.outcome).collect()
+}
+
+#[test]
+fn links_and_paces_take_the_time_that_arithmetic_says() {
+    let link = Link { latency: ms(1), up_bytes_s: 1e6, down_bytes_s: 1e5 };
+    let host = |i: usize| SimulatedHost { name: format!("host-{i}"), cores: 1.0 };
+    let worker = |host, pace, link| SimulatedWorker { name: format!("w-{host}"), host, pace, link };
+    let workers = vec![worker(0, 1.0, link), worker(1, 2.0, Link::NONE)];
+    let mut fleet = SimulatedFleet::new(vec![host(0), host(1)], workers).unwrap();
+    let costs = SimulatedCosts {
+        encode: ms(2),
+        decode: ms(3),
+        ..SimulatedCosts::of(SimulatedWork { fixed: ms(1), ..work() })
+    };
+    let mut layer = SimulatedLayer::prepare(&mut fleet, shape(), uncoded(2), costs).unwrap();
+    for run in 0..3 {
+        assert_eq!(fleet.elapsed(), ms(27) * run);
+        let run = layer.run(&mut fleet);
+        // 1 to send, 1 under way, 11 to compute, 5 to send, 1 under way; the other (1 + 10) * 2.
+        assert_eq!(run.attempts.iter().map(|a| a.latency).collect::<Vec<_>>(), [Some(ms(19)), Some(ms(22))]);
+        assert_eq!((run.encode, run.wait, run.decode, run.total), (ms(2), ms(22), ms(3), ms(27)));
+        assert_eq!((run.bytes_up, run.bytes_down, run.used_sub_results), (2000, 1000, 2));
+        assert_eq!((run.completion, &run.used[..]), (Completion::Exact, &[0, 1][..]));
+        let usage = |busy, computing| Usage { busy, computing, sub_results: 1 };
+        assert_eq!(fleet.reset_usage(), [usage(ms(19), ms(11)), usage(ms(22), ms(22))]);
+    }
+}
+
+#[test]
+fn sub_results_are_sent_while_the_next_is_computed_and_slabs_by_slab_unless_parts_count() {
+    let link = Link { latency: ms(2), up_bytes_s: f64::INFINITY, down_bytes_s: 500.0 / 0.015 };
+    for (partial, wait) in [
+        // Computed at 10, 20, 30, 40; 15 each to send: gone at 25, 40, 55, 70.
+        (true, 2 + 70 + 2),
+        // Both banks of a slab leave together: the first at 20.
+        (false, 2 + 20 + 4 * 15 + 2),
+    ] {
+        let mut fleet = SimulatedFleet::remote(1, link).unwrap();
+        let options = LayerOptions { partial, ..plain(CodeKind::Crme, (2, 2), 1) };
+        let run = layer(&mut fleet, options).run(&mut fleet);
+        assert_eq!((run.wait, run.used_sub_results), (ms(wait), 4));
+    }
+}
+
+#[test]
+fn workers_of_a_machine_share_its_cores_and_tasks_of_a_worker_wait_for_each_other() {
+    for (workers, cores, wait) in [(3, 2.0, 15), (3, 3.0, 10), (6, 2.0, 30), (4, 0.5, 80)] {
+        let mut fleet = SimulatedFleet::local(workers, cores).unwrap();
+        let run = layer(&mut fleet, uncoded(workers)).run(&mut fleet);
+        assert_eq!(run.wait, ms(wait), "{workers} on {cores}");
+        let usage = fleet.usage();
+        assert!(usage.iter().all(|u| *u == Usage { busy: ms(wait), computing: ms(10), sub_results: 1 }));
+    }
+    let mut fleet = at_paces(&[1.0]);
+    let run = layer(&mut fleet, uncoded(3)).run(&mut fleet);
+    assert_eq!(
+        run.attempts.iter().map(|a| a.latency).collect::<Vec<_>>(),
+        [10, 20, 30].map(|at| Some(ms(at)))
+    );
+}
+
+#[test]
+fn fates_delay_and_slow_for_one_run() {
+    let mut fleet = at_paces(&[1.0, 1.0]);
+    let mut layer = layer(&mut fleet, uncoded(2));
+    let delayed = Fate { delay: ms(7), slow: 3.0, ..HEALTHY };
+    for (fates, latencies) in [(&[HEALTHY, delayed][..], [10, 37]), (&[delayed], [37, 10]), (&[], [10, 10])] {
+        fleet.set_fates(fates);
+        let run = layer.run(&mut fleet);
+        assert_eq!(run.attempts.iter().map(|a| a.latency.unwrap()).collect::<Vec<_>>(), latencies.map(ms));
+        fleet.advance(ms(50));
+    }
+    // Being slow is waiting.
+    assert_eq!(fleet.usage().iter().map(|u| u.computing).collect::<Vec<_>>(), [ms(30), ms(30)]);
+}
+
+#[test]
+fn a_cancelled_worker_lets_go_within_one_sub_result() {
+    for (stops_within, fate, busy, computed) in [
+        (Duration::MAX, HEALTHY, 100, 1),
+        (ms(5), HEALTHY, 45, 0),
+        (ms(500), HEALTHY, 100, 1),
+        (Duration::MAX, SILENT, 40, 0),
+        (Duration::MAX, Fate { delay: ms(300), ..HEALTHY }, 40, 0),
+    ] {
+        let mut fleet = at_paces(&[1.0, 10.0]);
+        fleet.set_fates(&[HEALTHY, fate]);
+        let costs = SimulatedCosts::of(SimulatedWork { stops_within, ..work() });
+        let options = plain(CodeKind::Crme, (2, 2), 2);
+        let mut layer = SimulatedLayer::prepare(&mut fleet, shape(), options, costs).unwrap();
+        let run = layer.run(&mut fleet);
+        assert_eq!((run.wait, outcomes(&run)), (ms(40), vec![Outcome::Used, Outcome::Cancelled]));
+        fleet.advance(ms(1000));
+        let usage = fleet.usage()[1];
+        assert_eq!((usage.busy, usage.sub_results), (ms(busy), computed), "{stops_within:?} {fate:?}");
+        // What it was at does not disturb what it is given next.
+        fleet.set_fates(&[]);
+        assert_eq!(layer.run(&mut fleet).wait, ms(40));
+    }
+}
+
+#[test]
+fn overdue_subtasks_are_hedged_in_virtual_time() {
+    let mut fleet = at_paces(&[1.0, 1.0, 1.0]);
+    fleet.set_fates(&[SILENT]);
+    let options = LayerOptions { hedge: Some(0.5), on_shortfall: OnShortfall::Redispatch, ..uncoded(2) };
+    let run = layer(&mut fleet, options).run(&mut fleet);
+    // Half of all was there after 10: the rest is overdue after three times as long, and of the idle ones one is known to
+    // be fast.
+    assert_eq!((run.hedged, run.redispatched, run.wait), (1, 0, ms(40)));
+    assert_eq!((run.attempts[2].worker, run.attempts[2].since), (1, ms(30)));
+    assert_eq!(run.completion, Completion::ExactAfterRedispatch);
+}
+
+#[test]
+fn subtasks_of_the_dead_are_handed_out_again() {
+    let mut fleet = at_paces(&[1.0; 6]);
+    fleet.set_fates(&[CRASH, CRASH, CRASH, CRASH]);
+    let options = LayerOptions { on_shortfall: OnShortfall::Redispatch, ..plain(CodeKind::Crme, (4, 4), 6) };
+    let mut coded = layer(&mut fleet, options);
+    // Four of six are needed and two live: each of them does its own and one more.
+    let run = coded.run(&mut fleet);
+    assert_eq!(run.completion, Completion::ExactAfterRedispatch, "{:?}", run.failure);
+    assert!(run.redispatched >= 2 && run.wait == ms(80), "{run:?}");
+    assert!(run.condition.unwrap() > 1.0);
+    fleet.set_fates(&[]);
+    assert_eq!(coded.run(&mut fleet).completion, Completion::Exact);
+    // Without that it is a failure, at once.
+    fleet.set_fates(&[CRASH, CRASH, CRASH]);
+    let failed = layer(&mut fleet, plain(CodeKind::Crme, (4, 4), 6)).run(&mut fleet);
+    assert_eq!((failed.completion, failed.wait), (Completion::Failed, Duration::ZERO));
+    assert!(failed.failure.unwrap().contains("injected crash"));
+}
+
+#[test]
+fn silence_ends_at_the_deadline_or_with_the_local_computation() {
+    for (local, on_shortfall, completion, total) in [
+        (ms(100), OnShortfall::Fail, Completion::Failed, ms(1000)),
+        (ms(100), OnShortfall::Redispatch, Completion::ExactLocally, ms(850)),
+        (ms(300), OnShortfall::Local, Completion::Failed, ms(1000)),
+    ] {
+        let mut fleet = at_paces(&[1.0; 6]);
+        fleet.set_fates(&[SILENT; 6]);
+        let options = LayerOptions { on_shortfall, ..plain(CodeKind::Crme, (4, 4), 6) };
+        let costs = SimulatedCosts { local, ..SimulatedCosts::of(work()) };
+        let mut layer = SimulatedLayer::prepare(&mut fleet, shape(), options, costs).unwrap();
+        let run = layer.run(&mut fleet);
+        assert_eq!((run.completion, run.total), (completion, total));
+        assert!(run.used.is_empty());
+        fleet.set_fates(&[]);
+        assert_eq!(layer.run(&mut fleet).completion, Completion::Exact);
+    }
+}
+
+/// Fates of one run: each worker waits, a few are slow, dead or silent.
+fn any_fates(workers: usize, rng: &mut ChaCha8Rng) -> Vec<Fate> {
+    let fate = |_| {
+        let delay = Duration::from_secs_f64(-0.005 * (1.0 - rng.random::<f64>()).ln());
+        let kind = rng.random_range(0..40);
+        Fate { delay, slow: if kind < 4 { 5.0 } else { 1.0 }, crash: kind == 4, silent: kind == 5 }
+    };
+    (0..workers).map(fate).collect()
+}
+
+fn many_runs(workers: usize, partitions: (usize, usize), runs: usize) -> (Vec<SimulatedRun>, Vec<Usage>) {
+    let link = Link { latency: Duration::from_micros(200), up_bytes_s: 1e9, down_bytes_s: 1e9 };
+    let mut fleet = SimulatedFleet::remote(workers, link).unwrap();
+    let options = LayerOptions {
+        subtasks: None,
+        partitions: Some(partitions),
+        deadline: ms(2000),
+        ..LayerOptions::default()
+    };
+    let code = Code::new(options.code, partitions.0, partitions.1, workers).unwrap();
+    let subtask = subtask_shape(&shape(), &code).unwrap();
+    let costs = SimulatedCosts::of(SimulatedWork::of(&subtask, DType::F32, ms(2)));
+    let mut layer = SimulatedLayer::prepare(&mut fleet, shape(), options, costs).unwrap();
+    let mut rng = ChaCha8Rng::seed_from_u64(3);
+    let run = |_| {
+        fleet.set_fates(&any_fates(workers, &mut rng));
+        layer.run(&mut fleet)
+    };
+    let runs = (0..runs).map(run).collect();
+    (runs, fleet.usage())
+}
+
+#[test]
+fn what_is_repeated_is_the_same() {
+    for (workers, partitions, runs) in [(12, (4, 8), 60), (60, (8, 16), 20)] {
+        let (first, usage) = many_runs(workers, partitions, runs);
+        let again = many_runs(workers, partitions, runs);
+        assert!(first == again.0 && usage == again.1);
+        assert!(first.iter().any(|run| run.hedged > 0));
+        // The books agree: what arrived was computed, and nobody did more than there was time for.
+        for run in &first {
+            assert!(run.attempts.iter().all(|a| a.arrived <= a.computed));
+            assert!(run.wait <= run.total && run.used_sub_results * 4 >= run.used.len());
+        }
+        let computed: usize = usage.iter().map(|u| u.sub_results).sum();
+        assert!(computed >= first.iter().map(|run| run.used_sub_results).sum());
+        assert!(usage.iter().all(|u| u.computing <= u.busy));
+    }
+}
+
+#[test]
+fn five_hundred_workers_take_hardly_any_real_time() {
+    let started = Instant::now();
+    let (runs, _) = many_runs(500, (20, 40), 200);
+    let took = started.elapsed();
+    assert!(runs.iter().all(|run| run.completion == Completion::Exact || run.redispatched + run.hedged > 0));
+    assert!(runs.iter().all(|run| run.used.len() == 200 && run.condition.is_none()));
+    assert!(took < Duration::from_secs(20), "{took:?}");
+}
+
+#[test]
+fn faster_workers_are_given_more() {
+    let mut fleet = at_paces(&[1.0, 1.0, 4.0, 4.0]);
+    let options = LayerOptions { on_shortfall: OnShortfall::Redispatch, ..uncoded(10) };
+    let mut layer = layer(&mut fleet, options);
+    let runs: Vec<Duration> = (0..40).map(|_| layer.run(&mut fleet).wait).collect();
+    assert_eq!((runs[0], runs[39]), (ms(80), ms(40)), "{:?}", layer.homes());
+}
+
+#[test]
+fn what_cannot_be_simulated_is_refused() {
+    assert!(SimulatedFleet::local(0, 2.0).is_err() && SimulatedFleet::local(2, 0.0).is_err());
+    let worker = |host, pace| SimulatedWorker { name: "w".to_owned(), host, pace, link: Link::NONE };
+    let host = SimulatedHost { name: "h".to_owned(), cores: 1.0 };
+    for bad in [worker(1, 1.0), worker(0, 0.0), worker(0, f64::NAN)] {
+        assert!(SimulatedFleet::new(vec![host.clone()], vec![bad]).is_err());
+    }
+    let mut fleet = SimulatedFleet::local(6, 2.0).unwrap();
+    let audited = plain(CodeKind::Crme, (4, 4), 6).audit(fcdcc::Audit::Detect);
+    let costs = SimulatedCosts::of(work());
+    let error = SimulatedLayer::prepare(&mut fleet, shape(), audited, costs).err().unwrap();
+    assert!(error.to_string().contains("audit"), "{error}");
+}
+
+/// A machine of its own that hands on a sub-result every `pace`.
+struct Paced {
+    inner: CpuWorker,
+    pace: Duration,
+}
+
+impl Worker for Paced {
+    fn info(&self) -> WorkerInfo {
+        let own = self.inner.info();
+        WorkerInfo { kind: WorkerKind::Remote, host: own.name.clone(), ..own }
+    }
+    fn install(&mut self, key: FilterKey, shape: &SubtaskShape, banks: Values) -> Result<()> {
+        self.inner.install(key, shape, banks)
+    }
+    fn remove(&mut self, key: FilterKey) {
+        self.inner.remove(key);
+    }
+    fn execute(
+        &mut self,
+        key: FilterKey,
+        slabs: &Values,
+        order: Order<'_>,
+        cancel: &CancelToken,
+        emit: &mut dyn FnMut(usize, Values),
+    ) -> Result<()> {
+        let pace = if key.is_probe() { Duration::ZERO } else { self.pace };
+        let (mut begun, mut late) = (Instant::now(), false);
+        self.inner.execute(key, slabs, order, cancel, &mut |index, values| {
+            late |= cancel.sleep(pace.saturating_sub(begun.elapsed()));
+            if !late {
+                emit(index, values);
+            }
+            begun = Instant::now();
+        })?;
+        if late { Err(Error::Cancelled) } else { Ok(()) }
+    }
+}
+
+fn paced(workers: usize, pace: Duration) -> Vec<Box<dyn Worker>> {
+    let worker =
+        |i| -> Box<dyn Worker> { Box::new(Paced { inner: CpuWorker::new(format!("w-{i}"), 1), pace }) };
+    (0..workers).map(worker).collect()
+}
+
+fn median(mut times: Vec<Duration>) -> f64 {
+    times.sort();
+    times[times.len() / 2].as_secs_f64()
+}
+
+const PACE: Duration = ms(4);
+const RUNS: usize = 30;
+
+/// Medians of the waits, real and simulated, of the same runs under the same fates.
+fn both(options: &LayerOptions, fates: &[Vec<Fate>]) -> [f64; 2] {
+    let shape = shape();
+    let numbers = |shape: &[usize]| ArrayD::from_shape_fn(IxDyn(shape), |at| (at[1] + at[2]) as f32 * 0.1);
+    let (x, w) = (numbers(shape.input_shape().as_slice()), numbers(&[64, 2, 3, 3]));
+    let workers = fates[0].len();
+    let board = Fates::new(workers);
+    let pool = Pool::new(FatedWorker::wrap(paced(workers, PACE), &board)).unwrap();
+    let real = CodedConv::prepare(&pool, x.shape(), w.view(), None, &ConvParams::default(), options.clone())
+        .unwrap();
+    let mut fleet = at_paces(&vec![1.0; workers]);
+    let work = SimulatedWork { sub_result: PACE, stops_within: Duration::ZERO, ..work() };
+    let mut simulated =
+        SimulatedLayer::prepare(&mut fleet, shape, options.clone(), SimulatedCosts::of(work)).unwrap();
+    let mut waits = [Vec::new(), Vec::new()];
+    for fates in fates {
+        board.set(fates);
+        fleet.set_fates(fates);
+        let report = real.attempt(x.view()).unwrap().report;
+        waits[0].push(Duration::from_secs_f64(report.wait_ms / 1e3));
+        waits[1].push(simulated.run(&mut fleet).wait);
+    }
+    waits.map(median)
+}
+
+#[test]
+fn real_workers_under_the_same_fates_take_the_same_time() {
+    let delayed = Fate { delay: ms(12), ..HEALTHY };
+    let slow = Fate { slow: 4.0, ..HEALTHY };
+    // More than the code tolerates suffer, so that the wait depends on it.
+    let fates: Vec<Vec<Fate>> = (0..RUNS)
+        .map(|run| (0..6).map(|w| [delayed, slow, delayed, CRASH, HEALTHY, HEALTHY][(w + run) % 6]).collect())
+        .collect();
+    let plain = LayerOptions { on_shortfall: OnShortfall::Redispatch, ..plain(CodeKind::Crme, (4, 4), 6) };
+    let policies =
+        LayerOptions { subtasks: Some(6), deadline: ms(1000), ..LayerOptions::default().partitions(4, 4) };
+    for options in [plain, policies] {
+        let agree = |[real, simulated]: [f64; 2]| (real / simulated - 1.0).abs() < 0.15;
+        let first = both(&options, &fates);
+        if !agree(first) {
+            // This machine may have been busy with something else.
+            let again = both(&options, &fates);
+            assert!(agree(again), "{first:?} {again:?}, hedge {:?}", options.hedge);
+        }
+    }
+}
