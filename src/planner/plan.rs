@@ -206,8 +206,12 @@ fn explain(
             format!("{instead}: {rows} output rows, {filters} filters a group")
         }
         (Way::Coded { k_a, k_b, .. }, _) => {
-            let slabs = layer.input_elems() as f64;
-            let bank = layer.weight_elems() as f64;
+            let (input, filters) = (layer.input_elems() as f64, layer.weight_elems() as f64);
+            let ratio = if input >= filters {
+                format!("{:.1} input elements for each filter element", input / filters)
+            } else {
+                format!("{:.1} filter elements for each input element", filters / input)
+            };
             let side = match (k_a, k_b) {
                 (1, _) => "filters alone are split",
                 (_, 1) => "the input alone is split",
@@ -215,7 +219,7 @@ fn explain(
                 _ if k_a < k_b => "mostly the filters are split",
                 _ => "both sides are split alike",
             };
-            format!("{side}: {} input elements for each filter element, {rows} output rows", slabs / bank)
+            format!("{side}: {ratio}, {rows} output rows")
         }
     }
 }

@@ -80,6 +80,11 @@ impl Folder {
     }
 
     pub fn run(&self, args: &str) -> Said {
+        self.run_with(args, &[])
+    }
+
+    /// With environment variables of its own.
+    pub fn run_with(&self, args: &str, variables: &[(&str, &str)]) -> Said {
         let out = Command::new(env!("CARGO_BIN_EXE_fcdcc"))
             // The user's own cache is left alone.
             .env("FCDCC_CACHE", env!("CARGO_TARGET_TMPDIR"))
@@ -89,6 +94,7 @@ impl Folder {
             // As on a machine without a desktop session, where Mesa would add a line of its own to stderr.
             .env_remove("XDG_RUNTIME_DIR")
             .env_remove("NODEVICE_SELECT")
+            .envs(variables.iter().copied())
             .output()
             .unwrap();
         Said {
