@@ -11,6 +11,7 @@ pub mod convexity;
 pub mod layers;
 pub mod machine;
 pub mod page;
+pub mod page_bench;
 pub mod page_plan;
 pub mod record;
 pub mod stats;

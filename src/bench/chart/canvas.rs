@@ -65,6 +65,30 @@ impl Paint {
     }
 }
 
+/// How a dashed line looks.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Dash {
+    /// A series.
+    Bold,
+    /// Something to compare with.
+    Fine,
+}
+
+impl Dash {
+    /// A width that no line has, since plotters knows no dashes.
+    fn stand_in(self) -> u32 {
+        9001 + self as u32
+    }
+
+    /// What belongs in its place.
+    fn style(self) -> &'static str {
+        match self {
+            Dash::Bold => "\"22\" stroke-dasharray=\"70 40\"",
+            Dash::Fine => "\"12\" stroke-dasharray=\"30 30\"",
+        }
+    }
+}
+
 /// How a line of text lies about its place.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Anchor {
@@ -86,38 +110,8 @@ impl Canvas<'_> {
     }
 
     /// A line through points, in dashes.
-    pub(super) fn dashes(
-        &mut self,
-        points: &[(f64, f64)],
-        width: f64,
-        paint: (Paint, f64),
-        (on, off): (f64, f64),
-    ) {
-        // How far into the current dash or gap.
-        let (mut done, mut drawing, mut dash) = (0.0, true, Vec::new());
-        for pair in points.windows(2) {
-            let [(x0, y0), (x1, y1)] = [pair[0], pair[1]];
-            let length = (x1 - x0).hypot(y1 - y0);
-            let mut along = 0.0;
-            let point = |along: f64| (x0 + (x1 - x0) * along / length, y0 + (y1 - y0) * along / length);
-            while along < length {
-                let left = (if drawing { on } else { off }) - done;
-                let next = (along + left).min(length);
-                if drawing {
-                    if dash.is_empty() {
-                        dash.push(point(along));
-                    }
-                    dash.push(point(next));
-                }
-                done += next - along;
-                along = next;
-                if done >= (if drawing { on } else { off }) - 1e-9 {
-                    self.path(&std::mem::take(&mut dash), width, paint);
-                    (done, drawing) = (0.0, !drawing);
-                }
-            }
-        }
-        self.path(&dash, width, paint);
+    pub(super) fn dashes(&mut self, points: &[(f64, f64)], dash: Dash, paint: (Paint, f64)) {
+        self.path(points, f64::from(dash.stand_in()) / SCALE, paint);
     }
 
     /// A filled shape.
@@ -242,14 +236,19 @@ pub(super) fn svg(size: (f64, f64), label: &str, draw: impl FnOnce(&mut Canvas<'
         .replace(&attribute(INK), "\"currentColor\"")
         .replace(&attribute(PAPER), "\"var(--paper,#FFFFFF)\"")
         .replace(" opacity=\"1\"", "")
+        .replace(" font-family=\"sans-serif\"", "")
+        .replace(" text-anchor=\"start\"", "")
         .replace("\n<", "<");
+    for dash in [Dash::Bold, Dash::Fine] {
+        body = body.replace(&format!("\"{}\"", dash.stand_in()), dash.style());
+    }
     for (i, (light, _)) in PALETTE.iter().enumerate() {
         let stand_in = RGBColor(250, 251, u8::try_from(i).unwrap_or(0));
         body = body.replace(&attribute(stand_in), &format!("\"var(--c{i},{light})\""));
     }
     format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"chart\" width=\"100%\" viewBox=\"0 0 {width} {height}\" \
-         stroke-linejoin=\"round\" role=\"img\" aria-label=\"{}\">{body}",
+         stroke-linejoin=\"round\" font-family=\"sans-serif\" role=\"img\" aria-label=\"{}\">{body}",
         text::escape(label)
     )
 }

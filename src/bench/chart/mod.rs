@@ -14,7 +14,7 @@ mod legend;
 pub use bars::Bars;
 
 use axis::Axis;
-use canvas::{Anchor, Canvas, Font, Paint, SERIES_COLORS, svg};
+use canvas::{Anchor, Canvas, Dash, Font, Paint, SERIES_COLORS, svg};
 use geometry::{Frame, Point, apart, beside, runs, stairs};
 use legend::{Legend, SAMPLE};
 
@@ -356,7 +356,7 @@ impl<'a> Plot<'a> {
             }
             for line in self.frame.cut_line(&run) {
                 match series.kind {
-                    Kind::Dashed => canvas.dashes(&line, 2.2, paint, (7.0, 4.0)),
+                    Kind::Dashed => canvas.dashes(&line, Dash::Bold, paint),
                     _ => canvas.path(&line, 2.2, paint),
                 }
                 all.push(line);
@@ -370,7 +370,7 @@ impl<'a> Plot<'a> {
         let (frame, thin) = (&self.frame, (Paint::Ink, 0.65));
         for mark in &self.tops {
             let from = top + 4.0 + TICK_LINE * (mark.row + mark.lines.len()) as f64;
-            canvas.dashes(&[(mark.x, from), (mark.x, frame.bottom())], 1.2, thin, (3.0, 3.0));
+            canvas.dashes(&[(mark.x, from), (mark.x, frame.bottom())], Dash::Fine, thin);
         }
         for mark in &self.tops {
             for (i, line) in mark.lines.iter().enumerate() {
@@ -387,7 +387,7 @@ impl<'a> Plot<'a> {
             let Some(part) = self.y.at(*at).filter(|part| (0.0..=1.0).contains(part)) else { continue };
             let y = frame.bottom() - part * frame.height;
             let line = vec![(frame.x, y), (frame.right(), y)];
-            canvas.dashes(&line, 1.2, thin, (3.0, 3.0));
+            canvas.dashes(&line, Dash::Fine, thin);
             drawn.push(line);
             sides.push((y, TICK.wrap(label, SIDE)));
         }
@@ -474,7 +474,7 @@ fn sample(canvas: &mut Canvas<'_>, series: &Series, (x, y): Point) {
     let color = series.color % SERIES_COLORS;
     let (line, paint) = ([(x, y), (x + SAMPLE, y)], (Paint::Color(color), 1.0));
     match series.kind {
-        Kind::Dashed => canvas.dashes(&line, 2.6, paint, (7.0, 4.0)),
+        Kind::Dashed => canvas.dashes(&line, Dash::Bold, paint),
         Kind::Markers => {}
         _ => canvas.path(&line, 2.6, paint),
     }
