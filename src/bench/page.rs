@@ -232,7 +232,11 @@ impl Table {
         let columns = self.rows.iter().map(Vec::len).fold(self.head.len(), usize::max);
         let group = |row: &[Cell]| row.len() == 1 && columns > 1;
         // A column's name stands where its numbers do.
+        // The first column names the rows, even where a name begins with a digit.
         let numeric = |column: usize| {
+            if column == 0 {
+                return false;
+            }
             let cells = self.rows.iter().filter(|row| !group(row)).filter_map(|row| row.get(column));
             let mut cells = cells.filter(|cell| !cell.text.is_empty()).peekable();
             cells.peek().is_some() && cells.all(Cell::numeric)
@@ -254,8 +258,8 @@ impl Table {
                 continue;
             }
             html.push_str("<tr>");
-            for cell in row {
-                let place = if cell.numeric() { "n" } else { "t" };
+            for (column, cell) in row.iter().enumerate() {
+                let place = if column > 0 && cell.numeric() { "n" } else { "t" };
                 let class = match cell.class {
                     Class::Plain => "",
                     Class::Best => " best",
@@ -347,11 +351,14 @@ mod tests {
 
     #[test]
     fn numbers_stand_to_the_right() {
-        let rows = vec![vec![Cell::from("name"), Cell::from("1.5 ms"), Cell::new("−2", Class::Best)]];
+        let rows = vec![vec![Cell::from("2 of 6"), Cell::from("1.5 ms"), Cell::new("−2", Class::Best)]];
         let head = ["a", "b", "c"].map(str::to_owned).into();
         let mut html = String::new();
         Table { head, rows, ..Table::default() }.write(&mut html);
-        assert!(html.contains("<td class=\"t\">name") && html.contains("<td class=\"n best\">−2"), "{html}");
+        assert!(
+            html.contains("<td class=\"t\">2 of 6") && html.contains("<td class=\"n best\">−2"),
+            "{html}"
+        );
         assert!(
             html.contains("<th scope=\"col\">a") && html.contains("<th scope=\"col\" class=\"n\">b"),
             "{html}"

@@ -6,14 +6,17 @@ use crate::bench::record::{BenchReport, Estimate, MethodResult, ScenarioResult, 
 use crate::bench::stats::paired_ratio;
 use crate::bench::text::number;
 
+/// A difference less than this share is not called one, however narrow its interval.
+const TO_SPEAK_OF: f64 = 0.01;
+
 /// How one method did against another in the same trials.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
-    /// The interval of the ratio lies under 1.
+    /// The interval of the ratio lies under 1, and the ratio clearly so.
     Faster,
-    /// It holds 1.
+    /// It holds 1, or the ratio is as good as 1.
     Same,
-    /// It lies above 1.
+    /// It lies above 1, and the ratio clearly so.
     Slower,
     /// It had an output in every trial, the other had not.
     OtherFailed,
@@ -50,8 +53,8 @@ impl<'a> Pair<'a> {
         match (self.one.failed > 0, self.other.failed > 0) {
             (true, false) => Outcome::Failed,
             (false, true) => Outcome::OtherFailed,
-            (false, false) if self.ratio.high < 1.0 => Outcome::Faster,
-            (false, false) if self.ratio.low > 1.0 => Outcome::Slower,
+            (false, false) if is_less(&self.ratio) => Outcome::Faster,
+            (false, false) if is_greater(&self.ratio) => Outcome::Slower,
             // Where both failed: how long it takes to fail says nothing of how long it takes to finish.
             _ => Outcome::Same,
         }
@@ -66,6 +69,21 @@ impl<'a> Pair<'a> {
     pub(super) fn higher_tail(&self) -> bool {
         self.one.failed == 0 && self.other.failed == 0 && self.one.p99.low > self.other.p99.high
     }
+}
+
+/// Whether a ratio is seen to lie under 1.
+fn is_less(ratio: &Estimate) -> bool {
+    ratio.high < 1.0 && ratio.value < 1.0 - TO_SPEAK_OF
+}
+
+/// Whether a ratio is seen to lie above 1.
+pub(super) fn is_greater(ratio: &Estimate) -> bool {
+    ratio.low > 1.0 && ratio.value > 1.0 + TO_SPEAK_OF
+}
+
+/// What was slower by a ratio seen the other way round.
+pub(super) fn inverse(ratio: &Estimate) -> Estimate {
+    Estimate { value: 1.0 / ratio.value, low: 1.0 / ratio.high, high: 1.0 / ratio.low }
 }
 
 /// `0.62 [0.58, 0.71]`.

@@ -10,7 +10,7 @@ mod study;
 use super::page::{Block, Cell, Class, Page, Section, Table};
 use super::record::BenchReport;
 use super::text::{number, time};
-use compared::{Compared, Outcome, Pair, interval, with_interval};
+use compared::{Compared, Outcome, Pair, interval, inverse, is_greater, with_interval};
 
 /// How many losses are told one by one before a table takes over.
 const TOLD: usize = 6;
@@ -107,22 +107,15 @@ fn range(pairs: &[&Pair<'_>]) -> String {
 /// One sentence for one scenario: `faster on 3 of 4, no difference seen on 1`.
 fn verdict(pairs: &[&Pair<'_>]) -> String {
     if let [pair] = pairs {
-        let what = match pair.outcome() {
-            Outcome::Faster => "faster",
-            Outcome::Same => "no difference seen",
-            Outcome::Slower => "slower",
+        return match pair.outcome() {
+            Outcome::Faster => format!("faster by a factor of {}", with_interval(&inverse(&pair.ratio))),
+            Outcome::Slower => format!("slower by a factor of {}", with_interval(&pair.ratio)),
+            Outcome::Same => format!("no difference seen, at a ratio of {}", with_interval(&pair.ratio)),
             Outcome::OtherFailed => {
-                return format!(
-                    "finished every run, where {} failed {}",
-                    pair.other.method,
-                    runs(pair.other)
-                );
+                format!("finished every run, where {} failed {}", pair.other.method, runs(pair.other))
             }
-            Outcome::Failed => {
-                return format!("failed {}, where {} failed none", runs(pair.one), pair.other.method);
-            }
+            Outcome::Failed => format!("failed {}, where {} failed none", runs(pair.one), pair.other.method),
         };
-        return format!("{what}, at {} of the time {}", number(pair.ratio.value), interval(&pair.ratio));
     }
     let parts = [
         (Outcome::Faster, "faster on"),
@@ -157,7 +150,8 @@ fn headline(all: &Compared<'_>) -> Section {
     let everywhere: Vec<&Pair<'_>> = all.against(first);
     let mut text = vec![format!(
         "{coded} against {first}, over {} comparisons of a layer or model in a scenario: {}. A ratio under 1 means that \
-         {coded} took less time; “faster” and “slower” are said only where the 95 % interval of the ratio excludes 1.",
+         {coded} took less time. “Faster” and “slower” are said only where the 95 % interval of the ratio excludes 1 and \
+         the ratio is more than 1 % away from it.",
         everywhere.len(),
         verdict(&everywhere)
     )];
@@ -207,11 +201,11 @@ fn headline(all: &Compared<'_>) -> Section {
     let head = [
         "Scenario",
         "faster",
-        "no difference seen",
+        "no difference",
         "slower",
-        "only the other failed",
+        "only other failed",
         "only it failed",
-        "ratio of medians by trial",
+        "ratios",
         "p99 lower",
         "p99 higher",
     ];
@@ -315,7 +309,7 @@ fn overview(all: &Compared<'_>) -> Section {
                 let text = format!("{} · {}\n{under}", number(result.median.value), number(result.p99.value));
                 let class = if all.is_best(i, j, method) {
                     Class::Best
-                } else if result.failed > 0 || result.to_first.low > 1.0 {
+                } else if result.failed > 0 || is_greater(&result.to_first) {
                     Class::Worse
                 } else {
                     Class::Plain

@@ -22,20 +22,22 @@ pub(super) fn section(all: &Compared<'_>, index: usize) -> Section {
         all.coded,
         study.tolerate
     )];
+    let mut blocks = Vec::new();
     if let Some(other) = all.others.first() {
         let parts = study.scenarios.iter().filter_map(|scenario| {
             let pair = all.pair(study, scenario, other)?;
-            Some(format!("{}: {}", scenario.name, verdict(&[pair])))
+            Some(format!("{}: {}.", scenario.name, verdict(&[pair])))
         });
         let parts: Vec<String> = parts.collect();
         if !parts.is_empty() {
-            text.push(format!("{} against {other}. {}.", all.coded, parts.join("; ")));
+            text.push(format!("{} against {other}:", all.coded));
+            blocks.push(Block::List(parts));
         }
     }
-    let mut blocks = vec![Block::Figures(vec![
+    blocks.push(Block::Figures(vec![
         (by_scenario(all, study, "Median latency", |m| m.median), String::new()),
         (by_scenario(all, study, "Tail latency: 99th percentile", |m| m.p99), String::new()),
-    ])];
+    ]));
     let tails = by_stragglers(all, study);
     if !tails.is_empty() {
         blocks.push(Block::Figures(tails));
