@@ -93,6 +93,19 @@ pub enum Error {
         /// Condition number of the recovery matrix.
         condition: f64,
     },
+    /// A result is off by more than its report promises.
+    #[error(
+        "{what}: off from the uncoded reference by {error:.3e} (relative L2) where at most {bound:.3e} was promised: no \
+         time measured with such results counts; check the workers with fcdcc conv --audit correct"
+    )]
+    Inexact {
+        /// Whose result.
+        what: String,
+        /// Its distance from the reference.
+        error: f64,
+        /// What its report promised.
+        bound: f64,
+    },
     /// The recovery matrix of a responder set is singular to working precision.
     #[error(
         "the recovery matrix of subtasks {subtasks:?} is singular (condition number {condition:.3e}): wait for one more result"
@@ -233,9 +246,10 @@ impl Error {
             | Self::File { input: true, .. } => ErrorKind::BadInput,
             Self::Layer { source, .. } => source.kind(),
             Self::Shortfall { .. } => ErrorKind::Shortfall,
-            Self::ErrorBound { .. } | Self::NonFiniteResults { .. } | Self::Corrupted { .. } => {
-                ErrorKind::Refused
-            }
+            Self::ErrorBound { .. }
+            | Self::Inexact { .. }
+            | Self::NonFiniteResults { .. }
+            | Self::Corrupted { .. } => ErrorKind::Refused,
             Self::Singular { .. }
             | Self::WorkerLost { .. }
             | Self::WorkerFailed { .. }

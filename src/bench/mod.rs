@@ -1,18 +1,41 @@
 //! The benchmark harness: coded execution against uncoded, replicated and hedged, under the same faults in one run.
 //!
-//! [`layers`] is the catalogue of shapes, [`record`] what a comparison measured (`bench.json`), [`stats`] how trials
-//! become numbers with intervals, [`chart`] and [`text`] how those are shown. Everything is measured by the library's own
-//! scheduler, on real workers or in virtual time. Who only runs layers or models can skip this module.
+//! [`layers`] is the catalogue of shapes, [`Scenario`] what goes wrong, [`Method`] who is compared; [`Comparison`] runs them
+//! in turns into a [`record`] (`bench.json`). [`stats`] is how trials become numbers with intervals, [`page`] how reports
+//! become HTML files, with what [`chart`] draws and [`text`] words. Everything is measured by the library's own scheduler,
+//! on real workers or in virtual time. Who only runs layers or models can skip this module.
 //!
 //! Invariant: methods that are compared met the same inputs, the same number of workers and the same faults, in turns.
 
 pub mod chart;
+mod codec;
+mod compare;
 pub mod convexity;
+mod findings;
 pub mod layers;
 pub mod machine;
+mod meter;
+mod methods;
+#[cfg(feature = "onnx")]
+mod models;
 pub mod page;
 pub mod page_bench;
 pub mod page_plan;
+mod real;
 pub mod record;
+mod runner;
+mod scenario;
+mod simulated;
 pub mod stats;
 pub mod text;
+
+pub use codec::{codec_cost, conditions};
+pub use compare::Comparison;
+pub use findings::findings;
+pub use methods::Method;
+#[cfg(feature = "onnx")]
+pub use models::random_inputs;
+pub use real::{LayerCase, Workers, layer_contestants};
+pub use runner::{Contestant, Contestants, Plan, Progress, Trial, study};
+pub use scenario::{Scenario, Trace, TrialFault, straggler_delay};
+pub use simulated::SimulatedSetting;

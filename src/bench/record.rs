@@ -161,7 +161,7 @@ pub struct MethodResult {
     pub bytes_up: f64,
     /// Mean.
     pub bytes_down: f64,
-    /// Mean multiply-adds begun on workers over those of the layer.
+    /// Mean multiply-adds begun on workers, also in vain, over those of the layer.
     pub work: f64,
     /// Mean share of that work whose results were not used.
     pub wasted: f64,

@@ -155,6 +155,15 @@ impl Pool {
         (health.state == State::Lost).then(|| health.cause.unwrap_or_default())
     }
 
+    /// Whether no worker has anything to do: no task queued or running, no filters on their way.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.inner.slots.iter().all(|slot| {
+            let at_work = slot.status.load.load(Ordering::Relaxed);
+            at_work + slot.status.installing.load(Ordering::Relaxed) == 0
+        })
+    }
+
     /// Checks that every worker computes in `dtype`.
     pub(crate) fn check_dtype(&self, dtype: DType) -> Result<()> {
         match self.inner.slots.iter().find(|slot| dtype == DType::F64 && !slot.info.f64) {

@@ -1,0 +1,150 @@
+//! Studies one after the other, gathered into a report.
+//!
+//! Invariant: what is missing from the report is accounted for in its findings.
+
+use super::codec::{codec_cost, conditions};
+use super::findings::findings;
+use super::layers::NamedLayer;
+use super::methods::Method;
+use super::real::{LayerCase, Workers, layer_contestants};
+use super::record::{BenchReport, CodecCost, Conditions, MethodPlan, SCHEMA, Setting, Study};
+use super::runner::{Contestants, Plan, Progress, study};
+use crate::array::Element;
+use crate::coding::{Code, CodeKind};
+use crate::conv::ConvShape;
+use crate::engine::LayerOptions;
+use crate::error::Result;
+
+/// Most trials with which the 99.9th percentile is the greatest latency.
+const ENOUGH_FOR_P999: usize = 1000;
+
+/// What is compared with what, and what has been found so far.
+pub struct Comparison {
+    /// Workers, trials, scenarios.
+    pub plan: Plan,
+    /// In the order of the tables: the first is what others are compared to, the last what is to be judged.
+    pub methods: Vec<Method>,
+    /// What all methods have in common, and a user's choice of policies for the coded ones.
+    pub base: LayerOptions,
+    studies: Vec<Study>,
+    codec: Vec<CodecCost>,
+    conditions: Vec<Conditions>,
+    left_out: Vec<String>,
+}
+
+impl Comparison {
+    /// Nothing found yet.
+    #[must_use]
+    pub fn new(plan: Plan, methods: Vec<Method>, base: LayerOptions) -> Self {
+        let (studies, codec, conditions, left_out) = <(Vec<_>, Vec<_>, Vec<_>, Vec<_>)>::default();
+        Self { plan, methods, base, studies, codec, conditions, left_out }
+    }
+
+    /// Studies one layer on real workers that compute in `T`.
+    ///
+    /// # Errors
+    /// Those of [`study`] and [`layer_contestants`].
+    pub fn layer<T: Element>(
+        &mut self,
+        layer: &NamedLayer,
+        workers: Workers<'_>,
+        observe: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<&Study> {
+        let case = LayerCase::<T>::random(layer, self.plan.seed)?;
+        let (contestants, left_out) =
+            layer_contestants(&case, &self.methods, &self.plan, &self.base, workers)?;
+        let plans: Vec<MethodPlan> = contestants.iter().map(|(plan, _)| plan.clone()).collect();
+        let frame = layer_frame(&self.plan, layer);
+        let done = self.take(frame, contestants, left_out, observe)?;
+        if let Some(judged) = plans.last() {
+            let method: Method = judged.method.parse()?;
+            let options =
+                method.options::<T>(&layer.shape, self.plan.workers, self.plan.tolerate, &self.base)?;
+            self.codec.extend(codec_cost(&case, &options)?);
+        }
+        self.condition(&plans)?;
+        Ok(&self.studies[done])
+    }
+
+    /// Runs a study and keeps it; the answer is its index.
+    pub(super) fn take(
+        &mut self,
+        frame: Study,
+        contestants: Contestants<'_>,
+        left_out: Vec<String>,
+        observe: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<usize> {
+        self.left_out.extend(left_out);
+        self.studies.push(study(&self.plan, frame, contestants, observe)?);
+        Ok(self.studies.len() - 1)
+    }
+
+    /// The study of this index.
+    pub(super) fn study(&self, index: usize) -> &Study {
+        &self.studies[index]
+    }
+
+    /// Looks at the codes of a study that nobody has looked at yet.
+    pub(super) fn condition(&mut self, plans: &[MethodPlan]) -> Result<()> {
+        for plan in plans {
+            let kind: CodeKind = plan.code.parse()?;
+            let known = |c: &Conditions| {
+                (c.code.as_str(), c.n, c.k_a, c.k_b) == (plan.code.as_str(), plan.n, plan.k_a, plan.k_b)
+            };
+            if kind.mixes() && !self.conditions.iter().any(known) {
+                let code = Code::new(kind, plan.k_a, plan.k_b, plan.n)?;
+                self.conditions.extend(conditions(&code, self.plan.seed));
+            }
+        }
+        Ok(())
+    }
+
+    /// Everything, with `notes` before what the data say.
+    #[must_use]
+    pub fn report(self, setting: Setting, notes: Vec<String>) -> BenchReport {
+        let mut said = notes;
+        said.extend(self.left_out);
+        said.extend(findings(&self.studies));
+        if self.plan.trials < ENOUGH_FOR_P999 {
+            let trials = self.plan.trials;
+            let what =
+                if trials < 100 { "The 99th and 99.9th percentiles" } else { "The 99.9th percentiles" };
+            said.push(format!("{what} of {trials} trials are little more than their greatest latency."));
+        }
+        BenchReport {
+            schema: SCHEMA,
+            setting,
+            studies: self.studies,
+            codec: self.codec,
+            conditions: self.conditions,
+            findings: said,
+        }
+    }
+}
+
+/// The names and numbers of a layer's study.
+pub(super) fn layer_frame(plan: &Plan, layer: &NamedLayer) -> Study {
+    Study {
+        name: layer.name.clone(),
+        kind: "layer".to_owned(),
+        shape: readable(&layer.shape),
+        macs: layer.shape.macs(),
+        workers: plan.workers,
+        tolerate: plan.tolerate,
+        plans: Vec::new(),
+        scenarios: Vec::new(),
+        break_even: Vec::new(),
+    }
+}
+
+/// `256x56x56, 256 3x3`.
+fn readable(shape: &ConvShape) -> String {
+    let times = |sizes: &[usize]| sizes.iter().map(ToString::to_string).collect::<Vec<_>>().join("x");
+    let (input, axis) = (shape.input_shape(), shape.split_axis());
+    let batch = if shape.batch == 1 { String::new() } else { format!("{} of ", shape.batch) };
+    let strided = shape.stride[axis..].iter().any(|s| *s > 1);
+    let stride = if strided { format!(", stride {}", times(&shape.stride[axis..])) } else { String::new() };
+    let groups = if shape.groups > 1 { format!(", {} groups", shape.groups) } else { String::new() };
+    let kernel = times(&shape.kernel[axis..]);
+    format!("{batch}{}, {} {kernel}{stride}{groups}", times(&input[1..]), shape.out_channels)
+}

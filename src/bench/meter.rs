@@ -1,0 +1,151 @@
+//! A worker that counts what it begins, also what nobody waits for any more.
+//!
+//! Invariant: every sub-result that was begun is counted once, whole.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::array::Values;
+use crate::error::{Error, Result};
+use crate::worker::{CancelToken, FilterKey, Order, Recipe, SubtaskShape, Worker, WorkerInfo};
+
+/// What the workers of a pool have begun since it was last asked.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Meter(Arc<Counts>);
+
+#[derive(Debug, Default)]
+struct Counts {
+    sub_results: AtomicU64,
+    /// Whole multiply-adds: below 2^53 for a thousand large layers.
+    macs: AtomicU64,
+}
+
+/// Work on workers.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Work {
+    pub(super) sub_results: f64,
+    pub(super) macs: f64,
+}
+
+impl Meter {
+    /// Puts it into every worker.
+    pub(super) fn wrap(&self, workers: Vec<Box<dyn Worker>>) -> Vec<Box<dyn Worker>> {
+        let wrap = |inner| -> Box<dyn Worker> { Box::new(Metered::new(inner, self.clone())) };
+        workers.into_iter().map(wrap).collect()
+    }
+
+    /// What was begun since the last call.
+    pub(super) fn take(&self) -> Work {
+        Work {
+            sub_results: self.0.sub_results.swap(0, Ordering::Relaxed) as f64,
+            macs: self.0.macs.swap(0, Ordering::Relaxed) as f64,
+        }
+    }
+}
+
+struct Metered {
+    inner: Box<dyn Worker>,
+    meter: Meter,
+    /// Sub-results that are begun together, and all of a subtask, and what one of them takes.
+    sizes: HashMap<FilterKey, (usize, usize, u64)>,
+}
+
+impl Metered {
+    fn new(inner: Box<dyn Worker>, meter: Meter) -> Self {
+        Self { inner, meter, sizes: HashMap::new() }
+    }
+}
+
+impl Worker for Metered {
+    fn info(&self) -> WorkerInfo {
+        self.inner.info()
+    }
+
+    fn install(&mut self, key: FilterKey, shape: &SubtaskShape, banks: Values) -> Result<()> {
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count of operations")]
+        let macs = shape.conv.macs() as u64;
+        self.sizes.insert(key, (shape.banks, shape.sub_results(), macs));
+        self.inner.install(key, shape, banks)
+    }
+
+    fn remove(&mut self, key: FilterKey) {
+        self.sizes.remove(&key);
+        self.inner.remove(key);
+    }
+
+    fn execute(
+        &mut self,
+        key: FilterKey,
+        slabs: &Values,
+        order: Order<'_>,
+        cancel: &CancelToken,
+        emit: &mut dyn FnMut(usize, Values),
+    ) -> Result<()> {
+        let idle = cancel.is_cancelled() || key.is_probe();
+        let mut done = 0_usize;
+        let result = self.inner.execute(key, slabs, order, cancel, &mut |index, values| {
+            done += 1;
+            emit(index, values);
+        });
+        let (together, all, macs) = self.sizes.get(&key).copied().unwrap_or((1, 1, 0));
+        let (together, wanted) = match order {
+            Order::All => (together, all),
+            Order::Each(indices) => (1, indices.len()),
+        };
+        // What was in hand when it was cut short was begun too.
+        let cut_short = matches!(result, Err(Error::Cancelled)) && !idle;
+        let begun = if cut_short { (done + together).min(wanted) } else { done };
+        if !key.is_probe() {
+            self.meter.0.sub_results.fetch_add(begun as u64, Ordering::Relaxed);
+            self.meter.0.macs.fetch_add(begun as u64 * macs, Ordering::Relaxed);
+        }
+        result
+    }
+
+    fn recipe(&self) -> Option<Recipe> {
+        let (inner, meter) = (self.inner.recipe()?, self.meter.clone());
+        Some(Arc::new(move || Ok(Box::new(Self::new(inner()?, meter.clone())))))
+    }
+
+    fn lose_device(&mut self) {
+        self.inner.lose_device();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conv::{ConvParams, ConvShape};
+    use crate::worker::CpuWorker;
+
+    #[test]
+    fn what_is_begun_is_counted_and_probes_are_not() {
+        let meter = Meter::default();
+        let mut worker = meter.wrap(CpuWorker::fleet(1)).remove(0);
+        let conv = ConvShape::new(&[1, 1, 4, 4], &[2, 1, 3, 3], &ConvParams::default()).unwrap();
+        let shape = SubtaskShape { conv, slabs: 2, banks: 2 };
+        let (macs, key) = (shape.conv.macs(), FilterKey { layer: 1, subtask: 0 });
+        let slabs = Values::F32(vec![1.0; shape.upload_elems()]);
+        for key in [key, FilterKey::PROBE] {
+            worker.install(key, &shape, Values::F32(vec![1.0; shape.filter_elems()])).unwrap();
+        }
+        let mut run = |key, order: Order<'_>, cancel_after: usize| {
+            let cancel = CancelToken::new();
+            let mut seen = 0;
+            let _ = worker.execute(key, &slabs, order, &cancel, &mut |_, _| {
+                seen += 1;
+                if seen == cancel_after {
+                    cancel.cancel();
+                }
+            });
+            meter.take()
+        };
+        assert_eq!(run(key, Order::All, 99), Work { sub_results: 4.0, macs: 4.0 * macs });
+        assert_eq!(run(key, Order::Each(&[3, 1, 0]), 99).sub_results, 3.0);
+        assert_eq!(run(FilterKey::PROBE, Order::All, 99), Work::default());
+        // One came, the next was in hand.
+        assert_eq!(run(key, Order::Each(&[3, 1, 0]), 1).sub_results, 2.0);
+        assert_eq!(meter.take(), Work::default());
+    }
+}

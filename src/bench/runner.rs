@@ -1,0 +1,547 @@
+//! One layer or model under every scenario, all methods in turns.
+//!
+//! Nothing here knows whether workers are real. Invariant: the methods of a trial meet the same fates, in an order that
+//! changes from trial to trial.
+
+use std::time::Duration;
+
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+
+use super::record::{BreakEven, MethodPlan, MethodResult, ScenarioResult, Study};
+use super::scenario::{Scenario, mix, straggler_delay};
+use super::stats;
+use crate::error::{Error, Result};
+use crate::worker::Fate;
+
+/// First trials of a scenario whose outputs are compared with the reference.
+const CHECKED: usize = 2;
+/// Trials that measure how long each method takes with nobody late, before anything else.
+const PROBES: usize = 5;
+/// Runs of every method before a scenario counts: a layer looks at what it has learned every eight runs, and does not hedge
+/// before it has done so once.
+const WARM_UP: usize = 9;
+/// Likewise, where only the delay has changed.
+const WARM_UP_AGAIN: usize = 3;
+/// The delays of a break-even sweep, over the default delay.
+const SWEEP: [f64; 6] = [0.0, 0.25, 0.5, 1.0, 2.0, 4.0];
+/// A break-even point has this share of the trials, but at least so many.
+const SWEEP_SHARE: usize = 4;
+const LEAST_SWEEP: usize = 5;
+/// Most numbers of stragglers that a break-even is looked for at.
+const MOST_SWEEPS: usize = 3;
+/// Trials that the estimate of the time looks into.
+const FORESEEN: usize = 20;
+
+/// Something that runs one layer or model by one method.
+pub trait Contestant {
+    /// Runs once, as the workers' fates are, and is done with it: afterwards nothing is at work any more. With `check` the
+    /// output is compared with the reference.
+    ///
+    /// # Errors
+    /// What has nothing to do with the fates; a run without output is a [`Trial`] too.
+    fn run(&mut self, fates: &[Fate], check: bool) -> Result<Trial>;
+
+    /// Forgets, as far as it can, what earlier runs taught it about its workers.
+    ///
+    /// # Errors
+    /// What preparing the layer again may meet.
+    fn forget(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// One run of one method.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Trial {
+    /// From the input to the output, or to the end of a run that failed.
+    pub latency_ms: f64,
+    /// Of it: padding, cutting and encoding.
+    pub encode_ms: f64,
+    /// Of it: from first dispatch to the result that made decoding possible.
+    pub wait_ms: f64,
+    /// Of it: decoding.
+    pub decode_ms: f64,
+    /// Sent to workers.
+    pub bytes_up: f64,
+    /// Received.
+    pub bytes_down: f64,
+    /// Multiply-adds begun on workers.
+    pub macs: f64,
+    /// Share of the begun work whose results were not used.
+    pub wasted: f64,
+    /// Subtasks handed out again.
+    pub redispatched: f64,
+    /// Subtasks copied to idle workers.
+    pub hedged: f64,
+    /// Condition number of what was decoded.
+    pub condition: f64,
+    /// Relative L2 error against the reference and the most it may be, where it was checked.
+    pub error: Option<[f64; 2]>,
+    /// Why there is no output.
+    pub failure: Option<String>,
+}
+
+/// Each method that can be had, with its plan.
+pub type Contestants<'a> = Vec<(MethodPlan, Box<dyn Contestant + 'a>)>;
+
+/// What is to be studied.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Workers of each method.
+    pub workers: usize,
+    /// Stragglers that coded methods are to survive.
+    pub tolerate: usize,
+    /// Trials of each method in each scenario.
+    pub trials: usize,
+    /// Of everything random.
+    pub seed: u64,
+    /// Instead of the suite.
+    pub scenarios: Option<Vec<Scenario>>,
+    /// How late the stragglers of the suite and in the middle of a break-even sweep are; by default
+    /// [`straggler_delay`] of the first method's latency.
+    pub delay: Option<Duration>,
+    /// Whether to look for the break-even delay.
+    pub break_even: bool,
+}
+
+/// How far a study has come.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Progress<'a> {
+    /// It begins, and will take about so long.
+    Begins {
+        /// Its name.
+        study: &'a str,
+        /// Of the whole study.
+        estimate: Duration,
+    },
+    /// Trials done of how many, and what is under way.
+    Step {
+        /// The study's name.
+        study: &'a str,
+        /// The scenario's name.
+        scenario: &'a str,
+        /// Trials done, of all methods together.
+        done: usize,
+        /// Of so many.
+        total: usize,
+    },
+}
+
+/// The study's frame, which the runner fills in.
+struct Runner<'a, 'b> {
+    plan: &'a Plan,
+    name: &'a str,
+    macs: f64,
+    contestants: &'a mut Contestants<'b>,
+    observe: &'a mut dyn FnMut(Progress<'_>),
+    done: usize,
+    total: usize,
+}
+
+/// Runs all methods under all scenarios. `frame` has the names and numbers of the study; its plans, scenarios and
+/// break-even delays are filled in, and its multiply-adds where they are 0 (those of the first method are taken).
+///
+/// # Errors
+/// [`Error::InvalidParameter`] for no methods, no trials or scenarios with workers that are not there;
+/// [`Error::Inexact`] when an output is not what it should be; what the contestants meet.
+pub fn study(
+    plan: &Plan,
+    frame: Study,
+    mut contestants: Contestants<'_>,
+    observe: &mut dyn FnMut(Progress<'_>),
+) -> Result<Study> {
+    if contestants.is_empty() {
+        return Err(Error::invalid("number of methods", 0, format!("none can be had for {}", frame.name)));
+    }
+    if plan.trials == 0 {
+        return Err(Error::invalid("number of trials (--trials)", 0, "use at least one"));
+    }
+    let mut runner = Runner {
+        plan,
+        name: &frame.name,
+        macs: frame.macs,
+        contestants: &mut contestants,
+        observe,
+        done: 0,
+        total: 0,
+    };
+    let calm = runner.probe()?;
+    let delay = plan
+        .delay
+        .unwrap_or_else(|| straggler_delay(Duration::try_from_secs_f64(calm[0] / 1e3).unwrap_or_default()));
+    let scenarios = plan
+        .scenarios
+        .clone()
+        .unwrap_or_else(|| fitting(Scenario::suite(plan.tolerate, delay), plan.workers));
+    scenarios.iter().try_for_each(|scenario| scenario.check(plan.workers))?;
+    let sweeps = if plan.break_even { sweeps(plan, delay) } else { Vec::new() };
+    runner.foresee(&calm, &scenarios, &sweeps);
+    let results = scenarios.iter().enumerate();
+    let scenarios: Vec<ScenarioResult> =
+        results.map(|(index, scenario)| runner.scenario(index, scenario)).collect::<Result<_>>()?;
+    let break_even = runner.break_even(&sweeps)?;
+    let macs = runner.macs;
+    let mut plans: Vec<MethodPlan> = contestants.into_iter().map(|(plan, _)| plan).collect();
+    if frame.kind == "model" {
+        // Each layer has its own.
+        plans.clear();
+    }
+    Ok(Study { macs, plans, scenarios, break_even, ..frame })
+}
+
+fn fitting(mut suite: Vec<Scenario>, workers: usize) -> Vec<Scenario> {
+    suite.retain(|scenario| scenario.check(workers).is_ok());
+    suite
+}
+
+/// For some numbers of stragglers, the scenarios of all delays of the sweep.
+fn sweeps(plan: &Plan, delay: Duration) -> Vec<(usize, Vec<(f64, Scenario)>)> {
+    let most = plan.tolerate.min(plan.workers);
+    let mut stragglers: Vec<usize> =
+        if most <= MOST_SWEEPS { (1..=most).collect() } else { vec![1, most.div_ceil(2), most] };
+    stragglers.dedup();
+    let of = |stragglers: usize| {
+        let point = |factor: &f64| {
+            let delay = delay.mul_f64(*factor);
+            let scenario =
+                if delay.is_zero() { Scenario::default() } else { Scenario::late(stragglers, delay) };
+            (delay.as_secs_f64() * 1e3, scenario)
+        };
+        (stragglers, SWEEP.iter().map(point).collect())
+    };
+    stragglers.into_iter().map(of).collect()
+}
+
+impl Runner<'_, '_> {
+    fn sweep_trials(&self) -> usize {
+        (self.plan.trials / SWEEP_SHARE).max(LEAST_SWEEP).min(self.plan.trials)
+    }
+
+    /// Median latency of each method with nobody late. What the first method does is the layer's work, if that is not
+    /// known.
+    fn probe(&mut self) -> Result<Vec<f64>> {
+        let trials = self.trials("nobody late", &Scenario::default(), 0, PROBES, self.plan.seed)?;
+        if self.macs == 0.0 {
+            self.macs = trials[0].iter().map(|trial| trial.macs).fold(0.0, f64::max);
+        }
+        Ok(trials
+            .iter()
+            .map(|of| stats::median(&of.iter().map(|t| t.latency_ms).collect::<Vec<_>>()))
+            .collect())
+    }
+
+    /// Counts the trials to come and says how long they will take, if the first method waits for everybody and the
+    /// others for all but those that they need not.
+    fn foresee(&mut self, calm: &[f64], scenarios: &[Scenario], sweeps: &[(usize, Vec<(f64, Scenario)>)]) {
+        let (trials, sweep) = (self.plan.trials, self.sweep_trials());
+        let points = sweeps.iter().flat_map(|(_, points)| points.iter().enumerate());
+        let points = points.map(|(index, (_, scenario))| (scenario, sweep + warm_up(index == 0)));
+        let all = scenarios.iter().map(|scenario| (scenario, trials + warm_up(true))).chain(points);
+        let (mut total, mut ms) = (0, 0.0);
+        for (scenario, trials) in all {
+            total += trials * calm.len();
+            let mut late = vec![0.0; calm.len()];
+            for trial in 0..FORESEEN {
+                let fates = scenario.fates(self.plan.workers, trial, self.plan.seed);
+                let mut times: Vec<f64> = fates.iter().map(|fate| fate.delay.as_secs_f64() * 1e3).collect();
+                times.sort_by(|a, b| b.total_cmp(a));
+                for (late, (plan, _)) in late.iter_mut().zip(&*self.contestants) {
+                    *late += times.get(plan.tolerated).copied().unwrap_or(0.0) / FORESEEN as f64;
+                }
+            }
+            ms += trials as f64 * calm.iter().zip(late).map(|(calm, late)| calm + late).sum::<f64>();
+        }
+        self.total = total;
+        let estimate = Duration::try_from_secs_f64(ms / 1e3).unwrap_or(Duration::MAX);
+        (self.observe)(Progress::Begins { study: self.name, estimate });
+    }
+
+    /// So many trials of every method, by method. Those before `from` are other ones of the same scenario.
+    fn trials(
+        &mut self,
+        name: &str,
+        scenario: &Scenario,
+        from: usize,
+        count: usize,
+        seed: u64,
+    ) -> Result<Vec<Vec<Trial>>> {
+        let methods = self.contestants.len();
+        let mut trials: Vec<Vec<Trial>> = vec![Vec::with_capacity(count); methods];
+        let mut order: Vec<usize> = (0..methods).collect();
+        for trial in from..from + count {
+            let fates = scenario.fates(self.plan.workers, trial, seed);
+            order.shuffle(&mut ChaCha8Rng::seed_from_u64(mix(mix(seed, trial as u64), u64::MAX)));
+            for method in &order {
+                let (plan, contestant) = &mut self.contestants[*method];
+                let outcome = contestant.run(&fates, trial - from < CHECKED)?;
+                check(&outcome, self.name, &plan.method, name)?;
+                trials[*method].push(outcome);
+                // The estimate comes first.
+                if self.total > 0 {
+                    self.done += 1;
+                    let (study, done, total) = (self.name, self.done, self.total);
+                    (self.observe)(Progress::Step { study, scenario: name, done, total });
+                }
+            }
+        }
+        Ok(trials)
+    }
+
+    /// Trials after a warm-up that does not count; `anew`, by contestants that know nothing yet.
+    fn measured(
+        &mut self,
+        name: &str,
+        scenario: &Scenario,
+        count: usize,
+        salt: u64,
+        anew: bool,
+    ) -> Result<Vec<Vec<Trial>>> {
+        if anew {
+            self.contestants.iter_mut().try_for_each(|(_, contestant)| contestant.forget())?;
+        }
+        let seed = mix(self.plan.seed, salt);
+        self.trials(name, scenario, count, warm_up(anew), seed)?;
+        self.trials(name, scenario, 0, count, seed)
+    }
+
+    fn scenario(&mut self, index: usize, scenario: &Scenario) -> Result<ScenarioResult> {
+        let name = scenario.name(self.plan.workers);
+        let trials = self.measured(&name, scenario, self.plan.trials, index as u64, true)?;
+        let first: Vec<f64> = trials[0].iter().map(|trial| trial.latency_ms).collect();
+        let methods = self.contestants.iter().zip(&trials).map(|((plan, _), trials)| {
+            result(&plan.method, trials, &first, self.macs, mix(self.plan.seed, index as u64))
+        });
+        Ok(ScenarioResult {
+            faults: scenario.faults.iter().map(ToString::to_string).collect(),
+            stragglers: scenario.stragglers(),
+            delay_ms: scenario.delay().map(|delay| delay.as_secs_f64() * 1e3),
+            methods: methods.collect(),
+            name,
+        })
+    }
+
+    /// The last method against each other one.
+    fn break_even(&mut self, sweeps: &[(usize, Vec<(f64, Scenario)>)]) -> Result<Vec<BreakEven>> {
+        let mut found = Vec::new();
+        let count = self.sweep_trials();
+        for (stragglers, scenarios) in sweeps {
+            let mut medians = Vec::new();
+            for (index, (delay, scenario)) in scenarios.iter().enumerate() {
+                let name = format!("break-even: {}", scenario.name(self.plan.workers));
+                let salt = mix(*stragglers as u64, index as u64);
+                let trials = self.measured(&name, scenario, count, salt, index == 0)?;
+                let median =
+                    |of: &Vec<Trial>| stats::median(&of.iter().map(|t| t.latency_ms).collect::<Vec<_>>());
+                medians.push((*delay, trials.iter().map(median).collect::<Vec<f64>>()));
+            }
+            let last = self.contestants.len() - 1;
+            for (method, (plan, _)) in self.contestants[..last].iter().enumerate() {
+                let points: Vec<[f64; 3]> =
+                    medians.iter().map(|(delay, of)| [*delay, of[last], of[method]]).collect();
+                let (against, stragglers) = (plan.method.clone(), *stragglers);
+                found.push(BreakEven { against, stragglers, delay_ms: stats::crossing(&points), points });
+            }
+        }
+        Ok(found)
+    }
+}
+
+fn warm_up(anew: bool) -> usize {
+    if anew { WARM_UP } else { WARM_UP_AGAIN }
+}
+
+/// Numbers that are not right are worth nothing, however fast they came.
+fn check(trial: &Trial, study: &str, method: &str, scenario: &str) -> Result<()> {
+    match trial.error {
+        Some([error, bound]) if error.is_nan() || error > bound => {
+            Err(Error::Inexact { what: format!("{study} by {method} ({scenario})"), error, bound })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn result(method: &str, trials: &[Trial], first: &[f64], macs: f64, seed: u64) -> MethodResult {
+    let of = |get: fn(&Trial) -> f64| trials.iter().map(get).collect::<Vec<f64>>();
+    let (mean, median) = (|get| stats::mean(&of(get)), |get| stats::median(&of(get)));
+    let latencies = of(|trial| trial.latency_ms);
+    let quantile = |q: f64| move |sorted: &[f64]| stats::quantile(sorted, q);
+    let (q50, q90, q99, q999) = (quantile(0.5), quantile(0.9), quantile(0.99), quantile(0.999));
+    let [m50, m90, m99, m999, average] =
+        stats::estimates(&latencies, [&q50, &q90, &q99, &q999, &stats::mean], seed);
+    let errors = trials.iter().filter_map(|trial| trial.error).map(|[error, _]| error);
+    MethodResult {
+        method: method.to_owned(),
+        failed: trials.iter().filter(|trial| trial.failure.is_some()).count(),
+        median: m50,
+        p90: m90,
+        p99: m99,
+        p999: m999,
+        mean: average,
+        to_first: stats::paired_ratio(&latencies, first, seed),
+        encode_ms: median(|t| t.encode_ms),
+        wait_ms: median(|t| t.wait_ms),
+        decode_ms: median(|t| t.decode_ms),
+        bytes_up: mean(|t| t.bytes_up),
+        bytes_down: mean(|t| t.bytes_down),
+        work: if macs > 0.0 { mean(|t| t.macs) / macs } else { 0.0 },
+        wasted: mean(|t| t.wasted),
+        redispatched: mean(|t| t.redispatched),
+        hedged: mean(|t| t.hedged),
+        max_error: errors.reduce(f64::max),
+        condition: median(|t| t.condition),
+        latencies_ms: latencies,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::rc::Rc;
+
+    use super::*;
+
+    /// Takes `calm_ms` and as long as the last worker that it needs is late.
+    struct Fake {
+        name: &'static str,
+        calm_ms: f64,
+        tolerated: usize,
+        error: f64,
+        seen: Rc<RefCell<Vec<(&'static str, Vec<Fate>)>>>,
+    }
+
+    impl Contestant for Fake {
+        fn run(&mut self, fates: &[Fate], check: bool) -> Result<Trial> {
+            self.seen.borrow_mut().push((self.name, fates.to_vec()));
+            let mut late: Vec<f64> = fates.iter().map(|f| f.delay.as_secs_f64() * 1e3).collect();
+            late.sort_by(|a, b| b.total_cmp(a));
+            let error = check.then_some([self.error, 1e-6]);
+            let latency_ms = self.calm_ms + late[self.tolerated];
+            Ok(Trial { latency_ms, macs: 10.0, error, ..Trial::default() })
+        }
+    }
+
+    type Seen = Rc<RefCell<Vec<(&'static str, Vec<Fate>)>>>;
+
+    fn contestants(seen: &Seen, error: f64) -> Contestants<'static> {
+        let fake = |name, calm_ms, tolerated, error| {
+            let plan = MethodPlan {
+                method: String::from(name),
+                about: String::new(),
+                code: String::from("uncoded"),
+                n: 6,
+                recovery_threshold: 6 - tolerated,
+                k_a: 6,
+                k_b: 1,
+                tolerated,
+                work: 1.0,
+                upload_bytes: 0.0,
+                download_bytes: 0.0,
+                filter_bytes: 0.0,
+                predicted_ms: None,
+            };
+            let fake: Box<dyn Contestant> =
+                Box::new(Fake { name, calm_ms, tolerated, error, seen: Rc::clone(seen) });
+            (plan, fake)
+        };
+        vec![fake("plain", 10.0, 0, 0.0), fake("copies", 30.0, 2, 0.0), fake("coded", 15.0, 2, error)]
+    }
+
+    fn frame() -> Study {
+        Study {
+            name: "l".to_owned(),
+            kind: "layer".to_owned(),
+            shape: String::new(),
+            macs: 0.0,
+            workers: 6,
+            tolerate: 2,
+            plans: Vec::new(),
+            scenarios: Vec::new(),
+            break_even: Vec::new(),
+        }
+    }
+
+    fn plan() -> Plan {
+        Plan { workers: 6, tolerate: 2, trials: 12, seed: 3, scenarios: None, delay: None, break_even: true }
+    }
+
+    #[test]
+    fn all_methods_meet_the_same_fates_in_changing_order() {
+        let seen = Seen::default();
+        let found = study(&plan(), frame(), contestants(&seen, 0.0), &mut |_| {}).unwrap();
+        let seen = seen.borrow();
+        let turns: Vec<_> = seen.chunks(3).collect();
+        for turn in &turns {
+            assert!(turn.iter().all(|(_, fates)| *fates == turn[0].1));
+            let mut names: Vec<_> = turn.iter().map(|(name, _)| *name).collect();
+            names.sort_unstable();
+            assert_eq!(names, ["coded", "copies", "plain"]);
+        }
+        let first = |name| turns.iter().filter(|turn| turn[0].0 == name).count();
+        assert!(["plain", "copies", "coded"].iter().all(|name| first(*name) > turns.len() / 6));
+        assert_eq!((found.scenarios.len(), found.plans.len(), found.macs), (8, 3, 10.0));
+        // Five uncoded runs of 10 ms late.
+        let late = &found.scenarios[2];
+        assert_eq!((late.name.as_str(), late.delay_ms), ("2 of 6 workers 50 ms late", Some(50.0)));
+        let medians: Vec<f64> = late.methods.iter().map(|m| m.median.value).collect();
+        assert_eq!(medians, [60.0, 30.0, 15.0]);
+        assert_eq!(late.methods[2].to_first.value, 0.25);
+        assert_eq!(late.methods[0].latencies_ms.len(), 12);
+        let again = study(&plan(), frame(), contestants(&Seen::default(), 0.0), &mut |_| {}).unwrap();
+        assert_eq!(again, found);
+    }
+
+    #[test]
+    fn the_break_even_is_where_the_medians_cross() {
+        let found = study(&plan(), frame(), contestants(&Seen::default(), 0.0), &mut |_| {}).unwrap();
+        let pairs: Vec<_> =
+            found.break_even.iter().map(|b| (b.against.as_str(), b.stragglers, b.delay_ms)).collect();
+        // Coding takes 5 ms more than nothing, 15 less than copies.
+        assert_eq!(
+            pairs,
+            [
+                ("plain", 1, Some(5.0)),
+                ("copies", 1, Some(0.0)),
+                ("plain", 2, Some(5.0)),
+                ("copies", 2, Some(0.0)),
+            ]
+        );
+        assert_eq!(found.break_even[0].points[0], [0.0, 15.0, 10.0]);
+        let none = Plan { break_even: false, ..plan() };
+        assert!(
+            study(&none, frame(), contestants(&Seen::default(), 0.0), &mut |_| {})
+                .unwrap()
+                .break_even
+                .is_empty()
+        );
+    }
+
+    #[test]
+    fn the_estimate_comes_first_and_the_steps_add_up() {
+        let mut told = Vec::new();
+        let mut last = (0, 0);
+        study(&plan(), frame(), contestants(&Seen::default(), 0.0), &mut |progress| match progress {
+            Progress::Begins { estimate, .. } => told.push(estimate),
+            Progress::Step { done, total, .. } => last = (done, total),
+        })
+        .unwrap();
+        assert!(told.len() == 1 && told[0] > Duration::from_secs(10), "{told:?}");
+        assert_eq!(last.0, last.1);
+    }
+
+    #[test]
+    fn wrong_outputs_and_senseless_plans_are_refused() {
+        for error in [2e-6, f64::NAN] {
+            let refused =
+                study(&plan(), frame(), contestants(&Seen::default(), error), &mut |_| {}).unwrap_err();
+            assert_eq!(refused.kind(), crate::error::ErrorKind::Refused);
+            assert!(refused.to_string().contains("l by coded (nobody late)"), "{refused}");
+        }
+        let none = Plan { trials: 0, ..plan() };
+        assert!(study(&none, frame(), contestants(&Seen::default(), 0.0), &mut |_| {}).is_err());
+        assert!(study(&plan(), frame(), Vec::new(), &mut |_| {}).is_err());
+        let strangers = Plan { scenarios: Some(vec!["7:crash".parse().unwrap()]), ..plan() };
+        assert!(study(&strangers, frame(), contestants(&Seen::default(), 0.0), &mut |_| {}).is_err());
+    }
+}
