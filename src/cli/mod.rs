@@ -1,5 +1,7 @@
 //! The command line: one file a subcommand. Everything here prints; nothing here computes.
 
+mod bench;
+mod bench_layers;
 mod conv;
 #[cfg(feature = "onnx")]
 mod demo;
@@ -64,6 +66,8 @@ enum Command {
     Conv(Box<conv::ConvArgs>),
     /// Show how each layer of a model would be divided, and why
     Plan(Box<plan::PlanArgs>),
+    /// Compare coded with uncoded, hedged and replicated execution under the same faults
+    Bench(Box<bench::BenchArgs>),
     /// List the GPU adapters and what `--backend auto` would use
     Devices(devices::DevicesArgs),
 }
@@ -97,6 +101,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Run(args) => run::run(&args, console),
         Command::Conv(args) => conv::run(&args, console),
         Command::Plan(args) => plan::run(&args, console),
+        Command::Bench(args) => bench::run(&args, console),
         Command::Devices(args) => devices::run(&args),
     });
     match result {

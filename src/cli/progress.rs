@@ -26,6 +26,11 @@ impl Bar {
         self.steps(progress.done, progress.total, progress.layer);
     }
 
+    /// Says something while the bar is out of the way.
+    pub(crate) fn suspend(&self, say: impl FnOnce()) {
+        self.0.suspend(say);
+    }
+
     /// So many steps are done, the last of them on `what`.
     pub(crate) fn steps(&self, done: usize, total: usize, what: &str) {
         self.0.set_length(total as u64);
