@@ -104,9 +104,12 @@ impl Cell {
         Cell { text: text.into(), class }
     }
 
+    /// Whether it is a number, perhaps with a unit, and not a name that begins with one.
     fn numeric(&self) -> bool {
-        let text = self.text.trim_start_matches(['−', '-', '<', '>', '≥', '≤', '~', '≈', '×']);
-        text.starts_with(|c: char| c.is_ascii_digit() || c == '∞') || self.text == "–"
+        let text = self.text.lines().next().unwrap_or("");
+        let number = text.trim_start_matches(['−', '-', '<', '>', '≥', '≤', '~', '≈', '×']);
+        let begins = number.starts_with(|c: char| c.is_ascii_digit() || c == '∞') || text == "–";
+        begins && text.chars().filter(|c| c.is_alphabetic()).count() <= 6
     }
 }
 
@@ -241,10 +244,11 @@ impl Table {
             let mut cells = cells.filter(|cell| !cell.text.is_empty()).peekable();
             cells.peek().is_some() && cells.all(Cell::numeric)
         };
-        html.push_str("<div class=\"wide\"><table>\n");
+        // Not in the table, where it would be as wide as that is, and be scrolled away with it.
         if !self.caption.is_empty() {
-            put(html, format_args!("<caption>{}</caption>\n", escape(&self.caption)));
+            put(html, format_args!("<p class=\"caption\">{}</p>\n", escape(&self.caption)));
         }
+        html.push_str("<div class=\"wide\"><table>\n");
         html.push_str("<thead><tr>");
         for (column, name) in self.head.iter().enumerate() {
             let class = if numeric(column) { " class=\"n\"" } else { "" };
@@ -351,8 +355,9 @@ mod tests {
 
     #[test]
     fn numbers_stand_to_the_right() {
-        let rows = vec![vec![Cell::from("2 of 6"), Cell::from("1.5 ms"), Cell::new("−2", Class::Best)]];
-        let head = ["a", "b", "c"].map(str::to_owned).into();
+        let cells = ["2 of 6", "1.5 ms", "1 worker late"].map(Cell::from);
+        let rows = vec![cells.into_iter().chain([Cell::new("−2", Class::Best)]).collect()];
+        let head = ["a", "b", "c", "d"].map(str::to_owned).into();
         let mut html = String::new();
         Table { head, rows, ..Table::default() }.write(&mut html);
         assert!(

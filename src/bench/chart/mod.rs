@@ -256,7 +256,9 @@ impl<'a> Plot<'a> {
         }
         let all = self.chart.series.iter().filter(marked).count();
         let before = self.chart.series[..index].iter().filter(marked).count();
-        let step = (0.7 * self.frame.width / self.names.len() as f64 / all as f64).min(14.0);
+        // Lines lean when their ends move: only as far as markers need to be told apart.
+        let most = if self.chart.series[index].kind == Kind::LineMarkers { 4.0 } else { 14.0 };
+        let step = (0.7 * self.frame.width / self.names.len() as f64 / all as f64).min(most);
         (before as f64 - (all as f64 - 1.0) / 2.0) * step
     }
 

@@ -279,9 +279,30 @@ fn losses(all: &Compared<'_>) -> Section {
     )];
     let mut blocks = vec![Block::List(lost.iter().take(TOLD).map(sentence).collect())];
     if lost.len() > TOLD {
+        let row = |pair: &&Pair<'_>| {
+            let failed = pair.outcome() == Outcome::Failed;
+            vec![
+                Cell::from(pair.study.name.as_str()),
+                Cell::from(pair.scenario.name.as_str()),
+                Cell::from(pair.other.method.as_str()),
+                Cell::from(if failed {
+                    format!("{} failed", runs(pair.one))
+                } else {
+                    with_interval(&pair.ratio)
+                }),
+                Cell::from(number(pair.one.median.value)),
+                Cell::from(number(pair.other.median.value)),
+            ]
+        };
+        let head = ["Layer or model", "scenario", "against", "ratio", "its median, ms", "the other's, ms"];
+        let table = Table {
+            caption: String::new(),
+            head: head.map(str::to_owned).into(),
+            rows: lost.iter().map(row).collect(),
+        };
         blocks.push(Block::Details {
-            summary: format!("The other {}", lost.len() - TOLD),
-            blocks: vec![Block::List(lost.iter().skip(TOLD).map(sentence).collect())],
+            summary: format!("All {}", lost.len()),
+            blocks: vec![Block::Table(table)],
         });
     }
     Section { id: "losses".to_owned(), heading, text, blocks }

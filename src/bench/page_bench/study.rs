@@ -162,19 +162,17 @@ fn break_even(all: &Compared<'_>, study: &Study) -> Vec<(String, String)> {
             let delay = b.delay_ms.filter(|delay| *delay > 0.0)?;
             Some(Mark::Vertical { at: delay, label: format!("{}: from {} on", b.against, time(delay)) })
         });
-        let workers = if stragglers == 1 { "worker".to_owned() } else { format!("{stragglers} workers") };
+        let workers =
+            if stragglers == 1 { "1 straggler".to_owned() } else { format!("{stragglers} stragglers") };
         let chart = Chart {
-            title: format!("From which delay of {workers} on does {} win?", all.coded),
+            title: format!("From which delay on does {} win, with {workers}?", all.coded),
             x_label: "delay of the stragglers in ms".to_owned(),
             y_label: "median latency in ms".to_owned(),
             series,
             marks: crossings.collect(),
             ..Chart::default()
         };
-        (
-            chart.svg(),
-            "A vertical line marks where the coded method begins to win and stays ahead.".to_owned(),
-        )
+        (chart.svg(), "Vertical lines: where it begins to win against a method and stays ahead.".to_owned())
     };
     numbers.into_iter().map(figure).collect()
 }
