@@ -8,7 +8,7 @@ use super::real::LayerCase;
 use super::record::{CodecCost, Conditions};
 use super::stats;
 use crate::array::{Element, Values};
-use crate::coding::{Code, Decoder, Epilogue, decode, encode_filters, encode_input};
+use crate::coding::{Code, Decoder, Epilogue, decode, encode_distinct, encode_filters};
 use crate::engine::LayerOptions;
 use crate::error::Result;
 use crate::partition::{FilterPartition, InputPartition, OutputTiling};
@@ -42,7 +42,7 @@ pub fn codec_cost<T: Element>(case: &LayerCase<T>, options: &LayerOptions) -> Re
 
     let mut coded = Vec::new();
     let encode_cpu_ms = timed(|| {
-        coded = encode_input(&code, shape, &slabs, input, std::mem::take(&mut coded));
+        coded = encode_distinct(&code, shape, &slabs, input, std::mem::take(&mut coded));
         Ok(())
     })?;
     let banks = filters.split(&case.weight);
@@ -51,7 +51,7 @@ pub fn codec_cost<T: Element>(case: &LayerCase<T>, options: &LayerOptions) -> Re
     let mut worker = CpuWorker::new("codec", 1);
     let mut outputs: Vec<Vec<Vec<T>>> = Vec::with_capacity(code.n());
     let mut compute_cpu_ms = 0.0;
-    for (index, slabs) in coded.iter().enumerate() {
+    for (index, slabs) in coded.iter().cycle().take(code.n()).enumerate() {
         let key = FilterKey { layer: 0, subtask: index };
         worker.install(key, &subtask, T::wrap(encode_filters(&code, &filters, &banks, index)))?;
         let slabs = T::wrap(slabs.clone());

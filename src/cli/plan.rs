@@ -139,15 +139,13 @@ pub(crate) fn run(args: &PlanArgs, console: Console) -> Result<()> {
     // What cannot be read is refused before devices are opened.
     let subject = Subject::load(args)?;
     let mut workers = pool::workers(&args.layer, console)?;
-    let mut measured = rates::of(&mut workers, dtype, args.layer.calibrate, true, console)?;
+    let measured = rates::of(&mut workers, dtype, args.layer.calibrate, true, console)?;
     let count = workers.len();
     let own = workers.iter().map(|w| w.info()).collect::<Vec<_>>();
     if !args.measure {
         drop(workers);
         workers = Vec::new();
     }
-    // A pool of this machine's threads shares its cores.
-    measured.cores = measured.cores.filter(|_| own.iter().any(|w| w.kind == fcdcc::worker::WorkerKind::Cpu));
     let planning = Planning { args, options: &options, rates: measured, workers: count, dtype };
     let (rows, mut pairs) = match &subject {
         #[cfg(feature = "onnx")]

@@ -77,9 +77,6 @@ pub(crate) fn of(
     measure: bool,
     console: Console,
 ) -> Result<Rates> {
-    if how == Calibrate::Never {
-        return Ok(Rates::default());
-    }
     let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
     let mut threads_here = false;
     for (at, worker) in workers.iter().enumerate() {
@@ -90,6 +87,9 @@ pub(crate) fn of(
         }
     }
     let cores = threads_here.then(|| std::thread::available_parallelism().map_or(1, usize::from));
+    if how == Calibrate::Never {
+        return Ok(Rates { cores, ..Rates::default() });
+    }
     let known = read();
     let mut found: Option<Calibration> = None;
     for (device, at) in kinds {
@@ -115,5 +115,6 @@ pub(crate) fn of(
             found = Some(calibration);
         }
     }
-    Ok(found.map_or_else(Rates::default, |calibration| Rates { cores, ..calibration.rates }))
+    let rates = found.map_or_else(Rates::default, |calibration| calibration.rates);
+    Ok(Rates { cores, ..rates })
 }

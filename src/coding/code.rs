@@ -150,6 +150,12 @@ impl Code {
         }
     }
 
+    /// Whether all subtasks have the same slabs and differ in their filters alone, as with k_A = 1.
+    #[must_use]
+    pub fn shares_slabs(&self) -> bool {
+        (1..self.n).all(|i| self.input_block(i) == self.input_block(0))
+    }
+
     /// A_i, k_A x l_A row-major.
     #[must_use]
     pub fn input_block(&self, subtask: usize) -> &[f64] {

@@ -10,8 +10,12 @@ use crate::array::Element;
 use crate::conv::ConvShape;
 use crate::partition::{FilterPartition, InputPartition};
 
-/// Elements of one row block: k_A source blocks stay in cache while all subtasks' slabs are made from them.
+/// Elements of one block of coded filters, and of coded slabs where planes are too few to go by.
 const BLOCK: usize = 4096;
+
+/// Sources of one block, as f64, for all subtasks' combinations: they stay in the innermost cache.
+const WIDE_ELEMS: usize = 4096;
+const LEAST_WIDE: usize = 64;
 
 /// The coded slabs of all n subtasks, each `[l_A, N, C, slab spatial...]` in the buffer that is sent.
 ///
@@ -25,8 +29,35 @@ pub fn encode_input<T: Element>(
     input: &[T],
     spare: Vec<Vec<T>>,
 ) -> Vec<Vec<T>> {
+    encode_first(code.n(), code, shape, parts, input, spare)
+}
+
+/// As [`encode_input`], with one buffer for all subtasks where they have the same slabs ([`Code::shares_slabs`]), as with
+/// k_A = 1: then nothing is coded but the filters.
+pub fn encode_distinct<T: Element>(
+    code: &Code,
+    shape: &ConvShape,
+    parts: &InputPartition,
+    input: &[T],
+    spare: Vec<Vec<T>>,
+) -> Vec<Vec<T>> {
+    encode_first(if code.shares_slabs() { 1 } else { code.n() }, code, shape, parts, input, spare)
+}
+
+/// The coded slabs of the first `subtasks` subtasks.
+fn encode_first<T: Element>(
+    subtasks: usize,
+    code: &Code,
+    shape: &ConvShape,
+    parts: &InputPartition,
+    input: &[T],
+    spare: Vec<Vec<T>>,
+) -> Vec<Vec<T>> {
     let planes = shape.batch * shape.in_channels;
-    let covered = if parts.is_in_place() {
+    // With planes enough for every thread each is padded in the cache, where it is read from at once.
+    let by_plane = planes >= 2 * rayon::current_num_threads();
+    let pad_each = by_plane && !parts.is_in_place();
+    let covered = if parts.is_in_place() || by_plane {
         Cow::Borrowed(input)
     } else {
         let mut covered = vec![T::default(); planes * parts.covered_plane()];
@@ -39,37 +70,93 @@ pub fn encode_input<T: Element>(
     let pitch = covered.len() / planes;
     let slab = parts.slab_plane();
     let mut coded = spare;
-    coded.resize_with(code.n(), Vec::new);
+    coded.resize_with(subtasks, Vec::new);
     for buffer in &mut coded {
         buffer.resize(code.l_a() * planes * slab, T::default());
     }
 
-    // One job a block of one channel: it reads its k_A source blocks once and writes to every subtask.
-    let blocks = slab.div_ceil(BLOCK);
+    // One job a plane, or a part of one: it reads its k_A sources once and writes to every subtask.
+    let length = if by_plane { slab } else { BLOCK };
+    let segments = slab.div_ceil(length);
     let mut jobs: Vec<Vec<(usize, usize, &mut [T])>> =
-        (0..planes * blocks).map(|_| Vec::with_capacity(code.n() * code.l_a())).collect();
+        (0..planes * segments).map(|_| Vec::with_capacity(subtasks * code.l_a())).collect();
     for (subtask, buffer) in coded.iter_mut().enumerate() {
         for (at, rows) in buffer.chunks_mut(slab).enumerate() {
             let (p, plane) = (at / planes, at % planes);
-            for (block, piece) in rows.chunks_mut(BLOCK).enumerate() {
-                jobs[plane * blocks + block].push((subtask, p, piece));
+            for (segment, piece) in rows.chunks_mut(length).enumerate() {
+                jobs[plane * segments + segment].push((subtask, p, piece));
             }
         }
     }
-    jobs.into_par_iter().enumerate().for_each(|(job, pieces)| {
-        let start = job / blocks * pitch + job % blocks * BLOCK;
-        let mut terms = Vec::with_capacity(code.k_a());
-        for (subtask, p, piece) in pieces {
-            let coefficients = code.input_block(subtask);
-            terms.clear();
-            terms.extend(nonzero((0..code.k_a()).map(|a| {
-                let from = start + a * parts.step_elems();
-                (coefficients[a * code.l_a() + p], &covered[from..from + piece.len()])
-            })));
-            combine(piece, &terms);
-        }
-    });
+    let sources = Sources { code, step: parts.step_elems() };
+    jobs.into_par_iter().enumerate().for_each_init(
+        || (Vec::new(), Vec::new()),
+        |(padded, wide), (job, pieces)| {
+            let (plane, start) = (job / segments, job % segments * length);
+            let whole = &covered[plane * pitch..][..pitch];
+            if pad_each {
+                padded.resize(parts.covered_plane(), T::default());
+                parts.cover(whole, padded);
+                sources.combine(&padded[start..], wide, pieces);
+            } else {
+                sources.combine(&whole[start..], wide, pieces);
+            }
+        },
+    );
     coded
+}
+
+/// k_A runs of one plane, `step` elements apart, and the combinations of them that are wanted.
+struct Sources<'a> {
+    code: &'a Code,
+    step: usize,
+}
+
+impl Sources<'_> {
+    /// Writes to each of `pieces` (subtask, p, elements), which are equally long, its combination of the runs that begin
+    /// with `from`. `wide` is room to work in.
+    fn combine<T: Element>(
+        &self,
+        from: &[T],
+        wide: &mut Vec<f64>,
+        mut pieces: Vec<(usize, usize, &mut [T])>,
+    ) {
+        let (k_a, l_a) = (self.code.k_a(), self.code.l_a());
+        let length = pieces.first().map_or(0, |(.., piece)| piece.len());
+        let coefficient = |subtask: usize, p: usize, a: usize| self.code.input_block(subtask)[a * l_a + p];
+        let copied = |subtask: usize, p: usize| {
+            let mut terms = (0..k_a).filter(|a| coefficient(subtask, p, *a) != 0.0);
+            let one = terms.next().filter(|a| coefficient(subtask, p, *a) == 1.0);
+            one.filter(|_| terms.next().is_none())
+        };
+        // What is merely copied needs no sums, and no wider numbers.
+        pieces.retain_mut(|(subtask, p, piece)| match copied(*subtask, *p) {
+            Some(a) => {
+                piece.copy_from_slice(&from[a * self.step..][..length]);
+                false
+            }
+            None => true,
+        });
+        if pieces.is_empty() {
+            return;
+        }
+        // Widened once for all combinations; as short as fits the cache.
+        let block = (WIDE_ELEMS / k_a).max(LEAST_WIDE);
+        for start in (0..length).step_by(block) {
+            let count = block.min(length - start);
+            wide.clear();
+            for a in 0..k_a {
+                wide.extend(from[a * self.step + start..][..count].iter().map(|v| v.to_f64()));
+            }
+            let mut terms = Vec::with_capacity(k_a);
+            for (subtask, p, piece) in &mut pieces {
+                let rows = wide.chunks_exact(count).enumerate();
+                terms.clear();
+                terms.extend(nonzero(rows.map(|(a, row)| (coefficient(*subtask, *p, a), row))));
+                combine(&mut piece[start..start + count], &terms);
+            }
+        }
+    }
 }
 
 /// The coded filter banks of one subtask, `[l_B, g * per_group, C/g, kernel...]`.

@@ -27,6 +27,6 @@ pub use code::{Code, SubResult};
 pub use decode::{Clamp, Epilogue, decode};
 pub(crate) use decoder::SINGULAR;
 pub use decoder::{Decoder, error_bound};
-pub use encode::{encode_filters, encode_input};
+pub use encode::{encode_distinct, encode_filters, encode_input};
 pub use kind::CodeKind;
 pub use sketch::{Sketch, Sketcher};

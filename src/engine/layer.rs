@@ -15,7 +15,7 @@ use super::report::{Completion, LayerReport};
 use super::responses::{Responses, Scheme};
 use crate::array::{Element, Values, check_elems, first_non_finite};
 use crate::coding::{
-    CheckerCache, Clamp, Code, CodeKind, Decoder, DecoderCache, Epilogue, Sketcher, decode, encode_input,
+    CheckerCache, Clamp, Code, CodeKind, Decoder, DecoderCache, Epilogue, Sketcher, decode, encode_distinct,
     error_bound,
 };
 use crate::conv::{ConvParams, ConvShape, conv_local};
@@ -218,8 +218,10 @@ impl<T: Element> CodedConv<T> {
         refuse_unless_passed(self.code().kind(), self.options.audit, flaw)?;
         let slabs: Vec<Arc<Values>> = tracing::debug_span!("encode").in_scope(|| {
             let spare = std::mem::take(&mut *locked(&self.spare));
-            let coded = encode_input(self.code(), &self.shape, &self.slabs, &input, spare);
-            coded.into_iter().map(|slabs| Arc::new(T::wrap(slabs))).collect()
+            let coded = encode_distinct(self.code(), &self.shape, &self.slabs, &input, spare);
+            let coded: Vec<_> = coded.into_iter().map(|slabs| Arc::new(T::wrap(slabs))).collect();
+            // Those of all subtasks may be one and the same.
+            coded.iter().cycle().take(self.code().n()).cloned().collect()
         });
         let encode = started.elapsed();
         let terms = locked(&self.experience).terms(&self.about());

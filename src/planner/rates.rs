@@ -234,7 +234,8 @@ pub(super) struct CodecWork {
 impl CodecWork {
     pub(super) fn of(layer: &ConvShape, code: &Code, slabs: &InputPartition, subtask: &SubtaskShape) -> Self {
         let planes = (layer.batch * layer.in_channels) as f64;
-        let coded = (code.n() * subtask.upload_elems()) as f64;
+        let distinct = if code.shares_slabs() { 1 } else { code.n() };
+        let coded = (distinct * subtask.upload_elems()) as f64;
         let covered = if slabs.is_in_place() { 0.0 } else { planes * slabs.covered_plane() as f64 };
         let selects = matches!(code.kind(), CodeKind::Uncoded | CodeKind::Replication);
         // A column of a block has k_A entries; a lone 1 copies.
