@@ -10,6 +10,8 @@
 pub mod chart;
 mod codec;
 mod compare;
+pub mod coding_errors;
+pub mod conditions;
 pub mod convexity;
 mod findings;
 pub mod layers;
@@ -26,6 +28,10 @@ pub mod record;
 mod runner;
 mod scenario;
 mod simulated;
+pub mod responder_sets;
+pub mod stability;
+pub mod stability_findings;
+pub mod stability_record;
 pub mod stats;
 pub mod text;
 

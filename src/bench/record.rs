@@ -227,10 +227,13 @@ pub struct Conditions {
     /// Whether those are all there are.
     pub exhaustive: bool,
     /// Median.
+    #[serde(with = "infinite")]
     pub median: f64,
     /// 90th percentile.
+    #[serde(with = "infinite")]
     pub p90: f64,
     /// 99th percentile.
+    #[serde(with = "infinite")]
     pub p99: f64,
     /// The worst one seen; infinite for a set that does not decode.
     #[serde(with = "infinite")]
@@ -238,15 +241,15 @@ pub struct Conditions {
 }
 
 /// JSON knows no infinity: it is written as `null`.
-mod infinite {
+pub(super) mod infinite {
     use serde::{Deserialize, Deserializer, Serializer};
 
     #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
-    pub(super) fn serialize<S: Serializer>(value: &f64, to: S) -> Result<S::Ok, S::Error> {
+    pub(in super::super) fn serialize<S: Serializer>(value: &f64, to: S) -> Result<S::Ok, S::Error> {
         if value.is_finite() { to.serialize_some(value) } else { to.serialize_none() }
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
+    pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
         Ok(Option::deserialize(from)?.unwrap_or(f64::INFINITY))
     }
 }
