@@ -24,6 +24,7 @@ pub mod page;
 pub mod page_bench;
 pub mod page_plan;
 mod real;
+pub mod page_stability;
 pub mod record;
 mod runner;
 mod scenario;
