@@ -363,7 +363,10 @@ fn every_command_has_help_with_an_example() {
         .filter_map(|line| line.split_whitespace().next())
         .filter(|command| *command != "help")
         .collect();
-    assert!(["demo", "run", "conv", "devices"].iter().all(|c| commands.contains(c)), "{commands:?}");
+    assert!(
+        ["demo", "run", "conv", "stability", "devices"].iter().all(|c| commands.contains(c)),
+        "{commands:?}"
+    );
     for command in commands.into_iter().chain([""]) {
         for flag in ["--help", "-h"] {
             let said = folder.run(&format!("{command} {flag}"));

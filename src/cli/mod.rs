@@ -21,6 +21,7 @@ mod progress;
 mod rates;
 #[cfg(feature = "onnx")]
 mod run;
+mod stability;
 #[cfg(not(feature = "onnx"))]
 mod without_onnx;
 
@@ -68,6 +69,8 @@ enum Command {
     Plan(Box<plan::PlanArgs>),
     /// Compare coded with uncoded, hedged and replicated execution under the same faults
     Bench(Box<bench::BenchArgs>),
+    /// Condition numbers and errors of every code family
+    Stability(Box<stability::StabilityArgs>),
     /// List the GPU adapters and what `--backend auto` would use
     Devices(devices::DevicesArgs),
 }
@@ -102,6 +105,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Conv(args) => conv::run(&args, console),
         Command::Plan(args) => plan::run(&args, console),
         Command::Bench(args) => bench::run(&args, console),
+        Command::Stability(args) => stability::run(&args, console),
         Command::Devices(args) => devices::run(&args),
     });
     match result {
