@@ -195,13 +195,9 @@ fn beaten(report: &StabilityReport) -> Option<String> {
         let others = table.rows.iter().filter(|row| row.worst < crme.worst);
         let others = others.filter(|row| !["crme", "replication", "uncoded"].contains(&&*row.code));
         better.extend(others.map(|row| {
-            format!(
-                "{} at {} ({} against {})",
-                row.code,
-                table.label,
-                condition(row.worst),
-                condition(crme.worst)
-            )
+            let seen = if row.exhaustive { "" } else { ", in a sample, which shows little of what is rare" };
+            let (other, crme) = (condition(row.worst), condition(crme.worst));
+            format!("{} at {} ({other} against {crme}{seen})", row.code, table.label)
         }));
     }
     (!better.is_empty()).then(|| format!("The worst case of crme is beaten by {}.", list(&better)))
