@@ -25,6 +25,10 @@ impl Model {
     /// # Errors
     /// [`Error::Model`] when a size is not known or the graph does not fit together, [`Error::Layer`] with what
     /// [`CodedConv::prepare`] says of a layer, [`Error::InvalidParameter`] for options that no layer can have.
+    ///
+    /// [`Error::Model`]: crate::Error::Model
+    /// [`Error::Layer`]: crate::Error::Layer
+    /// [`Error::InvalidParameter`]: crate::Error::InvalidParameter
     pub fn prepare(&self, pool: &Pool, options: &ModelOptions) -> Result<PreparedModel> {
         self.prepare_observed(pool, options, &mut |_| {})
     }
