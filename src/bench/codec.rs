@@ -1,12 +1,9 @@
 //! What the codes themselves cost and promise: processor time of encoding and decoding, condition numbers.
 
-use rand::SeedableRng;
-use rand::seq::index;
-use rand_chacha::ChaCha8Rng;
-
+use super::conditions::conditions;
 use super::real::LayerCase;
 use super::record::{CodecCost, Conditions};
-use super::stats;
+use super::responder_sets::Sampling;
 use crate::array::{Element, Values};
 use crate::coding::{Code, Decoder, Epilogue, decode, encode_distinct, encode_filters};
 use crate::engine::LayerOptions;
@@ -20,7 +17,7 @@ const TIMED_MS: f64 = 10.0;
 /// All responder sets are looked at up to this number, else so many that are drawn and the runs of missing neighbours.
 const MOST_SETS: usize = 5000;
 const DRAWN_SETS: usize = 1000;
-/// A singular value decomposition of k x k takes about k cubed steps: sets are drawn for so many in all.
+/// A singular value decomposition of k x k takes about k cubed steps: sets are looked at for so many in all.
 const STEPS: f64 = 2e10;
 
 /// Processor time of encoding, decoding and of all subtasks of a layer, on one CPU worker after the other: the scheduler's
@@ -106,66 +103,17 @@ fn cpu_ms() -> f64 {
     f64::NAN
 }
 
-/// Condition numbers of a code over the sets of delta subtasks: all of them where they are few, else drawn ones and every
-/// run of neighbours missing. `None` for codes too large to look at.
+/// Condition numbers of a code over its responder sets, as many of them as can be looked at in a second or so. `None` for
+/// codes too large to look at.
 #[must_use]
-pub fn conditions(code: &Code, seed: u64) -> Option<Conditions> {
-    let (n, delta) = (code.n(), code.recovery_threshold());
-    let exhaustive = binomial(n, delta).is_some_and(|sets| sets <= MOST_SETS);
-    let mut found = Vec::new();
-    if exhaustive {
-        let mut set: Vec<usize> = (0..delta).collect();
-        loop {
-            found.push(code.condition(&set));
-            // The next set in lexicographic order.
-            let Some(at) = (0..delta).rev().find(|at| set[*at] < n - delta + at) else { break };
-            set[at] += 1;
-            for next in at + 1..delta {
-                set[next] = set[next - 1] + 1;
-            }
-        }
-    } else {
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "a small positive number"
-        )]
-        let affordable = (STEPS / ((code.k_a() * code.k_b()) as f64).powi(3)) as usize;
-        if affordable < n {
-            return None;
-        }
-        let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        for _ in 0..DRAWN_SETS.min(affordable) {
-            let mut set = index::sample(&mut rng, n, delta).into_vec();
-            set.sort_unstable();
-            found.push(code.condition(&set));
-        }
-        for first in 0..n {
-            let mut set: Vec<usize> = (0..delta).map(|i| (first + i) % n).collect();
-            set.sort_unstable();
-            found.push(code.condition(&set));
-        }
+pub fn affordable_conditions(code: &Code, seed: u64) -> Option<Conditions> {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a small positive number")]
+    let affordable = (STEPS / (code.recovery_threshold() as f64).powi(3)) as usize;
+    if affordable < code.n() {
+        return None;
     }
-    found.sort_by(f64::total_cmp);
-    let quantile = |q| stats::quantile(&found, q);
-    Some(Conditions {
-        code: code.kind().to_string(),
-        n,
-        recovery_threshold: delta,
-        k_a: code.k_a(),
-        k_b: code.k_b(),
-        sets: found.len(),
-        exhaustive,
-        median: quantile(0.5),
-        p90: quantile(0.9),
-        p99: quantile(0.99),
-        worst: quantile(1.0),
-    })
-}
-
-fn binomial(n: usize, k: usize) -> Option<usize> {
-    let k = k.min(n - k);
-    (0..k).try_fold(1_usize, |product, i| Some(product.checked_mul(n - i)? / (i + 1)))
+    let sampling = Sampling { limit: MOST_SETS.min(affordable), samples: DRAWN_SETS.min(affordable), seed };
+    Some(conditions(code, &sampling))
 }
 
 #[cfg(test)]
@@ -174,19 +122,14 @@ mod tests {
     use crate::coding::CodeKind;
 
     #[test]
-    fn few_sets_are_all_looked_at_and_many_are_drawn() {
-        let code = |k_a, k_b, n| Code::new(CodeKind::Crme, k_a, k_b, n).unwrap();
-        let few = conditions(&code(4, 4, 6), 0).unwrap();
+    fn few_sets_are_all_looked_at_many_are_drawn_and_the_largest_left_alone() {
+        let of = |k_a, k_b, n| affordable_conditions(&Code::new(CodeKind::Crme, k_a, k_b, n).unwrap(), 0);
+        let few = of(4, 4, 6).unwrap();
         assert_eq!((few.sets, few.exhaustive), (15, true));
         assert!(1.0 <= few.median && few.median <= few.p99 && few.p99 <= few.worst && few.worst < 100.0);
-        let worst = (0..6).flat_map(|a| (a + 1..6).map(move |b| (a, b))).map(|(a, b)| {
-            let set: Vec<usize> = (0..6).filter(|i| ![a, b].contains(i)).collect();
-            code(4, 4, 6).condition(&set)
-        });
-        assert_eq!(few.worst, worst.fold(0.0, f64::max));
-        let many = conditions(&code(4, 8, 20), 0).unwrap();
-        assert_eq!((many.sets, many.exhaustive), (1020, false));
-        assert_eq!(conditions(&code(4, 8, 20), 0).unwrap(), many);
-        assert_eq!((binomial(20, 8), binomial(6, 6), binomial(5, 0)), (Some(125_970), Some(1), Some(1)));
+        let many = of(4, 8, 20).unwrap();
+        assert!(many.sets > DRAWN_SETS && !many.exhaustive);
+        assert_eq!(of(4, 8, 20).unwrap(), many);
+        assert!(of(200, 100, 5200).is_none());
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Invariant: what is missing from the report is accounted for in its findings.
 
-use super::codec::{codec_cost, conditions};
+use super::codec::{affordable_conditions, codec_cost};
 use super::findings::findings;
 use super::layers::NamedLayer;
 use super::methods::Method;
@@ -93,7 +93,7 @@ impl Comparison {
             };
             if kind.mixes() && !self.conditions.iter().any(known) {
                 let code = Code::new(kind, plan.k_a, plan.k_b, plan.n)?;
-                self.conditions.extend(conditions(&code, self.plan.seed));
+                self.conditions.extend(affordable_conditions(&code, self.plan.seed));
             }
         }
         Ok(())

@@ -2,15 +2,16 @@
 //!
 //! [`layers`] is the catalogue of shapes, [`Scenario`] what goes wrong, [`Method`] who is compared; [`Comparison`] runs them
 //! in turns into a [`record`] (`bench.json`). [`stats`] is how trials become numbers with intervals, [`page`] how reports
-//! become HTML files, with what [`chart`] draws and [`text`] words. Everything is measured by the library's own scheduler,
+//! become HTML files, with what [`chart`] draws and [`text`] words. [`convexity`] measures what the planner predicts, and
+//! [`stability`] is about digits instead of time: condition numbers and errors of the code families. Everything is measured by the library's own scheduler,
 //! on real workers or in virtual time. Who only runs layers or models can skip this module.
 //!
 //! Invariant: methods that are compared met the same inputs, the same number of workers and the same faults, in turns.
 
 pub mod chart;
 mod codec;
-mod compare;
 pub mod coding_errors;
+mod compare;
 pub mod conditions;
 pub mod convexity;
 mod findings;
@@ -23,20 +24,20 @@ mod models;
 pub mod page;
 pub mod page_bench;
 pub mod page_plan;
-mod real;
 pub mod page_stability;
+mod real;
 pub mod record;
+pub mod responder_sets;
 mod runner;
 mod scenario;
 mod simulated;
-pub mod responder_sets;
 pub mod stability;
 pub mod stability_findings;
 pub mod stability_record;
 pub mod stats;
 pub mod text;
 
-pub use codec::{codec_cost, conditions};
+pub use codec::{affordable_conditions, codec_cost};
 pub use compare::Comparison;
 pub use findings::findings;
 pub use methods::Method;
