@@ -7,7 +7,7 @@ use super::responder_sets::Sampling;
 use crate::array::{Element, Values};
 use crate::coding::{Code, Decoder, Epilogue, decode, encode_distinct, encode_filters};
 use crate::engine::LayerOptions;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::partition::{FilterPartition, InputPartition, OutputTiling};
 use crate::planner::subtask_shape;
 use crate::worker::{CancelToken, CpuWorker, FilterKey, Order, Worker};
@@ -20,8 +20,9 @@ const DRAWN_SETS: usize = 1000;
 /// A singular value decomposition of k x k takes about k cubed steps: sets are looked at for so many in all.
 const STEPS: f64 = 2e10;
 
-/// Processor time of encoding, decoding and of all subtasks of a layer, on one CPU worker after the other: the scheduler's
-/// own time is not in it. `None` where processor time cannot be measured.
+/// Processor time of encoding, decoding and of all subtasks of a layer, one after the other on one thread: threads that
+/// share a core or its memory take longer for the same, and would for all three. The scheduler's own time is not in it.
+/// `None` where processor time cannot be measured.
 ///
 /// # Errors
 /// Those of the code and the worker.
@@ -29,6 +30,14 @@ pub fn codec_cost<T: Element>(case: &LayerCase<T>, options: &LayerOptions) -> Re
     if cpu_ms().is_nan() {
         return Ok(None);
     }
+    let one = rayon::ThreadPoolBuilder::new().num_threads(1).build().map_err(|e| Error::Unavailable {
+        what: format!("a thread to measure encoding on ({e})"),
+        mend: "raise the limit of threads".to_owned(),
+    })?;
+    one.install(|| on_this_thread(case, options)).map(Some)
+}
+
+fn on_this_thread<T: Element>(case: &LayerCase<T>, options: &LayerOptions) -> Result<CodecCost> {
     let shape = &case.shape;
     let (k_a, k_b) = options.partitions.unwrap_or((1, 1));
     let code = Code::new(options.code, k_a, k_b, options.subtasks.unwrap_or(1))?;
@@ -73,7 +82,7 @@ pub fn codec_cost<T: Element>(case: &LayerCase<T>, options: &LayerOptions) -> Re
     let decode_cpu_ms =
         timed(|| decode(&decoder, &tiling, &parts, Epilogue { bias: None, clamp: None }, &mut output))?;
     let total_cpu_ms = encode_cpu_ms + compute_cpu_ms + decode_cpu_ms;
-    Ok(Some(CodecCost { name: case.name.clone(), encode_cpu_ms, decode_cpu_ms, total_cpu_ms }))
+    Ok(CodecCost { name: case.name.clone(), encode_cpu_ms, decode_cpu_ms, total_cpu_ms })
 }
 
 /// Processor time of one call, after one that warms up.

@@ -136,7 +136,13 @@ fn simulated(args: &BenchArgs, layers: &[NamedLayer], console: Console) -> Resul
     let bytes_s = bandwidth * 1e6 / 8.0;
     let link = Link { latency, up_bytes_s: bytes_s, down_bytes_s: bytes_s };
     let own = SimulatedSetting { link, rates };
-    let mut comparison = comparison(args, workers, rates)?;
+    // What the planner weighs is what a run will meet: the link as well.
+    let element_s = dtype(&args.layer).size_bytes() as f64 / bytes_s;
+    let mut seen = rates;
+    seen.worker.call_s += 2.0 * latency.as_secs_f64();
+    seen.worker.upload_s += element_s;
+    seen.worker.download_s += element_s;
+    let mut comparison = comparison(args, workers, seen)?;
     {
         let bar = Bar::new(console, "simulating");
         let mut observe = |progress: Progress<'_>| show(&bar, console, false, progress);
