@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Args;
 use fcdcc::array::DType;
 use fcdcc::bench::convexity::Convexity;
-use fcdcc::bench::layers::{NamedLayer, resolve};
+use fcdcc::bench::layers::NamedLayer;
 use fcdcc::bench::record::Setting;
 use fcdcc::bench::{machine, page_plan};
 use fcdcc::planner::{LayerPlan, PlanOptions, Rates, Way, plan_layer};
@@ -16,7 +16,7 @@ use serde::Serialize;
 use super::options::{LayerArgs, Precision};
 use super::print::{bytes, out, out_json};
 use super::progress::Bar;
-use super::{Console, files, pool, rates};
+use super::{Console, bench_layers, files, pool, rates};
 
 /// Show how each layer would be divided, what that costs, and why.
 #[derive(Args)]
@@ -30,8 +30,8 @@ pub(crate) struct PlanArgs {
     model: Option<PathBuf>,
     /// Known networks (lenet5, alexnet, vgg16, resnet50), single layers (vgg16/conv3_2) or a TOML file, with commas
     /// between several
-    #[arg(long, value_name = "LAYERS", conflicts_with_all = ["model", "shape"])]
-    layers: Option<String>,
+    #[arg(long, value_name = "LIST", value_delimiter = ',', conflicts_with_all = ["model", "shape"])]
+    layers: Vec<String>,
     /// Without a model one layer: the shape of its input, batch,channels,spatial...; with one the shape of its input
     /// where the file leaves it open: [NAME=]SIZE,SIZE,... (may be repeated)
     #[arg(long, value_name = "SHAPE")]
@@ -210,8 +210,8 @@ impl Subject {
         if let Some(path) = &args.model {
             return Self::model(path, &args.shape);
         }
-        if let Some(spec) = &args.layers {
-            return resolve(spec).map(Self::Layers);
+        if !args.layers.is_empty() {
+            return bench_layers::chosen(&args.layers).map(Self::Layers);
         }
         let params = ConvParams {
             stride: args.stride.clone(),
