@@ -245,10 +245,10 @@ impl TrialFault {
         match spec.fault {
             Fault::Delay(Delay::Constant(delay)) => format!("{who} {} late", ms(delay)),
             Fault::Delay(Delay::Exponential { mean }) => {
-                format!("{who} late by an exponential time of mean {}", ms(mean))
+                format!("{who} late, exponential, mean {}", ms(mean))
             }
             Fault::Delay(Delay::ShiftedExponential { shift, mean }) => {
-                format!("{who} late by {} and an exponential time of mean {}", ms(shift), ms(mean))
+                format!("{who} late, {} + exponential, mean {}", ms(shift), ms(mean))
             }
             Fault::Slow(factor) => format!("{who} {factor} times slower"),
             Fault::Crash => format!("{who} crash"),
@@ -420,8 +420,8 @@ mod tests {
                 "1 of 6 workers 100 ms late",
                 "2 of 6 workers 100 ms late",
                 "3 of 6 workers 100 ms late",
-                "all 6 workers late by an exponential time of mean 50 ms",
-                "all 6 workers late by 25 ms and an exponential time of mean 50 ms",
+                "all 6 workers late, exponential, mean 50 ms",
+                "all 6 workers late, 25 ms + exponential, mean 50 ms",
                 "2 of 6 workers 5 times slower",
                 "2 of 6 workers crash",
             ]

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use fcdcc::bench::layers::{NamedLayer, network, networks};
+use fcdcc::bench::layers::{NamedLayer, networks, resolve};
 use fcdcc::{ConvParams, ConvShape, Error, Result};
 use serde::Deserialize;
 
@@ -64,22 +64,8 @@ fn one() -> usize {
 pub(crate) fn chosen(names: &[String]) -> Result<Vec<NamedLayer>> {
     let mut layers = Vec::new();
     for name in names {
-        let (of, layer) = name.split_once('/').unwrap_or((name, ""));
-        if !networks().contains(&of) {
-            layers.extend(from_file(Path::new(name))?);
-            continue;
-        }
-        let mut all = network(of)?;
-        let known: Vec<String> = all.iter().map(|l| l.name.clone()).collect();
-        all.retain(|l| layer.is_empty() || l.name == *name);
-        if all.is_empty() {
-            return Err(Error::invalid(
-                "layer (--layers)",
-                format!("{name:?}"),
-                format!("{of} has {}", known.join(", ")),
-            ));
-        }
-        layers.extend(all);
+        let of = name.split_once('/').map_or(name.as_str(), |(network, _)| network);
+        layers.extend(if networks().contains(&of) { resolve(name)? } else { from_file(Path::new(name))? });
     }
     Ok(layers)
 }
