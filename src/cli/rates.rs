@@ -69,7 +69,7 @@ fn keep(key: String, calibration: Calibration) {
 /// are to be measured.
 ///
 /// # Errors
-/// What a worker says that cannot be measured.
+/// What a worker says that cannot be measured although that is asked for.
 pub(crate) fn of(
     workers: &mut [Box<dyn Worker>],
     dtype: DType,
@@ -103,8 +103,17 @@ pub(crate) fn of(
                 bar.steps(0, 1, &device);
                 let worker = workers[at].as_mut();
                 let measured = match dtype {
-                    DType::F32 => calibrate::<f32>(worker, cores)?,
-                    DType::F64 => calibrate::<f64>(worker, cores)?,
+                    DType::F32 => calibrate::<f32>(worker, cores),
+                    DType::F64 => calibrate::<f64>(worker, cores),
+                };
+                let measured = match measured {
+                    Ok(measured) => measured,
+                    // A worker that fails is what runs are made for; the planner does without it.
+                    Err(error) if how == Calibrate::Auto => {
+                        tracing::warn!(device, %error, "could not be measured");
+                        continue;
+                    }
+                    Err(error) => return Err(error),
                 };
                 keep(key, measured);
                 measured
