@@ -388,3 +388,16 @@ fn devices_are_listed_for_people_and_programs() {
     assert!(devices["adapters"].is_array());
     assert!(["cpu", "gpu"].contains(&devices["auto"]["backend"].as_str().unwrap()));
 }
+
+#[test]
+fn a_result_without_a_certain_digit_is_refused_unless_it_is_asked_for() {
+    let folder = Folder::new();
+    let args =
+        "--code vandermonde --workers 20 --partitions 4,4 --fault 16,17,18,19:crash --on-shortfall fail";
+    let said = folder.conv(args);
+    assert_eq!((said.status, said.out.as_str()), (4, ""), "{}", said.err);
+    assert!(said.err.contains("--max-error") && !folder.path("y.npy").exists(), "{}", said.err);
+    folder.exact(&format!("{args} --max-error 1e9"));
+    folder.exact(&format!("{args} --precision f64"));
+    assert!(folder.path("y.npy").exists());
+}

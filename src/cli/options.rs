@@ -141,7 +141,7 @@ pub(crate) struct LayerArgs {
     /// (leave out who is wrong; two for each)
     #[arg(long, value_name = "HOW", default_value = "off")]
     pub(crate) audit: Audit,
-    /// Refuse a result whose error bound (relative L2) exceeds R
+    /// Refuse a result whose error bound (relative L2) exceeds R [default: 1, where no digit is certain]
     #[arg(long, value_name = "R", allow_negative_numbers = true)]
     pub(crate) max_error: Option<f64>,
     /// Seed of everything random
@@ -181,7 +181,7 @@ impl LayerArgs {
             patience: self.patience,
             audit: self.audit,
             seed: self.seed,
-            max_error: self.max_error,
+            max_error: self.max_error.or(defaults.max_error),
             clamp: None,
         })
     }

@@ -38,7 +38,8 @@ pub struct LayerOptions {
     pub audit: Audit,
     /// Seed of the audit's random signs.
     pub seed: u64,
-    /// Largest acceptable error bound (relative L2).
+    /// Largest acceptable error bound (relative L2); `None`: any. By default 1: what may have no digit right is no result,
+    /// as with a badly conditioned code in f32.
     pub max_error: Option<f64>,
     /// Activation applied to the output, after the bias.
     pub clamp: Option<Clamp>,
@@ -61,7 +62,7 @@ impl Default for LayerOptions {
             patience: policy.patience,
             audit: policy.audit,
             seed: 0,
-            max_error: None,
+            max_error: Some(1.0),
             clamp: None,
         }
     }
