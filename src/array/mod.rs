@@ -5,7 +5,9 @@
 
 mod element;
 mod matmul;
+mod random;
 
 pub use element::{DType, Element, Values, first_non_finite};
 pub(crate) use element::{check_elems, check_indices};
 pub use matmul::{Matrix, MatrixMut, matmul, matmul_on};
+pub(crate) use random::normal;

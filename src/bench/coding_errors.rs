@@ -4,11 +4,11 @@
 //! Truth is the uncoded convolution in f64 of the very numbers that were encoded (for f32, after rounding them).
 //! Invariant: the same seed gives the same numbers whatever the code.
 
-use rand::{RngExt, SeedableRng};
+use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
-use crate::array::Element;
+use crate::array::{Element, normal};
 use crate::coding::{Code, Decoder, Epilogue, decode, encode_filters, encode_input, error_bound};
 use crate::conv::{ConvKernel, ConvShape, Scratch, conv_local};
 use crate::error::{Error, Result};
@@ -144,12 +144,6 @@ impl<'a, T: Element> Computed<'a, T> {
         decode(&decoder, &self.tiling, &results, nothing, &mut self.output)?;
         Ok(self.numbers.deviation(&self.output))
     }
-}
-
-/// A standard normal number (Box and Muller).
-fn normal(random: &mut ChaCha8Rng) -> f64 {
-    let (radius, turn): (f64, f64) = (1.0 - random.random_range(0.0..1.0), random.random_range(0.0..1.0));
-    (-2.0 * radius.ln()).sqrt() * (std::f64::consts::TAU * turn).cos()
 }
 
 #[cfg(test)]

@@ -5,12 +5,14 @@
 use std::time::Duration;
 
 use ndarray::{ArrayD, IxDyn};
+use rand::SeedableRng;
 use rand::seq::SliceRandom;
-use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use super::layers::NamedLayer;
+use super::real::numbers;
+use super::stats;
 use crate::array::Element;
 use crate::coding::{Code, CodeKind};
 use crate::engine::{CodedConv, LayerOptions, SharedWeight};
@@ -115,12 +117,11 @@ impl Convexity {
         observe: &mut dyn FnMut(usize, usize),
     ) -> Result<()> {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let mut numbers =
-            |len: usize| -> Vec<T> { (0..len).map(|_| T::from_f64(rng.random_range(-1.0..1.0))).collect() };
         let shape = &layer.shape;
-        let weight: SharedWeight<T> = std::sync::Arc::new(numbers(shape.weight_elems()));
-        let input = ArrayD::from_shape_vec(IxDyn(&shape.input_shape()), numbers(shape.input_elems()))
-            .expect("as many numbers as the shape has elements");
+        let weight: SharedWeight<T> = std::sync::Arc::new(numbers::<T>(shape.weight_elems(), &mut rng));
+        let input =
+            ArrayD::from_shape_vec(IxDyn(&shape.input_shape()), numbers(shape.input_elems(), &mut rng))
+                .expect("as many numbers as the shape has elements");
         let prepare = |pair: &Pair| {
             // Nothing but the first results that decode: what is measured is the pair.
             let options = LayerOptions {
@@ -157,9 +158,8 @@ impl Convexity {
             }
             observe(trial, trials);
         }
-        for (pair, mut times) in self.pairs.iter_mut().zip(times) {
-            times.sort_by(f64::total_cmp);
-            pair.measured_ms = times.get(times.len() / 2).copied();
+        for (pair, times) in self.pairs.iter_mut().zip(times) {
+            pair.measured_ms = (trials > 0).then(|| stats::median(&times));
         }
         Ok(())
     }

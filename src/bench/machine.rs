@@ -2,10 +2,18 @@
 
 use std::time::SystemTime;
 
+use super::record::Setting;
+
+/// Logical cores.
+#[must_use]
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
 /// Processor and number of logical cores, e.g. `Intel(R) Xeon(R) Processor @ 2.90GHz, 2 cores`.
 #[must_use]
 pub fn hardware() -> String {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let cores = cores();
     let name = std::fs::read_to_string("/proc/cpuinfo").ok().and_then(|text| {
         // x86 names its model; many ARM kernels only the board.
         let value = |key: &str| {
@@ -28,6 +36,30 @@ pub fn system() -> String {
 #[must_use]
 pub fn now() -> String {
     humantime::format_rfc3339_seconds(SystemTime::now()).to_string()
+}
+
+/// What this very command measures, here and now.
+#[must_use]
+pub fn setting(mode: &str, workers: String, precision: String, seed: u64, trials: usize) -> Setting {
+    let given: Vec<String> = std::env::args().skip(1).map(quoted).collect();
+    Setting {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        command: format!("fcdcc {}", given.join(" ")),
+        date: now(),
+        hardware: hardware(),
+        system: system(),
+        mode: mode.to_owned(),
+        workers,
+        precision,
+        seed,
+        trials,
+    }
+}
+
+/// As a shell would have to be given it.
+fn quoted(word: String) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "-_=.,:/+".contains(c);
+    if !word.is_empty() && word.chars().all(plain) { word } else { format!("'{word}'") }
 }
 
 #[cfg(test)]

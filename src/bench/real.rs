@@ -3,7 +3,7 @@
 //! Invariant: a run begins when the workers of the one before are idle again, so that nobody's stragglers slow another.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ndarray::{ArrayD, IxDyn};
 use rand::{Rng, RngExt, SeedableRng};
@@ -23,7 +23,6 @@ use crate::worker::{Fate, FatedWorker, Fates, Worker};
 
 /// So long a run waits for the workers of the last one to stop. They stop within one sub-result.
 const SETTLE_LIMIT: Duration = Duration::from_secs(10);
-const SETTLE_STEP: Duration = Duration::from_micros(50);
 
 /// Makes so many workers, for each method anew.
 pub type Workers<'a> = &'a dyn Fn(usize) -> Result<Vec<Box<dyn Worker>>>;
@@ -99,13 +98,8 @@ impl Arena {
     }
 
     fn settle(&self) {
-        let started = Instant::now();
-        while !self.pool.is_idle() {
-            if started.elapsed() > SETTLE_LIMIT {
-                tracing::warn!("workers are still busy {SETTLE_LIMIT:?} after their run");
-                return;
-            }
-            std::thread::sleep(SETTLE_STEP);
+        if !self.pool.wait_idle(SETTLE_LIMIT) {
+            tracing::warn!("workers are still busy {SETTLE_LIMIT:?} after their run");
         }
     }
 }

@@ -5,16 +5,16 @@ use std::time::Duration;
 
 use clap::Args;
 use fcdcc::bench::layers::NamedLayer;
-use fcdcc::bench::record::{BenchReport, Estimate, Setting, Study};
+use fcdcc::bench::record::{BenchReport, Setting};
 use fcdcc::bench::{Comparison, Method, Plan, Progress, Scenario, SimulatedSetting, machine};
 use fcdcc::planner::Rates;
 use fcdcc::scheduler::Link;
 use fcdcc::worker::{LOCAL_HOST, WorkerInfo, WorkerKind};
 use fcdcc::{Audit, CodeKind, DType, Error, LayerOptions, Result, Worker};
 
-use super::options::{LayerArgs, Precision};
+use super::options::{LayerArgs, Precision, duration};
 use super::progress::Bar;
-use super::{Console, bench_layers, files, pool, print, rates};
+use super::{Console, bench_layers, bench_table, files, pool, print, rates};
 
 /// Compare coded execution with uncoded, hedged and replicated under the same faults, in turns.
 #[derive(Args)]
@@ -51,7 +51,7 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "FAULTS", help_heading = "Comparison")]
     scenario: Vec<Scenario>,
     /// How late stragglers of the suite and around the break-even are [default: five uncoded runs, at least 20ms]
-    #[arg(long, value_name = "DUR", value_parser = delay, help_heading = "Comparison")]
+    #[arg(long, value_name = "DUR", value_parser = duration, help_heading = "Comparison")]
     delay: Option<Duration>,
     /// Do not look for the delay from which on coding wins
     #[arg(long, help_heading = "Comparison")]
@@ -61,7 +61,7 @@ pub(crate) struct BenchArgs {
     #[arg(long = "virtual", conflicts_with_all = VIRTUAL_EXCLUDES, help_heading = "Virtual workers")]
     simulated: bool,
     /// Latency of the link to each simulated worker [default: 200us]
-    #[arg(long, value_name = "DUR", value_parser = delay, help_heading = "Virtual workers")]
+    #[arg(long, value_name = "DUR", value_parser = duration, help_heading = "Virtual workers")]
     link_latency: Option<Duration>,
     /// Megabits a second of the link to each simulated worker, each way [default: 1000]
     #[arg(long, value_name = "MBIT", allow_negative_numbers = true, help_heading = "Virtual workers")]
@@ -83,11 +83,6 @@ const VIRTUAL_EXCLUDES: [&str; 3] = ["pool", "backend", "adapter"];
 
 /// Most simulated workers.
 const MAX_SIMULATED: usize = 10_000;
-
-fn delay(text: &str) -> Result<Duration> {
-    let parsed = humantime::parse_duration(text);
-    parsed.map_err(|e| Error::invalid("delay", format!("{text:?}"), format!("{e}; write it as 500ms or 2s")))
-}
 
 pub(crate) fn run(args: &BenchArgs, console: Console) -> Result<()> {
     if let Some(folder) = &args.output {
@@ -372,41 +367,20 @@ fn crew(infos: &[WorkerInfo]) -> String {
 }
 
 fn setting(args: &BenchArgs, mode: &str, workers: String) -> Setting {
-    let given: Vec<String> = std::env::args().skip(1).map(quoted).collect();
-    Setting {
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        command: format!("fcdcc {}", given.join(" ")),
-        date: machine::now(),
-        hardware: machine::hardware(),
-        system: machine::system(),
-        mode: mode.to_owned(),
-        workers,
-        precision: dtype(&args.layer).name().to_owned(),
-        seed: args.layer.seed,
-        trials: args.trials,
-    }
-}
-
-/// As a shell would have to be given it.
-fn quoted(word: String) -> String {
-    let plain = |c: char| c.is_alphanumeric() || "-_=.,:/+".contains(c);
-    if !word.is_empty() && word.chars().all(plain) { word } else { format!("'{word}'") }
-}
-
-fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
+    let precision = dtype(&args.layer).name().to_owned();
+    machine::setting(mode, workers, precision, args.layer.seed, args.trials)
 }
 
 /// What the workers share, and so what the numbers cannot show.
 fn notes(infos: &[WorkerInfo]) -> Vec<String> {
     let mut notes = Vec::new();
     let threads = infos.iter().filter(|i| i.kind == WorkerKind::Cpu && i.host == LOCAL_HOST).count();
-    if threads > cores() {
+    if threads > machine::cores() {
         notes.push(format!(
             "The {threads} CPU workers are threads of one machine with {} cores: they compute one after the other in \
              part, so that the additional work of coding and of copies costs time that machines of their own would not \
              take, and hedging is held back while the cores are busy. Delays are waited for, not computed.",
-            cores()
+            machine::cores()
         ));
     }
     let mut adapters: Vec<&String> = infos.iter().filter_map(|i| i.adapter.as_ref()).collect();
@@ -425,7 +399,7 @@ fn notes(infos: &[WorkerInfo]) -> Vec<String> {
 
 fn table(report: &BenchReport) -> Result<()> {
     for study in &report.studies {
-        one(study)?;
+        bench_table::one(study)?;
     }
     for cost in &report.codec {
         print::out(format_args!(
@@ -441,68 +415,4 @@ fn table(report: &BenchReport) -> Result<()> {
         print::out(format_args!("- {sentence}"))?;
     }
     Ok(())
-}
-
-fn one(study: &Study) -> Result<()> {
-    print::out(format_args!(
-        "{} ({}; {:.3} G multiply-adds), {} workers, {} stragglers tolerated",
-        study.name,
-        study.shape,
-        study.macs / 1e9,
-        study.workers,
-        study.tolerate
-    ))?;
-    for plan in &study.plans {
-        print::out(format_args!(
-            "  {:12} {},{} parts, {} of {} subtasks, work {:.2}: {}",
-            plan.method, plan.k_a, plan.k_b, plan.recovery_threshold, plan.n, plan.work, plan.about
-        ))?;
-    }
-    for scenario in &study.scenarios {
-        let failed = scenario.methods.iter().any(|method| method.failed > 0);
-        print::out(format_args!(
-            "  {}\n    {:12} {:>9} {:>19} {:>9} {:>9} {:>10} {:>6} {:>6} {:>8}{}",
-            scenario.name,
-            "method",
-            "median ms",
-            "95 % interval",
-            "p90",
-            "p99",
-            format!("to {}", scenario.methods.first().map_or("first", |m| &m.method)),
-            "work",
-            "wasted",
-            "error",
-            if failed { "  failed" } else { "" }
-        ))?;
-        for method in &scenario.methods {
-            let interval = |of: Estimate| format!("{:.2} - {:.2}", of.low, of.high);
-            let error = method.max_error.map_or_else(|| "-".to_owned(), |error| format!("{error:.1e}"));
-            print::out(format_args!(
-                "    {:12} {:>9.2} {:>19} {:>9.2} {:>9.2} {:>10.3} {:>6.2} {:>5.0}% {:>8}{}",
-                method.method,
-                method.median.value,
-                interval(method.median),
-                method.p90.value,
-                method.p99.value,
-                method.to_first.value,
-                method.work,
-                method.wasted * 100.0,
-                error,
-                if method.failed > 0 { format!("  {}", method.failed) } else { String::new() }
-            ))?;
-        }
-    }
-    for sweep in &study.break_even {
-        let from = match sweep.delay_ms {
-            Some(0.0) => "at every delay".to_owned(),
-            Some(delay) => format!("from a delay of {delay:.1} ms on"),
-            None => "at no delay that was tried".to_owned(),
-        };
-        let judged = study.scenarios.first().and_then(|s| s.methods.last()).map_or("", |m| &m.method);
-        print::out(format_args!(
-            "  {judged} beats {} with {} straggling {from}",
-            sweep.against, sweep.stragglers
-        ))?;
-    }
-    print::out("")
 }

@@ -2,6 +2,7 @@
 
 mod bench;
 mod bench_layers;
+mod bench_table;
 mod conv;
 #[cfg(feature = "onnx")]
 mod demo;

@@ -86,9 +86,9 @@ impl FromStr for Partitions {
 }
 
 /// A time such as `500ms` or `2s`.
-fn duration(text: &str) -> Result<Duration> {
+pub(crate) fn duration(text: &str) -> Result<Duration> {
     humantime::parse_duration(text)
-        .map_err(|e| Error::invalid("deadline", format!("{text:?}"), format!("{e}; write it as 500ms or 2s")))
+        .map_err(|e| Error::invalid("duration", format!("{text:?}"), format!("{e}; write it as 500ms or 2s")))
 }
 
 /// Options of every command that runs coded layers.

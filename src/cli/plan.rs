@@ -7,7 +7,6 @@ use clap::Args;
 use fcdcc::array::DType;
 use fcdcc::bench::convexity::Convexity;
 use fcdcc::bench::layers::NamedLayer;
-use fcdcc::bench::record::Setting;
 use fcdcc::bench::{machine, page_plan};
 use fcdcc::planner::{LayerPlan, PlanOptions, Rates, Way, plan_layer};
 use fcdcc::{ConvParams, ConvShape, Error, LayerOptions, Pool, Result};
@@ -168,7 +167,8 @@ pub(crate) fn run(args: &PlanArgs, console: Console) -> Result<()> {
     if let Some(folder) = &args.output {
         files::make_folder(folder)?;
         let trials = if args.measure { args.trials } else { 0 };
-        let setting = setting(args, dtype, count, &own[0].device, trials);
+        let crew = format!("{count} x {}", own[0].device);
+        let setting = machine::setting("real", crew, dtype.name().to_owned(), args.layer.seed, trials);
         let html = page_plan::page(&setting, &report.pairs).html();
         files::write_bytes(&folder.join("plan.html"), html.as_bytes())?;
         files::write_report(&folder.join("plan.json"), &report)?;
@@ -181,21 +181,6 @@ pub(crate) fn run(args: &PlanArgs, console: Console) -> Result<()> {
         measured_table(pairs)?;
     }
     Ok(())
-}
-
-fn setting(args: &PlanArgs, dtype: DType, workers: usize, device: &str, trials: usize) -> Setting {
-    Setting {
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        command: std::env::args().collect::<Vec<_>>().join(" "),
-        date: machine::now(),
-        hardware: machine::hardware(),
-        system: machine::system(),
-        mode: "real".to_owned(),
-        workers: format!("{workers} x {device}"),
-        precision: dtype.name().to_owned(),
-        seed: args.layer.seed,
-        trials,
-    }
 }
 
 /// What is to be planned.

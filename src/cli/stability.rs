@@ -132,18 +132,9 @@ pub(crate) fn run(args: &StabilityArgs, console: Console) -> Result<()> {
 }
 
 fn setting(options: &Options) -> Setting {
-    Setting {
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        command: std::env::args().collect::<Vec<_>>().join(" "),
-        date: machine::now(),
-        hardware: machine::hardware(),
-        system: machine::system(),
-        mode: "real".to_owned(),
-        workers: "none: every subtask is computed here".to_owned(),
-        precision: options.precisions.iter().map(|dtype| dtype.name()).collect::<Vec<_>>().join(", "),
-        seed: options.sampling.seed,
-        trials: options.sampling.samples,
-    }
+    let workers = "none: every subtask is computed here".to_owned();
+    let precision = options.precisions.iter().map(|dtype| dtype.name()).collect::<Vec<_>>().join(", ");
+    machine::setting("real", workers, precision, options.sampling.seed, options.sampling.samples)
 }
 
 fn print(report: &StabilityReport) -> Result<()> {

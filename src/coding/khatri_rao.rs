@@ -1,10 +1,11 @@
 //! Random Khatri-Rao product codes (arXiv 1907.05965): every subtask combines the slabs and the banks with independent
 //! normal coefficients. Any k_A k_B of the Kronecker products of these are independent with probability 1.
 
-use rand::{Rng, SeedableRng};
+use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use super::generators::{Generators, Structure};
+use crate::array::normal;
 
 /// Generator blocks, drawn from a stream that (k_A, k_B, n) fix: whoever knows these has the same code.
 pub(super) fn generators(k_a: usize, k_b: usize, n: usize) -> (Structure, Generators) {
@@ -16,11 +17,4 @@ pub(super) fn generators(k_a: usize, k_b: usize, n: usize) -> (Structure, Genera
     let mut side = |k: usize| (0..n * k).map(|_| normal(&mut random)).collect();
     let generators = Generators { n, l_a: 1, l_b: 1, input_blocks: side(k_a), filter_blocks: side(k_b) };
     (Structure::Dense, generators)
-}
-
-/// A standard normal number (Box and Muller), from two draws.
-fn normal(random: &mut impl Rng) -> f64 {
-    let mut uniform = || (random.next_u64() >> 11) as f64 / (1_u64 << 53) as f64;
-    let (radius, turn) = (1.0 - uniform(), uniform());
-    (-2.0 * radius.ln()).sqrt() * (std::f64::consts::TAU * turn).cos()
 }

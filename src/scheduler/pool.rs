@@ -32,7 +32,7 @@ use crate::worker::{CancelToken, FilterKey, LOCAL_HOST, Recipe, Worker, WorkerIn
 /// How long a dropped pool waits for its workers before it leaves a hung one behind.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
 /// How often [`Pool::wait_idle`] looks.
-const IDLE_POLL: Duration = Duration::from_micros(100);
+const IDLE_POLL: Duration = Duration::from_micros(50);
 
 /// A set of workers, each on a thread of its own. Cheap to clone; shared by prepared layers and by threads that
 /// run them at the same time.
@@ -155,15 +155,6 @@ impl Pool {
         (health.state == State::Lost).then(|| health.cause.unwrap_or_default())
     }
 
-    /// Whether no worker has anything to do: no task queued or running, no filters on their way.
-    #[must_use]
-    pub fn is_idle(&self) -> bool {
-        self.inner.slots.iter().all(|slot| {
-            let at_work = slot.status.load.load(Ordering::Relaxed);
-            at_work + slot.status.installing.load(Ordering::Relaxed) == 0
-        })
-    }
-
     /// Checks that every worker computes in `dtype`.
     pub(crate) fn check_dtype(&self, dtype: DType) -> Result<()> {
         match self.inner.slots.iter().find(|slot| dtype == DType::F64 && !slot.info.f64) {
@@ -190,12 +181,15 @@ impl Pool {
         self.inner.shared.changes.load(Ordering::Relaxed)
     }
 
-    /// Waits until no worker has a task any more, at most for `limit`; whether that came true. Stragglers of a run that is
+    /// Waits until no worker has a task or filters on their way any more, at most for `limit`; whether that came true. Stragglers of a run that is
     /// over may still be at the sub-result they had begun.
     #[must_use]
     pub fn wait_idle(&self, limit: Duration) -> bool {
         let end = Instant::now() + limit;
-        let busy = |slot: &Slot| slot.status.load.load(Ordering::Relaxed) > 0;
+        let busy = |slot: &Slot| {
+            let status = &slot.status;
+            status.load.load(Ordering::Relaxed) + status.installing.load(Ordering::Relaxed) > 0
+        };
         while self.inner.slots.iter().any(busy) {
             if Instant::now() >= end {
                 return false;

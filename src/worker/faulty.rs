@@ -13,7 +13,7 @@ use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::{CancelToken, Fault, FaultSpec, FilterKey, Order, Recipe, SubtaskShape, Worker, WorkerInfo};
-use crate::array::{Element, Values};
+use crate::array::{Element, Values, normal};
 use crate::error::{Error, Result};
 
 /// A worker with one [`Fault`]; its [`info`](Worker::info) is the inner worker's.
@@ -72,13 +72,6 @@ fn fnv1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
     })
-}
-
-/// Standard normal numbers by the Box-Muller transform.
-fn normal(rng: &mut impl Rng) -> f64 {
-    // 1 - u lies in (0, 1], so the logarithm is finite.
-    let radius = (-2.0 * (1.0 - rng.random::<f64>()).ln()).sqrt();
-    radius * (std::f64::consts::TAU * rng.random::<f64>()).cos()
 }
 
 /// Says nothing until it is cancelled.
