@@ -3,6 +3,8 @@
 pub mod array;
 #[cfg(feature = "bench")]
 pub mod bench;
+#[cfg(feature = "cluster")]
+pub mod cluster;
 pub mod coding;
 pub mod conv;
 pub mod engine;

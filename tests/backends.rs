@@ -91,8 +91,8 @@ impl Worker for Counted {
     }
     fn recipe(&self) -> Option<Recipe> {
         let (again, made) = (self.inner.recipe()?, Arc::clone(&self.made));
-        Some(Arc::new(move || {
-            let worker = again()?;
+        Some(Arc::new(move |token| {
+            let worker = again(token)?;
             made.fetch_add(1, Ordering::SeqCst);
             Ok(worker)
         }))

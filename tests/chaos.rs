@@ -52,7 +52,7 @@ struct Chaotic {
 
 impl Chaotic {
     fn boxed(again: Recipe, seed: u64, liar: bool, tally: Arc<Tally>) -> Result<Box<dyn Worker>> {
-        Ok(Box::new(Self { inner: again()?, again, seed, tasks: 0, liar, lost: false, tally }))
+        Ok(Box::new(Self { inner: again(&CancelToken::new())?, again, seed, tasks: 0, liar, lost: false, tally }))
     }
 
     fn is_lost<R>(&mut self, cause: &str) -> Result<R> {
@@ -75,7 +75,7 @@ impl Worker for Chaotic {
         let (again, seed, liar, tally) =
             (Arc::clone(&self.again), self.seed, self.liar, Arc::clone(&self.tally));
         let lives = AtomicU64::new(1);
-        Some(Arc::new(move || {
+        Some(Arc::new(move |_| {
             let life = lives.fetch_add(1, Ordering::Relaxed);
             Self::boxed(Arc::clone(&again), seed ^ life << 32, liar, Arc::clone(&tally))
         }))
@@ -255,7 +255,7 @@ fn println(text: &str) {
 }
 
 fn cpu_recipe(index: usize) -> Recipe {
-    Arc::new(move || Ok(Box::new(CpuWorker::new(format!("cpu-{index}"), 1)) as Box<dyn Worker>))
+    Arc::new(move |_| Ok(Box::new(CpuWorker::new(format!("cpu-{index}"), 1)) as Box<dyn Worker>))
 }
 
 #[cfg(feature = "gpu")]
@@ -268,7 +268,7 @@ fn gpu_trial(seed: u64) -> Trial {
         available?;
         // Most are CPU workers: every device of a software adapter has threads of its own.
         let gpu = |queue: usize| -> Recipe {
-            Arc::new(move || {
+            Arc::new(move |_| {
                 let options = GpuOptions { queue, ..GpuOptions::default() };
                 Ok(Box::new(GpuWorker::open(&options)?) as Box<dyn Worker>)
             })

@@ -242,7 +242,7 @@ fn what_comes_back_has_its_other_faults_and_not_the_spent_one() {
     // The worker made anew from a stack of faults, with its filters; `None` where none comes back.
     let again = |kinds: &[&str]| {
         let made = worker("cpu-3", kinds, 7).recipe()?;
-        let mut worker = made().unwrap();
+        let mut worker = made(&CancelToken::new()).unwrap();
         assert_eq!(worker.info(), CpuWorker::new("cpu-3", 1).info());
         worker.install(KEY, &shape(), ramp(shape().filter_elems())).unwrap();
         Some(worker)

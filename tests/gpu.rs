@@ -548,7 +548,7 @@ fn a_lost_worker_is_made_again_by_its_recipe() -> Outcome {
         assert!(!cause.contains("injected"), "{cause}");
         let refused = task.install(worker.as_mut(), KEY, DType::F32);
         assert!(matches!(refused, Err(Error::WorkerLost { .. })));
-        worker = recipe()?;
+        worker = recipe(&CancelToken::new())?;
         assert_eq!(worker.info(), info);
         let empty = task.matches(worker.as_mut(), KEY, DType::F32);
         assert!(matches!(empty, Err(Error::WorkerFailed { .. })), "{empty:?}");
@@ -588,7 +588,7 @@ fn losses_leave_no_threads_behind() -> Outcome {
         }
         worker.lose_device();
         assert!(matches!(task.matches(worker.as_mut(), KEY, DType::F32), Err(Error::WorkerLost { .. })));
-        worker = recipe()?;
+        worker = recipe(&CancelToken::new())?;
     }
     let (before, started) = (before.unwrap(), Instant::now());
     // A thread of its own drops each lost device.

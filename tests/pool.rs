@@ -249,7 +249,7 @@ fn names_that_occur_twice_are_told_apart() {
         Box::new(FaultyWorker::new(Box::new(CpuWorker::new("twin", 1)), Fault::Drop, 1)),
     ];
     let pool = Pool::new(twins).unwrap();
-    let names: Vec<&str> = pool.workers().map(|w| w.name.as_str()).collect();
+    let names: Vec<String> = pool.workers().map(|w| w.name.clone()).collect();
     assert_eq!(names, ["twin", "twin-1"]);
     assert_eq!((pool.len(), pool.is_empty()), (2, false));
 }

@@ -5,7 +5,7 @@ use std::fmt;
 use crate::error::{Error, Result};
 
 /// Element type of a computation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DType {
     /// IEEE 754 binary32.
@@ -193,6 +193,24 @@ impl Values {
         match self {
             Self::F32(v) => bytemuck::cast_slice(v),
             Self::F64(v) => bytemuck::cast_slice(v),
+        }
+    }
+
+    /// `elems` zeros.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn zeros(dtype: DType, elems: usize) -> Self {
+        match dtype {
+            DType::F32 => Self::F32(vec![0.0; elems]),
+            DType::F64 => Self::F64(vec![0.0; elems]),
+        }
+    }
+
+    /// The elements as native-endian bytes, to be written.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn as_bytes_mut(&mut self) -> &mut [u8] {
+        match self {
+            Self::F32(v) => bytemuck::cast_slice_mut(v),
+            Self::F64(v) => bytemuck::cast_slice_mut(v),
         }
     }
 

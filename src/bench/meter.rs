@@ -105,7 +105,11 @@ impl Worker for Metered {
 
     fn recipe(&self) -> Option<Recipe> {
         let (inner, meter) = (self.inner.recipe()?, self.meter.clone());
-        Some(Arc::new(move || Ok(Box::new(Self::new(inner()?, meter.clone())))))
+        Some(Arc::new(move |token| Ok(Box::new(Self::new(inner(token)?, meter.clone())))))
+    }
+
+    fn absent(&self) -> Option<String> {
+        self.inner.absent()
     }
 
     fn lose_device(&mut self) {

@@ -61,7 +61,8 @@ struct Inner {
 }
 
 struct Slot {
-    info: WorkerInfo,
+    /// As in its [`WorkerInfo`].
+    name: String,
     recipe: Option<Recipe>,
     status: Arc<Status>,
     /// Replaced when it is abandoned.
@@ -102,18 +103,22 @@ impl Pool {
                 info.name = format!("{}-{index}", info.name);
                 names.insert(info.name.clone());
             }
-            slots.push(Slot {
-                info,
-                recipe: worker.recipe(),
-                status: Arc::new(Status::new(options.health)),
-                thread: Mutex::new(None),
-            });
-            owned.push(worker);
+            let (name, absent) = (info.name.clone(), worker.absent());
+            let status = Arc::new(Status::new(options.health, info));
+            slots.push(Slot { name, recipe: worker.recipe(), status, thread: Mutex::new(None) });
+            owned.push((worker, absent));
         }
         // From here on a failure drops `Inner`, which ends the threads that were started.
         let inner = Arc::new(Inner { slots, shared });
-        for (index, worker) in owned.into_iter().enumerate() {
-            inner.start(index, Some(worker), 0)?;
+        for (index, (worker, absent)) in owned.into_iter().enumerate() {
+            let worker = match absent {
+                None => Some(worker),
+                Some(cause) => {
+                    inner.slots[index].status.lose(&inner.shared, &cause);
+                    None
+                }
+            };
+            inner.start(index, worker, 0)?;
         }
         Ok(Self { inner })
     }
@@ -130,10 +135,11 @@ impl Pool {
         self.inner.slots.is_empty()
     }
 
-    /// What the workers say of themselves, in the order of [`Pool::new`].
+    /// What the workers say of themselves, in the order of [`Pool::new`]; names never change, devices and hosts do when
+    /// another worker takes the place of a lost one.
     #[must_use]
-    pub fn workers(&self) -> impl ExactSizeIterator<Item = &WorkerInfo> {
-        self.inner.slots.iter().map(|slot| &slot.info)
+    pub fn workers(&self) -> impl ExactSizeIterator<Item = Arc<WorkerInfo>> {
+        self.inner.slots.iter().map(|slot| slot.status.info())
     }
 
     /// State and speed of worker `index`, if there is one.
@@ -157,10 +163,10 @@ impl Pool {
 
     /// Checks that every worker computes in `dtype`.
     pub(crate) fn check_dtype(&self, dtype: DType) -> Result<()> {
-        match self.inner.slots.iter().find(|slot| dtype == DType::F64 && !slot.info.f64) {
+        match self.workers().find(|info| dtype == DType::F64 && !info.f64) {
             None => Ok(()),
-            Some(slot) => Err(Error::Unavailable {
-                what: format!("f64 arithmetic on worker {} ({})", slot.info.name, slot.info.device),
+            Some(info) => Err(Error::Unavailable {
+                what: format!("f64 arithmetic on worker {} ({})", info.name, info.device),
                 mend: "use --precision f32, or CPU workers".to_owned(),
             }),
         }
@@ -276,7 +282,7 @@ impl Fleet for Pool {
 
     fn flag(&self, worker: usize, cause: &str) {
         let slot = &self.inner.slots[worker];
-        tracing::warn!(worker = slot.info.name, cause, "quarantined");
+        tracing::warn!(worker = slot.name, cause, "quarantined");
         slot.status.update(&self.inner.shared, |health, now| health.flagged(now, cause.to_owned()));
         self.send(worker, Command::Wake);
     }
@@ -294,15 +300,15 @@ impl Fleet for Pool {
     }
 
     fn name(&self, worker: usize) -> &str {
-        &self.inner.slots[worker].info.name
+        &self.inner.slots[worker].name
     }
 
     fn domain(&self, worker: usize) -> Vec<String> {
-        self.inner.slots[worker].info.domain()
+        self.inner.slots[worker].status.info().domain()
     }
 
     fn is_thread_here(&self, worker: usize) -> bool {
-        let info = &self.inner.slots[worker].info;
+        let info = self.inner.slots[worker].status.info();
         info.kind == WorkerKind::Cpu && info.host == LOCAL_HOST
     }
 
@@ -333,9 +339,9 @@ impl Slot {
         let health = locked(&self.status.health);
         let cause = health.cause().unwrap_or("it has not been qualified yet").to_owned();
         match health.state() {
-            State::Lost => Error::WorkerLost { worker: self.info.name.clone(), cause },
+            State::Lost => Error::WorkerLost { worker: self.name.clone(), cause },
             state => Error::WorkerFailed {
-                worker: self.info.name.clone(),
+                worker: self.name.clone(),
                 cause: format!("{}: {cause}", state_name(state)),
             },
         }
@@ -358,7 +364,7 @@ impl Inner {
         let slot = &self.slots[index];
         let service = Service {
             shared: Arc::clone(&self.shared),
-            name: slot.info.name.clone(),
+            name: slot.name.clone(),
             status: Arc::clone(&slot.status),
             recipe: slot.recipe.clone(),
             epoch,
@@ -367,10 +373,10 @@ impl Inner {
         };
         let inbox = slot.status.inbox();
         let thread = std::thread::Builder::new()
-            .name(format!("fcdcc {}", slot.info.name))
+            .name(format!("fcdcc {}", slot.name))
             .spawn(move || service.serve(&inbox))
             .map_err(|e| Error::WorkerLost {
-                worker: slot.info.name.clone(),
+                worker: slot.name.clone(),
                 cause: format!("no thread could be started for it: {e}"),
             })?;
         *locked(&slot.thread) = Some(thread);
@@ -383,9 +389,9 @@ impl Inner {
         let (slot, grace) = (&self.slots[index], self.shared.options.hang_grace);
         let Some((queued, epoch)) = slot.status.abandon_if_hung(grace) else { return };
         let cause = format!("hung: still busy {grace:?} after its task was cancelled");
-        tracing::warn!(worker = slot.info.name, cause, "abandoned");
+        tracing::warn!(worker = slot.name, cause, "abandoned");
         slot.status.lose(&self.shared, &cause);
-        let lost = || Error::WorkerLost { worker: slot.info.name.clone(), cause: cause.clone() };
+        let lost = || Error::WorkerLost { worker: slot.name.clone(), cause: cause.clone() };
         for command in queued {
             match command {
                 Command::Execute(task) => task.fail(lost()),
@@ -398,14 +404,14 @@ impl Inner {
             }
         }
         if let Err(error) = self.start(index, None, epoch) {
-            tracing::warn!(worker = slot.info.name, %error, "gone for good");
+            tracing::warn!(worker = slot.name, %error, "gone for good");
         }
     }
 }
 
 impl std::fmt::Debug for Pool {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_list().entries(self.workers().map(|w| &w.name)).finish()
+        f.debug_list().entries(self.inner.slots.iter().map(|slot| &slot.name)).finish()
     }
 }
 
@@ -434,7 +440,7 @@ impl Drop for Inner {
                 // A worker's panic was caught inside its thread; there is nothing left to learn from it.
                 let _ = thread.join();
             } else {
-                tracing::warn!(worker = slot.info.name, "left behind: it did not stop in {SHUTDOWN_GRACE:?}");
+                tracing::warn!(worker = slot.name, "left behind: it did not stop in {SHUTDOWN_GRACE:?}");
             }
         }
     }

@@ -9,8 +9,6 @@ use crate::array::DType;
 use crate::error::{Error, Result, panic_text};
 use crate::worker::{FilterKey, Probe, Recipe, Worker};
 
-/// Attempts before a worker is given up for good.
-const ATTEMPTS: u32 = 8;
 pub(super) struct Revival {
     pub(super) recipe: Recipe,
     pub(super) shared: Arc<Shared>,
@@ -20,7 +18,7 @@ pub(super) struct Revival {
     pub(super) dtypes: Vec<DType>,
 }
 
-/// Starts a thread that ends when the worker is back, is given up, or the pool is gone.
+/// Starts a thread that ends when the worker is back or the pool is gone.
 pub(super) fn spawn(revival: Revival) {
     let thread = std::thread::Builder::new().name(format!("fcdcc revive {}", revival.name));
     if let Err(error) = thread.spawn(move || revival.run()) {
@@ -32,10 +30,10 @@ impl Revival {
     fn run(self) {
         let options = self.shared.options.health;
         let losses = self.status.recent_losses().saturating_sub(1);
-        for attempt in 0..ATTEMPTS {
+        for attempt in 0u32.. {
             // A first loss is taken for an accident; from then on the pause doubles with every loss and failure.
-            if losses + attempt > 0 {
-                let pause = options.backoff.saturating_mul(2u32.saturating_pow(losses + attempt - 1));
+            if let Some(doublings) = losses.saturating_add(attempt).checked_sub(1) {
+                let pause = options.backoff.saturating_mul(2u32.saturating_pow(doublings));
                 if self.shared.closing.sleep(pause.min(options.max_backoff)) {
                     return;
                 }
@@ -57,13 +55,11 @@ impl Revival {
             if self.shared.closing.is_cancelled() {
                 return;
             }
-        }
-        tracing::warn!(worker = self.name, "given up after {ATTEMPTS} attempts to bring it back");
-    }
+        }    }
 
     /// The worker, probed, and the filters it holds already.
     fn make(&self) -> Result<(Box<dyn Worker>, HashSet<FilterKey>)> {
-        let mut worker = (self.recipe)()?;
+        let mut worker = (self.recipe)(&self.shared.closing)?;
         for dtype in &self.dtypes {
             Probe::new(*dtype).check(worker.as_mut(), &self.shared.closing)?;
         }

@@ -154,6 +154,7 @@ impl Service {
     fn take_back(&mut self, worker: Box<dyn Worker>, holds: &HashSet<FilterKey>) {
         tracing::info!(worker = self.name, "back");
         self.let_go();
+        self.status.succeed(worker.info());
         self.worker = Some(worker);
         self.status.update(&self.shared, |h, now| {
             h.rejoined(now);

@@ -15,7 +15,7 @@ use super::speed::Speed;
 use crate::array::Values;
 use crate::coding::{Sketch, Sketcher};
 use crate::error::{Error, Result};
-use crate::worker::{CancelToken, FilterKey, SubtaskShape, Worker};
+use crate::worker::{CancelToken, FilterKey, SubtaskShape, Worker, WorkerInfo};
 
 /// From so many queued tasks on a worker's queue is searched for those that nobody waits for any more.
 pub(super) const BACKLOG: usize = 16;
@@ -59,6 +59,8 @@ pub(super) struct Shared {
 
 /// What the rest of the pool may know of a worker while its thread owns it.
 pub(super) struct Status {
+    /// What it says of itself, under the name that it has in the pool.
+    info: Mutex<Arc<WorkerInfo>>,
     pub(super) health: Mutex<Health>,
     /// Whether its health lets it have tasks.
     usable: AtomicBool,
@@ -167,8 +169,9 @@ impl Task {
 }
 
 impl Status {
-    pub(super) fn new(options: HealthOptions) -> Self {
+    pub(super) fn new(options: HealthOptions, info: WorkerInfo) -> Self {
         Self {
+            info: Mutex::new(Arc::new(info)),
             health: Mutex::new(Health::with_options(options)),
             usable: AtomicBool::new(true),
             speed: Mutex::default(),
@@ -181,6 +184,16 @@ impl Status {
             epoch: AtomicU64::new(0),
             losses: Mutex::new((0, None)),
         }
+    }
+
+    pub(super) fn info(&self) -> Arc<WorkerInfo> {
+        Arc::clone(&locked(&self.info))
+    }
+
+    /// Another worker has taken its place.
+    pub(super) fn succeed(&self, info: WorkerInfo) {
+        let mut own = locked(&self.info);
+        *own = Arc::new(WorkerInfo { name: own.name.clone(), ..info });
     }
 
     pub(super) fn is_usable(&self) -> bool {

@@ -1,7 +1,8 @@
-//! The flag that ends work early, which can also be slept on.
+//! The flag that ends work early, which can also be slept on or call somebody.
 
+use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Shared by everything that works for one job; cancelling is final.
@@ -10,11 +11,25 @@ pub struct CancelToken {
     shared: Arc<Shared>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Shared {
     cancelled: AtomicBool,
     lock: Mutex<()>,
     wake: Condvar,
+    hooks: Mutex<Hooks>,
+}
+
+#[derive(Default)]
+struct Hooks {
+    next: u64,
+    waiting: Vec<(u64, Box<dyn FnOnce() + Send>)>,
+}
+
+/// A call that [`CancelToken::on_cancel`] registered; dropping it takes the call back.
+#[must_use = "dropping it takes the call back"]
+pub struct CancelHook {
+    shared: Arc<Shared>,
+    id: u64,
 }
 
 impl CancelToken {
@@ -28,8 +43,29 @@ impl CancelToken {
     pub fn cancel(&self) {
         self.shared.cancelled.store(true, Ordering::Release);
         // Taking the lock orders the store before any sleeper's next look at the flag.
-        let _guard = self.shared.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let guard = self.shared.lock.lock().unwrap_or_else(PoisonError::into_inner);
         self.shared.wake.notify_all();
+        drop(guard);
+        let calls = std::mem::take(&mut self.shared.hooks().waiting);
+        for (_, call) in calls {
+            call();
+        }
+    }
+
+    /// Calls `call` when the token is cancelled, on the thread that cancels; at once if it is cancelled already. For
+    /// those who wait for something else at the same time: `call` wakes them and must not block.
+    pub fn on_cancel(&self, call: impl FnOnce() + Send + 'static) -> CancelHook {
+        let mut hooks = self.shared.hooks();
+        let id = hooks.next;
+        hooks.next += 1;
+        // Whoever cancels sets the flag before it takes the lock: either it is seen here, or the call is seen there.
+        if self.is_cancelled() {
+            drop(hooks);
+            call();
+        } else {
+            hooks.waiting.push((id, Box::new(call)));
+        }
+        CancelHook { shared: Arc::clone(&self.shared), id }
     }
 
     /// Whether the work should stop.
@@ -68,9 +104,44 @@ impl CancelToken {
     }
 }
 
+impl Shared {
+    fn hooks(&self) -> MutexGuard<'_, Hooks> {
+        self.hooks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for CancelHook {
+    fn drop(&mut self) {
+        self.shared.hooks().waiting.retain(|(id, _)| *id != self.id);
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CancelToken").field("cancelled", &self.cancelled).finish_non_exhaustive()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_hook_is_called_once_and_not_after_it_was_dropped() {
+        let token = CancelToken::new();
+        let (sender, calls) = std::sync::mpsc::channel();
+        let hook = |n: i32| {
+            let sender = sender.clone();
+            token.on_cancel(move || sender.send(n).unwrap())
+        };
+        let (_kept, dropped) = (hook(1), hook(2));
+        drop(dropped);
+        assert!(calls.try_recv().is_err());
+        token.cancel();
+        token.cancel();
+        let _late = hook(3);
+        assert_eq!(calls.try_iter().collect::<Vec<_>>(), [1, 3]);
+    }
 
     #[test]
     fn cancelling_wakes_a_sleeper_long_before_its_time() {

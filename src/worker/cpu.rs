@@ -152,6 +152,6 @@ impl Worker for CpuWorker {
     /// of worker.
     fn recipe(&self) -> Option<Recipe> {
         let (name, threads) = (self.name.clone(), self.threads);
-        Some(Arc::new(move || Ok(Box::new(Self::new(name.clone(), threads)))))
+        Some(Arc::new(move |_| Ok(Box::new(Self::new(name.clone(), threads)))))
     }
 }

@@ -117,7 +117,11 @@ impl Worker for FatedWorker {
     /// The inner worker's, with the same fates.
     fn recipe(&self) -> Option<Recipe> {
         let (inner, fates, index) = (self.inner.recipe()?, self.fates.clone(), self.index);
-        Some(Arc::new(move || Ok(Box::new(Self::new(inner()?, fates.clone(), index)))))
+        Some(Arc::new(move |token| Ok(Box::new(Self::new(inner(token)?, fates.clone(), index)))))
+    }
+
+    fn absent(&self) -> Option<String> {
+        self.inner.absent()
     }
 
     fn lose_device(&mut self) {

@@ -209,9 +209,13 @@ impl Worker for FaultyWorker {
             Fault::DeviceLost => self.inner.recipe(),
             _ => {
                 let inner = self.inner.recipe()?;
-                Some(Arc::new(move || Ok(Box::new(Self::new(inner()?, fault, seed)))))
+                Some(Arc::new(move |token| Ok(Box::new(Self::new(inner(token)?, fault, seed)))))
             }
         }
+    }
+
+    fn absent(&self) -> Option<String> {
+        self.inner.absent()
     }
 
     fn lose_device(&mut self) {

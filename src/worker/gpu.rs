@@ -178,7 +178,7 @@ impl Worker for GpuWorker {
     /// Opens the same adapter, found by its position and name, with the same kernel and name.
     fn recipe(&self) -> Option<Recipe> {
         let (adapter, name, kernel) = (self.adapter.clone(), self.info.name.clone(), self.kernel);
-        Some(Arc::new(move || Ok(Box::new(Self::named(&adapter, name.clone(), kernel)?))))
+        Some(Arc::new(move |_| Ok(Box::new(Self::named(&adapter, name.clone(), kernel)?))))
     }
 
     fn lose_device(&mut self) {

@@ -17,7 +17,7 @@ mod faulty;
 mod gpu;
 mod probe;
 
-pub use cancel::CancelToken;
+pub use cancel::{CancelHook, CancelToken};
 pub use cpu::CpuWorker;
 pub use fated::{FatedWorker, Fates};
 pub use fault::{Delay, Fate, Fault, FaultSpec, WorkerSet};
@@ -197,12 +197,13 @@ pub enum Order<'a> {
 }
 
 /// How to make a worker again that was lost: opens what the lost one had opened, under the same name, and holds no
-/// filters. May block and may fail, as at the first time; can be called again.
-pub type Recipe = Arc<dyn Fn() -> Result<Box<dyn Worker>> + Send + Sync>;
+/// filters. May block, until the token is cancelled, and may fail, as at the first time; can be called again.
+pub type Recipe = Arc<dyn Fn(&CancelToken) -> Result<Box<dyn Worker>> + Send + Sync>;
 
 /// Something that computes subtasks. See the module documentation for the contract.
 pub trait Worker: Send {
-    /// Name, kind, device and abilities; constant over the worker's life.
+    /// Name, kind, device and abilities; constant over the worker's life. The one that takes the place of a lost worker
+    /// may have another device and host.
     fn info(&self) -> WorkerInfo;
 
     /// Takes the coded filters of one subtask: `shape.banks` banks of `[O', C/g, kernel...]`, row-major; they are
@@ -237,6 +238,12 @@ pub trait Worker: Send {
     /// How to make this worker again should it be lost; `None` when it would not come back. Asked for while the worker
     /// is healthy.
     fn recipe(&self) -> Option<Recipe> {
+        None
+    }
+
+    /// Why it cannot work yet, where it stands for one that has still to come: a pool takes it for lost from the start
+    /// and waits for what its [recipe](Worker::recipe) makes.
+    fn absent(&self) -> Option<String> {
         None
     }
 

@@ -110,8 +110,8 @@ impl Worker for Scripted {
     }
     fn recipe(&self) -> Option<Recipe> {
         let (made, again) = (Arc::clone(self.made.as_ref()?), self.inner.recipe()?);
-        Some(Arc::new(move || {
-            let worker = again();
+        Some(Arc::new(move |token| {
+            let worker = again(token);
             made.fetch_add(1, Ordering::SeqCst);
             worker
         }))

@@ -1,0 +1,383 @@
+//! The master's side: a cluster as a source of workers.
+//!
+//! Invariant: every wait here ends, at its deadline or when it is cancelled.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
+
+use super::endpoint::{Endpoint, Security, check_name};
+use super::keys::Keys;
+use super::link::{Grant, Lane, Link, Payload, Role, Said, Side, sides};
+use super::random;
+use super::registry::{Claimed, Member, MemberId, Registry};
+use super::remote::RemoteWorker;
+use super::wire::{self, Answer, Call, HostInfo, MasterId, Request};
+use crate::error::{Error, Result};
+use crate::worker::{CancelToken, Worker};
+
+/// How long a worker process may take to say who it is.
+const INFO_LIMIT: Duration = Duration::from_secs(2);
+/// Pause until somebody who has not answered is asked again.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// How often the keeper looks whom to ask.
+const TICK: Duration = Duration::from_millis(250);
+
+/// How a master takes part in a cluster.
+#[derive(Clone, Debug)]
+pub struct ClusterOptions {
+    /// The cluster; those of other names are invisible.
+    pub cluster: String,
+    /// Where machines connect to.
+    pub listen: Vec<Endpoint>,
+    /// Machines that listen, or routers, each over a link of its own.
+    pub connect: Vec<Endpoint>,
+    /// Certificates.
+    pub security: Security,
+    /// Machines that may join where it listens with certificates: the common names of theirs.
+    pub machines: Vec<String>,
+}
+
+impl Default for ClusterOptions {
+    /// The cluster `default`, without endpoints.
+    fn default() -> Self {
+        Self {
+            cluster: "default".to_owned(),
+            listen: Vec::new(),
+            connect: Vec::new(),
+            security: Security::default(),
+            machines: Vec::new(),
+        }
+    }
+}
+
+/// Whose devices to use.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Seats {
+    /// The machine; any when `None`.
+    pub machine: Option<String>,
+    /// How many of its devices; `None`: all that it has when it joins in time, else one.
+    pub count: Option<usize>,
+}
+
+/// A cluster, seen by a master. Cheap to clone; it leaves when the last clone and the last of its workers are gone.
+#[derive(Clone)]
+pub struct Cluster {
+    pub(super) shared: Arc<Shared>,
+}
+
+/// What the cluster, its workers and its keeper have in common.
+pub(super) struct Shared {
+    pub(super) id: MasterId,
+    pub(super) keys: Keys,
+    pub(super) links: Vec<Link>,
+    registry: Mutex<Registry>,
+    changed: Condvar,
+    tasks: AtomicU64,
+}
+
+enum Event {
+    Token { id: MemberId, link: usize, there: bool },
+    Answer(MemberId, Result<HostInfo, String>),
+}
+
+impl Cluster {
+    /// Opens the links. Machines join from then on, at any time.
+    ///
+    /// # Errors
+    /// [`Error::InvalidParameter`] for a bad name, no endpoints, endpoints that would be in the open, or certificates
+    /// without machines that may join; [`Error::File`] for certificates that cannot be read; [`Error::Unavailable`]
+    /// where it cannot listen.
+    pub fn open(options: &ClusterOptions) -> Result<Self> {
+        check_name("name of the cluster", &options.cluster)?;
+        for machine in &options.machines {
+            check_name("name of a machine", machine)?;
+        }
+        options.security.check(&options.listen, &options.connect)?;
+        if options.listen.is_empty() && options.connect.is_empty() {
+            return Err(Error::invalid("endpoints of the cluster", "none", "listen on one, or connect to one"));
+        }
+        if !options.listen.is_empty() && options.security.tls.is_some() && options.machines.is_empty() {
+            let mend = "name the machines whose certificates may join";
+            return Err(Error::invalid("machines that may join", "none", mend));
+        }
+        let keys = Keys::new(&options.cluster);
+        let id = MasterId(u128::from(random()) << 64 | u128::from(random()));
+        let (events, queue) = unbounded();
+        let mut links = Vec::new();
+        for (index, side) in sides(&options.listen, &options.connect).iter().enumerate() {
+            links.push(open(side, index, &keys, id, options, &events)?);
+        }
+        let shared = Arc::new(Shared {
+            id,
+            keys,
+            links,
+            registry: Mutex::default(),
+            changed: Condvar::new(),
+            tasks: AtomicU64::new(0),
+        });
+        let keeper = Keeper { shared: Arc::downgrade(&shared), events };
+        std::thread::Builder::new().name("fcdcc cluster".to_owned()).spawn(move || keeper.serve(&queue)).map_err(
+            |e| Error::Unavailable {
+                what: format!("a thread ({e})"),
+                mend: "the system is out of threads".to_owned(),
+            },
+        )?;
+        Ok(Self { shared })
+    }
+
+    /// Workers for `seats`, waiting at most `wait` for machines to join. Seats that stay empty become workers that are
+    /// [absent](Worker::absent): a pool gives them work when somebody has come for them.
+    #[must_use]
+    pub fn workers(&self, seats: &[Seats], wait: Duration) -> Vec<Box<dyn Worker>> {
+        let end = Instant::now() + wait;
+        let mut workers: Vec<Box<dyn Worker>> = Vec::new();
+        let mut any = 0;
+        for seat in seats {
+            let machine = seat.machine.as_deref();
+            let count = match (seat.count, machine) {
+                (Some(count), _) => count,
+                (None, Some(machine)) => self.shared.wait_for(end, None, |r| r.devices(machine)).unwrap_or(1),
+                (None, None) => 1,
+            };
+            for index in 0..count {
+                let name = match machine {
+                    Some(machine) => format!("{machine}/{index}"),
+                    None => format!("remote-{any}"),
+                };
+                any += usize::from(machine.is_none());
+                let claimed = self.shared.wait_for(end, None, |r| r.claim(machine));
+                workers.push(Box::new(RemoteWorker::new(Arc::clone(&self.shared), machine, name, claimed)));
+            }
+        }
+        workers
+    }
+
+    /// Everybody who is there.
+    #[must_use]
+    pub fn members(&self) -> Vec<Member> {
+        self.shared.registry().list()
+    }
+
+    /// Where it listens or connects.
+    #[must_use]
+    pub fn places(&self) -> Vec<String> {
+        self.shared.links.iter().map(|link| link.place().to_owned()).collect()
+    }
+}
+
+impl Shared {
+    pub(super) fn registry(&self) -> MutexGuard<'_, Registry> {
+        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Registry)) {
+        change(&mut self.registry());
+        self.changed.notify_all();
+    }
+
+    pub(super) fn next_task(&self) -> u64 {
+        self.tasks.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub(super) fn call(&self, request: Request) -> Vec<u8> {
+        wire::pack(&Call { from: self.id, request })
+    }
+
+    pub(super) fn release(&self, claimed: &Claimed) {
+        self.change(|registry| registry.release(claimed));
+    }
+
+    pub(super) fn suspect(&self, id: &MemberId) {
+        self.change(|registry| registry.suspect(id));
+    }
+
+    /// What `look` finds in the registry, as soon as it finds something; `None` when `end` comes or `cancel` is set first.
+    fn wait_for<R>(
+        &self,
+        end: Instant,
+        cancel: Option<&CancelToken>,
+        mut look: impl FnMut(&mut Registry) -> Option<R>,
+    ) -> Option<R> {
+        let mut registry = self.registry();
+        loop {
+            if let Some(found) = look(&mut registry) {
+                return Some(found);
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() || cancel.is_some_and(CancelToken::is_cancelled) {
+                return None;
+            }
+            // A cancelled token wakes nobody here: it is looked at every now and then.
+            let nap = left.min(TICK);
+            registry = self.changed.wait_timeout(registry, nap).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// A device for a seat, however long that takes; `None` when `cancel` is set first.
+    pub(super) fn claim(&self, machine: Option<&str>, cancel: &CancelToken) -> Option<Claimed> {
+        loop {
+            let end = Instant::now() + Duration::from_hours(1);
+            let claimed = self.wait_for(end, Some(cancel), |registry| registry.claim(machine));
+            if claimed.is_some() || cancel.is_cancelled() {
+                return claimed;
+            }
+        }
+    }
+}
+
+fn open(
+    side: &Side,
+    index: usize,
+    keys: &Keys,
+    id: MasterId,
+    options: &ClusterOptions,
+    events: &Sender<Event>,
+) -> Result<Link> {
+    let grants = match (side, &options.security.tls) {
+        (Side::Listen(_), Some(_)) => Some(grants(keys, options)),
+        _ => None,
+    };
+    let link = Link::open(side, &options.security, grants.as_deref(), None)?;
+    // Before workers hear of this master, they are to hear its token.
+    link.announce(&keys.master(id))?;
+    let (events, own) = (events.clone(), keys.clone());
+    link.watch(&keys.all_alive(), move |key, there| {
+        if let Some(id) = own.parse_worker(key) {
+            // Nobody listens any more when the cluster is left.
+            let _ = events.send(Event::Token { id, link: index, there });
+        }
+    })?;
+    Ok(link)
+}
+
+/// Machines may serve under their own name and see masters; viewers see who is there.
+fn grants(keys: &Keys, options: &ClusterOptions) -> Vec<Grant> {
+    let mut grants = Vec::new();
+    for machine in &options.machines {
+        let own = vec![keys.machine(machine)];
+        grants.push(Grant { holder: machine.clone(), keys: own, role: Role::Serve });
+        grants.push(Grant { holder: machine.clone(), keys: vec![keys.all_masters()], role: Role::View });
+    }
+    for holder in &options.security.viewers {
+        let seen = vec![keys.all_alive(), keys.all_info()];
+        grants.push(Grant { holder: holder.clone(), keys: seen, role: Role::View });
+    }
+    grants
+}
+
+/// The thread that keeps the registry.
+struct Keeper {
+    shared: Weak<Shared>,
+    events: Sender<Event>,
+}
+
+impl Keeper {
+    fn serve(self, queue: &Receiver<Event>) {
+        loop {
+            let event = match queue.recv_timeout(TICK) {
+                Ok(event) => Some(event),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            let Some(shared) = self.shared.upgrade() else { return };
+            match event {
+                None => {}
+                Some(Event::Token { id, link, there: true }) => {
+                    tracing::info!(machine = id.0, "joined");
+                    shared.change(|registry| registry.seen(id, link));
+                }
+                Some(Event::Token { id, link, there: false }) => {
+                    tracing::info!(machine = id.0, "left");
+                    shared.change(|registry| registry.gone(&id, link));
+                }
+                Some(Event::Answer(id, answer)) => {
+                    if let Err(problem) = &answer {
+                        tracing::warn!(machine = id.0, problem, "cannot be used");
+                    }
+                    shared.change(|registry| registry.answered(&id, answer));
+                }
+            }
+            let due = shared.registry().due(Instant::now(), ASK_AGAIN);
+            for (id, link) in due {
+                self.ask(&shared, id, link);
+            }
+        }
+    }
+
+    fn ask(&self, shared: &Shared, id: MemberId, link: usize) {
+        let key = shared.keys.worker(&id.0, id.1).info();
+        let events = self.events.clone();
+        let asked = shared.links[link].ask(
+            &key,
+            shared.call(Request::Info),
+            Payload::empty(),
+            Lane::Control,
+            INFO_LIMIT,
+            move |said| {
+                let answer = match said {
+                    Said::Answer(Answer::Info(info), _) => Ok(*info),
+                    Said::Answer(other, _) => Err(format!("it answers {}", brief(&other))),
+                    Said::Garbage(text) => Err(text),
+                };
+                // Nobody listens any more when the cluster is left.
+                let _ = events.send(Event::Answer(id.clone(), answer));
+            },
+        );
+        if let Err(error) = asked {
+            tracing::debug!(%error, "not asked");
+        }
+    }
+}
+
+/// An unexpected answer in a few words.
+pub(super) fn brief(answer: &Answer) -> String {
+    match answer {
+        Answer::Refused { text, .. } => text.clone(),
+        other => format!("{other:?}").chars().take(60).collect(),
+    }
+}
+
+/// Asks everybody in a cluster who they are, without taking part in it. `wait`: for a connection, and for answers.
+///
+/// # Errors
+/// [`Error::Unavailable`] where nobody listens; those of [`Cluster::open`] for bad options.
+pub fn survey(
+    endpoint: &Endpoint,
+    cluster: &str,
+    security: &Security,
+    wait: Duration,
+) -> Result<Vec<Member>> {
+    check_name("name of the cluster", cluster)?;
+    security.check(&[], std::slice::from_ref(endpoint))?;
+    let keys = Keys::new(cluster);
+    let link = Link::open(&Side::Connect(endpoint.clone()), security, None, Some(wait))?;
+    let registry = Arc::new(Mutex::new(Registry::default()));
+    let locked = |registry: &Mutex<Registry>| -> Vec<Member> {
+        registry.lock().unwrap_or_else(PoisonError::into_inner).list()
+    };
+    let (seen, own) = (Arc::clone(&registry), keys.clone());
+    link.watch(&keys.all_alive(), move |key, there| {
+        if let Some(id) = own.parse_worker(key).filter(|_| there) {
+            seen.lock().unwrap_or_else(PoisonError::into_inner).seen(id, 0);
+        }
+    })?;
+    let (sender, over) = unbounded::<()>();
+    let answers = Arc::clone(&registry);
+    let header = wire::pack(&Call { from: MasterId(u128::from(random())), request: Request::Info });
+    link.ask(&keys.all_info(), header, Payload::empty(), Lane::Control, wait, move |said| {
+        // Held until there will be no more answers.
+        let _until_over = &sender;
+        if let Said::Answer(Answer::Info(info), _) = said {
+            let id = (info.name.clone(), info.boot);
+            let mut registry = answers.lock().unwrap_or_else(PoisonError::into_inner);
+            registry.seen(id.clone(), 0);
+            registry.answered(&id, Ok(*info));
+        }
+    })?;
+    // It only ever ends.
+    let _ = over.recv_timeout(wait + INFO_LIMIT);
+    Ok(locked(&registry))
+}

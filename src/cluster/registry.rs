@@ -1,0 +1,263 @@
+//! Who is in the cluster, and which of their devices are taken.
+//!
+//! Pure bookkeeping: links report tokens and answers, workers claim devices. A machine whose worker was just seen to fail
+//! is not given out again before it has answered anew.
+//!
+//! Invariant: a device is claimed by at most one worker of this master at a time.
+
+use std::collections::{BTreeMap, HashSet};
+use std::time::{Duration, Instant};
+
+use super::wire::{DeviceInfo, HostInfo};
+
+/// Machine and boot.
+pub(super) type MemberId = (String, u64);
+
+/// A worker process as this master sees it.
+#[derive(Debug)]
+struct Record {
+    link: usize,
+    state: State,
+    claimed: HashSet<u32>,
+    asked: Option<Instant>,
+}
+
+#[derive(Debug)]
+enum State {
+    /// It has not said yet who it is, or has to say it again.
+    Asking,
+    Ready(HostInfo),
+    /// It cannot be used.
+    Problem(String),
+}
+
+/// A worker process in a listing.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Member {
+    /// The machine's name.
+    pub machine: String,
+    /// Drawn when it started.
+    pub boot: u64,
+    /// What it says of itself, or why it cannot be used.
+    pub info: Result<HostInfo, String>,
+    /// Devices that this master uses.
+    pub claimed: usize,
+}
+
+/// A device that was claimed.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Claimed {
+    pub(super) id: MemberId,
+    pub(super) link: usize,
+    pub(super) device: u32,
+    pub(super) info: DeviceInfo,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Registry {
+    members: BTreeMap<MemberId, Record>,
+}
+
+impl Registry {
+    /// A token became visible. The first link that shows it is the one that is used.
+    pub(super) fn seen(&mut self, id: MemberId, link: usize) {
+        let fresh = Record { link, state: State::Asking, claimed: HashSet::new(), asked: None };
+        self.members.entry(id).or_insert(fresh);
+    }
+
+    /// A token vanished.
+    pub(super) fn gone(&mut self, id: &MemberId, link: usize) {
+        if self.members.get(id).is_some_and(|member| member.link == link) {
+            self.members.remove(id);
+        }
+    }
+
+    /// It said who it is, or something that is no answer.
+    pub(super) fn answered(&mut self, id: &MemberId, answer: Result<HostInfo, String>) {
+        let Some(member) = self.members.get_mut(id) else { return };
+        member.state = match answer {
+            Ok(info) if (&info.name, info.boot) == (&id.0, id.1) => match info.check() {
+                Ok(()) => State::Ready(info),
+                Err(error) => State::Problem(error.to_string()),
+            },
+            Ok(info) => State::Problem(format!("it says that it is {} (boot {:x})", info.name, info.boot)),
+            Err(problem) => State::Problem(problem),
+        };
+    }
+
+    /// Its worker failed: it has to answer anew before it is given out again.
+    pub(super) fn suspect(&mut self, id: &MemberId) {
+        if let Some(member) = self.members.get_mut(id) {
+            member.state = State::Asking;
+            member.asked = None;
+        }
+    }
+
+    /// Whom to ask now who they are: (member, link). Those that have not answered, have a problem or a lost device are
+    /// asked again after `pause`.
+    pub(super) fn due(&mut self, now: Instant, pause: Duration) -> Vec<(MemberId, usize)> {
+        let mut asking = Vec::new();
+        for (id, member) in &mut self.members {
+            let settled = match &member.state {
+                State::Ready(info) => info.devices.iter().all(|device| device.lost.is_none()),
+                State::Asking | State::Problem(_) => false,
+            };
+            let waited = member.asked.is_none_or(|asked| now.saturating_duration_since(asked) >= pause);
+            if !settled && waited {
+                member.asked = Some(now);
+                asking.push((id.clone(), member.link));
+            }
+        }
+        asking
+    }
+
+    /// A free device of `machine`, or of the machine of which least is taken.
+    pub(super) fn claim(&mut self, machine: Option<&str>) -> Option<Claimed> {
+        let named = |id: &MemberId| machine.is_none_or(|machine| id.0 == machine);
+        let free = |member: &Record| -> Option<(u32, DeviceInfo)> {
+            let State::Ready(info) = &member.state else { return None };
+            let usable = |(at, device): &(usize, &DeviceInfo)| {
+                device.lost.is_none() && !member.claimed.contains(&(*at as u32))
+            };
+            let (at, device) = info.devices.iter().enumerate().find(usable)?;
+            Some((at as u32, device.clone()))
+        };
+        let candidates = self.members.iter_mut().filter(|(id, _)| named(id));
+        let (id, member, (device, info)) = candidates
+            .filter_map(|(id, member)| free(member).map(|device| (id, member, device)))
+            .min_by_key(|(_, member, _)| member.claimed.len())?;
+        member.claimed.insert(device);
+        Some(Claimed { id: id.clone(), link: member.link, device, info })
+    }
+
+    pub(super) fn release(&mut self, claimed: &Claimed) {
+        if let Some(member) = self.members.get_mut(&claimed.id) {
+            member.claimed.remove(&claimed.device);
+        }
+    }
+
+    /// Devices of a machine that has answered, all its processes together.
+    pub(super) fn devices(&self, machine: &str) -> Option<usize> {
+        let ready = self.members.iter().filter(|(id, _)| id.0 == machine);
+        let counts: Vec<usize> = ready
+            .filter_map(|(_, member)| match &member.state {
+                State::Ready(info) => Some(info.devices.len()),
+                _ => None,
+            })
+            .collect();
+        (!counts.is_empty()).then(|| counts.iter().sum())
+    }
+
+    pub(super) fn list(&self) -> Vec<Member> {
+        let row = |(id, member): (&MemberId, &Record)| Member {
+            machine: id.0.clone(),
+            boot: id.1,
+            info: match &member.state {
+                State::Ready(info) => Ok(info.clone()),
+                State::Asking => Err("it has not answered yet".to_owned()),
+                State::Problem(problem) => Err(problem.clone()),
+            },
+            claimed: member.claimed.len(),
+        };
+        self.members.iter().map(row).collect()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+mod tests {
+    use super::*;
+
+    fn info(name: &str, boot: u64, devices: usize) -> HostInfo {
+        let device = |i: usize| DeviceInfo {
+            name: format!("cpu-{i}"),
+            gpu: false,
+            device: "1 thread".to_owned(),
+            f64: true,
+            adapter: None,
+            lost: None,
+            load: 0,
+            filters: 0,
+            filter_bytes: 0,
+            done: 0,
+            cancelled: 0,
+            failed: 0,
+        };
+        HostInfo {
+            name: name.to_owned(),
+            boot,
+            version: "1".to_owned(),
+            uptime_s: 0,
+            devices: (0..devices).map(device).collect(),
+            memory_limit_bytes: 1,
+            memory_used_bytes: 0,
+            masters: 0,
+        }
+    }
+
+    fn id(name: &str, boot: u64) -> MemberId {
+        (name.to_owned(), boot)
+    }
+
+    fn with(members: &[(&str, u64, usize)]) -> Registry {
+        let mut registry = Registry::default();
+        for (name, boot, devices) in members {
+            registry.seen(id(name, *boot), 0);
+            registry.answered(&id(name, *boot), Ok(info(name, *boot, *devices)));
+        }
+        registry
+    }
+
+    #[test]
+    fn claims_spread_over_machines_and_no_device_is_given_out_twice() {
+        let mut registry = with(&[("a", 1, 2), ("b", 1, 1)]);
+        let mut got: Vec<_> = (0..3)
+            .map(|_| registry.claim(None).unwrap())
+            .map(|c| (c.id.0, c.device))
+            .collect();
+        assert_eq!(got[0].0, "a");
+        assert_eq!(got[1].0, "b");
+        got.sort();
+        assert_eq!(got, [("a".to_owned(), 0), ("a".to_owned(), 1), ("b".to_owned(), 0)]);
+        assert_eq!(registry.claim(None), None);
+        let claimed = Claimed { id: id("b", 1), link: 0, device: 0, info: info("b", 1, 1).devices[0].clone() };
+        registry.release(&claimed);
+        assert_eq!(registry.claim(Some("a")), None);
+        assert_eq!(registry.claim(Some("b")), Some(claimed));
+        assert_eq!((registry.devices("a"), registry.devices("c")), (Some(2), None));
+    }
+
+    #[test]
+    fn a_suspect_is_not_given_out_before_it_answers_anew() {
+        let mut registry = with(&[("a", 1, 1)]);
+        let (now, pause) = (Instant::now(), Duration::from_secs(1));
+        assert!(registry.due(now, pause).is_empty());
+        let claimed = registry.claim(None).unwrap();
+        registry.release(&claimed);
+        registry.suspect(&claimed.id);
+        assert_eq!(registry.claim(None), None);
+        assert_eq!(registry.due(now, pause), [(id("a", 1), 0)]);
+        assert!(registry.due(now, pause).is_empty(), "asked just now");
+        assert_eq!(registry.due(now + pause, pause).len(), 1);
+        registry.answered(&id("a", 1), Ok(info("a", 1, 1)));
+        assert!(registry.claim(None).is_some());
+    }
+
+    #[test]
+    fn impostors_lost_devices_and_the_departed_are_not_given_out() {
+        let mut registry = with(&[("a", 1, 1)]);
+        registry.answered(&id("a", 1), Ok(info("b", 1, 1)));
+        assert_eq!(registry.claim(None), None);
+        assert!(registry.list()[0].info.as_ref().unwrap_err().contains("says that it is b"));
+        let mut lost = info("a", 1, 1);
+        lost.devices[0].lost = Some("gone".to_owned());
+        registry.answered(&id("a", 1), Ok(lost));
+        assert_eq!(registry.claim(None), None);
+        assert_eq!(registry.due(Instant::now(), Duration::ZERO).len(), 1, "its device may come back");
+        registry.answered(&id("a", 1), Ok(info("a", 1, 1)));
+        registry.gone(&id("a", 1), 7);
+        assert_eq!(registry.list().len(), 1, "another link's token");
+        registry.gone(&id("a", 1), 0);
+        assert!(registry.list().is_empty() && registry.claim(None).is_none());
+    }
+}

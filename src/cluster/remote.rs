@@ -1,0 +1,539 @@
+//! A device of another machine as a [`Worker`].
+//!
+//! Each call talks to the other side and waits for its answers, on the thread of the pool that owns this worker. Large
+//! objects go in chunks, a few of which are on their way at a time; their size follows the link.
+//!
+//! Invariant: `execute` returns as soon as its token is cancelled, whatever the network does, but for a chunk that is being
+//! handed to it; and what it emits has the size and the checksum that it was sent with.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use crossbeam_channel::{Receiver, Sender, unbounded};
+
+use super::keys::WorkerKeys;
+use super::link::{Lane, Payload, Said};
+use super::master::{Shared, brief};
+use super::pace::Pace;
+use super::registry::Claimed;
+use super::wire::{Answer, ContentId, MAX_CHUNK_BYTES, Object, Refusal, Request, Spec};
+use crate::array::{DType, Values};
+use crate::error::{Error, Result};
+use crate::worker::{
+    CancelToken, FilterKey, Order, Recipe, SubtaskShape, Worker, WorkerInfo, WorkerKind, not_installed,
+};
+
+/// Chunks on their way at a time.
+const WINDOW: usize = 4;
+/// A chunk that is not acknowledged for so long: the other side is stuck.
+const ACK_LIMIT: Duration = Duration::from_secs(5);
+/// Filters that are not installed after so long: a GPU may compile its kernels first.
+const INSTALL_LIMIT: Duration = Duration::from_mins(2);
+/// Nobody waits longer for a task, whatever its deadline.
+const TASK_LIMIT: Duration = Duration::from_mins(30);
+
+/// A device of another machine, or a seat for one that is still to join.
+pub struct RemoteWorker {
+    shared: Arc<Shared>,
+    /// The machine it must be of, if that matters.
+    machine: Option<String>,
+    name: String,
+    seat: Seat,
+    held: HashMap<FilterKey, Held>,
+    pace: Pace,
+}
+
+enum Seat {
+    Taken { claimed: Claimed, keys: WorkerKeys },
+    /// Nobody has joined for it yet.
+    Empty,
+    /// It was lost, and why.
+    Lost(String),
+}
+
+struct Held {
+    content: ContentId,
+    shape: SubtaskShape,
+    dtype: DType,
+}
+
+/// What happens while a call waits. Requests of one call are numbered.
+enum Event {
+    Said(u64, Said),
+    /// There will be no more answers.
+    Over(u64),
+    Cancelled,
+}
+
+/// Sends what is said to the call that waits for it, and that it is over when it is dropped.
+struct Line {
+    number: u64,
+    sender: Sender<Event>,
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        // The call may be over.
+        let _ = self.sender.send(Event::Over(self.number));
+    }
+}
+
+/// One call's requests and what comes back for them.
+struct Wire<'a> {
+    shared: &'a Shared,
+    link: usize,
+    key: String,
+    ctl: String,
+    sender: Sender<Event>,
+    events: Receiver<Event>,
+    /// What came while something else was waited for.
+    kept: VecDeque<Event>,
+    next: u64,
+}
+
+/// Why a call ended early.
+enum Stop {
+    Cancelled,
+    /// The other side is gone: the worker is lost.
+    Gone(String),
+    /// The other side refused, or answered nonsense, and lives on.
+    Failed(String),
+}
+
+impl<'a> Wire<'a> {
+    fn new(shared: &'a Shared, claimed: &Claimed, keys: &WorkerKeys) -> Self {
+        let (sender, events) = unbounded();
+        let (key, ctl) = (keys.call(), keys.ctl());
+        Self { shared, link: claimed.link, key, ctl, sender, events, kept: VecDeque::new(), next: 0 }
+    }
+
+    /// Sends a request; the number under which its answers come.
+    fn ask(&mut self, request: Request, payload: Payload, lane: Lane, limit: Duration) -> Result<u64, Stop> {
+        let number = self.next;
+        self.next += 1;
+        let line = Line { number, sender: self.sender.clone() };
+        let header = self.shared.call(request);
+        let said = move |said| {
+            // The call may be over.
+            let _ = line.sender.send(Event::Said(line.number, said));
+        };
+        let asked = self.shared.links[self.link].ask(&self.key, header, payload, lane, limit, said);
+        asked.map(|()| number).map_err(|e| Stop::Gone(e.to_string()))
+    }
+
+    /// The next event, of those kept first.
+    fn next(&mut self, end: Instant) -> Result<Event, Stop> {
+        if let Some(event) = self.kept.pop_front() {
+            return Ok(event);
+        }
+        self.fresh(end)
+    }
+
+    /// The next event that has not been seen.
+    fn fresh(&mut self, end: Instant) -> Result<Event, Stop> {
+        self.events.recv_deadline(end).map_err(|_| Stop::Failed("it took too long to answer".to_owned()))
+    }
+
+    fn tell(&self, request: Request) {
+        if let Err(error) = self.shared.links[self.link].tell(&self.ctl, self.shared.call(request)) {
+            tracing::debug!(%error, "not told");
+        }
+    }
+
+    /// Sends the bytes of `object` from `from` on, in chunks.
+    fn upload(
+        &mut self,
+        pace: &mut Pace,
+        object: Object,
+        from: u64,
+        total: u64,
+        lane: Lane,
+        part: &dyn Fn(Range<usize>) -> Payload,
+    ) -> Result<(), Stop> {
+        let mut offset = from;
+        let mut on_their_way: VecDeque<(u64, Instant)> = VecDeque::new();
+        loop {
+            while on_their_way.len() < WINDOW && offset < total {
+                let end = total.min(offset + pace.chunk_bytes() as u64);
+                // Within the object, which is in memory.
+                let payload = part(offset as usize..end as usize);
+                let chunk = Request::Chunk { object, offset, total, crc: payload.crc() };
+                let sent = Instant::now();
+                let number = self.ask(chunk, payload, lane, ACK_LIMIT)?;
+                on_their_way.push_back((number, sent));
+                offset = end;
+            }
+            let Some((_, oldest)) = on_their_way.front() else { return Ok(()) };
+            match self.next(*oldest + ACK_LIMIT)? {
+                Event::Cancelled => return Err(Stop::Cancelled),
+                Event::Said(number, said) => match said {
+                    Said::Answer(Answer::Ack { .. }, _) => {
+                        if let Some(at) = on_their_way.iter().position(|(n, _)| *n == number)
+                            && let Some((_, sent)) = on_their_way.remove(at)
+                        {
+                            pace.acknowledged(sent.elapsed());
+                        }
+                    }
+                    Said::Answer(answer, _) => return Err(unexpected(&answer)),
+                    Said::Garbage(text) => return Err(Stop::Failed(text)),
+                },
+                Event::Over(number) if on_their_way.iter().any(|(n, _)| *n == number) => {
+                    return Err(Stop::Gone("it is gone, or takes nothing any more".to_owned()));
+                }
+                Event::Over(_) => {}
+            }
+        }
+    }
+
+    /// Fetches a sub-result that was announced. What else is said meanwhile is kept.
+    fn fetch(&mut self, pace: Pace, task: u64, index: u32, into: &mut [u8]) -> Result<(), Stop> {
+        let total = into.len();
+        let mut asked = 0;
+        let mut on_their_way: VecDeque<(u64, Range<usize>)> = VecDeque::new();
+        let end = Instant::now() + TASK_LIMIT;
+        let mut kept = VecDeque::new();
+        loop {
+            while on_their_way.len() < WINDOW && asked < total {
+                let range = asked..total.min(asked + pace.chunk_bytes());
+                // A chunk is at most `MAX_CHUNK_BYTES` long.
+                let part = Request::Fetch { task, index, offset: asked as u64, len: range.len() as u32 };
+                let number = self.ask(part, Payload::empty(), Lane::Data, TASK_LIMIT)?;
+                asked = range.end;
+                on_their_way.push_back((number, range));
+            }
+            if on_their_way.is_empty() {
+                kept.append(&mut self.kept);
+                self.kept = kept;
+                return Ok(());
+            }
+            let event = self.fresh(end)?;
+            let of = match &event {
+                Event::Cancelled => return Err(Stop::Cancelled),
+                Event::Said(number, _) | Event::Over(number) => *number,
+            };
+            let Some(at) = on_their_way.iter().position(|(number, _)| *number == of) else {
+                kept.push_back(event);
+                continue;
+            };
+            match event {
+                Event::Said(_, Said::Answer(Answer::Bytes { crc }, payload)) => {
+                    let range = on_their_way.remove(at).map_or(0..0, |(_, range)| range);
+                    if payload.len() != range.len() || payload.crc() != crc {
+                        return Err(Stop::Failed(format!(
+                            "part of a result came with {} of {} bytes or another checksum",
+                            payload.len(),
+                            range.len()
+                        )));
+                    }
+                    payload.copy_to(&mut into[range]);
+                }
+                Event::Said(_, Said::Answer(answer, _)) => return Err(unexpected(&answer)),
+                Event::Said(_, Said::Garbage(text)) => return Err(Stop::Failed(text)),
+                Event::Over(_) | Event::Cancelled => {
+                    return Err(Stop::Gone("it is gone in the middle of a result".to_owned()));
+                }
+            }
+        }
+    }
+}
+
+/// What an answer that ends a call means.
+fn unexpected(answer: &Answer) -> Stop {
+    match answer {
+        Answer::Refused { why: Refusal::Cancelled, .. } => Stop::Cancelled,
+        Answer::Refused { why: Refusal::NotHeld | Refusal::DeviceLost, text } => Stop::Gone(text.clone()),
+        Answer::Refused { text, .. } => Stop::Failed(text.clone()),
+        other => Stop::Failed(format!("it answers {}", brief(other))),
+    }
+}
+
+impl RemoteWorker {
+    /// A worker for a seat. `claimed`: who sits there.
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        machine: Option<&str>,
+        name: String,
+        claimed: Option<Claimed>,
+    ) -> Self {
+        let seat = match claimed {
+            None => Seat::Empty,
+            Some(claimed) => {
+                let keys = shared.keys.worker(&claimed.id.0, claimed.id.1);
+                Seat::Taken { claimed, keys }
+            }
+        };
+        Self { shared, machine: machine.map(str::to_owned), name, seat, held: HashMap::new(), pace: Pace::default() }
+    }
+
+    fn waits_for(&self) -> String {
+        match &self.machine {
+            Some(machine) => format!("machine {machine} has not joined yet"),
+            None => "no machine has joined for it yet".to_owned(),
+        }
+    }
+
+    /// Runs `call` over the wire, and turns the end of the other side into the loss of this worker.
+    fn over_the_wire<R>(
+        &mut self,
+        call: impl FnOnce(&mut Wire<'_>, &mut Pace, u32) -> Result<R, Stop>,
+    ) -> Result<R> {
+        let lost = |name: &str, cause: String| Error::WorkerLost { worker: name.to_owned(), cause };
+        let (claimed, keys) = match &self.seat {
+            Seat::Taken { claimed, keys } => (claimed, keys),
+            Seat::Empty => return Err(lost(&self.name, self.waits_for())),
+            Seat::Lost(cause) => return Err(lost(&self.name, cause.clone())),
+        };
+        let mut wire = Wire::new(&self.shared, claimed, keys);
+        match call(&mut wire, &mut self.pace, claimed.device) {
+            Ok(result) => Ok(result),
+            Err(Stop::Cancelled) => Err(Error::Cancelled),
+            Err(Stop::Failed(cause)) => Err(Error::WorkerFailed { worker: self.name.clone(), cause }),
+            Err(Stop::Gone(cause)) => {
+                let cause = format!("{} on {}: {cause}", claimed.info.name, claimed.id.0);
+                self.shared.suspect(&claimed.id);
+                self.leave_seat(cause.clone());
+                Err(lost(&self.name, cause))
+            }
+        }
+    }
+
+    fn leave_seat(&mut self, cause: String) {
+        if let Seat::Taken { claimed, .. } = std::mem::replace(&mut self.seat, Seat::Lost(cause)) {
+            self.shared.release(&claimed);
+        }
+        self.held.clear();
+    }
+
+    fn release(&self, content: ContentId) {
+        if self.held.values().any(|held| held.content == content) {
+            return;
+        }
+        if let Seat::Taken { claimed, keys } = &self.seat {
+            let wire = Wire::new(&self.shared, claimed, keys);
+            wire.tell(Request::Release { device: claimed.device, content });
+        }
+    }
+}
+
+impl Drop for RemoteWorker {
+    fn drop(&mut self) {
+        let contents: HashSet<ContentId> = self.held.drain().map(|(_, held)| held.content).collect();
+        for content in contents {
+            self.release(content);
+        }
+        self.leave_seat(String::new());
+    }
+}
+
+impl Worker for RemoteWorker {
+    fn info(&self) -> WorkerInfo {
+        match &self.seat {
+            Seat::Taken { claimed, .. } => WorkerInfo {
+                name: self.name.clone(),
+                kind: WorkerKind::Remote,
+                device: claimed.info.device.clone(),
+                f64: claimed.info.f64,
+                host: claimed.id.0.clone(),
+                adapter: claimed.info.adapter.clone(),
+            },
+            Seat::Empty | Seat::Lost(_) => WorkerInfo {
+                name: self.name.clone(),
+                kind: WorkerKind::Remote,
+                device: "not joined yet".to_owned(),
+                f64: true,
+                host: self.machine.clone().unwrap_or_else(|| self.name.clone()),
+                adapter: None,
+            },
+        }
+    }
+
+    fn absent(&self) -> Option<String> {
+        matches!(self.seat, Seat::Empty).then(|| self.waits_for())
+    }
+
+    fn install(&mut self, key: FilterKey, shape: &SubtaskShape, banks: Values) -> Result<()> {
+        shape.check_banks(&banks)?;
+        let dtype = banks.dtype();
+        let spec = Spec::of(shape, dtype);
+        // What the other side would refuse is refused here, with the same words.
+        spec.subtask()?;
+        let content = ContentId::of(&spec, banks.as_bytes());
+        let bytes = Bytes::from_owner(Elements(banks));
+        let total = bytes.len() as u64;
+        self.over_the_wire(|wire, pace, device| {
+            let inline = bytes.len() <= pace.chunk_bytes();
+            let part = |range: Range<usize>| Payload::from(bytes.slice(range));
+            // Once for the question, once when the chunks are there, and once more where they were lost meanwhile.
+            for _ in 0..3 {
+                let payload = if inline { part(0..bytes.len()) } else { Payload::empty() };
+                let install = Request::Install { device, content, spec: spec.clone(), crc: payload.crc() };
+                let number = wire.ask(install, payload, Lane::Background, INSTALL_LIMIT)?;
+                match wait_for_answer(wire, number, Instant::now() + INSTALL_LIMIT)? {
+                    Answer::Installed => return Ok(()),
+                    Answer::Send { from } => {
+                        wire.upload(pace, Object::Filters(content), from, total, Lane::Background, &part)?;
+                    }
+                    other => return Err(unexpected(&other)),
+                }
+            }
+            Err(Stop::Failed("it does not keep the chunks it is sent".to_owned()))
+        })?;
+        let before = self.held.insert(key, Held { content, shape: shape.clone(), dtype });
+        if let Some(before) = before {
+            self.release(before.content);
+        }
+        Ok(())
+    }
+
+    fn remove(&mut self, key: FilterKey) {
+        if let Some(held) = self.held.remove(&key) {
+            self.release(held.content);
+        }
+    }
+
+    fn execute(
+        &mut self,
+        key: FilterKey,
+        slabs: &Values,
+        order: Order<'_>,
+        cancel: &CancelToken,
+        emit: &mut dyn FnMut(usize, Values),
+    ) -> Result<()> {
+        if cancel.is_cancelled() {
+            return Err(Error::Cancelled);
+        }
+        if !matches!(self.seat, Seat::Taken { .. }) {
+            return self.over_the_wire(|_, _, _| Ok(()));
+        }
+        let held = self.held.get(&key).ok_or_else(|| not_installed(&self.name, key))?;
+        held.shape.check_slabs(slabs, held.dtype)?;
+        held.shape.check_order(order)?;
+        let (content, dtype, elems) = (held.content, held.dtype, held.shape.conv.output_elems());
+        let mut wanted = match order {
+            Order::All => (0..held.shape.sub_results()).collect(),
+            Order::Each(indices) => indices.to_vec(),
+        };
+        // Sub-results are few: `Spec::subtask` bounds them.
+        let order = match order {
+            Order::All => None,
+            Order::Each(indices) => Some(indices.iter().map(|i| *i as u32).collect()),
+        };
+        let task = self.shared.next_task();
+        self.over_the_wire(|wire, pace, device| {
+            let waker = wire.sender.clone();
+            let _hook = cancel.on_cancel(move || {
+                // The call may be over.
+                let _ = waker.send(Event::Cancelled);
+            });
+            let mut run = || -> Result<(), Stop> {
+                let bytes = slabs.as_bytes();
+                let part = |range: Range<usize>| Payload::from(bytes[range].to_vec());
+                let inline = bytes.len() <= pace.chunk_bytes();
+                if !inline {
+                    let object = Object::Slabs { task, dtype };
+                    wire.upload(pace, object, 0, bytes.len() as u64, Lane::Data, &part)?;
+                }
+                let payload = if inline { part(0..bytes.len()) } else { Payload::empty() };
+                let inline_bytes = pace.chunk_bytes().min(MAX_CHUNK_BYTES) as u32;
+                let crc = payload.crc();
+                let request =
+                    Request::Task { task, device, content, order: order.clone(), inline_bytes, crc };
+                let number = wire.ask(request, payload, Lane::Task, TASK_LIMIT)?;
+                let end = Instant::now() + TASK_LIMIT;
+                loop {
+                    match wire.next(end)? {
+                        Event::Cancelled => return Err(Stop::Cancelled),
+                        Event::Over(of) if of == number => {
+                            return Err(Stop::Gone("it is gone in the middle of a task".to_owned()));
+                        }
+                        Event::Said(of, said) if of == number => match said {
+                            Said::Answer(Answer::Part { index, crc }, payload) => {
+                                let index = take(&mut wanted, index)?;
+                                let mut values = Values::zeros(dtype, elems);
+                                let into = values.as_bytes_mut();
+                                if payload.len() != into.len() || payload.crc() != crc {
+                                    return Err(Stop::Failed(format!(
+                                        "a result came with {} of {} bytes or another checksum",
+                                        payload.len(),
+                                        into.len()
+                                    )));
+                                }
+                                payload.copy_to(into);
+                                emit(index, values);
+                            }
+                            Said::Answer(Answer::Ready { index, bytes }, _) => {
+                                let at = take(&mut wanted, index)?;
+                                let mut values = Values::zeros(dtype, elems);
+                                let into = values.as_bytes_mut();
+                                if bytes != into.len() as u64 {
+                                    return Err(Stop::Failed(format!(
+                                        "a result of {bytes} bytes where {} were expected",
+                                        into.len()
+                                    )));
+                                }
+                                wire.fetch(*pace, task, index, into)?;
+                                emit(at, values);
+                            }
+                            Said::Answer(Answer::Done, _) if wanted.is_empty() => return Ok(()),
+                            Said::Answer(Answer::Done, _) => {
+                                return Err(Stop::Failed(format!("sub-results {wanted:?} did not come")));
+                            }
+                            Said::Answer(answer, _) => return Err(unexpected(&answer)),
+                            Said::Garbage(text) => return Err(Stop::Failed(text)),
+                        },
+                        Event::Over(_) | Event::Said(..) => {}
+                    }
+                }
+            };
+            let result = run();
+            if matches!(result, Err(Stop::Cancelled | Stop::Failed(_))) {
+                wire.tell(Request::Cancel { task });
+            }
+            result
+        })
+    }
+
+    /// Somebody else in the same seat, whenever there is one.
+    fn recipe(&self) -> Option<Recipe> {
+        let (shared, machine, name) = (Arc::clone(&self.shared), self.machine.clone(), self.name.clone());
+        Some(Arc::new(move |cancel| {
+            let claimed = shared.claim(machine.as_deref(), cancel).ok_or(Error::Cancelled)?;
+            let worker = Self::new(Arc::clone(&shared), machine.as_deref(), name.clone(), Some(claimed));
+            Ok(Box::new(worker))
+        }))
+    }
+}
+
+/// Strikes a sub-result off those that are wanted.
+fn take(wanted: &mut Vec<usize>, index: u32) -> Result<usize, Stop> {
+    let at = wanted.iter().position(|w| *w == index as usize);
+    let at = at.ok_or_else(|| Stop::Failed(format!("sub-result {index} came, which nobody asked for")))?;
+    Ok(wanted.remove(at))
+}
+
+/// The one answer to a request.
+fn wait_for_answer(wire: &mut Wire<'_>, number: u64, end: Instant) -> Result<Answer, Stop> {
+    loop {
+        match wire.next(end)? {
+            Event::Said(of, said) if of == number => match said {
+                Said::Answer(answer, _) => return Ok(answer),
+                Said::Garbage(text) => return Err(Stop::Failed(text)),
+            },
+            Event::Over(of) if of == number => return Err(Stop::Gone("it is gone".to_owned())),
+            Event::Cancelled => return Err(Stop::Cancelled),
+            Event::Said(..) | Event::Over(_) => {}
+        }
+    }
+}
+
+/// Filters, sent without copying them.
+struct Elements(Values);
+
+impl AsRef<[u8]> for Elements {
+    fn as_ref(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
+}

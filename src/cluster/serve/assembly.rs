@@ -1,0 +1,113 @@
+//! An object that arrives in chunks.
+//!
+//! Invariant: what was received is a prefix without gaps, every chunk of it with the checksum it was sent with; anything
+//! else is refused and changes nothing.
+
+use std::time::Instant;
+
+use super::super::budget::Reservation;
+use super::super::link::Payload;
+use crate::array::{DType, Values};
+
+pub(super) struct Assembly {
+    values: Values,
+    received: u64,
+    /// When a chunk came last.
+    pub(super) touched: Instant,
+    reservation: Reservation,
+}
+
+impl Assembly {
+    /// Room for as many elements as were reserved; `None` where that is no whole number of them.
+    pub(super) fn new(dtype: DType, reservation: Reservation) -> Option<Self> {
+        let size = dtype.size_bytes() as u64;
+        let elems = usize::try_from(reservation.bytes() / size).ok()?;
+        let whole = reservation.bytes().is_multiple_of(size);
+        whole.then(|| Self {
+            values: Values::zeros(dtype, elems),
+            received: 0,
+            touched: Instant::now(),
+            reservation,
+        })
+    }
+
+    pub(super) fn total(&self) -> u64 {
+        self.reservation.bytes()
+    }
+
+    /// First byte that is missing.
+    pub(super) fn received(&self) -> u64 {
+        self.received
+    }
+
+    /// Takes a chunk; the answer is the first byte that is missing now. A chunk that is there already is passed over.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(super) fn accept(&mut self, offset: u64, payload: &Payload, crc: u32) -> Result<u64, String> {
+        let (len, total) = (payload.len() as u64, self.total());
+        let end = offset.checked_add(len).filter(|end| *end <= total);
+        let Some(end) = end else { return Err(format!("a chunk of {len} at {offset} of {total} bytes")) };
+        if offset > self.received {
+            return Err(format!("a chunk at {offset} where {} was expected", self.received));
+        }
+        if end <= self.received {
+            return Ok(self.received);
+        }
+        if offset < self.received {
+            return Err(format!("a chunk at {offset} overlaps with what ends at {}", self.received));
+        }
+        let got = payload.crc();
+        if got != crc {
+            return Err(format!("checksum {got:08x} where {crc:08x} was announced"));
+        }
+        // The end is within the values, whose bytes are in memory and so within usize.
+        let (from, to) = (self.received as usize, end as usize);
+        payload.copy_to(&mut self.values.as_bytes_mut()[from..to]);
+        self.received = end;
+        self.touched = Instant::now();
+        Ok(end)
+    }
+
+    /// The whole object, if it is complete; itself if not.
+    pub(super) fn finish(self) -> Result<(Values, Reservation), Self> {
+        if self.received == self.total() { Ok((self.values, self.reservation)) } else { Err(self) }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+mod tests {
+    use super::super::super::budget::Budget;
+    use super::*;
+
+    fn payload(bytes: &[u8]) -> (Payload, u32) {
+        let payload = Payload::from(bytes.to_vec());
+        let crc = payload.crc();
+        (payload, crc)
+    }
+
+    #[test]
+    fn only_the_next_chunk_with_its_checksum_is_taken() {
+        let budget = Budget::new(100);
+        assert!(Assembly::new(DType::F32, budget.reserve(10).unwrap()).is_none());
+        let mut object = Assembly::new(DType::F32, budget.reserve(8).unwrap()).unwrap();
+        let bytes: Vec<u8> = [1.5f32, -2.0].iter().flat_map(|v| v.to_le_bytes()).collect();
+        let (first, crc) = payload(&bytes[..5]);
+        assert!(object.accept(0, &first, crc ^ 1).is_err());
+        assert!(object.accept(4, &first, crc).is_err());
+        assert!(object.accept(u64::MAX, &first, crc).is_err());
+        assert_eq!(object.accept(0, &first, crc), Ok(5));
+        assert_eq!(object.accept(0, &first, crc), Ok(5), "sent again");
+        let (rest, crc) = payload(&bytes[5..]);
+        assert!(object.accept(4, &rest, crc).is_err(), "overlap");
+        let Err(mut object) = object.finish() else { panic!("three bytes are missing") };
+        assert_eq!(object.accept(5, &rest, crc), Ok(8));
+        let (long, crc) = payload(&[0]);
+        assert!(object.accept(8, &long, crc).is_err());
+        let (values, reservation) = object.finish().ok().unwrap();
+        assert_eq!(values, Values::F32(vec![1.5, -2.0]));
+        drop(reservation);
+        assert_eq!(budget.used(), 0);
+    }
+}

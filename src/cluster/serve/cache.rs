@@ -1,0 +1,150 @@
+//! Filters on disk, so that a worker that was restarted need not be sent them again.
+//!
+//! Invariant: what is read is what its name says (the hash is checked by whoever asks), and a disk that is full or broken
+//! costs the cache, never a task.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crossbeam_channel::{Sender, bounded};
+
+use super::super::budget::Reservation;
+use super::super::wire::ContentId;
+use crate::array::{DType, Values};
+use crate::error::{Error, Result};
+
+/// Filters that wait to be written; more are not kept.
+const QUEUE: usize = 64;
+
+/// A folder of filters, `<hash>.filters` each. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Cache {
+    folder: PathBuf,
+    writer: Sender<(ContentId, Values, Reservation)>,
+    failures: Arc<AtomicU64>,
+}
+
+impl Cache {
+    /// Opens the folder, and makes it if it is not there.
+    ///
+    /// # Errors
+    /// [`Error::File`] where that is not possible.
+    pub(super) fn open(folder: &Path, limit_bytes: u64) -> Result<Self> {
+        let bad = |cause: String| Error::File { path: folder.display().to_string(), cause, input: true };
+        fs::create_dir_all(folder).map_err(|e| bad(format!("cannot be made: {e}")))?;
+        let (writer, queue) = bounded::<(ContentId, Values, Reservation)>(QUEUE);
+        let failures = Arc::new(AtomicU64::new(0));
+        let (own, failed) = (folder.to_owned(), Arc::clone(&failures));
+        let thread = std::thread::Builder::new().name("fcdcc filter cache".to_owned());
+        let spawned = thread.spawn(move || {
+            for (content, values, reservation) in queue {
+                if let Err(error) = write(&own, content, &values, limit_bytes) {
+                    failed.fetch_add(1, Ordering::Relaxed);
+                    tracing::warn!(%content, %error, "not kept on disk");
+                }
+                drop(reservation);
+            }
+        });
+        spawned.map_err(|e| bad(format!("no thread to write to it: {e}")))?;
+        Ok(Self { folder: folder.to_owned(), writer, failures })
+    }
+
+    /// Writes that failed.
+    pub(super) fn failures(&self) -> u64 {
+        self.failures.load(Ordering::Relaxed)
+    }
+
+    /// Whether a file of these filters is there, of the right size.
+    pub(super) fn has(&self, content: ContentId, bytes: u64) -> bool {
+        fs::metadata(path(&self.folder, content)).is_ok_and(|meta| meta.len() == bytes)
+    }
+
+    /// The elements, not yet checked.
+    pub(super) fn read(&self, content: ContentId, dtype: DType, elems: usize) -> std::io::Result<Values> {
+        let bytes = fs::read(path(&self.folder, content))?;
+        let mut values = Values::zeros(dtype, elems);
+        let target = values.as_bytes_mut();
+        if bytes.len() != target.len() {
+            return Err(std::io::Error::other(format!("{} of {} bytes", bytes.len(), target.len())));
+        }
+        target.copy_from_slice(&bytes);
+        Ok(values)
+    }
+
+    /// Drops a file that is not what its name says.
+    pub(super) fn remove(&self, content: ContentId) {
+        // It may be gone already.
+        let _ = fs::remove_file(path(&self.folder, content));
+    }
+
+    /// Writes filters in the background; where too many wait already these are not kept.
+    pub(super) fn keep(&self, content: ContentId, values: Values, reservation: Reservation) {
+        if self.writer.try_send((content, values, reservation)).is_err() {
+            self.failures.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+fn path(folder: &Path, content: ContentId) -> PathBuf {
+    folder.join(format!("{content}.filters"))
+}
+
+/// Writes a file beside, then renames it; the oldest make room.
+fn write(folder: &Path, content: ContentId, values: &Values, limit: u64) -> std::io::Result<()> {
+    let bytes = values.as_bytes();
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.path().extension().is_some_and(|e| e == "filters") {
+            let meta = entry.metadata()?;
+            files.push((meta.modified()?, meta.len(), entry.path()));
+        }
+    }
+    files.sort();
+    let mut total = files.iter().map(|(_, len, _)| len).sum::<u64>() + bytes.len() as u64;
+    for (_, len, path) in files {
+        if total <= limit {
+            break;
+        }
+        fs::remove_file(path)?;
+        total -= len;
+    }
+    if total > limit {
+        return Err(std::io::Error::other(format!("{} bytes where the cache may take {limit}", bytes.len())));
+    }
+    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    file.write_all(bytes)?;
+    file.persist(path(folder, content)).map_err(|e| e.error)?;
+    Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filters_come_back_and_the_oldest_make_room() {
+        let folder = tempfile::tempdir().unwrap();
+        let values = Values::F64(vec![1.0, 2.0]);
+        let id = |n: u8| ContentId([n; 32]);
+        for n in 0..3 {
+            write(folder.path(), id(n), &values, 32).unwrap();
+            // Modification times tell the oldest.
+            let earlier = std::time::SystemTime::now() - std::time::Duration::from_secs(60 - u64::from(n));
+            fs::File::options().write(true).open(path(folder.path(), id(n))).unwrap().set_modified(earlier).unwrap();
+        }
+        let cache = Cache::open(folder.path(), 32).unwrap();
+        assert!(!cache.has(id(0), 16) && cache.has(id(1), 16) && cache.has(id(2), 16) && !cache.has(id(2), 8));
+        assert_eq!(cache.read(id(2), DType::F64, 2).unwrap(), values);
+        assert!(cache.read(id(2), DType::F64, 3).is_err() && cache.read(id(0), DType::F64, 2).is_err());
+        assert!(write(folder.path(), id(4), &Values::F64(vec![0.0; 9]), 32).is_err());
+        cache.remove(id(2));
+        assert!(!cache.has(id(2), 16));
+        // Nowhere to write to: an error, counted by whoever writes.
+        assert!(write(Path::new("/proc/nowhere"), id(5), &values, 32).is_err());
+    }
+}

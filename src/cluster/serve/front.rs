@@ -1,0 +1,544 @@
+//! What a worker process does with what arrives: one thread that knows who holds what and never computes.
+//!
+//! Invariant: nothing of one master is visible to another but filters of the same content, which are the same filters; and
+//! whatever a master that is gone had here is given back.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError};
+
+use super::super::budget::{Budget, Reservation};
+use super::super::link::{Incoming, Payload};
+use super::super::wire::{self, Answer, Call, ContentId, MasterId, Object, Refusal, Request, Spec};
+use super::assembly::Assembly;
+use super::device::{Common, Device, Filters, Installed, Job, TaskJob, Told};
+use super::outbox::Outbox;
+use crate::array::DType;
+
+/// How often it looks for what is over.
+const TICK: Duration = Duration::from_secs(1);
+/// A master whose token is not visible is forgotten after so long without a word.
+const SILENCE: Duration = Duration::from_mins(1);
+/// Chunks of which nothing more came for so long are dropped.
+const STALE: Duration = Duration::from_mins(1);
+/// Most masters at a time: each has a thread.
+const MAX_MASTERS: usize = 64;
+
+/// What the front waits for.
+pub(super) enum Event {
+    /// A request, and the bytes of payload that count as pending until it is dealt with. `None`: too much was pending
+    /// already, its payload is gone.
+    Call(Incoming, Option<u64>),
+    /// Something that needs no answer.
+    Ctl(Vec<u8>),
+    /// A master's token became visible or vanished.
+    Master(MasterId, bool),
+    /// A device has something to say.
+    Device(usize, Told),
+    /// The end.
+    Close,
+}
+
+/// Makes the answer to [`Request::Info`].
+pub(super) type Describe = Box<dyn Fn() -> Answer + Send>;
+
+pub(super) struct Front {
+    pub(super) devices: Vec<Device>,
+    pub(super) common: Common,
+    pub(super) describe: Describe,
+    /// For those who are no masters, or not yet.
+    pub(super) lobby: Outbox,
+    pub(super) pending: Arc<AtomicU64>,
+    pub(super) received: Arc<AtomicU64>,
+    pub(super) master_count: Arc<AtomicU32>,
+    masters: HashMap<MasterId, Master>,
+    visible: HashSet<MasterId>,
+    held: HashMap<(usize, ContentId), Held>,
+}
+
+struct Master {
+    outbox: Outbox,
+    uploads: HashMap<ContentId, Assembly>,
+    slabs: HashMap<u64, Assembly>,
+    heard: Instant,
+}
+
+/// Filters on a device.
+struct Held {
+    spec: Spec,
+    holders: HashSet<MasterId>,
+    reservation: Reservation,
+    used: Instant,
+    /// Requests to answer once they are installed; `None` when they are.
+    installing: Option<Vec<(MasterId, Arc<Incoming>)>>,
+}
+
+impl Front {
+    pub(super) fn new(
+        devices: Vec<Device>,
+        common: Common,
+        describe: Describe,
+        lobby: Outbox,
+        counters: [Arc<AtomicU64>; 2],
+        master_count: Arc<AtomicU32>,
+    ) -> Self {
+        let [pending, received] = counters;
+        Self {
+            devices,
+            common,
+            describe,
+            lobby,
+            pending,
+            received,
+            master_count,
+            masters: HashMap::new(),
+            visible: HashSet::new(),
+            held: HashMap::new(),
+        }
+    }
+
+    pub(super) fn serve(mut self, events: &Receiver<Event>) {
+        let mut tidied = Instant::now();
+        loop {
+            match events.recv_timeout(TICK) {
+                Ok(Event::Call(incoming, pending)) => {
+                    self.call(incoming, pending);
+                    self.pending.fetch_sub(pending.unwrap_or(0), Ordering::Relaxed);
+                }
+                Ok(Event::Ctl(header)) => self.ctl(&header),
+                Ok(Event::Master(master, true)) => {
+                    self.visible.insert(master);
+                }
+                Ok(Event::Master(master, false)) => {
+                    self.visible.remove(&master);
+                    self.forget(master);
+                }
+                Ok(Event::Device(device, told)) => self.told(device, told),
+                Ok(Event::Close) | Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            if tidied.elapsed() >= TICK {
+                self.tidy();
+                tidied = Instant::now();
+            }
+        }
+        for master in self.masters.keys() {
+            self.common.tasks.cancel_master(*master);
+        }
+    }
+
+    fn call(&mut self, mut incoming: Incoming, pending: Option<u64>) {
+        let call = wire::unpack::<Call>(&incoming.header);
+        incoming.header = Vec::new();
+        let payload = std::mem::replace(&mut incoming.payload, Payload::empty());
+        self.received.fetch_add(payload.len() as u64, Ordering::Relaxed);
+        let incoming = Arc::new(incoming);
+        let Call { from, request } = match call {
+            Ok(call) => call,
+            Err(error) => return self.lobby.refuse(&incoming, Refusal::Malformed, error),
+        };
+        if request == Request::Info {
+            return self.lobby.say(&incoming, (self.describe)());
+        }
+        if pending.is_none() {
+            return self.lobby.refuse(&incoming, Refusal::Busy, "too much has arrived at once: send it again");
+        }
+        if let Err(text) = self.admit(from) {
+            return self.lobby.refuse(&incoming, Refusal::Busy, text);
+        }
+        let result = match request {
+            Request::Info => Ok(()),
+            Request::Install { device, content, spec, crc } => {
+                self.install(from, &incoming, device, content, spec, &payload, crc)
+            }
+            Request::Chunk { object, offset, total, crc } => {
+                self.chunk(from, &incoming, object, offset, total, &payload, crc)
+            }
+            Request::Task { task, device, content, order, inline_bytes, crc } => {
+                let order = order.map(|order| order.into_iter().map(|i| i as usize).collect());
+                let wanted = Wanted { task, device, content, order, inline_bytes };
+                self.task(from, &incoming, wanted, &payload, crc)
+            }
+            Request::Fetch { task, index, offset, len } => {
+                self.common.results.fetch((from, task, index), offset, len).map(
+                    |bytes| {
+                        let payload = Payload::from(bytes);
+                        let answer = Answer::Bytes { crc: payload.crc() };
+                        self.masters[&from].outbox.send(&incoming, answer, payload);
+                    },
+                )
+                .map_err(|text| (Refusal::Malformed, text))
+            }
+            Request::Release { .. } | Request::Cancel { .. } => {
+                Err((Refusal::Malformed, "this is told, not asked".to_owned()))
+            }
+        };
+        if let Err((why, text)) = result {
+            self.masters[&from].outbox.refuse(&incoming, why, text);
+        }
+    }
+
+    /// Makes room for a master that is new.
+    fn admit(&mut self, from: MasterId) -> Result<(), String> {
+        if let Some(master) = self.masters.get_mut(&from) {
+            master.heard = Instant::now();
+            return Ok(());
+        }
+        if self.masters.len() >= MAX_MASTERS {
+            return Err(format!("{MAX_MASTERS} masters are served already"));
+        }
+        let outbox = self.lobby.another(&from.to_string()).map_err(|e| format!("no thread for a master: {e}"))?;
+        let master =
+            Master { outbox, uploads: HashMap::new(), slabs: HashMap::new(), heard: Instant::now() };
+        self.masters.insert(from, master);
+        self.master_count.store(self.masters.len() as u32, Ordering::Relaxed);
+        tracing::info!(master = %from, "new master");
+        Ok(())
+    }
+
+    fn device(&self, device: u32) -> Result<usize, (Refusal, String)> {
+        let there = self.devices.len();
+        let index = device as usize;
+        if index < there {
+            return Ok(index);
+        }
+        Err((Refusal::Malformed, format!("device {device} of {there}")))
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the fields of the request")]
+    fn install(
+        &mut self,
+        from: MasterId,
+        incoming: &Arc<Incoming>,
+        device: u32,
+        content: ContentId,
+        spec: Spec,
+        payload: &Payload,
+        crc: u32,
+    ) -> Result<(), (Refusal, String)> {
+        let at = self.device(device)?;
+        let shape = spec.subtask().map_err(|e| (Refusal::Malformed, e.to_string()))?;
+        let bytes = (shape.filter_elems() * spec.dtype.size_bytes()) as u64;
+        let outbox = self.masters[&from].outbox.clone();
+        if let Some(held) = self.held.get_mut(&(at, content)) {
+            held.used = Instant::now();
+            held.holders.insert(from);
+            match &mut held.installing {
+                None => outbox.say(incoming, Answer::Installed),
+                Some(waiting) => waiting.push((from, Arc::clone(incoming))),
+            }
+            return Ok(());
+        }
+        let own = |front: &mut Self| front.masters.get_mut(&from).and_then(|m| m.uploads.remove(&content));
+        let (values, reservation) = if payload.len() > 0 {
+            if payload.len() as u64 != bytes {
+                return Err((Refusal::Malformed, format!("{} of {bytes} bytes of filters", payload.len())));
+            }
+            drop(own(self));
+            let mut object = self.room(bytes, spec.dtype)?;
+            object.accept(0, payload, crc).map_err(|text| (Refusal::Malformed, text))?;
+            match object.finish() {
+                Ok((values, reservation)) => (Some(values), reservation),
+                Err(_) => return Err((Refusal::Malformed, "incomplete filters".to_owned())),
+            }
+        } else {
+            match own(self).filter(|upload| upload.total() == bytes) {
+                Some(upload) => match upload.finish() {
+                    Ok((values, reservation)) => (Some(values), reservation),
+                    Err(upload) => {
+                        outbox.say(incoming, Answer::Send { from: upload.received() });
+                        self.keep_upload(from, content, upload);
+                        return Ok(());
+                    }
+                },
+                None if self.common.cache.as_ref().is_some_and(|cache| cache.has(content, bytes)) => {
+                    (None, self.reserve(bytes)?)
+                }
+                None => {
+                    let upload = self.room(bytes, spec.dtype)?;
+                    self.keep_upload(from, content, upload);
+                    outbox.say(incoming, Answer::Send { from: 0 });
+                    return Ok(());
+                }
+            }
+        };
+        let held = Held {
+            spec: spec.clone(),
+            holders: HashSet::from([from]),
+            reservation,
+            used: Instant::now(),
+            installing: Some(vec![(from, Arc::clone(incoming))]),
+        };
+        self.held.insert((at, content), held);
+        self.devices[at].queue(Job::Install(Filters { content, spec, shape, values }));
+        Ok(())
+    }
+
+    fn keep_upload(&mut self, from: MasterId, content: ContentId, upload: Assembly) {
+        if let Some(master) = self.masters.get_mut(&from) {
+            master.uploads.insert(content, upload);
+        }
+    }
+
+    /// Reserves memory; filters that nobody holds any more make room, those first that were used least lately.
+    fn reserve(&mut self, bytes: u64) -> Result<Reservation, (Refusal, String)> {
+        let budget: Budget = self.common.budget.clone();
+        loop {
+            if let Some(reservation) = budget.reserve(bytes) {
+                return Ok(reservation);
+            }
+            let free = |held: &&Held| held.holders.is_empty() && held.installing.is_none();
+            let oldest = self.held.iter().filter(|(_, held)| free(held)).min_by_key(|(_, held)| held.used);
+            let Some((&(device, content), _)) = oldest else {
+                return Err((Refusal::Memory, budget.refusal(bytes)));
+            };
+            self.drop_filters(device, content);
+        }
+    }
+
+    fn room(&mut self, bytes: u64, dtype: DType) -> Result<Assembly, (Refusal, String)> {
+        let reservation = self.reserve(bytes)?;
+        let whole = || (Refusal::Malformed, format!("{bytes} bytes are no whole number of {dtype} elements"));
+        Assembly::new(dtype, reservation).ok_or_else(whole)
+    }
+
+    fn drop_filters(&mut self, device: usize, content: ContentId) {
+        if let Some(held) = self.held.remove(&(device, content)) {
+            self.count(device, &held, false);
+            self.devices[device].queue(Job::Remove(content));
+        }
+    }
+
+    /// Books filters that a device holds, or holds no more.
+    fn count(&self, device: usize, held: &Held, more: bool) {
+        if held.installing.is_some() {
+            return;
+        }
+        let (stats, bytes) = (&self.devices[device].stats, held.reservation.bytes());
+        if more {
+            stats.filters.fetch_add(1, Ordering::Relaxed);
+            stats.filter_bytes.fetch_add(bytes, Ordering::Relaxed);
+        } else {
+            stats.filters.fetch_sub(1, Ordering::Relaxed);
+            stats.filter_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the fields of the request")]
+    fn chunk(
+        &mut self,
+        from: MasterId,
+        incoming: &Arc<Incoming>,
+        object: Object,
+        offset: u64,
+        total: u64,
+        payload: &Payload,
+        crc: u32,
+    ) -> Result<(), (Refusal, String)> {
+        if payload.len() > wire::MAX_CHUNK_BYTES || total > wire::MAX_OBJECT_BYTES {
+            return Err((Refusal::Malformed, format!("a chunk of {} of {total} bytes", payload.len())));
+        }
+        if let Object::Slabs { task, dtype } = object
+            && !self.masters[&from].slabs.contains_key(&task)
+        {
+            if offset > 0 {
+                return Err((Refusal::Malformed, format!("slabs of task {task} do not begin at {offset}")));
+            }
+            let room = self.room(total, dtype)?;
+            if let Some(master) = self.masters.get_mut(&from) {
+                master.slabs.insert(task, room);
+            }
+        }
+        let Some(master) = self.masters.get_mut(&from) else { return Ok(()) };
+        let assembly = match object {
+            Object::Filters(content) => master.uploads.get_mut(&content),
+            Object::Slabs { task, .. } => master.slabs.get_mut(&task),
+        };
+        let Some(assembly) = assembly else {
+            return Err((Refusal::NotHeld, "these chunks were not asked for: ask for the installation first".to_owned()));
+        };
+        if assembly.total() != total {
+            let text = format!("a chunk of an object of {total} bytes where it has {}", assembly.total());
+            return Err((Refusal::Malformed, text));
+        }
+        let received = assembly.accept(offset, payload, crc).map_err(|text| (Refusal::Malformed, text))?;
+        master.outbox.say(incoming, Answer::Ack { received });
+        Ok(())
+    }
+
+    fn task(
+        &mut self,
+        from: MasterId,
+        incoming: &Arc<Incoming>,
+        wanted: Wanted,
+        payload: &Payload,
+        crc: u32,
+    ) -> Result<(), (Refusal, String)> {
+        let at = self.device(wanted.device)?;
+        let (task, content) = (wanted.task, wanted.content);
+        let sent = self.masters.get_mut(&from).and_then(|master| master.slabs.remove(&task));
+        let Some(held) = self.held.get_mut(&(at, content)).filter(|held| held.holders.contains(&from)) else {
+            return Err((Refusal::NotHeld, format!("filters {content} are not held for this master")));
+        };
+        held.used = Instant::now();
+        let dtype = held.spec.dtype;
+        let shape = held.spec.subtask().map_err(|e| (Refusal::Malformed, e.to_string()))?;
+        let order = wanted.order;
+        if let Some(order) = &order
+            && (order.len() > wire::MAX_SUB_RESULTS || order.iter().any(|i| *i >= shape.sub_results()))
+        {
+            return Err((Refusal::Malformed, format!("an order beyond {} sub-results", shape.sub_results())));
+        }
+        let bytes = (shape.upload_elems() * dtype.size_bytes()) as u64;
+        let object = match sent {
+            Some(object) if payload.len() == 0 => object,
+            _ => {
+                let mut object = self.room(bytes, dtype)?;
+                object.accept(0, payload, crc).map_err(|text| (Refusal::Malformed, text))?;
+                object
+            }
+        };
+        let incomplete = |got: u64| (Refusal::Malformed, format!("{got} of {bytes} bytes of slabs"));
+        if object.total() != bytes {
+            return Err(incomplete(object.total()));
+        }
+        let (slabs, reservation) = object.finish().map_err(|object| incomplete(object.received()))?;
+        let Some(cancel) = self.common.tasks.begin((from, task)) else {
+            return Err((Refusal::Cancelled, "cancelled before it came".to_owned()));
+        };
+        self.devices[at].queue(Job::Execute(TaskJob {
+            key: (from, task),
+            content,
+            order,
+            slabs,
+            reservation,
+            inline_bytes: (wanted.inline_bytes as usize).min(wire::MAX_CHUNK_BYTES),
+            cancel,
+            request: Arc::clone(incoming),
+            outbox: self.masters[&from].outbox.clone(),
+        }));
+        Ok(())
+    }
+
+    fn ctl(&mut self, header: &[u8]) {
+        match wire::unpack::<Call>(header) {
+            Ok(Call { from, request: Request::Cancel { task } }) => {
+                // The callback has cancelled it already; what is left is what had not become a task.
+                if let Some(master) = self.masters.get_mut(&from) {
+                    master.slabs.remove(&task);
+                }
+                self.common.results.forget(from, task);
+            }
+            Ok(Call { from, request: Request::Release { device, content } }) => {
+                if let Some(held) = self.held.get_mut(&(device as usize, content)) {
+                    held.holders.remove(&from);
+                }
+            }
+            Ok(_) => tracing::debug!("something was told that is to be asked"),
+            Err(error) => tracing::debug!(%error, "not understood"),
+        }
+    }
+
+    fn told(&mut self, device: usize, told: Told) {
+        match told {
+            Told::Lost => {
+                let gone: Vec<_> = self.held.keys().filter(|(at, _)| *at == device).copied().collect();
+                for key in gone {
+                    // Those that are being installed are answered by the device.
+                    if self.held[&key].installing.is_none()
+                        && let Some(held) = self.held.remove(&key)
+                    {
+                        self.count(device, &held, false);
+                    }
+                }
+            }
+            Told::Installed(content, installed) => {
+                let Some(held) = self.held.get_mut(&(device, content)) else { return };
+                let waiting = held.installing.take().unwrap_or_default();
+                let answer = match installed {
+                    Installed::Held => {
+                        let held = &self.held[&(device, content)];
+                        self.count(device, held, true);
+                        Answer::Installed
+                    }
+                    Installed::Missing => {
+                        let held = self.held.remove(&(device, content));
+                        return self.ask_for_chunks(content, held, waiting);
+                    }
+                    Installed::Refused(why, text) => {
+                        self.held.remove(&(device, content));
+                        Answer::refused(why, text)
+                    }
+                };
+                for (from, incoming) in waiting {
+                    if let Some(master) = self.masters.get(&from) {
+                        master.outbox.say(&incoming, answer.clone());
+                    }
+                }
+            }
+        }
+    }
+
+    /// The cache did not have filters after all: those who wait for them send them.
+    fn ask_for_chunks(
+        &mut self,
+        content: ContentId,
+        held: Option<Held>,
+        waiting: Vec<(MasterId, Arc<Incoming>)>,
+    ) {
+        let Some(Held { spec, reservation, .. }) = held else { return };
+        let bytes = reservation.bytes();
+        drop(reservation);
+        for (from, incoming) in waiting {
+            let upload = self.room(bytes, spec.dtype);
+            let Some(master) = self.masters.get_mut(&from) else { continue };
+            match upload {
+                Ok(upload) => {
+                    master.uploads.insert(content, upload);
+                    master.outbox.say(&incoming, Answer::Send { from: 0 });
+                }
+                Err((why, text)) => master.outbox.refuse(&incoming, why, text),
+            }
+        }
+    }
+
+    /// A master is gone: its tasks end, its filters are free to make room for others'.
+    fn forget(&mut self, master: MasterId) {
+        self.common.tasks.cancel_master(master);
+        self.common.results.forget_master(master);
+        for held in self.held.values_mut() {
+            held.holders.remove(&master);
+        }
+        if self.masters.remove(&master).is_some() {
+            self.master_count.store(self.masters.len() as u32, Ordering::Relaxed);
+            tracing::info!(%master, "master gone");
+        }
+    }
+
+    fn tidy(&mut self) {
+        self.common.results.expire();
+        let silent = |(id, master): (&MasterId, &Master)| {
+            (!self.visible.contains(id) && master.heard.elapsed() > SILENCE).then_some(*id)
+        };
+        let gone: Vec<MasterId> = self.masters.iter().filter_map(silent).collect();
+        for master in gone {
+            self.forget(master);
+        }
+        for master in self.masters.values_mut() {
+            master.slabs.retain(|_, object| object.touched.elapsed() < STALE);
+            master.uploads.retain(|_, object| object.touched.elapsed() < STALE);
+        }
+    }
+}
+
+/// The fields of [`Request::Task`].
+struct Wanted {
+    task: u64,
+    device: u32,
+    content: ContentId,
+    order: Option<Vec<usize>>,
+    inline_bytes: u32,
+}

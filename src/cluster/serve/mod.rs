@@ -1,0 +1,330 @@
+//! The worker's side: this machine's workers, lent to masters.
+//!
+//! A [`WorkerServer`] serves over any number of links, each to or for other masters. What arrives is handed by the
+//! engine's callbacks to one thread, the front, which knows who holds what; each device has a thread that owns a
+//! [`Worker`], each master one that sends it its answers. So a device that hangs, a master that takes nothing and a link
+//! that breaks each hold up nobody else.
+//!
+//! Invariant: memory that others can make it take is bounded by [`ServeOptions::memory_bytes`].
+
+mod assembly;
+mod cache;
+mod device;
+mod front;
+mod outbox;
+mod tasks;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Sender, bounded, unbounded};
+
+use self::cache::Cache;
+use self::device::{Common, Device, Job, Stats};
+use self::front::{Event, Front};
+use self::outbox::{Outbox, Results};
+use self::tasks::Tasks;
+use super::budget::Budget;
+use super::endpoint::{Endpoint, Security, check_name};
+use super::keys::Keys;
+use super::link::{Grant, Incoming, Link, Payload, Role, Side, sides};
+use super::random;
+use super::wire::{self, Answer, Call, HostInfo, MAX_DEVICES, Request};
+use crate::error::{Error, Result};
+use crate::worker::Worker;
+
+/// Payload that has arrived and is not yet dealt with; more is refused.
+const MOST_PENDING_BYTES: u64 = 256 << 20;
+
+/// A device that completed a task so recently needs no probe to be ready.
+const RECENT: Duration = Duration::from_secs(10);
+
+/// How a worker process serves.
+#[derive(Clone, Debug)]
+pub struct ServeOptions {
+    /// The machine's name in the cluster.
+    pub name: String,
+    /// The cluster; those of other names are invisible.
+    pub cluster: String,
+    /// Where masters connect to.
+    pub listen: Vec<Endpoint>,
+    /// Masters (or routers) that it connects to, each over a link of its own.
+    pub connect: Vec<Endpoint>,
+    /// Certificates.
+    pub security: Security,
+    /// Common names of the certificates of masters that may use it where it listens with certificates.
+    pub masters: Vec<String>,
+    /// What filters, slabs and results may take together.
+    pub memory_bytes: u64,
+    /// A folder that keeps filters over a restart, and how many bytes they may take there.
+    pub cache: Option<(PathBuf, u64)>,
+}
+
+/// Serves until it is dropped.
+pub struct WorkerServer {
+    links: Vec<Link>,
+    events: Sender<Event>,
+    shared: Arc<Shared>,
+    /// Of the devices, for probes.
+    jobs: Vec<Sender<Job>>,
+    front: Option<std::thread::JoinHandle<()>>,
+}
+
+/// What describes the process.
+struct Shared {
+    name: String,
+    boot: u64,
+    started: Instant,
+    stats: Vec<Arc<Stats>>,
+    budget: Budget,
+    masters: Arc<AtomicU32>,
+    received: Arc<AtomicU64>,
+    sent: Arc<AtomicU64>,
+    cache: Option<Cache>,
+}
+
+/// Counters of a worker process beside those in its [`HostInfo`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Traffic {
+    /// Bytes of payload received: filters and slabs.
+    pub received_bytes: u64,
+    /// Bytes of payload sent: sub-results.
+    pub sent_bytes: u64,
+    /// Filters that could not be written to the cache.
+    pub cache_failures: u64,
+    /// Time each device has worked on tasks.
+    pub busy: Vec<Duration>,
+}
+
+impl Shared {
+    fn info(&self) -> HostInfo {
+        HostInfo {
+            name: self.name.clone(),
+            boot: self.boot,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_s: self.started.elapsed().as_secs(),
+            devices: self.stats.iter().map(|stats| stats.info()).collect(),
+            memory_limit_bytes: self.budget.limit(),
+            memory_used_bytes: self.budget.used(),
+            masters: self.masters.load(Ordering::Relaxed),
+        }
+    }
+}
+
+impl WorkerServer {
+    /// Serves `workers`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidParameter`] for a bad name, no workers or endpoints, or endpoints that would be in the open;
+    /// [`Error::File`] for certificates or a cache folder that cannot be used; [`Error::Unavailable`] where it cannot
+    /// listen.
+    pub fn start(workers: Vec<Box<dyn Worker>>, options: &ServeOptions) -> Result<Self> {
+        check_name("name of the machine", &options.name)?;
+        check_name("name of the cluster", &options.cluster)?;
+        options.security.check(&options.listen, &options.connect)?;
+        if workers.is_empty() || workers.len() > MAX_DEVICES {
+            return Err(Error::invalid("number of workers", workers.len(), format!("serve 1 to {MAX_DEVICES}")));
+        }
+        if options.listen.is_empty() && options.connect.is_empty() {
+            return Err(Error::invalid("endpoints", "none", "listen on one, or connect to one"));
+        }
+        let keys = Keys::new(&options.cluster);
+        let cache = match &options.cache {
+            None => None,
+            Some((folder, limit)) => Some(Cache::open(folder, *limit)?),
+        };
+        let budget = Budget::new(options.memory_bytes);
+        let common = Common {
+            tasks: Tasks::default(),
+            results: Results::new(budget.clone()),
+            cache: cache.clone(),
+            budget: budget.clone(),
+        };
+        let (events, queue) = unbounded();
+        let mut devices = Vec::with_capacity(workers.len());
+        for (index, worker) in workers.into_iter().enumerate() {
+            let events = events.clone();
+            // The front outlives its devices.
+            let tell = move |told| drop(events.send(Event::Device(index, told)));
+            devices.push(Device::start(worker, common.clone(), tell)?);
+        }
+        let no_thread = |e: std::io::Error| Error::Unavailable {
+            what: format!("a thread ({e})"),
+            mend: "the system is out of threads".to_owned(),
+        };
+        let sent = Arc::new(AtomicU64::new(0));
+        let lobby = Outbox::start("whoever asks", &sent).map_err(no_thread)?;
+        let shared = Arc::new(Shared {
+            name: options.name.clone(),
+            boot: random(),
+            started: Instant::now(),
+            stats: devices.iter().map(|device| Arc::clone(&device.stats)).collect(),
+            budget,
+            masters: Arc::default(),
+            received: Arc::default(),
+            sent,
+            cache,
+        });
+        let jobs = devices.iter().map(Device::jobs).collect();
+        let describing = Arc::clone(&shared);
+        let pending = Arc::new(AtomicU64::new(0));
+        let front = Front::new(
+            devices,
+            common.clone(),
+            Box::new(move || Answer::Info(Box::new(describing.info()))),
+            lobby,
+            [Arc::clone(&pending), Arc::clone(&shared.received)],
+            Arc::clone(&shared.masters),
+        );
+        let front = std::thread::Builder::new()
+            .name("fcdcc front".to_owned())
+            .spawn(move || front.serve(&queue))
+            .map_err(no_thread)?;
+        let mut server = Self { links: Vec::new(), events, shared, jobs, front: Some(front) };
+        for side in sides(&options.listen, &options.connect) {
+            let link = server.open(&side, &keys, options, &common.tasks, &pending)?;
+            server.links.push(link);
+        }
+        Ok(server)
+    }
+
+    /// Opens a link and declares everything on it; the token last.
+    fn open(
+        &self,
+        side: &Side,
+        keys: &Keys,
+        options: &ServeOptions,
+        tasks: &Tasks,
+        pending: &Arc<AtomicU64>,
+    ) -> Result<Link> {
+        let grants = match (side, &options.security.tls) {
+            (Side::Listen(_), Some(_)) => Some(grants(keys, options)),
+            _ => None,
+        };
+        let link = Link::open(side, &options.security, grants.as_deref(), None)?;
+        let own = keys.worker(&options.name, self.shared.boot);
+        for key in [own.info(), own.call()] {
+            let (events, pending) = (self.events.clone(), Arc::clone(pending));
+            link.serve(&key, move |incoming| arrived(incoming, &events, &pending))?;
+        }
+        let (events, tasks) = (self.events.clone(), tasks.clone());
+        link.hear(&own.ctl(), move |header| {
+            // At once: the front may have chunks to copy first.
+            if let Ok(Call { from, request: Request::Cancel { task } }) = wire::unpack::<Call>(&header) {
+                tasks.cancel((from, task));
+            }
+            // The front lives as long as the link.
+            let _ = events.send(Event::Ctl(header));
+        })?;
+        let (events, watching) = (self.events.clone(), keys.clone());
+        link.watch(&keys.all_masters(), move |key, there| {
+            if let Some(master) = watching.parse_master(key) {
+                // Likewise.
+                let _ = events.send(Event::Master(master, there));
+            }
+        })?;
+        link.announce(&own.alive())?;
+        tracing::info!(place = link.place(), "serving");
+        Ok(link)
+    }
+
+    /// The machine's name, devices and state.
+    #[must_use]
+    pub fn info(&self) -> HostInfo {
+        self.shared.info()
+    }
+
+    /// Where it listens or connects.
+    #[must_use]
+    pub fn places(&self) -> Vec<String> {
+        self.links.iter().map(|link| link.place().to_owned()).collect()
+    }
+
+    /// What went in and out.
+    #[must_use]
+    pub fn traffic(&self) -> Traffic {
+        Traffic {
+            received_bytes: self.shared.received.load(Ordering::Relaxed),
+            sent_bytes: self.shared.sent.load(Ordering::Relaxed),
+            cache_failures: self.shared.cache.as_ref().map_or(0, Cache::failures),
+            busy: self.shared.stats.iter().map(|stats| stats.busy()).collect(),
+        }
+    }
+
+    /// Whether every device computes rightly: each has completed a task lately, or answers a known one within `limit`.
+    ///
+    /// # Errors
+    /// [`Error::ProbeFailed`] with the first device that does not.
+    pub fn check_ready(&self, limit: Duration) -> Result<()> {
+        let end = Instant::now() + limit;
+        let asked: Vec<_> = self
+            .jobs
+            .iter()
+            .zip(&self.shared.stats)
+            .map(|(jobs, stats)| {
+                let recent = stats.info().lost.is_none() && stats.worked_within(RECENT);
+                let (sender, answer) = bounded(1);
+                // A device's thread ends with the server only.
+                let asked = recent || jobs.send(Job::Probe(sender)).is_ok();
+                (stats, recent, asked, answer)
+            })
+            .collect();
+        for (stats, recent, asked, answer) in asked {
+            if recent {
+                continue;
+            }
+            let said = if asked { answer.recv_deadline(end).ok() } else { None };
+            let cause = match said {
+                Some(Ok(())) => continue,
+                Some(Err(cause)) => cause,
+                None => format!("no answer within {limit:?}"),
+            };
+            return Err(Error::ProbeFailed { worker: stats.info().name, cause });
+        }
+        Ok(())
+    }
+}
+
+impl Drop for WorkerServer {
+    /// Leaves the cluster, then ends its threads.
+    fn drop(&mut self) {
+        for link in &self.links {
+            link.withdraw();
+        }
+        self.links.clear();
+        // The front may have ended already.
+        let _ = self.events.send(Event::Close);
+        if let Some(front) = self.front.take() {
+            let _ = front.join();
+        }
+    }
+}
+
+/// Hands a request to the front, without its payload where too much is pending already.
+fn arrived(mut incoming: Incoming, events: &Sender<Event>, pending: &AtomicU64) {
+    let bytes = incoming.payload.len() as u64;
+    let fits = pending.fetch_add(bytes, Ordering::Relaxed) + bytes <= MOST_PENDING_BYTES;
+    if !fits {
+        pending.fetch_sub(bytes, Ordering::Relaxed);
+        incoming.payload = Payload::empty();
+    }
+    // The front lives as long as the links.
+    let _ = events.send(Event::Call(incoming, fits.then_some(bytes)));
+}
+
+/// Masters may use this machine, viewers see it.
+fn grants(keys: &Keys, options: &ServeOptions) -> Vec<Grant> {
+    let mut grants = Vec::new();
+    for holder in &options.masters {
+        let own = vec![keys.machine(&options.name)];
+        grants.push(Grant { holder: holder.clone(), keys: own, role: Role::Use });
+        grants.push(Grant { holder: holder.clone(), keys: vec![keys.all_masters()], role: Role::Announce });
+    }
+    for holder in &options.security.viewers {
+        let seen = vec![keys.all_alive(), keys.all_info()];
+        grants.push(Grant { holder: holder.clone(), keys: seen, role: Role::View });
+    }
+    grants
+}
