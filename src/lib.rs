@@ -16,6 +16,8 @@ pub mod model;
 pub mod partition;
 pub mod planner;
 pub mod scheduler;
+#[cfg(feature = "metrics")]
+pub mod telemetry;
 pub mod worker;
 
 pub use array::{DType, Element};

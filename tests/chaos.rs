@@ -52,7 +52,15 @@ struct Chaotic {
 
 impl Chaotic {
     fn boxed(again: Recipe, seed: u64, liar: bool, tally: Arc<Tally>) -> Result<Box<dyn Worker>> {
-        Ok(Box::new(Self { inner: again(&CancelToken::new())?, again, seed, tasks: 0, liar, lost: false, tally }))
+        Ok(Box::new(Self {
+            inner: again(&CancelToken::new())?,
+            again,
+            seed,
+            tasks: 0,
+            liar,
+            lost: false,
+            tally,
+        }))
     }
 
     fn is_lost<R>(&mut self, cause: &str) -> Result<R> {

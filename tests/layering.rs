@@ -22,6 +22,7 @@ const FLOORS: &[(&str, u32)] = &[
     ("cluster", 60),
     ("scheduler", 60),
     ("engine", 70),
+    ("telemetry", 75),
     ("model", 80),
     ("bench", 90),
     ("cli", 100),

@@ -3,6 +3,8 @@
 mod bench;
 mod bench_layers;
 mod bench_table;
+#[cfg(feature = "cluster")]
+mod cluster;
 mod conv;
 #[cfg(feature = "onnx")]
 mod demo;
@@ -12,6 +14,8 @@ mod files;
 mod inputs;
 #[cfg(feature = "onnx")]
 mod layers;
+mod metrics;
+mod network;
 mod options;
 #[cfg(feature = "onnx")]
 mod picture;
@@ -23,17 +27,23 @@ mod rates;
 #[cfg(feature = "onnx")]
 mod run;
 mod stability;
+#[cfg(not(feature = "cluster"))]
+mod without_cluster;
 #[cfg(not(feature = "onnx"))]
 mod without_onnx;
+#[cfg(feature = "cluster")]
+mod worker;
 
 use std::cell::RefCell;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::error::ErrorKind as ClapKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use fcdcc::{Error, ErrorKind};
 use tracing_subscriber::EnvFilter;
+#[cfg(not(feature = "cluster"))]
+use without_cluster::{self as cluster, self as worker, without_cluster};
 #[cfg(not(feature = "onnx"))]
 use without_onnx::{self as demo, self as run, Args as DemoArgs, Args as RunArgs};
 #[cfg(feature = "onnx")]
@@ -56,6 +66,19 @@ struct Cli {
     /// Trace what happens on stderr (-vv for more; RUST_LOG decides in detail)
     #[arg(long, short, global = true, action = clap::ArgAction::Count)]
     verbose: u8,
+    /// How log lines look on stderr
+    #[arg(long, global = true, value_enum, value_name = "FORMAT", default_value_t)]
+    log_format: LogFormat,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+enum LogFormat {
+    /// For people
+    #[default]
+    Text,
+    /// One JSON object a line
+    Json,
 }
 
 #[derive(Subcommand)]
@@ -74,6 +97,10 @@ enum Command {
     Stability(Box<stability::StabilityArgs>),
     /// List the GPU adapters and what `--backend auto` would use
     Devices(devices::DevicesArgs),
+    /// Lend this machine's GPUs and cores to masters on other machines
+    Worker(Box<worker::WorkerArgs>),
+    /// List the machines of a cluster: devices, health, load, filters held
+    Cluster(cluster::ClusterArgs),
 }
 
 /// What every command may say besides its result.
@@ -108,6 +135,11 @@ pub(crate) fn main() -> ExitCode {
         Command::Bench(args) => bench::run(&args, console),
         Command::Stability(args) => stability::run(&args, console),
         Command::Devices(args) => devices::run(&args),
+        #[cfg(feature = "cluster")]
+        Command::Worker(args) => worker::run(&args, console),
+        #[cfg(not(feature = "cluster"))]
+        Command::Worker(args) => worker::run(&args),
+        Command::Cluster(args) => cluster::run(&args),
     });
     match result {
         Ok(Ok(())) => ExitCode::SUCCESS,
@@ -183,11 +215,19 @@ fn one_line(text: &str) -> String {
 fn start_log(cli: &Cli) {
     // Off unless asked for: libraries beneath would add lines to the one that an error is.
     let default = match cli.verbose {
+        // What runs for weeks says who comes and goes.
+        0 if matches!(cli.command, Command::Worker(_)) && !cli.quiet => "fcdcc=info",
         0 => "off",
         1 => "fcdcc=info",
         2 => "fcdcc=debug",
         _ => "debug",
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let colours = std::io::stderr().is_terminal();
+    let log =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours);
+    match cli.log_format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().init(),
+    }
 }

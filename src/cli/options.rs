@@ -183,6 +183,7 @@ impl LayerArgs {
             seed: self.seed,
             max_error: self.max_error.or(defaults.max_error),
             clamp: None,
+            observer: None,
         })
     }
 }

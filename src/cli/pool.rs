@@ -1,6 +1,7 @@
 //! From options or a pool file to a pool of workers. The only place that names concrete workers.
 
 use std::path::Path;
+use std::time::Duration;
 
 use fcdcc::array::DType;
 use fcdcc::planner::Rates;
@@ -9,23 +10,68 @@ use fcdcc::{Error, Pool, Result, Worker};
 use serde::Deserialize;
 
 use super::Console;
+use super::network::{Endpoints, TlsEntry};
 use super::options::{Backend, LayerArgs};
 use super::rates;
 
 /// Most workers one machine is asked to hold: each has a thread.
 const MAX_WORKERS: usize = 4096;
 
-/// A pool file: `[[worker]]` tables, one for each worker or group of equal workers.
+/// A pool file: `[[worker]]` tables, one for each worker or group of equal workers, and where machines meet.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct PoolFile {
+    cluster: Option<ClusterEntry>,
     #[serde(default)]
     worker: Vec<WorkerEntry>,
 }
 
+/// `[cluster]`: where machines meet.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(not(feature = "cluster"), expect(dead_code, reason = "read to say what this binary lacks"))]
+struct ClusterEntry {
+    #[serde(default = "default_cluster")]
+    name: String,
+    #[serde(default)]
+    listen: Endpoints,
+    #[serde(default)]
+    connect: Endpoints,
+    /// How long to wait for machines before the first layer.
+    #[serde(default = "default_wait", deserialize_with = "duration")]
+    wait: Duration,
+    tls: Option<TlsEntry>,
+    #[serde(default)]
+    insecure: bool,
+    /// Machines that may join beside those that workers name.
+    #[serde(default)]
+    machines: Vec<String>,
+    /// Common names of certificates that may list the cluster.
+    #[serde(default = "default_viewers")]
+    viewers: Vec<String>,
+}
+
+fn default_wait() -> Duration {
+    Duration::from_secs(10)
+}
+
+pub(crate) fn default_cluster() -> String {
+    "default".to_owned()
+}
+
+pub(crate) fn default_viewers() -> Vec<String> {
+    vec!["operator".to_owned()]
+}
+
+/// A duration as users write it.
+fn duration<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    super::options::duration(&text).map_err(serde::de::Error::custom)
+}
+
 #[derive(Debug, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
-enum WorkerEntry {
+pub(crate) enum WorkerEntry {
     /// Threads of this machine.
     Cpu {
         name: Option<String>,
@@ -42,6 +88,13 @@ enum WorkerEntry {
         queues: usize,
         fault: Option<String>,
     },
+    /// Devices of another machine; of any that joins where it has no name.
+    Remote {
+        name: Option<String>,
+        /// All that the machine has where it has a name, else one.
+        count: Option<usize>,
+        fault: Option<String>,
+    },
 }
 
 fn one() -> usize {
@@ -51,7 +104,7 @@ fn one() -> usize {
 /// The workers that the options describe, without the faults of `--fault`.
 pub(crate) fn workers(args: &LayerArgs, console: Console) -> Result<Vec<Box<dyn Worker>>> {
     if let Some(path) = &args.pool {
-        return from_file(path, args.seed);
+        return from_file(path, args.seed, console);
     }
     check_count(args.worker_count())?;
     from_backend(args.backend, args.adapter.as_deref(), args.worker_count(), console)
@@ -102,7 +155,7 @@ pub(crate) fn from_backend(
     }
 }
 
-fn check_count(count: usize) -> Result<()> {
+pub(crate) fn check_count(count: usize) -> Result<()> {
     if (1..=MAX_WORKERS).contains(&count) {
         Ok(())
     } else {
@@ -124,53 +177,201 @@ fn gpu_workers(_: usize, _: Option<&str>) -> Result<Vec<Box<dyn Worker>>> {
     })
 }
 
-fn from_file(path: &Path, seed: u64) -> Result<Vec<Box<dyn Worker>>> {
-    let bad = |cause: String| Error::File { path: path.display().to_string(), cause, input: true };
-    let text = std::fs::read_to_string(path).map_err(|e| bad(format!("cannot be read: {e}")))?;
-    let file: PoolFile = toml::from_str(&text).map_err(|e| {
-        let line =
-            text.bytes().take(e.span().map_or(0, |span| span.start)).filter(|b| *b == b'\n').count() + 1;
-        bad(format!("is not a pool file, line {line}: {}", e.message()))
-    })?;
+fn from_file(path: &Path, seed: u64, console: Console) -> Result<Vec<Box<dyn Worker>>> {
+    let file: PoolFile = super::network::read_toml(path, "a pool file")?;
+    let bad =
+        |cause: &str| Error::File { path: path.display().to_string(), cause: cause.to_owned(), input: true };
+    let remote = file.worker.iter().any(|entry| matches!(entry, WorkerEntry::Remote { .. }));
+    if remote != file.cluster.is_some() {
+        return Err(bad(if remote {
+            "has remote workers and no [cluster]: say there where to listen or connect"
+        } else {
+            "has a [cluster] and no [[worker]] of kind \"remote\""
+        }));
+    }
+    let mut remotes =
+        file.cluster.map(|cluster| Remotes::open(&cluster, path, &file.worker, console)).transpose()?;
     let mut workers: Vec<Box<dyn Worker>> = Vec::new();
-    for entry in file.worker {
-        let (group, fault) = match entry {
-            WorkerEntry::Cpu { name, count, threads, fault } => {
-                check_count(count)?;
-                check_count(threads)?;
-                let group = (0..count).map(|i| -> Box<dyn Worker> {
-                    let index = workers.len() + i;
-                    let name = match &name {
-                        Some(name) if count == 1 => name.clone(),
+    for entry in &file.worker {
+        let group = match (entry, &mut remotes) {
+            (WorkerEntry::Remote { .. }, Some(remotes)) => remotes.next_group(),
+            _ => entry.open(workers.len(), path)?,
+        };
+        workers.extend(entry.injected(group, seed)?);
+        check_count(workers.len())?;
+    }
+    if workers.is_empty() {
+        return Err(bad("describes no worker: add a [[worker]] table"));
+    }
+    if let Some(remotes) = remotes
+        && workers.iter().all(|worker| worker.absent().is_some())
+    {
+        return Err(remotes.nobody());
+    }
+    Ok(workers)
+}
+
+/// The workers of this machine that the entries of the file at `path` describe.
+#[cfg(feature = "cluster")]
+pub(crate) fn local_workers(entries: &[WorkerEntry], path: &Path) -> Result<Vec<Box<dyn Worker>>> {
+    let mut workers: Vec<Box<dyn Worker>> = Vec::new();
+    for entry in entries {
+        let group = entry.open(workers.len(), path)?;
+        workers.extend(entry.injected(group, 0)?);
+        check_count(workers.len())?;
+    }
+    Ok(workers)
+}
+
+impl WorkerEntry {
+    /// Its workers, the first of which is number `from` of the pool.
+    fn open(&self, from: usize, path: &Path) -> Result<Vec<Box<dyn Worker>>> {
+        let bad = |cause: String| Error::File { path: path.display().to_string(), cause, input: true };
+        match self {
+            Self::Cpu { name, count, threads, .. } => {
+                check_count(*count)?;
+                check_count(*threads)?;
+                let group = (0..*count).map(|i| -> Box<dyn Worker> {
+                    let index = from + i;
+                    let name = match name {
+                        Some(name) if *count == 1 => name.clone(),
                         Some(name) => format!("{name}-{i}"),
                         None => format!("cpu-{index}"),
                     };
-                    Box::new(CpuWorker::new(name, threads))
+                    Box::new(CpuWorker::new(name, *threads))
                 });
-                (group.collect(), fault)
+                Ok(group.collect())
             }
-            WorkerEntry::Gpu { adapter, queues, fault } => {
-                check_count(queues)?;
+            Self::Gpu { adapter, queues, .. } => {
+                check_count(*queues)?;
                 let adapter = match adapter {
                     None => None,
-                    Some(toml::Value::String(name)) => Some(name),
+                    Some(toml::Value::String(name)) => Some(name.clone()),
                     Some(toml::Value::Integer(index)) => Some(index.to_string()),
                     Some(other) => {
                         return Err(bad(format!("adapter is {other}: give its number or part of its name")));
                     }
                 };
-                (gpu_workers(queues, adapter.as_deref())?, fault)
+                gpu_workers(*queues, adapter.as_deref())
             }
-        };
-        let group = match fault {
-            None => group,
-            Some(kind) => inject(group, &[format!("all:{kind}").parse::<FaultSpec>()?], seed)?,
-        };
-        workers.extend(group);
-        check_count(workers.len())?;
+            Self::Remote { .. } => {
+                Err(bad("has a worker of kind \"remote\": a machine lends its own workers only".to_owned()))
+            }
+        }
     }
-    if workers.is_empty() {
-        return Err(bad("describes no worker: add a [[worker]] table".to_owned()));
+
+    /// `group` with the entry's fault.
+    fn injected(&self, group: Vec<Box<dyn Worker>>, seed: u64) -> Result<Vec<Box<dyn Worker>>> {
+        match self {
+            Self::Cpu { fault, .. } | Self::Gpu { fault, .. } | Self::Remote { fault, .. } => match fault {
+                None => Ok(group),
+                Some(kind) => inject(group, &[format!("all:{kind}").parse::<FaultSpec>()?], seed),
+            },
+        }
     }
-    Ok(workers)
+}
+
+#[cfg(feature = "cluster")]
+use self::with_cluster::Remotes;
+#[cfg(not(feature = "cluster"))]
+use self::without_cluster::Remotes;
+
+#[cfg(feature = "cluster")]
+mod with_cluster {
+    use fcdcc::cluster::{Cluster, ClusterOptions, Seats, Security};
+
+    use super::{ClusterEntry, Console, Error, Path, Result, Worker, WorkerEntry};
+
+    /// The remote workers of a pool file, group by group.
+    pub(super) struct Remotes {
+        groups: std::vec::IntoIter<Vec<Box<dyn Worker>>>,
+        places: String,
+        wait: std::time::Duration,
+    }
+
+    impl Remotes {
+        /// Opens the cluster and waits for its machines.
+        pub(super) fn open(
+            cluster: &ClusterEntry,
+            path: &Path,
+            entries: &[WorkerEntry],
+            console: Console,
+        ) -> Result<Self> {
+            let seats: Vec<Seats> = entries
+                .iter()
+                .filter_map(|entry| match entry {
+                    WorkerEntry::Remote { name, count, .. } => {
+                        Some(Seats { machine: name.clone(), count: *count })
+                    }
+                    WorkerEntry::Cpu { .. } | WorkerEntry::Gpu { .. } => None,
+                })
+                .collect();
+            for seat in &seats {
+                super::check_count(seat.count.unwrap_or(1))?;
+            }
+            let named = seats.iter().filter_map(|seat| seat.machine.clone());
+            let tls = cluster.tls.as_ref().map(|tls| tls.beside(path));
+            let options = ClusterOptions {
+                cluster: cluster.name.clone(),
+                listen: cluster.listen.parsed()?,
+                connect: cluster.connect.parsed()?,
+                security: Security { tls, insecure: cluster.insecure, viewers: cluster.viewers.clone() },
+                machines: cluster.machines.iter().cloned().chain(named).collect(),
+            };
+            let opened = Cluster::open(&options)?;
+            let places = opened.places().join(", ");
+            let groups = {
+                let bar = super::super::progress::Bar::new(console, "joining");
+                bar.steps(0, seats.len(), &places);
+                opened.workers_of_each(&seats, cluster.wait)
+            };
+            let all = || groups.iter().flatten();
+            let (there, wanted) = (all().filter(|w| w.absent().is_none()).count(), all().count());
+            if there < wanted {
+                console.notice(format_args!(
+                    "notice: {there} of {wanted} remote workers joined at {places} within {:?}; the others may come later",
+                    cluster.wait
+                ));
+            }
+            for info in all().filter(|w| w.absent().is_none()).map(|w| w.info()) {
+                console.notice(format_args!("{}: {} ({})", info.name, info.host, info.device));
+            }
+            Ok(Self { groups: groups.into_iter(), places, wait: cluster.wait })
+        }
+
+        pub(super) fn next_group(&mut self) -> Vec<Box<dyn Worker>> {
+            self.groups.next().unwrap_or_default()
+        }
+
+        /// The error of a pool to which nobody came.
+        pub(super) fn nobody(&self) -> Error {
+            Error::Unavailable {
+                what: format!("every remote worker (none joined at {} within {:?})", self.places, self.wait),
+                mend:
+                    "start `fcdcc worker` on the machines (see docs/cluster.md), or raise `wait` in [cluster]"
+                        .to_owned(),
+            }
+        }
+    }
+}
+
+#[cfg(not(feature = "cluster"))]
+mod without_cluster {
+    use super::{ClusterEntry, Console, Error, Path, Result, Worker, WorkerEntry};
+
+    pub(super) struct Remotes;
+
+    impl Remotes {
+        pub(super) fn open(_: &ClusterEntry, _: &Path, _: &[WorkerEntry], _: Console) -> Result<Self> {
+            Err(super::super::without_cluster())
+        }
+
+        pub(super) fn next_group(&mut self) -> Vec<Box<dyn Worker>> {
+            Vec::new()
+        }
+
+        pub(super) fn nobody(&self) -> Error {
+            super::super::without_cluster()
+        }
+    }
 }

@@ -10,6 +10,7 @@ use fcdcc::{Error, Report, Result};
 use serde::Serialize;
 
 use super::inputs::InputArgs;
+use super::metrics::{Metrics, MetricsArgs};
 use super::options::{LayerArgs, Precision};
 use super::progress::Bar;
 use super::{Console, files, layers, pool, print};
@@ -48,6 +49,8 @@ pub(crate) struct RunArgs {
     auto: bool,
     #[command(flatten, next_help_heading = "Coding")]
     layer: LayerArgs,
+    #[command(flatten, next_help_heading = "Results")]
+    metrics: MetricsArgs,
 }
 
 /// report.json of a model: the common part and what only a model has.
@@ -96,6 +99,8 @@ pub(crate) fn run(args: &RunArgs, console: Console) -> Result<()> {
     let pool;
     (pool, options.layer.rates) =
         pool::assemble(&args.layer, options.precision.unwrap_or(DType::F32), true, console)?;
+    let metrics = args.metrics.of_pool(&pool)?;
+    options.layer.observer = metrics.as_ref().and_then(Metrics::observer);
     let started = Instant::now();
     let prepared = {
         let bar = Bar::new(console, "preparing");

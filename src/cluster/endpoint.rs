@@ -114,14 +114,14 @@ impl Security {
     /// [`Error::File`] for a certificate or key that cannot be read, [`Error::InvalidParameter`] for an endpoint
     /// that takes certificates where there are none, or that would listen beyond loopback without.
     pub fn check(&self, listen: &[Endpoint], connect: &[Endpoint]) -> Result<()> {
-        for (what, path) in self.tls.iter().flat_map(|tls| {
-            [("authority", &tls.ca), ("certificate", &tls.certificate), ("key", &tls.key)]
-        }) {
+        for (what, path) in self
+            .tls
+            .iter()
+            .flat_map(|tls| [("authority", &tls.ca), ("certificate", &tls.certificate), ("key", &tls.key)])
+        {
             check_pem(what, path)?;
         }
-        if let Some(endpoint) =
-            listen.iter().chain(connect).find(|e| e.is_tls(self) && self.tls.is_none())
-        {
+        if let Some(endpoint) = listen.iter().chain(connect).find(|e| e.is_tls(self) && self.tls.is_none()) {
             let mend = "give the authority, certificate and key (scripts/dev_ca.sh makes them)";
             return Err(Error::invalid("endpoint", format!("{endpoint} without certificates"), mend));
         }

@@ -77,10 +77,9 @@ impl Role {
     fn messages(self) -> [&'static [&'static str]; 2] {
         const SEE: [&str; 2] = ["reply", "liveliness_token"];
         match self {
-            Self::Serve => [
-                &["liveliness_token", "declare_queryable", "declare_subscriber", "reply"],
-                &["query", "put"],
-            ],
+            Self::Serve => {
+                [&["liveliness_token", "declare_queryable", "declare_subscriber", "reply"], &["query", "put"]]
+            }
             Self::Use => [&["query", "put", "liveliness_query", "declare_liveliness_subscriber"], &SEE],
             Self::View => [&["query", "liveliness_query", "declare_liveliness_subscriber"], &SEE],
             Self::Announce => [&["liveliness_token"], &[]],
@@ -402,6 +401,7 @@ fn config(
     // Nobody is found by chance: two clusters on one network stay two.
     set("scouting/multicast/enabled", json!(false))?;
     set("scouting/gossip/enabled", json!(false))?;
+    set("scouting/delay", json!(0))?;
     set("transport/link/tx/lease", json!(LEASE.as_millis() as u64))?;
     set("transport/link/tx/keep_alive", json!(4))?;
     let wait = WAIT_BEFORE_CLOSE.as_micros() as u64;

@@ -97,7 +97,11 @@ impl Cluster {
         }
         options.security.check(&options.listen, &options.connect)?;
         if options.listen.is_empty() && options.connect.is_empty() {
-            return Err(Error::invalid("endpoints of the cluster", "none", "listen on one, or connect to one"));
+            return Err(Error::invalid(
+                "endpoints of the cluster",
+                "none",
+                "listen on one, or connect to one",
+            ));
         }
         if !options.listen.is_empty() && options.security.tls.is_some() && options.machines.is_empty() {
             let mend = "name the machines whose certificates may join";
@@ -119,12 +123,13 @@ impl Cluster {
             tasks: AtomicU64::new(0),
         });
         let keeper = Keeper { shared: Arc::downgrade(&shared), events };
-        std::thread::Builder::new().name("fcdcc cluster".to_owned()).spawn(move || keeper.serve(&queue)).map_err(
-            |e| Error::Unavailable {
+        std::thread::Builder::new()
+            .name("fcdcc cluster".to_owned())
+            .spawn(move || keeper.serve(&queue))
+            .map_err(|e| Error::Unavailable {
                 what: format!("a thread ({e})"),
                 mend: "the system is out of threads".to_owned(),
-            },
-        )?;
+            })?;
         Ok(Self { shared })
     }
 
@@ -132,27 +137,33 @@ impl Cluster {
     /// [absent](Worker::absent): a pool gives them work when somebody has come for them.
     #[must_use]
     pub fn workers(&self, seats: &[Seats], wait: Duration) -> Vec<Box<dyn Worker>> {
+        self.workers_of_each(seats, wait).into_iter().flatten().collect()
+    }
+
+    /// As [`Cluster::workers`], entry by entry.
+    #[must_use]
+    pub fn workers_of_each(&self, seats: &[Seats], wait: Duration) -> Vec<Vec<Box<dyn Worker>>> {
         let end = Instant::now() + wait;
-        let mut workers: Vec<Box<dyn Worker>> = Vec::new();
         let mut any = 0;
-        for seat in seats {
-            let machine = seat.machine.as_deref();
-            let count = match (seat.count, machine) {
+        let group = |seats: &Seats| -> Vec<Box<dyn Worker>> {
+            let machine = seats.machine.as_deref();
+            let count = match (seats.count, machine) {
                 (Some(count), _) => count,
                 (None, Some(machine)) => self.shared.wait_for(end, None, |r| r.devices(machine)).unwrap_or(1),
                 (None, None) => 1,
             };
-            for index in 0..count {
+            let seat = |index: usize| -> Box<dyn Worker> {
                 let name = match machine {
                     Some(machine) => format!("{machine}/{index}"),
                     None => format!("remote-{any}"),
                 };
                 any += usize::from(machine.is_none());
                 let claimed = self.shared.wait_for(end, None, |r| r.claim(machine));
-                workers.push(Box::new(RemoteWorker::new(Arc::clone(&self.shared), machine, name, claimed)));
-            }
-        }
-        workers
+                Box::new(RemoteWorker::new(Arc::clone(&self.shared), machine, name, claimed))
+            };
+            (0..count).map(seat).collect()
+        };
+        seats.iter().map(group).collect()
     }
 
     /// Everybody who is there.

@@ -25,7 +25,9 @@
 )]
 
 #[cfg(target_endian = "big")]
-compile_error!("elements travel as they lie in memory, which is little-endian: build without feature `cluster`");
+compile_error!(
+    "elements travel as they lie in memory, which is little-endian: build without feature `cluster`"
+);
 
 mod budget;
 mod endpoint;

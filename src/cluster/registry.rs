@@ -211,16 +211,15 @@ mod tests {
     #[test]
     fn claims_spread_over_machines_and_no_device_is_given_out_twice() {
         let mut registry = with(&[("a", 1, 2), ("b", 1, 1)]);
-        let mut got: Vec<_> = (0..3)
-            .map(|_| registry.claim(None).unwrap())
-            .map(|c| (c.id.0, c.device))
-            .collect();
+        let mut got: Vec<_> =
+            (0..3).map(|_| registry.claim(None).unwrap()).map(|c| (c.id.0, c.device)).collect();
         assert_eq!(got[0].0, "a");
         assert_eq!(got[1].0, "b");
         got.sort();
         assert_eq!(got, [("a".to_owned(), 0), ("a".to_owned(), 1), ("b".to_owned(), 0)]);
         assert_eq!(registry.claim(None), None);
-        let claimed = Claimed { id: id("b", 1), link: 0, device: 0, info: info("b", 1, 1).devices[0].clone() };
+        let claimed =
+            Claimed { id: id("b", 1), link: 0, device: 0, info: info("b", 1, 1).devices[0].clone() };
         registry.release(&claimed);
         assert_eq!(registry.claim(Some("a")), None);
         assert_eq!(registry.claim(Some("b")), Some(claimed));

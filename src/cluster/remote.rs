@@ -47,7 +47,10 @@ pub struct RemoteWorker {
 }
 
 enum Seat {
-    Taken { claimed: Claimed, keys: WorkerKeys },
+    Taken {
+        claimed: Claimed,
+        keys: WorkerKeys,
+    },
     /// Nobody has joined for it yet.
     Empty,
     /// It was lost, and why.
@@ -265,7 +268,14 @@ impl RemoteWorker {
                 Seat::Taken { claimed, keys }
             }
         };
-        Self { shared, machine: machine.map(str::to_owned), name, seat, held: HashMap::new(), pace: Pace::default() }
+        Self {
+            shared,
+            machine: machine.map(str::to_owned),
+            name,
+            seat,
+            held: HashMap::new(),
+            pace: Pace::default(),
+        }
     }
 
     fn waits_for(&self) -> String {

@@ -50,7 +50,9 @@ pub enum WireError {
     #[error("not a message of fcdcc ({0})")]
     Malformed(String),
     /// A header of another version of the protocol.
-    #[error("it speaks version {theirs} of the protocol, this side {PROTOCOL}: run the same release of fcdcc on both")]
+    #[error(
+        "it speaks version {theirs} of the protocol, this side {PROTOCOL}: run the same release of fcdcc on both"
+    )]
     Version {
         /// The other side's version.
         theirs: u16,
@@ -171,7 +173,8 @@ impl Spec {
             bytes(conv.output_elems(), sub_results),
         ];
         if largest.iter().any(|bytes| bytes.is_none_or(|bytes| bytes > MAX_OBJECT_BYTES)) {
-            let mend = format!("at most {MAX_OBJECT_BYTES} bytes travel as one: divide the layer into more parts");
+            let mend =
+                format!("at most {MAX_OBJECT_BYTES} bytes travel as one: divide the layer into more parts");
             return Err(Error::invalid("size of a subtask", format!("{:?} x {slabs}", self.input), mend));
         }
         Ok(SubtaskShape { conv, slabs, banks })
@@ -471,7 +474,8 @@ mod tests {
     use super::*;
 
     fn spec() -> Spec {
-        let conv = ConvShape::new(&[1, 4, 9, 7], &[6, 2, 3, 3], &ConvParams::default().groups(2).stride([2, 1]));
+        let conv =
+            ConvShape::new(&[1, 4, 9, 7], &[6, 2, 3, 3], &ConvParams::default().groups(2).stride([2, 1]));
         Spec::of(&SubtaskShape { conv: conv.unwrap(), slabs: 2, banks: 2 }, DType::F32)
     }
 

@@ -290,6 +290,9 @@ impl<T: Element> CodedConv<T> {
                 [encode, decode, started.elapsed()],
             )
         };
+        if let Some(observer) = &self.options.observer {
+            observer.observe(&report);
+        }
         Ok(Attempted { output, report })
     }
 

@@ -13,12 +13,14 @@ mod layer;
 mod options;
 mod report;
 mod responses;
+mod selftest;
 mod simulated;
 #[cfg(test)]
 mod soak;
 
 pub use holdings::SharedWeight;
 pub use layer::{Attempted, CodedConv, Run};
-pub use options::LayerOptions;
+pub use options::{LayerOptions, ReportObserver};
 pub use report::{Completion, LayerReport, Report, WorkerReport};
+pub use selftest::SelfTest;
 pub use simulated::{SimulatedAttempt, SimulatedCosts, SimulatedLayer, SimulatedRun};

@@ -1,7 +1,10 @@
 //! What a caller may choose about a coded layer.
 
+use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
+use super::report::LayerReport;
 use crate::coding::{Clamp, CodeKind};
 use crate::error::{Error, Result};
 use crate::planner::Rates;
@@ -43,6 +46,35 @@ pub struct LayerOptions {
     pub max_error: Option<f64>,
     /// Activation applied to the output, after the bias.
     pub clamp: Option<Clamp>,
+    /// Sees the report of every run, also of those that gave no output.
+    pub observer: Option<ReportObserver>,
+}
+
+/// Called with the report of every run of a layer, on the thread that runs it. Cheap to clone; equal to its clones.
+#[derive(Clone)]
+pub struct ReportObserver(Arc<dyn Fn(&LayerReport) + Send + Sync>);
+
+impl ReportObserver {
+    /// Calls `observe`.
+    pub fn new(observe: impl Fn(&LayerReport) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(observe))
+    }
+
+    pub(super) fn observe(&self, report: &LayerReport) {
+        (self.0)(report);
+    }
+}
+
+impl fmt::Debug for ReportObserver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ReportObserver")
+    }
+}
+
+impl PartialEq for ReportObserver {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
 }
 
 impl Default for LayerOptions {
@@ -64,6 +96,7 @@ impl Default for LayerOptions {
             seed: 0,
             max_error: Some(1.0),
             clamp: None,
+            observer: None,
         }
     }
 }

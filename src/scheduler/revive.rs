@@ -55,7 +55,8 @@ impl Revival {
             if self.shared.closing.is_cancelled() {
                 return;
             }
-        }    }
+        }
+    }
 
     /// The worker, probed, and the filters it holds already.
     fn make(&self) -> Result<(Box<dyn Worker>, HashSet<FilterKey>)> {

@@ -135,10 +135,17 @@ mod tests {
             write(folder.path(), id(n), &values, 32).unwrap();
             // Modification times tell the oldest.
             let earlier = std::time::SystemTime::now() - std::time::Duration::from_secs(60 - u64::from(n));
-            fs::File::options().write(true).open(path(folder.path(), id(n))).unwrap().set_modified(earlier).unwrap();
+            fs::File::options()
+                .write(true)
+                .open(path(folder.path(), id(n)))
+                .unwrap()
+                .set_modified(earlier)
+                .unwrap();
         }
         let cache = Cache::open(folder.path(), 32).unwrap();
-        assert!(!cache.has(id(0), 16) && cache.has(id(1), 16) && cache.has(id(2), 16) && !cache.has(id(2), 8));
+        assert!(
+            !cache.has(id(0), 16) && cache.has(id(1), 16) && cache.has(id(2), 16) && !cache.has(id(2), 8)
+        );
         assert_eq!(cache.read(id(2), DType::F64, 2).unwrap(), values);
         assert!(cache.read(id(2), DType::F64, 3).is_err() && cache.read(id(0), DType::F64, 2).is_err());
         assert!(write(folder.path(), id(4), &Values::F64(vec![0.0; 9]), 32).is_err());

@@ -21,7 +21,9 @@ use super::outbox::{Outbox, Results, bytes_of};
 use super::tasks::Tasks;
 use crate::array::{DType, Values};
 use crate::error::{Error, Result, panic_text};
-use crate::worker::{CancelToken, FilterKey, Order, Probe, Recipe, SubtaskShape, Worker, WorkerInfo, WorkerKind};
+use crate::worker::{
+    CancelToken, FilterKey, Order, Probe, Recipe, SubtaskShape, Worker, WorkerInfo, WorkerKind,
+};
 
 /// Pause before a lost device is opened again, doubled with each failure.
 const BACKOFF: Duration = Duration::from_millis(500);
@@ -29,7 +31,7 @@ const MAX_BACKOFF: Duration = Duration::from_secs(30);
 
 /// What the front asks of a device.
 pub(super) enum Job {
-    Install(Filters),
+    Install(Box<Filters>),
     Remove(ContentId),
     Execute(TaskJob),
     /// Compute something whose answer is known.
@@ -232,7 +234,7 @@ impl Thread {
         match job {
             Job::Install(filters) => {
                 let content = filters.content;
-                let installed = match self.install(filters) {
+                let installed = match self.install(*filters) {
                     Ok(true) => Installed::Held,
                     Ok(false) => Installed::Missing,
                     Err(error) => Installed::Refused(refusal(&error), error.to_string()),
@@ -328,7 +330,12 @@ impl Thread {
                     if slabs.dtype() == dtype {
                         worker.execute(filters, &slabs, order, &cancel, emit)
                     } else {
-                        Err(Error::mismatch("element type of the slabs", slabs.dtype(), dtype, "send the filters' type"))
+                        Err(Error::mismatch(
+                            "element type of the slabs",
+                            slabs.dtype(),
+                            dtype,
+                            "send the filters' type",
+                        ))
                     }
                 });
                 match (ran, unkept) {
@@ -373,7 +380,10 @@ impl Thread {
             return Err(Error::WorkerLost { worker: name, cause });
         };
         let result = catch_unwind(AssertUnwindSafe(|| call(worker.as_mut()))).unwrap_or_else(|panic| {
-            Err(Error::WorkerLost { worker: name.clone(), cause: format!("it panicked: {}", panic_text(&*panic)) })
+            Err(Error::WorkerLost {
+                worker: name.clone(),
+                cause: format!("it panicked: {}", panic_text(&*panic)),
+            })
         });
         if let Err(Error::WorkerLost { cause, .. }) = &result {
             tracing::warn!(device = name, cause, "lost");

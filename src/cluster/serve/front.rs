@@ -144,7 +144,11 @@ impl Front {
             return self.lobby.say(&incoming, (self.describe)());
         }
         if pending.is_none() {
-            return self.lobby.refuse(&incoming, Refusal::Busy, "too much has arrived at once: send it again");
+            return self.lobby.refuse(
+                &incoming,
+                Refusal::Busy,
+                "too much has arrived at once: send it again",
+            );
         }
         if let Err(text) = self.admit(from) {
             return self.lobby.refuse(&incoming, Refusal::Busy, text);
@@ -162,16 +166,16 @@ impl Front {
                 let wanted = Wanted { task, device, content, order, inline_bytes };
                 self.task(from, &incoming, wanted, &payload, crc)
             }
-            Request::Fetch { task, index, offset, len } => {
-                self.common.results.fetch((from, task, index), offset, len).map(
-                    |bytes| {
-                        let payload = Payload::from(bytes);
-                        let answer = Answer::Bytes { crc: payload.crc() };
-                        self.masters[&from].outbox.send(&incoming, answer, payload);
-                    },
-                )
-                .map_err(|text| (Refusal::Malformed, text))
-            }
+            Request::Fetch { task, index, offset, len } => self
+                .common
+                .results
+                .fetch((from, task, index), offset, len)
+                .map(|bytes| {
+                    let payload = Payload::from(bytes);
+                    let answer = Answer::Bytes { crc: payload.crc() };
+                    self.masters[&from].outbox.send(&incoming, answer, payload);
+                })
+                .map_err(|text| (Refusal::Malformed, text)),
             Request::Release { .. } | Request::Cancel { .. } => {
                 Err((Refusal::Malformed, "this is told, not asked".to_owned()))
             }
@@ -190,9 +194,9 @@ impl Front {
         if self.masters.len() >= MAX_MASTERS {
             return Err(format!("{MAX_MASTERS} masters are served already"));
         }
-        let outbox = self.lobby.another(&from.to_string()).map_err(|e| format!("no thread for a master: {e}"))?;
-        let master =
-            Master { outbox, uploads: HashMap::new(), slabs: HashMap::new(), heard: Instant::now() };
+        let outbox =
+            self.lobby.another(&from.to_string()).map_err(|e| format!("no thread for a master: {e}"))?;
+        let master = Master { outbox, uploads: HashMap::new(), slabs: HashMap::new(), heard: Instant::now() };
         self.masters.insert(from, master);
         self.master_count.store(self.masters.len() as u32, Ordering::Relaxed);
         tracing::info!(master = %from, "new master");
@@ -273,7 +277,7 @@ impl Front {
             installing: Some(vec![(from, Arc::clone(incoming))]),
         };
         self.held.insert((at, content), held);
-        self.devices[at].queue(Job::Install(Filters { content, spec, shape, values }));
+        self.devices[at].queue(Job::Install(Box::new(Filters { content, spec, shape, values })));
         Ok(())
     }
 
@@ -358,7 +362,10 @@ impl Front {
             Object::Slabs { task, .. } => master.slabs.get_mut(&task),
         };
         let Some(assembly) = assembly else {
-            return Err((Refusal::NotHeld, "these chunks were not asked for: ask for the installation first".to_owned()));
+            return Err((
+                Refusal::NotHeld,
+                "these chunks were not asked for: ask for the installation first".to_owned(),
+            ));
         };
         if assembly.total() != total {
             let text = format!("a chunk of an object of {total} bytes where it has {}", assembly.total());

@@ -125,7 +125,11 @@ impl WorkerServer {
         check_name("name of the cluster", &options.cluster)?;
         options.security.check(&options.listen, &options.connect)?;
         if workers.is_empty() || workers.len() > MAX_DEVICES {
-            return Err(Error::invalid("number of workers", workers.len(), format!("serve 1 to {MAX_DEVICES}")));
+            return Err(Error::invalid(
+                "number of workers",
+                workers.len(),
+                format!("serve 1 to {MAX_DEVICES}"),
+            ));
         }
         if options.listen.is_empty() && options.connect.is_empty() {
             return Err(Error::invalid("endpoints", "none", "listen on one, or connect to one"));

@@ -1,0 +1,88 @@
+//! `--metrics`: the HTTP endpoint of metrics and readiness.
+
+#[cfg(feature = "metrics")]
+use std::sync::Arc;
+
+use clap::Args;
+use fcdcc::engine::ReportObserver;
+use fcdcc::{Pool, Result};
+
+/// Where metrics are served.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct MetricsArgs {
+    /// Serve Prometheus metrics (/metrics) and readiness (/readyz) here, such as 127.0.0.1:9464
+    #[arg(long, value_name = "ADDRESS")]
+    metrics: Option<String>,
+}
+
+impl MetricsArgs {
+    /// The address; `file`: what a file says, where the option says nothing.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn address<'a>(&'a self, file: Option<&'a str>) -> Option<&'a str> {
+        self.metrics.as_deref().or(file)
+    }
+
+    /// Serves the metrics of a pool, if that is asked for.
+    pub(crate) fn of_pool(&self, pool: &Pool) -> Result<Option<Metrics>> {
+        self.metrics.as_deref().map(|address| Metrics::of_pool(address, pool)).transpose()
+    }
+}
+
+/// Serves until it is dropped.
+pub(crate) struct Metrics {
+    #[cfg(feature = "metrics")]
+    exporter: fcdcc::telemetry::Exporter,
+    observer: Option<ReportObserver>,
+}
+
+#[cfg(feature = "metrics")]
+impl Metrics {
+    fn of_pool(address: &str, pool: &Pool) -> Result<Self> {
+        let master = fcdcc::telemetry::Master::new(pool);
+        let observer = Some(master.observer());
+        let source: Arc<dyn fcdcc::telemetry::Source> = master;
+        Ok(Self { exporter: fcdcc::telemetry::Exporter::start(address, source)?, observer })
+    }
+
+    #[cfg(feature = "cluster")]
+    pub(crate) fn of_worker(address: &str, server: &Arc<fcdcc::cluster::WorkerServer>) -> Result<Self> {
+        let source: Arc<dyn fcdcc::telemetry::Source> = fcdcc::telemetry::WorkerProcess::new(server);
+        Ok(Self { exporter: fcdcc::telemetry::Exporter::start(address, source)?, observer: None })
+    }
+
+    #[cfg(feature = "cluster")]
+    pub(crate) fn address(&self) -> std::net::SocketAddr {
+        self.exporter.address()
+    }
+}
+
+#[cfg(not(feature = "metrics"))]
+impl Metrics {
+    fn of_pool(_: &str, _: &Pool) -> Result<Self> {
+        Err(Self::missing())
+    }
+
+    #[cfg(feature = "cluster")]
+    pub(crate) fn of_worker(_: &str, _: &std::sync::Arc<fcdcc::cluster::WorkerServer>) -> Result<Self> {
+        Err(Self::missing())
+    }
+
+    #[cfg(feature = "cluster")]
+    pub(crate) fn address(&self) -> std::net::SocketAddr {
+        std::net::SocketAddr::from(([0, 0, 0, 0], 0))
+    }
+
+    fn missing() -> fcdcc::Error {
+        fcdcc::Error::Unavailable {
+            what: "the metrics endpoint".to_owned(),
+            mend: "this binary was built without it: build with feature `metrics`".to_owned(),
+        }
+    }
+}
+
+impl Metrics {
+    /// Counts layers; for their options.
+    pub(crate) fn observer(&self) -> Option<ReportObserver> {
+        self.observer.clone()
+    }
+}

@@ -1,0 +1,99 @@
+//! Endpoints and certificates, from options and from TOML files.
+
+use std::path::{Path, PathBuf};
+
+#[cfg(feature = "cluster")]
+use clap::Args;
+#[cfg(feature = "cluster")]
+use fcdcc::cluster::{Endpoint, Security, Tls};
+use fcdcc::{Error, Result};
+use serde::Deserialize;
+
+/// Certificates of this side.
+#[cfg(feature = "cluster")]
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct SecurityArgs {
+    /// Certificate of the authority that signed everybody's (PEM); with --certificate and --key: mutual TLS
+    #[arg(long, value_name = "FILE.pem", requires_all = ["certificate", "key"])]
+    pub(crate) ca: Option<PathBuf>,
+    /// This side's certificate (PEM)
+    #[arg(long, value_name = "FILE.pem", requires = "ca")]
+    pub(crate) certificate: Option<PathBuf>,
+    /// Its key (PEM)
+    #[arg(long, value_name = "FILE.pem", requires = "ca")]
+    pub(crate) key: Option<PathBuf>,
+    /// Allow listening beyond this machine without certificates: anybody who can connect can use it
+    #[arg(long)]
+    pub(crate) insecure: bool,
+}
+
+/// `[tls]` in a file. Paths are relative to the file.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct TlsEntry {
+    ca: PathBuf,
+    certificate: PathBuf,
+    key: PathBuf,
+}
+
+/// One endpoint or several.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum Endpoints {
+    One(String),
+    Several(Vec<String>),
+}
+
+impl Default for Endpoints {
+    fn default() -> Self {
+        Self::Several(Vec::new())
+    }
+}
+
+#[cfg(feature = "cluster")]
+impl Endpoints {
+    pub(crate) fn parsed(&self) -> Result<Vec<Endpoint>> {
+        match self {
+            Self::One(one) => Ok(vec![one.parse()?]),
+            Self::Several(all) => all.iter().map(|text| text.parse()).collect(),
+        }
+    }
+}
+
+#[cfg(feature = "cluster")]
+impl TlsEntry {
+    /// With paths seen from the folder of `file`.
+    pub(crate) fn beside(&self, file: &Path) -> Tls {
+        let folder = file.parent().unwrap_or(Path::new(""));
+        Tls {
+            ca: folder.join(&self.ca),
+            certificate: folder.join(&self.certificate),
+            key: folder.join(&self.key),
+        }
+    }
+}
+
+#[cfg(feature = "cluster")]
+impl SecurityArgs {
+    /// What the options say; `file`: what a file says, where they say nothing.
+    pub(crate) fn security(&self, file: Option<Tls>) -> Security {
+        let given = match (&self.ca, &self.certificate, &self.key) {
+            (Some(ca), Some(certificate), Some(key)) => {
+                Some(Tls { ca: ca.clone(), certificate: certificate.clone(), key: key.clone() })
+            }
+            _ => None,
+        };
+        Security { tls: given.or(file), insecure: self.insecure, viewers: Vec::new() }
+    }
+}
+
+/// Reads a TOML file, with the line of what is wrong with it.
+pub(crate) fn read_toml<T: serde::de::DeserializeOwned>(path: &Path, what: &str) -> Result<T> {
+    let bad = |cause: String| Error::File { path: path.display().to_string(), cause, input: true };
+    let text = std::fs::read_to_string(path).map_err(|e| bad(format!("cannot be read: {e}")))?;
+    toml::from_str(&text).map_err(|e| {
+        let line =
+            text.bytes().take(e.span().map_or(0, |span| span.start)).filter(|b| *b == b'\n').count() + 1;
+        bad(format!("is not {what}, line {line}: {}", e.message()))
+    })
+}
