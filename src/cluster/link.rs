@@ -15,6 +15,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde_json::json;
 use zenoh::bytes::ZBytes;
+use zenoh::key_expr::KeyExpr;
 use zenoh::qos::{CongestionControl, Priority};
 use zenoh::query::{ConsolidationMode, Query, QueryTarget, Reply};
 use zenoh::sample::SampleKind;
@@ -51,7 +52,8 @@ pub(super) enum Side {
     Connect(Endpoint),
 }
 
-/// What the holder of a certificate may do with some keys, over a link that listens. Everything else is denied.
+/// What the holder of a certificate may do with some keys, over a link that listens. Everything else is denied: a message
+/// passes where one of `keys` includes its key as a whole, wildcards too.
 #[derive(Clone, Debug)]
 pub(super) struct Grant {
     /// Common name of the certificate.
@@ -69,6 +71,8 @@ pub(super) enum Role {
     Use,
     /// See who is there, and ask.
     View,
+    /// Be asked, with questions to all at once.
+    Asked,
     /// Be there.
     Announce,
 }
@@ -82,6 +86,7 @@ impl Role {
             }
             Self::Use => [&["query", "put", "liveliness_query", "declare_liveliness_subscriber"], &SEE],
             Self::View => [&["query", "liveliness_query", "declare_liveliness_subscriber"], &SEE],
+            Self::Asked => [&[], &["query"]],
             Self::Announce => [&["liveliness_token"], &[]],
         }
     }
@@ -120,6 +125,8 @@ pub(super) enum Said {
 /// A request that arrived. It is answered by [`Incoming::answer`], as often as needed, and over when it is dropped.
 pub(super) struct Incoming {
     query: Query,
+    /// Under which it is answered: that of the request may have wildcards, which only its asker may say.
+    key: KeyExpr<'static>,
     /// The header as it came.
     pub(super) header: Vec<u8>,
     /// The payload.
@@ -175,8 +182,7 @@ impl From<Bytes> for Payload {
 impl Incoming {
     /// Sends an answer; waits for a slow asker, at most [`WAIT_BEFORE_CLOSE`].
     pub(super) fn answer(&self, answer: &Answer, payload: Payload) -> std::result::Result<(), String> {
-        let key = self.query.key_expr().clone();
-        let reply = self.query.reply(key, payload.0).attachment(wire::pack(answer));
+        let reply = self.query.reply(self.key.clone(), payload.0).attachment(wire::pack(answer));
         reply.wait().map_err(|e| e.to_string())
     }
 }
@@ -254,13 +260,15 @@ impl Link {
 
     /// Calls `arrived` with every request for `key`.
     pub(super) fn serve(&self, key: &str, arrived: impl Fn(Incoming) + Send + Sync + 'static) -> Result<()> {
+        let key = KeyExpr::new(key.to_owned()).map_err(|e| self.error(e))?;
+        let own = key.clone();
         let served = self
             .session
-            .declare_queryable(key.to_owned())
+            .declare_queryable(key)
             .callback(move |query| {
                 let header = query.attachment().map(|a| a.to_bytes().into_owned()).unwrap_or_default();
                 let payload = Payload(query.payload().cloned().unwrap_or_default());
-                arrived(Incoming { query, header, payload });
+                arrived(Incoming { query, key: own.clone(), header, payload });
             })
             .wait();
         self.keep(served.map_err(|e| self.error(e))?);

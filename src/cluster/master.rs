@@ -264,12 +264,14 @@ fn open(
     Ok(link)
 }
 
-/// Machines may serve under their own name and see masters; viewers see who is there.
+/// Machines may serve under their own name, be asked with all others who they are, and see masters; viewers see who is
+/// there.
 fn grants(keys: &Keys, options: &ClusterOptions) -> Vec<Grant> {
     let mut grants = Vec::new();
     for machine in &options.machines {
         let own = vec![keys.machine(machine)];
         grants.push(Grant { holder: machine.clone(), keys: own, role: Role::Serve });
+        grants.push(Grant { holder: machine.clone(), keys: vec![keys.all_info()], role: Role::Asked });
         grants.push(Grant { holder: machine.clone(), keys: vec![keys.all_masters()], role: Role::View });
     }
     for holder in &options.security.viewers {

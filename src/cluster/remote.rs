@@ -28,6 +28,8 @@ use crate::worker::{
 
 /// Chunks on their way at a time.
 const WINDOW: usize = 4;
+/// Filters of at most this size go with the question whether they are held.
+const SMALL_BYTES: usize = 32 << 10;
 /// A chunk that is not acknowledged for so long: the other side is stuck.
 const ACK_LIMIT: Duration = Duration::from_secs(5);
 /// Filters that are not installed after so long: a GPU may compile its kernels first.
@@ -374,7 +376,8 @@ impl Worker for RemoteWorker {
         let bytes = Bytes::from_owner(Elements(banks));
         let total = bytes.len() as u64;
         self.over_the_wire(|wire, pace, device| {
-            let inline = bytes.len() <= pace.chunk_bytes();
+            // Larger ones may be there already: that is asked first.
+            let inline = bytes.len() <= SMALL_BYTES;
             let part = |range: Range<usize>| Payload::from(bytes.slice(range));
             // Once for the question, once when the chunks are there, and once more where they were lost meanwhile.
             for _ in 0..3 {

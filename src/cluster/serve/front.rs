@@ -57,11 +57,12 @@ pub(super) struct Front {
     masters: HashMap<MasterId, Master>,
     visible: HashSet<MasterId>,
     held: HashMap<(usize, ContentId), Held>,
+    /// Filters that are on their way. They outlive a connection: whoever sends them goes on where it was cut.
+    uploads: HashMap<(MasterId, ContentId), Assembly>,
 }
 
 struct Master {
     outbox: Outbox,
-    uploads: HashMap<ContentId, Assembly>,
     slabs: HashMap<u64, Assembly>,
     heard: Instant,
 }
@@ -97,6 +98,7 @@ impl Front {
             masters: HashMap::new(),
             visible: HashSet::new(),
             held: HashMap::new(),
+            uploads: HashMap::new(),
         }
     }
 
@@ -196,7 +198,7 @@ impl Front {
         }
         let outbox =
             self.lobby.another(&from.to_string()).map_err(|e| format!("no thread for a master: {e}"))?;
-        let master = Master { outbox, uploads: HashMap::new(), slabs: HashMap::new(), heard: Instant::now() };
+        let master = Master { outbox, slabs: HashMap::new(), heard: Instant::now() };
         self.masters.insert(from, master);
         self.master_count.store(self.masters.len() as u32, Ordering::Relaxed);
         tracing::info!(master = %from, "new master");
@@ -236,12 +238,12 @@ impl Front {
             }
             return Ok(());
         }
-        let own = |front: &mut Self| front.masters.get_mut(&from).and_then(|m| m.uploads.remove(&content));
+        let own = self.uploads.remove(&(from, content)).filter(|upload| upload.total() == bytes);
         let (values, reservation) = if payload.len() > 0 {
             if payload.len() as u64 != bytes {
                 return Err((Refusal::Malformed, format!("{} of {bytes} bytes of filters", payload.len())));
             }
-            drop(own(self));
+            drop(own);
             let mut object = self.room(bytes, spec.dtype)?;
             object.accept(0, payload, crc).map_err(|text| (Refusal::Malformed, text))?;
             match object.finish() {
@@ -249,12 +251,12 @@ impl Front {
                 Err(_) => return Err((Refusal::Malformed, "incomplete filters".to_owned())),
             }
         } else {
-            match own(self).filter(|upload| upload.total() == bytes) {
+            match own {
                 Some(upload) => match upload.finish() {
                     Ok((values, reservation)) => (Some(values), reservation),
                     Err(upload) => {
                         outbox.say(incoming, Answer::Send { from: upload.received() });
-                        self.keep_upload(from, content, upload);
+                        self.uploads.insert((from, content), upload);
                         return Ok(());
                     }
                 },
@@ -263,7 +265,7 @@ impl Front {
                 }
                 None => {
                     let upload = self.room(bytes, spec.dtype)?;
-                    self.keep_upload(from, content, upload);
+                    self.uploads.insert((from, content), upload);
                     outbox.say(incoming, Answer::Send { from: 0 });
                     return Ok(());
                 }
@@ -281,18 +283,19 @@ impl Front {
         Ok(())
     }
 
-    fn keep_upload(&mut self, from: MasterId, content: ContentId, upload: Assembly) {
-        if let Some(master) = self.masters.get_mut(&from) {
-            master.uploads.insert(content, upload);
-        }
-    }
-
-    /// Reserves memory; filters that nobody holds any more make room, those first that were used least lately.
+    /// Reserves memory. What was begun by masters that are gone makes room, then filters that nobody holds any more, those
+    /// first that were used least lately.
     fn reserve(&mut self, bytes: u64) -> Result<Reservation, (Refusal, String)> {
         let budget: Budget = self.common.budget.clone();
         loop {
             if let Some(reservation) = budget.reserve(bytes) {
                 return Ok(reservation);
+            }
+            let visible = &self.visible;
+            let before = self.uploads.len();
+            self.uploads.retain(|(master, _), _| visible.contains(master));
+            if self.uploads.len() < before {
+                continue;
             }
             let free = |held: &&Held| held.holders.is_empty() && held.installing.is_none();
             let oldest = self.held.iter().filter(|(_, held)| free(held)).min_by_key(|(_, held)| held.used);
@@ -358,7 +361,7 @@ impl Front {
         }
         let Some(master) = self.masters.get_mut(&from) else { return Ok(()) };
         let assembly = match object {
-            Object::Filters(content) => master.uploads.get_mut(&content),
+            Object::Filters(content) => self.uploads.get_mut(&(from, content)),
             Object::Slabs { task, .. } => master.slabs.get_mut(&task),
         };
         let Some(assembly) = assembly else {
@@ -504,7 +507,7 @@ impl Front {
             let Some(master) = self.masters.get_mut(&from) else { continue };
             match upload {
                 Ok(upload) => {
-                    master.uploads.insert(content, upload);
+                    self.uploads.insert((from, content), upload);
                     master.outbox.say(&incoming, Answer::Send { from: 0 });
                 }
                 Err((why, text)) => master.outbox.refuse(&incoming, why, text),
@@ -536,8 +539,8 @@ impl Front {
         }
         for master in self.masters.values_mut() {
             master.slabs.retain(|_, object| object.touched.elapsed() < STALE);
-            master.uploads.retain(|_, object| object.touched.elapsed() < STALE);
         }
+        self.uploads.retain(|_, object| object.touched.elapsed() < STALE);
     }
 }
 

@@ -318,7 +318,7 @@ fn arrived(mut incoming: Incoming, events: &Sender<Event>, pending: &AtomicU64) 
     let _ = events.send(Event::Call(incoming, fits.then_some(bytes)));
 }
 
-/// Masters may use this machine, viewers see it.
+/// Masters may use this machine; they and viewers see it.
 fn grants(keys: &Keys, options: &ServeOptions) -> Vec<Grant> {
     let mut grants = Vec::new();
     for holder in &options.masters {
@@ -326,7 +326,8 @@ fn grants(keys: &Keys, options: &ServeOptions) -> Vec<Grant> {
         grants.push(Grant { holder: holder.clone(), keys: own, role: Role::Use });
         grants.push(Grant { holder: holder.clone(), keys: vec![keys.all_masters()], role: Role::Announce });
     }
-    for holder in &options.security.viewers {
+    // They look for all machines, of which they find this one here.
+    for holder in options.masters.iter().chain(&options.security.viewers) {
         let seen = vec![keys.all_alive(), keys.all_info()];
         grants.push(Grant { holder: holder.clone(), keys: seen, role: Role::View });
     }

@@ -1,0 +1,171 @@
+//! Worker processes, servers in this process, and the masters they work for, on loopback.
+
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "each test binary uses its own part")]
+
+use std::net::{SocketAddr, TcpListener};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use fcdcc::cluster::{Cluster, ClusterOptions, Endpoint, Seats, Security, ServeOptions, WorkerServer};
+use fcdcc::scheduler::{HealthOptions, State};
+use fcdcc::{CpuWorker, Pool, PoolOptions, Worker};
+
+/// How long anything that is to happen soon may take on a busy machine.
+pub const SOON: Duration = Duration::from_secs(30);
+
+/// Sets what the engine beneath reads from the environment, as the command does.
+///
+/// # Safety
+/// To be called before the process has a second thread.
+#[allow(unsafe_code, reason = "a test binary's first call")]
+pub unsafe fn prepare_environment() {
+    let (name, value) = fcdcc::cluster::RUNTIME_VARIABLE;
+    // SAFETY: the caller vouches for it.
+    unsafe { std::env::set_var(name, value) };
+}
+
+/// An endpoint on loopback that nobody else has.
+pub fn endpoint() -> Endpoint {
+    // The system does not give a port out again soon after it was closed.
+    let address: SocketAddr = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    address.to_string().parse().unwrap()
+}
+
+/// Waits until `done`; panics with `what` when that takes too long.
+pub fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let end = Instant::now() + SOON;
+    while !done() {
+        assert!(Instant::now() < end, "not within {SOON:?}: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A `fcdcc worker` process. Dropping it kills it.
+pub struct Process {
+    pub name: String,
+    arguments: Vec<String>,
+    child: Child,
+}
+
+impl Process {
+    pub fn start(name: &str, arguments: &[&str]) -> Self {
+        let arguments: Vec<String> = arguments.iter().map(|a| (*a).to_owned()).collect();
+        let child = Self::spawn(name, &arguments);
+        Self { name: name.to_owned(), arguments, child }
+    }
+
+    /// One with `workers` CPU workers that connects to a master.
+    pub fn connect(name: &str, master: &Endpoint, workers: usize) -> Self {
+        let (master, workers) = (master.to_string(), workers.to_string());
+        Self::start(name, &["--connect", &master, "--backend", "cpu", "--workers", &workers])
+    }
+
+    fn spawn(name: &str, arguments: &[String]) -> Child {
+        Command::new(env!("CARGO_BIN_EXE_fcdcc"))
+            .args(["worker", "--quiet", "--name", name])
+            .args(arguments)
+            // Many of them share few cores.
+            .env("ZENOH_RUNTIME", "(tx:(worker_threads:2),rx:(worker_threads:1))")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .unwrap()
+    }
+
+    pub fn signal(&self, signal: &str) {
+        let id = self.child.id().to_string();
+        assert!(Command::new("kill").args([&format!("-{signal}"), &id]).status().unwrap().success());
+    }
+
+    /// kill -9, and nothing else.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// The same again, after it was killed.
+    pub fn restart(&mut self) {
+        self.kill();
+        self.child = Self::spawn(&self.name, &self.arguments);
+    }
+
+    /// Ends it as an operator does; its exit status.
+    pub fn terminate(mut self) -> Option<i32> {
+        self.signal("TERM");
+        let end = Instant::now() + SOON;
+        while Instant::now() < end {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code();
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        None
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may be dead already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// How a test's server serves `name` to those at `connect`.
+pub fn serving(name: &str, connect: &Endpoint) -> ServeOptions {
+    ServeOptions {
+        name: name.to_owned(),
+        cluster: "default".to_owned(),
+        listen: Vec::new(),
+        connect: vec![connect.clone()],
+        security: Security::default(),
+        masters: Vec::new(),
+        memory_bytes: 1 << 30,
+        cache: None,
+    }
+}
+
+/// A server in this process with `count` CPU workers.
+pub fn server(name: &str, connect: &Endpoint, count: usize) -> WorkerServer {
+    WorkerServer::start(CpuWorker::fleet(count), &serving(name, connect)).unwrap()
+}
+
+/// A master that listens.
+pub fn master(at: &Endpoint) -> Cluster {
+    Cluster::open(&ClusterOptions { listen: vec![at.clone()], ..ClusterOptions::default() }).unwrap()
+}
+
+/// A master that connects.
+pub fn master_to(at: &Endpoint) -> Cluster {
+    Cluster::open(&ClusterOptions { connect: vec![at.clone()], ..ClusterOptions::default() }).unwrap()
+}
+
+/// `count` workers of any machine, all of them there.
+pub fn workers(cluster: &Cluster, count: usize) -> Vec<Box<dyn Worker>> {
+    let workers = cluster.workers(&[Seats { machine: None, count: Some(count) }], SOON);
+    assert!(workers.iter().all(|w| w.absent().is_none()), "{:?}", cluster.members());
+    workers
+}
+
+/// A pool that takes lost workers back at once.
+pub fn pool_of(workers: Vec<Box<dyn Worker>>) -> Pool {
+    let health = HealthOptions {
+        backoff: Duration::from_millis(20),
+        max_backoff: Duration::from_millis(200),
+        ..HealthOptions::default()
+    };
+    Pool::with_options(workers, PoolOptions { health, ..PoolOptions::default() }).unwrap()
+}
+
+/// Workers that can be given work.
+pub fn usable(pool: &Pool) -> usize {
+    let state = |w| pool.health(w).unwrap().state;
+    (0..pool.len()).filter(|w| !matches!(state(*w), State::Lost | State::Quarantined)).count()
+}
+
+/// Resident bytes of this process.
+pub fn memory() -> usize {
+    let text = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    text.split(' ').nth(1).and_then(|pages| pages.parse::<usize>().ok()).unwrap_or(0) * 4096
+}
