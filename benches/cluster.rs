@@ -101,7 +101,9 @@ fn traffic(worker: &mut dyn Worker, megabytes: usize) {
 }
 
 fn overhead(remote: &Pool, local: &Pool) {
-    for (name, channels, size) in [("tiny 8->8 8x8", 8, 8), ("small 32->32 28x28", 32, 28), ("64->64 56x56", 64, 56)] {
+    for (name, channels, size) in
+        [("tiny 8->8 8x8", 8, 8), ("small 32->32 28x28", 32, 28), ("64->64 56x56", 64, 56)]
+    {
         let x = ArrayD::<f32>::from_elem(vec![1, channels, size, size], 0.5);
         let w = ArrayD::<f32>::from_elem(vec![channels, channels, 3, 3], 0.25);
         let params = ConvParams::default().padding([1]);
@@ -153,7 +155,7 @@ fn main() {
     let _process = Process::start("alpha", &arguments);
     let mut remote = workers(&cluster, 6);
     println!("{} over loopback", if folder.is_some() { "mutual TLS" } else { "TCP" });
-    for megabytes in [1, 4, 20, 64] {
+    for megabytes in std::env::var("MB").map_or(vec![1, 4, 20, 64], |v| vec![v.parse().unwrap()]) {
         traffic(remote[0].as_mut(), megabytes);
     }
     overhead(&Pool::new(remote).unwrap(), &Pool::new(CpuWorker::fleet(6)).unwrap());

@@ -43,6 +43,8 @@ if $all; then
 fi
 if cargo nextest --version >/dev/null 2>&1; then
     step cargo nextest run --locked
+    # nextest does not show what a binary says whose tests are all ignored.
+    step cargo test --locked --quiet --test netns -- --list --ignored
 else
     step cargo test --locked --lib --bins --tests
 fi

@@ -403,3 +403,51 @@ fn local_and_remote_workers_mix() {
         layer.error(&run.output) < layer.error(&wrong.into_shape_with_order(layer.input.shape()).unwrap())
     );
 }
+
+#[test]
+fn a_master_that_is_restarted_finds_its_filters_where_it_left_them() {
+    let at = endpoint();
+    let first = master(&at);
+    let server = server("alpha", &at, 6);
+    // Six times a quarter of 884 kB of filters.
+    let layer = Layer::<f32>::without_truth(&[1, 96, 6, 6], &[256, 96, 3, 3], ConvParams::default());
+    let run = |cluster: &fcdcc::cluster::Cluster| {
+        let pool = pool_of(workers(cluster, 6));
+        layer.prepare(&pool, fail(2, 8)).unwrap().run(layer.input.view()).unwrap().output
+    };
+    let output = run(&first);
+    drop(first);
+    until("the master has left", || server.info().masters == 0);
+    let sent = server.traffic().received_bytes;
+    let second = master(&at);
+    let (again, before) = (run(&second), output);
+    assert!(common::relative_l2(again.as_slice().unwrap(), before.as_slice().unwrap()) < EXACT_F32);
+    let again = server.traffic().received_bytes - sent;
+    assert!(again < 4 * layer.weight.len() as u64 / 4, "{again} bytes after {sent}");
+}
+
+#[test]
+fn bad_options_are_refused_before_anything_listens() {
+    let at = endpoint();
+    let refused = |change: fn(&mut fcdcc::cluster::ServeOptions)| {
+        let mut options = serving("alpha", &at);
+        change(&mut options);
+        let error = WorkerServer::start(CpuWorker::fleet(1), &options).err().unwrap();
+        assert_eq!(error.kind(), fcdcc::ErrorKind::BadInput, "{error}");
+        error.to_string()
+    };
+    assert!(refused(|o| o.name = "a/b".to_owned()).contains("letters"));
+    assert!(refused(|o| o.cluster = String::new()).contains("letters"));
+    assert!(refused(|o| o.connect.clear()).contains("listen on one"));
+    assert!(refused(|o| o.listen = vec!["0.0.0.0:0".parse().unwrap()]).contains("mutual TLS"));
+    assert!(refused(|o| o.cache = Some(("/proc/nowhere".into(), 1))).contains("/proc/nowhere"));
+    assert!(WorkerServer::start(Vec::new(), &serving("alpha", &at)).is_err());
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string().parse().unwrap();
+    let options = fcdcc::cluster::ClusterOptions { listen: vec![address], ..Default::default() };
+    let error = fcdcc::cluster::Cluster::open(&options).err().unwrap().to_string();
+    assert!(error.contains("port free"), "{error}");
+    let nobody =
+        survey(&endpoint(), "default", &fcdcc::cluster::Security::default(), Duration::from_millis(300));
+    assert!(nobody.unwrap_err().to_string().contains("is the other side running"));
+}

@@ -17,9 +17,9 @@ use super::print::{out, out_json};
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
     fcdcc cluster --connect 127.0.0.1:7447\n  \
-    fcdcc cluster --connect tls/master.lan --ca ca.pem --certificate operator.pem --key operator.key --json")]
+    fcdcc cluster --connect quic/master.lan --ca ca.pem --certificate operator.pem --key operator.key --json")]
 pub(crate) struct ClusterArgs {
-    /// Where a master, a router or a machine listens: [tcp/|tls/]HOST[:PORT]
+    /// Where a master, a router or a machine listens: [tcp/|quic/]HOST[:PORT]
     #[arg(long, value_name = "ENDPOINT")]
     connect: Endpoint,
     /// The cluster

@@ -278,9 +278,26 @@ use self::without_cluster::Remotes;
 
 #[cfg(feature = "cluster")]
 mod with_cluster {
+    use std::collections::BTreeMap;
+    use std::path::PathBuf;
+    use std::sync::{Mutex, PoisonError};
+
     use fcdcc::cluster::{Cluster, ClusterOptions, Seats, Security};
 
     use super::{ClusterEntry, Console, Error, Path, Result, Worker, WorkerEntry};
+
+    /// The clusters of this process by their pool files. A command that makes several pools of one file opens it once.
+    static OPENED: Mutex<BTreeMap<PathBuf, Cluster>> = Mutex::new(BTreeMap::new());
+
+    fn opened(path: &Path, options: &ClusterOptions) -> Result<Cluster> {
+        let mut all = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(cluster) = all.get(path) {
+            return Ok(cluster.clone());
+        }
+        let cluster = Cluster::open(options)?;
+        all.insert(path.to_owned(), cluster.clone());
+        Ok(cluster)
+    }
 
     /// The remote workers of a pool file, group by group.
     pub(super) struct Remotes {
@@ -318,7 +335,7 @@ mod with_cluster {
                 security: Security { tls, insecure: cluster.insecure, viewers: cluster.viewers.clone() },
                 machines: cluster.machines.iter().cloned().chain(named).collect(),
             };
-            let opened = Cluster::open(&options)?;
+            let opened = opened(path, &options)?;
             let places = opened.places().join(", ");
             let groups = {
                 let bar = super::super::progress::Bar::new(console, "joining");

@@ -24,11 +24,11 @@ const MEMORY: ByteSize = ByteSize::gib(4);
 /// Lend this machine's GPUs and cores to masters on other machines.
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
-    fcdcc worker --connect tls/master.lan:7447 --ca ca.pem --certificate alpha.pem --key alpha.key\n  \
+    fcdcc worker --connect quic/master.lan:7447 --ca ca.pem --certificate alpha.pem --key alpha.key\n  \
     fcdcc worker --config /etc/fcdcc/worker.toml\n  \
     fcdcc worker --listen 127.0.0.1:7447 --workers 6     # to try it on one machine")]
 pub(crate) struct WorkerArgs {
-    /// Wait here for masters: [tcp/|tls/]HOST[:PORT] (may be repeated)
+    /// Wait here for masters: [tcp/|quic/]HOST[:PORT] (may be repeated)
     #[arg(long, value_name = "ENDPOINT")]
     listen: Vec<Endpoint>,
     /// Connect to a master or a router, and again whenever the connection breaks (may be repeated)
@@ -251,7 +251,7 @@ mod tests {
 
     #[test]
     fn options_go_before_the_file_whose_paths_are_its_own() {
-        let file = "connect = \"tls/m:1\"\nname = \"alpha\"\nmemory = \"2GiB\"\ncache = \"filters\"\n\
+        let file = "connect = \"quic/m:1\"\nname = \"alpha\"\nmemory = \"2GiB\"\ncache = \"filters\"\n\
                     [tls]\nca = \"ca.pem\"\ncertificate = \"/abs/a.pem\"\nkey = \"a.key\"";
         let both = options("worker --name beta --connect 127.0.0.1:2", file).unwrap();
         assert_eq!((both.name.as_str(), both.cluster.as_str()), ("beta", "default"));
@@ -261,7 +261,7 @@ mod tests {
         let tls = both.security.tls.unwrap();
         assert_eq!(tls.ca, Path::new("/etc/fcdcc/ca.pem"));
         assert_eq!(tls.certificate, Path::new("/abs/a.pem"));
-        assert_eq!(options("worker", file).unwrap().connect, ["tls/m:1".parse().unwrap()]);
+        assert_eq!(options("worker", file).unwrap().connect, ["quic/m:1".parse().unwrap()]);
         assert!(options("worker", "").unwrap_err().to_string().contains("--connect"));
         assert!(half_of_the_memory().as_u64() > 0);
         assert!(!host_name().is_empty());

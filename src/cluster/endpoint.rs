@@ -5,13 +5,21 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
+
+use rustls::RootCertStore;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls::server::WebPkiClientVerifier;
+use rustls::sign::CertifiedKey;
 
 use crate::error::{Error, Result};
 
 /// The port of an endpoint that names none.
 pub const DEFAULT_PORT: u16 = 7447;
 
-/// `tcp/HOST:PORT` or `tls/HOST:PORT`; without `tcp/` or `tls/` it is TLS exactly where certificates are configured.
+/// `tcp/HOST:PORT` in the open, or `quic/HOST:PORT` with mutual TLS (1.3, over QUIC and so UDP); with neither it is QUIC
+/// exactly where certificates are configured. `tls/` is another name of `quic/`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     scheme: Option<Scheme>,
@@ -22,7 +30,7 @@ pub struct Endpoint {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Scheme {
     Tcp,
-    Tls,
+    Quic,
 }
 
 impl FromStr for Endpoint {
@@ -33,8 +41,8 @@ impl FromStr for Endpoint {
         let (scheme, address) = match text.split_once('/') {
             None => (None, text),
             Some(("tcp", address)) => (Some(Scheme::Tcp), address),
-            Some(("tls", address)) => (Some(Scheme::Tls), address),
-            Some(_) => return Err(bad("write tcp/HOST:PORT or tls/HOST:PORT")),
+            Some(("quic" | "tls", address)) => (Some(Scheme::Quic), address),
+            Some(_) => return Err(bad("write tcp/HOST:PORT or quic/HOST:PORT")),
         };
         // The last colon outside of [..] separates the port.
         let outside = address.rfind(']').map_or(0, |end| end + 1);
@@ -59,7 +67,7 @@ impl fmt::Display for Endpoint {
         let scheme = match self.scheme {
             None => "",
             Some(Scheme::Tcp) => "tcp/",
-            Some(Scheme::Tls) => "tls/",
+            Some(Scheme::Quic) => "quic/",
         };
         write!(f, "{scheme}{}:{}", self.host, self.port)
     }
@@ -77,11 +85,11 @@ impl Endpoint {
     /// As the engine writes it.
     pub(super) fn locator(&self, security: &Security) -> String {
         let tls = self.is_tls(security);
-        format!("{}/{}:{}", if tls { "tls" } else { "tcp" }, self.host, self.port)
+        format!("{}/{}:{}", if tls { "quic" } else { "tcp" }, self.host, self.port)
     }
 
     fn is_tls(&self, security: &Security) -> bool {
-        self.scheme.map_or(security.tls.is_some(), |scheme| scheme == Scheme::Tls)
+        self.scheme.map_or(security.tls.is_some(), |scheme| scheme == Scheme::Quic)
     }
 }
 
@@ -108,19 +116,13 @@ pub struct Security {
 }
 
 impl Security {
-    /// Checks that the files are there, and that nothing listens in the open by accident.
+    /// Checks that certificates and keys fit together, and that nothing listens in the open by accident.
     ///
     /// # Errors
-    /// [`Error::File`] for a certificate or key that cannot be read, [`Error::InvalidParameter`] for an endpoint
+    /// [`Error::File`] for a certificate or key that cannot be read, does not fit or has expired, [`Error::InvalidParameter`] for an endpoint
     /// that takes certificates where there are none, or that would listen beyond loopback without.
     pub fn check(&self, listen: &[Endpoint], connect: &[Endpoint]) -> Result<()> {
-        for (what, path) in self
-            .tls
-            .iter()
-            .flat_map(|tls| [("authority", &tls.ca), ("certificate", &tls.certificate), ("key", &tls.key)])
-        {
-            check_pem(what, path)?;
-        }
+        self.tls.as_ref().map_or(Ok(()), check_certificates)?;
         if let Some(endpoint) = listen.iter().chain(connect).find(|e| e.is_tls(self) && self.tls.is_none()) {
             let mend = "give the authority, certificate and key (scripts/dev_ca.sh makes them)";
             return Err(Error::invalid("endpoint", format!("{endpoint} without certificates"), mend));
@@ -137,14 +139,109 @@ impl Security {
     }
 }
 
-fn check_pem(what: &str, path: &Path) -> Result<()> {
-    let bad = |cause: String| Error::File { path: path.display().to_string(), cause, input: true };
-    let text = std::fs::read(path).map_err(|e| bad(format!("the {what} cannot be read: {e}")))?;
-    if text.windows(10).any(|w| w == b"-----BEGIN") {
-        Ok(())
-    } else {
-        Err(bad(format!("the {what} is no PEM file: it has no line with -----BEGIN")))
+/// Checks that the key is the certificate's and that the authority signed it: otherwise every connection would fail later,
+/// and be tried again forever.
+fn check_certificates(tls: &Tls) -> Result<()> {
+    let bad =
+        |path: &Path, cause: String| Error::File { path: path.display().to_string(), cause, input: true };
+    let certificates = |what: &str, path: &Path| -> Result<Vec<CertificateDer<'static>>> {
+        let read =
+            CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<std::result::Result<Vec<_>, _>>);
+        match read {
+            Err(error) => Err(bad(path, format!("the {what} cannot be read as PEM: {error}"))),
+            Ok(none) if none.is_empty() => {
+                Err(bad(path, format!("the {what} is missing: it has no CERTIFICATE")))
+            }
+            Ok(all) => Ok(all),
+        }
+    };
+    let mut roots = RootCertStore::empty();
+    for authority in certificates("authority", &tls.ca)? {
+        roots.add(authority).map_err(|e| bad(&tls.ca, format!("the authority is no certificate: {e}")))?;
     }
+    let chain = certificates("certificate", &tls.certificate)?;
+    let key = PrivateKeyDer::from_pem_file(&tls.key)
+        .map_err(|e| bad(&tls.key, format!("the key cannot be read as PEM: {e}")))?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    CertifiedKey::from_der(chain.clone(), key, &provider).map_err(|e| {
+        bad(&tls.certificate, format!("the certificate does not go with key {}: {e}", tls.key.display()))
+    })?;
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+        .build()
+        .map_err(|e| bad(&tls.ca, format!("the authority cannot be used: {e}")))?;
+    verifier.verify_client_cert(&chain[0], &chain[1..], UnixTime::now()).map_err(|e| {
+        bad(&tls.certificate, format!("the certificate does not hold before {}: {e}", tls.ca.display()))
+    })?;
+    Ok(())
+}
+
+/// What a link does.
+#[derive(Clone, Debug)]
+pub(super) enum Side {
+    /// Waits for others, and routes between them.
+    Listen(Vec<Endpoint>),
+    /// Connects to one that listens, and again whenever the connection breaks.
+    Connect(Endpoint),
+}
+
+/// What the holder of a certificate may do with some keys, over a link that listens. Everything else is denied: a message
+/// passes where one of `keys` includes its key as a whole, wildcards too.
+#[derive(Clone, Debug)]
+pub(super) struct Grant {
+    /// Common name of the certificate.
+    pub(super) holder: String,
+    pub(super) keys: Vec<String>,
+    pub(super) role: Role,
+}
+
+/// Roles; each is a list of messages that may come from the holder, and one of those that may go to it.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Role {
+    /// Be there, and answer.
+    Serve,
+    /// Ask, tell, and see who is there.
+    Use,
+    /// See who is there, and ask.
+    View,
+    /// Be asked, with questions to all at once.
+    Asked,
+    /// Be there.
+    Announce,
+}
+
+impl Role {
+    pub(super) fn messages(self) -> [&'static [&'static str]; 2] {
+        const SEE: [&str; 2] = ["reply", "liveliness_token"];
+        match self {
+            Self::Serve => {
+                [&["liveliness_token", "declare_queryable", "declare_subscriber", "reply"], &["query", "put"]]
+            }
+            Self::Use => [&["query", "put", "liveliness_query", "declare_liveliness_subscriber"], &SEE],
+            Self::View => [&["query", "liveliness_query", "declare_liveliness_subscriber"], &SEE],
+            Self::Asked => [&[], &["query"]],
+            Self::Announce => [&["liveliness_token"], &[]],
+        }
+    }
+}
+
+/// One link to listen on all endpoints, and one for each to connect to.
+pub(super) fn sides(listen: &[Endpoint], connect: &[Endpoint]) -> Vec<Side> {
+    let own = (!listen.is_empty()).then(|| Side::Listen(listen.to_vec()));
+    own.into_iter().chain(connect.iter().cloned().map(Side::Connect)).collect()
+}
+
+impl Side {
+    /// Where it listens or connects, readable.
+    pub(super) fn place(&self, security: &Security) -> String {
+        match self {
+            Self::Listen(endpoints) => locators(endpoints, security).join(", "),
+            Self::Connect(endpoint) => endpoint.locator(security),
+        }
+    }
+}
+
+pub(super) fn locators(endpoints: &[Endpoint], security: &Security) -> Vec<String> {
+    endpoints.iter().map(|endpoint| endpoint.locator(security)).collect()
 }
 
 /// Checks a name that becomes a part of keys: machines and clusters.
@@ -173,8 +270,8 @@ mod tests {
             ("127.8.0.1", "tcp/127.8.0.1:7447", true),
             ("localhost:1", "tcp/localhost:1", true),
             ("[::1]:7000", "tcp/[::1]:7000", true),
-            ("tls/[fe80::1]", "tls/[fe80::1]:7447", false),
-            ("tls/node-1.lan:9", "tls/node-1.lan:9", false),
+            ("quic/[fe80::1]", "quic/[fe80::1]:7447", false),
+            ("tls/node-1.lan:9", "quic/node-1.lan:9", false),
             ("0.0.0.0:9", "tcp/0.0.0.0:9", false),
         ] {
             let endpoint = endpoint(text);
@@ -194,7 +291,7 @@ mod tests {
         assert!(open.check(&[endpoint("127.0.0.1")], &beyond).is_ok());
         assert!(Security { insecure: true, ..open.clone() }.check(&beyond, &[]).is_ok());
         // TLS without certificates is no protection either.
-        assert!(open.check(&[endpoint("tls/127.0.0.1")], &[]).is_err());
+        assert!(open.check(&[endpoint("quic/127.0.0.1")], &[]).is_err());
         let gone = PathBuf::from("/nowhere/ca.pem");
         let tls = Tls { ca: gone.clone(), certificate: gone.clone(), key: gone };
         assert!(Security { tls: Some(tls), ..open }.check(&beyond, &[]).is_err());

@@ -2,26 +2,28 @@
 //!
 //! Invariant: every wait here ends, at its deadline or when it is cancelled.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 
-use super::endpoint::{Endpoint, Security, check_name};
+use super::endpoint::{Endpoint, Grant, Role, Security, Side, check_name, sides};
 use super::keys::Keys;
-use super::link::{Grant, Lane, Link, Payload, Role, Said, Side, sides};
+use super::link::{Lane, Link, Payload, Said};
 use super::random;
-use super::registry::{Claimed, Member, MemberId, Registry};
+use super::registry::{Member, MemberId, Registry};
 use super::remote::RemoteWorker;
+use super::shared::{Shared, brief};
 use super::wire::{self, Answer, Call, HostInfo, MasterId, Request};
 use crate::error::{Error, Result};
-use crate::worker::{CancelToken, Worker};
+use crate::worker::Worker;
 
 /// How long a worker process may take to say who it is.
 const INFO_LIMIT: Duration = Duration::from_secs(2);
-/// Pause until somebody who has not answered is asked again.
-const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// Everybody is asked so often.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+/// Who has not answered for so long is as good as gone.
+const SILENCE: Duration = Duration::from_secs(4);
 /// How often the keeper looks whom to ask.
 const TICK: Duration = Duration::from_millis(250);
 
@@ -68,16 +70,6 @@ pub struct Cluster {
     pub(super) shared: Arc<Shared>,
 }
 
-/// What the cluster, its workers and its keeper have in common.
-pub(super) struct Shared {
-    pub(super) id: MasterId,
-    pub(super) keys: Keys,
-    pub(super) links: Vec<Link>,
-    registry: Mutex<Registry>,
-    changed: Condvar,
-    tasks: AtomicU64,
-}
-
 enum Event {
     Token { id: MemberId, link: usize, there: bool },
     Answer(MemberId, Result<HostInfo, String>),
@@ -114,14 +106,7 @@ impl Cluster {
         for (index, side) in sides(&options.listen, &options.connect).iter().enumerate() {
             links.push(open(side, index, &keys, id, options, &events)?);
         }
-        let shared = Arc::new(Shared {
-            id,
-            keys,
-            links,
-            registry: Mutex::default(),
-            changed: Condvar::new(),
-            tasks: AtomicU64::new(0),
-        });
+        let shared = Arc::new(Shared::new(id, keys, links));
         let keeper = Keeper { shared: Arc::downgrade(&shared), events };
         std::thread::Builder::new()
             .name("fcdcc cluster".to_owned())
@@ -133,7 +118,8 @@ impl Cluster {
         Ok(Self { shared })
     }
 
-    /// Workers for `seats`, waiting at most `wait` for machines to join. Seats that stay empty become workers that are
+    /// Workers for `seats` of one pool, waiting at most `wait` for machines to join. No two of them use one device; those of
+    /// another call may. Seats that stay empty become workers that are
     /// [absent](Worker::absent): a pool gives them work when somebody has come for them.
     #[must_use]
     pub fn workers(&self, seats: &[Seats], wait: Duration) -> Vec<Box<dyn Worker>> {
@@ -145,6 +131,7 @@ impl Cluster {
     pub fn workers_of_each(&self, seats: &[Seats], wait: Duration) -> Vec<Vec<Box<dyn Worker>>> {
         let end = Instant::now() + wait;
         let mut any = 0;
+        let pool = self.shared.next_group();
         let group = |seats: &Seats| -> Vec<Box<dyn Worker>> {
             let machine = seats.machine.as_deref();
             let count = match (seats.count, machine) {
@@ -158,8 +145,8 @@ impl Cluster {
                     None => format!("remote-{any}"),
                 };
                 any += usize::from(machine.is_none());
-                let claimed = self.shared.wait_for(end, None, |r| r.claim(machine));
-                Box::new(RemoteWorker::new(Arc::clone(&self.shared), machine, name, claimed))
+                let claimed = self.shared.wait_for(end, None, |r| r.claim(pool, machine));
+                Box::new(RemoteWorker::new(Arc::clone(&self.shared), pool, machine, name, claimed))
             };
             (0..count).map(seat).collect()
         };
@@ -176,66 +163,6 @@ impl Cluster {
     #[must_use]
     pub fn places(&self) -> Vec<String> {
         self.shared.links.iter().map(|link| link.place().to_owned()).collect()
-    }
-}
-
-impl Shared {
-    pub(super) fn registry(&self) -> MutexGuard<'_, Registry> {
-        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn change(&self, change: impl FnOnce(&mut Registry)) {
-        change(&mut self.registry());
-        self.changed.notify_all();
-    }
-
-    pub(super) fn next_task(&self) -> u64 {
-        self.tasks.fetch_add(1, Ordering::Relaxed)
-    }
-
-    pub(super) fn call(&self, request: Request) -> Vec<u8> {
-        wire::pack(&Call { from: self.id, request })
-    }
-
-    pub(super) fn release(&self, claimed: &Claimed) {
-        self.change(|registry| registry.release(claimed));
-    }
-
-    pub(super) fn suspect(&self, id: &MemberId) {
-        self.change(|registry| registry.suspect(id));
-    }
-
-    /// What `look` finds in the registry, as soon as it finds something; `None` when `end` comes or `cancel` is set first.
-    fn wait_for<R>(
-        &self,
-        end: Instant,
-        cancel: Option<&CancelToken>,
-        mut look: impl FnMut(&mut Registry) -> Option<R>,
-    ) -> Option<R> {
-        let mut registry = self.registry();
-        loop {
-            if let Some(found) = look(&mut registry) {
-                return Some(found);
-            }
-            let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero() || cancel.is_some_and(CancelToken::is_cancelled) {
-                return None;
-            }
-            // A cancelled token wakes nobody here: it is looked at every now and then.
-            let nap = left.min(TICK);
-            registry = self.changed.wait_timeout(registry, nap).unwrap_or_else(PoisonError::into_inner).0;
-        }
-    }
-
-    /// A device for a seat, however long that takes; `None` when `cancel` is set first.
-    pub(super) fn claim(&self, machine: Option<&str>, cancel: &CancelToken) -> Option<Claimed> {
-        loop {
-            let end = Instant::now() + Duration::from_hours(1);
-            let claimed = self.wait_for(end, Some(cancel), |registry| registry.claim(machine));
-            if claimed.is_some() || cancel.is_cancelled() {
-                return claimed;
-            }
-        }
     }
 }
 
@@ -296,6 +223,7 @@ impl Keeper {
                 Err(RecvTimeoutError::Disconnected) => return,
             };
             let Some(shared) = self.shared.upgrade() else { return };
+            let now = Instant::now();
             match event {
                 None => {}
                 Some(Event::Token { id, link, there: true }) => {
@@ -305,15 +233,24 @@ impl Keeper {
                 Some(Event::Token { id, link, there: false }) => {
                     tracing::info!(machine = id.0, "left");
                     shared.change(|registry| registry.gone(&id, link));
+                    renew_if_silent(&shared, link);
                 }
                 Some(Event::Answer(id, answer)) => {
                     if let Err(problem) = &answer {
                         tracing::warn!(machine = id.0, problem, "cannot be used");
                     }
-                    shared.change(|registry| registry.answered(&id, answer));
+                    shared.change(|registry| registry.answered(&id, answer, now));
                 }
             }
-            let due = shared.registry().due(Instant::now(), ASK_AGAIN);
+            let (mut due, mut silent) = (Vec::new(), Vec::new());
+            shared.change(|registry| {
+                due = registry.due(now, HEARTBEAT);
+                silent = registry.fallen_silent(now, SILENCE);
+            });
+            for (id, link) in silent {
+                tracing::warn!(machine = id.0, "has not answered for {SILENCE:?}");
+                renew_if_silent(&shared, link);
+            }
             for (id, link) in due {
                 self.ask(&shared, id, link);
             }
@@ -345,11 +282,17 @@ impl Keeper {
     }
 }
 
-/// An unexpected answer in a few words.
-pub(super) fn brief(answer: &Answer) -> String {
-    match answer {
-        Answer::Refused { text, .. } => text.clone(),
-        other => format!("{other:?}").chars().take(60).collect(),
+/// Gives up a connection over which nobody answers any more; only one that this side made.
+fn renew_if_silent(shared: &Shared, link: usize) {
+    let mut silent = false;
+    shared.change(|registry| {
+        silent = registry.is_silent(link) && shared.links[link].connects();
+        if silent {
+            registry.forget_link(link);
+        }
+    });
+    if silent {
+        shared.links[link].renew();
     }
 }
 
@@ -387,7 +330,7 @@ pub fn survey(
             let id = (info.name.clone(), info.boot);
             let mut registry = answers.lock().unwrap_or_else(PoisonError::into_inner);
             registry.seen(id.clone(), 0);
-            registry.answered(&id, Ok(*info));
+            registry.answered(&id, Ok(*info), Instant::now());
         }
     })?;
     // It only ever ends.

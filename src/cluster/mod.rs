@@ -38,6 +38,8 @@ mod pace;
 mod registry;
 mod remote;
 mod serve;
+mod session;
+mod shared;
 pub mod wire;
 
 pub use endpoint::{DEFAULT_PORT, Endpoint, Security, Tls};

@@ -1,14 +1,17 @@
 //! Who is in the cluster, and which of their devices are taken.
 //!
-//! Pure bookkeeping: links report tokens and answers, workers claim devices. A machine whose worker was just seen to fail
-//! is not given out again before it has answered anew.
+//! Pure bookkeeping: links report tokens and answers, workers claim devices. Everybody is asked all the time; who does not
+//! answer is as good as gone, whatever the engine beneath believes. A machine whose worker was just seen to fail is not given
+//! out again before it has answered anew.
 //!
-//! Invariant: a device is claimed by at most one worker of this master at a time.
+//! Invariant: a device is claimed by at most one worker of a group at a time. A group is what goes into one pool; several
+//! pools of a master may use the same devices.
 
 use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant};
 
 use super::wire::{DeviceInfo, HostInfo};
+use crate::worker::CancelToken;
 
 /// Machine and boot.
 pub(super) type MemberId = (String, u64);
@@ -18,8 +21,12 @@ pub(super) type MemberId = (String, u64);
 struct Record {
     link: usize,
     state: State,
-    claimed: HashSet<u32>,
+    /// (group, device).
+    claimed: HashSet<(u64, u32)>,
     asked: Option<Instant>,
+    answered: Option<Instant>,
+    /// Cancelled when it leaves or falls silent; those who wait for it stop waiting.
+    gone: CancelToken,
 }
 
 #[derive(Debug)]
@@ -40,17 +47,20 @@ pub struct Member {
     pub boot: u64,
     /// What it says of itself, or why it cannot be used.
     pub info: Result<HostInfo, String>,
-    /// Devices that this master uses.
+    /// Workers of this master on its devices.
     pub claimed: usize,
 }
 
 /// A device that was claimed.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub(super) struct Claimed {
     pub(super) id: MemberId,
     pub(super) link: usize,
     pub(super) device: u32,
+    pub(super) group: u64,
     pub(super) info: DeviceInfo,
+    /// Cancelled when the machine leaves or falls silent.
+    pub(super) gone: CancelToken,
 }
 
 #[derive(Debug, Default)]
@@ -61,20 +71,58 @@ pub(super) struct Registry {
 impl Registry {
     /// A token became visible. The first link that shows it is the one that is used.
     pub(super) fn seen(&mut self, id: MemberId, link: usize) {
-        let fresh = Record { link, state: State::Asking, claimed: HashSet::new(), asked: None };
+        let fresh = Record {
+            link,
+            state: State::Asking,
+            claimed: HashSet::new(),
+            asked: None,
+            answered: None,
+            gone: CancelToken::new(),
+        };
         self.members.entry(id).or_insert(fresh);
     }
 
     /// A token vanished.
     pub(super) fn gone(&mut self, id: &MemberId, link: usize) {
-        if self.members.get(id).is_some_and(|member| member.link == link) {
-            self.members.remove(id);
+        if self.members.get(id).is_some_and(|member| member.link == link)
+            && let Some(member) = self.members.remove(id)
+        {
+            member.gone.cancel();
         }
     }
 
+    /// A link begins anew: who was seen over it has to be seen again.
+    pub(super) fn forget_link(&mut self, link: usize) {
+        for member in self.members.values().filter(|member| member.link == link) {
+            member.gone.cancel();
+        }
+        self.members.retain(|_, member| member.link != link);
+    }
+
+    /// Whether nobody who answers is seen over a link.
+    pub(super) fn is_silent(&self, link: usize) -> bool {
+        let answers = |member: &Record| member.link == link && matches!(member.state, State::Ready(_));
+        !self.members.values().any(answers)
+    }
+
+    /// Those who have not answered for `limit`, and so are as good as gone: their links, each time one falls silent.
+    pub(super) fn fallen_silent(&mut self, now: Instant, limit: Duration) -> Vec<(MemberId, usize)> {
+        let mut silent = Vec::new();
+        for (id, member) in &mut self.members {
+            let late = member.answered.is_some_and(|last| now.saturating_duration_since(last) > limit);
+            if late && matches!(member.state, State::Ready(_)) {
+                member.state = State::Problem(format!("it has not answered for {limit:?}"));
+                std::mem::take(&mut member.gone).cancel();
+                silent.push((id.clone(), member.link));
+            }
+        }
+        silent
+    }
+
     /// It said who it is, or something that is no answer.
-    pub(super) fn answered(&mut self, id: &MemberId, answer: Result<HostInfo, String>) {
+    pub(super) fn answered(&mut self, id: &MemberId, answer: Result<HostInfo, String>, now: Instant) {
         let Some(member) = self.members.get_mut(id) else { return };
+        member.answered = Some(now);
         member.state = match answer {
             Ok(info) if (&info.name, info.boot) == (&id.0, id.1) => match info.check() {
                 Ok(()) => State::Ready(info),
@@ -93,17 +141,12 @@ impl Registry {
         }
     }
 
-    /// Whom to ask now who they are: (member, link). Those that have not answered, have a problem or a lost device are
-    /// asked again after `pause`.
+    /// Whom to ask now who and how they are: (member, link). Everybody is asked every `pause`.
     pub(super) fn due(&mut self, now: Instant, pause: Duration) -> Vec<(MemberId, usize)> {
         let mut asking = Vec::new();
         for (id, member) in &mut self.members {
-            let settled = match &member.state {
-                State::Ready(info) => info.devices.iter().all(|device| device.lost.is_none()),
-                State::Asking | State::Problem(_) => false,
-            };
             let waited = member.asked.is_none_or(|asked| now.saturating_duration_since(asked) >= pause);
-            if !settled && waited {
+            if waited {
                 member.asked = Some(now);
                 asking.push((id.clone(), member.link));
             }
@@ -111,13 +154,13 @@ impl Registry {
         asking
     }
 
-    /// A free device of `machine`, or of the machine of which least is taken.
-    pub(super) fn claim(&mut self, machine: Option<&str>) -> Option<Claimed> {
+    /// A device that is free for `group`, of `machine` or of the machine of which least is taken.
+    pub(super) fn claim(&mut self, group: u64, machine: Option<&str>) -> Option<Claimed> {
         let named = |id: &MemberId| machine.is_none_or(|machine| id.0 == machine);
         let free = |member: &Record| -> Option<(u32, DeviceInfo)> {
             let State::Ready(info) = &member.state else { return None };
             let usable = |(at, device): &(usize, &DeviceInfo)| {
-                device.lost.is_none() && !member.claimed.contains(&(*at as u32))
+                device.lost.is_none() && !member.claimed.contains(&(group, *at as u32))
             };
             let (at, device) = info.devices.iter().enumerate().find(usable)?;
             Some((at as u32, device.clone()))
@@ -125,14 +168,15 @@ impl Registry {
         let candidates = self.members.iter_mut().filter(|(id, _)| named(id));
         let (id, member, (device, info)) = candidates
             .filter_map(|(id, member)| free(member).map(|device| (id, member, device)))
-            .min_by_key(|(_, member, _)| member.claimed.len())?;
-        member.claimed.insert(device);
-        Some(Claimed { id: id.clone(), link: member.link, device, info })
+            .min_by_key(|(_, member, _)| member.claimed.iter().filter(|(g, _)| *g == group).count())?;
+        member.claimed.insert((group, device));
+        let (link, gone) = (member.link, member.gone.clone());
+        Some(Claimed { id: id.clone(), link, device, group, info, gone })
     }
 
     pub(super) fn release(&mut self, claimed: &Claimed) {
         if let Some(member) = self.members.get_mut(&claimed.id) {
-            member.claimed.remove(&claimed.device);
+            member.claimed.remove(&(claimed.group, claimed.device));
         }
     }
 
@@ -203,7 +247,7 @@ mod tests {
         let mut registry = Registry::default();
         for (name, boot, devices) in members {
             registry.seen(id(name, *boot), 0);
-            registry.answered(&id(name, *boot), Ok(info(name, *boot, *devices)));
+            registry.answered(&id(name, *boot), Ok(info(name, *boot, *devices)), Instant::now());
         }
         registry
     }
@@ -212,51 +256,71 @@ mod tests {
     fn claims_spread_over_machines_and_no_device_is_given_out_twice() {
         let mut registry = with(&[("a", 1, 2), ("b", 1, 1)]);
         let mut got: Vec<_> =
-            (0..3).map(|_| registry.claim(None).unwrap()).map(|c| (c.id.0, c.device)).collect();
+            (0..3).map(|_| registry.claim(1, None).unwrap()).map(|c| (c.id.0, c.device)).collect();
         assert_eq!(got[0].0, "a");
         assert_eq!(got[1].0, "b");
         got.sort();
         assert_eq!(got, [("a".to_owned(), 0), ("a".to_owned(), 1), ("b".to_owned(), 0)]);
-        assert_eq!(registry.claim(None), None);
-        let claimed =
-            Claimed { id: id("b", 1), link: 0, device: 0, info: info("b", 1, 1).devices[0].clone() };
-        registry.release(&claimed);
-        assert_eq!(registry.claim(Some("a")), None);
-        assert_eq!(registry.claim(Some("b")), Some(claimed));
+        assert!(registry.claim(1, None).is_none());
+        let at_b = registry.claim(3, Some("b")).unwrap();
+        registry.release(&Claimed { group: 1, ..at_b });
+        assert!(registry.claim(1, Some("a")).is_none());
+        assert_eq!(registry.claim(1, Some("b")).map(|c| c.id), Some(id("b", 1)));
         assert_eq!((registry.devices("a"), registry.devices("c")), (Some(2), None));
+        // Another pool may use what this one uses.
+        assert_eq!(registry.claim(2, Some("b")).map(|c| (c.device, c.group)), Some((0, 2)));
     }
 
     #[test]
     fn a_suspect_is_not_given_out_before_it_answers_anew() {
         let mut registry = with(&[("a", 1, 1)]);
         let (now, pause) = (Instant::now(), Duration::from_secs(1));
-        assert!(registry.due(now, pause).is_empty());
-        let claimed = registry.claim(None).unwrap();
+        assert_eq!(registry.due(now, pause).len(), 1);
+        let claimed = registry.claim(1, None).unwrap();
         registry.release(&claimed);
         registry.suspect(&claimed.id);
-        assert_eq!(registry.claim(None), None);
+        assert!(registry.claim(1, None).is_none());
         assert_eq!(registry.due(now, pause), [(id("a", 1), 0)]);
         assert!(registry.due(now, pause).is_empty(), "asked just now");
         assert_eq!(registry.due(now + pause, pause).len(), 1);
-        registry.answered(&id("a", 1), Ok(info("a", 1, 1)));
-        assert!(registry.claim(None).is_some());
+        registry.answered(&id("a", 1), Ok(info("a", 1, 1)), Instant::now());
+        assert!(registry.claim(1, None).is_some());
     }
 
     #[test]
     fn impostors_lost_devices_and_the_departed_are_not_given_out() {
         let mut registry = with(&[("a", 1, 1)]);
-        registry.answered(&id("a", 1), Ok(info("b", 1, 1)));
-        assert_eq!(registry.claim(None), None);
+        registry.answered(&id("a", 1), Ok(info("b", 1, 1)), Instant::now());
+        assert!(registry.claim(1, None).is_none());
         assert!(registry.list()[0].info.as_ref().unwrap_err().contains("says that it is b"));
         let mut lost = info("a", 1, 1);
         lost.devices[0].lost = Some("gone".to_owned());
-        registry.answered(&id("a", 1), Ok(lost));
-        assert_eq!(registry.claim(None), None);
+        registry.answered(&id("a", 1), Ok(lost), Instant::now());
+        assert!(registry.claim(1, None).is_none());
         assert_eq!(registry.due(Instant::now(), Duration::ZERO).len(), 1, "its device may come back");
-        registry.answered(&id("a", 1), Ok(info("a", 1, 1)));
+        registry.answered(&id("a", 1), Ok(info("a", 1, 1)), Instant::now());
         registry.gone(&id("a", 1), 7);
         assert_eq!(registry.list().len(), 1, "another link's token");
         registry.gone(&id("a", 1), 0);
-        assert!(registry.list().is_empty() && registry.claim(None).is_none());
+        assert!(registry.list().is_empty() && registry.claim(1, None).is_none());
+    }
+
+    #[test]
+    fn who_falls_silent_is_as_good_as_gone_until_it_answers() {
+        let mut registry = with(&[("a", 1, 1), ("b", 1, 1)]);
+        let (now, limit) = (Instant::now(), Duration::from_secs(4));
+        let (held, other) = (registry.claim(1, Some("a")).unwrap(), registry.claim(1, Some("b")).unwrap());
+        assert!(registry.fallen_silent(now, limit).is_empty() && !registry.is_silent(0));
+        let later = now + Duration::from_secs(5);
+        registry.answered(&id("b", 1), Ok(info("b", 1, 1)), later);
+        assert_eq!(registry.fallen_silent(later, limit), [(id("a", 1), 0)]);
+        assert!(registry.fallen_silent(later, limit).is_empty(), "once");
+        assert!(held.gone.is_cancelled() && !other.gone.is_cancelled());
+        registry.release(&held);
+        assert!(registry.claim(1, Some("a")).is_none());
+        registry.answered(&id("a", 1), Ok(info("a", 1, 1)), later);
+        assert!(!registry.claim(1, Some("a")).unwrap().gone.is_cancelled());
+        registry.forget_link(0);
+        assert!(registry.list().is_empty() && registry.is_silent(0) && other.gone.is_cancelled());
     }
 }

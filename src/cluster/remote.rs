@@ -16,14 +16,16 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 
 use super::keys::WorkerKeys;
 use super::link::{Lane, Payload, Said};
-use super::master::{Shared, brief};
+
 use super::pace::Pace;
 use super::registry::Claimed;
+use super::shared::{Shared, brief};
 use super::wire::{Answer, ContentId, MAX_CHUNK_BYTES, Object, Refusal, Request, Spec};
 use crate::array::{DType, Values};
 use crate::error::{Error, Result};
 use crate::worker::{
-    CancelToken, FilterKey, Order, Recipe, SubtaskShape, Worker, WorkerInfo, WorkerKind, not_installed,
+    CancelHook, CancelToken, FilterKey, Order, Recipe, SubtaskShape, Worker, WorkerInfo, WorkerKind,
+    not_installed,
 };
 
 /// Chunks on their way at a time.
@@ -40,6 +42,8 @@ const TASK_LIMIT: Duration = Duration::from_mins(30);
 /// A device of another machine, or a seat for one that is still to join.
 pub struct RemoteWorker {
     shared: Arc<Shared>,
+    /// The pool it is for.
+    group: u64,
     /// The machine it must be of, if that matters.
     machine: Option<String>,
     name: String,
@@ -50,7 +54,7 @@ pub struct RemoteWorker {
 
 enum Seat {
     Taken {
-        claimed: Claimed,
+        claimed: Box<Claimed>,
         keys: WorkerKeys,
     },
     /// Nobody has joined for it yet.
@@ -71,6 +75,8 @@ enum Event {
     /// There will be no more answers.
     Over(u64),
     Cancelled,
+    /// The machine left or fell silent.
+    Gone,
 }
 
 /// Sends what is said to the call that waits for it, and that it is over when it is dropped.
@@ -97,6 +103,7 @@ struct Wire<'a> {
     /// What came while something else was waited for.
     kept: VecDeque<Event>,
     next: u64,
+    _gone: CancelHook,
 }
 
 /// Why a call ended early.
@@ -112,7 +119,13 @@ impl<'a> Wire<'a> {
     fn new(shared: &'a Shared, claimed: &Claimed, keys: &WorkerKeys) -> Self {
         let (sender, events) = unbounded();
         let (key, ctl) = (keys.call(), keys.ctl());
-        Self { shared, link: claimed.link, key, ctl, sender, events, kept: VecDeque::new(), next: 0 }
+        let waker = sender.clone();
+        let gone = claimed.gone.on_cancel(move || {
+            // The call may be over.
+            let _ = waker.send(Event::Gone);
+        });
+        let kept = VecDeque::new();
+        Self { shared, link: claimed.link, key, ctl, sender, events, kept, next: 0, _gone: gone }
     }
 
     /// Sends a request; the number under which its answers come.
@@ -139,7 +152,12 @@ impl<'a> Wire<'a> {
 
     /// The next event that has not been seen.
     fn fresh(&mut self, end: Instant) -> Result<Event, Stop> {
-        self.events.recv_deadline(end).map_err(|_| Stop::Failed("it took too long to answer".to_owned()))
+        match self.events.recv_deadline(end) {
+            Ok(Event::Cancelled) => Err(Stop::Cancelled),
+            Ok(Event::Gone) => Err(Stop::Gone("it left, or does not answer any more".to_owned())),
+            Ok(event) => Ok(event),
+            Err(_) => Err(Stop::Failed("it took too long to answer".to_owned())),
+        }
     }
 
     fn tell(&self, request: Request) {
@@ -173,7 +191,6 @@ impl<'a> Wire<'a> {
             }
             let Some((_, oldest)) = on_their_way.front() else { return Ok(()) };
             match self.next(*oldest + ACK_LIMIT)? {
-                Event::Cancelled => return Err(Stop::Cancelled),
                 Event::Said(number, said) => match said {
                     Said::Answer(Answer::Ack { .. }, _) => {
                         if let Some(at) = on_their_way.iter().position(|(n, _)| *n == number)
@@ -188,7 +205,7 @@ impl<'a> Wire<'a> {
                 Event::Over(number) if on_their_way.iter().any(|(n, _)| *n == number) => {
                     return Err(Stop::Gone("it is gone, or takes nothing any more".to_owned()));
                 }
-                Event::Over(_) => {}
+                Event::Over(_) | Event::Cancelled | Event::Gone => {}
             }
         }
     }
@@ -216,8 +233,8 @@ impl<'a> Wire<'a> {
             }
             let event = self.fresh(end)?;
             let of = match &event {
-                Event::Cancelled => return Err(Stop::Cancelled),
                 Event::Said(number, _) | Event::Over(number) => *number,
+                Event::Cancelled | Event::Gone => continue,
             };
             let Some(at) = on_their_way.iter().position(|(number, _)| *number == of) else {
                 kept.push_back(event);
@@ -237,7 +254,7 @@ impl<'a> Wire<'a> {
                 }
                 Event::Said(_, Said::Answer(answer, _)) => return Err(unexpected(&answer)),
                 Event::Said(_, Said::Garbage(text)) => return Err(Stop::Failed(text)),
-                Event::Over(_) | Event::Cancelled => {
+                Event::Over(_) | Event::Cancelled | Event::Gone => {
                     return Err(Stop::Gone("it is gone in the middle of a result".to_owned()));
                 }
             }
@@ -259,6 +276,7 @@ impl RemoteWorker {
     /// A worker for a seat. `claimed`: who sits there.
     pub(super) fn new(
         shared: Arc<Shared>,
+        group: u64,
         machine: Option<&str>,
         name: String,
         claimed: Option<Claimed>,
@@ -267,11 +285,12 @@ impl RemoteWorker {
             None => Seat::Empty,
             Some(claimed) => {
                 let keys = shared.keys.worker(&claimed.id.0, claimed.id.1);
-                Seat::Taken { claimed, keys }
+                Seat::Taken { claimed: Box::new(claimed), keys }
             }
         };
         Self {
             shared,
+            group,
             machine: machine.map(str::to_owned),
             name,
             seat,
@@ -458,7 +477,6 @@ impl Worker for RemoteWorker {
                 let end = Instant::now() + TASK_LIMIT;
                 loop {
                     match wire.next(end)? {
-                        Event::Cancelled => return Err(Stop::Cancelled),
                         Event::Over(of) if of == number => {
                             return Err(Stop::Gone("it is gone in the middle of a task".to_owned()));
                         }
@@ -497,7 +515,7 @@ impl Worker for RemoteWorker {
                             Said::Answer(answer, _) => return Err(unexpected(&answer)),
                             Said::Garbage(text) => return Err(Stop::Failed(text)),
                         },
-                        Event::Over(_) | Event::Said(..) => {}
+                        Event::Over(_) | Event::Said(..) | Event::Cancelled | Event::Gone => {}
                     }
                 }
             };
@@ -511,10 +529,12 @@ impl Worker for RemoteWorker {
 
     /// Somebody else in the same seat, whenever there is one.
     fn recipe(&self) -> Option<Recipe> {
-        let (shared, machine, name) = (Arc::clone(&self.shared), self.machine.clone(), self.name.clone());
+        let (shared, group) = (Arc::clone(&self.shared), self.group);
+        let (machine, name) = (self.machine.clone(), self.name.clone());
         Some(Arc::new(move |cancel| {
-            let claimed = shared.claim(machine.as_deref(), cancel).ok_or(Error::Cancelled)?;
-            let worker = Self::new(Arc::clone(&shared), machine.as_deref(), name.clone(), Some(claimed));
+            let claimed = shared.claim(group, machine.as_deref(), cancel).ok_or(Error::Cancelled)?;
+            let worker =
+                Self::new(Arc::clone(&shared), group, machine.as_deref(), name.clone(), Some(claimed));
             Ok(Box::new(worker))
         }))
     }
@@ -536,8 +556,7 @@ fn wait_for_answer(wire: &mut Wire<'_>, number: u64, end: Instant) -> Result<Ans
                 Said::Garbage(text) => return Err(Stop::Failed(text)),
             },
             Event::Over(of) if of == number => return Err(Stop::Gone("it is gone".to_owned())),
-            Event::Cancelled => return Err(Stop::Cancelled),
-            Event::Said(..) | Event::Over(_) => {}
+            Event::Said(..) | Event::Over(_) | Event::Cancelled | Event::Gone => {}
         }
     }
 }

@@ -18,17 +18,17 @@ pub(super) struct Assembly {
 }
 
 impl Assembly {
-    /// Room for as many elements as were reserved; `None` where that is no whole number of them.
-    pub(super) fn new(dtype: DType, reservation: Reservation) -> Option<Self> {
+    /// Room for as many elements as were reserved, in what `make` makes for them; `None` where that is no whole number of
+    /// them.
+    pub(super) fn new(
+        dtype: DType,
+        reservation: Reservation,
+        make: impl FnOnce(DType, usize) -> Values,
+    ) -> Option<Self> {
         let size = dtype.size_bytes() as u64;
         let elems = usize::try_from(reservation.bytes() / size).ok()?;
         let whole = reservation.bytes().is_multiple_of(size);
-        whole.then(|| Self {
-            values: Values::zeros(dtype, elems),
-            received: 0,
-            touched: Instant::now(),
-            reservation,
-        })
+        whole.then(|| Self { values: make(dtype, elems), received: 0, touched: Instant::now(), reservation })
     }
 
     pub(super) fn total(&self) -> u64 {
@@ -90,8 +90,8 @@ mod tests {
     #[test]
     fn only_the_next_chunk_with_its_checksum_is_taken() {
         let budget = Budget::new(100);
-        assert!(Assembly::new(DType::F32, budget.reserve(10).unwrap()).is_none());
-        let mut object = Assembly::new(DType::F32, budget.reserve(8).unwrap()).unwrap();
+        assert!(Assembly::new(DType::F32, budget.reserve(10).unwrap(), Values::zeros).is_none());
+        let mut object = Assembly::new(DType::F32, budget.reserve(8).unwrap(), Values::zeros).unwrap();
         let bytes: Vec<u8> = [1.5f32, -2.0].iter().flat_map(|v| v.to_le_bytes()).collect();
         let (first, crc) = payload(&bytes[..5]);
         assert!(object.accept(0, &first, crc ^ 1).is_err());

@@ -18,6 +18,7 @@ use super::super::link::{Incoming, Payload};
 use super::super::wire::{Answer, ContentId, DeviceInfo, MasterId, Refusal, Spec};
 use super::cache::Cache;
 use super::outbox::{Outbox, Results, bytes_of};
+use super::spare::Spare;
 use super::tasks::Tasks;
 use crate::array::{DType, Values};
 use crate::error::{Error, Result, panic_text};
@@ -132,6 +133,7 @@ pub(super) struct Common {
     pub(super) tasks: Tasks,
     pub(super) results: Results,
     pub(super) cache: Option<Cache>,
+    pub(super) spare: Spare,
     pub(super) budget: Budget,
 }
 
@@ -345,7 +347,8 @@ impl Thread {
                 }
             }
         };
-        drop((slabs, reservation));
+        self.common.spare.give(slabs);
+        drop(reservation);
         self.common.tasks.end(key);
         let stats = &self.stats;
         stats.busy_us.fetch_add(started.elapsed().as_micros() as u64, Ordering::Relaxed);

@@ -16,7 +16,7 @@ use super::super::wire::{self, Answer, Call, ContentId, MasterId, Object, Refusa
 use super::assembly::Assembly;
 use super::device::{Common, Device, Filters, Installed, Job, TaskJob, Told};
 use super::outbox::Outbox;
-use crate::array::DType;
+use crate::array::{DType, Values};
 
 /// How often it looks for what is over.
 const TICK: Duration = Duration::from_secs(1);
@@ -309,7 +309,15 @@ impl Front {
     fn room(&mut self, bytes: u64, dtype: DType) -> Result<Assembly, (Refusal, String)> {
         let reservation = self.reserve(bytes)?;
         let whole = || (Refusal::Malformed, format!("{bytes} bytes are no whole number of {dtype} elements"));
-        Assembly::new(dtype, reservation).ok_or_else(whole)
+        Assembly::new(dtype, reservation, Values::zeros).ok_or_else(whole)
+    }
+
+    /// Likewise for slabs, in a buffer that was used before if there is one.
+    fn room_for_slabs(&mut self, bytes: u64, dtype: DType) -> Result<Assembly, (Refusal, String)> {
+        let reservation = self.reserve(bytes)?;
+        let whole = || (Refusal::Malformed, format!("{bytes} bytes are no whole number of {dtype} elements"));
+        let spare = &self.common.spare;
+        Assembly::new(dtype, reservation, |dtype, elems| spare.take(dtype, elems)).ok_or_else(whole)
     }
 
     fn drop_filters(&mut self, device: usize, content: ContentId) {
@@ -354,7 +362,7 @@ impl Front {
             if offset > 0 {
                 return Err((Refusal::Malformed, format!("slabs of task {task} do not begin at {offset}")));
             }
-            let room = self.room(total, dtype)?;
+            let room = self.room_for_slabs(total, dtype)?;
             if let Some(master) = self.masters.get_mut(&from) {
                 master.slabs.insert(task, room);
             }
@@ -406,7 +414,7 @@ impl Front {
         let object = match sent {
             Some(object) if payload.len() == 0 => object,
             _ => {
-                let mut object = self.room(bytes, dtype)?;
+                let mut object = self.room_for_slabs(bytes, dtype)?;
                 object.accept(0, payload, crc).map_err(|text| (Refusal::Malformed, text))?;
                 object
             }

@@ -11,7 +11,9 @@ mod assembly;
 mod cache;
 mod device;
 mod front;
+mod lines;
 mod outbox;
+mod spare;
 mod tasks;
 
 use std::path::PathBuf;
@@ -24,19 +26,17 @@ use crossbeam_channel::{Sender, bounded, unbounded};
 use self::cache::Cache;
 use self::device::{Common, Device, Job, Stats};
 use self::front::{Event, Front};
+use self::lines::{Lines, Plan};
 use self::outbox::{Outbox, Results};
+use self::spare::Spare;
 use self::tasks::Tasks;
 use super::budget::Budget;
-use super::endpoint::{Endpoint, Security, check_name};
+use super::endpoint::{Endpoint, Grant, Role, Security, check_name, sides};
 use super::keys::Keys;
-use super::link::{Grant, Incoming, Link, Payload, Role, Side, sides};
 use super::random;
-use super::wire::{self, Answer, Call, HostInfo, MAX_DEVICES, Request};
+use super::wire::{Answer, HostInfo, MAX_DEVICES};
 use crate::error::{Error, Result};
 use crate::worker::Worker;
-
-/// Payload that has arrived and is not yet dealt with; more is refused.
-const MOST_PENDING_BYTES: u64 = 256 << 20;
 
 /// A device that completed a task so recently needs no probe to be ready.
 const RECENT: Duration = Duration::from_secs(10);
@@ -64,7 +64,8 @@ pub struct ServeOptions {
 
 /// Serves until it is dropped.
 pub struct WorkerServer {
-    links: Vec<Link>,
+    /// There but for a moment at the start and at the end.
+    lines: Option<Lines>,
     events: Sender<Event>,
     shared: Arc<Shared>,
     /// Of the devices, for probes.
@@ -144,6 +145,7 @@ impl WorkerServer {
             tasks: Tasks::default(),
             results: Results::new(budget.clone()),
             cache: cache.clone(),
+            spare: Spare::default(),
             budget: budget.clone(),
         };
         let (events, queue) = unbounded();
@@ -186,52 +188,21 @@ impl WorkerServer {
             .name("fcdcc front".to_owned())
             .spawn(move || front.serve(&queue))
             .map_err(no_thread)?;
-        let mut server = Self { links: Vec::new(), events, shared, jobs, front: Some(front) };
-        for side in sides(&options.listen, &options.connect) {
-            let link = server.open(&side, &keys, options, &common.tasks, &pending)?;
-            server.links.push(link);
-        }
-        Ok(server)
-    }
-
-    /// Opens a link and declares everything on it; the token last.
-    fn open(
-        &self,
-        side: &Side,
-        keys: &Keys,
-        options: &ServeOptions,
-        tasks: &Tasks,
-        pending: &Arc<AtomicU64>,
-    ) -> Result<Link> {
-        let grants = match (side, &options.security.tls) {
-            (Side::Listen(_), Some(_)) => Some(grants(keys, options)),
-            _ => None,
+        let granted = options.security.tls.as_ref().map(|_| grants(&keys, options));
+        let plan = Plan {
+            own: keys.worker(&options.name, shared.boot),
+            keys: &keys,
+            security: &options.security,
+            grants: granted.as_deref(),
+            events: events.clone(),
+            tasks: common.tasks,
+            pending,
         };
-        let link = Link::open(side, &options.security, grants.as_deref(), None)?;
-        let own = keys.worker(&options.name, self.shared.boot);
-        for key in [own.info(), own.call()] {
-            let (events, pending) = (self.events.clone(), Arc::clone(pending));
-            link.serve(&key, move |incoming| arrived(incoming, &events, &pending))?;
-        }
-        let (events, tasks) = (self.events.clone(), tasks.clone());
-        link.hear(&own.ctl(), move |header| {
-            // At once: the front may have chunks to copy first.
-            if let Ok(Call { from, request: Request::Cancel { task } }) = wire::unpack::<Call>(&header) {
-                tasks.cancel((from, task));
-            }
-            // The front lives as long as the link.
-            let _ = events.send(Event::Ctl(header));
-        })?;
-        let (events, watching) = (self.events.clone(), keys.clone());
-        link.watch(&keys.all_masters(), move |key, there| {
-            if let Some(master) = watching.parse_master(key) {
-                // Likewise.
-                let _ = events.send(Event::Master(master, there));
-            }
-        })?;
-        link.announce(&own.alive())?;
-        tracing::info!(place = link.place(), "serving");
-        Ok(link)
+        let lines = Lines::open(&sides(&options.listen, &options.connect), &plan);
+        // From here on a failure drops the server, which ends its threads.
+        let mut server = Self { lines: None, events, shared, jobs, front: Some(front) };
+        server.lines = Some(lines?);
+        Ok(server)
     }
 
     /// The machine's name, devices and state.
@@ -243,7 +214,7 @@ impl WorkerServer {
     /// Where it listens or connects.
     #[must_use]
     pub fn places(&self) -> Vec<String> {
-        self.links.iter().map(|link| link.place().to_owned()).collect()
+        self.lines.as_ref().map_or_else(Vec::new, Lines::places)
     }
 
     /// What went in and out.
@@ -294,28 +265,13 @@ impl WorkerServer {
 impl Drop for WorkerServer {
     /// Leaves the cluster, then ends its threads.
     fn drop(&mut self) {
-        for link in &self.links {
-            link.withdraw();
-        }
-        self.links.clear();
+        drop(self.lines.take());
         // The front may have ended already.
         let _ = self.events.send(Event::Close);
         if let Some(front) = self.front.take() {
             let _ = front.join();
         }
     }
-}
-
-/// Hands a request to the front, without its payload where too much is pending already.
-fn arrived(mut incoming: Incoming, events: &Sender<Event>, pending: &AtomicU64) {
-    let bytes = incoming.payload.len() as u64;
-    let fits = pending.fetch_add(bytes, Ordering::Relaxed) + bytes <= MOST_PENDING_BYTES;
-    if !fits {
-        pending.fetch_sub(bytes, Ordering::Relaxed);
-        incoming.payload = Payload::empty();
-    }
-    // The front lives as long as the links.
-    let _ = events.send(Event::Call(incoming, fits.then_some(bytes)));
 }
 
 /// Masters may use this machine; they and viewers see it.

@@ -1,0 +1,57 @@
+//! A layer on workers of other machines, one of which goes away. Here both machines are in this process, on loopback.
+//!
+//! ```sh
+//! cargo run --release --example cluster
+//! ```
+#![expect(clippy::print_stdout, reason = "printing is what an example is for")]
+
+use std::time::Duration;
+
+use fcdcc::cluster::{Cluster, ClusterOptions, Endpoint, Seats, Security, ServeOptions, WorkerServer};
+use fcdcc::{CodedConv, ConvParams, CpuWorker, LayerOptions, Pool, Result};
+use ndarray::ArrayD;
+
+/// A machine that lends three workers: what `fcdcc worker --connect ENDPOINT --name NAME --workers 3` does.
+fn machine(name: &str, master: &Endpoint) -> Result<WorkerServer> {
+    let options = ServeOptions {
+        name: name.to_owned(),
+        cluster: "default".to_owned(),
+        listen: Vec::new(),
+        connect: vec![master.clone()],
+        // Beyond loopback: certificates, see docs/cluster.md.
+        security: Security::default(),
+        masters: Vec::new(),
+        memory_bytes: 1 << 30,
+        cache: None,
+    };
+    WorkerServer::start(CpuWorker::fleet(3), &options)
+}
+
+fn main() -> Result<()> {
+    let endpoint: Endpoint = "127.0.0.1:7457".parse()?;
+    let cluster =
+        Cluster::open(&ClusterOptions { listen: vec![endpoint.clone()], ..ClusterOptions::default() })?;
+    let alpha = machine("alpha", &endpoint)?;
+    let _beta = machine("beta", &endpoint)?;
+
+    // Three devices of each. A seat that stays empty is one of whoever comes later.
+    let seats = ["alpha", "beta"].map(|name| Seats { machine: Some(name.to_owned()), count: Some(3) });
+    let pool = Pool::new(cluster.workers(&seats, Duration::from_secs(10)))?;
+
+    let (input, weight) = (ArrayD::<f32>::ones(vec![1, 8, 32, 32]), ArrayD::<f32>::ones(vec![16, 8, 3, 3]));
+    // Any three of six subtasks decode, so either machine alone is enough.
+    let options = LayerOptions { tolerate: 3, ..LayerOptions::default() };
+    let layer =
+        CodedConv::prepare(&pool, input.shape(), weight.view(), None, &ConvParams::default(), options)?;
+
+    let run = layer.run(input.view())?;
+    println!("both machines: {} on {} workers", run.report.completion.name(), run.report.backend);
+    let before = run.output;
+
+    drop(alpha);
+    let run = layer.run(input.view())?;
+    println!("without alpha: {}, from subtasks {:?}", run.report.completion.name(), run.report.used);
+    let largest = (&run.output - &before).iter().fold(0.0f32, |most, d| most.max(d.abs()));
+    println!("the outputs differ by at most {largest:.1e} of 72");
+    Ok(())
+}

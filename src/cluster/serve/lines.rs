@@ -1,0 +1,210 @@
+//! The links of a worker process, and whether a master is heard over them.
+//!
+//! The engine mends broken connections, but what it mends may be half dead: the other side is there and hears nothing, or
+//! is not heard. So a connection over which masters are visible and none asks any more is given up for a new one, and so is
+//! one whose last master vanished: it may come back before the other side has forgotten the old connection.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
+
+use super::super::endpoint::{Grant, Security, Side};
+use super::super::keys::{Keys, WorkerKeys};
+use super::super::link::{Incoming, Link, Payload};
+use super::super::wire::{self, Call, MasterId, Request};
+use super::front::Event;
+use super::tasks::Tasks;
+use crate::error::Result;
+use crate::worker::CancelToken;
+
+/// Payload that has arrived and is not yet dealt with; more is refused.
+const MOST_PENDING_BYTES: u64 = 256 << 20;
+/// Masters ask every second who is there; where none has for so long nothing comes through.
+const SILENCE: Duration = Duration::from_secs(6);
+/// How often that is looked at.
+const TICK: Duration = Duration::from_secs(1);
+
+/// What is declared on every link.
+pub(super) struct Plan<'a> {
+    pub(super) keys: &'a Keys,
+    pub(super) own: WorkerKeys,
+    pub(super) security: &'a Security,
+    /// Who may do what where it listens with certificates.
+    pub(super) grants: Option<&'a [Grant]>,
+    pub(super) events: Sender<Event>,
+    pub(super) tasks: Tasks,
+    pub(super) pending: Arc<AtomicU64>,
+}
+
+/// All links. Dropping it leaves the cluster.
+pub(super) struct Lines {
+    lines: Arc<Vec<Line>>,
+    closing: CancelToken,
+}
+
+struct Line {
+    link: Link,
+    heard: Heard,
+}
+
+/// Who is visible over a link, and when somebody was heard last.
+#[derive(Clone)]
+struct Heard(Arc<Mutex<(HashSet<MasterId>, Instant)>>);
+
+impl Heard {
+    fn lock(&self) -> MutexGuard<'_, (HashSet<MasterId>, Instant)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now(&self) {
+        self.lock().1 = Instant::now();
+    }
+}
+
+impl Lines {
+    /// Opens a link for each side.
+    pub(super) fn open(sides: &[Side], plan: &Plan<'_>) -> Result<Self> {
+        let (wake, lonely) = unbounded();
+        let lines = sides.iter().enumerate().map(|(index, side)| {
+            let wake = wake.clone();
+            Line::open(side, plan, move || {
+                // Whoever watches may have ended.
+                let _ = wake.send(index);
+            })
+        });
+        let lines = Arc::new(lines.collect::<Result<Vec<_>>>()?);
+        let closing = CancelToken::new();
+        let watcher =
+            Watcher { lines: Arc::clone(&lines), closing: closing.clone(), events: plan.events.clone() };
+        let thread = std::thread::Builder::new().name("fcdcc links".to_owned());
+        if let Err(error) = thread.spawn(move || watcher.watch(&lonely)) {
+            tracing::warn!(%error, "no thread to watch the links");
+        }
+        Ok(Self { lines, closing })
+    }
+
+    /// Where they listen or connect.
+    pub(super) fn places(&self) -> Vec<String> {
+        self.lines.iter().map(|line| line.link.place().to_owned()).collect()
+    }
+}
+
+impl Drop for Lines {
+    fn drop(&mut self) {
+        self.closing.cancel();
+        for line in self.lines.iter() {
+            line.link.withdraw();
+        }
+        for line in self.lines.iter() {
+            line.link.close();
+        }
+    }
+}
+
+impl Line {
+    /// Opens a link and declares everything on it; the token last. `lonely` is called when its last master vanishes.
+    fn open(side: &Side, plan: &Plan<'_>, lonely: impl Fn() + Send + Sync + 'static) -> Result<Self> {
+        let grants = plan.grants.filter(|_| matches!(side, Side::Listen(_)));
+        let link = Link::open(side, plan.security, grants, None)?;
+        let heard = Heard(Arc::new(Mutex::new((HashSet::new(), Instant::now()))));
+        let (own, events) = (&plan.own, &plan.events);
+        let (to, waiting, hearing) = (events.clone(), Arc::clone(&plan.pending), heard.clone());
+        link.serve(&own.call(), move |incoming| {
+            hearing.now();
+            arrived(incoming, &to, &waiting);
+        })?;
+        let (to, waiting, hearing) = (events.clone(), Arc::clone(&plan.pending), heard.clone());
+        link.serve(&own.info(), move |mut incoming| {
+            hearing.now();
+            // Viewers may ask under this key, but only who this machine is.
+            incoming.payload = Payload::empty();
+            if matches!(wire::unpack(&incoming.header), Ok(Call { request: Request::Info, .. }) | Err(_)) {
+                arrived(incoming, &to, &waiting);
+            }
+        })?;
+        let (to, tasks) = (events.clone(), plan.tasks.clone());
+        link.hear(&own.ctl(), move |header| {
+            // At once: the front may have chunks to copy first.
+            if let Ok(Call { from, request: Request::Cancel { task } }) = wire::unpack::<Call>(&header) {
+                tasks.cancel((from, task));
+            }
+            // The front lives as long as the link.
+            let _ = to.send(Event::Ctl(header));
+        })?;
+        let (to, keys, hearing) = (events.clone(), plan.keys.clone(), heard.clone());
+        link.watch(&keys.all_masters(), move |key, there| {
+            let Some(master) = keys.parse_master(key) else { return };
+            let last = {
+                let (visible, heard) = &mut *hearing.lock();
+                *heard = Instant::now();
+                if there {
+                    visible.insert(master)
+                } else {
+                    visible.remove(&master)
+                };
+                visible.is_empty()
+            };
+            // Likewise.
+            let _ = to.send(Event::Master(master, there));
+            if last {
+                lonely();
+            }
+        })?;
+        link.announce(&own.alive())?;
+        tracing::info!(place = link.place(), "serving");
+        Ok(Self { link, heard })
+    }
+}
+
+struct Watcher {
+    lines: Arc<Vec<Line>>,
+    closing: CancelToken,
+    events: Sender<Event>,
+}
+
+impl Watcher {
+    fn watch(self, lonely: &Receiver<usize>) {
+        loop {
+            let left = match lonely.recv_timeout(TICK) {
+                Ok(index) => Some(index),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            if self.closing.is_cancelled() {
+                return;
+            }
+            for (index, line) in self.lines.iter().enumerate().filter(|(_, line)| line.link.connects()) {
+                let gone: Vec<MasterId> = {
+                    let (visible, heard) = &mut *line.heard.lock();
+                    let silent = !visible.is_empty() && heard.elapsed() > SILENCE;
+                    let alone = left == Some(index) && visible.is_empty();
+                    if !silent && !alone {
+                        continue;
+                    }
+                    *heard = Instant::now();
+                    visible.drain().collect()
+                };
+                line.link.renew();
+                for master in gone {
+                    // The front lives as long as the links.
+                    let _ = self.events.send(Event::Master(master, false));
+                }
+            }
+        }
+    }
+}
+
+/// Hands a request to the front, without its payload where too much is pending already.
+fn arrived(mut incoming: Incoming, events: &Sender<Event>, pending: &AtomicU64) {
+    let bytes = incoming.payload.len() as u64;
+    let fits = pending.fetch_add(bytes, Ordering::Relaxed) + bytes <= MOST_PENDING_BYTES;
+    if !fits {
+        pending.fetch_sub(bytes, Ordering::Relaxed);
+        incoming.payload = Payload::empty();
+    }
+    // The front lives as long as the links.
+    let _ = events.send(Event::Call(incoming, fits.then_some(bytes)));
+}

@@ -1,0 +1,269 @@
+//! The engine's sessions: how they are set up, and how they begin, end and begin anew.
+//!
+//! Invariant: whoever asks for a session never waits for one.
+
+use std::any::Any;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde_json::json;
+use zenoh::{Session, Wait};
+
+use super::endpoint::{Grant, Security, Side, locators};
+use super::wire::{MAX_CHUNK_BYTES, MAX_HEADER_BYTES};
+
+/// After so long without a word a connection is dead.
+const LEASE: Duration = Duration::from_secs(4);
+/// A message that a peer does not take for so long closes the connection to it. Below the lease.
+pub(super) const WAIT_BEFORE_CLOSE: Duration = Duration::from_secs(3);
+/// Of the system, for each connection: what is in it can no longer be overtaken by something more urgent.
+const SEND_BUFFER_BYTES: usize = 256 << 10;
+/// Longer messages are not even put together.
+const MAX_MESSAGE_BYTES: usize = MAX_CHUNK_BYTES + MAX_HEADER_BYTES + (64 << 10);
+/// Connections that one side holds.
+const MAX_SESSIONS: usize = 4096;
+/// How long the engine tries to connect before it is asked whether that is still wanted.
+pub(super) const ATTEMPT: Duration = Duration::from_secs(2);
+/// Pause between attempts to connect.
+const PAUSE: Duration = Duration::from_millis(100);
+/// How long closing may take.
+const CLOSE_LIMIT: Duration = Duration::from_secs(2);
+
+/// The session of a link, while there is one: the engine's own opening would hold up its caller for as long as nobody
+/// listens.
+pub(super) struct Door {
+    config: zenoh::Config,
+    /// Where it leads, readable.
+    place: String,
+    connects: bool,
+    inner: Mutex<Inner>,
+}
+
+struct Inner {
+    state: State,
+    /// What is declared on each session.
+    declared: Vec<Declare>,
+}
+
+enum State {
+    Waiting,
+    /// With what lasts as long as the session.
+    Open(Session, Vec<Kept>),
+    Closed,
+}
+
+/// A token or anything else that ends when it is dropped.
+pub(super) type Kept = Box<dyn Any + Send>;
+pub(super) type Declare = Box<dyn Fn(&Session) -> Result<Kept, zenoh::Error> + Send + Sync>;
+
+impl Door {
+    pub(super) fn new(config: zenoh::Config, place: String, connects: bool) -> Arc<Self> {
+        let inner = Mutex::new(Inner { state: State::Waiting, declared: Vec::new() });
+        Arc::new(Self { config, place, connects, inner })
+    }
+
+    pub(super) fn place(&self) -> &str {
+        &self.place
+    }
+
+    pub(super) fn connects(&self) -> bool {
+        self.connects
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Opens a session, waiting for it, and declares on it what is to be declared.
+    pub(super) fn open(&self) -> Result<(), zenoh::Error> {
+        let session = zenoh::open(self.config.clone()).wait()?;
+        let mut inner = self.inner();
+        if matches!(inner.state, State::Waiting) {
+            let mut kept = Vec::new();
+            for declare in &inner.declared {
+                match declare(&session) {
+                    Ok(declared) => kept.push(declared),
+                    Err(error) => tracing::warn!(%error, "not declared"),
+                }
+            }
+            inner.state = State::Open(session, kept);
+        }
+        Ok(())
+    }
+
+    /// Tries to open a session in the background until that succeeds or the door is closed.
+    pub(super) fn knock(door: &Arc<Self>) -> std::io::Result<()> {
+        let door = Arc::clone(door);
+        let knocking = move || {
+            let mut tried = false;
+            while matches!(door.inner().state, State::Waiting) {
+                match door.open() {
+                    Ok(()) => {
+                        tracing::info!(place = door.place, "connected");
+                        return;
+                    }
+                    Err(error) if !tried => {
+                        tracing::warn!(place = door.place, %error, "not connected, trying again");
+                    }
+                    Err(error) => tracing::debug!(place = door.place, %error, "not connected"),
+                }
+                tried = true;
+                std::thread::sleep(PAUSE);
+            }
+        };
+        std::thread::Builder::new().name("fcdcc connect".to_owned()).spawn(knocking).map(drop)
+    }
+
+    /// Declares something now, and on every session to come.
+    pub(super) fn declare(&self, declare: Declare) -> Result<(), zenoh::Error> {
+        let mut inner = self.inner();
+        if let State::Open(session, kept) = &mut inner.state {
+            kept.push(declare(session)?);
+        }
+        inner.declared.push(declare);
+        Ok(())
+    }
+
+    pub(super) fn withdraw(&self) {
+        let mut inner = self.inner();
+        inner.declared.clear();
+        if let State::Open(_, kept) = &mut inner.state {
+            kept.clear();
+        }
+    }
+
+    pub(super) fn session(&self) -> Option<Session> {
+        match &self.inner().state {
+            State::Open(session, _) => Some(session.clone()),
+            State::Waiting | State::Closed => None,
+        }
+    }
+
+    /// Gives the session up and knocks for another.
+    pub(super) fn renew(door: &Arc<Self>) {
+        if !door.connects {
+            return;
+        }
+        let before = {
+            let mut inner = door.inner();
+            match &inner.state {
+                State::Open(..) => std::mem::replace(&mut inner.state, State::Waiting),
+                State::Waiting | State::Closed => return,
+            }
+        };
+        tracing::info!(place = door.place, "connecting anew");
+        // Whoever closes a session whose peer is silent waits for it.
+        drop(end(before));
+        if let Err(error) = Self::knock(door) {
+            tracing::warn!(%error, "no thread to connect again");
+        }
+    }
+
+    /// Closes the session, and waits for that a while.
+    pub(super) fn close(&self) {
+        let state = std::mem::replace(&mut self.inner().state, State::Closed);
+        if let Some(closed) = end(state)
+            && closed.recv_timeout(CLOSE_LIMIT).is_err()
+        {
+            tracing::debug!(place = self.place, "the session did not close in {CLOSE_LIMIT:?}");
+        }
+    }
+}
+
+/// Ends a session on a thread of its own: a peer that takes nothing holds that up.
+fn end(state: State) -> Option<std::sync::mpsc::Receiver<bool>> {
+    let State::Open(session, kept) = state else { return None };
+    let (done, closed) = std::sync::mpsc::channel();
+    let closer = std::thread::Builder::new().name("fcdcc close".to_owned());
+    let spawned = closer.spawn(move || {
+        drop(kept);
+        let result = session.close().wait();
+        // The one who waits may have given up.
+        let _ = done.send(result.is_ok());
+    });
+    spawned.ok().map(|_| closed)
+}
+
+/// How sessions are set up.
+pub(super) fn config(
+    side: &Side,
+    security: &Security,
+    access: Option<&[Grant]>,
+    patience: Duration,
+) -> Result<zenoh::Config, zenoh::Error> {
+    let mut config = zenoh::Config::default();
+    let mut set = |key: &str, value: serde_json::Value| config.insert_json5(key, &value.to_string());
+    // QUIC has buffers of its own.
+    let buffered = |locator: String| {
+        if locator.starts_with("tcp/") { format!("{locator}#so_sndbuf={SEND_BUFFER_BYTES}") } else { locator }
+    };
+    match side {
+        Side::Listen(endpoints) => {
+            let locators: Vec<_> = locators(endpoints, security).into_iter().map(buffered).collect();
+            set("mode", json!("router"))?;
+            set("listen/endpoints", json!(locators))?;
+            set("listen/exit_on_failure", json!(true))?;
+            set("connect/endpoints", json!([]))?;
+        }
+        Side::Connect(endpoint) => {
+            set("mode", json!("client"))?;
+            set("listen/endpoints", json!([]))?;
+            set("connect/endpoints", json!([buffered(endpoint.locator(security))]))?;
+            set("connect/timeout_ms", json!(patience.as_millis() as u64))?;
+            set("connect/exit_on_failure", json!(true))?;
+            let retry = json!({"period_init_ms": 200, "period_max_ms": 1000, "period_increase_factor": 2});
+            set("connect/retry", retry)?;
+        }
+    }
+    // Nobody is found by chance: two clusters on one network stay two.
+    set("scouting/multicast/enabled", json!(false))?;
+    set("scouting/gossip/enabled", json!(false))?;
+    set("scouting/delay", json!(0))?;
+    set("transport/link/tx/lease", json!(LEASE.as_millis() as u64))?;
+    set("transport/link/tx/keep_alive", json!(4))?;
+    let wait = WAIT_BEFORE_CLOSE.as_micros() as u64;
+    set("transport/link/tx/queue/congestion_control/block/wait_before_close", json!(wait))?;
+    set("transport/link/rx/max_message_size", json!(MAX_MESSAGE_BYTES))?;
+    set("transport/unicast/max_sessions", json!(MAX_SESSIONS))?;
+    set("transport/unicast/accept_pending", json!(MAX_SESSIONS))?;
+    if let Some(tls) = &security.tls {
+        let files = [
+            ("root_ca_certificate", &tls.ca),
+            ("listen_certificate", &tls.certificate),
+            ("listen_private_key", &tls.key),
+            ("connect_certificate", &tls.certificate),
+            ("connect_private_key", &tls.key),
+        ];
+        for (key, path) in files {
+            set(&format!("transport/link/tls/{key}"), json!(path))?;
+        }
+        set("transport/link/tls/enable_mtls", json!(true))?;
+    }
+    if let Some(access) = access {
+        set("access_control", rules(access))?;
+    }
+    Ok(config)
+}
+
+/// Default deny, and for each grant a rule for each direction.
+fn rules(grants: &[Grant]) -> serde_json::Value {
+    let (mut rules, mut subjects, mut policies) = (Vec::new(), Vec::new(), Vec::new());
+    for (index, grant) in grants.iter().enumerate() {
+        let mut own = Vec::new();
+        for (flow, messages) in ["ingress", "egress"].into_iter().zip(grant.role.messages()) {
+            if !messages.is_empty() {
+                let id = format!("{flow}-{index}");
+                rules.push(json!({
+                    "id": id, "messages": messages, "flows": [flow], "permission": "allow", "key_exprs": grant.keys,
+                }));
+                own.push(id);
+            }
+        }
+        let subject = format!("holder-{index}");
+        subjects.push(json!({"id": subject, "cert_common_names": [grant.holder]}));
+        policies.push(json!({"rules": own, "subjects": [subject]}));
+    }
+    json!({
+        "enabled": true, "default_permission": "deny", "rules": rules, "subjects": subjects, "policies": policies,
+    })
+}

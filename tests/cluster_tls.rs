@@ -1,0 +1,522 @@
+//! Who may do what where a cluster uses mutual TLS: the command as machines, masters, viewers and intruders, on loopback,
+//! with certificates from `scripts/dev_ca.sh`. What must not work is held against what does in the same set-up.
+//!
+//! Without the openssl command every test is shown as ignored, never as passed; where `CI=true` it fails them.
+
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+mod common;
+#[path = "common/folder.rs"]
+mod folder;
+
+use std::fs::File;
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use common::relative_l2;
+use fcdcc::array::DType;
+use fcdcc::cluster::wire::{self, Answer, Call, ContentId, MasterId, Request, Spec};
+use fcdcc::cluster::{Cluster, ClusterOptions, Security, Tls};
+use fcdcc::conv::reference;
+use fcdcc::worker::SubtaskShape;
+use fcdcc::{ConvParams, ConvShape};
+use folder::{Folder, Said};
+use libtest_mimic::{Arguments, Trial};
+use serde_json::Value;
+use zenoh::Wait;
+
+/// f32 workers at condition numbers below 100.
+const EXACT: f64 = 3e-5;
+/// What must happen happens within this, or the test fails.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// What must not happen is watched for so long: those who connect try again every second at least.
+const WINDOW: Duration = Duration::from_millis(2500);
+/// Large enough that filters, slabs and results cross on every connection.
+const SHAPES: ([usize; 4], [usize; 4]) = ([4, 16, 64, 64], [32, 16, 3, 3]);
+/// Runs of a layer over one set-up.
+const RUNS: usize = 5;
+
+/// A folder with certificates of `names` in `certs`, and arrays.
+struct Site {
+    folder: Folder,
+    truth: Vec<f32>,
+    port: u16,
+}
+
+impl Site {
+    fn new(names: &[&str]) -> Self {
+        let folder = Folder::empty();
+        let x = folder.random::<f32>("x.npy", &SHAPES.0, 1);
+        let w = folder.random::<f32>("w.npy", &SHAPES.1, 2);
+        let shape = ConvShape::new(&SHAPES.0, &SHAPES.1, &ConvParams::default()).unwrap();
+        let truth = reference(&shape, &x, &w, None).unwrap();
+        let site = Self { folder, truth, port: free_port() };
+        site.authority("certs", names);
+        site
+    }
+
+    /// An authority of its own with certificates of `names`.
+    fn authority(&self, certs: &str, names: &[&str]) {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/dev_ca.sh");
+        let made =
+            Command::new("bash").arg(script).arg(self.folder.path(certs)).args(names).output().unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    }
+
+    fn endpoint(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// `fcdcc worker` with two CPU workers, on its way.
+    fn worker(&self, args: &str) -> Process {
+        static NUMBER: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+        let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let log = self.folder.path(&format!("worker-{number}.log"));
+        let child = Command::new(env!("CARGO_BIN_EXE_fcdcc"))
+            .args("worker --backend cpu --workers 2 --memory 512MiB".split(' '))
+            .args(args.split_whitespace())
+            .current_dir(self.folder.path("."))
+            .env_remove("RUST_LOG")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(File::create(&log).unwrap())
+            .spawn()
+            .unwrap();
+        let process = Process { child, log };
+        soon("a worker that serves", || process.said().contains(" lends ").then_some(()));
+        process
+    }
+
+    /// A pool file whose `[cluster]` has these lines, with two workers of `machines` each.
+    fn pool(&self, cluster: &str, machines: &[&str]) {
+        let worker = |name: &&str| format!("[[worker]]\nkind = \"remote\"\nname = \"{name}\"\ncount = 2\n");
+        let workers: String = machines.iter().map(worker).collect();
+        self.folder.write("pool.toml", format!("[cluster]\n{cluster}\n{workers}"));
+    }
+
+    fn run(&self) -> Said {
+        self.folder.conv("--pool pool.toml --workers 6 --tolerate 1 --on-shortfall fail --report r.json")
+    }
+
+    /// Runs must be exact by the work of `machines` alone.
+    fn exact(&self, machines: &[&str]) {
+        for run in 0..RUNS {
+            let said = self.run();
+            assert_eq!(said.status, 0, "run {run}: {}", said.err);
+            let mut output = self.folder.load::<f32>("y.npy").into_raw_vec_and_offset().0;
+            let error = relative_l2(&output, &self.truth);
+            assert!(error < EXACT, "run {run}: {error}");
+            output[7] += 1.0;
+            assert!(relative_l2(&output, &self.truth) > EXACT, "a wrong element is not noticed");
+            let layer = &self.folder.json("r.json")["layers"][0];
+            assert_eq!(layer["completion"], "exact", "run {run}: {layer}");
+            for row in layer["workers"].as_array().unwrap() {
+                let worker = row["worker"].as_str().unwrap();
+                let machine = worker.split('/').next().unwrap();
+                assert!(machines.contains(&machine), "{worker} is none of {machines:?}");
+                assert_ne!(row["state"], "lost", "run {run}: {row}");
+            }
+        }
+    }
+
+    /// A run must end for want of workers.
+    fn nobody_joins(&self) {
+        let error = self.folder.refused(2, "--pool pool.toml", |folder, args| {
+            // Notices are no part of the one line.
+            folder.conv(&format!("{args} --quiet"))
+        });
+        assert!(error.contains("none joined"), "{error}");
+    }
+
+    /// What `fcdcc cluster --json` says with a certificate: names of machines, and whether each can be used.
+    fn listing(&self, name: &str) -> Vec<(String, bool)> {
+        let said =
+            self.folder.run(&format!("cluster --json --connect {} {}", self.endpoint(), certificate(name)));
+        assert_eq!((said.status, said.err.as_str()), (0, ""));
+        let listing: Value = serde_json::from_str(&said.out).unwrap();
+        let row = |machine: &Value| {
+            let usable =
+                machine["problem"].is_null() && machine["devices"].as_array().is_some_and(|d| d.len() == 2);
+            (machine["name"].as_str().unwrap().to_owned(), usable)
+        };
+        listing["machines"].as_array().unwrap().iter().map(row).collect()
+    }
+
+    /// A master in this process that listens with its certificate.
+    fn master(&self, machines: &[&str]) -> Cluster {
+        let certs = self.folder.path("certs");
+        let tls = Tls {
+            ca: certs.join("ca.pem"),
+            certificate: certs.join("master.pem"),
+            key: certs.join("master.key"),
+        };
+        Cluster::open(&ClusterOptions {
+            listen: vec![self.endpoint().parse().unwrap()],
+            security: Security {
+                tls: Some(tls),
+                viewers: vec!["operator".to_owned()],
+                ..Security::default()
+            },
+            machines: machines.iter().map(|&name| name.to_owned()).collect(),
+            ..ClusterOptions::default()
+        })
+        .unwrap()
+    }
+
+    /// A session of the engine itself, bound by none of this crate's checks.
+    fn raw(&self, locator: &str, ca: &str, certificate: Option<&str>) -> Result<zenoh::Session, String> {
+        let mut config = zenoh::Config::default();
+        let mut set = |key: &str, value: Value| config.insert_json5(key, &value.to_string()).unwrap();
+        let file = |name: &str| Value::from(self.folder.path(name).to_str().unwrap());
+        set("mode", "client".into());
+        set("scouting/multicast/enabled", false.into());
+        set("connect/endpoints", vec![locator].into());
+        set("connect/timeout_ms", 3000.into());
+        set("connect/exit_on_failure", true.into());
+        set("transport/link/tls/root_ca_certificate", file(ca));
+        if let Some(name) = certificate {
+            set("transport/link/tls/connect_certificate", file(&format!("{name}.pem")));
+            set("transport/link/tls/connect_private_key", file(&format!("{name}.key")));
+            set("transport/link/tls/enable_mtls", true.into());
+        }
+        zenoh::open(config).wait().map_err(|e| e.to_string())
+    }
+}
+
+/// A process that ends with the test.
+struct Process {
+    child: Child,
+    log: std::path::PathBuf,
+}
+
+impl Process {
+    fn said(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended by itself, which the test has noticed then.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// What `look` finds, as soon as it does.
+fn soon<R>(what: &str, mut look: impl FnMut() -> Option<R>) -> R {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < end, "{what}: not within {PATIENCE:?}");
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
+}
+
+/// Options of the command for a certificate.
+fn certificate(name: &str) -> String {
+    let (folder, _) = name.split_once('/').unwrap_or(("certs", name));
+    let file = if name.contains('/') { name.to_owned() } else { format!("certs/{name}") };
+    format!("--ca {folder}/ca.pem --certificate {file}.pem --key {file}.key")
+}
+
+/// Lines of a pool file for a certificate.
+fn tls(name: &str) -> String {
+    format!(
+        "tls = {{ ca = \"certs/ca.pem\", certificate = \"certs/{name}.pem\", key = \"certs/{name}.key\" }}"
+    )
+}
+
+fn names(cluster: &Cluster) -> Vec<String> {
+    cluster.members().into_iter().map(|member| member.machine).collect()
+}
+
+/// `there` must come to be seen, and for a while nobody else.
+fn only(cluster: &Cluster, there: &[&str]) {
+    soon("those who may join", || {
+        there.iter().all(|name| names(cluster).iter().any(|n| n == name)).then_some(())
+    });
+    let end = Instant::now() + WINDOW;
+    while Instant::now() < end {
+        for name in names(cluster) {
+            assert!(there.contains(&name.as_str()), "{name} is seen");
+        }
+        std::thread::park_timeout(Duration::from_millis(50));
+    }
+}
+
+fn machines_connect_to_a_listening_master() {
+    let site = Site::new(&["master", "alpha", "beta"]);
+    let connect = format!("--connect {}", site.endpoint());
+    let _alpha = site.worker(&format!("{connect} --name alpha {}", certificate("alpha")));
+    let _beta = site.worker(&format!("{connect} --name beta {}", certificate("beta")));
+    site.pool(
+        &format!("listen = \"{}\"\nwait = \"30s\"\n{}", site.endpoint(), tls("master")),
+        &["alpha", "beta"],
+    );
+    site.exact(&["alpha", "beta"]);
+}
+
+fn named_masters_connect_to_a_listening_machine() {
+    let site = Site::new(&["master", "boss", "alpha"]);
+    let listen = format!("--listen {} --name alpha --master boss", site.endpoint());
+    let _alpha = site.worker(&format!("{listen} {}", certificate("alpha")));
+    let pool = |name: &str, wait: &str| {
+        site.pool(
+            &format!("connect = \"{}\"\nwait = \"{wait}\"\n{}", site.endpoint(), tls(name)),
+            &["alpha"],
+        );
+    };
+    pool("boss", "30s");
+    site.exact(&["alpha"]);
+    pool("master", "2s");
+    site.nobody_joins();
+    // It did not go away meanwhile.
+    pool("boss", "30s");
+    site.exact(&["alpha"]);
+}
+
+fn nobody_waits_for_a_side_that_is_not_there() {
+    let site = Site::new(&["master", "alpha"]);
+    let absent = format!("127.0.0.1:{}", free_port());
+    let listen = format!("--listen {} --connect {absent} --name alpha", site.endpoint());
+    let _alpha = site.worker(&format!("{listen} {}", certificate("alpha")));
+    let pool = |endpoints: &str, wait: &str| {
+        site.pool(&format!("connect = {endpoints}\nwait = \"{wait}\"\n{}", tls("master")), &["alpha"]);
+    };
+    pool(&format!("[\"{absent}\", \"{}\"]", site.endpoint()), "30s");
+    site.exact(&["alpha"]);
+    pool(&format!("[\"{absent}\"]"), "1s");
+    site.nobody_joins();
+}
+
+fn a_machine_cannot_take_the_name_of_another() {
+    let site = Site::new(&["master", "alpha", "beta"]);
+    let cluster = site.master(&["alpha", "beta"]);
+    let connect = format!("--connect {}", site.endpoint());
+    let _thief = site.worker(&format!("{connect} --name alpha {}", certificate("beta")));
+    let _beta = site.worker(&format!("{connect} --name beta {}", certificate("beta")));
+    only(&cluster, &["beta"]);
+    let _alpha = site.worker(&format!("{connect} --name alpha {}", certificate("alpha")));
+    only(&cluster, &["alpha", "beta"]);
+    assert_eq!(names(&cluster).len(), 2, "the thief is still not seen");
+}
+
+fn strangers_cannot_join() {
+    let site = Site::new(&["master", "alpha", "gamma", "operator"]);
+    site.authority("others", &["alpha", "operator"]);
+    let cluster = site.master(&["alpha"]);
+    let connect = format!("--connect {}", site.endpoint());
+    let _foreign = site.worker(&format!("{connect} --name alpha {}", certificate("others/alpha")));
+    let _plain = site.worker(&format!("--connect tcp/{} --name alpha", site.endpoint()));
+    let _unnamed = site.worker(&format!("{connect} --name gamma {}", certificate("gamma")));
+    assert_eq!(names(&cluster), [""; 0]);
+    let _alpha = site.worker(&format!("{connect} --name alpha {}", certificate("alpha")));
+    only(&cluster, &["alpha"]);
+    assert_eq!(names(&cluster).len(), 1);
+
+    // The checks of this crate are left out: it is the other side that refuses.
+    let locator = format!("quic/{}", site.endpoint());
+    let joined = |ca: &str, certificate: Option<&str>| site.raw(&locator, ca, certificate).map(drop);
+    joined("certs/ca.pem", Some("certs/operator")).unwrap();
+    joined("certs/ca.pem", Some("others/operator")).unwrap_err();
+    joined("certs/ca.pem", None).unwrap_err();
+    joined("others/ca.pem", Some("certs/operator")).unwrap_err();
+    site.raw(&format!("tcp/{}", site.endpoint()), "certs/ca.pem", None).unwrap_err();
+    joined("certs/ca.pem", Some("certs/operator")).unwrap();
+
+    let survey = |args: &str| {
+        let args = format!("cluster --wait 2s --json {args}");
+        site.folder.refused(2, &args, Folder::run)
+    };
+    let error = survey(&format!("--connect tcp/{}", site.endpoint()));
+    assert!(error.contains("certificates"), "{error}");
+    survey(&format!("{connect} {}", certificate("others/operator")));
+    assert_eq!(site.listing("operator"), [("alpha".to_owned(), true)]);
+}
+
+fn viewers_see_and_do_nothing_else_at_a_master() {
+    let site = Site::new(&["master", "alpha", "operator", "stranger"]);
+    let cluster = site.master(&["alpha"]);
+    let connect = format!("--connect {}", site.endpoint());
+    let _spy = site.worker(&format!("{connect} --name operator {}", certificate("operator")));
+    let _thief = site.worker(&format!("{connect} --name alpha {}", certificate("operator")));
+    assert_eq!(names(&cluster), [""; 0]);
+    let _alpha = site.worker(&format!("{connect} --name alpha {}", certificate("alpha")));
+    only(&cluster, &["alpha"]);
+    assert_eq!(names(&cluster).len(), 1);
+    assert_eq!(site.listing("operator"), [("alpha".to_owned(), true)]);
+    for blind in ["stranger", "alpha"] {
+        assert_eq!(site.listing(blind), [], "{blind}");
+    }
+}
+
+fn viewers_see_and_do_nothing_else_at_a_machine() {
+    let site = Site::new(&["master", "alpha", "operator", "stranger"]);
+    let _alpha = site.worker(&format!("--listen {} --name alpha {}", site.endpoint(), certificate("alpha")));
+    for sees in ["operator", "master"] {
+        assert_eq!(site.listing(sees), [("alpha".to_owned(), true)], "{sees}");
+    }
+    assert_eq!(site.listing("stranger"), []);
+    let pool = |name: &str, wait: &str| {
+        site.pool(
+            &format!("connect = \"{}\"\nwait = \"{wait}\"\n{}", site.endpoint(), tls(name)),
+            &["alpha"],
+        );
+    };
+    // The operator sees the machine, and that is all: nothing is computed for it.
+    for name in ["operator", "stranger"] {
+        pool(name, "2s");
+        let said = site.run();
+        assert_ne!(said.status, 0, "{name}: {}", said.err);
+        assert!(!site.folder.path("y.npy").exists(), "{name}");
+    }
+    pool("stranger", "2s");
+    site.nobody_joins();
+    pool("master", "30s");
+    site.exact(&["alpha"]);
+}
+
+/// What comes back for a request under a key, in words.
+fn answers(session: &zenoh::Session, key: &str, request: Request) -> Vec<String> {
+    let call = Call { from: MasterId(7), request };
+    let replies = session
+        .get(key.to_owned())
+        .attachment(wire::pack(&call))
+        .target(zenoh::query::QueryTarget::All)
+        .consolidation(zenoh::query::ConsolidationMode::None)
+        .timeout(Duration::from_secs(2))
+        .wait()
+        .unwrap();
+    let said = |reply: zenoh::query::Reply| {
+        let sample = reply.into_result().ok()?;
+        let answer = wire::unpack::<Answer>(&sample.attachment()?.to_bytes()).unwrap();
+        Some(format!("{answer:?}"))
+    };
+    replies.into_iter().filter_map(said).collect()
+}
+
+fn viewers_may_ask_who_is_there_and_no_more() {
+    let site = Site::new(&["master", "alpha", "operator"]);
+    let _alpha = site.worker(&format!("--listen {} --name alpha {}", site.endpoint(), certificate("alpha")));
+    let locator = format!("quic/{}", site.endpoint());
+    let session = |name: &str| site.raw(&locator, "certs/ca.pem", Some(&format!("certs/{name}"))).unwrap();
+    let (operator, master) = (session("operator"), session("master"));
+    let conv = ConvShape::new(&[1, 2, 6, 6], &[2, 2, 3, 3], &ConvParams::default()).unwrap();
+    let spec = Spec::of(&SubtaskShape { conv, slabs: 1, banks: 1 }, DType::F32);
+    let install = Request::Install { device: 0, content: ContentId::of(&spec, &[]), spec, crc: 0 };
+    let (info, call) = ("fcdcc/default/w/*/*/info", "fcdcc/default/w/alpha/*/call");
+    assert!(answers(&operator, info, Request::Info).iter().any(|a| a.starts_with("Info")));
+    assert!(answers(&master, call, install.clone()).iter().any(|a| a.starts_with("Send")));
+    for key in [info, call] {
+        assert_eq!(answers(&operator, key, install.clone()), [""; 0], "{key}");
+    }
+}
+
+fn nothing_listens_in_the_open_by_accident() {
+    let site = Site::new(&["master", "alpha"]);
+    let open = format!("0.0.0.0:{}", site.port);
+    let refused = |args: &str| site.folder.refused(2, args, Folder::run);
+    for endpoint in [open.as_str(), "tcp/0.0.0.0", "[::]:7447", "192.0.2.1:7447"] {
+        let error = refused(&format!("worker --backend cpu --workers 1 --name alpha --listen {endpoint}"));
+        for part in
+            [endpoint.trim_start_matches("tcp/"), "without mutual TLS", "dev_ca.sh", "127.0.0.1", "insecure"]
+        {
+            assert!(error.contains(part), "{part} is not in {error}");
+        }
+    }
+    // Certificates do not help who says tcp.
+    let tcp = format!("worker --backend cpu --workers 1 --name alpha --listen tcp/{open}");
+    assert!(refused(&format!("{tcp} {}", certificate("alpha"))).contains("without mutual TLS"));
+    site.pool(&format!("listen = \"{open}\""), &["alpha"]);
+    let error = site.folder.refused(2, "--pool pool.toml", Folder::conv);
+    assert!(error.contains("without mutual TLS"), "{error}");
+
+    // With certificates, or where it is meant.
+    drop(site.worker(&format!("--listen {open} --name alpha {}", certificate("alpha"))));
+    drop(site.worker(&format!("--listen {open} --name alpha --insecure")));
+}
+
+fn certificates_that_cannot_be_used_are_named() {
+    let site = Site::new(&["alpha", "beta"]);
+    site.authority("others", &["alpha"]);
+    let garbled = "-----BEGIN CERTIFICATE-----\nbm9uc2Vuc2U=\n-----END CERTIFICATE-----\n";
+    site.folder.write("certs/garbled.pem", garbled);
+    site.folder.write("certs/text.pem", "hello\n");
+    let (ca, alpha, key) = ("certs/ca.pem", "certs/alpha.pem", "certs/alpha.key");
+    for (ca, certificate, key, at, why) in [
+        ("certs/none.pem", alpha, key, "none.pem", "the authority"),
+        (ca, "certs/none.pem", key, "none.pem", "the certificate"),
+        (ca, alpha, "certs/none.key", "none.key", "the key"),
+        ("certs/text.pem", alpha, key, "text.pem", "the authority"),
+        (ca, "certs/text.pem", key, "text.pem", "the certificate"),
+        (ca, alpha, "certs/text.pem", "text.pem", "the key"),
+        ("certs/garbled.pem", alpha, key, "garbled.pem", "the authority"),
+        (ca, "certs/garbled.pem", key, "garbled.pem", "alpha.key"),
+        (ca, alpha, "certs/beta.key", "alpha.pem", "beta.key"),
+        ("others/ca.pem", alpha, key, "alpha.pem", "others/ca.pem"),
+    ] {
+        let files = format!("--ca {ca} --certificate {certificate} --key {key}");
+        for command in [
+            "worker --backend cpu --workers 1 --name alpha --listen",
+            "worker --name alpha --connect",
+            "cluster --connect",
+        ] {
+            let args = format!("{command} {} {files}", site.endpoint());
+            let error = site.folder.refused(2, &args, Folder::run);
+            assert!(error.contains(at) && error.contains(why), "{at}, {why}: {error}");
+        }
+    }
+    // All three or none.
+    for args in
+        ["--ca certs/ca.pem", "--certificate certs/alpha.pem", "--key certs/alpha.key --ca certs/ca.pem"]
+    {
+        let said = site.folder.run(&format!("cluster --connect {} {args}", site.endpoint()));
+        assert_eq!(said.status, 2, "{args}: {}", said.err);
+    }
+    drop(site.worker(&format!("--listen {} --name alpha {}", site.endpoint(), certificate("alpha"))));
+}
+
+fn main() {
+    let mut tests: Vec<(&str, fn())> = Vec::new();
+    macro_rules! add {
+        ($($test:ident),* $(,)?) => {$(tests.push((stringify!($test), $test));)*};
+    }
+    add!(
+        machines_connect_to_a_listening_master,
+        named_masters_connect_to_a_listening_machine,
+        nobody_waits_for_a_side_that_is_not_there,
+        a_machine_cannot_take_the_name_of_another,
+        strangers_cannot_join,
+        viewers_see_and_do_nothing_else_at_a_master,
+        viewers_see_and_do_nothing_else_at_a_machine,
+        viewers_may_ask_who_is_there_and_no_more,
+        nothing_listens_in_the_open_by_accident,
+        certificates_that_cannot_be_used_are_named,
+    );
+    let present = Command::new("openssl").arg("version").output().is_ok_and(|said| said.status.success());
+    let required = std::env::var("CI").is_ok_and(|v| v == "true");
+    let trials = tests
+        .into_iter()
+        .map(|(name, test)| {
+            let trial = Trial::test(name, move || {
+                if !present {
+                    return Err("there is no openssl command, and CI=true requires one".into());
+                }
+                test();
+                Ok(())
+            });
+            // Marked when the tests are listed, so that every runner shows them as ignored.
+            trial.with_ignored_flag(!present && !required)
+        })
+        .collect();
+    libtest_mimic::run(&Arguments::from_args(), trials).exit();
+}

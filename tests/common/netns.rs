@@ -1,0 +1,187 @@
+//! Machines for tests: network namespaces on a bridge, and the processes that run in them.
+//!
+//! A machine that is [unplugged](Net::unplug) vanishes without a word: both ends of its cable stay up, only the bridge passes
+//! nothing on any more. Names hold the process id; whatever was made is removed on drop, and what a killed test left behind
+//! when the next one begins.
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "each test binary uses its own part")]
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+/// Pause between two looks at something that is waited for.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// Namespaces of their own, one for each machine and one for the bridge.
+pub struct Net {
+    prefix: String,
+    machines: Vec<&'static str>,
+}
+
+impl Net {
+    /// Machines of these names (a dozen letters at most).
+    pub fn new(machines: &[&'static str]) -> Result<Self, String> {
+        static NETS: AtomicUsize = AtomicUsize::new(0);
+        remove_leftovers();
+        let prefix = format!("fcdcc-{}-{}", std::process::id(), NETS.fetch_add(1, Ordering::Relaxed));
+        let net = Self { prefix, machines: machines.to_vec() };
+        let hub = net.hub();
+        ip(&format!("netns add {hub}"))?;
+        ip(&format!("-n {hub} link add name switch type bridge"))?;
+        ip(&format!("-n {hub} link set switch up"))?;
+        for machine in machines {
+            let own = net.namespace(machine);
+            ip(&format!("netns add {own}"))?;
+            ip(&format!("-n {hub} link add name {machine} type veth peer name cable netns {own}"))?;
+            ip(&format!("-n {hub} link set dev {machine} master switch up"))?;
+            ip(&format!("-n {own} address add {}/24 dev cable", net.address(machine)))?;
+            ip(&format!("-n {own} link set cable up"))?;
+            ip(&format!("-n {own} link set lo up"))?;
+        }
+        Ok(net)
+    }
+
+    fn hub(&self) -> String {
+        format!("{}-hub", self.prefix)
+    }
+
+    fn namespace(&self, machine: &str) -> String {
+        format!("{}-{machine}", self.prefix)
+    }
+
+    /// A machine's address, which exists nowhere but here.
+    pub fn address(&self, machine: &str) -> String {
+        let index = self.machines.iter().position(|name| *name == machine).unwrap();
+        format!("10.77.0.{}", index + 1)
+    }
+
+    /// A command that runs on a machine.
+    pub fn command(&self, machine: &str, program: impl AsRef<Path>) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.namespace(machine)]).arg(program.as_ref());
+        command
+    }
+
+    /// From now on packets to and from the machine are lost.
+    pub fn unplug(&self, machine: &str) {
+        ip(&format!("-n {} link set dev {machine} nomaster", self.hub())).unwrap();
+    }
+
+    pub fn plug(&self, machine: &str) {
+        ip(&format!("-n {} link set dev {machine} master switch", self.hub())).unwrap();
+    }
+
+    /// Limits what a machine sends and receives to `rate`, such as 1mbit.
+    pub fn limit(&self, machine: &str, rate: &str) -> Result<(), String> {
+        for (namespace, device) in [(self.hub(), machine), (self.namespace(machine), "cable")] {
+            let tbf =
+                format!("-n {namespace} qdisc add dev {device} root tbf rate {rate} burst 16kb latency 1s");
+            said("tc", &tbf)?;
+        }
+        Ok(())
+    }
+
+    /// How often packets to a machine had to wait for its limit.
+    pub fn held_back(&self, machine: &str) -> u64 {
+        let text = said("tc", &format!("-s -n {} qdisc show dev {machine}", self.hub())).unwrap();
+        let count = text.split("overlimits ").nth(1).and_then(|rest| rest.split(' ').next());
+        count.unwrap().parse().unwrap()
+    }
+}
+
+impl Drop for Net {
+    fn drop(&mut self) {
+        for machine in self.machines.iter().chain(&["hub"]) {
+            // Where it failed half way some were never made.
+            let _ = ip(&format!("netns delete {}", self.namespace(machine)));
+        }
+    }
+}
+
+/// Removes namespaces of tests that were killed.
+fn remove_leftovers() {
+    for line in ip("netns list").unwrap_or_default().lines() {
+        let name = line.split(' ').next().unwrap_or_default();
+        let pid = name.strip_prefix("fcdcc-").and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
+        if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+            // Another test may be faster.
+            let _ = ip(&format!("netns delete {name}"));
+        }
+    }
+}
+
+fn ip(args: &str) -> Result<String, String> {
+    said("ip", args)
+}
+
+/// What a command says that must succeed.
+fn said(program: &str, args: &str) -> Result<String, String> {
+    let out = Command::new(program).args(args.split_whitespace()).output();
+    let out = out.map_err(|e| format!("no command {program}: {e}"))?;
+    if out.status.success() {
+        return Ok(String::from_utf8_lossy(&out.stdout).into_owned());
+    }
+    let error = String::from_utf8_lossy(&out.stderr).replace('\n', " ");
+    Err(format!("{program} {args}: {}", error.trim()))
+}
+
+/// A process that does not outlive this value. `ip netns exec` becomes what it executes, so the child is the process itself.
+pub struct Process {
+    child: Child,
+    /// What it says, on both streams.
+    log: PathBuf,
+}
+
+impl Process {
+    pub fn start(command: &mut Command, log: PathBuf) -> Self {
+        let out = File::create(&log).unwrap();
+        let error = out.try_clone().unwrap();
+        let child = command.stdin(Stdio::piped()).stdout(out).stderr(error).spawn().unwrap();
+        Self { child, log }
+    }
+
+    /// Ends it as a power cut would: it says goodbye to nobody.
+    pub fn kill(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        self.child.wait().unwrap();
+    }
+
+    /// Writes a line to its standard input.
+    pub fn tell(&mut self, line: &str) {
+        writeln!(self.child.stdin.as_mut().unwrap(), "{line}").unwrap();
+    }
+
+    /// Waits for its end.
+    pub fn end(&mut self, limit: Duration) -> Result<ExitStatus, String> {
+        until("its end", limit, || self.child.try_wait().unwrap())
+            .map_err(|e| format!("{e}: {}", self.said()))
+    }
+
+    pub fn said(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// What `look` finds, as soon as it finds something.
+pub fn until<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Option<T>) -> Result<T, String> {
+    let end = Instant::now() + limit;
+    loop {
+        if let Some(found) = look() {
+            return Ok(found);
+        }
+        if Instant::now() > end {
+            return Err(format!("waited {limit:?} for {what}"));
+        }
+        std::thread::sleep(LOOK_AGAIN);
+    }
+}
