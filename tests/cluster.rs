@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use common::layer::{EXACT_F32, Layer, fail, options};
 use common::normal;
-use fcdcc::array::{DType, Values};
+use fcdcc::array::{DType, Element, Values};
 use fcdcc::cluster::{Seats, WorkerServer, survey};
 use fcdcc::conv::reference;
 use fcdcc::worker::{
@@ -38,7 +38,7 @@ fn key(layer: u64) -> FilterKey {
 
 fn wrap(dtype: DType, values: &[f64]) -> Values {
     match dtype {
-        DType::F32 => Values::F32(values.iter().map(|v| *v as f32).collect()),
+        DType::F32 => Values::F32(values.iter().map(|v| f32::from_f64(*v)).collect()),
         DType::F64 => Values::F64(values.to_vec()),
     }
 }

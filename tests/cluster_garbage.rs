@@ -65,6 +65,9 @@ fn answer(query: &Query, header: Vec<u8>, payload: Vec<u8>) {
     let _ = query.reply(query.key_expr().clone(), payload).attachment(header).wait();
 }
 
+/// What an impostor does with a request.
+type Misdeed = Box<dyn Fn(&Query, Request) + Send + Sync>;
+
 /// A worker that is there as `name` and does with requests what it likes; it lasts as long as what is returned.
 fn impostor(
     at: &fcdcc::cluster::Endpoint,
@@ -136,7 +139,6 @@ fn machines_that_say_nonsense_of_themselves_are_named_and_not_used() {
 fn results_of_impostors_never_reach_an_output() {
     let layer = common::layer::small();
     let installed = |query: &Query| answer(query, pack(&Answer::Installed), Vec::new());
-    type Misdeed = Box<dyn Fn(&Query, Request) + Send + Sync>;
     let misdeeds: Vec<(&str, Misdeed)> = vec![
         (
             "short result",
@@ -237,12 +239,12 @@ fn a_worker_survives_whatever_it_is_sent() {
     let from = MasterId(42);
     let order = Some((0..5000).collect());
     let requests = [
-        Request::Install { device: 9, content, spec: spec.clone(), crc: 0 },
-        Request::Install { device: 0, content, spec: huge, crc: 0 },
-        Request::Install { device: 0, content, spec: Spec { groups: 0, ..spec.clone() }, crc: 0 },
-        Request::Install { device: 0, content, spec: Spec { slabs: u64::MAX, ..spec.clone() }, crc: 0 },
+        Request::Install { device: 9, content, spec: spec.clone() },
+        Request::Install { device: 0, content, spec: huge },
+        Request::Install { device: 0, content, spec: Spec { groups: 0, ..spec.clone() } },
+        Request::Install { device: 0, content, spec: Spec { slabs: u64::MAX, ..spec.clone() } },
         // Not what its name says.
-        Request::Install { device: 0, content: ContentId([1; 32]), spec: spec.clone(), crc: 0 },
+        Request::Install { device: 0, content: ContentId([1; 32]), spec: spec.clone() },
         Request::Chunk { object: Object::Filters(content), offset: 0, total: u64::MAX, crc: 0 },
         Request::Chunk {
             object: Object::Slabs { task: 1, dtype: DType::F64 },

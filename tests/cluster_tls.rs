@@ -412,7 +412,7 @@ fn viewers_may_ask_who_is_there_and_no_more() {
     let (operator, master) = (session("operator"), session("master"));
     let conv = ConvShape::new(&[1, 2, 6, 6], &[2, 2, 3, 3], &ConvParams::default()).unwrap();
     let spec = Spec::of(&SubtaskShape { conv, slabs: 1, banks: 1 }, DType::F32);
-    let install = Request::Install { device: 0, content: ContentId::of(&spec, &[]), spec, crc: 0 };
+    let install = Request::Install { device: 0, content: ContentId::of(&spec, &[]), spec };
     let (info, call) = ("fcdcc/default/w/*/*/info", "fcdcc/default/w/alpha/*/call");
     assert!(answers(&operator, info, Request::Info).iter().any(|a| a.starts_with("Info")));
     assert!(answers(&master, call, install.clone()).iter().any(|a| a.starts_with("Send")));

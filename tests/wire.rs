@@ -63,8 +63,8 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
     newer[4] = 2;
     vec![
         ("info", call(Request::Info)),
-        ("install", call(Request::Install { device: 1, content, spec, crc })),
-        ("install_impossible", call(Request::Install { device: 1, content, spec: impossible, crc })),
+        ("install", call(Request::Install { device: 1, content, spec })),
+        ("install_impossible", call(Request::Install { device: 1, content, spec: impossible })),
         (
             "chunk_filters",
             call(Request::Chunk { object: Object::Filters(content), offset: 1, total: 2, crc }),

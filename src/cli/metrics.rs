@@ -4,8 +4,11 @@
 use std::sync::Arc;
 
 use clap::Args;
+#[cfg(feature = "onnx")]
+use fcdcc::Pool;
+use fcdcc::Result;
+#[cfg(feature = "onnx")]
 use fcdcc::engine::ReportObserver;
-use fcdcc::{Pool, Result};
 
 /// Where metrics are served.
 #[derive(Args, Clone, Debug, Default)]
@@ -23,6 +26,7 @@ impl MetricsArgs {
     }
 
     /// Serves the metrics of a pool, if that is asked for.
+    #[cfg(feature = "onnx")]
     pub(crate) fn of_pool(&self, pool: &Pool) -> Result<Option<Metrics>> {
         self.metrics.as_deref().map(|address| Metrics::of_pool(address, pool)).transpose()
     }
@@ -32,11 +36,15 @@ impl MetricsArgs {
 pub(crate) struct Metrics {
     #[cfg(feature = "metrics")]
     exporter: fcdcc::telemetry::Exporter,
+    #[cfg(all(not(feature = "metrics"), feature = "cluster"))]
+    exporter: std::convert::Infallible,
+    #[cfg(feature = "onnx")]
     observer: Option<ReportObserver>,
 }
 
 #[cfg(feature = "metrics")]
 impl Metrics {
+    #[cfg(feature = "onnx")]
     fn of_pool(address: &str, pool: &Pool) -> Result<Self> {
         let master = fcdcc::telemetry::Master::new(pool);
         let observer = Some(master.observer());
@@ -47,7 +55,11 @@ impl Metrics {
     #[cfg(feature = "cluster")]
     pub(crate) fn of_worker(address: &str, server: &Arc<fcdcc::cluster::WorkerServer>) -> Result<Self> {
         let source: Arc<dyn fcdcc::telemetry::Source> = fcdcc::telemetry::WorkerProcess::new(server);
-        Ok(Self { exporter: fcdcc::telemetry::Exporter::start(address, source)?, observer: None })
+        Ok(Self {
+            exporter: fcdcc::telemetry::Exporter::start(address, source)?,
+            #[cfg(feature = "onnx")]
+            observer: None,
+        })
     }
 
     #[cfg(feature = "cluster")]
@@ -58,6 +70,7 @@ impl Metrics {
 
 #[cfg(not(feature = "metrics"))]
 impl Metrics {
+    #[cfg(feature = "onnx")]
     fn of_pool(_: &str, _: &Pool) -> Result<Self> {
         Err(Self::missing())
     }
@@ -69,7 +82,7 @@ impl Metrics {
 
     #[cfg(feature = "cluster")]
     pub(crate) fn address(&self) -> std::net::SocketAddr {
-        std::net::SocketAddr::from(([0, 0, 0, 0], 0))
+        match self.exporter {}
     }
 
     fn missing() -> fcdcc::Error {
@@ -80,6 +93,7 @@ impl Metrics {
     }
 }
 
+#[cfg(feature = "onnx")]
 impl Metrics {
     /// Counts layers; for their options.
     pub(crate) fn observer(&self) -> Option<ReportObserver> {

@@ -14,6 +14,7 @@ mod files;
 mod inputs;
 #[cfg(feature = "onnx")]
 mod layers;
+#[cfg(any(feature = "cluster", feature = "onnx"))]
 mod metrics;
 mod network;
 mod options;

@@ -30,6 +30,7 @@ pub(crate) struct SecurityArgs {
 /// `[tls]` in a file. Paths are relative to the file.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[cfg_attr(not(feature = "cluster"), expect(dead_code, reason = "read to say what this binary lacks"))]
 pub(crate) struct TlsEntry {
     ca: PathBuf,
     certificate: PathBuf,
@@ -39,6 +40,7 @@ pub(crate) struct TlsEntry {
 /// One endpoint or several.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(untagged)]
+#[cfg_attr(not(feature = "cluster"), expect(dead_code, reason = "read to say what this binary lacks"))]
 pub(crate) enum Endpoints {
     One(String),
     Several(Vec<String>),

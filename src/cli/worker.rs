@@ -133,9 +133,7 @@ pub(crate) fn run(args: &WorkerArgs, console: Console) -> Result<()> {
     let _ = stopped.recv();
     let info = server.info();
     let done: u64 = info.devices.iter().map(|device| device.done).sum();
-    drop(metrics);
-    drop(server);
-    console.notice(format_args!("{} left after {done} tasks", options.name));
+    console.notice(format_args!("{} leaves after {done} tasks", options.name));
     Ok(())
 }
 

@@ -84,13 +84,22 @@ impl Payload {
         hasher.finalize()
     }
 
-    /// Copies all of it to the start of `to`, which is long enough.
-    pub(super) fn copy_to(&self, to: &mut [u8]) {
-        let mut at = 0;
+    /// Hands the bytes on, in order.
+    pub(super) fn each(&self, mut take: impl FnMut(&[u8])) {
         for slice in self.0.slices() {
+            take(slice);
+        }
+    }
+
+    /// Copies all of it to the start of `to`, which is long enough. Its CRC-32: of each piece while it is in the cache.
+    pub(super) fn copy_and_check(&self, to: &mut [u8]) -> u32 {
+        let (mut hasher, mut at) = (crc32fast::Hasher::new(), 0);
+        for slice in self.0.slices() {
+            hasher.update(slice);
             to[at..at + slice.len()].copy_from_slice(slice);
             at += slice.len();
         }
+        hasher.finalize()
     }
 }
 

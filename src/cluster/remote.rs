@@ -29,7 +29,7 @@ use crate::worker::{
 };
 
 /// Chunks on their way at a time.
-const WINDOW: usize = 4;
+const WINDOW: usize = 8;
 /// Filters of at most this size go with the question whether they are held.
 const SMALL_BYTES: usize = 32 << 10;
 /// A chunk that is not acknowledged for so long: the other side is stuck.
@@ -50,6 +50,7 @@ pub struct RemoteWorker {
     seat: Seat,
     held: HashMap<FilterKey, Held>,
     pace: Pace,
+    copies: Copies,
 }
 
 enum Seat {
@@ -174,7 +175,7 @@ impl<'a> Wire<'a> {
         from: u64,
         total: u64,
         lane: Lane,
-        part: &dyn Fn(Range<usize>) -> Payload,
+        part: &mut dyn FnMut(Range<usize>) -> (Payload, u32),
     ) -> Result<(), Stop> {
         let mut offset = from;
         let mut on_their_way: VecDeque<(u64, Instant)> = VecDeque::new();
@@ -182,8 +183,8 @@ impl<'a> Wire<'a> {
             while on_their_way.len() < WINDOW && offset < total {
                 let end = total.min(offset + pace.chunk_bytes() as u64);
                 // Within the object, which is in memory.
-                let payload = part(offset as usize..end as usize);
-                let chunk = Request::Chunk { object, offset, total, crc: payload.crc() };
+                let (payload, crc) = part(offset as usize..end as usize);
+                let chunk = Request::Chunk { object, offset, total, crc };
                 let sent = Instant::now();
                 let number = self.ask(chunk, payload, lane, ACK_LIMIT)?;
                 on_their_way.push_back((number, sent));
@@ -243,14 +244,14 @@ impl<'a> Wire<'a> {
             match event {
                 Event::Said(_, Said::Answer(Answer::Bytes { crc }, payload)) => {
                     let range = on_their_way.remove(at).map_or(0..0, |(_, range)| range);
-                    if payload.len() != range.len() || payload.crc() != crc {
+                    if payload.len() != range.len() || payload.copy_and_check(&mut into[range.clone()]) != crc
+                    {
                         return Err(Stop::Failed(format!(
                             "part of a result came with {} of {} bytes or another checksum",
                             payload.len(),
                             range.len()
                         )));
                     }
-                    payload.copy_to(&mut into[range]);
                 }
                 Event::Said(_, Said::Answer(answer, _)) => return Err(unexpected(&answer)),
                 Event::Said(_, Said::Garbage(text)) => return Err(Stop::Failed(text)),
@@ -296,6 +297,7 @@ impl RemoteWorker {
             seat,
             held: HashMap::new(),
             pace: Pace::default(),
+            copies: Copies::default(),
         }
     }
 
@@ -309,7 +311,7 @@ impl RemoteWorker {
     /// Runs `call` over the wire, and turns the end of the other side into the loss of this worker.
     fn over_the_wire<R>(
         &mut self,
-        call: impl FnOnce(&mut Wire<'_>, &mut Pace, u32) -> Result<R, Stop>,
+        call: impl FnOnce(&mut Wire<'_>, &mut Pace, &mut Copies, u32) -> Result<R, Stop>,
     ) -> Result<R> {
         let lost = |name: &str, cause: String| Error::WorkerLost { worker: name.to_owned(), cause };
         let (claimed, keys) = match &self.seat {
@@ -318,7 +320,7 @@ impl RemoteWorker {
             Seat::Lost(cause) => return Err(lost(&self.name, cause.clone())),
         };
         let mut wire = Wire::new(&self.shared, claimed, keys);
-        match call(&mut wire, &mut self.pace, claimed.device) {
+        match call(&mut wire, &mut self.pace, &mut self.copies, claimed.device) {
             Ok(result) => Ok(result),
             Err(Stop::Cancelled) => Err(Error::Cancelled),
             Err(Stop::Failed(cause)) => Err(Error::WorkerFailed { worker: self.name.clone(), cause }),
@@ -394,19 +396,26 @@ impl Worker for RemoteWorker {
         let content = ContentId::of(&spec, banks.as_bytes());
         let bytes = Bytes::from_owner(Elements(banks));
         let total = bytes.len() as u64;
-        self.over_the_wire(|wire, pace, device| {
+        self.over_the_wire(|wire, pace, _, device| {
             // Larger ones may be there already: that is asked first.
             let inline = bytes.len() <= SMALL_BYTES;
-            let part = |range: Range<usize>| Payload::from(bytes.slice(range));
+            let mut part = |range: Range<usize>| (Payload::from(bytes.slice(range)), 0);
             // Once for the question, once when the chunks are there, and once more where they were lost meanwhile.
             for _ in 0..3 {
-                let payload = if inline { part(0..bytes.len()) } else { Payload::empty() };
-                let install = Request::Install { device, content, spec: spec.clone(), crc: payload.crc() };
+                let payload = if inline { part(0..bytes.len()).0 } else { Payload::empty() };
+                let install = Request::Install { device, content, spec: spec.clone() };
                 let number = wire.ask(install, payload, Lane::Background, INSTALL_LIMIT)?;
                 match wait_for_answer(wire, number, Instant::now() + INSTALL_LIMIT)? {
                     Answer::Installed => return Ok(()),
                     Answer::Send { from } => {
-                        wire.upload(pace, Object::Filters(content), from, total, Lane::Background, &part)?;
+                        wire.upload(
+                            pace,
+                            Object::Filters(content),
+                            from,
+                            total,
+                            Lane::Background,
+                            &mut part,
+                        )?;
                     }
                     other => return Err(unexpected(&other)),
                 }
@@ -438,7 +447,7 @@ impl Worker for RemoteWorker {
             return Err(Error::Cancelled);
         }
         if !matches!(self.seat, Seat::Taken { .. }) {
-            return self.over_the_wire(|_, _, _| Ok(()));
+            return self.over_the_wire(|_, _, _, _| Ok(()));
         }
         let held = self.held.get(&key).ok_or_else(|| not_installed(&self.name, key))?;
         held.shape.check_slabs(slabs, held.dtype)?;
@@ -454,7 +463,7 @@ impl Worker for RemoteWorker {
             Order::Each(indices) => Some(indices.iter().map(|i| *i as u32).collect()),
         };
         let task = self.shared.next_task();
-        self.over_the_wire(|wire, pace, device| {
+        self.over_the_wire(|wire, pace, copies, device| {
             let waker = wire.sender.clone();
             let _hook = cancel.on_cancel(move || {
                 // The call may be over.
@@ -462,15 +471,14 @@ impl Worker for RemoteWorker {
             });
             let mut run = || -> Result<(), Stop> {
                 let bytes = slabs.as_bytes();
-                let part = |range: Range<usize>| Payload::from(bytes[range].to_vec());
+                let mut part = |range: Range<usize>| copies.of(&bytes[range]);
                 let inline = bytes.len() <= pace.chunk_bytes();
                 if !inline {
                     let object = Object::Slabs { task, dtype };
-                    wire.upload(pace, object, 0, bytes.len() as u64, Lane::Data, &part)?;
+                    wire.upload(pace, object, 0, bytes.len() as u64, Lane::Background, &mut part)?;
                 }
-                let payload = if inline { part(0..bytes.len()) } else { Payload::empty() };
+                let (payload, crc) = if inline { part(0..bytes.len()) } else { (Payload::empty(), 0) };
                 let inline_bytes = pace.chunk_bytes().min(MAX_CHUNK_BYTES) as u32;
-                let crc = payload.crc();
                 let request =
                     Request::Task { task, device, content, order: order.clone(), inline_bytes, crc };
                 let number = wire.ask(request, payload, Lane::Task, TASK_LIMIT)?;
@@ -485,14 +493,13 @@ impl Worker for RemoteWorker {
                                 let index = take(&mut wanted, index)?;
                                 let mut values = Values::zeros(dtype, elems);
                                 let into = values.as_bytes_mut();
-                                if payload.len() != into.len() || payload.crc() != crc {
+                                if payload.len() != into.len() || payload.copy_and_check(into) != crc {
                                     return Err(Stop::Failed(format!(
                                         "a result came with {} of {} bytes or another checksum",
                                         payload.len(),
                                         into.len()
                                     )));
                                 }
-                                payload.copy_to(into);
                                 emit(index, values);
                             }
                             Said::Answer(Answer::Ready { index, bytes }, _) => {
@@ -558,6 +565,46 @@ fn wait_for_answer(wire: &mut Wire<'_>, number: u64, end: Instant) -> Result<Ans
             Event::Over(of) if of == number => return Err(Stop::Gone("it is gone".to_owned())),
             Event::Said(..) | Event::Over(_) | Event::Cancelled | Event::Gone => {}
         }
+    }
+}
+
+/// Chunks of slabs on their way, copied since the slabs are the caller's. Buffers are used again when they have been sent:
+/// fresh memory costs more than the copy.
+#[derive(Default)]
+struct Copies {
+    buffers: Vec<Arc<Vec<u8>>>,
+}
+
+impl Copies {
+    /// Buffers that are kept: a window, and some that the engine has not let go of yet.
+    const KEPT: usize = 2 * WINDOW;
+    const PIECE: usize = 32 << 10;
+
+    /// A copy and its CRC-32, of each piece while it is in the cache.
+    fn of(&mut self, bytes: &[u8]) -> (Payload, u32) {
+        let mut hasher = crc32fast::Hasher::new();
+        let free = self.buffers.iter_mut().position(|buffer| Arc::get_mut(buffer).is_some());
+        let mut buffer = free.map(|at| self.buffers.swap_remove(at)).unwrap_or_default();
+        if let Some(own) = Arc::get_mut(&mut buffer) {
+            own.clear();
+            for piece in bytes.chunks(Self::PIECE) {
+                own.extend_from_slice(piece);
+                hasher.update(piece);
+            }
+        }
+        if self.buffers.len() < Self::KEPT {
+            self.buffers.push(Arc::clone(&buffer));
+        }
+        (Bytes::from_owner(Sent(buffer)).into(), hasher.finalize())
+    }
+}
+
+/// A buffer that somebody sends.
+struct Sent(Arc<Vec<u8>>);
+
+impl AsRef<[u8]> for Sent {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
     }
 }
 

@@ -18,6 +18,8 @@ const LEASE: Duration = Duration::from_secs(4);
 pub(super) const WAIT_BEFORE_CLOSE: Duration = Duration::from_secs(3);
 /// Of the system, for each connection: what is in it can no longer be overtaken by something more urgent.
 const SEND_BUFFER_BYTES: usize = 256 << 10;
+/// Batches of 64 KiB of one priority that wait to be sent.
+const QUEUE_BATCHES: usize = 16;
 /// Longer messages are not even put together.
 const MAX_MESSAGE_BYTES: usize = MAX_CHUNK_BYTES + MAX_HEADER_BYTES + (64 << 10);
 /// Connections that one side holds.
@@ -223,6 +225,10 @@ pub(super) fn config(
     set("transport/link/tx/keep_alive", json!(4))?;
     let wait = WAIT_BEFORE_CLOSE.as_micros() as u64;
     set("transport/link/tx/queue/congestion_control/block/wait_before_close", json!(wait))?;
+    // Whoever sends a chunk need not wait for each batch of it.
+    for queue in ["data", "background"] {
+        set(&format!("transport/link/tx/queue/size/{queue}"), json!(QUEUE_BATCHES))?;
+    }
     set("transport/link/rx/max_message_size", json!(MAX_MESSAGE_BYTES))?;
     set("transport/unicast/max_sessions", json!(MAX_SESSIONS))?;
     set("transport/unicast/accept_pending", json!(MAX_SESSIONS))?;

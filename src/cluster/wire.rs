@@ -77,9 +77,25 @@ impl ContentId {
     /// The name of filters of this `spec` with these elements, little-endian.
     #[must_use]
     pub fn of(spec: &Spec, elements: &[u8]) -> Self {
+        let mut hasher = Self::begin(spec);
+        // Several threads are worth their start from about here on.
+        if elements.len() < 1 << 20 {
+            hasher.update(elements)
+        } else {
+            hasher.update_rayon(elements)
+        };
+        Self::end(&hasher)
+    }
+
+    /// Takes the elements of filters of this `spec` piece by piece.
+    pub(super) fn begin(spec: &Spec) -> blake3::Hasher {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&pack(spec));
-        hasher.update(elements);
+        hasher
+    }
+
+    /// The name of what a hasher has taken.
+    pub(super) fn end(hasher: &blake3::Hasher) -> Self {
         Self(*hasher.finalize().as_bytes())
     }
 }
@@ -209,7 +225,7 @@ pub enum Object {
 pub enum Request {
     /// Who are you? Answered with [`Answer::Info`].
     Info,
-    /// Hold these filters on this device. The payload is all of them (with their checksum) or nothing. Answered with
+    /// Hold these filters on this device. The payload is all of them or nothing. Answered with
     /// [`Answer::Installed`], or with [`Answer::Send`] where chunks are missing; then ask again after sending them.
     Install {
         /// Device.
@@ -218,10 +234,9 @@ pub enum Request {
         content: ContentId,
         /// Their shape.
         spec: Spec,
-        /// CRC-32 of the payload.
-        crc: u32,
     },
-    /// A part of an object, answered with [`Answer::Ack`]. Chunks follow each other without gaps.
+    /// A part of an object, answered with [`Answer::Ack`]. Chunks follow each other without gaps. Slabs have a checksum;
+    /// filters need none, their name is one.
     Chunk {
         /// Of what.
         object: Object,
@@ -229,7 +244,7 @@ pub enum Request {
         offset: u64,
         /// Bytes of the whole object.
         total: u64,
-        /// CRC-32 of the payload.
+        /// CRC-32 of the payload; 0 for filters.
         crc: u32,
     },
     /// Compute. The payload is all slabs, or nothing where they were sent in chunks. Answered with [`Answer::Part`] or
@@ -482,7 +497,7 @@ mod tests {
     #[test]
     fn messages_come_back_as_they_went_and_a_spec_is_the_same_shape() {
         let content = ContentId::of(&spec(), &[1, 2, 3]);
-        let install = Request::Install { device: 3, content, spec: spec(), crc: 9 };
+        let install = Request::Install { device: 3, content, spec: spec() };
         let call = Call { from: MasterId(7), request: install };
         assert_eq!(unpack::<Call>(&pack(&call)).unwrap(), call);
         let shape = spec().subtask().unwrap();

@@ -214,8 +214,9 @@ mod tests {
     use ndarray::ArrayD;
 
     use super::*;
+    use crate::conv::ConvParams;
+    use crate::engine::{CodedConv, LayerOptions};
     use crate::worker::{CpuWorker, Fault, FaultyWorker, Worker};
-    use crate::{CodedConv, ConvParams, LayerOptions};
 
     #[test]
     fn layers_are_counted_by_outcome_and_readiness_is_earned() {

@@ -20,8 +20,10 @@ pub const SOON: Duration = Duration::from_secs(30);
 #[allow(unsafe_code, reason = "a test binary's first call")]
 pub unsafe fn prepare_environment() {
     let (name, value) = fcdcc::cluster::RUNTIME_VARIABLE;
-    // SAFETY: the caller vouches for it.
-    unsafe { std::env::set_var(name, value) };
+    if std::env::var_os(name).is_none() {
+        // SAFETY: the caller vouches for it.
+        unsafe { std::env::set_var(name, value) };
+    }
 }
 
 /// An endpoint on loopback that nobody else has.

@@ -1,16 +1,19 @@
 //! An object that arrives in chunks.
 //!
-//! Invariant: what was received is a prefix without gaps, every chunk of it with the checksum it was sent with; anything
-//! else is refused and changes nothing.
+//! Invariant: what was received is a prefix without gaps, of slabs every chunk with the checksum it was sent with; anything
+//! else is refused and changes nothing. Filters are hashed as they come.
 
 use std::time::Instant;
 
 use super::super::budget::Reservation;
 use super::super::link::Payload;
+use super::super::wire::{ContentId, Spec};
 use crate::array::{DType, Values};
 
 pub(super) struct Assembly {
     values: Values,
+    /// Of filters, which have no checksums.
+    hasher: Option<Box<blake3::Hasher>>,
     received: u64,
     /// When a chunk came last.
     pub(super) touched: Instant,
@@ -28,7 +31,23 @@ impl Assembly {
         let size = dtype.size_bytes() as u64;
         let elems = usize::try_from(reservation.bytes() / size).ok()?;
         let whole = reservation.bytes().is_multiple_of(size);
-        whole.then(|| Self { values: make(dtype, elems), received: 0, touched: Instant::now(), reservation })
+        whole.then(|| Self {
+            values: make(dtype, elems),
+            hasher: None,
+            received: 0,
+            touched: Instant::now(),
+            reservation,
+        })
+    }
+
+    /// The object is filters of this `spec`.
+    pub(super) fn of_filters(self, spec: &Spec) -> Self {
+        Self { hasher: Some(Box::new(ContentId::begin(spec))), ..self }
+    }
+
+    /// The name of filters that are complete.
+    pub(super) fn content(&self) -> Option<ContentId> {
+        self.hasher.as_deref().map(ContentId::end)
     }
 
     pub(super) fn total(&self) -> u64 {
@@ -57,13 +76,21 @@ impl Assembly {
         if offset < self.received {
             return Err(format!("a chunk at {offset} overlaps with what ends at {}", self.received));
         }
-        let got = payload.crc();
-        if got != crc {
-            return Err(format!("checksum {got:08x} where {crc:08x} was announced"));
-        }
         // The end is within the values, whose bytes are in memory and so within usize.
-        let (from, to) = (self.received as usize, end as usize);
-        payload.copy_to(&mut self.values.as_bytes_mut()[from..to]);
+        let into = &mut self.values.as_bytes_mut()[self.received as usize..end as usize];
+        if let Some(hasher) = &mut self.hasher {
+            let mut at = 0;
+            payload.each(|slice| {
+                hasher.update(slice);
+                into[at..at + slice.len()].copy_from_slice(slice);
+                at += slice.len();
+            });
+        } else {
+            let got = payload.copy_and_check(into);
+            if got != crc {
+                return Err(format!("checksum {got:08x} where {crc:08x} was announced"));
+            }
+        }
         self.received = end;
         self.touched = Instant::now();
         Ok(end)
@@ -78,8 +105,8 @@ impl Assembly {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 mod tests {
-    use super::super::super::budget::Budget;
     use super::*;
+    use crate::cluster::budget::Budget;
 
     fn payload(bytes: &[u8]) -> (Payload, u32) {
         let payload = Payload::from(bytes.to_vec());

@@ -157,8 +157,8 @@ impl Front {
         }
         let result = match request {
             Request::Info => Ok(()),
-            Request::Install { device, content, spec, crc } => {
-                self.install(from, &incoming, device, content, spec, &payload, crc)
+            Request::Install { device, content, spec } => {
+                self.install(from, &incoming, device, content, spec, &payload)
             }
             Request::Chunk { object, offset, total, crc } => {
                 self.chunk(from, &incoming, object, offset, total, &payload, crc)
@@ -214,7 +214,6 @@ impl Front {
         Err((Refusal::Malformed, format!("device {device} of {there}")))
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the fields of the request")]
     fn install(
         &mut self,
         from: MasterId,
@@ -223,7 +222,6 @@ impl Front {
         content: ContentId,
         spec: Spec,
         payload: &Payload,
-        crc: u32,
     ) -> Result<(), (Refusal, String)> {
         let at = self.device(device)?;
         let shape = spec.subtask().map_err(|e| (Refusal::Malformed, e.to_string()))?;
@@ -244,27 +242,26 @@ impl Front {
                 return Err((Refusal::Malformed, format!("{} of {bytes} bytes of filters", payload.len())));
             }
             drop(own);
-            let mut object = self.room(bytes, spec.dtype)?;
-            object.accept(0, payload, crc).map_err(|text| (Refusal::Malformed, text))?;
-            match object.finish() {
-                Ok((values, reservation)) => (Some(values), reservation),
-                Err(_) => return Err((Refusal::Malformed, "incomplete filters".to_owned())),
-            }
+            let mut object = self.room(bytes, &spec)?;
+            object.accept(0, payload, 0).map_err(|text| (Refusal::Malformed, text))?;
+            let (values, reservation) = named(object, content)?;
+            (Some(values), reservation)
         } else {
             match own {
-                Some(upload) => match upload.finish() {
-                    Ok((values, reservation)) => (Some(values), reservation),
-                    Err(upload) => {
-                        outbox.say(incoming, Answer::Send { from: upload.received() });
-                        self.uploads.insert((from, content), upload);
-                        return Ok(());
-                    }
-                },
+                Some(upload) if upload.received() == bytes => {
+                    let (values, reservation) = named(upload, content)?;
+                    (Some(values), reservation)
+                }
+                Some(upload) => {
+                    outbox.say(incoming, Answer::Send { from: upload.received() });
+                    self.uploads.insert((from, content), upload);
+                    return Ok(());
+                }
                 None if self.common.cache.as_ref().is_some_and(|cache| cache.has(content, bytes)) => {
                     (None, self.reserve(bytes)?)
                 }
                 None => {
-                    let upload = self.room(bytes, spec.dtype)?;
+                    let upload = self.room(bytes, &spec)?;
                     self.uploads.insert((from, content), upload);
                     outbox.say(incoming, Answer::Send { from: 0 });
                     return Ok(());
@@ -306,18 +303,19 @@ impl Front {
         }
     }
 
-    fn room(&mut self, bytes: u64, dtype: DType) -> Result<Assembly, (Refusal, String)> {
+    /// Room for filters.
+    fn room(&mut self, bytes: u64, spec: &Spec) -> Result<Assembly, (Refusal, String)> {
         let reservation = self.reserve(bytes)?;
-        let whole = || (Refusal::Malformed, format!("{bytes} bytes are no whole number of {dtype} elements"));
-        Assembly::new(dtype, reservation, Values::zeros).ok_or_else(whole)
+        let room = Assembly::new(spec.dtype, reservation, Values::zeros);
+        room.map(|room| room.of_filters(spec)).ok_or_else(|| not_whole(bytes, spec.dtype))
     }
 
     /// Likewise for slabs, in a buffer that was used before if there is one.
     fn room_for_slabs(&mut self, bytes: u64, dtype: DType) -> Result<Assembly, (Refusal, String)> {
         let reservation = self.reserve(bytes)?;
-        let whole = || (Refusal::Malformed, format!("{bytes} bytes are no whole number of {dtype} elements"));
         let spare = &self.common.spare;
-        Assembly::new(dtype, reservation, |dtype, elems| spare.take(dtype, elems)).ok_or_else(whole)
+        let room = Assembly::new(dtype, reservation, |dtype, elems| spare.take(dtype, elems));
+        room.ok_or_else(|| not_whole(bytes, dtype))
     }
 
     fn drop_filters(&mut self, device: usize, content: ContentId) {
@@ -511,7 +509,7 @@ impl Front {
         let bytes = reservation.bytes();
         drop(reservation);
         for (from, incoming) in waiting {
-            let upload = self.room(bytes, spec.dtype);
+            let upload = self.room(bytes, &spec);
             let Some(master) = self.masters.get_mut(&from) else { continue };
             match upload {
                 Ok(upload) => {
@@ -549,6 +547,24 @@ impl Front {
             master.slabs.retain(|_, object| object.touched.elapsed() < STALE);
         }
         self.uploads.retain(|_, object| object.touched.elapsed() < STALE);
+    }
+}
+
+fn not_whole(bytes: u64, dtype: DType) -> (Refusal, String) {
+    (Refusal::Malformed, format!("{bytes} bytes are no whole number of {dtype} elements"))
+}
+
+/// Filters that are complete and are what their name says.
+fn named(object: Assembly, content: ContentId) -> Result<(Values, Reservation), (Refusal, String)> {
+    match object.content() {
+        Some(found) if found == content => {
+            object.finish().map_err(|_| (Refusal::Malformed, "incomplete filters".to_owned()))
+        }
+        _ => {
+            let text =
+                format!("these filters are not {content}: changed on the way, or sent under a wrong name");
+            Err((Refusal::Malformed, text))
+        }
     }
 }
 
