@@ -22,6 +22,8 @@ use crate::worker::Worker;
 const INFO_LIMIT: Duration = Duration::from_secs(2);
 /// Everybody is asked so often.
 const HEARTBEAT: Duration = Duration::from_secs(1);
+/// A survey asks again after so long.
+const SURVEY_ROUND: Duration = Duration::from_millis(700);
 /// Who has not answered for so long is as good as gone.
 const SILENCE: Duration = Duration::from_secs(4);
 /// How often the keeper looks whom to ask.
@@ -320,20 +322,29 @@ pub fn survey(
             seen.lock().unwrap_or_else(PoisonError::into_inner).seen(id, 0);
         }
     })?;
-    let (sender, over) = unbounded::<()>();
-    let answers = Arc::clone(&registry);
     let header = wire::pack(&Call { from: MasterId(u128::from(random())), request: Request::Info });
-    link.ask(&keys.all_info(), header, Payload::empty(), Lane::Control, wait, move |said| {
-        // Held until there will be no more answers.
-        let _until_over = &sender;
-        if let Said::Answer(Answer::Info(info), _) = said {
-            let id = (info.name.clone(), info.boot);
-            let mut registry = answers.lock().unwrap_or_else(PoisonError::into_inner);
-            registry.seen(id.clone(), 0);
-            registry.answered(&id, Ok(*info), Instant::now());
+    let end = Instant::now() + wait;
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        let limit = left.min(SURVEY_ROUND);
+        let (sender, over) = unbounded::<()>();
+        let answers = Arc::clone(&registry);
+        link.ask(&keys.all_info(), header.clone(), Payload::empty(), Lane::Control, limit, move |said| {
+            // Held until there will be no more answers.
+            let _until_over = &sender;
+            if let Said::Answer(Answer::Info(info), _) = said {
+                let id = (info.name.clone(), info.boot);
+                let mut registry = answers.lock().unwrap_or_else(PoisonError::into_inner);
+                registry.seen(id.clone(), 0);
+                registry.answered(&id, Ok(*info), Instant::now());
+            }
+        })?;
+        // It only ever ends.
+        let _ = over.recv_timeout(limit + INFO_LIMIT);
+        // A question may get lost on a busy network: those who have not answered are asked again.
+        if left.is_zero() || locked(&registry).iter().all(|member| member.info.is_ok()) {
+            break;
         }
-    })?;
-    // It only ever ends.
-    let _ = over.recv_timeout(wait + INFO_LIMIT);
+    }
     Ok(locked(&registry))
 }
