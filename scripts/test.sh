@@ -53,5 +53,6 @@ RUSTDOCFLAGS="-D warnings" step cargo doc --locked --no-deps
 step cargo build --locked --examples
 step cargo run --locked --quiet --example quickstart
 step cargo run --locked --quiet --example classify
+step cargo run --locked --quiet --example cluster
 
 printf '\nall checks passed\n'

@@ -1,4 +1,4 @@
-//! The seam to the distributed engine: all that this crate asks of it, and the only file that names it.
+//! The seam to the distributed engine: all that this crate asks of it. Only this file and `session` name it.
 //!
 //! A [`Link`] is one session: it listens (and routes between those who connect) or connects. Beneath is
 //! [zenoh](https://zenoh.io), set up so that one bad peer costs nobody else anything: leases of a few seconds, small
@@ -49,8 +49,10 @@ pub(super) struct Payload(ZBytes);
 pub(super) enum Said {
     /// An answer.
     Answer(Answer, Payload),
-    /// Something that is none, or the engine's own error.
+    /// Something that is none.
     Garbage(String),
+    /// There was no answer in time, says the engine.
+    Nothing(String),
 }
 
 /// A request that arrived. It is answered by [`Incoming::answer`], as often as needed, and over when it is dropped.
@@ -325,7 +327,7 @@ fn understood(reply: Reply) -> Said {
     match reply.into_result() {
         Err(error) => {
             let text = error.payload().try_to_string();
-            Said::Garbage(brief(text.as_deref().unwrap_or("an unreadable error")))
+            Said::Nothing(brief(text.as_deref().unwrap_or("an unreadable error")))
         }
         Ok(sample) => {
             let header = sample.attachment().map(ZBytes::to_bytes).unwrap_or_default();

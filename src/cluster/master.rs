@@ -238,10 +238,11 @@ impl Keeper {
                     renew_if_silent(&shared, link);
                 }
                 Some(Event::Answer(id, answer)) => {
-                    if let Err(problem) = &answer {
+                    let mut problem = None;
+                    shared.change(|registry| problem = registry.answered(&id, answer, now));
+                    if let Some(problem) = problem {
                         tracing::warn!(machine = id.0, problem, "cannot be used");
                     }
-                    shared.change(|registry| registry.answered(&id, answer, now));
                 }
             }
             let (mut due, mut silent) = (Vec::new(), Vec::new());
@@ -273,6 +274,7 @@ impl Keeper {
                     Said::Answer(Answer::Info(info), _) => Ok(*info),
                     Said::Answer(other, _) => Err(format!("it answers {}", brief(&other))),
                     Said::Garbage(text) => Err(text),
+                    Said::Nothing(_) => return,
                 };
                 // Nobody listens any more when the cluster is left.
                 let _ = events.send(Event::Answer(id.clone(), answer));

@@ -6,14 +6,14 @@
 //! [`survey`] lists who is there.
 //!
 //! Either side may listen. One that listens routes between those who connect, so a star of clients around a master, masters
-//! around a machine, and a router between them all work. `link` is the seam to the engine beneath ([zenoh]); [`wire`] is
-//! the protocol, on which everything else rests:
+//! around a machine, and a router between them all work. `link` and `session` are the seam to the engine beneath
+//! ([zenoh]); [`wire`] is the protocol, on which everything else rests:
 //!
 //! * filters are named by their content and sent once, in chunks that are acknowledged, from where an earlier attempt ended;
 //! * a task's slabs go with it, or before it in chunks; its sub-results come one by one, or are fetched in chunks;
 //! * a cancellation overtakes everything else;
-//! * a process that ends, a lease that expires or filters that are gone make a worker *lost*: the pool carries on without
-//!   it, and its seat waits for whoever joins.
+//! * everybody is asked every second who is there: a process that ends or falls silent, and filters that are gone, make a
+//!   worker *lost*: the pool carries on without it, and its seat waits for whoever joins.
 //!
 //! Invariant: a request ends with an answer or with the loss of its worker, and a lost worker costs nobody but itself.
 //!

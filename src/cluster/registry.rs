@@ -110,7 +110,8 @@ impl Registry {
         let mut silent = Vec::new();
         for (id, member) in &mut self.members {
             let late = member.answered.is_some_and(|last| now.saturating_duration_since(last) > limit);
-            if late && matches!(member.state, State::Ready(_)) {
+            if late {
+                member.answered = None;
                 member.state = State::Problem(format!("it has not answered for {limit:?}"));
                 std::mem::take(&mut member.gone).cancel();
                 silent.push((id.clone(), member.link));
@@ -119,11 +120,16 @@ impl Registry {
         silent
     }
 
-    /// It said who it is, or something that is no answer.
-    pub(super) fn answered(&mut self, id: &MemberId, answer: Result<HostInfo, String>, now: Instant) {
-        let Some(member) = self.members.get_mut(id) else { return };
+    /// It said who it is, or something that is no answer. The problem with it, if that is new.
+    pub(super) fn answered(
+        &mut self,
+        id: &MemberId,
+        answer: Result<HostInfo, String>,
+        now: Instant,
+    ) -> Option<String> {
+        let member = self.members.get_mut(id)?;
         member.answered = Some(now);
-        member.state = match answer {
+        let state = match answer {
             Ok(info) if (&info.name, info.boot) == (&id.0, id.1) => match info.check() {
                 Ok(()) => State::Ready(info),
                 Err(error) => State::Problem(error.to_string()),
@@ -131,6 +137,13 @@ impl Registry {
             Ok(info) => State::Problem(format!("it says that it is {} (boot {:x})", info.name, info.boot)),
             Err(problem) => State::Problem(problem),
         };
+        let problem = |state: &State| match state {
+            State::Problem(problem) => Some(problem.clone()),
+            State::Asking | State::Ready(_) => None,
+        };
+        let before = problem(&member.state);
+        member.state = state;
+        problem(&member.state).filter(|now| before.as_ref() != Some(now))
     }
 
     /// Its worker failed: it has to answer anew before it is given out again.
@@ -316,6 +329,12 @@ mod tests {
         assert_eq!(registry.fallen_silent(later, limit), [(id("a", 1), 0)]);
         assert!(registry.fallen_silent(later, limit).is_empty(), "once");
         assert!(held.gone.is_cancelled() && !other.gone.is_cancelled());
+        // Also one whose worker was suspected before.
+        let mut suspected = with(&[("c", 1, 1)]);
+        let waiting = suspected.claim(1, None).unwrap();
+        suspected.suspect(&id("c", 1));
+        assert_eq!(suspected.fallen_silent(later, limit).len(), 1);
+        assert!(waiting.gone.is_cancelled());
         registry.release(&held);
         assert!(registry.claim(1, Some("a")).is_none());
         registry.answered(&id("a", 1), Ok(info("a", 1, 1)), later);

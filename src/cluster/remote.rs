@@ -201,7 +201,7 @@ impl<'a> Wire<'a> {
                         }
                     }
                     Said::Answer(answer, _) => return Err(unexpected(&answer)),
-                    Said::Garbage(text) => return Err(Stop::Failed(text)),
+                    Said::Garbage(text) | Said::Nothing(text) => return Err(Stop::Failed(text)),
                 },
                 Event::Over(number) if on_their_way.iter().any(|(n, _)| *n == number) => {
                     return Err(Stop::Gone("it is gone, or takes nothing any more".to_owned()));
@@ -254,7 +254,7 @@ impl<'a> Wire<'a> {
                     }
                 }
                 Event::Said(_, Said::Answer(answer, _)) => return Err(unexpected(&answer)),
-                Event::Said(_, Said::Garbage(text)) => return Err(Stop::Failed(text)),
+                Event::Said(_, Said::Garbage(text) | Said::Nothing(text)) => return Err(Stop::Failed(text)),
                 Event::Over(_) | Event::Cancelled | Event::Gone => {
                     return Err(Stop::Gone("it is gone in the middle of a result".to_owned()));
                 }
@@ -520,7 +520,7 @@ impl Worker for RemoteWorker {
                                 return Err(Stop::Failed(format!("sub-results {wanted:?} did not come")));
                             }
                             Said::Answer(answer, _) => return Err(unexpected(&answer)),
-                            Said::Garbage(text) => return Err(Stop::Failed(text)),
+                            Said::Garbage(text) | Said::Nothing(text) => return Err(Stop::Failed(text)),
                         },
                         Event::Over(_) | Event::Said(..) | Event::Cancelled | Event::Gone => {}
                     }
@@ -560,7 +560,7 @@ fn wait_for_answer(wire: &mut Wire<'_>, number: u64, end: Instant) -> Result<Ans
         match wire.next(end)? {
             Event::Said(of, said) if of == number => match said {
                 Said::Answer(answer, _) => return Ok(answer),
-                Said::Garbage(text) => return Err(Stop::Failed(text)),
+                Said::Garbage(text) | Said::Nothing(text) => return Err(Stop::Failed(text)),
             },
             Event::Over(of) if of == number => return Err(Stop::Gone("it is gone".to_owned())),
             Event::Said(..) | Event::Over(_) | Event::Cancelled | Event::Gone => {}
