@@ -24,6 +24,9 @@ const INFO_LIMIT: Duration = Duration::from_secs(2);
 const HEARTBEAT: Duration = Duration::from_secs(1);
 /// A survey asks again after so long.
 const SURVEY_ROUND: Duration = Duration::from_millis(700);
+const SURVEY_PAUSE: Duration = Duration::from_millis(50);
+/// An empty cluster is believed after so long.
+const NOBODY: Duration = Duration::from_secs(1);
 /// Who has not answered for so long is as good as gone.
 const SILENCE: Duration = Duration::from_secs(4);
 /// How often the keeper looks whom to ask.
@@ -325,7 +328,8 @@ pub fn survey(
         }
     })?;
     let header = wire::pack(&Call { from: MasterId(u128::from(random())), request: Request::Info });
-    let end = Instant::now() + wait;
+    let started = Instant::now();
+    let end = started + wait;
     loop {
         let left = end.saturating_duration_since(Instant::now());
         let limit = left.min(SURVEY_ROUND);
@@ -343,10 +347,13 @@ pub fn survey(
         })?;
         // It only ever ends.
         let _ = over.recv_timeout(limit + INFO_LIMIT);
-        // A question may get lost on a busy network: those who have not answered are asked again.
-        if left.is_zero() || locked(&registry).iter().all(|member| member.info.is_ok()) {
-            break;
+        // A question may get lost on a busy network: those who have not answered are asked again. And whoever has just
+        // begun to listen may not have said yet that it is there.
+        let members = locked(&registry);
+        let nobody = members.is_empty() && started.elapsed() < NOBODY;
+        if left.is_zero() || !nobody && members.iter().all(|member| member.info.is_ok()) {
+            return Ok(members);
         }
+        std::thread::sleep(SURVEY_PAUSE.min(left));
     }
-    Ok(locked(&registry))
 }
