@@ -343,6 +343,9 @@ fn understood(reply: Reply) -> Said {
 
 /// The first sentence of what an error of the engine says, without its source positions.
 fn brief(text: &str) -> String {
+    if text.contains("Unable to connect") {
+        return "no connection could be made".to_owned();
+    }
     let first = text.split(" at /").next().unwrap_or(text);
     let first = first.split(" - ").next().unwrap_or(first);
     wire::clipped(first.trim().trim_end_matches('.'))

@@ -30,6 +30,7 @@ compile_error!(
 );
 
 mod budget;
+mod call;
 mod endpoint;
 mod keys;
 mod link;

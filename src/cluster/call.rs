@@ -1,0 +1,290 @@
+//! One call of a remote worker: its requests, and what comes back for them.
+//!
+//! Invariant: waiting ends with an answer, the deadline, a cancelled token, or the departure of the machine, whichever is
+//! first.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use crossbeam_channel::{Receiver, Sender, unbounded};
+
+use super::keys::WorkerKeys;
+use super::link::{Lane, Payload, Said};
+use super::pace::Pace;
+use super::registry::Claimed;
+use super::shared::{Shared, brief};
+use super::wire::{Answer, Object, Refusal, Request};
+use crate::worker::CancelHook;
+
+/// Chunks on their way at a time.
+const WINDOW: usize = 8;
+/// A chunk that is not acknowledged for so long: the other side is stuck.
+const ACK_LIMIT: Duration = Duration::from_secs(5);
+/// Nobody waits longer for a task, whatever its deadline.
+pub(super) const TASK_LIMIT: Duration = Duration::from_mins(30);
+
+/// What happens while a call waits. Requests of one call are numbered.
+pub(super) enum Event {
+    Said(u64, Said),
+    /// There will be no more answers.
+    Over(u64),
+    Cancelled,
+    /// The machine left or fell silent.
+    Gone,
+}
+
+/// Sends what is said to the call that waits for it, and that it is over when it is dropped.
+struct Line {
+    number: u64,
+    sender: Sender<Event>,
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        // The call may be over.
+        let _ = self.sender.send(Event::Over(self.number));
+    }
+}
+
+/// One call's requests and what comes back for them.
+pub(super) struct Wire<'a> {
+    shared: &'a Shared,
+    link: usize,
+    key: String,
+    ctl: String,
+    pub(super) sender: Sender<Event>,
+    events: Receiver<Event>,
+    /// What came while something else was waited for.
+    kept: VecDeque<Event>,
+    next: u64,
+    _gone: CancelHook,
+}
+
+/// Why a call ended early.
+pub(super) enum Stop {
+    Cancelled,
+    /// The other side is gone: the worker is lost.
+    Gone(String),
+    /// The other side refused, or answered nonsense, and lives on.
+    Failed(String),
+}
+
+impl<'a> Wire<'a> {
+    pub(super) fn new(shared: &'a Shared, claimed: &Claimed, keys: &WorkerKeys) -> Self {
+        let (sender, events) = unbounded();
+        let (key, ctl) = (keys.call(), keys.ctl());
+        let waker = sender.clone();
+        let gone = claimed.gone.on_cancel(move || {
+            // The call may be over.
+            let _ = waker.send(Event::Gone);
+        });
+        let kept = VecDeque::new();
+        Self { shared, link: claimed.link, key, ctl, sender, events, kept, next: 0, _gone: gone }
+    }
+
+    /// Sends a request; the number under which its answers come.
+    pub(super) fn ask(
+        &mut self,
+        request: Request,
+        payload: Payload,
+        lane: Lane,
+        limit: Duration,
+    ) -> Result<u64, Stop> {
+        let number = self.next;
+        self.next += 1;
+        let line = Line { number, sender: self.sender.clone() };
+        let header = self.shared.call(request);
+        let said = move |said| {
+            // The call may be over.
+            let _ = line.sender.send(Event::Said(line.number, said));
+        };
+        let asked = self.shared.links[self.link].ask(&self.key, header, payload, lane, limit, said);
+        asked.map(|()| number).map_err(|e| Stop::Gone(e.to_string()))
+    }
+
+    /// The next event, of those kept first.
+    pub(super) fn next(&mut self, end: Instant) -> Result<Event, Stop> {
+        if let Some(event) = self.kept.pop_front() {
+            return Ok(event);
+        }
+        self.fresh(end)
+    }
+
+    /// The next event that has not been seen.
+    fn fresh(&mut self, end: Instant) -> Result<Event, Stop> {
+        match self.events.recv_deadline(end) {
+            Ok(Event::Cancelled) => Err(Stop::Cancelled),
+            Ok(Event::Gone) => Err(Stop::Gone("it left, or does not answer any more".to_owned())),
+            Ok(event) => Ok(event),
+            Err(_) => Err(Stop::Failed("it took too long to answer".to_owned())),
+        }
+    }
+
+    pub(super) fn tell(&self, request: Request) {
+        if let Err(error) = self.shared.links[self.link].tell(&self.ctl, self.shared.call(request)) {
+            tracing::debug!(%error, "not told");
+        }
+    }
+
+    /// Sends the bytes of `object` from `from` on, in chunks.
+    pub(super) fn upload(
+        &mut self,
+        pace: &mut Pace,
+        object: Object,
+        from: u64,
+        total: u64,
+        lane: Lane,
+        part: &mut dyn FnMut(Range<usize>) -> (Payload, u32),
+    ) -> Result<(), Stop> {
+        let mut offset = from;
+        let mut on_their_way: VecDeque<(u64, Instant)> = VecDeque::new();
+        loop {
+            while on_their_way.len() < WINDOW && offset < total {
+                let end = total.min(offset + pace.chunk_bytes() as u64);
+                // Within the object, which is in memory.
+                let (payload, crc) = part(offset as usize..end as usize);
+                let chunk = Request::Chunk { object, offset, total, crc };
+                let sent = Instant::now();
+                let number = self.ask(chunk, payload, lane, ACK_LIMIT)?;
+                on_their_way.push_back((number, sent));
+                offset = end;
+            }
+            let Some((_, oldest)) = on_their_way.front() else { return Ok(()) };
+            match self.next(*oldest + ACK_LIMIT)? {
+                Event::Said(number, said) => match said {
+                    Said::Answer(Answer::Ack { .. }, _) => {
+                        if let Some(at) = on_their_way.iter().position(|(n, _)| *n == number)
+                            && let Some((_, sent)) = on_their_way.remove(at)
+                        {
+                            pace.acknowledged(sent.elapsed());
+                        }
+                    }
+                    Said::Answer(answer, _) => return Err(unexpected(&answer)),
+                    Said::Garbage(text) | Said::Nothing(text) => return Err(Stop::Failed(text)),
+                },
+                Event::Over(number) if on_their_way.iter().any(|(n, _)| *n == number) => {
+                    return Err(Stop::Gone("it is gone, or takes nothing any more".to_owned()));
+                }
+                Event::Over(_) | Event::Cancelled | Event::Gone => {}
+            }
+        }
+    }
+
+    /// Fetches a sub-result that was announced. What else is said meanwhile is kept.
+    pub(super) fn fetch(&mut self, pace: Pace, task: u64, index: u32, into: &mut [u8]) -> Result<(), Stop> {
+        let total = into.len();
+        let mut asked = 0;
+        let mut on_their_way: VecDeque<(u64, Range<usize>)> = VecDeque::new();
+        let end = Instant::now() + TASK_LIMIT;
+        let mut kept = VecDeque::new();
+        loop {
+            while on_their_way.len() < WINDOW && asked < total {
+                let range = asked..total.min(asked + pace.chunk_bytes());
+                // A chunk is at most `MAX_CHUNK_BYTES` long.
+                let part = Request::Fetch { task, index, offset: asked as u64, len: range.len() as u32 };
+                let number = self.ask(part, Payload::empty(), Lane::Data, TASK_LIMIT)?;
+                asked = range.end;
+                on_their_way.push_back((number, range));
+            }
+            if on_their_way.is_empty() {
+                kept.append(&mut self.kept);
+                self.kept = kept;
+                return Ok(());
+            }
+            let event = self.fresh(end)?;
+            let of = match &event {
+                Event::Said(number, _) | Event::Over(number) => *number,
+                Event::Cancelled | Event::Gone => continue,
+            };
+            let Some(at) = on_their_way.iter().position(|(number, _)| *number == of) else {
+                kept.push_back(event);
+                continue;
+            };
+            match event {
+                Event::Said(_, Said::Answer(Answer::Bytes { crc }, payload)) => {
+                    let range = on_their_way.remove(at).map_or(0..0, |(_, range)| range);
+                    if payload.len() != range.len() || payload.copy_and_check(&mut into[range.clone()]) != crc
+                    {
+                        return Err(Stop::Failed(format!(
+                            "part of a result came with {} of {} bytes or another checksum",
+                            payload.len(),
+                            range.len()
+                        )));
+                    }
+                }
+                Event::Said(_, Said::Answer(answer, _)) => return Err(unexpected(&answer)),
+                Event::Said(_, Said::Garbage(text) | Said::Nothing(text)) => return Err(Stop::Failed(text)),
+                Event::Over(_) | Event::Cancelled | Event::Gone => {
+                    return Err(Stop::Gone("it is gone in the middle of a result".to_owned()));
+                }
+            }
+        }
+    }
+}
+
+/// What an answer that ends a call means.
+pub(super) fn unexpected(answer: &Answer) -> Stop {
+    match answer {
+        Answer::Refused { why: Refusal::Cancelled, .. } => Stop::Cancelled,
+        Answer::Refused { why: Refusal::NotHeld | Refusal::DeviceLost, text } => Stop::Gone(text.clone()),
+        Answer::Refused { text, .. } => Stop::Failed(text.clone()),
+        other => Stop::Failed(format!("it answers {}", brief(other))),
+    }
+}
+
+/// The one answer to a request.
+pub(super) fn wait_for_answer(wire: &mut Wire<'_>, number: u64, end: Instant) -> Result<Answer, Stop> {
+    loop {
+        match wire.next(end)? {
+            Event::Said(of, said) if of == number => match said {
+                Said::Answer(answer, _) => return Ok(answer),
+                Said::Garbage(text) | Said::Nothing(text) => return Err(Stop::Failed(text)),
+            },
+            Event::Over(of) if of == number => return Err(Stop::Gone("it is gone".to_owned())),
+            Event::Said(..) | Event::Over(_) | Event::Cancelled | Event::Gone => {}
+        }
+    }
+}
+
+/// Chunks of slabs on their way, copied since the slabs are the caller's. Buffers are used again when they have been sent:
+/// fresh memory costs more than the copy.
+#[derive(Default)]
+pub(super) struct Copies {
+    buffers: Vec<Arc<Vec<u8>>>,
+}
+
+impl Copies {
+    /// Buffers that are kept: a window, and some that the engine has not let go of yet.
+    const KEPT: usize = 2 * WINDOW;
+    const PIECE: usize = 32 << 10;
+
+    /// A copy and its CRC-32, of each piece while it is in the cache.
+    pub(super) fn of(&mut self, bytes: &[u8]) -> (Payload, u32) {
+        let mut hasher = crc32fast::Hasher::new();
+        let free = self.buffers.iter_mut().position(|buffer| Arc::get_mut(buffer).is_some());
+        let mut buffer = free.map(|at| self.buffers.swap_remove(at)).unwrap_or_default();
+        if let Some(own) = Arc::get_mut(&mut buffer) {
+            own.clear();
+            for piece in bytes.chunks(Self::PIECE) {
+                own.extend_from_slice(piece);
+                hasher.update(piece);
+            }
+        }
+        if self.buffers.len() < Self::KEPT {
+            self.buffers.push(Arc::clone(&buffer));
+        }
+        (Bytes::from_owner(Sent(buffer)).into(), hasher.finalize())
+    }
+}
+
+/// A buffer that somebody sends.
+struct Sent(Arc<Vec<u8>>);
+
+impl AsRef<[u8]> for Sent {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
