@@ -1,8 +1,8 @@
 //! What the network costs: installing and sending against raw TCP, and a layer's overhead against local workers.
 //!
-//!     cargo bench --bench cluster [-- --tls DIR]
+//!     [MB=20] cargo bench --bench cluster [-- --tls DIR]
 //!
-//! Everything is on loopback, the worker a process of its own, in turns, medians. `--tls DIR`: with the certificates that
+//! Everything is on loopback, the worker a process of its own, in turns, medians. `MB`: that size alone, in MiB. `--tls DIR`: with the certificates that
 //! `scripts/dev_ca.sh DIR alpha master` made.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::cast_possible_truncation, reason = "a bench")]
