@@ -124,9 +124,7 @@ impl<'a> Wire<'a> {
     }
 
     pub(super) fn tell(&self, request: Request) {
-        if let Err(error) = self.shared.links[self.link].tell(&self.ctl, self.shared.call(request)) {
-            tracing::debug!(%error, "not told");
-        }
+        self.shared.tell(self.link, &self.ctl, request);
     }
 
     /// Sends the bytes of `object` from `from` on, in chunks.

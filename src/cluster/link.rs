@@ -22,6 +22,7 @@ use zenoh::{Session, Wait};
 use super::endpoint::{Grant, Security, Side};
 use super::session::{ATTEMPT, Door, Kept, config};
 use super::wire::{self, Answer, WireError};
+use crate::array::Values;
 use crate::error::{Error, Result};
 
 /// The threads that send and receive: with one sender, a peer that takes nothing would hold up all others. zenoh reads
@@ -103,6 +104,20 @@ impl Payload {
         }
         hasher.finalize()
     }
+}
+
+/// Lets a buffer of elements be sent without copying it.
+struct Elements(Values);
+
+impl AsRef<[u8]> for Elements {
+    fn as_ref(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
+}
+
+/// The elements as bytes to send.
+pub(super) fn bytes_of(values: Values) -> Bytes {
+    Bytes::from_owner(Elements(values))
 }
 
 impl From<Vec<u8>> for Payload {

@@ -11,11 +11,9 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-
 use super::call::{Copies, Event, Stop, TASK_LIMIT, Wire, unexpected, wait_for_answer};
 use super::keys::WorkerKeys;
-use super::link::{Lane, Payload, Said};
+use super::link::{Lane, Payload, Said, bytes_of};
 
 use super::pace::Pace;
 use super::registry::Claimed;
@@ -135,8 +133,8 @@ impl RemoteWorker {
             return;
         }
         if let Seat::Taken { claimed, keys } = &self.seat {
-            let wire = Wire::new(&self.shared, claimed, keys);
-            wire.tell(Request::Release { device: claimed.device, content });
+            let release = Request::Release { device: claimed.device, content };
+            self.shared.tell(claimed.link, &keys.ctl(), release);
         }
     }
 }
@@ -184,7 +182,7 @@ impl Worker for RemoteWorker {
         // What the other side would refuse is refused here, with the same words.
         spec.subtask()?;
         let content = ContentId::of(&spec, banks.as_bytes());
-        let bytes = Bytes::from_owner(Elements(banks));
+        let bytes = bytes_of(banks);
         let total = bytes.len() as u64;
         self.over_the_wire(|wire, pace, _, device| {
             // Larger ones may be there already: that is asked first.
@@ -342,13 +340,4 @@ fn take(wanted: &mut Vec<usize>, index: u32) -> Result<usize, Stop> {
     let at = wanted.iter().position(|w| *w == index as usize);
     let at = at.ok_or_else(|| Stop::Failed(format!("sub-result {index} came, which nobody asked for")))?;
     Ok(wanted.remove(at))
-}
-
-/// Filters, sent without copying them.
-struct Elements(Values);
-
-impl AsRef<[u8]> for Elements {
-    fn as_ref(&self) -> &[u8] {
-        self.0.as_bytes()
-    }
 }

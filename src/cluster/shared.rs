@@ -59,6 +59,13 @@ impl Shared {
         wire::pack(&Call { from: self.id, request })
     }
 
+    /// Says something that needs no answer; where that is not possible its machine is gone.
+    pub(super) fn tell(&self, link: usize, key: &str, request: Request) {
+        if let Err(error) = self.links[link].tell(key, self.call(request)) {
+            tracing::debug!(%error, "not told");
+        }
+    }
+
     pub(super) fn release(&self, claimed: &Claimed) {
         self.change(|registry| registry.release(claimed));
     }

@@ -14,10 +14,10 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 
 use super::super::budget::{Budget, Reservation};
-use super::super::link::{Incoming, Payload};
+use super::super::link::{Incoming, Payload, bytes_of};
 use super::super::wire::{Answer, ContentId, DeviceInfo, MasterId, Refusal, Spec};
 use super::cache::Cache;
-use super::outbox::{Outbox, Results, bytes_of};
+use super::outbox::{Outbox, Results};
 use super::spare::Spare;
 use super::tasks::Tasks;
 use crate::array::{DType, Values};

@@ -16,7 +16,6 @@ use crossbeam_channel::{Sender, unbounded};
 use super::super::budget::{Budget, Reservation};
 use super::super::link::{Incoming, Payload};
 use super::super::wire::{Answer, MasterId, Refusal};
-use crate::array::Values;
 
 /// More than this waits for no master.
 const MOST_QUEUED_BYTES: u64 = 512 << 20;
@@ -86,20 +85,6 @@ impl Outbox {
         tracing::debug!(?why, %text, "refused");
         self.say(to, Answer::refused(why, text));
     }
-}
-
-/// Lets a buffer of elements be sent without copying it.
-struct Elements(Values);
-
-impl AsRef<[u8]> for Elements {
-    fn as_ref(&self) -> &[u8] {
-        self.0.as_bytes()
-    }
-}
-
-/// The elements as bytes to send.
-pub(super) fn bytes_of(values: Values) -> Bytes {
-    Bytes::from_owner(Elements(values))
 }
 
 /// Sub-results that are too large to be sent unasked.
@@ -179,6 +164,8 @@ impl Results {
 #[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 mod tests {
     use super::*;
+    use crate::array::Values;
+    use crate::cluster::link::bytes_of;
 
     #[test]
     fn a_result_is_fetched_in_parts_and_freed_by_the_last() {
