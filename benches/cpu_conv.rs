@@ -63,12 +63,13 @@ fn convolutions(c: &mut Criterion) {
         let mut y = vec![0.0_f32; shape.output_elems()];
         let kernel = ConvKernel::new(&shape);
         let mut scratch = Scratch::new();
+        let filters = kernel.pack(&k).expect("all lengths fit");
         let mut group = c.benchmark_group(name);
         group.throughput(Throughput::Elements((shape.output_elems() * shape.reduction()) as u64));
         group.bench_function("conv", |b| {
             b.iter(|| {
                 kernel
-                    .run(&mut scratch, black_box(&x), &[&k], &mut [&mut y], 1, &|| false)
+                    .run(&mut scratch, black_box(&x), &[&filters], &mut [&mut y], 1, &|| false)
                     .expect("all lengths fit");
             });
         });

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use fcdcc::Error;
 use fcdcc::array::{Element, Values};
-use fcdcc::conv::{ConvKernel, ConvParams, ConvPath, ConvShape, Scratch, conv_local, reference};
+use fcdcc::conv::{ConvKernel, ConvParams, ConvPath, ConvShape, Filters, Scratch, conv_local, reference};
 use fcdcc::worker::{CancelToken, CpuWorker, FilterKey, Order, SubtaskShape, Worker};
 use proptest::prelude::*;
 use rand::{RngExt, SeedableRng};
@@ -75,7 +75,9 @@ fn relative_error<T: Element>(got: &[T], want: &[T]) -> f64 {
 /// Runs the kernel into outputs poisoned with NaN.
 fn run<T: Element>(shape: &ConvShape, x: &[T], k: &[T], threads: usize) -> Vec<T> {
     let mut y = vec![T::from_f64(f64::NAN); shape.output_elems()];
-    ConvKernel::new(shape).run(&mut Scratch::new(), x, &[k], &mut [&mut y], threads, &never).unwrap();
+    let kernel = ConvKernel::new(shape);
+    let k = kernel.pack(k).unwrap();
+    kernel.run(&mut Scratch::new(), x, &[&k], &mut [&mut y], threads, &never).unwrap();
     y
 }
 
@@ -93,37 +95,54 @@ fn check<T: Element>(shape: &ConvShape) -> Result<(), String> {
 type Case = (&'static [usize], &'static [usize], ConvParams, ConvPath);
 
 fn cases() -> Vec<Case> {
-    use ConvPath::{Dense, Direct, Pointwise, Tiled};
+    use ConvPath::{Dense, InPlace, Staged};
     let p = ConvParams::default;
     vec![
         // Rank 1, 2, 3; odd channel counts.
-        (&[1, 3, 40], &[7, 3, 5], p(), Tiled),
-        (&[1, 3, 40], &[2, 3, 5], p(), Direct),
-        (&[2, 5, 9, 11], &[6, 5, 3, 3], p(), Tiled),
-        (&[2, 3, 6, 7, 8], &[5, 3, 2, 3, 3], p(), Tiled),
-        (&[2, 3, 6, 7, 8], &[2, 3, 2, 3, 3], p(), Direct),
-        // Stride, dilation, padding on either path, alone and together.
-        (&[1, 4, 17, 19], &[9, 4, 3, 3], p().stride([2, 3]), Tiled),
-        (&[1, 4, 17, 19], &[9, 4, 3, 3], p().dilation([3, 2]), Tiled),
-        (&[1, 4, 17, 19], &[9, 4, 3, 3], p().padding([1]), Tiled),
-        (&[1, 4, 9, 10], &[9, 4, 3, 4], p().padding([2, 0, 1, 3]), Tiled),
-        (&[2, 4, 17, 19], &[9, 4, 3, 4], p().stride([3, 2]).dilation([2, 3]).padding([4, 0, 1, 5]), Tiled),
-        (&[2, 4, 17, 19], &[2, 4, 3, 4], p().stride([3, 2]).dilation([2, 3]).padding([4, 0, 1, 5]), Direct),
-        (&[1, 2, 5, 9, 8], &[6, 2, 3, 3, 2], p().stride([1, 2, 3]).padding([1, 1, 0]), Tiled),
-        (&[1, 2, 7, 9, 8], &[1, 2, 3, 3, 2], p().stride([2, 2, 3]).dilation([2, 1, 2]).padding([1]), Direct),
-        (&[1, 1, 4], &[5, 1, 3], p().padding([9, 9]), Tiled),
-        (&[1, 6, 12, 13], &[8, 6, 3, 3], p().stride([4]).dilation([2]).padding([3]), Tiled),
+        (&[1, 3, 40], &[7, 3, 5], p(), InPlace),
+        (&[1, 3, 40], &[2, 3, 5], p(), InPlace),
+        (&[2, 5, 9, 11], &[6, 5, 3, 3], p(), InPlace),
+        (&[2, 3, 6, 7, 8], &[5, 3, 2, 3, 3], p(), InPlace),
+        (&[2, 3, 6, 7, 8], &[2, 3, 2, 3, 3], p(), InPlace),
+        // Stride, dilation, padding, alone and together.
+        (&[1, 4, 17, 19], &[9, 4, 3, 3], p().stride([2, 3]), Staged),
+        (&[1, 4, 17, 19], &[9, 4, 3, 3], p().dilation([3, 2]), InPlace),
+        (&[1, 4, 17, 19], &[9, 4, 3, 3], p().padding([1]), Staged),
+        (&[1, 4, 9, 10], &[9, 4, 3, 4], p().padding([2, 0, 1, 3]), Staged),
+        (&[2, 4, 17, 19], &[9, 4, 3, 4], p().stride([3, 2]).dilation([2, 3]).padding([4, 0, 1, 5]), Staged),
+        (&[2, 4, 17, 19], &[2, 4, 3, 4], p().stride([3, 2]).dilation([2, 3]).padding([4, 0, 1, 5]), Staged),
+        (&[1, 2, 5, 9, 8], &[6, 2, 3, 3, 2], p().stride([1, 2, 3]).padding([1, 1, 0]), Staged),
+        (&[1, 2, 7, 9, 8], &[1, 2, 3, 3, 2], p().stride([2, 2, 3]).dilation([2, 1, 2]).padding([1]), Staged),
+        (&[1, 1, 4], &[5, 1, 3], p().padding([9, 9]), Staged),
+        (&[1, 6, 12, 13], &[8, 6, 3, 3], p().stride([4]).dilation([2]).padding([3]), Staged),
+        // As few points as a vector has, one fewer, and a vector more.
+        (&[1, 3, 18], &[9, 3, 3], p(), InPlace),
+        (&[1, 3, 17], &[9, 3, 3], p(), Staged),
+        (&[1, 3, 4, 4], &[9, 3, 1, 1], p(), InPlace),
+        (&[1, 3, 3, 5], &[9, 3, 1, 1], p(), Staged),
+        (&[1, 3, 34], &[9, 3, 3], p(), InPlace),
+        // Every number of channels in a block, with every width of tile that is left over.
+        (&[1, 2, 18], &[1, 2, 3], p(), InPlace),
+        (&[1, 2, 51], &[2, 2, 3], p(), InPlace),
+        (&[1, 2, 83], &[3, 2, 3], p(), InPlace),
+        (&[1, 2, 99], &[4, 2, 3], p(), InPlace),
+        (&[1, 2, 115], &[5, 2, 3], p(), InPlace),
+        (&[1, 2, 131], &[6, 2, 3], p(), InPlace),
+        (&[1, 2, 66], &[7, 2, 3], p(), InPlace),
+        (&[1, 2, 98], &[15, 2, 3], p(), InPlace),
+        (&[1, 2, 98], &[16, 2, 3], p(), InPlace),
+        (&[1, 2, 95], &[6, 1, 3], p().groups(2).padding([1]), Staged),
         // Groups and depthwise, with a channel multiplier.
-        (&[2, 6, 8, 9], &[18, 2, 3, 3], p().groups(3), Tiled),
-        (&[2, 6, 8, 9], &[6, 2, 3, 3], p().groups(3).padding([1]), Direct),
-        (&[1, 16, 14, 14], &[16, 1, 3, 3], p().groups(16).padding([1]).stride([2]), Direct),
-        (&[1, 5, 30, 31], &[10, 1, 5, 5], p().groups(5), Direct),
+        (&[2, 6, 8, 9], &[18, 2, 3, 3], p().groups(3), InPlace),
+        (&[2, 6, 8, 9], &[6, 2, 3, 3], p().groups(3).padding([1]), Staged),
+        (&[1, 16, 14, 14], &[16, 1, 3, 3], p().groups(16).padding([1]).stride([2]), Staged),
+        (&[1, 5, 30, 31], &[10, 1, 5, 5], p().groups(5), InPlace),
         // 1x1: in place, strided, padded, grouped.
-        (&[2, 19, 13, 11], &[23, 19, 1, 1], p(), Pointwise),
-        (&[1, 19, 13, 11], &[23, 19, 1, 1], p().stride([2]), Pointwise),
-        (&[1, 19, 6, 5], &[23, 19, 1, 1], p().padding([1]).stride([3, 2]), Pointwise),
-        (&[2, 8, 9], &[12, 4, 1], p().groups(2), Pointwise),
-        (&[1, 8, 9, 9], &[8, 1, 1, 1], p().groups(8), Direct),
+        (&[2, 19, 13, 11], &[23, 19, 1, 1], p(), InPlace),
+        (&[1, 19, 13, 11], &[23, 19, 1, 1], p().stride([2]), Staged),
+        (&[1, 19, 6, 5], &[23, 19, 1, 1], p().padding([1]).stride([3, 2]), Staged),
+        (&[2, 8, 9], &[12, 4, 1], p().groups(2), Staged),
+        (&[1, 8, 9, 9], &[8, 1, 1, 1], p().groups(8), InPlace),
         // One output point: kernel = input, a lone point, leftovers past the kernel, taps on padding.
         (&[3, 4, 5, 6], &[10, 4, 5, 6], p(), Dense),
         (&[5, 30, 1, 1], &[11, 30, 1, 1], p(), Dense),
@@ -131,9 +150,11 @@ fn cases() -> Vec<Case> {
         (&[2, 4, 5, 5], &[6, 2, 3, 3], p().stride([4]).groups(2), Dense),
         (&[2, 4, 2, 2], &[6, 4, 3, 3], p().padding([1, 1, 0, 0]), Dense),
         (&[2, 4, 5, 5], &[6, 4, 3, 3], p().dilation([2]), Dense),
-        // Several tiles in terms and in columns.
-        (&[1, 70, 33, 34], &[10, 70, 3, 3], p(), Tiled),
-        (&[1, 3, 227, 227], &[16, 3, 11, 11], p().stride([4]), Tiled),
+        // Several strips, several bands, and sums of several runs.
+        (&[1, 70, 33, 34], &[10, 70, 3, 3], p(), InPlace),
+        (&[1, 3, 227, 227], &[16, 3, 11, 11], p().stride([4]), Staged),
+        (&[1, 60, 70, 71], &[3, 60, 3, 3], p().padding([1]), Staged),
+        (&[1, 80, 90, 41], &[2, 80, 3, 3], p().padding([1, 2]).stride([2]), Staged),
     ]
 }
 
@@ -192,17 +213,13 @@ fn the_local_convolution_adds_the_bias() {
 
 /// One shape for each path.
 fn one_of_each_path() -> Vec<ConvShape> {
-    let shapes: Vec<ConvShape> = [
-        ([2, 6, 1, 1], [9, 6, 1, 1]),
-        ([2, 6, 9, 9], [9, 6, 1, 1]),
-        ([2, 6, 9, 9], [2, 6, 3, 3]),
-        ([2, 6, 9, 9], [9, 6, 3, 3]),
-    ]
-    .iter()
-    .map(|(input, weight)| ConvShape::new(input, weight, &ConvParams::default()).unwrap())
-    .collect();
+    let shapes: Vec<ConvShape> =
+        [([2, 6, 1, 1], [9, 6, 1, 1]), ([2, 6, 9, 9], [9, 6, 3, 3]), ([2, 6, 4, 4], [9, 6, 3, 3])]
+            .iter()
+            .map(|(input, weight)| ConvShape::new(input, weight, &ConvParams::default()).unwrap())
+            .collect();
     let paths: Vec<_> = shapes.iter().map(|shape| ConvKernel::new(shape).path()).collect();
-    assert_eq!(paths, [ConvPath::Dense, ConvPath::Pointwise, ConvPath::Direct, ConvPath::Tiled]);
+    assert_eq!(paths, [ConvPath::Dense, ConvPath::InPlace, ConvPath::Staged]);
     shapes
 }
 
@@ -213,10 +230,15 @@ fn several_banks_give_what_each_gives_alone() {
         let k = normals::<f32>(3 * shape.weight_elems(), 2);
         let banks: Vec<&[f32]> = k.chunks(shape.weight_elems()).collect();
         let mut together = vec![vec![f32::NAN; shape.output_elems()]; 3];
-        let mut views: Vec<&mut [f32]> = together.iter_mut().map(Vec::as_mut_slice).collect();
-        ConvKernel::new(&shape).run(&mut Scratch::new(), &x, &banks, &mut views, 1, &never).unwrap();
-        for (bank, got) in banks.iter().zip(&together) {
-            assert_eq!(*got, run(&shape, &x, bank, 1), "{shape:?}");
+        let kernel = ConvKernel::new(&shape);
+        let packed: Vec<Filters<f32>> = banks.iter().map(|bank| kernel.pack(bank).unwrap()).collect();
+        let packed: Vec<&Filters<f32>> = packed.iter().collect();
+        for threads in 1..=3 {
+            let mut views: Vec<&mut [f32]> = together.iter_mut().map(Vec::as_mut_slice).collect();
+            kernel.run(&mut Scratch::new(), &x, &packed, &mut views, threads, &never).unwrap();
+            for (bank, got) in banks.iter().zip(&together) {
+                assert_eq!(*got, run(&shape, &x, bank, 1), "{shape:?}");
+            }
         }
     }
 }
@@ -227,13 +249,14 @@ fn stopping_midway_leaves_kernel_and_scratch_usable() {
         let (x, k) = (normals::<f32>(shape.input_elems(), 1), normals::<f32>(shape.weight_elems(), 2));
         let (kernel, mut scratch) = (ConvKernel::new(&shape), Scratch::new());
         let want = run(&shape, &x, &k, 1);
+        let k = kernel.pack(&k).unwrap();
         for threads in [1, 2] {
             for after in 0..3 {
                 let asked = AtomicUsize::new(0);
                 let stop = || asked.fetch_add(1, Ordering::Relaxed) >= after;
                 let mut y = vec![f32::NAN; shape.output_elems()];
                 let result = kernel.run(&mut scratch, &x, &[&k], &mut [&mut y], threads, &stop);
-                // The dense path asks twice in all; every other path asks once a batch item and once a tile.
+                // The dense path asks twice in all; every other path asks once, and then once a block of a strip.
                 if kernel.path() == ConvPath::Dense && after == 2 {
                     result.unwrap();
                 } else {
@@ -253,14 +276,18 @@ fn slices_of_wrong_lengths_are_named() {
         let (x, k) = (vec![0.0_f32; shape.input_elems()], vec![0.0_f32; shape.weight_elems()]);
         let mut y = vec![0.0_f32; shape.output_elems()];
         let kernel = ConvKernel::new(&shape);
-        let mut refused = |x: &[f32], banks: &[&[f32]], cut: usize, word: &str| {
+        assert!(kernel.pack(&k[1..]).unwrap_err().to_string().contains("weight"));
+        let mut refused = |x: &[f32], banks: &[&Filters<f32>], cut: usize, word: &str| {
             let len = y.len() - cut;
             let result = kernel.run(&mut Scratch::new(), x, banks, &mut [&mut y[..len]], 1, &never);
             let error = result.unwrap_err();
             assert!(matches!(error, Error::Mismatch { .. }) && error.to_string().contains(word), "{error}");
         };
+        let k = kernel.pack(&k).unwrap();
+        let other = ConvShape::new(&[2, 5, 9, 9], &[9, 5, 3, 3], &ConvParams::default()).unwrap();
+        let foreign = ConvKernel::new(&other).pack(&vec![0.0_f32; other.weight_elems()]).unwrap();
         refused(&x[1..], &[&k], 0, "input");
-        refused(&x, &[&k[1..]], 0, "weight");
+        refused(&x, &[&foreign], 0, "weight");
         refused(&x, &[&k], 1, "output");
         refused(&x, &[&k, &k], 0, "number of outputs");
     }
@@ -302,7 +329,9 @@ proptest! {
 fn one_by_one<T: Element>(shape: &ConvShape, threads: usize) {
     let kernel = ConvKernel::new(shape);
     let weights = normals::<T>(3 * shape.weight_elems(), 2);
-    let banks: Vec<&[T]> = weights.chunks_exact(shape.weight_elems()).collect();
+    let banks: Vec<Filters<T>> =
+        weights.chunks_exact(shape.weight_elems()).map(|bank| kernel.pack(bank).unwrap()).collect();
+    let banks: Vec<&Filters<T>> = banks.iter().collect();
     let mut scratch = Scratch::new();
     // Two inputs: nothing of the first may be left in the second's results.
     for seed in [1, 7] {
@@ -338,9 +367,9 @@ fn banks_one_by_one_over_one_input_give_the_same() {
         (&[2, 4, 9, 9], &[4, 1, 3, 3], p().groups(4).stride([2])),
         (&[1, 4, 9, 9], &[4, 1, 3, 3], p().groups(4).stride([2])),
         (&[3, 4, 3, 3], &[9, 4, 3, 3], p()),
-        // Several tiles that are kept, and more than are kept: 576 terms over 1,600 and 6,400 columns.
-        (&[1, 64, 42, 42], &[4, 64, 3, 3], p()),
-        (&[1, 64, 82, 82], &[4, 64, 3, 3], p()),
+        // Staged in one band, which is kept, and in several.
+        (&[1, 8, 42, 42], &[4, 8, 3, 3], p().padding([1])),
+        (&[1, 64, 82, 82], &[4, 64, 3, 3], p().padding([1])),
     ] {
         let shape = ConvShape::new(input, weight, &params).unwrap();
         one_by_one::<f32>(&shape, 1);

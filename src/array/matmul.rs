@@ -95,7 +95,7 @@ impl<'a, T> MatrixMut<'a, T> {
 /// Longest run of f32 terms summed in one accumulator. Rounding grows with the square root of such a run, and a
 /// decoder multiplies what is left by its condition number: partial sums of 128 terms, added up, halve the error
 /// of a sum of a few hundred.
-const F32_RUN: usize = 128;
+pub(crate) const F32_RUN: usize = 128;
 
 /// `dst = lhs * rhs`, or `dst += lhs * rhs` with `accumulate`, on the calling thread.
 ///

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use crate::array::{Element, normal};
 use crate::coding::{Code, Decoder, Epilogue, decode, encode_filters, encode_input, error_bound};
-use crate::conv::{ConvKernel, ConvShape, Scratch, conv_local};
+use crate::conv::{ConvKernel, ConvShape, Filters, Scratch, conv_local};
 use crate::error::{Error, Result};
 use crate::partition::{FilterPartition, InputPartition, OutputTiling};
 
@@ -106,7 +106,9 @@ impl<'a, T: Element> Computed<'a, T> {
         let coded = encode_input(code, shape, &slabs, &numbers.input, Vec::new());
         let subtask = |scratch: &mut Scratch<T>, (i, coded): (usize, &Vec<T>)| -> Result<Vec<Vec<T>>> {
             let coded_banks = encode_filters(code, &filters, &banks, i);
-            let coded_banks: Vec<&[T]> = coded_banks.chunks(bank).collect();
+            let coded_banks =
+                coded_banks.chunks(bank).map(|bank| kernel.pack(bank)).collect::<Result<Vec<_>>>()?;
+            let coded_banks: Vec<&Filters<T>> = coded_banks.iter().collect();
             let mut results = vec![vec![T::default(); part]; code.l_a() * code.l_b()];
             for (input, results) in coded.chunks(slab).zip(results.chunks_mut(code.l_b())) {
                 let mut outputs: Vec<&mut [T]> = results.iter_mut().map(Vec::as_mut_slice).collect();

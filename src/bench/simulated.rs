@@ -96,7 +96,7 @@ fn costs<T: Element>(shape: &ConvShape, code: &Code, rates: &Rates) -> Result<Si
     let subtask = subtask_shape(shape, code)?;
     let prediction = rates.predict::<T>(shape, code)?;
     let time = |seconds: f64| Duration::try_from_secs_f64(seconds).unwrap_or_default();
-    let all = rates.worker.seconds(&Work::of::<T>(&subtask)) - rates.worker.call_s;
+    let all = rates.worker.seconds(&Work::of(&subtask)) - rates.worker.call_s;
     let sub_result = time(all.max(0.0) / subtask.sub_results() as f64);
     let fixed = time(rates.worker.call_s + rates.host.subtask_s);
     // A coded filter is a sum over k_B banks.

@@ -2,10 +2,11 @@
 //!
 //! Who only calls [`ConvKernel`](super::ConvKernel) can skip this. An input channel is *staged* as one plane for
 //! each phase of the strides (`[phases..., length...]`, padding included), where the input element that kernel
-//! tap `t` sees under output point `y` lies at `offsets[t] + y`, with `y` flattened over the staged lengths. A
-//! convolution of unit stride without padding is staged already: its input is used in place.
+//! tap `t` sees under output point `y` lies at `taps[t].of(phase) + y`, with `y` flattened over the staged lengths:
+//! the *wide* output, whose rows are as long as staged rows. A convolution of unit stride without padding is staged
+//! already: its input is used in place. Of large planes only a band of rows is staged at a time.
 //!
-//! Invariant: `offsets[t] + y` lies inside `plane` for every tap and every output point.
+//! Invariant: what a tap sees under any output point of a band lies inside the band's rows.
 
 use super::params::{AXES, ConvShape};
 use crate::array::Element;
@@ -66,14 +67,23 @@ impl Axis {
     }
 }
 
-/// A run of consecutive output columns whose inputs under one tap are consecutive too.
+/// Where a kernel tap looks: phase of the strides, and whole strides within it, flattened over the staged lengths.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Segment {
-    /// First column, relative to the tile.
-    to: usize,
-    /// First staged element, relative to the tap's offset.
-    from: usize,
-    len: usize,
+struct Tap {
+    phase: usize,
+    steps: usize,
+}
+
+/// Rows of the staged planes, flattened over depth and height: those behind the wide output points `begin..end`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Band {
+    /// First and end of the wide output points.
+    pub(super) begin: usize,
+    pub(super) end: usize,
+    /// First row that is staged for them.
+    first_row: usize,
+    /// Staged position of the first output point under a tap that takes no steps.
+    pub(super) origin: usize,
 }
 
 /// See the module documentation.
@@ -90,8 +100,7 @@ pub(super) struct Geometry {
     axes: [Axis; AXES],
     /// Staged elements of one channel.
     pub(super) plane: usize,
-    /// Staged position of each tap.
-    pub(super) offsets: Vec<usize>,
+    taps: Vec<Tap>,
     /// Whether the input itself serves as the staged planes.
     pub(super) in_place: bool,
 }
@@ -100,13 +109,14 @@ impl Geometry {
     pub(super) fn new(shape: &ConvShape) -> Self {
         let axes: [Axis; AXES] = std::array::from_fn(|axis| Axis::new(shape, axis));
         let [d, h, w] = &axes;
-        let phase_plane = d.len * h.len * w.len;
-        let mut offsets = Vec::with_capacity(shape.kernel.iter().product());
+        let mut taps = Vec::with_capacity(shape.kernel.iter().product());
         for (phase_d, steps_d) in &d.taps {
             for (phase_h, steps_h) in &h.taps {
                 for (phase_w, steps_w) in &w.taps {
-                    let phase = (phase_d * h.phases.len() + phase_h) * w.phases.len() + phase_w;
-                    offsets.push(phase * phase_plane + (steps_d * h.len + steps_h) * w.len + steps_w);
+                    taps.push(Tap {
+                        phase: (phase_d * h.phases.len() + phase_h) * w.phases.len() + phase_w,
+                        steps: (steps_d * h.len + steps_h) * w.len + steps_w,
+                    });
                 }
             }
         }
@@ -120,7 +130,7 @@ impl Geometry {
             output_plane: shape.output_plane(),
             plane: axes.iter().map(|axis| axis.phases.len() * axis.len).product(),
             in_place: axes.iter().all(Axis::in_place),
-            offsets,
+            taps,
             axes,
         }
     }
@@ -135,7 +145,7 @@ impl Geometry {
 
     /// Terms of the sum behind one output element.
     pub(super) fn reduction(&self) -> usize {
-        self.group_in() * self.offsets.len()
+        self.group_in() * self.taps.len()
     }
 
     /// Length of the output flattened over the staged lengths, up to its last element.
@@ -143,21 +153,79 @@ impl Geometry {
         self.flat(self.output.map(|size| size - 1)) + 1
     }
 
+    /// Whether the wide output is the output itself: no element between its rows.
+    pub(super) fn is_compact(&self) -> bool {
+        self.wide() == self.output_plane
+    }
+
+    /// Staged elements between a point and the farthest that a tap sees under it.
+    pub(super) fn reach(&self) -> usize {
+        self.taps.iter().map(|tap| tap.steps).max().unwrap_or(0)
+    }
+
+    /// Phases of the strides that taps meet.
+    pub(super) fn phases(&self) -> usize {
+        self.axes.iter().map(|axis| axis.phases.len()).product()
+    }
+
+    /// Elements of a staged row.
+    fn row(&self) -> usize {
+        self.axes[2].len
+    }
+
+    /// Rows of a staged plane, of one phase.
+    fn rows(&self) -> usize {
+        self.axes[0].len * self.axes[1].len
+    }
+
+    /// The band of the wide output points `begin..end`. In place all rows are there at any time.
+    pub(super) fn band(&self, begin: usize, end: usize) -> Band {
+        let first_row = if self.in_place { 0 } else { begin / self.row() };
+        Band { begin, end, first_row, origin: begin - first_row * self.row() }
+    }
+
+    /// Rows that a band of `points` wide output points has at most.
+    pub(super) fn band_rows(&self, points: usize) -> usize {
+        // It begins anywhere in its first row.
+        ((self.row() - 1 + points + self.reach()).div_ceil(self.row())).min(self.rows())
+    }
+
+    /// Elements of a band of one channel, `rows` rows of every phase.
+    pub(super) fn band_elems(&self, rows: usize) -> usize {
+        self.phases() * rows * self.row()
+    }
+
+    /// For each term of the sum (channel of a group, then tap) where in the channels' bands of `rows` rows it lies,
+    /// relative to the output point.
+    pub(super) fn offsets(&self, rows: usize) -> Vec<usize> {
+        let (channel, phase) = (self.band_elems(rows), rows * self.row());
+        (0..self.group_in())
+            .flat_map(|c| self.taps.iter().map(move |tap| c * channel + tap.phase * phase + tap.steps))
+            .collect()
+    }
+
     fn flat(&self, at: [usize; AXES]) -> usize {
         (at[0] * self.axes[1].len + at[1]) * self.axes[2].len + at[2]
     }
 
-    /// Writes the staged planes of as many channels as `staged` holds.
-    pub(super) fn stage<T: Element>(&self, input: &[T], staged: &mut [T], threads: usize) {
-        let per_task = staged.len().div_ceil(self.plane).div_ceil(threads).max(1);
+    /// Writes the bands, `rows` rows each, of as many channels as `staged` holds. Rows past the plane's end are left as
+    /// they are.
+    pub(super) fn stage<T: Element>(
+        &self,
+        input: &[T],
+        staged: &mut [T],
+        band: Band,
+        rows: usize,
+        threads: usize,
+    ) {
+        let elems = self.band_elems(rows);
         let work = |(staged, input): (&mut [T], &[T])| {
-            for (to, from) in staged.chunks_mut(self.plane).zip(input.chunks(self.input_plane)) {
-                self.stage_channel(from, to);
-            }
+            pulp::Arch::new().dispatch(Staging { geometry: self, input, staged, band, rows });
         };
         if threads > 1 {
+            let per_task = (staged.len() / elems).div_ceil(threads).max(1);
             staged
-                .par_chunks_mut(per_task * self.plane)
+                .par_chunks_mut(per_task * elems)
                 .zip(input.par_chunks(per_task * self.input_plane))
                 .for_each(work);
         } else {
@@ -165,31 +233,38 @@ impl Geometry {
         }
     }
 
-    fn stage_channel<T: Element>(&self, input: &[T], staged: &mut [T]) {
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "it must be compiled for each instruction set")]
+    fn stage_channel<T: Element>(&self, input: &[T], staged: &mut [T], band: Band, rows: usize) {
         let [d, h, w] = &self.axes;
-        let mut rows = staged.chunks_mut(w.len);
+        let mut phases = staged.chunks_exact_mut(rows * w.len);
         for phase_d in &d.phases {
             for phase_h in &h.phases {
                 for phase_w in &w.phases {
                     let (begin, end) = w.inside(*phase_w);
-                    for at_d in 0..d.len {
-                        let plane = d.source(*phase_d, at_d);
-                        for at_h in 0..h.len {
-                            let row = rows.next().expect("a staged plane has all rows of all phases");
-                            let source = plane.zip(h.source(*phase_h, at_h));
-                            let Some((z, y)) = source.filter(|_| begin < end) else {
-                                row.fill(T::default());
-                                continue;
-                            };
-                            row[..begin].fill(T::default());
-                            row[end..].fill(T::default());
-                            let first = (z * h.input + y) * w.input + begin * w.stride + phase_w - w.pad;
-                            let row = &mut row[begin..end];
-                            if w.stride == 1 {
-                                row.copy_from_slice(&input[first..first + row.len()]);
-                            } else {
-                                let source = input[first..].iter().step_by(w.stride);
-                                row.iter_mut().zip(source).for_each(|(to, from)| *to = *from);
+                    let phase = phases.next().expect("a band has the rows of all phases");
+                    let (mut at_d, mut at_h) = (band.first_row / h.len, band.first_row % h.len);
+                    for to in phase.chunks_exact_mut(w.len).take(self.rows() - band.first_row) {
+                        let source = d.source(*phase_d, at_d).zip(h.source(*phase_h, at_h));
+                        at_h += 1;
+                        if at_h == h.len {
+                            (at_d, at_h) = (at_d + 1, 0);
+                        }
+                        let Some((z, y)) = source.filter(|_| begin < end) else {
+                            to.fill(T::default());
+                            continue;
+                        };
+                        // A few elements at most, for which calling memset would cost more than they do.
+                        to[..begin].iter_mut().for_each(|to| *to = T::default());
+                        to[end..].iter_mut().for_each(|to| *to = T::default());
+                        let first = (z * h.input + y) * w.input + begin * w.stride + phase_w - w.pad;
+                        let (to, from) = (&mut to[begin..end], &input[first..]);
+                        match w.stride {
+                            1 => copy(&from[..to.len()], to),
+                            2 => copy_evens(&from[..2 * to.len() - 1], to),
+                            stride => {
+                                let from = from.iter().step_by(stride);
+                                to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
                             }
                         }
                     }
@@ -198,39 +273,82 @@ impl Geometry {
         }
     }
 
-    /// The runs that make up output columns `begin..begin + cols` (flattened, row-major).
-    pub(super) fn segments(&self, begin: usize, cols: usize, segments: &mut Vec<Segment>) {
-        segments.clear();
+    /// Copies the wide output points from `begin` on, of one channel, to their places in the channel.
+    pub(super) fn crop<T: Element>(&self, wide: &[T], begin: usize, output: &mut [T]) {
         let [_, rows, width] = self.output;
-        let mut column = begin;
-        while column < begin + cols {
-            let (row, at) = (column / width, column % width);
-            let len = (width - at).min(begin + cols - column);
-            let from = self.flat([row / rows, row % rows, at]);
-            match segments.last_mut() {
-                Some(last) if last.from + last.len == from => last.len += len,
-                _ => segments.push(Segment { to: column - begin, from, len }),
+        let (mut at, end) = (begin, begin + wide.len());
+        while at < end {
+            let (row, x) = (at / self.row(), at % self.row());
+            let (z, y) = (row / self.axes[1].len, row % self.axes[1].len);
+            let len = (self.row() - x).min(end - at);
+            if y < rows && x < width {
+                let kept = len.min(width - x);
+                let to = (z * rows + y) * width + x;
+                copy(&wide[at - begin..][..kept], &mut output[to..to + kept]);
             }
-            column += len;
+            at += len;
         }
     }
+}
 
-    /// Packs one row of the im2col matrix: what term `k` (channel, then tap) of the sum sees in every column.
-    /// `group` holds the staged channels of one group.
-    pub(super) fn pack_row<T: Element>(&self, group: &[T], k: usize, segments: &[Segment], row: &mut [T]) {
-        let (channel, tap) = (k / self.offsets.len(), k % self.offsets.len());
-        let source = &group[channel * self.plane + self.offsets[tap]..];
-        for run in segments {
-            row[run.to..run.to + run.len].copy_from_slice(&source[run.from..run.from + run.len]);
-        }
+/// Elements copied at once: pieces of a fixed size become a few vector instructions, where a call of memcpy would cost as
+/// much as copying the short rows of a plane does.
+const PIECE: usize = 8;
+
+/// Copies `from` to `to`, which are equally long. The last piece overlaps the one before.
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "it must be compiled for each instruction set")]
+fn copy<T: Element>(from: &[T], to: &mut [T]) {
+    if to.len() < PIECE {
+        to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+        return;
     }
+    let last = to.len() - PIECE;
+    for (to, from) in to.chunks_exact_mut(PIECE).zip(from.chunks_exact(PIECE)) {
+        to.copy_from_slice(from);
+    }
+    to[last..].copy_from_slice(&from[last..]);
+}
 
-    /// Copies an output channel that is flattened over the staged lengths to its row-major place.
-    pub(super) fn crop<T: Element>(&self, wide: &[T], output: &mut [T]) {
-        let [_, rows, width] = self.output;
-        for (row, to) in output.chunks_mut(width).enumerate() {
-            let from = self.flat([row / rows, row % rows, 0]);
-            to.copy_from_slice(&wide[from..from + width]);
+/// Copies every second element of `from`, beginning with the first, to `to`: `from` has one fewer than two for each.
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "it must be compiled for each instruction set")]
+fn copy_evens<T: Element>(from: &[T], to: &mut [T]) {
+    if to.len() <= PIECE {
+        to.iter_mut().zip(from.iter().step_by(2)).for_each(|(to, from)| *to = *from);
+        return;
+    }
+    let evens = |at: usize, to: &mut [T]| {
+        let pairs = &from[at..at + 2 * PIECE - 1];
+        let found: [T; PIECE] = std::array::from_fn(|i| pairs[2 * i]);
+        to.copy_from_slice(&found);
+    };
+    let last = to.len() - PIECE;
+    for (index, to) in to.chunks_exact_mut(PIECE).enumerate() {
+        evens(2 * PIECE * index, to);
+    }
+    evens(2 * last, &mut to[last..]);
+}
+
+/// [`Geometry::stage_channel`] for several channels, compiled for each instruction set.
+struct Staging<'a, T> {
+    geometry: &'a Geometry,
+    input: &'a [T],
+    staged: &'a mut [T],
+    band: Band,
+    rows: usize,
+}
+
+impl<T: Element> pulp::WithSimd for Staging<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "it must be compiled for each instruction set")]
+    fn with_simd<S: pulp::Simd>(self, _: S) {
+        let g = self.geometry;
+        let bands = self.staged.chunks_exact_mut(g.band_elems(self.rows));
+        for (to, from) in bands.zip(self.input.chunks_exact(g.input_plane)) {
+            g.stage_channel(from, to, self.band, self.rows);
         }
     }
 }
@@ -244,12 +362,20 @@ mod tests {
         Geometry::new(&ConvShape::new(input, weight, &params).unwrap())
     }
 
+    /// All of a channel's phases, staged in one band.
+    fn staged(g: &Geometry, input: &[f64]) -> Vec<f64> {
+        let mut staged = vec![f64::NAN; g.plane];
+        g.stage(input, &mut staged, g.band(0, g.wide()), g.rows(), 1);
+        staged
+    }
+
     #[test]
     fn unit_stride_without_padding_stays_in_place() {
         let g = geometry(&[1, 1, 5, 6], &[1, 1, 2, 3], ConvParams::default());
-        assert!(g.in_place);
-        assert_eq!((g.plane, g.wide()), (30, 3 * 6 + 4));
-        assert_eq!(g.offsets, [0, 1, 2, 6, 7, 8]);
+        assert!(g.in_place && !g.is_compact());
+        assert_eq!((g.plane, g.wide(), g.reach()), (30, 3 * 6 + 4, 8));
+        assert_eq!(g.offsets(g.rows()), [0, 1, 2, 6, 7, 8]);
+        assert!(geometry(&[1, 1, 5, 6], &[1, 1, 2, 1], ConvParams::default()).is_compact());
     }
 
     #[test]
@@ -257,9 +383,7 @@ mod tests {
         // A 1x1 kernel of stride 3 sees every third element and nothing else.
         let g = geometry(&[1, 1, 8], &[1, 1, 1], ConvParams::default().stride([3]));
         assert!(!g.in_place);
-        let mut staged = vec![f64::NAN; g.plane];
-        g.stage(&(0..8).map(f64::from).collect::<Vec<_>>(), &mut staged, 1);
-        assert_eq!(staged, [0.0, 3.0, 6.0]);
+        assert_eq!(staged(&g, &(0..8).map(f64::from).collect::<Vec<_>>()), [0.0, 3.0, 6.0]);
     }
 
     #[test]
@@ -267,27 +391,50 @@ mod tests {
         // 0 0 | 1 2 3 4 5 | 0 under stride 2: even phase 0 1 3 5, odd phase 0 2 4 0.
         let params = ConvParams::default().stride([2]).padding([2, 1]);
         let g = geometry(&[1, 1, 5], &[1, 1, 3], params);
-        let mut staged = vec![f64::NAN; g.plane];
-        g.stage(&[1.0, 2.0, 3.0, 4.0, 5.0], &mut staged, 1);
-        assert_eq!(staged, [0.0, 1.0, 3.0, 5.0, 0.0, 2.0, 4.0, 0.0]);
-        assert_eq!(g.offsets, [0, 4, 1]);
+        assert_eq!(staged(&g, &[1.0, 2.0, 3.0, 4.0, 5.0]), [0.0, 1.0, 3.0, 5.0, 0.0, 2.0, 4.0, 0.0]);
+        assert_eq!(g.offsets(1), [0, 4, 1]);
     }
 
     #[test]
-    fn segments_merge_where_rows_touch() {
-        let g = geometry(&[1, 1, 4, 5], &[1, 1, 2, 1], ConvParams::default());
-        let mut segments = Vec::new();
-        g.segments(3, 9, &mut segments);
-        assert_eq!(segments, [Segment { to: 0, from: 3, len: 9 }]);
-        let g = geometry(&[1, 1, 4, 5], &[1, 1, 2, 2], ConvParams::default());
-        g.segments(3, 6, &mut segments);
-        assert_eq!(
-            segments,
-            [
-                Segment { to: 0, from: 3, len: 1 },
-                Segment { to: 1, from: 5, len: 4 },
-                Segment { to: 5, from: 10, len: 1 }
-            ]
-        );
+    fn bands_hold_what_whole_planes_hold() {
+        for (input, weight, params) in [
+            (&[1, 2, 9, 7][..], &[1, 2, 3, 3][..], ConvParams::default().padding([1])),
+            (&[1, 2, 11, 12], &[1, 2, 3, 4], ConvParams::default().padding([2, 1]).stride([2, 3])),
+            (&[1, 2, 5, 6, 7], &[1, 2, 2, 3, 3], ConvParams::default().padding([1]).stride([1, 2, 1])),
+        ] {
+            let g = geometry(input, weight, params);
+            let values: Vec<f64> = (0..2 * g.input_plane).map(|i| i as f64 + 1.0).collect();
+            let mut all = vec![f64::NAN; 2 * g.plane];
+            g.stage(&values, &mut all, g.band(0, g.wide()), g.rows(), 1);
+            let whole = g.offsets(g.rows());
+            for points in 1..=g.wide() {
+                let rows = g.band_rows(points);
+                let offsets = g.offsets(rows);
+                for begin in (0..g.wide()).step_by(points) {
+                    let band = g.band(begin, (begin + points).min(g.wide()));
+                    let mut staged = vec![f64::NAN; 2 * g.band_elems(rows)];
+                    g.stage(&values, &mut staged, band, rows, 1 + begin % 2);
+                    for (near, far) in offsets.iter().zip(&whole) {
+                        for point in band.begin..band.end {
+                            let seen = staged[near + band.origin + point - band.begin];
+                            assert_eq!(seen, all[far + point]);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn cropping_leaves_out_what_lies_between_rows() {
+        let g = geometry(&[1, 1, 4, 5], &[1, 1, 2, 3], ConvParams::default());
+        let wide: Vec<f64> = (0..g.wide()).map(|i| i as f64).collect();
+        for points in 1..=g.wide() {
+            let mut output = [f64::NAN; 9];
+            for begin in (0..g.wide()).step_by(points) {
+                g.crop(&wide[begin..(begin + points).min(g.wide())], begin, &mut output);
+            }
+            assert_eq!(output, [0.0, 1.0, 2.0, 5.0, 6.0, 7.0, 10.0, 11.0, 12.0]);
+        }
     }
 }

@@ -91,7 +91,7 @@ pub fn calibrate_worker<T: Element>(worker: &mut dyn Worker) -> Result<(WorkerRa
             &params,
         )?;
         let shape = SubtaskShape { conv, slabs, banks };
-        rows.push(Work::of::<T>(&shape).amounts());
+        rows.push(Work::of(&shape).amounts());
         times.push(time_subtask::<T>(worker, &shape)?);
     }
     let rates = fit(&rows, &times);

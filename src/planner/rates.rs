@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::array::Element;
 use crate::coding::{Code, CodeKind};
-use crate::conv::{ConvKernel, ConvPath, ConvShape};
+use crate::conv::{ConvKernel, ConvShape};
 use crate::error::Result;
 use crate::partition::InputPartition;
 use crate::worker::SubtaskShape;
@@ -17,7 +17,7 @@ pub(super) const KINDS: usize = 9;
 /// What a worker does for one subtask: amounts that its time is a weighted sum of.
 ///
 /// A convolution is a matrix product of m filters, k terms and n columns (pixels). Beside the m k n multiply-adds,
-/// operands are packed and read, which for small m or n is most of it; hence amounts of their own.
+/// operands are staged and read, which for small m or n is most of it; hence amounts of their own.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Work {
     /// Subtasks: 1.
@@ -30,7 +30,7 @@ pub struct Work {
     pub direct_macs: f64,
     /// Elements of the second operand, k n, each time it is read.
     pub columns: f64,
-    /// Elements packed from the input into such operands.
+    /// Elements of the input that are staged: padded, and strides taken apart.
     pub packed: f64,
     /// Elements of filters, m k, each time they are read.
     pub filters: f64,
@@ -43,20 +43,23 @@ pub struct Work {
 impl Work {
     /// The work of a subtask whose sub-results are asked for one by one.
     #[must_use]
-    pub fn of<T: Element>(subtask: &SubtaskShape) -> Self {
+    pub fn of(subtask: &SubtaskShape) -> Self {
         let conv = &subtask.conv;
         let kernel = ConvKernel::new(conv);
         let sub_results = subtask.sub_results() as f64;
-        let direct = kernel.path() == ConvPath::Direct;
-        let columns = conv.reduction() * conv.output_plane() * conv.groups * conv.batch;
-        let macs = sub_results * conv.macs();
+        // One or two channels read more than they compute.
+        let direct = conv.out_channels / conv.groups <= 2;
+        let columns = conv.reduction() * kernel.points() * conv.groups;
+        // As many as are made: those between the rows of planes included.
+        let points = kernel.points() as f64 / (conv.batch * conv.output_plane()) as f64;
+        let macs = sub_results * conv.macs() * points;
         Self {
             calls: 1.0,
             sub_results,
             macs: if direct { 0.0 } else { macs },
             direct_macs: if direct { macs } else { 0.0 },
             columns: if direct { 0.0 } else { sub_results * columns as f64 },
-            packed: (subtask.slabs * kernel.packed_elems::<T>(subtask.banks)) as f64,
+            packed: (subtask.slabs * kernel.staged_elems(subtask.banks)) as f64,
             filters: if direct { 0.0 } else { sub_results * conv.weight_elems() as f64 },
             upload: subtask.upload_elems() as f64,
             download: subtask.download_elems() as f64,
@@ -91,7 +94,7 @@ pub struct WorkerRates {
     pub direct_mac_s: f64,
     /// An element of a second operand read.
     pub column_s: f64,
-    /// An element packed.
+    /// An element staged.
     pub packed_s: f64,
     /// An element of filters read.
     pub filter_s: f64,
@@ -268,7 +271,7 @@ impl Rates {
         let slabs = InputPartition::new(layer, code.k_a())?;
         let codec = CodecWork::of(layer, code, &slabs, &subtask);
         let host = &self.host;
-        let subtask_s = self.worker.seconds(&Work::of::<T>(&subtask));
+        let subtask_s = self.worker.seconds(&Work::of(&subtask));
         // Workers that share processors take turns, and the last of those that are needed is one of the last of all.
         let turns = self.cores.map_or(1.0, |cores| (code.n() as f64 / cores as f64).max(1.0));
         let bytes = T::DTYPE.size_bytes() as f64;
@@ -290,7 +293,7 @@ impl Rates {
     /// Seconds for computing `layer` on this machine, uncoded, on all cores.
     #[must_use]
     pub fn local_s<T: Element>(&self, layer: &ConvShape) -> f64 {
-        let work = Work::of::<T>(&SubtaskShape { conv: layer.clone(), slabs: 1, banks: 1 });
+        let work = Work::of(&SubtaskShape { conv: layer.clone(), slabs: 1, banks: 1 });
         self.host.thread.seconds(&work) / self.host.parallel.max(1.0)
     }
 }

@@ -3,7 +3,7 @@
 //! Who only assembles pools needs [`CpuWorker::fleet`] and nothing else from here. All subtasks of a worker
 //! share one scratch memory, so holding many layers costs their filters and nothing more.
 //!
-//! Invariant: under [`Order::All`] the filter banks of a subtask meet each slab together, so a slab is packed once; its
+//! Invariant: under [`Order::All`] the filter banks of a subtask meet each slab together, strip by strip of it; its
 //! sub-results therefore complete together and are emitted slab by slab, in ascending index. Under [`Order::Each`] one
 //! slab meets one bank, and at most the sub-result in hand is lost when the work is cut short.
 
@@ -14,8 +14,8 @@ use super::{
     CancelToken, FilterKey, LOCAL_HOST, Order, Recipe, SubtaskShape, Worker, WorkerInfo, WorkerKind,
     not_installed,
 };
-use crate::array::{Element, Values};
-use crate::conv::{ConvKernel, Scratch};
+use crate::array::{DType, Element, Values};
+use crate::conv::{ConvKernel, Filters, Scratch};
 use crate::error::{Error, Result};
 
 /// Computes subtasks in f32 and f64 on one or more threads of this machine.
@@ -36,7 +36,27 @@ pub struct CpuWorker {
 struct Installed {
     shape: SubtaskShape,
     kernel: ConvKernel,
-    banks: Values,
+    banks: Banks,
+}
+
+/// Filter banks as the kernel reads them.
+#[derive(Debug)]
+enum Banks {
+    F32(Vec<Filters<f32>>),
+    F64(Vec<Filters<f64>>),
+}
+
+impl Banks {
+    fn pack<T: Element>(kernel: &ConvKernel, banks: &[T]) -> Result<Vec<Filters<T>>> {
+        banks.chunks_exact(kernel.shape().weight_elems()).map(|bank| kernel.pack(bank)).collect()
+    }
+
+    fn dtype(&self) -> DType {
+        match self {
+            Self::F32(_) => DType::F32,
+            Self::F64(_) => DType::F64,
+        }
+    }
 }
 
 impl CpuWorker {
@@ -62,21 +82,20 @@ impl CpuWorker {
 impl Installed {
     fn compute<T: Element>(
         &self,
-        scratch: &mut Scratch<T>,
-        threads: usize,
-        slabs: &Values,
+        banks: &[Filters<T>],
+        (scratch, threads): (&mut Scratch<T>, usize),
+        slabs: &[T],
         order: Order<'_>,
         cancel: &CancelToken,
         emit: &mut dyn FnMut(usize, Values),
     ) -> Result<()> {
         let shape = &self.shape;
-        let (slabs, banks) = (slabs.as_slice::<T>()?, self.banks.as_slice::<T>()?);
-        let banks: Vec<&[T]> = banks.chunks_exact(shape.conv.weight_elems()).collect();
         let slab = |p: usize| &slabs[p * shape.conv.input_elems()..][..shape.conv.input_elems()];
         let zeros = || vec![T::default(); shape.conv.output_elems()];
         let stop = || cancel.is_cancelled();
         match order {
             Order::All => {
+                let banks: Vec<&Filters<T>> = banks.iter().collect();
                 for p in 0..shape.slabs {
                     let mut outputs: Vec<Vec<T>> = banks.iter().map(|_| zeros()).collect();
                     let mut views: Vec<&mut [T]> = outputs.iter_mut().map(Vec::as_mut_slice).collect();
@@ -92,7 +111,7 @@ impl Installed {
                     let mut input = self.kernel.one_input(scratch, slab(p), threads);
                     for index in neighbours {
                         let mut output = zeros();
-                        input.run(banks[index % shape.banks], &mut output, &stop)?;
+                        input.run(&banks[index % shape.banks], &mut output, &stop)?;
                         emit(*index, T::wrap(output));
                     }
                 }
@@ -120,6 +139,10 @@ impl Worker for CpuWorker {
     fn install(&mut self, key: FilterKey, shape: &SubtaskShape, banks: Values) -> Result<()> {
         shape.check_banks(&banks)?;
         let kernel = ConvKernel::new(&shape.conv);
+        let banks = match &banks {
+            Values::F32(banks) => Banks::F32(Banks::pack(&kernel, banks)?),
+            Values::F64(banks) => Banks::F64(Banks::pack(&kernel, banks)?),
+        };
         self.installed.insert(key, Installed { shape: shape.clone(), kernel, banks });
         Ok(())
     }
@@ -142,9 +165,15 @@ impl Worker for CpuWorker {
         let layer = self.installed.get(&key).ok_or_else(|| not_installed(&self.name, key))?;
         layer.shape.check_slabs(slabs, layer.banks.dtype())?;
         layer.shape.check_order(order)?;
-        match slabs {
-            Values::F32(_) => layer.compute(&mut self.scratch_f32, self.threads, slabs, order, cancel, emit),
-            Values::F64(_) => layer.compute(&mut self.scratch_f64, self.threads, slabs, order, cancel, emit),
+        match &layer.banks {
+            Banks::F32(banks) => {
+                let room = (&mut self.scratch_f32, self.threads);
+                layer.compute(banks, room, slabs.as_slice()?, order, cancel, emit)
+            }
+            Banks::F64(banks) => {
+                let room = (&mut self.scratch_f64, self.threads);
+                layer.compute(banks, room, slabs.as_slice()?, order, cancel, emit)
+            }
         }
     }
 
