@@ -55,6 +55,7 @@ impl Axis {
     }
 
     /// Input index of staged element `at` of a phase, `None` on padding.
+    #[inline]
     fn source(&self, phase: usize, at: usize) -> Option<usize> {
         (at * self.stride + phase).checked_sub(self.pad).filter(|i| *i < self.input)
     }
@@ -293,41 +294,41 @@ impl Geometry {
 
 /// Elements copied at once: pieces of a fixed size become a few vector instructions, where a call of memcpy would cost as
 /// much as copying the short rows of a plane does.
-const PIECE: usize = 8;
+const PIECE: usize = 16;
 
 /// Copies `from` to `to`, which are equally long. The last piece overlaps the one before.
 #[inline(always)]
 #[expect(clippy::inline_always, reason = "it must be compiled for each instruction set")]
 fn copy<T: Element>(from: &[T], to: &mut [T]) {
-    if to.len() < PIECE {
+    let Some(last) = to.len().checked_sub(PIECE) else {
         to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
         return;
-    }
-    let last = to.len() - PIECE;
+    };
     for (to, from) in to.chunks_exact_mut(PIECE).zip(from.chunks_exact(PIECE)) {
         to.copy_from_slice(from);
     }
-    to[last..].copy_from_slice(&from[last..]);
+    to[last..].copy_from_slice(&from[last..last + PIECE]);
 }
 
 /// Copies every second element of `from`, beginning with the first, to `to`: `from` has one fewer than two for each.
 #[inline(always)]
 #[expect(clippy::inline_always, reason = "it must be compiled for each instruction set")]
 fn copy_evens<T: Element>(from: &[T], to: &mut [T]) {
-    if to.len() <= PIECE {
+    const HALF: usize = PIECE / 2;
+    let Some((end, to)) = to.split_last_mut() else { return };
+    *end = from[2 * to.len()];
+    let Some(last) = to.len().checked_sub(HALF) else {
         to.iter_mut().zip(from.iter().step_by(2)).for_each(|(to, from)| *to = *from);
         return;
-    }
-    let evens = |at: usize, to: &mut [T]| {
-        let pairs = &from[at..at + 2 * PIECE - 1];
-        let found: [T; PIECE] = std::array::from_fn(|i| pairs[2 * i]);
+    };
+    let evens = |pairs: &[T], to: &mut [T]| {
+        let found: [T; HALF] = std::array::from_fn(|i| pairs[2 * i]);
         to.copy_from_slice(&found);
     };
-    let last = to.len() - PIECE;
-    for (index, to) in to.chunks_exact_mut(PIECE).enumerate() {
-        evens(2 * PIECE * index, to);
+    for (to, pairs) in to.chunks_exact_mut(HALF).zip(from.chunks_exact(PIECE)) {
+        evens(pairs, to);
     }
-    evens(2 * last, &mut to[last..]);
+    evens(&from[2 * last..2 * last + PIECE], &mut to[last..]);
 }
 
 /// [`Geometry::stage_channel`] for several channels, compiled for each instruction set.
