@@ -36,6 +36,7 @@ if [[ -z "${FCDCC_PYTHON-}" ]] && ! has_onnx .venv/bin/python; then
 fi
 
 step cargo fmt --check
+step cargo fmt --check --manifest-path benches/peers/Cargo.toml
 step cargo clippy --all-targets --locked -- -D warnings
 step cargo clippy --locked --no-default-features --features cli -- -D warnings
 if $all; then

@@ -1,0 +1,100 @@
+//! What is compared: engines that convolve a layer, and the clock they are timed with.
+
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
+
+use crate::layers::Layer;
+use crate::verify::Data;
+
+/// What a time includes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Span {
+    /// A call as a caller sees it; on a device with the upload of the input and the readback of the output.
+    Whole,
+    /// On a device: the input lies there already, and many convolutions are waited for at once.
+    #[expect(dead_code, reason = "for engines on devices")]
+    Compute,
+}
+
+impl Span {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Whole => "whole",
+            Self::Compute => "compute",
+        }
+    }
+}
+
+/// The clock of a comparison.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Clock {
+    /// Time that passes.
+    Wall,
+    /// Processor time of the calling thread: what others do on the machine disturbs it less. One thread only.
+    Cpu,
+}
+
+impl Clock {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Wall => "wall",
+            Self::Cpu => "cpu",
+        }
+    }
+
+    /// Seconds from some fixed moment.
+    pub(crate) fn now(self) -> f64 {
+        static BEGIN: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
+        match self {
+            #[cfg(unix)]
+            Self::Cpu => {
+                let now = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+                now.tv_sec as f64 + now.tv_nsec as f64 * 1e-9
+            }
+            _ => BEGIN.elapsed().as_secs_f64(),
+        }
+    }
+}
+
+/// A layer that an engine is to make ready.
+pub(crate) struct Job<'a> {
+    pub(crate) layer: &'a Layer,
+    pub(crate) data: &'a Data,
+    pub(crate) threads: usize,
+    pub(crate) clock: Clock,
+}
+
+/// Somebody who convolves.
+pub(crate) trait Engine {
+    fn name(&self) -> &'static str;
+
+    /// Makes a layer ready in place of the one before, filters and all. Answers what is worth knowing about how.
+    fn load(&mut self, job: &Job<'_>) -> Result<String>;
+
+    /// Convolves once: the output.
+    fn run(&mut self) -> Result<Vec<f32>>;
+
+    /// Convolves `calls` times: the seconds of one call, the median where calls are timed one by one.
+    fn time(&mut self, span: Span, calls: usize) -> Result<f64>;
+}
+
+/// The median of the seconds of each of `calls` calls.
+pub(crate) fn each_call(clock: Clock, calls: usize, mut call: impl FnMut() -> Result<()>) -> Result<f64> {
+    let mut seconds = Vec::with_capacity(calls);
+    for _ in 0..calls {
+        let begin = clock.now();
+        call()?;
+        seconds.push(clock.now() - begin);
+    }
+    ensure!(calls > 0, "no call to time");
+    Ok(median(&seconds))
+}
+
+/// The median of at least one number.
+pub(crate) fn median(numbers: &[f64]) -> f64 {
+    let mut sorted = numbers.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    if sorted.len() % 2 == 1 { sorted[middle] } else { sorted[middle - 1].midpoint(sorted[middle]) }
+}
