@@ -4,6 +4,8 @@ onnxruntime may rearrange the filters when the session is made; the layout of in
 conversions at the edges count. Its fastest configuration for such a layer depends on the layer, so the candidates
 are timed against each other first and the best one stands for onnxruntime.
 """
+import os
+
 import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
@@ -20,7 +22,7 @@ TRIALS = 7
 
 
 class Candidate:
-    def __init__(self, model, x, y_shape, threads, level, spin):
+    def __init__(self, model, x, y_shape, threads, pin, level, spin):
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -30,6 +32,10 @@ class Candidate:
         # Threads never spin between calls: other engines compute then.
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        if pin and threads > 1:
+            # The calling thread is the first; processors count from 1 here.
+            others = ";".join(str(processor + 1) for processor in range(1, threads))
+            options.add_session_config_entry("session.intra_op_thread_affinities", others)
         self.session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         self.binding = self.session.io_binding()
         self.input = ort.OrtValue.ortvalue_from_numpy(x)
@@ -64,12 +70,17 @@ def load(request, x, w):
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.checker.check_model(model)
-    threads = request["threads"]
+    threads, pin = request["threads"], request["pin"]
+    if pin:
+        # Threads inherit this, so it comes off before they are made.
+        os.sched_setaffinity(0, range(os.cpu_count()))
     candidates = [
-        Candidate(model.SerializeToString(), x, request["output"], threads, level, spin)
+        Candidate(model.SerializeToString(), x, request["output"], threads, pin, level, spin)
         for level in LEVELS
         for spin in ([False, True] if threads > 1 else [False])
     ]
+    if pin and threads > 1:
+        os.sched_setaffinity(0, {0})
     clock = CLOCKS[request["clock"]]
     for candidate in candidates:
         candidate.time(2, None, clock)

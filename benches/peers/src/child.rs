@@ -44,6 +44,9 @@ pub(crate) struct Script {
 
 pub(crate) const ONNXRUNTIME: Script =
     Script { name: "onnxruntime", file: "onnxruntime_conv.py", packages: "numpy, onnx, onnxruntime" };
+#[cfg(feature = "gpu")]
+pub(crate) const TORCH: Script = Script { name: "torch", file: "torch_conv.py", packages: "numpy, torch" };
+
 /// The line of an answer.
 #[derive(Deserialize)]
 pub(crate) struct Header {
@@ -129,10 +132,10 @@ impl PythonEngine {
             }
             Err(RecvTimeoutError::Disconnected) => bail!("its process has ended"),
         };
+        let (header, payload) = answer?;
         // It has answered, so it has read the request.
         let stdin = writer.join().map_err(|_| anyhow!("the writing thread failed"))??;
         locked(&self.child).stdin = Some(stdin);
-        let (header, payload) = answer?;
         ensure!(header.ok, "{}", header.error);
         Ok((header, payload))
     }
@@ -178,6 +181,7 @@ impl Engine for PythonEngine {
             "input_elems": shape.input_elems(),
             "output": shape.output_shape(),
             "padding": layer.padding,
+            "pin": job.pin,
             "stride": layer.stride,
             "threads": job.threads,
             "weight": shape.weight_shape(),

@@ -31,7 +31,6 @@ struct OurLayer {
 impl OurLayer {
     fn new(job: &Job<'_>) -> Result<Self> {
         let shape = &job.layer.shape;
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(job.threads);
         Ok(Self {
             kernel: ConvKernel::new(shape),
             scratch: Scratch::new(),
@@ -39,7 +38,7 @@ impl OurLayer {
             weight: job.data.weight.clone(),
             output: vec![f32::NAN; shape.output_elems()],
             threads: job.threads,
-            pool: (job.threads > 1).then(|| pool.build()).transpose()?,
+            pool: job.pool()?,
             clock: job.clock,
         })
     }
@@ -126,8 +125,8 @@ impl TractLayer {
         model.select_output_outlets(&output)?;
         let plan = model.into_optimized()?.into_runnable()?;
         let input = Tensor::from_shape(&shape.input_shape(), &job.data.input)?.into();
-        let executor =
-            if job.threads > 1 { Executor::multithread(job.threads) } else { Executor::SingleThread };
+        let pool = job.pool()?;
+        let executor = pool.map_or(Executor::SingleThread, |pool| Executor::MultiThread(Arc::new(pool)));
         Ok(Self { plan, input, executor, clock: job.clock })
     }
 

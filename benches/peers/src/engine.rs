@@ -13,7 +13,7 @@ pub(crate) enum Span {
     /// A call as a caller sees it; on a device with the upload of the input and the readback of the output.
     Whole,
     /// On a device: the input lies there already, and many convolutions are waited for at once.
-    #[expect(dead_code, reason = "for engines on devices")]
+    #[cfg_attr(not(feature = "gpu"), expect(dead_code, reason = "for engines on devices"))]
     Compute,
 }
 
@@ -62,7 +62,33 @@ pub(crate) struct Job<'a> {
     pub(crate) layer: &'a Layer,
     pub(crate) data: &'a Data,
     pub(crate) threads: usize,
+    /// With several threads: whether each keeps to a processor of its own.
+    pub(crate) pin: bool,
     pub(crate) clock: Clock,
+}
+
+impl Job<'_> {
+    /// Threads for an engine of this process; none for the calling thread alone.
+    pub(crate) fn pool(&self) -> Result<Option<rayon::ThreadPool>> {
+        if self.threads == 1 {
+            return Ok(None);
+        }
+        let pin = self.pin;
+        let builder = rayon::ThreadPoolBuilder::new().num_threads(self.threads);
+        Ok(Some(builder.start_handler(move |thread| pin_to(pin.then_some(thread))).build()?))
+    }
+}
+
+/// Keeps the calling thread to one processor. Where that is not possible it stays free: it computes all the same.
+fn pin_to(processor: Option<usize>) {
+    #[cfg(target_os = "linux")]
+    if let Some(processor) = processor {
+        let mut set = rustix::thread::CpuSet::new();
+        set.set(processor);
+        let _ = rustix::thread::sched_setaffinity(None, &set);
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = processor;
 }
 
 /// Somebody who convolves.

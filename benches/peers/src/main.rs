@@ -1,4 +1,4 @@
-//! fcdcc's convolutions beside the best of their class: onnxruntime and tract on the CPU.
+//! fcdcc's convolutions beside the best of their class: onnxruntime and tract on the CPU, burn and PyTorch on a GPU.
 //!
 //! Every engine's result is checked before it is timed; engines take turns in one run; rates stand beside the
 //! machine's own ceilings, measured in the same run. docs/performance.md, "Against others", is the protocol.
@@ -16,7 +16,7 @@ use crate::ceilings::Ceilings;
 use crate::child::{ONNXRUNTIME, PythonEngine, Script};
 use crate::engine::{Clock, Engine, Job, Span};
 use crate::layers::Layer;
-use crate::report::{Demand, Row, Table};
+use crate::report::{Demand, Table};
 use crate::rounds::{Limits, Outcome, compare};
 use crate::verify::Data;
 
@@ -24,6 +24,8 @@ mod ceilings;
 mod child;
 mod cpu;
 mod engine;
+#[cfg(feature = "gpu")]
+mod gpu;
 mod layers;
 mod report;
 mod rounds;
@@ -38,6 +40,10 @@ enum Peer {
     Onnxruntime,
     /// CPU.
     Tract,
+    /// GPU, through wgpu.
+    Burn,
+    /// NVIDIA GPUs, through Python.
+    Torch,
 }
 
 /// Compares fcdcc's convolutions with those of others on this machine.
@@ -47,7 +53,7 @@ struct Arguments {
     /// Only layers whose names match this regular expression
     #[arg(long, value_name = "REGEX", default_value = "")]
     layers: Regex,
-    /// Only these peers: [default: all]
+    /// Only these peers: onnxruntime and tract on the CPU, burn and torch on a GPU [default: all]
     #[arg(long, value_name = "PEER", value_delimiter = ',')]
     engine: Vec<Peer>,
     /// Threads of each CPU comparison [default: 1 and all cores]
@@ -62,6 +68,9 @@ struct Arguments {
     /// The clock of comparisons on one thread; all others use wall time
     #[arg(long, default_value = "wall")]
     clock: Clock,
+    /// Keeps each of several threads to a processor of its own, for machines that do other things as well (Linux)
+    #[arg(long)]
+    pin: bool,
     /// Ends the run after this many seconds; what is measured by then is reported
     #[arg(long, value_name = "SECONDS", default_value_t = 3600.0)]
     deadline: f64,
@@ -122,6 +131,8 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<ExitCode> {
     ensure!(!arguments.threads.contains(&0), "--threads 0 computes nothing");
+    let no_gpu = |peer: &Peer| matches!(peer, Peer::Burn | Peer::Torch) && !cfg!(feature = "gpu");
+    ensure!(!arguments.engine.iter().any(no_gpu), "built without the feature gpu, which burn and torch need");
     ensure!(cfg!(unix) || arguments.clock == Clock::Wall, "--clock cpu needs a Unix system");
     let deadline = Duration::try_from_secs_f64(arguments.deadline).context("--deadline")?;
     let deadline = Deadline(Instant::now() + deadline);
@@ -133,6 +144,10 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     let mut tables = Vec::new();
     if arguments.wants(Peer::Onnxruntime) || arguments.wants(Peer::Tract) {
         tables.extend(on_cpu(arguments, &layers, deadline)?);
+    }
+    #[cfg(feature = "gpu")]
+    if arguments.wants(Peer::Burn) || arguments.wants(Peer::Torch) {
+        tables.extend(gpu::tables(arguments, &layers, deadline)?);
     }
     for table in &tables {
         println!("{}", table.text(arguments.markdown));
@@ -229,9 +244,10 @@ fn on_cpu(arguments: &Arguments, layers: &[Layer], deadline: Deadline) -> Result
             eprintln!("ceilings of {threads} threads");
             let clock = clock(threads);
             let processor_time = if clock == Clock::Cpu { ", processor time" } else { "" };
+            let pinned = if arguments.pin && threads > 1 { ", pinned" } else { "" };
             Table {
-                title: format!("CPU, threads: {threads}{processor_time}"),
-                key: json!({ "on": "cpu", "threads": threads, "clock": clock.name() }),
+                title: format!("CPU, threads: {threads}{processor_time}{pinned}"),
+                key: json!({ "on": "cpu", "threads": threads, "clock": clock.name(), "pin": arguments.pin }),
                 engines: engines.iter().map(|engine| engine.name().to_owned()).collect(),
                 ceilings: watchdog::within("measuring ceilings", Duration::from_mins(2), || {
                     Ceilings::measure(threads, clock)
@@ -252,10 +268,10 @@ fn on_cpu(arguments: &Arguments, layers: &[Layer], deadline: Deadline) -> Result
         }
         let data = Data::new(layer);
         for (table, &threads) in tables.iter_mut().zip(&counts) {
-            let job = Job { layer, data: &data, threads, clock: clock(threads) };
+            let job = Job { layer, data: &data, threads, pin: arguments.pin, clock: clock(threads) };
             let outcomes = compare(&mut engines, &job, &[Span::Whole], limits).swap_remove(0);
             progress(index, layers, &table.title, &outcomes);
-            table.rows.push(Row { layer: layer.clone(), outcomes });
+            table.push(layer, outcomes);
         }
     }
     Ok(tables)

@@ -11,6 +11,10 @@ use crate::rounds::Outcome;
 /// What everything is compared with: the first engine of every table.
 const OURS: usize = 0;
 
+/// A rate of more than this many times the peak is a mistake of the measurement: no algorithm that keeps to
+/// [`crate::verify::TOLERANCE`] saves more multiplications than Winograd's F(4x4, 3x3).
+const BEYOND: f64 = 4.0;
+
 /// One layer's outcomes.
 pub(crate) struct Row {
     pub(crate) layer: Layer,
@@ -56,6 +60,18 @@ impl Ratios<'_> {
 }
 
 impl Table {
+    /// Adds a layer's outcomes, without times that cannot be.
+    pub(crate) fn push(&mut self, layer: &Layer, mut outcomes: Vec<Outcome>) {
+        for outcome in &mut outcomes {
+            let rate = outcome.seconds().map_or(0.0, |seconds| layer.flops() / seconds);
+            if rate > BEYOND * self.ceilings.peak {
+                let times = rate / self.ceilings.peak;
+                *outcome = Outcome::Missing(format!("{times:.0} times the peak is no measurement"));
+            }
+        }
+        self.rows.push(Row { layer: layer.clone(), outcomes });
+    }
+
     fn ratios(&self, peer: usize, set: Set) -> Ratios<'_> {
         let rows = self.rows.iter().filter(|row| row.layer.set == set);
         let ratio = |row: &Row| row.outcomes[OURS].ratio(&row.outcomes[peer]);

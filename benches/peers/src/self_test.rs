@@ -11,7 +11,7 @@ use crate::child::{ONNXRUNTIME, PythonEngine};
 use crate::cpu::{Ours, Tract};
 use crate::engine::{Clock, Engine, Job, Span};
 use crate::layers::{Layer, Set};
-use crate::report::{Demand, Row, Table};
+use crate::report::{Demand, Table};
 use crate::rounds::{Limits, Outcome, compare};
 use crate::verify::{Data, convolve};
 
@@ -87,7 +87,7 @@ fn engines() -> Result<()> {
     for layer in small_layers()? {
         let data = Data::new(&layer);
         for threads in [1, 2] {
-            let job = Job { layer: &layer, data: &data, threads, clock: Clock::Wall };
+            let job = Job { layer: &layer, data: &data, threads, pin: false, clock: Clock::Wall };
             let mut engines: Vec<Box<dyn Engine>> =
                 vec![Box::<Ours>::default(), Box::<Tract>::default(), Box::new(Spoiled(Ours::default()))];
             let outcomes = compare(&mut engines, &job, &[Span::Whole], limits).swap_remove(0);
@@ -103,24 +103,33 @@ fn engines() -> Result<()> {
     Ok(())
 }
 
-/// Thresholds are met by a fast engine and missed by a slow one and by a missing one.
+/// Thresholds are met by a fast engine and missed by a slow one and by a missing one; times that cannot be are refused.
 fn thresholds() -> Result<()> {
     let layer = small_layers()?.swap_remove(0);
     let timed = |seconds: f64| {
         Outcome::Timed(crate::rounds::Timed { note: String::new(), error: 0.0, rounds: vec![seconds; 3] })
     };
-    let table = |ours: Outcome| Table {
+    let empty = || Table {
         title: "self-test".to_owned(),
         key: json!({}),
         engines: vec!["fcdcc".to_owned(), "peer".to_owned()],
         ceilings: Ceilings { peak: 1e9, bandwidth: vec![(1 << 20, 1e9)] },
-        rows: vec![Row { layer: layer.clone(), outcomes: vec![ours, timed(1.0)] }],
+        rows: Vec::new(),
         demands: vec![Demand { peer: "peer", mean: 0.8, least: Some(0.5) }],
+    };
+    let table = |ours| {
+        let mut table = empty();
+        table.push(&layer, vec![ours, timed(1.0)]);
+        table
     };
     let met = |ours| table(ours).checks().iter().all(|(_, ok)| *ok);
     ensure!(met(timed(1.2)), "a ratio of 0.83 does not meet 0.8");
     ensure!(!met(timed(1.3)), "a ratio of 0.77 meets 0.8");
     ensure!(!met(Outcome::Missing("none".to_owned())), "nothing measured meets a threshold");
+    let rate = |seconds| table(timed(seconds)).rows[0].outcomes[0].seconds();
+    let at_peak = layer.flops() / 1e9;
+    ensure!(rate(at_peak / 2.0).is_some(), "twice the peak is refused");
+    ensure!(rate(at_peak / 5.0).is_none(), "five times the peak is accepted");
     Ok(())
 }
 
@@ -141,7 +150,7 @@ fn onnxruntime() -> Result<()> {
     for layer in small_layers()? {
         let data = Data::new(&layer);
         for threads in [1, 2] {
-            let job = Job { layer: &layer, data: &data, threads, clock: Clock::Wall };
+            let job = Job { layer: &layer, data: &data, threads, pin: false, clock: Clock::Wall };
             crate::rounds::prepare(&mut child, &job)?;
         }
         let wrong = Data { expected: data.expected.iter().map(|number| number * 1.001).collect(), ..data };
@@ -157,7 +166,7 @@ pub(crate) fn run() -> bool {
     let checks: [(&str, fn() -> Result<()>); 5] = [
         ("results against the definition; wrong ones are refused", results),
         ("our kernels and tract; a spoiled engine is refused", engines),
-        ("thresholds are met and missed", thresholds),
+        ("thresholds are met and missed; impossible times are refused", thresholds),
         ("onnxruntime", onnxruntime),
         ("an engine that hangs is given up", deadline),
     ];
