@@ -162,6 +162,9 @@ impl Table {
     /// Means and minima against each peer, and our share of the bound in each class of layers.
     fn summary(&self) -> Vec<String> {
         let mut lines = Vec::new();
+        if self.rows.is_empty() {
+            return lines;
+        }
         for (peer, name) in self.engines.iter().enumerate().skip(OURS + 1) {
             for (set, what) in [(Set::Net, "VGG-16 and ResNet-50"), (Set::Extra, "depthwise and LeNet-5")] {
                 let ratios = self.ratios(peer, set);
