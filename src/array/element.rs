@@ -41,7 +41,7 @@ impl fmt::Display for DType {
 }
 
 mod sealed {
-    pub trait Sealed {}
+    pub trait Sealed: super::super::lanes::Lanes {}
     impl Sealed for f32 {}
     impl Sealed for f64 {}
 }
@@ -260,16 +260,34 @@ pub(crate) fn check_indices(indices: &[usize], results: usize) -> Result<()> {
 /// Scans blocks without branches first, so a clean buffer costs one pass at memory speed.
 #[must_use]
 pub fn first_non_finite<T: Element>(values: &[T]) -> Option<(usize, f64)> {
-    const BLOCK: usize = 1024;
-    for (block, chunk) in values.chunks(BLOCK).enumerate() {
-        if chunk.iter().fold(true, |all, v| all & v.finite()) {
-            continue;
+    let block = pulp::Arch::new().dispatch(UncleanBlock(values))?;
+    let rest = &values[block * BLOCK..];
+    let at = rest.iter().position(|v| !v.finite())?;
+    Some((block * BLOCK + at, rest[at].to_f64()))
+}
+
+/// Elements that are looked at without a branch.
+const BLOCK: usize = 1024;
+
+/// Finds the first block with a value that is not finite.
+struct UncleanBlock<'a, T>(&'a [T]);
+
+impl<T: Element> pulp::WithSimd for UncleanBlock<'_, T> {
+    type Output = Option<usize>;
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, _: S) -> Option<usize> {
+        for (block, chunk) in self.0.chunks(BLOCK).enumerate() {
+            let mut clean = true;
+            for value in chunk {
+                clean &= value.finite();
+            }
+            if !clean {
+                return Some(block);
+            }
         }
-        if let Some(at) = chunk.iter().position(|v| !v.finite()) {
-            return Some((block * BLOCK + at, chunk[at].to_f64()));
-        }
+        None
     }
-    None
 }
 
 #[cfg(test)]

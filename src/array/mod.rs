@@ -4,6 +4,7 @@
 //! never in the buffers. Who only calls the library can skip this module, except for [`DType`].
 
 mod element;
+mod lanes;
 mod matmul;
 mod random;
 

@@ -1,15 +1,25 @@
 //! Decoding: from the sub-results that came to the output, in one pass that also crops, merges, adds the bias
 //! and clamps.
+//!
+//! Columns of the sub-results are combined in vector registers and go from there to their places in the output
+//! ([`mix`](super::mix)): every sub-result is read once, every output element written once.
 
 use rayon::prelude::*;
 
-use super::decoder::{Decoder, Map, Rotation};
-use crate::array::{Element, Matrix, MatrixMut, matmul};
+use super::decoder::{Decoder, Map};
+use super::mix::{self, Packed, PackedPairs, Panel, Sources, Target};
+use crate::array::Element;
 use crate::error::{Error, Result};
-use crate::partition::{OutputTiling, TilingJob};
+use crate::partition::OutputTiling;
 
-/// Scratch elements a thread may hold: a few hundred KiB, so that a block stays in the L2 cache.
-const SCRATCH_ELEMS: usize = 64 * 1024;
+/// Fewer multiply-adds than this are done on the calling thread: waking others would take as long.
+const SMALL: usize = 512 * 1024;
+
+/// Units of work for each thread, so that one that is late is waited for briefly.
+const UNITS: usize = 8;
+
+/// The fewest columns of a unit.
+const LEAST_COLUMNS: usize = 512;
 
 /// From this condition number on, f32 results are decoded in f64: rounding the inverse to f32 would add about as
 /// much error as the workers did. Below it the loss is under the workers' own rounding.
@@ -50,8 +60,8 @@ impl Clamp {
 /// Decodes, merges, crops and finishes: `output` `[N, O, spatial...]` is overwritten.
 ///
 /// `results` are the sub-results of [`Decoder::inputs`], in that order, each [`OutputTiling::part_elems`] long.
-/// Runs on all threads of the current rayon pool and allocates, beside the list of output pieces, at most
-/// 512 KiB of scratch a thread.
+/// Runs on all threads of the current rayon pool, small layers on the calling thread, and allocates, beside a list of output
+/// runs, a few dozen KiB of scratch a thread.
 ///
 /// # Errors
 /// [`Error::Mismatch`] when the number or length of the results, the output or the bias do not fit.
@@ -77,171 +87,213 @@ pub fn decode<T: Element>(
     {
         return Err(Error::mismatch("elements of the bias", bias.len(), tiling.out_channels(), mend));
     }
-    match (decoder.condition() >= WIDE_CONDITION, epilogue.clamp) {
-        (true, None) => run::<T, f64>(decoder, tiling, results, epilogue.bias, |v| v, output),
-        (true, Some(c)) => run::<T, f64>(decoder, tiling, results, epilogue.bias, c.of(), output),
-        (false, None) => run::<T, T>(decoder, tiling, results, epilogue.bias, |v| v, output),
-        (false, Some(c)) => run::<T, T>(decoder, tiling, results, epilogue.bias, c.of(), output),
+    if decoder.condition() >= WIDE_CONDITION {
+        run::<T, f64>(decoder, tiling, results, epilogue, output);
+    } else {
+        run::<T, T>(decoder, tiling, results, epilogue, output);
     }
     Ok(())
 }
 
-/// The block loop, with arithmetic in `A` up to the activation.
+/// Shares the output out, with arithmetic in `A` up to the rounding at the end.
 fn run<T: Element, A: Element>(
     decoder: &Decoder,
     tiling: &OutputTiling,
     results: &[&[T]],
-    bias: Option<&[T]>,
-    activation: impl Fn(A) -> A + Copy + Send + Sync,
+    epilogue: Epilogue<'_, T>,
     output: &mut [T],
 ) {
-    let parts = tiling.k_a * tiling.k_b;
-    let rows = match &decoder.map {
+    let (parts, planes, plane) = (tiling.k_a * tiling.k_b, tiling.part_planes(), tiling.part_plane());
+    let terms = match &decoder.map {
         Map::Select(_) => 1,
-        Map::Real(_) => results.len() + parts,
-        // P, u and, where both sides are split, Q, v.
-        Map::Rotation(r) => (2 * r.responders + 2 * r.d_a * r.d_b) * if r.q.is_empty() { 1 } else { 2 },
+        Map::Real(_) => results.len(),
+        Map::Rotation(_) => results.len() / 2,
     };
-    let jobs = tiling.jobs(output, (SCRATCH_ELEMS / rows).clamp(64, 4096));
-    let matrices: Vec<Vec<A>> = match &decoder.map {
-        Map::Select(_) => Vec::new(),
-        Map::Real(inverse) => vec![convert(inverse)],
-        Map::Rotation(r) => vec![convert(&r.p), convert(&r.q)],
+    let small = output.len() * terms < SMALL;
+    let wanted = if small { 1 } else { UNITS * rayon::current_num_threads() };
+    // A unit is several planes or, where those are few, some columns of one.
+    let (together, columns) = if planes >= wanted {
+        (planes.div_ceil(wanted), plane)
+    } else {
+        (1, plane.div_ceil(wanted.div_ceil(planes)).max(LEAST_COLUMNS).min(plane))
     };
-    let k_b = tiling.k_b;
-    jobs.into_par_iter().for_each_init(Vec::new, |scratch: &mut Vec<A>, job| {
-        let bias_of = |channel: usize| bias.map_or(A::default(), |b| A::from_f64(b[channel].to_f64()));
-        match &decoder.map {
-            Map::Select(select) => {
-                for piece in job.pieces {
-                    let from = job.start + piece.column;
-                    let source = &results[select[piece.part]][from..from + piece.output.len()];
-                    // Nothing is added where there is no bias: the values stay what they are to the last bit.
-                    let add = bias.map(|_| bias_of(piece.channel));
-                    for (out, value) in piece.output.iter_mut().zip(source) {
-                        let value = A::from_f64(value.to_f64());
-                        *out = T::from_f64(activation(add.map_or(value, |add| value + add)).to_f64());
-                    }
-                }
-            }
-            Map::Real(_) => {
-                let (inputs, cols) = (results.len(), job.columns);
-                let (z, y) = split(scratch, inputs * cols, parts * cols);
-                for (row, result) in z.chunks_mut(cols).zip(results) {
-                    for (to, from) in row.iter_mut().zip(&result[job.start..]) {
-                        *to = A::from_f64(from.to_f64());
-                    }
-                }
-                matmul(
-                    &mut MatrixMut::dense(y, parts, cols),
-                    Matrix::dense(&matrices[0], parts, inputs),
-                    Matrix::dense(z, inputs, cols),
-                    false,
-                );
-                for piece in job.pieces {
-                    let from = piece.part * cols + piece.column;
-                    let add = bias_of(piece.channel);
-                    for (out, value) in piece.output.iter_mut().zip(&y[from..]) {
-                        *out = T::from_f64(activation(*value + add).to_f64());
-                    }
-                }
-            }
-            Map::Rotation(r) => {
-                rotation_block(r, &matrices, results, scratch, job, k_b, (bias_of, activation));
-            }
-        }
-    });
+    let blocks = plane.div_ceil(columns);
+    let mut runs = tiling.runs(output, columns);
+    let bounds = epilogue.clamp.unwrap_or(Clamp { low: f64::NEG_INFINITY, high: f64::INFINITY });
+    let job = Job::<T, A> {
+        map: match &decoder.map {
+            Map::Select(select) => JobMap::Select(select),
+            Map::Real(map) => JobMap::Real(map.convert()),
+            Map::Rotation(r) => JobMap::Rotation(r.map.convert(), &r.parts),
+        },
+        tiling,
+        results,
+        bias: epilogue.bias,
+        bounds: (A::from_f64(bounds.low), A::from_f64(bounds.high)),
+        plain: epilogue.clamp.is_none() && epilogue.bias.is_none(),
+        blocks,
+        columns,
+    };
+    let arch = pulp::Arch::new();
+    let decode = |(unit, runs): (usize, &mut [&mut [T]])| {
+        arch.dispatch(Unit { job: &job, first: unit * together, runs });
+    };
+    let unit = parts * together;
+    if small {
+        runs.chunks_mut(unit).enumerate().for_each(decode);
+    } else {
+        runs.par_chunks_mut(unit).enumerate().for_each(decode);
+    }
 }
 
-/// One block of the complex fast path.
-fn rotation_block<T: Element, A: Element>(
-    r: &Rotation,
-    matrices: &[Vec<A>],
-    results: &[&[T]],
-    scratch: &mut Vec<A>,
-    job: TilingJob<'_, T>,
-    k_b: usize,
-    (bias, activation): (impl Fn(usize) -> A, impl Fn(A) -> A),
-) {
-    let (m, delta, cols) = (r.responders, r.d_a * r.d_b, job.columns);
-    let both = !r.q.is_empty();
-    let (sums, solved) = (2 * m * cols, 2 * delta * cols);
-    let systems = if both { 2 } else { 1 };
-    let (sum, solution) = split(scratch, systems * sums, systems * solved);
-    for i in 0..m {
-        let z = |p: usize, bank: usize| &results[(i * r.l_a + p) * r.l_b + bank][job.start..job.start + cols];
-        if both {
-            let (z00, z01, z10, z11) = (z(0, 0), z(0, 1), z(1, 0), z(1, 1));
-            let (p, q) = sum.split_at_mut(sums);
-            let (p_re, p_im) = p.split_at_mut(m * cols);
-            let (q_re, q_im) = q.split_at_mut(m * cols);
-            let rows = i * cols..(i + 1) * cols;
-            let (p_re, p_im) = (&mut p_re[rows.clone()], &mut p_im[rows.clone()]);
-            let (q_re, q_im) = (&mut q_re[rows.clone()], &mut q_im[rows]);
-            let wide = |v: T| A::from_f64(v.to_f64());
-            for c in 0..cols {
-                let (a, b, d, e) = (wide(z00[c]), wide(z01[c]), wide(z10[c]), wide(z11[c]));
-                p_re[c] = a - e;
-                p_im[c] = b + d;
-                q_re[c] = a + e;
-                q_im[c] = d - b;
+/// What all units of a decoding have in common.
+struct Job<'a, T, A> {
+    map: JobMap<'a, A>,
+    tiling: &'a OutputTiling,
+    results: &'a [&'a [T]],
+    bias: Option<&'a [T]>,
+    bounds: (A, A),
+    /// There is neither bias nor clamp.
+    plain: bool,
+    /// Blocks of a plane, and the columns of one.
+    blocks: usize,
+    columns: usize,
+}
+
+/// [`Map`] in the type that is computed in.
+enum JobMap<'a, A> {
+    Select(&'a [usize]),
+    Real(Packed<A>),
+    Rotation(PackedPairs<A>, &'a [(usize, usize, f64)]),
+}
+
+/// Some (plane, block) of the parts, from number `first` on, and for each of them the runs of all parts.
+struct Unit<'a, 'o, 'b, T, A> {
+    job: &'a Job<'a, T, A>,
+    first: usize,
+    runs: &'b mut [&'o mut [T]],
+}
+
+impl<T: Element, A: Element> pulp::WithSimd for Unit<'_, '_, '_, T, A> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, simd: S) {
+        let Self { job, first, runs } = self;
+        let (tiling, results) = (job.tiling, job.results);
+        let (parts, plane_elems) = (tiling.k_a * tiling.k_b, tiling.part_plane());
+        // What is in the type that is computed in is read where it lies.
+        let direct = A::DTYPE == T::DTYPE && job.columns >= mix::LANES;
+        let rows = if direct || matches!(job.map, JobMap::Select(_)) { 0 } else { results.len() };
+        let mut panel = Panel::new(rows, job.columns);
+        let (mut targets, mut biases) = (Vec::with_capacity(parts), Vec::with_capacity(tiling.k_b));
+        for (at, runs) in runs.chunks_mut(parts).enumerate() {
+            let (plane, start) = ((first + at) / job.blocks, (first + at) % job.blocks * job.columns);
+            let (from, length) = (plane * plane_elems + start, job.columns.min(plane_elems - start));
+            biases.clear();
+            biases.extend((0..tiling.k_b).map(|b| match (job.bias, tiling.channel(plane, b)) {
+                (Some(bias), Some(channel)) => A::from_f64(bias[channel].to_f64()),
+                // Adding this changes nothing, not even the sign of a zero.
+                _ => A::from_f64(-0.0),
+            }));
+            if let JobMap::Select(select) = &job.map {
+                for (part, (to, input)) in runs.iter_mut().zip(*select).enumerate() {
+                    let source = &results[*input][from..from + to.len()];
+                    copy(source, to, biases[part % tiling.k_b], job);
+                }
+                continue;
             }
-        } else {
-            // One side is unsplit: P = Z0 + i Z1 over the two sub-results of the split one.
-            let (re, im) = (z(0, 0), if r.l_a == 2 { z(1, 0) } else { z(0, 1) });
-            for c in 0..cols {
-                sum[i * cols + c] = A::from_f64(re[c].to_f64());
-                sum[(m + i) * cols + c] = A::from_f64(im[c].to_f64());
+            let direct = direct && length >= mix::LANES;
+            let room = if direct { length } else { panel.room().max(mix::LANES) };
+            if !direct && rows == 0 {
+                // The last columns of a plane, fewer than a vector has.
+                panel = Panel::new(results.len(), mix::LANES);
             }
-        }
-    }
-    for system in 0..systems {
-        matmul(
-            &mut MatrixMut::dense(&mut solution[system * solved..(system + 1) * solved], 2 * delta, cols),
-            Matrix::dense(&matrices[system], 2 * delta, 2 * m),
-            Matrix::dense(&sum[system * sums..(system + 1) * sums], 2 * m, cols),
-            false,
-        );
-    }
-    let (u, v) = solution.split_at(solved);
-    let half = A::from_f64(0.5);
-    let write = |out: &mut [T], x: &[A], y: &[A], add: A, combine: fn(A, A) -> A| {
-        for ((out, x), y) in out.iter_mut().zip(x).zip(y) {
-            *out = T::from_f64(activation(combine(*x, *y) * half + add).to_f64());
-        }
-    };
-    for piece in job.pieces {
-        let (a, b, add) = (piece.part / k_b, piece.part % k_b, bias(piece.channel));
-        let imaginary = |row: usize| (delta + row) * cols + piece.column;
-        let real = |row: usize| row * cols + piece.column;
-        if both {
-            let (j, l) = (a / 2, b / 2);
-            let (uu, vv) = (j + r.d_a * l, j + r.d_a * (r.d_b - 1 - l));
-            match (a % 2, b % 2) {
-                (0, 0) => write(piece.output, &u[real(uu)..], &v[real(vv)..], add, |u, v| u + v),
-                (1, 1) => write(piece.output, &v[real(vv)..], &u[real(uu)..], add, |v, u| v - u),
-                (0, _) => write(piece.output, &u[imaginary(uu)..], &v[imaginary(vv)..], add, |u, v| u - v),
-                _ => write(piece.output, &u[imaginary(uu)..], &v[imaginary(vv)..], add, |u, v| u + v),
-            }
-        } else {
-            let part = if r.l_a == 2 { a } else { b };
-            let from = if part % 2 == 0 { real(part / 2) } else { imaginary(part / 2) };
-            for (out, value) in piece.output.iter_mut().zip(&u[from..]) {
-                *out = T::from_f64(activation(*value + add).to_f64());
+            for begin in (0..length).step_by(room) {
+                let count = room.min(length - begin);
+                targets.clear();
+                match &job.map {
+                    JobMap::Rotation(_, pairs) => {
+                        for (plus, minus, sign) in *pairs {
+                            targets.push(aim(runs, *plus, count, 1.0, &biases));
+                            targets.push(aim(runs, *minus, count, *sign, &biases));
+                        }
+                    }
+                    _ => targets.extend((0..parts).map(|part| aim(runs, part, count, 1.0, &biases))),
+                }
+                if direct {
+                    let sources = Direct { results, from: from + begin, count };
+                    job.combine(simd, &sources, count, &mut targets);
+                } else {
+                    panel.set_columns(count);
+                    for (row, result) in results.iter().enumerate() {
+                        mix::convert(&result[from + begin..][..count], panel.row_mut(row, count));
+                    }
+                    job.combine(simd, &panel, count.max(mix::LANES), &mut targets);
+                }
             }
         }
     }
 }
 
-fn convert<A: Element>(matrix: &[f64]) -> Vec<A> {
-    matrix.iter().map(|v| A::from_f64(*v)).collect()
+impl<T: Element, A: Element> Job<'_, T, A> {
+    #[inline(always)]
+    fn combine<S: pulp::Simd>(
+        &self,
+        simd: S,
+        sources: &impl Sources<A>,
+        columns: usize,
+        targets: &mut [Target<'_, T, A>],
+    ) {
+        match &self.map {
+            JobMap::Select(_) => {}
+            JobMap::Real(map) => mix::combine(simd, map, sources, columns, targets, Some(self.bounds)),
+            JobMap::Rotation(map, _) => {
+                mix::combine_pairs(simd, map, sources, columns, targets, Some(self.bounds));
+            }
+        }
+    }
 }
 
-/// Two disjoint scratch areas, grown when needed and kept between blocks.
-fn split<A: Element>(scratch: &mut Vec<A>, first: usize, second: usize) -> (&mut [A], &mut [A]) {
-    if scratch.len() < first + second {
-        scratch.resize(first + second, A::default());
+/// Sub-results as they came.
+struct Direct<'a, T> {
+    results: &'a [&'a [T]],
+    from: usize,
+    count: usize,
+}
+
+impl<T: Element, A: Element> Sources<A> for Direct<'_, T> {
+    #[inline(always)]
+    fn row(&self, row: usize) -> &[A] {
+        bytemuck::cast_slice(&self.results[row][self.from..self.from + self.count])
     }
-    let (a, b) = scratch.split_at_mut(first);
-    (a, &mut b[..second])
+}
+
+/// The first `count` elements of run `part` as a target; the run goes on behind them.
+#[inline(always)]
+fn aim<'o, T, A: Element>(
+    runs: &mut [&'o mut [T]],
+    part: usize,
+    count: usize,
+    scale: f64,
+    biases: &[A],
+) -> Target<'o, T, A> {
+    let run = std::mem::take(&mut runs[part]);
+    let (to, rest) = run.split_at_mut(count.min(run.len()));
+    runs[part] = rest;
+    Target { to, scale: A::from_f64(scale), bias: biases[part % biases.len()] }
+}
+
+/// `to = from`, finished.
+#[inline(always)]
+fn copy<T: Element, A: Element>(from: &[T], to: &mut [T], bias: A, job: &Job<'_, T, A>) {
+    if job.plain {
+        return to.copy_from_slice(from);
+    }
+    let (low, high) = job.bounds;
+    for (to, from) in to.iter_mut().zip(from) {
+        let value = A::from_f64(from.to_f64()) + bias;
+        let value = if value < low { low } else { value };
+        *to = T::from_f64(if value > high { high } else { value }.to_f64());
+    }
 }

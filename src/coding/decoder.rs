@@ -5,6 +5,7 @@ use num_complex::Complex64;
 use super::code::{Code, SubResult};
 use super::condition::{condition_of, power, transposed, vandermonde};
 use super::generators::Structure;
+use super::mix::{Packed, PackedPairs};
 use crate::error::{Error, Result};
 
 /// Beyond this condition number not even f64 results carry a correct digit at f32 accuracy: treated as singular.
@@ -23,27 +24,20 @@ pub struct Decoder {
 pub(super) enum Map {
     /// Part k is input `[k]`.
     Select(Vec<usize>),
-    /// Parts are this (k_A k_B) x inputs matrix, row-major, times the inputs.
-    Real(Vec<f64>),
-    /// The complex fast path of whole CRME subtasks.
+    /// Parts are combinations of the inputs.
+    Real(Packed<f64>),
+    /// The complex fast path of whole CRME subtasks, both sides split.
     Rotation(Rotation),
 }
 
-/// Two (or, with one side unsplit, one) complex systems as real matrices over stacked real and imaginary rows.
+/// Two complex systems as real combinations: u of the real and imaginary parts of P, v of those of Q, the factor
+/// w^(d_A (d_B - 1)) folded into the latter, a half into both. The sums of u and v are parts, their differences are others.
 #[derive(Clone, Debug)]
 pub(super) struct Rotation {
-    /// l_A and l_B: which sums P and Q are made of.
-    pub(super) l_a: usize,
-    pub(super) l_b: usize,
-    /// d_A, d_B.
-    pub(super) d_a: usize,
-    pub(super) d_b: usize,
-    /// Subtasks whose results are used.
-    pub(super) responders: usize,
-    /// `[Re u; Im u] = p [Re P; Im P]`, (2 delta) x (2 responders), row-major.
-    pub(super) p: Vec<f64>,
-    /// The same for v from Q, the factor w^(d_A (d_B - 1)) folded in; empty when one side is not split.
-    pub(super) q: Vec<f64>,
+    /// Rows u and v over the four sub-results of each responder.
+    pub(super) map: PackedPairs<f64>,
+    /// For each row the part that u + v is, the part that v - u is, and the sign of the latter.
+    pub(super) parts: Vec<(usize, usize, f64)>,
 }
 
 impl Decoder {
@@ -102,8 +96,8 @@ impl Decoder {
             return Err(Error::Singular { subtasks: subtasks_of(inputs), condition });
         }
         let inverse = svd.pseudoinverse();
-        let map = (0..parts).flat_map(|row| (0..inputs.len()).map(move |col| (row, col)));
-        Ok(Self { inputs: inputs.to_vec(), condition, map: Map::Real(map.map(|at| inverse[at]).collect()) })
+        let map = Packed::new(parts, inputs.len(), |row, col| inverse[(row, col)]);
+        Ok(Self { inputs: inputs.to_vec(), condition, map: Map::Real(map) })
     }
 
     fn selection(code: &Code, subtasks: &[usize]) -> Result<Self> {
@@ -137,39 +131,37 @@ impl Decoder {
             return Err(failed(condition));
         }
         let inverse = svd.pseudoinverse();
-        let responders = subtasks.len();
-        let as_real = |entry: &dyn Fn(usize, usize) -> Complex64| {
-            let mut real = vec![0.0; 4 * delta * responders];
-            for row in 0..delta {
-                for col in 0..responders {
-                    let d = entry(row, col);
-                    let mut set = |r: usize, c: usize, v: f64| real[r * 2 * responders + c] = v;
-                    set(row, col, d.re);
-                    set(row, responders + col, -d.im);
-                    set(delta + row, col, d.im);
-                    set(delta + row, responders + col, d.re);
-                }
-            }
-            real
-        };
-        let both = code.l_a() == 2 && code.l_b() == 2;
-        Ok(Self {
-            inputs: code.sub_results_of(subtasks),
-            condition,
-            map: Map::Rotation(Rotation {
-                l_a: code.l_a(),
-                l_b: code.l_b(),
-                d_a,
-                d_b,
-                responders,
-                p: as_real(&|row, col| inverse[(row, col)]),
-                q: if both {
-                    as_real(&|row, col| inverse[(row, col)] * power(theta, subtasks[col], d_a * (d_b - 1)))
-                } else {
-                    Vec::new()
-                },
-            }),
-        })
+        let (responders, inputs) = (subtasks.len(), code.sub_results_of(subtasks));
+        // Entry (row, col) of the complex matrix as rows of Re and Im over columns of Re and Im.
+        let real =
+            |d: Complex64, imaginary_row: bool, imaginary_col: bool| match (imaginary_row, imaginary_col) {
+                (false, false) | (true, true) => d.re,
+                (false, true) => -d.im,
+                (true, false) => d.im,
+            };
+        if code.l_a() == 1 || code.l_b() == 1 {
+            // One side is unsplit: P = Z0 + i Z1 over the two sub-results of the split one, and u are the parts.
+            let map = Packed::new(2 * delta, 2 * responders, |row, col| {
+                real(inverse[(row / 2, col / 2)], row % 2 == 1, col % 2 == 1)
+            });
+            return Ok(Self { inputs, condition, map: Map::Real(map) });
+        }
+        let k_b = code.k_b();
+        // The pair (j, l) of complex parts: first the real rows, then the imaginary ones.
+        let pair = |row: usize| (row % delta % d_a, row % delta / d_a);
+        let map = PackedPairs::new(2 * delta, responders, |row, i| {
+            let (j, l) = pair(row);
+            let p = inverse[(j + d_a * l, i)];
+            let q = inverse[(j + d_a * (d_b - 1 - l), i)] * power(theta, subtasks[i], d_a * (d_b - 1));
+            let of = |entry, imaginary| 0.5 * real(entry, row >= delta, imaginary);
+            [of(p, false), of(p, true), of(q, false), of(q, true)]
+        });
+        let parts = (0..2 * delta).map(|row| {
+            let part = |of_a: usize, of_b: usize| (2 * pair(row).0 + of_a) * k_b + 2 * pair(row).1 + of_b;
+            if row < delta { (part(0, 0), part(1, 1), 1.0) } else { (part(1, 0), part(0, 1), -1.0) }
+        });
+        let map = Map::Rotation(Rotation { map, parts: parts.collect() });
+        Ok(Self { inputs, condition, map })
     }
 
     /// The sub-results this decoder takes, in its order.

@@ -1,26 +1,34 @@
 //! Encoding: coded slabs for every subtask of a run, coded filter banks for one subtask of a layer.
-
-use std::borrow::Cow;
+//!
+//! A run of columns of a channel is read from the input where it lies, padded and widened on the way into a panel in the
+//! innermost cache, and from there to every subtask's buffer ([`mix`](super::mix)): the input is read once, each buffer
+//! written once, nothing lies between.
 
 use rayon::prelude::*;
 
 use super::code::Code;
 use super::combine::{combine, nonzero};
+use super::mix::{self, Packed, Panel, Target};
 use crate::array::Element;
 use crate::conv::ConvShape;
 use crate::partition::{FilterPartition, InputPartition};
 
-/// Elements of one block of coded filters, and of coded slabs where planes are too few to go by.
+/// Elements of one block of coded filters.
 const BLOCK: usize = 4096;
 
-/// Sources of one block, as f64, for all subtasks' combinations: they stay in the innermost cache.
-const WIDE_ELEMS: usize = 4096;
-const LEAST_WIDE: usize = 64;
+/// Fewer coded elements than this are encoded on the calling thread: waking others would take as long.
+const SMALL: usize = 32 * 1024;
+
+/// Units of work for each thread, so that one that is late is waited for briefly.
+const UNITS: usize = 8;
+
+/// The fewest columns of a unit.
+const LEAST_COLUMNS: usize = 1024;
 
 /// The coded slabs of all n subtasks, each `[l_A, N, C, slab spatial...]` in the buffer that is sent.
 ///
 /// `input` is `[N, C, spatial...]` of `shape`; it is padded and extended in the same pass. Runs on all threads
-/// of the current rayon pool. Cost: k_A multiply-adds for each coded element. `spare` holds buffers of earlier
+/// of the current rayon pool, small inputs on the calling thread. Cost: k_A multiply-adds for each coded element. `spare` holds buffers of earlier
 /// calls to be used again, in any number and of any length: fresh memory costs more than the arithmetic.
 pub fn encode_input<T: Element>(
     code: &Code,
@@ -53,107 +61,148 @@ fn encode_first<T: Element>(
     input: &[T],
     spare: Vec<Vec<T>>,
 ) -> Vec<Vec<T>> {
-    let planes = shape.batch * shape.in_channels;
-    // With planes enough for every thread each is padded in the cache, where it is read from at once.
-    let by_plane = planes >= 2 * rayon::current_num_threads();
-    let pad_each = by_plane && !parts.is_in_place();
-    let covered = if parts.is_in_place() || by_plane {
-        Cow::Borrowed(input)
-    } else {
-        let mut covered = vec![T::default(); planes * parts.covered_plane()];
-        covered
-            .par_chunks_mut(parts.covered_plane())
-            .zip(input.par_chunks(shape.input_plane()))
-            .for_each(|(to, from)| parts.cover(from, to));
-        Cow::Owned(covered)
-    };
-    let pitch = covered.len() / planes;
-    let slab = parts.slab_plane();
+    let (planes, slab) = (shape.batch * shape.in_channels, parts.slab_plane());
+    let combinations = Combinations::new(subtasks, code, parts, shape.input_plane());
+    let rows = combinations.rows.len();
     let mut coded = spare;
     coded.resize_with(subtasks, Vec::new);
     for buffer in &mut coded {
-        buffer.resize(code.l_a() * planes * slab, T::default());
+        let len = code.l_a() * planes * slab;
+        if buffer.capacity() < len {
+            // Zeros from the system, which are not written twice.
+            *buffer = vec![T::default(); len];
+        } else {
+            buffer.resize(len, T::default());
+        }
     }
 
-    // One job a plane, or a part of one: it reads its k_A sources once and writes to every subtask.
-    let length = if by_plane { slab } else { BLOCK };
-    let segments = slab.div_ceil(length);
-    let mut jobs: Vec<Vec<(usize, usize, &mut [T])>> =
-        (0..planes * segments).map(|_| Vec::with_capacity(subtasks * code.l_a())).collect();
-    for (subtask, buffer) in coded.iter_mut().enumerate() {
-        for (at, rows) in buffer.chunks_mut(slab).enumerate() {
-            let (p, plane) = (at / planes, at % planes);
-            for (segment, piece) in rows.chunks_mut(length).enumerate() {
-                jobs[plane * segments + segment].push((subtask, p, piece));
+    // A unit is several channels or, where those are few, some columns of one.
+    let threads = rayon::current_num_threads();
+    let small = rows * planes * slab < SMALL;
+    let wanted = if small { 1 } else { UNITS * threads };
+    let (together, columns) = if planes >= wanted {
+        (planes.div_ceil(wanted), slab)
+    } else {
+        (1, slab.div_ceil(wanted.div_ceil(planes)).max(LEAST_COLUMNS).min(slab))
+    };
+    let segments = slab.div_ceil(columns);
+    let units = planes.div_ceil(together) * segments;
+    let mut pieces: Vec<&mut [T]> = Vec::new();
+    pieces.resize_with(units * rows, Default::default);
+    for (row, buffer) in coded.iter_mut().flat_map(|buffer| buffer.chunks_mut(planes * slab)).enumerate() {
+        for (group, channels) in buffer.chunks_mut(together * slab).enumerate() {
+            // More than one channel is not cut.
+            for (segment, piece) in channels.chunks_mut(together * columns).enumerate() {
+                pieces[(group * segments + segment) * rows + row] = piece;
             }
         }
     }
-    let sources = Sources { code, step: parts.step_elems() };
-    jobs.into_par_iter().enumerate().for_each_init(
-        || (Vec::new(), Vec::new()),
-        |(padded, wide), (job, pieces)| {
-            let (plane, start) = (job / segments, job % segments * length);
-            let whole = &covered[plane * pitch..][..pitch];
-            if pad_each {
-                padded.resize(parts.covered_plane(), T::default());
-                parts.cover(whole, padded);
-                sources.combine(&padded[start..], wide, pieces);
-            } else {
-                sources.combine(&whole[start..], wide, pieces);
-            }
-        },
-    );
+    let arch = pulp::Arch::new();
+    let encode = |(unit, pieces): (usize, &mut [&mut [T]])| {
+        let (first, start) = (unit / segments * together, unit % segments * columns);
+        let input = &input[first * shape.input_plane()..];
+        arch.dispatch(Unit { combinations: &combinations, input, start, columns, pieces });
+    };
+    if small {
+        pieces.chunks_mut(rows.max(1)).enumerate().for_each(encode);
+    } else {
+        pieces.par_chunks_mut(rows.max(1)).enumerate().for_each(encode);
+    }
     coded
 }
 
-/// k_A runs of one plane, `step` elements apart, and the combinations of them that are wanted.
-struct Sources<'a> {
-    code: &'a Code,
-    step: usize,
+/// The combinations of k_A runs of a channel that are wanted.
+struct Combinations<'a> {
+    parts: &'a InputPartition,
+    input_plane: usize,
+    /// By (subtask, p): the slab that it is, where it is one. That needs no sums and no wider numbers.
+    rows: Vec<Option<usize>>,
+    /// The others.
+    map: Packed<f64>,
 }
 
-impl Sources<'_> {
-    /// Writes to each of `pieces` (subtask, p, elements), which are equally long, its combination of the runs that begin
-    /// with `from`. `wide` is room to work in.
-    fn combine<T: Element>(
-        &self,
-        from: &[T],
-        wide: &mut Vec<f64>,
-        mut pieces: Vec<(usize, usize, &mut [T])>,
-    ) {
-        let (k_a, l_a) = (self.code.k_a(), self.code.l_a());
-        let length = pieces.first().map_or(0, |(.., piece)| piece.len());
-        let coefficient = |subtask: usize, p: usize, a: usize| self.code.input_block(subtask)[a * l_a + p];
-        let copied = |subtask: usize, p: usize| {
-            let mut terms = (0..k_a).filter(|a| coefficient(subtask, p, *a) != 0.0);
-            let one = terms.next().filter(|a| coefficient(subtask, p, *a) == 1.0);
+impl<'a> Combinations<'a> {
+    fn new(subtasks: usize, code: &Code, parts: &'a InputPartition, input_plane: usize) -> Self {
+        let (k_a, l_a) = (code.k_a(), code.l_a());
+        let coefficient = |row: usize, a: usize| code.input_block(row / l_a)[a * l_a + row % l_a];
+        let copied = |row: usize| {
+            let mut terms = (0..k_a).filter(|a| coefficient(row, *a) != 0.0);
+            let one = terms.next().filter(|a| coefficient(row, *a) == 1.0);
             one.filter(|_| terms.next().is_none())
         };
-        // What is merely copied needs no sums, and no wider numbers.
-        pieces.retain_mut(|(subtask, p, piece)| match copied(*subtask, *p) {
-            Some(a) => {
-                piece.copy_from_slice(&from[a * self.step..][..length]);
-                false
+        let rows: Vec<Option<usize>> = (0..subtasks * l_a).map(copied).collect();
+        let mixed: Vec<usize> = (0..rows.len()).filter(|row| rows[*row].is_none()).collect();
+        let map = Packed::new(mixed.len(), k_a, |row, a| coefficient(mixed[row], a));
+        Self { parts, input_plane, rows, map }
+    }
+}
+
+/// A run of whole channels, or `columns` columns from `start` of one.
+struct Unit<'a, 'o, 'b, T> {
+    combinations: &'a Combinations<'a>,
+    /// From the first channel on.
+    input: &'a [T],
+    start: usize,
+    columns: usize,
+    /// Where each combination goes.
+    pieces: &'b mut [&'o mut [T]],
+}
+
+impl<T: Element> pulp::WithSimd for Unit<'_, '_, '_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, simd: S) {
+        let Self { combinations, input, start, columns, pieces } = self;
+        let Combinations { parts, input_plane, rows, map } = combinations;
+        if parts.is_in_place() && parts.slab_plane() == *input_plane && map.rows() == 0 {
+            // Channels lie one after the other on both sides.
+            for piece in pieces {
+                piece.copy_from_slice(&input[start..start + piece.len()]);
             }
-            None => true,
-        });
-        if pieces.is_empty() {
             return;
         }
-        // Widened once for all combinations; as short as fits the cache.
-        let block = (WIDE_ELEMS / k_a).max(LEAST_WIDE);
-        for start in (0..length).step_by(block) {
-            let count = block.min(length - start);
-            wide.clear();
-            for a in 0..k_a {
-                wide.extend(from[a * self.step + start..][..count].iter().map(|v| v.to_f64()));
+        let mut panel = Panel::new(map.sources(), if map.rows() == 0 { 0 } else { columns });
+        let mut mixed: Vec<&mut [T]> = Vec::with_capacity(map.rows());
+        let mut targets = Vec::with_capacity(map.rows());
+        // What each slab is copied from once it was copied.
+        let mut first: Vec<Option<&[T]>> = Vec::with_capacity(map.sources());
+        for plane in input.chunks_exact(*input_plane) {
+            let length = pieces.first().map_or(0, |piece| piece.len().min(columns));
+            if length == 0 {
+                return;
             }
-            let mut terms = Vec::with_capacity(k_a);
-            for (subtask, p, piece) in &mut pieces {
-                let rows = wide.chunks_exact(count).enumerate();
-                terms.clear();
-                terms.extend(nonzero(rows.map(|(a, row)| (coefficient(*subtask, *p, a), row))));
-                combine(&mut piece[start..start + count], &terms);
+            mixed.clear();
+            first.clear();
+            first.resize(map.sources(), None);
+            for (piece, copied) in pieces.iter_mut().zip(rows) {
+                let (run, rest) = std::mem::take(piece).split_at_mut(length);
+                *piece = rest;
+                match copied.map(|a| (a, first[a])) {
+                    None => mixed.push(run),
+                    Some((_, Some(same))) => run.copy_from_slice(same),
+                    Some((a, None)) => {
+                        parts.read(plane, a * parts.step_elems() + start, run);
+                        first[a] = Some(run);
+                    }
+                }
+            }
+            if mixed.is_empty() {
+                continue;
+            }
+            for at in (0..length).step_by(panel.room()) {
+                let count = panel.room().min(length - at);
+                panel.set_columns(count);
+                for a in 0..map.sources() {
+                    parts.read(plane, a * parts.step_elems() + start + at, panel.row_mut(a, count));
+                }
+                targets.clear();
+                for run in &mut mixed {
+                    let (to, rest) = std::mem::take(run).split_at_mut(count);
+                    *run = rest;
+                    targets.push(Target { to, scale: 1.0, bias: 0.0 });
+                }
+                mix::combine(simd, map, &panel, count.max(mix::LANES), &mut targets, None);
             }
         }
     }

@@ -13,6 +13,7 @@ mod encode;
 mod generators;
 mod khatri_rao;
 mod kind;
+mod mix;
 mod polynomial;
 mod relations;
 mod selection;

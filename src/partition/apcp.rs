@@ -20,7 +20,19 @@ pub struct InputPartition {
     pub covered_rows: usize,
     /// Input rows between the starts of neighbouring slabs.
     pub step_rows: usize,
+    /// Size of the padded and extended input.
+    size: [usize; AXES],
+    /// The input as it lies in memory is that already.
+    in_place: bool,
     shape: ConvShape,
+}
+
+/// `to = from`, converted.
+#[inline(always)]
+fn convert<T: Element, A: Element>(from: &[T], to: &mut [A]) {
+    for (to, from) in to.iter_mut().zip(from) {
+        *to = A::from_f64(from.to_f64());
+    }
 }
 
 impl InputPartition {
@@ -44,11 +56,17 @@ impl InputPartition {
         let rows = output_rows.div_ceil(k_a);
         let mut slab = shape.padded();
         slab[axis] = (rows - 1) * stride + extent;
+        let covered_rows = (k_a * rows - 1) * stride + extent;
+        let mut size = shape.padded();
+        size[axis] = covered_rows;
+        let unpadded = shape.pad_begin == [0; AXES] && shape.pad_end == [0; AXES];
         Ok(Self {
             parts: k_a,
             rows,
             slab,
-            covered_rows: (k_a * rows - 1) * stride + extent,
+            covered_rows,
+            size,
+            in_place: unpadded && covered_rows <= shape.input[axis],
             step_rows: rows * stride,
             shape: shape.clone(),
         })
@@ -81,35 +99,41 @@ impl InputPartition {
     /// Whether the input as it lies in memory already is its own padded and extended form.
     #[must_use]
     pub fn is_in_place(&self) -> bool {
-        let axis = self.shape.split_axis();
-        self.shape.pad_begin == [0; AXES]
-            && self.shape.pad_end == [0; AXES]
-            && self.covered_rows <= self.shape.input[axis]
+        self.in_place
     }
 
-    /// Writes one channel of the input, padded and extended, to `covered` (all of it is overwritten).
+    /// Writes elements `from..from + to.len()` of one channel of the padded, extended input to `to`, converted.
     ///
-    /// `plane` holds [`ConvShape::input_plane`] elements, `covered` [`Self::covered_plane`].
-    pub fn cover<T: Element>(&self, plane: &[T], covered: &mut [T]) {
-        covered.fill(T::default());
-        let (shape, axis) = (&self.shape, self.shape.split_axis());
-        let mut size = shape.padded();
-        size[axis] = self.covered_rows;
-        let width = shape.input[2];
-        for z in 0..shape.input[0] {
-            for y in 0..shape.input[1] {
-                let mut at = [z + shape.pad_begin[0], y + shape.pad_begin[1], shape.pad_begin[2]];
-                // The stride may leave rows (or, with one spatial axis, elements) at the end unused.
-                if axis < 2 && at[axis] >= self.covered_rows {
-                    continue;
+    /// `plane` holds the [`ConvShape::input_plane`] elements of the channel; the run lies within
+    /// [`Self::covered_plane`].
+    #[inline(always)]
+    pub(crate) fn read<T: Element, A: Element>(&self, plane: &[T], from: usize, to: &mut [A]) {
+        if self.in_place {
+            return convert(&plane[from..from + to.len()], to);
+        }
+        let (shape, width) = (&self.shape, self.size[2]);
+        let (mut row, mut x) = (from / width, from % width);
+        let mut rest = to;
+        while !rest.is_empty() {
+            let (run, after) = rest.split_at_mut((width - x).min(rest.len()));
+            rest = after;
+            // Rows of zeros before and behind wrap around or lie past the end.
+            let z = (row / self.size[1]).wrapping_sub(shape.pad_begin[0]);
+            let y = (row % self.size[1]).wrapping_sub(shape.pad_begin[1]);
+            if z < shape.input[0] && y < shape.input[1] {
+                let source = &plane[(z * shape.input[1] + y) * shape.input[2]..][..shape.input[2]];
+                let inside = |column: usize| column.clamp(x, x + run.len()) - x;
+                let begin = inside(shape.pad_begin[2]);
+                let end = inside(shape.pad_begin[2] + shape.input[2]);
+                run[..begin].fill(A::default());
+                if begin < end {
+                    convert(&source[x + begin - shape.pad_begin[2]..][..end - begin], &mut run[begin..end]);
                 }
-                let copied =
-                    if axis == 2 { width.min(self.covered_rows.saturating_sub(at[2])) } else { width };
-                at[2] = at[2].min(size[2]);
-                let to = (at[0] * size[1] + at[1]) * size[2] + at[2];
-                let from = (z * shape.input[1] + y) * width;
-                covered[to..to + copied].copy_from_slice(&plane[from..from + copied]);
+                run[end..].fill(A::default());
+            } else {
+                run.fill(A::default());
             }
+            (row, x) = (row + 1, 0);
         }
     }
 
@@ -135,6 +159,20 @@ mod tests {
         InputPartition::new(&ConvShape::new(input, weight, &params).unwrap(), k_a).unwrap()
     }
 
+    /// The whole padded and extended channel; every run of it, however long, must be the same.
+    fn covered(p: &InputPartition, plane: &[f32]) -> Vec<f64> {
+        let mut covered = vec![9.0; p.covered_plane()];
+        p.read(plane, 0, &mut covered);
+        for from in 0..covered.len() {
+            for to in from..covered.len() {
+                let mut run = vec![9.0; to - from];
+                p.read(plane, from, &mut run);
+                assert_eq!(run, covered[from..to]);
+            }
+        }
+        covered
+    }
+
     #[test]
     fn sizes_follow_the_formulas() {
         // AlexNet conv1 in eight slabs: ceil(55/8) = 7 rows of output, (7-1)*4 + 11 = 35 rows of input.
@@ -152,14 +190,12 @@ mod tests {
     #[test]
     fn covering_pads_in_front_and_fills_up_behind_for_every_rank() {
         let p = partition(&[1, 1, 3], &[1, 1, 2], ConvParams::default().padding([1, 0]), 2);
-        let mut covered = vec![9.0; p.covered_plane()];
-        p.cover(&[1.0, 2.0, 3.0], &mut covered);
-        assert_eq!(covered, [0.0, 1.0, 2.0, 3.0, 0.0]);
+        let got = covered(&p, &[1.0, 2.0, 3.0]);
+        assert_eq!(got, [0.0, 1.0, 2.0, 3.0, 0.0]);
 
         let p = partition(&[1, 1, 2, 2], &[1, 1, 2, 2], ConvParams::default().padding([1, 0, 0, 1]), 2);
-        let mut covered = vec![9.0; p.covered_plane()];
-        p.cover(&[1.0, 2.0, 3.0, 4.0], &mut covered);
-        assert_eq!(covered, [0.0, 0.0, 0.0, 1.0, 2.0, 0.0, 3.0, 4.0, 0.0]);
+        let got = covered(&p, &[1.0, 2.0, 3.0, 4.0]);
+        assert_eq!(got, [0.0, 0.0, 0.0, 1.0, 2.0, 0.0, 3.0, 4.0, 0.0]);
 
         let p = partition(
             &[1, 1, 2, 1, 1],
@@ -167,9 +203,8 @@ mod tests {
             ConvParams::default().padding([1, 0, 1, 0, 0, 0]),
             1,
         );
-        let mut covered = vec![9.0; p.covered_plane()];
-        p.cover(&[1.0, 2.0], &mut covered);
-        assert_eq!(covered, [0.0, 0.0, 0.0, 1.0, 0.0, 2.0]);
+        let got = covered(&p, &[1.0, 2.0]);
+        assert_eq!(got, [0.0, 0.0, 0.0, 1.0, 0.0, 2.0]);
     }
 
     #[test]
@@ -178,9 +213,8 @@ mod tests {
             let weight = vec![1; rank + 2];
             let p = partition(&input, &weight, ConvParams::default().stride([4]), 2);
             assert_eq!(p.covered_rows, 5, "rows 0 and 4 are used");
-            let mut covered = vec![9.0; p.covered_plane()];
-            p.cover(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], &mut covered);
-            assert_eq!(covered, [1.0, 2.0, 3.0, 4.0, 5.0]);
+            let got = covered(&p, &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+            assert_eq!(got, [1.0, 2.0, 3.0, 4.0, 5.0]);
         }
     }
 

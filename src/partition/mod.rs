@@ -11,4 +11,4 @@ mod tiling;
 
 pub use apcp::InputPartition;
 pub use kccp::FilterPartition;
-pub use tiling::{OutputTiling, Piece, TilingJob};
+pub use tiling::OutputTiling;

@@ -22,30 +22,6 @@ pub struct OutputTiling {
     output_plane: usize,
 }
 
-/// A run of output elements that one decoded part fills.
-#[derive(Debug)]
-pub struct Piece<'a, T> {
-    /// Which part, `a * k_B + b`.
-    pub part: usize,
-    /// First column within the job's columns.
-    pub column: usize,
-    /// Output channel, for the bias.
-    pub channel: usize,
-    /// The elements to write.
-    pub output: &'a mut [T],
-}
-
-/// Columns (flat elements of a part) that are decoded together, and the output they fill.
-#[derive(Debug)]
-pub struct TilingJob<'a, T> {
-    /// First column of the job in the flat part.
-    pub start: usize,
-    /// Number of columns.
-    pub columns: usize,
-    /// Where their decoded values go.
-    pub pieces: Vec<Piece<'a, T>>,
-}
-
 impl OutputTiling {
     /// The tiling of the output of `shape` by the products of `input` and `filters`.
     #[must_use]
@@ -81,49 +57,47 @@ impl OutputTiling {
         self.groups * self.group_out
     }
 
-    /// Shares the output out to jobs of about `columns` columns; every output element is in exactly one piece.
-    ///
-    /// Planes longer than that are cut, shorter ones are taken several at a time.
-    pub fn jobs<'a, T>(&self, output: &'a mut [T], columns: usize) -> Vec<TilingJob<'a, T>> {
+    /// Channel planes of one part.
+    #[must_use]
+    pub fn part_planes(&self) -> usize {
+        self.batch * self.groups * self.per_group
+    }
+
+    /// Elements of one channel plane of a part.
+    #[must_use]
+    pub fn part_plane(&self) -> usize {
+        self.part_plane
+    }
+
+    /// The output channel that plane `plane` of the parts with filters `b` belongs to, for the bias; none where that
+    /// plane is filled up.
+    #[must_use]
+    pub fn channel(&self, plane: usize, b: usize) -> Option<usize> {
+        let (group, filter) = (plane / self.per_group % self.groups, plane % self.per_group);
+        let in_group = b * self.per_group + filter;
+        (in_group < self.group_out).then_some(group * self.group_out + in_group)
+    }
+
+    /// The output in runs of at most `columns` columns: run (plane, block, part) is element
+    /// `(plane * blocks + block) * k_A k_B + part` of the answer, where a plane of a part has
+    /// `part_plane().div_ceil(columns)` blocks and part (a, b) is `a * k_B + b`. Every output element is in exactly one
+    /// run; runs lack what is cropped.
+    pub fn runs<'a, T>(&self, output: &'a mut [T], columns: usize) -> Vec<&'a mut [T]> {
         let columns = columns.max(1);
-        let planes = self.batch * self.groups * self.per_group;
-        let blocks_per_plane = self.part_plane.div_ceil(columns);
-        let block = self.part_plane.div_ceil(blocks_per_plane);
-        let planes_per_job = if blocks_per_plane == 1 { (columns / self.part_plane).max(1) } else { 1 };
-        let mut jobs: Vec<TilingJob<'a, T>> = (0..planes.div_ceil(planes_per_job))
-            .flat_map(|group| {
-                let first_plane = group * planes_per_job;
-                let held = planes_per_job.min(planes - first_plane);
-                (0..blocks_per_plane).map(move |b| {
-                    let begin = b * block;
-                    let end = ((b + 1) * block).min(self.part_plane);
-                    TilingJob {
-                        start: first_plane * self.part_plane + begin,
-                        columns: if held == 1 { end - begin } else { held * self.part_plane },
-                        pieces: Vec::new(),
-                    }
-                })
-            })
-            .collect();
-        for (plane, mut rest) in output.chunks_mut(self.output_plane).enumerate() {
-            let (image, channel) =
-                (plane / (self.groups * self.group_out), plane % (self.groups * self.group_out));
-            let (group, in_group) = (channel / self.group_out, channel % self.group_out);
+        let (blocks, parts) = (self.part_plane.div_ceil(columns), self.k_a * self.k_b);
+        let mut runs: Vec<&'a mut [T]> = Vec::new();
+        runs.resize_with(self.part_planes() * blocks * parts, Default::default);
+        for (plane, rows) in output.chunks_mut(self.output_plane).enumerate() {
+            let (image_group, in_group) = (plane / self.group_out, plane % self.group_out);
             let (b, filter) = (in_group / self.per_group, in_group % self.per_group);
-            let part_plane = (image * self.groups + group) * self.per_group + filter;
-            for a in 0..self.k_a {
-                let take = rest.len().min(self.part_plane);
-                let (rows, after) = rest.split_at_mut(take);
-                rest = after;
-                for (at, piece) in rows.chunks_mut(block).enumerate() {
-                    let job = &mut jobs[part_plane / planes_per_job * blocks_per_plane + at];
-                    let column = part_plane * self.part_plane + at * block - job.start;
-                    job.pieces.push(Piece { part: a * self.k_b + b, column, channel, output: piece });
+            let first = (image_group * self.per_group + filter) * blocks;
+            for (a, rows) in rows.chunks_mut(self.part_plane).enumerate() {
+                for (block, run) in rows.chunks_mut(columns).enumerate() {
+                    runs[(first + block) * parts + a * self.k_b + b] = run;
                 }
             }
         }
-        jobs.retain(|job| !job.pieces.is_empty());
-        jobs
+        runs
     }
 }
 
@@ -148,14 +122,16 @@ mod tests {
             let inner: usize = shape.output[shape.split_axis() + 1..].iter().product();
             for columns in [1, 2, 5, 64, 1000] {
                 let mut output = vec![None; shape.output_elems()];
-                for job in tiling.jobs(&mut output, columns) {
-                    assert!(job.columns <= columns.max(inner * x.rows));
-                    for piece in job.pieces {
-                        assert!(piece.column + piece.output.len() <= job.columns);
-                        for (i, slot) in piece.output.iter_mut().enumerate() {
-                            assert!(slot.is_none());
-                            *slot = Some((piece.part, job.start + piece.column + i, piece.channel));
-                        }
+                let (blocks, parts) = (tiling.part_plane().div_ceil(columns), k_a * k_b);
+                for (at, run) in tiling.runs(&mut output, columns).into_iter().enumerate() {
+                    assert!(run.len() <= columns);
+                    let (part, block, plane) = (at % parts, at / parts % blocks, at / parts / blocks);
+                    let channel = tiling.channel(plane, part % k_b);
+                    assert!(channel.is_some() || run.is_empty());
+                    let start = plane * tiling.part_plane() + block * columns;
+                    for (i, slot) in run.iter_mut().enumerate() {
+                        assert!(slot.is_none());
+                        *slot = Some((part, start + i, channel.unwrap()));
                     }
                 }
                 for (i, slot) in output.iter().enumerate() {

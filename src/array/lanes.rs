@@ -1,0 +1,66 @@
+//! Vector arithmetic of the two element types, for loops that are compiled once for each instruction set.
+//!
+//! Who only calls the library can skip this. `inline(always)` carries the choice of the instruction set inwards, from
+//! [`pulp::WithSimd::with_simd`] on: a function of its own would be compiled for the oldest processor.
+
+use pulp::Simd;
+
+/// The vectors of an element type.
+pub trait Lanes: Copy {
+    /// As many elements as the instruction set computes at once.
+    type Vector<S: Simd>: Copy + bytemuck::Pod;
+
+    /// `value` in every lane.
+    fn splat<S: Simd>(simd: S, value: Self) -> Self::Vector<S>;
+    /// a + b
+    fn plus<S: Simd>(simd: S, a: Self::Vector<S>, b: Self::Vector<S>) -> Self::Vector<S>;
+    /// a - b
+    fn minus<S: Simd>(simd: S, a: Self::Vector<S>, b: Self::Vector<S>) -> Self::Vector<S>;
+    /// a b + c, fused where the processor can.
+    fn mul_add<S: Simd>(
+        simd: S,
+        a: Self::Vector<S>,
+        b: Self::Vector<S>,
+        c: Self::Vector<S>,
+    ) -> Self::Vector<S>;
+    /// `low` where a < `low`, `high` where a > `high`, else a: a NaN stays one.
+    fn clamp<S: Simd>(
+        simd: S,
+        a: Self::Vector<S>,
+        low: Self::Vector<S>,
+        high: Self::Vector<S>,
+    ) -> Self::Vector<S>;
+}
+
+macro_rules! lanes {
+    ($element:ty, $vector:ident, $splat:ident, $add:ident, $sub:ident, $mul_add:ident, $less:ident, $select:ident) => {
+        impl Lanes for $element {
+            type Vector<S: Simd> = S::$vector;
+
+            #[inline(always)]
+            fn splat<S: Simd>(simd: S, value: Self) -> S::$vector {
+                simd.$splat(value)
+            }
+            #[inline(always)]
+            fn plus<S: Simd>(simd: S, a: S::$vector, b: S::$vector) -> S::$vector {
+                simd.$add(a, b)
+            }
+            #[inline(always)]
+            fn minus<S: Simd>(simd: S, a: S::$vector, b: S::$vector) -> S::$vector {
+                simd.$sub(a, b)
+            }
+            #[inline(always)]
+            fn mul_add<S: Simd>(simd: S, a: S::$vector, b: S::$vector, c: S::$vector) -> S::$vector {
+                simd.$mul_add(a, b, c)
+            }
+            #[inline(always)]
+            fn clamp<S: Simd>(simd: S, a: S::$vector, low: S::$vector, high: S::$vector) -> S::$vector {
+                let a = simd.$select(simd.$less(a, low), low, a);
+                simd.$select(simd.$less(high, a), high, a)
+            }
+        }
+    };
+}
+
+lanes!(f32, f32s, splat_f32s, add_f32s, sub_f32s, mul_add_e_f32s, less_than_f32s, select_f32s);
+lanes!(f64, f64s, splat_f64s, add_f64s, sub_f64s, mul_add_e_f64s, less_than_f64s, select_f64s);

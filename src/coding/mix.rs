@@ -1,0 +1,507 @@
+//! The inner loop of encoding and decoding: many linear combinations of the same few rows.
+//!
+//! A block of [`ROWS`] combinations of a few vectors of columns stays in registers while these columns of all source rows
+//! go by, and goes from there to where it belongs, with bias and bounds applied; then the next block meets the same
+//! columns, which by now are in the innermost cache. So every row is streamed once and every target written once. Rows that
+//! are not yet in the type that is computed in are converted into a [`Panel`] first. Who only encodes and decodes can
+//! skip this.
+//!
+//! Everything is inlined into a caller that is compiled for each instruction set ([`pulp::WithSimd`]).
+//!
+//! Invariant: every element of every target is written, none is read; a column depends on the same column of the
+//! sources alone, so how a run is cut changes no bit.
+
+use pulp::Simd;
+
+use crate::array::Element;
+
+/// Combinations that are summed at once.
+const ROWS: usize = 4;
+/// Vectors of each that are summed at once, and of pairs of combinations, which hold two sums each.
+const VECTORS: usize = 4;
+const PAIR_VECTORS: usize = 2;
+
+/// The most lanes that a vector has: rows are at least so long.
+pub(super) const LANES: usize = 16;
+/// Bytes of a panel: half of the innermost cache, the rest is for what is read and written beside it.
+const PANEL_BYTES: usize = 24 << 10;
+
+/// Coefficients of combinations, [`ROWS`] together: `[block][source][row of the block]`.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Packed<A> {
+    rows: usize,
+    sources: usize,
+    values: Vec<A>,
+}
+
+impl<A: Element> Packed<A> {
+    /// `at(row, source)` for `rows` combinations of `sources` rows.
+    pub(super) fn new(rows: usize, sources: usize, at: impl Fn(usize, usize) -> f64) -> Self {
+        let mut values = Vec::with_capacity(rows.next_multiple_of(ROWS) * sources);
+        for block in (0..rows).step_by(ROWS) {
+            for source in 0..sources {
+                let of = |row| if row < rows { at(row, source) } else { 0.0 };
+                values.extend((block..block + ROWS).map(|row| A::from_f64(of(row))));
+            }
+        }
+        Self { rows, sources, values }
+    }
+
+    /// The same in another type.
+    pub(super) fn convert<B: Element>(&self) -> Packed<B> {
+        let values = self.values.iter().map(|v| B::from_f64(v.to_f64())).collect();
+        Packed { rows: self.rows, sources: self.sources, values }
+    }
+
+    /// Combinations.
+    pub(super) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Source rows of each combination.
+    pub(super) fn sources(&self) -> usize {
+        self.sources
+    }
+
+    fn blocks(&self) -> std::slice::ChunksExact<'_, A> {
+        self.values.chunks_exact((ROWS * self.sources).max(1))
+    }
+}
+
+/// Source rows, all as long: at least [`LANES`] and at least what targets want.
+pub(super) trait Sources<A> {
+    /// Row `row`.
+    fn row(&self, row: usize) -> &[A];
+}
+
+/// A run of columns of each source row, converted.
+#[derive(Debug)]
+pub(super) struct Panel<A> {
+    /// Elements from row to row, and those in use.
+    pitch: usize,
+    columns: usize,
+    values: Vec<A>,
+}
+
+impl<A: Element> Panel<A> {
+    /// Room for `rows` source rows, of at most `columns` columns.
+    pub(super) fn new(rows: usize, columns: usize) -> Self {
+        let fits = PANEL_BYTES / size_of::<A>() / rows.max(1) / LANES * LANES;
+        let pitch = fits.max(LANES * VECTORS).min(columns.next_multiple_of(LANES)).max(LANES);
+        Self { pitch, columns: LANES, values: vec![A::default(); rows * pitch] }
+    }
+
+    /// The most columns that it has room for.
+    pub(super) fn room(&self) -> usize {
+        self.pitch
+    }
+
+    /// From now on rows are `columns` long, at most [`room`](Self::room).
+    pub(super) fn set_columns(&mut self, columns: usize) {
+        self.columns = columns.clamp(LANES, self.pitch);
+    }
+
+    /// The first `columns` elements of a row, to be written.
+    #[inline(always)]
+    pub(super) fn row_mut(&mut self, row: usize, columns: usize) -> &mut [A] {
+        &mut self.values[row * self.pitch..][..columns]
+    }
+}
+
+impl<A> Sources<A> for Panel<A> {
+    #[inline(always)]
+    fn row(&self, row: usize) -> &[A] {
+        &self.values[row * self.pitch..][..self.columns]
+    }
+}
+
+/// Where a combination goes: its value times `scale` plus `bias`, then within the bounds.
+#[derive(Debug)]
+pub(super) struct Target<'a, T, A> {
+    /// At most as many elements as the sources have; what is missing at the end is not wanted.
+    pub(super) to: &'a mut [T],
+    pub(super) scale: A,
+    pub(super) bias: A,
+}
+
+/// The bounds of all targets; without, combinations go to their targets as they are, also without scale and bias.
+pub(super) type Finish<A> = Option<(A, A)>;
+
+/// `to = from`, converted.
+#[inline(always)]
+pub(super) fn convert<T: Element, A: Element>(from: &[T], to: &mut [A]) {
+    for (to, from) in to.iter_mut().zip(from) {
+        *to = A::from_f64(from.to_f64());
+    }
+}
+
+/// Where columns `at..at + width` are computed next, in runs of `wide` columns and then of `lanes`: the last of them
+/// overlaps the one before it instead of being cut, which computes the same values.
+macro_rules! sweep {
+    ($columns:expr, $lanes:expr, $vectors:ident, |$at:ident, $n:ident| $body:expr) => {{
+        let (columns, lanes) = ($columns, $lanes);
+        let mut begin = 0;
+        while begin + $vectors * lanes <= columns {
+            let $at = begin;
+            {
+                const $n: usize = $vectors;
+                $body
+            }
+            begin += $vectors * lanes;
+        }
+        while begin < columns {
+            let $at = begin.min(columns - lanes);
+            {
+                const $n: usize = 1;
+                $body
+            }
+            begin += lanes;
+        }
+    }};
+}
+
+/// Writes the combinations `map` of `columns` columns of the sources, at least [`LANES`], to `targets`, one a row.
+#[inline(always)]
+pub(super) fn combine<S: Simd, A: Element, T: Element>(
+    simd: S,
+    map: &Packed<A>,
+    sources: &impl Sources<A>,
+    columns: usize,
+    targets: &mut [Target<'_, T, A>],
+    finish: Finish<A>,
+) {
+    let lanes = size_of::<A::Vector<S>>() / size_of::<A>();
+    sweep!(columns, lanes, VECTORS, |at, N| {
+        for (block, targets) in map.blocks().zip(targets.chunks_mut(ROWS)) {
+            let mut sums = [[A::splat(simd, A::default()); N]; ROWS];
+            for (source, coefficients) in block.chunks_exact(ROWS).enumerate() {
+                let values = load::<S, A, N>(simd, sources.row(source), at);
+                add::<S, A, N>(simd, coefficients, values, &mut sums);
+            }
+            store::<S, A, T, N, ROWS>(simd, sums, at, targets, finish);
+        }
+    });
+}
+
+/// Coefficients of pairs of combinations of quadruples of source rows: u of z00 - z11 and z01 + z10, v of z00 + z11 and
+/// z10 - z01. `[block][quadruple][which of these four][row of the block]`.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct PackedPairs<A> {
+    quadruples: usize,
+    values: Vec<A>,
+}
+
+impl<A: Element> PackedPairs<A> {
+    /// `at(row, quadruple)` gives the four coefficients.
+    pub(super) fn new(rows: usize, quadruples: usize, at: impl Fn(usize, usize) -> [f64; 4]) -> Self {
+        let mut values = Vec::with_capacity(4 * rows.next_multiple_of(ROWS) * quadruples);
+        for block in (0..rows).step_by(ROWS) {
+            for quadruple in 0..quadruples {
+                let of = |row| if row < rows { at(row, quadruple) } else { [0.0; 4] };
+                let all: [[f64; 4]; ROWS] = std::array::from_fn(|row| of(block + row));
+                values.extend((0..4).flat_map(|which| all.map(|of| A::from_f64(of[which]))));
+            }
+        }
+        Self { quadruples, values }
+    }
+
+    /// The same in another type.
+    pub(super) fn convert<B: Element>(&self) -> PackedPairs<B> {
+        let values = self.values.iter().map(|v| B::from_f64(v.to_f64())).collect();
+        PackedPairs { quadruples: self.quadruples, values }
+    }
+}
+
+/// Writes u + v of each pair of combinations to the first of two targets and v - u to the second; else as [`combine`].
+#[inline(always)]
+pub(super) fn combine_pairs<S: Simd, A: Element, T: Element>(
+    simd: S,
+    map: &PackedPairs<A>,
+    sources: &impl Sources<A>,
+    columns: usize,
+    targets: &mut [Target<'_, T, A>],
+    finish: Finish<A>,
+) {
+    let lanes = size_of::<A::Vector<S>>() / size_of::<A>();
+    let block_len = (4 * ROWS * map.quadruples).max(1);
+    sweep!(columns, lanes, PAIR_VECTORS, |at, N| {
+        for (block, targets) in map.values.chunks_exact(block_len).zip(targets.chunks_mut(2 * ROWS)) {
+            let zero = A::splat(simd, A::default());
+            let (mut u, mut v) = ([[zero; N]; ROWS], [[zero; N]; ROWS]);
+            for (i, coefficients) in block.chunks_exact(4 * ROWS).enumerate() {
+                let z00 = load::<S, A, N>(simd, sources.row(4 * i), at);
+                let z01 = load::<S, A, N>(simd, sources.row(4 * i + 1), at);
+                let z10 = load::<S, A, N>(simd, sources.row(4 * i + 2), at);
+                let z11 = load::<S, A, N>(simd, sources.row(4 * i + 3), at);
+                let (mut p, mut q) = ([[zero; N]; 2], [[zero; N]; 2]);
+                for n in 0..N {
+                    (p[0][n], p[1][n]) = (A::minus(simd, z00[n], z11[n]), A::plus(simd, z01[n], z10[n]));
+                    (q[0][n], q[1][n]) = (A::plus(simd, z00[n], z11[n]), A::minus(simd, z10[n], z01[n]));
+                }
+                add::<S, A, N>(simd, &coefficients[..ROWS], p[0], &mut u);
+                add::<S, A, N>(simd, &coefficients[ROWS..2 * ROWS], p[1], &mut u);
+                add::<S, A, N>(simd, &coefficients[2 * ROWS..3 * ROWS], q[0], &mut v);
+                add::<S, A, N>(simd, &coefficients[3 * ROWS..], q[1], &mut v);
+            }
+            let mut pairs = [[zero; N]; 2 * ROWS];
+            for row in 0..ROWS {
+                for n in 0..N {
+                    pairs[2 * row][n] = A::plus(simd, u[row][n], v[row][n]);
+                    pairs[2 * row + 1][n] = A::minus(simd, v[row][n], u[row][n]);
+                }
+            }
+            store::<S, A, T, N, { 2 * ROWS }>(simd, pairs, at, targets, finish);
+        }
+    });
+}
+
+/// `N` vectors of a row from column `at` on.
+#[inline(always)]
+fn load<S: Simd, A: Element, const N: usize>(simd: S, row: &[A], at: usize) -> [A::Vector<S>; N] {
+    let lanes = size_of::<A::Vector<S>>() / size_of::<A>();
+    let run = &row[at..at + N * lanes];
+    let mut values = [A::splat(simd, A::default()); N];
+    for (value, run) in values.iter_mut().zip(run.chunks_exact(lanes)) {
+        *value = bytemuck::pod_read_unaligned(bytemuck::cast_slice(run));
+    }
+    values
+}
+
+/// `sums += coefficients * values`
+#[inline(always)]
+fn add<S: Simd, A: Element, const N: usize>(
+    simd: S,
+    coefficients: &[A],
+    values: [A::Vector<S>; N],
+    sums: &mut [[A::Vector<S>; N]; ROWS],
+) {
+    for (sums, coefficient) in sums.iter_mut().zip(coefficients) {
+        let coefficient = A::splat(simd, *coefficient);
+        for n in 0..N {
+            sums[n] = A::mul_add(simd, coefficient, values[n], sums[n]);
+        }
+    }
+}
+
+/// Writes `rows`, finished, to targets from their elements `at` on.
+#[inline(always)]
+fn store<S: Simd, A: Element, T: Element, const N: usize, const R: usize>(
+    simd: S,
+    mut rows: [[A::Vector<S>; N]; R],
+    at: usize,
+    targets: &mut [Target<'_, T, A>],
+    finish: Finish<A>,
+) {
+    let lanes = size_of::<A::Vector<S>>() / size_of::<A>();
+    if let Some((low, high)) = finish {
+        let (low, high) = (A::splat(simd, low), A::splat(simd, high));
+        // A fixed number of rounds: sums that are chosen at run time would not stay in registers.
+        for row in 0..R {
+            let Some(target) = targets.get(row) else { continue };
+            let (scale, bias) = (A::splat(simd, target.scale), A::splat(simd, target.bias));
+            for n in 0..N {
+                rows[row][n] = A::clamp(simd, A::mul_add(simd, scale, rows[row][n], bias), low, high);
+            }
+        }
+    }
+    if A::DTYPE == T::DTYPE {
+        for row in 0..R {
+            let Some(target) = targets.get_mut(row) else { continue };
+            let to: &mut [A] = bytemuck::cast_slice_mut(target.to);
+            if let Some(to) = to.get_mut(at..at + N * lanes) {
+                for n in 0..N {
+                    let value = std::slice::from_ref(&rows[row][n]);
+                    to[n * lanes..(n + 1) * lanes].copy_from_slice(bytemuck::cast_slice(value));
+                }
+            } else if let Some(to) = to.get_mut(at..) {
+                let values: &[A] = bytemuck::cast_slice(&rows[row]);
+                to.copy_from_slice(&values[..to.len()]);
+            }
+        }
+        return;
+    }
+    // Another type: a loop of unknown length is what the compiler makes vectors of.
+    for (row, target) in rows.iter().zip(targets) {
+        let values: &[A] = bytemuck::cast_slice(row);
+        if let Some(to) = target.to.get_mut(at..) {
+            convert(&values[..values.len().min(to.len())], to);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Slices<A>(Vec<Vec<A>>);
+
+    impl<A> Sources<A> for Slices<A> {
+        fn row(&self, row: usize) -> &[A] {
+            &self.0[row]
+        }
+    }
+
+    /// One call, compiled for whatever instruction set is at hand, or for none.
+    struct Call<'a, 'o, A, T> {
+        map: Result<&'a Packed<A>, &'a PackedPairs<A>>,
+        sources: &'a Slices<A>,
+        columns: usize,
+        targets: &'a mut [Target<'o, T, A>],
+        finish: Finish<A>,
+    }
+
+    impl<A: Element, T: Element> pulp::WithSimd for Call<'_, '_, A, T> {
+        type Output = ();
+
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, simd: S) {
+            let Self { map, sources, columns, targets, finish } = self;
+            match map {
+                Ok(map) => combine(simd, map, sources, columns, targets, finish),
+                Err(map) => combine_pairs(simd, map, sources, columns, targets, finish),
+            }
+        }
+    }
+
+    fn wave(i: usize) -> f64 {
+        (i as f64 * 0.37).sin()
+    }
+
+    fn coefficient(row: usize, source: usize) -> f64 {
+        ((row * 31 + source * 7) as f64).cos()
+    }
+
+    /// The coefficients of row `row` for the quadruple `i`.
+    fn quadruple(row: usize, i: usize) -> [f64; 4] {
+        std::array::from_fn(|which| coefficient(row, 4 * i + which))
+    }
+
+    /// The value of a combination, as its definition says.
+    fn naive(sources: &[Vec<f64>], row: usize, column: usize, pairs: bool) -> f64 {
+        if !pairs {
+            return sources.iter().enumerate().map(|(s, of)| coefficient(row, s) * of[column]).sum();
+        }
+        let (mut u, mut v) = (0.0, 0.0);
+        for (i, z) in sources.chunks(4).enumerate() {
+            let c = quadruple(row / 2, i);
+            let z = [0, 1, 2, 3].map(|which| z[which][column]);
+            u += c[0] * (z[0] - z[3]) + c[1] * (z[1] + z[2]);
+            v += c[2] * (z[0] + z[3]) + c[3] * (z[2] - z[1]);
+        }
+        if row.is_multiple_of(2) { u + v } else { v - u }
+    }
+
+    /// Compares with the naive sums over sizes around every limit, targets of several lengths among them; `spoil` is
+    /// added to one source.
+    fn check<A: Element, T: Element>(pairs: bool, tolerance: f64, spoil: f64) -> bool {
+        let mut same = true;
+        for (rows, inputs) in [(1, 4), (4, 8), (5, 12), (8, 16), (13, 4), (16, 20)] {
+            for columns in [16, 17, 31, 33, 64, 65, 100, 131] {
+                let at = |s: usize, c: usize| wave(s * 1000 + c);
+                let exact: Vec<Vec<f64>> = (0..inputs)
+                    .map(|s| (0..columns).map(|c| A::from_f64(at(s, c)).to_f64()).collect())
+                    .collect();
+                let as_sources = |row: &Vec<f64>| row.iter().map(|v| A::from_f64(*v + spoil)).collect();
+                let sources = Slices(exact.iter().map(as_sources).collect());
+                let (packed, packed_pairs) =
+                    (Packed::new(rows, inputs, coefficient), PackedPairs::new(rows, inputs / 4, quadruple));
+                let map = if pairs { Err(&packed_pairs) } else { Ok(&packed) };
+                let count = if pairs { 2 * rows } else { rows };
+                for finish in [None, Some((A::from_f64(-0.5), A::from_f64(0.7)))] {
+                    let length = |row: usize| [columns, columns - 3, 5, 0][row % 4];
+                    let mut got: Vec<Vec<T>> = (0..count).map(|row| vec![T::ONE; length(row)]).collect();
+                    let mut targets: Vec<_> = got
+                        .iter_mut()
+                        .enumerate()
+                        .map(|(row, to)| Target {
+                            to,
+                            scale: A::from_f64(if row % 3 == 0 { -1.0 } else { 1.0 }),
+                            bias: A::from_f64(row as f64 * 0.1),
+                        })
+                        .collect();
+                    let targets = &mut targets[..];
+                    let call = Call { map, sources: &sources, columns, targets, finish };
+                    pulp::Arch::new().dispatch(call);
+                    for (row, got) in got.iter().enumerate() {
+                        for (column, got) in got.iter().enumerate() {
+                            let mut want = naive(&exact, row, column, pairs);
+                            if finish.is_some() {
+                                let scale = if row % 3 == 0 { -1.0 } else { 1.0 };
+                                want = (scale * want + row as f64 * 0.1).clamp(-0.5, 0.7);
+                            }
+                            same &= (got.to_f64() - want).abs() <= tolerance;
+                        }
+                    }
+                }
+            }
+        }
+        same
+    }
+
+    #[test]
+    fn combinations_are_the_naive_sums_whatever_the_type_and_the_size() {
+        for pairs in [false, true] {
+            assert!(check::<f32, f32>(pairs, 2e-5, 0.0));
+            assert!(check::<f64, f64>(pairs, 1e-13, 0.0));
+            assert!(check::<f64, f32>(pairs, 1e-6, 0.0));
+            // Negative control.
+            assert!(!check::<f64, f64>(pairs, 1e-13, 1e-9));
+        }
+    }
+
+    #[test]
+    fn every_instruction_set_and_every_cut_give_the_same_columns() {
+        let sources = Slices((0..8).map(|s| (0..200).map(|c| wave(s * 300 + c)).collect()).collect());
+        let packed = Packed::<f64>::new(6, 8, coefficient);
+        let run = |from: usize, columns: usize| {
+            let cut =
+                Slices(sources.0.iter().map(|row: &Vec<f64>| row[from..from + columns].to_vec()).collect());
+            let mut got = vec![vec![0.0_f64; columns]; 6];
+            let mut targets: Vec<_> = got.iter_mut().map(|to| Target { to, scale: 1.0, bias: 0.0 }).collect();
+            let targets = &mut targets[..];
+            pulp::Arch::new().dispatch(Call {
+                map: Ok(&packed),
+                sources: &cut,
+                columns,
+                targets,
+                finish: None,
+            });
+            got
+        };
+        let whole = run(0, 200);
+        for (from, columns) in [(0, 16), (1, 17), (60, 90), (184, 16)] {
+            for (row, got) in run(from, columns).iter().enumerate() {
+                assert_eq!(got[..], whole[row][from..from + columns]);
+            }
+        }
+        let mut plain = vec![vec![0.0_f64; 200]; 6];
+        let mut targets: Vec<_> = plain.iter_mut().map(|to| Target { to, scale: 1.0, bias: 0.0 }).collect();
+        let targets = &mut targets[..];
+        let call = Call { map: Ok(&packed), sources: &sources, columns: 200, targets, finish: None };
+        pulp::WithSimd::with_simd(call, pulp::Scalar);
+        // Without a fused multiply-add each term is rounded once more.
+        let close = |(a, b): (&f64, &f64)| (a - b).abs() < 1e-14;
+        assert!(plain.iter().flatten().zip(whole.iter().flatten()).all(close));
+    }
+
+    #[test]
+    fn a_nan_passes_the_bounds_and_stays_in_its_column() {
+        let mut rows = vec![vec![1.0_f32; 40]; 4];
+        rows[2][33] = f32::NAN;
+        let sources = Slices(rows);
+        let packed = Packed::<f32>::new(3, 4, |_, _| 1.0);
+        let mut got = vec![vec![0.0_f32; 40]; 3];
+        let mut targets: Vec<_> = got.iter_mut().map(|to| Target { to, scale: 1.0, bias: 0.5 }).collect();
+        let (targets, finish) = (&mut targets[..], Some((0.0, 4.0)));
+        pulp::Arch::new().dispatch(Call {
+            map: Ok(&packed),
+            sources: &sources,
+            columns: 40,
+            targets,
+            finish,
+        });
+        for row in got {
+            assert!(row.iter().enumerate().all(|(c, v)| if c == 33 { v.is_nan() } else { *v == 4.0 }));
+        }
+    }
+}
