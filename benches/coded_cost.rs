@@ -76,6 +76,10 @@ impl Worker for Steadfast {
         self.inner.remove(key);
     }
 
+    fn give_back(&mut self, buffer: Values) {
+        self.inner.give_back(buffer);
+    }
+
     fn execute(
         &mut self,
         key: FilterKey,
@@ -151,7 +155,7 @@ impl Side {
         let before = self.together.completed.load(Ordering::Relaxed);
         self.together.cpu_ns.store(0, Ordering::Relaxed);
         let started = cpu_ms(ClockId::ProcessCPUTime);
-        self.output = self.layer.run(input.view()).unwrap().output;
+        self.layer.run_into(input.view(), &mut self.output).unwrap();
         // Asleep: looking for idle workers every now and then would cost more than some layers do.
         let ended = self.together.ended.lock().unwrap();
         let all = |ended: &mut usize| !ended.is_multiple_of(N);

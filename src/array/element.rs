@@ -234,6 +234,16 @@ impl Values {
     }
 }
 
+/// `len` elements that hold anything, in `room` if they fit.
+pub(crate) fn sized<T: Element>(mut room: Vec<T>, len: usize) -> Vec<T> {
+    if room.capacity() < len {
+        // Zeros from the system, which are not written twice.
+        return vec![T::default(); len];
+    }
+    room.resize(len, T::default());
+    room
+}
+
 /// Both numbers and the mend for a buffer of the wrong length.
 pub(crate) fn check_elems(what: &str, got: usize, expected: usize) -> Result<()> {
     if got == expected {

@@ -74,6 +74,10 @@ impl Worker for Metered {
         self.inner.remove(key);
     }
 
+    fn give_back(&mut self, buffer: Values) {
+        self.inner.give_back(buffer);
+    }
+
     fn execute(
         &mut self,
         key: FilterKey,

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::code::Code;
 use super::combine::{combine, nonzero};
 use super::mix::{self, Packed, Panel, Target};
-use crate::array::Element;
+use crate::array::{Element, sized};
 use crate::conv::ConvShape;
 use crate::partition::{FilterPartition, InputPartition};
 
@@ -67,13 +67,7 @@ fn encode_first<T: Element>(
     let mut coded = spare;
     coded.resize_with(subtasks, Vec::new);
     for buffer in &mut coded {
-        let len = code.l_a() * planes * slab;
-        if buffer.capacity() < len {
-            // Zeros from the system, which are not written twice.
-            *buffer = vec![T::default(); len];
-        } else {
-            buffer.resize(len, T::default());
-        }
+        *buffer = sized(std::mem::take(buffer), code.l_a() * planes * slab);
     }
 
     // A unit is several channels or, where those are few, some columns of one.

@@ -13,7 +13,7 @@ use super::holdings::{Holdings, SharedWeight, locked};
 use super::options::LayerOptions;
 use super::report::{Completion, LayerReport};
 use super::responses::{Responses, Scheme};
-use crate::array::{Element, Values, check_elems, first_non_finite};
+use crate::array::{Element, Values, check_elems, first_non_finite, sized};
 use crate::coding::{
     CheckerCache, Clamp, Code, CodeKind, Decoder, DecoderCache, Epilogue, Sketcher, decode, encode_distinct,
     error_bound,
@@ -40,6 +40,8 @@ pub struct CodedConv<T: Element> {
     sketcher: Option<Arc<Sketcher>>,
     /// Slab buffers of earlier runs that no worker holds any more.
     spare: Mutex<Vec<Vec<T>>>,
+    /// Result buffers of earlier runs.
+    spent: Mutex<Vec<Values>>,
     experience: Mutex<Experience>,
     bias: Option<Vec<T>>,
     /// What computing it on this machine is predicted to take.
@@ -147,6 +149,7 @@ impl<T: Element> CodedConv<T> {
             decoders: DecoderCache::new(CACHED_DECODERS),
             checkers,
             spare: Mutex::new(Vec::new()),
+            spent: Mutex::new(Vec::new()),
             local: Duration::try_from_secs_f64(options.rates.local_s::<T>(&shape)).unwrap_or_default(),
             options,
             shape,
@@ -197,11 +200,28 @@ impl<T: Element> CodedConv<T> {
         Ok(Run { output: output?, report })
     }
 
+    /// As [`CodedConv::run`], with the output written over `output`, whose memory is used again where it has room for it: a
+    /// layer that runs again and again needs none that is fresh. Any array will do. After an error it holds no elements.
+    ///
+    /// # Errors
+    /// Those of [`CodedConv::run`].
+    pub fn run_into(&self, input: ArrayViewD<'_, T>, output: &mut ArrayD<T>) -> Result<LayerReport> {
+        let old = std::mem::replace(output, ArrayD::default(IxDyn(&[0])));
+        let Attempted { output: new, report } = self.attempt_in(input, old.into_raw_vec_and_offset().0)?;
+        *output = new?;
+        Ok(report)
+    }
+
     /// As [`CodedConv::run`], with a report also of a run that gave no output.
     ///
     /// # Errors
     /// [`Error::Mismatch`] or [`Error::NonFinite`] for an unfit input; then nothing was begun.
     pub fn attempt(&self, input: ArrayViewD<'_, T>) -> Result<Attempted<T>> {
+        self.attempt_in(input, Vec::new())
+    }
+
+    /// As [`CodedConv::attempt`], with the output in `room` if it fits.
+    fn attempt_in(&self, input: ArrayViewD<'_, T>, room: Vec<T>) -> Result<Attempted<T>> {
         let _span = tracing::info_span!("layer", name = self.options.name).entered();
         let started = Instant::now();
         if input.shape() != self.shape.input_shape() {
@@ -233,6 +253,7 @@ impl<T: Element> CodedConv<T> {
             terms,
             finite,
             slabs: slabs.clone(),
+            spent: std::mem::take(&mut *locked(&self.spent)),
             sketcher: self.sketcher.clone(),
             recovery: Responses::new(self.scheme(&slabs)),
             filters: &|subtask, worker| self.holdings.filters_for(subtask, worker),
@@ -245,7 +266,7 @@ impl<T: Element> CodedConv<T> {
         let decoded = match (end, &chosen) {
             (End::Failed(error), _) => Err(error),
             (End::Decode, Some(decoder)) => {
-                tracing::debug_span!("decode").in_scope(|| self.decode(decoder, &gathered))
+                tracing::debug_span!("decode").in_scope(|| self.decode(decoder, &gathered, room))
             }
             // The gathering ends with `Decode` only after a verdict that chose a decoder.
             (End::Local | End::Decode, _) => {
@@ -293,6 +314,10 @@ impl<T: Element> CodedConv<T> {
         if let Some(observer) = &self.options.observer {
             observer.observe(&report);
         }
+        let mut spent = locked(&self.spent);
+        spent.extend(gathered.into_buffers());
+        spent.truncate(self.code().n() * self.holdings.subtask.sub_results());
+        drop(spent);
         Ok(Attempted { output, report })
     }
 
@@ -324,7 +349,12 @@ impl<T: Element> CodedConv<T> {
         }
     }
 
-    fn decode(&self, decoder: &Decoder, gathered: &Gathered<Responses<'_>>) -> Result<(Vec<T>, f64, f64)> {
+    fn decode(
+        &self,
+        decoder: &Decoder,
+        gathered: &Gathered<Responses<'_>>,
+        room: Vec<T>,
+    ) -> Result<(Vec<T>, f64, f64)> {
         let (condition, bound) =
             (decoder.condition(), decoder.error_bound(T::EPSILON, self.shape.reduction()));
         if let Some(tolerance) = self.options.max_error
@@ -337,7 +367,7 @@ impl<T: Element> CodedConv<T> {
             values.as_ref().expect("a decoder takes what has arrived").as_slice::<T>()
         });
         let results = results.collect::<Result<Vec<&[T]>>>()?;
-        let mut output = vec![T::default(); self.shape.output_elems()];
+        let mut output = sized(room, self.shape.output_elems());
         let epilogue = Epilogue { bias: self.bias.as_deref(), clamp: self.options.clamp };
         decode(decoder, &self.tiling, &results, epilogue, &mut output)?;
         Ok((output, condition, bound))

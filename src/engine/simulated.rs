@@ -252,6 +252,7 @@ impl SimulatedLayer {
             terms,
             finite: true,
             slabs: vec![slabs; self.code.n()],
+            spent: Vec::new(),
             sketcher: None,
             recovery,
             filters: &|subtask, worker| self.filters_for(fleet, subtask, worker),

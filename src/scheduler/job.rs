@@ -86,6 +86,8 @@ pub(crate) struct JobPlan<'a, F, R> {
     pub(crate) finite: bool,
     /// Coded slabs of each subtask.
     pub(crate) slabs: Vec<Arc<Values>>,
+    /// Buffers of earlier runs for the workers to give their results in.
+    pub(crate) spent: Vec<Values>,
     /// Makes sketches where there is an audit.
     pub(crate) sketcher: Option<Arc<Sketcher>>,
     pub(crate) recovery: R,
@@ -121,6 +123,8 @@ pub(crate) struct Gathered<R> {
     pub(crate) bytes_down: usize,
     pub(crate) redispatched: usize,
     pub(crate) hedged: usize,
+    /// Results that came after the decision.
+    unread: Vec<Values>,
     replies: Arc<Replies>,
 }
 
@@ -135,12 +139,22 @@ impl<R> Gathered<R> {
     pub(crate) fn settle(&mut self) {
         for reply in self.replies.drain() {
             let attempt = &mut self.attempts[reply.attempt];
-            if let (ReplyKind::Finished, Outcome::Cancelled) = (&reply.what, attempt.outcome) {
-                attempt.outcome = Outcome::Late;
-                attempt.complete = true;
-                attempt.latency = Some(reply.at.saturating_duration_since(attempt.dispatched));
+            match (reply.what, attempt.outcome) {
+                (ReplyKind::Finished, Outcome::Cancelled) => {
+                    attempt.outcome = Outcome::Late;
+                    attempt.complete = true;
+                    attempt.latency = Some(reply.at.saturating_duration_since(attempt.dispatched));
+                }
+                (ReplyKind::SubResult { values, .. }, _) => self.unread.push(values),
+                _ => {}
             }
         }
+    }
+
+    /// The buffers of all results, for the next run.
+    pub(crate) fn into_buffers(mut self) -> impl Iterator<Item = Values> {
+        let (results, unread) = (std::mem::take(&mut self.results), std::mem::take(&mut self.unread));
+        results.into_iter().flatten().flatten().chain(unread)
     }
 }
 
@@ -168,8 +182,20 @@ pub(crate) fn run_job<F: Fleet, R: Evidence>(
     let replies = Arc::new(Mailbox::new());
     // One token a subtask, so that copies of a complete one stop while the run goes on.
     let tokens = CancelOnDrop { fleet: plan.fleet, tokens: (0..n).map(|_| CancelToken::new()).collect() };
-    let JobPlan { fleet, layer, shape, policy, terms, finite, slabs, sketcher, recovery, filters, holds } =
-        plan;
+    let JobPlan {
+        fleet,
+        layer,
+        shape,
+        policy,
+        terms,
+        finite,
+        slabs,
+        spent,
+        sketcher,
+        recovery,
+        filters,
+        holds,
+    } = plan;
     let mut run = Run {
         fleet,
         layer,
@@ -177,6 +203,7 @@ pub(crate) fn run_job<F: Fleet, R: Evidence>(
         policy,
         finite,
         slabs,
+        spent,
         sketcher,
         filters,
         holds,
@@ -223,6 +250,7 @@ struct Run<'a, F, R> {
     policy: Policy,
     finite: bool,
     slabs: Vec<Arc<Values>>,
+    spent: Vec<Values>,
     sketcher: Option<Arc<Sketcher>>,
     filters: &'a dyn Fn(usize, usize) -> Option<Values>,
     holds: &'a dyn Fn(usize, usize) -> bool,
@@ -257,6 +285,8 @@ impl<F: Fleet, R: Evidence> Run<'_, F, R> {
         } else {
             self.policy.partial.then(|| (0..sub_results).map(rotated).collect())
         };
+        let wanted = order.as_ref().map_or(sub_results, Vec::len);
+        let spent = self.spent.split_off(self.spent.len().saturating_sub(wanted));
         let attempt = self.attempts.len();
         let dispatched = self.fleet.now();
         self.attempts.push(Attempt {
@@ -268,7 +298,7 @@ impl<F: Fleet, R: Evidence> Run<'_, F, R> {
             latency: None,
             arrived: 0,
             complete: false,
-            wanted: order.as_ref().map_or(sub_results, Vec::len),
+            wanted,
             cause: None,
             dispatched,
             ended: false,
@@ -283,6 +313,7 @@ impl<F: Fleet, R: Evidence> Run<'_, F, R> {
             cancel: self.tokens[subtask].clone(),
             attempt,
             replies: Arc::clone(&self.replies),
+            spent,
         };
         self.fleet.execute(worker, task);
     }
@@ -438,6 +469,7 @@ impl<F: Fleet, R: Evidence> Run<'_, F, R> {
             bytes_down: self.bytes_down,
             redispatched: self.redispatched,
             hedged: self.hedged,
+            unread: Vec::new(),
             replies: self.replies,
         }
     }

@@ -56,7 +56,7 @@ impl Service {
                         Ok(())
                     });
                 }
-                Taken::Item(Command::Execute(task)) => self.execute(&task),
+                Taken::Item(Command::Execute(task)) => self.execute(task),
                 Taken::Item(Command::Return(worker, holds)) => self.take_back(worker, &holds),
                 Taken::Item(Command::Wake) => {}
                 Taken::Timeout => self.probe_again(),
@@ -106,7 +106,8 @@ impl Service {
         if self.qualified.is_empty() { vec![DType::F32] } else { self.qualified.clone() }
     }
 
-    fn execute(&mut self, task: &Task) {
+    fn execute(&mut self, mut task: Task) {
+        let spent = std::mem::take(&mut task.spent);
         let reply = |what| task.reply(what);
         if task.cancel.is_cancelled() || !self.status.is_usable() {
             let quarantined = || Error::WorkerFailed {
@@ -124,19 +125,23 @@ impl Service {
         let result = self.guarded(&task.cancel, 1, |w| {
             let _span = tracing::debug_span!("execute", worker = name, subtask = task.key.subtask).entered();
             let order = task.order.as_deref().map_or(Order::All, Order::Each);
-            w.execute(task.key, &task.slabs, order, &task.cancel, &mut |index, values| {
+            spent.into_iter().for_each(|buffer| w.give_back(buffer));
+            let mut unwanted = Vec::new();
+            let result = w.execute(task.key, &task.slabs, order, &task.cancel, &mut |index, values| {
                 done += 1;
-                match check(&values, task) {
+                match check(&values, &task) {
                     Ok(()) => {
                         let sketch = task.sketcher.as_ref().map(|s| Box::new(sketch(s, &values)));
-                        reply(ReplyKind::SubResult { index, values, sketch });
+                        unwanted.extend(task.deliver(index, values, sketch));
                     }
                     Err(cause) => {
                         unusable = true;
                         reply(ReplyKind::Unusable { cause });
                     }
                 }
-            })
+            });
+            unwanted.into_iter().for_each(|buffer| w.give_back(buffer));
+            result
         });
         let (busy, each) = (started.elapsed(), task.shape.conv.macs());
         // A failure says nothing of a speed, and there is nothing to compute then.

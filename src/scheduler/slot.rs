@@ -127,6 +127,8 @@ pub(crate) struct Task {
     pub(crate) cancel: CancelToken,
     pub(crate) attempt: usize,
     pub(crate) replies: Arc<Replies>,
+    /// For [`Worker::give_back`].
+    pub(crate) spent: Vec<Values>,
 }
 
 /// Where the replies to a job go. Closed when it is over.
@@ -160,7 +162,24 @@ impl Task {
 
     pub(super) fn reply_at(&self, at: Instant, what: ReplyKind) {
         // A closed box means that the job is over: its token is cancelled too and the worker stops.
-        let _ = self.replies.post(Reply { attempt: self.attempt, at, what });
+        let _ = self.post(at, what);
+    }
+
+    /// Replies with a sub-result; gives it back when the job is over.
+    pub(super) fn deliver(
+        &self,
+        index: usize,
+        values: Values,
+        sketch: Option<Box<Sketch>>,
+    ) -> Option<Values> {
+        match self.post(Instant::now(), ReplyKind::SubResult { index, values, sketch }) {
+            Err(Reply { what: ReplyKind::SubResult { values, .. }, .. }) => Some(values),
+            Ok(()) | Err(_) => None,
+        }
+    }
+
+    fn post(&self, at: Instant, what: ReplyKind) -> std::result::Result<(), Reply> {
+        self.replies.post(Reply { attempt: self.attempt, at, what })
     }
 
     pub(super) fn fail(&self, error: Error) {

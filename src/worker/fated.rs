@@ -114,6 +114,10 @@ impl Worker for FatedWorker {
         }
     }
 
+    fn give_back(&mut self, buffer: Values) {
+        self.inner.give_back(buffer);
+    }
+
     /// The inner worker's, with the same fates.
     fn recipe(&self) -> Option<Recipe> {
         let (inner, fates, index) = (self.inner.recipe()?, self.fates.clone(), self.index);

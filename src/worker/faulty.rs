@@ -140,6 +140,10 @@ impl Worker for FaultyWorker {
         self.inner.remove(key);
     }
 
+    fn give_back(&mut self, buffer: Values) {
+        self.inner.give_back(buffer);
+    }
+
     fn execute(
         &mut self,
         key: FilterKey,

@@ -235,6 +235,11 @@ pub trait Worker: Send {
         emit: &mut dyn FnMut(usize, Values),
     ) -> Result<()>;
 
+    /// A buffer of sub-results that nobody needs any more, of whatever length and content: memory to make others in, since
+    /// fresh memory costs more than some layers do. Comes before [`execute`](Worker::execute), about as many as that will
+    /// emit; a worker that makes its buffers otherwise drops it.
+    fn give_back(&mut self, _buffer: Values) {}
+
     /// How to make this worker again should it be lost; `None` when it would not come back. Asked for while the worker
     /// is healthy.
     fn recipe(&self) -> Option<Recipe> {
