@@ -38,8 +38,8 @@ pub struct CodedConv<T: Element> {
     decoders: DecoderCache,
     checkers: CheckerCache,
     sketcher: Option<Arc<Sketcher>>,
-    /// Slab buffers of earlier runs that no worker holds any more.
-    spare: Mutex<Vec<Vec<T>>>,
+    /// Slab buffers of earlier runs. A straggler may still read some of them.
+    spare: Mutex<Vec<Arc<Values>>>,
     /// Result buffers of earlier runs.
     spent: Mutex<Vec<Values>>,
     experience: Mutex<Experience>,
@@ -237,7 +237,7 @@ impl<T: Element> CodedConv<T> {
         let finite = self.finite && flaw.is_none();
         refuse_unless_passed(self.code().kind(), self.options.audit, flaw)?;
         let slabs: Vec<Arc<Values>> = tracing::debug_span!("encode").in_scope(|| {
-            let spare = std::mem::take(&mut *locked(&self.spare));
+            let spare = self.spare_slabs();
             let coded = encode_distinct(self.code(), &self.shape, &self.slabs, &input, spare);
             let coded: Vec<_> = coded.into_iter().map(|slabs| Arc::new(T::wrap(slabs))).collect();
             // Those of all subtasks may be one and the same.
@@ -277,12 +277,7 @@ impl<T: Element> CodedConv<T> {
         let decode = decoding.elapsed();
         gathered.settle();
         locked(&self.experience).learn(self.code().n(), &gathered);
-        // A straggler may still read its slabs; those buffers are left to it.
-        let free = slabs.into_iter().filter_map(Arc::into_inner).filter_map(T::take);
-        let mut spare = locked(&self.spare);
-        spare.extend(free);
-        spare.truncate(self.code().n());
-        drop(spare);
+        self.keep_slabs(slabs);
         // Subtasks move where they may be handed to others at all.
         if self.options.on_shortfall == OnShortfall::Redispatch {
             self.holdings.follow_the_speeds();
@@ -319,6 +314,29 @@ impl<T: Element> CodedConv<T> {
         spent.truncate(self.code().n() * self.holdings.subtask.sub_results());
         drop(spent);
         Ok(Attempted { output, report })
+    }
+
+    /// Slab buffers that nobody reads any more.
+    fn spare_slabs(&self) -> Vec<Vec<T>> {
+        let mut spare = locked(&self.spare);
+        let (free, read) = spare.drain(..).partition(|slabs| Arc::strong_count(slabs) == 1);
+        *spare = read;
+        drop(spare);
+        let free: Vec<Arc<Values>> = free;
+        free.into_iter().filter_map(Arc::into_inner).filter_map(T::take).collect()
+    }
+
+    /// Keeps the slabs of a run, those of stragglers too: at most as many as two runs need.
+    fn keep_slabs(&self, slabs: Vec<Arc<Values>>) {
+        let mut spare = locked(&self.spare);
+        for slabs in slabs {
+            // Those of all subtasks may be one and the same.
+            if !spare.iter().any(|kept| Arc::ptr_eq(kept, &slabs)) {
+                spare.push(slabs);
+            }
+        }
+        let surplus = spare.len().saturating_sub(2 * self.code().n());
+        spare.drain(..surplus);
     }
 
     fn scheme(&self, slabs: &[Arc<Values>]) -> Scheme<'_> {

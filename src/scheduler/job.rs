@@ -153,6 +153,9 @@ impl<R> Gathered<R> {
 
     /// The buffers of all results, for the next run.
     pub(crate) fn into_buffers(mut self) -> impl Iterator<Item = Values> {
+        // What is posted from here on comes back to its worker.
+        self.replies.close();
+        self.settle();
         let (results, unread) = (std::mem::take(&mut self.results), std::mem::take(&mut self.unread));
         results.into_iter().flatten().flatten().chain(unread)
     }

@@ -116,6 +116,9 @@ impl Service {
             };
             self.status.begin(self.epoch, &task.cancel);
             self.status.end(self.epoch, 1);
+            if let Some(worker) = self.worker.as_mut() {
+                spent.into_iter().for_each(|buffer| worker.give_back(buffer));
+            }
             let error = if task.cancel.is_cancelled() { Error::Cancelled } else { quarantined() };
             return reply(ReplyKind::Failed(error));
         }
