@@ -149,7 +149,7 @@ fn a_layer_in_use_allocates_no_large_block() {
             LARGE_BLOCKS.load(Ordering::Relaxed) - before
         };
         let first = blocks(false);
-        assert!(first >= 1 + 4, "{first}: at least the output and what is sent to each");
+        assert!(first > 4, "{first}: at least the output and what is sent to each");
         for _ in 0..3 {
             blocks(false);
         }

@@ -286,6 +286,7 @@ impl<T: Element> pulp::WithSimd for UncleanBlock<'_, T> {
     type Output = Option<usize>;
 
     #[inline(always)]
+    #[expect(clippy::inline_always, reason = "it must be compiled for each instruction set")]
     fn with_simd<S: pulp::Simd>(self, _: S) -> Option<usize> {
         for (block, chunk) in self.0.chunks(BLOCK).enumerate() {
             let mut clean = true;

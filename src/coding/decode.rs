@@ -4,6 +4,8 @@
 //! Columns of the sub-results are combined in vector registers and go from there to their places in the output
 //! ([`mix`](super::mix)): every sub-result is read once, every output element written once.
 
+#![expect(clippy::inline_always, reason = "it is compiled for each instruction set, which a call would lose")]
+
 use rayon::prelude::*;
 
 use super::decoder::{Decoder, Map};

@@ -4,6 +4,8 @@
 //! innermost cache, and from there to every subtask's buffer ([`mix`](super::mix)): the input is read once, each buffer
 //! written once, nothing lies between.
 
+#![expect(clippy::inline_always, reason = "it is compiled for each instruction set, which a call would lose")]
+
 use rayon::prelude::*;
 
 use super::code::Code;

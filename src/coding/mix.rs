@@ -11,6 +11,9 @@
 //! Invariant: every element of every target is written, none is read; a column depends on the same column of the
 //! sources alone, so how a run is cut changes no bit.
 
+#![expect(clippy::inline_always, reason = "it is compiled for each instruction set, which a call would lose")]
+#![expect(clippy::needless_range_loop, reason = "loops of fixed length over registers, several at once")]
+
 use pulp::Simd;
 
 use crate::array::Element;

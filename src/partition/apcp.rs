@@ -1,5 +1,7 @@
 //! APCP, adaptive-padding coded partitioning of the input along its first spatial axis (paper, section IV-A).
 
+#![expect(clippy::inline_always, reason = "it is compiled for each instruction set, which a call would lose")]
+
 use crate::array::Element;
 use crate::conv::{AXES, ConvShape};
 use crate::error::{Error, Result};

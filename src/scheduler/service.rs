@@ -117,7 +117,9 @@ impl Service {
             self.status.begin(self.epoch, &task.cancel);
             self.status.end(self.epoch, 1);
             if let Some(worker) = self.worker.as_mut() {
-                spent.into_iter().for_each(|buffer| worker.give_back(buffer));
+                for buffer in spent {
+                    worker.give_back(buffer);
+                }
             }
             let error = if task.cancel.is_cancelled() { Error::Cancelled } else { quarantined() };
             return reply(ReplyKind::Failed(error));
@@ -128,7 +130,9 @@ impl Service {
         let result = self.guarded(&task.cancel, 1, |w| {
             let _span = tracing::debug_span!("execute", worker = name, subtask = task.key.subtask).entered();
             let order = task.order.as_deref().map_or(Order::All, Order::Each);
-            spent.into_iter().for_each(|buffer| w.give_back(buffer));
+            for buffer in spent {
+                w.give_back(buffer);
+            }
             let mut unwanted = Vec::new();
             let result = w.execute(task.key, &task.slabs, order, &task.cancel, &mut |index, values| {
                 done += 1;
@@ -143,7 +147,9 @@ impl Service {
                     }
                 }
             });
-            unwanted.into_iter().for_each(|buffer| w.give_back(buffer));
+            for buffer in unwanted {
+                w.give_back(buffer);
+            }
             result
         });
         let (busy, each) = (started.elapsed(), task.shape.conv.macs());
