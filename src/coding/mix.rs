@@ -16,7 +16,7 @@
 
 use pulp::Simd;
 
-use crate::array::Element;
+use crate::array::{DType, Element};
 
 /// Combinations that are summed at once.
 const ROWS: usize = 4;
@@ -323,13 +323,39 @@ fn store<S: Simd, A: Element, T: Element, const N: usize, const R: usize>(
         }
         return;
     }
-    // Another type: a loop of unknown length is what the compiler makes vectors of.
-    for (row, target) in rows.iter().zip(targets) {
-        let values: &[A] = bytemuck::cast_slice(row);
-        if let Some(to) = target.to.get_mut(at..) {
-            convert(&values[..values.len().min(to.len())], to);
+    for row in 0..R {
+        let Some(to) = targets.get_mut(row).and_then(|target| target.to.get_mut(at..)) else { continue };
+        if let Some(to) = to.get_mut(..N * lanes)
+            && narrow(simd, &rows[row], to)
+        {
+            continue;
         }
+        // A loop of unknown length is what the compiler makes vectors of.
+        let values: &[A] = bytemuck::cast_slice(&rows[row]);
+        convert(&values[..values.len().min(to.len())], to);
     }
+}
+
+/// Rounds vectors of f64 to f32 where there is an instruction for that which is known here; false where not.
+#[inline(always)]
+fn narrow<S: Simd, V: bytemuck::Pod, T: Element, const N: usize>(
+    simd: S,
+    values: &[V; N],
+    to: &mut [T],
+) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if std::any::TypeId::of::<S>() == std::any::TypeId::of::<pulp::x86::V4>() && T::DTYPE == DType::F32 {
+        let Some(simd) = (&simd as &dyn std::any::Any).downcast_ref::<pulp::x86::V4>() else { return false };
+        for n in 0..N {
+            let value: pulp::f64x8 = bytemuck::cast(values[n]);
+            let value: pulp::f32x8 = pulp::cast(simd.avx512f._mm512_cvtpd_ps(pulp::cast(value)));
+            let to: &mut [f32] = bytemuck::cast_slice_mut(&mut to[n * 8..n * 8 + 8]);
+            to.copy_from_slice(bytemuck::cast_slice(std::slice::from_ref(&value)));
+        }
+        return true;
+    }
+    let _ = (simd, values, to);
+    false
 }
 
 #[cfg(test)]
