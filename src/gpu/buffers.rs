@@ -1,8 +1,13 @@
 //! Buffers that carry slabs to a device and outputs back; kept between calls, grown when needed.
 //!
-//! Where the adapter can map the buffers shaders use, they are mapped themselves; elsewhere each has a staging
-//! buffer beside it. Invariant: data is handed out only after the mapping succeeded and the device reported no
-//! error, so a failed transfer is never mistaken for a result of zeros.
+//! Where the adapter can map the buffers that shaders use, the host writes and reads those; elsewhere each has a staging
+//! buffer beside it, and the copy between the two is part of the submission that computes. Either way the host copies an
+//! element once on its way there and once on its way back.
+//!
+//! A slab's buffer is mapped again as soon as it is free, so that writing the next one waits for nothing; an output's
+//! is when the submission that fills it is complete. Invariant: data is handed out only after the mapping succeeded and
+//! the device reported no error, so a failed transfer is never mistaken for a result of zeros; and no submission uses a
+//! buffer that is mapped.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -18,6 +23,10 @@ enum Direction {
     Readback,
 }
 
+const PENDING: u8 = 0;
+const MAPPED: u8 = 1;
+const FAILED: u8 = 2;
+
 /// A storage buffer that the host writes or reads.
 #[derive(Debug)]
 struct Transfer {
@@ -25,11 +34,9 @@ struct Transfer {
     /// Where the host's side of the transfer happens, if `storage` cannot be mapped.
     staging: Option<wgpu::Buffer>,
     direction: Direction,
+    /// What became of the mapping that was asked for; `None` while submissions may use the buffer.
+    mapping: Option<Arc<AtomicU8>>,
 }
-
-const PENDING: u8 = 0;
-const MAPPED: u8 = 1;
-const FAILED: u8 = 2;
 
 impl Transfer {
     fn new(gpu: &GpuDevice, direction: Direction, label: &str, bytes: u64) -> Result<Self> {
@@ -38,112 +45,122 @@ impl Transfer {
             Direction::Upload => (U::MAP_WRITE, U::COPY_SRC),
             Direction::Readback => (U::MAP_READ, U::COPY_DST),
         };
-        let create = |label: &str, usage: wgpu::BufferUsages| {
-            gpu.device.create_buffer(&wgpu::BufferDescriptor {
-                label: Some(label),
-                size: bytes,
-                usage,
-                mapped_at_creation: false,
-            })
-        };
         let shared = U::STORAGE | U::COPY_DST | U::COPY_SRC;
-        let transfer = if gpu.caps().mappable {
-            Self { storage: create(label, shared | map), staging: None, direction }
+        let (storage, staging) = if gpu.caps().mappable {
+            (gpu.buffer(label, bytes, shared | map, false)?, None)
         } else {
-            let staging = create(&format!("{label} staging"), map | other);
-            Self { storage: create(label, shared), staging: Some(staging), direction }
+            let staging = gpu.buffer(&format!("{label} staging"), bytes, map | other, false)?;
+            (gpu.buffer(label, bytes, shared, false)?, Some(staging))
         };
-        gpu.check()?;
-        Ok(transfer)
+        Ok(Self { storage, staging, direction, mapping: None })
     }
 
-    /// Maps the first `bytes`, which no submission after `submission` may use, and hands them to `with`.
-    fn mapped<R>(
-        &self,
-        gpu: &GpuDevice,
-        bytes: u64,
-        submission: Option<wgpu::SubmissionIndex>,
-        with: impl FnOnce(wgpu::BufferSlice<'_>) -> Result<R>,
-    ) -> Result<R> {
-        let buffer = self.staging.as_ref().unwrap_or(&self.storage);
-        let slice = buffer.slice(..bytes);
+    /// The buffer that is mapped.
+    fn host(&self) -> &wgpu::Buffer {
+        self.staging.as_ref().unwrap_or(&self.storage)
+    }
+
+    /// Asks that the first `bytes` be mapped when what was submitted is done with them; not if that was asked already.
+    fn map(&mut self, bytes: u64) {
+        if self.mapping.is_some() {
+            return;
+        }
         let state = Arc::new(AtomicU8::new(PENDING));
         let report = Arc::clone(&state);
         let mode = match self.direction {
             Direction::Upload => wgpu::MapMode::Write,
             Direction::Readback => wgpu::MapMode::Read,
         };
-        slice.map_async(mode, move |result| {
+        self.mapping = Some(state);
+        self.host().slice(..bytes).map_async(mode, move |result| {
             report.store(if result.is_ok() { MAPPED } else { FAILED }, Ordering::Release);
         });
-        let waited = gpu.wait(submission);
-        if state.load(Ordering::Acquire) != MAPPED {
-            waited?;
-            return Err(gpu.error("a buffer could not be mapped"));
+    }
+
+    fn state(&self) -> u8 {
+        self.mapping.as_ref().map_or(FAILED, |state| state.load(Ordering::Acquire))
+    }
+
+    /// Gives the buffer back to submissions.
+    fn unmap(&mut self) {
+        // wgpu takes offence at unmapping what could not be mapped.
+        if self.mapping.take().is_some_and(|state| state.load(Ordering::Acquire) != FAILED) {
+            self.host().unmap();
         }
-        let result = waited.and_then(|()| with(slice));
-        buffer.unmap();
+    }
+
+    /// Hands the first `bytes`, for which [`Self::map`] has been called, to `with` when `submission` (or everything
+    /// submitted) is complete, and unmaps.
+    fn mapped<R>(
+        &mut self,
+        gpu: &GpuDevice,
+        bytes: u64,
+        submission: Option<wgpu::SubmissionIndex>,
+        with: impl FnOnce(wgpu::BufferSlice<'_>) -> Result<R>,
+    ) -> Result<R> {
+        let waited = if self.state() == PENDING { gpu.wait(submission) } else { gpu.check() };
+        let result = match self.state() {
+            MAPPED => waited.and_then(|()| with(self.host().slice(..bytes))),
+            _ => waited.and_then(|()| Err(gpu.error("a buffer could not be mapped"))),
+        };
+        self.unmap();
         gpu.check()?;
         result
     }
 }
 
-/// Slabs on their way to the device.
+/// A slab on its way to the device.
 #[derive(Debug)]
 pub(super) struct Upload(Transfer);
 
-/// Outputs on their way back.
+/// An output on its way back.
 #[derive(Debug)]
 pub(super) struct Readback(Transfer);
 
-/// The buffer in `slot`, replaced by a larger one if it has fewer than `bytes`.
-fn grown<B>(
-    slot: &mut Option<B>,
-    bytes: u64,
-    size: impl Fn(&B) -> u64,
-    new: impl FnOnce() -> Result<B>,
-) -> Result<&B> {
-    if slot.as_ref().is_none_or(|b| size(b) < bytes) {
-        // The old one goes first: both may not fit.
-        *slot = None;
-        *slot = Some(new()?);
-    }
-    Ok(slot.as_ref().expect("filled above"))
-}
-
 impl Upload {
-    pub(super) fn grown<'a>(slot: &'a mut Option<Self>, gpu: &GpuDevice, bytes: u64) -> Result<&'a Self> {
-        let new = || Transfer::new(gpu, Direction::Upload, "coded slab", bytes).map(Self);
-        grown(slot, bytes, |b| b.0.storage.size(), new)
+    pub(super) fn new(gpu: &GpuDevice, bytes: u64) -> Result<Self> {
+        Transfer::new(gpu, Direction::Upload, "coded slab", bytes).map(Self)
     }
 
     pub(super) fn buffer(&self) -> &wgpu::Buffer {
         &self.0.storage
     }
 
-    /// Puts `bytes` at the front of the buffer, before anything submitted later. The device must be idle.
-    pub(super) fn write(&self, gpu: &GpuDevice, bytes: &[u8]) -> Result<()> {
-        let size = bytes.len() as u64;
-        self.0.mapped(gpu, size, None, |slice| {
+    /// Asks that the buffer be mapped for the next [`Self::write`].
+    pub(super) fn prepare(&mut self) {
+        self.0.map(self.0.storage.size());
+    }
+
+    /// Gives the buffer to submissions with what it holds.
+    pub(super) fn release(&mut self) {
+        self.0.unmap();
+    }
+
+    /// Puts `bytes` at the front of the buffer, which nothing submitted earlier may use, for what is submitted later.
+    /// Where there is a staging buffer, [`Self::begin`] has to follow.
+    pub(super) fn write(&mut self, gpu: &GpuDevice, bytes: &[u8]) -> Result<()> {
+        self.prepare();
+        if self.0.state() == PENDING {
+            gpu.poll()?;
+        }
+        self.0.mapped(gpu, bytes.len() as u64, None, |slice| {
             let mut view = slice.get_mapped_range_mut().map_err(|e| gpu.error(e.to_string()))?;
             view.copy_from_slice(bytes);
             Ok(())
-        })?;
+        })
+    }
+
+    /// Puts the copy from the staging buffer, if there is one, before the commands that read the slab.
+    pub(super) fn begin(&self, encoder: &mut wgpu::CommandEncoder, bytes: u64) {
         if let Some(staging) = &self.0.staging {
-            let mut encoder = gpu
-                .device
-                .create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("upload coded slab") });
-            encoder.copy_buffer_to_buffer(staging, 0, &self.0.storage, 0, size);
-            gpu.queue.submit([encoder.finish()]);
+            encoder.copy_buffer_to_buffer(staging, 0, &self.0.storage, 0, bytes);
         }
-        gpu.check()
     }
 }
 
 impl Readback {
-    pub(super) fn grown<'a>(slot: &'a mut Option<Self>, gpu: &GpuDevice, bytes: u64) -> Result<&'a Self> {
-        let new = || Transfer::new(gpu, Direction::Readback, "sub-result", bytes).map(Self);
-        grown(slot, bytes, |b| b.0.storage.size(), new)
+    pub(super) fn new(gpu: &GpuDevice, bytes: u64) -> Result<Self> {
+        Transfer::new(gpu, Direction::Readback, "sub-result", bytes).map(Self)
     }
 
     pub(super) fn buffer(&self) -> &wgpu::Buffer {
@@ -157,18 +174,45 @@ impl Readback {
         }
     }
 
-    /// Waits for `submission`, which ended with [`Self::finish`], and takes `elems` elements.
+    /// Asks that the first `bytes` be mapped when what has been submitted is complete.
+    pub(super) fn prepare(&mut self, bytes: u64) {
+        self.0.map(bytes);
+    }
+
+    /// Gives the buffer back to submissions, whatever has been asked for.
+    pub(super) fn release(&mut self) {
+        self.0.unmap();
+    }
+
+    /// Waits for `submission`, which ended with [`Self::finish`] and was followed by [`Self::prepare`], and takes
+    /// `elems` elements.
     pub(super) fn read<T: Element>(
-        &self,
+        &mut self,
         gpu: &GpuDevice,
         elems: usize,
-        submission: wgpu::SubmissionIndex,
+        submission: &wgpu::SubmissionIndex,
     ) -> Result<Vec<T>> {
-        self.0.mapped(gpu, (elems * size_of::<T>()) as u64, Some(submission), |slice| {
+        self.0.mapped(gpu, (elems * size_of::<T>()) as u64, Some(submission.clone()), |slice| {
             let view = slice.get_mapped_range().map_err(|e| gpu.error(e.to_string()))?;
-            let mut values = vec![T::default(); elems];
-            bytemuck::cast_slice_mut::<T, u8>(&mut values).copy_from_slice(&view);
-            Ok(values)
+            // Mapped memory is aligned; were it not, the copy would go by bytes.
+            Ok(bytemuck::try_cast_slice(&view)
+                .map_or_else(|_| bytemuck::pod_collect_to_vec(&view), <[T]>::to_vec))
         })
     }
+}
+
+/// Makes `slots` hold `count` buffers at least of `bytes` each, by `new`.
+pub(super) fn grow<B>(
+    slots: &mut Vec<B>,
+    count: usize,
+    bytes: u64,
+    size: impl Fn(&B) -> u64,
+    mut new: impl FnMut() -> Result<B>,
+) -> Result<()> {
+    // Who is too small goes first: old and new may not fit side by side.
+    slots.retain(|slot| size(slot) >= bytes);
+    while slots.len() < count {
+        slots.push(new()?);
+    }
+    Ok(())
 }

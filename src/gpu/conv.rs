@@ -1,31 +1,30 @@
-//! The engine: compiled kernels, filters on the device, and the loop that dispatches a subtask.
+//! The engine: compiled kernels and filters on the device.
 //!
 //! One [`ConvEngine`] drives one [`GpuDevice`]. Installing packs and uploads filters and compiles and warms up their
-//! kernel; running uploads slabs and computes the convolution of each slab with each filter bank, at most two
-//! submissions ahead of the host, so that one sub-result is read back while the next is computed.
-//!
-//! Invariant: at most two submissions are in flight and they are waited for before `run` returns, so between calls
-//! the device is idle and every buffer may be mapped or replaced.
+//! kernel; `run.rs` has the loop that convolves slabs with them.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
-use std::collections::VecDeque;
 use std::num::NonZeroU64;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use super::buffers::{Readback, Upload};
+use super::buffers::{Readback, Upload, grow};
 use super::device::GpuDevice;
 use super::kernel::Kernel;
 use super::params::Params;
-use super::plan::{ConvPlan, Step};
+use super::plan::ConvPlan;
 use super::shaders::Variant;
-use crate::array::{DType, Element, Values, check_elems, check_indices};
+use super::timing::{DeviceClock, RunTiming};
+use crate::array::{DType, Element, Values, check_elems};
 use crate::conv::ConvShape;
-use crate::error::{Error, Result};
+use crate::error::Result;
 
-/// Submissions in flight: one computes while the host reads back or prepares the next.
-const IN_FLIGHT: usize = 2;
+/// Bind groups that filters keep; beyond this all are made anew.
+const KEPT_BINDINGS: usize = 1024;
+
+/// Bind groups of filters, by sub-result and output buffer. They hold on to the engine's transfer buffers: who replaces
+/// one of those empties all of these.
+type Bindings = Mutex<HashMap<(usize, usize), wgpu::BindGroup>>;
 
 #[derive(Debug)]
 struct Pipeline {
@@ -46,6 +45,7 @@ pub struct ConvFilters {
     /// The uniform block of each step, `uniform_stride` apart, then one of a dispatch that does nothing.
     uniforms: wgpu::Buffer,
     uniform_stride: u64,
+    bindings: Arc<Bindings>,
 }
 
 impl ConvFilters {
@@ -71,33 +71,31 @@ impl ConvFilters {
 /// Runs convolutions on one device. See the module documentation.
 #[derive(Debug)]
 pub struct ConvEngine {
-    gpu: GpuDevice,
+    pub(super) gpu: GpuDevice,
     pipelines: HashMap<Variant, Arc<Pipeline>>,
-    slabs: Vec<Option<Upload>>,
-    outputs: [Option<Readback>; IN_FLIGHT],
-    poison: bool,
+    pub(super) slabs: Vec<Upload>,
+    pub(super) outputs: Vec<Readback>,
+    pub(super) poison: bool,
+    pub(super) clock: Option<DeviceClock>,
+    pub(super) timing: RunTiming,
+    /// Those of all filters installed here.
+    bindings: Vec<Weak<Bindings>>,
 }
-
-/// One submission of a run.
-struct Job {
-    /// The sub-result it is part of, slab * banks + bank, and how many were begun before that: neighbours in a run
-    /// write to different output buffers, whatever their indices.
-    index: usize,
-    turn: usize,
-    steps: Range<usize>,
-    /// The sub-result's first and last submission.
-    first: bool,
-    last: bool,
-}
-
-/// What was submitted and not yet waited for, oldest first.
-type InFlight = VecDeque<(Job, wgpu::SubmissionIndex)>;
 
 impl ConvEngine {
     /// An engine without filters.
     #[must_use]
     pub fn new(gpu: GpuDevice) -> Self {
-        Self { gpu, pipelines: HashMap::new(), slabs: Vec::new(), outputs: [None, None], poison: false }
+        Self {
+            gpu,
+            pipelines: HashMap::new(),
+            slabs: Vec::new(),
+            outputs: Vec::new(),
+            poison: false,
+            clock: None,
+            timing: RunTiming::default(),
+            bindings: Vec::new(),
+        }
     }
 
     /// The device this engine drives.
@@ -112,13 +110,29 @@ impl ConvEngine {
         self.poison = poison;
     }
 
+    /// From now on, has the device say how long it computes ([`RunTiming::device_s`]), where the adapter can; or no
+    /// longer. Costs two timestamps a submission, and reading them a run. Returns whether it will be said.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`](crate::Error::Gpu) when the device is lost.
+    pub fn time_device(&mut self, time: bool) -> Result<bool> {
+        self.clock = if time { DeviceClock::new(&self.gpu)? } else { None };
+        Ok(self.clock.is_some())
+    }
+
+    /// Where the time of the last run that succeeded went; all zero before the first.
+    #[must_use]
+    pub fn last_timing(&self) -> RunTiming {
+        self.timing
+    }
+
     /// Packs and uploads `banks` filter banks of `[O, C/g, kernel...]`, one after the other, for convolutions of
     /// `shape` with up to `slabs` slabs a call; compiles the kernel ([`Kernel::choose`] picks it when `kernel` is
     /// `None`) and runs it once on nothing, so that the first real dispatch meets no compiler.
     ///
     /// # Errors
-    /// Those of [`ConvPlan::new`]; [`Error::Mismatch`] for a wrong number of elements; [`Error::Gpu`] when the
-    /// device is out of memory, refuses the kernel, or is lost.
+    /// Those of [`ConvPlan::new`]; [`Error::Mismatch`](crate::Error::Mismatch) for a wrong number of elements;
+    /// [`Error::Gpu`](crate::Error::Gpu) when the device is out of memory, refuses the kernel, or is lost.
     pub fn install(
         &mut self,
         shape: &ConvShape,
@@ -148,161 +162,40 @@ impl ConvEngine {
         let blocks: Vec<Params> = plan.steps.iter().map(|s| s.params).chain([nothing]).collect();
         let blocks: Vec<&[u8]> = blocks.iter().map(bytemuck::bytes_of).collect();
         let uniforms = self.constant_buffer("uniforms", &blocks, uniform_stride)?;
-        let filters = ConvFilters { plan, pipeline, banks, offsets, uniforms, uniform_stride };
+        let bindings = Arc::default();
+        self.bindings.retain(|kept| kept.strong_count() > 0);
+        self.bindings.push(Arc::downgrade(&bindings));
+        let filters = ConvFilters { plan, pipeline, banks, offsets, uniforms, uniform_stride, bindings };
 
-        self.reserve(&filters.plan, slabs)?;
-        let nothing = Step { params: nothing, grid: [1, 1] };
-        let bindings = self.bind(&filters, 0, 0, 0);
+        // Enough for results that are asked for one by one; more when a run needs more.
+        self.reserve(&filters.plan, slabs, 2)?;
+        self.slabs[0].release();
+        let nothing = filters.plan.steps.len();
+        let bindings = self.bind(&filters, 0, 0);
         let mut encoder = self.encoder("warm-up");
-        encode(&mut encoder, &filters, &bindings, &[(filters.plan.steps.len(), nothing)]);
+        encode(&mut encoder, &filters, &[(bindings, nothing..nothing + 1)], None);
         let submission = self.gpu.queue.submit([encoder.finish()]);
         self.gpu.wait(Some(submission))?;
         Ok(filters)
     }
 
-    /// Convolves `slabs` slabs `[N, C, spatial...]`, one after the other in `values`, with the banks of `filters`:
-    /// result `slab * banks + bank` is `[N, O, spatial...]`. Computes the results that `order` names, in that order,
-    /// or all in ascending order, and hands each to `emit` with its index as soon as it is there, while the next is
-    /// computed. `stop` is asked between submissions.
-    ///
-    /// # Errors
-    /// [`Error::Mismatch`] for a wrong number or type of elements; [`Error::InvalidParameter`] for an order with an
-    /// index beyond the results; [`Error::Cancelled`] when `stop` said so; [`Error::Gpu`] when the device fails, after which [`GpuDevice::lost`] tells whether it is gone for good.
-    pub fn run(
-        &mut self,
-        filters: &ConvFilters,
-        slabs: usize,
-        values: &Values,
-        order: Option<&[usize]>,
-        stop: &dyn Fn() -> bool,
-        emit: &mut dyn FnMut(usize, Values),
-    ) -> Result<()> {
-        if values.dtype() != filters.dtype() {
-            return Err(Error::mismatch(
-                "element type of the coded slabs",
-                values.dtype(),
-                filters.dtype(),
-                "slabs and installed filters must be of one type",
-            ));
-        }
-        let results = slabs * filters.banks();
-        let order = order.map_or_else(|| Cow::Owned((0..results).collect()), Cow::Borrowed);
-        check_indices(&order, results)?;
-        match values {
-            Values::F32(values) => self.run_typed(filters, slabs, values, &order, stop, emit),
-            Values::F64(values) => self.run_typed(filters, slabs, values, &order, stop, emit),
-        }
-    }
-
-    fn run_typed<T: Element>(
-        &mut self,
-        filters: &ConvFilters,
-        slabs: usize,
-        values: &[T],
-        order: &[usize],
-        stop: &dyn Fn() -> bool,
-        emit: &mut dyn FnMut(usize, Values),
-    ) -> Result<()> {
-        let plan = &filters.plan;
-        let slab_elems = plan.shape.input_elems();
-        check_elems("elements of the coded slabs", values.len(), slabs * slab_elems)?;
-        if stop() {
-            return Err(Error::Cancelled);
-        }
-        self.gpu.check()?;
-        self.reserve(plan, slabs)?;
-        for (index, slab) in values.chunks_exact(slab_elems).enumerate() {
-            if order.iter().any(|result| result / filters.banks() == index) {
-                let upload = self.slabs[index].as_ref().expect("reserved above");
-                upload.write(&self.gpu, bytemuck::cast_slice(slab))?;
+    /// Makes room for `slabs` slabs of `plan` and so many `outputs`.
+    pub(super) fn reserve(&mut self, plan: &ConvPlan, slabs: usize, outputs: usize) -> Result<()> {
+        let gpu = &self.gpu;
+        let (slab, output) = (plan.slab_bytes, plan.output_bytes);
+        // Empties before it allocates: what is replaced should be gone by then.
+        let small = self.slabs.iter().any(|b| b.buffer().size() < slab)
+            || self.outputs.iter().any(|b| b.buffer().size() < output);
+        if small {
+            for bindings in self.bindings.iter().filter_map(Weak::upgrade) {
+                locked(&bindings).clear();
             }
         }
-
-        let mut in_flight = VecDeque::with_capacity(IN_FLIGHT);
-        let outcome = self.pump::<T>(filters, order, stop, emit, &mut in_flight);
-        // Also after an error or a cancellation: whoever comes next finds an idle device.
-        let drained = if in_flight.is_empty() { Ok(()) } else { self.gpu.wait(None) };
-        outcome.and(drained)
+        grow(&mut self.slabs, slabs.max(1), slab, |b| b.buffer().size(), || Upload::new(gpu, slab))?;
+        grow(&mut self.outputs, outputs, output, |b| b.buffer().size(), || Readback::new(gpu, output))
     }
 
-    fn pump<T: Element>(
-        &self,
-        filters: &ConvFilters,
-        order: &[usize],
-        stop: &dyn Fn() -> bool,
-        emit: &mut dyn FnMut(usize, Values),
-        in_flight: &mut InFlight,
-    ) -> Result<()> {
-        let plan = &filters.plan;
-        let banks = filters.banks();
-        for job in jobs(plan, order) {
-            if stop() {
-                return Err(Error::Cancelled);
-            }
-            let output = self.output(job.turn);
-            if self.poison && job.first {
-                let nan = vec![T::from_f64(f64::NAN); plan.shape.output_elems()];
-                self.gpu.queue.write_buffer(output.buffer(), 0, bytemuck::cast_slice(&nan));
-            }
-            let bindings = self.bind(filters, job.index / banks, job.index % banks, job.turn);
-            let mut encoder = self.encoder("sub-result");
-            let steps: Vec<_> = job.steps.clone().map(|s| (s, plan.steps[s])).collect();
-            encode(&mut encoder, filters, &bindings, &steps);
-            if job.last {
-                output.finish(&mut encoder, plan.output_bytes);
-            }
-            let submission = self.gpu.queue.submit([encoder.finish()]);
-            self.gpu.check()?;
-            in_flight.push_back((job, submission));
-            if in_flight.len() == IN_FLIGHT {
-                self.retire::<T>(plan, in_flight, emit)?;
-            }
-        }
-        while !in_flight.is_empty() {
-            if stop() {
-                return Err(Error::Cancelled);
-            }
-            self.retire::<T>(plan, in_flight, emit)?;
-        }
-        Ok(())
-    }
-
-    /// Waits for the oldest submission and hands out the sub-result it completes, if it completes one.
-    fn retire<T: Element>(
-        &self,
-        plan: &ConvPlan,
-        in_flight: &mut InFlight,
-        emit: &mut dyn FnMut(usize, Values),
-    ) -> Result<()> {
-        let Some((job, submission)) = in_flight.pop_front() else { return Ok(()) };
-        if !job.last {
-            return self.gpu.wait(Some(submission));
-        }
-        let values = self.output(job.turn).read::<T>(&self.gpu, plan.shape.output_elems(), submission)?;
-        emit(job.index, T::wrap(values));
-        Ok(())
-    }
-
-    /// The output buffer of the sub-result that is computed as number `turn`.
-    fn output(&self, turn: usize) -> &Readback {
-        self.outputs[turn % IN_FLIGHT].as_ref().expect("`reserve` fills every output buffer")
-    }
-
-    /// Makes the transfer buffers large enough for `slabs` slabs of `plan`.
-    fn reserve(&mut self, plan: &ConvPlan, slabs: usize) -> Result<()> {
-        if self.slabs.len() < slabs.max(1) {
-            self.slabs.resize_with(slabs.max(1), || None);
-        }
-        for slot in &mut self.slabs[..slabs.max(1)] {
-            Upload::grown(slot, &self.gpu, plan.slab_bytes)?;
-        }
-        for slot in &mut self.outputs {
-            Readback::grown(slot, &self.gpu, plan.output_bytes)?;
-        }
-        Ok(())
-    }
-
-    fn encoder(&self, label: &str) -> wgpu::CommandEncoder {
+    pub(super) fn encoder(&self, label: &str) -> wgpu::CommandEncoder {
         self.gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some(label) })
     }
 
@@ -321,13 +214,8 @@ impl ConvEngine {
         let last = parts.last().map_or(0, |p| p.len() as u64);
         let size = (stride * (parts.len() as u64 - 1) + last).next_multiple_of(4);
         let usage = if stride > 0 { wgpu::BufferUsages::UNIFORM } else { wgpu::BufferUsages::STORAGE };
-        let buffer = self.gpu.device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some(label),
-            size,
-            usage: usage | wgpu::BufferUsages::COPY_DST,
-            mapped_at_creation: false,
-        });
-        self.gpu.check()?;
+        let usage = usage | wgpu::BufferUsages::COPY_DST;
+        let buffer = self.gpu.buffer(label, size, usage, false)?;
         for (index, part) in parts.iter().enumerate() {
             self.gpu.queue.write_buffer(&buffer, index as u64 * stride, part);
         }
@@ -396,9 +284,14 @@ impl ConvEngine {
         Ok(pipeline)
     }
 
-    fn bind(&self, filters: &ConvFilters, slab: usize, bank: usize, turn: usize) -> wgpu::BindGroup {
+    /// The bindings of sub-result `index` (slab * banks + bank) with output buffer number `output`.
+    pub(super) fn bind(&self, filters: &ConvFilters, index: usize, output: usize) -> wgpu::BindGroup {
+        let mut kept = locked(&filters.bindings);
+        if let Some(bindings) = kept.get(&(index, output)) {
+            return bindings.clone();
+        }
+        let (slab, bank) = (index / filters.banks(), index % filters.banks());
         let plan = &filters.plan;
-        let slab = self.slabs[slab].as_ref().expect("`reserve` fills every slab buffer");
         // The exact sizes, so that checked accesses stay inside this layer's data.
         let bound = |buffer, bytes| {
             wgpu::BindingResource::Buffer(wgpu::BufferBinding {
@@ -409,53 +302,52 @@ impl ConvEngine {
         };
         let mut resources = vec![
             bound(&filters.uniforms, size_of::<Params>() as u64),
-            bound(slab.buffer(), plan.slab_bytes),
+            bound(self.slabs[slab].buffer(), plan.slab_bytes),
             bound(&filters.banks[bank], plan.bank_bytes),
         ];
         resources.extend(filters.offsets.as_ref().map(wgpu::Buffer::as_entire_binding));
-        resources.push(bound(self.output(turn).buffer(), plan.output_bytes));
+        resources.push(bound(self.outputs[output].buffer(), plan.output_bytes));
         let entries: Vec<_> = (0..)
             .zip(resources)
             .map(|(binding, resource)| wgpu::BindGroupEntry { binding, resource })
             .collect();
-        self.gpu.device.create_bind_group(&wgpu::BindGroupDescriptor {
+        let bindings = self.gpu.device.create_bind_group(&wgpu::BindGroupDescriptor {
             label: Some("convolution"),
             layout: &filters.pipeline.layout,
             entries: &entries,
-        })
+        });
+        if kept.len() >= KEPT_BINDINGS {
+            kept.clear();
+        }
+        kept.insert((index, output), bindings.clone());
+        bindings
     }
 }
 
-/// The submissions of a run, in order.
-fn jobs(plan: &ConvPlan, order: &[usize]) -> impl Iterator<Item = Job> {
-    let last = plan.submissions.len() - 1;
-    order.iter().enumerate().flat_map(move |(turn, index)| {
-        plan.submissions.iter().enumerate().map(move |(part, steps)| Job {
-            index: *index,
-            turn,
-            steps: steps.clone(),
-            first: part == 0,
-            last: part == last,
-        })
-    })
+fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Dispatches `steps`, each with the index of its uniform block.
-fn encode(
+/// Dispatches steps of the plan of `filters`, each range with its bindings, in one pass. The step after the last does
+/// nothing.
+pub(super) fn encode(
     encoder: &mut wgpu::CommandEncoder,
     filters: &ConvFilters,
-    bindings: &wgpu::BindGroup,
-    steps: &[(usize, Step)],
+    work: &[(wgpu::BindGroup, Range<usize>)],
+    timestamps: Option<wgpu::ComputePassTimestampWrites<'_>>,
 ) {
     let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
         label: Some("convolution"),
-        timestamp_writes: None,
+        timestamp_writes: timestamps,
     });
     pass.set_pipeline(&filters.pipeline.pipeline);
-    for (index, step) in steps {
-        let offset = u32::try_from(*index as u64 * filters.uniform_stride)
-            .expect("a plan has far fewer than 2^24 steps: each is some 2e8 multiply-adds");
-        pass.set_bind_group(0, bindings, &[offset]);
-        pass.dispatch_workgroups(step.grid[0], step.grid[1], 1);
+    for (bindings, steps) in work {
+        for step in steps.clone() {
+            let offset = u32::try_from(step as u64 * filters.uniform_stride)
+                .expect("a plan has far fewer than 2^24 steps: each is some 2e8 multiply-adds");
+            let grid = filters.plan.steps.get(step).map_or([1, 1], |step| step.grid);
+            pass.set_bind_group(0, bindings, &[offset]);
+            pass.dispatch_workgroups(grid[0], grid[1], 1);
+        }
     }
 }

@@ -9,6 +9,7 @@
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -271,7 +272,10 @@ pub struct GpuDevice {
     pub(super) queue: wgpu::Queue,
     summary: AdapterSummary,
     caps: Caps,
+    /// Nanoseconds of one tick of the device's clock, where that can be read.
+    pub(super) tick_ns: Option<f64>,
     health: Arc<Health>,
+    buffers_created: Arc<AtomicU64>,
 }
 
 impl GpuDevice {
@@ -288,7 +292,7 @@ impl GpuDevice {
             .ok_or_else(|| unavailable(Some(&AdapterSelector::Index(adapter.index)), &adapters()))?;
         let gpu_error = |cause: String| Error::Gpu { adapter: adapter.name.clone(), cause };
 
-        let wanted = wgpu::Features::SHADER_F64 | wgpu::Features::SUBGROUP;
+        let wanted = wgpu::Features::SHADER_F64 | wgpu::Features::SUBGROUP | wgpu::Features::TIMESTAMP_QUERY;
         let mut features = found.features() & wanted;
         let device_type = found.get_info().device_type;
         // On a discrete GPU mapping memory that shaders use would put it behind the bus.
@@ -336,7 +340,9 @@ impl GpuDevice {
                 HARDWARE_SUBMISSION_MACS
             },
         };
-        Ok(Self { device, queue, summary, caps, health })
+        let timestamps = features.contains(wgpu::Features::TIMESTAMP_QUERY);
+        let tick_ns = timestamps.then(|| f64::from(queue.get_timestamp_period()));
+        Ok(Self { device, queue, summary, caps, tick_ns, health, buffers_created: Arc::default() })
     }
 
     /// The adapter this queue belongs to.
@@ -365,6 +371,45 @@ impl GpuDevice {
     pub fn with_staging(mut self) -> Self {
         self.caps.mappable = false;
         self
+    }
+
+    /// A buffer of `bytes`, mapped if it is to be filled at once.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`] when there is no memory for it, or the device is lost.
+    pub(super) fn buffer(
+        &self,
+        label: &str,
+        bytes: u64,
+        usage: wgpu::BufferUsages,
+        mapped: bool,
+    ) -> Result<wgpu::Buffer> {
+        self.buffers_created.fetch_add(1, Ordering::Relaxed);
+        let descriptor =
+            wgpu::BufferDescriptor { label: Some(label), size: bytes, usage, mapped_at_creation: mapped };
+        // wgpu panics where memory that is to be mapped at once is not there.
+        let buffer = catch_unwind(AssertUnwindSafe(|| self.device.create_buffer(&descriptor)))
+            .map_err(|_| self.error(format!("no {bytes} bytes for {label}")))?;
+        self.check()?;
+        Ok(buffer)
+    }
+
+    /// Buffers made since this device was opened: for tests of what is made anew in each run.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn buffers_created(&self) -> u64 {
+        self.buffers_created.load(Ordering::Relaxed)
+    }
+
+    /// Lets callbacks run that are due, without waiting.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`] when the device is lost or recorded an error.
+    pub(super) fn poll(&self) -> Result<()> {
+        if catch_unwind(AssertUnwindSafe(|| self.device.poll(wgpu::PollType::Poll))).is_err() {
+            self.health.lose("wgpu gave the device up".to_owned());
+        }
+        self.check()
     }
 
     /// Why this device can do no further work, if so. Recovery is to open a new one.

@@ -16,7 +16,9 @@ mod device;
 mod kernel;
 mod params;
 mod plan;
+mod run;
 mod shaders;
+mod timing;
 
 pub use conv::{ConvEngine, ConvFilters};
 pub use device::{
@@ -24,3 +26,4 @@ pub use device::{
 };
 pub use kernel::Kernel;
 pub use plan::ConvPlan;
+pub use timing::RunTiming;

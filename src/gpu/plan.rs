@@ -336,11 +336,11 @@ pub(super) fn every_variant() -> Vec<Variant> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::conv::ConvParams;
 
-    pub(super) fn caps() -> Caps {
+    pub(in crate::gpu) fn caps() -> Caps {
         Caps {
             software: true,
             f64: true,
