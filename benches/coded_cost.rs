@@ -211,7 +211,7 @@ fn numbers(len: usize, seed: usize) -> Vec<f32> {
 /// The layer as one pass of one thread.
 fn plain(shape: &ConvShape, input: &[f32], weight: &[f32]) -> impl FnMut() + use<> {
     let kernel = ConvKernel::new(shape);
-    let (input, weight) = (input.to_vec(), weight.to_vec());
+    let (input, weight) = (input.to_vec(), kernel.pack(weight).unwrap());
     let mut output = vec![0.0_f32; shape.output_elems()];
     let mut scratch = Scratch::new();
     move || kernel.run(&mut scratch, &input, &[&weight], &mut [&mut output], 1, &|| false).unwrap()

@@ -6,15 +6,11 @@
 #![expect(unsafe_code, reason = "an allocator is unsafe to write")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::collections::HashMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use fcdcc::array::Values;
-use fcdcc::conv::{ConvKernel, Scratch};
-use fcdcc::worker::{FilterKey, Order, SubtaskShape, WorkerInfo};
-use fcdcc::{CancelToken, CodeKind, CodedConv, ConvParams, CpuWorker, LayerOptions, Pool, Worker};
+use fcdcc::{CodeKind, CodedConv, ConvParams, CpuWorker, LayerOptions, Pool};
 use ndarray::ArrayD;
 
 /// From this size on a block counts.
@@ -58,72 +54,6 @@ fn count(size: usize) {
     LARGE_BLOCKS.fetch_add(usize::from(size >= LARGE), Ordering::Relaxed);
 }
 
-/// A worker that makes its results in the buffers it is given back.
-struct Thrifty {
-    inner: CpuWorker,
-    layers: HashMap<FilterKey, (SubtaskShape, Values)>,
-    scratch: Scratch<f32>,
-    buffers: Vec<Vec<f32>>,
-}
-
-impl Thrifty {
-    fn fleet(count: usize) -> Vec<Box<dyn Worker>> {
-        let worker = |i: usize| -> Box<dyn Worker> {
-            let inner = CpuWorker::new(format!("thrifty-{i}"), 1);
-            Box::new(Self { inner, layers: HashMap::new(), scratch: Scratch::new(), buffers: Vec::new() })
-        };
-        (0..count).map(worker).collect()
-    }
-}
-
-impl Worker for Thrifty {
-    fn info(&self) -> WorkerInfo {
-        self.inner.info()
-    }
-
-    fn install(&mut self, key: FilterKey, shape: &SubtaskShape, banks: Values) -> fcdcc::Result<()> {
-        self.layers.insert(key, (shape.clone(), banks));
-        Ok(())
-    }
-
-    fn remove(&mut self, key: FilterKey) {
-        self.layers.remove(&key);
-    }
-
-    fn execute(
-        &mut self,
-        key: FilterKey,
-        slabs: &Values,
-        order: Order<'_>,
-        cancel: &CancelToken,
-        emit: &mut dyn FnMut(usize, Values),
-    ) -> fcdcc::Result<()> {
-        let (shape, banks) = &self.layers[&key];
-        let all: Vec<usize> = (0..shape.sub_results()).collect();
-        let indices = match order {
-            Order::All => &all[..],
-            Order::Each(indices) => indices,
-        };
-        let kernel = ConvKernel::new(&shape.conv);
-        let (slabs, banks) = (slabs.as_slice::<f32>()?, banks.as_slice::<f32>()?);
-        for index in indices {
-            let slab = &slabs[index / shape.banks * shape.conv.input_elems()..][..shape.conv.input_elems()];
-            let bank = &banks[index % shape.banks * shape.conv.weight_elems()..][..shape.conv.weight_elems()];
-            let mut output = self.buffers.pop().unwrap_or_default();
-            output.resize(shape.conv.output_elems(), 0.0);
-            kernel.run(&mut self.scratch, slab, &[bank], &mut [&mut output], 1, &|| cancel.is_cancelled())?;
-            emit(*index, Values::F32(output));
-        }
-        Ok(())
-    }
-
-    fn give_back(&mut self, buffer: Values) {
-        if let Values::F32(buffer) = buffer {
-            self.buffers.push(buffer);
-        }
-    }
-}
-
 #[test]
 fn a_layer_in_use_allocates_no_large_block() {
     // One at a time: what is counted is everybody's.
@@ -133,7 +63,7 @@ fn a_layer_in_use_allocates_no_large_block() {
     let input = ArrayD::from_shape_fn(vec![1, 32, 64, 64], |i| ((i[1] * 7 + i[2] * 3 + i[3]) as f32).sin());
     let weight = ArrayD::from_shape_fn(vec![32, 32, 3, 3], |i| ((i[0] * 5 + i[1] + i[2]) as f32).cos());
     for code in [CodeKind::Crme, CodeKind::Uncoded] {
-        let pool = Pool::new(Thrifty::fleet(4)).unwrap();
+        let pool = Pool::new(CpuWorker::fleet(4)).unwrap();
         // All are needed: what a straggler still holds when the next run begins would be made anew.
         let options = LayerOptions { code, tolerate: 0, hedge: None, ..LayerOptions::default() };
         let layer = CodedConv::prepare(&pool, input.shape(), weight.view(), None, &params, options).unwrap();

@@ -14,7 +14,7 @@ use super::{
     CancelToken, FilterKey, LOCAL_HOST, Order, Recipe, SubtaskShape, Worker, WorkerInfo, WorkerKind,
     not_installed,
 };
-use crate::array::{DType, Element, Values};
+use crate::array::{DType, Element, Values, sized};
 use crate::conv::{ConvKernel, Filters, Scratch};
 use crate::error::{Error, Result};
 
@@ -27,8 +27,37 @@ pub struct CpuWorker {
     name: String,
     threads: usize,
     installed: HashMap<FilterKey, Installed>,
-    scratch_f32: Scratch<f32>,
-    scratch_f64: Scratch<f64>,
+    room_f32: Room<f32>,
+    room_f64: Room<f64>,
+}
+
+/// Buffers that are kept for later results: those of a few subtasks, whose sub-results are rarely more than four.
+const KEPT_BUFFERS: usize = 8;
+
+/// The memory that all layers of a worker share.
+#[derive(Debug, Default)]
+struct Room<T> {
+    scratch: Scratch<T>,
+    /// Buffers of earlier results, for new ones: fresh memory costs more than a small convolution does.
+    spare: Vec<Vec<T>>,
+}
+
+impl<T: Element> Room<T> {
+    /// `len` elements that hold anything.
+    fn buffer(spare: &mut Vec<Vec<T>>, len: usize) -> Vec<T> {
+        let fit = spare.iter().position(|buffer| buffer.capacity() >= len);
+        sized(fit.map(|at| spare.swap_remove(at)).unwrap_or_default(), len)
+    }
+
+    fn keep(&mut self, buffer: Vec<T>) {
+        if self.spare.len() < KEPT_BUFFERS {
+            self.spare.push(buffer);
+        } else if let Some(least) = self.spare.iter_mut().min_by_key(|kept| kept.capacity())
+            && least.capacity() < buffer.capacity()
+        {
+            *least = buffer;
+        }
+    }
 }
 
 /// The coded filters of one subtask and the plan that uses them.
@@ -67,8 +96,8 @@ impl CpuWorker {
             name: name.into(),
             threads: threads.max(1),
             installed: HashMap::new(),
-            scratch_f32: Scratch::new(),
-            scratch_f64: Scratch::new(),
+            room_f32: Room::default(),
+            room_f64: Room::default(),
         }
     }
 
@@ -83,7 +112,7 @@ impl Installed {
     fn compute<T: Element>(
         &self,
         banks: &[Filters<T>],
-        (scratch, threads): (&mut Scratch<T>, usize),
+        (room, threads): (&mut Room<T>, usize),
         slabs: &[T],
         order: Order<'_>,
         cancel: &CancelToken,
@@ -91,13 +120,14 @@ impl Installed {
     ) -> Result<()> {
         let shape = &self.shape;
         let slab = |p: usize| &slabs[p * shape.conv.input_elems()..][..shape.conv.input_elems()];
-        let zeros = || vec![T::default(); shape.conv.output_elems()];
+        let Room { scratch, spare } = room;
+        let mut buffer = || Room::buffer(spare, shape.conv.output_elems());
         let stop = || cancel.is_cancelled();
         match order {
             Order::All => {
                 let banks: Vec<&Filters<T>> = banks.iter().collect();
                 for p in 0..shape.slabs {
-                    let mut outputs: Vec<Vec<T>> = banks.iter().map(|_| zeros()).collect();
+                    let mut outputs: Vec<Vec<T>> = banks.iter().map(|_| buffer()).collect();
                     let mut views: Vec<&mut [T]> = outputs.iter_mut().map(Vec::as_mut_slice).collect();
                     self.kernel.run(scratch, slab(p), &banks, &mut views, threads, &stop)?;
                     for (r, output) in outputs.into_iter().enumerate() {
@@ -110,7 +140,7 @@ impl Installed {
                     let p = neighbours[0] / shape.banks;
                     let mut input = self.kernel.one_input(scratch, slab(p), threads);
                     for index in neighbours {
-                        let mut output = zeros();
+                        let mut output = buffer();
                         input.run(&banks[index % shape.banks], &mut output, &stop)?;
                         emit(*index, T::wrap(output));
                     }
@@ -167,13 +197,20 @@ impl Worker for CpuWorker {
         layer.shape.check_order(order)?;
         match &layer.banks {
             Banks::F32(banks) => {
-                let room = (&mut self.scratch_f32, self.threads);
+                let room = (&mut self.room_f32, self.threads);
                 layer.compute(banks, room, slabs.as_slice()?, order, cancel, emit)
             }
             Banks::F64(banks) => {
-                let room = (&mut self.scratch_f64, self.threads);
+                let room = (&mut self.room_f64, self.threads);
                 layer.compute(banks, room, slabs.as_slice()?, order, cancel, emit)
             }
+        }
+    }
+
+    fn give_back(&mut self, buffer: Values) {
+        match buffer {
+            Values::F32(buffer) => self.room_f32.keep(buffer),
+            Values::F64(buffer) => self.room_f64.keep(buffer),
         }
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use fcdcc::conv::{ConvKernel, Scratch};
+use fcdcc::conv::{ConvKernel, Filters, Scratch};
 use tract_core::internal::{DatumType, SpecialOps, Tensor, TypedModel, TypedSimplePlan, tvec};
 use tract_core::ops::cnn::{Conv, KernelFormat, PaddingSpec, PoolSpec};
 use tract_core::ops::nn::DataFormat;
@@ -20,7 +20,7 @@ struct OurLayer {
     kernel: ConvKernel,
     scratch: Scratch<f32>,
     input: Vec<f32>,
-    weight: Vec<f32>,
+    weight: Filters<f32>,
     output: Vec<f32>,
     threads: usize,
     /// With several threads only.
@@ -31,11 +31,12 @@ struct OurLayer {
 impl OurLayer {
     fn new(job: &Job<'_>) -> Result<Self> {
         let shape = &job.layer.shape;
+        let kernel = ConvKernel::new(shape);
         Ok(Self {
-            kernel: ConvKernel::new(shape),
+            weight: kernel.pack(&job.data.weight)?,
+            kernel,
             scratch: Scratch::new(),
             input: job.data.input.clone(),
-            weight: job.data.weight.clone(),
             output: vec![f32::NAN; shape.output_elems()],
             threads: job.threads,
             pool: job.pool()?,
@@ -45,7 +46,7 @@ impl OurLayer {
 
     /// The one place that knows how our kernels are called.
     fn convolve(&mut self) -> Result<()> {
-        let banks = &[&self.weight[..]];
+        let banks = &[&self.weight];
         let outputs = &mut [&mut self.output[..]];
         self.kernel.run(&mut self.scratch, &self.input, banks, outputs, self.threads, &|| false)?;
         Ok(())
