@@ -244,30 +244,37 @@ impl Geometry {
                 for phase_w in &w.phases {
                     let (begin, end) = w.inside(*phase_w);
                     let phase = phases.next().expect("a band has the rows of all phases");
-                    let (mut at_d, mut at_h) = (band.first_row / h.len, band.first_row % h.len);
-                    for to in phase.chunks_exact_mut(w.len).take(self.rows() - band.first_row) {
-                        let source = d.source(*phase_d, at_d).zip(h.source(*phase_h, at_h));
-                        at_h += 1;
-                        if at_h == h.len {
-                            (at_d, at_h) = (at_d + 1, 0);
-                        }
-                        let Some((z, y)) = source.filter(|_| begin < end) else {
-                            to.fill(T::default());
+                    let there = rows.min(self.rows() - band.first_row);
+                    let mut phase = &mut phase[..there * w.len];
+                    let mut row = band.first_row;
+                    while !phase.is_empty() {
+                        let (at_d, at_h) = (row / h.len, row % h.len);
+                        let count = (h.len - at_h).min(phase.len() / w.len);
+                        let (slice, rest) = phase.split_at_mut(count * w.len);
+                        let (mut first, mut last) = h.inside(*phase_h);
+                        (first, last) = (first.clamp(at_h, at_h + count), last.clamp(at_h, at_h + count));
+                        let z = d.source(*phase_d, at_d);
+                        let Some(z) = z.filter(|_| begin < end && first < last) else {
+                            slice.fill(T::default());
+                            (phase, row) = (rest, row + count);
                             continue;
                         };
-                        // A few elements at most, for which calling memset would cost more than they do.
-                        to[..begin].iter_mut().for_each(|to| *to = T::default());
-                        to[end..].iter_mut().for_each(|to| *to = T::default());
-                        let first = (z * h.input + y) * w.input + begin * w.stride + phase_w - w.pad;
-                        let (to, from) = (&mut to[begin..end], &input[first..]);
+                        slice[..(first - at_h) * w.len].fill(T::default());
+                        slice[(last - at_h) * w.len..].fill(T::default());
+                        let inner = &mut slice[(first - at_h) * w.len..(last - at_h) * w.len];
+                        let y = first * h.stride + phase_h - h.pad;
+                        let from = (z * h.input + y) * w.input + begin * w.stride + phase_w - w.pad;
+                        let (from, step) = (&input[from..], h.stride * w.input);
                         match w.stride {
-                            1 => copy(&from[..to.len()], to),
-                            2 => copy_evens(&from[..2 * to.len() - 1], to),
-                            stride => {
-                                let from = from.iter().step_by(stride);
-                                to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
-                            }
+                            1 => stage_rows(from, step, inner, w.len, (begin, end), copy),
+                            2 => stage_rows(from, step, inner, w.len, (begin, end), copy_evens),
+                            stride => stage_rows(from, step, inner, w.len, (begin, end), |from, to| {
+                                to.iter_mut()
+                                    .zip(from.iter().step_by(stride))
+                                    .for_each(|(to, from)| *to = *from);
+                            }),
                         }
+                        (phase, row) = (rest, row + count);
                     }
                 }
             }
@@ -275,20 +282,58 @@ impl Geometry {
     }
 
     /// Copies the wide output points from `begin` on, of one channel, to their places in the channel.
-    pub(super) fn crop<T: Element>(&self, wide: &[T], begin: usize, output: &mut [T]) {
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "it must be compiled for each instruction set")]
+    fn crop_channel<T: Element>(&self, wide: &[T], begin: usize, output: &mut [T]) {
         let [_, rows, width] = self.output;
-        let (mut at, end) = (begin, begin + wide.len());
-        while at < end {
-            let (row, x) = (at / self.row(), at % self.row());
-            let (z, y) = (row / self.axes[1].len, row % self.axes[1].len);
-            let len = (self.row() - x).min(end - at);
+        let (row, mut x) = (begin / self.row(), begin % self.row());
+        let (mut z, mut y) = (row / self.axes[1].len, row % self.axes[1].len);
+        let mut wide = wide;
+        while !wide.is_empty() {
+            let (here, rest) = wide.split_at((self.row() - x).min(wide.len()));
             if y < rows && x < width {
-                let kept = len.min(width - x);
+                let kept = here.len().min(width - x);
                 let to = (z * rows + y) * width + x;
-                copy(&wide[at - begin..][..kept], &mut output[to..to + kept]);
+                copy(&here[..kept], &mut output[to..to + kept]);
             }
-            at += len;
+            (wide, x, y) = (rest, 0, y + 1);
+            if y == self.axes[1].len {
+                (y, z) = (0, z + 1);
+            }
         }
+    }
+
+    /// Copies `points` wide output points from `begin` on to their places, of as many channels as `output` holds; those in
+    /// `wide` lie `pitch` apart.
+    pub(super) fn crop<T: Element>(
+        &self,
+        wide: &[T],
+        pitch: usize,
+        begin: usize,
+        points: usize,
+        output: &mut [T],
+    ) {
+        pulp::Arch::new().dispatch(Cropping { geometry: self, wide, pitch, begin, points, output });
+    }
+}
+
+/// Copies rows of a plane, `step` elements apart in `from`, to the elements `begin..end` of staged rows of `len`, and
+/// zeros to the others.
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "it must be compiled for each instruction set")]
+fn stage_rows<T: Element>(
+    from: &[T],
+    step: usize,
+    to: &mut [T],
+    len: usize,
+    (begin, end): (usize, usize),
+    copy: impl Fn(&[T], &mut [T]),
+) {
+    for (row, to) in to.chunks_exact_mut(len).enumerate() {
+        // A few elements at most, for which calling memset would cost more than they do.
+        to[..begin].iter_mut().for_each(|to| *to = T::default());
+        to[end..].iter_mut().for_each(|to| *to = T::default());
+        copy(&from[row * step..], &mut to[begin..end]);
     }
 }
 
@@ -296,7 +341,7 @@ impl Geometry {
 /// much as copying the short rows of a plane does.
 const PIECE: usize = 16;
 
-/// Copies `from` to `to`, which are equally long. The last piece overlaps the one before.
+/// Fills `to` with the elements that `from` begins with. The last piece overlaps the one before.
 #[inline(always)]
 #[expect(clippy::inline_always, reason = "it must be compiled for each instruction set")]
 fn copy<T: Element>(from: &[T], to: &mut [T]) {
@@ -310,7 +355,7 @@ fn copy<T: Element>(from: &[T], to: &mut [T]) {
     to[last..].copy_from_slice(&from[last..last + PIECE]);
 }
 
-/// Copies every second element of `from`, beginning with the first, to `to`: `from` has one fewer than two for each.
+/// Fills `to` with every second element of `from`, beginning with the first.
 #[inline(always)]
 #[allow(
     clippy::inline_always,
@@ -341,6 +386,29 @@ struct Staging<'a, T> {
     staged: &'a mut [T],
     band: Band,
     rows: usize,
+}
+
+/// [`Geometry::crop_channel`] likewise.
+struct Cropping<'a, T> {
+    geometry: &'a Geometry,
+    wide: &'a [T],
+    pitch: usize,
+    begin: usize,
+    points: usize,
+    output: &'a mut [T],
+}
+
+impl<T: Element> pulp::WithSimd for Cropping<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "it must be compiled for each instruction set")]
+    fn with_simd<S: pulp::Simd>(self, _: S) {
+        let channels = self.output.chunks_exact_mut(self.geometry.output_plane);
+        for (wide, output) in self.wide.chunks_exact(self.pitch).zip(channels) {
+            self.geometry.crop_channel(&wide[..self.points], self.begin, output);
+        }
+    }
 }
 
 impl<T: Element> pulp::WithSimd for Staging<'_, T> {
@@ -436,7 +504,8 @@ mod tests {
         for points in 1..=g.wide() {
             let mut output = [f64::NAN; 9];
             for begin in (0..g.wide()).step_by(points) {
-                g.crop(&wide[begin..(begin + points).min(g.wide())], begin, &mut output);
+                let count = points.min(g.wide() - begin);
+                g.crop(&wide[begin..begin + count], count, begin, count, &mut output);
             }
             assert_eq!(output, [0.0, 1.0, 2.0, 5.0, 6.0, 7.0, 10.0, 11.0, 12.0]);
         }

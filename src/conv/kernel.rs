@@ -493,9 +493,7 @@ impl ConvKernel {
         }
         let pitch = self.pitch();
         sum(Sums { source, offsets, weights, width, channels, points, output: wide, pitch }, !g.in_place);
-        for (wide, output) in wide.chunks_exact(pitch).zip(unit.output.chunks_exact_mut(g.output_plane)) {
-            g.crop(&wide[..points], begin, output);
-        }
+        g.crop(wide, pitch, begin, points, unit.output);
         Ok(())
     }
 }
