@@ -241,7 +241,8 @@ fn soak(recipes: Vec<Recipe>, rounds: usize, seed: u64) -> Result<(), Failed> {
         "seed {seed}: fates {counts:?}, exact {by_completion:?}, refused {refused}, {grown} bytes more in the second half"
     );
     println(&story);
-    if refused * 10 > rounds || counts.contains(&0) || by_completion[0] * 2 < rounds {
+    // Where some workers are much faster than others they take over often.
+    if refused * 10 > rounds || counts.contains(&0) || by_completion[0] * 3 < rounds {
         return Err(story.into());
     }
     if grown > 64 << 20 {
