@@ -22,17 +22,21 @@ struct Axis {
     taps: Vec<(usize, usize)>,
     /// Elements of one phase.
     len: usize,
+    /// Staged elements from one output point to the next: 1, unless a stride is left in place.
+    step: usize,
     stride: usize,
     pad: usize,
     input: usize,
 }
 
 impl Axis {
-    fn new(shape: &ConvShape, axis: usize) -> Self {
+    /// With `keep` the stride is not taken apart: outputs lie as far apart as it is wide.
+    fn new(shape: &ConvShape, axis: usize, keep: bool) -> Self {
         let kernel = shape.kernel[axis];
         let dilation = if kernel == 1 { 1 } else { shape.dilation[axis] };
         // A single output point never takes a step: any stride will do, and this one stages the taps densely.
         let stride = if shape.output[axis] == 1 { dilation } else { shape.stride[axis] };
+        let (stride, step) = if keep && shape.output[axis] > 1 { (1, stride) } else { (stride, 1) };
         let positions = (0..kernel).map(|k| k * dilation);
         let mut phases: Vec<usize> = positions.clone().map(|p| p % stride).collect();
         phases.sort_unstable();
@@ -43,7 +47,8 @@ impl Axis {
         Self {
             phases,
             taps,
-            len: shape.output[axis] + reach,
+            len: (shape.output[axis] - 1) * step + 1 + reach,
+            step,
             stride,
             pad: shape.pad_begin[axis],
             input: shape.input[axis],
@@ -51,7 +56,7 @@ impl Axis {
     }
 
     fn in_place(&self) -> bool {
-        self.stride == 1 && self.pad == 0 && self.len == self.input
+        self.stride == 1 && self.step == 1 && self.pad == 0 && self.len == self.input
     }
 
     /// Input index of staged element `at` of a phase, `None` on padding.
@@ -107,8 +112,10 @@ pub(super) struct Geometry {
 }
 
 impl Geometry {
-    pub(super) fn new(shape: &ConvShape) -> Self {
-        let axes: [Axis; AXES] = std::array::from_fn(|axis| Axis::new(shape, axis));
+    /// `keep_rows` leaves rows as they are, whatever their stride: what lies between the output points is computed too,
+    /// which for few channels costs less than taking rows apart.
+    pub(super) fn new(shape: &ConvShape, keep_rows: bool) -> Self {
+        let axes: [Axis; AXES] = std::array::from_fn(|axis| Axis::new(shape, axis, keep_rows && axis == 2));
         let [d, h, w] = &axes;
         let mut taps = Vec::with_capacity(shape.kernel.iter().product());
         for (phase_d, steps_d) in &d.taps {
@@ -206,7 +213,7 @@ impl Geometry {
     }
 
     fn flat(&self, at: [usize; AXES]) -> usize {
-        (at[0] * self.axes[1].len + at[1]) * self.axes[2].len + at[2]
+        (at[0] * self.axes[1].len + at[1]) * self.axes[2].len + at[2] * self.axes[2].step
     }
 
     /// Writes the bands, `rows` rows each, of as many channels as `staged` holds. Rows past the plane's end are left as
@@ -285,16 +292,36 @@ impl Geometry {
     #[inline(always)]
     #[expect(clippy::inline_always, reason = "it must be compiled for each instruction set")]
     fn crop_channel<T: Element>(&self, wide: &[T], begin: usize, output: &mut [T]) {
-        let [_, rows, width] = self.output;
+        let ([_, rows, width], step) = (self.output, self.axes[2].step);
         let (row, mut x) = (begin / self.row(), begin % self.row());
         let (mut z, mut y) = (row / self.axes[1].len, row % self.axes[1].len);
         let mut wide = wide;
         while !wide.is_empty() {
             let (here, rest) = wide.split_at((self.row() - x).min(wide.len()));
-            if y < rows && x < width {
-                let kept = here.len().min(width - x);
-                let to = (z * rows + y) * width + x;
-                copy(&here[..kept], &mut output[to..to + kept]);
+            if y < rows {
+                let to = &mut output[(z * rows + y) * width..][..width];
+                match step {
+                    1 if x < width => {
+                        let kept = here.len().min(width - x);
+                        copy(here, &mut to[x..x + kept]);
+                    }
+                    1 => {}
+                    2 => {
+                        // The first output point at or after x.
+                        let (column, skip) = (x.div_ceil(2), x % 2);
+                        let kept = (here.len() - skip).div_ceil(2);
+                        let kept = kept.min(width.saturating_sub(column));
+                        if kept > 0 {
+                            copy_evens(&here[skip..], &mut to[column..column + kept]);
+                        }
+                    }
+                    step => {
+                        let points = (x..).zip(here).filter(|(x, _)| x % step == 0);
+                        points.for_each(|(x, from)| {
+                            to[x / step..].iter_mut().take(1).for_each(|to| *to = *from)
+                        });
+                    }
+                }
             }
             (wide, x, y) = (rest, 0, y + 1);
             if y == self.axes[1].len {
@@ -349,10 +376,12 @@ fn copy<T: Element>(from: &[T], to: &mut [T]) {
         to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
         return;
     };
-    for (to, from) in to.chunks_exact_mut(PIECE).zip(from.chunks_exact(PIECE)) {
-        to.copy_from_slice(from);
+    for (to, from) in to.as_chunks_mut::<PIECE>().0.iter_mut().zip(from.as_chunks::<PIECE>().0) {
+        *to = *from;
     }
-    to[last..].copy_from_slice(&from[last..last + PIECE]);
+    if let (Some(to), Some(from)) = (to[last..].first_chunk_mut::<PIECE>(), from[last..].first_chunk()) {
+        *to = *from;
+    }
 }
 
 /// Fills `to` with every second element of `from`, beginning with the first.
@@ -369,14 +398,13 @@ fn copy_evens<T: Element>(from: &[T], to: &mut [T]) {
         to.iter_mut().zip(from.iter().step_by(2)).for_each(|(to, from)| *to = *from);
         return;
     };
-    let evens = |pairs: &[T], to: &mut [T]| {
-        let found: [T; HALF] = std::array::from_fn(|i| pairs[2 * i]);
-        to.copy_from_slice(&found);
-    };
-    for (to, pairs) in to.chunks_exact_mut(HALF).zip(from.chunks_exact(PIECE)) {
-        evens(pairs, to);
+    let evens = |pairs: &[T; PIECE]| -> [T; HALF] { std::array::from_fn(|i| pairs[2 * i]) };
+    for (to, pairs) in to.as_chunks_mut::<HALF>().0.iter_mut().zip(from.as_chunks().0) {
+        *to = evens(pairs);
     }
-    evens(&from[2 * last..2 * last + PIECE], &mut to[last..]);
+    if let (Some(to), Some(pairs)) = (to[last..].first_chunk_mut(), from[2 * last..].first_chunk()) {
+        *to = evens(pairs);
+    }
 }
 
 /// [`Geometry::stage_channel`] for several channels, compiled for each instruction set.
@@ -431,7 +459,7 @@ mod tests {
     use crate::conv::ConvParams;
 
     fn geometry(input: &[usize], weight: &[usize], params: ConvParams) -> Geometry {
-        Geometry::new(&ConvShape::new(input, weight, &params).unwrap())
+        Geometry::new(&ConvShape::new(input, weight, &params).unwrap(), false)
     }
 
     /// All of a channel's phases, staged in one band.
@@ -492,6 +520,34 @@ mod tests {
                             assert_eq!(seen, all[far + point]);
                         }
                     }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rows_that_are_kept_hold_outputs_as_far_apart_as_their_stride() {
+        for (stride, width) in [(1, 9), (2, 9), (2, 37), (3, 40)] {
+            let params = ConvParams::default().padding([1]).stride([2, stride]);
+            let shape = ConvShape::new(&[1, 1, 7, width], &[1, 1, 3, 3], &params).unwrap();
+            let (g, apart) = (Geometry::new(&shape, true), Geometry::new(&shape, false));
+            let values: Vec<f64> = (0..g.input_plane).map(|i| i as f64 + 1.0).collect();
+            let (kept, taken) = (staged(&g, &values), staged(&apart, &values));
+            let near = g.offsets(g.rows());
+            for (tap, far) in apart.offsets(apart.rows()).iter().enumerate() {
+                // What a tap sees, cropped to the output, is the same either way.
+                let (mut one, mut other) = (vec![0.0; g.output_plane], vec![0.0; g.output_plane]);
+                g.crop(&kept[near[tap]..][..g.wide()], g.wide(), 0, g.wide(), &mut one);
+                apart.crop(&taken[*far..][..apart.wide()], apart.wide(), 0, apart.wide(), &mut other);
+                assert_eq!(one, other);
+                // The same in pieces.
+                for points in 1..20 {
+                    let mut pieces = vec![0.0; g.output_plane];
+                    for begin in (0..g.wide()).step_by(points) {
+                        let count = points.min(g.wide() - begin);
+                        g.crop(&kept[near[tap] + begin..][..count], count, begin, count, &mut pieces);
+                    }
+                    assert_eq!(pieces, one);
                 }
             }
         }

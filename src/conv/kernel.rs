@@ -28,6 +28,8 @@ const STRIP_BYTES: usize = 256 << 10;
 /// channels of a block, stay in the innermost cache.
 const LEAST_TILES: usize = 2;
 const MOST_TILES: usize = 64;
+/// Groups with at most so many output channels leave rows of stride 2 as they are.
+const KEPT_ROWS: usize = 2;
 /// Multiply-adds between two looks at `stop` where no strip divides the work: about a millisecond.
 const PRODUCT_MACS: usize = 1 << 25;
 /// Rows of a product of filters with a batch are a multiple of this where there are enough.
@@ -151,7 +153,8 @@ impl ConvKernel {
     /// Plans `shape`: chooses the path and lays out the memory; computes nothing.
     #[must_use]
     pub fn new(shape: &ConvShape) -> Self {
-        let mut geometry = Geometry::new(shape);
+        let keep_rows = shape.out_channels / shape.groups <= KEPT_ROWS && shape.stride[2] == 2;
+        let mut geometry = Geometry::new(shape, keep_rows);
         let wide = geometry.wide();
         // Fewer points than a vector has are computed with some beyond them, which only staged planes have.
         geometry.in_place &= wide >= MOST_LANES || geometry.output_plane == 1;
