@@ -45,6 +45,11 @@ struct Params {
     tap_begin: u32,
     tap_end: u32,
     accumulate: u32,
+    // Where the reduction is split among workgroups: into how many parts of how many steps of K, and the elements of
+    // the output, which are those of each part's sums. One split of everything elsewhere.
+    splits: u32,
+    split_steps: u32,
+    outputs: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;

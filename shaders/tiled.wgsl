@@ -2,38 +2,45 @@
 // threads computes a tile of 16*ROWS x 16*COLS outputs, ROWS x COLS a thread in named registers, DEPTH steps of K
 // at a time from shared memory; the next step's elements are fetched into registers while this one is computed.
 //
-// filters: [group][K][O/G]
-// offsets: [K], the slab offset of each (channel, tap) from the window's first element in the group's first channel
+// Neighbouring threads fetch neighbouring columns and store neighbouring outputs. The filters lie in vectors along M,
+// what is fetched of the slab in vectors along K: four steps of K cost a thread one vector of each of its columns and
+// one of each group of rows a step, and none of them meets a bank conflict.
+//
+// filters: [group][K, padded to whole steps][O/G, padded to a multiple of 4], zeros in the padding
+// output:  the output, or the sums of each split, [splits][output], which `merge.wgsl` adds up
+// offsets: [K, padded likewise], the slab offset of each (channel, tap) from the window's first element in the
+//          group's first channel
+
+#[q:QUADS] alias Rows = vec4<Elem>;
+#[p:PAIRS] alias Rows = vec2<Elem>;
 
 @group(0) @binding(1) var<storage, read> slab: array<Elem>;
-@group(0) @binding(2) var<storage, read> filters: array<Elem>;
-@group(0) @binding(3) var<storage, read> offsets: array<u32>;
+@group(0) @binding(2) var<storage, read> filters: array<Rows>;
+@group(0) @binding(3) var<storage, read> offsets: array<vec4<u32>>;
 @group(0) @binding(4) var<storage, read_write> output: array<Elem>;
 
 const TILE_M = 16u * ROWS;
 const TILE_N = 16u * COLS;
+// Vectors that a step of K has in the tile.
+const TILE_ROWS = TILE_M / WIDTH;
 
-var<workgroup> filter_tile: array<Elem, DEPTH * TILE_M>;
-var<workgroup> slab_tile: array<Elem, DEPTH * TILE_N>;
+var<workgroup> filter_tile: array<Rows, DEPTH * TILE_ROWS>;
+var<workgroup> slab_tile: array<vec4<Elem>, DEPTH / 4u * TILE_N>;
 
-fn filter_element(first: u32, k: u32, m: u32) -> Elem {
-    // Past the end of the channels or of this part of the reduction a zero adds nothing.
-    if m < params.group_out && k < reduction_end() {
-        return filters[first + k * params.group_out];
+fn filter_rows(at: u32, valid: bool) -> Rows {
+    // Past the last channel a zero adds nothing.
+    if valid {
+        return filters[at];
     }
-    return Elem(0);
+    return Rows();
 }
 
-fn slab_element(first: u32, k: u32) -> Elem {
-    if k < reduction_end() {
-        return slab[first + offsets[k]];
-    }
-    return Elem(0);
-}
-
-// Parts of the reduction are whole channels, or some taps of one channel: one range of K either way.
-fn reduction_end() -> u32 {
-    return (params.channel_end - 1u) * params.taps + params.tap_end;
+// Four steps of K, from k, of the column whose window begins at `first`. Past the end of K a zero adds nothing,
+// whatever the slab holds where the padded offsets point.
+fn slab_steps(first: u32, k: u32, end: u32) -> vec4<Elem> {
+    let at = first + offsets[k / 4u];
+    let steps = vec4<Elem>(slab[at.x], slab[at.y], slab[at.z], slab[at.w]);
+    return select(vec4<Elem>(), steps, vec4<u32>(k, k + 1u, k + 2u, k + 3u) < vec4<u32>(end));
 }
 
 @compute @workgroup_size(16, 16)
@@ -44,56 +51,75 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     }
     let tile_column = linear % params.column_blocks * TILE_N;
     let row = linear / params.column_blocks;
-    let group = row / params.channel_blocks;
+    let groups = params.out_channels / params.group_out;
+    let group = row / params.channel_blocks % groups;
+    let split = row / params.channel_blocks / groups;
     let tile_channel = row % params.channel_blocks * TILE_M;
 
-    // What this thread fetches: one channel of the filters and one column of the slab, every 256/TILE steps of K.
-    let filter_m = tile_channel + local % TILE_M;
-    let filter_k = local / TILE_M;
-    let filter_first = group * params.group_in * params.taps * params.group_out + filter_m;
-    let slab_k = local / TILE_N;
+    // Parts and splits of the reduction are ranges of K, which begin at whole steps.
+    let begin = params.tap_begin + split * params.split_steps;
+    let end = min(params.tap_end, begin + params.split_steps);
+
+    // What this thread fetches: FILTER_LOADS vectors of filters, and four steps of one column of the slab.
+    let row_vectors = (params.group_out + 3u) / 4u * (4u / WIDTH);
+    let padded_k = (params.group_in * params.taps + DEPTH - 1u) / DEPTH * DEPTH;
+    let filter_row = tile_channel / WIDTH + local % TILE_ROWS;
+    let filter_valid = filter_row < row_vectors;
+    let filter_k = local / TILE_ROWS;
+    let filter_first = group * padded_k * row_vectors + filter_row;
+    let slab_k = local / TILE_N * 4u;
     let slab_first = group * params.group_in * params.in_plane
         + window(min(tile_column + local % TILE_N, params.columns - 1u));
 
-    // What it computes: rows thread_m.., columns thread_n.. of the tile.
-    let thread_m = local / 16u * ROWS;
-    let thread_n = local % 16u * COLS;
-    #[i:ROWS, j:COLS] var sum_${i}_${j} = Elem(0);
-    #[i:ROWS, j:COLS] var total_${i}_${j} = Elem(0);
+    // What it computes: groups of WIDTH rows, 16*WIDTH rows apart, and columns 16 apart.
+    let thread_m = local / 16u;
+    let thread_n = local % 16u;
+    #[g:GROUPS, j:COLS] var sum_${g}_${j} = Rows();
+    #[g:GROUPS, j:COLS] var total_${g}_${j} = Rows();
     var run = 0u;
 
-    let begin = params.channel_begin * params.taps + params.tap_begin;
-    let end = reduction_end();
-    #[l:FILTER_LOADS] var f_${l} = filter_element(filter_first, begin + filter_k + ${l}u * (256u / TILE_M), filter_m);
-    #[l:SLAB_LOADS] var s_${l} = slab_element(slab_first, begin + slab_k + ${l}u * (256u / TILE_N));
+    #[l:FILTER_LOADS] var f_${l} = filter_rows(filter_first + (begin + filter_k + ${l}u * (256u / TILE_ROWS)) * row_vectors, filter_valid);
+    var s = slab_steps(slab_first, begin + slab_k, end);
     for (var k = begin; k < end; k += DEPTH) {
         #[l:FILTER_LOADS] filter_tile[local + ${l}u * 256u] = f_${l};
-        #[l:SLAB_LOADS] slab_tile[local + ${l}u * 256u] = s_${l};
+        slab_tile[local] = s;
         workgroupBarrier();
         let next = k + DEPTH;
-        #[l:FILTER_LOADS] f_${l} = filter_element(filter_first, next + filter_k + ${l}u * (256u / TILE_M), filter_m);
-        #[l:SLAB_LOADS] s_${l} = slab_element(slab_first, next + slab_k + ${l}u * (256u / TILE_N));
-        #{d:DEPTH
-        #[i:ROWS] let a_${d}_${i} = filter_tile[${d}u * TILE_M + thread_m + ${i}u];
-        #[j:COLS] let b_${d}_${j} = slab_tile[${d}u * TILE_N + thread_n + ${j}u];
-        #[i:ROWS, j:COLS] sum_${i}_${j} = fma(a_${d}_${i}, b_${d}_${j}, sum_${i}_${j});
+        if next < end {
+            #[l:FILTER_LOADS] f_${l} = filter_rows(filter_first + (next + filter_k + ${l}u * (256u / TILE_ROWS)) * row_vectors, filter_valid);
+            s = slab_steps(slab_first, next + slab_k, end);
+        }
+        #{q:DEPTH_QUADS
+        #[j:COLS] let b_${q}_${j} = slab_tile[${q}u * TILE_N + thread_n + ${j}u * 16u];
+        #{d:4
+        #[g:GROUPS] let a_${q}_${d}_${g} = filter_tile[(${q}u * 4u + ${d}u) * TILE_ROWS + thread_m + ${g}u * 16u];
+        #[g:GROUPS, j:COLS] sum_${g}_${j} = fma(a_${q}_${d}_${g}, Rows(b_${q}_${j}[${d}]), sum_${g}_${j});
+        #}
         #}
         run += DEPTH;
         if run >= RUN {
-            #[i:ROWS, j:COLS] total_${i}_${j} += sum_${i}_${j};
-            #[i:ROWS, j:COLS] sum_${i}_${j} = Elem(0);
+            #[g:GROUPS, j:COLS] total_${g}_${j} += sum_${g}_${j};
+            #[g:GROUPS, j:COLS] sum_${g}_${j} = Rows();
             run = 0u;
         }
         workgroupBarrier();
     }
-    #[i:ROWS, j:COLS] sum_${i}_${j} += total_${i}_${j};
-    #{i:ROWS, j:COLS
-    if tile_channel + thread_m + ${i}u < params.group_out && tile_column + thread_n + ${j}u < params.columns {
-        let at = output_at(group * params.group_out + tile_channel + thread_m + ${i}u, tile_column + thread_n + ${j}u);
-        if params.accumulate != 0u {
-            sum_${i}_${j} += output[at];
+    #[g:GROUPS, j:COLS] sum_${g}_${j} += total_${g}_${j};
+    #{j:COLS
+    let column_${j} = tile_column + thread_n + ${j}u * 16u;
+    if column_${j} < params.columns {
+        #{g:GROUPS, w:WIDTH
+        let channel_${g}_${w} = tile_channel + (thread_m + ${g}u * 16u) * WIDTH + ${w}u;
+        if channel_${g}_${w} < params.group_out {
+            let at = split * params.outputs
+                + output_at(group * params.group_out + channel_${g}_${w}, column_${j});
+            var value = sum_${g}_${j}[${w}];
+            if params.accumulate != 0u {
+                value += output[at];
+            }
+            output[at] = value;
         }
-        output[at] = sum_${i}_${j};
+        #}
     }
     #}
 }

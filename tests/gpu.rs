@@ -12,7 +12,7 @@ use std::time::Instant;
 use fcdcc::Error;
 use fcdcc::array::{DType, Values};
 use fcdcc::conv::{ConvParams, ConvShape, reference};
-use fcdcc::gpu::{AdapterSelector, ConvEngine, ConvPlan, GpuDevice, Kernel, adapters, select};
+use fcdcc::gpu::{AdapterSelector, Candidate, ConvEngine, ConvPlan, GpuDevice, Kernel, adapters, select};
 use fcdcc::worker::{
     CancelToken, Fault, FaultyWorker, FilterKey, GpuOptions, GpuWorker, Order, Probe, SubtaskShape, Worker,
     WorkerKind,
@@ -105,6 +105,8 @@ fn layers() -> Vec<(&'static str, ConvShape)> {
         ("11x11 stride 4", shape(&[1, 3, 47, 47], &[33, 3, 11, 11], &p().stride([4]))),
         ("many columns", shape(&[1, 2, 68, 68], &[8, 2, 3, 3], &p())),
         ("large tiles of the tiled kernel", shape(&[1, 9, 65, 65], &[65, 9, 1, 1], &p())),
+        ("split reduction", shape(&[1, 115, 6, 5], &[37, 115, 3, 3], &p())),
+        ("split reduction of groups", shape(&[2, 130, 7, 7], &[10, 65, 3, 3], &p().groups(2).stride([2]))),
     ]
 }
 
@@ -117,7 +119,7 @@ fn split_layers() -> Vec<(&'static str, ConvShape)> {
     ]
 }
 
-/// The error of `kernel` on a layer, with one weight of the reference's copy off by `corruption`.
+/// The largest error of all ways to run `kernel` on a layer.
 fn error_of(
     engine: &mut ConvEngine,
     kernel: Kernel,
@@ -125,10 +127,26 @@ fn error_of(
     dtype: DType,
     corruption: f64,
 ) -> Result<f64, Error> {
+    let mut worst = 0.0_f64;
+    for way in Candidate::of(kernel, shape, engine.device().caps(), dtype) {
+        let error = error_as(engine, way, shape, dtype, corruption)?;
+        worst = if error.is_nan() { f64::NAN } else { worst.max(error) };
+    }
+    Ok(worst)
+}
+
+/// The error of one way to run a layer, with one weight of the reference's copy off by `corruption`.
+fn error_as(
+    engine: &mut ConvEngine,
+    way: Candidate,
+    shape: &ConvShape,
+    dtype: DType,
+    corruption: f64,
+) -> Result<f64, Error> {
     let (slabs, banks) = (2, 2);
     let (x, w) = (random(slabs * shape.input_elems(), 1), random(banks * shape.weight_elems(), 2));
     engine.poison_outputs(true);
-    let filters = engine.install(shape, slabs, banks, &values(&w, dtype), Some(kernel))?;
+    let filters = engine.install_as(shape, slabs, banks, &values(&w, dtype), way)?;
     let mut results = Vec::new();
     engine.run(&filters, slabs, &values(&x, dtype), None, &|| false, &mut |i, v| results.push((i, v)))?;
     assert_eq!(results.iter().map(|(i, _)| *i).collect::<Vec<_>>(), [0, 1, 2, 3]);
@@ -160,9 +178,43 @@ fn corrupted_weight_is_noticed() -> Outcome {
     let shape = shape(&[1, 16, 12, 12], &[17, 16, 3, 3], &ConvParams::default());
     for kernel in Kernel::ALL {
         if kernel.runs_on(engine.device().caps(), DType::F32) {
-            let error = error_of(&mut engine, kernel, &shape, DType::F32, 0.01)?;
-            assert!(error > 2.0 * TOLERANCE_F32, "{kernel}: {error:.2e}");
+            for way in Candidate::of(kernel, &shape, engine.device().caps(), DType::F32) {
+                let error = error_as(&mut engine, way, &shape, DType::F32, 0.01)?;
+                assert!(error > 2.0 * TOLERANCE_F32, "{way}: {error:.2e}");
+            }
         }
+    }
+    Ok(())
+}
+
+/// Each way to run `tiled` on the deep, small layers whose reduction it splits: as accurate as sums of short runs are,
+/// the same bits every time, whatever the submissions, and nothing left of another layer's sums.
+fn split_reductions_are_accurate_and_repeatable() -> Outcome {
+    let shape = shape(&[1, 512, 7, 6], &[70, 512, 3, 3], &ConvParams::default());
+    let (x, w) = (random(shape.input_elems(), 1), random(shape.weight_elems(), 2));
+    let expected = reference(&shape, &x, &w, None)?;
+    let gpu = || GpuDevice::open(&select(None)?[0], "test");
+    let mut engines = [ConvEngine::new(gpu()?), ConvEngine::new(gpu()?.with_submission_macs(1_000_000))];
+    let ways = Candidate::of(Kernel::Tiled, &shape, engines[0].device().caps(), DType::F32);
+    assert!(ways[0].to_string().ends_with("splits") && ways.len() > 3, "{ways:?}");
+    // A sum less would be noticed: the tolerance is far below a single product's share.
+    let mut off = w.clone();
+    off[4607] += 0.5;
+    let missing = relative_error(&reference(&shape, &x, &off, None)?, &expected);
+    assert!(missing > 1e-5, "{missing:.2e}");
+    for way in ways {
+        let mut results: Vec<Values> = Vec::new();
+        for engine in &mut engines {
+            engine.poison_outputs(true);
+            let filters = engine.install_as(&shape, 1, 1, &values(&w, DType::F32), way)?;
+            for _ in 0..2 {
+                let slabs = values(&x, DType::F32);
+                engine.run(&filters, 1, &slabs, None, &|| false, &mut |_, v| results.push(v))?;
+            }
+        }
+        let error = relative_error(&widened(&results[0]), &expected);
+        assert!(error < 1e-6, "{way}: {error:.2e}");
+        assert!(results.len() == 4 && results.iter().all(|r| *r == results[0]), "{way}");
     }
     Ok(())
 }
@@ -623,6 +675,7 @@ fn main() {
     }
     add!(
         corrupted_weight_is_noticed,
+        split_reductions_are_accurate_and_repeatable,
         more_workgroups_than_a_dimension_holds,
         many_submissions_give_the_same,
         staging_buffers_carry_the_same,

@@ -9,11 +9,12 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use super::buffers::{Readback, Upload, grow};
+use super::candidate::Candidate;
 use super::device::GpuDevice;
 use super::kernel::Kernel;
 use super::params::Params;
 use super::plan::ConvPlan;
-use super::shaders::Variant;
+use super::shaders::{Stage, Variant};
 use super::timing::{DeviceClock, RunTiming};
 use crate::array::{DType, Element, Values, check_elems};
 use crate::conv::ConvShape;
@@ -24,7 +25,14 @@ const KEPT_BINDINGS: usize = 1024;
 
 /// Bind groups of filters, by sub-result and output buffer. They hold on to the engine's transfer buffers: who replaces
 /// one of those empties all of these.
-type Bindings = Mutex<HashMap<(usize, usize), wgpu::BindGroup>>;
+type Bindings = Mutex<HashMap<(usize, usize), Bound>>;
+
+/// The bind groups of a sub-result: of the kernel, and of the pass that merges its sums if its reduction is split.
+#[derive(Clone, Debug)]
+pub(super) struct Bound {
+    main: wgpu::BindGroup,
+    merge: Option<wgpu::BindGroup>,
+}
 
 #[derive(Debug)]
 struct Pipeline {
@@ -39,6 +47,8 @@ struct Pipeline {
 pub struct ConvFilters {
     plan: ConvPlan,
     pipeline: Arc<Pipeline>,
+    /// Where the reduction is split.
+    merge: Option<Arc<Pipeline>>,
     banks: Vec<wgpu::Buffer>,
     /// `tiled` only: see its shader.
     offsets: Option<wgpu::Buffer>,
@@ -75,6 +85,8 @@ pub struct ConvEngine {
     pipelines: HashMap<Variant, Arc<Pipeline>>,
     pub(super) slabs: Vec<Upload>,
     pub(super) outputs: Vec<Readback>,
+    /// The sums of a split reduction, until they are merged: of one sub-result at a time.
+    pub(super) sums: Option<wgpu::Buffer>,
     pub(super) poison: bool,
     pub(super) clock: Option<DeviceClock>,
     pub(super) timing: RunTiming,
@@ -91,6 +103,7 @@ impl ConvEngine {
             pipelines: HashMap::new(),
             slabs: Vec::new(),
             outputs: Vec::new(),
+            sums: None,
             poison: false,
             clock: None,
             timing: RunTiming::default(),
@@ -141,10 +154,28 @@ impl ConvEngine {
         filters: &Values,
         kernel: Option<Kernel>,
     ) -> Result<ConvFilters> {
+        let kernel = kernel.unwrap_or_else(|| Kernel::choose(shape, self.gpu.caps(), filters.dtype()));
+        let candidate = Candidate::best(kernel, shape, self.gpu.caps(), filters.dtype());
+        self.install_as(shape, slabs, banks, filters, candidate)
+    }
+
+    /// As [`Self::install`], to be run in one of the ways that [`Candidate::all`] and [`Candidate::of`] list.
+    ///
+    /// # Errors
+    /// Those of [`Self::install`].
+    pub fn install_as(
+        &mut self,
+        shape: &ConvShape,
+        slabs: usize,
+        banks: usize,
+        filters: &Values,
+        candidate: Candidate,
+    ) -> Result<ConvFilters> {
         check_elems("elements of the coded filters", filters.len(), banks * shape.weight_elems())?;
-        let plan = ConvPlan::new(shape, filters.dtype(), self.gpu.caps(), kernel)?;
+        let plan = ConvPlan::of(shape, filters.dtype(), self.gpu.caps(), candidate)?;
         self.gpu.check()?;
         let pipeline = self.pipeline(plan.variant)?;
+        let merge = plan.merge().map(|merge| self.pipeline(merge)).transpose()?;
         let banks = match filters {
             Values::F32(values) => self.upload_banks(&plan, values),
             Values::F64(values) => self.upload_banks(&plan, values),
@@ -165,7 +196,8 @@ impl ConvEngine {
         let bindings = Arc::default();
         self.bindings.retain(|kept| kept.strong_count() > 0);
         self.bindings.push(Arc::downgrade(&bindings));
-        let filters = ConvFilters { plan, pipeline, banks, offsets, uniforms, uniform_stride, bindings };
+        let filters =
+            ConvFilters { plan, pipeline, merge, banks, offsets, uniforms, uniform_stride, bindings };
 
         // Enough for results that are asked for one by one; more when a run needs more.
         self.reserve(&filters.plan, slabs, 2)?;
@@ -185,11 +217,17 @@ impl ConvEngine {
         let (slab, output) = (plan.slab_bytes, plan.output_bytes);
         // Empties before it allocates: what is replaced should be gone by then.
         let small = self.slabs.iter().any(|b| b.buffer().size() < slab)
-            || self.outputs.iter().any(|b| b.buffer().size() < output);
+            || self.outputs.iter().any(|b| b.buffer().size() < output)
+            || self.sums.as_ref().is_some_and(|b| b.size() < plan.sums_bytes);
         if small {
             for bindings in self.bindings.iter().filter_map(Weak::upgrade) {
                 locked(&bindings).clear();
             }
+        }
+        if plan.sums_bytes > self.sums.as_ref().map_or(0, wgpu::Buffer::size) {
+            self.sums = None;
+            let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
+            self.sums = Some(gpu.buffer("sums of a split reduction", plan.sums_bytes, usage, false)?);
         }
         grow(&mut self.slabs, slabs.max(1), slab, |b| b.buffer().size(), || Upload::new(gpu, slab))?;
         grow(&mut self.outputs, outputs, output, |b| b.buffer().size(), || Readback::new(gpu, output))
@@ -233,7 +271,11 @@ impl ConvEngine {
             label: Some(&label),
             source: wgpu::ShaderSource::Wgsl(variant.wgsl().into()),
         });
-        let inputs = if variant.kernel == Kernel::Tiled { 3 } else { 2 };
+        let inputs = match (variant.stage, variant.kernel) {
+            (Stage::Merge, _) => 1,
+            (Stage::Main, Kernel::Tiled) => 3,
+            (Stage::Main, _) => 2,
+        };
         let storage = |binding, read_only| wgpu::BindGroupLayoutEntry {
             binding,
             visibility: wgpu::ShaderStages::COMPUTE,
@@ -285,7 +327,7 @@ impl ConvEngine {
     }
 
     /// The bindings of sub-result `index` (slab * banks + bank) with output buffer number `output`.
-    pub(super) fn bind(&self, filters: &ConvFilters, index: usize, output: usize) -> wgpu::BindGroup {
+    pub(super) fn bind(&self, filters: &ConvFilters, index: usize, output: usize) -> Bound {
         let mut kept = locked(&filters.bindings);
         if let Some(bindings) = kept.get(&(index, output)) {
             return bindings.clone();
@@ -300,22 +342,36 @@ impl ConvEngine {
                 size: NonZeroU64::new(bytes),
             })
         };
+        let uniform = || bound(&filters.uniforms, size_of::<Params>() as u64);
+        let output_buffer = || bound(self.outputs[output].buffer(), plan.output_bytes);
+        let sums = self.sums.as_ref().filter(|_| filters.merge.is_some());
+        let sums = sums.map(|sums| bound(sums, plan.sums_bytes));
         let mut resources = vec![
-            bound(&filters.uniforms, size_of::<Params>() as u64),
+            uniform(),
             bound(self.slabs[slab].buffer(), plan.slab_bytes),
             bound(&filters.banks[bank], plan.bank_bytes),
         ];
         resources.extend(filters.offsets.as_ref().map(wgpu::Buffer::as_entire_binding));
-        resources.push(bound(self.outputs[output].buffer(), plan.output_bytes));
-        let entries: Vec<_> = (0..)
-            .zip(resources)
-            .map(|(binding, resource)| wgpu::BindGroupEntry { binding, resource })
-            .collect();
-        let bindings = self.gpu.device.create_bind_group(&wgpu::BindGroupDescriptor {
-            label: Some("convolution"),
-            layout: &filters.pipeline.layout,
-            entries: &entries,
-        });
+        resources.push(sums.clone().unwrap_or_else(output_buffer));
+        let group = |pipeline: &Pipeline, resources: Vec<wgpu::BindingResource<'_>>| {
+            let entries: Vec<_> = (0..)
+                .zip(resources)
+                .map(|(binding, resource)| wgpu::BindGroupEntry { binding, resource })
+                .collect();
+            self.gpu.device.create_bind_group(&wgpu::BindGroupDescriptor {
+                label: Some("convolution"),
+                layout: &pipeline.layout,
+                entries: &entries,
+            })
+        };
+        let bindings = Bound {
+            main: group(&filters.pipeline, resources),
+            merge: filters
+                .merge
+                .as_deref()
+                .zip(sums)
+                .map(|(merge, sums)| group(merge, vec![uniform(), sums, output_buffer()])),
+        };
         if kept.len() >= KEPT_BINDINGS {
             kept.clear();
         }
@@ -333,20 +389,26 @@ fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 pub(super) fn encode(
     encoder: &mut wgpu::CommandEncoder,
     filters: &ConvFilters,
-    work: &[(wgpu::BindGroup, Range<usize>)],
+    work: &[(Bound, Range<usize>)],
     timestamps: Option<wgpu::ComputePassTimestampWrites<'_>>,
 ) {
     let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
         label: Some("convolution"),
         timestamp_writes: timestamps,
     });
-    pass.set_pipeline(&filters.pipeline.pipeline);
     for (bindings, steps) in work {
         for step in steps.clone() {
             let offset = u32::try_from(step as u64 * filters.uniform_stride)
                 .expect("a plan has far fewer than 2^24 steps: each is some 2e8 multiply-adds");
-            let grid = filters.plan.steps.get(step).map_or([1, 1], |step| step.grid);
-            pass.set_bind_group(0, bindings, &[offset]);
+            let planned = filters.plan.steps.get(step);
+            let merge = filters.merge.as_deref().zip(bindings.merge.as_ref());
+            let (pipeline, group) = match (planned.map(|step| step.stage), merge) {
+                (Some(Stage::Merge), Some(merge)) => merge,
+                _ => (&*filters.pipeline, &bindings.main),
+            };
+            let grid = planned.map_or([1, 1], |step| step.grid);
+            pass.set_pipeline(&pipeline.pipeline);
+            pass.set_bind_group(0, group, &[offset]);
             pass.dispatch_workgroups(grid[0], grid[1], 1);
         }
     }

@@ -11,6 +11,7 @@
 //! never panics, and never zeros that look like a result.
 
 mod buffers;
+mod candidate;
 mod conv;
 mod device;
 mod kernel;
@@ -20,6 +21,7 @@ mod run;
 mod shaders;
 mod timing;
 
+pub use candidate::Candidate;
 pub use conv::{ConvEngine, ConvFilters};
 pub use device::{
     AdapterFeatures, AdapterLimits, AdapterSelector, AdapterSummary, Caps, GpuDevice, adapters, select,

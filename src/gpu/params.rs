@@ -40,6 +40,9 @@ pub(super) struct Params {
     pub(super) tap_begin: u32,
     pub(super) tap_end: u32,
     pub(super) accumulate: u32,
+    pub(super) splits: u32,
+    pub(super) split_steps: u32,
+    pub(super) outputs: u32,
 }
 
 /// Name and offset of every field, for the test that compares them with the shaders.
@@ -85,5 +88,8 @@ pub(super) fn offsets() -> Vec<(&'static str, usize)> {
         tap_begin,
         tap_end,
         accumulate,
+        splits,
+        split_steps,
+        outputs,
     )
 }

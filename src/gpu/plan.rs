@@ -9,10 +9,11 @@
 
 use std::ops::Range;
 
+use super::candidate::Candidate;
 use super::device::Caps;
 use super::kernel::{Kernel, TILED_SIDE};
 use super::params::Params;
-use super::shaders::{Tile, Variant};
+use super::shaders::{MERGE_THREADS, Stage, Tile, Variant, depth};
 use crate::array::{DType, Element};
 use crate::conv::{AXES, ConvShape};
 use crate::error::{Error, Result};
@@ -20,6 +21,9 @@ use crate::error::{Error, Result};
 /// Loop iterations a thread may run in one dispatch, all loops together. Mesa's llvmpipe before 25 stops every
 /// loop silently once a thread has run 65,535; half of that leaves room for iterations it counts and we do not.
 const MAX_LOOP_ITERATIONS: usize = 32_768;
+
+/// Steps of the reduction that a split takes a multiple of: a multiple of every [`depth`].
+pub(super) const SPLIT_UNIT: usize = 128;
 
 /// Elements one array may have, so that rounding up to whole tiles stays inside 32 bits.
 const MAX_ELEMS: usize = 1 << 31;
@@ -33,6 +37,9 @@ pub struct ConvPlan {
     pub(super) slab_bytes: u64,
     pub(super) bank_bytes: u64,
     pub(super) output_bytes: u64,
+    /// Parts that the reduction is split into among workgroups, and bytes of their sums, if there are several.
+    splits: usize,
+    pub(super) sums_bytes: u64,
     pub(super) steps: Vec<Step>,
     /// Ranges of `steps` that make one submission each.
     pub(super) submissions: Vec<Range<usize>>,
@@ -41,6 +48,8 @@ pub struct ConvPlan {
 /// One dispatch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Step {
+    /// By the kernel itself, or by the pass that merges its sums.
+    pub(super) stage: Stage,
     pub(super) params: Params,
     pub(super) grid: [u32; 2],
 }
@@ -60,6 +69,15 @@ impl ConvPlan {
     /// numbers, when an array is larger than the device can bind; [`Error::Unavailable`] when the device cannot
     /// run the kernel or the element type.
     pub fn new(shape: &ConvShape, dtype: DType, caps: &Caps, kernel: Option<Kernel>) -> Result<Self> {
+        let kernel = kernel.unwrap_or_else(|| Kernel::choose(shape, caps, dtype));
+        Self::of(shape, dtype, caps, Candidate::best(kernel, shape, caps, dtype))
+    }
+
+    /// Plans `shape` to be run in one of the ways that [`Candidate::all`] and [`Candidate::of`] list for it.
+    ///
+    /// # Errors
+    /// Those of [`Self::new`].
+    pub fn of(shape: &ConvShape, dtype: DType, caps: &Caps, candidate: Candidate) -> Result<Self> {
         if shape.pad_begin != [0; AXES] || shape.pad_end != [0; AXES] {
             return Err(Error::invalid(
                 "padding of a GPU convolution",
@@ -67,19 +85,21 @@ impl ConvPlan {
                 "it must be zero: slabs carry their padding with them",
             ));
         }
-        let kernel = kernel.unwrap_or_else(|| Kernel::choose(shape, caps, dtype));
+        let Candidate { kernel, tile, splits } = candidate;
         if !kernel.runs_on(caps, dtype) {
             return Err(Error::Unavailable {
                 what: format!("kernel {kernel} in {dtype} on this adapter"),
                 mend: "use f32, or another adapter: `fcdcc devices` lists what each can do".to_owned(),
             });
         }
-        let tile = tile(kernel, shape, caps);
         let group_out = shape.out_channels / shape.groups;
         let channel_blocks = group_out.div_ceil(block_channels(kernel, tile));
         let reduction = shape.weight_elems() / shape.out_channels;
         let bank_elems = match kernel {
-            Kernel::Naive | Kernel::Tiled => shape.weight_elems(),
+            Kernel::Naive => shape.weight_elems(),
+            Kernel::Tiled => {
+                shape.groups * reduction.next_multiple_of(depth(tile)) * group_out.next_multiple_of(4)
+            }
             Kernel::Direct | Kernel::DirectSubgroup => {
                 shape.groups * channel_blocks * reduction * tile.channels as usize
             }
@@ -98,11 +118,16 @@ impl ConvPlan {
             ))
         };
         let mut plan = Self {
-            variant: Variant { kernel, dtype, tile },
+            variant: Variant { kernel, stage: Stage::Main, dtype, tile },
             shape: shape.clone(),
             slab_bytes: bytes("one coded slab", shape.input_elems())?,
             bank_bytes: bytes("one packed coded filter bank", bank_elems)?,
             output_bytes: bytes("one sub-result", shape.output_elems())?,
+            splits: splits as usize,
+            sums_bytes: match splits {
+                0 | 1 => 0,
+                _ => bytes("the sums of a split reduction", shape.output_elems() * splits as usize)?,
+            },
             steps: Vec::new(),
             submissions: Vec::new(),
         };
@@ -116,6 +141,11 @@ impl ConvPlan {
         self.variant.kernel
     }
 
+    /// The pass that merges the sums of a split reduction, if it is split.
+    pub(super) fn merge(&self) -> Option<Variant> {
+        (self.splits > 1).then_some(Variant { stage: Stage::Merge, ..self.variant })
+    }
+
     /// Multiply-adds of one sub-result, without those on padding of tiles.
     #[must_use]
     pub fn macs(&self) -> u64 {
@@ -127,7 +157,7 @@ impl ConvPlan {
         let block_columns = (tile.columns * tile.workgroup_x) as usize;
         let columns = shape.batch * shape.output.iter().product::<usize>();
         let column_blocks = columns.div_ceil(block_columns);
-        let workgroups = column_blocks * channel_blocks * shape.groups;
+        let workgroups = column_blocks * channel_blocks * shape.groups * self.splits;
         let workgroups_u32 = u32::try_from(workgroups).map_err(|_| {
             Error::mismatch(
                 "workgroups of a GPU convolution",
@@ -136,12 +166,24 @@ impl ConvPlan {
                 "split the layer further",
             )
         })?;
-        let base = layer_params(shape, column_blocks, channel_blocks);
+        let reduction = shape.weight_elems() / shape.out_channels;
+        // Whole runs, so that splits begin at whole steps of the kernel whatever its tile.
+        let split_steps = match self.splits {
+            1 => reduction,
+            splits => reduction.div_ceil(splits).next_multiple_of(SPLIT_UNIT),
+        };
+        let base = Params {
+            splits: small(self.splits),
+            split_steps: small(split_steps),
+            outputs: small(shape.output_elems()),
+            ..layer_params(shape, column_blocks, channel_blocks)
+        };
         let block_outputs = (block_columns * block_channels(self.variant.kernel, tile)) as u64;
         let budget = caps.submission_macs.max(1);
         let mut spent = budget;
-        for (index, part) in parts(shape).into_iter().enumerate() {
-            let workgroup_macs = block_outputs * (part.channels.len() * part.taps.len()) as u64;
+        for (index, part) in parts(shape, self.variant).into_iter().enumerate() {
+            let workgroup_macs =
+                block_outputs * (part.channels.len() * part.taps.len()).min(split_steps) as u64;
             let pieces = (workgroup_macs * workgroups as u64).div_ceil(budget).clamp(1, workgroups as u64);
             // At most the whole grid, so the narrowing below is exact.
             let piece = u32::try_from((workgroups as u64).div_ceil(pieces))
@@ -168,13 +210,38 @@ impl ConvPlan {
                     spent = 0;
                 }
                 spent += macs;
-                self.steps.push(Step { params, grid: [grid_x, (end - first).div_ceil(grid_x)] });
+                self.steps.push(Step {
+                    stage: Stage::Main,
+                    params,
+                    grid: [grid_x, (end - first).div_ceil(grid_x)],
+                });
                 self.submissions.last_mut().expect("the first step opens a submission").end =
                     self.steps.len();
                 first = end;
             }
         }
+        if self.splits > 1 {
+            self.fill_merge(caps, base);
+        }
         Ok(())
+    }
+
+    /// The steps that add up the sums of a split reduction, in the last submission: they read a few elements each.
+    fn fill_merge(&mut self, caps: &Caps, base: Params) {
+        let workgroups = base.outputs.div_ceil(MERGE_THREADS);
+        let (mut first, most) = (0, caps.max_workgroups_per_dimension.saturating_pow(2));
+        while first < workgroups {
+            let end = first.saturating_add(most).min(workgroups);
+            let grid_x = (end - first).min(caps.max_workgroups_per_dimension);
+            let params = Params { first_workgroup: first, end_workgroup: end, grid_x, ..base };
+            self.steps.push(Step {
+                stage: Stage::Merge,
+                params,
+                grid: [grid_x, (end - first).div_ceil(grid_x)],
+            });
+            first = end;
+        }
+        self.submissions.last_mut().expect("a plan has steps").end = self.steps.len();
     }
 
     /// Filters `[O, C/g, taps]` in the layout the kernel reads, which its file describes.
@@ -184,14 +251,18 @@ impl ConvPlan {
         let reduction = shape.weight_elems() / shape.out_channels;
         let block = match self.variant.kernel {
             Kernel::Naive => return filters.to_vec(),
-            Kernel::Tiled => group_out,
+            Kernel::Tiled => group_out.next_multiple_of(4),
             Kernel::Direct | Kernel::DirectSubgroup => self.variant.tile.channels as usize,
         };
         let blocks = group_out.div_ceil(block);
-        let mut packed = vec![T::default(); shape.groups * blocks * reduction * block];
+        let steps = match self.variant.kernel {
+            Kernel::Tiled => reduction.next_multiple_of(depth(self.variant.tile)),
+            _ => reduction,
+        };
+        let mut packed = vec![T::default(); shape.groups * blocks * steps * block];
         for (o, filter) in filters.chunks_exact(reduction).enumerate() {
             let (group, channel) = (o / group_out, o % group_out);
-            let first = (group * blocks + channel / block) * reduction * block + channel % block;
+            let first = (group * blocks + channel / block) * steps * block + channel % block;
             for (k, weight) in filter.iter().enumerate() {
                 packed[first + k * block] = *weight;
             }
@@ -199,7 +270,8 @@ impl ConvPlan {
         packed
     }
 
-    /// For the `tiled` kernel: the slab offset of each step of the reduction from its window's first element.
+    /// For the `tiled` kernel: the slab offset of each step of the reduction from its window's first element,
+    /// padded like the filters.
     pub(super) fn offsets(&self) -> Vec<u32> {
         let shape = &self.shape;
         let (_, h, w) = axes(shape.input);
@@ -215,6 +287,7 @@ impl ConvPlan {
                 }
             }
         }
+        offsets.resize(offsets.len().next_multiple_of(depth(self.variant.tile)), 0);
         offsets
     }
 }
@@ -233,9 +306,9 @@ fn block_channels(kernel: Kernel, tile: Tile) -> usize {
     (if kernel == Kernel::Tiled { tile.channels * TILED_SIDE } else { tile.channels }) as usize
 }
 
-fn tile(kernel: Kernel, shape: &ConvShape, caps: &Caps) -> Tile {
+/// The tile of a kernel that has one for a layer; those of `tiled` are listed in `candidate.rs`.
+pub(super) fn tile(kernel: Kernel, shape: &ConvShape, caps: &Caps) -> Tile {
     let group_out = shape.out_channels / shape.groups;
-    let columns = shape.batch * shape.output.iter().product::<usize>();
     match kernel {
         Kernel::Naive => Tile { channels: 1, columns: 1, workgroup_x: 64 },
         Kernel::Direct => Tile { channels: 8, columns: 4, workgroup_x: 8 },
@@ -243,20 +316,24 @@ fn tile(kernel: Kernel, shape: &ConvShape, caps: &Caps) -> Tile {
             let channels = if group_out > 8 { 16 } else { 8 };
             Tile { channels, columns: 4, workgroup_x: caps.subgroup_size.max(8) }
         }
-        Kernel::Tiled => {
-            // Smaller tiles where large ones would leave most of the GPU idle.
-            let large = group_out.div_ceil(64) * columns.div_ceil(64) * shape.groups;
-            let registers = if large >= 128 && group_out > 32 { 4 } else { 2 };
-            Tile { channels: registers, columns: registers, workgroup_x: TILED_SIDE }
-        }
+        Kernel::Tiled => Tile { channels: 4, columns: 4, workgroup_x: TILED_SIDE },
     }
 }
 
 /// Splits the reduction so that no thread exceeds [`MAX_LOOP_ITERATIONS`]: one of the outer loop per channel, one
-/// of the inner loop per tap, and the exit of each.
-fn parts(shape: &ConvShape) -> Vec<Part> {
+/// of the inner loop per tap, and the exit of each. `tiled` has one loop, over its whole steps of the reduction, and
+/// takes its parts as taps of one channel that has them all.
+fn parts(shape: &ConvShape, variant: Variant) -> Vec<Part> {
     let group_in = shape.in_channels / shape.groups;
     let taps: usize = shape.kernel.iter().product();
+    if variant.kernel == Kernel::Tiled {
+        let some = (MAX_LOOP_ITERATIONS - 1) * depth(variant.tile);
+        let reduction = group_in * taps;
+        return (0..reduction)
+            .step_by(some)
+            .map(|k| Part { channels: 0..1, taps: k..(k + some).min(reduction) })
+            .collect();
+    }
     let channels = MAX_LOOP_ITERATIONS / (taps + 2);
     if channels > 0 {
         return (0..group_in)
@@ -318,16 +395,20 @@ pub(super) fn every_variant() -> Vec<Variant> {
     let mut variants = Vec::new();
     for kernel in Kernel::ALL {
         for dtype in [DType::F32, DType::F64] {
-            for (channels, side) in [(8, 1), (64, 1), (64, 200)] {
+            for (channels, side) in [(8, 1), (64, 1), (128, 200)] {
                 let shape = ConvShape::new(
                     &[1, 1, side, side],
                     &[channels, 1, 1, 1],
                     &crate::conv::ConvParams::default(),
                 )
                 .expect("a valid shape");
-                let variant = Variant { kernel, dtype, tile: tile(kernel, &shape, &caps) };
-                if !variants.contains(&variant) {
-                    variants.push(variant);
+                for Candidate { kernel, tile, .. } in Candidate::of(kernel, &shape, &caps, dtype) {
+                    for stage in [Stage::Main, Stage::Merge] {
+                        let variant = Variant { kernel, stage, dtype, tile };
+                        if !variants.contains(&variant) {
+                            variants.push(variant);
+                        }
+                    }
                 }
             }
         }
@@ -361,12 +442,13 @@ pub(super) mod tests {
 
     #[test]
     fn long_reductions_are_split_without_gap_or_overlap() {
+        let naive = plan(&[1, 1, 1], &[1, 1, 1], ConvParams::default(), Kernel::Naive).unwrap().variant;
         for (channels, kernel) in [(8192, 3), (1, 70_000), (3, 40_000), (40_000, 1), (1, 1)] {
             let shape =
                 ConvShape::new(&[1, channels, kernel], &[1, channels, kernel], &ConvParams::default())
                     .unwrap();
             let mut next = 0;
-            for part in parts(&shape) {
+            for part in parts(&shape, naive) {
                 assert_eq!(part.channels.start * kernel + part.taps.start, next);
                 assert!(part.taps == (0..kernel) || part.channels.len() == 1);
                 assert!(part.channels.len() * (part.taps.len() + 2) < 65_000);
@@ -383,13 +465,25 @@ pub(super) mod tests {
             plan(&[1, 64, 58, 58], &[64, 64, 3, 3], p.clone(), Kernel::Naive).unwrap(),
             plan(&[1, 1, 300, 20_000], &[1, 1, 1, 1], p.clone(), Kernel::Naive).unwrap(),
             plan(&[2, 20_000, 3, 3], &[17, 20_000, 3, 3], p.clone(), Kernel::DirectSubgroup).unwrap(),
-            plan(&[1, 512, 60, 60], &[512, 512, 3, 3], p, Kernel::Tiled).unwrap(),
+            plan(&[1, 512, 60, 60], &[512, 512, 3, 3], p.clone(), Kernel::Tiled).unwrap(),
+            plan(&[1, 512, 9, 9], &[512, 512, 3, 3], p, Kernel::Tiled).unwrap(),
         ];
         for plan in cases {
             let mut next = 0;
             let mut part = (0, 0);
+            let split = plan.splits > 1;
+            assert_eq!(split, plan.sums_bytes > 0);
+            assert_eq!(split, plan.steps.last().unwrap().stage == Stage::Merge);
             for step in &plan.steps {
                 let s = step.params;
+                if step.stage == Stage::Merge {
+                    assert!(split && plan.steps.len() > 1);
+                    assert!(s.end_workgroup * MERGE_THREADS >= s.outputs && s.splits > 1);
+                    continue;
+                }
+                // The splits of K leave nothing out and none of them begins inside a step.
+                assert!(s.splits * s.split_steps >= s.tap_end - s.tap_begin || !split);
+                assert!(!split || s.split_steps as usize % SPLIT_UNIT == 0);
                 assert!(step.grid.iter().all(|n| (1..=65_535).contains(n)));
                 assert!(step.grid[0] * step.grid[1] >= s.end_workgroup - s.first_workgroup);
                 if s.first_workgroup == 0 {
@@ -425,7 +519,9 @@ pub(super) mod tests {
         let p = ConvParams::default().stride([1 << 40, 1]).dilation([1 << 40, 1]);
         let plan = plan(&[1, 1, 1, 4], &[1, 1, 1, 2], p, Kernel::Naive).unwrap();
         assert_eq!(plan.steps[0].params.stride_y, 1);
-        assert_eq!(plan.offsets(), [0, 1]);
+        let plan = ConvPlan::new(&plan.shape, DType::F32, &caps(), Some(Kernel::Tiled)).unwrap();
+        assert_eq!(plan.offsets()[..4], [0, 1, 0, 0]);
+        assert_eq!(plan.offsets().len(), 32);
     }
 
     #[test]
@@ -433,8 +529,11 @@ pub(super) mod tests {
         let p = ConvParams::default().groups(2);
         let weights: Vec<f32> = (0..20).map(|w| w as f32).collect();
         let tiled = plan(&[1, 4, 1], &[10, 2, 1], p.clone(), Kernel::Tiled).unwrap().pack(&weights);
-        assert_eq!(tiled[..5], [0.0, 2.0, 4.0, 6.0, 8.0]);
-        assert_eq!(tiled[10..15], [10.0, 12.0, 14.0, 16.0, 18.0]);
+        // Two steps of five channels, padded to 32 of 8.
+        assert_eq!(tiled.len(), 2 * 32 * 8);
+        assert_eq!(tiled[..9], [0.0, 2.0, 4.0, 6.0, 8.0, 0.0, 0.0, 0.0, 1.0]);
+        assert_eq!(tiled[16..256], [0.0; 240]);
+        assert_eq!(tiled[256..261], [10.0, 12.0, 14.0, 16.0, 18.0]);
         let direct = plan(&[1, 4, 1], &[10, 2, 1], p, Kernel::Direct).unwrap().pack(&weights);
         assert_eq!(direct.len(), 2 * 2 * 8);
         assert_eq!(direct[8..16], [1.0, 3.0, 5.0, 7.0, 9.0, 0.0, 0.0, 0.0]);

@@ -19,9 +19,22 @@ const COMMON: &str = include_str!("../../shaders/common.wgsl");
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Variant {
     pub(super) kernel: Kernel,
+    pub(super) stage: Stage,
     pub(super) dtype: DType,
     pub(super) tile: Tile,
 }
+
+/// Which pass of a kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Stage {
+    /// Convolves: the only one of most.
+    Main,
+    /// Adds up the sums of a split reduction.
+    Merge,
+}
+
+/// Threads of a workgroup of the pass that merges.
+pub(super) const MERGE_THREADS: u32 = 64;
 
 /// Tile sizes of a kernel: registers a thread, threads a workgroup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -36,8 +49,11 @@ pub(super) struct Tile {
 
 /// Terms that an f32 kernel sums before it adds them to a total (see `common.wgsl`).
 const F32_RUN: u32 = 128;
-/// Steps of K a tile of the `tiled` kernel holds.
-const DEPTH: u32 = 8;
+
+/// Steps of K a tile of the `tiled` kernel holds: so many that each of its 256 threads fetches four steps of one column.
+pub(super) fn depth(tile: Tile) -> usize {
+    (64 / tile.columns) as usize
+}
 
 impl Kernel {
     fn source(self) -> &'static str {
@@ -54,18 +70,27 @@ impl Variant {
     /// The counts that the kernel's text is repeated by.
     fn counts(self) -> Vec<(&'static str, u32)> {
         let Tile { channels, columns, .. } = self.tile;
+        if self.stage == Stage::Merge {
+            return vec![];
+        }
         match self.kernel {
             Kernel::Naive => vec![],
             Kernel::Direct => vec![("BLOCKS", channels / 4), ("PIXELS", columns)],
             Kernel::DirectSubgroup => vec![("BLOCKS", channels / 8), ("PIXELS", columns)],
             Kernel::Tiled => {
-                let threads = TILED_SIDE * TILED_SIDE;
+                let (threads, depth) = (TILED_SIDE * TILED_SIDE, 64 / columns);
+                let width = channels.min(4);
                 vec![
                     ("ROWS", channels),
                     ("COLS", columns),
-                    ("DEPTH", DEPTH),
-                    ("FILTER_LOADS", DEPTH * TILED_SIDE * channels / threads),
-                    ("SLAB_LOADS", DEPTH * TILED_SIDE * columns / threads),
+                    ("DEPTH", depth),
+                    ("DEPTH_QUADS", depth / 4),
+                    // Rows come in vectors of four or two.
+                    ("WIDTH", width),
+                    ("QUADS", width / 4),
+                    ("PAIRS", 1 - width / 4),
+                    ("GROUPS", channels / width),
+                    ("FILTER_LOADS", depth * TILED_SIDE * channels / width / threads),
                 ]
             }
         }
@@ -73,14 +98,16 @@ impl Variant {
 
     /// `naive_f32`, as pipelines are labelled.
     pub(super) fn label(self) -> String {
-        format!("{}_{}", self.kernel, self.dtype)
+        let merge = if self.stage == Stage::Merge { "_merge" } else { "" };
+        format!("{}{merge}_{}", self.kernel, self.dtype)
     }
 
     /// The pipeline constants to set.
     pub(super) fn overrides(self) -> Vec<(&'static str, f64)> {
-        match self.kernel {
-            Kernel::Tiled => vec![],
-            _ => vec![("workgroup_x", f64::from(self.tile.workgroup_x))],
+        match (self.stage, self.kernel) {
+            (Stage::Merge, _) => vec![("workgroup_x", f64::from(MERGE_THREADS))],
+            (Stage::Main, Kernel::Tiled) => vec![],
+            (Stage::Main, _) => vec![("workgroup_x", f64::from(self.tile.workgroup_x))],
         }
     }
 
@@ -96,7 +123,11 @@ impl Variant {
             let _ = writeln!(text, "const {name} = {count}u;");
         }
         text.push_str(COMMON);
-        let lines: Vec<&str> = self.kernel.source().lines().collect();
+        let source = match self.stage {
+            Stage::Main => self.kernel.source(),
+            Stage::Merge => include_str!("../../shaders/merge.wgsl"),
+        };
+        let lines: Vec<&str> = source.lines().collect();
         expand(&lines, &counts, &[], &mut text);
         text
     }

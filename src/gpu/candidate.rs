@@ -1,0 +1,186 @@
+//! Ways to run a layer that are worth trying on a device, the most promising first.
+//!
+//! Pure functions of the shape. What comes first is an estimate; who measures can take another one of the list.
+
+use std::fmt;
+
+use super::device::Caps;
+use super::kernel::{Kernel, TILED_SIDE};
+use super::plan;
+use super::shaders::Tile;
+use crate::array::DType;
+use crate::conv::ConvShape;
+
+/// Workgroups of 256 threads that keep a large GPU busy (some 130 multiprocessors with two each).
+const BUSY_WORKGROUPS: usize = 256;
+
+/// Splits of a reduction at most: the pass that merges them reads each output's sums one after the other.
+const MAX_SPLITS: usize = 32;
+/// Bytes of the sums of one sub-result that are worth writing and reading again.
+const MAX_SUMS_BYTES: u64 = 16 << 20;
+/// The longest reduction that is split.
+const MAX_SPLIT_REDUCTION: usize = 1 << 18;
+
+/// A kernel and how it is cut into tiles; shown as a name that tells it from the others of a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Candidate {
+    pub(super) kernel: Kernel,
+    pub(super) tile: Tile,
+    /// Parts that the reduction is split into, computed by different workgroups.
+    pub(super) splits: u32,
+}
+
+impl fmt::Display for Candidate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { kernel, tile, splits } = self;
+        let threads_y = if *kernel == Kernel::Tiled { TILED_SIDE } else { 1 };
+        write!(f, "{kernel} {}x{}", tile.channels * threads_y, tile.columns * tile.workgroup_x)?;
+        if *splits > 1 { write!(f, " in {splits} splits") } else { Ok(()) }
+    }
+}
+
+impl Candidate {
+    /// The kernel.
+    #[must_use]
+    pub fn kernel(self) -> Kernel {
+        self.kernel
+    }
+
+    /// What may be worth trying for `shape`: first what [`Kernel::choose`] picks, a handful in all. The kernels for
+    /// GPUs are not tried on software adapters.
+    #[must_use]
+    pub fn all(shape: &ConvShape, caps: &Caps, dtype: DType) -> Vec<Self> {
+        let chosen = Kernel::choose(shape, caps, dtype);
+        let order = [chosen, Kernel::Tiled, Kernel::DirectSubgroup, Kernel::Direct, Kernel::Naive];
+        let mut list = Vec::new();
+        for kernel in order {
+            let able = kernel.runs_on(caps, dtype) && !(caps.software && kernel == Kernel::Tiled);
+            if able {
+                for candidate in Self::of(kernel, shape, caps, dtype) {
+                    if !list.contains(&candidate) {
+                        list.push(candidate);
+                    }
+                }
+            }
+        }
+        list
+    }
+
+    /// The ways to run `kernel`, never none, the one expected to be fastest first.
+    #[must_use]
+    pub fn of(kernel: Kernel, shape: &ConvShape, caps: &Caps, dtype: DType) -> Vec<Self> {
+        match kernel {
+            Kernel::Tiled => tiled(shape, caps, dtype),
+            _ => vec![Self { kernel, tile: plan::tile(kernel, shape, caps), splits: 1 }],
+        }
+    }
+
+    /// `kernel` as it is expected to be fastest.
+    pub(super) fn best(kernel: Kernel, shape: &ConvShape, caps: &Caps, dtype: DType) -> Self {
+        Self::of(kernel, shape, caps, dtype)[0]
+    }
+}
+
+/// Ways to run `tiled`. Of the tiles not much higher than the layer: the largest whose grid keeps a GPU busy, then the
+/// smaller ones, then the larger ones with the reduction split. If none does, the largest that splits make busy enough
+/// comes first, then each tile whole.
+fn tiled(shape: &ConvShape, caps: &Caps, dtype: DType) -> Vec<Candidate> {
+    let group_out = shape.out_channels / shape.groups;
+    let columns = shape.batch * shape.output.iter().product::<usize>();
+    let side = TILED_SIDE as usize;
+    let tiles: Vec<Tile> = [(8, 4), (4, 4), (2, 2)]
+        .into_iter()
+        .map(|(channels, columns)| Tile { channels, columns, workgroup_x: TILED_SIDE })
+        .filter(|t| t.channels == 2 || 2 * group_out > t.channels as usize * side)
+        // 128 x 64 elements of f64 are more shared memory than every adapter has.
+        .filter(|t| t.channels < 8 || dtype == DType::F32)
+        .collect();
+    let blocks = |t: &Tile| {
+        let high = group_out.div_ceil(t.channels as usize * side);
+        high * columns.div_ceil(t.columns as usize * side) * shape.groups
+    };
+    let whole = |tile: &Tile| Candidate { kernel: Kernel::Tiled, tile: *tile, splits: 1 };
+    let (busy, idle): (Vec<Tile>, Vec<Tile>) = tiles.iter().partition(|t| blocks(t) >= BUSY_WORKGROUPS);
+    let split: Vec<Candidate> = idle
+        .iter()
+        .map(|tile| Candidate { splits: splits(shape, caps, dtype, blocks(tile)), ..whole(tile) })
+        .filter(|c| c.splits > 1)
+        .collect();
+    let smallest_first = idle.iter().rev().map(whole);
+    if let Some(first) = busy.first() {
+        // Splitting a larger tile is worth a try, once.
+        let rest = busy[1..].iter().map(whole);
+        return [whole(first)].into_iter().chain(rest).chain(split.into_iter().take(1)).collect();
+    }
+    let enough = |c: &&Candidate| blocks(&c.tile) * c.splits as usize >= BUSY_WORKGROUPS / 2;
+    let first = split.iter().find(enough).or_else(|| split.last()).copied();
+    let mut list: Vec<Candidate> = first.into_iter().collect();
+    list.extend(split.into_iter().filter(|c| Some(*c) != first));
+    list.extend(smallest_first);
+    list
+}
+
+/// Parts to split the reduction into so that a grid of `blocks` workgroups becomes a busy one: few enough that each
+/// has two runs to add and the sums stay small; 1 where that leaves nothing to split.
+fn splits(shape: &ConvShape, caps: &Caps, dtype: DType, blocks: usize) -> u32 {
+    let reduction = shape.weight_elems() / shape.out_channels;
+    let bytes = (shape.output_elems() as u64).saturating_mul(dtype.size_bytes() as u64).max(1);
+    let by_bytes = usize::try_from(caps.max_binding_bytes.min(MAX_SUMS_BYTES) / bytes).unwrap_or(MAX_SPLITS);
+    // Beyond that a plan has several parts already.
+    if reduction > MAX_SPLIT_REDUCTION {
+        return 1;
+    }
+    let wanted = BUSY_WORKGROUPS.div_ceil(blocks.max(1));
+    let most = wanted.min(reduction / (2 * plan::SPLIT_UNIT)).min(by_bytes).clamp(1, MAX_SPLITS);
+    // As many as there are once each takes whole units, so that none is empty.
+    let steps = reduction.div_ceil(most).next_multiple_of(plan::SPLIT_UNIT);
+    u32::try_from(reduction.div_ceil(steps)).unwrap_or(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conv::ConvParams;
+    use crate::gpu::plan::tests::caps;
+
+    fn names(input: &[usize], weight: &[usize], dtype: DType) -> Vec<String> {
+        let shape = ConvShape::new(input, weight, &ConvParams::default()).unwrap();
+        let gpu = Caps { software: false, subgroup_shuffle: false, ..caps() };
+        let all = Candidate::all(&shape, &gpu, dtype);
+        assert_eq!(all[0].kernel, Kernel::choose(&shape, &gpu, dtype));
+        let software = Candidate::all(&shape, &caps(), dtype);
+        assert!(software.iter().all(|c| c.kernel != Kernel::Tiled));
+        all.iter().map(ToString::to_string).filter(|n| n.starts_with("tiled")).collect()
+    }
+
+    #[test]
+    fn the_grid_decides_the_tile_and_the_splits() {
+        let large = names(&[1, 128, 226, 226], &[256, 128, 3, 3], DType::F32);
+        assert_eq!(large, ["tiled 128x64", "tiled 64x64", "tiled 32x32"]);
+        assert_eq!(names(&[1, 128, 226, 226], &[256, 128, 3, 3], DType::F64)[0], "tiled 64x64");
+        assert_eq!(names(&[1, 16, 226, 226], &[16, 16, 3, 3], DType::F32)[0], "tiled 32x32");
+        // 4 or 8 workgroups of 16 or 32 K for each of 18 or so units.
+        let small = names(&[1, 512, 9, 9], &[512, 512, 3, 3], DType::F32);
+        assert_eq!(small[0], "tiled 64x64 in 18 splits");
+        assert!(small.contains(&"tiled 32x32".to_owned()), "{small:?}");
+        // Nothing to split.
+        assert_eq!(names(&[1, 8, 9, 9], &[64, 8, 3, 3], DType::F32)[0], "tiled 32x32");
+    }
+
+    #[test]
+    fn no_split_is_empty_and_sums_stay_small() {
+        for channels in [29, 57, 100, 512, 3000, 30_000] {
+            for outputs in [4, 64, 600] {
+                let shape =
+                    ConvShape::new(&[1, channels, 9, 9], &[outputs, channels, 3, 3], &ConvParams::default())
+                        .unwrap();
+                for candidate in Candidate::of(Kernel::Tiled, &shape, &caps(), DType::F32) {
+                    let (splits, reduction) = (candidate.splits as usize, channels * 9);
+                    let steps = reduction.div_ceil(splits).next_multiple_of(plan::SPLIT_UNIT);
+                    assert!(splits == 1 || (splits - 1) * steps < reduction, "{candidate}");
+                    assert!(splits == 1 || splits * shape.output_elems() * 4 <= 16 << 20);
+                }
+            }
+        }
+    }
+}
