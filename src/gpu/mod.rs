@@ -3,7 +3,7 @@
 //! Three steps: [`adapters`] lists what there is, [`GpuDevice::open`] opens a queue on one of them, and a
 //! [`ConvEngine`] on that queue holds filters ([`ConvEngine::install`]) and convolves slabs
 //! ([`ConvEngine::run`]). What runs where is decided beforehand, by a pure function of the layer's shape and the
-//! device's abilities ([`ConvPlan`]). Who uses the library through workers
+//! device's abilities ([`ConvPlan`]); [`Candidate`] lists the alternatives. Who uses the library through workers
 //! ([`GpuWorker`](crate::worker::GpuWorker)) can skip this module, except for [`AdapterSelector`].
 //!
 //! Invariant: a result reaches the caller only after the device confirmed, without an error or a loss recorded in

@@ -205,7 +205,7 @@ impl ConvPlan {
                     ..base
                 };
                 let macs = workgroup_macs * u64::from(end - first);
-                if spent + macs > budget {
+                if macs > budget.saturating_sub(spent) {
                     self.submissions.push(self.steps.len()..self.steps.len());
                     spent = 0;
                 }
