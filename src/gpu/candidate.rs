@@ -11,9 +11,11 @@ use super::shaders::Tile;
 use crate::array::DType;
 use crate::conv::ConvShape;
 
-/// Workgroups of 256 threads that keep a large GPU busy (some 130 multiprocessors with two each).
-const BUSY_WORKGROUPS: usize = 256;
-
+/// Workgroups that are enough for a large GPU (some 130 multiprocessors): smaller tiles would give it more of them, but
+/// fetch each element more often.
+const BUSY_WORKGROUPS: usize = 96;
+/// Workgroups that splitting a reduction aims at.
+const SPLIT_WORKGROUPS: usize = 256;
 /// Splits of a reduction at most: the pass that merges them reads each output's sums one after the other.
 const MAX_SPLITS: usize = 32;
 /// Bytes of the sums of one sub-result that are worth writing and reading again.
@@ -82,7 +84,7 @@ impl Candidate {
 }
 
 /// Ways to run `tiled`. Of the tiles not much higher than the layer: the largest whose grid keeps a GPU busy, then the
-/// smaller ones, then the larger ones with the reduction split. If none does, the largest that splits make busy enough
+/// smaller ones, then the larger ones, the largest also with its reduction split. If none does, the largest that splits make busy enough
 /// comes first, then each tile whole.
 fn tiled(shape: &ConvShape, caps: &Caps, dtype: DType) -> Vec<Candidate> {
     let group_out = shape.out_channels / shape.groups;
@@ -110,9 +112,10 @@ fn tiled(shape: &ConvShape, caps: &Caps, dtype: DType) -> Vec<Candidate> {
     if let Some(first) = busy.first() {
         // Splitting a larger tile is worth a try, once.
         let rest = busy[1..].iter().map(whole);
-        return [whole(first)].into_iter().chain(rest).chain(split.into_iter().take(1)).collect();
+        let split = split.into_iter().take(1);
+        return [whole(first)].into_iter().chain(rest).chain(split).chain(smallest_first).collect();
     }
-    let enough = |c: &&Candidate| blocks(&c.tile) * c.splits as usize >= BUSY_WORKGROUPS / 2;
+    let enough = |c: &&Candidate| blocks(&c.tile) * c.splits as usize >= BUSY_WORKGROUPS;
     let first = split.iter().find(enough).or_else(|| split.last()).copied();
     let mut list: Vec<Candidate> = first.into_iter().collect();
     list.extend(split.into_iter().filter(|c| Some(*c) != first));
@@ -130,7 +133,7 @@ fn splits(shape: &ConvShape, caps: &Caps, dtype: DType, blocks: usize) -> u32 {
     if reduction > MAX_SPLIT_REDUCTION {
         return 1;
     }
-    let wanted = BUSY_WORKGROUPS.div_ceil(blocks.max(1));
+    let wanted = SPLIT_WORKGROUPS.div_ceil(blocks.max(1));
     let most = wanted.min(reduction / (2 * plan::SPLIT_UNIT)).min(by_bytes).clamp(1, MAX_SPLITS);
     // As many as there are once each takes whole units, so that none is empty.
     let steps = reduction.div_ceil(most).next_multiple_of(plan::SPLIT_UNIT);
@@ -157,6 +160,8 @@ mod tests {
     fn the_grid_decides_the_tile_and_the_splits() {
         let large = names(&[1, 128, 226, 226], &[256, 128, 3, 3], DType::F32);
         assert_eq!(large, ["tiled 128x64", "tiled 64x64", "tiled 32x32"]);
+        let middle = names(&[1, 128, 58, 58], &[128, 128, 3, 3], DType::F32);
+        assert_eq!(middle, ["tiled 64x64", "tiled 32x32", "tiled 128x64 in 3 splits", "tiled 128x64"]);
         assert_eq!(names(&[1, 128, 226, 226], &[256, 128, 3, 3], DType::F64)[0], "tiled 64x64");
         assert_eq!(names(&[1, 16, 226, 226], &[16, 16, 3, 3], DType::F32)[0], "tiled 32x32");
         // 4 or 8 workgroups of 16 or 32 K for each of 18 or so units.
