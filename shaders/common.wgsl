@@ -45,6 +45,7 @@ struct Params {
     tap_begin: u32,
     tap_end: u32,
     accumulate: u32,
+    last_tap: u32,       // offset in the slab of the last tap from the first
     // Where the reduction is split among workgroups: into how many parts of how many steps of K, and the elements of
     // the output, which are those of each part's sums. One split of everything elsewhere.
     splits: u32,
@@ -84,6 +85,32 @@ fn next_tap(tap: Tap) -> Tap {
     let wrap_y = wrap_x && tap.y + 1u == params.kernel_h;
     let step = select(params.step_x, select(params.step_y, params.step_z, wrap_y), wrap_x);
     return Tap(tap.at + step, select(tap.x + 1u, 0u, wrap_x), select(tap.y + select(0u, 1u, wrap_x), 0u, wrap_y));
+}
+
+// Where a walk over all terms of a sum stands: channel after channel, each with all its taps.
+struct Term {
+    at: u32,  // offset in the slab from the window's first element, in the channel where the walk began
+    x: u32,
+    y: u32,
+    tap: u32,
+}
+
+fn first_term() -> Term {
+    let tap = first_tap();
+    return Term(tap.at, tap.x, tap.y, params.tap_begin);
+}
+
+fn next_term(term: Term) -> Term {
+    let tap = next_tap(Tap(term.at, term.x, term.y));
+    let last = term.tap + 1u == params.taps;
+    // From the last tap of a channel to the first of the next: a plane further, all steps of the window back.
+    let back = params.in_plane - params.last_tap;
+    return Term(
+        select(tap.at, term.at + back, last),
+        select(tap.x, 0u, last),
+        select(tap.y, 0u, last),
+        select(term.tap + 1u, 0u, last),
+    );
 }
 
 // Index in the output of an output channel of the whole layer and a column.

@@ -27,16 +27,36 @@ fn main(
     let block = row % params.channel_blocks;
     let first_plane = (group * params.group_in + params.channel_begin) * params.in_plane;
     // Columns past the end read the last one's window: all lanes must stay for the shuffles.
-    #[p:PIXELS] var plane_${p} = first_plane + window(min(first_column + ${p}u * workgroup_x, params.columns - 1u));
+    #[p:PIXELS] let plane_${p} = first_plane + window(min(first_column + ${p}u * workgroup_x, params.columns - 1u));
     var weight = ((row * params.group_in + params.channel_begin) * params.taps + params.tap_begin) * (BLOCKS * 8u)
         + lane % 8u;
     #[b:BLOCKS, j:8, p:PIXELS] var sum_${b}_${j}_${p} = Elem(0);
     #[b:BLOCKS, j:8, p:PIXELS] var total_${b}_${j}_${p} = Elem(0);
-    var run = 0u;
-    for (var c = params.channel_begin; c < params.channel_end; c++) {
-        var tap = first_tap();
-        for (var t = params.tap_begin; t < params.tap_end; t++) {
-            #[p:PIXELS] let x_${p} = slab[plane_${p} + tap.at];
+    // Two terms at a time, over channels and taps alike: each assignment in a loop costs a blend beside its sums there,
+    // and so does each variable that a condition may change.
+    let terms = (params.channel_end - params.channel_begin) * (params.tap_end - params.tap_begin);
+    var term = first_term();
+    for (var begin = 0u; begin < terms; begin += RUN) {
+        let end = min(begin + RUN, terms);
+        var k = begin;
+        for (; k + 2u <= end; k += 2u) {
+            let next = next_term(term);
+            #[p:PIXELS] let xa_${p} = slab[plane_${p} + term.at];
+            #[p:PIXELS] let xb_${p} = slab[plane_${p} + next.at];
+            #{b:BLOCKS
+            let a_${b} = filters[weight + ${b}u * 8u];
+            let b_${b} = filters[weight + (BLOCKS + ${b}u) * 8u];
+            #{j:8
+            let wa_${b}_${j} = subgroupShuffle(a_${b}, ${j}u);
+            let wb_${b}_${j} = subgroupShuffle(b_${b}, ${j}u);
+            #[p:PIXELS] sum_${b}_${j}_${p} = fma(wb_${b}_${j}, xb_${p}, fma(wa_${b}_${j}, xa_${p}, sum_${b}_${j}_${p}));
+            #}
+            #}
+            weight += BLOCKS * 16u;
+            term = next_term(next);
+        }
+        for (; k < end; k++) {
+            #[p:PIXELS] let x_${p} = slab[plane_${p} + term.at];
             #{b:BLOCKS
             let mine_${b} = filters[weight + ${b}u * 8u];
             #{j:8
@@ -45,15 +65,10 @@ fn main(
             #}
             #}
             weight += BLOCKS * 8u;
-            tap = next_tap(tap);
+            term = next_term(term);
         }
-        #[p:PIXELS] plane_${p} += params.in_plane;
-        run += params.tap_end - params.tap_begin;
-        if run + (params.tap_end - params.tap_begin) > RUN {
-            #[b:BLOCKS, j:8, p:PIXELS] total_${b}_${j}_${p} += sum_${b}_${j}_${p};
-            #[b:BLOCKS, j:8, p:PIXELS] sum_${b}_${j}_${p} = Elem(0);
-            run = 0u;
-        }
+        #[b:BLOCKS, j:8, p:PIXELS] total_${b}_${j}_${p} += sum_${b}_${j}_${p};
+        #[b:BLOCKS, j:8, p:PIXELS] sum_${b}_${j}_${p} = Elem(0);
     }
     #[b:BLOCKS, j:8, p:PIXELS] sum_${b}_${j}_${p} += total_${b}_${j}_${p};
     #{p:PIXELS

@@ -22,21 +22,21 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     var weight = (channel * params.group_in + params.channel_begin) * params.taps + params.tap_begin;
     var sum = Elem(0);
     var total = Elem(0);
-    var run = 0u;
-    for (var c = params.channel_begin; c < params.channel_end; c++) {
-        var tap = first_tap();
-        for (var t = params.tap_begin; t < params.tap_end; t++) {
-            sum = fma(filters[weight], slab[plane + tap.at], sum);
-            weight++;
-            tap = next_tap(tap);
+    let start = first_tap();
+    // Whole channels, as many as make a run. No condition inside: software adapters compute both sides of one.
+    let run = max(RUN / (params.tap_end - params.tap_begin), 1u);
+    for (var begin = params.channel_begin; begin < params.channel_end; begin += run) {
+        for (var c = begin; c < min(begin + run, params.channel_end); c++) {
+            var tap = start;
+            for (var t = params.tap_begin; t < params.tap_end; t++) {
+                sum = fma(filters[weight], slab[plane + tap.at], sum);
+                weight++;
+                tap = next_tap(tap);
+            }
+            plane += params.in_plane;
         }
-        plane += params.in_plane;
-        run += params.tap_end - params.tap_begin;
-        if run + (params.tap_end - params.tap_begin) > RUN {
-            total += sum;
-            sum = Elem(0);
-            run = 0u;
-        }
+        total += sum;
+        sum = Elem(0);
     }
     sum += total;
     let at = output_at(channel, column);

@@ -316,10 +316,10 @@ impl Geometry {
                         }
                     }
                     step => {
-                        let points = (x..).zip(here).filter(|(x, _)| x % step == 0);
-                        points.for_each(|(x, from)| {
-                            to[x / step..].iter_mut().take(1).for_each(|to| *to = *from)
-                        });
+                        let (column, skip) = (x.div_ceil(step), x.next_multiple_of(step) - x);
+                        let from = here.iter().skip(skip).step_by(step);
+                        let to = to.iter_mut().skip(column);
+                        to.zip(from).for_each(|(to, from)| *to = *from);
                     }
                 }
             }

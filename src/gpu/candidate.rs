@@ -53,7 +53,8 @@ impl Candidate {
     #[must_use]
     pub fn all(shape: &ConvShape, caps: &Caps, dtype: DType) -> Vec<Self> {
         let chosen = Kernel::choose(shape, caps, dtype);
-        let order = [chosen, Kernel::Tiled, Kernel::DirectSubgroup, Kernel::Direct, Kernel::Naive];
+        let order =
+            [chosen, Kernel::Tiled, Kernel::DirectSubgroup, Kernel::Direct, Kernel::Single, Kernel::Naive];
         let mut list = Vec::new();
         for kernel in order {
             let able = kernel.runs_on(caps, dtype) && !(caps.software && kernel == Kernel::Tiled);

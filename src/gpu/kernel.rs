@@ -14,6 +14,8 @@ pub(super) const TILED_SIDE: u32 = 16;
 pub enum Kernel {
     /// One thread per output element: the readable twin and baseline.
     Naive,
+    /// Several columns of one channel a thread: groups of few output channels, depthwise above all.
+    Single,
     /// Register blocking without shared memory, weights as vec4: software adapters without subgroups.
     Direct,
     /// Register blocking with weights spread over subgroups: software adapters.
@@ -24,14 +26,14 @@ pub enum Kernel {
 
 impl Kernel {
     /// Every kernel.
-    pub const ALL: [Self; 4] = [Self::Naive, Self::Direct, Self::DirectSubgroup, Self::Tiled];
+    pub const ALL: [Self; 5] = [Self::Naive, Self::Single, Self::Direct, Self::DirectSubgroup, Self::Tiled];
 
     /// Whether the device can run this kernel on elements of `dtype`.
     #[must_use]
     pub fn runs_on(self, caps: &Caps, dtype: DType) -> bool {
         (dtype == DType::F32 || caps.f64)
             && match self {
-                Self::Naive | Self::Direct => true,
+                Self::Naive | Self::Single | Self::Direct => true,
                 Self::DirectSubgroup => caps.subgroup_shuffle,
                 Self::Tiled => caps.max_workgroup_invocations >= TILED_SIDE * TILED_SIDE,
             }
@@ -43,11 +45,11 @@ impl Kernel {
         let group_out = shape.out_channels / shape.groups;
         // Below this, most of a block of channels would be padding.
         if group_out < 4 {
-            return Self::Naive;
+            return Self::Single;
         }
         let order: &[Self] =
             if caps.software { &[Self::DirectSubgroup, Self::Direct] } else { &[Self::Tiled] };
-        order.iter().copied().find(|k| k.runs_on(caps, dtype)).unwrap_or(Self::Naive)
+        order.iter().copied().find(|k| k.runs_on(caps, dtype)).unwrap_or(Self::Single)
     }
 }
 
@@ -55,6 +57,7 @@ impl fmt::Display for Kernel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Naive => "naive",
+            Self::Single => "single",
             Self::Direct => "direct",
             Self::DirectSubgroup => "direct_subgroup",
             Self::Tiled => "tiled",

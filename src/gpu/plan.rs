@@ -96,7 +96,7 @@ impl ConvPlan {
         let channel_blocks = group_out.div_ceil(block_channels(kernel, tile));
         let reduction = shape.weight_elems() / shape.out_channels;
         let bank_elems = match kernel {
-            Kernel::Naive => shape.weight_elems(),
+            Kernel::Naive | Kernel::Single => shape.weight_elems(),
             Kernel::Tiled => {
                 shape.groups * reduction.next_multiple_of(depth(tile)) * group_out.next_multiple_of(4)
             }
@@ -250,7 +250,7 @@ impl ConvPlan {
         let group_out = shape.out_channels / shape.groups;
         let reduction = shape.weight_elems() / shape.out_channels;
         let block = match self.variant.kernel {
-            Kernel::Naive => return filters.to_vec(),
+            Kernel::Naive | Kernel::Single => return filters.to_vec(),
             Kernel::Tiled => group_out.next_multiple_of(4),
             Kernel::Direct | Kernel::DirectSubgroup => self.variant.tile.channels as usize,
         };
@@ -311,6 +311,7 @@ pub(super) fn tile(kernel: Kernel, shape: &ConvShape, caps: &Caps) -> Tile {
     let group_out = shape.out_channels / shape.groups;
     match kernel {
         Kernel::Naive => Tile { channels: 1, columns: 1, workgroup_x: 64 },
+        Kernel::Single => Tile { channels: 1, columns: 8, workgroup_x: if caps.software { 8 } else { 64 } },
         Kernel::Direct => Tile { channels: 8, columns: 4, workgroup_x: 8 },
         Kernel::DirectSubgroup => {
             let channels = if group_out > 8 { 16 } else { 8 };
@@ -320,8 +321,8 @@ pub(super) fn tile(kernel: Kernel, shape: &ConvShape, caps: &Caps) -> Tile {
     }
 }
 
-/// Splits the reduction so that no thread exceeds [`MAX_LOOP_ITERATIONS`]: one of the outer loop per channel, one
-/// of the inner loop per tap, and the exit of each. `tiled` has one loop, over its whole steps of the reduction, and
+/// Splits the reduction so that no thread exceeds [`MAX_LOOP_ITERATIONS`]: at most one of a loop per channel, one of the
+/// loop in it per tap, and the exit of each; the loop over runs around them adds less than is left to the driver's limit. `tiled` has one loop, over its whole steps of the reduction, and
 /// takes its parts as taps of one channel that has them all.
 fn parts(shape: &ConvShape, variant: Variant) -> Vec<Part> {
     let group_in = shape.in_channels / shape.groups;
@@ -382,6 +383,7 @@ fn layer_params(shape: &ConvShape, column_blocks: usize, channel_blocks: usize) 
         step_z: slice.wrapping_sub(back_y).wrapping_sub(back_x),
         dilated_row: row,
         dilated_slice: slice,
+        last_tap: small((shape.kernel[0] - 1) * dilation[0] * h * w) + back_y + back_x,
         column_blocks: small(column_blocks),
         channel_blocks: small(channel_blocks),
         ..Params::default()
@@ -483,7 +485,7 @@ pub(super) mod tests {
                 }
                 // The splits of K leave nothing out and none of them begins inside a step.
                 assert!(s.splits * s.split_steps >= s.tap_end - s.tap_begin || !split);
-                assert!(!split || s.split_steps as usize % SPLIT_UNIT == 0);
+                assert!(!split || (s.split_steps as usize).is_multiple_of(SPLIT_UNIT));
                 assert!(step.grid.iter().all(|n| (1..=65_535).contains(n)));
                 assert!(step.grid[0] * step.grid[1] >= s.end_workgroup - s.first_workgroup);
                 if s.first_workgroup == 0 {

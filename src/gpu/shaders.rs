@@ -59,6 +59,7 @@ impl Kernel {
     fn source(self) -> &'static str {
         match self {
             Self::Naive => include_str!("../../shaders/naive.wgsl"),
+            Self::Single => include_str!("../../shaders/single.wgsl"),
             Self::Direct => include_str!("../../shaders/direct.wgsl"),
             Self::DirectSubgroup => include_str!("../../shaders/direct_subgroup.wgsl"),
             Self::Tiled => include_str!("../../shaders/tiled.wgsl"),
@@ -75,6 +76,7 @@ impl Variant {
         }
         match self.kernel {
             Kernel::Naive => vec![],
+            Kernel::Single => vec![("PIXELS", columns)],
             Kernel::Direct => vec![("BLOCKS", channels / 4), ("PIXELS", columns)],
             Kernel::DirectSubgroup => vec![("BLOCKS", channels / 8), ("PIXELS", columns)],
             Kernel::Tiled => {
