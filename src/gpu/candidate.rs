@@ -6,10 +6,12 @@ use std::fmt;
 
 use super::device::Caps;
 use super::kernel::{Kernel, TILED_SIDE};
-use super::plan;
 use super::shaders::Tile;
 use crate::array::DType;
 use crate::conv::ConvShape;
+
+/// Steps of the reduction that a split takes a multiple of: a multiple of every [`depth`].
+pub(super) const SPLIT_UNIT: usize = 128;
 
 /// Workgroups that are enough for a large GPU (some 130 multiprocessors): smaller tiles would give it more of them, but
 /// fetch each element more often.
@@ -74,13 +76,28 @@ impl Candidate {
     pub fn of(kernel: Kernel, shape: &ConvShape, caps: &Caps, dtype: DType) -> Vec<Self> {
         match kernel {
             Kernel::Tiled => tiled(shape, caps, dtype),
-            _ => vec![Self { kernel, tile: plan::tile(kernel, shape, caps), splits: 1 }],
+            _ => vec![Self { kernel, tile: tile(kernel, shape, caps), splits: 1 }],
         }
     }
 
     /// `kernel` as it is expected to be fastest.
     pub(super) fn best(kernel: Kernel, shape: &ConvShape, caps: &Caps, dtype: DType) -> Self {
         Self::of(kernel, shape, caps, dtype)[0]
+    }
+}
+
+/// The tile of a kernel that has one for a layer; those of `tiled` are listed in `candidate.rs`.
+pub(super) fn tile(kernel: Kernel, shape: &ConvShape, caps: &Caps) -> Tile {
+    let group_out = shape.out_channels / shape.groups;
+    match kernel {
+        Kernel::Naive => Tile { channels: 1, columns: 1, workgroup_x: 64 },
+        Kernel::Single => Tile { channels: 1, columns: 8, workgroup_x: if caps.software { 8 } else { 64 } },
+        Kernel::Direct => Tile { channels: 8, columns: 4, workgroup_x: 8 },
+        Kernel::DirectSubgroup => {
+            let channels = if group_out > 8 { 16 } else { 8 };
+            Tile { channels, columns: 4, workgroup_x: caps.subgroup_size.max(8) }
+        }
+        Kernel::Tiled => Tile { channels: 4, columns: 4, workgroup_x: TILED_SIDE },
     }
 }
 
@@ -135,9 +152,9 @@ fn splits(shape: &ConvShape, caps: &Caps, dtype: DType, blocks: usize) -> u32 {
         return 1;
     }
     let wanted = SPLIT_WORKGROUPS.div_ceil(blocks.max(1));
-    let most = wanted.min(reduction / (2 * plan::SPLIT_UNIT)).min(by_bytes).clamp(1, MAX_SPLITS);
+    let most = wanted.min(reduction / (2 * SPLIT_UNIT)).min(by_bytes).clamp(1, MAX_SPLITS);
     // As many as there are once each takes whole units, so that none is empty.
-    let steps = reduction.div_ceil(most).next_multiple_of(plan::SPLIT_UNIT);
+    let steps = reduction.div_ceil(most).next_multiple_of(SPLIT_UNIT);
     u32::try_from(reduction.div_ceil(steps)).unwrap_or(1)
 }
 
@@ -182,7 +199,7 @@ mod tests {
                         .unwrap();
                 for candidate in Candidate::of(Kernel::Tiled, &shape, &caps(), DType::F32) {
                     let (splits, reduction) = (candidate.splits as usize, channels * 9);
-                    let steps = reduction.div_ceil(splits).next_multiple_of(plan::SPLIT_UNIT);
+                    let steps = reduction.div_ceil(splits).next_multiple_of(SPLIT_UNIT);
                     assert!(splits == 1 || (splits - 1) * steps < reduction, "{candidate}");
                     assert!(splits == 1 || splits * shape.output_elems() * 4 <= 16 << 20);
                 }

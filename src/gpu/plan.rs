@@ -9,7 +9,7 @@
 
 use std::ops::Range;
 
-use super::candidate::Candidate;
+use super::candidate::{Candidate, SPLIT_UNIT};
 use super::device::Caps;
 use super::kernel::{Kernel, TILED_SIDE};
 use super::params::Params;
@@ -21,9 +21,6 @@ use crate::error::{Error, Result};
 /// Loop iterations a thread may run in one dispatch, all loops together. Mesa's llvmpipe before 25 stops every
 /// loop silently once a thread has run 65,535; half of that leaves room for iterations it counts and we do not.
 const MAX_LOOP_ITERATIONS: usize = 32_768;
-
-/// Steps of the reduction that a split takes a multiple of: a multiple of every [`depth`].
-pub(super) const SPLIT_UNIT: usize = 128;
 
 /// Elements one array may have, so that rounding up to whole tiles stays inside 32 bits.
 const MAX_ELEMS: usize = 1 << 31;
@@ -304,21 +301,6 @@ fn small(value: usize) -> u32 {
 /// Output channels that one workgroup computes.
 fn block_channels(kernel: Kernel, tile: Tile) -> usize {
     (if kernel == Kernel::Tiled { tile.channels * TILED_SIDE } else { tile.channels }) as usize
-}
-
-/// The tile of a kernel that has one for a layer; those of `tiled` are listed in `candidate.rs`.
-pub(super) fn tile(kernel: Kernel, shape: &ConvShape, caps: &Caps) -> Tile {
-    let group_out = shape.out_channels / shape.groups;
-    match kernel {
-        Kernel::Naive => Tile { channels: 1, columns: 1, workgroup_x: 64 },
-        Kernel::Single => Tile { channels: 1, columns: 8, workgroup_x: if caps.software { 8 } else { 64 } },
-        Kernel::Direct => Tile { channels: 8, columns: 4, workgroup_x: 8 },
-        Kernel::DirectSubgroup => {
-            let channels = if group_out > 8 { 16 } else { 8 };
-            Tile { channels, columns: 4, workgroup_x: caps.subgroup_size.max(8) }
-        }
-        Kernel::Tiled => Tile { channels: 4, columns: 4, workgroup_x: TILED_SIDE },
-    }
 }
 
 /// Splits the reduction so that no thread exceeds [`MAX_LOOP_ITERATIONS`]: at most one of a loop per channel, one of the
