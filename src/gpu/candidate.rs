@@ -95,7 +95,7 @@ pub(super) fn tile(kernel: Kernel, shape: &ConvShape, caps: &Caps) -> Tile {
         Kernel::Direct => Tile { channels: 8, columns: 4, workgroup_x: 8 },
         Kernel::DirectSubgroup => {
             let channels = if group_out > 8 { 16 } else { 8 };
-            Tile { channels, columns: 4, workgroup_x: caps.subgroup_size.max(8) }
+            Tile { channels, columns: 6, workgroup_x: caps.subgroup_size.max(8) }
         }
         Kernel::Tiled => Tile { channels: 4, columns: 4, workgroup_x: TILED_SIDE },
     }
