@@ -64,3 +64,20 @@ macro_rules! lanes {
 
 lanes!(f32, f32s, splat_f32s, add_f32s, sub_f32s, mul_add_e_f32s, less_than_f32s, select_f32s);
 lanes!(f64, f64s, splat_f64s, add_f64s, sub_f64s, mul_add_e_f64s, less_than_f64s, select_f64s);
+
+/// `N` vectors of `run` from element `at` on.
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "it is compiled for each instruction set, which a call would lose")]
+pub(crate) fn load<S: Simd, A: Lanes + bytemuck::Pod, const N: usize>(
+    simd: S,
+    run: &[A],
+    at: usize,
+) -> [A::Vector<S>; N] {
+    let lanes = size_of::<A::Vector<S>>() / size_of::<A>();
+    let run = &run[at..at + N * lanes];
+    let mut values = [A::splat(simd, A::zeroed()); N];
+    for (value, run) in values.iter_mut().zip(run.chunks_exact(lanes)) {
+        *value = bytemuck::pod_read_unaligned(bytemuck::cast_slice(run));
+    }
+    values
+}

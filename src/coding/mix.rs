@@ -16,7 +16,7 @@
 
 use pulp::Simd;
 
-use crate::array::{DType, Element};
+use crate::array::{DType, Element, load};
 
 /// Combinations that are summed at once.
 const ROWS: usize = 4;
@@ -256,18 +256,6 @@ pub(super) fn combine_pairs<S: Simd, A: Element, T: Element>(
             store::<S, A, T, N, { 2 * ROWS }>(simd, pairs, at, targets, finish);
         }
     });
-}
-
-/// `N` vectors of a row from column `at` on.
-#[inline(always)]
-fn load<S: Simd, A: Element, const N: usize>(simd: S, row: &[A], at: usize) -> [A::Vector<S>; N] {
-    let lanes = size_of::<A::Vector<S>>() / size_of::<A>();
-    let run = &row[at..at + N * lanes];
-    let mut values = [A::splat(simd, A::default()); N];
-    for (value, run) in values.iter_mut().zip(run.chunks_exact(lanes)) {
-        *value = bytemuck::pod_read_unaligned(bytemuck::cast_slice(run));
-    }
-    values
 }
 
 /// `sums += coefficients * values`

@@ -108,12 +108,6 @@ impl<T: Element> Filters<T> {
             channels: width.min(group_out - block * width),
         }
     }
-
-    /// Elements held, the zeros that fill up blocks included.
-    #[must_use]
-    pub fn elems(&self) -> usize {
-        self.packed.len()
-    }
 }
 
 #[cfg(test)]
@@ -140,7 +134,7 @@ mod tests {
                 }
             }
             let zeros = filters.packed.iter().filter(|w| **w == 0.0).count();
-            assert_eq!(zeros, filters.elems() - weights.len());
+            assert_eq!(zeros, filters.packed.len() - weights.len());
             assert_eq!(Filters::new(Layout::new(&shape, false), &weights).plain(), weights);
         }
     }

@@ -5,12 +5,14 @@
 //! zero padding, dilation and groups. [`ConvShape`] is the one place where shapes are validated and output
 //! sizes computed; [`reference()`] is the naive definition every other path is tested against.
 
+mod compute;
 mod filters;
 mod geometry;
 mod kernel;
 mod micro;
 mod params;
 mod reference;
+mod staging;
 
 pub use filters::Filters;
 pub use kernel::{ConvKernel, ConvPath, OneInput, Scratch, conv_local};

@@ -1,0 +1,294 @@
+//! Carrying out what a [`ConvKernel`] plans: bands staged, strips walked over, work shared among threads.
+//!
+//! Who only calls [`ConvKernel`] can skip this.
+//!
+//! Invariant: threads write to parts of the outputs that do not overlap, and each has its own part of the scratch.
+
+use rayon::prelude::*;
+
+use super::filters::{Block, Filters};
+use super::geometry::Band;
+use super::kernel::{Call, ConvKernel, ConvPath, Scratch};
+use super::micro::{MOST_LANES, Sums, pieces, sum};
+use crate::array::{Element, Matrix, MatrixMut, check_elems, matmul_on};
+use crate::error::{Error, Result};
+
+/// Multiply-adds between two looks at `stop` where no strip divides the work: about a millisecond.
+const PRODUCT_MACS: usize = 1 << 25;
+/// Rows of a product of filters with a batch are a multiple of this where there are enough.
+const ROW_STEP: usize = 64;
+
+/// A few output channels of one bank.
+struct Unit<'a, T> {
+    filters: Block<'a, T>,
+    output: &'a mut [T],
+}
+
+/// The first `len` elements of a scratch buffer, which hold old values.
+fn take<T: Element>(buffer: &mut Vec<T>, len: usize) -> &mut [T] {
+    if buffer.len() < len {
+        buffer.resize(len, T::default());
+    }
+    &mut buffer[..len]
+}
+
+fn go_on(stop: &(dyn Fn() -> bool + Sync)) -> Result<()> {
+    if stop() { Err(Error::Cancelled) } else { Ok(()) }
+}
+
+impl ConvKernel {
+    /// One call, on threads as many as it says.
+    pub(super) fn compute<T: Element>(
+        &self,
+        scratch: &mut Scratch<T>,
+        mut call: Call<'_, '_, T>,
+    ) -> Result<()> {
+        check_elems("elements of the input", call.input.len(), self.shape.input_elems())?;
+        check_elems("number of outputs", call.outputs.len(), call.banks.len())?;
+        if let Some(other) = call.banks.iter().find(|bank| bank.layout() != self.layout) {
+            let (got, expected) = (format!("{:?}", other.layout()), format!("{:?}", self.layout));
+            let mend = "pack filters with the kernel that runs them";
+            return Err(Error::mismatch("layout of the packed weight", got, expected, mend));
+        }
+        for output in call.outputs.iter() {
+            check_elems("elements of the output", output.len(), self.shape.output_elems())?;
+        }
+        go_on(call.stop)?;
+        if self.path == ConvPath::Dense {
+            return self.dense(scratch, call);
+        }
+        let g = &self.geometry;
+        let (item, group_elems) = (g.in_channels * g.input_plane, g.group_out() * g.output_plane);
+        for n in 0..g.batch {
+            let input = &call.input[n * item..][..item];
+            if call.threads > 1 && g.groups >= call.threads {
+                self.share_groups(scratch, &mut call, n, input)?;
+                continue;
+            }
+            let staged = take(&mut scratch.staged, self.staged_of_group());
+            let wide = take(&mut scratch.wide, self.sums() * call.threads);
+            for group in 0..g.groups {
+                let at = (n * g.groups + group) * group_elems;
+                if call.threads > 1 {
+                    self.share_channels(&mut call, (input, group), at, staged, wide)?;
+                } else {
+                    let outputs = &mut *call.outputs;
+                    let held = call.staged;
+                    self.group((input, group), call.banks, outputs, at, (staged, held), wide, call.stop)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn dense<T: Element>(&self, scratch: &mut Scratch<T>, call: Call<'_, '_, T>) -> Result<()> {
+        let g = &self.geometry;
+        let (terms, group_out) = (g.reduction(), g.group_out());
+        // With one output point the staged taps are dense, so a column of the product is a batch item.
+        let staged = if g.in_place {
+            call.input
+        } else {
+            let staged = take(&mut scratch.staged, call.input.len() / g.input_plane * g.plane);
+            g.stage(call.input, staged, g.band(0), self.band_rows, call.threads);
+            staged
+        };
+        let rows = (PRODUCT_MACS / (terms * g.batch)).max(ROW_STEP);
+        for group in 0..g.groups {
+            for first in (0..group_out).step_by(rows) {
+                let count = rows.min(group_out - first);
+                let channel = group * group_out + first;
+                let columns =
+                    Matrix::new(&staged[group * terms..], terms, g.batch, 1, g.in_channels * g.plane);
+                for (bank, output) in call.banks.iter().zip(call.outputs.iter_mut()) {
+                    go_on(call.stop)?;
+                    let filters = Matrix::dense(&bank.plain()[channel * terms..], count, terms);
+                    let output = &mut output[channel..];
+                    let mut output = MatrixMut::new(output, count, g.batch, 1, g.out_channels);
+                    matmul_on(&mut output, filters, columns, false, call.threads);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// One group on this thread; its channels lie in each output from `at` on.
+    #[expect(clippy::too_many_arguments, reason = "parts of a call and of the scratch, lent out apart")]
+    fn group<T: Element>(
+        &self,
+        (input, group): (&[T], usize),
+        banks: &[&Filters<T>],
+        outputs: &mut [&mut [T]],
+        at: usize,
+        (staged, held): (&mut [T], bool),
+        wide: &mut [T],
+        stop: &(dyn Fn() -> bool + Sync),
+    ) -> Result<()> {
+        let g = &self.geometry;
+        let (group_elems, block_elems) =
+            (g.group_out() * g.output_plane, self.layout.width() * g.output_plane);
+        for (begin, end) in pieces(0, g.wide(), self.band_points) {
+            let band = g.band(begin);
+            let planes = self.planes(input, group, band, staged, (held, 1));
+            for strip in pieces(begin, end, self.strip_points) {
+                for (bank, output) in banks.iter().zip(outputs.iter_mut()) {
+                    let blocks = output[at..at + group_elems].chunks_mut(block_elems).enumerate();
+                    for (block, output) in blocks {
+                        let mut unit = Unit { filters: bank.block(group, block), output };
+                        self.unit(planes, band, strip, &mut unit, wide, stop)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// One group whose output channels the threads share; they stage it together.
+    fn share_channels<T: Element>(
+        &self,
+        call: &mut Call<'_, '_, T>,
+        (input, group): (&[T], usize),
+        at: usize,
+        staged: &mut [T],
+        wide: &mut [T],
+    ) -> Result<()> {
+        let (held, threads, stop) = (call.staged, call.threads, call.stop);
+        for (begin, end) in pieces(0, self.geometry.wide(), self.band_points) {
+            let band = self.geometry.band(begin);
+            let planes = self.planes(input, group, band, staged, (held, threads));
+            let mut units = self.units(call, group, at);
+            let per_task = units.len().div_ceil(threads).max(1);
+            let tasks = units.par_chunks_mut(per_task).zip(wide.par_chunks_mut(self.sums()));
+            tasks.try_for_each(|(units, wide)| {
+                pieces(begin, end, self.strip_points).try_for_each(|strip| {
+                    units.iter_mut().try_for_each(|unit| self.unit(planes, band, strip, unit, wide, stop))
+                })
+            })?;
+        }
+        Ok(())
+    }
+
+    /// At least as many groups as threads: each thread has some of them, and stages their planes for itself.
+    fn share_groups<T: Element>(
+        &self,
+        scratch: &mut Scratch<T>,
+        call: &mut Call<'_, '_, T>,
+        n: usize,
+        input: &[T],
+    ) -> Result<()> {
+        let g = &self.geometry;
+        let group_elems = g.group_out() * g.output_plane;
+        let (elems, sums) = (self.staged_of_group().max(1), self.sums());
+        let staged = take(&mut scratch.staged, elems * call.threads);
+        let wide = take(&mut scratch.wide, sums * call.threads);
+        let per_task = g.groups.div_ceil(call.threads);
+        let stop = call.stop;
+        for (bank, output) in call.banks.iter().zip(call.outputs.iter_mut()) {
+            let output = &mut output[n * g.groups * group_elems..][..g.groups * group_elems];
+            let tasks = output.par_chunks_mut(per_task * group_elems).zip(staged.par_chunks_mut(elems));
+            tasks.zip(wide.par_chunks_mut(sums)).enumerate().try_for_each(
+                |(task, ((output, staged), wide))| {
+                    for index in 0..output.len() / group_elems {
+                        let (at, group) = (index * group_elems, task * per_task + index);
+                        let (banks, outputs) = (&[*bank], &mut [&mut *output]);
+                        self.group((input, group), banks, outputs, at, (&mut *staged, false), wide, stop)?;
+                    }
+                    Ok(())
+                },
+            )?;
+        }
+        Ok(())
+    }
+
+    /// The blocks of all banks of a group, whose outputs begin at `at`; parts of blocks where threads outnumber them.
+    fn units<'u, T: Element>(
+        &self,
+        call: &'u mut Call<'_, '_, T>,
+        group: usize,
+        at: usize,
+    ) -> Vec<Unit<'u, T>> {
+        let g = &self.geometry;
+        let width = self.layout.width();
+        let whole = self.layout.blocks() * call.banks.len();
+        let mut step = width;
+        while step > 1 && whole * (width / step) < call.threads {
+            step /= 2;
+        }
+        let channels =
+            call.outputs.iter_mut().map(|output| &mut output[at..][..g.group_out() * g.output_plane]);
+        call.banks
+            .iter()
+            .zip(channels)
+            .flat_map(|(bank, output)| {
+                output.chunks_mut(step * g.output_plane).enumerate().map(move |(index, output)| {
+                    let (block, first) = (index * step / width, index * step % width);
+                    Unit { filters: bank.block(group, block).part(first, step), output }
+                })
+            })
+            .collect()
+    }
+
+    /// One strip of a few output channels.
+    fn unit<T: Element>(
+        &self,
+        planes: &[T],
+        band: Band,
+        (begin, end): (usize, usize),
+        unit: &mut Unit<'_, T>,
+        wide: &mut [T],
+        stop: &(dyn Fn() -> bool + Sync),
+    ) -> Result<()> {
+        go_on(stop)?;
+        let g = &self.geometry;
+        let Block { weights, width, channels } = unit.filters;
+        let source = &planes[begin - band.start..];
+        let (offsets, points) = (&self.offsets[..], end - begin);
+        // Where nothing lies between rows the sums need no second place; but there is no room beyond the last one.
+        if g.is_compact() && points >= MOST_LANES {
+            let (output, pitch) = (&mut unit.output[begin..], g.output_plane);
+            sum(Sums { source, offsets, weights, width, channels, points, output, pitch }, false);
+            return Ok(());
+        }
+        let pitch = self.pitch();
+        sum(Sums { source, offsets, weights, width, channels, points, output: wide, pitch }, !g.in_place);
+        g.crop(wide, pitch, begin, points, unit.output);
+        Ok(())
+    }
+
+    /// Elements that are staged of one group, with room for a vector that goes beyond them.
+    fn staged_of_group(&self) -> usize {
+        let g = &self.geometry;
+        if g.in_place { 0 } else { g.group_in() * g.band_elems(self.band_rows) + MOST_LANES }
+    }
+
+    /// Elements between the channels of a strip's sums.
+    fn pitch(&self) -> usize {
+        (self.strip_points + MOST_LANES).min(self.geometry.wide()).next_multiple_of(MOST_LANES)
+    }
+
+    /// Elements of a strip's sums.
+    fn sums(&self) -> usize {
+        self.layout.width() * self.pitch()
+    }
+
+    /// The planes of group `group`: its input, or a band of it staged in `staged`.
+    fn planes<'s, T: Element>(
+        &self,
+        input: &'s [T],
+        group: usize,
+        band: Band,
+        staged: &'s mut [T],
+        (held, threads): (bool, usize),
+    ) -> &'s [T] {
+        let g = &self.geometry;
+        let elems = g.group_in() * g.input_plane;
+        let input = &input[group * elems..][..elems];
+        if g.in_place {
+            return input;
+        }
+        if !held {
+            let bands = staged.len() - MOST_LANES;
+            g.stage(input, &mut staged[..bands], band, self.band_rows, threads);
+        }
+        staged
+    }
+}
