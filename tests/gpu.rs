@@ -219,6 +219,40 @@ fn split_reductions_are_accurate_and_repeatable() -> Outcome {
     Ok(())
 }
 
+/// Nearly normal with variance 1, exact in f32: sums of twelve uniform numbers.
+#[expect(clippy::cast_possible_truncation, reason = "rounded to f32 on purpose")]
+fn normal(elems: usize, seed: u64) -> Vec<f64> {
+    let uniform = random(12 * elems, seed);
+    uniform.chunks_exact(12).map(|u| f64::from((u.iter().sum::<f64>() / 2.0) as f32)).collect()
+}
+
+/// Normal data of variance 1: what the bound on the rounding of an f32 worker is stated for.
+fn every_candidate_is_accurate_at_512_channels() -> Outcome {
+    const BOUND: f64 = 1e-5;
+    let mut engine = engine()?;
+    let shape = shape(&[1, 512, 13, 12], &[130, 512, 3, 3], &ConvParams::default());
+    let (x, mut w) = (normal(shape.input_elems(), 1), normal(shape.weight_elems(), 2));
+    let expected = reference(&shape, &x, &w, None)?;
+    let (slab, bank) = (values(&x, DType::F32), values(&w, DType::F32));
+    // A reference that lacks one product of each sum: what a kernel that drops a term would look like.
+    let reduction = 512 * 9;
+    w.chunks_exact_mut(reduction).for_each(|filter| filter[reduction - 1] = 0.0);
+    let dropped = reference(&shape, &x, &w, None)?;
+    engine.poison_outputs(true);
+    let caps = *engine.device().caps();
+    let able = Kernel::ALL.into_iter().filter(|kernel| kernel.runs_on(&caps, DType::F32));
+    for candidate in able.flat_map(|kernel| Candidate::of(kernel, &shape, &caps, DType::F32)) {
+        let filters = engine.install_as(&shape, 1, 1, &bank, candidate)?;
+        let mut got = Vec::new();
+        engine.run(&filters, 1, &slab, None, &|| false, &mut |_, v| got = widened(&v))?;
+        let error = relative_error(&got, &expected);
+        assert!(error <= BOUND, "{candidate}: {error:.2e}");
+        let error = relative_error(&got, &dropped);
+        assert!(error > 100.0 * BOUND, "{candidate}, one term less: {error:.2e}");
+    }
+    Ok(())
+}
+
 fn more_workgroups_than_a_dimension_holds() -> Outcome {
     let mut engine = engine()?;
     // One column block, 70,000 channels: as many workgroups. Small numbers, so that sums are exact.
@@ -675,6 +709,7 @@ fn main() {
     }
     add!(
         corrupted_weight_is_noticed,
+        every_candidate_is_accurate_at_512_channels,
         split_reductions_are_accurate_and_repeatable,
         more_workgroups_than_a_dimension_holds,
         many_submissions_give_the_same,

@@ -76,6 +76,9 @@ impl Candidate {
     pub fn of(kernel: Kernel, shape: &ConvShape, caps: &Caps, dtype: DType) -> Vec<Self> {
         match kernel {
             Kernel::Tiled => tiled(shape, caps, dtype),
+            Kernel::DirectSubgroup => {
+                subgroup_tiles(shape, caps).into_iter().map(|tile| Self { kernel, tile, splits: 1 }).collect()
+            }
             _ => vec![Self { kernel, tile: tile(kernel, shape, caps), splits: 1 }],
         }
     }
@@ -88,17 +91,24 @@ impl Candidate {
 
 /// The tile of a kernel that has one for a layer; those of `tiled` are listed in `candidate.rs`.
 pub(super) fn tile(kernel: Kernel, shape: &ConvShape, caps: &Caps) -> Tile {
-    let group_out = shape.out_channels / shape.groups;
     match kernel {
         Kernel::Naive => Tile { channels: 1, columns: 1, workgroup_x: 64 },
         Kernel::Single => Tile { channels: 1, columns: 8, workgroup_x: if caps.software { 8 } else { 64 } },
         Kernel::Direct => Tile { channels: 8, columns: 4, workgroup_x: 8 },
-        Kernel::DirectSubgroup => {
-            let channels = if group_out > 8 { 16 } else { 8 };
-            Tile { channels, columns: 6, workgroup_x: caps.subgroup_size.max(8) }
-        }
+        Kernel::DirectSubgroup => subgroup_tiles(shape, caps)[0],
         Kernel::Tiled => Tile { channels: 4, columns: 4, workgroup_x: TILED_SIDE },
     }
+}
+
+/// Tiles of `direct_subgroup`, the better guess first. Six columns a thread share a load of weights among more
+/// products than four do, but few columns may leave more of them empty: on 7 x 7 pixels, 47 of 96 instead of 15 of 64.
+fn subgroup_tiles(shape: &ConvShape, caps: &Caps) -> [Tile; 2] {
+    let channels = if shape.out_channels / shape.groups > 8 { 16 } else { 8 };
+    let lanes = caps.subgroup_size.max(8);
+    let columns = shape.batch * shape.output.iter().product::<usize>();
+    let computed = |each: usize| columns.next_multiple_of(each * lanes as usize);
+    let order = if 12 * computed(6) <= 13 * computed(4) { [6, 4] } else { [4, 6] };
+    order.map(|columns| Tile { channels, columns, workgroup_x: lanes })
 }
 
 /// Ways to run `tiled`. Of the tiles not much higher than the layer: the largest whose grid keeps a GPU busy, then the
@@ -188,6 +198,17 @@ mod tests {
         assert!(small.contains(&"tiled 32x32".to_owned()), "{small:?}");
         // Nothing to split.
         assert_eq!(names(&[1, 8, 9, 9], &[64, 8, 3, 3], DType::F32)[0], "tiled 32x32");
+    }
+
+    #[test]
+    fn few_columns_take_the_narrower_tile_of_the_subgroup_kernel() {
+        let first = |side: usize| {
+            let shape =
+                ConvShape::new(&[1, 16, side, side], &[32, 16, 1, 1], &ConvParams::default()).unwrap();
+            Candidate::of(Kernel::DirectSubgroup, &shape, &caps(), DType::F32)[0].to_string()
+        };
+        assert_eq!(first(7), "direct_subgroup 16x32");
+        assert_eq!([first(14), first(56)], ["direct_subgroup 16x48", "direct_subgroup 16x48"]);
     }
 
     #[test]
