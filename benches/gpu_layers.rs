@@ -6,6 +6,7 @@
 //! the fastest.
 
 #![expect(clippy::expect_used, reason = "a bench ends with a message")]
+#![expect(clippy::print_stdout, reason = "a bench prints its measurements")]
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
