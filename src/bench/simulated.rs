@@ -107,7 +107,7 @@ fn costs<T: Element>(shape: &ConvShape, code: &Code, rates: &Rates) -> Result<Si
         encode: time(prediction.encode_s + rates.host.layer_s),
         decode: time(prediction.decode_s),
         encode_filters: time(filters * rates.host.encode_mac_s),
-        local: time(rates.local_s::<T>(shape)),
+        local: time(rates.local_s(shape)),
     })
 }
 

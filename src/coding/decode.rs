@@ -6,19 +6,16 @@
 
 #![expect(clippy::inline_always, reason = "it is compiled for each instruction set, which a call would lose")]
 
-use rayon::prelude::*;
-
 use super::decoder::{Decoder, Map};
-use super::mix::{self, Packed, PackedPairs, Panel, Sources, Target};
+use super::mix::{self, Target};
+use super::panel::{LANES, Packed, PackedPairs, Panel, Sources};
+use super::units::Units;
 use crate::array::Element;
 use crate::error::{Error, Result};
 use crate::partition::OutputTiling;
 
-/// Fewer multiply-adds than this are done on the calling thread: waking others would take as long.
+/// Fewer multiply-adds than this are done on the calling thread.
 const SMALL: usize = 512 * 1024;
-
-/// Units of work for each thread, so that one that is late is waited for briefly.
-const UNITS: usize = 8;
 
 /// The fewest columns of a unit.
 const LEAST_COLUMNS: usize = 512;
@@ -111,14 +108,8 @@ fn run<T: Element, A: Element>(
         Map::Real(_) => results.len(),
         Map::Rotation(_) => results.len() / 2,
     };
-    let small = output.len() * terms < SMALL;
-    let wanted = if small { 1 } else { UNITS * rayon::current_num_threads() };
-    // A unit is several planes or, where those are few, some columns of one.
-    let (together, columns) = if planes >= wanted {
-        (planes.div_ceil(wanted), plane)
-    } else {
-        (1, plane.div_ceil(wanted.div_ceil(planes)).max(LEAST_COLUMNS).min(plane))
-    };
+    let shares = Units::new(planes, plane, LEAST_COLUMNS, output.len() * terms < SMALL);
+    let Units { together, columns, .. } = shares;
     let blocks = plane.div_ceil(columns);
     let mut runs = tiling.runs(output, columns);
     let bounds = epilogue.clamp.unwrap_or(Clamp { low: f64::NEG_INFINITY, high: f64::INFINITY });
@@ -140,12 +131,7 @@ fn run<T: Element, A: Element>(
     let decode = |(unit, runs): (usize, &mut [&mut [T]])| {
         arch.dispatch(Unit { job: &job, first: unit * together, runs });
     };
-    let unit = parts * together;
-    if small {
-        runs.chunks_mut(unit).enumerate().for_each(decode);
-    } else {
-        runs.par_chunks_mut(unit).enumerate().for_each(decode);
-    }
+    shares.for_each(&mut runs, parts * together, decode);
 }
 
 /// What all units of a decoding have in common.
@@ -185,7 +171,7 @@ impl<T: Element, A: Element> pulp::WithSimd for Unit<'_, '_, '_, T, A> {
         let (tiling, results) = (job.tiling, job.results);
         let (parts, plane_elems) = (tiling.k_a * tiling.k_b, tiling.part_plane());
         // What is in the type that is computed in is read where it lies.
-        let direct = A::DTYPE == T::DTYPE && job.columns >= mix::LANES;
+        let direct = A::DTYPE == T::DTYPE && job.columns >= LANES;
         let rows = if direct || matches!(job.map, JobMap::Select(_)) { 0 } else { results.len() };
         let mut panel = Panel::new(rows, job.columns);
         let (mut targets, mut biases) = (Vec::with_capacity(parts), Vec::with_capacity(tiling.k_b));
@@ -205,11 +191,11 @@ impl<T: Element, A: Element> pulp::WithSimd for Unit<'_, '_, '_, T, A> {
                 }
                 continue;
             }
-            let direct = direct && length >= mix::LANES;
-            let room = if direct { length } else { panel.room().max(mix::LANES) };
+            let direct = direct && length >= LANES;
+            let room = if direct { length } else { panel.room().max(LANES) };
             if !direct && rows == 0 {
                 // The last columns of a plane, fewer than a vector has.
-                panel = Panel::new(results.len(), mix::LANES);
+                panel = Panel::new(results.len(), LANES);
             }
             for begin in (0..length).step_by(room) {
                 let count = room.min(length - begin);
@@ -231,7 +217,7 @@ impl<T: Element, A: Element> pulp::WithSimd for Unit<'_, '_, '_, T, A> {
                     for (row, result) in results.iter().enumerate() {
                         mix::convert(&result[from + begin..][..count], panel.row_mut(row, count));
                     }
-                    job.combine(simd, &panel, count.max(mix::LANES), &mut targets);
+                    job.combine(simd, &panel, count.max(LANES), &mut targets);
                 }
             }
         }

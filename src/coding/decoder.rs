@@ -5,7 +5,7 @@ use num_complex::Complex64;
 use super::code::{Code, SubResult};
 use super::condition::{condition_of, power, transposed, vandermonde};
 use super::generators::Structure;
-use super::mix::{Packed, PackedPairs};
+use super::panel::{Packed, PackedPairs};
 use crate::error::{Error, Result};
 
 /// Beyond this condition number not even f64 results carry a correct digit at f32 accuracy: treated as singular.

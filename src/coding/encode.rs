@@ -10,7 +10,9 @@ use rayon::prelude::*;
 
 use super::code::Code;
 use super::combine::{combine, nonzero};
-use super::mix::{self, Packed, Panel, Target};
+use super::mix::{self, Target};
+use super::panel::{LANES, Packed, Panel};
+use super::units::Units;
 use crate::array::{Element, sized};
 use crate::conv::ConvShape;
 use crate::partition::{FilterPartition, InputPartition};
@@ -18,11 +20,8 @@ use crate::partition::{FilterPartition, InputPartition};
 /// Elements of one block of coded filters.
 const BLOCK: usize = 4096;
 
-/// Fewer coded elements than this are encoded on the calling thread: waking others would take as long.
+/// Fewer coded elements than this are encoded on the calling thread.
 const SMALL: usize = 32 * 1024;
-
-/// Units of work for each thread, so that one that is late is waited for briefly.
-const UNITS: usize = 8;
 
 /// The fewest columns of a unit.
 const LEAST_COLUMNS: usize = 1024;
@@ -72,15 +71,8 @@ fn encode_first<T: Element>(
         *buffer = sized(std::mem::take(buffer), code.l_a() * planes * slab);
     }
 
-    // A unit is several channels or, where those are few, some columns of one.
-    let threads = rayon::current_num_threads();
-    let small = rows * planes * slab < SMALL;
-    let wanted = if small { 1 } else { UNITS * threads };
-    let (together, columns) = if planes >= wanted {
-        (planes.div_ceil(wanted), slab)
-    } else {
-        (1, slab.div_ceil(wanted.div_ceil(planes)).max(LEAST_COLUMNS).min(slab))
-    };
+    let shares = Units::new(planes, slab, LEAST_COLUMNS, rows * planes * slab < SMALL);
+    let Units { together, columns, .. } = shares;
     let segments = slab.div_ceil(columns);
     let units = planes.div_ceil(together) * segments;
     let mut pieces: Vec<&mut [T]> = Vec::new();
@@ -99,11 +91,7 @@ fn encode_first<T: Element>(
         let input = &input[first * shape.input_plane()..];
         arch.dispatch(Unit { combinations: &combinations, input, start, columns, pieces });
     };
-    if small {
-        pieces.chunks_mut(rows.max(1)).enumerate().for_each(encode);
-    } else {
-        pieces.par_chunks_mut(rows.max(1)).enumerate().for_each(encode);
-    }
+    shares.for_each(&mut pieces, rows, encode);
     coded
 }
 
@@ -198,7 +186,7 @@ impl<T: Element> pulp::WithSimd for Unit<'_, '_, '_, T> {
                     *run = rest;
                     targets.push(Target { to, scale: 1.0, bias: 0.0 });
                 }
-                mix::combine(simd, map, &panel, count.max(mix::LANES), &mut targets, None);
+                mix::combine(simd, map, &panel, count.max(LANES), &mut targets, None);
             }
         }
     }

@@ -14,12 +14,14 @@ mod generators;
 mod khatri_rao;
 mod kind;
 mod mix;
+mod panel;
 mod polynomial;
 mod relations;
 mod selection;
 mod sketch;
 #[cfg(test)]
 mod synthetic;
+mod units;
 
 pub use audit::{Checker, TARGET as AUDIT_TARGET, identify};
 pub use basis::Basis;

@@ -150,7 +150,7 @@ impl<T: Element> CodedConv<T> {
             checkers,
             spare: Mutex::new(Vec::new()),
             spent: Mutex::new(Vec::new()),
-            local: Duration::try_from_secs_f64(options.rates.local_s::<T>(&shape)).unwrap_or_default(),
+            local: Duration::try_from_secs_f64(options.rates.local_s(&shape)).unwrap_or_default(),
             options,
             shape,
             slabs,

@@ -105,7 +105,7 @@ impl LayerPlan {
 /// asked for.
 pub fn plan_layer<T: Element>(layer: &ConvShape, options: &PlanOptions) -> Result<LayerPlan> {
     let rates = &options.rates;
-    let local_s = rates.local_s::<T>(layer);
+    let local_s = rates.local_s(layer);
     let local = Alternative { way: Way::Local, total_s: local_s };
     if let Some(given) = given::<T>(layer, options)? {
         let why = "as asked for".to_owned();

@@ -1,0 +1,82 @@
+//! How encoding and decoding share their work out among threads.
+//!
+//! Who only encodes and decodes can skip this.
+//!
+//! Invariant: units cover every plane once; only a unit of one plane is cut.
+
+use rayon::prelude::*;
+
+/// Units of work for each thread, so that one that is late is waited for briefly.
+const UNITS: usize = 8;
+
+/// A unit is several planes or, where those are few, some columns of one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Units {
+    /// Planes of a unit.
+    pub(super) together: usize,
+    /// Columns of each of them.
+    pub(super) columns: usize,
+    /// Whether all is done on the calling thread: waking others would take as long.
+    alone: bool,
+}
+
+impl Units {
+    /// For `planes` planes of `plane` columns, cut no finer than into `least` columns; `alone` where there is little to do.
+    pub(super) fn new(planes: usize, plane: usize, least: usize, alone: bool) -> Self {
+        let wanted = if alone { 1 } else { UNITS * rayon::current_num_threads() };
+        if planes >= wanted {
+            return Self { together: planes.div_ceil(wanted), columns: plane, alone };
+        }
+        let columns = plane.div_ceil(wanted.div_ceil(planes)).max(least).min(plane);
+        Self { together: 1, columns, alone }
+    }
+
+    /// Calls `work` with each unit's number and its `each` of `items`.
+    pub(super) fn for_each<I: Send>(
+        self,
+        items: &mut [I],
+        each: usize,
+        work: impl Fn((usize, &mut [I])) + Send + Sync,
+    ) {
+        if self.alone {
+            items.chunks_mut(each.max(1)).enumerate().for_each(work);
+        } else {
+            items.par_chunks_mut(each.max(1)).enumerate().for_each(work);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn units_are_many_enough_for_the_threads_and_cut_only_single_planes() {
+        for planes in [1, 2, 5, 64, 1000] {
+            for plane in [1, 700, 10_000] {
+                let many = Units::new(planes, plane, 512, false);
+                assert!(many.together == 1 || many.columns == plane);
+                assert!(many.columns >= 512.min(plane) && many.columns <= plane);
+                let units = planes.div_ceil(many.together) * plane.div_ceil(many.columns);
+                let wanted = UNITS * rayon::current_num_threads();
+                // As many as are wanted, but for what division and the least width take away.
+                assert!(2 * units >= wanted.min(planes * plane.div_ceil(512)) || units >= planes, "{many:?}");
+                let alone = Units::new(planes, plane, 512, true);
+                assert_eq!((alone.together, alone.columns), (planes, plane));
+            }
+        }
+    }
+
+    #[test]
+    fn every_item_is_worked_on_once() {
+        for alone in [false, true] {
+            let mut items = vec![0; 23];
+            Units::new(23, 4, 1, alone).for_each(&mut items, 3, |(unit, items)| {
+                for item in items {
+                    *item += unit + 1;
+                }
+            });
+            assert_eq!(items, (0..23).map(|i| i / 3 + 1).collect::<Vec<_>>());
+        }
+    }
+}
