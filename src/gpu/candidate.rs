@@ -10,7 +10,7 @@ use super::shaders::Tile;
 use crate::array::DType;
 use crate::conv::ConvShape;
 
-/// Steps of the reduction that a split takes a multiple of: a multiple of every [`depth`].
+/// Steps of the reduction that a split takes a multiple of: a multiple of every [`depth`](super::shaders::depth).
 pub(super) const SPLIT_UNIT: usize = 128;
 
 /// Workgroups that are enough for a large GPU (some 130 multiprocessors): smaller tiles would give it more of them, but
@@ -74,29 +74,22 @@ impl Candidate {
     /// The ways to run `kernel`, never none, the one expected to be fastest first.
     #[must_use]
     pub fn of(kernel: Kernel, shape: &ConvShape, caps: &Caps, dtype: DType) -> Vec<Self> {
+        let whole = |tile| Self { kernel, tile, splits: 1 };
         match kernel {
-            Kernel::Tiled => tiled(shape, caps, dtype),
-            Kernel::DirectSubgroup => {
-                subgroup_tiles(shape, caps).into_iter().map(|tile| Self { kernel, tile, splits: 1 }).collect()
+            Kernel::Naive => vec![whole(Tile { channels: 1, columns: 1, workgroup_x: 64 })],
+            Kernel::Single => {
+                let workgroup_x = if caps.software { 8 } else { 64 };
+                vec![whole(Tile { channels: 1, columns: 8, workgroup_x })]
             }
-            _ => vec![Self { kernel, tile: tile(kernel, shape, caps), splits: 1 }],
+            Kernel::Direct => vec![whole(Tile { channels: 8, columns: 4, workgroup_x: 8 })],
+            Kernel::DirectSubgroup => subgroup_tiles(shape, caps).map(whole).to_vec(),
+            Kernel::Tiled => tiled(shape, caps, dtype),
         }
     }
 
     /// `kernel` as it is expected to be fastest.
     pub(super) fn best(kernel: Kernel, shape: &ConvShape, caps: &Caps, dtype: DType) -> Self {
         Self::of(kernel, shape, caps, dtype)[0]
-    }
-}
-
-/// The tile of a kernel that has one for a layer; those of `tiled` are listed in `candidate.rs`.
-pub(super) fn tile(kernel: Kernel, shape: &ConvShape, caps: &Caps) -> Tile {
-    match kernel {
-        Kernel::Naive => Tile { channels: 1, columns: 1, workgroup_x: 64 },
-        Kernel::Single => Tile { channels: 1, columns: 8, workgroup_x: if caps.software { 8 } else { 64 } },
-        Kernel::Direct => Tile { channels: 8, columns: 4, workgroup_x: 8 },
-        Kernel::DirectSubgroup => subgroup_tiles(shape, caps)[0],
-        Kernel::Tiled => Tile { channels: 4, columns: 4, workgroup_x: TILED_SIDE },
     }
 }
 

@@ -15,6 +15,7 @@ mod candidate;
 mod conv;
 mod device;
 mod kernel;
+mod pack;
 mod params;
 mod plan;
 mod run;

@@ -1,4 +1,4 @@
-//! What one convolution becomes on a device: kernel, tiles, packed filters, and a list of dispatches.
+//! What one convolution becomes on a device: kernel, tiles, and a list of dispatches.
 //!
 //! Pure functions of the shape and the device's [`Caps`], so they are tested without one. Who only runs
 //! convolutions can skip this module.
@@ -14,7 +14,7 @@ use super::device::Caps;
 use super::kernel::{Kernel, TILED_SIDE};
 use super::params::Params;
 use super::shaders::{MERGE_THREADS, Stage, Tile, Variant, depth};
-use crate::array::{DType, Element};
+use crate::array::DType;
 use crate::conv::{AXES, ConvShape};
 use crate::error::{Error, Result};
 
@@ -240,61 +240,14 @@ impl ConvPlan {
         }
         self.submissions.last_mut().expect("a plan has steps").end = self.steps.len();
     }
-
-    /// Filters `[O, C/g, taps]` in the layout the kernel reads, which its file describes.
-    pub(super) fn pack<T: Element>(&self, filters: &[T]) -> Vec<T> {
-        let shape = &self.shape;
-        let group_out = shape.out_channels / shape.groups;
-        let reduction = shape.weight_elems() / shape.out_channels;
-        let block = match self.variant.kernel {
-            Kernel::Naive | Kernel::Single => return filters.to_vec(),
-            Kernel::Tiled => group_out.next_multiple_of(4),
-            Kernel::Direct | Kernel::DirectSubgroup => self.variant.tile.channels as usize,
-        };
-        let blocks = group_out.div_ceil(block);
-        let steps = match self.variant.kernel {
-            Kernel::Tiled => reduction.next_multiple_of(depth(self.variant.tile)),
-            _ => reduction,
-        };
-        let mut packed = vec![T::default(); shape.groups * blocks * steps * block];
-        for (o, filter) in filters.chunks_exact(reduction).enumerate() {
-            let (group, channel) = (o / group_out, o % group_out);
-            let first = (group * blocks + channel / block) * steps * block + channel % block;
-            for (k, weight) in filter.iter().enumerate() {
-                packed[first + k * block] = *weight;
-            }
-        }
-        packed
-    }
-
-    /// For the `tiled` kernel: the slab offset of each step of the reduction from its window's first element,
-    /// padded like the filters.
-    pub(super) fn offsets(&self) -> Vec<u32> {
-        let shape = &self.shape;
-        let (_, h, w) = axes(shape.input);
-        let mut offsets = Vec::with_capacity(shape.weight_elems() / shape.out_channels);
-        for c in 0..shape.in_channels / shape.groups {
-            for kz in 0..shape.kernel[0] {
-                for ky in 0..shape.kernel[1] {
-                    for kx in 0..shape.kernel[2] {
-                        let (z, y, x) =
-                            (kz * shape.dilation[0], ky * shape.dilation[1], kx * shape.dilation[2]);
-                        offsets.push(small(c * shape.input_plane() + (z * h + y) * w + x));
-                    }
-                }
-            }
-        }
-        offsets.resize(offsets.len().next_multiple_of(depth(self.variant.tile)), 0);
-        offsets
-    }
 }
 
-fn axes(size: [usize; AXES]) -> (usize, usize, usize) {
+pub(super) fn axes(size: [usize; AXES]) -> (usize, usize, usize) {
     (size[0], size[1], size[2])
 }
 
 /// Narrows a size that [`ConvPlan::new`] has bounded by [`MAX_ELEMS`].
-fn small(value: usize) -> u32 {
+pub(super) fn small(value: usize) -> u32 {
     u32::try_from(value).expect("sizes and offsets lie inside arrays of at most MAX_ELEMS elements")
 }
 
@@ -419,7 +372,12 @@ pub(super) mod tests {
         }
     }
 
-    fn plan(input: &[usize], weight: &[usize], params: ConvParams, kernel: Kernel) -> Result<ConvPlan> {
+    pub(in crate::gpu) fn plan(
+        input: &[usize],
+        weight: &[usize],
+        params: ConvParams,
+        kernel: Kernel,
+    ) -> Result<ConvPlan> {
         let shape = ConvShape::new(input, weight, &params).unwrap();
         ConvPlan::new(&shape, DType::F32, &caps(), Some(kernel))
     }
@@ -506,20 +464,5 @@ pub(super) mod tests {
         let plan = ConvPlan::new(&plan.shape, DType::F32, &caps(), Some(Kernel::Tiled)).unwrap();
         assert_eq!(plan.offsets()[..4], [0, 1, 0, 0]);
         assert_eq!(plan.offsets().len(), 32);
-    }
-
-    #[test]
-    fn packing_puts_every_weight_where_its_kernel_reads_it() {
-        let p = ConvParams::default().groups(2);
-        let weights: Vec<f32> = (0..20).map(|w| w as f32).collect();
-        let tiled = plan(&[1, 4, 1], &[10, 2, 1], p.clone(), Kernel::Tiled).unwrap().pack(&weights);
-        // Two steps of five channels, padded to 32 of 8.
-        assert_eq!(tiled.len(), 2 * 32 * 8);
-        assert_eq!(tiled[..9], [0.0, 2.0, 4.0, 6.0, 8.0, 0.0, 0.0, 0.0, 1.0]);
-        assert_eq!(tiled[16..256], [0.0; 240]);
-        assert_eq!(tiled[256..261], [10.0, 12.0, 14.0, 16.0, 18.0]);
-        let direct = plan(&[1, 4, 1], &[10, 2, 1], p, Kernel::Direct).unwrap().pack(&weights);
-        assert_eq!(direct.len(), 2 * 2 * 8);
-        assert_eq!(direct[8..16], [1.0, 3.0, 5.0, 7.0, 9.0, 0.0, 0.0, 0.0]);
     }
 }

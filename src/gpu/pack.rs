@@ -1,0 +1,81 @@
+//! Filters and offsets in the layouts that kernels read, which their files describe.
+//!
+//! Pure functions of a plan. Who only runs convolutions can skip this.
+//!
+//! Invariant: what fills a layout up is zero.
+
+use super::kernel::Kernel;
+use super::plan::{ConvPlan, axes, small};
+use super::shaders::depth;
+use crate::array::Element;
+
+impl ConvPlan {
+    /// Filters `[O, C/g, taps]` in the layout the kernel reads, which its file describes.
+    pub(super) fn pack<T: Element>(&self, filters: &[T]) -> Vec<T> {
+        let shape = &self.shape;
+        let group_out = shape.out_channels / shape.groups;
+        let reduction = shape.weight_elems() / shape.out_channels;
+        let block = match self.variant.kernel {
+            Kernel::Naive | Kernel::Single => return filters.to_vec(),
+            Kernel::Tiled => group_out.next_multiple_of(4),
+            Kernel::Direct | Kernel::DirectSubgroup => self.variant.tile.channels as usize,
+        };
+        let blocks = group_out.div_ceil(block);
+        let steps = match self.variant.kernel {
+            Kernel::Tiled => reduction.next_multiple_of(depth(self.variant.tile)),
+            _ => reduction,
+        };
+        let mut packed = vec![T::default(); shape.groups * blocks * steps * block];
+        for (o, filter) in filters.chunks_exact(reduction).enumerate() {
+            let (group, channel) = (o / group_out, o % group_out);
+            let first = (group * blocks + channel / block) * steps * block + channel % block;
+            for (k, weight) in filter.iter().enumerate() {
+                packed[first + k * block] = *weight;
+            }
+        }
+        packed
+    }
+
+    /// For the `tiled` kernel: the slab offset of each step of the reduction from its window's first element,
+    /// padded like the filters.
+    pub(super) fn offsets(&self) -> Vec<u32> {
+        let shape = &self.shape;
+        let (_, h, w) = axes(shape.input);
+        let mut offsets = Vec::with_capacity(shape.weight_elems() / shape.out_channels);
+        for c in 0..shape.in_channels / shape.groups {
+            for kz in 0..shape.kernel[0] {
+                for ky in 0..shape.kernel[1] {
+                    for kx in 0..shape.kernel[2] {
+                        let (z, y, x) =
+                            (kz * shape.dilation[0], ky * shape.dilation[1], kx * shape.dilation[2]);
+                        offsets.push(small(c * shape.input_plane() + (z * h + y) * w + x));
+                    }
+                }
+            }
+        }
+        offsets.resize(offsets.len().next_multiple_of(depth(self.variant.tile)), 0);
+        offsets
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conv::ConvParams;
+    use crate::gpu::plan::tests::plan;
+
+    #[test]
+    fn packing_puts_every_weight_where_its_kernel_reads_it() {
+        let p = ConvParams::default().groups(2);
+        let weights: Vec<f32> = (0..20).map(|w| w as f32).collect();
+        let tiled = plan(&[1, 4, 1], &[10, 2, 1], p.clone(), Kernel::Tiled).unwrap().pack(&weights);
+        // Two steps of five channels, padded to 32 of 8.
+        assert_eq!(tiled.len(), 2 * 32 * 8);
+        assert_eq!(tiled[..9], [0.0, 2.0, 4.0, 6.0, 8.0, 0.0, 0.0, 0.0, 1.0]);
+        assert_eq!(tiled[16..256], [0.0; 240]);
+        assert_eq!(tiled[256..261], [10.0, 12.0, 14.0, 16.0, 18.0]);
+        let direct = plan(&[1, 4, 1], &[10, 2, 1], p, Kernel::Direct).unwrap().pack(&weights);
+        assert_eq!(direct.len(), 2 * 2 * 8);
+        assert_eq!(direct[8..16], [1.0, 3.0, 5.0, 7.0, 9.0, 0.0, 0.0, 0.0]);
+    }
+}
