@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use common::gpu::run;
 use common::{normal, relative_l2, subsets};
 use fcdcc::array::Values;
 use fcdcc::conv::{conv_local, reference};
@@ -21,7 +22,6 @@ use fcdcc::{
     CancelToken, CodeKind, CodedConv, ConvParams, ConvShape, Element, Error, LayerOptions, OnShortfall,
     Outcome, Pool, Result, Worker,
 };
-use libtest_mimic::{Arguments, Trial};
 use ndarray::{ArrayD, IxDyn};
 
 /// f32 workers at the condition numbers of these small codes (below 30).
@@ -264,8 +264,6 @@ fn a_model_runs_on_gpu_workers() {
 
 fn main() {
     let f64_there = fcdcc::gpu::select(None).is_ok_and(|a| a.iter().all(|a| a.features.f64));
-    let present = !fcdcc::gpu::adapters().is_empty();
-    let required = std::env::var("CI").is_ok_and(|v| v == "true");
     let tests: Vec<(&str, bool, fn())> = vec![
         ("every_responder_set_is_exact_on_gpu_workers", true, || every_responder_set::<f32>(gpu, EXACT_F32)),
         ("every_responder_set_is_exact_on_gpu_workers_in_f64", f64_there, || {
@@ -281,18 +279,13 @@ fn main() {
         #[cfg(feature = "onnx")]
         ("a_model_runs_on_gpu_workers", true, a_model_runs_on_gpu_workers),
     ];
-    let trials = tests
-        .into_iter()
-        .map(|(name, able, test)| {
-            let trial = Trial::test(name, move || {
-                if !present {
-                    return Err("there is no GPU adapter, and CI=true requires one".into());
-                }
-                test();
-                Ok(())
-            });
-            trial.with_ignored_flag((!present && !required) || (present && !able))
+    let unable: Vec<String> =
+        tests.iter().filter(|(_, able, _)| !able).map(|(name, ..)| (*name).to_owned()).collect();
+    let boxed = |test: fn()| -> Box<dyn FnOnce() -> common::gpu::Outcome + Send> {
+        Box::new(move || {
+            test();
+            Ok(())
         })
-        .collect();
-    libtest_mimic::run(&Arguments::from_args(), trials).exit();
+    };
+    run(tests.into_iter().map(|(name, _, test)| (name.to_owned(), boxed(test))).collect(), &unable);
 }

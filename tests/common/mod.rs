@@ -2,6 +2,8 @@
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "each test binary uses its own part")]
 
 pub mod computed;
+#[cfg(feature = "gpu")]
+pub mod gpu;
 pub mod layer;
 
 use fcdcc::array::Element;
