@@ -87,8 +87,9 @@ impl Candidate {
         }
     }
 
-    /// `kernel` as it is expected to be fastest.
-    pub(super) fn best(kernel: Kernel, shape: &ConvShape, caps: &Caps, dtype: DType) -> Self {
+    /// `kernel`, or what [`Kernel::choose`] picks, as it is expected to be fastest.
+    pub(super) fn best(kernel: Option<Kernel>, shape: &ConvShape, caps: &Caps, dtype: DType) -> Self {
+        let kernel = kernel.unwrap_or_else(|| Kernel::choose(shape, caps, dtype));
         Self::of(kernel, shape, caps, dtype)[0]
     }
 }

@@ -154,7 +154,6 @@ impl ConvEngine {
         filters: &Values,
         kernel: Option<Kernel>,
     ) -> Result<ConvFilters> {
-        let kernel = kernel.unwrap_or_else(|| Kernel::choose(shape, self.gpu.caps(), filters.dtype()));
         let candidate = Candidate::best(kernel, shape, self.gpu.caps(), filters.dtype());
         self.install_as(shape, slabs, banks, filters, candidate)
     }

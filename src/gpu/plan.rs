@@ -66,7 +66,6 @@ impl ConvPlan {
     /// numbers, when an array is larger than the device can bind; [`Error::Unavailable`] when the device cannot
     /// run the kernel or the element type.
     pub fn new(shape: &ConvShape, dtype: DType, caps: &Caps, kernel: Option<Kernel>) -> Result<Self> {
-        let kernel = kernel.unwrap_or_else(|| Kernel::choose(shape, caps, dtype));
         Self::of(shape, dtype, caps, Candidate::best(kernel, shape, caps, dtype))
     }
 
