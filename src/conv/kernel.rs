@@ -164,7 +164,7 @@ impl ConvKernel {
     /// Packs a filter bank `[O, C/g, kernel...]`, row-major, for [`ConvKernel::run`].
     ///
     /// # Errors
-    /// [`Error::Mismatch`] when it does not have the number of elements the shape requires.
+    /// [`Error::Mismatch`](crate::Error::Mismatch) when it does not have the number of elements the shape requires.
     pub fn pack<T: Element>(&self, weights: &[T]) -> Result<Filters<T>> {
         check_elems("elements of the weight", weights.len(), self.shape.weight_elems())?;
         Ok(Filters::new(self.layout, weights))
@@ -203,8 +203,8 @@ impl ConvKernel {
     /// allocated once the scratch has grown. `stop` is asked between strips, a fraction of a millisecond apart.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] when a slice does not have the number of elements the shape requires, banks and outputs differ
-    /// in number, or a bank was packed for another shape; [`Error::Cancelled`] when `stop` returned true.
+    /// [`Error::Mismatch`](crate::Error::Mismatch) when a slice does not have the number of elements the shape requires, banks and outputs differ
+    /// in number, or a bank was packed for another shape; [`Error::Cancelled`](crate::Error::Cancelled) when `stop` returned true.
     pub fn run<T: Element>(
         &self,
         scratch: &mut Scratch<T>,
@@ -237,8 +237,8 @@ impl ConvKernel {
 /// result is `[N, O, spatial...]`. `threads` and `stop` are as in [`ConvKernel::run`].
 ///
 /// # Errors
-/// [`Error::Mismatch`] when a slice does not have the number of elements `shape` requires;
-/// [`Error::Cancelled`] when `stop` returned true.
+/// [`Error::Mismatch`](crate::Error::Mismatch) when a slice does not have the number of elements `shape` requires;
+/// [`Error::Cancelled`](crate::Error::Cancelled) when `stop` returned true.
 pub fn conv_local<T: Element>(
     shape: &ConvShape,
     input: &[T],
