@@ -3,6 +3,8 @@
 pub mod array;
 #[cfg(feature = "bench")]
 pub mod bench;
+#[cfg(any(feature = "cli", feature = "gpu"))]
+pub mod cache;
 #[cfg(feature = "cluster")]
 pub mod cluster;
 pub mod coding;

@@ -9,6 +9,8 @@ use std::path::Path;
 /// floor if that makes no circle.
 const FLOORS: &[(&str, u32)] = &[
     ("error", 10),
+    // Files only: knows nothing of what they hold.
+    ("cache", 10),
     // Above the errors it reports, below everything that computes.
     ("array", 15),
     ("conv", 20),

@@ -323,7 +323,7 @@ struct Factory<'a> {
 
 impl<'a> Factory<'a> {
     fn new(args: &'a LayerArgs, console: Console) -> Result<Self> {
-        let mut workers = pool::workers(args, console)?;
+        let mut workers = pool::workers(args, true, console)?;
         if args.pool.is_some()
             && let Some(asked) = args.workers.filter(|asked| *asked != workers.len())
         {
@@ -335,13 +335,14 @@ impl<'a> Factory<'a> {
             ));
         }
         let dtype = dtype(args);
-        let rates = rates::of(&mut workers, dtype, args.calibrate, true, console)?;
+        let rates =
+            rates::of(&mut workers, dtype, rates::Measuring { how: args.calibrate, unknown: true }, console)?;
         Ok(Self { args, infos: workers.iter().map(|worker| worker.info()).collect(), rates })
     }
 
     fn make(&self) -> Result<Vec<Box<dyn Worker>>> {
         // What is to be said of the backend was said at first.
-        pool::workers(self.args, Console { quiet: true })
+        pool::workers(self.args, true, Console { quiet: true })
     }
 }
 

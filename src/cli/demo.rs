@@ -13,6 +13,7 @@ use ndarray_npy::ReadNpyExt;
 
 use super::options::Backend;
 use super::progress::Bar;
+use super::rates::{Calibrate, Measuring};
 use super::{Console, files, layers, pool, print};
 
 /// LeNet-5, trained by scripts/train_lenet5.py on digits that are not among [`DIGITS`].
@@ -77,7 +78,8 @@ pub(crate) fn run(args: &DemoArgs, console: Console) -> Result<()> {
         Model::from_bytes("lenet5.onnx", MODEL)?.with_input_shape("image", &[BATCH, 1, SIDE, SIDE])?;
     let faults = if args.fault.is_empty() { vec![FAULT.parse()?] } else { args.fault.clone() };
     let workers = |console: Console| -> Result<Pool> {
-        let workers = pool::from_backend(args.backend, None, WORKERS, console)?;
+        let kept = Measuring { how: Calibrate::Auto, unknown: false };
+        let workers = pool::from_backend(args.backend, None, WORKERS, kept, console)?;
         Pool::new(inject(workers, &faults, args.seed)?)
     };
     let pool = workers(console)?;

@@ -147,7 +147,7 @@ pub(crate) struct LayerArgs {
     /// Seed of everything random
     #[arg(long, value_name = "S", default_value_t = 0, allow_negative_numbers = true)]
     pub(crate) seed: u64,
-    /// Where the planner's rates come from
+    /// Where the planner's rates and the choice of GPU kernels come from
     #[arg(long, value_enum, value_name = "WHEN", default_value_t)]
     pub(crate) calibrate: Calibrate,
     /// Write a machine-readable report

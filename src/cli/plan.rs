@@ -137,8 +137,13 @@ pub(crate) fn run(args: &PlanArgs, console: Console) -> Result<()> {
     };
     // What cannot be read is refused before devices are opened.
     let subject = Subject::load(args)?;
-    let mut workers = pool::workers(&args.layer, console)?;
-    let measured = rates::of(&mut workers, dtype, args.layer.calibrate, true, console)?;
+    let mut workers = pool::workers(&args.layer, true, console)?;
+    let measured = rates::of(
+        &mut workers,
+        dtype,
+        rates::Measuring { how: args.layer.calibrate, unknown: true },
+        console,
+    )?;
     let count = workers.len();
     let own = workers.iter().map(|w| w.info()).collect::<Vec<_>>();
     if !args.measure {

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use super::Console;
 use super::network::{Endpoints, TlsEntry};
 use super::options::{Backend, LayerArgs};
-use super::rates;
+use super::rates::{self, Measuring};
 
 /// Most workers one machine is asked to hold: each has a thread.
 const MAX_WORKERS: usize = 4096;
@@ -103,26 +103,28 @@ fn one() -> usize {
 }
 
 /// The workers that the options describe, without the faults of `--fault`.
-pub(crate) fn workers(args: &LayerArgs, console: Console) -> Result<Vec<Box<dyn Worker>>> {
+/// `measure`: whether to measure what is not known of them.
+pub(crate) fn workers(args: &LayerArgs, measure: bool, console: Console) -> Result<Vec<Box<dyn Worker>>> {
+    let measuring = Measuring { how: args.calibrate, unknown: measure };
     if let Some(path) = &args.pool {
-        return from_file(path, args.seed, console);
+        return from_file(path, args.seed, measuring, console);
     }
     check_count(args.worker_count())?;
-    from_backend(args.backend, args.adapter.as_deref(), args.worker_count(), console)
+    from_backend(args.backend, args.adapter.as_deref(), args.worker_count(), measuring, console)
 }
 
 /// The pool that the options describe, faults included, and the planner's rates of its workers. `measure`: whether to
-/// measure rates that are not known.
+/// measure what is not known of them.
 pub(crate) fn assemble(
     args: &LayerArgs,
     dtype: DType,
     measure: bool,
     console: Console,
 ) -> Result<(Pool, Rates)> {
-    let mut workers = workers(args, console)?;
+    let mut workers = workers(args, measure, console)?;
     // Where the partitions are given there is nothing to choose.
-    let measure = measure && args.partitions.is_none();
-    let rates = rates::of(&mut workers, dtype, args.calibrate, measure, console)?;
+    let unknown = measure && args.partitions.is_none();
+    let rates = rates::of(&mut workers, dtype, Measuring { how: args.calibrate, unknown }, console)?;
     Ok((Pool::new(inject(workers, &args.fault, args.seed)?)?, rates))
 }
 
@@ -131,6 +133,7 @@ pub(crate) fn from_backend(
     backend: Backend,
     adapter: Option<&str>,
     count: usize,
+    measuring: Measuring,
     console: Console,
 ) -> Result<Vec<Box<dyn Worker>>> {
     match backend {
@@ -144,10 +147,10 @@ pub(crate) fn from_backend(
             }
             Ok(CpuWorker::fleet(count))
         }
-        Backend::Gpu => gpu_workers(count, adapter),
-        Backend::Auto if adapter.is_some() => gpu_workers(count, adapter),
+        Backend::Gpu => gpu_workers(count, adapter, measuring),
+        Backend::Auto if adapter.is_some() => gpu_workers(count, adapter, measuring),
         Backend::Auto => match super::devices::auto() {
-            Ok(_) => gpu_workers(count, None),
+            Ok(_) => gpu_workers(count, None, measuring),
             Err(why) => {
                 console.notice(format_args!("notice: {why}; using CPU workers"));
                 Ok(CpuWorker::fleet(count))
@@ -165,20 +168,22 @@ pub(crate) fn check_count(count: usize) -> Result<()> {
 }
 
 #[cfg(feature = "gpu")]
-fn gpu_workers(count: usize, adapter: Option<&str>) -> Result<Vec<Box<dyn Worker>>> {
-    let selector = adapter.map(fcdcc::gpu::AdapterSelector::from);
-    fcdcc::worker::GpuWorker::fleet(count, selector.as_ref())
+fn gpu_workers(count: usize, adapter: Option<&str>, measuring: Measuring) -> Result<Vec<Box<dyn Worker>>> {
+    use fcdcc::worker::{GpuOptions, GpuWorker};
+    let adapter = adapter.map(fcdcc::gpu::AdapterSelector::from);
+    let tuner = fcdcc::gpu::Tuner::new(measuring.tune());
+    GpuWorker::fleet_with(count, &GpuOptions { adapter, tuner, ..GpuOptions::default() })
 }
 
 #[cfg(not(feature = "gpu"))]
-fn gpu_workers(_: usize, _: Option<&str>) -> Result<Vec<Box<dyn Worker>>> {
+fn gpu_workers(_: usize, _: Option<&str>, _: Measuring) -> Result<Vec<Box<dyn Worker>>> {
     Err(Error::Unavailable {
         what: "the GPU backend".to_owned(),
         mend: "this binary was built without it: build with feature `gpu`, or use --backend cpu".to_owned(),
     })
 }
 
-fn from_file(path: &Path, seed: u64, console: Console) -> Result<Vec<Box<dyn Worker>>> {
+fn from_file(path: &Path, seed: u64, measuring: Measuring, console: Console) -> Result<Vec<Box<dyn Worker>>> {
     let file: PoolFile = super::network::read_toml(path, "a pool file")?;
     let bad =
         |cause: &str| Error::File { path: path.display().to_string(), cause: cause.to_owned(), input: true };
@@ -196,7 +201,7 @@ fn from_file(path: &Path, seed: u64, console: Console) -> Result<Vec<Box<dyn Wor
     for entry in &file.worker {
         let group = match (entry, &mut remotes) {
             (WorkerEntry::Remote { .. }, Some(remotes)) => remotes.next_group(),
-            _ => entry.open(workers.len(), path)?,
+            _ => entry.open(workers.len(), path, measuring)?,
         };
         workers.extend(entry.injected(group, seed)?);
         check_count(workers.len())?;
@@ -214,10 +219,14 @@ fn from_file(path: &Path, seed: u64, console: Console) -> Result<Vec<Box<dyn Wor
 
 /// The workers of this machine that the entries of the file at `path` describe.
 #[cfg(feature = "cluster")]
-pub(crate) fn local_workers(entries: &[WorkerEntry], path: &Path) -> Result<Vec<Box<dyn Worker>>> {
+pub(crate) fn local_workers(
+    entries: &[WorkerEntry],
+    path: &Path,
+    measuring: Measuring,
+) -> Result<Vec<Box<dyn Worker>>> {
     let mut workers: Vec<Box<dyn Worker>> = Vec::new();
     for entry in entries {
-        let group = entry.open(workers.len(), path)?;
+        let group = entry.open(workers.len(), path, measuring)?;
         workers.extend(entry.injected(group, 0)?);
         check_count(workers.len())?;
     }
@@ -226,7 +235,7 @@ pub(crate) fn local_workers(entries: &[WorkerEntry], path: &Path) -> Result<Vec<
 
 impl WorkerEntry {
     /// Its workers, the first of which is number `from` of the pool.
-    fn open(&self, from: usize, path: &Path) -> Result<Vec<Box<dyn Worker>>> {
+    fn open(&self, from: usize, path: &Path, measuring: Measuring) -> Result<Vec<Box<dyn Worker>>> {
         let bad = |cause: String| Error::File { path: path.display().to_string(), cause, input: true };
         match self {
             Self::Cpu { name, count, threads, .. } => {
@@ -253,7 +262,7 @@ impl WorkerEntry {
                         return Err(bad(format!("adapter is {other}: give its number or part of its name")));
                     }
                 };
-                gpu_workers(*queues, adapter.as_deref())
+                gpu_workers(*queues, adapter.as_deref(), measuring)
             }
             Self::Remote { .. } => {
                 Err(bad("has a worker of kind \"remote\": a machine lends its own workers only".to_owned()))

@@ -1,4 +1,5 @@
-//! The planner's rates: measured once on this machine's workers, kept in a file, used from then on.
+//! The planner's rates: measured once on this machine's workers, kept in a file, used from then on. How to come by them
+//! also goes for the choice of GPU kernels, which the library keeps.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -11,11 +12,12 @@ use fcdcc::worker::WorkerKind;
 use fcdcc::{Result, Worker};
 use serde::{Deserialize, Serialize};
 
+use super::Console;
 use super::progress::Bar;
-use super::{Console, files};
 
-/// Where the planner's rates come from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+/// Where the planner's rates and the choice of GPU kernels come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum Calibrate {
     /// Measured earlier on such workers, else now (about a second), and kept
     #[default]
@@ -24,6 +26,28 @@ pub(crate) enum Calibrate {
     Always,
     /// Built in: those of a typical server
     Never,
+}
+
+/// How to come by figures of this machine.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Measuring {
+    pub(crate) how: Calibrate,
+    /// Whether what is not known yet is to be measured where `how` leaves that open.
+    pub(crate) unknown: bool,
+}
+
+impl Measuring {
+    /// Where GPU workers have their choice of kernels from.
+    #[cfg(feature = "gpu")]
+    pub(crate) fn tune(self) -> fcdcc::gpu::Tune {
+        use fcdcc::gpu::Tune;
+        match (self.how, self.unknown) {
+            (Calibrate::Auto, true) => Tune::Measure,
+            (Calibrate::Auto, false) => Tune::Kept,
+            (Calibrate::Always, _) => Tune::Again,
+            (Calibrate::Never, _) => Tune::Off,
+        }
+    }
 }
 
 /// Measured rates by what they were measured on.
@@ -35,14 +59,8 @@ struct Cache {
 
 const SCHEMA: u32 = 1;
 
-/// `$FCDCC_CACHE`, else the user's cache folder.
 fn cache_file() -> Option<PathBuf> {
-    let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    let folder = set("FCDCC_CACHE")
-        .or_else(|| set("XDG_CACHE_HOME").map(|p| p.join("fcdcc")))
-        .or_else(|| set("HOME").map(|p| p.join(".cache/fcdcc")))
-        .or_else(|| set("LOCALAPPDATA").map(|p| p.join("fcdcc")))?;
-    Some(folder.join("rates.json"))
+    Some(fcdcc::cache::folder()?.join("rates.json"))
 }
 
 /// What is kept. A file that is not there, is damaged or of another version counts as empty: it is only a cache.
@@ -57,24 +75,21 @@ fn keep(key: String, calibration: Calibration) {
     let Some(path) = cache_file() else { return };
     let mut cache = read();
     cache.rates.insert(key, calibration);
-    let folder = path.parent().map(std::fs::create_dir_all);
-    let written = folder.is_some_and(|made| made.is_ok()) && files::write_report(&path, &cache).is_ok();
-    if !written {
-        tracing::info!(path = %path.display(), "rates could not be kept");
+    let written = serde_json::to_string_pretty(&cache).map_err(std::io::Error::other);
+    if let Err(error) = written.and_then(|text| fcdcc::cache::replace(&path, &text)) {
+        tracing::info!(path = %path.display(), %error, "rates could not be kept");
     }
 }
 
 /// The rates of the workers of a pool that is about to be made. Workers of one kind and device are taken to be alike and
-/// the slowest kind decides, since a layer waits for most of its workers. `measure`: whether rates that are not known yet
-/// are to be measured.
+/// the slowest kind decides, since a layer waits for most of its workers.
 ///
 /// # Errors
 /// What a worker says that cannot be measured although that is asked for.
 pub(crate) fn of(
     workers: &mut [Box<dyn Worker>],
     dtype: DType,
-    how: Calibrate,
-    measure: bool,
+    Measuring { how, unknown }: Measuring,
     console: Console,
 ) -> Result<Rates> {
     let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
@@ -97,7 +112,7 @@ pub(crate) fn of(
         let kept = known.rates.get(&key).filter(|_| how == Calibrate::Auto);
         let calibration = match kept {
             Some(kept) => *kept,
-            None if !measure && how == Calibrate::Auto => continue,
+            None if !unknown && how == Calibrate::Auto => continue,
             None => {
                 let bar = Bar::new(console, "measuring");
                 bar.steps(0, 1, &device);

@@ -15,6 +15,7 @@ use super::metrics::{self, Metrics};
 use super::network::{Endpoints, SecurityArgs, TlsEntry, read_toml};
 use super::options::Backend;
 use super::pool::{self, WorkerEntry};
+use super::rates::{Calibrate, Measuring};
 
 /// What the filter cache may take when nothing is said.
 const CACHE_LIMIT: ByteSize = ByteSize::gib(8);
@@ -52,6 +53,9 @@ pub(crate) struct WorkerArgs {
     /// GPU adapter: its number or part of its name (see `fcdcc devices`)
     #[arg(long, value_name = "ADAPTER")]
     adapter: Option<String>,
+    /// Where the choice of GPU kernels comes from [default: auto]
+    #[arg(long, value_enum, value_name = "WHEN")]
+    calibrate: Option<Calibrate>,
     /// What filters, slabs and results may take, such as 4GiB [default: half of the memory that is free now]
     #[arg(long, value_name = "SIZE")]
     memory: Option<ByteSize>,
@@ -81,6 +85,7 @@ struct Config {
     connect: Endpoints,
     name: Option<String>,
     cluster: Option<String>,
+    calibrate: Option<Calibrate>,
     memory: Option<ByteSize>,
     cache: Option<PathBuf>,
     cache_limit: Option<ByteSize>,
@@ -151,9 +156,11 @@ fn workers(
     path: &Path,
     console: Console,
 ) -> Result<Vec<Box<dyn Worker>>> {
+    let how = args.calibrate.or(config.calibrate).unwrap_or_default();
+    let measuring = Measuring { how, unknown: true };
     let chosen = args.workers.is_some() || args.backend.is_some() || args.adapter.is_some();
     if !config.worker.is_empty() && !chosen {
-        return pool::local_workers(&config.worker, path);
+        return pool::local_workers(&config.worker, path, measuring);
     }
     let backend = args.backend.unwrap_or_default();
     let gpus = || super::devices::auto().map(|adapters| adapters.len());
@@ -164,7 +171,7 @@ fn workers(
         (None, Backend::Cpu) => cores(),
     };
     pool::check_count(count)?;
-    pool::from_backend(backend, args.adapter.as_deref(), count, console)
+    pool::from_backend(backend, args.adapter.as_deref(), count, measuring, console)
 }
 
 fn cores() -> usize {

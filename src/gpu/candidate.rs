@@ -44,6 +44,13 @@ impl fmt::Display for Candidate {
 }
 
 impl Candidate {
+    /// A name that similar layers share: without the number of splits.
+    #[must_use]
+    pub fn way(self) -> String {
+        let whole = Self { splits: 1, ..self };
+        if self.splits > 1 { format!("{whole} split") } else { whole.to_string() }
+    }
+
     /// The kernel.
     #[must_use]
     pub fn kernel(self) -> Kernel {

@@ -88,6 +88,8 @@ pub struct ConvEngine {
     /// The sums of a split reduction, until they are merged: of one sub-result at a time.
     pub(super) sums: Option<wgpu::Buffer>,
     pub(super) poison: bool,
+    /// Candidates that are given wrong filters.
+    spoiled: Vec<Candidate>,
     pub(super) clock: Option<DeviceClock>,
     pub(super) timing: RunTiming,
     /// Those of all filters installed here.
@@ -105,6 +107,7 @@ impl ConvEngine {
             outputs: Vec::new(),
             sums: None,
             poison: false,
+            spoiled: Vec::new(),
             clock: None,
             timing: RunTiming::default(),
             bindings: Vec::new(),
@@ -121,6 +124,12 @@ impl ConvEngine {
     /// For tests; costs an upload a sub-result.
     pub fn poison_outputs(&mut self, poison: bool) {
         self.poison = poison;
+    }
+
+    /// From now on, leaves a weight out of what these candidates compute with: for tests of who notices.
+    #[doc(hidden)]
+    pub fn spoil(&mut self, candidates: &[Candidate]) {
+        self.spoiled = candidates.to_vec();
     }
 
     /// From now on, has the device say how long it computes ([`RunTiming::device_s`]), where the adapter can; or no
@@ -175,9 +184,10 @@ impl ConvEngine {
         self.gpu.check()?;
         let pipeline = self.pipeline(plan.variant)?;
         let merge = plan.merge().map(|merge| self.pipeline(merge)).transpose()?;
+        let spoiled = self.spoiled.contains(&candidate);
         let banks = match filters {
-            Values::F32(values) => self.upload_banks(&plan, values),
-            Values::F64(values) => self.upload_banks(&plan, values),
+            Values::F32(values) => self.upload_banks(&plan, values, spoiled),
+            Values::F64(values) => self.upload_banks(&plan, values, spoiled),
         }?;
         let offsets = match plan.kernel() {
             Kernel::Tiled => {
@@ -236,11 +246,19 @@ impl ConvEngine {
         self.gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some(label) })
     }
 
-    fn upload_banks<T: Element>(&self, plan: &ConvPlan, filters: &[T]) -> Result<Vec<wgpu::Buffer>> {
+    fn upload_banks<T: Element>(
+        &self,
+        plan: &ConvPlan,
+        filters: &[T],
+        spoiled: bool,
+    ) -> Result<Vec<wgpu::Buffer>> {
         filters
             .chunks_exact(plan.shape.weight_elems())
             .map(|bank| {
-                let packed = plan.pack(bank);
+                let mut packed = plan.pack(bank);
+                if spoiled {
+                    packed[0] = T::default();
+                }
                 self.constant_buffer("coded filters", &[bytemuck::cast_slice(&packed)], 0)
             })
             .collect()

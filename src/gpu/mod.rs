@@ -3,7 +3,8 @@
 //! Three steps: [`adapters`] lists what there is, [`GpuDevice::open`] opens a queue on one of them, and a
 //! [`ConvEngine`] on that queue holds filters ([`ConvEngine::install`]) and convolves slabs
 //! ([`ConvEngine::run`]). What runs where is decided beforehand, by a pure function of the layer's shape and the
-//! device's abilities ([`ConvPlan`]); [`Candidate`] lists the alternatives. Who uses the library through workers
+//! device's abilities ([`ConvPlan`]); [`Candidate`] lists the alternatives, and a [`Tuner`] finds out which is fastest.
+//! Who uses the library through workers
 //! ([`GpuWorker`](crate::worker::GpuWorker)) can skip this module, except for [`AdapterSelector`].
 //!
 //! Invariant: a result reaches the caller only after the device confirmed, without an error or a loss recorded in
@@ -20,7 +21,10 @@ mod params;
 mod plan;
 mod run;
 mod shaders;
+mod store;
 mod timing;
+mod tune;
+mod tuner;
 
 pub use candidate::Candidate;
 pub use conv::{ConvEngine, ConvFilters};
@@ -30,3 +34,5 @@ pub use device::{
 pub use kernel::Kernel;
 pub use plan::ConvPlan;
 pub use timing::RunTiming;
+pub use tune::Tune;
+pub use tuner::{Tuner, kept_kernels};

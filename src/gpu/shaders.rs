@@ -14,6 +14,7 @@ use super::kernel::{Kernel, TILED_SIDE};
 use crate::array::DType;
 
 const COMMON: &str = include_str!("../../shaders/common.wgsl");
+const MERGE: &str = include_str!("../../shaders/merge.wgsl");
 
 /// What distinguishes one compiled pipeline from another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -65,6 +66,12 @@ impl Kernel {
             Self::Tiled => include_str!("../../shaders/tiled.wgsl"),
         }
     }
+}
+
+/// The text of everything that variants are made of.
+pub(super) fn sources() -> String {
+    let kernels = Kernel::ALL.map(Kernel::source);
+    [&[COMMON, MERGE], kernels.as_slice()].concat().concat()
 }
 
 impl Variant {
@@ -127,7 +134,7 @@ impl Variant {
         text.push_str(COMMON);
         let source = match self.stage {
             Stage::Main => self.kernel.source(),
-            Stage::Merge => include_str!("../../shaders/merge.wgsl"),
+            Stage::Merge => MERGE,
         };
         let lines: Vec<&str> = source.lines().collect();
         expand(&lines, &counts, &[], &mut text);

@@ -16,10 +16,12 @@ use super::{
 };
 use crate::array::Values;
 use crate::error::{Error, Result};
-use crate::gpu::{AdapterSelector, AdapterSummary, ConvEngine, ConvFilters, GpuDevice, Kernel, select};
+use crate::gpu::{
+    AdapterSelector, AdapterSummary, ConvEngine, ConvFilters, GpuDevice, Kernel, Tuner, select,
+};
 
 /// Which adapter a worker opens, and what it is called.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct GpuOptions {
     /// The adapter; the first that [`select`] finds preferable when `None`.
     pub adapter: Option<AdapterSelector>,
@@ -27,17 +29,19 @@ pub struct GpuOptions {
     pub queue: usize,
     /// The worker's name; `gpu-<queue>` when `None`.
     pub name: Option<String>,
-    /// The kernel of every layer; the one expected to be fastest when `None`.
+    /// The kernel of every layer; what `tuner` picks when `None`.
     pub kernel: Option<Kernel>,
+    /// How to find the fastest of several ways to run a layer; by default not at all.
+    pub tuner: Tuner,
 }
 
 /// Computes subtasks on one queue of a GPU adapter.
 #[derive(Debug)]
 pub struct GpuWorker {
     info: WorkerInfo,
-    /// The adapter and kernel, to open the same again.
     adapter: AdapterSummary,
-    kernel: Option<Kernel>,
+    /// Of these, the name and what decides about kernels.
+    options: GpuOptions,
     /// `None` once the device is lost, with the cause in `lost`.
     held: Option<Held>,
     lost: String,
@@ -69,10 +73,6 @@ impl GpuWorker {
 
     fn on(adapter: &AdapterSummary, options: &GpuOptions) -> Result<Self> {
         let name = options.name.clone().unwrap_or_else(|| format!("gpu-{}", options.queue));
-        Self::named(adapter, name, options.kernel)
-    }
-
-    fn named(adapter: &AdapterSummary, name: String, kernel: Option<Kernel>) -> Result<Self> {
         let gpu = GpuDevice::open(adapter, &name)?;
         let info = WorkerInfo {
             name,
@@ -83,7 +83,13 @@ impl GpuWorker {
             adapter: Some(format!("{} {}", adapter.index, adapter.name)),
         };
         let held = Held { engine: ConvEngine::new(gpu), filters: HashMap::new() };
-        Ok(Self { info, adapter: adapter.clone(), kernel, held: Some(held), lost: String::new() })
+        Ok(Self {
+            info,
+            adapter: adapter.clone(),
+            options: options.clone(),
+            held: Some(held),
+            lost: String::new(),
+        })
     }
 
     /// Opens `count` workers, named `gpu-0` and so on, spread round-robin over all adapters that `selector` names;
@@ -93,14 +99,22 @@ impl GpuWorker {
     /// # Errors
     /// As [`GpuWorker::open`], for the first worker that cannot be opened.
     pub fn fleet(count: usize, selector: Option<&AdapterSelector>) -> Result<Vec<Box<dyn Worker>>> {
-        let adapters = select(selector)?;
+        Self::fleet_with(count, &GpuOptions { adapter: selector.cloned(), ..GpuOptions::default() })
+    }
+
+    /// As [`Self::fleet`], for the adapter, and with the kernels, that `options` say.
+    ///
+    /// # Errors
+    /// Those of [`Self::fleet`].
+    pub fn fleet_with(count: usize, options: &GpuOptions) -> Result<Vec<Box<dyn Worker>>> {
+        let adapters = select(options.adapter.as_ref())?;
         adapters
             .iter()
             .cycle()
             .take(count)
             .enumerate()
             .map(|(queue, adapter)| {
-                let options = GpuOptions { queue, ..GpuOptions::default() };
+                let options = GpuOptions { queue, name: None, ..options.clone() };
                 Ok(Box::new(Self::on(adapter, &options)?) as Box<dyn Worker>)
             })
             .collect()
@@ -138,11 +152,17 @@ impl Worker for GpuWorker {
 
     fn install(&mut self, key: FilterKey, shape: &SubtaskShape, banks: Values) -> Result<()> {
         shape.check_banks(&banks)?;
-        let kernel = self.kernel;
+        let (kernel, tuner) = (self.options.kernel, self.options.tuner.clone());
         self.with(|held, _| {
             // The old filters go first: both may not fit.
             held.filters.remove(&key);
-            let filters = held.engine.install(&shape.conv, shape.slabs, shape.banks, &banks, kernel)?;
+            let (conv, engine) = (&shape.conv, &mut held.engine);
+            let filters = if kernel.is_some() {
+                engine.install(conv, shape.slabs, shape.banks, &banks, kernel)
+            } else {
+                let candidate = tuner.pick(engine, conv, banks.dtype())?;
+                engine.install_as(conv, shape.slabs, shape.banks, &banks, candidate)
+            }?;
             held.filters.insert(key, Installed { shape: shape.clone(), filters });
             Ok(())
         })
@@ -175,10 +195,10 @@ impl Worker for GpuWorker {
         })
     }
 
-    /// Opens the same adapter, found by its position and name, with the same kernel and name.
+    /// Opens the same adapter, found by its position and name, with the same options.
     fn recipe(&self) -> Option<Recipe> {
-        let (adapter, name, kernel) = (self.adapter.clone(), self.info.name.clone(), self.kernel);
-        Some(Arc::new(move |_| Ok(Box::new(Self::named(&adapter, name.clone(), kernel)?))))
+        let (adapter, options) = (self.adapter.clone(), self.options.clone());
+        Some(Arc::new(move |_| Ok(Box::new(Self::on(&adapter, &options)?))))
     }
 
     fn lose_device(&mut self) {

@@ -1,0 +1,358 @@
+//! Choosing by measurement: what is known comes from a file, what is not is found out on the device.
+//!
+//! All tuners of a process share what they know of a file and measure one at a time, so that neither two queues of one
+//! adapter disturb each other nor several workers measure the same. Who cannot wait any longer takes what is expected to
+//! be fastest.
+//!
+//! Invariant: what a device that was lost said is kept only of the candidate it was lost over.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+
+use super::candidate::Candidate;
+use super::conv::{ConvEngine, ConvFilters};
+use super::store::{self, Known};
+use super::tune::{self, Bench, Trouble, Tune, Verdict, Verdicts};
+use crate::array::{DType, Element, Values, normal};
+use crate::cache;
+use crate::conv::{ConvShape, conv_local};
+use crate::error::{Error, Result};
+
+/// Multiply-adds of a trial, at most: some 20 ms of a software adapter, a fraction of a millisecond of a large GPU, whose
+/// results the CPU has to check.
+const SOFTWARE_MACS: u64 = 200_000_000;
+const HARDWARE_MACS: u64 = 2_000_000_000;
+/// Seconds that trials of a class take, about; compilers take most of them.
+const BUDGET_S: f64 = 2.0;
+/// How long to wait for others who measure.
+const WAIT: Duration = Duration::from_secs(20);
+/// Relative L2 error that a candidate may have: what every kernel is tested for, twice.
+const MOST_ERROR_F32: f64 = 2e-5;
+const MOST_ERROR_F64: f64 = 1e-12;
+
+/// `kernels.json` in [`cache::folder`].
+#[must_use]
+pub fn kept_kernels() -> Option<PathBuf> {
+    Some(cache::folder()?.join("kernels.json"))
+}
+
+/// Picks ways to run layers.
+#[derive(Clone, Debug, Default)]
+pub struct Tuner {
+    tune: Tune,
+    file: Option<PathBuf>,
+}
+
+impl Tuner {
+    /// One that reads and writes [`kept_kernels`].
+    #[must_use]
+    pub fn new(tune: Tune) -> Self {
+        Self::with_file(tune, kept_kernels())
+    }
+
+    /// One that keeps what it measures in `file`, or in this process alone.
+    #[must_use]
+    pub fn with_file(tune: Tune, file: Option<PathBuf>) -> Self {
+        Self { tune, file }
+    }
+
+    /// Which of [`Candidate::all`] to run layers of `shape` with. Where nothing is known and this is to be measured, it
+    /// is, for a few seconds, in `engine`.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`] when the device is lost, or when every candidate is known to be wrong on it.
+    pub fn pick(&self, engine: &mut ConvEngine, shape: &ConvShape, dtype: DType) -> Result<Candidate> {
+        let list = Candidate::all(shape, engine.device().caps(), dtype);
+        if self.tune == Tune::Off {
+            return Ok(list[0]);
+        }
+        let names: Vec<String> = list.iter().map(|c| c.way()).collect();
+        let key = (store::device(engine.device().summary()), format!("{dtype} {}", tune::class(shape)));
+        let known = self.known(&key).unwrap_or_default();
+        if let Some(chosen) = tune::choose(&names, &known) {
+            return Ok(list[chosen]);
+        }
+        let turn = if self.tune == Tune::Kept { None } else { Turn::take(WAIT) };
+        if turn.is_none() {
+            if self.tune != Tune::Kept {
+                tracing::warn!(
+                    class = key.1,
+                    "others measure GPU kernels: taking the one expected to be fastest"
+                );
+            }
+            return engine.some(&list, tune::expected(&names, &known), &known);
+        }
+        // Whoever measured meanwhile may have measured this.
+        let mut known = self.known(&key).unwrap_or_default();
+        if tune::choose(&names, &known).is_none() && tune::expected(&names, &known).is_some() {
+            // Else the first candidate would be blamed for a loss before its time.
+            engine.device().check()?;
+            known = match dtype {
+                DType::F32 => trials::<f32>(engine, shape, &list, &names, &known),
+                DType::F64 => trials::<f64>(engine, shape, &list, &names, &known),
+            }?;
+            self.keep(key, known.clone());
+            tracing::info!(verdicts = ?known, "GPU kernels measured");
+            engine.device().check()?;
+        }
+        engine.some(&list, tune::choose(&names, &known), &known)
+    }
+
+    /// What is known of a device's class.
+    fn known(&self, key: &(String, String)) -> Option<Verdicts> {
+        let mut tables = locked(&TABLES);
+        let table = tables.entry(self.file.clone()).or_insert_with(|| Table {
+            known: self
+                .file
+                .as_deref()
+                .map_or_else(Known::new, |file| store::read(file, &store::fingerprint())),
+            measured: BTreeMap::new(),
+        });
+        let found = table.known.get(&key.0)?.get(&key.1)?;
+        (self.tune != Tune::Again || table.measured.get(key) == Some(&Tune::Again)).then(|| found.clone())
+    }
+
+    fn keep(&self, key: (String, String), verdicts: Verdicts) {
+        let mut tables = locked(&TABLES);
+        let Some(table) = tables.get_mut(&self.file) else { return };
+        table.known.entry(key.0.clone()).or_default().insert(key.1.clone(), verdicts);
+        table.measured.insert(key, self.tune);
+        if let Some(file) = &self.file
+            && let Err(error) = table.merge(file)
+        {
+            tracing::warn!(path = %file.display(), %error, "the choice of GPU kernels could not be kept");
+        }
+    }
+}
+
+impl ConvEngine {
+    /// The `chosen` one of `list`, or what is wrong with all of them.
+    fn some(&self, list: &[Candidate], chosen: Option<usize>, verdicts: &Verdicts) -> Result<Candidate> {
+        chosen.map(|at| list[at]).ok_or_else(|| {
+            let failed = |(name, verdict): (&String, &Verdict)| match verdict {
+                Verdict::Failed(cause) => Some(format!("{name}: {cause}")),
+                Verdict::Seconds(_) | Verdict::Unmeasured => None,
+            };
+            let causes: Vec<String> = verdicts.iter().filter_map(failed).collect();
+            self.device().error(format!("no kernel computes this layer right: {}", causes.join("; ")))
+        })
+    }
+}
+
+/// What a process knows of a file.
+struct Table {
+    known: Known,
+    /// What it measured itself, and why.
+    measured: BTreeMap<(String, String), Tune>,
+}
+
+impl Table {
+    /// Adds what was measured here to the file, which other processes write too.
+    fn merge(&self, file: &Path) -> std::io::Result<()> {
+        let fingerprint = store::fingerprint();
+        let mut whole = store::read(file, &fingerprint);
+        for (device, class) in self.measured.keys() {
+            if let Some(verdicts) = self.known.get(device).and_then(|classes| classes.get(class)) {
+                whole.entry(device.clone()).or_default().insert(class.clone(), verdicts.clone());
+            }
+        }
+        store::write(file, &fingerprint, whole)
+    }
+}
+
+static TABLES: Mutex<BTreeMap<Option<PathBuf>, Table>> = Mutex::new(BTreeMap::new());
+static MEASURING: Mutex<bool> = Mutex::new(false);
+static MEASURED: Condvar = Condvar::new();
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The right to measure; given back when dropped.
+struct Turn;
+
+impl Turn {
+    /// Waits for it.
+    fn take(limit: Duration) -> Option<Self> {
+        let busy = locked(&MEASURING);
+        let waited = MEASURED.wait_timeout_while(busy, limit, |busy| *busy);
+        let (mut busy, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        // Made only where it is due: dropping it would give somebody else's back.
+        (!std::mem::replace(&mut *busy, true)).then(|| Self)
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        *locked(&MEASURING) = false;
+        MEASURED.notify_one();
+    }
+}
+
+/// Tries the candidates on random data.
+fn trials<T: Element>(
+    engine: &mut ConvEngine,
+    shape: &ConvShape,
+    list: &[Candidate],
+    names: &[String],
+    before: &Verdicts,
+) -> Result<Verdicts> {
+    let started = Instant::now();
+    let macs = if engine.device().caps().software { SOFTWARE_MACS } else { HARDWARE_MACS };
+    let shape = tune::trial_shape(shape, macs);
+    let mut rng = ChaCha8Rng::seed_from_u64(0);
+    let mut draw = |count: usize| -> Vec<T> { (0..count).map(|_| T::from_f64(normal(&mut rng))).collect() };
+    let (slab, bank) = (draw(shape.input_elems()), draw(shape.weight_elems()));
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let truth = conv_local(&shape, &slab, &bank, None, threads, &|| false)?;
+    let clocked = engine.clock.is_some();
+    engine.time_device(true)?;
+    let mut bench = DeviceBench {
+        engine: &mut *engine,
+        list,
+        slab: T::wrap(slab),
+        bank: T::wrap(bank),
+        truth,
+        shape,
+        installed: list.iter().map(|_| None).collect(),
+        started,
+    };
+    let verdicts = tune::measure(names, before, &mut bench, BUDGET_S);
+    drop(bench);
+    // A device that is lost says so at its next use.
+    if engine.device().lost().is_none() {
+        engine.time_device(clocked)?;
+    }
+    Ok(verdicts)
+}
+
+/// Trials on a device.
+struct DeviceBench<'a, T> {
+    engine: &'a mut ConvEngine,
+    list: &'a [Candidate],
+    shape: ConvShape,
+    slab: Values,
+    bank: Values,
+    truth: Vec<T>,
+    installed: Vec<Option<ConvFilters>>,
+    started: Instant,
+}
+
+impl<T: Element> DeviceBench<'_, T> {
+    fn trouble(&self, error: &Error) -> Trouble {
+        match self.engine.device().lost() {
+            Some(cause) => Trouble::Device(cause),
+            None => Trouble::Candidate(error.to_string()),
+        }
+    }
+
+    /// Computes the trial, into `result` if given.
+    fn compute(&mut self, candidate: usize, mut result: Option<&mut Vec<T>>) -> Result<f64> {
+        let filters = self.installed[candidate].as_ref().expect("a candidate is verified before it is timed");
+        self.engine.run(filters, 1, &self.slab, None, &|| false, &mut |_, values| {
+            if let Some(result) = &mut result {
+                **result = T::unwrap(&values).map_or_else(Vec::new, <[T]>::to_vec);
+            }
+        })?;
+        let timing = self.engine.last_timing();
+        Ok(timing.device_s.unwrap_or(timing.wall_s))
+    }
+
+    fn verified(&mut self, candidate: usize) -> Result<f64, Trouble> {
+        let (shape, bank) = (&self.shape, &self.bank);
+        let installed = self.engine.install_as(shape, 1, 1, bank, self.list[candidate]);
+        self.installed[candidate] = Some(installed.map_err(|error| self.trouble(&error))?);
+        let mut result = Vec::new();
+        let seconds = self.compute(candidate, Some(&mut result)).map_err(|error| self.trouble(&error))?;
+        let error = relative_error(&result, &self.truth);
+        let most = if T::DTYPE == DType::F32 { MOST_ERROR_F32 } else { MOST_ERROR_F64 };
+        // NaN is not within it.
+        if error <= most {
+            return Ok(seconds);
+        }
+        Err(Trouble::Candidate(format!("off by {error:.1e} (relative L2) where {most:.0e} is allowed")))
+    }
+}
+
+impl<T: Element> Bench for DeviceBench<'_, T> {
+    fn verify(&mut self, candidate: usize) -> Result<f64, Trouble> {
+        // Elements that are not written show.
+        let poison = self.engine.poison;
+        self.engine.poison_outputs(true);
+        let verified = self.verified(candidate);
+        self.engine.poison_outputs(poison);
+        verified
+    }
+
+    fn time(&mut self, candidate: usize) -> Result<f64, Trouble> {
+        self.compute(candidate, None).map_err(|error| self.trouble(&error))
+    }
+
+    fn spent(&self) -> f64 {
+        self.started.elapsed().as_secs_f64()
+    }
+}
+
+/// Relative L2; NaN if anything is.
+fn relative_error<T: Element>(result: &[T], truth: &[T]) -> f64 {
+    if result.len() != truth.len() {
+        return f64::NAN;
+    }
+    let norm = |of: &dyn Fn(usize) -> f64| (0..truth.len()).map(|i| of(i) * of(i)).sum::<f64>();
+    let error = norm(&|i| result[i].to_f64() - truth[i].to_f64());
+    (error / norm(&|i| truth[i].to_f64())).sqrt()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_measures_at_a_time_and_nobody_waits_for_ever() {
+        let turn = Turn::take(Duration::from_secs(10)).unwrap();
+        assert!(Turn::take(Duration::from_millis(5)).is_none());
+        let waiting = std::thread::spawn(|| Turn::take(Duration::from_secs(10)).is_some());
+        drop(turn);
+        assert!(waiting.join().unwrap());
+        assert!(Turn::take(Duration::from_secs(10)).is_some());
+    }
+
+    #[test]
+    fn errors_are_relative_and_nan_never_passes() {
+        assert_eq!(relative_error(&[3.0, 4.0], &[3.0, 4.0]), 0.0);
+        assert!((relative_error(&[3.0, 4.5], &[3.0, 4.0]) - 0.1).abs() < 1e-15);
+        assert!(relative_error(&[3.0, f64::NAN], &[3.0, 4.0]).is_nan());
+        assert!(relative_error(&[3.0], &[3.0, 4.0]).is_nan());
+    }
+
+    #[test]
+    fn what_is_kept_adds_to_what_others_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("kernels.json");
+        let key = |class: &str| ("adapter".to_owned(), class.to_owned());
+        let verdicts = Verdicts::from([("naive 1x64".to_owned(), Verdict::Seconds(1.0))]);
+        let tuner = Tuner::with_file(Tune::Kept, Some(file.clone()));
+        assert_eq!(tuner.known(&key("one")), None);
+        // Another process writes after this one has read.
+        let theirs = BTreeMap::from([("two".to_owned(), verdicts.clone())]);
+        store::write(&file, &store::fingerprint(), Known::from([("adapter".to_owned(), theirs)])).unwrap();
+        tuner.keep(key("one"), verdicts.clone());
+        let all = store::read(&file, &store::fingerprint());
+        assert_eq!(all["adapter"].keys().collect::<Vec<_>>(), ["one", "two"]);
+        // Who measures again wants to know what was measured so here, and only that.
+        let again = Tuner::with_file(Tune::Again, Some(file.clone()));
+        assert_eq!(again.known(&key("one")), None);
+        again.keep(key("one"), verdicts.clone());
+        assert_eq!(again.known(&key("one")), Some(verdicts));
+        let elsewhere = folder.path().join("other.json");
+        std::fs::copy(&file, &elsewhere).unwrap();
+        let fresh = Tuner::with_file(Tune::Again, Some(elsewhere.clone()));
+        assert_eq!(fresh.known(&key("one")), None);
+        assert!(Tuner::with_file(Tune::Kept, Some(elsewhere)).known(&key("one")).is_some());
+    }
+}
