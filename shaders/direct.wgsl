@@ -51,9 +51,11 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
         #{b:BLOCKS, j:4
         if block * (BLOCKS * 4u) + ${b}u * 4u + ${j}u < params.group_out {
             let at = output_at(group * params.group_out + block * (BLOCKS * 4u) + ${b}u * 4u + ${j}u, column_${p});
+            #{a:ADDS
             if params.accumulate != 0u {
                 sum_${b}_${p}[${j}] += output[at];
             }
+            #}
             output[at] = sum_${b}_${p}[${j}];
         }
         #}

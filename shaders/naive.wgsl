@@ -40,8 +40,10 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     }
     sum += total;
     let at = output_at(channel, column);
+    #{a:ADDS
     if params.accumulate != 0u {
         sum += output[at];
     }
+    #}
     output[at] = sum;
 }

@@ -51,9 +51,11 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     let column_${p} = first_column + ${p}u * workgroup_x;
     if column_${p} < params.columns {
         let at = output_at(channel, column_${p});
+        #{a:ADDS
         if params.accumulate != 0u {
             total_${p} += output[at];
         }
+        #}
         output[at] = total_${p};
     }
     #}

@@ -114,9 +114,11 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
             let at = split * params.outputs
                 + output_at(group * params.group_out + channel_${g}_${w}, column_${j});
             var value = sum_${g}_${j}[${w}];
+            #{a:ADDS
             if params.accumulate != 0u {
                 value += output[at];
             }
+            #}
             output[at] = value;
         }
         #}

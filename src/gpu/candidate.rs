@@ -25,6 +25,11 @@ const MAX_SUMS_BYTES: u64 = 16 << 20;
 /// The longest reduction that is split.
 const MAX_SPLIT_REDUCTION: usize = 1 << 18;
 
+/// What a load of `direct_subgroup` costs, in multiply-adds of vectors: the best fit to seven tiles on thirteen layers.
+const SUBGROUP_LOAD: f64 = 20.0;
+/// Tiles of it that are worth a try.
+const SUBGROUP_TILES: usize = 3;
+
 /// A kernel and how it is cut into tiles; shown as a name that tells it from the others of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Candidate {
@@ -89,7 +94,7 @@ impl Candidate {
                 vec![whole(Tile { channels: 1, columns: 8, workgroup_x })]
             }
             Kernel::Direct => vec![whole(Tile { channels: 8, columns: 4, workgroup_x: 8 })],
-            Kernel::DirectSubgroup => subgroup_tiles(shape, caps).map(whole).to_vec(),
+            Kernel::DirectSubgroup => subgroup_tiles(shape, caps).into_iter().map(whole).collect(),
             Kernel::Tiled => tiled(shape, caps, dtype),
         }
     }
@@ -101,15 +106,27 @@ impl Candidate {
     }
 }
 
-/// Tiles of `direct_subgroup`, the better guess first. Six columns a thread share a load of weights among more
-/// products than four do, but few columns may leave more of them empty: on 7 x 7 pixels, 47 of 96 instead of 15 of 64.
-fn subgroup_tiles(shape: &ConvShape, caps: &Caps) -> [Tile; 2] {
-    let channels = if shape.out_channels / shape.groups > 8 { 16 } else { 8 };
+/// Tiles of `direct_subgroup`, the best guess first. A large tile shares each load among many products, but may leave
+/// more channels and columns empty (on 7 x 7 pixels, 47 of 96 columns or 15 of 64) and threads without work. Larger tiles
+/// than these would save a tenth, and compilers would take several seconds over them.
+fn subgroup_tiles(shape: &ConvShape, caps: &Caps) -> Vec<Tile> {
     let lanes = caps.subgroup_size.max(8);
+    let group_out = shape.out_channels / shape.groups;
     let columns = shape.batch * shape.output.iter().product::<usize>();
-    let computed = |each: usize| columns.next_multiple_of(each * lanes as usize);
-    let order = if 12 * computed(6) <= 13 * computed(4) { [6, 4] } else { [4, 6] };
-    order.map(|columns| Tile { channels, columns, workgroup_x: lanes })
+    let seconds = |tile: &Tile| {
+        let high = group_out.div_ceil(tile.channels as usize) * shape.groups;
+        let blocks = high * columns.div_ceil((tile.columns * lanes) as usize);
+        let products = f64::from(tile.channels * tile.columns);
+        let loads = f64::from(tile.columns) + f64::from(tile.channels.div_ceil(32));
+        // Each thread of the adapter has so many workgroups, one after the other.
+        blocks.div_ceil(caps.threads.max(1)) as f64 * (products + SUBGROUP_LOAD * loads)
+    };
+    let mut tiles: Vec<Tile> = [(64, 4), (32, 8), (32, 4), (16, 6), (16, 4), (8, 6), (8, 4)]
+        .map(|(channels, columns)| Tile { channels, columns, workgroup_x: lanes })
+        .to_vec();
+    tiles.sort_by(|a, b| seconds(a).total_cmp(&seconds(b)));
+    tiles.truncate(SUBGROUP_TILES);
+    tiles
 }
 
 /// Ways to run `tiled`. Of the tiles not much higher than the layer: the largest whose grid keeps a GPU busy, then the
@@ -202,14 +219,21 @@ mod tests {
     }
 
     #[test]
-    fn few_columns_take_the_narrower_tile_of_the_subgroup_kernel() {
-        let first = |side: usize| {
+    fn the_layer_decides_the_tile_of_the_subgroup_kernel() {
+        let first = |channels: usize, side: usize, threads: usize| {
             let shape =
-                ConvShape::new(&[1, 16, side, side], &[32, 16, 1, 1], &ConvParams::default()).unwrap();
-            Candidate::of(Kernel::DirectSubgroup, &shape, &caps(), DType::F32)[0].to_string()
+                ConvShape::new(&[1, 16, side, side], &[channels, 16, 1, 1], &ConvParams::default()).unwrap();
+            let caps = Caps { threads, ..caps() };
+            Candidate::of(Kernel::DirectSubgroup, &shape, &caps, DType::F32)[0].to_string()
         };
-        assert_eq!(first(7), "direct_subgroup 16x32");
-        assert_eq!([first(14), first(56)], ["direct_subgroup 16x48", "direct_subgroup 16x48"]);
+        assert_eq!([first(512, 56, 2), first(64, 14, 2)], ["direct_subgroup 64x32"; 2]);
+        assert_eq!([first(32, 56, 2), first(16, 56, 2)], ["direct_subgroup 32x64", "direct_subgroup 16x48"]);
+        // Few channels, few columns: no more of them than there are.
+        assert_eq!(first(8, 56, 2), "direct_subgroup 8x48");
+        assert_eq!(first(32, 5, 1), "direct_subgroup 32x32");
+        // Rather smaller blocks than none for some threads.
+        assert_eq!(first(32, 5, 2), "direct_subgroup 16x32");
+        assert_eq!(first(64, 7, 16), "direct_subgroup 8x32");
     }
 
     #[test]

@@ -100,6 +100,8 @@ pub struct Caps {
     pub subgroup_shuffle: bool,
     /// Smallest number of lanes of a subgroup.
     pub subgroup_size: u32,
+    /// Threads that run workgroups, where that is known: on software adapters.
+    pub threads: usize,
     /// Buffers that shaders use can be mapped.
     pub mappable: bool,
     /// Largest array a shader can see, in bytes.
@@ -330,6 +332,7 @@ impl GpuDevice {
             f64: features.contains(wgpu::Features::SHADER_F64),
             subgroup_shuffle: features.contains(wgpu::Features::SUBGROUP) && lanes >= 8,
             subgroup_size: lanes,
+            threads: std::thread::available_parallelism().map_or(1, usize::from),
             mappable: features.contains(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS),
             max_binding_bytes: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size),
             max_workgroups_per_dimension: limits.max_compute_workgroups_per_dimension,

@@ -23,6 +23,7 @@ impl ConvPlan {
         let blocks = group_out.div_ceil(block);
         let steps = match self.variant.kernel {
             Kernel::Tiled => reduction.next_multiple_of(depth(self.variant.tile)),
+            Kernel::DirectSubgroup => reduction.next_multiple_of(2),
             _ => reduction,
         };
         let mut packed = vec![T::default(); shape.groups * blocks * steps * block];

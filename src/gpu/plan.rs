@@ -96,8 +96,9 @@ impl ConvPlan {
             Kernel::Tiled => {
                 shape.groups * reduction.next_multiple_of(depth(tile)) * group_out.next_multiple_of(4)
             }
-            Kernel::Direct | Kernel::DirectSubgroup => {
-                shape.groups * channel_blocks * reduction * tile.channels as usize
+            Kernel::Direct => shape.groups * channel_blocks * reduction * tile.channels as usize,
+            Kernel::DirectSubgroup => {
+                shape.groups * channel_blocks * reduction.next_multiple_of(2) * tile.channels as usize
             }
         };
         let bytes = |what: &str, elems: usize| {
@@ -113,8 +114,9 @@ impl ConvPlan {
                 "split the layer further (larger k_A for slabs and outputs, larger k_B for filters and outputs)",
             ))
         };
+        let parts = parts(shape, kernel, tile);
         let mut plan = Self {
-            variant: Variant { kernel, stage: Stage::Main, dtype, tile },
+            variant: Variant { kernel, stage: Stage::Main, dtype, tile, adds: parts.len() > 1 },
             shape: shape.clone(),
             slab_bytes: bytes("one coded slab", shape.input_elems())?,
             bank_bytes: bytes("one packed coded filter bank", bank_elems)?,
@@ -127,7 +129,7 @@ impl ConvPlan {
             steps: Vec::new(),
             submissions: Vec::new(),
         };
-        plan.fill_steps(caps, channel_blocks)?;
+        plan.fill_steps(caps, channel_blocks, parts)?;
         Ok(plan)
     }
 
@@ -148,7 +150,7 @@ impl ConvPlan {
         self.shape.output_elems() as u64 * (self.shape.weight_elems() / self.shape.out_channels) as u64
     }
 
-    fn fill_steps(&mut self, caps: &Caps, channel_blocks: usize) -> Result<()> {
+    fn fill_steps(&mut self, caps: &Caps, channel_blocks: usize, parts: Vec<Part>) -> Result<()> {
         let (shape, tile) = (&self.shape, self.variant.tile);
         let block_columns = (tile.columns * tile.workgroup_x) as usize;
         let columns = shape.batch * shape.output.iter().product::<usize>();
@@ -177,7 +179,7 @@ impl ConvPlan {
         let block_outputs = (block_columns * block_channels(self.variant.kernel, tile)) as u64;
         let budget = caps.submission_macs.max(1);
         let mut spent = budget;
-        for (index, part) in parts(shape, self.variant).into_iter().enumerate() {
+        for (index, part) in parts.into_iter().enumerate() {
             let workgroup_macs =
                 block_outputs * (part.channels.len() * part.taps.len()).min(split_steps) as u64;
             let pieces = (workgroup_macs * workgroups as u64).div_ceil(budget).clamp(1, workgroups as u64);
@@ -258,11 +260,13 @@ fn block_channels(kernel: Kernel, tile: Tile) -> usize {
 /// Splits the reduction so that no thread exceeds [`MAX_LOOP_ITERATIONS`]: at most one of a loop per channel, one of the
 /// loop in it per tap, and the exit of each; the loop over runs around them adds less than is left to the driver's limit. `tiled` has one loop, over its whole steps of the reduction, and
 /// takes its parts as taps of one channel that has them all.
-fn parts(shape: &ConvShape, variant: Variant) -> Vec<Part> {
+///
+/// Parts of several channels have an even number of steps, since `direct_subgroup` takes two at a time.
+fn parts(shape: &ConvShape, kernel: Kernel, tile: Tile) -> Vec<Part> {
     let group_in = shape.in_channels / shape.groups;
     let taps: usize = shape.kernel.iter().product();
-    if variant.kernel == Kernel::Tiled {
-        let some = (MAX_LOOP_ITERATIONS - 1) * depth(variant.tile);
+    if kernel == Kernel::Tiled {
+        let some = (MAX_LOOP_ITERATIONS - 1) * depth(tile);
         let reduction = group_in * taps;
         return (0..reduction)
             .step_by(some)
@@ -271,6 +275,7 @@ fn parts(shape: &ConvShape, variant: Variant) -> Vec<Part> {
     }
     let channels = MAX_LOOP_ITERATIONS / (taps + 2);
     if channels > 0 {
+        let channels = if channels > 1 { channels / 2 * 2 } else { 1 };
         return (0..group_in)
             .step_by(channels)
             .map(|c| Part { channels: c..(c + channels).min(group_in), taps: 0..taps })
@@ -331,7 +336,7 @@ pub(super) fn every_variant() -> Vec<Variant> {
     let mut variants = Vec::new();
     for kernel in Kernel::ALL {
         for dtype in [DType::F32, DType::F64] {
-            for (channels, side) in [(8, 1), (64, 1), (128, 200)] {
+            for (channels, side) in [(8, 1), (16, 9), (64, 1), (128, 200)] {
                 let shape = ConvShape::new(
                     &[1, 1, side, side],
                     &[channels, 1, 1, 1],
@@ -340,9 +345,11 @@ pub(super) fn every_variant() -> Vec<Variant> {
                 .expect("a valid shape");
                 for Candidate { kernel, tile, .. } in Candidate::of(kernel, &shape, &caps, dtype) {
                     for stage in [Stage::Main, Stage::Merge] {
-                        let variant = Variant { kernel, stage, dtype, tile };
-                        if !variants.contains(&variant) {
-                            variants.push(variant);
+                        for adds in [false, true] {
+                            let variant = Variant { kernel, stage, dtype, tile, adds };
+                            if !variants.contains(&variant) {
+                                variants.push(variant);
+                            }
                         }
                     }
                 }
@@ -363,6 +370,7 @@ pub(super) mod tests {
             f64: true,
             subgroup_shuffle: true,
             subgroup_size: 8,
+            threads: 2,
             mappable: true,
             max_binding_bytes: 128 << 20,
             max_workgroups_per_dimension: 65_535,
@@ -383,13 +391,13 @@ pub(super) mod tests {
 
     #[test]
     fn long_reductions_are_split_without_gap_or_overlap() {
-        let naive = plan(&[1, 1, 1], &[1, 1, 1], ConvParams::default(), Kernel::Naive).unwrap().variant;
+        let tile = Tile { channels: 1, columns: 1, workgroup_x: 64 };
         for (channels, kernel) in [(8192, 3), (1, 70_000), (3, 40_000), (40_000, 1), (1, 1)] {
             let shape =
                 ConvShape::new(&[1, channels, kernel], &[1, channels, kernel], &ConvParams::default())
                     .unwrap();
             let mut next = 0;
-            for part in parts(&shape, naive) {
+            for part in parts(&shape, Kernel::Naive, tile) {
                 assert_eq!(part.channels.start * kernel + part.taps.start, next);
                 assert!(part.taps == (0..kernel) || part.channels.len() == 1);
                 assert!(part.channels.len() * (part.taps.len() + 2) < 65_000);

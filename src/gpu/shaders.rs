@@ -23,6 +23,9 @@ pub(super) struct Variant {
     pub(super) stage: Stage,
     pub(super) dtype: DType,
     pub(super) tile: Tile,
+    /// Whether dispatches may add to what earlier ones left in the output: where no part of the reduction is left to
+    /// later ones, none of the text that does so needs to be compiled, which on software adapters is most of the time.
+    pub(super) adds: bool,
 }
 
 /// Which pass of a kernel.
@@ -81,11 +84,24 @@ impl Variant {
         if self.stage == Stage::Merge {
             return vec![];
         }
-        match self.kernel {
+        let mut counts = match self.kernel {
             Kernel::Naive => vec![],
             Kernel::Single => vec![("PIXELS", columns)],
             Kernel::Direct => vec![("BLOCKS", channels / 4), ("PIXELS", columns)],
-            Kernel::DirectSubgroup => vec![("BLOCKS", channels / 8), ("PIXELS", columns)],
+            Kernel::DirectSubgroup => {
+                let width = (channels / 8).min(4);
+                vec![
+                    ("CHANNELS", channels),
+                    ("PIXELS", columns),
+                    // Blocks of eight lanes' weights, and weights a lane: in vectors of four or two, or one.
+                    ("BLOCKS", channels / 8 / width),
+                    ("WIDTH", width),
+                    ("QUADS", width / 4),
+                    ("PAIRS", width % 4 / 2),
+                    ("ONES", width % 2),
+                    ("VECTORS", 1 - width % 2),
+                ]
+            }
             Kernel::Tiled => {
                 let (threads, depth) = (TILED_SIDE * TILED_SIDE, 64 / columns);
                 let width = channels.min(4);
@@ -102,7 +118,9 @@ impl Variant {
                     ("FILTER_LOADS", depth * TILED_SIDE * channels / width / threads),
                 ]
             }
-        }
+        };
+        counts.push(("ADDS", u32::from(self.adds)));
+        counts
     }
 
     /// `naive_f32`, as pipelines are labelled.
