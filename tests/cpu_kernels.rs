@@ -95,7 +95,7 @@ fn check<T: Element>(shape: &ConvShape) -> Result<(), String> {
 type Case = (&'static [usize], &'static [usize], ConvParams, ConvPath);
 
 fn cases() -> Vec<Case> {
-    use ConvPath::{Dense, InPlace, Staged};
+    use ConvPath::{Dense, Depthwise, InPlace, Staged};
     let p = ConvParams::default;
     vec![
         // Rank 1, 2, 3; odd channel counts.
@@ -135,8 +135,11 @@ fn cases() -> Vec<Case> {
         // Groups and depthwise, with a channel multiplier.
         (&[2, 6, 8, 9], &[18, 2, 3, 3], p().groups(3), InPlace),
         (&[2, 6, 8, 9], &[6, 2, 3, 3], p().groups(3).padding([1]), Staged),
-        (&[1, 16, 14, 14], &[16, 1, 3, 3], p().groups(16).padding([1]).stride([2]), Staged),
+        (&[1, 16, 14, 14], &[16, 1, 3, 3], p().groups(16).padding([1]).stride([2]), Depthwise),
         (&[1, 5, 30, 31], &[10, 1, 5, 5], p().groups(5), InPlace),
+        (&[2, 5, 30, 31], &[10, 1, 3, 3], p().groups(5), Depthwise),
+        (&[1, 5, 30, 31], &[10, 1, 3, 3], p().groups(5).dilation([2]), InPlace),
+        (&[1, 5, 30, 31], &[10, 1, 3, 3], p().groups(5).stride([1, 2]), Staged),
         // 1x1: in place, strided, padded, grouped.
         (&[2, 19, 13, 11], &[23, 19, 1, 1], p(), InPlace),
         (&[1, 19, 13, 11], &[23, 19, 1, 1], p().stride([2]), Staged),

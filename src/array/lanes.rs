@@ -23,6 +23,8 @@ pub trait Lanes: Copy {
         b: Self::Vector<S>,
         c: Self::Vector<S>,
     ) -> Self::Vector<S>;
+    /// The bits that both have: a where those of `mask` are all set, zero where none is, whatever a is.
+    fn keep<S: Simd>(simd: S, mask: Self::Vector<S>, a: Self::Vector<S>) -> Self::Vector<S>;
     /// `low` where a < `low`, `high` where a > `high`, else a: a NaN stays one.
     fn clamp<S: Simd>(
         simd: S,
@@ -33,7 +35,7 @@ pub trait Lanes: Copy {
 }
 
 macro_rules! lanes {
-    ($element:ty, $vector:ident, $splat:ident, $add:ident, $sub:ident, $mul_add:ident, $less:ident, $select:ident) => {
+    ($element:ty, $vector:ident, $splat:ident, $add:ident, $sub:ident, $mul_add:ident, $and:ident, $less:ident, $select:ident) => {
         impl Lanes for $element {
             type Vector<S: Simd> = S::$vector;
 
@@ -54,6 +56,10 @@ macro_rules! lanes {
                 simd.$mul_add(a, b, c)
             }
             #[inline(always)]
+            fn keep<S: Simd>(simd: S, mask: S::$vector, a: S::$vector) -> S::$vector {
+                simd.$and(mask, a)
+            }
+            #[inline(always)]
             fn clamp<S: Simd>(simd: S, a: S::$vector, low: S::$vector, high: S::$vector) -> S::$vector {
                 let a = simd.$select(simd.$less(a, low), low, a);
                 simd.$select(simd.$less(high, a), high, a)
@@ -62,8 +68,8 @@ macro_rules! lanes {
     };
 }
 
-lanes!(f32, f32s, splat_f32s, add_f32s, sub_f32s, mul_add_e_f32s, less_than_f32s, select_f32s);
-lanes!(f64, f64s, splat_f64s, add_f64s, sub_f64s, mul_add_e_f64s, less_than_f64s, select_f64s);
+lanes!(f32, f32s, splat_f32s, add_f32s, sub_f32s, mul_add_e_f32s, and_f32s, less_than_f32s, select_f32s);
+lanes!(f64, f64s, splat_f64s, add_f64s, sub_f64s, mul_add_e_f64s, and_f64s, less_than_f64s, select_f64s);
 
 /// `N` vectors of `run` from element `at` on.
 #[inline(always)]

@@ -6,6 +6,7 @@
 
 use rayon::prelude::*;
 
+use super::depthwise::{Depthwise, Planes};
 use super::filters::{Block, Filters};
 use super::geometry::Band;
 use super::kernel::{Call, ConvKernel, ConvPath, Scratch};
@@ -17,6 +18,8 @@ use crate::error::{Error, Result};
 const PRODUCT_MACS: usize = 1 << 25;
 /// Rows of a product of filters with a batch are a multiple of this where there are enough.
 const ROW_STEP: usize = 64;
+/// Output elements of planes between two looks at `stop`: some tens of microseconds.
+const PLANES_ELEMS: usize = 1 << 17;
 
 /// A few output channels of one bank.
 struct Unit<'a, T> {
@@ -57,6 +60,9 @@ impl ConvKernel {
         if self.path == ConvPath::Dense {
             return self.dense(scratch, call);
         }
+        if let Some(plan) = &self.depthwise {
+            return self.planewise(plan, scratch, call);
+        }
         let g = &self.geometry;
         let (item, group_elems) = (g.in_channels * g.input_plane, g.group_out() * g.output_plane);
         for n in 0..g.batch {
@@ -75,6 +81,43 @@ impl ConvKernel {
                     let outputs = &mut *call.outputs;
                     let held = call.staged;
                     self.group((input, group), call.banks, outputs, at, (staged, held), wide, call.stop)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Plane after plane, each thread some of them.
+    fn planewise<T: Element>(
+        &self,
+        plan: &Depthwise,
+        scratch: &mut Scratch<T>,
+        call: Call<'_, '_, T>,
+    ) -> Result<()> {
+        let g = &self.geometry;
+        let (item, out_item) = (g.in_channels * g.input_plane, g.out_channels * g.output_plane);
+        let (plane, row) = plan.with_margins();
+        let spares = take(&mut scratch.staged, plane * call.threads);
+        let inside = take(&mut scratch.wide, row);
+        plan.mark(inside);
+        let inside = &*inside;
+        let per_task = g.out_channels.div_ceil(call.threads);
+        let at_once = (PLANES_ELEMS / g.output_plane).clamp(1, per_task);
+        for (bank, output) in call.banks.iter().zip(call.outputs.iter_mut()) {
+            for (input, output) in call.input.chunks_exact(item).zip(output.chunks_exact_mut(out_item)) {
+                let work = |(task, (output, spare)): (usize, (&mut [T], &mut [T]))| {
+                    for (index, output) in output.chunks_mut(at_once * g.output_plane).enumerate() {
+                        go_on(call.stop)?;
+                        let first = task * per_task + index * at_once;
+                        Planes { plan, input, filters: bank, inside, spare, first, output }.compute();
+                    }
+                    Ok(())
+                };
+                if call.threads > 1 {
+                    let tasks = output.par_chunks_mut(per_task * g.output_plane);
+                    tasks.zip(spares.par_chunks_mut(plane)).enumerate().try_for_each(work)?;
+                } else {
+                    work((0, (output, &mut *spares)))?;
                 }
             }
         }

@@ -11,6 +11,7 @@
 //! Invariant: after `Ok`, every output element was written from this call's inputs alone; after an error the
 //! outputs hold nothing of use, and kernel and scratch are ready for the next call.
 
+use super::depthwise::Depthwise;
 use super::filters::{Filters, Layout};
 use super::geometry::Geometry;
 use super::micro::{MOST_LANES, TILE_POINTS, pieces};
@@ -34,6 +35,8 @@ const KEPT_ROWS: usize = 2;
 pub enum ConvPath {
     /// One output point for each batch item: a product of the filters with the batch.
     Dense,
+    /// Groups of one input channel under 3 x 3 filters of stride 1 or 2: the input planes themselves are read.
+    Depthwise,
     /// Unit stride without padding: the input planes themselves are read.
     InPlace,
     /// Everything else: bands of the planes are staged with their padding, the strides taken apart.
@@ -62,6 +65,7 @@ pub struct ConvKernel {
     pub(super) shape: ConvShape,
     pub(super) geometry: Geometry,
     pub(super) path: ConvPath,
+    pub(super) depthwise: Option<Depthwise>,
     pub(super) layout: Layout,
     /// Wide output points of a band, and rows that are staged for them.
     pub(super) band_points: usize,
@@ -123,8 +127,10 @@ impl ConvKernel {
         let wide = geometry.wide();
         // Fewer points than a vector has are computed with some beyond them, which only staged planes have.
         geometry.in_place &= wide >= MOST_LANES || geometry.output_plane == 1;
+        let depthwise = Depthwise::new(shape);
         let path = match () {
             () if geometry.output_plane == 1 => ConvPath::Dense,
+            () if depthwise.is_some() => ConvPath::Depthwise,
             () if geometry.in_place => ConvPath::InPlace,
             () => ConvPath::Staged,
         };
@@ -138,7 +144,7 @@ impl ConvKernel {
                 let fits = (BAND_BYTES / channel).saturating_sub(reach + row);
                 even(fits.max(4 * (reach + row)))
             }
-            ConvPath::Dense | ConvPath::InPlace => wide,
+            ConvPath::Dense | ConvPath::Depthwise | ConvPath::InPlace => wide,
         };
         let fits = (STRIP_BYTES / channel).saturating_sub(reach) / TILE_POINTS;
         let layout = Layout::new(shape, path != ConvPath::Dense);
@@ -146,7 +152,17 @@ impl ConvKernel {
         let strip_points = TILE_POINTS * fits.clamp(LEAST_TILES, most);
         let band_rows = geometry.band_rows(band_points + MOST_LANES);
         let offsets = if path == ConvPath::Dense { Vec::new() } else { geometry.offsets(band_rows) };
-        Self { shape: shape.clone(), geometry, path, layout, band_points, band_rows, strip_points, offsets }
+        Self {
+            shape: shape.clone(),
+            geometry,
+            path,
+            depthwise,
+            layout,
+            band_points,
+            band_rows,
+            strip_points,
+            offsets,
+        }
     }
 
     /// The shape this kernel was planned for.
@@ -186,7 +202,13 @@ impl ConvKernel {
     /// Output points computed for each channel, those between the rows of staged planes included.
     #[must_use]
     pub fn points(&self) -> usize {
-        self.geometry.batch * if self.path == ConvPath::Dense { 1 } else { self.geometry.wide() }
+        let g = &self.geometry;
+        let plane = match self.path {
+            ConvPath::Dense => 1,
+            ConvPath::Depthwise => g.output_plane,
+            ConvPath::InPlace | ConvPath::Staged => g.wide(),
+        };
+        g.batch * plane
     }
 
     /// Whether one band holds the whole staged input.

@@ -6,6 +6,7 @@
 //! sizes computed; [`reference()`] is the naive definition every other path is tested against.
 
 mod compute;
+mod depthwise;
 mod filters;
 mod geometry;
 mod kernel;
