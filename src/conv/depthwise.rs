@@ -1,12 +1,12 @@
 //! The CPU convolution of depthwise layers: groups of one input channel under 3 x 3 filters, read where they lie.
 //!
-//! Who only calls [`ConvKernel`](super::ConvKernel) can skip this. With one channel there is little to share: a tile is
-//! some output rows of a plane times one vector of their points, and it walks down the input rows, so that what is read
-//! of one serves all output rows that see it. Nothing is staged: what lies beside a row is masked out after it was read, a
-//! stride of two is taken apart in registers, and whole vectors are written, what they hold beyond a narrow row being
-//! overwritten by the next.
+//! Who only calls [`ConvKernel`](super::ConvKernel) can skip this. One channel leaves little to share but rows: a *walk*
+//! goes down a plane, one vector of points wide, and each input row is read once for all output rows that see it, whose
+//! sums are held in registers. Nothing is staged and nothing cropped: what lies beside a row is masked out after it was
+//! read, a stride of two is taken apart in registers, and vectors are written whole, as what they hold beyond a narrow row
+//! is overwritten by the next.
 //!
-//! Invariant: of every output element the terms are the same in the same order, wherever it lies in a tile; those on
+//! Invariant: of every output element the terms are the same in the same order, wherever it lies in a vector; those on
 //! rows of padding are left out, and those on columns of padding count as weight times zero.
 
 #![expect(clippy::inline_always, reason = "it is compiled for each instruction set, which a call would lose")]
@@ -116,8 +116,7 @@ impl<T: Element> Planes<'_, T> {
         let (before, beyond) = plan.margins();
         let [elems, out_elems] = [plan.input, plan.output].map(|[rows, columns]| rows * columns);
         for index in 0..output.len() / out_elems {
-            let (group, channel) = ((first + index) / plan.multiplier, (first + index) % plan.multiplier);
-            let begin = group * elems;
+            let begin = (first + index) / plan.multiplier * elems;
             let around = begin.checked_sub(before).and_then(|from| input.get(from..begin + elems + beyond));
             // The margins of the first planes and the last are not there.
             let source = if let Some(around) = around {
@@ -126,10 +125,11 @@ impl<T: Element> Planes<'_, T> {
                 spare[before..][..elems].copy_from_slice(&input[begin..][..elems]);
                 &*spare
             };
-            let width = filters.layout().width();
-            let filter = filters.block(group, channel / width).part(channel % width, 1).weights;
-            let weight = |row, tap| T::splat(simd, filter[(row * SIZE + tap) * width]);
-            let weights = std::array::from_fn(|row| std::array::from_fn(|tap| weight(row, tap)));
+            let filter = &filters.plain()[(first + index) * SIZE * SIZE..][..SIZE * SIZE];
+            let mut weights = [[T::splat(simd, T::default()); SIZE]; SIZE];
+            for term in 0..SIZE * SIZE {
+                weights[term / SIZE][term % SIZE] = T::splat(simd, filter[term]);
+            }
             let output = &mut output[index * out_elems..];
             Plane::<T, S> { plan, source, inside, weights, output }.walks::<STRIDE>(simd);
         }
@@ -172,7 +172,9 @@ impl<T: Element, S: Simd> Plane<'_, T, S> {
             for x in (0..columns).step_by(Self::LANES) {
                 // What would reach beyond the last column begins earlier instead: the values are the same.
                 let x = x.min(columns.saturating_sub(Self::LANES));
-                if self.plan.on_edge(x, Self::LANES) {
+                // Rows are taken apart in registers only if what was read has been through an operation: else the compiler
+                // reads them again, element by element. So at a stride of two the masks are always applied.
+                if STRIDE == 2 || self.plan.on_edge(x, Self::LANES) {
                     self.walk::<STRIDE, true>(simd, (begin, end), x);
                 } else {
                     self.walk::<STRIDE, false>(simd, (begin, end), x);
@@ -191,27 +193,18 @@ impl<T: Element, S: Simd> Plane<'_, T, S> {
     ) {
         let Depthwise { above, input: [rows, row], output: [_, columns], .. } = *self.plan;
         let zero = T::splat(simd, T::default());
-        let masks = if EDGE { seen::<T, S, STRIDE>(simd, &self.inside[x * STRIDE..]) } else { [zero; SIZE] };
+        let masks = if EDGE { read::<T, S, STRIDE>(simd, &self.inside[x * STRIDE..]) } else { [zero; SIZE] };
         let source = &self.source[x * STRIDE..];
+        let view = View::<T, S> { above, rows, row, source, masks };
         let output = &mut self.output[x..];
-        let values = |at: usize| {
-            // Rows of padding add nothing.
-            let at = at.checked_sub(above).filter(|at| *at < rows)?;
-            let values = seen::<T, S, STRIDE>(simd, &source[at * row..]);
-            Some(if EDGE {
-                std::array::from_fn(|tap| T::keep(simd, masks[tap], values[tap]))
-            } else {
-                values
-            })
-        };
         let [first, second, third] = self.weights;
         // The sums of the output row in hand and of those below it, which see some of the same rows.
         let (mut here, mut next) = (zero, zero);
-        if let Some(values) = values(begin * STRIDE) {
+        if let Some(values) = view.seen::<STRIDE, EDGE>(simd, begin * STRIDE) {
             here = add::<T, S>(simd, first, values, here);
         }
         if STRIDE == 1
-            && let Some(values) = values(begin + 1)
+            && let Some(values) = view.seen::<STRIDE, EDGE>(simd, begin + 1)
         {
             here = add::<T, S>(simd, second, values, here);
             next = add::<T, S>(simd, first, values, next);
@@ -219,11 +212,11 @@ impl<T: Element, S: Simd> Plane<'_, T, S> {
         for y in begin..end {
             let mut last = zero;
             if STRIDE == 2
-                && let Some(values) = values(y * STRIDE + 1)
+                && let Some(values) = view.seen::<STRIDE, EDGE>(simd, y * STRIDE + 1)
             {
                 here = add::<T, S>(simd, second, values, here);
             }
-            if let Some(values) = values(y * STRIDE + 2) {
+            if let Some(values) = view.seen::<STRIDE, EDGE>(simd, y * STRIDE + 2) {
                 here = add::<T, S>(simd, third, values, here);
                 if STRIDE == 1 {
                     next = add::<T, S>(simd, second, values, next);
@@ -238,6 +231,40 @@ impl<T: Element, S: Simd> Plane<'_, T, S> {
             }
             (here, next) = if STRIDE == 1 { (next, last) } else { (last, zero) };
         }
+    }
+}
+
+/// The rows of an input plane as a walk sees them.
+struct View<'a, T: Element, S: Simd> {
+    /// Rows of padding above.
+    above: usize,
+    /// Rows of the input, and elements of one.
+    rows: usize,
+    row: usize,
+    /// From what the first tap sees under the first point on.
+    source: &'a [T],
+    masks: [T::Vector<S>; SIZE],
+}
+
+impl<T: Element, S: Simd> View<'_, T, S> {
+    /// What the taps see in row `at`, padding included; `None` where that is padding, which adds nothing.
+    #[inline(always)]
+    fn seen<const STRIDE: usize, const EDGE: bool>(
+        &self,
+        simd: S,
+        at: usize,
+    ) -> Option<[T::Vector<S>; SIZE]> {
+        let at = at.wrapping_sub(self.above);
+        if at >= self.rows {
+            return None;
+        }
+        let mut values = read::<T, S, STRIDE>(simd, &self.source[at * self.row..]);
+        if EDGE {
+            for (value, mask) in values.iter_mut().zip(&self.masks) {
+                *value = T::keep(simd, *mask, *value);
+            }
+        }
+        Some(if STRIDE == 1 { values } else { take_apart::<T, S>(simd, values) })
     }
 }
 
@@ -263,21 +290,31 @@ fn add<T: Element, S: Simd>(
     sum
 }
 
-/// What the taps of a filter row see under one vector of points, the first of which sees the beginning of `row`.
+/// What is read of a row for one vector of points, the first of which sees the beginning of `row`: what each tap sees, or,
+/// at a stride of two, all of that in pieces.
 #[inline(always)]
-fn seen<T: Element, S: Simd, const STRIDE: usize>(simd: S, row: &[T]) -> [T::Vector<S>; SIZE] {
+fn read<T: Element, S: Simd, const STRIDE: usize>(simd: S, row: &[T]) -> [T::Vector<S>; SIZE] {
     let lanes = size_of::<T::Vector<S>>() / size_of::<T>();
     // One look at the length for all.
     let row = &row[..STRIDE * lanes + SIZE - STRIDE];
-    if STRIDE == 1 {
-        return std::array::from_fn(|tap| load::<S, T, 1>(simd, row, tap)[0]);
+    let offsets = if STRIDE == 1 { [0, 1, 2] } else { [0, lanes, lanes + 1] };
+    let mut values = [T::splat(simd, T::default()); SIZE];
+    for tap in 0..SIZE {
+        [values[tap]] = load::<S, T, 1>(simd, row, offsets[tap]);
     }
-    let pairs = load::<S, T, 2>(simd, row, 0);
-    let pairs: &[T] = bytemuck::cast_slice(&pairs);
+    values
+}
+
+/// What each tap sees at a stride of two.
+#[inline(always)]
+fn take_apart<T: Element, S: Simd>(simd: S, [low, high, end]: [T::Vector<S>; SIZE]) -> [T::Vector<S>; SIZE] {
+    let lanes = size_of::<T::Vector<S>>() / size_of::<T>();
+    let (pairs, end) = ([low, high], [end]);
+    let (pairs, end): (&[T], &[T]) = (bytemuck::cast_slice(&pairs), bytemuck::cast_slice(&end));
     let evens = vector::<T, S>(simd, |lane| pairs[2 * lane]);
     let odds = vector::<T, S>(simd, |lane| pairs[2 * lane + 1]);
     let next =
-        vector::<T, S>(simd, |lane| if lane + 1 < lanes { pairs[2 * lane + 2] } else { row[2 * lanes] });
+        vector::<T, S>(simd, |lane| if lane + 1 < lanes { pairs[2 * lane + 2] } else { end[lanes - 1] });
     [evens, odds, next]
 }
 

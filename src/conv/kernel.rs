@@ -147,11 +147,11 @@ impl ConvKernel {
             ConvPath::Dense | ConvPath::Depthwise | ConvPath::InPlace => wide,
         };
         let fits = (STRIP_BYTES / channel).saturating_sub(reach) / TILE_POINTS;
-        let layout = Layout::new(shape, path != ConvPath::Dense);
+        let layout = Layout::new(shape, matches!(path, ConvPath::InPlace | ConvPath::Staged));
         let most = MOST_TILES / layout.width().max(1);
         let strip_points = TILE_POINTS * fits.clamp(LEAST_TILES, most);
         let band_rows = geometry.band_rows(band_points + MOST_LANES);
-        let offsets = if path == ConvPath::Dense { Vec::new() } else { geometry.offsets(band_rows) };
+        let offsets = if layout.width() == 0 { Vec::new() } else { geometry.offsets(band_rows) };
         Self {
             shape: shape.clone(),
             geometry,
