@@ -121,6 +121,48 @@ fn corrupted_weight_is_noticed() -> Outcome {
     Ok(())
 }
 
+/// Winograd's minimal filtering over each kernel: tiles that hang over either edge, batches, groups, one row, many
+/// submissions.
+fn winograd_matches() -> Outcome {
+    let p = ConvParams::default;
+    let layers = [
+        ("even", shape(&[1, 16, 10, 12], &[16, 16, 3, 3], &p())),
+        ("odd rows", shape(&[1, 17, 9, 8], &[19, 17, 3, 3], &p())),
+        ("odd columns", shape(&[1, 20, 6, 7], &[66, 20, 3, 3], &p())),
+        ("odd both, batch", shape(&[3, 16, 9, 11], &[24, 16, 3, 3], &p())),
+        ("one row", shape(&[1, 16, 3, 40], &[16, 16, 3, 3], &p())),
+        ("one column", shape(&[1, 16, 41, 3], &[16, 16, 3, 3], &p())),
+        ("groups", shape(&[2, 48, 8, 9], &[60, 16, 3, 3], &p().groups(3))),
+    ];
+    for macs in [None, Some(20_000)] {
+        let device = GpuDevice::open(&select(None)?[0], "test")?;
+        let mut engine = ConvEngine::new(match macs {
+            Some(macs) => device.with_submission_macs(macs),
+            None => device,
+        });
+        let caps = *engine.device().caps();
+        for dtype in [DType::F32, DType::F64] {
+            for kernel in Kernel::ALL.into_iter().filter(|kernel| kernel.runs_on(&caps, dtype)) {
+                for (name, shape) in &layers {
+                    let ways = Candidate::winograd(Some(kernel), shape, &caps, dtype);
+                    assert!(
+                        !ways.is_empty() && ways.iter().all(|way| way.to_string().starts_with("winograd"))
+                    );
+                    let error = error_as(&mut engine, ways[0], shape, dtype, 0.0)?;
+                    assert!(error <= tolerance(dtype), "{} {dtype} {name}: {error:.2e}", ways[0]);
+                    let error = error_as(&mut engine, ways[0], shape, dtype, 0.01)?;
+                    assert!(
+                        error > 2.0 * TOLERANCE_F32,
+                        "{} {dtype} {name}, corrupted: {error:.2e}",
+                        ways[0]
+                    );
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Each way to run `tiled` on the deep, small layers whose reduction it splits: as accurate as sums of short runs are,
 /// the same bits every time, whatever the submissions, and nothing left of another layer's sums.
 fn split_reductions_are_accurate_and_repeatable() -> Outcome {
@@ -169,7 +211,11 @@ fn every_candidate_is_accurate_at_512_channels() -> Outcome {
     engine.poison_outputs(true);
     let caps = *engine.device().caps();
     let able = Kernel::ALL.into_iter().filter(|kernel| kernel.runs_on(&caps, DType::F32));
-    for candidate in able.flat_map(|kernel| Candidate::of(kernel, &shape, &caps, DType::F32)) {
+    let ways = able.flat_map(|kernel| {
+        let winograd = Candidate::winograd(Some(kernel), &shape, &caps, DType::F32);
+        [Candidate::of(kernel, &shape, &caps, DType::F32), winograd].concat()
+    });
+    for candidate in ways {
         let filters = engine.install_as(&shape, 1, 1, &bank, candidate)?;
         let mut got = Vec::new();
         engine.run(&filters, 1, &slab, None, &|| false, &mut |_, v| got = widened(&v))?;
@@ -258,6 +304,7 @@ fn main() {
     add!(
         corrupted_weight_is_noticed,
         every_candidate_is_accurate_at_512_channels,
+        winograd_matches,
         split_reductions_are_accurate_and_repeatable,
         more_workgroups_than_a_dimension_holds,
         many_submissions_give_the_same,

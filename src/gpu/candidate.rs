@@ -7,6 +7,7 @@ use std::fmt;
 use super::device::Caps;
 use super::kernel::{Kernel, TILED_SIDE};
 use super::shaders::Tile;
+use super::winograd;
 use crate::array::DType;
 use crate::conv::ConvShape;
 
@@ -30,6 +31,9 @@ const SUBGROUP_LOAD: f64 = 20.0;
 /// Tiles of it that are worth a try.
 const SUBGROUP_TILES: usize = 3;
 
+/// Tiles that are worth a try beneath Winograd's transformations.
+const WINOGRAD_TILES: usize = 2;
+
 /// A kernel and how it is cut into tiles; shown as a name that tells it from the others of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Candidate {
@@ -37,12 +41,17 @@ pub struct Candidate {
     pub(super) tile: Tile,
     /// Parts that the reduction is split into, computed by different workgroups.
     pub(super) splits: u32,
+    /// Whether the kernel multiplies what was transformed: see [`winograd`].
+    pub(super) winograd: bool,
 }
 
 impl fmt::Display for Candidate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { kernel, tile, splits } = self;
+        let Self { kernel, tile, splits, winograd } = self;
         let threads_y = if *kernel == Kernel::Tiled { TILED_SIDE } else { 1 };
+        if *winograd {
+            f.write_str("winograd, ")?;
+        }
         write!(f, "{kernel} {}x{}", tile.channels * threads_y, tile.columns * tile.workgroup_x)?;
         if *splits > 1 { write!(f, " in {splits} splits") } else { Ok(()) }
     }
@@ -70,7 +79,7 @@ impl Candidate {
         let order =
             [chosen, Kernel::Tiled, Kernel::DirectSubgroup, Kernel::Direct, Kernel::Single, Kernel::Naive];
         let mut list = Vec::new();
-        for kernel in order {
+        for (turn, kernel) in order.into_iter().enumerate() {
             let able = kernel.runs_on(caps, dtype) && !(caps.software && kernel == Kernel::Tiled);
             if able {
                 for candidate in Self::of(kernel, shape, caps, dtype) {
@@ -78,15 +87,36 @@ impl Candidate {
                         list.push(candidate);
                     }
                 }
+                if turn == 0 {
+                    list.extend(Self::winograd(None, shape, caps, dtype));
+                }
             }
         }
         list
     }
 
+    /// Ways to run `shape` by Winograd's minimal filtering, where that suits it and fits the device: with products by
+    /// `kernel`, or what [`Kernel::choose`] picks for them.
+    #[must_use]
+    pub fn winograd(kernel: Option<Kernel>, shape: &ConvShape, caps: &Caps, dtype: DType) -> Vec<Self> {
+        let Some(inner) = winograd::products(shape).ok().filter(|_| winograd::suits(shape)) else {
+            return Vec::new();
+        };
+        // Packed filters may have twice as many elements, in tiles that are half empty.
+        let most = inner.input_elems().max(inner.output_elems()).max(2 * inner.weight_elems());
+        if most as u64 * dtype.size_bytes() as u64 > caps.max_binding_bytes {
+            return Vec::new();
+        }
+        let kernel = kernel.unwrap_or_else(|| Kernel::choose(&inner, caps, dtype));
+        // Sixteen times the groups are workgroups enough without splits.
+        let whole = Self::of(kernel, &inner, caps, dtype).into_iter().filter(|c| c.splits == 1);
+        whole.map(|candidate| Self { winograd: true, ..candidate }).take(WINOGRAD_TILES).collect()
+    }
+
     /// The ways to run `kernel`, never none, the one expected to be fastest first.
     #[must_use]
     pub fn of(kernel: Kernel, shape: &ConvShape, caps: &Caps, dtype: DType) -> Vec<Self> {
-        let whole = |tile| Self { kernel, tile, splits: 1 };
+        let whole = |tile| Self { kernel, tile, splits: 1, winograd: false };
         match kernel {
             Kernel::Naive => vec![whole(Tile { channels: 1, columns: 1, workgroup_x: 64 })],
             Kernel::Single => {
@@ -147,7 +177,7 @@ fn tiled(shape: &ConvShape, caps: &Caps, dtype: DType) -> Vec<Candidate> {
         let high = group_out.div_ceil(t.channels as usize * side);
         high * columns.div_ceil(t.columns as usize * side) * shape.groups
     };
-    let whole = |tile: &Tile| Candidate { kernel: Kernel::Tiled, tile: *tile, splits: 1 };
+    let whole = |tile: &Tile| Candidate { kernel: Kernel::Tiled, tile: *tile, splits: 1, winograd: false };
     let (busy, idle): (Vec<Tile>, Vec<Tile>) = tiles.iter().partition(|t| blocks(t) >= BUSY_WORKGROUPS);
     let split: Vec<Candidate> = idle
         .iter()

@@ -27,12 +27,8 @@ const KEPT_BINDINGS: usize = 1024;
 /// one of those empties all of these.
 type Bindings = Mutex<HashMap<(usize, usize), Bound>>;
 
-/// The bind groups of a sub-result: of the kernel, and of the pass that merges its sums if its reduction is split.
-#[derive(Clone, Debug)]
-pub(super) struct Bound {
-    main: wgpu::BindGroup,
-    merge: Option<wgpu::BindGroup>,
-}
+/// The bind groups of a sub-result, one for each pass of its plan.
+pub(super) type Bound = Arc<[wgpu::BindGroup]>;
 
 #[derive(Debug)]
 struct Pipeline {
@@ -46,9 +42,8 @@ struct Pipeline {
 #[derive(Debug)]
 pub struct ConvFilters {
     plan: ConvPlan,
-    pipeline: Arc<Pipeline>,
-    /// Where the reduction is split.
-    merge: Option<Arc<Pipeline>>,
+    /// Of each pass of the plan.
+    passes: Vec<(Stage, Arc<Pipeline>)>,
     banks: Vec<wgpu::Buffer>,
     /// `tiled` only: see its shader.
     offsets: Option<wgpu::Buffer>,
@@ -85,7 +80,8 @@ pub struct ConvEngine {
     pipelines: HashMap<Variant, Arc<Pipeline>>,
     pub(super) slabs: Vec<Upload>,
     pub(super) outputs: Vec<Readback>,
-    /// The sums of a split reduction, until they are merged: of one sub-result at a time.
+    /// What lies between the passes of one sub-result at a time: the transformed slab, and sums or products.
+    pub(super) transformed: Option<wgpu::Buffer>,
     pub(super) sums: Option<wgpu::Buffer>,
     pub(super) poison: bool,
     /// Candidates that are given wrong filters.
@@ -105,6 +101,7 @@ impl ConvEngine {
             pipelines: HashMap::new(),
             slabs: Vec::new(),
             outputs: Vec::new(),
+            transformed: None,
             sums: None,
             poison: false,
             spoiled: Vec::new(),
@@ -182,8 +179,11 @@ impl ConvEngine {
         check_elems("elements of the coded filters", filters.len(), banks * shape.weight_elems())?;
         let plan = ConvPlan::of(shape, filters.dtype(), self.gpu.caps(), candidate)?;
         self.gpu.check()?;
-        let pipeline = self.pipeline(plan.variant)?;
-        let merge = plan.merge().map(|merge| self.pipeline(merge)).transpose()?;
+        let passes = plan
+            .variants()
+            .into_iter()
+            .map(|variant| Ok((variant.stage, self.pipeline(variant)?)))
+            .collect::<Result<Vec<_>>>()?;
         let spoiled = self.spoiled.contains(&candidate);
         let banks = match filters {
             Values::F32(values) => self.upload_banks(&plan, values, spoiled),
@@ -205,8 +205,7 @@ impl ConvEngine {
         let bindings = Arc::default();
         self.bindings.retain(|kept| kept.strong_count() > 0);
         self.bindings.push(Arc::downgrade(&bindings));
-        let filters =
-            ConvFilters { plan, pipeline, merge, banks, offsets, uniforms, uniform_stride, bindings };
+        let filters = ConvFilters { plan, passes, banks, offsets, uniforms, uniform_stride, bindings };
 
         // Enough for results that are asked for one by one; more when a run needs more.
         self.reserve(&filters.plan, slabs, 2)?;
@@ -227,16 +226,23 @@ impl ConvEngine {
         // Empties before it allocates: what is replaced should be gone by then.
         let small = self.slabs.iter().any(|b| b.buffer().size() < slab)
             || self.outputs.iter().any(|b| b.buffer().size() < output)
-            || self.sums.as_ref().is_some_and(|b| b.size() < plan.sums_bytes);
+            || [(&self.transformed, plan.transformed_bytes), (&self.sums, plan.sums_bytes)]
+                .iter()
+                .any(|(kept, bytes)| kept.as_ref().is_some_and(|b| b.size() < *bytes));
         if small {
             for bindings in self.bindings.iter().filter_map(Weak::upgrade) {
                 locked(&bindings).clear();
             }
         }
-        if plan.sums_bytes > self.sums.as_ref().map_or(0, wgpu::Buffer::size) {
-            self.sums = None;
-            let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
-            self.sums = Some(gpu.buffer("sums of a split reduction", plan.sums_bytes, usage, false)?);
+        for (kept, bytes, label) in [
+            (&mut self.transformed, plan.transformed_bytes, "transformed slab"),
+            (&mut self.sums, plan.sums_bytes, "sums or products"),
+        ] {
+            if bytes > kept.as_ref().map_or(0, wgpu::Buffer::size) {
+                *kept = None;
+                let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
+                *kept = Some(gpu.buffer(label, bytes, usage, false)?);
+            }
         }
         grow(&mut self.slabs, slabs.max(1), slab, |b| b.buffer().size(), || Upload::new(gpu, slab))?;
         grow(&mut self.outputs, outputs, output, |b| b.buffer().size(), || Readback::new(gpu, output))
@@ -288,11 +294,7 @@ impl ConvEngine {
             label: Some(&label),
             source: wgpu::ShaderSource::Wgsl(variant.wgsl().into()),
         });
-        let inputs = match (variant.stage, variant.kernel) {
-            (Stage::Merge, _) => 1,
-            (Stage::Main, Kernel::Tiled) => 3,
-            (Stage::Main, _) => 2,
-        };
+        let inputs = variant.inputs();
         let storage = |binding, read_only| wgpu::BindGroupLayoutEntry {
             binding,
             visibility: wgpu::ShaderStages::COMPUTE,
@@ -347,30 +349,33 @@ impl ConvEngine {
     pub(super) fn bind(&self, filters: &ConvFilters, index: usize, output: usize) -> Bound {
         let mut kept = locked(&filters.bindings);
         if let Some(bindings) = kept.get(&(index, output)) {
-            return bindings.clone();
+            return Arc::clone(bindings);
         }
         let (slab, bank) = (index / filters.banks(), index % filters.banks());
         let plan = &filters.plan;
-        // The exact sizes, so that checked accesses stay inside this layer's data.
-        let bound = |buffer, bytes| {
-            wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-                buffer,
-                offset: 0,
-                size: NonZeroU64::new(bytes),
-            })
-        };
         let uniform = || bound(&filters.uniforms, size_of::<Params>() as u64);
-        let output_buffer = || bound(self.outputs[output].buffer(), plan.output_bytes);
-        let sums = self.sums.as_ref().filter(|_| filters.merge.is_some());
-        let sums = sums.map(|sums| bound(sums, plan.sums_bytes));
-        let mut resources = vec![
-            uniform(),
-            bound(self.slabs[slab].buffer(), plan.slab_bytes),
-            bound(&filters.banks[bank], plan.bank_bytes),
-        ];
-        resources.extend(filters.offsets.as_ref().map(wgpu::Buffer::as_entire_binding));
-        resources.push(sums.clone().unwrap_or_else(output_buffer));
-        let group = |pipeline: &Pipeline, resources: Vec<wgpu::BindingResource<'_>>| {
+        let slab = bound(self.slabs[slab].buffer(), plan.slab_bytes);
+        let output_buffer = bound(self.outputs[output].buffer(), plan.output_bytes);
+        // What the main pass reads and writes, where other passes come before and after it.
+        let between = |kept: &'_ Option<wgpu::Buffer>, bytes| match bytes {
+            0 => None,
+            bytes => kept.as_ref().map(|kept| (kept.clone(), bytes)),
+        };
+        let (transformed, sums) =
+            (between(&self.transformed, plan.transformed_bytes), between(&self.sums, plan.sums_bytes));
+        let source = transformed.as_ref().map_or(slab.clone(), |(kept, bytes)| bound(kept, *bytes));
+        let sink = sums.as_ref().map_or(output_buffer.clone(), |(kept, bytes)| bound(kept, *bytes));
+        let group = |(stage, pipeline): &(Stage, Arc<Pipeline>)| {
+            let mut resources = vec![uniform()];
+            match stage {
+                Stage::Forward => resources.extend([slab.clone(), source.clone()]),
+                Stage::Main => {
+                    resources.extend([source.clone(), bound(&filters.banks[bank], plan.bank_bytes)]);
+                    resources.extend(filters.offsets.as_ref().map(wgpu::Buffer::as_entire_binding));
+                    resources.push(sink.clone());
+                }
+                Stage::Merge | Stage::Inverse => resources.extend([sink.clone(), output_buffer.clone()]),
+            }
             let entries: Vec<_> = (0..)
                 .zip(resources)
                 .map(|(binding, resource)| wgpu::BindGroupEntry { binding, resource })
@@ -381,20 +386,18 @@ impl ConvEngine {
                 entries: &entries,
             })
         };
-        let bindings = Bound {
-            main: group(&filters.pipeline, resources),
-            merge: filters
-                .merge
-                .as_deref()
-                .zip(sums)
-                .map(|(merge, sums)| group(merge, vec![uniform(), sums, output_buffer()])),
-        };
+        let bindings: Bound = filters.passes.iter().map(group).collect();
         if kept.len() >= KEPT_BINDINGS {
             kept.clear();
         }
-        kept.insert((index, output), bindings.clone());
+        kept.insert((index, output), Arc::clone(&bindings));
         bindings
     }
+}
+
+/// The first `bytes` of a buffer: the exact size, so that checked accesses stay inside a layer's data.
+fn bound(buffer: &wgpu::Buffer, bytes: u64) -> wgpu::BindingResource<'_> {
+    wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset: 0, size: NonZeroU64::new(bytes) })
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -402,7 +405,7 @@ fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 /// Dispatches steps of the plan of `filters`, each range with its bindings, in one pass. The step after the last does
-/// nothing.
+/// nothing, with each pipeline.
 pub(super) fn encode(
     encoder: &mut wgpu::CommandEncoder,
     filters: &ConvFilters,
@@ -418,15 +421,14 @@ pub(super) fn encode(
             let offset = u32::try_from(step as u64 * filters.uniform_stride)
                 .expect("a plan has far fewer than 2^24 steps: each is some 2e8 multiply-adds");
             let planned = filters.plan.steps.get(step);
-            let merge = filters.merge.as_deref().zip(bindings.merge.as_ref());
-            let (pipeline, group) = match (planned.map(|step| step.stage), merge) {
-                (Some(Stage::Merge), Some(merge)) => merge,
-                _ => (&*filters.pipeline, &bindings.main),
-            };
             let grid = planned.map_or([1, 1], |step| step.grid);
-            pass.set_pipeline(&pipeline.pipeline);
-            pass.set_bind_group(0, group, &[offset]);
-            pass.dispatch_workgroups(grid[0], grid[1], 1);
+            for ((stage, pipeline), group) in filters.passes.iter().zip(&**bindings) {
+                if planned.is_none_or(|step| step.stage == *stage) {
+                    pass.set_pipeline(&pipeline.pipeline);
+                    pass.set_bind_group(0, group, &[offset]);
+                    pass.dispatch_workgroups(grid[0], grid[1], 1);
+                }
+            }
         }
     }
 }

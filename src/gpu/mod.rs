@@ -25,6 +25,7 @@ mod store;
 mod timing;
 mod tune;
 mod tuner;
+mod winograd;
 
 pub use candidate::Candidate;
 pub use conv::{ConvEngine, ConvFilters};

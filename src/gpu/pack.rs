@@ -7,11 +7,15 @@
 use super::kernel::Kernel;
 use super::plan::{ConvPlan, axes, small};
 use super::shaders::depth;
+use super::winograd;
 use crate::array::Element;
 
 impl ConvPlan {
     /// Filters `[O, C/g, taps]` in the layout the kernel reads, which its file describes.
     pub(super) fn pack<T: Element>(&self, filters: &[T]) -> Vec<T> {
+        if let Some(products) = self.products.as_deref() {
+            return products.pack(&winograd::filters(filters));
+        }
         let shape = &self.shape;
         let group_out = shape.out_channels / shape.groups;
         let reduction = shape.weight_elems() / shape.out_channels;
@@ -40,7 +44,7 @@ impl ConvPlan {
     /// For the `tiled` kernel: the slab offset of each step of the reduction from its window's first element,
     /// padded like the filters.
     pub(super) fn offsets(&self) -> Vec<u32> {
-        let shape = &self.shape;
+        let shape = &self.products().shape;
         let (_, h, w) = axes(shape.input);
         let mut offsets = Vec::with_capacity(shape.weight_elems() / shape.out_channels);
         for c in 0..shape.in_channels / shape.groups {

@@ -13,7 +13,8 @@ use super::candidate::{Candidate, SPLIT_UNIT};
 use super::device::Caps;
 use super::kernel::{Kernel, TILED_SIDE};
 use super::params::Params;
-use super::shaders::{MERGE_THREADS, Stage, Tile, Variant, depth};
+use super::shaders::{PASS_THREADS, Stage, Tile, Variant, depth};
+use super::winograd;
 use crate::array::DType;
 use crate::conv::{AXES, ConvShape};
 use crate::error::{Error, Result};
@@ -34,9 +35,14 @@ pub struct ConvPlan {
     pub(super) slab_bytes: u64,
     pub(super) bank_bytes: u64,
     pub(super) output_bytes: u64,
-    /// Parts that the reduction is split into among workgroups, and bytes of their sums, if there are several.
+    /// Parts that the reduction is split into among workgroups.
     splits: usize,
+    /// Bytes of what lies between the passes of one sub-result, if there are several: the slab as the main pass reads it,
+    /// and what it writes instead of the output.
+    pub(super) transformed_bytes: u64,
     pub(super) sums_bytes: u64,
+    /// The convolution of the main pass, where that is another one than the layer's: see [`winograd`].
+    pub(super) products: Option<Box<Self>>,
     pub(super) steps: Vec<Step>,
     /// Ranges of `steps` that make one submission each.
     pub(super) submissions: Vec<Range<usize>>,
@@ -45,7 +51,6 @@ pub struct ConvPlan {
 /// One dispatch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Step {
-    /// By the kernel itself, or by the pass that merges its sums.
     pub(super) stage: Stage,
     pub(super) params: Params,
     pub(super) grid: [u32; 2],
@@ -81,7 +86,10 @@ impl ConvPlan {
                 "it must be zero: slabs carry their padding with them",
             ));
         }
-        let Candidate { kernel, tile, splits } = candidate;
+        let Candidate { kernel, tile, splits, winograd } = candidate;
+        if winograd {
+            return Self::winograd(shape, dtype, caps, candidate);
+        }
         if !kernel.runs_on(caps, dtype) {
             return Err(Error::Unavailable {
                 what: format!("kernel {kernel} in {dtype} on this adapter"),
@@ -122,6 +130,8 @@ impl ConvPlan {
             bank_bytes: bytes("one packed coded filter bank", bank_elems)?,
             output_bytes: bytes("one sub-result", shape.output_elems())?,
             splits: splits as usize,
+            transformed_bytes: 0,
+            products: None,
             sums_bytes: match splits {
                 0 | 1 => 0,
                 _ => bytes("the sums of a split reduction", shape.output_elems() * splits as usize)?,
@@ -133,15 +143,53 @@ impl ConvPlan {
         Ok(plan)
     }
 
-    /// The kernel that runs.
+    /// Plans a layer's transformation, products and transformation back.
+    fn winograd(shape: &ConvShape, dtype: DType, caps: &Caps, candidate: Candidate) -> Result<Self> {
+        if !winograd::suits(shape) {
+            let mend = "it is for 3 x 3 filters without strides and dilation, of 16 channels or more";
+            return Err(Error::invalid("layer for Winograd's minimal filtering", format!("{shape:?}"), mend));
+        }
+        let inner = winograd::products(shape)?;
+        let mut plan = Self::of(&inner, dtype, caps, Candidate { winograd: false, ..candidate })?;
+        let products = Box::new(plan.clone());
+        // As large as what the main pass reads and writes are by now, so no check fails that has not.
+        let bytes = |elems: usize| elems as u64 * dtype.size_bytes() as u64;
+        (plan.transformed_bytes, plan.sums_bytes) = (plan.slab_bytes, plan.output_bytes);
+        (plan.slab_bytes, plan.output_bytes) = (bytes(shape.input_elems()), bytes(shape.output_elems()));
+        (plan.shape, plan.products) = (shape.clone(), Some(products));
+        let base = layer_params(shape, 0, 0);
+        let blocks = winograd::tiles(shape).div_ceil(PASS_THREADS as usize);
+        let forward = passes(caps, Stage::Forward, small(blocks * shape.in_channels), base);
+        for range in &mut plan.submissions {
+            *range = range.start + forward.len()..range.end + forward.len();
+        }
+        plan.submissions[0].start = 0;
+        plan.steps.splice(..0, forward);
+        plan.finish(passes(caps, Stage::Inverse, small(blocks * shape.out_channels), base));
+        Ok(plan)
+    }
+
+    /// The kernel of the main pass.
     #[must_use]
     pub fn kernel(&self) -> Kernel {
         self.variant.kernel
     }
 
-    /// The pass that merges the sums of a split reduction, if it is split.
-    pub(super) fn merge(&self) -> Option<Variant> {
-        (self.splits > 1).then_some(Variant { stage: Stage::Merge, ..self.variant })
+    /// What runs, each stage once.
+    pub(super) fn variants(&self) -> Vec<Variant> {
+        let pass = |stage| Variant::pass(stage, self.variant.dtype);
+        if self.products.is_some() {
+            vec![pass(Stage::Forward), self.variant, pass(Stage::Inverse)]
+        } else if self.splits > 1 {
+            vec![self.variant, pass(Stage::Merge)]
+        } else {
+            vec![self.variant]
+        }
+    }
+
+    /// The convolution of the main pass.
+    pub(super) fn products(&self) -> &Self {
+        self.products.as_deref().unwrap_or(self)
     }
 
     /// Multiply-adds of one sub-result, without those on padding of tiles.
@@ -219,28 +267,31 @@ impl ConvPlan {
             }
         }
         if self.splits > 1 {
-            self.fill_merge(caps, base);
+            let workgroups = base.outputs.div_ceil(PASS_THREADS);
+            self.finish(passes(caps, Stage::Merge, workgroups, base));
         }
         Ok(())
     }
 
-    /// The steps that add up the sums of a split reduction, in the last submission: they read a few elements each.
-    fn fill_merge(&mut self, caps: &Caps, base: Params) {
-        let workgroups = base.outputs.div_ceil(MERGE_THREADS);
-        let (mut first, most) = (0, caps.max_workgroups_per_dimension.saturating_pow(2));
-        while first < workgroups {
-            let end = first.saturating_add(most).min(workgroups);
-            let grid_x = (end - first).min(caps.max_workgroups_per_dimension);
-            let params = Params { first_workgroup: first, end_workgroup: end, grid_x, ..base };
-            self.steps.push(Step {
-                stage: Stage::Merge,
-                params,
-                grid: [grid_x, (end - first).div_ceil(grid_x)],
-            });
-            first = end;
-        }
+    /// Adds `steps` to the last submission: they read a few elements each.
+    fn finish(&mut self, steps: Vec<Step>) {
+        self.steps.extend(steps);
         self.submissions.last_mut().expect("a plan has steps").end = self.steps.len();
     }
+}
+
+/// The steps of a pass beside the main one.
+fn passes(caps: &Caps, stage: Stage, workgroups: u32, base: Params) -> Vec<Step> {
+    let (mut steps, mut first) = (Vec::new(), 0);
+    let most = caps.max_workgroups_per_dimension.saturating_pow(2);
+    while first < workgroups {
+        let end = first.saturating_add(most).min(workgroups);
+        let grid_x = (end - first).min(caps.max_workgroups_per_dimension);
+        let params = Params { first_workgroup: first, end_workgroup: end, grid_x, ..base };
+        steps.push(Step { stage, params, grid: [grid_x, (end - first).div_ceil(grid_x)] });
+        first = end;
+    }
+    steps
 }
 
 pub(super) fn axes(size: [usize; AXES]) -> (usize, usize, usize) {
@@ -334,6 +385,9 @@ fn layer_params(shape: &ConvShape, column_blocks: usize, channel_blocks: usize) 
 pub(super) fn every_variant() -> Vec<Variant> {
     let caps = tests::caps();
     let mut variants = Vec::new();
+    for stage in [Stage::Forward, Stage::Merge, Stage::Inverse] {
+        variants.extend([DType::F32, DType::F64].map(|dtype| Variant::pass(stage, dtype)));
+    }
     for kernel in Kernel::ALL {
         for dtype in [DType::F32, DType::F64] {
             for (channels, side) in [(8, 1), (16, 9), (64, 1), (128, 200)] {
@@ -344,12 +398,10 @@ pub(super) fn every_variant() -> Vec<Variant> {
                 )
                 .expect("a valid shape");
                 for Candidate { kernel, tile, .. } in Candidate::of(kernel, &shape, &caps, dtype) {
-                    for stage in [Stage::Main, Stage::Merge] {
-                        for adds in [false, true] {
-                            let variant = Variant { kernel, stage, dtype, tile, adds };
-                            if !variants.contains(&variant) {
-                                variants.push(variant);
-                            }
+                    for adds in [false, true] {
+                        let variant = Variant { kernel, stage: Stage::Main, dtype, tile, adds };
+                        if !variants.contains(&variant) {
+                            variants.push(variant);
                         }
                     }
                 }
@@ -427,7 +479,7 @@ pub(super) mod tests {
                 let s = step.params;
                 if step.stage == Stage::Merge {
                     assert!(split && plan.steps.len() > 1);
-                    assert!(s.end_workgroup * MERGE_THREADS >= s.outputs && s.splits > 1);
+                    assert!(s.end_workgroup * PASS_THREADS >= s.outputs && s.splits > 1);
                     continue;
                 }
                 // The splits of K leave nothing out and none of them begins inside a step.

@@ -260,11 +260,14 @@ impl ConvEngine {
                 let nan = vec![T::from_f64(f64::NAN); plan.shape.output_elems()];
                 let output = self.outputs[part.output].buffer();
                 self.gpu.queue.write_buffer(output, 0, bytemuck::cast_slice(&nan));
-                if let (Some(sums), true) = (&self.sums, plan.sums_bytes > 0) {
-                    // Bytes that make a NaN in either type.
-                    let bytes =
-                        usize::try_from(plan.sums_bytes).expect("an adapter binds less than memory holds");
-                    self.gpu.queue.write_buffer(sums, 0, &vec![0xff; bytes]);
+                for (kept, bytes) in
+                    [(&self.transformed, plan.transformed_bytes), (&self.sums, plan.sums_bytes)]
+                {
+                    if let (Some(kept), true) = (kept, bytes > 0) {
+                        // Bytes that make a NaN in either type.
+                        let bytes = usize::try_from(bytes).expect("an adapter binds less than memory holds");
+                        self.gpu.queue.write_buffer(kept, 0, &vec![0xff; bytes]);
+                    }
                 }
             }
         }

@@ -15,6 +15,8 @@ use crate::array::DType;
 
 const COMMON: &str = include_str!("../../shaders/common.wgsl");
 const MERGE: &str = include_str!("../../shaders/merge.wgsl");
+const WINOGRAD_FORWARD: &str = include_str!("../../shaders/winograd_forward.wgsl");
+const WINOGRAD_INVERSE: &str = include_str!("../../shaders/winograd_inverse.wgsl");
 
 /// What distinguishes one compiled pipeline from another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -28,17 +30,21 @@ pub(super) struct Variant {
     pub(super) adds: bool,
 }
 
-/// Which pass of a kernel.
+/// Which pass of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Stage {
+    /// Transforms the slab, for [`winograd`](super::winograd).
+    Forward,
     /// Convolves: the only one of most.
     Main,
     /// Adds up the sums of a split reduction.
     Merge,
+    /// Transforms products back.
+    Inverse,
 }
 
-/// Threads of a workgroup of the pass that merges.
-pub(super) const MERGE_THREADS: u32 = 64;
+/// Threads of a workgroup of every pass but the main one.
+pub(super) const PASS_THREADS: u32 = 64;
 
 /// Tile sizes of a kernel: registers a thread, threads a workgroup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -74,14 +80,14 @@ impl Kernel {
 /// The text of everything that variants are made of.
 pub(super) fn sources() -> String {
     let kernels = Kernel::ALL.map(Kernel::source);
-    [&[COMMON, MERGE], kernels.as_slice()].concat().concat()
+    [&[COMMON, MERGE, WINOGRAD_FORWARD, WINOGRAD_INVERSE], kernels.as_slice()].concat().concat()
 }
 
 impl Variant {
     /// The counts that the kernel's text is repeated by.
     fn counts(self) -> Vec<(&'static str, u32)> {
         let Tile { channels, columns, .. } = self.tile;
-        if self.stage == Stage::Merge {
+        if self.stage != Stage::Main {
             return vec![];
         }
         let mut counts = match self.kernel {
@@ -123,18 +129,37 @@ impl Variant {
         counts
     }
 
+    /// A pass beside the main one, which is the same for all kernels.
+    pub(super) fn pass(stage: Stage, dtype: DType) -> Self {
+        let tile = Tile { channels: 1, columns: 1, workgroup_x: PASS_THREADS };
+        Self { kernel: Kernel::Naive, stage, dtype, tile, adds: false }
+    }
+
     /// `naive_f32`, as pipelines are labelled.
     pub(super) fn label(self) -> String {
-        let merge = if self.stage == Stage::Merge { "_merge" } else { "" };
-        format!("{}{merge}_{}", self.kernel, self.dtype)
+        let name = match self.stage {
+            Stage::Main => self.kernel.to_string(),
+            Stage::Forward => "winograd_forward".to_owned(),
+            Stage::Merge => "merge".to_owned(),
+            Stage::Inverse => "winograd_inverse".to_owned(),
+        };
+        format!("{name}_{}", self.dtype)
+    }
+
+    /// Arrays that it reads.
+    pub(super) fn inputs(self) -> u32 {
+        match (self.stage, self.kernel) {
+            (Stage::Main, Kernel::Tiled) => 3,
+            (Stage::Main, _) => 2,
+            (Stage::Forward | Stage::Merge | Stage::Inverse, _) => 1,
+        }
     }
 
     /// The pipeline constants to set.
     pub(super) fn overrides(self) -> Vec<(&'static str, f64)> {
         match (self.stage, self.kernel) {
-            (Stage::Merge, _) => vec![("workgroup_x", f64::from(MERGE_THREADS))],
             (Stage::Main, Kernel::Tiled) => vec![],
-            (Stage::Main, _) => vec![("workgroup_x", f64::from(self.tile.workgroup_x))],
+            _ => vec![("workgroup_x", f64::from(self.tile.workgroup_x))],
         }
     }
 
@@ -152,7 +177,9 @@ impl Variant {
         text.push_str(COMMON);
         let source = match self.stage {
             Stage::Main => self.kernel.source(),
+            Stage::Forward => WINOGRAD_FORWARD,
             Stage::Merge => MERGE,
+            Stage::Inverse => WINOGRAD_INVERSE,
         };
         let lines: Vec<&str> = source.lines().collect();
         expand(&lines, &counts, &[], &mut text);
@@ -240,7 +267,8 @@ mod tests {
 
     #[test]
     fn the_validation_notices_a_broken_kernel() {
-        let wgsl = Variant::wgsl(every_variant()[0]).replace("sum = fma(", "sum = f32(1u) + ivec(");
+        let naive = every_variant().into_iter().find(|v| v.stage == Stage::Main).unwrap();
+        let wgsl = naive.wgsl().replace("sum = fma(", "sum = f32(1u) + ivec(");
         assert!(naga::front::wgsl::parse_str(&wgsl).is_err());
     }
 
