@@ -1,4 +1,5 @@
-// Shared by every convolution kernel; `src/gpu/shaders.rs` puts `alias Elem`, the tile constants and this text
+// Shared by every convolution kernel; `src/gpu/shaders.rs` puts `alias Elem` (what is computed with), `alias Stored` (what slabs
+// and filters are kept in), the tile constants and this text
 // in front of each of them. A kernel computes
 //   output[n, o, z, y, x] (+)= sum over c, kz, ky, kx of
 //       slab[n, g*C/G + c, z*sz + kz*dz, y*sy + ky*dy, x*sx + kx*dx] * filters[o, c, kz, ky, kx]

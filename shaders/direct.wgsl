@@ -3,8 +3,8 @@
 //
 // filters: [group][channel block][C/G, taps][BLOCKS * 4], zero where a group has no such channel
 
-@group(0) @binding(1) var<storage, read> slab: array<Elem>;
-@group(0) @binding(2) var<storage, read> filters: array<vec4<Elem>>;
+@group(0) @binding(1) var<storage, read> slab: array<Stored>;
+@group(0) @binding(2) var<storage, read> filters: array<vec4<Stored>>;
 @group(0) @binding(3) var<storage, read_write> output: array<Elem>;
 
 override workgroup_x: u32 = 64u;
@@ -31,9 +31,9 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
         for (var c = begin; c < min(begin + run, params.channel_end); c++) {
             var tap = start;
             for (var t = params.tap_begin; t < params.tap_end; t++) {
-                #[p:PIXELS] let x_${p} = slab[plane_${p} + tap.at];
+                #[p:PIXELS] let x_${p} = Elem(slab[plane_${p} + tap.at]);
                 #{b:BLOCKS
-                let w_${b} = filters[weight + ${b}u];
+                let w_${b} = vec4<Elem>(filters[weight + ${b}u]);
                 #[p:PIXELS] sum_${b}_${p} += w_${b} * x_${p};
                 #}
                 weight += BLOCKS;

@@ -6,18 +6,18 @@
 // filters: [group][channel block][C/G, taps, one more if they are odd][CHANNELS], zero where there is no such channel or term
 // Needs subgroups of at least 8 lanes.
 
-#[q:QUADS] alias Weights = vec4<Elem>;
-#[p:PAIRS] alias Weights = vec2<Elem>;
-#[o:ONES] alias Weights = Elem;
+#[q:QUADS] alias Weights = vec4<Stored>;
+#[p:PAIRS] alias Weights = vec2<Stored>;
+#[o:ONES] alias Weights = Stored;
 
-@group(0) @binding(1) var<storage, read> slab: array<Elem>;
+@group(0) @binding(1) var<storage, read> slab: array<Stored>;
 @group(0) @binding(2) var<storage, read> filters: array<Weights>;
 @group(0) @binding(3) var<storage, read_write> output: array<Elem>;
 
 // One weight of several.
 fn part(weights: Weights, at: u32) -> Elem {
-    #[o:ONES] return weights;
-    #[v:VECTORS] return weights[at];
+    #[o:ONES] return Elem(weights);
+    #[v:VECTORS] return Elem(weights[at]);
 }
 
 override workgroup_x: u32 = 64u;
@@ -53,8 +53,8 @@ fn main(
         for (var k = begin; k < end; k += 2u) {
             let next = next_term(term);
             let two = k + 1u < end;
-            #[p:PIXELS] let xa_${p} = slab[plane_${p} + term.at];
-            #[p:PIXELS] let xb_${p} = select(Elem(0), slab[plane_${p} + next.at], two);
+            #[p:PIXELS] let xa_${p} = Elem(slab[plane_${p} + term.at]);
+            #[p:PIXELS] let xb_${p} = select(Elem(0), Elem(slab[plane_${p} + next.at]), two);
             #{b:BLOCKS
             let a_${b} = filters[weight + ${b}u * 8u];
             let b_${b} = filters[weight + (BLOCKS + ${b}u) * 8u];

@@ -3,8 +3,8 @@
 //
 // filters: [O, C/G, taps]
 
-@group(0) @binding(1) var<storage, read> slab: array<Elem>;
-@group(0) @binding(2) var<storage, read> filters: array<Elem>;
+@group(0) @binding(1) var<storage, read> slab: array<Stored>;
+@group(0) @binding(2) var<storage, read> filters: array<Stored>;
 @group(0) @binding(3) var<storage, read_write> output: array<Elem>;
 
 override workgroup_x: u32 = 64u;
@@ -29,7 +29,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
         for (var c = begin; c < min(begin + run, params.channel_end); c++) {
             var tap = start;
             for (var t = params.tap_begin; t < params.tap_end; t++) {
-                sum = fma(filters[weight], slab[plane + tap.at], sum);
+                sum = fma(Elem(filters[weight]), Elem(slab[plane + tap.at]), sum);
                 weight++;
                 tap = next_tap(tap);
             }

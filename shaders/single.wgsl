@@ -3,8 +3,8 @@
 //
 // filters: [O, C/G, taps]
 
-@group(0) @binding(1) var<storage, read> slab: array<Elem>;
-@group(0) @binding(2) var<storage, read> filters: array<Elem>;
+@group(0) @binding(1) var<storage, read> slab: array<Stored>;
+@group(0) @binding(2) var<storage, read> filters: array<Stored>;
 @group(0) @binding(3) var<storage, read_write> output: array<Elem>;
 
 override workgroup_x: u32 = 64u;
@@ -32,15 +32,15 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
         var k = begin;
         for (; k + 2u <= end; k += 2u) {
             let next = next_term(term);
-            let a = filters[weight];
-            let b = filters[weight + 1u];
-            #[p:PIXELS] sum_${p} = fma(b, slab[plane_${p} + next.at], fma(a, slab[plane_${p} + term.at], sum_${p}));
+            let a = Elem(filters[weight]);
+            let b = Elem(filters[weight + 1u]);
+            #[p:PIXELS] sum_${p} = fma(b, Elem(slab[plane_${p} + next.at]), fma(a, Elem(slab[plane_${p} + term.at]), sum_${p}));
             weight += 2u;
             term = next_term(next);
         }
         for (; k < end; k++) {
-            let a = filters[weight];
-            #[p:PIXELS] sum_${p} = fma(a, slab[plane_${p} + term.at], sum_${p});
+            let a = Elem(filters[weight]);
+            #[p:PIXELS] sum_${p} = fma(a, Elem(slab[plane_${p} + term.at]), sum_${p});
             weight++;
             term = next_term(term);
         }

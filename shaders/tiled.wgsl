@@ -12,10 +12,12 @@
 //          group's first channel
 
 #[q:QUADS] alias Rows = vec4<Elem>;
+#[q:QUADS] alias StoredRows = vec4<Stored>;
 #[p:PAIRS] alias Rows = vec2<Elem>;
+#[p:PAIRS] alias StoredRows = vec2<Stored>;
 
-@group(0) @binding(1) var<storage, read> slab: array<Elem>;
-@group(0) @binding(2) var<storage, read> filters: array<Rows>;
+@group(0) @binding(1) var<storage, read> slab: array<Stored>;
+@group(0) @binding(2) var<storage, read> filters: array<StoredRows>;
 @group(0) @binding(3) var<storage, read> offsets: array<vec4<u32>>;
 @group(0) @binding(4) var<storage, read_write> output: array<Elem>;
 
@@ -30,7 +32,7 @@ var<workgroup> slab_tile: array<vec4<Elem>, DEPTH / 4u * TILE_N>;
 fn filter_rows(at: u32, valid: bool) -> Rows {
     // Past the last channel a zero adds nothing.
     if valid {
-        return filters[at];
+        return Rows(filters[at]);
     }
     return Rows();
 }
@@ -39,7 +41,7 @@ fn filter_rows(at: u32, valid: bool) -> Rows {
 // whatever the slab holds where the padded offsets point.
 fn slab_steps(first: u32, k: u32, end: u32) -> vec4<Elem> {
     let at = first + offsets[k / 4u];
-    let steps = vec4<Elem>(slab[at.x], slab[at.y], slab[at.z], slab[at.w]);
+    let steps = vec4<Elem>(vec4<Stored>(slab[at.x], slab[at.y], slab[at.z], slab[at.w]));
     return select(vec4<Elem>(), steps, vec4<u32>(k, k + 1u, k + 2u, k + 3u) < vec4<u32>(end));
 }
 

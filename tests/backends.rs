@@ -16,7 +16,7 @@ use fcdcc::array::Values;
 use fcdcc::conv::{conv_local, reference};
 use fcdcc::scheduler::State;
 use fcdcc::worker::{
-    CpuWorker, FaultSpec, FilterKey, GpuWorker, Order, Recipe, SubtaskShape, WorkerInfo, inject,
+    CpuWorker, FaultSpec, FilterKey, GpuOptions, GpuWorker, Order, Recipe, SubtaskShape, WorkerInfo, inject,
 };
 use fcdcc::{
     CancelToken, CodeKind, CodedConv, ConvParams, ConvShape, Element, Error, LayerOptions, OnShortfall,
@@ -166,6 +166,41 @@ fn backends_agree() {
     assert!(relative_l2(off.as_slice().unwrap(), on_cpu.output.as_slice().unwrap()) > AGREEMENT);
 }
 
+/// Workers that keep 16 bits: results are off by what that costs, which the bound says, and no more; one such worker in a
+/// pool is enough for the bound.
+fn half_storage_is_within_its_bound() {
+    let params = ConvParams::default().padding([1]);
+    let (x, w) = (array::<f32>(&[1, 24, 20, 18], 3), array::<f32>(&[16, 24, 3, 3], 4));
+    let shape = ConvShape::new(x.shape(), w.shape(), &params).unwrap();
+    let truth = reference(&shape, x.as_slice().unwrap(), w.as_slice().unwrap(), None).unwrap();
+    let half = |count| {
+        let options = GpuOptions { half_storage: true, ..GpuOptions::default() };
+        GpuWorker::fleet_with(count, &options).unwrap()
+    };
+    let run = |workers: Vec<Box<dyn Worker>>| {
+        let pool = Pool::new(inject(workers, &["1:drop".parse::<FaultSpec>().unwrap()], 0).unwrap()).unwrap();
+        let options = LayerOptions { max_error: Some(10.0), ..options(4, 4).tolerate(1) };
+        let layer = CodedConv::prepare(&pool, x.shape(), w.view(), None, &params, options).unwrap();
+        let run = layer.run(x.view()).unwrap();
+        (relative_l2(run.output.as_slice().unwrap(), &truth), run.report)
+    };
+    let (error, report) = run(half(6));
+    assert!((1e-4..report.error_bound).contains(&error), "{error:e}, bound {:e}", report.error_bound);
+    assert!(half(1)[0].info().device.ends_with("f16 storage"));
+    let (exact, full) = run(gpu(6));
+    assert!(exact < EXACT_F32 && full.error_bound < report.error_bound / 100.0, "{exact:e}");
+    // Four are needed and two of these are exact: some are not.
+    let mut mixed = half(4);
+    mixed.extend(CpuWorker::fleet(2));
+    let (error, report) = run(mixed);
+    assert!((1e-5..report.error_bound).contains(&error), "{error:e}, bound {:e}", report.error_bound);
+    // f64 is not for them.
+    let pool = Pool::new(half(2)).unwrap();
+    let (x, w) = (array::<f64>(&[1, 3, 8, 8], 1), array::<f64>(&[4, 3, 3, 3], 2));
+    let refused = CodedConv::prepare(&pool, x.shape(), w.view(), None, &params, options(1, 1));
+    assert!(matches!(refused, Err(Error::Unavailable { .. })));
+}
+
 /// A device that is really lost in the middle of a run costs that run a spare; a new one takes its place, with the filters.
 fn a_lost_device_is_replaced() {
     let params = ConvParams::default().padding([1]);
@@ -264,6 +299,7 @@ fn a_model_runs_on_gpu_workers() {
 
 fn main() {
     let f64_there = fcdcc::gpu::select(None).is_ok_and(|a| a.iter().all(|a| a.features.f64));
+    let f16_there = fcdcc::gpu::select(None).is_ok_and(|a| a.iter().all(|a| a.features.f16));
     let tests: Vec<(&str, bool, fn())> = vec![
         ("every_responder_set_is_exact_on_gpu_workers", true, || every_responder_set::<f32>(gpu, EXACT_F32)),
         ("every_responder_set_is_exact_on_gpu_workers_in_f64", f64_there, || {
@@ -273,6 +309,7 @@ fn main() {
             every_responder_set::<f64>(CpuWorker::fleet, EXACT_F64);
         }),
         ("backends_agree", true, backends_agree),
+        ("half_storage_is_within_its_bound", f16_there, half_storage_is_within_its_bound),
         ("a_lost_device_is_replaced", true, a_lost_device_is_replaced),
         ("alexnet_conv1_survives_the_worst_loss", true, alexnet_conv1_survives_the_worst_loss),
         ("mixed_pools_and_uncoded_layers_work", true, mixed_pools_and_uncoded_layers_work),

@@ -195,6 +195,68 @@ fn split_reductions_are_accurate_and_repeatable() -> Outcome {
     Ok(())
 }
 
+/// Slabs and filters in 16 bits are rounded, and that is all: sums are those of f32.
+fn half_storage_rounds_and_nothing_else() -> Outcome {
+    let mut engine = ConvEngine::new(GpuDevice::open(&select(None)?[0], "test")?.with_half_storage()?);
+    let caps = *engine.device().caps();
+    let able = || Kernel::ALL.into_iter().filter(|kernel| kernel.runs_on(&caps, DType::F32));
+    let rounded =
+        |numbers: &[f64]| -> Vec<f64> { numbers.iter().map(|n| half::f16::from_f64(*n).to_f64()).collect() };
+    let p = ConvParams::default;
+    let layers = [
+        // Odd numbers of elements: buffers hold whole words.
+        shape(&[1, 5, 9, 11], &[17, 5, 3, 3], &p()),
+        shape(&[1, 7, 9, 9], &[7, 1, 3, 3], &p().groups(7)),
+        shape(&[1, 115, 6, 5], &[37, 115, 3, 3], &p()),
+        shape(&[1, 33, 7, 7], &[65, 33, 1, 1], &p()),
+    ];
+    for shape in &layers {
+        let (x, w) = (random(2 * shape.input_elems(), 1), random(shape.weight_elems(), 2));
+        let second = |x: &[f64]| x[shape.input_elems()..].to_vec();
+        let expected = reference(shape, &rounded(&second(&x)), &rounded(&w), None)?;
+        let exact = reference(shape, &second(&x), &w, None)?;
+        assert!(Candidate::winograd(None, shape, &caps, DType::F32).is_empty());
+        for way in able().flat_map(|kernel| Candidate::of(kernel, shape, &caps, DType::F32)) {
+            engine.poison_outputs(true);
+            let filters = engine.install_as(shape, 2, 1, &values(&w, DType::F32), way)?;
+            let mut got = Vec::new();
+            engine
+                .run(&filters, 2, &values(&x, DType::F32), None, &|| false, &mut |_, v| got = widened(&v))?;
+            let error = relative_l2(&got, &expected);
+            assert!(error <= TOLERANCE_F32, "{way}: {error:.2e}");
+            // What rounding costs, so that it is known to have happened.
+            let error = relative_l2(&got, &exact);
+            assert!((5e-5..1e-3).contains(&error), "{way}: {error:.2e}");
+        }
+    }
+    Ok(())
+}
+
+fn half_storage_refuses_what_it_cannot_hold() -> Outcome {
+    let mut engine = ConvEngine::new(GpuDevice::open(&select(None)?[0], "test")?.with_half_storage()?);
+    let shape = shape(&[1, 2, 6, 6], &[3, 2, 3, 3], &ConvParams::default());
+    let (mut x, mut w) = (random(shape.input_elems(), 1), random(shape.weight_elems(), 2));
+    let refused = engine.install(&shape, 1, 1, &values(&w, DType::F64), None);
+    assert!(matches!(refused, Err(Error::Unavailable { .. })), "{refused:?}");
+    let filters = engine.install(&shape, 1, 1, &values(&w, DType::F32), None)?;
+    let mut run = |x: &[f64]| -> Result<Vec<f64>, Error> {
+        let mut got = Vec::new();
+        engine.run(&filters, 1, &values(x, DType::F32), None, &|| false, &mut |_, v| got = widened(&v))?;
+        Ok(got)
+    };
+    let before = run(&x)?;
+    x[40] = 70_000.0;
+    let error = run(&x).unwrap_err().to_string();
+    assert!(error.contains("number 40 of a coded slab") && error.contains("65504"), "{error}");
+    // The next run is as good as any.
+    x[40] = random(shape.input_elems(), 1)[40];
+    assert_eq!(run(&x)?, before);
+    w[7] = -1e6;
+    let error = engine.install(&shape, 1, 1, &values(&w, DType::F32), None).unwrap_err().to_string();
+    assert!(error.contains("the coded filters") && error.contains("-1e6"), "{error}");
+    Ok(())
+}
+
 /// Normal data of variance 1: what the bound on the rounding of an f32 worker is stated for.
 fn every_candidate_is_accurate_at_512_channels() -> Outcome {
     const BOUND: f64 = 1e-5;
@@ -305,10 +367,17 @@ fn main() {
         corrupted_weight_is_noticed,
         every_candidate_is_accurate_at_512_channels,
         winograd_matches,
+        half_storage_rounds_and_nothing_else,
+        half_storage_refuses_what_it_cannot_hold,
         split_reductions_are_accurate_and_repeatable,
         more_workgroups_than_a_dimension_holds,
         many_submissions_give_the_same,
         staging_buffers_carry_the_same,
     );
+    if device.is_some_and(|device| !device.caps().f16) {
+        unable.extend(
+            tests.iter().map(|(name, _)| name.clone()).filter(|name| name.starts_with("half_storage")),
+        );
+    }
     run(tests, &unable);
 }

@@ -84,6 +84,9 @@ pub trait Element:
     fn take(values: Values) -> Option<Vec<Self>>;
 }
 
+/// Distance from 1 to the next larger number of 16 bits (f16).
+pub(crate) const HALF_EPSILON: f64 = 1.0 / 1024.0;
+
 impl Element for f32 {
     const DTYPE: DType = DType::F32;
     const EPSILON: f64 = f32::EPSILON as f64;

@@ -9,7 +9,7 @@ mod matmul;
 mod random;
 
 pub use element::{DType, Element, Values, first_non_finite};
-pub(crate) use element::{check_elems, check_indices, sized};
+pub(crate) use element::{HALF_EPSILON, check_elems, check_indices, sized};
 pub(crate) use lanes::load;
 pub(crate) use matmul::F32_RUN;
 pub use matmul::{Matrix, MatrixMut, matmul, matmul_on};

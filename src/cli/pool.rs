@@ -86,6 +86,8 @@ pub(crate) enum WorkerEntry {
         adapter: Option<toml::Value>,
         #[serde(default = "one")]
         queues: usize,
+        #[serde(default)]
+        storage: Storage,
         fault: Option<String>,
     },
     /// Devices of another machine; of any that joins where it has no name.
@@ -96,6 +98,17 @@ pub(crate) enum WorkerEntry {
         count: Option<usize>,
         fault: Option<String>,
     },
+}
+
+/// What GPU workers keep slabs and filters in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Storage {
+    /// 16 bits.
+    F16,
+    /// The type that is computed in.
+    #[default]
+    Full,
 }
 
 fn one() -> usize {
@@ -147,10 +160,10 @@ pub(crate) fn from_backend(
             }
             Ok(CpuWorker::fleet(count))
         }
-        Backend::Gpu => gpu_workers(count, adapter, measuring),
-        Backend::Auto if adapter.is_some() => gpu_workers(count, adapter, measuring),
+        Backend::Gpu => gpu_workers(count, adapter, Storage::Full, measuring),
+        Backend::Auto if adapter.is_some() => gpu_workers(count, adapter, Storage::Full, measuring),
         Backend::Auto => match super::devices::auto() {
-            Ok(_) => gpu_workers(count, None, measuring),
+            Ok(_) => gpu_workers(count, None, Storage::Full, measuring),
             Err(why) => {
                 console.notice(format_args!("notice: {why}; using CPU workers"));
                 Ok(CpuWorker::fleet(count))
@@ -168,15 +181,21 @@ pub(crate) fn check_count(count: usize) -> Result<()> {
 }
 
 #[cfg(feature = "gpu")]
-fn gpu_workers(count: usize, adapter: Option<&str>, measuring: Measuring) -> Result<Vec<Box<dyn Worker>>> {
+fn gpu_workers(
+    count: usize,
+    adapter: Option<&str>,
+    storage: Storage,
+    measuring: Measuring,
+) -> Result<Vec<Box<dyn Worker>>> {
     use fcdcc::worker::{GpuOptions, GpuWorker};
     let adapter = adapter.map(fcdcc::gpu::AdapterSelector::from);
     let tuner = fcdcc::gpu::Tuner::new(measuring.tune());
-    GpuWorker::fleet_with(count, &GpuOptions { adapter, tuner, ..GpuOptions::default() })
+    let half_storage = storage == Storage::F16;
+    GpuWorker::fleet_with(count, &GpuOptions { adapter, tuner, half_storage, ..GpuOptions::default() })
 }
 
 #[cfg(not(feature = "gpu"))]
-fn gpu_workers(_: usize, _: Option<&str>, _: Measuring) -> Result<Vec<Box<dyn Worker>>> {
+fn gpu_workers(_: usize, _: Option<&str>, _: Storage, _: Measuring) -> Result<Vec<Box<dyn Worker>>> {
     Err(Error::Unavailable {
         what: "the GPU backend".to_owned(),
         mend: "this binary was built without it: build with feature `gpu`, or use --backend cpu".to_owned(),
@@ -252,7 +271,7 @@ impl WorkerEntry {
                 });
                 Ok(group.collect())
             }
-            Self::Gpu { adapter, queues, .. } => {
+            Self::Gpu { adapter, queues, storage, .. } => {
                 check_count(*queues)?;
                 let adapter = match adapter {
                     None => None,
@@ -262,7 +281,7 @@ impl WorkerEntry {
                         return Err(bad(format!("adapter is {other}: give its number or part of its name")));
                     }
                 };
-                gpu_workers(*queues, adapter.as_deref(), measuring)
+                gpu_workers(*queues, adapter.as_deref(), *storage, measuring)
             }
             Self::Remote { .. } => {
                 Err(bad("has a worker of kind \"remote\": a machine lends its own workers only".to_owned()))

@@ -157,6 +157,8 @@ impl Worker for RemoteWorker {
                 kind: WorkerKind::Remote,
                 device: claimed.info.device.clone(),
                 f64: claimed.info.f64,
+                // Machines do not lend workers that do: see `WorkerServer::start`.
+                half: false,
                 host: claimed.id.0.clone(),
                 adapter: claimed.info.adapter.clone(),
             },
@@ -165,6 +167,7 @@ impl Worker for RemoteWorker {
                 kind: WorkerKind::Remote,
                 device: "not joined yet".to_owned(),
                 f64: true,
+                half: false,
                 host: self.machine.clone().unwrap_or_else(|| self.name.clone()),
                 adapter: None,
             },

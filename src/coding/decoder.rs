@@ -195,6 +195,13 @@ pub fn error_bound(condition: f64, epsilon: f64, reduction: usize) -> f64 {
     condition * epsilon * (2.0 + (reduction as f64).sqrt() / 4.0)
 }
 
+/// The `epsilon` to give [`error_bound`] for workers that keep their operands in a narrower type, with the epsilon `stored`,
+/// than they compute in: rounding the operands adds to the constant part, and nothing to what grows with the sums.
+#[must_use]
+pub fn storage_epsilon(epsilon: f64, stored: f64, reduction: usize) -> f64 {
+    epsilon + 2.0 * stored / error_bound(1.0, 1.0, reduction)
+}
+
 fn subtasks_of(inputs: &[SubResult]) -> Vec<usize> {
     let mut subtasks: Vec<usize> = inputs.iter().map(|input| input.subtask).collect();
     subtasks.sort_unstable();

@@ -29,7 +29,7 @@ pub use cache::{CheckerCache, DecoderCache};
 pub use code::{Code, SubResult};
 pub use decode::{Clamp, Epilogue, decode};
 pub(crate) use decoder::SINGULAR;
-pub use decoder::{Decoder, error_bound};
+pub use decoder::{Decoder, error_bound, storage_epsilon};
 pub use encode::{encode_distinct, encode_filters, encode_input};
 pub use kind::CodeKind;
 pub use sketch::{Sketch, Sketcher};

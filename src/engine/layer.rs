@@ -13,10 +13,10 @@ use super::holdings::{Holdings, SharedWeight, locked};
 use super::options::LayerOptions;
 use super::report::{Completion, LayerReport};
 use super::responses::{Responses, Scheme};
-use crate::array::{Element, Values, check_elems, first_non_finite, sized};
+use crate::array::{Element, HALF_EPSILON, Values, check_elems, first_non_finite, sized};
 use crate::coding::{
     CheckerCache, Clamp, Code, CodeKind, Decoder, DecoderCache, Epilogue, Sketcher, decode, encode_distinct,
-    error_bound,
+    error_bound, storage_epsilon,
 };
 use crate::conv::{ConvParams, ConvShape, conv_local};
 use crate::error::{Error, Result};
@@ -48,6 +48,8 @@ pub struct CodedConv<T: Element> {
     local: Duration,
     /// Whether weight and bias are free of NaN and infinity.
     finite: bool,
+    /// Of the results: the element type's, or more where workers keep operands in a narrower one.
+    epsilon: f64,
 }
 
 /// What a run gives back.
@@ -131,7 +133,12 @@ impl<T: Element> CodedConv<T> {
         let slabs = InputPartition::new(&shape, k_a)?;
         let filters = FilterPartition::new(&shape, k_b)?;
         let checkers = CheckerCache::new(CACHED_DECODERS);
-        let noise = error_bound(1.0, T::EPSILON, shape.reduction());
+        let epsilon = if pool.keeps_half() {
+            storage_epsilon(T::EPSILON, HALF_EPSILON, shape.reduction())
+        } else {
+            T::EPSILON
+        };
+        let noise = error_bound(1.0, epsilon, shape.reduction());
         check_audit(&code, options.audit, pool, &checkers, noise)?;
         let flaw = non_finite("weight", (*weight).as_ref())
             .or_else(|| non_finite("bias", bias.as_deref().unwrap_or_default()));
@@ -156,6 +163,7 @@ impl<T: Element> CodedConv<T> {
             slabs,
             bias,
             finite,
+            epsilon,
         })
     }
 
@@ -344,7 +352,7 @@ impl<T: Element> CodedConv<T> {
             code: self.code(),
             decoders: &self.decoders,
             checkers: &self.checkers,
-            epsilon: T::EPSILON,
+            epsilon: self.epsilon,
             reduction: self.shape.reduction(),
             audit: self.options.audit,
             partial: self.options.partial,
@@ -361,7 +369,7 @@ impl<T: Element> CodedConv<T> {
             options: &self.options,
             code: self.code(),
             shape: &self.shape,
-            epsilon: T::EPSILON,
+            epsilon: self.epsilon,
             crowded: self.holdings.pool.is_crowded(),
             local: self.local,
         }
@@ -374,7 +382,7 @@ impl<T: Element> CodedConv<T> {
         room: Vec<T>,
     ) -> Result<(Vec<T>, f64, f64)> {
         let (condition, bound) =
-            (decoder.condition(), decoder.error_bound(T::EPSILON, self.shape.reduction()));
+            (decoder.condition(), decoder.error_bound(self.epsilon, self.shape.reduction()));
         if let Some(tolerance) = self.options.max_error
             && bound > tolerance
         {

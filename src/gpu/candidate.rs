@@ -99,7 +99,8 @@ impl Candidate {
     /// `kernel`, or what [`Kernel::choose`] picks for them.
     #[must_use]
     pub fn winograd(kernel: Option<Kernel>, shape: &ConvShape, caps: &Caps, dtype: DType) -> Vec<Self> {
-        let Some(inner) = winograd::products(shape).ok().filter(|_| winograd::suits(shape)) else {
+        let suits = winograd::suits(shape) && !caps.half;
+        let Some(inner) = winograd::products(shape).ok().filter(|_| suits) else {
             return Vec::new();
         };
         // Packed filters may have twice as many elements, in tiles that are half empty.

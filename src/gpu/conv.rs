@@ -8,10 +8,13 @@ use std::num::NonZeroU64;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use half::f16;
+
 use super::buffers::{Readback, Upload, grow};
 use super::candidate::Candidate;
 use super::device::GpuDevice;
 use super::kernel::Kernel;
+use super::narrow::narrow;
 use super::params::Params;
 use super::plan::ConvPlan;
 use super::shaders::{Stage, Variant};
@@ -83,6 +86,8 @@ pub struct ConvEngine {
     /// What lies between the passes of one sub-result at a time: the transformed slab, and sums or products.
     pub(super) transformed: Option<wgpu::Buffer>,
     pub(super) sums: Option<wgpu::Buffer>,
+    /// A slab in 16 bits, on its way.
+    pub(super) narrowed: Vec<f16>,
     pub(super) poison: bool,
     /// Candidates that are given wrong filters.
     spoiled: Vec<Candidate>,
@@ -103,6 +108,7 @@ impl ConvEngine {
             outputs: Vec::new(),
             transformed: None,
             sums: None,
+            narrowed: Vec::new(),
             poison: false,
             spoiled: Vec::new(),
             clock: None,
@@ -264,6 +270,11 @@ impl ConvEngine {
                 let mut packed = plan.pack(bank);
                 if spoiled {
                     packed[0] = T::default();
+                }
+                if plan.variant.half {
+                    let mut narrowed = Vec::new();
+                    narrow("the coded filters", bytemuck::cast_slice(&packed), &mut narrowed)?;
+                    return self.constant_buffer("coded filters", &[bytemuck::cast_slice(&narrowed)], 0);
                 }
                 self.constant_buffer("coded filters", &[bytemuck::cast_slice(&packed)], 0)
             })

@@ -16,6 +16,7 @@ mod candidate;
 mod conv;
 mod device;
 mod kernel;
+mod narrow;
 mod pack;
 mod params;
 mod plan;

@@ -23,6 +23,9 @@ use crate::error::{Error, Result};
 /// loop silently once a thread has run 65,535; half of that leaves room for iterations it counts and we do not.
 const MAX_LOOP_ITERATIONS: usize = 32_768;
 
+/// Bytes of an element that is kept in 16 bits.
+const HALF_BYTES: u64 = 2;
+
 /// Elements one array may have, so that rounding up to whole tiles stays inside 32 bits.
 const MAX_ELEMS: usize = 1 << 31;
 
@@ -90,6 +93,12 @@ impl ConvPlan {
         if winograd {
             return Self::winograd(shape, dtype, caps, candidate);
         }
+        if caps.half && dtype != DType::F32 {
+            return Err(Error::Unavailable {
+                what: format!("{dtype} arithmetic on slabs and filters that are kept in 16 bits"),
+                mend: "use f32, or leave storage at f32".to_owned(),
+            });
+        }
         if !kernel.runs_on(caps, dtype) {
             return Err(Error::Unavailable {
                 what: format!("kernel {kernel} in {dtype} on this adapter"),
@@ -109,9 +118,12 @@ impl ConvPlan {
                 shape.groups * channel_blocks * reduction.next_multiple_of(2) * tile.channels as usize
             }
         };
-        let bytes = |what: &str, elems: usize| {
-            let bytes = elems as u64 * dtype.size_bytes() as u64;
-            let limit = caps.max_binding_bytes.min(MAX_ELEMS as u64 * dtype.size_bytes() as u64);
+        let full = dtype.size_bytes() as u64;
+        let stored = if caps.half { HALF_BYTES } else { full };
+        let bytes = |what: &str, elems: usize, each: u64| {
+            // Buffers hold whole words.
+            let bytes = (elems as u64 * each).next_multiple_of(4);
+            let limit = caps.max_binding_bytes.min(MAX_ELEMS as u64 * each);
             if bytes <= limit {
                 return Ok(bytes);
             }
@@ -124,17 +136,24 @@ impl ConvPlan {
         };
         let parts = parts(shape, kernel, tile);
         let mut plan = Self {
-            variant: Variant { kernel, stage: Stage::Main, dtype, tile, adds: parts.len() > 1 },
+            variant: Variant {
+                kernel,
+                stage: Stage::Main,
+                dtype,
+                tile,
+                adds: parts.len() > 1,
+                half: caps.half,
+            },
             shape: shape.clone(),
-            slab_bytes: bytes("one coded slab", shape.input_elems())?,
-            bank_bytes: bytes("one packed coded filter bank", bank_elems)?,
-            output_bytes: bytes("one sub-result", shape.output_elems())?,
+            slab_bytes: bytes("one coded slab", shape.input_elems(), stored)?,
+            bank_bytes: bytes("one packed coded filter bank", bank_elems, stored)?,
+            output_bytes: bytes("one sub-result", shape.output_elems(), full)?,
             splits: splits as usize,
             transformed_bytes: 0,
             products: None,
             sums_bytes: match splits {
                 0 | 1 => 0,
-                _ => bytes("the sums of a split reduction", shape.output_elems() * splits as usize)?,
+                _ => bytes("the sums of a split reduction", shape.output_elems() * splits as usize, full)?,
             },
             steps: Vec::new(),
             submissions: Vec::new(),
@@ -145,8 +164,8 @@ impl ConvPlan {
 
     /// Plans a layer's transformation, products and transformation back.
     fn winograd(shape: &ConvShape, dtype: DType, caps: &Caps, candidate: Candidate) -> Result<Self> {
-        if !winograd::suits(shape) {
-            let mend = "it is for 3 x 3 filters without strides and dilation, of 16 channels or more";
+        if caps.half || !winograd::suits(shape) {
+            let mend = "it is for 3 x 3 filters without strides and dilation, of 16 channels or more, kept in 32 bits";
             return Err(Error::invalid("layer for Winograd's minimal filtering", format!("{shape:?}"), mend));
         }
         let inner = winograd::products(shape)?;
@@ -398,8 +417,8 @@ pub(super) fn every_variant() -> Vec<Variant> {
                 )
                 .expect("a valid shape");
                 for Candidate { kernel, tile, .. } in Candidate::of(kernel, &shape, &caps, dtype) {
-                    for adds in [false, true] {
-                        let variant = Variant { kernel, stage: Stage::Main, dtype, tile, adds };
+                    for (adds, half) in [(false, false), (true, false), (false, dtype == DType::F32)] {
+                        let variant = Variant { kernel, stage: Stage::Main, dtype, tile, adds, half };
                         if !variants.contains(&variant) {
                             variants.push(variant);
                         }
@@ -420,6 +439,8 @@ pub(super) mod tests {
         Caps {
             software: true,
             f64: true,
+            f16: true,
+            half: false,
             subgroup_shuffle: true,
             subgroup_size: 8,
             threads: 2,

@@ -15,6 +15,7 @@ use std::time::Instant;
 
 use super::conv::{ConvEngine, ConvFilters, encode};
 use super::device::Caps;
+use super::narrow::narrow;
 use super::plan::ConvPlan;
 use super::timing::RunTiming;
 use crate::array::{Element, Values, check_elems, check_indices};
@@ -251,8 +252,14 @@ impl ConvEngine {
             if !task.written[at] {
                 let since = Instant::now();
                 let slab = &task.slabs[at * slab_elems..][..slab_elems];
+                let bytes = if plan.variant.half {
+                    narrow("a coded slab", bytemuck::cast_slice(slab), &mut self.narrowed)?;
+                    bytemuck::cast_slice(&self.narrowed)
+                } else {
+                    bytemuck::cast_slice(slab)
+                };
                 task.written[at] = true;
-                self.slabs[at].write(&self.gpu, bytemuck::cast_slice(slab))?;
+                self.slabs[at].write(&self.gpu, bytes)?;
                 self.slabs[at].begin(&mut encoder, plan.slab_bytes);
                 task.timing.upload_s += since.elapsed().as_secs_f64();
             }

@@ -3,7 +3,7 @@
 //! WGSL has neither generics nor unrolling, and accumulators must be named registers: an array that a loop variable
 //! indexes spills to memory. So a kernel's file may repeat text, with counts fixed when the variant is made:
 //! `#[p:PIXELS, j:4] text` repeats one line, `#{p:PIXELS, j:4` ... `#}` a block, and `${p}` is the number.
-//! In front of the file come the element type, the counts as constants, and `common.wgsl`. Workgroup sizes are
+//! In front of the file come the element types, the counts as constants, and `common.wgsl`. Workgroup sizes are
 //! ordinary `override`s. Only who changes a kernel needs this module.
 //!
 //! Invariant: every variant a plan can ask for parses and validates (tested with naga, without a device).
@@ -28,6 +28,8 @@ pub(super) struct Variant {
     /// Whether dispatches may add to what earlier ones left in the output: where no part of the reduction is left to
     /// later ones, none of the text that does so needs to be compiled, which on software adapters is most of the time.
     pub(super) adds: bool,
+    /// Whether slabs and filters are kept in 16 bits.
+    pub(super) half: bool,
 }
 
 /// Which pass of a layer.
@@ -132,7 +134,7 @@ impl Variant {
     /// A pass beside the main one, which is the same for all kernels.
     pub(super) fn pass(stage: Stage, dtype: DType) -> Self {
         let tile = Tile { channels: 1, columns: 1, workgroup_x: PASS_THREADS };
-        Self { kernel: Kernel::Naive, stage, dtype, tile, adds: false }
+        Self { kernel: Kernel::Naive, stage, dtype, tile, adds: false, half: false }
     }
 
     /// `naive_f32`, as pipelines are labelled.
@@ -143,7 +145,7 @@ impl Variant {
             Stage::Merge => "merge".to_owned(),
             Stage::Inverse => "winograd_inverse".to_owned(),
         };
-        format!("{name}_{}", self.dtype)
+        format!("{name}_{}{}", self.dtype, if self.half { "_f16" } else { "" })
     }
 
     /// Arrays that it reads.
@@ -170,7 +172,12 @@ impl Variant {
             DType::F32 => F32_RUN,
             DType::F64 => u32::MAX,
         };
-        let mut text = format!("alias Elem = {};\nconst RUN = {run}u;\n", self.dtype);
+        let dtype = self.dtype;
+        let mut text = match self.half {
+            true => format!("enable f16;\nalias Elem = {dtype};\nalias Stored = f16;\n"),
+            false => format!("alias Elem = {dtype};\nalias Stored = {dtype};\n"),
+        };
+        let _ = writeln!(text, "const RUN = {run}u;");
         for (name, count) in &counts {
             let _ = writeln!(text, "const {name} = {count}u;");
         }
@@ -249,7 +256,9 @@ mod tests {
     }
 
     fn validate(module: &naga::Module) -> Result<(), String> {
-        let capabilities = naga::valid::Capabilities::FLOAT64 | naga::valid::Capabilities::SUBGROUP;
+        let capabilities = naga::valid::Capabilities::FLOAT64
+            | naga::valid::Capabilities::SUBGROUP
+            | naga::valid::Capabilities::SHADER_FLOAT16;
         naga::valid::Validator::new(naga::valid::ValidationFlags::all(), capabilities)
             .validate(module)
             .map(drop)

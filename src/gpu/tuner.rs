@@ -72,7 +72,9 @@ impl Tuner {
             return Ok(list[0]);
         }
         let names: Vec<String> = list.iter().map(|c| c.way()).collect();
-        let key = (store::device(engine.device().summary()), format!("{dtype} {}", tune::class(shape)));
+        let storage = if engine.device().caps().half { " in f16" } else { "" };
+        let class = format!("{dtype}{storage} {}", tune::class(shape));
+        let key = (store::device(engine.device().summary()), class);
         let known = self.known(&key).unwrap_or_default();
         if let Some(chosen) = tune::choose(&names, &known) {
             return Ok(list[chosen]);
@@ -206,7 +208,10 @@ fn trials<T: Element>(
     let macs = if engine.device().caps().software { SOFTWARE_MACS } else { HARDWARE_MACS };
     let shape = tune::trial_shape(shape, macs);
     let mut rng = ChaCha8Rng::seed_from_u64(0);
-    let mut draw = |count: usize| -> Vec<T> { (0..count).map(|_| T::from_f64(normal(&mut rng))).collect() };
+    // Few enough bits that no storage rounds them.
+    let eighths = |number: f64| (8.0 * number).round() / 8.0;
+    let mut draw =
+        |count: usize| -> Vec<T> { (0..count).map(|_| T::from_f64(eighths(normal(&mut rng)))).collect() };
     let (slab, bank) = (draw(shape.input_elems()), draw(shape.weight_elems()));
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let truth = conv_local(&shape, &slab, &bank, None, threads, &|| false)?;

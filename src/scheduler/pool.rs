@@ -172,6 +172,11 @@ impl Pool {
         }
     }
 
+    /// Whether any worker keeps slabs and filters in 16 bits.
+    pub(crate) fn keeps_half(&self) -> bool {
+        self.workers().any(|info| info.half)
+    }
+
     /// The kind all workers share, or `mixed`.
     pub(crate) fn backend(&self) -> &'static str {
         let mut kinds = self.workers().map(|w| w.kind);

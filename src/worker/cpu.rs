@@ -161,6 +161,7 @@ impl Worker for CpuWorker {
                 threads => format!("{threads} threads"),
             },
             f64: true,
+            half: false,
             host: LOCAL_HOST.to_owned(),
             adapter: None,
         }

@@ -69,6 +69,8 @@ pub struct WorkerInfo {
     pub device: String,
     /// Whether it computes in f64 as well as f32.
     pub f64: bool,
+    /// Whether it keeps slabs and filters in 16 bits: results are then less exact, which error bounds take in.
+    pub half: bool,
     /// The machine it runs on: [`LOCAL_HOST`] for this one.
     pub host: String,
     /// What several workers share and lose together, by position and name: the adapter of GPU workers, e.g.

@@ -9,7 +9,7 @@
 use std::sync::OnceLock;
 
 use super::{CancelToken, FilterKey, Order, SubtaskShape, Worker};
-use crate::array::{DType, Element, Values};
+use crate::array::{DType, Element, HALF_EPSILON, Values};
 use crate::conv::{ConvParams, ConvShape, reference};
 use crate::error::{Error, Result};
 
@@ -93,13 +93,17 @@ impl Probe {
         Self { dtype, known }
     }
 
-    /// The largest relative L2 error of a sub-result that passes: K eps, where K = 27 products are summed up.
+    /// The largest relative L2 error of a sub-result that passes: K eps, where K = 27 products are summed up; four times
+    /// what rounding both operands comes to, where they are `half` as wide.
     ///
     /// The K roundings of a sum stay below K eps/2 times the sum of the magnitudes; that they all pull one way is so
     /// unlikely that a right sum is off by about sqrt(K) eps/2, a tenth of the limit, in any order and with or without
     /// fused multiply-adds. 10-bit mantissas are off by a hundred times the limit of f32.
     #[must_use]
-    pub fn tolerance(&self) -> f64 {
+    pub fn tolerance(&self, half: bool) -> f64 {
+        if half {
+            return 2.0 * HALF_EPSILON;
+        }
         let eps = match self.dtype {
             DType::F32 => f64::from(f32::EPSILON),
             DType::F64 => f64::EPSILON,
@@ -116,13 +120,14 @@ impl Probe {
     /// above all.
     pub fn check(&self, worker: &mut dyn Worker, cancel: &CancelToken) -> Result<()> {
         let Known { shape, slabs, banks, answers } = self.known;
+        let half = worker.info().half;
         let mut flaw = None;
         let mut came = vec![false; answers.len()];
         let mut judge = |index: usize, got: Values| {
             let found = match (came.get_mut(index), answers.get(index)) {
                 (Some(came), Some(answer)) => {
                     let again = std::mem::replace(came, true);
-                    self.flaw(index, again, &got, answer)
+                    self.flaw(index, again, &got, answer, half)
                 }
                 _ => Some(format!("gave sub-result {index} of {}, counted from 0", answers.len())),
             };
@@ -142,7 +147,7 @@ impl Probe {
     }
 
     /// What is wrong with a sub-result, if anything is.
-    fn flaw(&self, index: usize, again: bool, got: &Values, answer: &[f64]) -> Option<String> {
+    fn flaw(&self, index: usize, again: bool, got: &Values, answer: &[f64], half: bool) -> Option<String> {
         if again {
             return Some(format!("gave sub-result {index} twice"));
         }
@@ -155,7 +160,7 @@ impl Probe {
                 self.dtype
             ));
         }
-        let (distance, limit) = (distance(got, answer), self.tolerance());
+        let (distance, limit) = (distance(got, answer), self.tolerance(half));
         // Written so that NaN is off.
         let right = distance <= limit;
         (!right)
@@ -240,7 +245,7 @@ mod tests {
             worst = worst.max(distance(&v, &known.answers[i]));
         })
         .unwrap();
-        assert!(worst > 0.0 && worst < Probe::new(DType::F32).tolerance() / 5.0, "{worst:e}");
+        assert!(worst > 0.0 && worst < Probe::new(DType::F32).tolerance(false) / 5.0, "{worst:e}");
     }
 
     #[test]

@@ -132,6 +132,10 @@ impl WorkerServer {
                 format!("serve 1 to {MAX_DEVICES}"),
             ));
         }
+        if let Some(half) = workers.iter().map(|worker| worker.info()).find(|info| info.half) {
+            let mend = "lend it with f32 storage: masters could not state how exact its results are";
+            return Err(Error::invalid("f16 storage of a lent worker", half.name, mend));
+        }
         if options.listen.is_empty() && options.connect.is_empty() {
             return Err(Error::invalid("endpoints", "none", "listen on one, or connect to one"));
         }
