@@ -21,7 +21,7 @@ const FEWEST_ROUNDS: usize = 3;
 const MOST_ROUNDS: usize = 200;
 
 /// Name; channels in and out; side of the slab, which includes its padding; kernel, stride, groups.
-const LAYERS: [(&str, [usize; 2], usize, [usize; 3]); 14] = [
+const LAYERS: [(&str, [usize; 2], usize, [usize; 3]); 18] = [
     ("vgg 64 3x3 @112", [64, 64], 114, [3, 1, 1]),
     ("vgg 128 3x3 @56", [128, 128], 58, [3, 1, 1]),
     ("vgg 256 3x3 @28", [256, 256], 30, [3, 1, 1]),
@@ -33,6 +33,10 @@ const LAYERS: [(&str, [usize; 2], usize, [usize; 3]); 14] = [
     ("resnet 128 3x3 stride 2 @56", [128, 128], 57, [3, 2, 1]),
     ("resnet 3-64 7x7 stride 2 @224", [3, 64], 229, [7, 2, 1]),
     ("depthwise 144 3x3 @56", [144, 144], 58, [3, 1, 144]),
+    ("depthwise 144 3x3 stride 2 @56", [144, 144], 57, [3, 2, 144]),
+    ("depthwise 144 5x5 @56", [144, 144], 60, [5, 1, 144]),
+    ("depthwise 384 3x3 @14", [384, 384], 16, [3, 1, 384]),
+    ("depthwise 960 3x3 @7", [960, 960], 9, [3, 1, 960]),
     ("depthwise 144 1x1 @56", [144, 144], 56, [1, 1, 144]),
     ("depthwise 144 7x7 stride 2 @56", [144, 144], 61, [7, 2, 144]),
     ("32 groups, 128 3x3 @56", [128, 128], 58, [3, 1, 32]),

@@ -32,6 +32,24 @@ fn layers() -> Vec<(&'static str, ConvShape)> {
         ("groups wider than a block", shape(&[2, 4, 6, 6], &[80, 2, 2, 2], &p().groups(2))),
         ("depthwise", shape(&[2, 7, 9, 9], &[7, 1, 3, 3], &p().groups(7))),
         ("depthwise with multiplier", shape(&[1, 5, 9, 9], &[15, 1, 3, 3], &p().groups(5).stride([2]))),
+        (
+            "depthwise 3x3 stride 2, batch 2",
+            shape(&[2, 3, 21, 34], &[6, 1, 3, 3], &p().groups(3).stride([2])),
+        ),
+        ("depthwise 5x5", shape(&[1, 3, 19, 23], &[3, 1, 5, 5], &p().groups(3))),
+        ("depthwise 5x5 stride 2", shape(&[2, 3, 18, 19], &[9, 1, 5, 5], &p().groups(3).stride([2]))),
+        ("depthwise 7x7", shape(&[2, 3, 13, 22], &[3, 1, 7, 7], &p().groups(3))),
+        ("depthwise 7x7 stride 2", shape(&[1, 3, 25, 27], &[6, 1, 7, 7], &p().groups(3).stride([2]))),
+        ("depthwise 7x7, one output a plane", shape(&[1, 11, 7, 7], &[11, 1, 7, 7], &p().groups(11))),
+        (
+            "depthwise 2x5, strides 2 and 1",
+            shape(&[1, 3, 9, 24], &[3, 1, 2, 5], &p().groups(3).stride([2, 1])),
+        ),
+        ("depthwise 1x1", shape(&[2, 5, 7, 9], &[5, 1, 1, 1], &p().groups(5))),
+        ("depthwise 1-D", shape(&[2, 3, 31], &[6, 1, 3], &p().groups(3))),
+        ("depthwise 3-D", shape(&[1, 3, 4, 7, 9], &[3, 1, 1, 3, 3], &p().groups(3))),
+        ("depthwise, dilation 2", shape(&[2, 3, 15, 17], &[6, 1, 3, 3], &p().groups(3).dilation([2]))),
+        ("groups of two in and three out", shape(&[2, 6, 12, 17], &[9, 2, 3, 3], &p().groups(3))),
         ("batch 2", shape(&[2, 3, 10, 10], &[9, 3, 3, 3], &p())),
         ("one channel in and out", shape(&[1, 1, 5, 5], &[1, 1, 2, 2], &p())),
         ("pointwise", shape(&[1, 33, 7, 7], &[65, 33, 1, 1], &p())),
@@ -157,6 +175,30 @@ fn winograd_matches() -> Outcome {
                         ways[0]
                     );
                 }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A NaN reaches the outputs that see it and no others, whatever else their threads read.
+fn elements_reach_only_the_outputs_that_see_them() -> Outcome {
+    let mut engine = engine()?;
+    for (side, kernel, stride) in [(13, 3, 1), (14, 3, 2), (11, 5, 1)] {
+        let params = ConvParams::default().groups(2).stride([stride]);
+        let shape = shape(&[2, 2, side, side + 1], &[4, 1, kernel, kernel], &params);
+        let w = random(shape.weight_elems(), 2);
+        for way in Candidate::of(Kernel::Single, &shape, engine.device().caps(), DType::F32) {
+            let filters = engine.install_as(&shape, 1, 1, &values(&w, DType::F32), way)?;
+            for at in (0..shape.input_elems()).step_by(5).chain([shape.input_elems() - 1]) {
+                let mut x = random(shape.input_elems(), 1);
+                x[at] = f64::NAN;
+                engine.poison_outputs(true);
+                let mut got = Vec::new();
+                let slab = values(&x, DType::F32);
+                engine.run(&filters, 1, &slab, None, &|| false, &mut |_, v| got = widened(&v))?;
+                let seen: Vec<bool> = reference(&shape, &x, &w, None)?.iter().map(|v| v.is_nan()).collect();
+                assert!(got.iter().map(|v| v.is_nan()).eq(seen), "{way}: element {at}");
             }
         }
     }
@@ -365,6 +407,7 @@ fn main() {
     }
     add!(
         corrupted_weight_is_noticed,
+        elements_reach_only_the_outputs_that_see_them,
         every_candidate_is_accurate_at_512_channels,
         winograd_matches,
         half_storage_rounds_and_nothing_else,

@@ -6,7 +6,7 @@ use std::fmt;
 
 use super::device::Caps;
 use super::kernel::{Kernel, TILED_SIDE};
-use super::shaders::Tile;
+use super::shaders::{Tile, Window};
 use super::winograd;
 use crate::array::DType;
 use crate::conv::ConvShape;
@@ -26,10 +26,15 @@ const MAX_SUMS_BYTES: u64 = 16 << 20;
 /// The longest reduction that is split.
 const MAX_SPLIT_REDUCTION: usize = 1 << 18;
 
-/// What a load of `direct_subgroup` costs, in multiply-adds of vectors: the best fit to seven tiles on thirteen layers.
-const SUBGROUP_LOAD: f64 = 20.0;
+/// What a load costs on software adapters, in multiply-adds of vectors: the best fit to seven tiles of
+/// `direct_subgroup` on thirteen layers.
+const LOAD: f64 = 20.0;
 /// Tiles of it that are worth a try.
 const SUBGROUP_TILES: usize = 3;
+/// Tiles of `patch.wgsl` that are.
+const PATCH_TILES: usize = 2;
+/// Divisions of vectors for each patch, which cost as much as loads.
+const PATCH_DIVISIONS: u32 = 5;
 
 /// Tiles that are worth a try beneath Winograd's transformations.
 const WINOGRAD_TILES: usize = 2;
@@ -52,7 +57,11 @@ impl fmt::Display for Candidate {
         if *winograd {
             f.write_str("winograd, ")?;
         }
-        write!(f, "{kernel} {}x{}", tile.channels * threads_y, tile.columns * tile.workgroup_x)?;
+        if tile.rows > 0 {
+            write!(f, "{kernel} patch {}x{}", tile.rows, tile.columns)?;
+        } else {
+            write!(f, "{kernel} {}x{}", tile.channels * threads_y, tile.columns * tile.workgroup_x)?;
+        }
         if *splits > 1 { write!(f, " in {splits} splits") } else { Ok(()) }
     }
 }
@@ -119,12 +128,15 @@ impl Candidate {
     pub fn of(kernel: Kernel, shape: &ConvShape, caps: &Caps, dtype: DType) -> Vec<Self> {
         let whole = |tile| Self { kernel, tile, splits: 1, winograd: false };
         match kernel {
-            Kernel::Naive => vec![whole(Tile { channels: 1, columns: 1, workgroup_x: 64 })],
+            Kernel::Naive => vec![whole(Tile { channels: 1, columns: 1, rows: 0, workgroup_x: 64 })],
             Kernel::Single => {
                 let workgroup_x = if caps.software { 8 } else { 64 };
-                vec![whole(Tile { channels: 1, columns: 8, workgroup_x })]
+                let general = Tile { channels: 1, columns: 8, rows: 0, workgroup_x };
+                let mut tiles = patches(shape, caps, workgroup_x);
+                tiles.insert(if caps.software { tiles.len() } else { 0 }, general);
+                tiles.into_iter().map(whole).collect()
             }
-            Kernel::Direct => vec![whole(Tile { channels: 8, columns: 4, workgroup_x: 8 })],
+            Kernel::Direct => vec![whole(Tile { channels: 8, columns: 4, rows: 0, workgroup_x: 8 })],
             Kernel::DirectSubgroup => subgroup_tiles(shape, caps).into_iter().map(whole).collect(),
             Kernel::Tiled => tiled(shape, caps, dtype),
         }
@@ -135,6 +147,33 @@ impl Candidate {
         let kernel = kernel.unwrap_or_else(|| Kernel::choose(shape, caps, dtype));
         Self::of(kernel, shape, caps, dtype)[0]
     }
+}
+
+/// Tiles of `patch.wgsl`, the best guess first; none where it cannot run the layer. A large patch shares each load among
+/// many products, but may hang over the edges; planes of common networks are multiples of 7 or 8 wide. Larger patches
+/// than these save little, and compilers would take seconds over the windows of 49 taps.
+fn patches(shape: &ConvShape, caps: &Caps, workgroup_x: u32) -> Vec<Tile> {
+    let Some(window) = Window::of(shape) else { return Vec::new() };
+    let [_, h, w] = shape.output;
+    let seconds = |tile: &Tile| {
+        let high = h.div_ceil(tile.rows as usize) * shape.batch * shape.out_channels;
+        let blocks = (high * w.div_ceil(tile.columns as usize)).div_ceil(workgroup_x as usize);
+        let (loads, others) = window.work(*tile);
+        let channels = (shape.in_channels / shape.groups) as f64;
+        let stores = f64::from(tile.rows * tile.columns + PATCH_DIVISIONS);
+        let vectors = channels * (LOAD * f64::from(loads) + f64::from(others)) + LOAD * stores;
+        blocks.div_ceil(caps.threads.max(1)) as f64 * vectors
+    };
+    let sizes = [(4, 8), (4, 7), (2, 8), (2, 7), (4, 4), (2, 4), (1, 8), (1, 7), (1, 4), (1, 1)];
+    let mut tiles: Vec<Tile> = sizes
+        .map(|(rows, columns)| Tile { channels: 1, columns, rows, workgroup_x })
+        .into_iter()
+        // One quad a thread: those of neighbouring threads are neighbours, which GPUs fetch as one.
+        .filter(|tile| caps.software || tile.columns == 4)
+        .collect();
+    tiles.sort_by(|a, b| seconds(a).total_cmp(&seconds(b)));
+    tiles.truncate(PATCH_TILES);
+    tiles
 }
 
 /// Tiles of `direct_subgroup`, the best guess first. A large tile shares each load among many products, but may leave
@@ -150,10 +189,10 @@ fn subgroup_tiles(shape: &ConvShape, caps: &Caps) -> Vec<Tile> {
         let products = f64::from(tile.channels * tile.columns);
         let loads = f64::from(tile.columns) + f64::from(tile.channels.div_ceil(32));
         // Each thread of the adapter has so many workgroups, one after the other.
-        blocks.div_ceil(caps.threads.max(1)) as f64 * (products + SUBGROUP_LOAD * loads)
+        blocks.div_ceil(caps.threads.max(1)) as f64 * (products + LOAD * loads)
     };
     let mut tiles: Vec<Tile> = [(64, 4), (32, 8), (32, 4), (16, 6), (16, 4), (8, 6), (8, 4)]
-        .map(|(channels, columns)| Tile { channels, columns, workgroup_x: lanes })
+        .map(|(channels, columns)| Tile { channels, columns, rows: 0, workgroup_x: lanes })
         .to_vec();
     tiles.sort_by(|a, b| seconds(a).total_cmp(&seconds(b)));
     tiles.truncate(SUBGROUP_TILES);
@@ -169,7 +208,7 @@ fn tiled(shape: &ConvShape, caps: &Caps, dtype: DType) -> Vec<Candidate> {
     let side = TILED_SIDE as usize;
     let tiles: Vec<Tile> = [(8, 4), (4, 4), (2, 2)]
         .into_iter()
-        .map(|(channels, columns)| Tile { channels, columns, workgroup_x: TILED_SIDE })
+        .map(|(channels, columns)| Tile { channels, columns, rows: 0, workgroup_x: TILED_SIDE })
         .filter(|t| t.channels == 2 || 2 * group_out > t.channels as usize * side)
         // 128 x 64 elements of f64 are more shared memory than every adapter has.
         .filter(|t| t.channels < 8 || dtype == DType::F32)
@@ -265,6 +304,32 @@ mod tests {
         // Rather smaller blocks than none for some threads.
         assert_eq!(first(32, 5, 2), "direct_subgroup 16x32");
         assert_eq!(first(64, 7, 16), "direct_subgroup 8x32");
+    }
+
+    #[test]
+    fn the_layer_decides_the_patch() {
+        let names = |side: usize, kernel: usize, params: ConvParams, software: bool| {
+            let shape =
+                ConvShape::new(&[1, 9, side, side], &[18, 1, kernel, kernel], &params.groups(9)).unwrap();
+            let caps = Caps { software, ..caps() };
+            assert_eq!(Kernel::choose(&shape, &caps, DType::F32), Kernel::Single);
+            let list = Candidate::of(Kernel::Single, &shape, &caps, DType::F32);
+            list.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        let p = ConvParams::default;
+        assert_eq!(names(58, 3, p(), true), ["single patch 4x7", "single patch 4x8", "single 1x64"]);
+        assert_eq!(names(66, 3, p(), true)[0], "single patch 4x8");
+        assert_eq!(names(57, 3, p().stride([2]), true)[0], "single patch 4x7");
+        // One output a plane.
+        assert_eq!(names(7, 7, p(), true)[0], "single patch 1x1");
+        assert_eq!(names(58, 3, p(), false), ["single 1x512", "single patch 4x4", "single patch 2x4"]);
+        // What the patches cannot see.
+        for (kernel, params) in [(3, p().dilation([2])), (3, p().stride([3])), (8, p())] {
+            assert_eq!(names(58, kernel, params, true), ["single 1x64"]);
+        }
+        // Unless such steps are never taken.
+        assert_eq!(names(3, 3, p().stride([3]), true)[0], "single patch 1x1");
+        assert_eq!(names(8, 1, p().dilation([3]), true)[0], "single patch 2x8");
     }
 
     #[test]

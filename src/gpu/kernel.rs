@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::device::Caps;
+use super::shaders::Window;
 use crate::array::DType;
 use crate::conv::ConvShape;
 
@@ -14,7 +15,8 @@ pub(super) const TILED_SIDE: u32 = 16;
 pub enum Kernel {
     /// One thread per output element: the readable twin and baseline.
     Naive,
-    /// Several columns of one channel a thread: groups of few output channels, depthwise above all.
+    /// Several columns of one channel a thread: groups of few output channels, depthwise above all. Where a plan knows
+    /// the window, a patch of rows and columns: `patch.wgsl`.
     Single,
     /// Register blocking without shared memory, weights as vec4: software adapters without subgroups.
     Direct,
@@ -43,8 +45,9 @@ impl Kernel {
     #[must_use]
     pub fn choose(shape: &ConvShape, caps: &Caps, dtype: DType) -> Self {
         let group_out = shape.out_channels / shape.groups;
-        // Below this, most of a block of channels would be padding.
-        if group_out < 4 {
+        // Below this, most of a block of channels would be padding. Patches keep up with half a block.
+        let patches = caps.software && Window::of(shape).is_some();
+        if group_out < if patches { 8 } else { 4 } {
             return Self::Single;
         }
         let order: &[Self] =

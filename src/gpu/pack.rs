@@ -19,6 +19,15 @@ impl ConvPlan {
         let shape = &self.shape;
         let group_out = shape.out_channels / shape.groups;
         let reduction = shape.weight_elems() / shape.out_channels;
+        if self.variant.window.is_some() {
+            let taps: usize = shape.kernel.iter().product();
+            let mut packed = Vec::with_capacity(filters.len() / taps * taps.next_multiple_of(4));
+            for channel in filters.chunks_exact(taps) {
+                packed.extend_from_slice(channel);
+                packed.resize(packed.len().next_multiple_of(4), T::default());
+            }
+            return packed;
+        }
         let block = match self.variant.kernel {
             Kernel::Naive | Kernel::Single => return filters.to_vec(),
             Kernel::Tiled => group_out.next_multiple_of(4),

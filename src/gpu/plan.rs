@@ -13,7 +13,7 @@ use super::candidate::{Candidate, SPLIT_UNIT};
 use super::device::Caps;
 use super::kernel::{Kernel, TILED_SIDE};
 use super::params::Params;
-use super::shaders::{PASS_THREADS, Stage, Tile, Variant, depth};
+use super::shaders::{PASS_THREADS, Stage, Tile, Variant, Window, depth};
 use super::winograd;
 use crate::array::DType;
 use crate::conv::{AXES, ConvShape};
@@ -108,7 +108,14 @@ impl ConvPlan {
         let group_out = shape.out_channels / shape.groups;
         let channel_blocks = group_out.div_ceil(block_channels(kernel, tile));
         let reduction = shape.weight_elems() / shape.out_channels;
+        let window = if tile.rows > 0 { Window::of(shape) } else { None };
+        // `patch.wgsl` binds both as quads.
+        let slab_elems = shape.input_elems().next_multiple_of(if window.is_some() { 4 } else { 1 });
         let bank_elems = match kernel {
+            Kernel::Single if window.is_some() => {
+                let taps: usize = shape.kernel.iter().product();
+                shape.weight_elems() / taps * taps.next_multiple_of(4)
+            }
             Kernel::Naive | Kernel::Single => shape.weight_elems(),
             Kernel::Tiled => {
                 shape.groups * reduction.next_multiple_of(depth(tile)) * group_out.next_multiple_of(4)
@@ -141,11 +148,12 @@ impl ConvPlan {
                 stage: Stage::Main,
                 dtype,
                 tile,
+                window,
                 adds: parts.len() > 1,
                 half: caps.half,
             },
             shape: shape.clone(),
-            slab_bytes: bytes("one coded slab", shape.input_elems(), stored)?,
+            slab_bytes: bytes("one coded slab", slab_elems, stored)?,
             bank_bytes: bytes("one packed coded filter bank", bank_elems, stored)?,
             output_bytes: bytes("one sub-result", shape.output_elems(), full)?,
             splits: splits as usize,
@@ -222,7 +230,12 @@ impl ConvPlan {
         let block_columns = (tile.columns * tile.workgroup_x) as usize;
         let columns = shape.batch * shape.output.iter().product::<usize>();
         let column_blocks = columns.div_ceil(block_columns);
-        let workgroups = column_blocks * channel_blocks * shape.groups * self.splits;
+        let (block_columns, workgroups) = match self.variant.window {
+            Some(_) => {
+                (block_columns * tile.rows as usize, patches(shape, tile).div_ceil(tile.workgroup_x as usize))
+            }
+            None => (block_columns, column_blocks * channel_blocks * shape.groups * self.splits),
+        };
         let workgroups_u32 = u32::try_from(workgroups).map_err(|_| {
             Error::mismatch(
                 "workgroups of a GPU convolution",
@@ -327,6 +340,12 @@ fn block_channels(kernel: Kernel, tile: Tile) -> usize {
     (if kernel == Kernel::Tiled { tile.channels * TILED_SIDE } else { tile.channels }) as usize
 }
 
+/// Threads that `patch.wgsl` takes for the outputs of all channels and images.
+fn patches(shape: &ConvShape, tile: Tile) -> usize {
+    let [_, h, w] = shape.output;
+    shape.batch * shape.out_channels * h.div_ceil(tile.rows as usize) * w.div_ceil(tile.columns as usize)
+}
+
 /// Splits the reduction so that no thread exceeds [`MAX_LOOP_ITERATIONS`]: at most one of a loop per channel, one of the
 /// loop in it per tap, and the exit of each; the loop over runs around them adds less than is left to the driver's limit. `tiled` has one loop, over its whole steps of the reduction, and
 /// takes its parts as taps of one channel that has them all.
@@ -409,16 +428,19 @@ pub(super) fn every_variant() -> Vec<Variant> {
     }
     for kernel in Kernel::ALL {
         for dtype in [DType::F32, DType::F64] {
-            for (channels, side) in [(8, 1), (16, 9), (64, 1), (128, 200)] {
+            let pointwise = [(8, 1), (16, 9), (64, 1), (128, 200)].map(|(o, side)| ([o, 1, 1], side, 1));
+            let windows = [([1, 1, 3], 58, 2), ([1, 1, 5], 60, 1), ([1, 2, 7], 62, 2), ([1, 20, 3], 9, 1)];
+            for ([outputs, inputs, taps], side, stride) in pointwise.into_iter().chain(windows) {
                 let shape = ConvShape::new(
-                    &[1, 1, side, side],
-                    &[channels, 1, 1, 1],
-                    &crate::conv::ConvParams::default(),
+                    &[1, inputs, side, side],
+                    &[outputs, inputs, taps, taps],
+                    &crate::conv::ConvParams::default().stride([stride]),
                 )
                 .expect("a valid shape");
                 for Candidate { kernel, tile, .. } in Candidate::of(kernel, &shape, &caps, dtype) {
+                    let window = if tile.rows > 0 { Window::of(&shape) } else { None };
                     for (adds, half) in [(false, false), (true, false), (false, dtype == DType::F32)] {
-                        let variant = Variant { kernel, stage: Stage::Main, dtype, tile, adds, half };
+                        let variant = Variant { kernel, stage: Stage::Main, dtype, tile, window, adds, half };
                         if !variants.contains(&variant) {
                             variants.push(variant);
                         }
@@ -464,7 +486,7 @@ pub(super) mod tests {
 
     #[test]
     fn long_reductions_are_split_without_gap_or_overlap() {
-        let tile = Tile { channels: 1, columns: 1, workgroup_x: 64 };
+        let tile = Tile { channels: 1, columns: 1, rows: 0, workgroup_x: 64 };
         for (channels, kernel) in [(8192, 3), (1, 70_000), (3, 40_000), (40_000, 1), (1, 1)] {
             let shape =
                 ConvShape::new(&[1, channels, kernel], &[1, channels, kernel], &ConvParams::default())
@@ -488,7 +510,9 @@ pub(super) mod tests {
             plan(&[1, 1, 300, 20_000], &[1, 1, 1, 1], p.clone(), Kernel::Naive).unwrap(),
             plan(&[2, 20_000, 3, 3], &[17, 20_000, 3, 3], p.clone(), Kernel::DirectSubgroup).unwrap(),
             plan(&[1, 512, 60, 60], &[512, 512, 3, 3], p.clone(), Kernel::Tiled).unwrap(),
-            plan(&[1, 512, 9, 9], &[512, 512, 3, 3], p, Kernel::Tiled).unwrap(),
+            plan(&[1, 512, 9, 9], &[512, 512, 3, 3], p.clone(), Kernel::Tiled).unwrap(),
+            plan(&[3, 70, 58, 61], &[140, 1, 3, 3], p.groups(70), Kernel::Single).unwrap(),
+            plan(&[1, 20_000, 3, 3], &[3, 20_000, 3, 3], ConvParams::default(), Kernel::Single).unwrap(),
         ];
         for plan in cases {
             let mut next = 0;

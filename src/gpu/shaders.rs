@@ -2,7 +2,8 @@
 //!
 //! WGSL has neither generics nor unrolling, and accumulators must be named registers: an array that a loop variable
 //! indexes spills to memory. So a kernel's file may repeat text, with counts fixed when the variant is made:
-//! `#[p:PIXELS, j:4] text` repeats one line, `#{p:PIXELS, j:4` ... `#}` a block, and `${p}` is the number.
+//! `#[p:PIXELS, j:4] text` repeats one line, `#{p:PIXELS, j:4` ... `#}` a block, and `${p}` is the number, `${p*4+j}`
+//! one calculated from several.
 //! In front of the file come the element types, the counts as constants, and `common.wgsl`. Workgroup sizes are
 //! ordinary `override`s. Only who changes a kernel needs this module.
 //!
@@ -11,12 +12,15 @@
 use std::fmt::Write as _;
 
 use super::kernel::{Kernel, TILED_SIDE};
+use super::plan::small;
 use crate::array::DType;
+use crate::conv::{AXES, ConvShape};
 
 const COMMON: &str = include_str!("../../shaders/common.wgsl");
 const MERGE: &str = include_str!("../../shaders/merge.wgsl");
 const WINOGRAD_FORWARD: &str = include_str!("../../shaders/winograd_forward.wgsl");
 const WINOGRAD_INVERSE: &str = include_str!("../../shaders/winograd_inverse.wgsl");
+const PATCH: &str = include_str!("../../shaders/patch.wgsl");
 
 /// What distinguishes one compiled pipeline from another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -25,6 +29,8 @@ pub(super) struct Variant {
     pub(super) stage: Stage,
     pub(super) dtype: DType,
     pub(super) tile: Tile,
+    /// What `patch.wgsl` unrolls, in its variants.
+    pub(super) window: Option<Window>,
     /// Whether dispatches may add to what earlier ones left in the output: where no part of the reduction is left to
     /// later ones, none of the text that does so needs to be compiled, which on software adapters is most of the time.
     pub(super) adds: bool,
@@ -55,8 +61,81 @@ pub(super) struct Tile {
     pub(super) channels: u32,
     /// Columns a thread.
     pub(super) columns: u32,
+    /// Rows of so many columns a thread in `patch.wgsl`; 0 elsewhere, where columns know no rows.
+    pub(super) rows: u32,
     /// Threads along the columns; all threads of a workgroup except in `tiled`, which is 16 x 16.
     pub(super) workgroup_x: u32,
+}
+
+/// How the outputs of a layer see its slab, where that is simple enough for `patch.wgsl`. Along y and x.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Window {
+    kernel: [u32; 2],
+    stride: [u32; 2],
+    /// Whether there is more than one input channel a group, and whether all of them make more than one run.
+    channels: bool,
+    long: bool,
+}
+
+impl Window {
+    /// Taps and steps along an axis at most: what is unrolled has to be compiled.
+    const MOST_TAPS: usize = 7;
+    const MOST_STRIDE: usize = 2;
+
+    pub(super) fn of(shape: &ConvShape) -> Option<Self> {
+        let mut window = [(1, 1); AXES];
+        for (axis, (taps, step)) in window.iter_mut().enumerate() {
+            *taps = shape.kernel[axis];
+            // Steps that are never taken may be of any size.
+            let dilation = if *taps == 1 { 1 } else { shape.dilation[axis] };
+            *step = if shape.output[axis] == 1 { 1 } else { shape.stride[axis] };
+            if *taps > Self::MOST_TAPS || *step > Self::MOST_STRIDE || dilation != 1 {
+                return None;
+            }
+        }
+        let [(1, _), y, x] = window else { return None };
+        let group_in = shape.in_channels / shape.groups;
+        (shape.output[0] == 1).then_some(Self {
+            kernel: [y.0, x.0].map(small),
+            stride: [y.1, x.1].map(small),
+            channels: group_in > 1,
+            long: group_in * y.0 * x.0 > F32_RUN as usize,
+        })
+    }
+
+    /// What a thread does for each input channel: loads, and other instructions on vectors.
+    pub(super) fn work(self, tile: Tile) -> (u32, u32) {
+        let counts = self.counts(tile, DType::F32);
+        let count = |name| number(name, &counts);
+        let taps = count("KH") * count("KW");
+        let shifts = count("IN_ROWS") * (count("ELEMS") + count("ELEMS_1"));
+        let loads = count("IN_ROWS") * count("QUADS") + count("TAP_QUADS");
+        (loads, 2 * (taps * tile.rows * tile.columns + shifts))
+    }
+
+    /// What the text of `patch.wgsl` is repeated by.
+    fn counts(self, tile: Tile, dtype: DType) -> Vec<(&'static str, u32)> {
+        let Self { kernel: [kh, kw], stride: [stride_y, stride_x], channels, long } = self;
+        let (rows, pixels) = (tile.rows, tile.columns);
+        let elems = (pixels - 1) * stride_x + kw;
+        vec![
+            ("ROWS", rows),
+            ("PIXELS", pixels),
+            ("KH", kh),
+            ("KW", kw),
+            ("STRIDE_Y", stride_y),
+            ("STRIDE_X", stride_x),
+            ("TAP_QUADS", (kh * kw).div_ceil(4)),
+            // Of the slab: rows, elements of each, and the quads that hold those wherever the first one lies.
+            ("IN_ROWS", (rows - 1) * stride_y + kh),
+            ("ELEMS", elems),
+            ("ELEMS_1", elems + 1),
+            ("QUADS", (elems + 3).div_ceil(4)),
+            ("LOOPS", u32::from(channels)),
+            ("LONG", u32::from(long && dtype == DType::F32)),
+            ("RUN_CHANNELS", (F32_RUN / (kh * kw)).max(1)),
+        ]
+    }
 }
 
 /// Terms that an f32 kernel sums before it adds them to a total (see `common.wgsl`).
@@ -82,7 +161,7 @@ impl Kernel {
 /// The text of everything that variants are made of.
 pub(super) fn sources() -> String {
     let kernels = Kernel::ALL.map(Kernel::source);
-    [&[COMMON, MERGE, WINOGRAD_FORWARD, WINOGRAD_INVERSE], kernels.as_slice()].concat().concat()
+    [&[COMMON, MERGE, PATCH, WINOGRAD_FORWARD, WINOGRAD_INVERSE], kernels.as_slice()].concat().concat()
 }
 
 impl Variant {
@@ -94,7 +173,10 @@ impl Variant {
         }
         let mut counts = match self.kernel {
             Kernel::Naive => vec![],
-            Kernel::Single => vec![("PIXELS", columns)],
+            Kernel::Single => match self.window {
+                Some(window) => window.counts(self.tile, self.dtype),
+                None => vec![("PIXELS", columns)],
+            },
             Kernel::Direct => vec![("BLOCKS", channels / 4), ("PIXELS", columns)],
             Kernel::DirectSubgroup => {
                 let width = (channels / 8).min(4);
@@ -183,6 +265,7 @@ impl Variant {
         }
         text.push_str(COMMON);
         let source = match self.stage {
+            Stage::Main if self.window.is_some() => PATCH,
             Stage::Main => self.kernel.source(),
             Stage::Forward => WINOGRAD_FORWARD,
             Stage::Merge => MERGE,
@@ -215,26 +298,35 @@ fn expand(lines: &[&str], counts: &[(&str, u32)], bound: &[(&str, u32)], text: &
             repeat(loops, &following[..end], counts, bound, text);
             rest = &following[end + 1..];
         } else {
-            let mut line = (*line).to_owned();
-            for (name, number) in bound {
-                line = line.replace(&format!("${{{name}}}"), &number.to_string());
+            let mut pieces = line.split("${");
+            text.push_str(pieces.next().unwrap_or_default());
+            for piece in pieces {
+                let (sum, after) = piece.split_once('}').expect("every number is closed");
+                let _ = write!(text, "{}{after}", calculate(sum, &[bound, counts].concat()));
             }
-            text.push_str(&line);
             text.push('\n');
         }
     }
+}
+
+/// The value of a sum of products of names and numbers, such as `p*STRIDE+1`.
+fn calculate(sum: &str, known: &[(&str, u32)]) -> u32 {
+    let value = |name: &str| number(name.trim(), known);
+    sum.split('+').map(|product| product.split('*').map(value).product::<u32>()).sum()
+}
+
+fn number(name: &str, known: &[(&str, u32)]) -> u32 {
+    known
+        .iter()
+        .find(|(other, _)| *other == name)
+        .map_or_else(|| name.parse().expect("a known name or a number"), |(_, number)| *number)
 }
 
 /// Writes `lines` once for each combination of the loops `a:COUNT, b:8`, the first varying slowest.
 fn repeat(loops: &str, lines: &[&str], counts: &[(&str, u32)], bound: &[(&str, u32)], text: &mut String) {
     let (first, inner) = loops.split_once(',').map_or((loops, None), |(first, inner)| (first, Some(inner)));
     let (name, count) = first.trim().split_once(':').expect("loops are written name:COUNT");
-    let count = count.trim();
-    let count = counts
-        .iter()
-        .find(|(known, _)| *known == count)
-        .map_or_else(|| count.parse().expect("a count is a known name or a number"), |(_, number)| *number);
-    for number in 0..count {
+    for number in 0..number(count.trim(), counts) {
         let bound = [bound, &[(name.trim(), number)]].concat();
         match inner {
             Some(inner) => repeat(inner, lines, counts, &bound, text),
@@ -308,5 +400,8 @@ mod tests {
         let lines = ["#{a:2", "<${a}", "#[b:N, c:1] ${a}${b}${c}", "#}", "end"];
         expand(&lines, &[("N", 2)], &[], &mut text);
         assert_eq!(text, "<0\n000\n010\n<1\n100\n110\nend\n");
+        text.clear();
+        expand(&["#[b:2] ${b*3+N*b+1} ${b}."], &[("N", 2)], &[], &mut text);
+        assert_eq!(text, "1 0.\n6 1.\n");
     }
 }
