@@ -333,6 +333,20 @@ mod tests {
     }
 
     #[test]
+    fn patches_stand_in_for_blocks_of_channels_that_are_not_full() {
+        let chosen = |group_out: usize, kernel: usize, dilation: usize, software: bool| {
+            let params = ConvParams::default().groups(2).dilation([dilation]);
+            let weight = [2 * group_out, 3, kernel, kernel];
+            let shape = ConvShape::new(&[1, 6, 20, 20], &weight, &params).unwrap();
+            Kernel::choose(&shape, &Caps { software, ..caps() }, DType::F32)
+        };
+        assert_eq!([chosen(4, 3, 1, true), chosen(7, 3, 1, true)], [Kernel::Single; 2]);
+        let full = [chosen(8, 3, 1, true), chosen(4, 3, 2, true), chosen(4, 1, 1, true)];
+        assert_eq!(full, [Kernel::DirectSubgroup; 3]);
+        assert_eq!([chosen(4, 3, 1, false), chosen(3, 3, 1, false)], [Kernel::Tiled, Kernel::Single]);
+    }
+
+    #[test]
     fn no_split_is_empty_and_sums_stay_small() {
         for channels in [29, 57, 100, 512, 3000, 30_000] {
             for outputs in [4, 64, 600] {

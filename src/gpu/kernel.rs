@@ -45,8 +45,9 @@ impl Kernel {
     #[must_use]
     pub fn choose(shape: &ConvShape, caps: &Caps, dtype: DType) -> Self {
         let group_out = shape.out_channels / shape.groups;
-        // Below this, most of a block of channels would be padding. Patches keep up with half a block.
-        let patches = caps.software && Window::of(shape).is_some();
+        // Below this, most of a block of channels would be padding. Patches keep up with any block that is not full,
+        // once windows have so many taps that each element they load meets several.
+        let patches = caps.software && Window::of(shape).is_some_and(|window| window.taps() >= 9);
         if group_out < if patches { 8 } else { 4 } {
             return Self::Single;
         }

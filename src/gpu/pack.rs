@@ -91,5 +91,10 @@ mod tests {
         let direct = plan(&[1, 4, 1], &[10, 2, 1], p, Kernel::Direct).unwrap().pack(&weights);
         assert_eq!(direct.len(), 2 * 2 * 8);
         assert_eq!(direct[8..16], [1.0, 3.0, 5.0, 7.0, 9.0, 0.0, 0.0, 0.0]);
+        // Each input channel's taps, padded to quads.
+        let p = ConvParams::default().groups(2);
+        let patch = plan(&[1, 4, 9], &[2, 2, 5], p, Kernel::Single).unwrap().pack(&weights);
+        assert_eq!(patch.len(), 4 * 8);
+        assert_eq!(patch[..10], [0.0, 1.0, 2.0, 3.0, 4.0, 0.0, 0.0, 0.0, 5.0, 6.0]);
     }
 }

@@ -103,14 +103,17 @@ impl Window {
         })
     }
 
+    pub(super) fn taps(self) -> u32 {
+        self.kernel[0] * self.kernel[1]
+    }
+
     /// What a thread does for each input channel: loads, and other instructions on vectors.
     pub(super) fn work(self, tile: Tile) -> (u32, u32) {
         let counts = self.counts(tile, DType::F32);
         let count = |name| number(name, &counts);
-        let taps = count("KH") * count("KW");
         let shifts = count("IN_ROWS") * (count("ELEMS") + count("ELEMS_1"));
         let loads = count("IN_ROWS") * count("QUADS") + count("TAP_QUADS");
-        (loads, 2 * (taps * tile.rows * tile.columns + shifts))
+        (loads, 2 * (self.taps() * tile.rows * tile.columns + shifts))
     }
 
     /// What the text of `patch.wgsl` is repeated by.
@@ -125,7 +128,7 @@ impl Window {
             ("KW", kw),
             ("STRIDE_Y", stride_y),
             ("STRIDE_X", stride_x),
-            ("TAP_QUADS", (kh * kw).div_ceil(4)),
+            ("TAP_QUADS", self.taps().div_ceil(4)),
             // Of the slab: rows, elements of each, and the quads that hold those wherever the first one lies.
             ("IN_ROWS", (rows - 1) * stride_y + kh),
             ("ELEMS", elems),
@@ -133,7 +136,7 @@ impl Window {
             ("QUADS", (elems + 3).div_ceil(4)),
             ("LOOPS", u32::from(channels)),
             ("LONG", u32::from(long && dtype == DType::F32)),
-            ("RUN_CHANNELS", (F32_RUN / (kh * kw)).max(1)),
+            ("RUN_CHANNELS", F32_RUN / self.taps()),
         ]
     }
 }
