@@ -8,7 +8,7 @@
 //
 // filters: [O, C/G][taps, rounded up to quads], zero where there is no such tap
 
-alias Quad = vec4<Elem>;
+alias Quad = vec4<Stored>;
 
 // Rounded up to quads.
 @group(0) @binding(1) var<storage, read> slab: array<Quad>;
@@ -45,14 +45,14 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     let two_${i} = (at_${i} & 2u) != 0u;
     let one_${i} = (at_${i} & 1u) != 0u;
     #{v:QUADS
-    let quad_${i}_${v} = slab[min(at_${i} / 4u + ${v}u, last)];
+    let quad_${i}_${v} = vec4<Elem>(slab[min(at_${i} / 4u + ${v}u, last)]);
     #[c:4] let q_${i}_${v*4+c} = quad_${i}_${v}[${c}u];
     #}
     #[e:ELEMS_1] let m_${i}_${e} = select(q_${i}_${e}, q_${i}_${e+2}, two_${i});
     #[e:ELEMS] let x_${i}_${e} = select(m_${i}_${e}, m_${i}_${e+1}, one_${i});
     #}
     #{v:TAP_QUADS
-    let weights_${v} = filters[weight + ${v}u];
+    let weights_${v} = vec4<Elem>(filters[weight + ${v}u]);
     #[c:4] let w_${v*4+c} = weights_${v}[${c}u];
     #}
     #[r:ROWS, ky:KH, p:PIXELS, kx:KW] sum_${r}_${p} = fma(w_${ky*KW+kx}, x_${r*STRIDE_Y+ky}_${p*STRIDE_X+kx}, sum_${r}_${p});

@@ -6,7 +6,7 @@ use std::fmt;
 
 use super::device::Caps;
 use super::kernel::{Kernel, TILED_SIDE};
-use super::shaders::{Tile, Window};
+use super::tile::{Tile, Window};
 use super::winograd;
 use crate::array::DType;
 use crate::conv::ConvShape;

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::device::Caps;
-use super::shaders::Window;
+use super::tile::Window;
 use crate::array::DType;
 use crate::conv::ConvShape;
 

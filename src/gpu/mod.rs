@@ -23,6 +23,7 @@ mod plan;
 mod run;
 mod shaders;
 mod store;
+mod tile;
 mod timing;
 mod tune;
 mod tuner;

@@ -6,7 +6,7 @@
 
 use super::kernel::Kernel;
 use super::plan::{ConvPlan, axes, small};
-use super::shaders::depth;
+use super::tile::depth;
 use super::winograd;
 use crate::array::Element;
 

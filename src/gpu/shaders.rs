@@ -12,9 +12,8 @@
 use std::fmt::Write as _;
 
 use super::kernel::{Kernel, TILED_SIDE};
-use super::plan::small;
+use super::tile::{F32_RUN, Tile, Window, number};
 use crate::array::DType;
-use crate::conv::{AXES, ConvShape};
 
 const COMMON: &str = include_str!("../../shaders/common.wgsl");
 const MERGE: &str = include_str!("../../shaders/merge.wgsl");
@@ -53,101 +52,6 @@ pub(super) enum Stage {
 
 /// Threads of a workgroup of every pass but the main one.
 pub(super) const PASS_THREADS: u32 = 64;
-
-/// Tile sizes of a kernel: registers a thread, threads a workgroup.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Tile {
-    /// Output channels a thread.
-    pub(super) channels: u32,
-    /// Columns a thread.
-    pub(super) columns: u32,
-    /// Rows of so many columns a thread in `patch.wgsl`; 0 elsewhere, where columns know no rows.
-    pub(super) rows: u32,
-    /// Threads along the columns; all threads of a workgroup except in `tiled`, which is 16 x 16.
-    pub(super) workgroup_x: u32,
-}
-
-/// How the outputs of a layer see its slab, where that is simple enough for `patch.wgsl`. Along y and x.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Window {
-    kernel: [u32; 2],
-    stride: [u32; 2],
-    /// Whether there is more than one input channel a group, and whether all of them make more than one run.
-    channels: bool,
-    long: bool,
-}
-
-impl Window {
-    /// Taps and steps along an axis at most: what is unrolled has to be compiled.
-    const MOST_TAPS: usize = 7;
-    const MOST_STRIDE: usize = 2;
-
-    pub(super) fn of(shape: &ConvShape) -> Option<Self> {
-        let mut window = [(1, 1); AXES];
-        for (axis, (taps, step)) in window.iter_mut().enumerate() {
-            *taps = shape.kernel[axis];
-            // Steps that are never taken may be of any size.
-            let dilation = if *taps == 1 { 1 } else { shape.dilation[axis] };
-            *step = if shape.output[axis] == 1 { 1 } else { shape.stride[axis] };
-            if *taps > Self::MOST_TAPS || *step > Self::MOST_STRIDE || dilation != 1 {
-                return None;
-            }
-        }
-        let [(1, _), y, x] = window else { return None };
-        let group_in = shape.in_channels / shape.groups;
-        (shape.output[0] == 1).then_some(Self {
-            kernel: [y.0, x.0].map(small),
-            stride: [y.1, x.1].map(small),
-            channels: group_in > 1,
-            long: group_in * y.0 * x.0 > F32_RUN as usize,
-        })
-    }
-
-    pub(super) fn taps(self) -> u32 {
-        self.kernel[0] * self.kernel[1]
-    }
-
-    /// What a thread does for each input channel: loads, and other instructions on vectors.
-    pub(super) fn work(self, tile: Tile) -> (u32, u32) {
-        let counts = self.counts(tile, DType::F32);
-        let count = |name| number(name, &counts);
-        let shifts = count("IN_ROWS") * (count("ELEMS") + count("ELEMS_1"));
-        let loads = count("IN_ROWS") * count("QUADS") + count("TAP_QUADS");
-        (loads, 2 * (self.taps() * tile.rows * tile.columns + shifts))
-    }
-
-    /// What the text of `patch.wgsl` is repeated by.
-    fn counts(self, tile: Tile, dtype: DType) -> Vec<(&'static str, u32)> {
-        let Self { kernel: [kh, kw], stride: [stride_y, stride_x], channels, long } = self;
-        let (rows, pixels) = (tile.rows, tile.columns);
-        let elems = (pixels - 1) * stride_x + kw;
-        vec![
-            ("ROWS", rows),
-            ("PIXELS", pixels),
-            ("KH", kh),
-            ("KW", kw),
-            ("STRIDE_Y", stride_y),
-            ("STRIDE_X", stride_x),
-            ("TAP_QUADS", self.taps().div_ceil(4)),
-            // Of the slab: rows, elements of each, and the quads that hold those wherever the first one lies.
-            ("IN_ROWS", (rows - 1) * stride_y + kh),
-            ("ELEMS", elems),
-            ("ELEMS_1", elems + 1),
-            ("QUADS", (elems + 3).div_ceil(4)),
-            ("LOOPS", u32::from(channels)),
-            ("LONG", u32::from(long && dtype == DType::F32)),
-            ("RUN_CHANNELS", F32_RUN / self.taps()),
-        ]
-    }
-}
-
-/// Terms that an f32 kernel sums before it adds them to a total (see `common.wgsl`).
-const F32_RUN: u32 = 128;
-
-/// Steps of K a tile of the `tiled` kernel holds: so many that each of its 256 threads fetches four steps of one column.
-pub(super) fn depth(tile: Tile) -> usize {
-    (64 / tile.columns) as usize
-}
 
 impl Kernel {
     fn source(self) -> &'static str {
@@ -218,8 +122,8 @@ impl Variant {
 
     /// A pass beside the main one, which is the same for all kernels.
     pub(super) fn pass(stage: Stage, dtype: DType) -> Self {
-        let tile = Tile { channels: 1, columns: 1, workgroup_x: PASS_THREADS };
-        Self { kernel: Kernel::Naive, stage, dtype, tile, adds: false, half: false }
+        let tile = Tile { channels: 1, columns: 1, rows: 0, workgroup_x: PASS_THREADS };
+        Self { kernel: Kernel::Naive, stage, dtype, tile, window: None, adds: false, half: false }
     }
 
     /// `naive_f32`, as pipelines are labelled.
@@ -316,13 +220,6 @@ fn expand(lines: &[&str], counts: &[(&str, u32)], bound: &[(&str, u32)], text: &
 fn calculate(sum: &str, known: &[(&str, u32)]) -> u32 {
     let value = |name: &str| number(name.trim(), known);
     sum.split('+').map(|product| product.split('*').map(value).product::<u32>()).sum()
-}
-
-fn number(name: &str, known: &[(&str, u32)]) -> u32 {
-    known
-        .iter()
-        .find(|(other, _)| *other == name)
-        .map_or_else(|| name.parse().expect("a known name or a number"), |(_, number)| *number)
 }
 
 /// Writes `lines` once for each combination of the loops `a:COUNT, b:8`, the first varying slowest.
