@@ -22,6 +22,7 @@ mod params;
 mod plan;
 mod run;
 mod shaders;
+mod steps;
 mod store;
 mod tile;
 mod timing;

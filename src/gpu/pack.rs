@@ -5,7 +5,8 @@
 //! Invariant: what fills a layout up is zero.
 
 use super::kernel::Kernel;
-use super::plan::{ConvPlan, axes, small};
+use super::plan::ConvPlan;
+use super::steps::{axes, small};
 use super::tile::depth;
 use super::winograd;
 use crate::array::Element;
