@@ -378,7 +378,7 @@ impl GpuDevice {
     }
 
     /// Keeps the slabs and filters of everything installed from now on in 16 bits, half of what f32 takes; sums stay f32.
-    /// Rounding them costs a relative L2 error of some 4e-4, which decoding multiplies like any other; numbers beyond
+    /// Rounding them costs a relative L2 error of some 3e-4, which decoding multiplies like any other; numbers beyond
     /// 65,504 are refused.
     ///
     /// # Errors

@@ -1,9 +1,9 @@
 //! Our engine on a GPU queue.
 
 use anyhow::{Context, Result};
-use fcdcc::array::Values;
+use fcdcc::array::{DType, Values};
 use fcdcc::conv::{ConvParams, ConvShape};
-use fcdcc::gpu::{AdapterSummary, ConvEngine, ConvFilters, GpuDevice};
+use fcdcc::gpu::{AdapterSummary, ConvEngine, ConvFilters, GpuDevice, Tune, Tuner};
 
 use crate::engine::{Clock, Engine, Job, Span, each_call};
 
@@ -12,6 +12,8 @@ const BANKS: usize = 4;
 
 pub(crate) struct Ours {
     engine: ConvEngine,
+    /// Measures, as burn does, and keeps nothing beyond this process.
+    tuner: Tuner,
     layer: Option<OurLayer>,
 }
 
@@ -25,7 +27,8 @@ struct OurLayer {
 
 impl Ours {
     pub(crate) fn open(adapter: &AdapterSummary) -> Result<Self> {
-        Ok(Self { engine: ConvEngine::new(GpuDevice::open(adapter, "peers")?), layer: None })
+        let engine = ConvEngine::new(GpuDevice::open(adapter, "peers")?);
+        Ok(Self { engine, tuner: Tuner::with_file(Tune::Measure, None), layer: None })
     }
 
     /// The one place that knows how our engine is called: convolves the input, padded here, with the first `banks`
@@ -70,8 +73,9 @@ impl Engine for Ours {
         let padded =
             ConvShape::new(&[shape.batch, shape.in_channels, height, width], &shape.weight_shape(), &params)?;
         let weights = Values::F32(job.data.weight.repeat(BANKS));
-        let filters = self.engine.install(&padded, 1, BANKS, &weights, None)?;
-        let note = filters.plan().kernel().to_string();
+        let candidate = self.tuner.pick(&mut self.engine, &padded, DType::F32)?;
+        let filters = self.engine.install_as(&padded, 1, BANKS, &weights, candidate)?;
+        let note = candidate.to_string();
         let slab = Values::F32(vec![0.0; padded.input_elems()]);
         self.layer = Some(OurLayer { shape: shape.clone(), filters, input: job.data.input.clone(), slab });
         Ok(note)
