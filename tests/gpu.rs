@@ -3,6 +3,8 @@
 //! Without an adapter every test is shown as ignored, never as passed; where `CI=true`, a missing adapter fails
 //! them. Runs on the adapter that `WGPU_ADAPTER_NAME` names, or the preferred one.
 
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails, here as under the usual harness")]
+
 mod common;
 
 use std::cell::Cell;

@@ -134,6 +134,22 @@ fn a_lost_device_leaves_no_verdicts() -> Outcome {
     Ok(())
 }
 
+fn what_a_device_cannot_run_is_no_verdict_on_kernels() -> Outcome {
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("kernels.json");
+    let mut engine = engine()?;
+    let padded = shape(&[1, 4, 9, 9], &[4, 4, 3, 3], &ConvParams::default().padding([1]));
+    let large = shape(&[1, 1, 80_000, 60_000], &[4, 1, 3, 3], &ConvParams::default());
+    for tune in [Tune::Off, Tune::Measure] {
+        let refused = tuner(tune, &file).pick(&mut engine, &padded, DType::F32);
+        assert!(matches!(refused, Err(Error::InvalidParameter { .. })), "{refused:?}");
+        let refused = tuner(tune, &file).pick(&mut engine, &large, DType::F32);
+        assert!(matches!(refused, Err(Error::Mismatch { .. })), "{refused:?}");
+    }
+    assert!(!file.exists());
+    Ok(())
+}
+
 fn workers_measure_together_and_compute_right() -> Outcome {
     let folder = tempfile::tempdir()?;
     let file: PathBuf = folder.path().join("kernels.json");
@@ -172,6 +188,10 @@ fn main() {
         ("what_is_measured_is_kept_and_used", what_is_measured_is_kept_and_used),
         ("a_wrong_kernel_is_never_chosen", a_wrong_kernel_is_never_chosen),
         ("a_lost_device_leaves_no_verdicts", a_lost_device_leaves_no_verdicts),
+        (
+            "what_a_device_cannot_run_is_no_verdict_on_kernels",
+            what_a_device_cannot_run_is_no_verdict_on_kernels,
+        ),
         ("workers_measure_together_and_compute_right", workers_measure_together_and_compute_right),
     ];
     let boxed = tests.into_iter().map(|(name, test)| {

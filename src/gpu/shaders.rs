@@ -162,9 +162,10 @@ impl Variant {
             DType::F64 => u32::MAX,
         };
         let dtype = self.dtype;
-        let mut text = match self.half {
-            true => format!("enable f16;\nalias Elem = {dtype};\nalias Stored = f16;\n"),
-            false => format!("alias Elem = {dtype};\nalias Stored = {dtype};\n"),
+        let mut text = if self.half {
+            format!("enable f16;\nalias Elem = {dtype};\nalias Stored = f16;\n")
+        } else {
+            format!("alias Elem = {dtype};\nalias Stored = {dtype};\n")
         };
         let _ = writeln!(text, "const RUN = {run}u;");
         for (name, count) in &counts {

@@ -16,6 +16,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::candidate::Candidate;
 use super::conv::{ConvEngine, ConvFilters};
+use super::plan::ConvPlan;
 use super::store::{self, Known};
 use super::tune::{self, Bench, Trouble, Tune, Verdict, Verdicts};
 use crate::array::{DType, Element, Values, normal};
@@ -23,9 +24,10 @@ use crate::cache;
 use crate::conv::{ConvShape, conv_local};
 use crate::error::{Error, Result};
 
-/// Multiply-adds of a trial, at most: some 20 ms of a software adapter, a fraction of a millisecond of a large GPU, whose
+/// Multiply-adds of a trial, at most: some 20 ms of a software adapter (fewer would not show what Winograd's filtering
+/// saves on deep layers), a fraction of a millisecond of a large GPU, whose
 /// results the CPU has to check.
-const SOFTWARE_MACS: u64 = 200_000_000;
+const SOFTWARE_MACS: u64 = 500_000_000;
 const HARDWARE_MACS: u64 = 2_000_000_000;
 /// Seconds that trials of a class take, about; compilers take most of them.
 const BUDGET_S: f64 = 2.0;
@@ -65,14 +67,18 @@ impl Tuner {
     /// is, for a few seconds, in `engine`.
     ///
     /// # Errors
-    /// [`Error::Gpu`] when the device is lost, or when every candidate is known to be wrong on it.
+    /// Those of [`ConvPlan::new`]; [`Error::Gpu`] when the device is lost, or when every candidate is known to be wrong
+    /// on it.
     pub fn pick(&self, engine: &mut ConvEngine, shape: &ConvShape, dtype: DType) -> Result<Candidate> {
-        let list = Candidate::all(shape, engine.device().caps(), dtype);
+        let caps = engine.device().caps();
+        // What the device cannot run at all is no candidate's fault.
+        ConvPlan::new(shape, dtype, caps, None)?;
+        let list = Candidate::all(shape, caps, dtype);
         if self.tune == Tune::Off {
             return Ok(list[0]);
         }
         let names: Vec<String> = list.iter().map(|c| c.way()).collect();
-        let storage = if engine.device().caps().half { " in f16" } else { "" };
+        let storage = if caps.half { " in f16" } else { "" };
         let class = format!("{dtype}{storage} {}", tune::class(shape));
         let key = (store::device(engine.device().summary()), class);
         let known = self.known(&key).unwrap_or_default();
