@@ -6,13 +6,13 @@
 use std::collections::HashMap;
 use std::num::NonZeroU64;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 use half::f16;
 
 use super::buffers::{Readback, Upload, grow};
 use super::candidate::Candidate;
-use super::device::GpuDevice;
+use super::device::{GpuDevice, locked};
 use super::kernel::Kernel;
 use super::narrow::narrow;
 use super::params::Params;
@@ -368,14 +368,8 @@ impl ConvEngine {
         let slab = bound(self.slabs[slab].buffer(), plan.slab_bytes);
         let output_buffer = bound(self.outputs[output].buffer(), plan.output_bytes);
         // What the main pass reads and writes, where other passes come before and after it.
-        let between = |kept: &'_ Option<wgpu::Buffer>, bytes| match bytes {
-            0 => None,
-            bytes => kept.as_ref().map(|kept| (kept.clone(), bytes)),
-        };
-        let (transformed, sums) =
-            (between(&self.transformed, plan.transformed_bytes), between(&self.sums, plan.sums_bytes));
-        let source = transformed.as_ref().map_or(slab.clone(), |(kept, bytes)| bound(kept, *bytes));
-        let sink = sums.as_ref().map_or(output_buffer.clone(), |(kept, bytes)| bound(kept, *bytes));
+        let source = between(self.transformed.as_ref(), plan.transformed_bytes).unwrap_or(slab.clone());
+        let sink = between(self.sums.as_ref(), plan.sums_bytes).unwrap_or(output_buffer.clone());
         let group = |(stage, pipeline): &(Stage, Arc<Pipeline>)| {
             let mut resources = vec![uniform()];
             match stage {
@@ -411,8 +405,9 @@ fn bound(buffer: &wgpu::Buffer, bytes: u64) -> wgpu::BindingResource<'_> {
     wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset: 0, size: NonZeroU64::new(bytes) })
 }
 
-fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+/// What lies between passes, if so many bytes do.
+fn between(kept: Option<&wgpu::Buffer>, bytes: u64) -> Option<wgpu::BindingResource<'_>> {
+    kept.filter(|_| bytes > 0).map(|kept| bound(kept, bytes))
 }
 
 /// Dispatches steps of the plan of `filters`, each range with its bindings, in one pass. The step after the last does

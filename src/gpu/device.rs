@@ -1,20 +1,14 @@
-//! Adapters, and opening a queue on one.
-//!
-//! [`adapters`] describes everything wgpu finds; [`select`] narrows that to what a user means; [`GpuDevice`] is one
-//! open queue with its own record of errors and loss. `WGPU_BACKEND` (e.g. `vulkan`) limits the backends, and
-//! `WGPU_ADAPTER_NAME` names the adapter where the caller names none.
+//! Open queues: [`GpuDevice`] is one on an [adapter](super::adapter), with its own record of errors and loss.
 //!
 //! Invariant: nothing here panics on what a driver does. Errors that wgpu reports outside of a call's result are
 //! recorded, and every later step of this device fails with them.
 
-use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
-
+use super::adapter::{AdapterSelector, AdapterSummary, adapters, enumerate, summary, unavailable};
 use crate::error::{Error, Result};
 
 /// How long one submission may take before its device counts as hung. Submissions are sized to some 40 ms; the
@@ -25,68 +19,6 @@ const SOFTWARE_SUBMISSION_MACS: u64 = 200_000_000;
 const HARDWARE_SUBMISSION_MACS: u64 = 100_000_000_000;
 /// How long one wait lasts before loss is looked at.
 const POLL_SLICE: Duration = Duration::from_secs(1);
-
-/// What an adapter is and can do. Serialises to the objects of `fcdcc devices --json`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct AdapterSummary {
-    /// Position among the adapters found; selects it.
-    pub index: usize,
-    /// Name the driver gives.
-    pub name: String,
-    /// PCI vendor id (or what the backend gives in its place).
-    pub vendor: u32,
-    /// PCI device id.
-    pub device: u32,
-    /// `vulkan`, `metal`, `dx12` or `gl`.
-    pub backend: String,
-    /// `discrete`, `integrated`, `virtual`, `cpu` or `other`.
-    pub device_type: &'static str,
-    /// Driver name.
-    pub driver: String,
-    /// Driver version, readable.
-    pub driver_info: String,
-    /// Whether it computes on the CPU (lavapipe, WARP).
-    pub software: bool,
-    /// Optional abilities.
-    pub features: AdapterFeatures,
-    /// Sizes that bound what it can do.
-    pub limits: AdapterLimits,
-}
-
-/// Optional abilities of an adapter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[expect(clippy::struct_excessive_bools, reason = "a list of independent abilities, one flag each")]
-pub struct AdapterFeatures {
-    /// 64-bit floats in shaders.
-    pub f64: bool,
-    /// 16-bit floats in shaders.
-    pub f16: bool,
-    /// Subgroup operations in shaders.
-    pub subgroup: bool,
-    /// Timestamps on the device's clock.
-    pub timestamp: bool,
-    /// Buffers that shaders use can be mapped: no copies to and from staging buffers.
-    pub mappable_primary_buffers: bool,
-}
-
-/// Sizes that bound what an adapter can do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct AdapterLimits {
-    /// Largest range of a buffer one shader binding can see, in bytes.
-    pub max_storage_buffer_binding_bytes: u64,
-    /// Largest buffer, in bytes.
-    pub max_buffer_bytes: u64,
-    /// Workgroups along one dimension of a dispatch.
-    pub max_workgroups_per_dimension: u32,
-    /// Threads of a workgroup.
-    pub max_invocations_per_workgroup: u32,
-    /// Shared memory of a workgroup, in bytes.
-    pub max_workgroup_storage_bytes: u32,
-    /// Smallest number of lanes of a subgroup.
-    pub min_subgroup_size: u32,
-    /// Largest number of lanes of a subgroup.
-    pub max_subgroup_size: u32,
-}
 
 /// What plans need to know of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,139 +51,6 @@ pub struct Caps {
     pub submission_macs: u64,
 }
 
-/// How a user names an adapter.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum AdapterSelector {
-    /// Its position in the list of [`adapters`]; past the end of that list, part of its name.
-    Index(usize),
-    /// Part of its name, in any case.
-    Name(String),
-}
-
-impl From<&str> for AdapterSelector {
-    /// A number is an index, anything else part of a name.
-    fn from(text: &str) -> Self {
-        text.trim().parse().map_or_else(|_| Self::Name(text.trim().to_owned()), Self::Index)
-    }
-}
-
-impl fmt::Display for AdapterSelector {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Index(index) => write!(f, "{index}"),
-            Self::Name(name) => write!(f, "\"{name}\""),
-        }
-    }
-}
-
-impl AdapterSelector {
-    fn matches(&self, adapter: &AdapterSummary) -> bool {
-        match self {
-            Self::Index(index) => adapter.index == *index,
-            Self::Name(name) => adapter.name.to_lowercase().contains(&name.to_lowercase()),
-        }
-    }
-}
-
-/// A fresh instance and its adapters, in an order that is the same at every call.
-///
-/// The instance is fresh because all devices of one instance of lavapipe share one pool of threads.
-fn enumerate() -> Vec<wgpu::Adapter> {
-    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle_from_env();
-    // OpenGL would list the same devices again, without most of what compute needs.
-    // A variable that is set to nothing names no backend at all; it is taken as not set.
-    descriptor.backends = wgpu::Backends::from_env()
-        .filter(|named| !named.is_empty())
-        .unwrap_or(wgpu::Backends::PRIMARY - wgpu::Backends::BROWSER_WEBGPU);
-    let backends = descriptor.backends;
-    // `Instance::new` and drivers' loaders are foreign territory: finding nothing is then the honest answer.
-    catch_unwind(AssertUnwindSafe(|| {
-        let instance = wgpu::Instance::new(descriptor);
-        pollster::block_on(instance.enumerate_adapters(backends))
-    }))
-    .unwrap_or_default()
-}
-
-fn summary(index: usize, adapter: &wgpu::Adapter) -> AdapterSummary {
-    let (info, features, limits) = (adapter.get_info(), adapter.features(), adapter.limits());
-    AdapterSummary {
-        index,
-        vendor: info.vendor,
-        device: info.device,
-        backend: info.backend.to_str().to_owned(),
-        device_type: match info.device_type {
-            wgpu::DeviceType::DiscreteGpu => "discrete",
-            wgpu::DeviceType::IntegratedGpu => "integrated",
-            wgpu::DeviceType::VirtualGpu => "virtual",
-            wgpu::DeviceType::Cpu => "cpu",
-            wgpu::DeviceType::Other => "other",
-        },
-        software: info.device_type == wgpu::DeviceType::Cpu,
-        features: AdapterFeatures {
-            f64: features.contains(wgpu::Features::SHADER_F64),
-            f16: features.contains(wgpu::Features::SHADER_F16),
-            subgroup: features.contains(wgpu::Features::SUBGROUP),
-            timestamp: features.contains(wgpu::Features::TIMESTAMP_QUERY),
-            mappable_primary_buffers: features.contains(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS),
-        },
-        limits: AdapterLimits {
-            max_storage_buffer_binding_bytes: limits.max_storage_buffer_binding_size,
-            max_buffer_bytes: limits.max_buffer_size,
-            max_workgroups_per_dimension: limits.max_compute_workgroups_per_dimension,
-            max_invocations_per_workgroup: limits.max_compute_invocations_per_workgroup,
-            max_workgroup_storage_bytes: limits.max_compute_workgroup_storage_size,
-            min_subgroup_size: info.subgroup_min_size,
-            max_subgroup_size: info.subgroup_max_size,
-        },
-        name: info.name,
-        driver: info.driver,
-        driver_info: info.driver_info,
-    }
-}
-
-/// Every adapter of this machine, as wgpu finds them; empty where there is none.
-#[must_use]
-pub fn adapters() -> Vec<AdapterSummary> {
-    enumerate().iter().enumerate().map(|(index, adapter)| summary(index, adapter)).collect()
-}
-
-/// The adapters that `selector` names; without one, those that `WGPU_ADAPTER_NAME` names; without that, all real
-/// GPUs, or the software adapters where there is no real one. Never empty.
-///
-/// # Errors
-/// [`Error::Unavailable`], listing what there is, when none matches.
-pub fn select(selector: Option<&AdapterSelector>) -> Result<Vec<AdapterSummary>> {
-    let all = adapters();
-    let from_env = std::env::var("WGPU_ADAPTER_NAME").ok().filter(|name| !name.is_empty());
-    let from_env = from_env.map(AdapterSelector::Name);
-    let selector = selector.or(from_env.as_ref());
-    // "4090" is no position in any list, but part of a name.
-    let as_name = match selector {
-        Some(AdapterSelector::Index(index)) if *index >= all.len() => {
-            Some(AdapterSelector::Name(index.to_string()))
-        }
-        _ => None,
-    };
-    let selector = as_name.as_ref().or(selector);
-    let real = all.iter().any(|a| !a.software);
-    let chosen: Vec<_> =
-        all.iter().filter(|a| selector.map_or(a.software != real, |s| s.matches(a))).cloned().collect();
-    if chosen.is_empty() { Err(unavailable(selector, &all)) } else { Ok(chosen) }
-}
-
-fn unavailable(selector: Option<&AdapterSelector>, all: &[AdapterSummary]) -> Error {
-    let what = selector.map_or_else(|| "a GPU adapter".to_owned(), |s| format!("GPU adapter {s}"));
-    let mend = if all.is_empty() {
-        "wgpu finds no adapter on this machine: install a Vulkan driver (or mesa-vulkan-drivers for a software \
-         one), or use CPU workers"
-            .to_owned()
-    } else {
-        let list: Vec<_> = all.iter().map(|a| format!("{} {} ({})", a.index, a.name, a.backend)).collect();
-        format!("there are: {}; name one by its number or part of its name", list.join(", "))
-    };
-    Error::Unavailable { what, mend }
-}
-
 /// What went wrong on a device behind the back of the calls.
 #[derive(Debug, Default)]
 struct Health {
@@ -261,7 +60,8 @@ struct Health {
     error: Mutex<Option<String>>,
 }
 
-fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+/// The lock, also after a panic elsewhere: what it guards is whole at any time.
+pub(super) fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -285,7 +85,7 @@ pub struct GpuDevice {
 }
 
 impl GpuDevice {
-    /// Opens a queue on an adapter of [`adapters`] or [`select`], with all the limits and features it offers.
+    /// Opens a queue on an adapter of [`adapters`] or [`select`](super::select), with all the limits and features it offers.
     /// `label` names the queue in messages and debuggers.
     ///
     /// # Errors

@@ -11,6 +11,7 @@
 //! between, the submission that wrote it; every wait has a limit. Failures are values ([`crate::Error::Gpu`]),
 //! never panics, and never zeros that look like a result.
 
+mod adapter;
 mod buffers;
 mod candidate;
 mod conv;
@@ -30,11 +31,10 @@ mod tune;
 mod tuner;
 mod winograd;
 
+pub use adapter::{AdapterFeatures, AdapterLimits, AdapterSelector, AdapterSummary, adapters, select};
 pub use candidate::Candidate;
 pub use conv::{ConvEngine, ConvFilters};
-pub use device::{
-    AdapterFeatures, AdapterLimits, AdapterSelector, AdapterSummary, Caps, GpuDevice, adapters, select,
-};
+pub use device::{Caps, GpuDevice};
 pub use kernel::Kernel;
 pub use plan::ConvPlan;
 pub use timing::RunTiming;

@@ -3,9 +3,9 @@
 //! Pure functions of the shape and the device's [`Caps`], so they are tested without one. Who only runs
 //! convolutions can skip this module.
 //!
-//! Invariant: no dispatch runs more than [`MAX_LOOP_ITERATIONS`](super::steps::MAX_LOOP_ITERATIONS) loop iterations a thread, exceeds the adapter's
-//! grid, or indexes past 32 bits; each output element is written by exactly one thread of each part of the
-//! reduction, the first part overwriting and the later ones adding.
+//! Invariant: no dispatch runs more than [`MAX_LOOP_ITERATIONS`](super::steps::MAX_LOOP_ITERATIONS) loop iterations a
+//! thread, exceeds the adapter's grid, or indexes past 32 bits; each output element is written by exactly one thread of
+//! each part of the reduction, the first part overwriting and the later ones adding.
 
 use std::ops::Range;
 

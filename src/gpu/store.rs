@@ -9,7 +9,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::device::AdapterSummary;
+use super::adapter::AdapterSummary;
 use super::shaders;
 use super::tune::Verdicts;
 use crate::cache;

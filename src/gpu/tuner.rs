@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rand::SeedableRng;
@@ -16,6 +16,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::candidate::Candidate;
 use super::conv::{ConvEngine, ConvFilters};
+use super::device::locked;
 use super::plan::ConvPlan;
 use super::store::{self, Known};
 use super::tune::{self, Bench, Trouble, Tune, Verdict, Verdicts};
@@ -176,10 +177,6 @@ impl Table {
 static TABLES: Mutex<BTreeMap<Option<PathBuf>, Table>> = Mutex::new(BTreeMap::new());
 static MEASURING: Mutex<bool> = Mutex::new(false);
 static MEASURED: Condvar = Condvar::new();
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// The right to measure; given back when dropped.
 struct Turn;
