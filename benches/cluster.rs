@@ -61,7 +61,7 @@ fn shape(filters: usize, slab: usize) -> SubtaskShape {
         let channels = (slab << 20) / 4 / side / side;
         ConvShape::new(&[1, channels, side, side], &[1, channels, 1, 1], &ConvParams::default().stride([128]))
     };
-    SubtaskShape { conv: conv.unwrap(), slabs: 1, banks: 1 }
+    SubtaskShape { conv: conv.unwrap(), slabs: 1, banks: 1, plain: false }
 }
 
 fn traffic(worker: &mut dyn Worker, megabytes: usize) {

@@ -88,7 +88,7 @@ fn decode_layers(c: &mut Criterion) {
         group.throughput(Throughput::Bytes(output.len() as u64 * 4));
         for (which, decoder) in [("fast path", &fast), ("generic", &generic)] {
             group.bench_function(BenchmarkId::new(which, name), |b| {
-                let nothing = Epilogue { bias: None, clamp: None };
+                let nothing = Epilogue::default();
                 b.iter(|| decode(decoder, &tiling, &results, nothing, &mut output).unwrap());
             });
         }

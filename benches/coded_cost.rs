@@ -174,15 +174,17 @@ impl Side {
         let tiling = OutputTiling::new(shape, &slabs, &filters);
         let mut spare = Vec::new();
         let encode =
-            timed(|| spare = encode_distinct(code, shape, &slabs, input, std::mem::take(&mut spare)));
+            timed(|| spare = encode_distinct(code, shape, &slabs, input, &[], std::mem::take(&mut spare)));
         // Every set is as likely; the first has neighbours missing.
         let set: Vec<usize> = (0..code.recovery_threshold()).collect();
         let decoder = Decoder::for_subtasks(code, &set).unwrap();
         let results = vec![vec![0.5_f32; tiling.part_elems()]; decoder.inputs().len()];
         let results: Vec<&[f32]> = results.iter().map(Vec::as_slice).collect();
-        let epilogue = Epilogue { bias: Some(bias), clamp: Some(Clamp::RELU) };
+        let epilogue = Epilogue { bias: Some(bias), clamp: Some(Clamp::RELU), ..Epilogue::default() };
         let output = self.output.as_slice_mut().unwrap();
-        let decode = timed(|| decode(&decoder, &tiling, &results, epilogue, output).unwrap());
+        let decode = timed(|| {
+            decode(&decoder, &tiling, &results, epilogue, output).unwrap();
+        });
         [encode, decode]
     }
 }

@@ -45,14 +45,13 @@ fn main() -> Result<()> {
     let code = Code::new(CodeKind::Crme, 8, 8, N)?;
     let slabs = InputPartition::new(&layer, code.k_a())?;
     let filters = FilterPartition::new(&layer, code.k_b())?;
-    let banks = filters.split(&weight);
     let shape = subtask_shape(&layer, &code)?;
 
     // Every subtask is computed once.
     let mut results = vec![Vec::new(); N * shape.sub_results()];
     for (subtask, coded) in encode_input(&code, &layer, &slabs, &input, Vec::new()).into_iter().enumerate() {
         let key = FilterKey { layer: 0, subtask };
-        worker.install(key, &shape, Values::F32(encode_filters(&code, &filters, &banks, subtask)))?;
+        worker.install(key, &shape, Values::F32(encode_filters(&code, &filters, &weight, &[], subtask)))?;
         let mut keep = |index, values| {
             if let Values::F32(values) = values {
                 results[subtask * shape.sub_results() + index] = values;
@@ -74,7 +73,7 @@ fn main() -> Result<()> {
             .iter()
             .map(|of| results[place(of.subtask, of.slab, of.bank)].as_slice())
             .collect();
-        decode(&decoder, &tiling, &used, Epilogue { bias: None, clamp: None }, &mut output)?;
+        decode(&decoder, &tiling, &used, Epilogue::default(), &mut output)?;
         let off: f64 = output.iter().zip(&truth).map(|(o, t)| (f64::from(*o) - t).powi(2)).sum();
         let error = (off / size).sqrt();
         losses += 1;

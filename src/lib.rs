@@ -17,6 +17,7 @@ pub mod gpu;
 pub mod model;
 pub mod partition;
 pub mod planner;
+pub mod scaling;
 pub mod scheduler;
 #[cfg(feature = "metrics")]
 pub mod telemetry;

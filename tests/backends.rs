@@ -11,16 +11,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use common::gpu::run;
+use common::uneven::{Kind, Measured, Wild, measure};
 use common::{normal, relative_l2, subsets};
 use fcdcc::array::Values;
 use fcdcc::conv::{conv_local, reference};
+use fcdcc::engine::WindowwiseLimit;
 use fcdcc::scheduler::State;
 use fcdcc::worker::{
     CpuWorker, FaultSpec, FilterKey, GpuOptions, GpuWorker, Order, Recipe, SubtaskShape, WorkerInfo, inject,
 };
 use fcdcc::{
-    CancelToken, CodeKind, CodedConv, ConvParams, ConvShape, Element, Error, LayerOptions, OnShortfall,
-    Outcome, Pool, Result, Worker,
+    CancelToken, CodeKind, CodedConv, Completion, ConvParams, ConvShape, Element, Error, LayerOptions,
+    OnShortfall, Outcome, Pool, Result, Worker,
 };
 use ndarray::{ArrayD, IxDyn};
 
@@ -243,11 +245,19 @@ fn alexnet_conv1_survives_the_worst_loss() {
     for make in [gpu, CpuWorker::fleet] {
         let workers = inject(make(20), &["0,1,2,3:crash".parse::<FaultSpec>().unwrap()], 0).unwrap();
         let pool = Pool::new(workers).unwrap();
-        let layer = CodedConv::prepare(&pool, x.shape(), w.view(), None, &params, options(8, 8)).unwrap();
+        let any = LayerOptions { max_windowwise: WindowwiseLimit::Off, ..options(8, 8) };
+        let layer = CodedConv::prepare(&pool, x.shape(), w.view(), None, &params, any).unwrap();
         let run = layer.run(x.view()).unwrap();
         let error = relative_l2(run.output.as_slice().unwrap(), &truth);
         assert!(error < 1e-4, "{}: {error:e}", run.report.backend);
         assert!((run.report.condition_number / 1551.0 - 1.0).abs() < 0.01);
+        // Unless it is asked for, it is computed locally.
+        let workers = inject(make(20), &["0,1,2,3:crash".parse::<FaultSpec>().unwrap()], 0).unwrap();
+        let pool = Pool::new(workers).unwrap();
+        let layer = CodedConv::prepare(&pool, x.shape(), w.view(), None, &params, options(8, 8)).unwrap();
+        let run = layer.run(x.view()).unwrap();
+        assert_eq!(run.report.completion, Completion::ExactLocally);
+        assert!(relative_l2(run.output.as_slice().unwrap(), &truth) < 1e-6);
     }
 }
 
@@ -297,6 +307,41 @@ fn a_model_runs_on_gpu_workers() {
     assert!(error < EXACT_F32, "{error:e}");
 }
 
+fn half(n: usize) -> Vec<Box<dyn Worker>> {
+    let options = GpuOptions { half_storage: true, ..GpuOptions::default() };
+    GpuWorker::fleet_with(n, &options).unwrap()
+}
+
+/// Every element of uneven data is within the bounds of its report, which are within `limit`.
+fn uneven_data_are_exact(make: fn(usize) -> Vec<Box<dyn Worker>>, limit: f64) {
+    let pool = Pool::new(make(6)).unwrap();
+    // One layer that Winograd's filtering suits, and one that it does not.
+    for (input, weight) in [([1, 8, 32, 20], [16, 8, 3, 3]), ([1, 16, 20, 18], [16, 16, 3, 3])] {
+        for kind in Kind::ALL {
+            let params = ConvParams::default().padding([1]);
+            let shape = ConvShape::new(&input, &weight, &params).unwrap();
+            let wild = Wild::of(kind, shape, params, 1);
+            let array = |shape: &[usize], values: &[f64]| {
+                let values = values.iter().map(|v| f32::from_f64(*v)).collect();
+                ArrayD::<f32>::from_shape_vec(IxDyn(shape), values).unwrap()
+            };
+            let (x, w) = (array(&input, &wild.input), array(&weight, &wild.weight));
+            for (k_a, k_b) in [(8, 1), (1, 8), (4, 4)] {
+                let options = LayerOptions::default().partitions(k_a, k_b).deadline(Duration::from_mins(1));
+                let layer =
+                    CodedConv::prepare(&pool, x.shape(), w.view(), None, &wild.params, options).unwrap();
+                let run = layer.run(x.view()).unwrap();
+                let got: Vec<f64> = run.output.iter().map(|v| f64::from(*v)).collect();
+                let Measured { windowwise, normwise } = measure::<f32>(&wild, &got);
+                let report = &run.report;
+                let name = format!("{kind:?} {k_a},{k_b}: {windowwise:e} {normwise:e} {report:?}");
+                assert!(windowwise <= report.windowwise_bound && report.windowwise_bound <= limit, "{name}");
+                assert!(normwise <= report.error_bound, "{name}");
+            }
+        }
+    }
+}
+
 fn main() {
     let f64_there = fcdcc::gpu::select(None).is_ok_and(|a| a.iter().all(|a| a.features.f64));
     let f16_there = fcdcc::gpu::select(None).is_ok_and(|a| a.iter().all(|a| a.features.f16));
@@ -310,6 +355,10 @@ fn main() {
         }),
         ("backends_agree", true, backends_agree),
         ("half_storage_is_within_its_bound", f16_there, half_storage_is_within_its_bound),
+        ("uneven_data_are_exact_on_gpu_workers", true, || uneven_data_are_exact(gpu, 1e-4)),
+        ("uneven_data_are_within_their_bounds_in_half_storage", f16_there, || {
+            uneven_data_are_exact(half, 2e-2);
+        }),
         ("a_lost_device_is_replaced", true, a_lost_device_is_replaced),
         ("alexnet_conv1_survives_the_worst_loss", true, alexnet_conv1_survives_the_worst_loss),
         ("mixed_pools_and_uncoded_layers_work", true, mixed_pools_and_uncoded_layers_work),

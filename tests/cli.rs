@@ -390,14 +390,16 @@ fn devices_are_listed_for_people_and_programs() {
 }
 
 #[test]
-fn a_result_without_a_certain_digit_is_refused_unless_it_is_asked_for() {
+fn a_result_without_a_certain_digit_is_computed_locally_and_limits_hold_for_that_too() {
     let folder = Folder::new();
     let args =
         "--code vandermonde --workers 20 --partitions 4,4 --fault 16,17,18,19:crash --on-shortfall fail";
-    let said = folder.conv(args);
+    let said = folder.conv(&format!("{args} --max-error 1e-9"));
     assert_eq!((said.status, said.out.as_str()), (4, ""), "{}", said.err);
     assert!(said.err.contains("--max-error") && !folder.path("y.npy").exists(), "{}", said.err);
-    folder.exact(&format!("{args} --max-error 1e9"));
+    folder.exact(&format!("{args} --report r.json"));
+    let report: Value = serde_json::from_str(&fs::read_to_string(folder.path("r.json")).unwrap()).unwrap();
+    assert_eq!(report["layers"][0]["completion"], "exact-locally", "{report}");
     folder.exact(&format!("{args} --precision f64"));
     assert!(folder.path("y.npy").exists());
 }

@@ -48,12 +48,14 @@ fn the_fourth_while_three_are_stopped() -> Result<(), Failed> {
         conv: ConvShape::new(&[1, 2, 8, 8], &[2, 2, 3, 3], &ConvParams::default())?,
         slabs: 2,
         banks: 2,
+        plain: false,
     };
     // 8 MiB of slabs, and next to nothing to compute.
     let large = SubtaskShape {
         conv: ConvShape::new(&[1, 32, 256, 256], &[1, 32, 1, 1], &ConvParams::default().stride([64]))?,
         slabs: 1,
         banks: 1,
+        plain: false,
     };
     let key = FilterKey { layer: 1, subtask: 0 };
     for worker in &mut all {
@@ -132,7 +134,9 @@ fn sixty_four_join_serve_and_leave() -> Result<(), Failed> {
     let pool = pool_of(workers(&cluster, MACHINES));
     println!("{MACHINES} joined within {:?}", started.elapsed());
     let layer = Layer::<f32>::new(&[1, 6, 40, 16], &[64, 6, 3, 3], ConvParams::default().padding([1]));
-    let prepared = layer.prepare(&pool, options(8, 16))?;
+    // Whatever digits a set leaves: every machine is to serve.
+    let any = fcdcc::LayerOptions { max_windowwise: fcdcc::engine::WindowwiseLimit::Off, ..options(8, 16) };
+    let prepared = layer.prepare(&pool, any)?;
     for _ in 0..20 {
         let run = prepared.run(layer.input.view())?;
         let error = layer.error(&run.output);

@@ -411,7 +411,7 @@ fn viewers_may_ask_who_is_there_and_no_more() {
     let session = |name: &str| site.raw(&locator, "certs/ca.pem", Some(&format!("certs/{name}"))).unwrap();
     let (operator, master) = (session("operator"), session("master"));
     let conv = ConvShape::new(&[1, 2, 6, 6], &[2, 2, 3, 3], &ConvParams::default()).unwrap();
-    let spec = Spec::of(&SubtaskShape { conv, slabs: 1, banks: 1 }, DType::F32);
+    let spec = Spec::of(&SubtaskShape { conv, slabs: 1, banks: 1, plain: false }, DType::F32);
     let install = Request::Install { device: 0, content: ContentId::of(&spec, &[]), spec };
     let (info, call) = ("fcdcc/default/w/*/*/info", "fcdcc/default/w/alpha/*/call");
     assert!(answers(&operator, info, Request::Info).iter().any(|a| a.starts_with("Info")));

@@ -164,7 +164,8 @@ fn a_selection_without_a_bias_keeps_the_sign_of_zero() {
     let part = [-0.0_f32, 1.5, -0.0, -2.5];
     let decoded = |bias: Option<&[f32]>| {
         let mut output = vec![7.0; 8];
-        decode(&decoder, &tiling, &[&part, &part], Epilogue { bias, clamp: None }, &mut output).unwrap();
+        decode(&decoder, &tiling, &[&part, &part], Epilogue { bias, ..Epilogue::default() }, &mut output)
+            .unwrap();
         output.iter().map(|v| v.to_bits()).collect::<Vec<_>>()
     };
     let zeros = |bits: &[u32]| bits.iter().filter(|b| **b == (-0.0_f32).to_bits()).count();
@@ -202,7 +203,7 @@ fn wrong_lengths_are_refused_by_the_decoder() {
     let computed = Computed::<f64>::new(CodeKind::Crme, &layer, 4, 4, 5, 1);
     let decoder = Decoder::for_subtasks(&computed.code, &[0, 1, 2, 3]).unwrap();
     let results: Vec<&[f64]> = decoder.inputs().iter().map(|of| computed.result(*of)).collect();
-    let none = Epilogue { bias: None, clamp: None };
+    let none = Epilogue::default();
     let mut output = vec![0.0; 64];
     assert!(decode(&decoder, &computed.tiling, &results[1..], none, &mut output).is_err());
     assert!(decode(&decoder, &computed.tiling, &results, none, &mut output[1..]).is_err());
@@ -211,7 +212,7 @@ fn wrong_lengths_are_refused_by_the_decoder() {
             &decoder,
             &computed.tiling,
             &results,
-            Epilogue { bias: Some(&[1.0]), clamp: None },
+            Epilogue { bias: Some(&[1.0]), ..Epilogue::default() },
             &mut output
         )
         .is_err()

@@ -385,7 +385,7 @@ const KEY: FilterKey = FilterKey { layer: 7, subtask: 3 };
 
 fn subtask() -> SubtaskShape {
     let conv = ConvShape::new(&[2, 3, 8, 9], &[6, 3, 3, 3], &ConvParams::default()).unwrap();
-    SubtaskShape { conv, slabs: 2, banks: 3 }
+    SubtaskShape { conv, slabs: 2, banks: 3, plain: false }
 }
 
 fn work<T: Element>(worker: &mut dyn Worker, shape: &SubtaskShape) {

@@ -161,7 +161,7 @@ const KEY: FilterKey = FilterKey { layer: 1, subtask: 0 };
 
 fn shape() -> SubtaskShape {
     let conv = ConvShape::new(&[1, 2, 9, 9], &[5, 2, 3, 3], &ConvParams::default()).unwrap();
-    SubtaskShape { conv, slabs: 2, banks: 2 }
+    SubtaskShape { conv, slabs: 2, banks: 2, plain: false }
 }
 
 fn ramp(len: usize) -> Values {

@@ -154,7 +154,7 @@ fn workers_measure_together_and_compute_right() -> Outcome {
     let folder = tempfile::tempdir()?;
     let file: PathBuf = folder.path().join("kernels.json");
     let options = GpuOptions { tuner: tuner(Tune::Measure, &file), ..GpuOptions::default() };
-    let shape = SubtaskShape { conv: layer(), slabs: 1, banks: 1 };
+    let shape = SubtaskShape { conv: layer(), slabs: 1, banks: 1, plain: false };
     let (slab, bank) = (random(shape.conv.input_elems(), 3), random(shape.conv.weight_elems(), 4));
     let truth = reference(&shape.conv, &slab, &bank, None)?;
     let key = FilterKey { layer: 1, subtask: 0 };

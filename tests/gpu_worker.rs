@@ -34,7 +34,7 @@ struct Subtask {
 }
 
 fn subtask(conv: ConvShape, seed: u64) -> Subtask {
-    let shape = SubtaskShape { conv, slabs: 2, banks: 2 };
+    let shape = SubtaskShape { conv, slabs: 2, banks: 2, plain: false };
     let (slabs, banks) = (random(shape.upload_elems(), seed), random(shape.filter_elems(), seed + 100));
     let (input, weight) = (shape.conv.input_elems(), shape.conv.weight_elems());
     let expected = (0..4)

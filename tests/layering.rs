@@ -15,6 +15,8 @@ const FLOORS: &[(&str, u32)] = &[
     ("array", 15),
     ("conv", 20),
     ("partition", 30),
+    // Sizes of what partitions cut.
+    ("scaling", 32),
     // Codes combine what partitions cut; partitions know nothing of codes.
     ("coding", 35),
     ("gpu", 40),

@@ -13,7 +13,7 @@ use fcdcc::worker::{
     Fate, FatedWorker, Fates, FilterKey, Order, SubtaskShape, Worker, WorkerInfo, WorkerKind,
 };
 use fcdcc::{
-    CancelToken, CodeKind, CodedConv, Completion, ConvParams, ConvShape, CpuWorker, DType, Error,
+    Audit, CancelToken, CodeKind, CodedConv, Completion, ConvParams, ConvShape, CpuWorker, DType, Error,
     LayerOptions, OnShortfall, Outcome, Pool, Result,
 };
 use ndarray::{ArrayD, IxDyn};
@@ -43,6 +43,7 @@ fn plain(code: CodeKind, partitions: (usize, usize), n: usize) -> LayerOptions {
         patience: 0.0,
         deadline: ms(1000),
         on_shortfall: OnShortfall::Fail,
+        audit: Audit::Off,
         ..LayerOptions::default()
     }
 }
@@ -317,7 +318,7 @@ fn what_cannot_be_simulated_is_refused() {
         assert!(SimulatedFleet::new(vec![host.clone()], vec![bad]).is_err());
     }
     let mut fleet = SimulatedFleet::local(6, 2.0).unwrap();
-    let audited = plain(CodeKind::Crme, (4, 4), 6).audit(fcdcc::Audit::Detect);
+    let audited = plain(CodeKind::Crme, (4, 4), 6).audit(Audit::Detect);
     let costs = SimulatedCosts::of(work());
     let error = SimulatedLayer::prepare(&mut fleet, shape(), audited, costs).err().unwrap();
     assert!(error.to_string().contains("audit"), "{error}");
@@ -409,8 +410,11 @@ fn real_workers_under_the_same_fates_take_the_same_time() {
         .map(|run| (0..6).map(|w| [delayed, slow, delayed, CRASH, HEALTHY, HEALTHY][(w + run) % 6]).collect())
         .collect();
     let plain = LayerOptions { on_shortfall: OnShortfall::Redispatch, ..plain(CodeKind::Crme, (4, 4), 6) };
-    let policies =
-        LayerOptions { subtasks: Some(6), deadline: ms(1000), ..LayerOptions::default().partitions(4, 4) };
+    let policies = LayerOptions {
+        subtasks: Some(6),
+        deadline: ms(1000),
+        ..LayerOptions::default().partitions(4, 4).audit(Audit::Off)
+    };
     for options in [plain, policies] {
         let agree = |[real, simulated]: [f64; 2]| (real / simulated - 1.0).abs() < 0.15;
         let first = both(&options, &fates);

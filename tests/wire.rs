@@ -30,6 +30,7 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
         groups: 1,
         slabs: 2,
         banks: 2,
+        plain: false,
     };
     let (content, crc) = (ContentId([0xab; 32]), 0xdead_beef);
     let call = |request| pack(&Call { from: MasterId(1 << 100), request });

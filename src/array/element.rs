@@ -67,6 +67,8 @@ pub trait Element:
     const DTYPE: DType;
     /// Distance from 1 to the next larger value.
     const EPSILON: f64;
+    /// The smallest positive number that keeps all its digits.
+    const MIN_NORMAL: f64;
     /// One.
     const ONE: Self;
 
@@ -76,6 +78,9 @@ pub trait Element:
     fn to_f64(self) -> f64;
     /// Neither NaN nor infinite.
     fn finite(self) -> bool;
+    /// The magnitude.
+    #[must_use]
+    fn abs(self) -> Self;
     /// Wraps a buffer of this type.
     fn wrap(values: Vec<Self>) -> Values;
     /// The buffer behind `values`, if it is of this type.
@@ -90,6 +95,7 @@ pub(crate) const HALF_EPSILON: f64 = 1.0 / 1024.0;
 impl Element for f32 {
     const DTYPE: DType = DType::F32;
     const EPSILON: f64 = f32::EPSILON as f64;
+    const MIN_NORMAL: f64 = f32::MIN_POSITIVE as f64;
     const ONE: Self = 1.0;
 
     #[expect(clippy::cast_possible_truncation, reason = "rounding is the purpose")]
@@ -101,6 +107,9 @@ impl Element for f32 {
     }
     fn finite(self) -> bool {
         self.is_finite()
+    }
+    fn abs(self) -> Self {
+        self.abs()
     }
     fn wrap(values: Vec<Self>) -> Values {
         Values::F32(values)
@@ -122,6 +131,7 @@ impl Element for f32 {
 impl Element for f64 {
     const DTYPE: DType = DType::F64;
     const EPSILON: f64 = f64::EPSILON;
+    const MIN_NORMAL: f64 = f64::MIN_POSITIVE;
     const ONE: Self = 1.0;
 
     fn from_f64(value: f64) -> Self {
@@ -132,6 +142,9 @@ impl Element for f64 {
     }
     fn finite(self) -> bool {
         self.is_finite()
+    }
+    fn abs(self) -> Self {
+        self.abs()
     }
     fn wrap(values: Vec<Self>) -> Values {
         Values::F64(values)

@@ -10,6 +10,7 @@ use crate::engine::LayerOptions;
 use crate::error::{Error, Result};
 use crate::partition::{FilterPartition, InputPartition, OutputTiling};
 use crate::planner::subtask_shape;
+use crate::scaling::{FilterScales, InputScan, ScanOptions, ScanPlan, ScanRoom};
 use crate::worker::{CancelToken, CpuWorker, FilterKey, Order, Worker};
 
 /// What is timed is repeated for so long.
@@ -46,12 +47,18 @@ fn on_this_thread<T: Element>(case: &LayerCase<T>, options: &LayerOptions) -> Re
     let subtask = subtask_shape(shape, &code)?;
     let input = case.input.as_slice().expect("made in row-major order");
 
+    let mixed = code.kind().mixes() && k_a > 1;
+    let scanned = ScanOptions { mixed, always_scaled: false, widened: false, floor: 0.0 };
+    let (plan, room) = (ScanPlan::new(shape, &slabs, scanned), ScanRoom::default());
+    let mut scan = InputScan::default();
+    let scales = FilterScales::new(&case.weight, shape.reduction());
     let mut coded = Vec::new();
+    // As the engine does it: looking at the input, then encoding.
     let encode_cpu_ms = timed(|| {
-        coded = encode_distinct(&code, shape, &slabs, input, std::mem::take(&mut coded));
+        scan = plan.scan(input, &room);
+        coded = encode_distinct(&code, shape, &slabs, input, &scan.slab_scales, std::mem::take(&mut coded));
         Ok(())
     })?;
-    let banks = filters.split(&case.weight);
     let indices: Vec<usize> = (0..subtask.sub_results()).collect();
     let order = if options.partial { Order::Each(&indices) } else { Order::All };
     let mut worker = CpuWorker::new("codec", 1);
@@ -59,7 +66,8 @@ fn on_this_thread<T: Element>(case: &LayerCase<T>, options: &LayerOptions) -> Re
     let mut compute_cpu_ms = 0.0;
     for (index, slabs) in coded.iter().cycle().take(code.n()).enumerate() {
         let key = FilterKey { layer: 0, subtask: index };
-        worker.install(key, &subtask, T::wrap(encode_filters(&code, &filters, &banks, index)))?;
+        let banks = encode_filters(&code, &filters, &case.weight, &scales.factors, index);
+        worker.install(key, &subtask, T::wrap(banks))?;
         let slabs = T::wrap(slabs.clone());
         let mut parts: Vec<Vec<T>> = vec![Vec::new(); subtask.sub_results()];
         compute_cpu_ms += timed(|| {
@@ -79,8 +87,9 @@ fn on_this_thread<T: Element>(case: &LayerCase<T>, options: &LayerOptions) -> Re
         .map(|of| outputs[of.subtask][of.slab * code.l_b() + of.bank].as_slice())
         .collect();
     let mut output = vec![T::default(); shape.output_elems()];
-    let decode_cpu_ms =
-        timed(|| decode(&decoder, &tiling, &parts, Epilogue { bias: None, clamp: None }, &mut output))?;
+    let epilogue =
+        Epilogue { slab_scales: &scan.slab_scales, filter_undo: &scales.undo, ..Epilogue::default() };
+    let decode_cpu_ms = timed(|| decode(&decoder, &tiling, &parts, epilogue, &mut output).map(|_| ()))?;
     let total_cpu_ms = encode_cpu_ms + compute_cpu_ms + decode_cpu_ms;
     Ok(CodecCost { name: case.name.clone(), encode_cpu_ms, decode_cpu_ms, total_cpu_ms })
 }

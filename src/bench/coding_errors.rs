@@ -99,13 +99,12 @@ impl<'a, T: Element> Computed<'a, T> {
         let shape = &numbers.shape;
         let slabs = InputPartition::new(shape, code.k_a())?;
         let filters = FilterPartition::new(shape, code.k_b())?;
-        let banks = filters.split(&numbers.weight);
         let kernel = ConvKernel::new(&slabs.slab_conv(filters.bank_channels()));
         let (part, slab, bank) =
             (kernel.shape().output_elems(), kernel.shape().input_elems(), kernel.shape().weight_elems());
         let coded = encode_input(code, shape, &slabs, &numbers.input, Vec::new());
         let subtask = |scratch: &mut Scratch<T>, (i, coded): (usize, &Vec<T>)| -> Result<Vec<Vec<T>>> {
-            let coded_banks = encode_filters(code, &filters, &banks, i);
+            let coded_banks = encode_filters(code, &filters, &numbers.weight, &[], i);
             let coded_banks =
                 coded_banks.chunks(bank).map(|bank| kernel.pack(bank)).collect::<Result<Vec<_>>>()?;
             let coded_banks: Vec<&Filters<T>> = coded_banks.iter().collect();
@@ -142,8 +141,7 @@ impl<'a, T: Element> Computed<'a, T> {
         let (l_a, l_b) = (self.code.l_a(), self.code.l_b());
         let at = |of: &crate::coding::SubResult| (of.subtask * l_a + of.slab) * l_b + of.bank;
         let results: Vec<&[T]> = decoder.inputs().iter().map(|of| &self.results[at(of)][..]).collect();
-        let nothing = Epilogue { bias: None, clamp: None };
-        decode(&decoder, &self.tiling, &results, nothing, &mut self.output)?;
+        decode(&decoder, &self.tiling, &results, Epilogue::default(), &mut self.output)?;
         Ok(self.numbers.deviation(&self.output))
     }
 }

@@ -132,7 +132,7 @@ mod tests {
         let meter = Meter::default();
         let mut worker = meter.wrap(CpuWorker::fleet(1)).remove(0);
         let conv = ConvShape::new(&[1, 1, 4, 4], &[2, 1, 3, 3], &ConvParams::default()).unwrap();
-        let shape = SubtaskShape { conv, slabs: 2, banks: 2 };
+        let shape = SubtaskShape { conv, slabs: 2, banks: 2, plain: false };
         let (macs, key) = (shape.conv.macs(), FilterKey { layer: 1, subtask: 0 });
         let slabs = Values::F32(vec![1.0; shape.upload_elems()]);
         for key in [key, FilterKey::PROBE] {

@@ -13,6 +13,7 @@ use crate::conv::ConvShape;
 use crate::engine::LayerOptions;
 use crate::error::{Error, Result};
 use crate::planner::{SubtaskCost, choose_partitions, subtask_shape};
+use crate::scheduler::Audit;
 
 /// A way of computing a layer on unreliable workers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -132,7 +133,7 @@ impl Method {
             hedge: defaults.hedge.filter(|_| self == Self::Hedged),
             partial: false,
             patience: 0.0,
-            audit: defaults.audit,
+            audit: Audit::Off,
             ..own
         }
     }

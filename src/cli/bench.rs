@@ -7,6 +7,7 @@ use clap::Args;
 use fcdcc::bench::layers::NamedLayer;
 use fcdcc::bench::record::{BenchReport, Setting};
 use fcdcc::bench::{Comparison, Method, Plan, Progress, Scenario, SimulatedSetting, machine};
+use fcdcc::engine::WindowwiseLimit;
 use fcdcc::planner::Rates;
 use fcdcc::scheduler::Link;
 use fcdcc::worker::{LOCAL_HOST, WorkerInfo, WorkerKind};
@@ -241,9 +242,10 @@ fn check(args: &BenchArgs) -> Result<()> {
                 return Err(Error::invalid(what, value, "give a number above zero"));
             }
         }
-        if args.layer.audit != Audit::Off {
+        if args.layer.audit.is_some_and(|audit| audit != Audit::Off) {
             let mend = "simulated workers compute no numbers to compare: use off";
-            return Err(Error::invalid("audit (--audit)", args.layer.audit, mend));
+            let audit = args.layer.audit.unwrap_or_default();
+            return Err(Error::invalid("audit (--audit)", audit, mend));
         }
     }
     let alone = [
@@ -262,7 +264,15 @@ fn check(args: &BenchArgs) -> Result<()> {
 }
 
 fn comparison(args: &BenchArgs, workers: usize, rates: Rates) -> Result<Comparison> {
-    let base = LayerOptions { rates, ..args.layer.layer_options("")? };
+    let options = args.layer.layer_options("")?;
+    // What is compared is what was asked for: nothing takes another way by itself, and no run waits for a spare result.
+    let base = LayerOptions {
+        rates,
+        audit: args.layer.audit.unwrap_or(Audit::Off),
+        max_windowwise: args.layer.max_windowwise.unwrap_or(WindowwiseLimit::Off),
+        max_error: options.max_error.or(Some(1.0)),
+        ..options
+    };
     if base.tolerate >= workers {
         return Err(Error::invalid(
             "stragglers to tolerate (--tolerate)",

@@ -5,6 +5,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use fcdcc::engine::WindowwiseLimit;
 use fcdcc::worker::FaultSpec;
 use fcdcc::{Audit, CodeKind, Error, LayerOptions, OnShortfall, Result};
 
@@ -85,6 +86,17 @@ impl FromStr for Partitions {
     }
 }
 
+/// `--max-windowwise`: a bound, `auto` or `off`.
+pub(crate) fn windowwise(text: &str) -> Result<WindowwiseLimit> {
+    match text {
+        "auto" => Ok(WindowwiseLimit::Automatic),
+        "off" => Ok(WindowwiseLimit::Off),
+        number => number.parse().map(WindowwiseLimit::At).map_err(|_| {
+            Error::invalid("windowwise limit", format!("{text:?}"), "give a number above zero, auto or off")
+        }),
+    }
+}
+
 /// A time such as `500ms` or `2s`.
 pub(crate) fn duration(text: &str) -> Result<Duration> {
     humantime::parse_duration(text)
@@ -137,13 +149,18 @@ pub(crate) struct LayerArgs {
     /// decimal digit
     #[arg(long, value_name = "F", default_value_t = 0.1, allow_negative_numbers = true)]
     pub(crate) patience: f64,
-    /// Use spare results as checksums: off, detect (refuse what contradicts itself; takes one spare result), correct
-    /// (leave out who is wrong; two for each)
-    #[arg(long, value_name = "HOW", default_value = "off")]
-    pub(crate) audit: Audit,
-    /// Refuse a result whose error bound (relative L2) exceeds R [default: 1, where no digit is certain]
+    /// Use spare results as checksums: off, watch (the first run of a layer and one in 32 wait for one, briefly), detect
+    /// (every run; refuse what contradicts itself), correct (every run; leave out the workers that are wrong, which takes two
+    /// for each) [default: watch; bench: off]
+    #[arg(long, value_name = "HOW")]
+    pub(crate) audit: Option<Audit>,
+    /// Refuse a result whose error bound, relative L2 or windowwise, exceeds R, however it is computed [default: none]
     #[arg(long, value_name = "R", allow_negative_numbers = true)]
     pub(crate) max_error: Option<f64>,
+    /// Windowwise error bound above which a layer takes another way by itself, or off [default: auto, which is 1e-4 in f32,
+    /// 1e-12 in f64; bench: off]
+    #[arg(long, value_name = "R", value_parser = windowwise, allow_negative_numbers = true)]
+    pub(crate) max_windowwise: Option<WindowwiseLimit>,
     /// Seed of everything random
     #[arg(long, value_name = "S", default_value_t = 0, allow_negative_numbers = true)]
     pub(crate) seed: u64,
@@ -179,9 +196,10 @@ impl LayerArgs {
             hedge: self.hedge.0,
             partial: self.partial_work == Switch::On,
             patience: self.patience,
-            audit: self.audit,
+            audit: self.audit.unwrap_or(defaults.audit),
             seed: self.seed,
-            max_error: self.max_error.or(defaults.max_error),
+            max_error: self.max_error,
+            max_windowwise: self.max_windowwise.unwrap_or_default(),
             clamp: None,
             observer: None,
         })

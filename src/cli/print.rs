@@ -53,7 +53,12 @@ pub(crate) fn layer_table(report: &LayerReport) -> Result<()> {
         bytes(report.bytes_down)
     ))?;
     let mut how = match report.completion {
-        Completion::ExactLocally => "computed on this machine for want of results".to_owned(),
+        Completion::ExactLocally => "computed on this machine".to_owned(),
+        Completion::ExactFiltersSplit => {
+            "exact, with filters split since the input is of uneven size".to_owned()
+        }
+        Completion::ExactReplicated => "exact, replicated since the input is of uneven size".to_owned(),
+        Completion::ExactPlain => "exact, with plain products since the input is of uneven size".to_owned(),
         Completion::ExactAfterRedispatch => {
             format!("exact after {} hedged and {} redispatched subtasks", report.hedged, report.redispatched)
         }
@@ -63,12 +68,15 @@ pub(crate) fn layer_table(report: &LayerReport) -> Result<()> {
         let flagged: Vec<String> = report.flagged.iter().map(ToString::to_string).collect();
         how = format!("{how}, without the wrong results of subtask {}", flagged.join(", "));
     }
+    if report.recomputed > 0 {
+        how = format!("{how}, {} outputs of outlying windows computed here", report.recomputed);
+    }
     if let Some(floor) = report.audit_floor {
         how = format!("{how}, audited to {floor:.0e}");
     }
     out(format_args!(
-        "  {how}: condition number {:.4}, error bound {:.1e}",
-        report.condition_number, report.error_bound
+        "  {how}: condition number {:.4}, error bound {:.1e}, windowwise {:.1e}",
+        report.condition_number, report.error_bound, report.windowwise_bound
     ))
 }
 

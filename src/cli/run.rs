@@ -6,7 +6,7 @@ use std::time::Instant;
 use clap::Args;
 use fcdcc::array::DType;
 use fcdcc::model::{Freedom, GemmChoice, ModelOptions, ModelRun, Output, PreparedModel, Tensor};
-use fcdcc::{Error, Report, Result};
+use fcdcc::{Completion, Error, LayerReport, Report, Result};
 use serde::Serialize;
 
 use super::inputs::InputArgs;
@@ -171,10 +171,13 @@ fn summary(report: &ModelReport, runs: &[ModelRun], outputs: &[Output]) -> Resul
         }
         layers::totals(&report.report.layers, report.report.total_ms, report.host_ms)?;
         let bound = coded.iter().map(|l| l.error_bound).fold(0.0, f64::max);
+        let window = coded.iter().map(|l| l.windowwise_bound).fold(0.0, f64::max);
         print::out(format_args!(
-            "exact in every layer to {bound:.1e} (largest error bound); prepared in {:.1} ms",
+            "exact in every layer to {bound:.1e} (relative L2) and in every element to {window:.1e} of its window (largest \
+             bounds); prepared in {:.1} ms",
             report.prepare_ms
         ))?;
+        other_ways(&coded)?;
     }
     for gemm in &report.local_gemms {
         print::out(format_args!("  {} (fully connected) on the host: {}", gemm.name, gemm.why))?;
@@ -341,6 +344,27 @@ fn report(
             .collect(),
         compare,
     }
+}
+
+/// Says which layers took another way than their code's, and how many elements were computed here.
+fn other_ways(layers: &[&LayerReport]) -> Result<()> {
+    for (completion, how) in [
+        (Completion::ExactFiltersSplit, "split their filters instead of the input"),
+        (Completion::ExactReplicated, "were replicated"),
+        (Completion::ExactPlain, "used operands of full width and plain products"),
+    ] {
+        let names: Vec<&str> =
+            layers.iter().filter(|l| l.completion == completion).map(|l| l.name.as_str()).collect();
+        if !names.is_empty() {
+            let names = names.join(", ");
+            print::out(format_args!("since their data are of uneven size, layers {how}: {names}"))?;
+        }
+    }
+    let recomputed: usize = layers.iter().map(|l| l.recomputed).sum();
+    if recomputed > 0 {
+        print::out(format_args!("{recomputed} outputs of outlying windows were computed on this machine"))?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::worker::{SubtaskShape, WorkerKind};
 
 /// Version of everything in this module. Sides of different versions do not work together; they say so.
-pub const PROTOCOL: u16 = 1;
+pub const PROTOCOL: u16 = 2;
 
 const MAGIC: [u8; 4] = *b"FCDC";
 
@@ -131,6 +131,8 @@ pub struct Spec {
     pub slabs: u64,
     /// l_B.
     pub banks: u64,
+    /// [`SubtaskShape::plain`].
+    pub plain: bool,
 }
 
 impl Spec {
@@ -153,6 +155,7 @@ impl Spec {
             groups: conv.groups as u64,
             slabs: subtask.slabs as u64,
             banks: subtask.banks as u64,
+            plain: subtask.plain,
         }
     }
 
@@ -193,7 +196,7 @@ impl Spec {
                 format!("at most {MAX_OBJECT_BYTES} bytes travel as one: divide the layer into more parts");
             return Err(Error::invalid("size of a subtask", format!("{:?} x {slabs}", self.input), mend));
         }
-        Ok(SubtaskShape { conv, slabs, banks })
+        Ok(SubtaskShape { conv, slabs, banks, plain: self.plain })
     }
 }
 
@@ -491,7 +494,7 @@ mod tests {
     fn spec() -> Spec {
         let conv =
             ConvShape::new(&[1, 4, 9, 7], &[6, 2, 3, 3], &ConvParams::default().groups(2).stride([2, 1]));
-        Spec::of(&SubtaskShape { conv: conv.unwrap(), slabs: 2, banks: 2 }, DType::F32)
+        Spec::of(&SubtaskShape { conv: conv.unwrap(), slabs: 2, banks: 2, plain: false }, DType::F32)
     }
 
     #[test]
@@ -516,8 +519,8 @@ mod tests {
         padded.push(0);
         assert!(matches!(unpack::<Answer>(&padded), Err(WireError::Malformed(_))));
         let mut other = good;
-        other[4] = 2;
-        assert_eq!(unpack::<Answer>(&other), Err(WireError::Version { theirs: 2 }));
+        other[4] = 99;
+        assert_eq!(unpack::<Answer>(&other), Err(WireError::Version { theirs: 99 }));
     }
 
     #[test]

@@ -20,7 +20,50 @@ pub const TARGET: f64 = 1e-3;
 #[derive(Clone, Debug)]
 pub struct Checker {
     inputs: Vec<SubResult>,
-    relations: Relations,
+    checks: Checks,
+}
+
+/// What is compared with each other: all results at once or, where they are copies, those of each part by themselves, so that
+/// a copy of a small part is measured by its own size.
+#[derive(Clone, Debug)]
+struct Checks {
+    each: Vec<Relations>,
+    /// Whether results take part in none of them.
+    unchecked: bool,
+}
+
+impl Checks {
+    fn new(code: &Code, inputs: &[SubResult]) -> Self {
+        if code.part_of(0).is_none() {
+            return Self { each: vec![Relations::new(code, inputs)], unchecked: false };
+        }
+        let (mut each, mut unchecked) = (Vec::new(), false);
+        for part in 0..code.k_a() * code.k_b() {
+            let copies: Vec<usize> =
+                (0..inputs.len()).filter(|m| code.part_of(inputs[*m].subtask) == Some(part)).collect();
+            if copies.len() > 1 {
+                each.push(Relations::of_copies(code, inputs, copies, part));
+            } else {
+                unchecked |= !copies.is_empty();
+            }
+        }
+        Self { each, unchecked }
+    }
+
+    fn without(&self, out: impl Fn(usize) -> bool) -> Option<Self> {
+        let rest: Vec<Relations> = self.each.iter().filter_map(|of| of.without(&out)).collect();
+        let unchecked = self.unchecked || rest.len() < self.each.len();
+        (!rest.is_empty()).then_some(Self { each: rest, unchecked })
+    }
+
+    fn floor(&self, groups: &[usize], energy: impl Fn(usize) -> f64, noise: f64) -> f64 {
+        let least = if self.unchecked { f64::INFINITY } else { 0.0 };
+        self.each.iter().map(|of| of.floor(groups, &energy, noise)).fold(least, f64::max)
+    }
+
+    fn residual(&self, sketches: &[&Sketch], noise: f64) -> f64 {
+        self.each.iter().map(|of| of.residual(sketches, noise)).fold(0.0, f64::max)
+    }
 }
 
 impl Checker {
@@ -40,7 +83,7 @@ impl Checker {
                 "wait for more results",
             ));
         }
-        Ok(Self { inputs: inputs.to_vec(), relations: Relations::new(code, inputs) })
+        Ok(Self { inputs: inputs.to_vec(), checks: Checks::new(code, inputs) })
     }
 
     /// The sub-results this checks, in its order: sketches and groups are given in the same.
@@ -62,7 +105,7 @@ impl Checker {
     #[must_use]
     pub fn floor(&self, groups: &[usize], noise: f64) -> f64 {
         assert_eq!(groups.len(), self.inputs.len(), "every input has a group");
-        self.relations.floor(groups, |_| 1.0, noise)
+        self.checks.floor(groups, |_| 1.0, noise)
     }
 
     /// Largest violation of a linear relation among the results, over what rounding explains: above 1 (infinite where
@@ -80,7 +123,7 @@ impl Checker {
     #[must_use]
     pub fn residual(&self, sketches: &[&Sketch], noise: f64) -> f64 {
         assert_eq!(sketches.len(), self.inputs.len(), "every input has a sketch");
-        self.relations.residual(sketches, noise)
+        self.checks.residual(sketches, noise)
     }
 
     /// Whether rounding explains the [`residual`](Self::residual).
@@ -114,7 +157,7 @@ pub fn identify(
         groups.len() == inputs.len() && sketches.len() == inputs.len(),
         "every input has a group and a sketch"
     );
-    let all = Checker::new(code, inputs).ok()?.relations;
+    let all = Checker::new(code, inputs).ok()?.checks;
     let mut names = groups.to_vec();
     names.sort_unstable();
     names.dedup();
@@ -291,11 +334,11 @@ mod tests {
         let code = crme((4, 4, 6));
         let (slabs, filters) =
             (InputPartition::new(&shape, 4).unwrap(), FilterPartition::new(&shape, 4).unwrap());
-        let (banks, conv) = (filters.split(&weight), slabs.slab_conv(filters.bank_channels()));
+        let conv = slabs.slab_conv(filters.bank_channels());
         let sketcher = Sketcher::new(conv.output_elems(), 7);
         let mut sketches = Vec::new();
         for (i, coded) in encode_input(&code, &shape, &slabs, &input, Vec::new()).iter().enumerate() {
-            let coded_banks = encode_filters(&code, &filters, &banks, i);
+            let coded_banks = encode_filters(&code, &filters, &weight, &[], i);
             for slab in coded.chunks(conv.input_elems()) {
                 for bank in coded_banks.chunks(conv.weight_elems()) {
                     let mut result = reference(&conv, slab, bank, None).unwrap();
@@ -374,6 +417,39 @@ mod tests {
             let fault = [Fault::Noise(1, TARGET), Fault::Spike(1, TARGET)][trial / 2 % 2];
             assert_eq!(named(&code, &layer, &[fault], 1, &mut random), Some(vec![1]));
         }
+    }
+
+    #[test]
+    fn copies_are_compared_each_to_its_own_size() {
+        let mut random = ChaCha8Rng::seed_from_u64(11);
+        let code = Code::new(CodeKind::Replication, 2, 1, 6).unwrap();
+        let noise = error_bound(1.0, f32::EPSILON.into(), 576);
+        let mut layer = Synthetic::random(&code, 6, 256, &mut random);
+        // Part 1 is a hundred million times smaller than part 0.
+        layer.scale_each(|input| if code.part_of(input.subtask) == Some(1) { 1e-8 } else { 1.0 });
+        let small: Vec<usize> =
+            layer.groups.iter().copied().filter(|i| code.part_of(*i) == Some(1)).collect();
+        let checker = Checker::new(&code, &layer.inputs).unwrap();
+        let mut residual = |fault| {
+            let sketches = layer.sketches::<f32>(576, fault, &mut random);
+            checker.residual(&sketches.iter().collect::<Vec<_>>(), noise)
+        };
+        assert!(residual(Fault::None) < 1.0);
+        assert!(residual(Fault::Noise(small[0], 1e-2)) > 1.0);
+        assert!(checker.floor(&layer.groups, noise) < TARGET);
+        for bad in [small[0], *layer.groups.iter().find(|i| !small.contains(i)).unwrap()] {
+            let answer = named(&code, &layer, &[Fault::Noise(bad, 1e-2)], 1, &mut random);
+            assert_eq!(answer, Some(vec![bad]));
+        }
+        // Two copies of a part contradict each other, and either may be wrong.
+        let five: Vec<SubResult> = layer.inputs.iter().copied().filter(|of| of.subtask != small[2]).collect();
+        layer.keep(&five);
+        let answer = named(&code, &layer, &[Fault::Noise(small[0], 1e-2)], 1, &mut random);
+        assert_eq!(answer, None);
+        // One alone is not checked.
+        let alone: Vec<SubResult> = five.into_iter().filter(|of| of.subtask != small[1]).collect();
+        let floor = Checker::new(&code, &alone).unwrap().floor(&[0, 1, 2, 3], noise);
+        assert_eq!(floor, f64::INFINITY);
     }
 
     #[test]

@@ -7,7 +7,7 @@
 #![expect(clippy::inline_always, reason = "it is compiled for each instruction set, which a call would lose")]
 
 use super::decoder::{Decoder, Map};
-use super::mix::{self, Target};
+use super::mix::{self, Finish, Target};
 use super::panel::{LANES, Packed, PackedPairs, Panel, Sources};
 use super::units::Units;
 use crate::array::Element;
@@ -24,13 +24,28 @@ const LEAST_COLUMNS: usize = 512;
 /// much error as the workers did. Below it the loss is under the workers' own rounding.
 const WIDE_CONDITION: f64 = 16.0;
 
-/// What happens to each decoded element on its way into the output.
+/// What happens to each decoded element on its way into the output: it is divided by the scale of its slab, multiplied by
+/// that of its filter, the bias is added, then it is clamped.
 #[derive(Clone, Copy, Debug)]
 pub struct Epilogue<'a, T> {
+    /// `[N, g, k_A]`: what the slabs were multiplied by
+    /// ([`InputScan::slab_scales`](crate::scaling::InputScan::slab_scales)); empty: nothing.
+    pub slab_scales: &'a [f64],
+    /// `[O]`: what undoes the scale of each filter ([`FilterScales::undo`](crate::scaling::FilterScales::undo)); empty: 1.
+    pub filter_undo: &'a [f64],
+    /// A power of two that brings the largest output, before the clamp, near or below 1: squares are summed in this unit.
+    pub unit: f64,
     /// `[O]`, added to each output channel.
     pub bias: Option<&'a [T]>,
     /// Applied after the bias.
     pub clamp: Option<Clamp>,
+}
+
+impl<T> Default for Epilogue<'_, T> {
+    /// Nothing.
+    fn default() -> Self {
+        Self { slab_scales: &[], filter_undo: &[], unit: 1.0, bias: None, clamp: None }
+    }
 }
 
 /// The activation `min(max(x, low), high)`: ReLU and its bounded kin. It is not linear, so it comes after decoding.
@@ -60,17 +75,18 @@ impl Clamp {
 ///
 /// `results` are the sub-results of [`Decoder::inputs`], in that order, each [`OutputTiling::part_elems`] long.
 /// Runs on all threads of the current rayon pool, small layers on the calling thread, and allocates, beside a list of output
-/// runs, a few dozen KiB of scratch a thread.
+/// runs, a few dozen KiB of scratch a thread. Gives the L2 norm of the output before the clamp, about: a few elements at the
+/// ends of runs may be counted twice. Not finite where an element is not.
 ///
 /// # Errors
-/// [`Error::Mismatch`] when the number or length of the results, the output or the bias do not fit.
+/// [`Error::Mismatch`] when the number or length of the results, the output, the scales or the bias do not fit.
 pub fn decode<T: Element>(
     decoder: &Decoder,
     tiling: &OutputTiling,
     results: &[&[T]],
     epilogue: Epilogue<'_, T>,
     output: &mut [T],
-) -> Result<()> {
+) -> Result<f64> {
     let mend = "results and output must match the layer's plan";
     if results.len() != decoder.inputs().len() {
         return Err(Error::mismatch("number of sub-results", results.len(), decoder.inputs().len(), mend));
@@ -86,22 +102,45 @@ pub fn decode<T: Element>(
     {
         return Err(Error::mismatch("elements of the bias", bias.len(), tiling.out_channels(), mend));
     }
-    if decoder.condition() >= WIDE_CONDITION {
-        run::<T, f64>(decoder, tiling, results, epilogue, output);
-    } else {
-        run::<T, T>(decoder, tiling, results, epilogue, output);
+    for (what, scales, expected) in [
+        ("slab scales", epilogue.slab_scales, tiling.image_groups() * tiling.k_a),
+        ("filter scales", epilogue.filter_undo, tiling.out_channels()),
+    ] {
+        if !(scales.is_empty() || scales.len() == expected) {
+            return Err(Error::mismatch(format!("number of {what}"), scales.len(), expected, mend));
+        }
     }
-    Ok(())
+    let squares = if decoder.condition() >= WIDE_CONDITION || !fits::<T>(&epilogue) {
+        run::<T, f64>(decoder, tiling, results, epilogue, output)
+    } else {
+        run::<T, T>(decoder, tiling, results, epilogue, output)
+    };
+    Ok(squares.sqrt() / epilogue.unit)
 }
 
-/// Shares the output out, with arithmetic in `A` up to the rounding at the end.
+/// Whether the products of scales, and the unit, are normal numbers of the element type.
+fn fits<T: Element>(epilogue: &Epilogue<'_, T>) -> bool {
+    let range = |values: &[f64]| {
+        let used = values.iter().copied().filter(|v| *v != 0.0);
+        used.fold((f64::INFINITY, 0.0_f64), |(least, most), v| (least.min(v), most.max(v)))
+    };
+    let (slabs, filters) = (range(epilogue.slab_scales), range(epilogue.filter_undo));
+    let one = |(least, most): (f64, f64)| if most == 0.0 { (1.0, 1.0) } else { (least, most) };
+    let (slabs, filters) = (one(slabs), one(filters));
+    let (least, most) = (filters.0 / slabs.1, filters.1 / slabs.0);
+    let normal = |v: f64| (T::MIN_NORMAL..=1.0 / T::MIN_NORMAL).contains(&v);
+    normal(least) && normal(most) && normal(epilogue.unit)
+}
+
+/// Shares the output out, with arithmetic in `A` up to the rounding at the end. Gives the sum of squares, in the square of
+/// the unit.
 fn run<T: Element, A: Element>(
     decoder: &Decoder,
     tiling: &OutputTiling,
     results: &[&[T]],
     epilogue: Epilogue<'_, T>,
     output: &mut [T],
-) {
+) -> f64 {
     let (parts, planes, plane) = (tiling.k_a * tiling.k_b, tiling.part_planes(), tiling.part_plane());
     let terms = match &decoder.map {
         Map::Select(_) => 1,
@@ -121,17 +160,20 @@ fn run<T: Element, A: Element>(
         },
         tiling,
         results,
-        bias: epilogue.bias,
-        bounds: (A::from_f64(bounds.low), A::from_f64(bounds.high)),
-        plain: epilogue.clamp.is_none() && epilogue.bias.is_none(),
+        epilogue,
+        finish: Finish {
+            low: A::from_f64(bounds.low),
+            high: A::from_f64(bounds.high),
+            unit: A::from_f64(epilogue.unit),
+        },
         blocks,
         columns,
     };
     let arch = pulp::Arch::new();
     let decode = |(unit, runs): (usize, &mut [&mut [T]])| {
-        arch.dispatch(Unit { job: &job, first: unit * together, runs });
+        arch.dispatch(Unit { job: &job, first: unit * together, runs })
     };
-    shares.for_each(&mut runs, parts * together, decode);
+    shares.sum(&mut runs, parts * together, decode)
 }
 
 /// What all units of a decoding have in common.
@@ -139,10 +181,8 @@ struct Job<'a, T, A> {
     map: JobMap<'a, A>,
     tiling: &'a OutputTiling,
     results: &'a [&'a [T]],
-    bias: Option<&'a [T]>,
-    bounds: (A, A),
-    /// There is neither bias nor clamp.
-    plain: bool,
+    epilogue: Epilogue<'a, T>,
+    finish: Finish<A>,
     /// Blocks of a plane, and the columns of one.
     blocks: usize,
     columns: usize,
@@ -163,10 +203,10 @@ struct Unit<'a, 'o, 'b, T, A> {
 }
 
 impl<T: Element, A: Element> pulp::WithSimd for Unit<'_, '_, '_, T, A> {
-    type Output = ();
+    type Output = f64;
 
     #[inline(always)]
-    fn with_simd<S: pulp::Simd>(self, simd: S) {
+    fn with_simd<S: pulp::Simd>(self, simd: S) -> f64 {
         let Self { job, first, runs } = self;
         let (tiling, results) = (job.tiling, job.results);
         let (parts, plane_elems) = (tiling.k_a * tiling.k_b, tiling.part_plane());
@@ -174,20 +214,17 @@ impl<T: Element, A: Element> pulp::WithSimd for Unit<'_, '_, '_, T, A> {
         let direct = A::DTYPE == T::DTYPE && job.columns >= LANES;
         let rows = if direct || matches!(job.map, JobMap::Select(_)) { 0 } else { results.len() };
         let mut panel = Panel::new(rows, job.columns);
-        let (mut targets, mut biases) = (Vec::with_capacity(parts), Vec::with_capacity(tiling.k_b));
+        let (mut targets, mut ends) = (Vec::with_capacity(parts), Vec::with_capacity(parts));
+        let mut squares = 0.0;
         for (at, runs) in runs.chunks_mut(parts).enumerate() {
             let (plane, start) = ((first + at) / job.blocks, (first + at) % job.blocks * job.columns);
             let (from, length) = (plane * plane_elems + start, job.columns.min(plane_elems - start));
-            biases.clear();
-            biases.extend((0..tiling.k_b).map(|b| match (job.bias, tiling.channel(plane, b)) {
-                (Some(bias), Some(channel)) => A::from_f64(bias[channel].to_f64()),
-                // Adding this changes nothing, not even the sign of a zero.
-                _ => A::from_f64(-0.0),
-            }));
+            ends.clear();
+            ends.extend((0..parts).map(|part| job.ending(plane, part)));
             if let JobMap::Select(select) = &job.map {
                 for (part, (to, input)) in runs.iter_mut().zip(*select).enumerate() {
                     let source = &results[*input][from..from + to.len()];
-                    copy(source, to, biases[part % tiling.k_b], job);
+                    squares += copy(source, to, ends[part], &job.finish);
                 }
                 continue;
             }
@@ -203,24 +240,25 @@ impl<T: Element, A: Element> pulp::WithSimd for Unit<'_, '_, '_, T, A> {
                 match &job.map {
                     JobMap::Rotation(_, pairs) => {
                         for (plus, minus, sign) in *pairs {
-                            targets.push(aim(runs, *plus, count, 1.0, &biases));
-                            targets.push(aim(runs, *minus, count, *sign, &biases));
+                            targets.push(aim(runs, *plus, count, 1.0, &ends));
+                            targets.push(aim(runs, *minus, count, *sign, &ends));
                         }
                     }
-                    _ => targets.extend((0..parts).map(|part| aim(runs, part, count, 1.0, &biases))),
+                    _ => targets.extend((0..parts).map(|part| aim(runs, part, count, 1.0, &ends))),
                 }
                 if direct {
                     let sources = Direct { results, from: from + begin, count };
-                    job.combine(simd, &sources, count, &mut targets);
+                    squares += job.combine(simd, &sources, count, &mut targets);
                 } else {
                     panel.set_columns(count);
                     for (row, result) in results.iter().enumerate() {
                         mix::convert(&result[from + begin..][..count], panel.row_mut(row, count));
                     }
-                    job.combine(simd, &panel, count.max(LANES), &mut targets);
+                    squares += job.combine(simd, &panel, count.max(LANES), &mut targets);
                 }
             }
         }
+        squares
     }
 }
 
@@ -232,15 +270,38 @@ impl<T: Element, A: Element> Job<'_, T, A> {
         sources: &impl Sources<A>,
         columns: usize,
         targets: &mut [Target<'_, T, A>],
-    ) {
+    ) -> f64 {
         match &self.map {
-            JobMap::Select(_) => {}
-            JobMap::Real(map) => mix::combine(simd, map, sources, columns, targets, Some(self.bounds)),
+            JobMap::Select(_) => 0.0,
+            JobMap::Real(map) => mix::combine(simd, map, sources, columns, targets, Some(self.finish)),
             JobMap::Rotation(map, _) => {
-                mix::combine_pairs(simd, map, sources, columns, targets, Some(self.bounds));
+                mix::combine_pairs(simd, map, sources, columns, targets, Some(self.finish))
             }
         }
     }
+
+    /// How plane `plane` of part `part` ends.
+    #[inline(always)]
+    fn ending(&self, plane: usize, part: usize) -> Ending<A> {
+        let (tiling, epilogue) = (self.tiling, &self.epilogue);
+        let (a, b) = (part / tiling.k_b, part % tiling.k_b);
+        // Adding this changes nothing, not even the sign of a zero.
+        let nothing = -0.0;
+        let Some(channel) = tiling.channel(plane, b) else {
+            return Ending { scale: 0.0, bias: A::from_f64(nothing) };
+        };
+        let slab = epilogue.slab_scales.get(tiling.group(plane) * tiling.k_a + a).copied().unwrap_or(1.0);
+        let filter = epilogue.filter_undo.get(channel).copied().unwrap_or(1.0);
+        let bias = epilogue.bias.map_or(nothing, |bias| bias[channel].to_f64());
+        Ending { scale: filter / slab, bias: A::from_f64(bias) }
+    }
+}
+
+/// What a decoded plane of a part is multiplied by, and what is added.
+#[derive(Clone, Copy)]
+struct Ending<A> {
+    scale: f64,
+    bias: A,
 }
 
 /// Sub-results as they came.
@@ -263,25 +324,45 @@ fn aim<'o, T, A: Element>(
     runs: &mut [&'o mut [T]],
     part: usize,
     count: usize,
-    scale: f64,
-    biases: &[A],
+    sign: f64,
+    ends: &[Ending<A>],
 ) -> Target<'o, T, A> {
     let run = std::mem::take(&mut runs[part]);
     let (to, rest) = run.split_at_mut(count.min(run.len()));
     runs[part] = rest;
-    Target { to, scale: A::from_f64(scale), bias: biases[part % biases.len()] }
+    let Ending { scale, bias } = ends[part];
+    // What is cropped counts for nothing.
+    let (scale, bias) = if to.is_empty() { (0.0, A::default()) } else { (sign * scale, bias) };
+    Target { to, scale: A::from_f64(scale), bias }
 }
 
-/// `to = from`, finished.
+/// `to = from`, finished; gives the sum of squares before the bounds.
 #[inline(always)]
-fn copy<T: Element, A: Element>(from: &[T], to: &mut [T], bias: A, job: &Job<'_, T, A>) {
-    if job.plain {
-        return to.copy_from_slice(from);
+fn copy<T: Element, A: Element>(from: &[T], to: &mut [T], end: Ending<A>, finish: &Finish<A>) -> f64 {
+    let mut sums = [0.0_f64; LANES];
+    let unit = finish.unit.to_f64();
+    // Only this bias leaves the sign of a zero as it is.
+    let plain = end.scale == 1.0 && end.bias.to_f64().to_bits() == (-0.0_f64).to_bits();
+    let within = finish.low.to_f64() == f64::NEG_INFINITY && finish.high.to_f64() == f64::INFINITY;
+    if plain && within {
+        to.copy_from_slice(from);
+        for block in from.chunks(LANES) {
+            for (sum, value) in sums.iter_mut().zip(block) {
+                let value = value.to_f64() * unit;
+                *sum += value * value;
+            }
+        }
+        return sums.iter().sum();
     }
-    let (low, high) = job.bounds;
-    for (to, from) in to.iter_mut().zip(from) {
-        let value = A::from_f64(from.to_f64()) + bias;
-        let value = if value < low { low } else { value };
-        *to = T::from_f64(if value > high { high } else { value }.to_f64());
+    let scale = A::from_f64(end.scale);
+    for (to, from) in to.chunks_mut(LANES).zip(from.chunks(LANES)) {
+        for (sum, (to, from)) in sums.iter_mut().zip(to.iter_mut().zip(from)) {
+            let value = A::from_f64(from.to_f64()) * scale + end.bias;
+            let sized = value.to_f64() * unit;
+            *sum += sized * sized;
+            let value = if value < finish.low { finish.low } else { value };
+            *to = T::from_f64(if value > finish.high { finish.high } else { value }.to_f64());
+        }
     }
+    sums.iter().sum()
 }

@@ -1,11 +1,15 @@
 //! The inverse of a responder set: what decoding multiplies by, and how well conditioned it is.
 
+use faer::Mat;
+use faer::traits::ComplexField;
+use faer::traits::math_utils::{add, one, sub, zero};
 use num_complex::Complex64;
 
 use super::code::{Code, SubResult};
 use super::condition::{condition_of, power, transposed, vandermonde};
 use super::generators::Structure;
 use super::panel::{Packed, PackedPairs};
+use super::rounding::error_bound;
 use crate::error::{Error, Result};
 
 /// Beyond this condition number not even f64 results carry a correct digit at f32 accuracy: treated as singular.
@@ -90,12 +94,13 @@ impl Decoder {
             ));
         }
         let failed = || Error::Singular { subtasks: subtasks_of(inputs), condition: f64::INFINITY };
-        let svd = transposed(code, inputs).thin_svd().map_err(|_| failed())?;
+        let matrix = transposed(code, inputs);
+        let svd = matrix.thin_svd().map_err(|_| failed())?;
         let condition = condition_of(svd.S().column_vector().iter().copied());
         if condition > SINGULAR {
             return Err(Error::Singular { subtasks: subtasks_of(inputs), condition });
         }
-        let inverse = svd.pseudoinverse();
+        let inverse = refined(&matrix, svd.pseudoinverse());
         let map = Packed::new(parts, inputs.len(), |row, col| inverse[(row, col)]);
         Ok(Self { inputs: inputs.to_vec(), condition, map: Map::Real(map) })
     }
@@ -125,12 +130,13 @@ impl Decoder {
         let delta = code.recovery_threshold();
         let (d_a, d_b) = (code.k_a() / code.l_a(), code.k_b() / code.l_b());
         let failed = |condition| Error::Singular { subtasks: subtasks.to_vec(), condition };
-        let svd = vandermonde(code, theta, subtasks).thin_svd().map_err(|_| failed(f64::INFINITY))?;
+        let matrix = vandermonde(code, theta, subtasks);
+        let svd = matrix.thin_svd().map_err(|_| failed(f64::INFINITY))?;
         let condition = condition_of(svd.S().column_vector().iter().map(|s| s.re));
         if condition > SINGULAR {
             return Err(failed(condition));
         }
-        let inverse = svd.pseudoinverse();
+        let inverse = refined(&matrix, svd.pseudoinverse());
         let (responders, inputs) = (subtasks.len(), code.sub_results_of(subtasks));
         // Entry (row, col) of the complex matrix as rows of Re and Im over columns of Re and Im.
         let real =
@@ -183,23 +189,15 @@ impl Decoder {
     }
 }
 
-/// Estimated relative L2 error of a layer decoded at `condition` (1 when nothing is decoded) from workers that compute
-/// in a type with the given `epsilon` and sum `reduction` terms an output element.
-///
-/// `condition * epsilon * (2 + sqrt(reduction) / 4)`: rounding of coded operands and of the decoder (constant),
-/// random-walk growth of the sums (measured below a quarter of the square root), all amplified by the
-/// condition number. Relative to outputs of the size that operands of these magnitudes give; an output that
-/// cancels to nearly zero has no meaningful relative error.
-#[must_use]
-pub fn error_bound(condition: f64, epsilon: f64, reduction: usize) -> f64 {
-    condition * epsilon * (2.0 + (reduction as f64).sqrt() / 4.0)
-}
-
-/// The `epsilon` to give [`error_bound`] for workers that keep their operands in a narrower type, with the epsilon `stored`,
-/// than they compute in: rounding the operands adds to the constant part, and nothing to what grows with the sums.
-#[must_use]
-pub fn storage_epsilon(epsilon: f64, stored: f64, reduction: usize) -> f64 {
-    epsilon + 2.0 * stored / error_bound(1.0, 1.0, reduction)
+/// One step of Newton's iteration for an inverse: the decomposition leaves a hundred roundings in it, which f64 results would
+/// show.
+fn refined<T: ComplexField>(matrix: &Mat<T>, inverse: Mat<T>) -> Mat<T> {
+    let product = &inverse * matrix;
+    let two = |row: usize, column: usize| {
+        let entry = if row == column { add(&one::<T>(), &one::<T>()) } else { zero::<T>() };
+        sub(&entry, &product[(row, column)])
+    };
+    Mat::from_fn(product.nrows(), product.ncols(), two) * inverse
 }
 
 fn subtasks_of(inputs: &[SubResult]) -> Vec<usize> {

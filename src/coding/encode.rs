@@ -38,19 +38,28 @@ pub fn encode_input<T: Element>(
     input: &[T],
     spare: Vec<Vec<T>>,
 ) -> Vec<Vec<T>> {
-    encode_first(code.n(), code, shape, parts, input, spare)
+    encode_first(code.n(), code, shape, parts, (input, &[]), spare)
 }
 
 /// As [`encode_input`], with one buffer for all subtasks where they have the same slabs ([`Code::shares_slabs`]), as with
-/// k_A = 1: then nothing is coded but the filters.
+/// k_A = 1 (then nothing is coded but the filters), and every slab multiplied by its scale first.
+///
+/// `scales` are `[N, g, k_A]` ([`InputScan::slab_scales`](crate::scaling::InputScan::slab_scales)), or empty: all 1.
+///
+/// # Panics
+/// When there are scales, but not as many as that.
 pub fn encode_distinct<T: Element>(
     code: &Code,
     shape: &ConvShape,
     parts: &InputPartition,
     input: &[T],
+    scales: &[f64],
     spare: Vec<Vec<T>>,
 ) -> Vec<Vec<T>> {
-    encode_first(if code.shares_slabs() { 1 } else { code.n() }, code, shape, parts, input, spare)
+    let slabs = shape.batch * shape.groups * code.k_a();
+    assert!(scales.is_empty() || scales.len() == slabs, "a scale for each slab of each image and group");
+    let subtasks = if code.shares_slabs() { 1 } else { code.n() };
+    encode_first(subtasks, code, shape, parts, (input, scales), spare)
 }
 
 /// The coded slabs of the first `subtasks` subtasks.
@@ -59,7 +68,7 @@ fn encode_first<T: Element>(
     code: &Code,
     shape: &ConvShape,
     parts: &InputPartition,
-    input: &[T],
+    (input, scales): (&[T], &[f64]),
     spare: Vec<Vec<T>>,
 ) -> Vec<Vec<T>> {
     let (planes, slab) = (shape.batch * shape.in_channels, parts.slab_plane());
@@ -89,7 +98,9 @@ fn encode_first<T: Element>(
     let encode = |(unit, pieces): (usize, &mut [&mut [T]])| {
         let (first, start) = (unit / segments * together, unit % segments * columns);
         let input = &input[first * shape.input_plane()..];
-        arch.dispatch(Unit { combinations: &combinations, input, start, columns, pieces });
+        let scales =
+            Scales { all: scales, k_a: code.k_a(), first, channels: shape.in_channels / shape.groups };
+        arch.dispatch(Unit { combinations: &combinations, scales, input, start, columns, pieces });
     };
     shares.for_each(&mut pieces, rows, encode);
     coded
@@ -121,9 +132,30 @@ impl<'a> Combinations<'a> {
     }
 }
 
+/// The scales of the slabs, as the channels of a unit see them.
+#[derive(Clone, Copy)]
+struct Scales<'a> {
+    /// `[N, g, k_A]`, or empty.
+    all: &'a [f64],
+    k_a: usize,
+    /// The first channel of the unit, counted over all images.
+    first: usize,
+    /// Channels of a group.
+    channels: usize,
+}
+
+impl Scales<'_> {
+    /// That of slab `a` of the unit's channel number `plane`.
+    fn of(&self, plane: usize, a: usize) -> f64 {
+        let group = (self.first + plane) / self.channels;
+        self.all.get(group * self.k_a + a).copied().unwrap_or(1.0)
+    }
+}
+
 /// A run of whole channels, or `columns` columns from `start` of one.
 struct Unit<'a, 'o, 'b, T> {
     combinations: &'a Combinations<'a>,
+    scales: Scales<'a>,
     /// From the first channel on.
     input: &'a [T],
     start: usize,
@@ -137,9 +169,10 @@ impl<T: Element> pulp::WithSimd for Unit<'_, '_, '_, T> {
 
     #[inline(always)]
     fn with_simd<S: pulp::Simd>(self, simd: S) {
-        let Self { combinations, input, start, columns, pieces } = self;
+        let Self { combinations, scales, input, start, columns, pieces } = self;
         let Combinations { parts, input_plane, rows, map } = combinations;
-        if parts.is_in_place() && parts.slab_plane() == *input_plane && map.rows() == 0 {
+        let as_they_are = map.rows() == 0 && scales.all.is_empty();
+        if parts.is_in_place() && parts.slab_plane() == *input_plane && as_they_are {
             // Channels lie one after the other on both sides.
             for piece in pieces {
                 piece.copy_from_slice(&input[start..start + piece.len()]);
@@ -151,7 +184,7 @@ impl<T: Element> pulp::WithSimd for Unit<'_, '_, '_, T> {
         let mut targets = Vec::with_capacity(map.rows());
         // What each slab is copied from once it was copied.
         let mut first: Vec<Option<&[T]>> = Vec::with_capacity(map.sources());
-        for plane in input.chunks_exact(*input_plane) {
+        for (at_plane, plane) in input.chunks_exact(*input_plane).enumerate() {
             let length = pieces.first().map_or(0, |piece| piece.len().min(columns));
             if length == 0 {
                 return;
@@ -166,7 +199,8 @@ impl<T: Element> pulp::WithSimd for Unit<'_, '_, '_, T> {
                     None => mixed.push(run),
                     Some((_, Some(same))) => run.copy_from_slice(same),
                     Some((a, None)) => {
-                        parts.read(plane, a * parts.step_elems() + start, run);
+                        let scale = scales.of(at_plane, a);
+                        parts.read(plane, a * parts.step_elems() + start, scale, run);
                         first[a] = Some(run);
                     }
                 }
@@ -178,7 +212,8 @@ impl<T: Element> pulp::WithSimd for Unit<'_, '_, '_, T> {
                 let count = panel.room().min(length - at);
                 panel.set_columns(count);
                 for a in 0..map.sources() {
-                    parts.read(plane, a * parts.step_elems() + start + at, panel.row_mut(a, count));
+                    let from = a * parts.step_elems() + start + at;
+                    parts.read(plane, from, scales.of(at_plane, a), panel.row_mut(a, count));
                 }
                 targets.clear();
                 for run in &mut mixed {
@@ -194,24 +229,37 @@ impl<T: Element> pulp::WithSimd for Unit<'_, '_, '_, T> {
 
 /// The coded filter banks of one subtask, `[l_B, g * per_group, C/g, kernel...]`.
 ///
-/// `banks` are the k_B plain banks of [`FilterPartition::split`].
+/// `weight` is `[O, C/g, kernel...]`; each filter is multiplied by its factor first. `factors` are `[O]`
+/// ([`FilterScales::factors`](crate::scaling::FilterScales::factors)), or empty: all 1.
+///
+/// # Panics
+/// When there are factors, but not one for each filter.
 #[must_use]
 pub fn encode_filters<T: Element>(
     code: &Code,
     parts: &FilterPartition,
-    banks: &[T],
+    weight: &[T],
+    factors: &[f64],
     subtask: usize,
 ) -> Vec<T> {
-    let bank = parts.bank_elems();
+    let (bank, elems) = (parts.bank_elems(), parts.filter_elems());
+    assert!(factors.is_empty() || factors.len() * elems == weight.len(), "a factor for each filter");
     let mut coded = vec![T::default(); code.l_b() * bank];
     let coefficients = code.filter_block(subtask);
+    let together = BLOCK.div_ceil(elems);
     for (r, out) in coded.chunks_mut(bank).enumerate() {
-        out.par_chunks_mut(BLOCK).enumerate().for_each(|(block, piece)| {
-            let terms = nonzero((0..code.k_b()).map(|b| {
-                let from = b * bank + block * BLOCK;
-                (coefficients[b * code.l_b() + r], &banks[from..from + piece.len()])
-            }));
-            combine(piece, &terms.collect::<Vec<_>>());
+        out.par_chunks_mut(together * elems).enumerate().for_each(|(block, filters)| {
+            let mut terms = Vec::with_capacity(code.k_b());
+            for (at, filter) in filters.chunks_exact_mut(elems).enumerate() {
+                terms.clear();
+                terms.extend(nonzero((0..code.k_b()).filter_map(|b| {
+                    let channel = parts.channel(b, block * together + at)?;
+                    let factor = factors.get(channel).copied().unwrap_or(1.0);
+                    let coefficient = coefficients[b * code.l_b() + r] * factor;
+                    Some((coefficient, &weight[channel * elems..][..elems]))
+                })));
+                combine(filter, &terms);
+            }
         });
     }
     coded

@@ -31,8 +31,15 @@ pub(super) struct Target<'a, T, A> {
     pub(super) bias: A,
 }
 
-/// The bounds of all targets; without, combinations go to their targets as they are, also without scale and bias.
-pub(super) type Finish<A> = Option<(A, A)>;
+/// What happens to all targets; without, combinations go to their targets as they are, also without scale and bias.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Finish<A> {
+    /// The bounds.
+    pub(super) low: A,
+    pub(super) high: A,
+    /// Unit of the squares that are summed: values times this are near 1 at most.
+    pub(super) unit: A,
+}
 
 /// `to = from`, converted.
 #[inline(always)]
@@ -68,6 +75,8 @@ macro_rules! sweep {
 }
 
 /// Writes the combinations `map` of `columns` columns of the sources, at least [`LANES`](super::panel::LANES), to `targets`, one a row.
+/// Where they are finished, gives the sum of their squares before the bounds, in the square of its unit; what targets do not
+/// want and the columns of the last vector may be counted once more.
 #[inline(always)]
 pub(super) fn combine<S: Simd, A: Element, T: Element>(
     simd: S,
@@ -75,9 +84,10 @@ pub(super) fn combine<S: Simd, A: Element, T: Element>(
     sources: &impl Sources<A>,
     columns: usize,
     targets: &mut [Target<'_, T, A>],
-    finish: Finish<A>,
-) {
+    finish: Option<Finish<A>>,
+) -> f64 {
     let lanes = size_of::<A::Vector<S>>() / size_of::<A>();
+    let mut squares = A::splat(simd, A::default());
     sweep!(columns, lanes, VECTORS, |at, N| {
         for (block, targets) in map.blocks().zip(targets.chunks_mut(ROWS)) {
             let mut sums = [[A::splat(simd, A::default()); N]; ROWS];
@@ -85,9 +95,10 @@ pub(super) fn combine<S: Simd, A: Element, T: Element>(
                 let values = load::<S, A, N>(simd, sources.row(source), at);
                 add::<S, A, N>(simd, coefficients, values, &mut sums);
             }
-            store::<S, A, T, N, ROWS>(simd, sums, at, targets, finish);
+            store::<S, A, T, N, ROWS>(simd, sums, at, targets, finish, &mut squares);
         }
     });
+    total::<S, A>(squares)
 }
 
 /// Writes u + v of each pair of combinations to the first of two targets and v - u to the second; else as [`combine`].
@@ -98,9 +109,10 @@ pub(super) fn combine_pairs<S: Simd, A: Element, T: Element>(
     sources: &impl Sources<A>,
     columns: usize,
     targets: &mut [Target<'_, T, A>],
-    finish: Finish<A>,
-) {
+    finish: Option<Finish<A>>,
+) -> f64 {
     let lanes = size_of::<A::Vector<S>>() / size_of::<A>();
+    let mut squares = A::splat(simd, A::default());
     sweep!(columns, lanes, PAIR_VECTORS, |at, N| {
         for (block, targets) in map.blocks().zip(targets.chunks_mut(2 * ROWS)) {
             let zero = A::splat(simd, A::default());
@@ -127,9 +139,17 @@ pub(super) fn combine_pairs<S: Simd, A: Element, T: Element>(
                     pairs[2 * row + 1][n] = A::minus(simd, v[row][n], u[row][n]);
                 }
             }
-            store::<S, A, T, N, { 2 * ROWS }>(simd, pairs, at, targets, finish);
+            store::<S, A, T, N, { 2 * ROWS }>(simd, pairs, at, targets, finish, &mut squares);
         }
     });
+    total::<S, A>(squares)
+}
+
+/// The sum of the lanes.
+#[inline(always)]
+fn total<S: Simd, A: Element>(lanes: A::Vector<S>) -> f64 {
+    let lanes: &[A] = bytemuck::cast_slice(std::slice::from_ref(&lanes));
+    lanes.iter().map(|lane| lane.to_f64()).sum()
 }
 
 /// `sums += coefficients * values`
@@ -148,24 +168,29 @@ fn add<S: Simd, A: Element, const N: usize>(
     }
 }
 
-/// Writes `rows`, finished, to targets from their elements `at` on.
+/// Writes `rows`, finished, to targets from their elements `at` on, and adds their squares before the bounds.
 #[inline(always)]
 fn store<S: Simd, A: Element, T: Element, const N: usize, const R: usize>(
     simd: S,
     mut rows: [[A::Vector<S>; N]; R],
     at: usize,
     targets: &mut [Target<'_, T, A>],
-    finish: Finish<A>,
+    finish: Option<Finish<A>>,
+    squares: &mut A::Vector<S>,
 ) {
     let lanes = size_of::<A::Vector<S>>() / size_of::<A>();
-    if let Some((low, high)) = finish {
-        let (low, high) = (A::splat(simd, low), A::splat(simd, high));
+    if let Some(Finish { low, high, unit }) = finish {
+        let (low, high, unit) = (A::splat(simd, low), A::splat(simd, high), A::splat(simd, unit));
+        let zero = A::splat(simd, A::default());
         // A fixed number of rounds: sums that are chosen at run time would not stay in registers.
         for row in 0..R {
             let Some(target) = targets.get(row) else { continue };
             let (scale, bias) = (A::splat(simd, target.scale), A::splat(simd, target.bias));
             for n in 0..N {
-                rows[row][n] = A::clamp(simd, A::mul_add(simd, scale, rows[row][n], bias), low, high);
+                let value = A::mul_add(simd, scale, rows[row][n], bias);
+                let sized = A::mul_add(simd, value, unit, zero);
+                *squares = A::mul_add(simd, sized, sized, *squares);
+                rows[row][n] = A::clamp(simd, value, low, high);
             }
         }
     }
@@ -238,14 +263,14 @@ mod tests {
         sources: &'a Slices<A>,
         columns: usize,
         targets: &'a mut [Target<'o, T, A>],
-        finish: Finish<A>,
+        finish: Option<Finish<A>>,
     }
 
     impl<A: Element, T: Element> pulp::WithSimd for Call<'_, '_, A, T> {
-        type Output = ();
+        type Output = f64;
 
         #[inline(always)]
-        fn with_simd<S: Simd>(self, simd: S) {
+        fn with_simd<S: Simd>(self, simd: S) -> f64 {
             let Self { map, sources, columns, targets, finish } = self;
             match map {
                 Ok(map) => combine(simd, map, sources, columns, targets, finish),
@@ -298,7 +323,9 @@ mod tests {
                     (Packed::new(rows, inputs, coefficient), PackedPairs::new(rows, inputs / 4, quadruple));
                 let map = if pairs { Err(&packed_pairs) } else { Ok(&packed) };
                 let count = if pairs { 2 * rows } else { rows };
-                for finish in [None, Some((A::from_f64(-0.5), A::from_f64(0.7)))] {
+                let bounds =
+                    Finish { low: A::from_f64(-0.5), high: A::from_f64(0.7), unit: A::from_f64(0.5) };
+                for finish in [None, Some(bounds)] {
                     let length = |row: usize| [columns, columns - 3, 5, 0][row % 4];
                     let mut got: Vec<Vec<T>> = (0..count).map(|row| vec![T::ONE; length(row)]).collect();
                     let mut targets: Vec<_> = got
@@ -312,17 +339,22 @@ mod tests {
                         .collect();
                     let targets = &mut targets[..];
                     let call = Call { map, sources: &sources, columns, targets, finish };
-                    pulp::Arch::new().dispatch(call);
+                    let squares = pulp::Arch::new().dispatch(call);
+                    let mut least = 0.0;
                     for (row, got) in got.iter().enumerate() {
                         for (column, got) in got.iter().enumerate() {
                             let mut want = naive(&exact, row, column, pairs);
                             if finish.is_some() {
                                 let scale = if row % 3 == 0 { -1.0 } else { 1.0 };
-                                want = (scale * want + row as f64 * 0.1).clamp(-0.5, 0.7);
+                                let whole = scale * want + row as f64 * 0.1;
+                                least += (0.5 * whole).powi(2);
+                                want = whole.clamp(-0.5, 0.7);
                             }
                             same &= (got.to_f64() - want).abs() <= tolerance;
                         }
                     }
+                    // At least what was written, at most what was computed.
+                    same &= if finish.is_some() { squares >= 0.999 * least } else { squares == 0.0 };
                 }
             }
         }
@@ -383,7 +415,8 @@ mod tests {
         let packed = Packed::<f32>::new(3, 4, |_, _| 1.0);
         let mut got = vec![vec![0.0_f32; 40]; 3];
         let mut targets: Vec<_> = got.iter_mut().map(|to| Target { to, scale: 1.0, bias: 0.5 }).collect();
-        let (targets, finish) = (&mut targets[..], Some((0.0, 4.0)));
+        let bounds = Finish { low: 0.0, high: 4.0, unit: 1.0 };
+        let (targets, finish) = (&mut targets[..], Some(bounds));
         pulp::Arch::new().dispatch(Call {
             map: Ok(&packed),
             sources: &sources,

@@ -17,6 +17,7 @@ mod mix;
 mod panel;
 mod polynomial;
 mod relations;
+mod rounding;
 mod selection;
 mod sketch;
 #[cfg(test)]
@@ -28,8 +29,9 @@ pub use basis::Basis;
 pub use cache::{CheckerCache, DecoderCache};
 pub use code::{Code, SubResult};
 pub use decode::{Clamp, Epilogue, decode};
+pub use decoder::Decoder;
 pub(crate) use decoder::SINGULAR;
-pub use decoder::{Decoder, error_bound, storage_epsilon};
 pub use encode::{encode_distinct, encode_filters, encode_input};
 pub use kind::CodeKind;
+pub use rounding::{Rounding, error_bound, storage_epsilon};
 pub use sketch::{Sketch, Sketcher};

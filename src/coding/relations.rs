@@ -43,6 +43,13 @@ impl Relations {
         Self::of((0..inputs.len()).collect(), &complement(&transposed(code, inputs)))
     }
 
+    /// Those of the `copies` among `inputs`, at least two, which all compute `part` alone, but for a factor.
+    pub(super) fn of_copies(code: &Code, inputs: &[SubResult], copies: Vec<usize>, part: usize) -> Self {
+        let factor = |copy: usize| code.recovery_column(inputs[copy]).nth(part).unwrap_or(0.0);
+        let n = complement(&Mat::from_fn(copies.len(), 1, |row, _| factor(copies[row])));
+        Self::of(copies, &n)
+    }
+
     fn of(kept: Vec<usize>, n: &Mat<f64>) -> Self {
         let rows = (0..n.nrows()).flat_map(|row| (0..n.ncols()).map(move |d| n[(row, d)])).collect();
         Self { kept, directions: n.ncols(), rows }

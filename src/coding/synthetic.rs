@@ -60,6 +60,24 @@ impl Synthetic {
         self.exact.iter_mut().flatten().for_each(|value| *value *= factor);
     }
 
+    /// Multiplies every result by a factor of its own.
+    pub(super) fn scale_each(&mut self, factor: impl Fn(&SubResult) -> f64) {
+        for (input, values) in self.inputs.iter().zip(&mut self.exact) {
+            let factor = factor(input);
+            for value in values {
+                *value *= factor;
+            }
+        }
+    }
+
+    /// Leaves out what is not among `inputs`.
+    pub(super) fn keep(&mut self, inputs: &[SubResult]) {
+        let kept: Vec<usize> = (0..self.inputs.len()).filter(|m| inputs.contains(&self.inputs[*m])).collect();
+        self.groups = kept.iter().map(|m| self.groups[*m]).collect();
+        self.exact = kept.iter().map(|m| self.exact[*m].clone()).collect();
+        self.inputs = kept.iter().map(|m| self.inputs[*m]).collect();
+    }
+
     pub(super) fn sketches<T: Element>(
         &self,
         reduction: usize,

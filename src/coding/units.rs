@@ -44,6 +44,22 @@ impl Units {
             items.par_chunks_mut(each.max(1)).enumerate().for_each(work);
         }
     }
+
+    /// As [`Self::for_each`]; gives the sum of what `work` does.
+    pub(super) fn sum<I: Send>(
+        self,
+        items: &mut [I],
+        each: usize,
+        work: impl Fn((usize, &mut [I])) -> f64 + Send + Sync,
+    ) -> f64 {
+        if self.alone {
+            items.chunks_mut(each.max(1)).enumerate().map(work).sum()
+        } else {
+            // Added up in order: the same bits for any number of threads.
+            let sums: Vec<f64> = items.par_chunks_mut(each.max(1)).enumerate().map(work).collect();
+            sums.iter().sum()
+        }
+    }
 }
 
 #[cfg(test)]
@@ -77,6 +93,8 @@ mod tests {
                 }
             });
             assert_eq!(items, (0..23).map(|i| i / 3 + 1).collect::<Vec<_>>());
+            let units = Units::new(23, 4, 1, alone);
+            assert_eq!(units.sum(&mut items, 3, |(unit, items)| (unit * items.len()) as f64), 77.0);
         }
     }
 }

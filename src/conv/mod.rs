@@ -12,10 +12,12 @@ mod geometry;
 mod kernel;
 mod micro;
 mod params;
+mod points;
 mod reference;
 mod staging;
 
 pub use filters::Filters;
 pub use kernel::{ConvKernel, ConvPath, OneInput, Scratch, conv_local};
 pub use params::{AXES, ConvParams, ConvShape};
+pub use points::outputs_at;
 pub use reference::reference;

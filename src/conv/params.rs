@@ -290,6 +290,22 @@ impl ConvShape {
         [&[first, second], &axes[self.split_axis()..]].concat()
     }
 
+    /// Whether Winograd's minimal filtering F(2x2, 3x3) suits the layer: 3 x 3, without strides and dilation, of enough
+    /// channels and more than one tile.
+    #[must_use]
+    pub fn suits_filtering(&self) -> bool {
+        /// Below so many channels of either side in a group, transforming costs more than it saves.
+        const LEAST_CHANNELS: usize = 16;
+        let [depth, rows, columns] = self.output;
+        self.kernel == [1, 3, 3]
+            && self.stride[1..] == [1, 1]
+            && self.dilation[1..] == [1, 1]
+            && (depth, self.input[0]) == (1, 1)
+            && (rows > 2 || columns > 2)
+            && self.in_channels / self.groups >= LEAST_CHANNELS
+            && self.out_channels / self.groups >= LEAST_CHANNELS
+    }
+
     /// Elements of one input channel, without padding.
     #[must_use]
     pub fn input_plane(&self) -> usize {

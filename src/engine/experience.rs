@@ -6,8 +6,7 @@
 use std::time::Duration;
 
 use super::options::LayerOptions;
-use crate::coding::{Code, error_bound};
-use crate::conv::ConvShape;
+use crate::coding::{Code, Rounding};
 use crate::scheduler::{Expected, Gathered, Latencies, Terms};
 
 /// Inverting k x k parts of subtasks takes this many times k cubed, beside decoding more slowly: what is sooner complete
@@ -39,9 +38,10 @@ pub(super) struct Experience {
 pub(super) struct About<'a> {
     pub(super) options: &'a LayerOptions,
     pub(super) code: &'a Code,
-    pub(super) shape: &'a ConvShape,
     /// Of the workers' arithmetic.
-    pub(super) epsilon: f64,
+    pub(super) rounding: Rounding,
+    /// Normwise error bound above which a result is not taken.
+    pub(super) max_error: Option<f64>,
     /// Whether workers share cores.
     pub(super) crowded: bool,
     /// What computing the layer on this machine is predicted to take.
@@ -56,7 +56,7 @@ impl Experience {
 
     /// What earlier runs tell about the one that begins.
     pub(super) fn terms(&mut self, about: &About<'_>) -> Terms {
-        let About { options, code, shape, epsilon, crowded, local } = *about;
+        let About { options, code, rounding, max_error, crowded, local } = *about;
         if self.fresh_for == 0 {
             let quantile = |q| self.latencies.quantile(q);
             // Where all take about as long, being slower than most is not being overdue.
@@ -70,8 +70,8 @@ impl Experience {
         // Threads that wait for each other's cores finish one after the other: parts are of use when some are overdue.
         let parts_at = if crowded { inverse.max(self.overdue.unwrap_or(CROWDED_PARTS)) } else { inverse };
         Terms {
-            comfortable: error_bound(COMFORTABLE_CONDITION, epsilon, shape.reduction()),
-            max_error: options.max_error,
+            comfortable: rounding.normwise(COMFORTABLE_CONDITION),
+            max_error,
             parts_at: Some(parts_at),
             hedge_at: self.overdue,
             expected: (0..code.n()).map(|i| self.expected.get(i)).collect(),

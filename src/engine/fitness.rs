@@ -2,7 +2,8 @@
 //!
 //! Invariant: errors name both sides and the mend.
 
-use crate::coding::{AUDIT_TARGET, CheckerCache, Code, CodeKind, SINGULAR};
+use crate::array::Element;
+use crate::coding::{AUDIT_TARGET, CheckerCache, Code, CodeKind, Rounding, SINGULAR};
 use crate::error::{Error, Result};
 use crate::scheduler::{Audit, Fleet, Pool, assign};
 
@@ -24,17 +25,18 @@ pub(super) fn check_condition(code: &Code) -> Result<()> {
     ))
 }
 
-/// Refuses an audit that the code has no spare results for.
-pub(super) fn check_audit(
+/// Refuses an audit that must take place and that the code has no spare results for.
+pub(super) fn check_audit<T: Element>(
     code: &Code,
     audit: Audit,
     pool: &Pool,
     checkers: &CheckerCache,
-    noise: f64,
+    reduction: usize,
 ) -> Result<()> {
-    if audit == Audit::Off {
+    if matches!(audit, Audit::Off | Audit::Watch) {
         return Ok(());
     }
+    let noise = Rounding { half: pool.keeps_half(), ..Rounding::plain::<T>(reduction) }.normwise(1.0);
     let spare = spare_for(audit);
     if code.tolerated() < spare {
         return Err(Error::mismatch(
@@ -67,7 +69,7 @@ pub(super) fn check_audit(
 /// Spare results that an audit takes.
 fn spare_for(audit: Audit) -> usize {
     match audit {
-        Audit::Off => 0,
+        Audit::Off | Audit::Watch => 0,
         Audit::Detect => 1,
         Audit::Correct => 2,
     }

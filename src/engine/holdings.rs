@@ -10,25 +10,23 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::unbounded;
 
+use super::common::{Common, SharedWeight};
 use crate::array::{Element, Values};
 use crate::coding::{Code, encode_filters};
 use crate::error::{Error, Result};
 use crate::partition::FilterPartition;
-use crate::scheduler::{FilterSource, Fleet, InstallRequest, Pool, assign, rebalance};
+use crate::scaling::FilterScales;
+use crate::scheduler::{Audit, FilterSource, Fleet, InstallRequest, Pool, assign, rebalance};
 use crate::worker::{FilterKey, SubtaskShape};
 
 /// What preparing waits for filters to be installed, at least: enough for a GPU to compile its kernels.
-const INSTALL_LIMIT: Duration = Duration::from_mins(1);
+pub(super) const INSTALL_LIMIT: Duration = Duration::from_mins(1);
 
 /// Once enough workers to decode hold their filters, the others get this many times the time those took.
 const INSTALL_PATIENCE: u32 = 3;
 
 /// Runs between two looks at whether the assignment still fits the speeds.
 pub(super) const RUNS_BETWEEN: u32 = 8;
-
-/// The plain filters `[O, C/groups, kernel...]`, row-major. A layer keeps them for what must be encoded again or
-/// computed locally; whoever holds them as well shares them this way instead of having them copied.
-pub type SharedWeight<T> = Arc<dyn AsRef<[T]> + Send + Sync>;
 
 /// The coded filters of one layer, wherever they are.
 pub(super) struct Holdings<T: Element> {
@@ -38,6 +36,7 @@ pub(super) struct Holdings<T: Element> {
     pub(super) subtask: Arc<SubtaskShape>,
     filters: FilterPartition,
     weight: SharedWeight<T>,
+    scales: Arc<FilterScales>,
     /// The worker that subtask i is dispatched to.
     homes: Mutex<Vec<usize>>,
     placed: Mutex<Placed>,
@@ -71,8 +70,8 @@ impl<T: Element> Holdings<T> {
         code: Code,
         subtask: SubtaskShape,
         filters: FilterPartition,
-        weight: SharedWeight<T>,
-        audited: bool,
+        common: &Common<T>,
+        limit: Duration,
     ) -> Result<Arc<Self>> {
         let placed = Placed { seen: pool.changes(), ..Placed::default() };
         let holdings = Arc::new(Self {
@@ -82,22 +81,25 @@ impl<T: Element> Holdings<T> {
             code,
             subtask: Arc::new(subtask),
             filters,
-            weight,
+            weight: Arc::clone(&common.weight),
+            scales: Arc::clone(&common.filters),
             placed: Mutex::new(placed),
             moving: AtomicBool::new(false),
             energies: OnceLock::new(),
         });
         let source: Arc<dyn FilterSource> = Arc::<Self>::clone(&holdings);
         pool.register(id, Arc::downgrade(&source));
-        let installed = holdings.install(audited);
+        let installed = holdings.install(common.options.audit != Audit::Off, limit);
         if installed.is_err() {
             holdings.close();
         }
         installed.map(|()| holdings)
     }
 
-    pub(super) fn weight(&self) -> &[T] {
-        (*self.weight).as_ref()
+    /// The coded filters of a subtask, banks one after the other.
+    pub(super) fn filters_of(&self, subtask: usize) -> Vec<T> {
+        let (weight, factors) = ((*self.weight).as_ref(), &self.scales.factors);
+        encode_filters(&self.code, &self.filters, weight, factors, subtask)
     }
 
     /// The worker of each subtask. Dispatch while holding on to it.
@@ -106,8 +108,7 @@ impl<T: Element> Holdings<T> {
     }
 
     /// Encodes and installs the filters of every subtask on its home worker.
-    fn install(&self, audited: bool) -> Result<()> {
-        let banks = self.filters.split(self.weight());
+    fn install(&self, audited: bool, limit: Duration) -> Result<()> {
         let (reply, replies) = unbounded();
         let started = Instant::now();
         let homes = self.homes().clone();
@@ -117,7 +118,7 @@ impl<T: Element> Holdings<T> {
         let mut energies = Vec::new();
         let mut awaited = homes.iter().filter(|worker| !behind[**worker]).count();
         for (subtask, worker) in homes.iter().enumerate() {
-            let coded = encode_filters(&self.code, &self.filters, &banks, subtask);
+            let coded = self.filters_of(subtask);
             if audited {
                 energies.extend(coded.chunks(self.filters.bank_elems()).map(energy));
             }
@@ -128,7 +129,7 @@ impl<T: Element> Holdings<T> {
         drop(reply);
         // Filters are installed once; nobody has set it before.
         let _ = self.energies.set(energies);
-        let mut end = started + INSTALL_LIMIT;
+        let mut end = started + limit;
         let mut first_error = None;
         let mut installed = HashSet::new();
         let mut enough = false;
@@ -275,8 +276,7 @@ impl<T: Element> Holdings<T> {
 
 impl<T: Element> FilterSource for Holdings<T> {
     fn coded_filters(&self, subtask: usize) -> Values {
-        let banks = self.filters.split(self.weight());
-        T::wrap(encode_filters(&self.code, &self.filters, &banks, subtask))
+        T::wrap(self.filters_of(subtask))
     }
 }
 

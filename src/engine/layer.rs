@@ -1,55 +1,44 @@
 //! A prepared coded convolution.
 
 use std::borrow::Cow;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use ndarray::{ArrayD, ArrayView1, ArrayViewD, IxDyn};
 
-use super::experience::{About, Experience};
+use super::accuracy::Assessment;
+use super::common::{Common, Quality, SharedWeight};
 use super::fitness::{check_audit, check_condition};
-use super::holdings::{Holdings, SharedWeight, locked};
+use super::holdings::{INSTALL_LIMIT, locked};
 use super::options::LayerOptions;
 use super::report::{Completion, LayerReport};
-use super::responses::{Responses, Scheme};
-use crate::array::{Element, HALF_EPSILON, Values, check_elems, first_non_finite, sized};
-use crate::coding::{
-    CheckerCache, Clamp, Code, CodeKind, Decoder, DecoderCache, Epilogue, Sketcher, decode, encode_distinct,
-    error_bound, storage_epsilon,
-};
-use crate::conv::{ConvParams, ConvShape, conv_local};
+use super::variant::{CACHED_DECODERS, Variant, VariantRun};
+use crate::array::{Element, check_elems, first_non_finite};
+use crate::coding::{CheckerCache, Code};
+use crate::conv::{ConvParams, ConvShape};
 use crate::error::{Error, Result};
-use crate::partition::{FilterPartition, InputPartition, OutputTiling};
-use crate::planner::{choose_partitions, subtask_shape};
-use crate::scheduler::{Audit, End, Fleet, Gathered, JobPlan, OnShortfall, Pool, run_job};
+use crate::planner::{choose_partitions, unmixed_partitions};
+use crate::scheduler::{Audit, End, Pool};
 use crate::worker::SubtaskShape;
 
-/// Responder sets whose inverses a layer keeps.
-pub(super) const CACHED_DECODERS: usize = 256;
+/// Uneven runs that are computed on this machine before it is tried again to code the layer another way.
+const RUNS_UNTIL_TRIED_AGAIN: u32 = 32;
 
 /// A convolution whose coded filters lie on the workers of a pool. Reusable, and from several threads at once.
 pub struct CodedConv<T: Element> {
-    holdings: Arc<Holdings<T>>,
-    options: LayerOptions,
-    shape: ConvShape,
-    slabs: InputPartition,
-    tiling: OutputTiling,
-    decoders: DecoderCache,
-    checkers: CheckerCache,
-    sketcher: Option<Arc<Sketcher>>,
-    /// Slab buffers of earlier runs. A straggler may still read some of them.
-    spare: Mutex<Vec<Arc<Values>>>,
-    /// Result buffers of earlier runs.
-    spent: Mutex<Vec<Values>>,
-    experience: Mutex<Experience>,
-    bias: Option<Vec<T>>,
-    /// What computing it on this machine is predicted to take.
-    local: Duration,
-    /// Whether weight and bias are free of NaN and infinity.
-    finite: bool,
-    /// Of the results: the element type's, or more where workers keep operands in a narrower one.
-    epsilon: f64,
+    common: Common<T>,
+    main: Variant<T>,
+    /// For inputs too uneven to be mixed.
+    other: Mutex<Other<T>>,
+    pool: Pool,
+}
+
+/// The layer under another code, once it was needed.
+enum Other<T: Element> {
+    NotTried,
+    Ready(Arc<Variant<T>>),
+    /// It is computed on this machine, and tried again after this many runs.
+    Impossible(u32),
 }
 
 /// What a run gives back.
@@ -107,7 +96,6 @@ impl<T: Element> CodedConv<T> {
         bias: Option<Vec<T>>,
         options: LayerOptions,
     ) -> Result<Self> {
-        static NEXT_ID: AtomicU64 = AtomicU64::new(0);
         options.check()?;
         check_elems("elements of the weight", (*weight).as_ref().len(), shape.weight_elems())?;
         if let Some(bias) = &bias
@@ -130,71 +118,48 @@ impl<T: Element> CodedConv<T> {
         };
         let code = Code::new(options.code, k_a, k_b, n)?;
         check_condition(&code)?;
-        let slabs = InputPartition::new(&shape, k_a)?;
-        let filters = FilterPartition::new(&shape, k_b)?;
         let checkers = CheckerCache::new(CACHED_DECODERS);
-        let epsilon = if pool.keeps_half() {
-            storage_epsilon(T::EPSILON, HALF_EPSILON, shape.reduction())
-        } else {
-            T::EPSILON
+        check_audit::<T>(&code, options.audit, pool, &checkers, shape.reduction())?;
+        let common = Common::new(shape, weight, bias, options);
+        let flaw = || {
+            let bias = common.bias.as_deref().unwrap_or_default();
+            non_finite("weight", common.weight()).or_else(|| non_finite("bias", bias))
         };
-        let noise = error_bound(1.0, epsilon, shape.reduction());
-        check_audit(&code, options.audit, pool, &checkers, noise)?;
-        let flaw = non_finite("weight", (*weight).as_ref())
-            .or_else(|| non_finite("bias", bias.as_deref().unwrap_or_default()));
-        let finite = flaw.is_none();
-        refuse_unless_passed(options.code, options.audit, flaw)?;
-        let subtask = subtask_shape(&shape, &code)?;
-        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-        let _span = tracing::info_span!("prepare", name = options.name).entered();
-        let sketcher = || Arc::new(Sketcher::new(subtask.conv.output_elems(), options.seed ^ id));
-        Ok(Self {
-            sketcher: (options.audit != Audit::Off).then(sketcher),
-            tiling: OutputTiling::new(&shape, &slabs, &filters),
-            experience: Mutex::new(Experience::new(code.n())),
-            holdings: Holdings::new(pool, id, code, subtask, filters, weight, options.audit != Audit::Off)?,
-            decoders: DecoderCache::new(CACHED_DECODERS),
-            checkers,
-            spare: Mutex::new(Vec::new()),
-            spent: Mutex::new(Vec::new()),
-            local: Duration::try_from_secs_f64(options.rates.local_s(&shape)).unwrap_or_default(),
-            options,
-            shape,
-            slabs,
-            bias,
-            finite,
-            epsilon,
-        })
+        let flaw = if common.finite { None } else { flaw() };
+        refuse_unless_passed(&code, common.options.audit, flaw)?;
+        let _span = tracing::info_span!("prepare", name = common.options.name).entered();
+        let main = Variant::new(pool, &common, code, false, checkers, INSTALL_LIMIT)?;
+        Ok(Self { common, main, other: Mutex::new(Other::NotTried), pool: pool.clone() })
     }
 
     /// The layer's name in reports.
     #[must_use]
     pub fn name(&self) -> &str {
-        &self.options.name
+        &self.common.options.name
     }
 
     /// The validated convolution.
     #[must_use]
     pub fn shape(&self) -> &ConvShape {
-        &self.shape
+        &self.common.shape
     }
 
     /// The code in use.
     #[must_use]
     pub fn code(&self) -> &Code {
-        &self.holdings.code
+        self.main.code()
     }
 
     /// What each subtask computes.
     #[must_use]
     pub fn subtask(&self) -> &SubtaskShape {
-        &self.holdings.subtask
+        &self.main.holdings.subtask
     }
 
     /// The worker of each subtask at present, by its position in the pool.
     #[must_use]
     pub fn homes(&self) -> Vec<usize> {
-        self.holdings.homes().clone()
+        self.main.holdings.homes().clone()
     }
 
     /// Computes the layer for `input` `[N, C, spatial...]`, of the shape it was prepared for.
@@ -230,223 +195,149 @@ impl<T: Element> CodedConv<T> {
 
     /// As [`CodedConv::attempt`], with the output in `room` if it fits.
     fn attempt_in(&self, input: ArrayViewD<'_, T>, room: Vec<T>) -> Result<Attempted<T>> {
-        let _span = tracing::info_span!("layer", name = self.options.name).entered();
+        let (common, main) = (&self.common, &self.main);
+        let _span = tracing::info_span!("layer", name = common.options.name).entered();
         let started = Instant::now();
-        if input.shape() != self.shape.input_shape() {
+        if input.shape() != common.shape.input_shape() {
             return Err(Error::mismatch(
                 "shape of the input",
                 format!("{:?}", input.shape()),
-                format!("{:?}", self.shape.input_shape()),
+                format!("{:?}", common.shape.input_shape()),
                 "prepare the layer for the shape it is to run on",
             ));
         }
         let input = contiguous(&input);
-        let flaw = non_finite("input", &input);
-        let finite = self.finite && flaw.is_none();
-        refuse_unless_passed(self.code().kind(), self.options.audit, flaw)?;
-        let slabs: Vec<Arc<Values>> = tracing::debug_span!("encode").in_scope(|| {
-            let spare = self.spare_slabs();
-            let coded = encode_distinct(self.code(), &self.shape, &self.slabs, &input, spare);
-            let coded: Vec<_> = coded.into_iter().map(|slabs| Arc::new(T::wrap(slabs))).collect();
-            // Those of all subtasks may be one and the same.
-            coded.iter().cycle().take(self.code().n()).cloned().collect()
-        });
-        let encode = started.elapsed();
-        let terms = locked(&self.experience).terms(&self.about());
-        let plan = JobPlan {
-            fleet: &self.holdings.pool,
-            layer: self.holdings.id,
-            shape: &self.holdings.subtask,
-            policy: self.options.policy(),
-            terms,
-            finite,
-            slabs: slabs.clone(),
-            spent: std::mem::take(&mut *locked(&self.spent)),
-            sketcher: self.sketcher.clone(),
-            recovery: Responses::new(self.scheme(&slabs)),
-            filters: &|subtask, worker| self.holdings.filters_for(subtask, worker),
-            holds: &|subtask, worker| self.holdings.holds(subtask, worker),
+        let scan = main.scan.scan(&input, &common.rooms);
+        let flaw = if scan.finite { None } else { non_finite("input", &input) };
+        refuse_unless_passed(main.code(), common.options.audit, flaw)?;
+        let assessment = if scan.finite && common.finite {
+            main.accuracy.assess(&scan.spread)
+        } else {
+            // Passed through: nothing is mixed.
+            Assessment::Decode { amplification: f64::INFINITY }
         };
-        let mut gathered = run_job(plan, self.holdings.homes());
-        let decoding = Instant::now();
-        let chosen = gathered.recovery.chosen().cloned();
-        let end = std::mem::replace(&mut gathered.end, End::Decode);
-        let decoded = match (end, &chosen) {
-            (End::Failed(error), _) => Err(error),
-            (End::Decode, Some(decoder)) => {
-                tracing::debug_span!("decode").in_scope(|| self.decode(decoder, &gathered, room))
-            }
-            // The gathering ends with `Decode` only after a verdict that chose a decoder.
-            (End::Local | End::Decode, _) => {
-                gathered.end = End::Local;
-                self.compute_locally(&input, finite, &gathered)
-            }
-        };
-        let decode = decoding.elapsed();
-        gathered.settle();
-        locked(&self.experience).learn(self.code().n(), &gathered);
-        self.keep_slabs(slabs);
-        // Subtasks move where they may be handed to others at all.
-        if self.options.on_shortfall == OnShortfall::Redispatch {
-            self.holdings.follow_the_speeds();
+        if let Assessment::Decode { amplification } = assessment {
+            let run = main.run(common, &input, &scan, amplification, room);
+            return Ok(self.attempted(main, run, None, started));
         }
+        if let Some(other) = self.other() {
+            let scan = other.scan.scan(&input, &common.rooms);
+            if let Assessment::Decode { amplification } = other.accuracy.assess(&scan.spread) {
+                let way = Completion::by(main.code(), other.code());
+                let run = other.run(common, &input, &scan, amplification, room);
+                return Ok(self.attempted(&other, run, Some(way), started));
+            }
+        }
+        tracing::info!(amplification = scan.spread.largest(), "uneven data: computing the layer locally");
+        let deadline = common.options.deadline;
+        let output = common.compute_locally(&input, &scan, &main.scan, main.code(), deadline);
+        let quality = output.as_ref().map_or(Quality::default(), |(_, quality)| *quality);
+        let report = LayerReport {
+            completion: Completion::of(&output, true, false),
+            ..LayerReport::without_workers(&common.options.name, &self.pool, started.elapsed())
+        };
+        Ok(self.finished(main.code(), output.map(|(output, _)| output), quality, report))
+    }
+
+    /// The outcome of a run on workers; `way` says how, where it was not the layer's first code.
+    fn attempted(
+        &self,
+        variant: &Variant<T>,
+        run: VariantRun<'_, T>,
+        way: Option<Completion>,
+        started: Instant,
+    ) -> Attempted<T> {
+        let VariantRun { output, gathered, decoder, times } = run;
         let local = matches!(gathered.end, End::Local);
-        let completion = Completion::of(&decoded, local, gathered.redispatched + gathered.hedged > 0);
-        let quality = decoded.as_ref().map_or([0.0; 2], |(_, condition, bound)| [*condition, *bound]);
-        let output = decoded.map(|(output, ..)| {
-            ArrayD::from_shape_vec(IxDyn(&self.shape.output_shape()), output)
+        let completion = Completion::of(&output, local, gathered.redispatched + gathered.hedged > 0);
+        let completion = way.filter(|_| output.is_ok() && !local).unwrap_or(completion);
+        let quality = output.as_ref().map_or(Quality::default(), |(_, quality)| *quality);
+        let report = LayerReport {
+            completion,
+            ..LayerReport::of(
+                &self.common.options.name,
+                &self.pool,
+                &gathered,
+                decoder.filter(|_| !local).as_deref(),
+                [times[0], times[1], started.elapsed()],
+            )
+        };
+        variant.keep(gathered);
+        self.finished(variant.code(), output.map(|(output, _)| output), quality, report)
+    }
+
+    /// Completes the report, and shows it to the observer.
+    fn finished(
+        &self,
+        code: &Code,
+        output: Result<Vec<T>>,
+        quality: Quality,
+        report: LayerReport,
+    ) -> Attempted<T> {
+        let output = output.map(|output| {
+            ArrayD::from_shape_vec(IxDyn(&self.common.shape.output_shape()), output)
                 .expect("the decoder fills exactly the output's elements")
         });
-        let code = self.code();
         let report = LayerReport {
             code: code.kind().to_string(),
             n: code.n(),
             recovery_threshold: code.recovery_threshold(),
             k_a: code.k_a(),
             k_b: code.k_b(),
-            completion,
-            ..LayerReport::of(
-                &self.options.name,
-                &self.holdings.pool,
-                &gathered,
-                chosen.filter(|_| !local).as_deref(),
-                quality,
-                [encode, decode, started.elapsed()],
-            )
+            condition_number: quality.condition,
+            error_bound: quality.error_bound,
+            windowwise_bound: quality.windowwise,
+            amplification: quality.amplification,
+            recomputed: quality.recomputed,
+            ..report
         };
-        if let Some(observer) = &self.options.observer {
+        if let Some(observer) = &self.common.options.observer {
             observer.observe(&report);
         }
-        let mut spent = locked(&self.spent);
-        spent.extend(gathered.into_buffers());
-        spent.truncate(self.code().n() * self.holdings.subtask.sub_results());
-        drop(spent);
-        Ok(Attempted { output, report })
+        Attempted { output, report }
     }
 
-    /// Slab buffers that nobody reads any more.
-    fn spare_slabs(&self) -> Vec<Vec<T>> {
-        let mut spare = locked(&self.spare);
-        let (free, read) = spare.drain(..).partition(|slabs| Arc::strong_count(slabs) == 1);
-        *spare = read;
-        drop(spare);
-        let free: Vec<Arc<Values>> = free;
-        free.into_iter().filter_map(Arc::into_inner).filter_map(T::take).collect()
+    /// The layer coded in a way that mixes no inputs, made when it is first needed.
+    fn other(&self) -> Option<Arc<Variant<T>>> {
+        let mut other = locked(&self.other);
+        match &mut *other {
+            Other::Ready(variant) => return Some(Arc::clone(variant)),
+            Other::Impossible(runs) if *runs > 0 => {
+                *runs -= 1;
+                return None;
+            }
+            Other::Impossible(_) | Other::NotTried => {}
+        }
+        let made = self.make_other().map(Arc::new);
+        *other = match &made {
+            Some(variant) => Other::Ready(Arc::clone(variant)),
+            None => Other::Impossible(RUNS_UNTIL_TRIED_AGAIN),
+        };
+        made
     }
 
-    /// Keeps the slabs of a run, those of stragglers too: at most as many as two runs need.
-    fn keep_slabs(&self, slabs: Vec<Arc<Values>>) {
-        let mut spare = locked(&self.spare);
-        for slabs in slabs {
-            // Those of all subtasks may be one and the same.
-            if !spare.iter().any(|kept| Arc::ptr_eq(kept, &slabs)) {
-                spare.push(slabs);
+    fn make_other(&self) -> Option<Variant<T>> {
+        let (common, main) = (&self.common, self.main.code());
+        let shape = &common.shape;
+        let mixes = main.kind().mixes() && main.k_a() > 1;
+        let (kind, (k_a, k_b)) = if mixes {
+            unmixed_partitions(shape, main.kind(), main.n(), main.tolerated())?
+        } else {
+            // It is the workers' kernels or storage that mix or shorten.
+            (main.kind(), (main.k_a(), main.k_b()))
+        };
+        let code = Code::new(kind, k_a, k_b, main.n()).ok()?;
+        let checkers = CheckerCache::new(CACHED_DECODERS);
+        check_audit::<T>(&code, common.options.audit, &self.pool, &checkers, shape.reduction()).ok()?;
+        tracing::info!(layer = common.options.name, code = %kind, k_a, k_b, "uneven data: coding the layer another way");
+        let limit = INSTALL_LIMIT.min(common.options.deadline / 2);
+        match Variant::new(&self.pool, common, code, true, checkers, limit) {
+            Ok(variant) => variant.accuracy.is_met_by_even_data().then_some(variant),
+            Err(error) => {
+                tracing::warn!(%error, "no other way to code the layer");
+                None
             }
         }
-        let surplus = spare.len().saturating_sub(2 * self.code().n());
-        spare.drain(..surplus);
-    }
-
-    fn scheme(&self, slabs: &[Arc<Values>]) -> Scheme<'_> {
-        Scheme {
-            code: self.code(),
-            decoders: &self.decoders,
-            checkers: &self.checkers,
-            epsilon: self.epsilon,
-            reduction: self.shape.reduction(),
-            audit: self.options.audit,
-            partial: self.options.partial,
-            energies: match self.options.audit {
-                Audit::Off => Vec::new(),
-                Audit::Detect | Audit::Correct => self.holdings.expected_energies(slabs),
-            },
-        }
-    }
-
-    /// What the experience of this layer is asked about.
-    fn about(&self) -> About<'_> {
-        About {
-            options: &self.options,
-            code: self.code(),
-            shape: &self.shape,
-            epsilon: self.epsilon,
-            crowded: self.holdings.pool.is_crowded(),
-            local: self.local,
-        }
-    }
-
-    fn decode(
-        &self,
-        decoder: &Decoder,
-        gathered: &Gathered<Responses<'_>>,
-        room: Vec<T>,
-    ) -> Result<(Vec<T>, f64, f64)> {
-        let (condition, bound) =
-            (decoder.condition(), decoder.error_bound(self.epsilon, self.shape.reduction()));
-        if let Some(tolerance) = self.options.max_error
-            && bound > tolerance
-        {
-            return Err(Error::ErrorBound { bound, tolerance, condition });
-        }
-        let results = decoder.inputs().iter().map(|of| {
-            let values = &gathered.results[of.subtask][of.slab * self.code().l_b() + of.bank];
-            values.as_ref().expect("a decoder takes what has arrived").as_slice::<T>()
-        });
-        let results = results.collect::<Result<Vec<&[T]>>>()?;
-        let mut output = sized(room, self.shape.output_elems());
-        let epilogue = Epilogue { bias: self.bias.as_deref(), clamp: self.options.clamp };
-        decode(decoder, &self.tiling, &results, epilogue, &mut output)?;
-        Ok((output, condition, bound))
-    }
-
-    /// The last rung: the whole layer on this thread, within what is left of the deadline.
-    fn compute_locally(
-        &self,
-        input: &[T],
-        finite: bool,
-        gathered: &Gathered<Responses<'_>>,
-    ) -> Result<(Vec<T>, f64, f64)> {
-        tracing::warn!("too few results: computing the layer locally");
-        let started = Instant::now();
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let late = || started.elapsed() > gathered.left;
-        let weight = self.holdings.weight();
-        let output = conv_local(&self.shape, input, weight, self.bias.as_deref(), threads, &late);
-        match output {
-            Ok(mut output) => {
-                let bound = error_bound(1.0, T::EPSILON, self.shape.reduction());
-                if finite && first_non_finite(&output).is_some() {
-                    return Err(Error::NonFiniteResults {
-                        count: 1,
-                        total: 1,
-                        dtype: T::DTYPE.name(),
-                        workers: "the local computation".to_owned(),
-                    });
-                }
-                if let Some(clamp) = self.options.clamp.map(Clamp::of) {
-                    for value in &mut output {
-                        *value = clamp(*value);
-                    }
-                }
-                Ok((output, 1.0, bound))
-            }
-            Err(Error::Cancelled) => Err(Error::Shortfall {
-                needed: self.code().recovery_threshold(),
-                total: self.code().n(),
-                arrived: 0,
-                waited_ms: u64::try_from(self.options.deadline.as_millis()).unwrap_or(u64::MAX),
-                missing: "too few workers answered, and computing the layer locally took too long".to_owned(),
-                mend: "raise --deadline, or replace the workers that do not answer".to_owned(),
-            }),
-            Err(other) => Err(other),
-        }
-    }
-}
-
-impl<T: Element> Drop for CodedConv<T> {
-    /// Frees the filters on every worker that was given some.
-    fn drop(&mut self) {
-        self.holdings.close();
     }
 }
 
@@ -457,9 +348,10 @@ fn non_finite<T: Element>(what: &'static str, values: &[T]) -> Option<Error> {
 
 /// A coded sum would spread a NaN over the whole output; where nothing is mixed it stays where it belongs, unless copies
 /// are to be compared.
-fn refuse_unless_passed(code: CodeKind, audit: Audit, flaw: Option<Error>) -> Result<()> {
+fn refuse_unless_passed(code: &Code, audit: Audit, flaw: Option<Error>) -> Result<()> {
+    let compared = matches!(audit, Audit::Detect | Audit::Correct);
     match flaw {
-        Some(error) if code.mixes() || audit != Audit::Off => Err(error),
+        Some(error) if code.kind().mixes() || compared => Err(error),
         _ => Ok(()),
     }
 }

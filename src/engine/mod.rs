@@ -6,6 +6,8 @@
 //!
 //! Invariant: the output of `run` is either exact to the error bound in its report, or an error.
 
+mod accuracy;
+mod common;
 mod experience;
 mod fitness;
 mod holdings;
@@ -17,8 +19,11 @@ mod selftest;
 mod simulated;
 #[cfg(test)]
 mod soak;
+mod variant;
+mod watch;
 
-pub use holdings::SharedWeight;
+pub use accuracy::WindowwiseLimit;
+pub use common::SharedWeight;
 pub use layer::{Attempted, CodedConv, Run};
 pub use options::{LayerOptions, ReportObserver};
 pub use report::{Completion, LayerReport, Report, WorkerReport};

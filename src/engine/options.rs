@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::accuracy::WindowwiseLimit;
 use super::report::LayerReport;
 use crate::coding::{Clamp, CodeKind};
 use crate::error::{Error, Result};
@@ -41,9 +42,13 @@ pub struct LayerOptions {
     pub audit: Audit,
     /// Seed of the audit's random signs.
     pub seed: u64,
-    /// Largest acceptable error bound (relative L2); `None`: any. By default 1: what may have no digit right is no result,
-    /// as with a badly conditioned code in f32.
+    /// Largest acceptable error bound, normwise and windowwise, also of what is computed on this machine; `None`: any. Results
+    /// that no way of computing the layer brings below it are refused.
     pub max_error: Option<f64>,
+    /// Windowwise error bound of decoded results above which the layer takes another way by itself: few windows that stand
+    /// out are computed on this machine, else the filters are split instead of the input, or parts are replicated, or the
+    /// whole layer is computed on this machine.
+    pub max_windowwise: WindowwiseLimit,
     /// Activation applied to the output, after the bias.
     pub clamp: Option<Clamp>,
     /// Sees the report of every run, also of those that gave no output.
@@ -94,7 +99,8 @@ impl Default for LayerOptions {
             patience: policy.patience,
             audit: policy.audit,
             seed: 0,
-            max_error: Some(1.0),
+            max_error: None,
+            max_windowwise: WindowwiseLimit::Automatic,
             clamp: None,
             observer: None,
         }
@@ -180,6 +186,12 @@ impl LayerOptions {
         {
             let mend = "the low bound must not be above the high one, and neither NaN";
             return Err(Error::invalid("activation", format!("{} to {}", clamp.low, clamp.high), mend));
+        }
+        if let WindowwiseLimit::At(limit) = self.max_windowwise
+            && (limit.is_nan() || limit <= 0.0)
+        {
+            let mend = "give a relative error above zero, such as 1e-4, or off";
+            return Err(Error::invalid("windowwise limit (--max-windowwise)", limit, mend));
         }
         match self.max_error {
             Some(limit) if limit.is_nan() || limit <= 0.0 => Err(Error::invalid(

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::responses::Responses;
-use crate::coding::Decoder;
+use crate::coding::{Code, Decoder};
 use crate::error::{ErrorKind, Result};
 use crate::scheduler::{Fleet, Gathered, Outcome, Pool, State};
 
@@ -30,8 +30,14 @@ pub enum Completion {
     Exact,
     /// Likewise, after subtasks were hedged or handed out again.
     ExactAfterRedispatch,
-    /// Computed on this machine for want of results.
+    /// Computed on this machine: for want of results, or because none decoded well enough.
     ExactLocally,
+    /// Decoded, from subtasks that split the filters instead of mixing the input, since its elements are of uneven size.
+    ExactFiltersSplit,
+    /// Likewise, from copies of parts.
+    ExactReplicated,
+    /// Likewise, from workers that kept operands in full width and computed every output from its own window.
+    ExactPlain,
     /// There was a result, but not one to be trusted.
     Refused,
     /// There was none.
@@ -49,6 +55,17 @@ impl Completion {
         }
     }
 
+    /// That of a layer whose code was to be `first`, and which was decoded from `then`.
+    pub(super) fn by(first: &Code, then: &Code) -> Self {
+        if then.part_of(0).is_some() && first.part_of(0).is_none() {
+            Self::ExactReplicated
+        } else if then.k_a() != first.k_a() {
+            Self::ExactFiltersSplit
+        } else {
+            Self::ExactPlain
+        }
+    }
+
     /// The name it has in reports.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -56,6 +73,9 @@ impl Completion {
             Self::Exact => "exact",
             Self::ExactAfterRedispatch => "exact-after-redispatch",
             Self::ExactLocally => "exact-locally",
+            Self::ExactFiltersSplit => "exact-filters-split",
+            Self::ExactReplicated => "exact-replicated",
+            Self::ExactPlain => "exact-plain",
             Self::Refused => "refused",
             Self::Failed => "failed",
         }
@@ -84,7 +104,8 @@ pub struct LayerReport {
     pub k_b: usize,
     /// `cpu`, `gpu`, `remote` or `mixed`.
     pub backend: String,
-    /// One entry for each attempt at a subtask and each worker without one.
+    /// One entry for each attempt at a subtask and each worker without one. Attempts that were made for an audit alone are left
+    /// out unless they were wrong.
     pub workers: Vec<WorkerReport>,
     /// Subtasks the output was decoded from, all of each or some of its sub-results; none when it was computed locally.
     pub used: Vec<usize>,
@@ -94,8 +115,16 @@ pub struct LayerReport {
     pub fallback: Option<String>,
     /// 2-norm condition number of the recovery matrix.
     pub condition_number: f64,
-    /// Estimated relative L2 error.
+    /// Bound of the relative L2 error of the output before its activation; large where outputs cancel.
     pub error_bound: f64,
+    /// Bound of the error of every output, relative to the largest magnitude in its window times the sum of magnitudes of its
+    /// filter; beside this only the rounding of the output itself.
+    pub windowwise_bound: f64,
+    /// How many times larger windows that were mixed with a window are than that, at most: what the windowwise bound is
+    /// proportional to.
+    pub amplification: f64,
+    /// Outputs of larger windows that were computed on this machine instead.
+    pub recomputed: usize,
     /// Padding, cutting and encoding the input.
     pub encode_ms: f64,
     /// From first dispatch to the result that made decoding possible.
@@ -114,7 +143,10 @@ pub struct LayerReport {
     pub hedged: usize,
     /// Subtasks whose results cannot be right.
     pub flagged: Vec<usize>,
-    /// Smallest relative error of a subtask's results that the audit was certain to find; `None` without an audit.
+    /// Whether spare results agreed with those that the output was decoded from, or it was computed on this machine.
+    pub audited: bool,
+    /// Smallest relative error of a subtask's results (L2) that the audit was certain to find; `None` without an audit. What a
+    /// worker does wrong below it is in no bound.
     pub audit_floor: Option<f64>,
 }
 
@@ -138,6 +170,9 @@ impl LayerReport {
             fallback: None,
             condition_number: 0.0,
             error_bound: 0.0,
+            windowwise_bound: 0.0,
+            amplification: 0.0,
+            recomputed: 0,
             encode_ms: 0.0,
             wait_ms: 0.0,
             decode_ms: 0.0,
@@ -147,7 +182,24 @@ impl LayerReport {
             redispatched: 0,
             hedged: 0,
             flagged: Vec::new(),
+            audited: false,
             audit_floor: None,
+        }
+    }
+
+    /// A run in which no worker was given anything, after `total`.
+    pub(super) fn without_workers(name: &str, pool: &Pool, total: Duration) -> Self {
+        let workers = (0..pool.len()).map(|worker| WorkerReport::idle(pool, worker)).collect();
+        let ms = total.as_secs_f64() * 1e3;
+        Self {
+            why_local: None,
+            backend: pool.backend().to_owned(),
+            workers,
+            fallback: Some("local".to_owned()),
+            decode_ms: ms,
+            total_ms: ms,
+            audited: true,
+            ..Self::local(name, "Conv", "")
         }
     }
 
@@ -157,32 +209,26 @@ impl LayerReport {
         pool: &Pool,
         gathered: &Gathered<Responses<'_>>,
         decoder: Option<&Decoder>,
-        quality: [f64; 2],
         times: [Duration; 3],
     ) -> Self {
         let ms = |d: Duration| d.as_secs_f64() * 1e3;
-        let state = |worker| pool.health(worker).map_or(State::Lost, |health| health.state);
         let mut workers: Vec<WorkerReport> = gathered
             .attempts
             .iter()
+            // What was computed for an audit alone is of interest only where it was wrong.
+            .filter(|a| !a.spare || a.outcome == Outcome::Corrupt)
             .map(|a| WorkerReport {
                 subtask: Some(a.subtask),
                 worker: pool.name(a.worker).to_owned(),
                 outcome: a.outcome,
                 latency_ms: a.latency.map(ms),
                 sub_results: a.arrived,
-                state: state(a.worker),
+                state: state_of(pool, a.worker),
+                cause: a.cause.clone(),
             })
             .collect();
         let idle = (0..pool.len()).filter(|w| gathered.attempts.iter().all(|a| a.worker != *w));
-        workers.extend(idle.map(|w| WorkerReport {
-            subtask: None,
-            worker: pool.name(w).to_owned(),
-            outcome: Outcome::Idle,
-            latency_ms: None,
-            sub_results: 0,
-            state: state(w),
-        }));
+        workers.extend(idle.map(|w| WorkerReport::idle(pool, w)));
         let mut used: Vec<usize> =
             decoder.map_or(&[][..], Decoder::inputs).iter().map(|of| of.subtask).collect();
         used.sort_unstable();
@@ -192,15 +238,14 @@ impl LayerReport {
         flagged.extend(gathered.recovery.flagged());
         flagged.sort_unstable();
         flagged.dedup();
+        let local = matches!(gathered.end, crate::scheduler::End::Local);
         Self {
             op: "Conv".to_owned(),
             why_local: None,
             backend: pool.backend().to_owned(),
             workers,
             used,
-            fallback: matches!(gathered.end, crate::scheduler::End::Local).then(|| "local".to_owned()),
-            condition_number: quality[0],
-            error_bound: quality[1],
+            fallback: local.then(|| "local".to_owned()),
             encode_ms: ms(times[0]),
             wait_ms: ms(gathered.wait),
             decode_ms: ms(times[1]),
@@ -210,6 +255,7 @@ impl LayerReport {
             redispatched: gathered.redispatched,
             hedged: gathered.hedged,
             flagged,
+            audited: local || gathered.recovery.audited(),
             audit_floor: gathered.recovery.floor(),
             ..Self::local(name, "Conv", "")
         }
@@ -231,4 +277,24 @@ pub struct WorkerReport {
     pub sub_results: usize,
     /// The worker's state after the run.
     pub state: State,
+    /// Why the attempt failed, if it did.
+    pub cause: Option<String>,
+}
+
+impl WorkerReport {
+    fn idle(pool: &Pool, worker: usize) -> Self {
+        Self {
+            subtask: None,
+            worker: pool.name(worker).to_owned(),
+            outcome: Outcome::Idle,
+            latency_ms: None,
+            sub_results: 0,
+            state: state_of(pool, worker),
+            cause: None,
+        }
+    }
+}
+
+fn state_of(pool: &Pool, worker: usize) -> State {
+    pool.health(worker).map_or(State::Lost, |health| health.state)
 }

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use crate::coding::{
-    AUDIT_TARGET, Basis, CheckerCache, Code, Decoder, DecoderCache, Sketch, SubResult, error_bound, identify,
+    AUDIT_TARGET, Basis, CheckerCache, Code, Decoder, DecoderCache, Rounding, Sketch, SubResult, identify,
 };
 use crate::scheduler::{Audit, Evidence, Recovery, Verdict};
 
@@ -17,6 +17,9 @@ const PARTIAL_CONDITION: f64 = 300.0;
 /// noise of 1 under filters that sum to zero (cancellation 100), f32 results contradict each other by about a tenth.
 const CANCELLED: f64 = 0.25;
 
+/// Up to this condition number a set that decodes is as good as one with a spare result.
+const COMPARABLE_CONDITION: f64 = 30.0;
+
 /// Most liars that are looked for at once: all sets of so many workers are tried.
 const MOST_LIARS: usize = 2;
 
@@ -26,9 +29,8 @@ pub(super) struct Scheme<'a> {
     pub(super) decoders: &'a DecoderCache,
     pub(super) checkers: &'a CheckerCache,
     /// Of the workers' arithmetic.
-    pub(super) epsilon: f64,
-    /// Terms of a sum of the convolution.
-    pub(super) reduction: usize,
+    pub(super) rounding: Rounding,
+    /// The audit of this run: [`Audit::Watch`] only where it is one that waits for a spare result.
     pub(super) audit: Audit,
     pub(super) partial: bool,
     /// For an audit: squared norms of the sub-results, by subtask and index, as their operands let expect them.
@@ -49,8 +51,11 @@ pub(super) struct Responses<'a> {
     basis: Option<Basis>,
     /// Who computed each sub-result, and its sketch, by subtask and index.
     notes: Vec<Option<(usize, Option<Box<Sketch>>)>>,
-    /// Results beyond those that decode that an audit compares.
-    spare: usize,
+    /// Results beyond those that decode that an audit compares: wished for, and needed.
+    wished: usize,
+    needed: usize,
+    /// With [`Audit::Watch`]: what decoded before a spare result was waited for.
+    first: Vec<usize>,
     /// Complete subtasks without which nothing is decided, since fewer left the audit in doubt.
     doubted: usize,
     /// The answer to [`Recovery::error`], while nothing new has come.
@@ -65,9 +70,11 @@ pub(super) struct Responses<'a> {
 impl<'a> Responses<'a> {
     pub(super) fn new(scheme: Scheme<'a>) -> Self {
         let code = scheme.code;
-        let spare = usize::from(scheme.audit != Audit::Off);
+        let wished = usize::from(scheme.audit != Audit::Off);
+        let needed = if scheme.audit == Audit::Watch { 0 } else { wished };
         // Whether parts of liars' work are consistent with the rest is not asked: an audit takes whole subtasks.
-        let partial = scheme.partial && scheme.audit == Audit::Off && code.l_a() * code.l_b() > 1;
+        let audited = matches!(scheme.audit, Audit::Detect | Audit::Correct);
+        let partial = scheme.partial && !audited && code.l_a() * code.l_b() > 1;
         Self {
             counts: vec![0; code.n()],
             complete: Vec::with_capacity(code.n()),
@@ -75,7 +82,9 @@ impl<'a> Responses<'a> {
             basis: None,
             partial,
             notes: vec![None; code.n() * code.l_a() * code.l_b()],
-            spare,
+            wished,
+            needed,
+            first: Vec::new(),
             doubted: 0,
             error: None,
             chosen: None,
@@ -97,9 +106,54 @@ impl<'a> Responses<'a> {
         &self.flagged
     }
 
-    /// Relative error that the audit would have found, where there was one.
+    /// Relative error that the audit would have found, where all results were compared.
     pub(super) fn floor(&self) -> Option<f64> {
-        self.floor
+        self.floor.filter(|floor| floor.is_finite())
+    }
+
+    /// Whether all complete results were compared with each other.
+    pub(super) fn audited(&self) -> bool {
+        self.floor.is_some_and(|floor| floor < 1.0)
+    }
+
+    /// Complete subtasks, ascending.
+    pub(super) fn complete(&self) -> &[usize] {
+        &self.complete
+    }
+
+    /// The worker that computed a sub-result that came.
+    pub(super) fn worker_of(&self, subtask: usize, index: usize) -> Option<usize> {
+        self.note_of(self.sub_result(subtask, index)).map(|(worker, _)| *worker)
+    }
+
+    /// Whether there is more than decodes, though nothing was compared: spare results that came anyway.
+    pub(super) fn has_unchecked_spares(&self) -> bool {
+        let code = self.scheme.code;
+        let decodes = match code.part_of(0) {
+            None => code.recovery_threshold(),
+            Some(_) => code.k_a() * code.k_b(),
+        };
+        self.scheme.audit == Audit::Off && self.complete.len() > decodes
+    }
+
+    /// Compares the spare results that came anyway. `sketch` makes the sketch of a sub-result, `energies` are those of
+    /// [`Scheme`]. Afterwards [`Responses::chosen`] is free of what was found wrong, unless this is in doubt.
+    pub(super) fn check_spares(
+        &mut self,
+        sketch: impl Fn(usize, usize) -> Option<Sketch>,
+        energies: Vec<f64>,
+    ) {
+        self.scheme.energies = energies;
+        self.scheme.audit = Audit::Watch;
+        let sub_results = self.scheme.code.l_a() * self.scheme.code.l_b();
+        for subtask in self.complete.clone() {
+            for index in 0..sub_results {
+                if let Some((_, note)) = &mut self.notes[subtask * sub_results + index] {
+                    *note = sketch(subtask, index).map(Box::new);
+                }
+            }
+        }
+        self.check();
     }
 
     fn sub_result(&self, subtask: usize, index: usize) -> SubResult {
@@ -149,19 +203,28 @@ impl<'a> Responses<'a> {
             return false;
         }
         match code.part_of(0) {
-            None => count >= code.recovery_threshold() + self.spare,
-            Some(_) => self.vouch(holds),
+            None => count >= code.recovery_threshold() + self.needed,
+            Some(_) => self.vouch(holds, self.needed),
         }
     }
 
-    /// Where whole subtasks are copies of parts: whether those that `holds` names are enough of every part.
-    fn vouch(&self, holds: &dyn Fn(usize) -> bool) -> bool {
+    /// Where whole subtasks are copies of parts: whether those that `holds` names are more than `spare` of every part.
+    fn vouch(&self, holds: &dyn Fn(usize) -> bool, spare: usize) -> bool {
         let code = self.scheme.code;
-        (0..code.k_a() * code.k_b()).all(|part| self.witnesses(part, holds) > self.spare)
+        (0..code.k_a() * code.k_b()).all(|part| self.witnesses(part, holds) > spare)
+    }
+
+    /// Whether the complete subtasks are enough to be compared.
+    fn comparable(&self) -> bool {
+        let code = self.scheme.code;
+        match code.part_of(0) {
+            None => self.complete.len() > code.recovery_threshold(),
+            Some(_) => self.vouch(&|i| self.is_complete(i), 1),
+        }
     }
 
     fn bound(&self, condition: f64) -> f64 {
-        error_bound(condition, self.scheme.epsilon, self.scheme.reduction)
+        self.scheme.rounding.normwise(condition)
     }
 
     /// Predicted error of decoding whole subtasks.
@@ -233,10 +296,11 @@ impl<'a> Responses<'a> {
     fn check(&mut self) -> Verdict {
         self.in_doubt = true;
         match self.examine() {
+            None if self.scheme.audit == Audit::Watch => return self.accept_unchecked(),
             None => return Verdict::Refuse,
             Some(Finding::Consistent { floor }) => {
-                let complete = self.complete.clone();
-                if self.choose(&complete) {
+                let set = self.to_decode();
+                if self.choose(&set) {
                     (self.in_doubt, self.floor) = (false, Some(floor));
                     return Verdict::Accept;
                 }
@@ -244,7 +308,7 @@ impl<'a> Responses<'a> {
             Some(Finding::Liars { liars, flagged, honest }) => {
                 // Copies that are left over must still vouch for each other.
                 let copies = self.scheme.code.part_of(0).is_some();
-                let vouched = !copies || self.vouch(&|i| honest.contains(&i));
+                let vouched = !copies || self.vouch(&|i| honest.contains(&i), self.wished);
                 if vouched && self.choose(&honest) {
                     (self.in_doubt, self.floor) = (false, Some(AUDIT_TARGET));
                     (self.liars, self.flagged) = (liars, flagged);
@@ -256,6 +320,25 @@ impl<'a> Responses<'a> {
         // Whatever comes next may tell.
         self.doubted = self.complete.len() + 1;
         Verdict::Doubt
+    }
+
+    /// What to decode of complete subtasks that agree: those that came before a spare one was waited for, unless they are
+    /// conditioned much worse.
+    fn to_decode(&self) -> Vec<usize> {
+        let decodes = !self.first.is_empty() && self.doubted == 0;
+        if decodes
+            && self.whole(&self.first) <= self.bound(COMPARABLE_CONDITION).max(self.whole(&self.complete))
+        {
+            return self.first.clone();
+        }
+        self.complete.clone()
+    }
+
+    /// Decodes from whole subtasks that cannot be compared.
+    fn accept_unchecked(&mut self) -> Verdict {
+        self.in_doubt = false;
+        let complete = self.complete.clone();
+        if self.choose(&complete) { Verdict::Accept } else { Verdict::Doubt }
     }
 }
 
@@ -307,13 +390,18 @@ impl Recovery for Responses<'_> {
         let error = if self.enough(&|i| self.is_complete(i)) {
             // Where even all results together cannot promise it, the report says what they can.
             let awaited = self.complete.len() < self.counts.len();
-            if self.scheme.audit != Audit::Off && awaited && self.audit_floor() > AUDIT_TARGET {
+            if self.needed > 0 && awaited && self.audit_floor() > AUDIT_TARGET {
                 f64::INFINITY
             } else {
+                if self.scheme.audit == Audit::Watch && self.first.is_empty() {
+                    self.first = self.complete.clone();
+                }
                 self.whole(&self.complete)
             }
         } else {
-            self.basis.as_ref().map_or(f64::INFINITY, |basis| self.of_basis(basis))
+            // In doubt, parts are as doubtful.
+            let basis = self.basis.as_ref().filter(|_| self.doubted == 0);
+            basis.map_or(f64::INFINITY, |basis| self.of_basis(basis))
         };
         self.error = Some(error);
         error
@@ -347,11 +435,12 @@ impl Recovery for Responses<'_> {
     fn wants(&self, subtask: usize) -> bool {
         let witnesses = |part| self.witnesses(part, &|i| self.is_complete(i));
         let part = self.scheme.code.part_of(subtask);
-        self.doubted > 0 || part.is_none_or(|part| witnesses(part) <= self.spare)
+        self.doubted > 0 || part.is_none_or(|part| witnesses(part) <= self.wished)
     }
 
     fn judge(&mut self) -> Verdict {
-        if self.scheme.audit != Audit::Off {
+        let watched = self.scheme.audit == Audit::Watch && self.doubted == 0;
+        if self.scheme.audit != Audit::Off && (!watched || self.comparable()) {
             let verdict = self.check();
             if verdict == Verdict::Doubt {
                 self.error = Some(f64::INFINITY);
@@ -378,6 +467,12 @@ impl Recovery for Responses<'_> {
     fn in_doubt(&self) -> bool {
         self.in_doubt
     }
+
+    fn wishes(&self) -> bool {
+        let watches = self.scheme.audit == Audit::Watch && self.doubted == 0;
+        let whole = self.enough(&|i| self.is_complete(i));
+        watches && whole && !(self.comparable() && self.audit_floor() <= AUDIT_TARGET)
+    }
 }
 
 impl Evidence for Responses<'_> {
@@ -396,6 +491,6 @@ impl Evidence for Responses<'_> {
     }
 
     fn needed(&self) -> usize {
-        (self.scheme.code.recovery_threshold() + self.spare).max(self.doubted)
+        (self.scheme.code.recovery_threshold() + self.needed).max(self.doubted)
     }
 }

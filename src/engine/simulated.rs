@@ -13,19 +13,20 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::accuracy::Accuracy;
 use super::experience::{About, Experience};
 use super::holdings::RUNS_BETWEEN;
-use super::layer::CACHED_DECODERS;
 use super::options::LayerOptions;
 use super::report::Completion;
 use super::responses::{Responses, Scheme};
-use crate::array::{DType, Element, Values};
-use crate::coding::{CheckerCache, Code, DecoderCache, Sketch, error_bound};
+use super::variant::CACHED_DECODERS;
+use crate::array::{DType, Values};
+use crate::coding::{CheckerCache, Code, DecoderCache, Rounding, Sketch};
 use crate::conv::ConvShape;
 use crate::error::{Error, Result};
 use crate::planner::{choose_partitions, subtask_shape};
 use crate::scheduler::{
-    Audit, End, Evidence, Fleet, Gathered, InstallRequest, JobPlan, OnShortfall, Outcome, Recovery,
+    Audit, End, Evidence, Fleet, Gathered, InstallRequest, JobPlan, OnShortfall, Outcome, Policy, Recovery,
     SimulatedFleet, SimulatedWork, assign, rebalance, run_job,
 };
 use crate::worker::{FilterKey, SubtaskShape};
@@ -113,7 +114,8 @@ pub struct SimulatedAttempt {
 
 /// A layer prepared on the workers of a [`SimulatedFleet`], which hold its filters from the beginning.
 ///
-/// Three things are not as in a real layer. There are no numbers, hence no audits. Handing out, booking and deciding take
+/// Three things are not as in a real layer. There are no numbers, hence no audits (`watch` is taken for `off`), and data are
+/// taken to be even. Handing out, booking and deciding take
 /// the master no time (really about a microsecond a subtask), and its own network is as fast as all links together. And
 /// above a recovery threshold of 64 (or after [`SimulatedLayer::counted`]) responder sets are counted, not inverted: any so
 /// many whole subtasks decode as well as can be, parts of subtasks count for nothing, and patience and a largest error have
@@ -121,10 +123,10 @@ pub struct SimulatedAttempt {
 pub struct SimulatedLayer {
     id: u64,
     options: LayerOptions,
-    shape: ConvShape,
     code: Code,
     subtask: Arc<SubtaskShape>,
     costs: SimulatedCosts,
+    accuracy: Accuracy,
     counted: bool,
     decoders: DecoderCache,
     checkers: CheckerCache,
@@ -157,7 +159,7 @@ impl SimulatedLayer {
         costs: SimulatedCosts,
     ) -> Result<Self> {
         options.check()?;
-        if options.audit != Audit::Off {
+        if matches!(options.audit, Audit::Detect | Audit::Correct) {
             let mend = "simulated results have no numbers to compare: use off";
             return Err(Error::invalid("audit of a simulated layer", options.audit, mend));
         }
@@ -168,6 +170,18 @@ impl SimulatedLayer {
         };
         let code = Code::new(options.code, k_a, k_b, n)?;
         let subtask = Arc::new(subtask_shape(&shape, &code)?);
+        let reduction = shape.reduction();
+        let rounding = match costs.dtype {
+            DType::F32 => Rounding::plain::<f32>(reduction),
+            DType::F64 => Rounding::plain::<f64>(reduction),
+        };
+        let accuracy = Accuracy {
+            rounding,
+            limit: Accuracy::limit(options.max_windowwise, options.max_error, costs.dtype, false),
+            typical_condition: 1.0,
+            windows: shape.batch * shape.groups * shape.output_plane(),
+            window_macs: shape.macs(),
+        };
         let homes = assign(code.n(), &fleet.seats());
         let id = fleet.add_layer(costs.work);
         let mut placed = Placed::default();
@@ -182,10 +196,10 @@ impl SimulatedLayer {
             decoders: DecoderCache::new(CACHED_DECODERS),
             checkers: CheckerCache::new(CACHED_DECODERS),
             placed: RefCell::new(placed),
+            accuracy,
             moves: Vec::new(),
             runs: 0,
             options,
-            shape,
             code,
             subtask,
             costs,
@@ -248,7 +262,7 @@ impl SimulatedLayer {
             fleet,
             layer: self.id,
             shape: &self.subtask,
-            policy: self.options.policy(),
+            policy: Policy { audit: Audit::Off, ..self.options.policy() },
             terms,
             finite: true,
             slabs: vec![slabs; self.code.n()],
@@ -261,12 +275,19 @@ impl SimulatedLayer {
         let mut gathered = run_job(plan, &self.homes);
         let decoding = fleet.elapsed();
         let end = std::mem::replace(&mut gathered.end, End::Decode);
-        let local = matches!(end, End::Local);
         let condition = condition(&gathered.recovery);
+        let local = match end {
+            End::Local => true,
+            End::Decode => !self.suffices(condition),
+            End::Failed(_) => false,
+        };
         let result = match end {
             End::Failed(error) => Err(error),
-            End::Decode => self.check_error(condition).map(|()| fleet.spend(self.costs.decode)),
-            End::Local => self.compute_locally(fleet, gathered.left),
+            End::Decode | End::Local if local => self.compute_locally(fleet, gathered.left),
+            End::Decode | End::Local => {
+                fleet.spend(self.costs.decode);
+                Ok(())
+            }
         };
         let decode = fleet.elapsed().saturating_sub(decoding);
         gathered.settle();
@@ -323,20 +344,12 @@ impl SimulatedLayer {
         }
     }
 
-    fn epsilon(&self) -> f64 {
-        match self.costs.dtype {
-            DType::F32 => f32::EPSILON.into(),
-            DType::F64 => <f64 as Element>::EPSILON,
-        }
-    }
-
     fn scheme(&self) -> Scheme<'_> {
         Scheme {
             code: &self.code,
             decoders: &self.decoders,
             checkers: &self.checkers,
-            epsilon: self.epsilon(),
-            reduction: self.shape.reduction(),
+            rounding: self.accuracy.rounding,
             audit: Audit::Off,
             partial: self.options.partial,
             energies: Vec::new(),
@@ -347,20 +360,18 @@ impl SimulatedLayer {
         About {
             options: &self.options,
             code: &self.code,
-            shape: &self.shape,
-            epsilon: self.epsilon(),
+            rounding: self.accuracy.rounding,
+            max_error: self.accuracy.max_error(1.0, self.options.max_error),
             crowded: fleet.is_crowded(),
             local: self.costs.local,
         }
     }
 
-    fn check_error(&self, condition: Option<f64>) -> Result<()> {
-        let Some(condition) = condition else { return Ok(()) };
-        let bound = error_bound(condition, self.epsilon(), self.shape.reduction());
-        match self.options.max_error {
-            Some(tolerance) if bound > tolerance => Err(Error::ErrorBound { bound, tolerance, condition }),
-            _ => Ok(()),
-        }
+    /// Whether results decoded at `condition`, of even data, are as exact as is asked for.
+    fn suffices(&self, condition: Option<f64>) -> bool {
+        let limit = self.accuracy.max_error(1.0, self.options.max_error);
+        let bound = condition.map(|condition| self.accuracy.rounding.normwise(condition));
+        bound.zip(limit).is_none_or(|(bound, limit)| bound <= limit)
     }
 
     /// The last rung, within what is `left` of the deadline.

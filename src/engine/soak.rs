@@ -14,8 +14,8 @@ use rand_chacha::ChaCha8Rng;
 use super::responses::{Responses, Scheme};
 use crate::array::Element;
 use crate::coding::{
-    CheckerCache, Code, CodeKind, DecoderCache, Epilogue, Sketcher, decode, encode_filters, encode_input,
-    error_bound,
+    CheckerCache, Code, CodeKind, DecoderCache, Epilogue, Rounding, Sketcher, decode, encode_filters,
+    encode_input,
 };
 use crate::conv::{ConvParams, ConvShape, reference};
 use crate::partition::{FilterPartition, InputPartition, OutputTiling};
@@ -72,8 +72,7 @@ impl Layer {
         let filters = FilterPartition::new(&shape, k_b).unwrap();
         let subtask = subtask_shape(&shape, &code).unwrap();
         let weight = numbers(shape.weight_elems(), &mut ChaCha8Rng::seed_from_u64(seed));
-        let parts = filters.split(&weight).into_owned();
-        let banks = (0..n).map(|i| encode_filters(&code, &filters, &parts, i)).collect();
+        let banks = (0..n).map(|i| encode_filters(&code, &filters, &weight, &[], i)).collect();
         Self {
             tiling: OutputTiling::new(&shape, &slabs, &filters),
             weight: weight.iter().copied().map(f64::from).collect(),
@@ -81,7 +80,7 @@ impl Layer {
             decoders: DecoderCache::new(256),
             checkers: CheckerCache::new(256),
             sketcher: Sketcher::new(subtask.conv.output_elems(), seed),
-            limit: error_bound(condition, EPSILON, shape.reduction()),
+            limit: Rounding::plain::<f32>(shape.reduction()).normwise(condition),
             code,
             shape,
             subtask,
@@ -94,8 +93,7 @@ impl Layer {
             code: &self.code,
             decoders: &self.decoders,
             checkers: &self.checkers,
-            epsilon: EPSILON,
-            reduction: self.shape.reduction(),
+            rounding: Rounding::plain::<f32>(self.shape.reduction()),
             audit: policy.audit,
             partial: policy.partial,
             energies: Vec::new(),
@@ -194,6 +192,7 @@ struct Tally {
     declined: usize,
     redispatched: usize,
     found: usize,
+    audited: usize,
     /// Outputs that a lie had got into.
     tainted: usize,
     visibly: usize,
@@ -280,18 +279,16 @@ impl<'a> Run<'a> {
         let n = layer.code.n();
         let limit = setting.limited.then_some(layer.limit);
         let known = rng.random_bool(0.5);
-        let terms = Terms {
-            comfortable: error_bound(
-                if rng.random_bool(0.5) { 2.0 } else { 100.0 },
-                EPSILON,
-                layer.shape.reduction(),
-            ),
-            max_error: limit,
-            parts_at: Some(ms(rng.random_range(0.0..20.0))),
-            hedge_at: known.then(|| ms(rng.random_range(10.0..60.0))),
-            expected: (0..n).map(|_| known.then(|| ms(rng.random_range(5.0..40.0)))).collect(),
-            local: [Duration::ZERO, DEADLINE / 3, DEADLINE][rng.random_range(0..3)],
-        };
+        let terms =
+            Terms {
+                comfortable: Rounding::plain::<f32>(layer.shape.reduction())
+                    .normwise(if rng.random_bool(0.5) { 2.0 } else { 100.0 }),
+                max_error: limit,
+                parts_at: Some(ms(rng.random_range(0.0..20.0))),
+                hedge_at: known.then(|| ms(rng.random_range(10.0..60.0))),
+                expected: (0..n).map(|_| known.then(|| ms(rng.random_range(5.0..40.0)))).collect(),
+                local: [Duration::ZERO, DEADLINE / 3, DEADLINE][rng.random_range(0..3)],
+            };
         let recovery = Responses::new(layer.scheme(&setting.policy));
         let sub_results = layer.subtask.sub_results();
         Self {
@@ -551,7 +548,7 @@ impl<'a> Run<'a> {
         while let Some(action) = self.gather.next_action() {
             let (kind, subtask) = match action {
                 Action::Hedge { subtask, .. } => (0, subtask),
-                Action::Redispatch(subtask) => (1, subtask),
+                Action::Redispatch(subtask) | Action::Spare(subtask) => (1, subtask),
                 Action::Decode => (2, 0),
                 Action::Local => (3, 0),
                 Action::Refuse => (4, 0),
@@ -560,7 +557,7 @@ impl<'a> Run<'a> {
             self.tally.digest([self.now.as_secs(), self.now.subsec_nanos().into(), kind, subtask as u64]);
             match action {
                 Action::Hedge { subtask, .. } => self.hand_out(subtask, true),
-                Action::Redispatch(subtask) => self.hand_out(subtask, false),
+                Action::Redispatch(subtask) | Action::Spare(subtask) => self.hand_out(subtask, false),
                 last => {
                     self.handle(Event::Tick);
                     self.handle(Event::Failed { subtask: 0 });
@@ -612,6 +609,8 @@ impl<'a> Run<'a> {
             }
             Action::Refuse => {
                 require(audit != Audit::Off, "refuses without an audit")?;
+                let way_out = audit == Audit::Watch && on_shortfall != OnShortfall::Fail;
+                require(!way_out || self.now == deadline, "refuses what it could compute locally")?;
                 require(self.came().any(|came| came.lie), "refuses though nobody lied")?;
                 self.tally.refused += 1;
             }
@@ -619,7 +618,9 @@ impl<'a> Run<'a> {
                 require(on_shortfall == OnShortfall::Fail || self.now == deadline, "fails for no reason")?;
                 self.tally.failed += 1;
             }
-            Action::Hedge { .. } | Action::Redispatch(_) => return Err(format!("{last:?} is no end")),
+            Action::Hedge { .. } | Action::Redispatch(_) | Action::Spare(_) => {
+                return Err(format!("{last:?} is no end"));
+            }
         }
         Ok(())
     }
@@ -644,18 +645,22 @@ impl<'a> Run<'a> {
         } else {
             complete.len() > code.recovery_threshold()
         };
-        require(audit == Audit::Off || compared, "audits without a spare")?;
+        require(matches!(audit, Audit::Off | Audit::Watch) || compared, "audits without a spare")?;
+        let audited = audit != Audit::Off && recovery.audited();
+        require(!audited || compared, "calls it audited without a spare")?;
+        require(audit != Audit::Off || !audited, "calls it audited without an audit")?;
 
         // Who lied in what was compared, and who is said to have.
         let of = |(subtask, index): &(usize, usize)| self.came[*subtask][*index].as_ref();
         let lies = used.iter().filter_map(of).filter(|came| came.lie).count();
-        if audit != Audit::Off {
+        if audited {
+            self.tally.audited += 1;
             let compared = complete.iter().flat_map(|subtask| self.came[*subtask].iter().flatten());
             let mut lied: Vec<usize> = compared.filter(|came| came.lie).map(|came| came.worker).collect();
             lied.sort_unstable();
             lied.dedup();
             require(liars == lied, &format!("names {liars:?} where {lied:?} lied"))?;
-            require(audit == Audit::Correct || liars.is_empty(), "detects and yet goes on")?;
+            require(audit != Audit::Detect || liars.is_empty(), "detects and yet goes on")?;
             require(lies == 0, "decodes from a lie")?;
             let mut wrong = complete.clone();
             wrong.retain(|subtask| self.came[*subtask].iter().flatten().any(|c| liars.contains(&c.worker)));
@@ -664,7 +669,11 @@ impl<'a> Run<'a> {
 
         let bound = decoder.error_bound(EPSILON, layer.shape.reduction());
         // Whether to wait was decided by the prediction: it must hold, up to rounding.
-        require(bound <= predicted * (1.0 + 1e-9) || !liars.is_empty(), "predicts less than it gets")?;
+        // (What came before a spare result was waited for is decoded without it.)
+        let without_spare =
+            audit == Audit::Watch && bound <= Rounding::plain::<f32>(layer.shape.reduction()).normwise(30.0);
+        let as_predicted = bound <= predicted * (1.0 + 1e-9);
+        require(as_predicted || without_spare || !liars.is_empty(), "predicts less than it gets")?;
         self.tally.digest(used.iter().flat_map(|(subtask, index)| [*subtask as u64, *index as u64]));
         self.tally.digest([bound.to_bits()]);
         self.tally.found += liars.len();
@@ -672,7 +681,9 @@ impl<'a> Run<'a> {
             // The layer would be refused: only if waiting could not have helped.
             let coming: Vec<usize> = self.attempts.iter().filter(|a| !a.ended).map(|a| a.subtask).collect();
             let hopeless = self.gather.recovery_mut().error_with(&coming) > layer.limit;
-            let excused = hopeless || self.is_late() || !liars.is_empty();
+            // It is not waited longer for a better set than computing the layer here takes.
+            let way_out = self.setting.policy.on_shortfall != OnShortfall::Fail || audit == Audit::Watch;
+            let excused = hopeless || way_out || self.is_late() || !liars.is_empty();
             self.tally.over_the_limit += 1;
             return require(excused, "is refused for its error though better was to come");
         }
@@ -682,7 +693,7 @@ impl<'a> Run<'a> {
         let output = |results: &[Vec<f32>]| {
             let mut output = vec![0.0_f32; layer.shape.output_elems()];
             let results: Vec<&[f32]> = results.iter().map(Vec::as_slice).collect();
-            let epilogue = Epilogue { bias: None, clamp: None };
+            let epilogue = Epilogue::default();
             decode(decoder, &layer.tiling, &results, epilogue, &mut output).map_err(|e| e.to_string())?;
             Ok::<_, String>(distance(&output, truth))
         };
@@ -726,7 +737,7 @@ fn run(layers: &[Layer], setting: &Setting, tally: &mut Tally) -> Result<(), Str
 fn settings(seed: u64) -> Vec<Setting> {
     let mut settings = Vec::new();
     for on_shortfall in [OnShortfall::Fail, OnShortfall::Redispatch, OnShortfall::Local] {
-        for audit in [Audit::Off, Audit::Detect, Audit::Correct] {
+        for audit in [Audit::Off, Audit::Watch, Audit::Detect, Audit::Correct] {
             for choice in 0..16 * CODES.len() {
                 let (layer, bit) = (choice / 16, |bit: usize| choice >> bit & 1 == 1);
                 let policy = Policy {
@@ -775,6 +786,7 @@ fn hundreds_of_runs_end_as_they_must_and_the_same_way_again() {
         tally.declined,
         tally.redispatched,
         tally.found,
+        tally.audited,
         // Without an audit lies get into outputs and are seen there.
         tally.visibly,
     ];

@@ -108,7 +108,7 @@ impl Candidate {
     /// `kernel`, or what [`Kernel::choose`] picks for them.
     #[must_use]
     pub fn winograd(kernel: Option<Kernel>, shape: &ConvShape, caps: &Caps, dtype: DType) -> Vec<Self> {
-        let suits = winograd::suits(shape) && !caps.half;
+        let suits = shape.suits_filtering() && !caps.half;
         let Some(inner) = winograd::products(shape).ok().filter(|_| suits) else {
             return Vec::new();
         };

@@ -12,7 +12,7 @@ use half::f16;
 
 use super::buffers::{Readback, Upload, grow};
 use super::candidate::Candidate;
-use super::device::{GpuDevice, locked};
+use super::device::{Caps, GpuDevice, locked};
 use super::kernel::Kernel;
 use super::narrow::narrow;
 use super::params::Params;
@@ -170,6 +170,24 @@ impl ConvEngine {
         self.install_as(shape, slabs, banks, filters, candidate)
     }
 
+    /// As [`Self::install`], with operands kept as wide as their type whatever the device stores others in, and without
+    /// Winograd's filtering.
+    ///
+    /// # Errors
+    /// Those of [`Self::install`].
+    pub fn install_plain(
+        &mut self,
+        shape: &ConvShape,
+        slabs: usize,
+        banks: usize,
+        filters: &Values,
+        kernel: Option<Kernel>,
+    ) -> Result<ConvFilters> {
+        let caps = Caps { half: false, ..*self.gpu.caps() };
+        let candidate = Candidate::best(kernel, shape, &caps, filters.dtype());
+        self.install_on(&caps, shape, slabs, banks, filters, candidate)
+    }
+
     /// As [`Self::install`], to be run in one of the ways that [`Candidate::all`] and [`Candidate::of`] list.
     ///
     /// # Errors
@@ -182,8 +200,22 @@ impl ConvEngine {
         filters: &Values,
         candidate: Candidate,
     ) -> Result<ConvFilters> {
+        let caps = *self.gpu.caps();
+        self.install_on(&caps, shape, slabs, banks, filters, candidate)
+    }
+
+    /// As [`Self::install_as`], on what the device can do or a part of it.
+    fn install_on(
+        &mut self,
+        caps: &Caps,
+        shape: &ConvShape,
+        slabs: usize,
+        banks: usize,
+        filters: &Values,
+        candidate: Candidate,
+    ) -> Result<ConvFilters> {
         check_elems("elements of the coded filters", filters.len(), banks * shape.weight_elems())?;
-        let plan = ConvPlan::of(shape, filters.dtype(), self.gpu.caps(), candidate)?;
+        let plan = ConvPlan::of(shape, filters.dtype(), caps, candidate)?;
         self.gpu.check()?;
         let passes = plan
             .variants()

@@ -155,7 +155,7 @@ impl ConvPlan {
 
     /// Plans a layer's transformation, products and transformation back.
     fn winograd(shape: &ConvShape, dtype: DType, caps: &Caps, candidate: Candidate) -> Result<Self> {
-        if caps.half || !winograd::suits(shape) {
+        if caps.half || !shape.suits_filtering() {
             let mend = "it is for 3 x 3 filters without strides and dilation, of 16 channels or more, kept in 32 bits";
             return Err(Error::invalid("layer for Winograd's minimal filtering", format!("{shape:?}"), mend));
         }

@@ -13,21 +13,6 @@ use crate::error::Result;
 
 /// Products of a tile of outputs.
 pub(super) const PRODUCTS: usize = 16;
-/// Below so many channels of either side in a group, transforming costs more than it saves.
-const LEAST_CHANNELS: usize = 16;
-
-/// Whether this is a layer for it: 3 x 3, without strides and dilation, of enough channels and more than one tile.
-pub(super) fn suits(shape: &ConvShape) -> bool {
-    let [depth, rows, columns] = shape.output;
-    shape.kernel == [1, 3, 3]
-        && shape.stride[1..] == [1, 1]
-        && shape.dilation[1..] == [1, 1]
-        && (depth, shape.input[0]) == (1, 1)
-        && (rows > 2 || columns > 2)
-        && shape.in_channels / shape.groups >= LEAST_CHANNELS
-        && shape.out_channels / shape.groups >= LEAST_CHANNELS
-}
-
 /// Tiles of outputs, in all images.
 pub(super) fn tiles(shape: &ConvShape) -> usize {
     shape.batch * shape.output[1].div_ceil(2) * shape.output[2].div_ceil(2)
@@ -98,7 +83,7 @@ mod tests {
     #[test]
     fn layers_that_would_not_gain_or_are_others_do_not_suit() {
         let suited = |input: &[usize], weight: &[usize], params: ConvParams| {
-            suits(&ConvShape::new(input, weight, &params).unwrap())
+            ConvShape::new(input, weight, &params).unwrap().suits_filtering()
         };
         let p = ConvParams::default;
         assert!(suited(&[2, 32, 9, 8], &[16, 32, 3, 3], p()));

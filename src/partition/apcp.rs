@@ -29,11 +29,17 @@ pub struct InputPartition {
     shape: ConvShape,
 }
 
-/// `to = from`, converted.
+/// `to = from * scale`, converted.
 #[inline(always)]
-fn convert<T: Element, A: Element>(from: &[T], to: &mut [A]) {
-    for (to, from) in to.iter_mut().zip(from) {
-        *to = A::from_f64(from.to_f64());
+fn convert<T: Element, A: Element>(from: &[T], scale: f64, to: &mut [A]) {
+    if scale == 1.0 {
+        for (to, from) in to.iter_mut().zip(from) {
+            *to = A::from_f64(from.to_f64());
+        }
+    } else {
+        for (to, from) in to.iter_mut().zip(from) {
+            *to = A::from_f64(from.to_f64() * scale);
+        }
     }
 }
 
@@ -104,14 +110,15 @@ impl InputPartition {
         self.in_place
     }
 
-    /// Writes elements `from..from + to.len()` of one channel of the padded, extended input to `to`, converted.
+    /// Writes elements `from..from + to.len()` of one channel of the padded, extended input, times `scale`, to `to`,
+    /// converted.
     ///
     /// `plane` holds the [`ConvShape::input_plane`] elements of the channel; the run lies within
     /// [`Self::covered_plane`].
     #[inline(always)]
-    pub(crate) fn read<T: Element, A: Element>(&self, plane: &[T], from: usize, to: &mut [A]) {
+    pub(crate) fn read<T: Element, A: Element>(&self, plane: &[T], from: usize, scale: f64, to: &mut [A]) {
         if self.in_place {
-            return convert(&plane[from..from + to.len()], to);
+            return convert(&plane[from..from + to.len()], scale, to);
         }
         let (shape, width) = (&self.shape, self.size[2]);
         let (mut row, mut x) = (from / width, from % width);
@@ -129,7 +136,8 @@ impl InputPartition {
                 let end = inside(shape.pad_begin[2] + shape.input[2]);
                 run[..begin].fill(A::default());
                 if begin < end {
-                    convert(&source[x + begin - shape.pad_begin[2]..][..end - begin], &mut run[begin..end]);
+                    let inside = &source[x + begin - shape.pad_begin[2]..][..end - begin];
+                    convert(inside, scale, &mut run[begin..end]);
                 }
                 run[end..].fill(A::default());
             } else {
@@ -164,12 +172,14 @@ mod tests {
     /// The whole padded and extended channel; every run of it, however long, must be the same.
     fn covered(p: &InputPartition, plane: &[f32]) -> Vec<f64> {
         let mut covered = vec![9.0; p.covered_plane()];
-        p.read(plane, 0, &mut covered);
+        p.read(plane, 0, 1.0, &mut covered);
         for from in 0..covered.len() {
             for to in from..covered.len() {
                 let mut run = vec![9.0; to - from];
-                p.read(plane, from, &mut run);
+                p.read(plane, from, 1.0, &mut run);
                 assert_eq!(run, covered[from..to]);
+                p.read(plane, from, 0.5, &mut run);
+                assert!(run.iter().zip(&covered[from..to]).all(|(half, whole)| *half == whole / 2.0));
             }
         }
         covered

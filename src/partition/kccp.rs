@@ -59,6 +59,19 @@ impl FilterPartition {
         self.bank_channels() * self.filter_elems
     }
 
+    /// Elements of one filter.
+    #[must_use]
+    pub fn filter_elems(&self) -> usize {
+        self.filter_elems
+    }
+
+    /// The output channel of the layer that filter `filter` of bank `bank` is; none where it fills the bank up.
+    #[must_use]
+    pub fn channel(&self, bank: usize, filter: usize) -> Option<usize> {
+        let (group, of_group) = (filter / self.per_group, bank * self.per_group + filter % self.per_group);
+        (of_group < self.group_out).then_some(group * self.group_out + of_group)
+    }
+
     /// The banks one after the other, `[k_B, g * per_group, C/g, kernel...]`, from `[O, C/g, kernel...]`: the
     /// weight itself where the banks are its consecutive parts.
     #[must_use]
@@ -94,6 +107,9 @@ mod tests {
         assert_eq!((p.per_group, p.bank_channels()), (2, 4));
         let banks = p.split(&[1.0, 2.0, 3.0, 10.0, 20.0, 30.0]);
         assert_eq!(*banks, [1.0, 2.0, 10.0, 20.0, 3.0, 0.0, 30.0, 0.0]);
+        let channels = |bank| (0..4).map(|filter| p.channel(bank, filter)).collect::<Vec<_>>();
+        assert_eq!(channels(0), [Some(0), Some(1), Some(3), Some(4)]);
+        assert_eq!(channels(1), [Some(2), None, Some(5), None]);
     }
 
     #[test]

@@ -63,6 +63,12 @@ impl OutputTiling {
         self.batch * self.groups * self.per_group
     }
 
+    /// Groups of all images.
+    #[must_use]
+    pub fn image_groups(&self) -> usize {
+        self.batch * self.groups
+    }
+
     /// Elements of one channel plane of a part.
     #[must_use]
     pub fn part_plane(&self) -> usize {
@@ -76,6 +82,12 @@ impl OutputTiling {
         let (group, filter) = (plane / self.per_group % self.groups, plane % self.per_group);
         let in_group = b * self.per_group + filter;
         (in_group < self.group_out).then_some(group * self.group_out + in_group)
+    }
+
+    /// The image and group that plane `plane` of the parts belongs to: `image * groups + group`.
+    #[must_use]
+    pub fn group(&self, plane: usize) -> usize {
+        plane / self.per_group
     }
 
     /// The output in runs of at most `columns` columns: run (plane, block, part) is element
@@ -127,6 +139,7 @@ mod tests {
                     assert!(run.len() <= columns);
                     let (part, block, plane) = (at % parts, at / parts % blocks, at / parts / blocks);
                     let channel = tiling.channel(plane, part % k_b);
+                    assert_eq!(tiling.group(plane) % groups, plane / k.per_group % groups);
                     assert!(channel.is_some() || run.is_empty());
                     let start = plane * tiling.part_plane() + block * columns;
                     for (i, slot) in run.iter_mut().enumerate() {

@@ -90,7 +90,7 @@ pub fn calibrate_worker<T: Element>(worker: &mut dyn Worker) -> Result<(WorkerRa
             &[filters, channels / groups, kernel, kernel],
             &params,
         )?;
-        let shape = SubtaskShape { conv, slabs, banks };
+        let shape = SubtaskShape { conv, slabs, banks, plain: false };
         rows.push(Work::of(&shape).amounts());
         times.push(time_subtask::<T>(worker, &shape)?);
     }
@@ -145,7 +145,7 @@ pub fn calibrate_host<T: Element>(thread: WorkerRates) -> Result<(HostRates, f64
         let parts: Vec<&[T]> = parts.iter().map(Vec::as_slice).collect();
         let mut output = vec![T::default(); layer.output_elems()];
         decoding.1.push(repeated("measuring the decoder", || {
-            decode(&decoder, &tiling, &parts, Epilogue { bias: None, clamp: None }, &mut output)
+            decode(&decoder, &tiling, &parts, Epilogue::default(), &mut output).map(|_| ())
         })?);
         decoding.0.push([1.0, work.decode_elems, work.decode_macs]);
     }

@@ -86,6 +86,35 @@ pub fn choose_partitions<T: Element>(
     Ok(best.expect("there is a pair, and one that is worth looking at if any is"))
 }
 
+/// How to code a layer so that no part of the input is mixed with another, for the same `tolerate`: its filters split, which
+/// costs no digit whatever the input is, or replicated, whichever leaves a subtask less to compute.
+///
+/// `None` where every subtask would have to compute the whole layer: then one machine may as well.
+#[must_use]
+pub fn unmixed_partitions(
+    layer: &ConvShape,
+    kind: CodeKind,
+    n: usize,
+    tolerate: usize,
+) -> Option<(CodeKind, (usize, usize))> {
+    let filters = layer.out_channels / layer.groups;
+    let share = |kind: CodeKind, (k_a, k_b): (usize, usize)| {
+        let code = Code::new(kind, k_a, k_b, n).ok()?;
+        let rows = layer.output[layer.split_axis()];
+        let part = rows.div_ceil(k_a) as f64 / rows as f64 * filters.div_ceil(k_b) as f64 / filters as f64;
+        Some(part * (code.l_a() * code.l_b()) as f64)
+    };
+    let split = (1..=filters).filter(|k_b| kind.mixes() && kind.allows(*k_b));
+    let split =
+        split.filter(|k_b| kind.degree(1, *k_b).is_ok_and(|degree| degree <= n.saturating_sub(tolerate)));
+    let split = split.max().map(|k_b| (kind, (1, k_b)));
+    let copies = feasible_partitions(layer, CodeKind::Replication, n, tolerate).unwrap_or_default();
+    let copies = copies.into_iter().next_back().map(|pair| (CodeKind::Replication, pair));
+    let shares = split.into_iter().chain(copies).filter_map(|way| Some((way, share(way.0, way.1)?)));
+    let least = shares.min_by(|(_, a), (_, b)| a.total_cmp(b));
+    least.filter(|(_, share)| *share < 1.0).map(|(way, _)| way)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -101,6 +130,25 @@ mod tests {
     ) -> (usize, usize) {
         let layer = ConvShape::new(input, weight, &params).unwrap();
         choose_partitions::<f32>(&layer, kind, n, tolerate, &Rates::default()).unwrap().0
+    }
+
+    #[test]
+    fn without_mixing_inputs_filters_are_split_or_rows_are_copied() {
+        let layer = |input: &[usize], weight: &[usize], groups| {
+            ConvShape::new(input, weight, &ConvParams::default().padding([1]).groups(groups)).unwrap()
+        };
+        let dense = layer(&[1, 8, 32, 32], &[64, 8, 3, 3], 1);
+        assert_eq!(unmixed_partitions(&dense, CodeKind::Crme, 6, 2), Some((CodeKind::Crme, (1, 8))));
+        assert_eq!(
+            unmixed_partitions(&dense, CodeKind::Chebyshev, 6, 2),
+            Some((CodeKind::Chebyshev, (1, 4)))
+        );
+        // Depthwise filters cannot be split: two thirds of the rows' copies are to spare.
+        let depthwise = layer(&[1, 8, 32, 32], &[8, 1, 3, 3], 8);
+        let way = unmixed_partitions(&depthwise, CodeKind::Crme, 6, 2);
+        assert_eq!(way, Some((CodeKind::Replication, (2, 1))));
+        // With four of six to be missed every worker would compute it all.
+        assert_eq!(unmixed_partitions(&depthwise, CodeKind::Crme, 6, 4), None);
     }
 
     #[test]

@@ -41,7 +41,12 @@ impl SubtaskCost {
 pub fn subtask_shape(layer: &ConvShape, code: &Code) -> Result<SubtaskShape> {
     let input = InputPartition::new(layer, code.k_a())?;
     let filters = FilterPartition::new(layer, code.k_b())?;
-    Ok(SubtaskShape { conv: input.slab_conv(filters.bank_channels()), slabs: code.l_a(), banks: code.l_b() })
+    Ok(SubtaskShape {
+        conv: input.slab_conv(filters.bank_channels()),
+        slabs: code.l_a(),
+        banks: code.l_b(),
+        plain: false,
+    })
 }
 
 /// The paper's cost of a subtask (arXiv 2411.01579, section V): what it uploads and what its filters occupy, each at

@@ -293,7 +293,7 @@ impl Rates {
     /// Seconds for computing `layer` on this machine, uncoded, on all cores.
     #[must_use]
     pub fn local_s(&self, layer: &ConvShape) -> f64 {
-        let work = Work::of(&SubtaskShape { conv: layer.clone(), slabs: 1, banks: 1 });
+        let work = Work::of(&SubtaskShape { conv: layer.clone(), slabs: 1, banks: 1, plain: false });
         self.host.thread.seconds(&work) / self.host.parallel.max(1.0)
     }
 }

@@ -9,7 +9,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::policy::{OnShortfall, Policy};
+use super::policy::{Audit, OnShortfall, Policy};
 
 /// Something happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +52,9 @@ pub enum Action {
     },
     /// Hand this subtask to another worker, idle or not. The caller answers [`Event::Failed`] when it has none.
     Redispatch(usize),
+    /// Hand this subtask to another worker for a result to compare with, which is not needed otherwise. The caller answers
+    /// [`Event::Failed`] when it has none.
+    Spare(usize),
     /// Compute the layer locally; the run is over.
     Local,
     /// What came contradicts itself beyond repair; the run is over.
@@ -103,6 +106,11 @@ pub trait Recovery {
     fn in_doubt(&self) -> bool {
         false
     }
+
+    /// Whether one more result is wished for, to compare with what would decode, though it is not needed.
+    fn wishes(&self) -> bool {
+        false
+    }
 }
 
 /// What is known of a run before it begins.
@@ -126,6 +134,10 @@ pub struct Terms {
 /// Without experience, missing subtasks are overdue after so many times the time half of the others took, or an eighth of
 /// the deadline.
 const OVERDUE: u32 = 3;
+/// A result to compare with is waited for at least this long: threads that wait for a core are not late yet.
+const LEAST_WISH: Duration = Duration::from_millis(20);
+/// The least that a badly conditioned run waits for a better set: about what handing out takes.
+const LEAST_SETTLE: Duration = Duration::from_millis(2);
 const OVERDUE_LEAST: Duration = Duration::from_millis(20);
 
 #[derive(Clone, Debug)]
@@ -161,6 +173,10 @@ pub struct Gather<R> {
     decodable_since: Option<Duration>,
     /// Until when it waits for something better.
     settle_at: Option<Duration>,
+    /// Until when it waits for a result to compare with, from when that was first wished for.
+    wish_until: Option<Duration>,
+    /// Missing subtasks were handed out again for a better conditioned set.
+    bettered: bool,
     over: bool,
 }
 
@@ -183,6 +199,8 @@ impl<R: Recovery> Gather<R> {
             redispatched_stragglers: false,
             decodable_since: None,
             settle_at: None,
+            wish_until: None,
+            bettered: false,
             over: false,
         }
     }
@@ -290,7 +308,7 @@ impl<R: Recovery> Gather<R> {
         }
         let error = self.recovery.error();
         if error.is_finite() {
-            if self.good_enough(now, error) && self.concludes() {
+            if self.good_enough(now, error) && !self.awaits_a_spare(now) && self.concludes() {
                 return;
             }
         } else {
@@ -317,6 +335,29 @@ impl<R: Recovery> Gather<R> {
         true
     }
 
+    /// Whether it waits for a result to compare with: as long again as it took until it could decode, or a moment, at most. Where none can
+    /// come any more, one missing subtask is handed out again for it.
+    fn awaits_a_spare(&mut self, now: Duration) -> bool {
+        if !self.recovery.wishes() {
+            return false;
+        }
+        let most = self.policy.deadline / 4 * 3;
+        let until = *self.wish_until.get_or_insert((now * 2).max(now + LEAST_WISH).min(most));
+        if now >= until {
+            return false;
+        }
+        if !(0..self.subtasks.len()).any(|i| self.lives(i) && self.recovery.wants(i)) {
+            let again = |i: &usize| self.subtasks[*i].attempts < Policy::MAX_ATTEMPTS;
+            let next = self.missing_subtasks().into_iter().find(again);
+            let Some(subtask) = next.filter(|_| self.policy.on_shortfall == OnShortfall::Redispatch) else {
+                return false;
+            };
+            self.hand_out(&[subtask], Action::Spare);
+        }
+        self.settle_at = Some(until);
+        true
+    }
+
     fn lives(&self, subtask: usize) -> bool {
         let of = &self.subtasks[subtask];
         of.outstanding > 0 && !of.complete()
@@ -331,14 +372,18 @@ impl<R: Recovery> Gather<R> {
         }
         let coming: Vec<usize> = (0..self.subtasks.len()).filter(|i| self.lives(*i)).collect();
         if coming.is_empty() {
-            return true;
+            // Too bad as it is: what failed may do better with another worker.
+            return !(refused && self.replaces_for_a_better_set());
         }
         let until = if refused {
             // Too bad as it is. It is refused at once only if all that may still come would not help.
             if self.terms.max_error.is_some_and(|limit| self.recovery.error_with(&coming) > limit) {
-                return true;
+                return !self.replaces_for_a_better_set();
             }
-            self.policy.deadline / 4 * 3
+            // Computing the layer here is a way out: waiting much longer than that takes is in vain.
+            let local = (since + self.terms.local.max(since)).max(LEAST_SETTLE);
+            let last = self.policy.deadline / 4 * 3;
+            if self.policy.on_shortfall == OnShortfall::Fail { last } else { last.min(local) }
         } else {
             let Some((next, at)) = self.next_arrival(now, &coming) else { return true };
             let digits = (error / self.recovery.error_with(&[next])).log10().max(0.0);
@@ -350,6 +395,28 @@ impl<R: Recovery> Gather<R> {
         };
         self.settle_at = Some(until);
         now >= until
+    }
+
+    /// Hands out, once, the missing subtasks that would make the set good enough.
+    fn replaces_for_a_better_set(&mut self) -> bool {
+        let allowed = self.policy.on_shortfall == OnShortfall::Redispatch && !self.bettered;
+        let Some(limit) = self.terms.max_error.filter(|_| allowed) else { return false };
+        self.bettered = true;
+        let mut chosen: Vec<usize> = (0..self.subtasks.len()).filter(|i| self.lives(*i)).collect();
+        let mut again = Vec::new();
+        for subtask in self.missing_subtasks() {
+            let of = &self.subtasks[subtask];
+            if of.outstanding > 0 || of.attempts >= Policy::MAX_ATTEMPTS {
+                continue;
+            }
+            chosen.push(subtask);
+            again.push(subtask);
+            if self.recovery.error_with(&chosen) <= limit {
+                self.hand_out(&again, Action::Redispatch);
+                return true;
+            }
+        }
+        false
     }
 
     /// The subtask expected next, and when. One that is overdue is expected after as long again.
@@ -391,8 +458,9 @@ impl<R: Recovery> Gather<R> {
     /// The last rung there is.
     fn give_up(&mut self) {
         let last = match self.policy.on_shortfall {
-            // What was found out about the workers' answers is not covered up.
-            _ if self.recovery.in_doubt() => Action::Refuse,
+            // What was found out about the workers' answers is not covered up, unless they are no longer needed.
+            _ if self.recovery.in_doubt() && self.policy.audit != Audit::Watch => Action::Refuse,
+            OnShortfall::Fail if self.recovery.in_doubt() => Action::Refuse,
             OnShortfall::Fail => Action::Fail,
             OnShortfall::Redispatch | OnShortfall::Local => Action::Local,
         };

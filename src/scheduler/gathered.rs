@@ -44,9 +44,11 @@ pub(crate) struct Attempt {
     pub(crate) arrived: usize,
     /// All it was asked for came.
     pub(crate) complete: bool,
+    /// It was made for nothing but a result to compare with.
+    pub(crate) spare: bool,
     /// Sub-results it was asked for.
     pub(super) wanted: usize,
-    pub(super) cause: Option<String>,
+    pub(crate) cause: Option<String>,
     pub(super) dispatched: Instant,
     /// No more is expected of it.
     pub(super) ended: bool,
@@ -110,6 +112,14 @@ impl<R> Gathered<R> {
                 (ReplyKind::SubResult { values, .. }, _) => self.unread.push(values),
                 _ => {}
             }
+        }
+    }
+
+    /// Books what a worker delivered as wrong.
+    pub(crate) fn blame(&mut self, worker: usize, cause: &str) {
+        for attempt in self.attempts.iter_mut().filter(|a| a.worker == worker && a.arrived > 0) {
+            attempt.outcome = Outcome::Corrupt;
+            attempt.cause = Some(cause.to_owned());
         }
     }
 

@@ -113,7 +113,7 @@ pub(crate) fn run_job<F: Fleet, R: Evidence>(
     {
         let _span = tracing::debug_span!("dispatch", layer).entered();
         for (subtask, worker) in homes.iter().enumerate() {
-            run.dispatch(subtask, *worker, false);
+            run.dispatch(subtask, *worker, false, false);
         }
         // Whoever waits to move subtasks may do so now: what is queued is served first.
         drop(homes);
@@ -166,7 +166,7 @@ impl<F: Fleet, R: Evidence> Run<'_, F, R> {
 
     /// A `copy` is asked for what is missing, last first, so that it
     /// meets the first attempt half-way.
-    fn dispatch(&mut self, subtask: usize, worker: usize, copy: bool) {
+    fn dispatch(&mut self, subtask: usize, worker: usize, copy: bool, spare: bool) {
         self.bytes_up += self.slabs[subtask].size_bytes();
         let sub_results = self.shape.sub_results();
         let rotated = |index: usize| (subtask + index) % sub_results;
@@ -189,6 +189,7 @@ impl<F: Fleet, R: Evidence> Run<'_, F, R> {
             latency: None,
             arrived: 0,
             complete: false,
+            spare,
             wanted,
             cause: None,
             dispatched,
@@ -213,8 +214,9 @@ impl<F: Fleet, R: Evidence> Run<'_, F, R> {
     fn act(&mut self) -> Option<End> {
         while let Some(action) = self.gather.next_action() {
             match action {
-                Action::Hedge { subtask, spare } => self.hand_out(subtask, Some(spare)),
-                Action::Redispatch(subtask) => self.hand_out(subtask, None),
+                Action::Hedge { subtask, spare } => self.hand_out(subtask, Some(spare), true),
+                Action::Redispatch(subtask) => self.hand_out(subtask, None, true),
+                Action::Spare(subtask) => self.hand_out(subtask, None, false),
                 Action::Decode => return Some(End::Decode),
                 Action::Local => return Some(End::Local),
                 Action::Refuse => return Some(End::Failed(self.contradiction())),
@@ -224,8 +226,9 @@ impl<F: Fleet, R: Evidence> Run<'_, F, R> {
         None
     }
 
-    /// Gives a subtask to one more worker: `hedge` to one that is idle (on a machine that has something to spare).
-    fn hand_out(&mut self, subtask: usize, hedge: Option<bool>) {
+    /// Gives a subtask to one more worker: `hedge` to one that is idle (on a machine that has something to spare). What is not
+    /// `needed` to decode is not counted as redispatched.
+    fn hand_out(&mut self, subtask: usize, hedge: Option<bool>, needed: bool) {
         // Where it was tried before or nothing can be believed, and where something else has failed in this run: whoever
         // is down fails at once and looks idle again.
         let (mut barred, mut failed) = (vec![false; self.fleet.size()], vec![false; self.fleet.size()]);
@@ -259,9 +262,9 @@ impl<F: Fleet, R: Evidence> Run<'_, F, R> {
         if hedge {
             self.hedged += 1;
         } else {
-            self.redispatched += 1;
+            self.redispatched += usize::from(needed);
         }
-        self.dispatch(subtask, worker, true);
+        self.dispatch(subtask, worker, true, !needed);
     }
 
     /// Books a reply and says what it means to the gathering.

@@ -24,8 +24,13 @@ pub enum OnShortfall {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Audit {
     /// Every finite result is trusted.
-    #[default]
     Off,
+    /// The first run of a layer, and one in [`Audit::WATCH_EVERY`] after that, waits for one spare result, at most as long as
+    /// it took to get those that decode; all runs do so for a while after a worker was caught. Spare results that are there
+    /// anyway are compared in every run. Where results contradict each other, who is wrong is left out if spare results
+    /// tell, else the layer is computed on this machine.
+    #[default]
+    Watch,
     /// A layer whose results contradict each other is refused. Waits for one spare result.
     Detect,
     /// Whoever contradicts the others is found and left out; the layer is refused when that cannot be settled.
@@ -39,8 +44,11 @@ impl OnShortfall {
 }
 
 impl Audit {
-    const NAMES: [(&'static str, Self); 3] =
-        [("off", Self::Off), ("detect", Self::Detect), ("correct", Self::Correct)];
+    /// Runs of a layer of which [`Audit::Watch`] audits one.
+    pub const WATCH_EVERY: u32 = 32;
+
+    const NAMES: [(&'static str, Self); 4] =
+        [("off", Self::Off), ("watch", Self::Watch), ("detect", Self::Detect), ("correct", Self::Correct)];
 }
 
 /// The name under which `value` stands in a table.
@@ -111,7 +119,7 @@ impl Default for Policy {
             hedge: Some(0.5),
             partial: true,
             patience: 0.1,
-            audit: Audit::Off,
+            audit: Audit::default(),
         }
     }
 }
@@ -151,11 +159,11 @@ mod tests {
         for text in ["fail", "redispatch", "local"] {
             assert_eq!(text.parse::<OnShortfall>().unwrap().to_string(), text);
         }
-        for text in ["off", "detect", "correct"] {
+        for text in ["off", "watch", "detect", "correct"] {
             assert_eq!(text.parse::<Audit>().unwrap().to_string(), text);
         }
         let error = "check".parse::<Audit>().unwrap_err().to_string();
-        assert!(error.contains("\"check\"") && error.contains("off, detect, correct"), "{error}");
+        assert!(error.contains("\"check\"") && error.contains("off, watch, detect, correct"), "{error}");
     }
 
     #[test]

@@ -92,6 +92,7 @@ impl Pool {
             sources: Mutex::default(),
             closing: CancelToken::new(),
             changes: AtomicU64::new(0),
+            caught: AtomicU64::new(0),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
         });
         let mut names = HashSet::new();
@@ -192,6 +193,11 @@ impl Pool {
         self.inner.shared.changes.load(Ordering::Relaxed)
     }
 
+    /// How often a worker was caught with a wrong answer.
+    pub(crate) fn caught(&self) -> u64 {
+        self.inner.shared.caught.load(Ordering::Relaxed)
+    }
+
     /// Waits until no worker has a task or filters on their way any more, at most for `limit`; whether that came true. Stragglers of a run that is
     /// over may still be at the sub-result they had begun.
     #[must_use]
@@ -288,6 +294,7 @@ impl Fleet for Pool {
     fn flag(&self, worker: usize, cause: &str) {
         let slot = &self.inner.slots[worker];
         tracing::warn!(worker = slot.name, cause, "quarantined");
+        self.inner.shared.caught.fetch_add(1, Ordering::Relaxed);
         slot.status.update(&self.inner.shared, |health, now| health.flagged(now, cause.to_owned()));
         self.send(worker, Command::Wake);
     }

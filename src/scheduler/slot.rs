@@ -53,6 +53,8 @@ pub(super) struct Shared {
     pub(super) closing: CancelToken,
     /// Counts what may change an assignment: losses, returns, quarantines.
     pub(super) changes: AtomicU64,
+    /// How often a worker was caught with a wrong answer.
+    pub(super) caught: AtomicU64,
     /// Of this machine.
     pub(super) cores: usize,
 }

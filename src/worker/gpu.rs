@@ -171,7 +171,9 @@ impl Worker for GpuWorker {
             // The old filters go first: both may not fit.
             held.filters.remove(&key);
             let (conv, engine) = (&shape.conv, &mut held.engine);
-            let filters = if kernel.is_some() {
+            let filters = if shape.plain {
+                engine.install_plain(conv, shape.slabs, shape.banks, &banks, kernel)
+            } else if kernel.is_some() {
                 engine.install(conv, shape.slabs, shape.banks, &banks, kernel)
             } else {
                 let candidate = tuner.pick(engine, conv, banks.dtype())?;

@@ -123,6 +123,9 @@ pub struct SubtaskShape {
     pub slabs: usize,
     /// l_B: coded filter banks of a subtask, each `[O', C/g, kernel...]`, stored one after the other.
     pub banks: usize,
+    /// Whether a worker must keep operands as wide as their type and compute every output from its own window alone: neither
+    /// storage of 16 bits nor Winograd's filtering. For data of very uneven size.
+    pub plain: bool,
 }
 
 impl SubtaskShape {

@@ -50,7 +50,7 @@ impl Known {
     fn new() -> Result<Self> {
         // No two lengths are equal, so that swapped axes are noticed too.
         let conv = ConvShape::new(&[1, 3, 5, 6], &[4, 3, 3, 3], &ConvParams::default())?;
-        let shape = SubtaskShape { conv, slabs: SLABS, banks: BANKS };
+        let shape = SubtaskShape { conv, slabs: SLABS, banks: BANKS, plain: false };
         let (slabs, banks) = (numbers(shape.upload_elems(), 1), numbers(shape.filter_elems(), 2));
         let mut answers = Vec::with_capacity(shape.sub_results());
         for slab in slabs.chunks_exact(shape.conv.input_elems()) {

@@ -24,11 +24,10 @@ impl<T: Element> Computed<T> {
         let code = Code::new(kind, k_a, k_b, n).unwrap();
         let slabs = InputPartition::new(shape, k_a).unwrap();
         let filters = FilterPartition::new(shape, k_b).unwrap();
-        let banks = filters.split(&weight);
         let conv = slabs.slab_conv(filters.bank_channels());
         let mut results = Vec::new();
         for (i, coded) in encode_input(&code, shape, &slabs, &input, Vec::new()).iter().enumerate() {
-            let coded_banks = encode_filters(&code, &filters, &banks, i);
+            let coded_banks = encode_filters(&code, &filters, &weight, &[], i);
             for slab in coded.chunks(conv.input_elems()) {
                 for bank in coded_banks.chunks(conv.weight_elems()) {
                     results.push(reference(&conv, slab, bank, None).unwrap());
@@ -50,7 +49,7 @@ impl<T: Element> Computed<T> {
             decoder,
             &self.tiling,
             &results,
-            Epilogue { bias: Some(&self.bias), clamp: None },
+            Epilogue { bias: Some(&self.bias), ..Epilogue::default() },
             &mut output,
         )
         .unwrap();

@@ -5,6 +5,7 @@ pub mod computed;
 #[cfg(feature = "gpu")]
 pub mod gpu;
 pub mod layer;
+pub mod uneven;
 
 use fcdcc::array::Element;
 use rand::{Rng, SeedableRng};

@@ -21,6 +21,7 @@ struct Counted {
     verdicts: Vec<Verdict>,
     doubt: Option<usize>,
     judged: Vec<Vec<usize>>,
+    wishes: bool,
 }
 
 impl Counted {
@@ -70,10 +71,13 @@ impl Recovery for Counted {
     fn in_doubt(&self) -> bool {
         self.doubt.is_some()
     }
+    fn wishes(&self) -> bool {
+        self.wishes
+    }
 }
 
 fn policy(on_shortfall: OnShortfall) -> Policy {
-    Policy { deadline: 8 * SECOND, on_shortfall, hedge: None, ..Policy::default() }
+    Policy { deadline: 8 * SECOND, on_shortfall, hedge: None, audit: Audit::Correct, ..Policy::default() }
 }
 
 fn counted(n: usize, delta: usize) -> Counted {
@@ -411,11 +415,12 @@ fn waiting_for_something_better_sleeps_through_the_rungs_that_are_for_too_few_re
     for subtask in 0..4 {
         deliver_at(&mut g, 100 * MS, subtask);
     }
-    for now in [100 * MS, SECOND, 4 * SECOND, 5 * SECOND] {
+    // As long again as it took so far, since computing the layer here would take no longer.
+    for now in [100 * MS, 150 * MS, 199 * MS] {
         g.handle(now, Event::Tick);
-        assert_eq!((actions(&mut g), g.next_wake()), (vec![], 6 * SECOND), "at {now:?}");
+        assert_eq!((actions(&mut g), g.next_wake()), (vec![], 200 * MS), "at {now:?}");
     }
-    deliver_at(&mut g, 5 * SECOND, 4);
+    deliver_at(&mut g, 199 * MS, 4);
     assert_eq!(actions(&mut g), [Action::Decode]);
 }
 
@@ -451,6 +456,37 @@ fn doubt_waits_for_more_results_and_is_never_covered_up() {
     assert_eq!(actions(&mut g), [Action::Refuse]);
     let mut g = with(OnShortfall::Fail, vec![Verdict::Refuse]);
     assert_eq!(actions(&mut g), [Action::Refuse]);
+}
+
+#[test]
+fn a_result_to_compare_with_is_waited_for_as_long_again_and_no_longer() {
+    let watched = |on_shortfall| {
+        let recovery = Counted { wishes: true, ..counted(6, 4) };
+        let policy = Policy { audit: Audit::Watch, ..policy(on_shortfall) };
+        let mut g = Gather::new(policy, Terms::default(), 6, 2, recovery);
+        for subtask in 0..4 {
+            deliver_at(&mut g, 100 * MS, subtask);
+        }
+        g
+    };
+    let mut g = watched(OnShortfall::Fail);
+    assert_eq!((actions(&mut g), g.next_wake()), (vec![], 200 * MS));
+    deliver_at(&mut g, 150 * MS, 5);
+    assert_eq!(actions(&mut g), [], "it still wishes for more");
+    g.handle(200 * MS, Event::Tick);
+    assert_eq!(actions(&mut g), [Action::Decode]);
+    // Nothing more can come: another worker is asked, where that is allowed.
+    let mut g = watched(OnShortfall::Redispatch);
+    g.handle(110 * MS, Event::Failed { subtask: 4 });
+    assert_eq!(actions(&mut g), []);
+    g.handle(120 * MS, Event::Failed { subtask: 5 });
+    assert_eq!(actions(&mut g), [Action::Spare(4)]);
+    g.handle(200 * MS, Event::Tick);
+    assert_eq!(actions(&mut g), [Action::Decode]);
+    let mut g = watched(OnShortfall::Local);
+    g.handle(110 * MS, Event::Failed { subtask: 4 });
+    g.handle(120 * MS, Event::Failed { subtask: 5 });
+    assert_eq!(actions(&mut g), [Action::Decode]);
 }
 
 /// Every order of deliveries and deaths of a small code: decodes exactly when delta are complete, fails

@@ -1,0 +1,148 @@
+//! What rounding does to a decoded layer: the constants of all error bounds.
+//!
+//! Relevant if you want to predict an error; the engine reports both bounds with every run.
+//!
+//! Two measures are bounded. *Normwise*: the L2 norm of all errors over that of all outputs. *Windowwise*: the error of each
+//! output over the largest magnitude in its window times the sum of magnitudes of its filter (see [`scaling`](crate::scaling)).
+//!
+//! Invariant: bounds grow in proportion to the condition number of what is decoded (1 where nothing is).
+
+use crate::array::{Element, HALF_EPSILON};
+
+/// Terms of a sum that workers add up before they begin another partial sum.
+const RUN: f64 = 128.0;
+
+/// How much of what is mixed with a window from elsewhere shows in its error.
+const MIXED: f64 = 0.4;
+
+/// How much more Winograd's filtering rounds than sums of plain products.
+const FILTERING: f64 = 6.0;
+
+/// Estimated relative L2 error of a layer decoded at `condition` (1 when nothing is decoded) from workers that compute
+/// in a type with the given `epsilon` and sum `reduction` terms an output element.
+///
+/// `condition * epsilon * (2 + sqrt(reduction) / 4)`: rounding of coded operands and of the decoder (constant),
+/// random-walk growth of the sums (measured below a quarter of the square root), all amplified by the
+/// condition number. Relative to outputs of the size that operands of these magnitudes give; an output that
+/// cancels to nearly zero has no meaningful relative error.
+#[must_use]
+pub fn error_bound(condition: f64, epsilon: f64, reduction: usize) -> f64 {
+    condition * epsilon * (2.0 + (reduction as f64).sqrt() / 4.0)
+}
+
+/// The `epsilon` to give [`error_bound`] for workers that keep their operands in a narrower type, with the epsilon `stored`,
+/// than they compute in: rounding the operands adds to the constant part, and nothing to what grows with the sums.
+#[must_use]
+pub fn storage_epsilon(epsilon: f64, stored: f64, reduction: usize) -> f64 {
+    epsilon + 2.0 * stored / error_bound(1.0, 1.0, reduction)
+}
+
+/// How the workers of a layer round.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rounding {
+    /// Distance from 1 to the next number of the element type.
+    pub epsilon: f64,
+    /// The smallest positive number of the element type that keeps all its digits.
+    pub min_normal: f64,
+    /// Terms of the sum behind one output.
+    pub reduction: usize,
+    /// Whether slabs and filters are stored in 16 bits.
+    pub half: bool,
+    /// Whether products may be those of Winograd's minimal filtering.
+    pub filtering: bool,
+}
+
+impl Rounding {
+    /// Sums of `reduction` plain products in `T`.
+    #[must_use]
+    pub fn plain<T: Element>(reduction: usize) -> Self {
+        Self { epsilon: T::EPSILON, min_normal: T::MIN_NORMAL, reduction, half: false, filtering: false }
+    }
+
+    /// The bound of the relative L2 error of a layer decoded at `condition`, whose outputs are as large as their operands let
+    /// expect: [`error_bound`].
+    #[must_use]
+    pub fn normwise(&self, condition: f64) -> f64 {
+        let epsilon = if self.half {
+            storage_epsilon(self.epsilon, HALF_EPSILON, self.reduction)
+        } else {
+            self.epsilon
+        };
+        error_bound(condition, epsilon, self.reduction) + condition * self.epsilon * self.coding()
+    }
+
+    /// Roundings that coding adds to those of the workers, in units of the epsilon: f32 operands are encoded in f64, and
+    /// decoded in f64 where that matters, but there is nothing wider to code f64 in, nor to keep its coefficients in.
+    fn coding(&self) -> f64 {
+        if self.epsilon < f64::from(f32::EPSILON) { 4.0 } else { 0.0 }
+    }
+
+    /// The bound of the windowwise error of outputs decoded at `condition` from windows of at most this `amplification`:
+    /// `condition * epsilon * c * (1 + 0.4 (amplification - 1))` with `c = 1.75 + sqrt(min(R, 128) + R / 128) / 4` for R terms.
+    ///
+    /// Unlike the normwise one it does not grow with the root of R: partial sums are bounded by what the error is measured by,
+    /// so that rounding grows with the number of additions behind one partial sum alone. Winograd's filtering rounds up to six
+    /// times as much; operands of 16 bits are rounded themselves.
+    #[must_use]
+    pub fn windowwise(&self, condition: f64, amplification: f64) -> f64 {
+        let terms = self.reduction as f64;
+        let sums = 1.75 + (terms.min(RUN) + terms / RUN).sqrt() / 4.0;
+        let filtering = if self.filtering { FILTERING } else { 1.0 };
+        let stored = if self.half { HALF_EPSILON * (1.0 + terms / 32768.0) } else { 0.0 };
+        // Errors that come from larger windows are those of few terms, and point anywhere.
+        let mixed = 1.0 + MIXED * (amplification - 1.0);
+        condition * mixed * (self.epsilon * (sums * filtering + self.coding()) + stored)
+    }
+
+    /// What is added to the windowwise bound because outputs below the normal numbers lose digits, where no window that is not
+    /// zero has a smaller maximum than `window` and no filter a smaller sum of magnitudes than `sum`.
+    #[must_use]
+    pub fn underflow(&self, window: f64, sum: f64) -> f64 {
+        let size = window * sum;
+        let step = self.min_normal * self.epsilon / 2.0;
+        // An input or filters of zeros have no such window.
+        if size == f64::INFINITY || size.is_nan() { 0.0 } else { (step / size).min(f64::MAX) }
+    }
+
+    /// Likewise for the normwise bound, of `outputs` elements whose L2 norm is `norm`.
+    #[must_use]
+    pub fn underflow_of(&self, outputs: usize, norm: f64) -> f64 {
+        let step = self.min_normal * self.epsilon / 2.0;
+        if norm > 0.0 { (step * (outputs as f64).sqrt() / norm).min(1.0) } else { 0.0 }
+    }
+
+    /// The size of a scaled element below which products with scaled filters lose digits.
+    #[must_use]
+    pub fn floor(&self) -> f64 {
+        const LEAST_HALF: f64 = 1.0 / 16384.0;
+        if self.half { LEAST_HALF } else { self.min_normal * self.reduction as f64 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bounds_grow_with_condition_amplification_and_what_workers_do() {
+        let plain = Rounding::plain::<f32>(576);
+        let epsilon = f64::from(f32::EPSILON);
+        assert!((plain.windowwise(1.0, 1.0) / epsilon - (1.75 + 132.5_f64.sqrt() / 4.0)).abs() < 1e-9);
+        assert!((plain.windowwise(9.0, 21.0) / plain.windowwise(1.0, 1.0) - 81.0).abs() < 1e-9);
+        assert_eq!(plain.normwise(3.0), error_bound(3.0, epsilon, 576));
+        let (half, filtering) = (Rounding { half: true, ..plain }, Rounding { filtering: true, ..plain });
+        assert!(half.windowwise(1.0, 1.0) > 0.9e-3 && half.normwise(1.0) > 1e-3 && half.floor() > 6e-5);
+        assert!(filtering.windowwise(1.0, 1.0) > 5.0 * plain.windowwise(1.0, 1.0));
+        assert!(Rounding::plain::<f64>(576).windowwise(10.0, 10.0) < 1e-12);
+    }
+
+    #[test]
+    fn tiny_outputs_lose_digits_and_nothing_loses_none() {
+        let plain = Rounding::plain::<f32>(9);
+        assert!(plain.underflow(1.0, 1.0) < 1e-44);
+        assert!((plain.underflow(1e-20, 1e-20) / 7e-6 - 1.0).abs() < 0.01);
+        assert_eq!(plain.underflow(f64::INFINITY, 1.0), 0.0);
+        assert_eq!(plain.underflow(0.0, f64::INFINITY), 0.0);
+        assert!(plain.underflow(1e-200, 1e-200).is_finite());
+    }
+}

@@ -1,0 +1,206 @@
+//! What a layer is, whatever code it runs under: its filters, bias and options, and its computation on this machine.
+//!
+//! Invariant: what is computed here is bounded and refused by the same rules as what is decoded.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::options::LayerOptions;
+use crate::array::{Element, first_non_finite};
+use crate::coding::{Clamp, Code, Rounding};
+use crate::conv::{ConvShape, conv_local};
+use crate::error::{Error, Result};
+use crate::scaling::{FilterScales, InputScan, ScanPlan, ScanRoom, power_of_two};
+
+/// The plain filters `[O, C/groups, kernel...]`, row-major. A layer keeps them for what must be encoded again or
+/// computed locally; whoever holds them as well shares them this way instead of having them copied.
+pub type SharedWeight<T> = Arc<dyn AsRef<[T]> + Send + Sync>;
+
+/// See the module documentation.
+pub(super) struct Common<T: Element> {
+    pub(super) options: LayerOptions,
+    pub(super) shape: ConvShape,
+    pub(super) weight: SharedWeight<T>,
+    pub(super) bias: Option<Vec<T>>,
+    /// Largest magnitude of the bias.
+    pub(super) largest_bias: f64,
+    pub(super) filters: Arc<FilterScales>,
+    /// `[g]`: the sum of the energies of a group's filters, each as it is when mixed with others.
+    pub(super) group_weights: Vec<f64>,
+    /// Whether weight and bias are free of NaN and infinity.
+    pub(super) finite: bool,
+    /// What computing it on this machine is predicted to take.
+    pub(super) local: Duration,
+    pub(super) rooms: ScanRoom<T>,
+}
+
+/// How exact an output is.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Quality {
+    pub(super) condition: f64,
+    /// Normwise.
+    pub(super) error_bound: f64,
+    pub(super) windowwise: f64,
+    /// The largest amplification of a window that was decoded.
+    pub(super) amplification: f64,
+    /// Outputs that were computed on this machine since their windows stood out.
+    pub(super) recomputed: usize,
+}
+
+impl<T: Element> Common<T> {
+    pub(super) fn new(
+        shape: ConvShape,
+        weight: SharedWeight<T>,
+        bias: Option<Vec<T>>,
+        options: LayerOptions,
+    ) -> Self {
+        let filters = FilterScales::new((*weight).as_ref(), shape.reduction());
+        let biases = bias.as_deref().unwrap_or_default();
+        // Sums may overflow though no element is infinite.
+        let finite =
+            filters.sums.iter().all(|sum| sum.is_finite()) || first_non_finite((*weight).as_ref()).is_none();
+        let finite = finite && first_non_finite(biases).is_none();
+        Self {
+            largest_bias: biases.iter().map(|b| b.to_f64().abs()).fold(0.0, f64::max),
+            group_weights: group_weights(&shape, &filters),
+            filters: Arc::new(filters),
+            local: Duration::try_from_secs_f64(options.rates.local_s(&shape)).unwrap_or_default(),
+            rooms: ScanRoom::default(),
+            finite,
+            options,
+            shape,
+            weight,
+            bias,
+        }
+    }
+
+    pub(super) fn weight(&self) -> &[T] {
+        (*self.weight).as_ref()
+    }
+
+    /// A sum of products as an output of `channel`: with the bias, clamped.
+    pub(super) fn finished(&self, channel: usize, sum: f64) -> T {
+        let bias = self.bias.as_ref().map_or(0.0, |bias| bias[channel].to_f64());
+        let value = T::from_f64(sum + bias);
+        self.options.clamp.map_or(value, |clamp| clamp.of::<T>()(value))
+    }
+
+    /// Refuses an output that may be off by more than the caller accepts.
+    pub(super) fn check(&self, quality: &Quality) -> Result<()> {
+        let bound = quality.error_bound.max(quality.windowwise);
+        match self.options.max_error {
+            Some(tolerance) if bound > tolerance => {
+                Err(Error::ErrorBound { bound, tolerance, condition: quality.condition })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The whole layer on this machine, within the time that is `left`.
+    ///
+    /// `scan` is what `plan` found of the input; `code` names what there was too little of, should the time not do.
+    pub(super) fn compute_locally(
+        &self,
+        input: &[T],
+        scan: &InputScan,
+        plan: &ScanPlan,
+        code: &Code,
+        left: Duration,
+    ) -> Result<(Vec<T>, Quality)> {
+        let started = Instant::now();
+        let late = || started.elapsed() > left;
+        let output = conv_local(&self.shape, input, self.weight(), self.bias.as_deref(), threads(), &late);
+        let mut output = match output {
+            Ok(output) => output,
+            Err(Error::Cancelled) => return Err(self.too_late(code)),
+            Err(other) => return Err(other),
+        };
+        let unit = self.unit(scan);
+        let square = |value: &T| (value.to_f64() * unit).powi(2);
+        let norm = output.iter().map(square).sum::<f64>().sqrt();
+        if let Some(clamp) = self.options.clamp.map(Clamp::of) {
+            for value in &mut output {
+                *value = clamp(*value);
+            }
+        }
+        if self.finite && scan.finite && !norm.is_finite() && first_non_finite(&output).is_some() {
+            return Err(Error::NonFiniteResults {
+                count: 1,
+                total: 1,
+                dtype: T::DTYPE.name(),
+                workers: "the local computation".to_owned(),
+            });
+        }
+        let rounding = Rounding::plain::<T>(self.shape.reduction());
+        let expected = plan.expected_norm(scan, &self.group_weights, unit);
+        let quality = Quality {
+            condition: 1.0,
+            error_bound: relative_to(rounding.normwise(1.0), expected, norm)
+                + rounding.underflow_of(output.len(), norm / unit),
+            windowwise: rounding.windowwise(1.0, 1.0)
+                + rounding.underflow(scan.smallest, self.filters.smallest_sum()),
+            amplification: 1.0,
+            recomputed: 0,
+        };
+        self.check(&quality).map(|()| (output, quality))
+    }
+
+    fn too_late(&self, code: &Code) -> Error {
+        Error::Shortfall {
+            needed: code.recovery_threshold(),
+            total: code.n(),
+            arrived: 0,
+            waited_ms: u64::try_from(self.options.deadline.as_millis()).unwrap_or(u64::MAX),
+            missing: "too few workers answered, and computing the layer locally took too long".to_owned(),
+            mend: "raise --deadline, or replace the workers that do not answer".to_owned(),
+        }
+    }
+
+    /// A power of two that brings outputs near or below 1.
+    pub(super) fn unit(&self, scan: &InputScan) -> f64 {
+        let slabs = scan.slab_scales.iter().map(|scale| 1.0 / scale).fold(0.0, f64::max);
+        let slabs = if scan.slab_scales.is_empty() { scan.largest } else { slabs };
+        let filters = self.filters.undo.iter().copied().fold(0.0, f64::max);
+        power_of_two((slabs * filters).max(self.largest_bias), true)
+    }
+}
+
+/// `bound`, which holds for outputs of the `expected` norm, for outputs of `norm`: more where they cancel.
+pub(super) fn relative_to(bound: f64, expected: f64, norm: f64) -> f64 {
+    if expected <= norm || expected.is_nan() || norm.is_nan() {
+        return bound;
+    }
+    let error = bound * expected;
+    // The exact output may be shorter by the error.
+    if error < norm { (error / (norm - error)).max(bound) } else { f64::MAX }
+}
+
+/// `[g]`: the sum over the filters of a group of the square of what undoes their scale, times the energy of a filter as it is
+/// when mixed with others.
+fn group_weights(shape: &ConvShape, filters: &FilterScales) -> Vec<f64> {
+    let group_out = shape.out_channels / shape.groups;
+    let of_group = |(energies, undo): (&[f64], &[f64])| {
+        let mean = energies.iter().sum::<f64>() / group_out as f64;
+        energies.iter().zip(undo).map(|(energy, undo)| energy.max(mean) * undo * undo).sum()
+    };
+    filters.energies.chunks(group_out).zip(filters.undo.chunks(group_out)).map(of_group).collect()
+}
+
+/// Threads for what is computed on this machine.
+pub(super) fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bounds_grow_where_outputs_cancel_and_never_shrink() {
+        assert_eq!(relative_to(1e-6, 1.0, 1.0), 1e-6);
+        assert_eq!(relative_to(1e-6, 1.0, 50.0), 1e-6);
+        assert!((relative_to(1e-6, 1.0, 1e-3) / 1e-3 - 1.0).abs() < 0.01);
+        assert_eq!(relative_to(1e-6, 1.0, 1e-7), f64::MAX);
+        assert_eq!((relative_to(1e-6, 0.0, 0.0), relative_to(1e-6, f64::NAN, 1.0)), (1e-6, 1e-6));
+    }
+}

@@ -1,0 +1,465 @@
+//! A layer under one code: its filters on the workers, and a run of it.
+//!
+//! Who runs layers can skip this: a [`CodedConv`](super::CodedConv) has one of these, and another one once its data were too
+//! uneven for the first.
+//!
+//! Invariant: an output that is given back has the bounds that are given back with it, or there is an error.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use rayon::prelude::*;
+
+use super::accuracy::{Accuracy, typical_condition};
+use super::common::{Common, Quality, relative_to, threads};
+use super::experience::{About, Experience};
+use super::holdings::{Holdings, locked};
+use super::responses::{Responses, Scheme};
+use super::watch::Watch;
+use crate::array::{Element, Values, first_non_finite, sized};
+use crate::coding::{
+    CheckerCache, Code, Decoder, DecoderCache, Epilogue, Rounding, Sketcher, decode, encode_distinct,
+};
+use crate::conv::{conv_local, outputs_at};
+use crate::error::{Error, Result};
+use crate::partition::{FilterPartition, InputPartition, OutputTiling};
+use crate::planner::subtask_shape;
+use crate::scaling::{InputScan, ScanOptions, ScanPlan};
+use crate::scheduler::{
+    Audit, End, Evidence, Fleet, Gathered, JobPlan, OnShortfall, Pool, Recovery, run_job,
+};
+use crate::worker::{SubtaskShape, WorkerKind};
+
+/// Responder sets whose inverses a layer keeps.
+pub(super) const CACHED_DECODERS: usize = 256;
+
+/// Errors of a sub-result beyond this many times what rounding explains are no rounding.
+const LIE: f64 = 8.0;
+
+/// See the module documentation.
+pub(super) struct Variant<T: Element> {
+    pub(super) holdings: Arc<Holdings<T>>,
+    pub(super) accuracy: Accuracy,
+    pub(super) scan: ScanPlan,
+    slabs: InputPartition,
+    tiling: OutputTiling,
+    decoders: DecoderCache,
+    checkers: CheckerCache,
+    sketcher: Option<Arc<Sketcher>>,
+    watch: Watch,
+    /// Slab buffers of earlier runs. A straggler may still read some of them.
+    spare: Mutex<Vec<Arc<Values>>>,
+    /// Result buffers of earlier runs.
+    spent: Mutex<Vec<Values>>,
+    experience: Mutex<Experience>,
+}
+
+/// A run under one code, whatever came of it.
+pub(super) struct VariantRun<'a, T> {
+    /// The output with what it may be off by, or why there is none.
+    pub(super) output: Result<(Vec<T>, Quality)>,
+    pub(super) gathered: Gathered<Responses<'a>>,
+    /// What it was decoded from, unless it was computed locally.
+    pub(super) decoder: Option<Arc<Decoder>>,
+    /// Padding, cutting and encoding; decoding, or the local computation.
+    pub(super) times: [Duration; 2],
+}
+
+impl<T: Element> Variant<T> {
+    /// Encodes the filters and installs them on the pool's workers. `plain` workers compute with operands of full width, and
+    /// every output from its own window alone.
+    ///
+    /// # Errors
+    /// As [`CodedConv::prepare`](super::CodedConv::prepare).
+    pub(super) fn new(
+        pool: &Pool,
+        common: &Common<T>,
+        code: Code,
+        plain: bool,
+        checkers: CheckerCache,
+        install_limit: Duration,
+    ) -> Result<Self> {
+        static NEXT_ID: AtomicU64 = AtomicU64::new(0);
+        let (shape, options) = (&common.shape, &common.options);
+        let slabs = InputPartition::new(shape, code.k_a())?;
+        let filters = FilterPartition::new(shape, code.k_b())?;
+        let subtask = SubtaskShape { plain, ..subtask_shape(shape, &code)? };
+        let rounding = rounding::<T>(pool, common, plain);
+        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+        let sketcher = || Arc::new(Sketcher::new(subtask.conv.output_elems(), options.seed ^ id));
+        let mixes = code.kind().mixes();
+        let scan = ScanOptions {
+            mixed: mixes && code.k_a() > 1,
+            always_scaled: rounding.half,
+            widened: rounding.filtering,
+            floor: rounding.floor(),
+        };
+        let half = rounding.half;
+        let scan = ScanPlan::new(shape, &slabs, scan);
+        let accuracy = Accuracy {
+            rounding,
+            limit: Accuracy::limit(options.max_windowwise, options.max_error, T::DTYPE, half),
+            typical_condition: typical_condition(&code),
+            windows: scan.windows(),
+            window_macs: (shape.reduction() * (shape.out_channels / shape.groups)) as f64,
+        };
+        Ok(Self {
+            sketcher: (options.audit != Audit::Off).then(sketcher),
+            watch: Watch::new(options.audit, pool.caught()),
+            tiling: OutputTiling::new(shape, &slabs, &filters),
+            experience: Mutex::new(Experience::new(code.n())),
+            holdings: Holdings::new(pool, id, code, subtask, filters, common, install_limit)?,
+            decoders: DecoderCache::new(CACHED_DECODERS),
+            checkers,
+            spare: Mutex::new(Vec::new()),
+            spent: Mutex::new(Vec::new()),
+            accuracy,
+            scan,
+            slabs,
+        })
+    }
+
+    pub(super) fn code(&self) -> &Code {
+        &self.holdings.code
+    }
+
+    /// Computes the layer. Windows of a larger amplification than `amplification` are computed on this machine.
+    pub(super) fn run(
+        &self,
+        common: &Common<T>,
+        input: &[T],
+        scan: &InputScan,
+        amplification: f64,
+        room: Vec<T>,
+    ) -> VariantRun<'_, T> {
+        let started = Instant::now();
+        let finite = common.finite && scan.finite;
+        let slabs = tracing::debug_span!("encode").in_scope(|| self.encode(common, input, scan));
+        let encode = started.elapsed();
+        let audit = self.watch.next(self.holdings.pool.caught());
+        let terms = locked(&self.experience).terms(&self.about(common, amplification));
+        let plan = JobPlan {
+            fleet: &self.holdings.pool,
+            layer: self.holdings.id,
+            shape: &self.holdings.subtask,
+            policy: common.options.policy(),
+            terms,
+            finite,
+            slabs: slabs.clone(),
+            spent: std::mem::take(&mut *locked(&self.spent)),
+            sketcher: self.sketcher.clone().filter(|_| audit != Audit::Off),
+            recovery: Responses::new(self.scheme(common, &slabs, audit)),
+            filters: &|subtask, worker| self.holdings.filters_for(subtask, worker),
+            holds: &|subtask, worker| self.holdings.holds(subtask, worker),
+        };
+        let mut gathered = run_job(plan, self.holdings.homes());
+        let decoding = Instant::now();
+        if matches!(gathered.end, End::Decode) && common.options.audit == Audit::Watch {
+            self.check_spares(&slabs, &mut gathered);
+        }
+        let mut decoder = gathered.recovery.chosen().cloned();
+        let end = std::mem::replace(&mut gathered.end, End::Decode);
+        let job = Finishing { common, input, scan, amplification, finite };
+        let output = match (end, &decoder) {
+            (End::Failed(error), _) => Err(error),
+            (End::Decode, Some(decoder)) => {
+                tracing::debug_span!("decode").in_scope(|| self.decode(&job, decoder, &gathered, room))
+            }
+            // The gathering ends with `Decode` only after a verdict that chose a decoder.
+            (End::Local | End::Decode, _) => {
+                tracing::warn!("too few results: computing the layer locally");
+                Ok(None)
+            }
+        };
+        let output = match output {
+            Ok(Some(decoded)) => Ok(decoded),
+            Ok(None) => {
+                (gathered.end, decoder) = (End::Local, None);
+                common.compute_locally(input, scan, &self.scan, self.code(), gathered.left)
+            }
+            Err(error) => Err(error),
+        };
+        if gathered.recovery.in_doubt() && matches!(gathered.end, End::Local) {
+            self.find_faulty(&slabs, &mut gathered, decoding);
+        }
+        if audit == Audit::Watch {
+            let local = matches!(gathered.end, End::Local);
+            self.watch.done(local || gathered.recovery.audited() || !gathered.recovery.liars().is_empty());
+        }
+        let decode = decoding.elapsed();
+        gathered.settle();
+        locked(&self.experience).learn(self.code().n(), &gathered);
+        self.keep_slabs(slabs);
+        // Subtasks move where they may be handed to others at all.
+        if common.options.on_shortfall == OnShortfall::Redispatch {
+            self.holdings.follow_the_speeds();
+        }
+        VariantRun { output, gathered, decoder, times: [encode, decode] }
+    }
+
+    /// Keeps the buffers of a run that is over.
+    pub(super) fn keep(&self, gathered: Gathered<Responses<'_>>) {
+        let mut spent = locked(&self.spent);
+        spent.extend(gathered.into_buffers());
+        spent.truncate(self.code().n() * self.holdings.subtask.sub_results());
+    }
+
+    fn encode(&self, common: &Common<T>, input: &[T], scan: &InputScan) -> Vec<Arc<Values>> {
+        let spare = self.spare_slabs();
+        let coded = encode_distinct(self.code(), &common.shape, &self.slabs, input, &scan.slab_scales, spare);
+        let coded: Vec<_> = coded.into_iter().map(|slabs| Arc::new(T::wrap(slabs))).collect();
+        // Those of all subtasks may be one and the same.
+        coded.iter().cycle().take(self.code().n()).cloned().collect()
+    }
+
+    /// Slab buffers that nothing reads any more.
+    fn spare_slabs(&self) -> Vec<Vec<T>> {
+        let mut spare = locked(&self.spare);
+        let (free, read) = spare.drain(..).partition(|slabs| Arc::strong_count(slabs) == 1);
+        *spare = read;
+        drop(spare);
+        let free: Vec<Arc<Values>> = free;
+        free.into_iter().filter_map(Arc::into_inner).filter_map(T::take).collect()
+    }
+
+    /// Keeps the slabs of a run, those of stragglers too: at most as many as two runs need.
+    fn keep_slabs(&self, slabs: Vec<Arc<Values>>) {
+        let mut spare = locked(&self.spare);
+        for slabs in slabs {
+            // Those of all subtasks may be one and the same.
+            if !spare.iter().any(|kept| Arc::ptr_eq(kept, &slabs)) {
+                spare.push(slabs);
+            }
+        }
+        let surplus = spare.len().saturating_sub(2 * self.code().n());
+        spare.drain(..surplus);
+    }
+
+    fn scheme(&self, common: &Common<T>, slabs: &[Arc<Values>], audit: Audit) -> Scheme<'_> {
+        Scheme {
+            code: self.code(),
+            decoders: &self.decoders,
+            checkers: &self.checkers,
+            rounding: self.accuracy.rounding,
+            audit,
+            partial: common.options.partial,
+            energies: match audit {
+                Audit::Off => Vec::new(),
+                Audit::Watch | Audit::Detect | Audit::Correct => self.holdings.expected_energies(slabs),
+            },
+        }
+    }
+
+    /// What the experience of this layer is asked about.
+    fn about<'a>(&'a self, common: &'a Common<T>, amplification: f64) -> About<'a> {
+        About {
+            options: &common.options,
+            code: self.code(),
+            rounding: self.accuracy.rounding,
+            max_error: self.accuracy.max_error(amplification, common.options.max_error),
+            crowded: self.holdings.pool.is_crowded(),
+            local: common.local,
+        }
+    }
+
+    /// Compares spare results that came although no audit waited for them.
+    fn check_spares(&self, slabs: &[Arc<Values>], gathered: &mut Gathered<Responses<'_>>) {
+        let Some(sketcher) = self.sketcher.as_ref().filter(|_| gathered.recovery.has_unchecked_spares())
+        else {
+            return;
+        };
+        let results = &gathered.results;
+        let sketch = |subtask: usize, index: usize| {
+            let values = results[subtask][index].as_ref()?.as_slice::<T>().ok()?;
+            Some(sketcher.sketch(values))
+        };
+        gathered.recovery.check_spares(sketch, self.holdings.expected_energies(slabs));
+        if gathered.recovery.in_doubt() {
+            gathered.end = End::Local;
+        }
+        let liars: Vec<usize> = gathered.recovery.liars().to_vec();
+        self.flag(gathered, &liars);
+    }
+
+    /// After a contradiction that could not be settled: which results are wrong is found by computing them again here, as long
+    /// as the deadline allows.
+    fn find_faulty(&self, slabs: &[Arc<Values>], gathered: &mut Gathered<Responses<'_>>, since: Instant) {
+        let shape = &self.holdings.subtask;
+        let (rounding, banks) = (self.accuracy.rounding, shape.banks);
+        let mut faulty = Vec::new();
+        for subtask in gathered.recovery.complete().to_vec() {
+            if since.elapsed() > gathered.left {
+                break;
+            }
+            let filters = self.holdings.filters_of(subtask);
+            let Ok(inputs) = slabs[subtask].as_slice::<T>() else { continue };
+            for (index, values) in gathered.results[subtask].iter().enumerate() {
+                let Some(Ok(got)) = values.as_ref().map(Values::as_slice::<T>) else { continue };
+                let slab = inputs.chunks(shape.conv.input_elems()).nth(index / banks).unwrap_or_default();
+                let bank = filters.chunks(shape.conv.weight_elems()).nth(index % banks).unwrap_or_default();
+                let late = || since.elapsed() > gathered.left;
+                let Ok(want) = conv_local(&shape.conv, slab, bank, None, threads(), &late) else { continue };
+                let square = |values: f64| values * values;
+                let error: f64 = got.iter().zip(&want).map(|(a, b)| square(a.to_f64() - b.to_f64())).sum();
+                let operands = |values: &[T]| values.iter().map(|v| square(v.to_f64())).sum::<f64>();
+                // As large as sums of such products are, should they cancel here.
+                let mean = operands(slab) / slab.len().max(1) as f64;
+                let outputs = got.len() as f64 / shape.conv.out_channels as f64;
+                let size = operands(&want).max(mean * operands(bank) * outputs);
+                if error.sqrt() > LIE * rounding.normwise(1.0) * size.sqrt() {
+                    faulty.extend(gathered.recovery.worker_of(subtask, index));
+                }
+            }
+        }
+        faulty.sort_unstable();
+        faulty.dedup();
+        self.flag(gathered, &faulty);
+    }
+
+    /// Quarantines workers whose results are wrong.
+    fn flag(&self, gathered: &mut Gathered<Responses<'_>>, workers: &[usize]) {
+        for worker in workers {
+            self.holdings.pool.flag(*worker, "contradicts the other results");
+            gathered.blame(*worker, "contradicts the other results");
+        }
+    }
+
+    /// Decodes and finishes; `None` if the result may be off by more than is allowed, and computing it locally is better.
+    fn decode(
+        &self,
+        job: &Finishing<'_, T>,
+        decoder: &Decoder,
+        gathered: &Gathered<Responses<'_>>,
+        room: Vec<T>,
+    ) -> Result<Option<(Vec<T>, Quality)>> {
+        let Finishing { common, scan, amplification, finite, .. } = *job;
+        let (condition, rounding) = (decoder.condition(), self.accuracy.rounding);
+        let amplification = scan.spread.largest().min(amplification);
+        let windowwise = rounding.windowwise(condition, amplification);
+        if self.accuracy.limit.is_some_and(|limit| windowwise > limit) {
+            tracing::warn!(
+                condition,
+                windowwise,
+                "decoding would lose too many digits: computing the layer locally"
+            );
+            return Ok(None);
+        }
+        let results = decoder.inputs().iter().map(|of| {
+            let values = &gathered.results[of.subtask][of.slab * self.code().l_b() + of.bank];
+            values.as_ref().expect("a decoder takes what has arrived").as_slice::<T>()
+        });
+        let results = results.collect::<Result<Vec<&[T]>>>()?;
+        let mut output = sized(room, common.shape.output_elems());
+        let unit = common.unit(scan);
+        let epilogue = Epilogue {
+            slab_scales: &scan.slab_scales,
+            filter_undo: &common.filters.undo,
+            unit,
+            bias: common.bias.as_deref(),
+            clamp: common.options.clamp,
+        };
+        let norm = decode(decoder, &self.tiling, &results, epilogue, &mut output)?;
+        let recomputed = if finite { self.repair(job, amplification, &mut output) } else { 0 };
+        // No element is larger than the norm; where that is beyond the type, one may be. Every result is finite: it is the
+        // output that its type cannot hold.
+        let fits = T::from_f64(norm).finite() && recomputed == 0;
+        if finite && !fits && first_non_finite(&output).is_some() {
+            return Err(overflow::<T>(gathered, &self.holdings.pool));
+        }
+        let expected = self.scan.expected_norm(scan, &common.group_weights, unit) / unit;
+        let quality = Quality {
+            condition,
+            error_bound: relative_to(rounding.normwise(condition), expected, norm)
+                + rounding.underflow_of(output.len(), norm),
+            windowwise: windowwise + rounding.underflow(scan.smallest, common.filters.smallest_sum()),
+            amplification,
+            recomputed,
+        };
+        match common.check(&quality) {
+            Ok(()) => Ok(Some((output, quality))),
+            // Computing it here loses less.
+            Err(_) if condition * amplification > 1.0 || rounding.half || rounding.filtering => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Writes exact values where decoding cannot: the bias where windows are zero throughout, sums of products where they
+    /// stand out. Gives the number of outputs that were computed.
+    fn repair(&self, job: &Finishing<'_, T>, amplification: f64, output: &mut [T]) -> usize {
+        let Finishing { common, input, scan, .. } = *job;
+        let shape = &common.shape;
+        let (group_out, plane) = (shape.out_channels / shape.groups, shape.output_plane());
+        for run in &scan.zeros {
+            let (image, group) = (run.group / shape.groups, run.group % shape.groups);
+            for channel in group * group_out..(group + 1) * group_out {
+                let first = (image * shape.out_channels + channel) * plane + run.start;
+                output[first..first + run.count].fill(common.finished(channel, 0.0));
+            }
+        }
+        let groups: Vec<usize> = scan.uneven(amplification).collect();
+        if groups.is_empty() {
+            return 0;
+        }
+        let positions: Vec<(usize, usize)> = groups
+            .into_par_iter()
+            .flat_map_iter(|group| {
+                let mut found = Vec::new();
+                self.scan
+                    .visit_uneven(input, group, amplification, &common.rooms, |at| found.push((group, at)));
+                found
+            })
+            .collect();
+        let weight = common.weight();
+        let outputs: Vec<(usize, T)> = positions
+            .par_iter()
+            .flat_map_iter(|(group, at)| {
+                let (mut window, mut values) = (Vec::new(), Vec::with_capacity(group_out));
+                outputs_at(shape, input, weight, *group, *at, &mut window, |channel, place, value| {
+                    values.push((place, common.finished(channel, value)));
+                });
+                values
+            })
+            .collect();
+        for (place, value) in &outputs {
+            output[*place] = *value;
+        }
+        outputs.len()
+    }
+}
+
+/// What finishing an output needs to know of the run.
+#[derive(Clone, Copy)]
+struct Finishing<'a, T: Element> {
+    common: &'a Common<T>,
+    input: &'a [T],
+    scan: &'a InputScan,
+    amplification: f64,
+    finite: bool,
+}
+
+/// How the workers of a pool round the layer.
+fn rounding<T: Element>(pool: &Pool, common: &Common<T>, plain: bool) -> Rounding {
+    let rounding = Rounding::plain::<T>(common.shape.reduction());
+    if plain {
+        return rounding;
+    }
+    // Which kernel a GPU runs, here or elsewhere, is its worker's choice.
+    let gpus = pool.workers().any(|info| info.kind != WorkerKind::Cpu);
+    Rounding { half: pool.keeps_half(), filtering: gpus && common.shape.suits_filtering(), ..rounding }
+}
+
+fn overflow<T: Element>(gathered: &Gathered<Responses<'_>>, pool: &Pool) -> Error {
+    let mut names: Vec<&str> =
+        gathered.attempts.iter().filter(|a| a.arrived > 0).map(|a| pool.name(a.worker)).collect();
+    names.sort_unstable();
+    names.dedup();
+    Error::NonFiniteResults { count: 1, total: 1, dtype: T::DTYPE.name(), workers: names.join(", ") }
+}
+
+impl<T: Element> Drop for Variant<T> {
+    /// Frees the filters on every worker that was given some.
+    fn drop(&mut self) {
+        self.holdings.close();
+    }
+}

@@ -1,0 +1,99 @@
+//! Which runs of a layer are audited.
+//!
+//! Invariant: with [`Audit::Watch`], of any [`Audit::WATCH_EVERY`] runs of a layer one after the other at least one waits for a
+//! result to compare with; where none came in time, the next ones do so as well, ever less often.
+
+use std::sync::Mutex;
+
+use super::holdings::locked;
+use crate::scheduler::Audit;
+
+/// The audits of one layer.
+#[derive(Debug)]
+pub(super) struct Watch {
+    audit: Audit,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// Runs until the next that is audited.
+    due_in: u32,
+    /// Runs until the one after that, should nothing be compared.
+    retry_in: u32,
+    /// Runs that are audited whatever is due.
+    strict: u32,
+    /// Workers of the pool that had been caught when it was last looked.
+    caught: u64,
+}
+
+impl Watch {
+    /// As `audit` says, in a pool in which `caught` workers were caught so far.
+    pub(super) fn new(audit: Audit, caught: u64) -> Self {
+        Self { audit, state: Mutex::new(State { due_in: 0, retry_in: 1, strict: 0, caught }) }
+    }
+
+    /// The audit of the run that begins.
+    pub(super) fn next(&self, caught: u64) -> Audit {
+        if self.audit != Audit::Watch {
+            return self.audit;
+        }
+        let mut state = locked(&self.state);
+        if state.caught != caught {
+            (state.caught, state.strict) = (caught, Audit::WATCH_EVERY);
+        }
+        let due = state.due_in == 0;
+        state.due_in = if due { Audit::WATCH_EVERY - 1 } else { state.due_in - 1 };
+        let strict = state.strict > 0;
+        state.strict = state.strict.saturating_sub(1);
+        if due || strict { Audit::Watch } else { Audit::Off }
+    }
+
+    /// Books whether a run that was to be audited was.
+    pub(super) fn done(&self, audited: bool) {
+        let mut state = locked(&self.state);
+        if audited {
+            state.retry_in = 1;
+            return;
+        }
+        state.due_in = state.due_in.min(state.retry_in - 1);
+        state.retry_in = (2 * state.retry_in).min(Audit::WATCH_EVERY);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_run_and_one_in_so_many_are_audited_and_all_after_a_worker_was_caught() {
+        let watch = Watch::new(Audit::Watch, 3);
+        let next = |caught, runs: u32| (0..runs).filter(|_| watch.next(caught) == Audit::Watch).count();
+        assert_eq!(watch.next(3), Audit::Watch);
+        assert_eq!(next(3, Audit::WATCH_EVERY - 1), 0);
+        assert_eq!(watch.next(3), Audit::Watch);
+        assert_eq!(next(4, Audit::WATCH_EVERY), Audit::WATCH_EVERY as usize);
+        // Back to one in so many.
+        assert_eq!(next(4, 10 * Audit::WATCH_EVERY), 10);
+        for other in [Audit::Off, Audit::Detect, Audit::Correct] {
+            let watch = Watch::new(other, 0);
+            assert!((0..40).all(|run| watch.next(run) == other));
+        }
+    }
+
+    #[test]
+    fn what_could_not_be_compared_is_tried_again_ever_less_often() {
+        let watch = Watch::new(Audit::Watch, 0);
+        let mut tried = Vec::new();
+        for run in 0..200 {
+            if watch.next(0) == Audit::Watch {
+                tried.push(run);
+                watch.done(false);
+            }
+        }
+        assert_eq!(tried, [0, 1, 3, 7, 15, 31, 63, 95, 127, 159, 191]);
+        watch.done(true);
+        let again = (0..64).filter(|_| watch.next(0) == Audit::Watch).inspect(|_| watch.done(true)).count();
+        assert_eq!(again, 2);
+    }
+}

@@ -1,0 +1,549 @@
+//! One pass over an input: whether it is finite, how large its slabs are, and how uneven its windows.
+
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+
+use rayon::prelude::*;
+
+use super::power::power_of_two;
+use super::spread::{EVEN, Spread};
+use super::windows::Windows;
+use crate::array::{DType, Element};
+use crate::conv::ConvShape;
+use crate::partition::InputPartition;
+
+/// Elements that are looked at without a branch.
+const CHUNK: usize = 64;
+
+/// Fewer elements than this are scanned on the calling thread.
+const SMALL: usize = 32 * 1024;
+
+/// From so many images and groups on they are shared out among threads, else the rows of each.
+const MANY: usize = 8;
+
+/// Slabs that are not mixed with others are scaled only where their largest element leaves `[1 / ROOM, ROOM]`: products with
+/// filters of a size near 1 are then far from both ends of the range of f32.
+const ROOM: f64 = (1_u64 << 40) as f64;
+
+/// Windows of a slab that are looked at for its scale.
+const SAMPLED: usize = 256;
+
+/// A slab is scaled by no more than brings its largest element here.
+const MOST_ELEMENT: f64 = (1_u64 << 60) as f64;
+
+/// What happens to the slabs of a layer, as far as it matters to rounding errors.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ScanOptions {
+    /// Whether coded slabs are sums of slabs.
+    pub mixed: bool,
+    /// Whether slabs are scaled also where nothing is mixed and they are of ordinary size.
+    pub always_scaled: bool,
+    /// Whether workers may mix elements one step outside a window with those inside, as Winograd's filtering does.
+    pub widened: bool,
+    /// Scaled elements below this lose digits, since they are stored or multiplied as denormal numbers.
+    pub floor: f64,
+}
+
+/// How the inputs of one layer are scanned.
+#[derive(Debug)]
+pub struct ScanPlan {
+    shape: ConvShape,
+    options: ScanOptions,
+    k_a: usize,
+    /// Windows of a slab, of one channel.
+    part_plane: usize,
+    /// Elements of one row of the split axis.
+    row_elems: usize,
+    windows: Windows,
+    widened: Windows,
+    /// Runs of input rows that no slab begins or ends in; together all rows.
+    bands: Vec<Range<usize>>,
+    /// The rows of each slab.
+    slab_rows: Vec<Range<usize>>,
+    /// Elements of a slab of one group.
+    slab_elems: usize,
+}
+
+/// Windows that see nothing but zeros.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ZeroRun {
+    /// Which image and group: `image * groups + group`.
+    pub group: usize,
+    /// First output position, in the plane of a channel.
+    pub start: usize,
+    /// How many.
+    pub count: usize,
+}
+
+/// What a scan found.
+#[derive(Clone, Debug, Default)]
+pub struct InputScan {
+    /// Whether no element is NaN or infinite.
+    pub finite: bool,
+    /// `[N, g, k_A]`: what the slabs are to be multiplied by; empty where all are to stay as they are.
+    pub slab_scales: Vec<f64>,
+    /// `[N, g, k_A]`: mean square of an element of each scaled slab.
+    pub energies: Vec<f64>,
+    /// Largest magnitude of an element.
+    pub largest: f64,
+    /// No window that is not zero throughout has a smaller maximum; infinite for an input of zeros.
+    pub smallest: f64,
+    /// Amplifications of all windows.
+    pub spread: Spread,
+    /// Windows of zeros whose decoded outputs are not exactly zero.
+    pub zeros: Vec<ZeroRun>,
+    /// `[N, g]`: the largest amplification of each.
+    amplifications: Vec<f64>,
+}
+
+impl InputScan {
+    /// The images and groups with windows of a larger amplification than `limit`.
+    pub fn uneven(&self, limit: f64) -> impl Iterator<Item = usize> + '_ {
+        (0..self.amplifications.len()).filter(move |group| self.amplifications[*group] > limit)
+    }
+}
+
+/// Memory of scans, to be used again.
+#[derive(Debug, Default)]
+pub struct ScanRoom<T>(Mutex<Vec<Room<T>>>);
+
+#[derive(Debug, Default)]
+struct Room<T> {
+    plane: Vec<T>,
+    own: Vec<T>,
+    seen: Vec<T>,
+    most: Vec<T>,
+    scratch: Vec<T>,
+}
+
+impl<T: Default> ScanRoom<T> {
+    fn take(&self) -> Room<T> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
+    }
+
+    fn keep(&self, room: Room<T>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(room);
+    }
+}
+
+/// What is found of one image and group.
+struct Group {
+    /// Energies of the bands; not finite where an element is not.
+    finite: bool,
+    scales: Vec<f64>,
+    energies: Vec<f64>,
+    largest: f64,
+    smallest: f64,
+    spread: Spread,
+    zeros: Vec<(usize, usize)>,
+}
+
+impl ScanPlan {
+    /// How inputs of `shape`, cut into `parts`, are scanned.
+    #[must_use]
+    pub fn new(shape: &ConvShape, parts: &InputPartition, options: ScanOptions) -> Self {
+        let axis = shape.split_axis();
+        let mut output = shape.output;
+        output[axis] = parts.parts * parts.rows;
+        let windows = Windows {
+            input: shape.input,
+            output,
+            kernel: shape.kernel,
+            stride: shape.stride,
+            dilation: shape.dilation,
+            pad: shape.pad_begin,
+        };
+        let mut widened = windows.clone();
+        for axis in (0..output.len()).filter(|axis| shape.kernel[*axis] > 1) {
+            widened.kernel[axis] += 2;
+            widened.pad[axis] += 1;
+        }
+        let (rows, pad) = (shape.input[axis], shape.pad_begin[axis]);
+        let slab_rows: Vec<Range<usize>> = (0..parts.parts)
+            .map(|a| {
+                let start = (a * parts.step_rows).saturating_sub(pad).min(rows);
+                let end = (a * parts.step_rows + parts.slab[axis]).saturating_sub(pad).min(rows);
+                start..end.max(start)
+            })
+            .collect();
+        let mut edges: Vec<usize> = slab_rows.iter().flat_map(|rows| [rows.start, rows.end]).collect();
+        // Short enough to be shared out.
+        edges.extend((0..=MANY).map(|i| rows * i / MANY));
+        edges.sort_unstable();
+        edges.dedup();
+        Self {
+            options,
+            k_a: parts.parts,
+            part_plane: parts.rows * output[axis + 1..].iter().product::<usize>(),
+            row_elems: shape.input[axis + 1..].iter().product(),
+            windows,
+            widened,
+            bands: edges.windows(2).map(|edge| edge[0]..edge[1]).collect(),
+            slab_rows,
+            slab_elems: shape.in_channels / shape.groups * parts.slab_plane(),
+            shape: shape.clone(),
+        }
+    }
+
+    /// Windows of all images and groups.
+    #[must_use]
+    pub fn windows(&self) -> usize {
+        self.shape.batch * self.shape.groups * self.shape.output_plane()
+    }
+
+    /// Scans `input` `[N, C, spatial...]`.
+    #[must_use]
+    pub fn scan<T: Element>(&self, input: &[T], room: &ScanRoom<T>) -> InputScan {
+        let groups = self.shape.batch * self.shape.groups;
+        let small = input.len() < SMALL;
+        let found: Vec<Group> = if groups >= MANY && !small {
+            (0..groups).into_par_iter().map(|group| self.group(input, group, false, room)).collect()
+        } else {
+            (0..groups).map(|group| self.group(input, group, !small, room)).collect()
+        };
+        let mut scan = InputScan { finite: true, smallest: f64::INFINITY, ..InputScan::default() };
+        let scaled = found.iter().any(|group| group.scales.iter().any(|scale| *scale != 1.0));
+        for (at, group) in found.into_iter().enumerate() {
+            scan.finite &= group.finite;
+            if scaled {
+                scan.slab_scales.extend(group.scales);
+            }
+            scan.energies.extend(group.energies);
+            scan.largest = scan.largest.max(group.largest);
+            scan.smallest = scan.smallest.min(group.smallest);
+            scan.amplifications.push(group.spread.largest());
+            scan.spread.merge(&group.spread);
+            let runs = group.zeros.into_iter();
+            scan.zeros.extend(runs.map(|(start, count)| ZeroRun { group: at, start, count }));
+        }
+        scan
+    }
+
+    /// Calls `visit` with the output position of every window of image and group `group` whose amplification exceeds
+    /// `limit`.
+    pub fn visit_uneven<T: Element>(
+        &self,
+        input: &[T],
+        group: usize,
+        limit: f64,
+        room: &ScanRoom<T>,
+        mut visit: impl FnMut(usize),
+    ) {
+        let mut own = room.take();
+        self.magnitudes(input, group, false, &mut own);
+        self.window_maxima(&mut own);
+        let scales = self.scales(&own);
+        self.compare(&mut own, &scales, limit, |at, ratio| {
+            if ratio > limit {
+                visit(at);
+            }
+        });
+        room.keep(own);
+    }
+
+    /// Whether windows have to be compared with each other.
+    fn compares(&self) -> bool {
+        self.options.mixed || self.options.widened || self.options.floor > f64::from(f32::MIN_POSITIVE)
+    }
+
+    fn group<T: Element>(&self, input: &[T], group: usize, shared: bool, memory: &ScanRoom<T>) -> Group {
+        let mut room = memory.take();
+        let bands = self.magnitudes(input, group, shared, &mut room);
+        let mut finite = bands.iter().all(|energy| energy.is_finite());
+        if !finite && T::DTYPE == DType::F64 {
+            // Squares of large numbers may overflow.
+            let elems = self.group_elems();
+            finite = crate::array::first_non_finite(&input[group * elems..][..elems]).is_none();
+        }
+        let (largest, smallest) = extremes(&room.plane);
+        if self.compares() {
+            self.window_maxima(&mut room);
+        }
+        let scales = self.scales(&room);
+        let (mut spread, mut zeros) = (Spread::default(), Vec::new());
+        if self.compares() && finite {
+            self.compare(&mut room, &scales, EVEN, |at, ratio| {
+                if ratio > 0.0 {
+                    return spread.add(ratio);
+                }
+                match zeros.last_mut() {
+                    Some((start, count)) if *start + *count == at => *count += 1,
+                    _ => zeros.push((at, 1)),
+                }
+            });
+        }
+        let energies = self.energies(&bands, &scales);
+        memory.keep(room);
+        Group { finite, scales, energies, largest, smallest, spread, zeros }
+    }
+
+    /// Elements of the channels of one group.
+    fn group_elems(&self) -> usize {
+        self.shape.in_channels / self.shape.groups * self.shape.input_plane()
+    }
+
+    /// The largest magnitude over the channels at every position, into `room.plane`. Gives the sum of squares of each band,
+    /// which is not finite where an element is not.
+    fn magnitudes<T: Element>(
+        &self,
+        input: &[T],
+        group: usize,
+        shared: bool,
+        room: &mut Room<T>,
+    ) -> Vec<f64> {
+        let plane_elems = self.shape.input_plane();
+        let channels = &input[group * self.group_elems()..][..self.group_elems()];
+        room.plane.clear();
+        room.plane.resize(plane_elems, T::default());
+        let mut pieces = Vec::with_capacity(self.bands.len());
+        let mut rest = &mut room.plane[..];
+        for band in &self.bands {
+            let (piece, after) = rest.split_at_mut(band.len() * self.row_elems);
+            pieces.push((band.start * self.row_elems, piece));
+            rest = after;
+        }
+        let arch = pulp::Arch::new();
+        let look = |(start, most): (usize, &mut [T])| {
+            arch.dispatch(Magnitudes { channels: &channels[start..], plane_elems, most })
+        };
+        if shared {
+            pieces.into_par_iter().map(look).collect()
+        } else {
+            pieces.into_iter().map(look).collect()
+        }
+    }
+
+    fn window_maxima<T: Element>(&self, room: &mut Room<T>) {
+        self.windows.maxima(&room.plane, &mut room.own, &mut room.scratch);
+        if self.options.widened {
+            self.widened.maxima(&room.plane, &mut room.seen, &mut room.scratch);
+        }
+    }
+
+    /// The scale of each slab of the group whose magnitudes `room` holds.
+    fn scales<T: Element>(&self, room: &Room<T>) -> Vec<f64> {
+        let single = T::DTYPE == DType::F32;
+        let slab = |a: usize| -> Option<f64> {
+            let rows = &self.slab_rows[a];
+            let element = largest(&room.plane[rows.start * self.row_elems..rows.end * self.row_elems]);
+            let windows = || typical(&room.own[a * self.part_plane..][..self.part_plane]);
+            let window = if self.compares() { windows() } else { element };
+            if window == 0.0 {
+                return None;
+            }
+            let ordinary = (1.0 / ROOM..=ROOM).contains(&window);
+            if ordinary && !self.options.mixed && !self.options.always_scaled {
+                return Some(1.0);
+            }
+            let scale = power_of_two(window, single);
+            let too_large = element * scale > MOST_ELEMENT;
+            Some(if too_large { power_of_two(element / MOST_ELEMENT, single) } else { scale })
+        };
+        let scales: Vec<Option<f64>> = (0..self.k_a).map(slab).collect();
+        // Of a slab of zeros nothing is decoded but rounding errors: they are made as small as others are.
+        let most = scales.iter().copied().flatten().reduce(f64::max).unwrap_or(1.0);
+        scales.into_iter().map(|scale| scale.unwrap_or(most)).collect()
+    }
+
+    /// Mean square of an element of each scaled slab.
+    fn energies(&self, bands: &[f64], scales: &[f64]) -> Vec<f64> {
+        let of_slab = |(rows, scale): (&Range<usize>, &f64)| {
+            let inside = |band: &Range<usize>| rows.start <= band.start && band.end <= rows.end;
+            let sum: f64 =
+                self.bands.iter().zip(bands).filter(|(band, _)| inside(band)).map(|(_, e)| e).sum();
+            let mean = sum * scale * scale / self.slab_elems as f64;
+            // Beyond the range of the sums: as if every element were as large as can be.
+            if mean.is_finite() { mean } else { 4.0 }
+        };
+        self.slab_rows.iter().zip(scales).map(of_slab).collect()
+    }
+
+    /// The L2 norm that the outputs have on average, times `unit`, if products are as large as their operands let expect and
+    /// as often positive as negative. `group_weights` are `[g]`: the sum of the energies of a group's filters.
+    #[must_use]
+    pub fn expected_norm(&self, scan: &InputScan, group_weights: &[f64], unit: f64) -> f64 {
+        let plane = self.shape.output_plane();
+        let of_group = |(group, energies): (usize, &[f64])| {
+            let mean = energies.iter().sum::<f64>() / self.k_a as f64;
+            let of_slab = |(a, energy): (usize, &f64)| {
+                let scale = scan.slab_scales.get(group * self.k_a + a).copied().unwrap_or(1.0);
+                let outputs = self.part_plane.min(plane.saturating_sub(a * self.part_plane));
+                energy.max(mean) * outputs as f64 * (unit / scale).powi(2)
+            };
+            let own: f64 = energies.iter().enumerate().map(of_slab).sum();
+            own * group_weights.get(group % self.shape.groups).copied().unwrap_or(0.0)
+        };
+        scan.energies.chunks_exact(self.k_a).enumerate().map(of_group).sum::<f64>().sqrt()
+    }
+
+    /// Compares the windows at the same place of all slabs. `found` gets the output position of every window whose
+    /// amplification exceeds both `limit` and what it got before, or `limit` alone, with the amplification; 0 stands for a
+    /// window of zeros.
+    fn compare<T: Element>(
+        &self,
+        room: &mut Room<T>,
+        scales: &[f64],
+        limit: f64,
+        mut found: impl FnMut(usize, f64),
+    ) {
+        let Room { own, seen, most, .. } = room;
+        let seen = if self.options.widened { &*seen } else { &*own };
+        let floor = T::from_f64(self.options.floor);
+        let part = self.part_plane;
+        if self.options.mixed {
+            largest_scaled(seen, scales, floor, part, most);
+        }
+        let (limit_t, mut best) = (T::from_f64(limit), T::ONE);
+        for (a, scale) in scales.iter().enumerate() {
+            if !self.options.mixed {
+                largest_scaled(&seen[a * part..], &scales[a..=a], floor, part, most);
+            }
+            let scale_t = T::from_f64(*scale);
+            let windows = part.min(self.shape.output_plane().saturating_sub(a * part));
+            let own = &own[a * part..][..windows];
+            for (chunk, (own, most)) in own.chunks(CHUNK).zip(most.chunks(CHUNK)).enumerate() {
+                let (mut uneven, mut better) = (false, false);
+                for (own, most) in own.iter().zip(most) {
+                    let scaled = *own * scale_t;
+                    uneven |= *most > limit_t * scaled;
+                    better |= *most > best * scaled;
+                }
+                if !(uneven || better) {
+                    continue;
+                }
+                for (i, (own, most)) in own.iter().zip(most).enumerate() {
+                    let (own, most) = (own.to_f64(), most.to_f64());
+                    let at = a * part + chunk * CHUNK + i;
+                    if own == 0.0 {
+                        if most > self.options.floor {
+                            found(at, 0.0);
+                        }
+                        continue;
+                    }
+                    let ratio = most / (own * scale);
+                    if ratio > limit || ratio > best.to_f64() {
+                        best = if ratio > best.to_f64() { T::from_f64(ratio.min(1e30)) } else { best };
+                        found(at, ratio);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `most[p]`: the largest of `floor` and the windows at place p of the slabs, scaled.
+fn largest_scaled<T: Element>(seen: &[T], scales: &[f64], floor: T, part: usize, most: &mut Vec<T>) {
+    most.clear();
+    most.resize(part, floor);
+    pulp::Arch::new().dispatch(LargestScaled { seen, scales, part, most });
+}
+
+struct LargestScaled<'a, T> {
+    seen: &'a [T],
+    scales: &'a [f64],
+    part: usize,
+    most: &'a mut [T],
+}
+
+impl<T: Element> pulp::WithSimd for LargestScaled<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "it must be compiled for each instruction set")]
+    fn with_simd<S: pulp::Simd>(self, _: S) {
+        for (slab, scale) in self.seen.chunks_exact(self.part).zip(self.scales) {
+            let scale = T::from_f64(*scale);
+            for (most, seen) in self.most.iter_mut().zip(slab) {
+                let scaled = *seen * scale;
+                *most = if scaled > *most { scaled } else { *most };
+            }
+        }
+    }
+}
+
+/// Largest magnitudes over the channels, and their sum of squares.
+struct Magnitudes<'a, T> {
+    /// From the first element of the run on; channels are `plane_elems` apart.
+    channels: &'a [T],
+    plane_elems: usize,
+    most: &'a mut [T],
+}
+
+/// Sums that are taken side by side.
+const LANES: usize = 16;
+
+impl<T: Element> pulp::WithSimd for Magnitudes<'_, T> {
+    type Output = f64;
+
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "it must be compiled for each instruction set")]
+    fn with_simd<S: pulp::Simd>(self, _: S) -> f64 {
+        let Self { channels, plane_elems, most } = self;
+        let mut sums = [0.0_f64; LANES];
+        let mut rest = 0.0;
+        for channel in channels.chunks(plane_elems) {
+            let run = &channel[..most.len()];
+            let mut blocks = run.chunks_exact(LANES);
+            let mut targets = most.chunks_exact_mut(LANES);
+            for (run, most) in (&mut blocks).zip(&mut targets) {
+                for lane in 0..LANES {
+                    let value = run[lane].to_f64();
+                    sums[lane] += value * value;
+                    let size = run[lane].abs();
+                    most[lane] = if size > most[lane] { size } else { most[lane] };
+                }
+            }
+            for (value, most) in blocks.remainder().iter().zip(targets.into_remainder()) {
+                rest += value.to_f64() * value.to_f64();
+                let size = value.abs();
+                *most = if size > *most { size } else { *most };
+            }
+        }
+        sums.iter().sum::<f64>() + rest
+    }
+}
+
+/// The size of most of the `windows` of a slab: larger than three quarters of those looked at that are not zero. The largest
+/// would do as well where they are even; where few of them stand out, those few are better left large than all others made small.
+fn typical<T: Element>(windows: &[T]) -> f64 {
+    let step = windows.len().div_ceil(SAMPLED).max(1);
+    // Not a divisor of widths, as powers of two are.
+    let step = if step > 1 { step | 1 } else { step };
+    let mut sample: Vec<f64> =
+        windows.iter().step_by(step).map(|window| window.to_f64()).filter(|window| *window > 0.0).collect();
+    if sample.is_empty() {
+        return largest(windows);
+    }
+    let at = sample.len() * 3 / 4;
+    *sample.select_nth_unstable_by(at, f64::total_cmp).1
+}
+
+/// The largest of `values`, 0 if there are none.
+fn largest<T: Element>(values: &[T]) -> f64 {
+    let mut lanes = [T::default(); LANES];
+    let blocks = values.chunks_exact(LANES);
+    let rest = blocks.remainder();
+    for block in blocks {
+        for lane in 0..LANES {
+            lanes[lane] = if block[lane] > lanes[lane] { block[lane] } else { lanes[lane] };
+        }
+    }
+    let larger = |most: T, value: &T| if *value > most { *value } else { most };
+    lanes.iter().chain(rest).fold(T::default(), larger).to_f64()
+}
+
+/// The largest of `values` and the smallest that is not zero.
+fn extremes<T: Element>(values: &[T]) -> (f64, f64) {
+    let unset = T::from_f64(f64::INFINITY);
+    let mut lanes = [unset; LANES];
+    let blocks = values.chunks_exact(LANES);
+    let rest = blocks.remainder();
+    let smaller = |least: T, value: T| if value > T::default() && value < least { value } else { least };
+    for block in blocks {
+        for lane in 0..LANES {
+            lanes[lane] = smaller(lanes[lane], block[lane]);
+        }
+    }
+    let smallest = lanes.iter().chain(rest).fold(unset, |least, value| smaller(least, *value));
+    (largest(values), smallest.to_f64())
+}

@@ -1,0 +1,274 @@
+//! The default audit: the first run of a layer and one in 32 are checked, and a worker that computes wrongly is found.
+
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+mod common;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use common::layer::{EXACT_F32, Layer, options, small};
+use common::relative_l2;
+#[path = "common/scripted.rs"]
+mod scripted;
+use fcdcc::array::Values;
+use fcdcc::scheduler::{HealthOptions, PoolOptions, State};
+use fcdcc::{Audit, CodeKind, Completion, ConvParams, Error, OnShortfall, Outcome, Pool, Result};
+use scripted::{Call, Scripted};
+
+/// Long enough that a worker that was caught stays away for the whole test.
+const AWAY: Duration = Duration::from_mins(10);
+
+/// Answers that are off by a hundredth in every element.
+fn off(mut values: Values) -> Values {
+    if let Values::F32(values) = &mut values {
+        for value in values {
+            *value *= 1.01;
+        }
+    }
+    values
+}
+
+/// A pool of `n` workers, each of which does with its tasks what `script` says.
+fn pool<S>(n: usize, backoff: Duration, script: S) -> Pool
+where
+    S: Fn(usize, &mut fcdcc::CpuWorker, Call<'_>) -> Result<()> + Send + Sync + 'static,
+{
+    let script = Arc::new(script);
+    let worker = |i: usize| {
+        let script = Arc::clone(&script);
+        Scripted::new(format!("cpu-{i}"), move |worker, call| script(i, worker, call)).boxed()
+    };
+    let health = HealthOptions { backoff, max_backoff: backoff, ..HealthOptions::default() };
+    Pool::with_options((0..n).map(worker).collect(), PoolOptions { health, ..PoolOptions::default() })
+        .unwrap()
+}
+
+/// Six workers of which `leader` answers first, with what `change` makes of its results.
+fn led_by(leader: usize, change: fn(Values) -> Values) -> Pool {
+    let answered = Arc::new(AtomicBool::new(false));
+    pool(6, AWAY, move |i, worker, call| {
+        if i == leader {
+            let result = call.answer_with(worker, change);
+            answered.store(true, Ordering::SeqCst);
+            return result;
+        }
+        let started = std::time::Instant::now();
+        while !answered.load(Ordering::SeqCst) && started.elapsed() < Duration::from_secs(10) {
+            std::thread::yield_now();
+        }
+        call.answer(worker)
+    })
+}
+
+fn lost(i: usize) -> Result<()> {
+    Err(Error::WorkerLost { worker: format!("cpu-{i}"), cause: "it is dead".to_owned() })
+}
+
+#[test]
+fn the_first_run_is_audited_and_right_whoever_is_wrong() {
+    let layer = small();
+    let mut caught = 0;
+    for (partitions, code) in [
+        ((4, 4), CodeKind::Crme),
+        ((1, 8), CodeKind::Crme),
+        ((8, 1), CodeKind::Crme),
+        ((2, 2), CodeKind::Chebyshev),
+    ] {
+        for liar in 0..6 {
+            let pool = led_by(liar, off);
+            let options = fcdcc::LayerOptions { code, ..options(partitions.0, partitions.1) };
+            assert_eq!(options.audit, Audit::Watch, "the default");
+            let prepared = layer.prepare(&pool, options).unwrap();
+            for round in 0..3 {
+                let run = prepared.run(layer.input.view()).unwrap();
+                let report = &run.report;
+                let name = format!("{partitions:?} {code}, {liar}, round {round}: {report:?}");
+                assert!(report.audited || round > 0, "{name}");
+                assert!(!report.audited || layer.error(&run.output) < EXACT_F32, "{name}");
+                let wrong = |w: &&fcdcc::engine::WorkerReport| w.outcome == Outcome::Corrupt;
+                assert!(
+                    report.workers.iter().filter(wrong).all(|w| w.worker == format!("cpu-{liar}")),
+                    "{name}"
+                );
+            }
+            caught += usize::from(pool.health(liar).unwrap().state == State::Quarantined);
+        }
+    }
+    // What answers first is compared.
+    assert!(caught >= 20, "{caught} of 24");
+}
+
+#[test]
+fn two_dead_and_one_lying_of_six_are_right_in_every_element() {
+    let layer = small();
+    for (dead, liar) in [([0, 1], 2), ([1, 4], 0), ([2, 5], 3), ([3, 4], 5)] {
+        let pool = pool(6, AWAY, move |i, worker, call| {
+            if dead.contains(&i) {
+                return lost(i);
+            }
+            call.answer_with(worker, |values| if i == liar { off(values) } else { values })
+        });
+        let prepared = layer.prepare(&pool, options(4, 4)).unwrap();
+        for round in 0..40 {
+            let run = prepared.run(layer.input.view()).unwrap();
+            assert!(layer.error(&run.output) < EXACT_F32, "round {round}: {:?}", run.report);
+        }
+        assert_eq!(pool.health(liar).unwrap().state, State::Quarantined);
+    }
+}
+
+#[test]
+fn whoever_begins_to_lie_slips_in_at_most_31_results_of_a_layer() {
+    let layer = small();
+    for begin in [1, 7, 31] {
+        let lying = Arc::new(AtomicBool::new(false));
+        let lies = Arc::clone(&lying);
+        // The liar is always among the first, so that it is always decoded from.
+        let first = Arc::new(AtomicUsize::new(0));
+        let answered = Arc::clone(&first);
+        let pool = pool(6, AWAY, move |i, worker, call| {
+            if i == 3 {
+                let lies = lies.load(Ordering::SeqCst);
+                let result = call.answer_with(worker, |values| if lies { off(values) } else { values });
+                answered.fetch_add(1, Ordering::SeqCst);
+                return result;
+            }
+            call.answer(worker)
+        });
+        let prepared = layer.prepare(&pool, options(4, 4)).unwrap();
+        let mut wrong = 0;
+        for round in 0..100 {
+            lying.store(round >= begin, Ordering::SeqCst);
+            let run = prepared.run(layer.input.view()).unwrap();
+            let error = layer.error(&run.output);
+            wrong += usize::from(error > EXACT_F32);
+            // The promise is about runs that were audited; others say that they were not.
+            assert!(error <= EXACT_F32 || !run.report.audited, "round {round}: {error:e}, {:?}", run.report);
+        }
+        assert!(wrong <= 31, "{wrong} wrong results");
+        assert!(first.load(Ordering::SeqCst) > 0);
+    }
+}
+
+#[test]
+fn after_a_worker_was_caught_every_run_is_audited_for_a_while() {
+    let layer = small();
+    let lying = Arc::new(AtomicBool::new(true));
+    let lies = Arc::clone(&lying);
+    // It is back at once, and lies again.
+    let pool = pool(6, Duration::from_millis(1), move |i, worker, call| {
+        let lies = i == 0 && lies.load(Ordering::SeqCst);
+        call.answer_with(worker, |values| if lies { off(values) } else { values })
+    });
+    let prepared = layer.prepare(&pool, options(4, 4)).unwrap();
+    for round in 0..30 {
+        let run = prepared.run(layer.input.view()).unwrap();
+        assert!(layer.error(&run.output) < EXACT_F32, "round {round}: {:?}", run.report);
+    }
+    lying.store(false, Ordering::SeqCst);
+    let audited = (0..60).filter(|_| prepared.run(layer.input.view()).unwrap().report.audited).count();
+    assert!((20..60).contains(&audited), "{audited}");
+}
+
+#[test]
+fn runs_without_a_spare_result_say_that_they_were_not_checked() {
+    let layer = small();
+    let pool = pool(4, AWAY, |_, worker, call| call.answer(worker));
+    let none = fcdcc::LayerOptions { tolerate: 0, ..options(4, 4) };
+    let report = layer.prepare(&pool, none).unwrap().run(layer.input.view()).unwrap().report;
+    assert!(!report.audited && report.audit_floor.is_none(), "{report:?}");
+    assert_eq!(report.completion, Completion::Exact);
+    // Whether there is an audit at all changes nothing for the output.
+    let off = options(2, 4).audit(Audit::Off);
+    let report = layer.prepare(&pool, off).unwrap().run(layer.input.view()).unwrap().report;
+    assert!(!report.audited, "{report:?}");
+}
+
+#[test]
+fn without_a_way_out_a_contradiction_is_refused() {
+    let layer = small();
+    // One spare result, and nothing else allowed: who is wrong cannot be told.
+    let pool = pool(5, AWAY, |i, worker, call| {
+        call.answer_with(worker, |values| if i == 1 { off(values) } else { values })
+    });
+    let strict = options(4, 4).on_shortfall(OnShortfall::Fail);
+    let prepared = layer.prepare(&pool, strict).unwrap();
+    let mut refused = 0;
+    for _ in 0..5 {
+        match prepared.run(layer.input.view()) {
+            Err(error @ Error::Corrupted { .. }) => {
+                assert_eq!(error.kind(), fcdcc::ErrorKind::Refused);
+                refused += 1;
+            }
+            Ok(run) => assert!(!run.report.audited || layer.error(&run.output) < EXACT_F32),
+            Err(other) => panic!("{other}"),
+        }
+    }
+    assert!(refused >= 1);
+    // Where it may be computed here, it is, and the liar is found by it.
+    let free = layer.prepare(&pool, options(4, 4)).unwrap();
+    let run = free.run(layer.input.view()).unwrap();
+    assert!(layer.error(&run.output) < EXACT_F32, "{:?}", run.report);
+    assert_eq!(run.report.completion, Completion::ExactLocally);
+    assert!(run.report.audited);
+    assert_eq!(pool.health(1).unwrap().state, State::Quarantined, "{:?}", run.report);
+}
+
+#[test]
+fn copies_of_small_parts_are_checked_as_well_as_large_ones() {
+    // The upper half of the picture is a million times larger than the lower one, which is all the liar computes.
+    let mut layer = Layer::<f32>::without_truth(&[1, 3, 12, 10], &[8, 3, 1, 1], ConvParams::default());
+    layer.bias.fill(0.0);
+    for (i, value) in layer.input.iter_mut().enumerate() {
+        *value *= if i % 120 < 60 { 1e6 } else { 1.0 };
+    }
+    let (x, w) = (layer.input.as_slice().unwrap(), layer.weight.as_slice().unwrap());
+    let truth = fcdcc::conv::reference(&layer.shape(), x, w, None).unwrap();
+    // Twice of what is right: a part that is 100 % off.
+    let pool = led_by(5, |mut values| {
+        if let Values::F32(values) = &mut values {
+            for value in values {
+                *value *= 2.0;
+            }
+        }
+        values
+    });
+    let replicated = fcdcc::LayerOptions {
+        code: CodeKind::Replication,
+        partitions: Some((2, 1)),
+        ..options(2, 1).audit(Audit::Correct)
+    };
+    let run = layer.prepare(&pool, replicated).unwrap().run(layer.input.view()).unwrap();
+    let lower = |values: &[f32]| -> Vec<f32> {
+        values.iter().enumerate().filter(|(i, _)| i % 120 >= 60).map(|(_, v)| *v).collect()
+    };
+    let error = relative_l2(&lower(run.output.as_slice().unwrap()), &lower(&truth));
+    assert!(error < EXACT_F32, "{error:e}, {:?}", run.report);
+    assert_eq!(run.report.flagged, [5], "{:?}", run.report);
+}
+
+#[test]
+fn a_liar_in_a_small_channel_is_found() {
+    // Channels from 1e-4 to 1e4; the liar is off in the smallest alone.
+    let mut layer =
+        Layer::<f32>::without_truth(&[1, 3, 12, 10], &[8, 3, 3, 3], ConvParams::default().padding([1]));
+    layer.bias.fill(0.0);
+    for (i, value) in layer.weight.iter_mut().enumerate() {
+        *value *= 10.0_f32.powi(i32::try_from(i / 27).unwrap() - 4);
+    }
+    // One bank: the coded filters of a subtask are the filters, and its first channel is the smallest.
+    let pool = led_by(2, |mut values| {
+        if let Values::F32(values) = &mut values {
+            let channel = values.len() / 8;
+            for value in &mut values[..channel] {
+                *value *= 1.5;
+            }
+        }
+        values
+    });
+    let prepared = layer.prepare(&pool, options(8, 1).audit(Audit::Correct)).unwrap();
+    let run = prepared.run(layer.input.view()).unwrap();
+    assert_eq!(run.report.flagged, [2], "{:?}", run.report);
+}
