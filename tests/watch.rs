@@ -157,19 +157,29 @@ fn after_a_worker_was_caught_every_run_is_audited_for_a_while() {
     let layer = small();
     let lying = Arc::new(AtomicBool::new(true));
     let lies = Arc::clone(&lying);
-    // It is back at once, and lies again.
+    // It is back at once.
     let pool = pool(6, Duration::from_millis(1), move |i, worker, call| {
         let lies = i == 0 && lies.load(Ordering::SeqCst);
         call.answer_with(worker, |values| if lies { off(values) } else { values })
     });
     let prepared = layer.prepare(&pool, options(4, 4)).unwrap();
-    for round in 0..30 {
-        let run = prepared.run(layer.input.view()).unwrap();
-        assert!(layer.error(&run.output) < EXACT_F32, "round {round}: {:?}", run.report);
-    }
+    let run = || prepared.run(layer.input.view()).unwrap();
+    // Whoever answers first is decoded from, so some run catches it: the first, or one that is audited later.
+    let caught = (0..400).any(|round| {
+        let run = run();
+        assert!(layer.error(&run.output) < EXACT_F32 || !run.report.audited, "round {round}: {:?}", run.report);
+        run.report.flagged.contains(&0)
+    });
+    assert!(caught, "it was never among the first");
     lying.store(false, Ordering::SeqCst);
-    let audited = (0..60).filter(|_| prepared.run(layer.input.view()).unwrap().report.audited).count();
-    assert!((20..60).contains(&audited), "{audited}");
+    let audited = |runs: usize| (0..runs).filter(|_| run().report.audited).count();
+    let strict = audited(Audit::WATCH_EVERY as usize);
+    // A busy machine may leave some without a spare result in time.
+    assert!(strict >= 16, "{strict} of {}", Audit::WATCH_EVERY);
+    // A late result of the time when it lied may be found in one of those runs, which then starts a second such time.
+    audited(Audit::WATCH_EVERY as usize);
+    let after = audited(64);
+    assert!(after < 32, "{after} of 64");
 }
 
 #[test]
