@@ -338,6 +338,13 @@ pub(super) struct Nearest {
     sources: Vec<Option<Vec<usize>>>,
 }
 
+impl Nearest {
+    /// Whether an axis stays as it is.
+    pub(super) fn keeps(&self, axis: usize) -> bool {
+        self.sources.get(axis).is_some_and(Option::is_none)
+    }
+}
+
 impl Op for Nearest {
     fn name(&self) -> StaticName {
         "Resize".into()
