@@ -287,7 +287,7 @@ mod tests {
         assert!((got[0].tensor.to_f64()[0] - (one(2) - normalized)).abs() < 1e-5);
     }
 
-    /// With time that grows with the square of the nodes this takes minutes.
+    /// With time that grows with the square of the nodes this takes a quarter of an hour.
     #[test]
     fn a_chain_of_many_nodes_is_prepared_in_seconds() {
         const NODES: usize = 20_000;
@@ -298,7 +298,14 @@ mod tests {
             _ => format!("v{index}"),
         };
         for index in 0..NODES {
-            net.node("Relu", &[&name(index)], &name(index + 1));
+            // Every other node with a constant of its own.
+            if index % 2 == 0 {
+                net.node("Relu", &[&name(index)], &name(index + 1));
+            } else {
+                let constant = format!("k{index}");
+                net.floats(&constant, &[3], &[index as f32, 1.0, 2.0]);
+                net.node("Max", &[&name(index), &constant], &name(index + 1));
+            }
         }
         let started = std::time::Instant::now();
         let model = model_of(net).unwrap();
@@ -310,9 +317,9 @@ mod tests {
             ArrayD::from_shape_vec(vec![1, 2, 3], vec![-1.0f32, 2.0, -3.0, 4.0, -5.0, 6.0]).unwrap(),
         );
         let run = prepared.run(&[data]).unwrap();
-        assert_eq!(run.outputs[0].tensor.to_f64(), [0.0, 2.0, 0.0, 4.0, 0.0, 6.0]);
-        // Three seconds when optimised and alone.
-        assert!(took < std::time::Duration::from_secs(30), "{took:?}");
+        assert_eq!(run.outputs[0].tensor.to_f64(), [19_999.0, 2.0, 2.0, 19_999.0, 1.0, 6.0]);
+        // Two seconds of processor time, on a machine that may be busy with much else.
+        assert!(took < std::time::Duration::from_secs(150), "{took:?}");
     }
 
     #[test]

@@ -18,6 +18,12 @@ pub(super) fn graph(graph: &mut GraphProto, opset: i64) -> Result<(), String> {
     let constants = small_constants(graph);
     let mut fresh = Fresh::of(graph);
     let mut nodes = Vec::with_capacity(graph.node.len());
+    // As nodes of their own: the library compares every initializer with every other.
+    let initial: HashSet<String> = graph.initializer.iter().map(|tensor| tensor.name.clone()).collect();
+    graph.input.retain(|input| !initial.contains(&input.name));
+    for tensor in std::mem::take(&mut graph.initializer) {
+        nodes.push(constant_node(tensor.name.clone(), tensor));
+    }
     let mut names = HashSet::new();
     for mut node in std::mem::take(&mut graph.node) {
         for inner in &mut node.attribute {
@@ -89,19 +95,23 @@ impl Fresh {
     /// A node that makes a constant, and the constant's name.
     fn constant(&mut self, base: &str, tensor: TensorProto) -> (String, NodeProto) {
         let name = self.name(base);
-        let value = AttributeProto {
-            name: "value".to_owned(),
-            r#type: attribute_proto::AttributeType::Tensor.into(),
-            t: Some(tensor),
-            ..AttributeProto::default()
-        };
-        let node = NodeProto {
-            op_type: "Constant".to_owned(),
-            output: vec![name.clone()],
-            attribute: vec![value],
-            ..NodeProto::default()
-        };
+        let node = constant_node(name.clone(), tensor);
         (name, node)
+    }
+}
+
+fn constant_node(output: String, tensor: TensorProto) -> NodeProto {
+    let value = AttributeProto {
+        name: "value".to_owned(),
+        r#type: attribute_proto::AttributeType::Tensor.into(),
+        t: Some(tensor),
+        ..AttributeProto::default()
+    };
+    NodeProto {
+        op_type: "Constant".to_owned(),
+        output: vec![output],
+        attribute: vec![value],
+        ..NodeProto::default()
     }
 }
 
