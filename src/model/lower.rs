@@ -13,6 +13,7 @@ use tract_onnx::tract_core::internal::{
 use tract_onnx::tract_core::model::Node;
 use tract_onnx::tract_core::ops::cnn::{Conv, Deconv, MaxPool, PaddingSpec, PoolSpec, SumPool};
 use tract_onnx::tract_core::ops::konst::Const;
+use tract_onnx::tract_core::ops::nn::{Softmax, SoftmaxKind};
 use tract_onnx::tract_hir::infer::{Factoid, InferenceModelExt, InferenceNode};
 use tract_onnx::tract_hir::ops::source::Source;
 
@@ -43,6 +44,10 @@ pub(super) fn lower(mut parsed: InferenceModel) -> TractResult<TypedModel> {
     target.select_output_outlets(&all(parsed.output_outlets()?))?;
     Ok(target)
 }
+
+/// What the library makes a softmax and its logarithm of, which is minus infinity where the softmax is too small for a
+/// float: both become the operator that subtracts the logarithm of the sum.
+const LOG_SOFTMAX: &str = "LayerLogSoftmax";
 
 struct Lowering {
     target: TypedModel,
@@ -104,8 +109,19 @@ impl Lowering {
             outlets.insert(source, outer);
         }
         let inputs = outlets.len();
+        let logarithm = node.op.name() == LOG_SOFTMAX;
         let outputs = node.op.to_typed(parsed, node, &mut part, &inner)?;
         for Node { id, name, inputs: wires, op, outputs } in part.nodes.into_iter().skip(inputs) {
+            let op = match op.downcast_ref::<Softmax>() {
+                Some(softmax) if logarithm => {
+                    Box::new(Softmax { kind: SoftmaxKind::LogSoftmax, ..softmax.clone() })
+                }
+                None if logarithm => {
+                    outlets.insert(OutletId::new(id, 0), outlets[&wires[0]]);
+                    continue;
+                }
+                _ => op,
+            };
             let facts = wires.iter().map(|wire| self.target.outlet_fact(outlets[wire]));
             let op = ours(&node.name, op, &facts.collect::<TractResult<Vec<_>>>()?)?;
             let count = outputs.len();
