@@ -1,4 +1,4 @@
-//! Whole models: coded over six CPU workers, with nobody late and with two late, uncoded over the same, and whole.
+//! Whole models: coded over six CPU workers, with nobody late and with two late, and uncoded over the same.
 //!
 //!     cargo bench --bench model
 //!     FCDCC_BENCH_MODELS=a.onnx:b.onnx cargo bench --bench model      other models, whose inputs are all known
@@ -58,8 +58,6 @@ fn bench(criterion: &mut Criterion) {
             let prepared = model.prepare(&pool, &options).expect("the model can be prepared");
             group.bench_function(case, |b| b.iter(|| prepared.run(&inputs).expect("a result")));
         }
-        let host = model.on_host().expect("the model can be run");
-        group.bench_function("whole, in tract", |b| b.iter(|| host.run(&inputs).expect("a result")));
         group.finish();
     }
 }

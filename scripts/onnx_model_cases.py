@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-VERSION = 3  # of the cases: raise it with any change of what is written
+VERSION = 5  # of the cases: raise it with any change of what is written
 OPSET = [helper.make_opsetid("", 17)]
 IR_VERSION = 8
 # Conv nodes of the networks whose graphs (without weights) the onnx package ships.
@@ -37,9 +37,11 @@ def small(build):
     SMALL["small_" + build.__name__] = build
 
 
-def broken(expect, feed=(1, 3, 8, 8)):
+def broken(expect, feed=(1, 3, 8, 8), says=()):
+    """`says` are words that the refusal must have."""
+
     def register(build):
-        BROKEN["broken_" + build.__name__] = (build, expect, feed)
+        BROKEN["broken_" + build.__name__] = (build, expect, feed, says)
 
     return register
 
@@ -61,6 +63,11 @@ class Net:
     def const(self, array):
         name = f"c{len(self.constants)}"
         self.constants.append(numpy_helper.from_array(np.asarray(array, self.dtype), name))
+        return name
+
+    def ints(self, values):
+        name = f"c{len(self.constants)}"
+        self.constants.append(numpy_helper.from_array(np.asarray(values, np.int64), name))
         return name
 
     def weight(self, *shape, gain=1.0):
@@ -375,6 +382,98 @@ def dead_branch(net):
     return two_convs(net, x)
 
 
+# What rewrites of a graph get wrong: signs, strides and axes that are moved past other operators.
+
+
+@small
+def constant_minus_normalized(net):
+    # Once with filters enough to be coded, once with a single one, which stays on the host.
+    outputs = []
+    for filters, side in ((8, 12), (1, 4)):
+        y = net.bn(net.conv(net.input(1, 16, side, side), filters, 16, bias=False), filters)
+        outputs.append(net.op("Sub", net.const(net.normal(filters, 1, 1)), y))
+    return outputs
+
+
+@small
+def constant_minus_passed_on(net):
+    outputs = []
+    for kind in ("Identity", "Dropout"):
+        y = net.op(kind, net.conv(net.input(1, 3, 5, 4), 1, 3))
+        outputs.append(net.op("Sub", net.const(0.3), y))
+    return outputs
+
+
+@small
+def strides_behind_softmax(net):
+    outputs = []
+    for axis in (2, 3):
+        y = net.op("Softmax", net.input(1, 3, 9, 8), axis=axis)
+        outputs.append(net.conv(y, 4, 3, 1, strides=[2, 2]))
+    return outputs
+
+
+@small
+def slice_with_steps_of_softmax(net):
+    y = net.op("Softmax", net.conv(net.input(1, 3, 9, 8), 4, 3, pads=[1, 1, 1, 1]), axis=3)
+    bounds = [net.ints(v) for v in ([0], [8], [3], [2])]
+    return [net.op("Slice", y, *bounds)]
+
+
+@small
+def reshape_then_stride(net):
+    x = net.conv(net.input(2, 7, 7, 13), 1, 7, (1, 2), pads=[2, 0, 2, 0], strides=[2, 2])
+    y = net.op("Reshape", net.op("Reshape", x, net.ints([2, -1])), net.ints([2, 1, 6, 6]))
+    return [net.conv(net.op("Identity", y), 1, 1, (1, 3), pads=[0, 2, 0, 0], strides=[3, 3], dilations=[1, 2]), x]
+
+
+@small
+def log_softmax_far_apart(net):
+    # Logits so far apart that the softmax of most is zero; its logarithm is not.
+    y = net.conv(net.input(1, 3, 9, 8), 6, 3, gain=100.0)
+    return [net.op("LogSoftmax", y, axis=1), net.op("LogSoftmax", y)]
+
+
+# What a file may say in several ways.
+
+
+@small
+def bias_without_name(net):
+    x, weight = net.input(2, 6, 12, 11), net.const(net.weight(10, 6, 3, 3))
+    return [net.op("Conv", x, weight, "", pads=[1, 1, 1, 1])]
+
+
+@small
+def pad_negative(net):
+    y = net.conv(net.input(2, 3, 14, 12), 8, 3, pads=[1, 1, 1, 1])
+    outputs = [net.op("Pad", y, net.ints([0, 0, -1, 2, 0, 0, -3, -1]), net.const(0.5))]
+    return [*outputs, net.op("Pad", y, net.ints([0, 0, -1, 1, 0, 0, 2, -1]), mode="edge")]
+
+
+@small
+def resize_nearest(net):
+    outputs = []
+    for side, size, attrs in (
+        (13, 7, {"coordinate_transformation_mode": "align_corners", "nearest_mode": "floor"}),
+        (13, 7, {"coordinate_transformation_mode": "align_corners", "nearest_mode": "ceil"}),
+        (10, 25, {"coordinate_transformation_mode": "half_pixel"}),
+        (9, 4, {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "round_prefer_ceil"}),
+        (6, 9, {"coordinate_transformation_mode": "pytorch_half_pixel", "nearest_mode": "floor"}),
+    ):
+        y = net.conv(net.input(1, 2, side, side), 4, 2, 1)
+        sizes = net.ints([1, 4, size, 2 * size])
+        outputs.append(net.op("Resize", y, "", "", sizes, mode="nearest", **attrs))
+    y = net.conv(net.input(1, 2, 10, 12), 4, 2, 1)
+    return [*outputs, net.op("Resize", y, "", net.const([1.0, 1.0, 0.6, 1.5]), mode="nearest")]
+
+
+@small
+def normalized_with_constant_output(net):
+    # Constants that are not per channel, in front and behind.
+    y = net.op("Mul", net.conv(net.input(2, 3, 9, 8), 6, 3), net.const(net.normal(1, 1, 7, 1)))
+    return [net.op("Sub", net.const(1.0), net.bn(y, 6))]
+
+
 # Files that have to be refused with a sentence, never a panic. Each returns the bytes of model.onnx.
 
 
@@ -482,6 +581,111 @@ def string_input(rng):
 @broken("a size has to be given", feed=(1, 3, 12, 14))
 def dynamic(rng):
     return one_conv(rng, shape=(1, 3, "H", "W"))
+
+
+# Files that mean one of several things, or nothing.
+
+
+def with_attributes(model, at=0, **attrs):
+    model.graph.node[at].attribute.extend(helper.make_attribute(k, v) for k, v in attrs.items())
+    return model
+
+
+@broken("an operator of a foreign domain", says=["Conv", "com.example.nhwc"])
+def foreign_domain(rng):
+    model = one_conv(rng)
+    model.graph.node[0].domain = "com.example.nhwc"
+    model.opset_import.append(helper.make_opsetid("com.example.nhwc", 1))
+    return model
+
+
+@broken("automatic padding beside pads", says=["Conv node that makes y", "auto_pad", "SAME_UPPER", "pads", "[0, 0, 0, 0]"])
+def same_with_pads(rng):
+    return with_attributes(one_conv(rng), auto_pad="SAME_UPPER", pads=[0, 0, 0, 0])
+
+
+@broken("no padding beside pads", says=["auto_pad", "VALID", "[1, 1, 1, 1]"])
+def valid_with_pads(rng):
+    return with_attributes(one_conv(rng), auto_pad="VALID", pads=[1, 1, 1, 1])
+
+
+@broken("automatic padding beside pads of a pool", says=["MaxPool", "auto_pad", "pads"])
+def pool_with_both(rng):
+    model = one_conv(rng, nodes=[("MaxPool", "x", "a"), ("Conv", "a w", "y")])
+    return with_attributes(model, kernel_shape=[2, 2], auto_pad="SAME_LOWER", pads=[1, 1, 1, 1])
+
+
+@broken("a normalization that is trained", says=["BatchNormalization", "training_mode"])
+def batchnorm_training(rng):
+    model = one_conv(rng, nodes=[("Conv", "x w", "a"), ("BatchNormalization", "a s s s s", "y")])
+    model.graph.initializer.append(numpy_helper.from_array(np.ones(8, np.float32), "s"))
+    return with_attributes(model, 1, training_mode=1)
+
+
+@broken("elements that are dropped at random", says=["Dropout", "training_mode"])
+def dropout_training(rng):
+    model = one_conv(rng, nodes=[("Conv", "x w", "a"), ("Dropout", "a r t", "y")])
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(0.5), "r"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(True), "t"))
+    return model
+
+
+@broken("a kernel that fits nowhere into the image", feed=(1, 3, 4, 4), says=["Conv node y", "5", "4"])
+def kernel_larger_than_image(rng):
+    return one_conv(rng, shape=(1, 3, 4, 4), weights=(8, 3, 5, 5))
+
+
+@broken("a pool that fits nowhere into the image", says=["MaxPool node a", "9", "8"])
+def pool_larger_than_image(rng):
+    model = one_conv(rng, nodes=[("MaxPool", "x", "a"), ("Conv", "a w", "y")])
+    return with_attributes(model, kernel_shape=[9, 9])
+
+
+@broken("a kernel whose dilated taps fit nowhere", says=["Conv node y", "9", "8"])
+def dilated_kernel_larger_than_image(rng):
+    return with_attributes(one_conv(rng), dilations=[4, 4])
+
+
+@broken("taps that lie on one another", says=["Conv node that makes y", "dilations", "[0, 1]"])
+def zero_dilation(rng):
+    return with_attributes(one_conv(rng), dilations=[0, 1])
+
+
+@broken("a stride of nothing", says=["strides", "[1, 0]"])
+def zero_stride(rng):
+    return with_attributes(one_conv(rng), strides=[1, 0])
+
+
+@broken("padding that takes away", says=["pads", "-1"])
+def conv_with_negative_pads(rng):
+    return with_attributes(one_conv(rng), pads=[0, -1, 0, 0])
+
+
+@broken("groups of nothing", says=["group", "0"])
+def no_groups(rng):
+    return with_attributes(one_conv(rng), group=0)
+
+
+@broken("strides for another number of axes", says=["strides", "kernel_shape"])
+def too_many_strides(rng):
+    return with_attributes(one_conv(rng), kernel_shape=[3, 3], strides=[1, 1, 1])
+
+
+@broken("one name for two values", says=["name a", "Relu node", "Conv node"])
+def value_twice(rng):
+    return one_conv(rng, nodes=[("Conv", "x w", "a"), ("Relu", "x", "a"), ("Relu", "a", "y")])
+
+
+@broken("one name for two constants", says=["initializer w"])
+def initializer_twice(rng):
+    model = one_conv(rng)
+    model.graph.initializer.append(model.graph.initializer[0])
+    return model
+
+
+@broken("one name for an input and a value", says=["name x", "input x"])
+def input_computed(rng):
+    return one_conv(rng, nodes=[("Relu", "x", "x"), ("Conv", "x w", "y")])
 
 
 # Networks with more than a few layers.
@@ -608,13 +812,13 @@ def write_npy(folder, kind, arrays):
 
 
 def write_broken(name, folder, rng):
-    build, expect, feed = BROKEN[name]
+    build, expect, feed, says = BROKEN[name]
     model = build(rng)
     with open(os.path.join(folder, "model.onnx"), "wb") as f:
         f.write(model if isinstance(model, bytes) else model.SerializeToString())
     if feed is not None:
         write_npy(folder, "input", [("x", rng.standard_normal(feed).astype(np.float32))])
-    return {"broken": True, "expect": expect}
+    return {"broken": True, "expect": expect, "says": says}
 
 
 def write_model(name, folder, rng):

@@ -37,7 +37,8 @@ pub(crate) struct RunArgs {
     /// Names of the classes for --top, one a line
     #[arg(long, help_heading = "Results", value_name = "FILE", requires = "top")]
     labels: Option<PathBuf>,
-    /// Also run the model uncoded on this machine and print the largest deviation
+    /// Also compute the model on this machine, as its file has it and every convolution from its definition, and print
+    /// the largest deviation
     #[arg(long, help_heading = "Results")]
     compare: bool,
     /// Fully connected layers (Gemm, MatMul) on the workers: auto (where it pays), on, off
@@ -96,6 +97,8 @@ pub(crate) fn run(args: &RunArgs, console: Console) -> Result<()> {
     let labels = args.labels.as_deref().map(read_labels).transpose()?;
     let mut options = model_options(args)?;
     let (model, batches) = args.inputs.load()?;
+    // Found out before any work: outputs that cannot be put together are of no use.
+    let axes = if batches.len() > 1 { model.batch_axes()? } else { Vec::new() };
     let pool;
     (pool, options.layer.rates) =
         pool::assemble(&args.layer, options.precision.unwrap_or(DType::F32), true, console)?;
@@ -115,12 +118,12 @@ pub(crate) fn run(args: &RunArgs, console: Console) -> Result<()> {
         let run = |inputs: &Vec<Tensor>| prepared.run_observed(inputs, &mut |p| bar.step(p));
         batches.iter().map(run).collect::<Result<_>>()?
     };
-    let outputs = joined(&runs.iter().map(|r| r.outputs.as_slice()).collect::<Vec<_>>())?;
+    let outputs = joined(&runs.iter().map(|r| r.outputs.as_slice()).collect::<Vec<_>>(), &axes)?;
     let compare = match host {
         None => None,
         Some(host) => {
             let uncoded = batches.iter().map(|inputs| host.run(inputs)).collect::<Result<Vec<_>>>()?;
-            let uncoded = joined(&uncoded.iter().map(Vec::as_slice).collect::<Vec<_>>())?;
+            let uncoded = joined(&uncoded.iter().map(Vec::as_slice).collect::<Vec<_>>(), &axes)?;
             Some(deviations(&outputs, &uncoded))
         }
     };
@@ -142,17 +145,17 @@ pub(crate) fn run(args: &RunArgs, console: Console) -> Result<()> {
     summary(&report, &runs, &outputs)
 }
 
-/// The outputs of several runs, put together along the batch.
-fn joined(runs: &[&[Output]]) -> Result<Vec<Output>> {
+/// The outputs of several runs, each put together along its axis of the batch.
+fn joined(runs: &[&[Output]], axes: &[usize]) -> Result<Vec<Output>> {
     if let [only] = runs {
         return Ok(only.to_vec());
     }
     let first = runs.first().copied().unwrap_or_default();
-    let output = |(index, output): (usize, &Output)| {
+    let output = |(index, (output, axis)): (usize, (&Output, &usize))| {
         let pieces: Vec<Tensor> = runs.iter().map(|run| run[index].tensor.clone()).collect();
-        Ok(Output { name: output.name.clone(), tensor: Tensor::concat(&pieces)? })
+        Ok(Output { name: output.name.clone(), tensor: Tensor::concat_along(&pieces, *axis)? })
     };
-    first.iter().enumerate().map(output).collect()
+    first.iter().zip(axes).enumerate().map(output).collect()
 }
 
 fn summary(report: &ModelReport, runs: &[ModelRun], outputs: &[Output]) -> Result<()> {

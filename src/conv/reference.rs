@@ -1,5 +1,7 @@
 //! The naive definition of the convolution: slow, obvious, public, and what everything else is tested against.
 
+use rayon::prelude::*;
+
 use super::params::{AXES, ConvShape};
 use crate::array::{Element, check_elems};
 use crate::error::Result;
@@ -23,46 +25,53 @@ pub fn reference<T: Element>(
         check_elems("elements of the bias", bias.len(), shape.out_channels)?;
     }
     let (group_in, group_out) = (shape.in_channels / shape.groups, shape.out_channels / shape.groups);
-    let mut output = Vec::with_capacity(shape.output_elems());
-    for n in 0..shape.batch {
-        for o in 0..shape.out_channels {
-            let first_channel = o / group_out * group_in;
-            for at in points(shape.output) {
-                let mut sum = bias.map_or(0.0, |b| b[o].to_f64());
-                for c in 0..group_in {
-                    for tap in points(shape.kernel) {
-                        if let Some(x) = input_index(shape, n, first_channel + c, at, tap) {
-                            let k = flat(tap, shape.kernel)
-                                + (o * group_in + c) * shape.kernel.iter().product::<usize>();
-                            sum += input[x].to_f64() * weight[k].to_f64();
-                        }
-                    }
-                }
-                output.push(T::from_f64(sum));
+    let (plane, taps) = (shape.input_plane(), shape.kernel.iter().product::<usize>());
+    let mut output = vec![T::default(); shape.output_elems()];
+    // Planes are independent of one another; within one every sum has its order.
+    output.par_chunks_mut(shape.output_plane()).enumerate().for_each(|(index, output)| {
+        let (n, o) = (index / shape.out_channels, index % shape.out_channels);
+        let first = n * shape.in_channels + o / group_out * group_in;
+        for (at, value) in points(shape.output).zip(output) {
+            let mut sum = bias.map_or(0.0, |b| b[o].to_f64());
+            for c in 0..group_in {
+                let input = &input[(first + c) * plane..][..plane];
+                let weight = &weight[(o * group_in + c) * taps..][..taps];
+                sum = add_taps(shape, input, weight, at, sum);
             }
+            *value = T::from_f64(sum);
         }
-    }
+    });
     Ok(output)
 }
 
-/// Flat index of the input element under a kernel tap, or `None` where the tap lies on padding.
-fn input_index(
+/// Adds to `sum` what the taps of one filter see of one input plane at an output point.
+fn add_taps<T: Element>(
     shape: &ConvShape,
-    n: usize,
-    c: usize,
+    input: &[T],
+    weight: &[T],
     at: [usize; AXES],
-    tap: [usize; AXES],
-) -> Option<usize> {
-    let mut inside = [0; AXES];
-    for axis in 0..AXES {
-        let position = at[axis] * shape.stride[axis] + tap[axis] * shape.dilation[axis];
-        inside[axis] = position.checked_sub(shape.pad_begin[axis]).filter(|p| *p < shape.input[axis])?;
+    mut sum: f64,
+) -> f64 {
+    // Where a tap lies on an axis, or `None` where that is on padding.
+    let inside = |axis: usize, tap: usize| {
+        let position = at[axis] * shape.stride[axis] + tap * shape.dilation[axis];
+        position.checked_sub(shape.pad_begin[axis]).filter(|p| *p < shape.input[axis])
+    };
+    let [layers, rows, columns] = shape.kernel;
+    for layer in 0..layers {
+        let Some(z) = inside(0, layer) else { continue };
+        for row in 0..rows {
+            let Some(y) = inside(1, row) else { continue };
+            let weight = &weight[(layer * rows + row) * columns..][..columns];
+            let input = &input[(z * shape.input[1] + y) * shape.input[2]..][..shape.input[2]];
+            for (column, weight) in weight.iter().enumerate() {
+                if let Some(x) = inside(2, column) {
+                    sum += input[x].to_f64() * weight.to_f64();
+                }
+            }
+        }
     }
-    Some((n * shape.in_channels + c) * shape.input_plane() + flat(inside, shape.input))
-}
-
-fn flat(at: [usize; AXES], size: [usize; AXES]) -> usize {
-    (at[0] * size[1] + at[1]) * size[2] + at[2]
+    sum
 }
 
 /// All index triples of a box, row-major.

@@ -7,10 +7,10 @@ use tract_onnx::tract_core::axes::Axis;
 use tract_onnx::tract_core::internal::{
     DatumType, OutletId, TVec, Tensor, TractResult, TypedModel, TypedNode, bail,
 };
-use tract_onnx::tract_core::ops::cnn::{Conv, KernelFormat};
+use tract_onnx::tract_core::ops::cnn::Conv;
 use tract_onnx::tract_core::ops::einsum::EinSum;
-use tract_onnx::tract_core::ops::nn::DataFormat;
 
+use super::conv::ConvOp;
 use super::fold::{Folded, constant};
 use super::guard::guarded;
 use crate::conv::{ConvParams, ConvShape};
@@ -66,7 +66,7 @@ pub(super) fn layers(model_name: &str, model: &TypedModel) -> Result<Vec<Layer>>
         for id in order.iter().copied().chain(unused) {
             let node = model.node(id);
             let op = match () {
-                () if node.op_is::<Conv>() => LayerOp::Conv,
+                () if node.op_is::<ConvOp>() || node.op_is::<Conv>() => LayerOp::Conv,
                 () if node.op_is::<EinSum>() => LayerOp::Gemm,
                 () => continue,
             };
@@ -79,7 +79,8 @@ pub(super) fn layers(model_name: &str, model: &TypedModel) -> Result<Vec<Layer>>
                 },
             };
             // tract names the product of a Gemm node so, and the sum with its bias as the node.
-            let name = node.name.strip_suffix(".ab").unwrap_or(&node.name);
+            let own = node.name.strip_suffix(".ab").unwrap_or(&node.name);
+            let name = node.op_as::<ConvOp>().map_or(own, ConvOp::name);
             layers.push(Layer { name: name.to_owned(), op, found });
         }
         Ok(layers)
@@ -87,21 +88,18 @@ pub(super) fn layers(model_name: &str, model: &TypedModel) -> Result<Vec<Layer>>
 }
 
 fn conv(model: &TypedModel, node: &TypedNode) -> TractResult<Result<Found, String>> {
-    let Some(conv) = node.op_as::<Conv>() else { bail!("{} is no Conv", node.name) };
     let (input, output) = (model.outlet_fact(node.inputs[0])?, &node.outputs[0].fact);
-    if conv.q_params.is_some() || !matches!(output.datum_type, DatumType::F32 | DatumType::F64) {
-        return Ok(Err(format!("its elements are {:?}, not f32 or f64", input.datum_type)));
-    }
+    let conv = match node.op_as::<ConvOp>() {
+        Some(conv) if matches!(output.datum_type, DatumType::F32 | DatumType::F64) => conv,
+        _ => return Ok(Err(format!("its elements are {:?}, not f32 or f64", input.datum_type))),
+    };
     let (Some(data), Some(result)) = (input.shape.as_concrete(), output.shape.as_concrete()) else {
         return Ok(Err("its shape depends on data".to_owned()));
     };
-    if conv.pool_spec.data_format != DataFormat::NCHW || conv.kernel_fmt != KernelFormat::OIHW {
-        return Ok(Err("its layout is not NCHW with OIHW filters".to_owned()));
-    }
     let Some(weight) = constant(model, node.inputs[1]) else {
         return Ok(Err("its filters are not constant".to_owned()));
     };
-    let channels = conv.pool_spec.output_channels;
+    let channels = conv.out_channels();
     let bias = match constant(model, node.inputs[2]) {
         None => return Ok(Err("its bias is not constant".to_owned())),
         Some(bias) => bias.cast_to::<f64>()?.try_as_plain_ram()?.as_slice::<f64>()?.to_vec(),
@@ -110,14 +108,7 @@ fn conv(model: &TypedModel, node: &TypedNode) -> TractResult<Result<Found, Strin
     if weight.datum_type() != output.datum_type || bias.len() != channels {
         return Ok(Err("filters, bias and data do not agree".to_owned()));
     }
-    let pads = conv.pool_spec.computed_padding(&data[2..]);
-    let params = ConvParams {
-        stride: conv.pool_spec.strides().to_vec(),
-        dilation: conv.pool_spec.dilations().to_vec(),
-        padding: pads.iter().map(|p| p.pad_before).chain(pads.iter().map(|p| p.pad_after)).collect(),
-        groups: conv.group,
-    };
-    let shape = match ConvShape::new(data, weight.shape(), &params) {
+    let shape = match conv.shape(data, weight.shape()) {
         Ok(shape) if shape.output_shape() == result => shape,
         Ok(shape) => {
             return Ok(Err(format!("its output is {result:?} where {:?} follows", shape.output_shape())));

@@ -1,17 +1,22 @@
-//! A model computed whole on this machine.
+//! A model computed whole on this machine, as the file has it: what coded runs are compared with.
+//!
+//! Invariant: shares nothing with a prepared model but the translation of single nodes. Nothing is folded, joined or
+//! moved, and every convolution is computed from its definition with sums in f64.
 
 use std::sync::Arc;
 
+use tract_onnx::prelude::IntoRunnable;
 use tract_onnx::tract_core::internal::{IntoTValue, TValue, TVec, TypedSimplePlan};
 
+use super::conv::{Way, compute_by};
 use super::guard::guarded;
 use super::load::Model;
 use super::prepared::{Output, Signature};
-use super::repair::runnable;
 use super::tensor::Tensor;
 use crate::error::Result;
 
-/// A model that runs in tract alone: an implementation of every convolution that shares nothing with the coded one.
+/// A model that is computed node by node as its file has it, every convolution from its definition
+/// ([`conv::reference`](crate::conv::reference())): slow, and independent of everything that makes coded runs fast.
 #[derive(Debug)]
 pub struct HostModel {
     signature: Signature,
@@ -19,14 +24,18 @@ pub struct HostModel {
 }
 
 impl Model {
-    /// The whole model on this machine, nothing coded: what a coded run is compared with.
+    /// The whole model on this machine, nothing coded, folded or rewritten: what a coded run is compared with.
     ///
     /// # Errors
     /// As [`Model::prepare`], but for what concerns workers.
     pub fn on_host(&self) -> Result<HostModel> {
-        let graph = self.typed()?;
+        let mut graph = self.typed()?;
         let signature = Signature::of(self)?;
-        let plan = guarded(self.name(), || runnable(graph))?;
+        let plan = guarded(self.name(), || {
+            compute_by(&mut graph, Way::Definition);
+            graph.compact()?;
+            graph.into_runnable()
+        })?;
         Ok(HostModel { signature, plan })
     }
 }

@@ -5,12 +5,16 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use tract_onnx::prelude::{Framework, InferenceModel, InferenceModelExt};
+use tract_onnx::Onnx;
+use tract_onnx::pb::ModelProto;
+use tract_onnx::prelude::{Framework, InferenceModel};
 use tract_onnx::tract_core::internal::{DatumType, TypedModel};
 use tract_onnx::tract_hir::infer::{Factoid, InferenceFact};
 
 use super::guard::{guarded, refused};
+use super::lower::lower;
 use super::tensor::dtype_name;
+use super::{check, resize, tidy};
 use crate::error::{Error, Result};
 
 /// Largest array a model may hold at any point: far beyond what a machine has, so only nonsense is refused early.
@@ -96,7 +100,19 @@ impl Model {
         let proto = guarded(&name, || onnx.proto_model_for_read(source)).map_err(|e| {
             refused(&name, &format!("is not an ONNX model, or is damaged ({size} bytes): {}", cause(&e)))
         })?;
-        let Some(graph) = proto.graph.as_ref().filter(|g| !g.node.is_empty()) else {
+        Self::of_proto(name, onnx, proto, size, folder)
+    }
+
+    /// The model that a message of `size` bytes describes.
+    pub(super) fn of_proto(
+        name: String,
+        mut onnx: Onnx,
+        mut proto: ModelProto,
+        size: u64,
+        folder: Option<&str>,
+    ) -> Result<Self> {
+        let opset = opset(&proto);
+        let Some(graph) = proto.graph.as_mut().filter(|g| !g.node.is_empty()) else {
             return Err(refused(
                 &name,
                 &format!("is not an ONNX model: its {size} bytes hold no graph of operators"),
@@ -106,7 +122,10 @@ impl Model {
             .node
             .iter()
             .filter(|node| !onnx.op_register.0.contains_key(&node.op_type))
-            .map(|node| node.op_type.clone())
+            .map(|node| match node.domain.as_str() {
+                "" | "ai.onnx" => node.op_type.clone(),
+                domain => format!("{} of domain {domain}", node.op_type),
+            })
             .collect();
         unknown.sort_unstable();
         unknown.dedup();
@@ -115,6 +134,10 @@ impl Model {
             let mend = "export the model with other operators";
             return Err(refused(&name, &format!("uses operators that cannot be run: {which}: {mend}")));
         }
+        check::graph(graph, opset)
+            .and_then(|()| tidy::graph(graph, opset))
+            .map_err(|why| refused(&name, &why))?;
+        onnx.op_register.insert(resize::NAME, resize::parse);
         let made = graph.node.iter().flat_map(|n| &n.output).chain(graph.initializer.iter().map(|i| &i.name));
         let defined: HashSet<&String> = made.chain(graph.input.iter().map(|i| &i.name)).collect();
         if let Some(output) = graph.output.iter().find(|o| !defined.contains(&o.name)) {
@@ -122,6 +145,7 @@ impl Model {
             return Err(refused(&name, &cause));
         }
         let outputs: Vec<String> = graph.output.iter().map(|o| o.name.clone()).collect();
+        // Behind `tidy`, by whose names the layers go.
         let convolutions = graph
             .node
             .iter()
@@ -222,7 +246,7 @@ impl Model {
                 return Err(refused(&self.name, &cause));
             }
         }
-        let typed = guarded(&self.name, || self.graph.clone().into_typed()).map_err(|e| {
+        let typed = guarded(&self.name, || lower(self.graph.clone())).map_err(|e| {
             refused(&self.name, &format!("its operators and shapes do not fit together: {}", cause(&e)))
         })?;
         for (node, output) in typed.nodes().iter().flat_map(|n| n.outputs.iter().map(move |o| (n, o))) {
@@ -255,6 +279,12 @@ impl Model {
             )
         })
     }
+}
+
+/// The version of the standard operators that a file asks for.
+fn opset(proto: &ModelProto) -> i64 {
+    let standard = proto.opset_import.iter().find(|import| matches!(import.domain.as_str(), "" | "ai.onnx"));
+    standard.map_or(0, |import| import.version)
 }
 
 fn cause(error: &Error) -> String {

@@ -1,7 +1,7 @@
 //! Whole CNNs from ONNX files, their convolutions coded.
 //!
 //! [`Model::load`] parses a file; [`Model::prepare`] replaces every Conv node (and the fully connected layers for
-//! which it pays) by a coded layer on the workers of a [`Pool`](crate::Pool) and leaves everything else to
+//! which it pays) by a coded layer on the workers of a [`Pool`](crate::Pool) and leaves everything else, node by node, to
 //! [tract](https://docs.rs/tract-onnx) on this machine; [`PreparedModel::run`] gives the outputs and a report for
 //! every layer. A constant scale and shift for each channel (a batch normalisation, a bias) is folded into filters
 //! and bias, and a following ReLU or clip is applied in the pass that writes the decoded output. Layers that cannot
@@ -25,18 +25,26 @@
 //! Invariant: the graph that runs computes the same function as the file; only where and in what order of additions
 //! differs.
 
+mod batch;
+mod check;
+mod conv;
 mod find;
 mod fold;
 mod guard;
 mod host;
 mod load;
+mod lower;
 mod op;
 mod options;
 mod place;
 mod prepare;
 mod prepared;
-mod repair;
+mod resize;
+mod runnable;
 mod tensor;
+#[cfg(test)]
+mod testing;
+mod tidy;
 
 pub use host::HostModel;
 pub use load::{InputInfo, Model};

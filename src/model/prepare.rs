@@ -1,9 +1,12 @@
 //! From a parsed model to one whose layers lie on workers.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use tract_onnx::prelude::{DatumType, TractResult};
-use tract_onnx::tract_core::internal::{Datum, Tensor as TractTensor, TypedModel, TypedModelPatch};
+use tract_onnx::tract_core::internal::{
+    Datum, InletId, OutletId, Tensor as TractTensor, TypedModel, TypedOp,
+};
 
 use super::find::{Found, Layer, LayerOp, layers};
 use super::guard::guarded;
@@ -12,7 +15,7 @@ use super::op::CodedOp;
 use super::options::{ModelOptions, Progress};
 use super::place::{STAYS, of_layer, place, stays};
 use super::prepared::{CodedLayer, LocalLayer, Place, PreparedModel, Signature};
-use super::repair::runnable;
+use super::runnable::{runnable, shunt};
 use crate::array::{DType, Element};
 use crate::engine::{CodedConv, LayerOptions, SharedWeight};
 use crate::error::Result;
@@ -74,12 +77,13 @@ impl Model {
             }
         }
         // tract drops what leads to no output, and the file's layers are to be accounted for.
-        let placed = |name: &str, places: &[Place]| {
-            let local = |place: &Place| matches!(place, Place::Local(l) if l.name == name);
-            places.iter().any(local) || to_code.iter().any(|(coded, ..)| coded == name)
+        let named = |place: &Place| match place {
+            Place::Local(local) => local.name.clone(),
+            Place::Coded(index) => to_code[*index].0.clone(),
         };
+        let mut placed: HashSet<String> = places.iter().map(named).collect();
         for name in self.convolutions() {
-            if !placed(name, &places) {
+            if placed.insert(name.clone()) {
                 places.push(local("nothing uses its output".to_owned(), name.clone(), LayerOp::Conv));
             }
         }
@@ -108,14 +112,13 @@ impl Model {
 
 /// Puts a [`CodedOp`] where the layer and what is folded into it were.
 fn replace(graph: &mut TypedModel, name: &str, found: &Found, index: usize) -> TractResult<()> {
-    let mut patch = TypedModelPatch::new("coded layer");
-    let data = patch.tap_model(graph, graph.node(found.node).inputs[found.data])?;
-    let fact = graph.outlet_fact(found.folded.last)?;
-    let output = fact.shape.as_concrete().unwrap_or_default().to_vec();
+    let data = graph.node(found.node).inputs[found.data];
+    let output = graph.outlet_fact(found.folded.last)?.shape.as_concrete().unwrap_or_default().to_vec();
     let op = CodedOp { index, dtype: found.dtype, output };
-    let coded = patch.wire_node(format!("{name}.coded"), op, &[data])?;
-    patch.shunt_outside(graph, found.folded.last, coded[0])?;
-    patch.apply(graph)
+    let facts = op.output_facts(&[])?;
+    let coded = graph.add_node(format!("{name}.coded"), op, facts)?;
+    graph.add_edge(data, InletId::new(coded, 0))?;
+    shunt(graph, found.folded.last, OutletId::new(coded, 0))
 }
 
 fn prepare_layer(
@@ -189,4 +192,152 @@ fn scaled<S: Element + Datum, T: Element>(found: &Found) -> Result<Vec<T>> {
         }
         Ok(to)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use ndarray::ArrayD;
+
+    use super::super::prepared::Output;
+    use super::super::tensor::Tensor;
+    use super::super::testing::{Attributes, Net};
+    use super::*;
+    use crate::worker::CpuWorker;
+
+    fn numbers(count: usize, seed: usize) -> Vec<f32> {
+        let mut state = u32::try_from(seed).unwrap();
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / 8_388_608.0 - 1.0
+        };
+        (0..count).map(|_| next()).collect()
+    }
+
+    fn model_of(net: Net) -> Result<Model> {
+        Model::of_proto("net.onnx".to_owned(), tract_onnx::onnx(), net.proto(), 0, None)
+    }
+
+    fn relative_l2(got: &[Output], want: &[Output]) -> f64 {
+        let pairs = got[0].tensor.to_f64().into_iter().zip(want[0].tensor.to_f64());
+        let (error, norm) = pairs.fold((0.0, 0.0), |(e, n), (g, w)| (e + (g - w).powi(2), n + w * w));
+        (error / norm).sqrt()
+    }
+
+    /// `k - BatchNormalization(Conv(x))`, and an input for it.
+    fn constant_minus_normalized(filters: usize, side: usize) -> (Model, Tensor) {
+        let mut net = Net::new(&[1, 4, side, side]);
+        net.floats("w", &[filters, 4, 3, 3], &numbers(filters * 36, 1));
+        net.floats("k", &[filters, 1, 1], &numbers(filters, 2));
+        for (name, seed) in [("scale", 3), ("shift", 4), ("mean", 5)] {
+            net.floats(name, &[filters], &numbers(filters, seed));
+        }
+        net.floats("var", &[filters], &numbers(filters, 6).iter().map(|v| v.abs() + 0.5).collect::<Vec<_>>());
+        net.node("Conv", &["x", "w"], "c").name = "conv".to_owned();
+        net.node("BatchNormalization", &["c", "scale", "shift", "mean", "var"], "n");
+        net.node("Sub", &["k", "n"], "y");
+        let data = ArrayD::from_shape_vec(vec![1, 4, side, side], numbers(4 * side * side, 7)).unwrap();
+        (model_of(net).unwrap(), data.into())
+    }
+
+    /// A prepared model whose only layer was folded with a mistake in it.
+    fn with_mistake(model: &Model, pool: &Pool, mistake: impl FnOnce(&mut Found)) -> PreparedModel {
+        let mut graph = model.typed().unwrap();
+        let Layer { name, op, found } = layers(model.name(), &graph).unwrap().remove(0);
+        let mut found = found.unwrap();
+        mistake(&mut found);
+        replace(&mut graph, &name, &found, 0).unwrap();
+        let layer = LayerOptions { name, ..LayerOptions::default() };
+        let layers = vec![prepare_layer(pool, found, op, layer, None).unwrap()];
+        let signature = Signature::of(model).unwrap();
+        PreparedModel { signature, plan: runnable(graph).unwrap(), layers, places: vec![Place::Coded(0)] }
+    }
+
+    /// What a run is compared with shares nothing of what folds and codes.
+    #[test]
+    fn a_wrongly_folded_scale_is_noticed() {
+        let (model, data) = constant_minus_normalized(8, 12);
+        let data = [data];
+        let pool = Pool::new(CpuWorker::fleet(6)).unwrap();
+        let truth = model.on_host().unwrap().run(&data).unwrap();
+        let deviation = |prepared: &PreparedModel| relative_l2(&prepared.run(&data).unwrap().outputs, &truth);
+        let prepared = model.prepare(&pool, &ModelOptions::default()).unwrap();
+        assert_eq!(prepared.coded_layers(), 1);
+        assert!(deviation(&prepared) < 1e-6);
+        assert!(deviation(&with_mistake(&model, &pool, |_| ())) < 1e-6);
+        let scale = with_mistake(&model, &pool, |found| found.folded.scale[3] *= 1.01);
+        assert!(deviation(&scale) > 1e-4);
+        let sign = with_mistake(&model, &pool, |found| found.folded.scale.iter_mut().for_each(|s| *s = -*s));
+        assert!(deviation(&sign) > 0.1);
+    }
+
+    /// The layer is too small to be coded; what is around it must not be moved into it.
+    #[test]
+    fn a_layer_on_the_host_keeps_its_sign() {
+        let (model, data) = constant_minus_normalized(1, 3);
+        let data = [data];
+        let pool = Pool::new(CpuWorker::fleet(6)).unwrap();
+        let prepared = model.prepare(&pool, &ModelOptions::default()).unwrap();
+        assert_eq!(prepared.coded_layers(), 0);
+        let got = prepared.run(&data).unwrap().outputs;
+        assert!(relative_l2(&got, &model.on_host().unwrap().run(&data).unwrap()) < 1e-6);
+        // By hand, for the only output.
+        let product: f64 = data[0].to_f64().iter().zip(numbers(36, 1)).map(|(x, w)| x * f64::from(w)).sum();
+        let one = |seed| f64::from(numbers(1, seed)[0]);
+        let normalized = one(3) * (product - one(5)) / (one(6).abs() + 0.5 + 1e-5).sqrt() + one(4);
+        assert!((got[0].tensor.to_f64()[0] - (one(2) - normalized)).abs() < 1e-5);
+    }
+
+    /// With time that grows with the square of the nodes this takes a quarter of an hour.
+    #[test]
+    fn a_chain_of_many_nodes_is_prepared_in_seconds() {
+        const NODES: usize = 20_000;
+        let mut net = Net::new(&[1, 2, 3]);
+        let name = |index: usize| match index {
+            0 => "x".to_owned(),
+            NODES => "y".to_owned(),
+            _ => format!("v{index}"),
+        };
+        for index in 0..NODES {
+            // Every other node with a constant of its own.
+            if index % 2 == 0 {
+                net.node("Relu", &[&name(index)], &name(index + 1));
+            } else {
+                let constant = format!("k{index}");
+                net.floats(&constant, &[3], &[index as f32, 1.0, 2.0]);
+                net.node("Max", &[&name(index), &constant], &name(index + 1));
+            }
+        }
+        let started = std::time::Instant::now();
+        let model = model_of(net).unwrap();
+        let pool = Pool::new(CpuWorker::fleet(2)).unwrap();
+        let layer = LayerOptions::default().tolerate(0);
+        let prepared = model.prepare(&pool, &ModelOptions { layer, ..ModelOptions::default() }).unwrap();
+        let took = started.elapsed();
+        let data = Tensor::from(
+            ArrayD::from_shape_vec(vec![1, 2, 3], vec![-1.0f32, 2.0, -3.0, 4.0, -5.0, 6.0]).unwrap(),
+        );
+        let run = prepared.run(&[data]).unwrap();
+        assert_eq!(run.outputs[0].tensor.to_f64(), [19_999.0, 2.0, 2.0, 19_999.0, 1.0, 6.0]);
+        // Two seconds of processor time, on a machine that may be busy with much else.
+        assert!(took < std::time::Duration::from_secs(150), "{took:?}");
+    }
+
+    #[test]
+    fn layers_without_output_are_refused_by_name() {
+        let refused = |op: &str, kernel: i64, stride: i64| {
+            let mut net = Net::new(&[1, 4, 4, 4]);
+            net.floats("w", &[2, 4, 5, 5], &numbers(200, 1));
+            let node = if op == "Conv" { net.node(op, &["x", "w"], "y") } else { net.node(op, &["x"], "y") };
+            node.ints("kernel_shape", &[kernel, kernel]).ints("strides", &[stride, stride]).name =
+                "layer".to_owned();
+            let error = model_of(net).unwrap().typed().unwrap_err();
+            assert_eq!(error.kind(), crate::error::ErrorKind::BadInput);
+            error.to_string()
+        };
+        for (op, kernel) in [("Conv", 5), ("MaxPool", 5), ("AveragePool", 6)] {
+            let why = refused(op, kernel, 1);
+            let words = [format!("{op} node layer"), kernel.to_string(), "4".to_owned()];
+            assert!(words.iter().all(|word| why.contains(word)) && !why.contains('\n'), "{why}");
+        }
+    }
 }

@@ -88,10 +88,24 @@ impl Tensor {
     /// elements of a vector.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] for none at all, for different element types, or for different sizes of the other axes.
+    /// Those of [`Tensor::concat_along`].
     pub fn concat(pieces: &[Self]) -> Result<Self> {
+        Self::concat_along(pieces, 0)
+    }
+
+    /// Put one after the other along an axis; values without an axis become elements of a vector.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] for none at all, for different element types, for different sizes of the other axes, or for
+    /// an axis that they do not have.
+    pub fn concat_along(pieces: &[Self], axis: usize) -> Result<Self> {
         let differ = |got: String, expected: String| {
-            Error::mismatch("piece of a batch", got, expected, "pieces must agree but for their first axis")
+            Error::mismatch(
+                "piece of a batch",
+                got,
+                expected,
+                "pieces must agree but for the axis of the batch",
+            )
         };
         let Some(first) = pieces.first() else {
             return Err(differ("nothing".to_owned(), "at least one".to_owned()));
@@ -106,7 +120,13 @@ impl Tensor {
                     let scalar = array.ndim() == 0;
                     all.push(if scalar { array.view().insert_axis(Axis(0)) } else { array.view() });
                 }
-                let joined = ndarray::concatenate(Axis(0), &all);
+                if all.iter().any(|piece| piece.ndim() <= axis) {
+                    return Err(differ(
+                        format!("{:?}", first.shape()),
+                        format!("an array with an axis {axis}"),
+                    ));
+                }
+                let joined = ndarray::concatenate(Axis(axis), &all);
                 joined.map(Self::$variant).map_err(|_| {
                     let shapes = pieces.iter().map(|p| format!("{:?}", p.shape())).collect::<Vec<_>>();
                     differ(shapes.join(", "), format!("like {:?}", first.shape()))
@@ -199,6 +219,11 @@ mod tests {
         let pieces = whole.chunks(2);
         assert_eq!(pieces.iter().map(|p| p.shape()[0]).collect::<Vec<_>>(), [2, 2, 1]);
         assert_eq!(Tensor::concat(&pieces).unwrap(), whole);
+        let columns = Tensor::from(ndarray::array![[0i64, 1, 0, 1], [2, 3, 2, 3]].into_dyn());
+        let square = Tensor::from(ndarray::array![[0i64, 1], [2, 3]].into_dyn());
+        assert_eq!(Tensor::concat_along(&[square.clone(), square.clone()], 1).unwrap(), columns);
+        let no_axis = Tensor::concat_along(&[square.clone(), square], 2).unwrap_err().to_string();
+        assert!(no_axis.contains("[2, 2] where an array with an axis 2"), "{no_axis}");
         let scalar = Tensor::from(ArrayD::from_elem(vec![], 3.0f32));
         assert_eq!(scalar.chunks(4), std::slice::from_ref(&scalar));
         assert_eq!(Tensor::concat(&[scalar.clone(), scalar.clone()]).unwrap().shape(), [2]);

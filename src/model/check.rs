@@ -1,0 +1,368 @@
+//! What a file says about its nodes, checked before anything is made of it.
+//!
+//! Here is refused what the library would read in one of several ways without a word: attributes that contradict one
+//! another or have no meaning, nodes in training mode, operators of foreign domains, names that are given twice. Every
+//! refusal names node, operator and attribute and says how to mend it.
+
+use std::collections::{HashMap, HashSet};
+
+use tract_onnx::pb::{AttributeProto, GraphProto, NodeProto, TensorProto};
+
+/// What is wrong, in one line.
+type Refusal = String;
+
+/// Operators of the domain ai.onnx.ml that are known.
+const ML: &[&str] = &[
+    "ArrayFeatureExtractor",
+    "CategoryMapper",
+    "LinearClassifier",
+    "LinearRegressor",
+    "Normalizer",
+    "TreeEnsembleClassifier",
+];
+/// Operators of the domain com.microsoft that are known.
+const CONTRIBUTED: &[&str] = &[
+    "BiasGelu",
+    "FastGelu",
+    "GatherBlockQuantized",
+    "Gelu",
+    "GroupQueryAttention",
+    "MatMulNBits",
+    "MultiHeadAttention",
+    "QuickGelu",
+    "RotaryEmbedding",
+    "SimplifiedLayerNormalization",
+    "SkipLayerNormalization",
+    "SkipSimplifiedLayerNormalization",
+];
+/// Operators that slide a window.
+const WINDOWED: &[&str] =
+    &["Conv", "ConvInteger", "QLinearConv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool"];
+
+/// Checks a graph and those inside its nodes; `opset` is the version of the standard operators.
+pub(super) fn graph(graph: &GraphProto, opset: i64) -> Result<(), Refusal> {
+    names(graph)?;
+    let constants = constants(graph);
+    for node in &graph.node {
+        domain(node)?;
+        window(node)?;
+        training(node, opset, &constants)?;
+        for inner in node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs)) {
+            self::graph(inner, opset)?;
+        }
+    }
+    Ok(())
+}
+
+/// A node as messages speak of it.
+pub(super) fn called(node: &NodeProto) -> String {
+    match (node.name.as_str(), node.output.first()) {
+        ("", Some(output)) => format!("{} node that makes {output}", node.op_type),
+        (name, _) => format!("{} node {name}", node.op_type),
+    }
+}
+
+pub(super) fn attribute<'a>(node: &'a NodeProto, name: &str) -> Option<&'a AttributeProto> {
+    node.attribute.iter().find(|a| a.name == name)
+}
+
+pub(super) fn text<'a>(node: &'a NodeProto, name: &str) -> Option<&'a str> {
+    attribute(node, name).and_then(|a| std::str::from_utf8(&a.s).ok())
+}
+
+/// Values that are defined by more than one node, input or initializer.
+fn names(graph: &GraphProto) -> Result<(), Refusal> {
+    let mut makers: HashMap<&str, String> = HashMap::new();
+    let inputs = graph.input.iter().map(|i| (i.name.as_str(), format!("input {}", i.name)));
+    let outputs = graph.node.iter().flat_map(|node| {
+        node.output.iter().filter(|o| !o.is_empty()).map(move |o| (o.as_str(), called(node)))
+    });
+    for (value, maker) in inputs.chain(outputs) {
+        if let Some(first) = makers.insert(value, maker.clone()) {
+            return Err(format!(
+                "{maker} gives the name {value} again, which is that of {first}: rename one of the two"
+            ));
+        }
+    }
+    let inputs: HashSet<&str> = graph.input.iter().map(|i| i.name.as_str()).collect();
+    let mut initial = HashSet::new();
+    for tensor in &graph.initializer {
+        let name = tensor.name.as_str();
+        if !initial.insert(name) {
+            return Err(format!("initializer {name} is there twice: remove one of the two"));
+        }
+        // An initializer may be the default of an input.
+        if let (Some(maker), false) = (makers.get(name), inputs.contains(name)) {
+            return Err(format!(
+                "{maker} gives the name {name} again, which is that of an initializer: rename one of the two"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Constants of a graph by name, of initializers and of Constant nodes.
+fn constants(graph: &GraphProto) -> HashMap<&str, &TensorProto> {
+    let nodes = graph
+        .node
+        .iter()
+        .filter(|node| node.op_type == "Constant")
+        .filter_map(|node| Some((node.output.first()?.as_str(), attribute(node, "value")?.t.as_ref()?)));
+    graph.initializer.iter().map(|t| (t.name.as_str(), t)).chain(nodes).collect()
+}
+
+/// An operator is known by its domain and its name.
+fn domain(node: &NodeProto) -> Result<(), Refusal> {
+    let known = match node.domain.as_str() {
+        "" | "ai.onnx" => true,
+        "ai.onnx.ml" => ML.contains(&node.op_type.as_str()),
+        "com.microsoft" => CONTRIBUTED.contains(&node.op_type.as_str()),
+        _ => false,
+    };
+    if known {
+        return Ok(());
+    }
+    Err(format!(
+        "{} is of domain {}, whose operator of that name is not known here: export the model with operators of the \
+         standard domain",
+        called(node),
+        node.domain
+    ))
+}
+
+/// Strides, dilations, kernels and padding.
+fn window(node: &NodeProto) -> Result<(), Refusal> {
+    if !WINDOWED.contains(&node.op_type.as_str()) {
+        return Ok(());
+    }
+    let ints = |name: &str| attribute(node, name).map(|a| a.ints.as_slice());
+    for (name, least) in [
+        ("strides", 1),
+        ("dilations", 1),
+        ("kernel_shape", 1),
+        ("pads", 0),
+        ("output_padding", 0),
+        ("output_shape", 1),
+    ] {
+        if let Some(values) = ints(name)
+            && let Some(bad) = values.iter().find(|v| **v < least)
+        {
+            return Err(format!(
+                "{}: attribute {name} is {values:?}, and {bad} is less than {least}: give values of at least {least}",
+                called(node)
+            ));
+        }
+    }
+    if let Some(group) = attribute(node, "group")
+        && group.i < 1
+    {
+        return Err(format!("{}: attribute group is {}: give at least 1", called(node), group.i));
+    }
+    if let Some(kernel) = ints("kernel_shape") {
+        for (name, times) in [("strides", 1), ("dilations", 1), ("pads", 2), ("output_padding", 1)] {
+            if let Some(values) = ints(name)
+                && !values.is_empty()
+                && values.len() != kernel.len() * times
+            {
+                return Err(format!(
+                    "{}: attribute {name} has {} values where kernel_shape {kernel:?} asks for {}: make them agree",
+                    called(node),
+                    values.len(),
+                    kernel.len() * times
+                ));
+            }
+        }
+    }
+    let auto = text(node, "auto_pad").unwrap_or("NOTSET");
+    let contradicts = match (auto, ints("pads")) {
+        ("NOTSET" | "", _) | (_, None | Some([])) => false,
+        ("VALID", Some(pads)) => pads.iter().any(|pad| *pad != 0),
+        ("SAME_UPPER" | "SAME_LOWER", Some(_)) => true,
+        _ => false,
+    };
+    if contradicts {
+        return Err(format!(
+            "{}: attributes auto_pad = {auto} and pads = {:?} contradict each other: remove pads, or set auto_pad to \
+             NOTSET",
+            called(node),
+            ints("pads").unwrap_or_default()
+        ));
+    }
+    if !["NOTSET", "", "VALID", "SAME_UPPER", "SAME_LOWER"].contains(&auto) {
+        return Err(format!(
+            "{}: attribute auto_pad is {auto}: use NOTSET, VALID, SAME_UPPER or SAME_LOWER",
+            called(node)
+        ));
+    }
+    Ok(())
+}
+
+const FOR_INFERENCE: &str = "export the model for inference (eval mode)";
+
+/// Nodes that compute something else while a model is trained.
+fn training(node: &NodeProto, opset: i64, constants: &HashMap<&str, &TensorProto>) -> Result<(), Refusal> {
+    let flag = |name: &str| attribute(node, name).is_some_and(|a| a.i != 0);
+    match node.op_type.as_str() {
+        "BatchNormalization" => {
+            if flag("training_mode") {
+                let what = "attribute training_mode is 1, which takes mean and variance from the data";
+                return Err(format!("{}: {what}: {FOR_INFERENCE}", called(node)));
+            }
+            let made = node.output.iter().filter(|o| !o.is_empty()).count();
+            if made > 1 {
+                let what = format!("it has {made} outputs, which it has in training only");
+                return Err(format!("{}: {what}: {FOR_INFERENCE}", called(node)));
+            }
+        }
+        "Dropout" if opset >= 12 => {
+            let value = |index: usize| {
+                let name = node.input.get(index).filter(|name| !name.is_empty())?;
+                constants.get(name.as_str()).and_then(|tensor| scalar(tensor))
+            };
+            if value(2).is_some_and(|on| on != 0.0) && value(1).unwrap_or(0.5) != 0.0 {
+                let what = "input training_mode is true, which drops elements at random";
+                return Err(format!("{}: {what}: {FOR_INFERENCE}", called(node)));
+            }
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+/// The value of a tensor of one truth value, integer or float.
+pub(super) fn scalar(tensor: &TensorProto) -> Option<f64> {
+    let first = |bytes: usize| tensor.raw_data.get(..bytes);
+    let raw = match tensor.data_type {
+        // As `tensor_proto::DataType` numbers them: f32, f64, bool, i32, i64.
+        1 => first(4).and_then(|b| Some(f64::from(f32::from_le_bytes(b.try_into().ok()?)))),
+        11 => first(8).and_then(|b| Some(f64::from_le_bytes(b.try_into().ok()?))),
+        9 => first(1).map(|b| f64::from(b[0])),
+        _ => None,
+    };
+    raw.or_else(|| tensor.float_data.first().map(|v| f64::from(*v)))
+        .or_else(|| tensor.double_data.first().copied())
+        .or_else(|| tensor.int32_data.first().map(|v| f64::from(*v)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Attributes, Net};
+    use super::*;
+
+    fn conv(change: impl FnOnce(&mut NodeProto)) -> Result<(), Refusal> {
+        let mut net = Net::new(&[1, 3, 8, 8]);
+        change(net.node("Conv", &["x", "x"], "y"));
+        graph(&net.graph(), 17)
+    }
+
+    #[test]
+    fn padding_that_is_said_twice_must_agree() {
+        for (auto, pads, fine) in [
+            ("NOTSET", [1, 1, 1, 1], true),
+            ("VALID", [0, 0, 0, 0], true),
+            ("VALID", [0, 0, 0, 1], false),
+            ("SAME_UPPER", [0, 0, 0, 0], false),
+            ("SAME_LOWER", [1, 1, 1, 1], false),
+        ] {
+            let said = conv(|node| {
+                node.string("auto_pad", auto).ints("pads", &pads);
+            });
+            assert_eq!(said.is_ok(), fine, "{auto} {pads:?}");
+            if let Err(why) = said {
+                let all = format!("Conv node that makes y: attributes auto_pad = {auto} and pads = {pads:?}");
+                assert!(why.starts_with(&all) && why.contains("remove pads"), "{why}");
+            }
+        }
+        assert!(
+            conv(|node| {
+                node.string("auto_pad", "SAME_UPPER");
+            })
+            .is_ok()
+        );
+        let unknown = conv(|node| {
+            node.string("auto_pad", "SAME");
+        })
+        .unwrap_err();
+        assert!(unknown.contains("auto_pad is SAME: use NOTSET"), "{unknown}");
+    }
+
+    #[test]
+    fn attributes_without_meaning_are_refused_by_name() {
+        for (name, values) in [
+            ("strides", [0, 1]),
+            ("dilations", [1, 0]),
+            ("kernel_shape", [-3, 3]),
+            ("output_padding", [-1, 0]),
+        ] {
+            let why = conv(|node| {
+                node.name = "c1".to_owned();
+                node.ints(name, &values);
+            })
+            .unwrap_err();
+            assert!(why.contains("Conv node c1: attribute") && why.contains(name), "{why}");
+        }
+        assert!(
+            conv(|node| {
+                node.int("group", 0);
+            })
+            .unwrap_err()
+            .contains("group is 0")
+        );
+        assert!(
+            conv(|node| {
+                node.ints("strides", &[2, 2]).int("group", 1);
+            })
+            .is_ok()
+        );
+    }
+
+    #[test]
+    fn operators_of_other_domains_are_others() {
+        for (domain, op, known) in [
+            ("", "Conv", true),
+            ("ai.onnx", "Conv", true),
+            ("com.example", "Conv", false),
+            ("com.microsoft", "Conv", false),
+            ("com.microsoft", "FastGelu", true),
+            ("ai.onnx.ml", "Normalizer", true),
+            ("ai.onnx.ml", "Relu", false),
+        ] {
+            let mut net = Net::new(&[1, 3]);
+            net.node(op, &["x"], "y").domain = domain.to_owned();
+            let said = graph(&net.graph(), 17);
+            assert_eq!(said.is_ok(), known, "{domain} {op}");
+            assert!(said.err().is_none_or(|why| why.contains(op) && why.contains(domain)));
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_inside_a_branch_is_found() {
+        let mut inner = Net::new(&[1, 3, 8, 8]);
+        inner.node("Conv", &["x", "x"], "y").ints("dilations", &[0, 1]);
+        let mut net = Net::new(&[1, 3, 8, 8]);
+        let branch = AttributeProto {
+            name: "then_branch".to_owned(),
+            g: Some(inner.graph()),
+            ..AttributeProto::default()
+        };
+        net.node("If", &["x"], "y").attribute.push(branch);
+        assert!(graph(&net.graph(), 17).unwrap_err().contains("dilations"));
+    }
+
+    #[test]
+    fn what_trains_is_refused() {
+        let mut net = Net::new(&[1, 3, 8, 8]);
+        net.node("BatchNormalization", &["x", "s", "s", "s", "s"], "y").output.push("mean".to_owned());
+        let why = graph(&net.graph(), 9).unwrap_err();
+        assert!(why.contains("BatchNormalization") && why.contains("2 outputs"), "{why}");
+        let dropout = |training: f32, ratio: f32| {
+            let mut net = Net::new(&[1, 3]);
+            net.floats("t", &[], &[training]);
+            net.floats("r", &[], &[ratio]);
+            net.node("Dropout", &["x", "r", "t"], "y");
+            graph(&net.graph(), 17)
+        };
+        assert!(dropout(1.0, 0.5).unwrap_err().contains("training_mode is true"));
+        assert!(dropout(0.0, 0.5).is_ok() && dropout(1.0, 0.0).is_ok());
+    }
+}

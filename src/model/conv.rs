@@ -1,0 +1,159 @@
+//! The convolution of a graph as an operator of ours, coded or not.
+//!
+//! Invariant: no rewrite looks into it. Nothing else in a graph knows that it is a convolution, so no constant is moved
+//! into its filters, no stride out of it and no axis through it; what is folded into a layer is folded by
+//! [`fold`](super::fold) alone.
+
+use tract_onnx::prelude::{DatumType, TractResult};
+use tract_onnx::tract_core::internal::{
+    Datum, DatumTypeExt, EvalContext, EvalOp, IntoTValue, IntoTensor, Op, StaticName, TValue, TVec, Tensor,
+    TypedFact, TypedModel, TypedOp, args_3, as_op, bail, format_err, op_as_typed_op, op_out_of_plan, tvec,
+};
+use tract_onnx::tract_core::ops::cnn::{Conv, KernelFormat, PoolSpec};
+use tract_onnx::tract_core::ops::nn::DataFormat;
+
+use crate::array::Element;
+use crate::conv::{ConvParams, ConvShape, conv_local, reference};
+use crate::error::Result;
+
+/// How a convolution that stays on this machine is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// By the CPU kernel, on all threads.
+    Kernel,
+    /// Straight from its definition, every sum in f64: what other ways are compared with.
+    Definition,
+}
+
+/// Inputs are the data `[N, C, spatial...]`, the filters `[O, C/groups, kernel...]` and the bias, `[O]` or one value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ConvOp {
+    /// Its node's.
+    name: String,
+    pool: PoolSpec,
+    groups: usize,
+    pub(super) way: Way,
+}
+
+impl ConvOp {
+    /// The same convolution, if it is one of floats in the layout of ONNX; quantised ones stay as they are.
+    pub(super) fn of(name: &str, conv: &Conv) -> Option<Self> {
+        let plain = conv.q_params.is_none()
+            && conv.pool_spec.data_format == DataFormat::NCHW
+            && conv.kernel_fmt == KernelFormat::OIHW;
+        plain.then(|| Self {
+            name: name.to_owned(),
+            pool: conv.pool_spec.clone(),
+            groups: conv.group,
+            way: Way::Kernel,
+        })
+    }
+
+    /// Its node's name in the file.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Filters, and so channels of the output.
+    pub(super) fn out_channels(&self) -> usize {
+        self.pool.output_channels
+    }
+
+    /// The shape of the convolution on `data`, with the padding worked out.
+    pub(super) fn shape(&self, data: &[usize], weight: &[usize]) -> Result<ConvShape> {
+        let pads = if data.len() == self.pool.rank() + 2 {
+            self.pool.computed_padding(&data[2..])
+        } else {
+            // `ConvShape` says what is wrong.
+            tvec!()
+        };
+        let params = ConvParams {
+            stride: self.pool.strides().to_vec(),
+            dilation: self.pool.dilations().to_vec(),
+            padding: pads.iter().map(|p| p.pad_before).chain(pads.iter().map(|p| p.pad_after)).collect(),
+            groups: self.groups,
+        };
+        ConvShape::new(data, weight, &params)
+    }
+
+    /// As [`ConvOp::shape`], for those who see no node.
+    fn own_shape(&self, data: &[usize], weight: &[usize]) -> TractResult<ConvShape> {
+        self.shape(data, weight).map_err(|error| format_err!("Conv node {}: {error}", self.name))
+    }
+
+    fn compute<T: Element + Datum>(
+        &self,
+        data: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+    ) -> TractResult<Tensor> {
+        let shape = self.own_shape(data.shape(), weight.shape())?;
+        let (data, weight, bias) =
+            (data.try_as_plain_ram()?, weight.try_as_plain_ram()?, bias.try_as_plain_ram()?);
+        let (data, weight, bias) = (data.as_slice::<T>()?, weight.as_slice::<T>()?, bias.as_slice::<T>()?);
+        let bias: Vec<T> = match bias {
+            [one] => vec![*one; shape.out_channels],
+            each => each.to_vec(),
+        };
+        let output = match self.way {
+            Way::Kernel => {
+                conv_local(&shape, data, weight, Some(&bias), rayon::current_num_threads(), &|| false)?
+            }
+            Way::Definition => reference(&shape, data, weight, Some(&bias))?,
+        };
+        Ok(ndarray::ArrayD::from_shape_vec(shape.output_shape(), output)?.into_tensor())
+    }
+}
+
+impl Op for ConvOp {
+    fn name(&self) -> StaticName {
+        "Conv".into()
+    }
+
+    op_as_typed_op!();
+}
+
+impl EvalOp for ConvOp {
+    op_out_of_plan!();
+
+    fn eval(&self, _: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+        let (data, weight, bias) = args_3!(inputs);
+        let own = data.datum_type();
+        let output = match own {
+            DatumType::F32 => self.compute::<f32>(&data, &weight, &bias)?,
+            DatumType::F64 => self.compute::<f64>(&data, &weight, &bias)?,
+            // Half floats: the sums are those of f32, rounded once.
+            _ => {
+                let wide = |tensor: &Tensor| {
+                    Ok::<_, tract_onnx::prelude::TractError>(tensor.cast_to::<f32>()?.into_owned())
+                };
+                self.compute::<f32>(&wide(&data)?, &wide(&weight)?, &wide(&bias)?)?
+                    .cast_to_dt(own)?
+                    .into_owned()
+            }
+        };
+        Ok(tvec!(output.into_tvalue()))
+    }
+}
+
+impl TypedOp for ConvOp {
+    fn output_facts(&self, inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
+        let [data, weight, _] = inputs else { bail!("a convolution has three inputs, not {}", inputs.len()) };
+        if let (Some(data), Some(weight)) = (data.shape.as_concrete(), weight.shape.as_concrete()) {
+            let shape = self.own_shape(data, weight)?;
+            return Ok(tvec!(inputs[0].datum_type.fact(shape.output_shape())));
+        }
+        self.pool.output_facts(inputs)
+    }
+
+    as_op!();
+}
+
+/// Makes every convolution of `graph` be computed in this way.
+pub(super) fn compute_by(graph: &mut TypedModel, way: Way) {
+    for node in graph.nodes_mut() {
+        if let Some(conv) = node.op_as_mut::<ConvOp>() {
+            conv.way = way;
+        }
+    }
+}

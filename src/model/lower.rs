@@ -1,0 +1,217 @@
+//! From a parsed graph to one with every type and shape, node by node.
+//!
+//! Invariant: nothing is rewritten. What a node of the file becomes depends on that node and on the types, shapes and
+//! constants of its inputs, never on the nodes around it. Time and memory are proportional to the number of nodes,
+//! which the library's own way from one to the other, made for graphs of some hundred nodes, is not.
+
+use std::collections::{HashMap, HashSet};
+
+use tract_onnx::prelude::{InferenceModel, TractResult};
+use tract_onnx::tract_core::internal::{
+    EvalContext, InletId, OutletId, TVec, TypedFact, TypedModel, TypedOp, bail,
+};
+use tract_onnx::tract_core::model::Node;
+use tract_onnx::tract_core::ops::cnn::{Conv, Deconv, MaxPool, PaddingSpec, PoolSpec, SumPool};
+use tract_onnx::tract_core::ops::konst::Const;
+use tract_onnx::tract_core::ops::nn::{Softmax, SoftmaxKind};
+use tract_onnx::tract_hir::infer::{Factoid, InferenceModelExt, InferenceNode};
+use tract_onnx::tract_hir::ops::source::Source;
+
+use super::conv::ConvOp;
+
+/// The graph with every type and shape worked out, its convolutions behind operators of ours.
+pub(super) fn lower(mut parsed: InferenceModel) -> TractResult<TypedModel> {
+    parsed.analyse(false)?;
+    let parsed = parsed.incorporate()?;
+    let mut lowering = Lowering {
+        target: TypedModel { symbols: parsed.symbols.clone(), ..TypedModel::default() },
+        places: HashMap::with_capacity(parsed.nodes().len()),
+        names: HashSet::new(),
+    };
+    for id in parsed.eval_order()? {
+        let node = parsed.node(id);
+        lowering.node(&parsed, node).map_err(|e| e.context(format!("node {}", node.name)))?;
+    }
+    // Inputs that nothing uses are inputs all the same.
+    for input in parsed.input_outlets()? {
+        if !lowering.places.contains_key(input) {
+            lowering.node(&parsed, parsed.node(input.node))?;
+        }
+    }
+    let Lowering { mut target, places, .. } = lowering;
+    let all = |outlets: &[OutletId]| outlets.iter().map(|outlet| places[outlet]).collect::<Vec<_>>();
+    target.set_input_outlets(&all(parsed.input_outlets()?))?;
+    target.select_output_outlets(&all(parsed.output_outlets()?))?;
+    Ok(target)
+}
+
+/// What the library makes a softmax and its logarithm of, which is minus infinity where the softmax is too small for a
+/// float: both become the operator that subtracts the logarithm of the sum.
+const LOG_SOFTMAX: &str = "LayerLogSoftmax";
+
+struct Lowering {
+    target: TypedModel,
+    /// Where the outlets of the parsed graph are.
+    places: HashMap<OutletId, OutletId>,
+    names: HashSet<String>,
+}
+
+impl Lowering {
+    /// A name that no node has yet: values, nodes and what nodes are made of share names in files.
+    fn unique(&mut self, name: &str) -> String {
+        let numbered = (2..).map(|number| format!("{name} ({number})"));
+        let mut names = std::iter::once(name.to_owned()).chain(numbered);
+        // There are more numbers than nodes.
+        let free = names.find(|name| !self.names.contains(name)).unwrap_or_default();
+        self.names.insert(free.clone());
+        free
+    }
+
+    fn node(&mut self, parsed: &InferenceModel, node: &InferenceNode) -> TractResult<()> {
+        let outputs = if node.op_is::<Source>() {
+            let fact = TypedFact::try_from(&node.outputs[0].fact)?;
+            let name = self.unique(&node.name);
+            vec![self.target.add_source(name, fact)?]
+        } else if is_known(node)? {
+            let known = node.outputs.iter().enumerate().map(|(slot, output)| {
+                let Some(value) = output.fact.value.concretize() else { bail!("its value is not known") };
+                let name =
+                    self.unique(&if slot == 0 { node.name.clone() } else { format!("{}.{slot}", node.name) });
+                let fact = TypedFact::try_from(value.clone())?;
+                let id = self.target.add_node(name, Const::new(value)?, TVec::from_elem(fact, 1))?;
+                Ok(OutletId::new(id, 0))
+            });
+            known.collect::<TractResult<_>>()?
+        } else {
+            self.part(parsed, node)?
+        };
+        for (slot, outlet) in outputs.into_iter().enumerate() {
+            self.places.insert(OutletId::new(node.id, slot), outlet);
+        }
+        Ok(())
+    }
+
+    /// Translates one node into a graph of its own and moves that into the target. A node is wired to many others at
+    /// the end, but its translation looks at its inputs alone.
+    fn part(&mut self, parsed: &InferenceModel, node: &InferenceNode) -> TractResult<Vec<OutletId>> {
+        let mut part = TypedModel { symbols: parsed.symbols.clone(), ..TypedModel::default() };
+        let mut inner = HashMap::new();
+        // Where the part's outlets, those of its inputs first, are in the target.
+        let mut outlets = HashMap::new();
+        for input in &node.inputs {
+            if inner.contains_key(input) {
+                continue;
+            }
+            let outer = self.places[input];
+            let fact = self.target.outlet_fact(outer)?.clone();
+            let source = part.add_source(format!("input {}", outlets.len()), fact)?;
+            inner.insert(*input, source);
+            outlets.insert(source, outer);
+        }
+        let inputs = outlets.len();
+        let logarithm = node.op.name() == LOG_SOFTMAX;
+        let outputs = node.op.to_typed(parsed, node, &mut part, &inner)?;
+        for Node { id, name, inputs: wires, op, outputs } in part.nodes.into_iter().skip(inputs) {
+            let op = match op.downcast_ref::<Softmax>() {
+                Some(softmax) if logarithm => {
+                    Box::new(Softmax { kind: SoftmaxKind::LogSoftmax, ..softmax.clone() })
+                }
+                None if logarithm => {
+                    outlets.insert(OutletId::new(id, 0), outlets[&wires[0]]);
+                    continue;
+                }
+                _ => op,
+            };
+            let facts = wires.iter().map(|wire| self.target.outlet_fact(outlets[wire]));
+            let op = ours(&node.name, op, &facts.collect::<TractResult<Vec<_>>>()?)?;
+            let count = outputs.len();
+            let facts = outputs.into_iter().map(|output| output.fact).collect();
+            let name = self.unique(&name);
+            let new = self.target.add_node(name, op, facts)?;
+            for (slot, wire) in wires.iter().enumerate() {
+                self.target.add_edge(outlets[wire], InletId::new(new, slot))?;
+            }
+            outlets.extend((0..count).map(|slot| (OutletId::new(id, slot), OutletId::new(new, slot))));
+        }
+        Ok(outputs.iter().map(|outlet| outlets[outlet]).collect())
+    }
+}
+
+/// Whether all that a node computes is known before anything runs.
+fn is_known(node: &InferenceNode) -> TractResult<bool> {
+    let known = node.outputs.iter().all(|output| output.fact.value.is_concrete());
+    Ok(known && node.op.state(&EvalContext::out_of_plan())?.is_none())
+}
+
+/// The operator in its place: a convolution of ours for the library's, and a refusal of what has no output.
+fn ours(name: &str, op: Box<dyn TypedOp>, inputs: &[&TypedFact]) -> TractResult<Box<dyn TypedOp>> {
+    if let Some(conv) = op.downcast_ref::<Conv>() {
+        let Some(conv) = ConvOp::of(name, conv) else {
+            return covers("Conv", name, &conv.pool_spec, inputs).map(|()| op);
+        };
+        conv.output_facts(inputs)?;
+        return Ok(Box::new(conv));
+    }
+    if let Some(pool) = op.downcast_ref::<MaxPool>() {
+        covers("MaxPool", name, &pool.pool_spec, inputs)?;
+    } else if let Some(pool) = op.downcast_ref::<SumPool>() {
+        covers("AveragePool", name, &pool.pool_spec, inputs)?;
+    } else if let Some(deconv) = op.downcast_ref::<Deconv>() {
+        makes_something(name, deconv, inputs)?;
+    }
+    Ok(op)
+}
+
+/// Refuses a window that fits nowhere into what it slides over.
+fn covers(kind: &str, name: &str, pool: &PoolSpec, inputs: &[&TypedFact]) -> TractResult<()> {
+    let Some(input) = inputs.first().and_then(|fact| fact.shape.as_concrete()) else { return Ok(()) };
+    if input.len() != pool.rank() + 2 {
+        bail!(
+            "{kind} node {name}: its input {input:?} has {} axes where kernel_shape {:?} asks for {}: reshape the input, or give one size for each spatial axis",
+            input.len(),
+            pool.kernel_shape,
+            pool.rank() + 2
+        );
+    }
+    for (axis, sizes) in pool.computed_padding(&input[2..]).iter().enumerate() {
+        let padded = input[axis + 2] + sizes.pad_before + sizes.pad_after;
+        let extent = extent(pool, axis);
+        // Rounded up, a last window may reach beyond the end.
+        let beyond = match pool.padding {
+            PaddingSpec::ExplicitOnnxPool(_, _, true) => pool.stride(axis).saturating_sub(1),
+            _ => 0,
+        };
+        if extent > padded.saturating_add(beyond) {
+            bail!(
+                "{kind} node {name}: its kernel (kernel_shape and dilations) reaches over {extent} on spatial axis {axis} \
+                 where the padded input has {padded}, so it has no output: use larger inputs, more pads, or a smaller kernel"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Refuses a transposed convolution whose padding takes all that it makes.
+fn makes_something(name: &str, deconv: &Deconv, inputs: &[&TypedFact]) -> TractResult<()> {
+    let Some(input) = inputs.first().and_then(|fact| fact.shape.as_concrete()) else { return Ok(()) };
+    let PaddingSpec::Explicit(begin, end) = &deconv.pool_spec.padding else { return Ok(()) };
+    let strides = deconv.pool_spec.strides();
+    for (axis, size) in input.iter().skip(2).enumerate().take(begin.len().min(end.len())) {
+        let pads = begin[axis].saturating_add(end[axis]);
+        let steps = size.saturating_sub(1).saturating_mul(strides[axis]);
+        let makes =
+            steps.saturating_add(extent(&deconv.pool_spec, axis)).saturating_add(deconv.adjustments[axis]);
+        if pads >= makes {
+            bail!(
+                "ConvTranspose node {name}: its pads take {pads} of the {makes} elements it makes on spatial axis {axis}, \
+                 so it has no output: use smaller pads"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Length of the dilated kernel on a spatial axis.
+fn extent(pool: &PoolSpec, axis: usize) -> usize {
+    pool.kernel_shape[axis].saturating_sub(1).saturating_mul(pool.dilation(axis)).saturating_add(1)
+}

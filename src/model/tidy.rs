@@ -1,0 +1,302 @@
+//! What a file says in several ways, said in one before the library reads it.
+//!
+//! Invariant: the file means the same before and after. Runs behind [`check`](super::check), which refuses what has no
+//! single meaning.
+
+use std::collections::{HashMap, HashSet};
+
+use tract_onnx::pb::{AttributeProto, GraphProto, NodeProto, TensorProto, attribute_proto};
+
+use super::check::{attribute, called, scalar};
+use super::resize;
+
+/// Rewrites a graph and those inside its nodes; `opset` is the version of the standard operators.
+///
+/// # Errors
+/// One line, where something cannot be said in another way.
+pub(super) fn graph(graph: &mut GraphProto, opset: i64) -> Result<(), String> {
+    let constants = small_constants(graph);
+    let mut fresh = Fresh::of(graph);
+    let mut nodes = Vec::with_capacity(graph.node.len());
+    // As nodes of their own: the library compares every initializer with every other.
+    let initial: HashSet<String> = graph.initializer.iter().map(|tensor| tensor.name.clone()).collect();
+    graph.input.retain(|input| !initial.contains(&input.name));
+    for tensor in std::mem::take(&mut graph.initializer) {
+        nodes.push(constant_node(tensor.name.clone(), tensor));
+    }
+    let mut names = HashSet::new();
+    for mut node in std::mem::take(&mut graph.node) {
+        for inner in &mut node.attribute {
+            for inner in inner.g.iter_mut().chain(&mut inner.graphs) {
+                self::graph(inner, opset)?;
+            }
+        }
+        // Optional values at the end that are not there.
+        for values in [&mut node.input, &mut node.output] {
+            while values.last().is_some_and(String::is_empty) {
+                values.pop();
+            }
+        }
+        if !node.name.is_empty() && !names.insert(node.name.clone()) {
+            // Names of nodes may repeat, but layers are told apart by them; those of values never repeat.
+            if let Some(output) = node.output.first() {
+                node.name = format!("{} ({output})", node.name);
+            }
+        }
+        match node.op_type.as_str() {
+            "Dropout" if is_identity(&node, &constants) => {
+                "Identity".clone_into(&mut node.op_type);
+                node.input.truncate(1);
+                node.attribute.clear();
+            }
+            "Resize" => {
+                if opset >= 11 {
+                    name_empties(&mut node, &mut fresh, &mut nodes);
+                }
+                if resize::takes(&node) {
+                    resize::NAME.clone_into(&mut node.op_type);
+                }
+            }
+            "Pad" if opset >= 11 => {
+                crop(&mut node, &constants, opset, &mut fresh, &mut nodes)?;
+                without_axis(&mut node, 2, &constants, &mut fresh, &mut nodes);
+            }
+            _ => {}
+        }
+        nodes.push(node);
+    }
+    graph.node = nodes;
+    Ok(())
+}
+
+/// Names of values that a graph does not have.
+struct Fresh {
+    taken: HashSet<String>,
+    next: usize,
+}
+
+impl Fresh {
+    fn of(graph: &GraphProto) -> Self {
+        let nodes = graph.node.iter().flat_map(|n| n.output.iter().chain(&n.input));
+        let values = graph.input.iter().map(|i| &i.name).chain(graph.initializer.iter().map(|i| &i.name));
+        Self { taken: nodes.chain(values).cloned().collect(), next: 0 }
+    }
+
+    fn name(&mut self, base: &str) -> String {
+        loop {
+            let name = format!("{base}.{}", self.next);
+            self.next += 1;
+            if self.taken.insert(name.clone()) {
+                return name;
+            }
+        }
+    }
+
+    /// A node that makes a constant, and the constant's name.
+    fn constant(&mut self, base: &str, tensor: TensorProto) -> (String, NodeProto) {
+        let name = self.name(base);
+        let node = constant_node(name.clone(), tensor);
+        (name, node)
+    }
+}
+
+fn constant_node(output: String, tensor: TensorProto) -> NodeProto {
+    let value = AttributeProto {
+        name: "value".to_owned(),
+        r#type: attribute_proto::AttributeType::Tensor.into(),
+        t: Some(tensor),
+        ..AttributeProto::default()
+    };
+    NodeProto {
+        op_type: "Constant".to_owned(),
+        output: vec![output],
+        attribute: vec![value],
+        ..NodeProto::default()
+    }
+}
+
+/// Constants that say sizes, axes and flags.
+fn small_constants(graph: &GraphProto) -> HashMap<String, TensorProto> {
+    const MOST_ELEMS: i64 = 64;
+    let nodes = graph.node.iter().filter(|node| node.op_type == "Constant").filter_map(|node| {
+        let name = node.output.first()?.clone();
+        if let Some(ints) = attribute(node, "value_ints") {
+            return Some((name, integers(&ints.ints)));
+        }
+        Some((name, attribute(node, "value")?.t.clone()?))
+    });
+    let small = |tensor: &TensorProto| {
+        let elems = tensor.dims.iter().try_fold(1i64, |product, size| product.checked_mul(*size));
+        elems.is_some_and(|elems| elems <= MOST_ELEMS)
+    };
+    let initial = graph.initializer.iter().filter(|t| small(t)).map(|t| (t.name.clone(), t.clone()));
+    initial.chain(nodes.filter(|(_, t)| small(t))).collect()
+}
+
+fn integers(values: &[i64]) -> TensorProto {
+    TensorProto {
+        dims: vec![i64::try_from(values.len()).unwrap_or(i64::MAX)],
+        data_type: 7,
+        int64_data: values.to_vec(),
+        ..TensorProto::default()
+    }
+}
+
+/// The values of a tensor of 64-bit integers.
+fn values(tensor: &TensorProto) -> Option<Vec<i64>> {
+    if tensor.data_type != 7 || tensor.data_location.unwrap_or(0) != 0 {
+        return None;
+    }
+    if !tensor.int64_data.is_empty() {
+        return Some(tensor.int64_data.clone());
+    }
+    let chunks = tensor.raw_data.chunks_exact(8);
+    chunks.map(|bytes| Some(i64::from_le_bytes(bytes.try_into().ok()?))).collect()
+}
+
+/// Whether a Dropout passes its input on and nothing else.
+fn is_identity(node: &NodeProto, constants: &HashMap<String, TensorProto>) -> bool {
+    let off = match node.input.get(2).filter(|name| !name.is_empty()) {
+        None => true,
+        Some(training) => constants.get(training).and_then(scalar).is_some_and(|on| on == 0.0),
+    };
+    off && node.output.len() == 1
+}
+
+/// Gives Resize a constant without elements where its region or scales are left out: the library counts inputs.
+fn name_empties(node: &mut NodeProto, fresh: &mut Fresh, nodes: &mut Vec<NodeProto>) {
+    for slot in 1..3 {
+        if node.input.get(slot).is_some_and(String::is_empty) {
+            let empty = TensorProto { dims: vec![0], data_type: 1, ..TensorProto::default() };
+            let (name, constant) = fresh.constant("nothing", empty);
+            nodes.push(constant);
+            node.input[slot] = name;
+        }
+    }
+}
+
+/// Takes the axis off a constant of one element: exporters write one where the operator asks for none.
+fn without_axis(
+    node: &mut NodeProto,
+    slot: usize,
+    constants: &HashMap<String, TensorProto>,
+    fresh: &mut Fresh,
+    nodes: &mut Vec<NodeProto>,
+) {
+    let Some(tensor) = node.input.get(slot).and_then(|name| constants.get(name)) else { return };
+    if tensor.dims == [1] {
+        let (name, constant) = fresh.constant("value", TensorProto { dims: Vec::new(), ..tensor.clone() });
+        nodes.push(constant);
+        node.input[slot] = name;
+    }
+}
+
+/// Puts a Slice before a Pad whose amounts are negative in part: what is to be cut off is cut off there.
+fn crop(
+    node: &mut NodeProto,
+    constants: &HashMap<String, TensorProto>,
+    opset: i64,
+    fresh: &mut Fresh,
+    nodes: &mut Vec<NodeProto>,
+) -> Result<(), String> {
+    let constant = |name: Option<&String>| name.and_then(|name| constants.get(name)).and_then(values);
+    let Some(pads) = constant(node.input.get(1)) else { return Ok(()) };
+    if pads.iter().all(|pad| *pad >= 0) {
+        return Ok(());
+    }
+    let half = pads.len() / 2;
+    let axes = match node.input.get(3).filter(|name| !name.is_empty() && opset >= 18) {
+        None => (0..i64::try_from(half).unwrap_or(0)).collect(),
+        Some(name) => match constant(Some(name)) {
+            Some(axes) if axes.len() == half => axes,
+            _ => {
+                return Err(format!(
+                    "{}: its axes are not known, and amounts of pads are negative: give constant axes",
+                    called(node)
+                ));
+            }
+        },
+    };
+    let ends = |end: &i64| if *end < 0 { *end } else { i64::MAX };
+    let starts: Vec<i64> = pads[..half].iter().map(|begin| begin.saturating_neg().max(0)).collect();
+    let ends: Vec<i64> = pads[half..].iter().map(ends).collect();
+    let mut slice = NodeProto {
+        op_type: "Slice".to_owned(),
+        name: fresh.name(&format!("{}.crop", node.name)),
+        input: vec![node.input[0].clone()],
+        output: vec![fresh.name("cropped")],
+        ..NodeProto::default()
+    };
+    for values in [&starts, &ends, &axes] {
+        let (name, constant) = fresh.constant("crop", integers(values));
+        nodes.push(constant);
+        slice.input.push(name);
+    }
+    node.input[0].clone_from(&slice.output[0]);
+    nodes.push(slice);
+    let (name, constant) =
+        fresh.constant("pads", integers(&pads.iter().map(|pad| (*pad).max(0)).collect::<Vec<_>>()));
+    nodes.push(constant);
+    node.input[1] = name;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::Net;
+    use super::*;
+
+    fn tidied(net: Net, opset: i64) -> GraphProto {
+        let mut proto = net.graph();
+        graph(&mut proto, opset).unwrap();
+        proto
+    }
+
+    #[test]
+    fn names_of_nodes_become_different() {
+        let mut net = Net::new(&[1, 2, 3]);
+        for (from, to) in [("x", "a"), ("a", "b"), ("b", "y")] {
+            net.node("Relu", &[from], to).name = "same".to_owned();
+        }
+        let names: Vec<String> = tidied(net, 17).node.into_iter().map(|node| node.name).collect();
+        assert_eq!(names, ["same", "same (b)", "same (y)"]);
+    }
+
+    #[test]
+    fn values_that_are_left_out_at_the_end_go() {
+        let mut net = Net::new(&[1, 2, 3]);
+        net.node("Clip", &["x", "", "x"], "a");
+        net.node("Conv", &["a", "a", ""], "y").output.push(String::new());
+        let nodes = tidied(net, 17).node;
+        assert_eq!(nodes[0].input, ["x", "", "x"]);
+        assert_eq!((nodes[1].input.len(), nodes[1].output.len()), (2, 1));
+    }
+
+    #[test]
+    fn a_dropout_that_drops_nothing_passes_on() {
+        let mut net = Net::new(&[1, 2, 3]);
+        net.node("Dropout", &["x"], "a");
+        net.node("Dropout", &["a", "", "x"], "y");
+        let nodes = tidied(net, 17).node;
+        // Whether the second drops is not known before it runs.
+        assert_eq!(nodes.iter().map(|n| n.op_type.as_str()).collect::<Vec<_>>(), ["Identity", "Dropout"]);
+    }
+
+    #[test]
+    fn negative_pads_become_a_slice() {
+        let mut net = Net::new(&[4, 5]);
+        net.integers("p", &[-1, 2, 0, -3]);
+        net.node("Pad", &["x", "p"], "y");
+        let nodes = tidied(net, 13).node;
+        let slice = nodes.iter().find(|n| n.op_type == "Slice").unwrap();
+        let constant = |name: &String| {
+            let node = nodes.iter().find(|n| n.output.first() == Some(name)).unwrap();
+            attribute(node, "value").unwrap().t.as_ref().unwrap().int64_data.clone()
+        };
+        assert_eq!(constant(&slice.input[1]), [1, 0]);
+        assert_eq!(constant(&slice.input[2]), [i64::MAX, -3]);
+        assert_eq!(constant(&slice.input[3]), [0, 1]);
+        let pad = nodes.last().unwrap();
+        assert_eq!((constant(&pad.input[1]), &pad.input[0]), (vec![0, 2, 0, 0], &slice.output[0]));
+    }
+}
