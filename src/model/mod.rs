@@ -25,6 +25,7 @@
 //! Invariant: the graph that runs computes the same function as the file; only where and in what order of additions
 //! differs.
 
+mod external;
 mod find;
 mod fold;
 mod guard;
