@@ -11,6 +11,7 @@ pub mod coding;
 pub mod conv;
 pub mod engine;
 pub mod error;
+pub mod files;
 #[cfg(feature = "gpu")]
 pub mod gpu;
 #[cfg(feature = "onnx")]

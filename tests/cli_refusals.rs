@@ -28,9 +28,8 @@ fn unfit_input_files_are_refused() {
         ("rank 2", npy(&header("<f4", "(3, 4)"), &[0; 48]), "[3, 4]"),
         ("rank 6", npy(&header("<f4", "(1, 3, 1, 1, 1, 1)"), &[0; 12]), "is 6"),
         ("other channels", npy(&header("<f4", "(1, 4, 12, 10)"), &[0; 1920]), "4"),
-        ("integers", npy(&header("<i8", shape), &[0; 2880]), "<i8"),
-        ("half", npy(&header("<f2", shape), &[0; 720]), "<f2"),
-        ("big-endian", npy(&header(">f4", shape), &[0; 1440]), ">f4"),
+        ("complex", npy(&header("<c8", shape), &[0; 2880]), "<c8"),
+        ("words", npy(&header("<U1", shape), &[0; 1440]), "<U1"),
         (
             "records",
             npy("{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (3,), }", &[0; 12]),

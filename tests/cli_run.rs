@@ -9,7 +9,7 @@ mod folder;
 use std::fs;
 
 use common::relative_l2;
-use folder::{Folder, Said};
+use folder::{Folder, Said, header, npy};
 use ndarray::{ArrayD, Axis, Slice};
 
 /// Coded and uncoded f32 logits of LeNet-5: four layers at condition numbers below 10.
@@ -221,7 +221,7 @@ fn what_cannot_be_run_is_refused_in_a_line() {
     folder.array("flat.npy", &[2, 1024], vec![0.5f32; 2048]);
     folder.array("wide.npy", &[1, 1, 40, 40], vec![0.5f32; 1600]);
     folder.array("nan.npy", &[1, 1, 32, 32], vec![f32::NAN; 1024]);
-    folder.array("words.npy", &[1, 1, 32, 32], vec![1u16; 1024]);
+    folder.write("words.npy", npy(&header("<U1", "(1, 1, 32, 32)"), &[0; 4096]));
     for (args, says) in [
         ("half.onnx --input some.npy", "half.onnx: is not an ONNX model"),
         ("text.onnx --input some.npy", "text.onnx: is not an ONNX model"),
@@ -239,8 +239,8 @@ fn what_cannot_be_run_is_refused_in_a_line() {
         ("lenet5.onnx --input some.npy --shape picture=1,1,32,32", "picture where image"),
         ("lenet5.onnx --input some.npy --shape big", "big"),
         ("lenet5.onnx --input nan.npy", "layer conv1: input holds NaN"),
-        ("lenet5.onnx --input words.npy", "holds <u2"),
-        ("lenet5.onnx --input some.npy some.npy", "is 2 where one .npy array"),
+        ("lenet5.onnx --input words.npy", "holds <U1"),
+        ("lenet5.onnx --input some.npy some.npy", "is 2 where one .npy or .npz array"),
         ("lenet5.onnx --input label=some.npy", "label=some.npy"),
         ("lenet5.onnx --input some.npy --top 0", "is 0"),
         ("lenet5.onnx --input some.npy --top 1 --labels few.txt", "is 2 where 10"),

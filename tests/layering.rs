@@ -9,7 +9,8 @@ use std::path::Path;
 /// floor if that makes no circle.
 const FLOORS: &[(&str, u32)] = &[
     ("error", 10),
-    // Files only: knows nothing of what they hold.
+    // Knows nothing of what files hold.
+    ("files", 10),
     ("cache", 10),
     // Above the errors it reports, below everything that computes.
     ("array", 15),

@@ -13,6 +13,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use crate::error::{Error, Result};
+use crate::files;
 use crate::worker::{Delay, Fate, Fault, FaultSpec, WorkerSet};
 
 /// A delay shorter than this drowns in the noise of a machine's clock and scheduler.
@@ -50,13 +51,16 @@ impl Trace {
     /// Reads a trace file.
     ///
     /// # Errors
-    /// [`Error::File`] naming file and line.
+    /// [`Error::File`] naming file and line; also for more than [`files::TEXT_BYTES`].
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref().display().to_string();
-        match std::fs::read_to_string(&path) {
-            Ok(text) => Self::parse(path, &text),
-            Err(cause) => Err(Error::File { path, cause: format!("cannot be read: {cause}"), input: true }),
-        }
+        let text = files::read_text(path.as_ref())?;
+        Self::parse(path.as_ref().display().to_string(), &text)
+    }
+
+    /// The file that it was read from.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        &self.path
     }
 
     /// Reads the text of a trace file; `path` names it in errors.

@@ -6,16 +6,18 @@ use std::time::Duration;
 use clap::Args;
 use fcdcc::bench::layers::NamedLayer;
 use fcdcc::bench::record::{BenchReport, Setting};
-use fcdcc::bench::{Comparison, Method, Plan, Progress, Scenario, SimulatedSetting, machine};
+use fcdcc::bench::{Comparison, Method, Plan, Progress, Scenario, SimulatedSetting, TrialFault, machine};
 use fcdcc::engine::WindowwiseLimit;
+use fcdcc::files::Output;
 use fcdcc::planner::Rates;
 use fcdcc::scheduler::Link;
 use fcdcc::worker::{LOCAL_HOST, WorkerInfo, WorkerKind};
 use fcdcc::{Audit, CodeKind, DType, Error, LayerOptions, Result, Worker};
 
+use super::ledger::Ledger;
 use super::options::{LayerArgs, Precision, duration};
 use super::progress::Bar;
-use super::{Console, bench_layers, bench_table, files, pool, print, rates};
+use super::{Console, arrays, bench_layers, bench_table, pool, print, rates};
 
 /// Compare coded execution with uncoded, hedged and replicated under the same faults, in turns.
 #[derive(Args)]
@@ -86,12 +88,9 @@ const VIRTUAL_EXCLUDES: [&str; 3] = ["pool", "backend", "adapter"];
 const MAX_SIMULATED: usize = 10_000;
 
 pub(crate) fn run(args: &BenchArgs, console: Console) -> Result<()> {
-    if let Some(folder) = &args.output {
-        files::check_folder(folder)?;
-    }
-    if let Some(path) = &args.layer.report {
-        files::check_writable(path)?;
-    }
+    let mut ledger = Ledger::default();
+    let places = Places::plan(args, &mut ledger)?;
+    let console = console.beside(&ledger);
     let layers = layers(args)?;
     // What is refused is refused before anything is measured.
     check(args)?;
@@ -99,7 +98,7 @@ pub(crate) fn run(args: &BenchArgs, console: Console) -> Result<()> {
         simulated(args, &layers, console)?
     } else {
         #[cfg(feature = "onnx")]
-        let model = args.model.as_deref().map(|path| load(path, args)).transpose()?;
+        let model = args.model.as_deref().map(|path| load(path, args, &mut ledger)).transpose()?;
         let factory = Factory::new(&args.layer, console)?;
         let mut comparison = comparison(args, factory.infos.len(), factory.rates)?;
         let workers = |_| factory.make();
@@ -119,8 +118,8 @@ pub(crate) fn run(args: &BenchArgs, console: Console) -> Result<()> {
         }
         comparison.report(setting(args, "real", crew(&factory.infos)), notes(&factory.infos))
     };
-    write(args, &report)?;
-    if console.quiet { Ok(()) } else { table(&report) }
+    places.write(&report)?;
+    if console.tables { table(&report) } else { Ok(()) }
 }
 
 fn simulated(args: &BenchArgs, layers: &[NamedLayer], console: Console) -> Result<BenchReport> {
@@ -172,17 +171,54 @@ fn show(bar: &Bar, console: Console, real: bool, progress: Progress<'_>) {
     }
 }
 
-fn write(args: &BenchArgs, report: &BenchReport) -> Result<()> {
-    if let Some(folder) = &args.output {
-        files::make_folder(folder)?;
-        let html = fcdcc::bench::page_bench::page(report).html();
-        files::write_bytes(&folder.join("report.html"), html.as_bytes())?;
-        files::write_report(&folder.join("bench.json"), report)?;
+/// Where results go.
+struct Places {
+    /// report.html and bench.json.
+    folder: Option<(Output, Output)>,
+    report: Option<Output>,
+}
+
+impl Places {
+    fn plan(args: &BenchArgs, ledger: &mut Ledger) -> Result<Self> {
+        for path in bench_layers::files(&args.layers) {
+            ledger.input("--layers", path)?;
+        }
+        for fault in args.scenario.iter().flat_map(|scenario| &scenario.faults) {
+            if let TrialFault::Trace(trace) = fault {
+                ledger.input("--scenario", trace.path().as_ref())?;
+            }
+        }
+        #[cfg(feature = "onnx")]
+        {
+            for path in &args.input {
+                ledger.input("--input", path)?;
+            }
+            if let Some(path) = &args.model {
+                ledger.input("--model", path)?;
+            }
+        }
+        let report = pool::files(&args.layer, ledger)?;
+        let folder = match &args.output {
+            None => None,
+            Some(folder) => Some((
+                ledger.output_within("--output", folder, "report.html")?,
+                ledger.output_within("--output", folder, "bench.json")?,
+            )),
+        };
+        Ok(Self { folder, report })
     }
-    if let Some(path) = &args.layer.report {
-        files::write_report(path, report)?;
+
+    fn write(self, report: &BenchReport) -> Result<()> {
+        if let Some((html, json)) = self.folder {
+            let page = fcdcc::bench::page_bench::page(report).html();
+            arrays::write_bytes(html, page.as_bytes())?;
+            arrays::write_report(json, report)?;
+        }
+        match self.report {
+            None => Ok(()),
+            Some(place) => arrays::write_report(place, report),
+        }
     }
-    Ok(())
 }
 
 fn layers(args: &BenchArgs) -> Result<Vec<NamedLayer>> {
@@ -198,20 +234,30 @@ fn layers(args: &BenchArgs) -> Result<Vec<NamedLayer>> {
 }
 
 #[cfg(feature = "onnx")]
-fn load(path: &std::path::Path, args: &BenchArgs) -> Result<(fcdcc::Model, Vec<fcdcc::model::Tensor>)> {
+fn load(
+    path: &std::path::Path,
+    args: &BenchArgs,
+    ledger: &mut Ledger,
+) -> Result<(fcdcc::Model, Vec<fcdcc::model::Tensor>)> {
     let mut model = fcdcc::Model::load(path)?;
+    for path in model.data_files() {
+        ledger.input("the model's data", path)?;
+    }
     if args.input.is_empty() {
         return fcdcc::bench::random_inputs(model, args.layer.seed);
     }
-    let inputs = args.input.iter().map(|path| files::read_tensor(path)).collect::<Result<Vec<_>>>()?;
-    if inputs.len() != model.inputs().len() {
+    if args.input.len() != model.inputs().len() {
         return Err(Error::mismatch(
             "number of inputs (--input)",
-            inputs.len(),
+            args.input.len(),
             model.inputs().len(),
             "give one .npy array for each input of the model",
         ));
     }
+    let read = |(path, info): (&PathBuf, &fcdcc::model::InputInfo)| {
+        arrays::read_tensor(arrays::Source::open(path, &[info.name.as_str()])?)
+    };
+    let inputs = args.input.iter().zip(model.inputs()).map(read).collect::<Result<Vec<_>>>()?;
     for (info, input) in model.inputs().to_vec().iter().zip(&inputs) {
         if info.fixed_shape().as_deref() != Some(input.shape()) {
             model = model.with_input_shape(&info.name, input.shape())?;
@@ -352,7 +398,7 @@ impl<'a> Factory<'a> {
 
     fn make(&self) -> Result<Vec<Box<dyn Worker>>> {
         // What is to be said of the backend was said at first.
-        pool::workers(self.args, true, Console { quiet: true })
+        pool::workers(self.args, true, Console::new(true))
     }
 }
 

@@ -70,13 +70,21 @@ pub(crate) fn chosen(names: &[String]) -> Result<Vec<NamedLayer>> {
     Ok(layers)
 }
 
+/// The files among what `--layers` names.
+pub(crate) fn files(names: &[String]) -> impl Iterator<Item = &Path> {
+    let network =
+        |name: &str| networks().contains(&name.split_once('/').map_or(name, |(network, _)| network));
+    names.iter().filter(move |name| !network(name)).map(Path::new)
+}
+
 fn from_file(path: &Path) -> Result<Vec<NamedLayer>> {
     let bad = |cause: String| Error::File { path: path.display().to_string(), cause, input: true };
-    let text = std::fs::read_to_string(path).map_err(|e| {
-        bad(format!(
-            "cannot be read: {e}; --layers takes a TOML file, a network ({}) or network/layer",
+    let text = fcdcc::files::read_text(path).map_err(|error| match error {
+        Error::File { cause, .. } => bad(format!(
+            "{cause}; --layers takes a TOML file, a network ({}) or network/layer",
             networks().join(", ")
-        ))
+        )),
+        other => other,
     })?;
     let file: LayerFile = toml::from_str(&text).map_err(|e| {
         let line =

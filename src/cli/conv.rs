@@ -3,11 +3,13 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use fcdcc::files::Output;
 use fcdcc::{CodedConv, ConvParams, Element, Error, Report, Result};
 use ndarray::{ArrayD, Ix1};
 
+use super::ledger::Ledger;
 use super::options::{LayerArgs, Precision};
-use super::{Console, files, pool, print};
+use super::{Console, arrays, pool, print};
 
 /// Compute one coded convolution (semantics of ONNX Conv) of .npy arrays.
 #[derive(Args)]
@@ -16,7 +18,7 @@ use super::{Console, files, pool, print};
     --fault random:4:crash\n  \
     fcdcc conv --input x.npy --weight w.npy --bias b.npy --output y.npy --padding 1 --backend cpu --report r.json")]
 pub(crate) struct ConvArgs {
-    /// Input, [batch, channels, spatial...] with 1, 2 or 3 spatial axes
+    /// Input, [batch, channels, spatial...] with 1, 2 or 3 spatial axes; .npy or .npz, - for standard input
     #[arg(long, value_name = "X.npy")]
     input: PathBuf,
     /// Filters, [out, channels/groups, kernel...]
@@ -25,7 +27,7 @@ pub(crate) struct ConvArgs {
     /// Bias, [out]
     #[arg(long, value_name = "B.npy")]
     bias: Option<PathBuf>,
-    /// Where the output goes, [batch, out, spatial...]
+    /// Where the output goes, [batch, out, spatial...]; - for standard output
     #[arg(long, value_name = "Y.npy")]
     output: PathBuf,
     /// One number or one an axis [default: 1]
@@ -45,25 +47,34 @@ pub(crate) struct ConvArgs {
 }
 
 pub(crate) fn run(args: &ConvArgs, console: Console) -> Result<()> {
+    let mut ledger = Ledger::default();
+    ledger.input("--input", &args.input)?;
+    ledger.input("--weight", &args.weight)?;
+    if let Some(bias) = &args.bias {
+        ledger.input("--bias", bias)?;
+    }
+    let output = ledger.output("--output", &args.output)?;
+    let report = pool::files(&args.layer, &mut ledger)?;
+    let console = console.beside(&ledger);
     match args.layer.precision.unwrap_or_default() {
-        Precision::F32 => run_in::<f32>(args, console),
-        Precision::F64 => run_in::<f64>(args, console),
+        Precision::F32 => run_in::<f32>(args, output, report, console),
+        Precision::F64 => run_in::<f64>(args, output, report, console),
     }
 }
 
-fn run_in<T: Element + ndarray_npy::WritableElement>(args: &ConvArgs, console: Console) -> Result<()> {
-    files::check_writable(&args.output)?;
-    if let Some(report) = &args.layer.report {
-        files::check_writable(report)?;
-        files::check_distinct(&args.output, report)?;
-    }
+fn run_in<T: Element + ndarray_npy::WritableElement>(
+    args: &ConvArgs,
+    output: Output,
+    report: Option<Output>,
+    console: Console,
+) -> Result<()> {
     let mut options = args.layer.layer_options("conv")?;
-    let input: ArrayD<T> = files::read_array(&args.input)?;
-    let weight: ArrayD<T> = files::read_array(&args.weight)?;
+    let input: ArrayD<T> = arrays::read_array(&args.input, &["input", "x"])?;
+    let weight: ArrayD<T> = arrays::read_array(&args.weight, &["weight", "w"])?;
     let bias = match &args.bias {
         None => None,
         Some(path) => {
-            let bias: ArrayD<T> = files::read_array(path)?;
+            let bias: ArrayD<T> = arrays::read_array(path, &["bias", "b"])?;
             let shape = bias.shape().to_vec();
             Some(bias.into_dimensionality::<Ix1>().map_err(|_| {
                 Error::mismatch(
@@ -89,22 +100,22 @@ fn run_in<T: Element + ndarray_npy::WritableElement>(args: &ConvArgs, console: C
     let bias = bias.as_ref().map(|b| b.view());
     let layer = CodedConv::prepare(&pool, input.shape(), weight.view(), bias, &params, options)?;
     let run = layer.attempt(input.view())?;
-    if let Ok(output) = &run.output {
-        files::write_array(&args.output, output)?;
+    if let Ok(result) = &run.output {
+        arrays::write_array(output, result)?;
     }
-    let report = Report {
+    let about = Report {
         schema: 1,
         command: "conv".to_owned(),
         total_ms: run.report.total_ms,
         layers: vec![run.report],
     };
     // Also of a run that failed: who was late is then what one wants to know.
-    if let Some(path) = &args.layer.report {
-        files::write_report(path, &report)?;
+    if let Some(report) = report {
+        arrays::write_report(report, &about)?;
     }
     let output = run.output?;
-    if !console.quiet {
-        print::layer_table(&report.layers[0])?;
+    if console.tables {
+        print::layer_table(&about.layers[0])?;
         print::out(format_args!("  {} {:?} {}", args.output.display(), output.shape(), T::DTYPE))?;
     }
     Ok(())

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use fcdcc::files::{self, Output};
 use fcdcc::model::{Model, ModelOptions, ModelRun, Tensor};
 use fcdcc::worker::{FaultSpec, inject};
 use fcdcc::{CodeKind, Error, LayerOptions, LayerReport, Pool, Report, Result};
@@ -11,10 +12,11 @@ use image::{GrayImage, Luma};
 use ndarray::{Array3, Array4, ArrayD, Axis, Slice};
 use ndarray_npy::ReadNpyExt;
 
+use super::ledger::Ledger;
 use super::options::Backend;
 use super::progress::Bar;
 use super::rates::{Calibrate, Measuring};
-use super::{Console, files, layers, pool, print};
+use super::{Console, arrays, layers, pool, print};
 
 /// LeNet-5, trained by scripts/train_lenet5.py on digits that are not among [`DIGITS`].
 const MODEL: &[u8] = include_bytes!("../../assets/digits/lenet5.onnx");
@@ -65,14 +67,16 @@ struct Outcome {
 }
 
 pub(crate) fn run(args: &DemoArgs, console: Console) -> Result<()> {
-    if let Some(path) = &args.report {
-        files::check_writable(path)?;
-    }
+    let mut ledger = Ledger::default();
+    let report = args.report.as_ref().map(|path| ledger.output("--report", path)).transpose()?;
+    let material = args.write.as_ref().map(|folder| Material::plan(folder, &mut ledger)).transpose()?;
+    let console = console.beside(&ledger);
+    let out = |line: std::fmt::Arguments<'_>| if console.tables { print::out(line) } else { Ok(()) };
     let digits = read_digits()?;
     let labels = read::<ndarray::Ix1>(LABELS)?.to_vec();
     let images = enlarge(&digits);
-    if let Some(folder) = &args.write {
-        write_material(folder, &images)?;
+    if let Some(material) = material {
+        material.write(&images)?;
     }
     let model =
         Model::from_bytes("lenet5.onnx", MODEL)?.with_input_shape("image", &[BATCH, 1, SIDE, SIDE])?;
@@ -85,7 +89,7 @@ pub(crate) fn run(args: &DemoArgs, console: Console) -> Result<()> {
     let pool = workers(console)?;
 
     let faulty: Vec<String> = args.fault.iter().map(ToString::to_string).collect();
-    print::out(format_args!(
+    out(format_args!(
         "LeNet-5 reads {} handwritten digits it has never seen, over {WORKERS} workers; any 4 of them are enough.\n\
          Faults: {}.\n",
         labels.len(),
@@ -96,17 +100,19 @@ pub(crate) fn run(args: &DemoArgs, console: Console) -> Result<()> {
         }
     ))?;
     let coded = classify(&model, CodeKind::Crme, pool, &images, console)?;
-    show(&digits, &coded.logits)?;
-    layers::table(&coded.runs)?;
-    print::out("")?;
-    layers::workers(&coded.runs)?;
-    print::out("")?;
+    if console.tables {
+        show(&digits, &coded.logits)?;
+        layers::table(&coded.runs)?;
+        print::out("")?;
+        layers::workers(&coded.runs)?;
+        print::out("")?;
+    }
 
-    let uncoded = classify(&model, CodeKind::Uncoded, workers(Console { quiet: true })?, &images, console)?;
+    let uncoded = classify(&model, CodeKind::Uncoded, workers(Console::new(true))?, &images, console)?;
     let started = Instant::now();
     let host = whole(&model, &images)?;
     let host_time = started.elapsed();
-    print::out(format_args!("{:28} {:>9}  {:>9}  identical predictions", "", "time", "accuracy"))?;
+    out(format_args!("{:28} {:>9}  {:>9}  identical predictions", "", "time", "accuracy"))?;
     let right = |logits: &[f64]| {
         predictions(logits).iter().zip(&labels).filter(|(p, l)| **p == usize::from(**l)).count()
     };
@@ -114,7 +120,7 @@ pub(crate) fn run(args: &DemoArgs, console: Console) -> Result<()> {
     let row = |what: &str, time: Duration, logits: &[f64]| {
         let same =
             predictions(logits).iter().zip(&predictions(&coded.logits)).filter(|(a, b)| a == b).count();
-        print::out(format_args!(
+        out(format_args!(
             "{what:28} {:>7.2} s  {:>7.2} %  {same} of {}",
             time.as_secs_f64(),
             percent(right(logits)),
@@ -126,7 +132,7 @@ pub(crate) fn run(args: &DemoArgs, console: Console) -> Result<()> {
     row("whole, on this machine", host_time, &host)?;
     let identical = predictions(&coded.logits) == predictions(&uncoded.logits);
     let deviation = print::relative_l2(&coded.logits, &host);
-    print::out(format_args!(
+    out(format_args!(
         "\naccuracy {:.2} % ({} of {} digits), predictions {} those of the uncoded run\n\
          an uncoded run loses {:.2} s to the same faults; coded and whole outputs differ by {deviation:.1e} (relative L2)",
         percent(right(&coded.logits)),
@@ -135,10 +141,10 @@ pub(crate) fn run(args: &DemoArgs, console: Console) -> Result<()> {
         if identical { "identical to" } else { "DIFFERENT from" },
         uncoded.time.saturating_sub(coded.time).as_secs_f64()
     ))?;
-    if let Some(path) = &args.report {
+    if let Some(place) = report {
         let total_ms = coded.time.as_secs_f64() * 1e3;
         let report = Report { schema: 1, command: "demo".to_owned(), total_ms, layers: coded.runs.concat() };
-        files::write_report(path, &report)?;
+        arrays::write_report(place, &report)?;
     }
     // A demonstration that computes something else must not look like success.
     let tolerance = 1e-3;
@@ -245,26 +251,41 @@ fn enlarge(digits: &Array3<u8>) -> Array4<f32> {
     })
 }
 
-/// The model, the digits as an array and one as a picture, names of the classes, and filters for `fcdcc conv`.
-fn write_material(folder: &Path, images: &Array4<f32>) -> Result<()> {
-    let path = |name: &str| folder.join(name);
-    let names = ["lenet5.onnx", "labels.txt", "digits.npy", "edges.npy", "digit.png"];
-    for name in names {
-        files::check_writable(&path(name))?;
+/// Where the model, the digits as an array and one as a picture, names of the classes, and filters for `fcdcc conv` go.
+struct Material([Output; 5]);
+
+impl Material {
+    fn plan(folder: &Path, ledger: &mut Ledger) -> Result<Self> {
+        if files::is_standard(folder) || !folder.is_dir() {
+            let cause = "is no folder: create it first".to_owned();
+            return Err(Error::File { path: folder.display().to_string(), cause, input: true });
+        }
+        let mut place = |name: &str| ledger.output_within("--write", folder, name);
+        Ok(Self([
+            place("lenet5.onnx")?,
+            place("labels.txt")?,
+            place("digits.npy")?,
+            place("edges.npy")?,
+            place("digit.png")?,
+        ]))
     }
-    files::write_bytes(&path("lenet5.onnx"), MODEL)?;
-    let classes = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"];
-    files::write_bytes(&path("labels.txt"), format!("{}\n", classes.join("\n")).as_bytes())?;
-    files::write_array(&path("digits.npy"), &images.to_owned().into_dyn())?;
-    files::write_array(&path("edges.npy"), &edges())?;
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "pixels are 0 to 1")]
-    let pixel = |x: u32, y: u32| Luma([(images[[0, 0, y as usize, x as usize]] * 255.0).round() as u8]);
-    let side = u32::try_from(SIDE).expect("a digit is small");
-    let mut png = std::io::Cursor::new(Vec::new());
-    GrayImage::from_fn(side, side, pixel).write_to(&mut png, image::ImageFormat::Png).map_err(|e| {
-        Error::File { path: path("digit.png").display().to_string(), cause: e.to_string(), input: false }
-    })?;
-    files::write_bytes(&path("digit.png"), png.get_ref())
+
+    fn write(self, images: &Array4<f32>) -> Result<()> {
+        let Self([model, labels, digits, filters, digit]) = self;
+        arrays::write_bytes(model, MODEL)?;
+        let classes = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"];
+        arrays::write_bytes(labels, format!("{}\n", classes.join("\n")).as_bytes())?;
+        arrays::write_array(digits, &images.to_owned().into_dyn())?;
+        arrays::write_array(filters, &edges())?;
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "pixels are 0 to 1")]
+        let pixel = |x: u32, y: u32| Luma([(images[[0, 0, y as usize, x as usize]] * 255.0).round() as u8]);
+        let side = u32::try_from(SIDE).expect("a digit is small");
+        let mut png = std::io::Cursor::new(Vec::new());
+        GrayImage::from_fn(side, side, pixel)
+            .write_to(&mut png, image::ImageFormat::Png)
+            .map_err(|e| Error::File { path: digit.name().to_owned(), cause: e.to_string(), input: false })?;
+        arrays::write_bytes(digit, png.get_ref())
+    }
 }
 
 /// Eight filters of 1x5x5, edges in eight directions.

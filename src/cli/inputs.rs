@@ -3,11 +3,14 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use fcdcc::files::Input;
 use fcdcc::model::{InputInfo, Model, Tensor};
 use fcdcc::{Error, Result};
 
-use super::files;
-use super::picture::{PictureArgs, is_picture};
+use super::arrays::{self, Source};
+use super::content::{self, Content, HEAD};
+use super::ledger::Ledger;
+use super::picture::PictureArgs;
 
 /// The model and its inputs.
 #[derive(Args)]
@@ -15,7 +18,8 @@ pub(crate) struct InputArgs {
     /// The model
     #[arg(value_name = "MODEL.onnx")]
     pub(crate) model: PathBuf,
-    /// A .npy array; or PNG or JPEG pictures, which make one batch; NAME=FILE where the model has several inputs
+    /// A .npy or .npz array; or pictures (JPEG, PNG, WebP, BMP, TIFF), which make one batch; - for standard input;
+    /// NAME=FILE where the model has several inputs
     #[arg(long, value_name = "FILE", num_args = 1.., required = true)]
     input: Vec<String>,
     /// Shape of an input, where the file leaves it open or to override it: [NAME=]SIZE,SIZE,... (may be repeated)
@@ -26,14 +30,26 @@ pub(crate) struct InputArgs {
 }
 
 impl InputArgs {
-    /// The model with every shape fixed, and its inputs in order, once for each run: a model of one input and a
-    /// fixed batch is run as often as the data need it.
-    pub(crate) fn load(&self) -> Result<(Model, Vec<Vec<Tensor>>)> {
+    /// The model, with the shapes that are given. Everything that is read for it, now or later, is entered in `ledger`.
+    pub(crate) fn model(&self, ledger: &mut Ledger) -> Result<Model> {
+        ledger.input("the model", &self.model)?;
         let mut model = Model::load(&self.model)?;
+        for path in model.data_files() {
+            ledger.input("the model's data", path)?;
+        }
         for shape in &self.shape {
             let (name, sizes) = shape_of(shape, &model)?;
             model = model.with_input_shape(&name, &sizes)?;
         }
+        for file in assign(&self.input, model.inputs())?.iter().flatten() {
+            ledger.input("--input", file)?;
+        }
+        Ok(model)
+    }
+
+    /// The model with every shape fixed, and its inputs in order, once for each run: a model of one input and a
+    /// fixed batch is run as often as the data need it.
+    pub(crate) fn read(&self, mut model: Model) -> Result<(Model, Vec<Vec<Tensor>>)> {
         let files = assign(&self.input, model.inputs())?;
         let mut inputs = Vec::with_capacity(files.len());
         for (info, files) in model.inputs().iter().zip(files) {
@@ -62,17 +78,28 @@ impl InputArgs {
     }
 
     fn read_input(&self, info: &InputInfo, files: &[PathBuf]) -> Result<Tensor> {
-        if files.iter().all(|file| is_picture(file)) {
-            return Ok(self.picture.read(info, files)?.into());
-        }
-        match files {
-            [file] => files::read_tensor(file),
-            _ => Err(Error::mismatch(
+        let first = files.first().expect("every input was assigned a file");
+        let mut first = Input::open(first)?;
+        let content = content::of(first.head(HEAD)?);
+        match (content, &files[1..]) {
+            (Content::Picture(_), _) => Ok(self.picture.read(info, first, files)?.into()),
+            (content @ (Content::Npy | Content::Zip), []) => {
+                arrays::read_tensor(Source::new(first, content, &[info.name.as_str()]))
+            }
+            (Content::Npy | Content::Zip, _) => Err(Error::mismatch(
                 format!("number of files for input {}", info.name),
                 files.len(),
-                "one .npy array, or any number of pictures (.png, .jpg)",
+                "one .npy or .npz array, or any number of pictures",
                 "put the arrays into one file, along the batch axis",
             )),
+            (Content::Other(what), _) => Err(Error::File {
+                path: first.name().to_owned(),
+                cause: format!(
+                    "is neither an array nor a picture but {what}: give a .npy or .npz array, or a JPEG, PNG, WebP, BMP \
+                     or TIFF picture"
+                ),
+                input: true,
+            }),
         }
     }
 }

@@ -1,22 +1,26 @@
 //! The command line: one file a subcommand. Everything here prints; nothing here computes.
 
+mod arrays;
 mod bench;
 mod bench_layers;
 mod bench_table;
 #[cfg(feature = "cluster")]
 mod cluster;
+mod content;
 mod conv;
 #[cfg(feature = "onnx")]
 mod demo;
 mod devices;
-mod files;
 #[cfg(feature = "onnx")]
 mod inputs;
 #[cfg(feature = "onnx")]
 mod layers;
+mod ledger;
+mod memory;
 #[cfg(any(feature = "cluster", feature = "onnx"))]
 mod metrics;
 mod network;
+mod npy;
 mod options;
 #[cfg(feature = "onnx")]
 mod picture;
@@ -42,6 +46,7 @@ use std::process::ExitCode;
 use clap::error::ErrorKind as ClapKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use fcdcc::{Error, ErrorKind};
+use ledger::Ledger;
 use tracing_subscriber::EnvFilter;
 #[cfg(not(feature = "cluster"))]
 use without_cluster::{self as cluster, self as worker, without_cluster};
@@ -108,9 +113,20 @@ enum Command {
 #[derive(Clone, Copy)]
 struct Console {
     quiet: bool,
+    /// Whether tables are printed on standard output.
+    tables: bool,
 }
 
 impl Console {
+    fn new(quiet: bool) -> Self {
+        Self { quiet, tables: !quiet }
+    }
+
+    /// The same, but for tables where standard output carries an output.
+    fn beside(self, ledger: &Ledger) -> Self {
+        Self { tables: self.tables && !ledger.takes_standard_output(), ..self }
+    }
+
     /// A line of progress or a notice, on stderr.
     fn notice(self, text: impl std::fmt::Display) {
         if !self.quiet {
@@ -127,7 +143,7 @@ pub(crate) fn main() -> ExitCode {
     };
     start_log(&cli);
     report_panics();
-    let console = Console { quiet: cli.quiet };
+    let console = Console::new(cli.quiet);
     let result = std::panic::catch_unwind(move || match cli.command {
         Command::Demo(args) => demo::run(&args, console),
         Command::Run(args) => run::run(&args, console),

@@ -30,7 +30,6 @@ pub(crate) struct SecurityArgs {
 /// `[tls]` in a file. Paths are relative to the file.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[cfg_attr(not(feature = "cluster"), expect(dead_code, reason = "read to say what this binary lacks"))]
 pub(crate) struct TlsEntry {
     ca: PathBuf,
     certificate: PathBuf,
@@ -62,16 +61,20 @@ impl Endpoints {
     }
 }
 
+impl TlsEntry {
+    /// The files that it names, seen from the folder of `file`.
+    pub(crate) fn files(&self, file: &Path) -> [PathBuf; 3] {
+        let folder = file.parent().unwrap_or(Path::new(""));
+        [&self.ca, &self.certificate, &self.key].map(|path| folder.join(path))
+    }
+}
+
 #[cfg(feature = "cluster")]
 impl TlsEntry {
     /// With paths seen from the folder of `file`.
     pub(crate) fn beside(&self, file: &Path) -> Tls {
-        let folder = file.parent().unwrap_or(Path::new(""));
-        Tls {
-            ca: folder.join(&self.ca),
-            certificate: folder.join(&self.certificate),
-            key: folder.join(&self.key),
-        }
+        let [ca, certificate, key] = self.files(file);
+        Tls { ca, certificate, key }
     }
 }
 
@@ -92,7 +95,7 @@ impl SecurityArgs {
 /// Reads a TOML file, with the line of what is wrong with it.
 pub(crate) fn read_toml<T: serde::de::DeserializeOwned>(path: &Path, what: &str) -> Result<T> {
     let bad = |cause: String| Error::File { path: path.display().to_string(), cause, input: true };
-    let text = std::fs::read_to_string(path).map_err(|e| bad(format!("cannot be read: {e}")))?;
+    let text = fcdcc::files::read_text(path)?;
     toml::from_str(&text).map_err(|e| {
         let line =
             text.bytes().take(e.span().map_or(0, |span| span.start)).filter(|b| *b == b'\n').count() + 1;

@@ -167,7 +167,7 @@ pub(crate) struct LayerArgs {
     /// Where the planner's rates and the choice of GPU kernels come from
     #[arg(long, value_enum, value_name = "WHEN", default_value_t)]
     pub(crate) calibrate: Calibrate,
-    /// Write a machine-readable report
+    /// Write a machine-readable report; - for standard output
     #[arg(long, value_name = "FILE.json")]
     pub(crate) report: Option<PathBuf>,
 }

@@ -1,19 +1,29 @@
 //! Pictures as model input: decoded, fitted to the input's size, scaled, normalised, laid out.
 
-use std::path::{Path, PathBuf};
+use std::io::Cursor;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
+use fcdcc::files::Input;
 use fcdcc::model::InputInfo;
 use fcdcc::{Error, Result};
 use image::imageops::FilterType;
-use image::{DynamicImage, ImageDecoder, ImageError, ImageReader, Rgb32FImage, imageops};
+use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Rgb32FImage, imageops};
 use ndarray::{Array4, ArrayD};
+
+use super::content::{self, Content, HEAD};
+use super::memory;
 
 /// Largest side of a picture that is decoded: a file of a few kilobytes may claim billions of pixels.
 const MOST_SIDE: u32 = 32_768;
-/// Memory that a decoded picture may take: some 80 million pixels. As floats it takes four times as much.
-const MOST_BYTES: u64 = 1 << 28;
+/// Most pixels of one: 8192 x 8192. As floats they take 12 bytes each.
+const MOST_PIXELS: u64 = 1 << 26;
+/// Most bytes of a file.
+const MOST_FILE_BYTES: u64 = 1 << 29;
+/// Most bytes that a decoder may hold beside the picture itself.
+const MOST_DECODER_BYTES: u64 = 1 << 30;
 
 /// How a picture of other proportions comes to the input's size.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -112,12 +122,6 @@ pub(crate) struct PictureArgs {
     color: Color,
 }
 
-/// Whether a file is taken for a picture, by its name.
-pub(crate) fn is_picture(path: &Path) -> bool {
-    let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
-    ["png", "jpg", "jpeg"].contains(&extension.as_str())
-}
-
 /// Channels, height, width and whether channels come last.
 struct Target {
     channels: usize,
@@ -126,11 +130,12 @@ struct Target {
 }
 
 impl PictureArgs {
-    /// One batch of all `pictures` for `input`, whose open sizes they decide.
+    /// One batch of all `pictures` for `input`, whose open sizes they decide. `first`: the first of them, opened already.
     ///
     /// # Errors
-    /// [`Error::File`] for what cannot be read, [`Error::Mismatch`] for an input that takes no such pictures.
-    pub(crate) fn read(&self, input: &InputInfo, pictures: &[PathBuf]) -> Result<ArrayD<f32>> {
+    /// [`Error::File`] for what cannot be read or would take too much memory, [`Error::Mismatch`] for an input that takes
+    /// no such pictures.
+    pub(crate) fn read(&self, input: &InputInfo, first: Input, pictures: &[PathBuf]) -> Result<ArrayD<f32>> {
         let target = self.target(input, pictures.len())?;
         self.mean.check("--mean", target.channels)?;
         self.std.check("--std", target.channels)?;
@@ -138,8 +143,9 @@ impl PictureArgs {
             return Err(Error::invalid("standard deviation (--std)", 0, "divide by something above zero"));
         }
         let mut batch: Option<Array4<f32>> = None;
+        let mut first = Some(first);
         for (index, path) in pictures.iter().enumerate() {
-            let picture = decode(path)?;
+            let picture = decode(first.take().map_or_else(|| Input::open(path), Ok)?)?;
             let [height, width] = match &batch {
                 Some(batch) => [batch.shape()[2], batch.shape()[3]],
                 None => [
@@ -149,7 +155,14 @@ impl PictureArgs {
             };
             let fitted = self.fitted(&picture, u32_of(height)?, u32_of(width)?);
             let shape = [pictures.len(), target.channels, height, width];
-            let batch = batch.get_or_insert_with(|| Array4::zeros(shape));
+            let batch = if let Some(batch) = &mut batch {
+                batch
+            } else {
+                let bytes = shape.iter().fold(4u64, |product, size| product.saturating_mul(*size as u64));
+                let held = memory::check(bytes, &format!("a batch of shape {shape:?}"));
+                held.map_err(|cause| Error::Model { model: format!("input {}", input.name), cause })?;
+                batch.insert(Array4::zeros(shape))
+            };
             for (x, y, pixel) in fitted.enumerate_pixels() {
                 for channel in 0..target.channels {
                     let value = match (target.channels, self.color) {
@@ -238,30 +251,75 @@ fn u32_of(size: usize) -> Result<u32> {
     })
 }
 
-fn decode(path: &Path) -> Result<Rgb32FImage> {
-    let bad = |cause: String| Error::File { path: path.display().to_string(), cause, input: true };
-    let mut reader = ImageReader::open(path)
-        .and_then(ImageReader::with_guessed_format)
-        .map_err(|e| bad(format!("cannot be read: {e}")))?;
-    let mut limits = image::Limits::default();
-    limits.max_image_width = Some(MOST_SIDE);
-    limits.max_image_height = Some(MOST_SIDE);
-    limits.max_alloc = Some(MOST_BYTES);
-    reader.limits(limits);
-    let decoded = || {
-        let mut decoder = reader.into_decoder()?;
-        // Cameras write the way they were held beside the pixels.
-        let orientation = decoder.orientation()?;
-        let mut picture = DynamicImage::from_decoder(decoder)?;
-        picture.apply_orientation(orientation);
-        Ok(picture.into_rgb32f())
+/// Decodes a picture, the way up that its camera was held.
+fn decode(mut input: Input) -> Result<Rgb32FImage> {
+    let name = input.name().to_owned();
+    let bad = |cause: String| Error::File { path: name.clone(), cause, input: true };
+    let format = match content::of(input.head(HEAD)?) {
+        Content::Picture(format) => format,
+        other => {
+            return Err(bad(format!(
+                "is not a picture that can be decoded but {}: give a JPEG, PNG, WebP, BMP or TIFF file",
+                other.describe()
+            )));
+        }
     };
-    decoded().map_err(|e: ImageError| bad(format!("is no PNG or JPEG picture that can be read: {e}")))
+    let bytes = input.into_bytes(MOST_FILE_BYTES, "save it smaller")?;
+    // A decoder that panics has met a damaged file, as one that fails has.
+    let decoded = catch_unwind(AssertUnwindSafe(|| decode_bytes(bytes, format)));
+    let failed = |cause: String| {
+        bad(format!("is a {} picture that cannot be decoded: {cause}", content::name(format)))
+    };
+    match decoded {
+        Ok(Ok(picture)) => Ok(picture),
+        Ok(Err(Undecoded::Unfit(cause))) => Err(bad(cause)),
+        Ok(Err(Undecoded::Decoder(error))) => Err(failed(error.to_string())),
+        Err(_) => Err(failed("its decoder gave up; save it with another program".to_owned())),
+    }
+}
+
+/// Why there is no picture.
+enum Undecoded {
+    /// It is larger than may be.
+    Unfit(String),
+    Decoder(ImageError),
+}
+
+impl From<ImageError> for Undecoded {
+    fn from(error: ImageError) -> Self {
+        Self::Decoder(error)
+    }
+}
+
+fn decode_bytes(bytes: Vec<u8>, format: ImageFormat) -> Result<Rgb32FImage, Undecoded> {
+    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
+    let mut limits = image::Limits::no_limits();
+    limits.max_alloc = Some(MOST_DECODER_BYTES);
+    reader.limits(limits);
+    let mut decoder = reader.into_decoder()?;
+    let (width, height) = decoder.dimensions();
+    let pixels = u64::from(width) * u64::from(height);
+    if pixels > MOST_PIXELS || width.max(height) > MOST_SIDE {
+        return Err(Undecoded::Unfit(format!(
+            "is {width} x {height} = {pixels} pixels where at most {MOST_PIXELS}, and {MOST_SIDE} a side, are decoded: \
+             scale it down"
+        )));
+    }
+    // As it comes from the decoder, turned, and as floats.
+    let needed = 2 * decoder.total_bytes() + pixels * 12;
+    memory::check(needed, &format!("a picture of {width} x {height}")).map_err(Undecoded::Unfit)?;
+    // Cameras write the way they were held beside the pixels.
+    let orientation = decoder.orientation()?;
+    let mut picture = DynamicImage::from_decoder(decoder)?;
+    picture.apply_orientation(orientation);
+    Ok(picture.into_rgb32f())
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 mod tests {
+    use std::path::Path;
+
     use image::{Rgb, RgbImage};
 
     use super::*;
@@ -269,6 +327,10 @@ mod tests {
     fn input(shape: &[Option<usize>]) -> InputInfo {
         let described = format!("{shape:?}");
         InputInfo { name: "x".to_owned(), dtype: "f32".to_owned(), shape: Some(shape.to_vec()), described }
+    }
+
+    fn read(args: &PictureArgs, input: &InputInfo, all: &[PathBuf]) -> Result<ArrayD<f32>> {
+        args.read(input, Input::open(&all[0])?, all)
     }
 
     fn args() -> PictureArgs {
@@ -295,10 +357,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = picture(folder.path());
         let all = [path.clone(), path];
-        let nchw = args().read(&input(&[None, Some(3), None, None]), &all).unwrap();
+        let nchw = read(&args(), &input(&[None, Some(3), None, None]), &all).unwrap();
         assert_eq!(nchw.shape(), [2, 3, 2, 4]);
         assert_eq!([nchw[[1, 0, 0, 0]], nchw[[1, 2, 0, 0]], nchw[[1, 2, 1, 3]]], [1.0, 0.0, 1.0]);
-        let nhwc = args().read(&input(&[Some(2), Some(2), Some(4), Some(3)]), &all).unwrap();
+        let nhwc = read(&args(), &input(&[Some(2), Some(2), Some(4), Some(3)]), &all).unwrap();
         assert_eq!(nhwc.shape(), [2, 2, 4, 3]);
         assert_eq!([nhwc[[0, 0, 0, 0]], nhwc[[0, 0, 3, 2]], nhwc[[0, 0, 3, 0]]], [1.0, 1.0, 0.0]);
         let bgr = PictureArgs {
@@ -308,9 +370,9 @@ mod tests {
             std: PerChannel(vec![2.0]),
             ..args()
         };
-        let bgr = bgr.read(&input(&[Some(2), Some(3), Some(2), Some(4)]), &all).unwrap();
+        let bgr = read(&bgr, &input(&[Some(2), Some(3), Some(2), Some(4)]), &all).unwrap();
         assert_eq!([bgr[[0, 0, 0, 0]], bgr[[0, 2, 0, 0]], bgr[[0, 0, 0, 3]]], [-50.0, 122.5, 77.5]);
-        let grey = args().read(&input(&[None, Some(1), Some(2), Some(4)]), &all).unwrap();
+        let grey = read(&args(), &input(&[None, Some(1), Some(2), Some(4)]), &all).unwrap();
         assert!((grey[[0, 0, 0, 0]] - 0.299).abs() < 1e-6 && (grey[[0, 0, 0, 3]] - 0.114).abs() < 1e-6);
     }
 
@@ -320,7 +382,7 @@ mod tests {
         let all = [picture(folder.path())];
         let square = input(&[Some(1), Some(3), Some(2), Some(2)]);
         let red = |fit| {
-            let array = PictureArgs { fit, ..args() }.read(&square, &all).unwrap();
+            let array = read(&PictureArgs { fit, ..args() }, &square, &all).unwrap();
             [array[[0, 0, 0, 0]], array[[0, 0, 0, 1]], array[[0, 0, 1, 0]]]
         };
         assert_eq!(red(Fit::Crop), [1.0, 0.0, 1.0]);
@@ -337,7 +399,7 @@ mod tests {
         let path = folder.path().join("p.jpg");
         RgbImage::from_fn(16, 8, |x, _| Rgb([if x < 8 { 255 } else { 0 }; 3])).save(&path).unwrap();
         let open = input(&[None, Some(1), None, None]);
-        let lying = args().read(&open, std::slice::from_ref(&path)).unwrap();
+        let lying = read(&args(), &open, std::slice::from_ref(&path)).unwrap();
         assert_eq!(lying.shape(), [1, 1, 8, 16]);
         // Exif: one entry, orientation 6, to be turned clockwise by a quarter.
         let mut exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0".to_vec();
@@ -346,7 +408,7 @@ mod tests {
         let mut bytes = std::fs::read(&path).unwrap();
         bytes.splice(2..2, exif);
         std::fs::write(&path, bytes).unwrap();
-        let standing = args().read(&open, &[path]).unwrap();
+        let standing = read(&args(), &open, &[path]).unwrap();
         assert_eq!(standing.shape(), [1, 1, 16, 8]);
         assert!(standing[[0, 0, 2, 4]] > 0.9 && standing[[0, 0, 13, 4]] < 0.1, "the left half is above");
     }
@@ -355,7 +417,7 @@ mod tests {
     fn what_is_no_picture_or_takes_none_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let all = [picture(folder.path())];
-        let refused = |input: &InputInfo, all: &[PathBuf]| args().read(input, all).unwrap_err().to_string();
+        let refused = |input: &InputInfo, all: &[PathBuf]| read(&args(), input, all).unwrap_err().to_string();
         let vector = refused(&input(&[Some(1), Some(10)]), &all);
         assert!(vector.contains("input x for pictures is [Some(1), Some(10)]"), "{vector}");
         let many = refused(&input(&[Some(4), Some(3), Some(8), Some(8)]), &all);
@@ -365,6 +427,6 @@ mod tests {
         let text = folder.path().join("t.png");
         std::fs::write(&text, "no picture").unwrap();
         let text = refused(&input(&[None, Some(3), Some(8), Some(8)]), &[text]);
-        assert!(text.contains("is no PNG or JPEG"), "{text}");
+        assert!(text.contains("is not a picture that can be decoded but a text"), "{text}");
     }
 }

@@ -12,10 +12,11 @@ use fcdcc::planner::{LayerPlan, PlanOptions, Rates, Way, plan_layer};
 use fcdcc::{ConvParams, ConvShape, Error, LayerOptions, Pool, Result};
 use serde::Serialize;
 
+use super::ledger::Ledger;
 use super::options::{LayerArgs, Precision};
 use super::print::{bytes, out, out_json};
 use super::progress::Bar;
-use super::{Console, bench_layers, files, pool, rates};
+use super::{Console, arrays, bench_layers, pool, rates};
 
 /// Show how each layer would be divided, what that costs, and why.
 #[derive(Args)]
@@ -124,9 +125,25 @@ struct Considered {
 }
 
 pub(crate) fn run(args: &PlanArgs, console: Console) -> Result<()> {
-    if let Some(folder) = &args.output {
-        files::check_folder(folder)?;
+    let mut ledger = Ledger::default();
+    if let Some(model) = &args.model {
+        ledger.input("the model", model)?;
     }
+    for path in bench_layers::files(&args.layers) {
+        ledger.input("--layers", path)?;
+    }
+    let place = pool::files(&args.layer, &mut ledger)?;
+    let folder = match &args.output {
+        None => None,
+        Some(folder) => Some((
+            ledger.output_within("--output", folder, "plan.html")?,
+            ledger.output_within("--output", folder, "plan.json")?,
+        )),
+    };
+    if args.json {
+        ledger.printed("--json")?;
+    }
+    let console = console.beside(&ledger);
     if args.trials == 0 {
         return Err(Error::invalid("number of runs (--trials)", 0, "use at least one"));
     }
@@ -137,6 +154,12 @@ pub(crate) fn run(args: &PlanArgs, console: Console) -> Result<()> {
     };
     // What cannot be read is refused before devices are opened.
     let subject = Subject::load(args)?;
+    #[cfg(feature = "onnx")]
+    if let Subject::Model(model) = &subject {
+        for path in model.data_files() {
+            ledger.input("the model's data", path)?;
+        }
+    }
     let mut workers = pool::workers(&args.layer, true, console)?;
     let measured = rates::of(
         &mut workers,
@@ -169,17 +192,22 @@ pub(crate) fn run(args: &PlanArgs, console: Console) -> Result<()> {
         layers: rows,
         pairs,
     };
-    if let Some(folder) = &args.output {
-        files::make_folder(folder)?;
+    if let Some((html, json)) = folder {
         let trials = if args.measure { args.trials } else { 0 };
         let crew = format!("{count} x {}", own[0].device);
         let setting = machine::setting("real", crew, dtype.name().to_owned(), args.layer.seed, trials);
-        let html = page_plan::page(&setting, &report.pairs).html();
-        files::write_bytes(&folder.join("plan.html"), html.as_bytes())?;
-        files::write_report(&folder.join("plan.json"), &report)?;
+        let page = page_plan::page(&setting, &report.pairs).html();
+        arrays::write_bytes(html, page.as_bytes())?;
+        arrays::write_report(json, &report)?;
+    }
+    if let Some(place) = place {
+        arrays::write_report(place, &report)?;
     }
     if args.json {
         return out_json(&report);
+    }
+    if !console.tables {
+        return Ok(());
     }
     table(&report)?;
     for pairs in report.pairs.iter().filter(|_| args.measure) {

@@ -1,15 +1,17 @@
 //! From options or a pool file to a pool of workers. The only place that names concrete workers.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use fcdcc::array::DType;
+use fcdcc::files::Output;
 use fcdcc::planner::Rates;
 use fcdcc::worker::{CpuWorker, FaultSpec, inject};
 use fcdcc::{Error, Pool, Result, Worker};
 use serde::Deserialize;
 
 use super::Console;
+use super::ledger::Ledger;
 use super::network::{Endpoints, TlsEntry};
 use super::options::{Backend, LayerArgs};
 use super::rates::{self, Measuring};
@@ -200,6 +202,26 @@ fn gpu_workers(_: usize, _: Option<&str>, _: Storage, _: Measuring) -> Result<Ve
         what: "the GPU backend".to_owned(),
         mend: "this binary was built without it: build with feature `gpu`, or use --backend cpu".to_owned(),
     })
+}
+
+/// Enters the pool file, and the files that it names, in `ledger`, and plans the report.
+pub(crate) fn files(args: &LayerArgs, ledger: &mut Ledger) -> Result<Option<Output>> {
+    if let Some(path) = &args.pool {
+        ledger.input("--pool", path)?;
+        for path in named(path) {
+            ledger.input("the pool's certificates", &path)?;
+        }
+    }
+    args.report.as_ref().map(|path| ledger.output("--report", path)).transpose()
+}
+
+/// The files that a pool file names. One that is no regular file can be read only once, and is left to that.
+fn named(path: &Path) -> Vec<PathBuf> {
+    let regular = path.metadata().is_ok_and(|about| about.is_file());
+    // What is wrong with it is said when it is opened.
+    let file = regular.then(|| super::network::read_toml::<PoolFile>(path, "a pool file").ok()).flatten();
+    let tls = file.and_then(|file| file.cluster).and_then(|cluster| cluster.tls);
+    tls.map_or_else(Vec::new, |tls| tls.files(path).to_vec())
 }
 
 fn from_file(path: &Path, seed: u64, measuring: Measuring, console: Console) -> Result<Vec<Box<dyn Worker>>> {

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::ValueEnum;
 use fcdcc::array::DType;
 use fcdcc::bench::machine;
+use fcdcc::cache;
 use fcdcc::planner::{Calibration, Rates, calibrate};
 use fcdcc::worker::WorkerKind;
 use fcdcc::{Result, Worker};
@@ -60,23 +61,35 @@ struct Cache {
 const SCHEMA: u32 = 1;
 
 fn cache_file() -> Option<PathBuf> {
-    Some(fcdcc::cache::folder()?.join("rates.json"))
+    Some(cache::folder()?.join("rates.json"))
 }
 
 /// What is kept. A file that is not there, is damaged or of another version counts as empty: it is only a cache.
 fn read() -> Cache {
-    let text = cache_file().and_then(|path| std::fs::read_to_string(path).ok());
-    let cache = text.and_then(|text| serde_json::from_str::<Cache>(&text).ok());
+    let text = cache_file().and_then(|path| match cache::read(&path) {
+        Ok(text) => text,
+        Err(error) => {
+            tracing::warn!(%error, "kept rates cannot be read");
+            None
+        }
+    });
+    parse(text.as_deref())
+}
+
+fn parse(text: Option<&str>) -> Cache {
+    let cache = text.and_then(|text| serde_json::from_str::<Cache>(text).ok());
     cache.filter(|cache| cache.schema == SCHEMA).unwrap_or(Cache { schema: SCHEMA, rates: BTreeMap::new() })
 }
 
 /// Keeps rates for the next time; where nothing can be written they are measured again then.
 fn keep(key: String, calibration: Calibration) {
     let Some(path) = cache_file() else { return };
-    let mut cache = read();
-    cache.rates.insert(key, calibration);
-    let written = serde_json::to_string_pretty(&cache).map_err(std::io::Error::other);
-    if let Err(error) = written.and_then(|text| fcdcc::cache::replace(&path, &text)) {
+    let kept = cache::update(&path, |text| {
+        let mut cache = parse(text.as_deref());
+        cache.rates.insert(key, calibration);
+        serde_json::to_string_pretty(&cache).map_err(std::io::Error::other)
+    });
+    if let Err(error) = kept {
         tracing::info!(path = %path.display(), %error, "rates could not be kept");
     }
 }

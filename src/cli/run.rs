@@ -5,15 +5,17 @@ use std::time::Instant;
 
 use clap::Args;
 use fcdcc::array::DType;
+use fcdcc::files::{self, Output as Place};
 use fcdcc::model::{Freedom, GemmChoice, ModelOptions, ModelRun, Output, PreparedModel, Tensor};
 use fcdcc::{Completion, Error, LayerReport, Report, Result};
 use serde::Serialize;
 
 use super::inputs::InputArgs;
+use super::ledger::Ledger;
 use super::metrics::{Metrics, MetricsArgs};
 use super::options::{LayerArgs, Precision};
 use super::progress::Bar;
-use super::{Console, files, layers, pool, print};
+use super::{Console, arrays, layers, pool, print};
 
 /// Run an ONNX model with every convolution coded over the workers.
 #[derive(Args)]
@@ -25,7 +27,7 @@ use super::{Console, files, layers, pool, print};
 pub(crate) struct RunArgs {
     #[command(flatten)]
     inputs: InputArgs,
-    /// Where the first output goes
+    /// Where the first output goes; - for standard output
     #[arg(long, help_heading = "Results", value_name = "Y.npy")]
     output: Option<PathBuf>,
     /// A folder that gets every output as NAME.npy; it is made if it is not there
@@ -93,10 +95,14 @@ struct Deviation {
 }
 
 pub(crate) fn run(args: &RunArgs, console: Console) -> Result<()> {
-    check_files(args)?;
+    let mut ledger = Ledger::default();
+    let mut places = Places::plan(args, &mut ledger)?;
     let labels = args.labels.as_deref().map(read_labels).transpose()?;
     let mut options = model_options(args)?;
-    let (model, batches) = args.inputs.load()?;
+    let model = args.inputs.model(&mut ledger)?;
+    places.plan_each(args, model.outputs(), &mut ledger)?;
+    let console = console.beside(&ledger);
+    let (model, batches) = args.inputs.read(model)?;
     // Found out before any work: outputs that cannot be put together are of no use.
     let axes = if batches.len() > 1 { model.batch_axes()? } else { Vec::new() };
     let pool;
@@ -131,15 +137,12 @@ pub(crate) fn run(args: &RunArgs, console: Console) -> Result<()> {
         None => Vec::new(),
         Some(k) => top(&outputs[0], k, labels.as_deref())?,
     };
-    write_outputs(args, &outputs)?;
     let report = report(args, &prepared, &runs, &outputs, prepare_ms, compare);
-    if let Some(path) = &args.layer.report {
-        files::write_report(path, &report)?;
-    }
+    places.write(&outputs, &report)?;
     for line in top {
         print::out(line)?;
     }
-    if console.quiet {
+    if !console.tables {
         return Ok(());
     }
     summary(&report, &runs, &outputs)
@@ -205,20 +208,55 @@ fn summary(report: &ModelReport, runs: &[ModelRun], outputs: &[Output]) -> Resul
     Ok(())
 }
 
-fn check_files(args: &RunArgs) -> Result<()> {
-    for path in args.output.iter().chain(&args.layer.report) {
-        files::check_writable(path)?;
+/// Where results go.
+struct Places {
+    output: Option<Place>,
+    /// One for each output of the model, with --outputs.
+    each: Vec<Place>,
+    report: Option<Place>,
+}
+
+impl Places {
+    /// What can be checked before the model is read.
+    fn plan(args: &RunArgs, ledger: &mut Ledger) -> Result<Self> {
+        if args.top == Some(0) {
+            return Err(Error::invalid("number of values (--top)", 0, "use at least one"));
+        }
+        if let Some(labels) = &args.labels {
+            ledger.input("--labels", labels)?;
+        }
+        let output = args.output.as_ref().map(|path| ledger.output("--output", path)).transpose()?;
+        let report = pool::files(&args.layer, ledger)?;
+        if let Some(folder) = &args.outputs {
+            Ledger::check_folder("--outputs", folder)?;
+        }
+        if args.top.is_some() {
+            ledger.printed("--top")?;
+        }
+        Ok(Self { output, each: Vec::new(), report })
     }
-    if let (Some(output), Some(report)) = (&args.output, &args.layer.report) {
-        files::check_distinct(output, report)?;
+
+    /// The files of --outputs, whose names the model gives.
+    fn plan_each(&mut self, args: &RunArgs, names: &[String], ledger: &mut Ledger) -> Result<()> {
+        let Some(folder) = &args.outputs else { return Ok(()) };
+        let names = file_names(names);
+        let place = |name: &String| ledger.output_within("--outputs", folder, &format!("{name}.npy"));
+        self.each = names.iter().map(place).collect::<Result<_>>()?;
+        Ok(())
     }
-    if let Some(folder) = &args.outputs {
-        files::check_folder(folder)?;
+
+    fn write(self, outputs: &[Output], report: &ModelReport) -> Result<()> {
+        if let Some(place) = self.output {
+            arrays::write_tensor(place, &outputs[0].tensor)?;
+        }
+        for (place, output) in self.each.into_iter().zip(outputs) {
+            arrays::write_tensor(place, &output.tensor)?;
+        }
+        match self.report {
+            None => Ok(()),
+            Some(place) => arrays::write_report(place, report),
+        }
     }
-    if args.top == Some(0) {
-        return Err(Error::invalid("number of values (--top)", 0, "use at least one"));
-    }
-    Ok(())
 }
 
 fn model_options(args: &RunArgs) -> Result<ModelOptions> {
@@ -235,7 +273,7 @@ fn model_options(args: &RunArgs) -> Result<ModelOptions> {
 
 fn read_labels(path: &Path) -> Result<Vec<String>> {
     let bad = |cause: String| Error::File { path: path.display().to_string(), cause, input: true };
-    let text = std::fs::read_to_string(path).map_err(|e| bad(format!("cannot be read: {e}")))?;
+    let text = files::read_text(path)?;
     let labels: Vec<String> = text.lines().map(|line| line.trim().to_owned()).collect();
     if labels.is_empty() {
         return Err(bad("holds no label: write one a line".to_owned()));
@@ -275,29 +313,16 @@ fn top(output: &Output, k: usize, labels: Option<&[String]>) -> Result<Vec<Strin
 }
 
 /// Each output's name as a file name, all different.
-fn file_names(outputs: &[Output]) -> Vec<String> {
+fn file_names(outputs: &[String]) -> Vec<String> {
     let plain = |c: char| if c.is_alphanumeric() || "-_.".contains(c) { c } else { '_' };
     let mut names: Vec<String> = Vec::with_capacity(outputs.len());
     for (index, output) in outputs.iter().enumerate() {
-        let name: String = output.name.chars().map(plain).collect();
+        let name: String = output.chars().map(plain).collect();
         let name = name.trim_start_matches('.').to_owned();
         let taken = name.is_empty() || names.contains(&name);
         names.push(if taken { format!("{name}_{index}") } else { name });
     }
     names
-}
-
-fn write_outputs(args: &RunArgs, outputs: &[Output]) -> Result<()> {
-    if let Some(path) = &args.output {
-        files::write_tensor(path, &outputs[0].tensor)?;
-    }
-    if let Some(folder) = &args.outputs {
-        files::make_folder(folder)?;
-        for (name, output) in file_names(outputs).iter().zip(outputs) {
-            files::write_tensor(&folder.join(format!("{name}.npy")), &output.tensor)?;
-        }
-    }
-    Ok(())
 }
 
 fn deviations(coded: &[Output], uncoded: &[Output]) -> Vec<Deviation> {
@@ -395,9 +420,7 @@ mod tests {
 
     #[test]
     fn outputs_get_file_names_of_their_own() {
-        let output =
-            |name: &str| Output { name: name.to_owned(), tensor: ArrayD::<f32>::zeros(vec![1]).into() };
-        let names = file_names(&[output("a/b:0"), output("a_b_0"), output(".."), output("softmax")]);
+        let names = file_names(&given(&["a/b:0", "a_b_0", "..", "softmax"]));
         assert_eq!(names, ["a_b_0", "a_b_0_1", "_2", "softmax"]);
     }
 }

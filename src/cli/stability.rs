@@ -11,10 +11,11 @@ use fcdcc::bench::stability_record::{CodingError, StabilityReport};
 use fcdcc::bench::{machine, page_stability};
 use fcdcc::{CodeKind, Error, Result};
 
+use super::ledger::Ledger;
 use super::options::Precision;
 use super::print::{out, out_json};
 use super::progress::Bar;
-use super::{Console, files};
+use super::{Console, arrays};
 
 /// Condition numbers and errors of every code family over (n, delta).
 #[derive(Args)]
@@ -109,23 +110,31 @@ fn once<T: PartialEq + std::fmt::Debug>(values: &[T], what: &str) -> Result<()> 
 }
 
 pub(crate) fn run(args: &StabilityArgs, console: Console) -> Result<()> {
-    if let Some(folder) = &args.output {
-        files::check_folder(folder)?;
+    let mut ledger = Ledger::default();
+    let folder = match &args.output {
+        None => None,
+        Some(folder) => Some((
+            ledger.output_within("--output", folder, "stability.json")?,
+            ledger.output_within("--output", folder, "stability.html")?,
+        )),
+    };
+    if args.json {
+        ledger.printed("--json")?;
     }
+    let console = console.beside(&ledger);
     let options = args.options()?;
     let bar = Bar::new(console, "stability");
     let report = study(&options, setting(&options), &mut |done, of, what| bar.steps(done, of, what))?;
     drop(bar);
-    if let Some(folder) = &args.output {
-        files::make_folder(folder)?;
-        files::write_report(&folder.join("stability.json"), &report)?;
-        let html = page_stability::page(&report).html();
-        files::write_bytes(&folder.join("stability.html"), html.as_bytes())?;
+    if let Some((json, html)) = folder {
+        arrays::write_report(json, &report)?;
+        let page = page_stability::page(&report).html();
+        arrays::write_bytes(html, page.as_bytes())?;
     }
     if args.json {
         return out_json(&report);
     }
-    if console.quiet {
+    if !console.tables {
         return Ok(());
     }
     print(&report)

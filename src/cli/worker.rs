@@ -229,10 +229,7 @@ fn host_name() -> String {
 
 /// Half of what the system says is available.
 fn half_of_the_memory() -> ByteSize {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
-    kib.map_or(MEMORY, |kib| ByteSize::kib(kib / 2))
+    super::memory::available().map_or(MEMORY, |bytes| ByteSize::b(bytes / 2))
 }
 
 #[cfg(test)]

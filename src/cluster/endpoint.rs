@@ -14,6 +14,7 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::sign::CertifiedKey;
 
 use crate::error::{Error, Result};
+use crate::files;
 
 /// The port of an endpoint that names none.
 pub const DEFAULT_PORT: u16 = 7447;
@@ -139,14 +140,18 @@ impl Security {
     }
 }
 
+/// Most bytes of a file of certificates: those of every public authority together take a quarter of it.
+const MOST_PEM_BYTES: u64 = 1 << 20;
+
 /// Checks that the key is the certificate's and that the authority signed it: otherwise every connection would fail later,
 /// and be tried again forever.
 fn check_certificates(tls: &Tls) -> Result<()> {
     let bad =
         |path: &Path, cause: String| Error::File { path: path.display().to_string(), cause, input: true };
+    let pem = |path: &Path| files::Input::open(path)?.into_bytes(MOST_PEM_BYTES, "name a PEM file");
     let certificates = |what: &str, path: &Path| -> Result<Vec<CertificateDer<'static>>> {
-        let read =
-            CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<std::result::Result<Vec<_>, _>>);
+        let bytes = pem(path)?;
+        let read: std::result::Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
         match read {
             Err(error) => Err(bad(path, format!("the {what} cannot be read as PEM: {error}"))),
             Ok(none) if none.is_empty() => {
@@ -160,7 +165,7 @@ fn check_certificates(tls: &Tls) -> Result<()> {
         roots.add(authority).map_err(|e| bad(&tls.ca, format!("the authority is no certificate: {e}")))?;
     }
     let chain = certificates("certificate", &tls.certificate)?;
-    let key = PrivateKeyDer::from_pem_file(&tls.key)
+    let key = PrivateKeyDer::from_pem_slice(&pem(&tls.key)?)
         .map_err(|e| bad(&tls.key, format!("the key cannot be read as PEM: {e}")))?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     CertifiedKey::from_der(chain.clone(), key, &provider).map_err(|e| {

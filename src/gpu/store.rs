@@ -42,15 +42,18 @@ pub(super) fn device(adapter: &AdapterSummary) -> String {
 
 /// What the file at `path` keeps about kernels with this `fingerprint`.
 pub(super) fn read(path: &Path, fingerprint: &str) -> Known {
-    let text = match std::fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Known::new(),
+    match cache::read(path) {
+        Ok(Some(text)) => parse(path, &text, fingerprint),
+        Ok(None) => Known::new(),
         Err(error) => {
-            tracing::warn!(path = %path.display(), %error, "the kept choice of GPU kernels cannot be read");
-            return Known::new();
+            tracing::warn!(%error, "the kept choice of GPU kernels cannot be read");
+            Known::new()
         }
-    };
-    match serde_json::from_str::<File>(&text) {
+    }
+}
+
+fn parse(path: &Path, text: &str, fingerprint: &str) -> Known {
+    match serde_json::from_str::<File>(text) {
         Ok(file) if file.schema != SCHEMA => {
             tracing::warn!(path = %path.display(), schema = file.schema, "written by another version: ignored");
             Known::new()
@@ -67,13 +70,23 @@ pub(super) fn read(path: &Path, fingerprint: &str) -> Known {
     }
 }
 
-/// Replaces the file at `path`.
+/// Adds to what the file at `path` keeps, which other processes add to as well.
 ///
 /// # Errors
 /// What the file system says; the old file is then as it was.
+pub(super) fn update(path: &Path, fingerprint: &str, add: impl FnOnce(&mut Known)) -> io::Result<()> {
+    cache::update(path, |text| {
+        let mut devices = text.map_or_else(Known::new, |text| parse(path, &text, fingerprint));
+        add(&mut devices);
+        let file = File { schema: SCHEMA, kernels: fingerprint.to_owned(), devices };
+        Ok(serde_json::to_string_pretty(&file)?)
+    })
+}
+
+/// Replaces the file at `path`.
+#[cfg(test)]
 pub(super) fn write(path: &Path, fingerprint: &str, devices: Known) -> io::Result<()> {
-    let file = File { schema: SCHEMA, kernels: fingerprint.to_owned(), devices };
-    cache::replace(path, &serde_json::to_string_pretty(&file)?)
+    update(path, fingerprint, |known| *known = devices)
 }
 
 #[cfg(test)]

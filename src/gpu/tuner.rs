@@ -164,13 +164,13 @@ impl Table {
     /// Adds what was measured here to the file, which other processes write too.
     fn merge(&self, file: &Path) -> std::io::Result<()> {
         let fingerprint = store::fingerprint();
-        let mut whole = store::read(file, &fingerprint);
-        for (device, class) in self.measured.keys() {
-            if let Some(verdicts) = self.known.get(device).and_then(|classes| classes.get(class)) {
-                whole.entry(device.clone()).or_default().insert(class.clone(), verdicts.clone());
+        store::update(file, &fingerprint, |whole| {
+            for (device, class) in self.measured.keys() {
+                if let Some(verdicts) = self.known.get(device).and_then(|classes| classes.get(class)) {
+                    whole.entry(device.clone()).or_default().insert(class.clone(), verdicts.clone());
+                }
             }
-        }
-        store::write(file, &fingerprint, whole)
+        })
     }
 }
 

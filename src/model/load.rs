@@ -1,9 +1,9 @@
 //! From an ONNX file to a graph with named inputs and outputs.
 
 use std::collections::HashSet;
-use std::fs::File;
-use std::io::Read;
-use std::path::Path;
+use std::io::{Read, Take};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use tract_onnx::Onnx;
 use tract_onnx::pb::ModelProto;
@@ -11,14 +11,18 @@ use tract_onnx::prelude::{Framework, InferenceModel};
 use tract_onnx::tract_core::internal::{DatumType, TypedModel};
 use tract_onnx::tract_hir::infer::{Factoid, InferenceFact};
 
+use super::external::{self, External};
 use super::guard::{guarded, refused};
 use super::lower::lower;
 use super::tensor::dtype_name;
 use super::{check, resize, tidy};
 use crate::error::{Error, Result};
+use crate::files::Input;
 
 /// Largest array a model may hold at any point: far beyond what a machine has, so only nonsense is refused early.
 const MOST_BYTES: usize = 1 << 40;
+/// Largest model file: its format has no larger ones.
+const MOST_FILE_BYTES: u64 = 1 << 31;
 
 /// A parsed ONNX model; nothing is computed yet.
 #[derive(Clone, Debug)]
@@ -29,6 +33,8 @@ pub struct Model {
     outputs: Vec<String>,
     /// Names of the Conv nodes.
     convolutions: Vec<String>,
+    /// Files that tensors were read from.
+    data_files: Vec<PathBuf>,
 }
 
 /// One input of a model.
@@ -62,7 +68,8 @@ impl InputInfo {
 }
 
 impl Model {
-    /// Reads and parses an ONNX file; external data files are looked for beside it.
+    /// Reads and parses an ONNX file. External data files are looked for in its folder; links there may lead to the
+    /// `blobs` of a cache beside it (Hugging Face), what the file itself names may not lie outside.
     ///
     /// # Errors
     /// [`Error::File`] when it cannot be read, [`Error::Model`] when it is no ONNX model, is damaged, or uses an
@@ -70,18 +77,16 @@ impl Model {
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let name = path.display().to_string();
-        let unread = |e: &dyn std::fmt::Display| Error::File {
-            path: name.clone(),
-            cause: format!("cannot be read: {e}"),
-            input: true,
-        };
-        let mut file = File::open(path).map_err(|e| unread(&e))?;
-        let about = file.metadata().map_err(|e| unread(&e))?;
-        if about.is_dir() {
-            return Err(unread(&"it is a folder; name a file in it"));
+        let mut file = Input::open(path)?;
+        // No message begins with a zero byte, and what is endless often does.
+        if file.head(1)?.first() == Some(&0) {
+            return Err(refused(&name, "is not an ONNX model: it begins with a zero byte"));
         }
-        let folder = path.parent().and_then(Path::to_str);
-        Self::parse(name, &mut file, about.len(), folder)
+        let length = file.length();
+        if let Some(length) = length.filter(|length| *length > MOST_FILE_BYTES) {
+            return Err(too_long(&name, &format!("has {length} bytes")));
+        }
+        Self::parse(name, &mut file, length, Some(path))
     }
 
     /// Parses an ONNX model held in memory, called `name` in messages.
@@ -90,17 +95,24 @@ impl Model {
     /// Those of [`Model::load`] but for reading; also when the model's data are in files of their own.
     pub fn from_bytes(name: impl Into<String>, bytes: &[u8]) -> Result<Self> {
         let mut rest = bytes;
-        Self::parse(name.into(), &mut rest, bytes.len() as u64, None)
+        Self::parse(name.into(), &mut rest, Some(bytes.len() as u64), None)
     }
 
     /// Models can be large: what is read is held once, and let go of as soon as it is parsed.
-    fn parse(name: String, source: &mut dyn Read, size: u64, folder: Option<&str>) -> Result<Self> {
+    fn parse(name: String, source: &mut dyn Read, length: Option<u64>, path: Option<&Path>) -> Result<Self> {
         // Value hints in the file may speak of sizes by name; here every size becomes a number.
-        let onnx = tract_onnx::onnx().with_ignore_value_info(true);
-        let proto = guarded(&name, || onnx.proto_model_for_read(source)).map_err(|e| {
+        let mut onnx = tract_onnx::onnx().with_ignore_value_info(true);
+        onnx.provider = Arc::new(external::Resolver);
+        let mut source = Source { bytes: source.take(MOST_FILE_BYTES + 1), length };
+        let proto = guarded(&name, || onnx.proto_model_for_read(&mut source));
+        let size = MOST_FILE_BYTES + 1 - source.bytes.limit();
+        if size > MOST_FILE_BYTES {
+            return Err(too_long(&name, "goes on"));
+        }
+        let mut proto = proto.map_err(|e| {
             refused(&name, &format!("is not an ONNX model, or is damaged ({size} bytes): {}", cause(&e)))
         })?;
-        Self::of_proto(name, onnx, proto, size, folder)
+        Self::of_proto(name, onnx, proto, size, path)
     }
 
     /// The model that a message of `size` bytes describes.
@@ -109,7 +121,7 @@ impl Model {
         mut onnx: Onnx,
         mut proto: ModelProto,
         size: u64,
-        folder: Option<&str>,
+        path: Option<&Path>,
     ) -> Result<Self> {
         let opset = opset(&proto);
         let Some(graph) = proto.graph.as_mut().filter(|g| !g.node.is_empty()) else {
@@ -154,7 +166,9 @@ impl Model {
             .filter_map(|node| if node.name.is_empty() { node.output.first() } else { Some(&node.name) })
             .cloned()
             .collect();
-        let parsed = guarded(&name, || onnx.parse(&proto, folder))?;
+        let external = external::settle(&mut proto, path).map_err(|cause| refused(&name, &cause))?;
+        let root = external.as_ref().map(|external| external.root.as_str());
+        let parsed = guarded(&name, || onnx.parse(&proto, root))?;
         drop(proto);
         if !parsed.unresolved_inputs.is_empty() {
             let which = parsed.unresolved_inputs.join(", ");
@@ -169,7 +183,8 @@ impl Model {
                 .map(|id| Ok(describe(&parsed.model.node(id.node).name, parsed.model.outlet_fact(*id)?)))
                 .collect()
         })?;
-        Ok(Self { name, graph: parsed.model, inputs, outputs, convolutions })
+        let data_files = external.map_or_else(Vec::new, |External { files, .. }| files);
+        Ok(Self { name, graph: parsed.model, inputs, outputs, convolutions, data_files })
     }
 
     /// Path or name.
@@ -188,6 +203,12 @@ impl Model {
     #[must_use]
     pub fn outputs(&self) -> &[String] {
         &self.outputs
+    }
+
+    /// The files beside the model's own that tensors were read from, without links.
+    #[must_use]
+    pub fn data_files(&self) -> &[PathBuf] {
+        &self.data_files
     }
 
     /// Names of the Conv nodes of the file; a node without one goes by its output.
@@ -285,6 +306,32 @@ impl Model {
 fn opset(proto: &ModelProto) -> i64 {
     let standard = proto.opset_import.iter().find(|import| matches!(import.domain.as_str(), "" | "ai.onnx"));
     standard.map_or(0, |import| import.version)
+}
+
+/// A file of bounded length, read into memory of that length and not of twice as much.
+struct Source<'a> {
+    bytes: Take<&'a mut dyn Read>,
+    length: Option<u64>,
+}
+
+impl Read for Source<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        self.bytes.read(buffer)
+    }
+
+    fn read_to_end(&mut self, buffer: &mut Vec<u8>) -> std::io::Result<usize> {
+        if let Some(length) = self.length.and_then(|length| usize::try_from(length).ok()) {
+            buffer.try_reserve_exact(length)?;
+        }
+        self.bytes.read_to_end(buffer)
+    }
+}
+
+fn too_long(name: &str, what: &str) -> Error {
+    let cause = format!(
+        "{what} where an ONNX file has at most {MOST_FILE_BYTES} bytes: keep its weights in files beside it (external data)"
+    );
+    refused(name, &cause)
 }
 
 fn cause(error: &Error) -> String {

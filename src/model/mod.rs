@@ -28,6 +28,7 @@
 mod batch;
 mod check;
 mod conv;
+mod external;
 mod find;
 mod fold;
 mod guard;

@@ -4,7 +4,6 @@
 //! costs the cache, never a task.
 
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,6 +14,7 @@ use super::super::budget::Reservation;
 use super::super::wire::ContentId;
 use crate::array::{DType, Values};
 use crate::error::{Error, Result};
+use crate::files;
 
 /// Filters that wait to be written; more are not kept.
 const QUEUE: usize = 64;
@@ -64,9 +64,11 @@ impl Cache {
 
     /// The elements, not yet checked.
     pub(super) fn read(&self, content: ContentId, dtype: DType, elems: usize) -> std::io::Result<Values> {
-        let bytes = fs::read(path(&self.folder, content))?;
         let mut values = Values::zeros(dtype, elems);
         let target = values.as_bytes_mut();
+        let file = files::Input::open(&path(&self.folder, content)).map_err(std::io::Error::other)?;
+        let bytes =
+            file.into_bytes(target.len() as u64, "it is sent again").map_err(std::io::Error::other)?;
         if bytes.len() != target.len() {
             return Err(std::io::Error::other(format!("{} of {} bytes", bytes.len(), target.len())));
         }
@@ -92,7 +94,7 @@ fn path(folder: &Path, content: ContentId) -> PathBuf {
     folder.join(format!("{content}.filters"))
 }
 
-/// Writes a file beside, then renames it; the oldest make room.
+/// Writes a file as a whole; the oldest make room.
 fn write(folder: &Path, content: ContentId, values: &Values, limit: u64) -> std::io::Result<()> {
     let bytes = values.as_bytes();
     let mut files = Vec::new();
@@ -115,10 +117,7 @@ fn write(folder: &Path, content: ContentId, values: &Values, limit: u64) -> std:
     if total > limit {
         return Err(std::io::Error::other(format!("{} bytes where the cache may take {limit}", bytes.len())));
     }
-    let mut file = tempfile::NamedTempFile::new_in(folder)?;
-    file.write_all(bytes)?;
-    file.persist(path(folder, content)).map_err(|e| e.error)?;
-    Ok(())
+    files::replace_regular(&path(folder, content), bytes)
 }
 
 #[cfg(test)]

@@ -1,0 +1,239 @@
+//! Arrays in files: `.npy` and `.npz` in, `.npy` out.
+
+use std::io::{Cursor, Read, Seek};
+use std::path::Path;
+
+use fcdcc::files::{Input, Output};
+#[cfg(feature = "onnx")]
+use fcdcc::model::Tensor;
+use fcdcc::{Element, Error, Result};
+use half::f16;
+use ndarray::ArrayD;
+use ndarray_npy::WriteNpyExt;
+use zip::ZipArchive;
+
+use super::content::{self, Content, HEAD};
+use super::memory;
+use super::npy::{Kind, Npy};
+
+/// Most bytes of an archive that comes through a pipe and has to be held as a whole.
+const MOST_PIPED: u64 = 4 << 30;
+
+fn bad(name: &str, cause: String) -> Error {
+    Error::File { path: name.to_owned(), cause, input: true }
+}
+
+/// A file that holds an array, and which one.
+pub(crate) struct Source<'a> {
+    input: Input,
+    content: Content,
+    /// Where an archive holds several, the one that is wanted.
+    wanted: &'a [&'a str],
+}
+
+impl<'a> Source<'a> {
+    /// Opens `path`, `-` for standard input.
+    ///
+    /// # Errors
+    /// [`Error::File`] where it cannot be opened.
+    pub(crate) fn open(path: &Path, wanted: &'a [&'a str]) -> Result<Self> {
+        let mut input = Input::open(path)?;
+        let content = content::of(input.head(HEAD)?);
+        Ok(Self { input, content, wanted })
+    }
+
+    /// Of an input whose content is known.
+    #[cfg(feature = "onnx")]
+    pub(crate) fn new(input: Input, content: Content, wanted: &'a [&'a str]) -> Self {
+        Self { input, content, wanted }
+    }
+
+    /// Hands the array to `take`, of which only the header was read, and a maker of errors.
+    fn read<T>(
+        self,
+        take: impl FnOnce(Npy<&mut dyn Read>, &dyn Fn(String) -> Error) -> Result<T>,
+    ) -> Result<T> {
+        let Self { mut input, content, wanted } = self;
+        let name = input.name().to_owned();
+        let fail = |cause: String| bad(&name, cause);
+        match content {
+            Content::Npy => {
+                let length = input.length();
+                take(Npy::open(&mut input as &mut dyn Read, length, &fail)?, &fail)
+            }
+            Content::Zip => {
+                if let Some(file) = input.reopen()? {
+                    return from_archive(std::io::BufReader::new(file), &name, wanted, take);
+                }
+                let most = memory::available().map_or(MOST_PIPED, |available| available.min(MOST_PIPED));
+                let bytes = input.into_bytes(most, "give the archive as a file")?;
+                from_archive(Cursor::new(bytes), &name, wanted, take)
+            }
+            other => Err(fail(format!(
+                "is not a .npy or .npz array but {}: save it with numpy.save or numpy.savez",
+                other.describe()
+            ))),
+        }
+    }
+}
+
+/// Reads one array of an archive.
+fn from_archive<T>(
+    archive: impl Read + Seek,
+    name: &str,
+    wanted: &[&str],
+    take: impl FnOnce(Npy<&mut dyn Read>, &dyn Fn(String) -> Error) -> Result<T>,
+) -> Result<T> {
+    let fail = |cause: String| bad(name, cause);
+    let damaged = |e: zip::result::ZipError| fail(format!("is a damaged zip archive ({e}): write it again"));
+    let mut archive = ZipArchive::new(archive).map_err(damaged)?;
+    let names: Vec<String> =
+        archive.file_names().map(|name| name.map(Into::into)).collect::<Result<_, _>>().map_err(damaged)?;
+    let arrays: Vec<&str> = names.iter().filter_map(|file| file.strip_suffix(".npy")).collect();
+    let chosen = match arrays.as_slice() {
+        [] => {
+            let files = names.len();
+            let torch = names.iter().any(|file| file.ends_with("data.pkl"));
+            let what = if torch { "a checkpoint of PyTorch" } else { "a zip archive" };
+            return Err(fail(format!(
+                "is {what} of {files} files without a .npy array: save arrays with numpy.save or numpy.savez"
+            )));
+        }
+        [only] => only,
+        several => several.iter().find(|array| wanted.contains(*array)).ok_or_else(|| {
+            let listed: Vec<&str> = several.iter().take(8).copied().collect();
+            let more = if several.len() > listed.len() { ", ..." } else { "" };
+            fail(format!(
+                "holds {} arrays ({}{more}) and none called {}: save the one that is meant by itself",
+                several.len(),
+                listed.join(", "),
+                wanted.join(" or ")
+            ))
+        })?,
+    };
+    let fail = |cause: String| bad(&format!("{name}/{chosen}"), cause);
+    let mut entry = archive.by_name(&format!("{chosen}.npy")).map_err(damaged)?;
+    // What the archive says of the size is believed only so far as it contradicts the header.
+    let length = entry.size();
+    take(Npy::open(&mut entry as &mut dyn Read, Some(length), &fail)?, &fail)
+}
+
+/// Reads an array of any element type, converted to `T`: floats are rounded to it, truth values are 0 and 1.
+///
+/// # Errors
+/// [`Error::File`] naming both sides: no array, another element type, another number of bytes than the header announces,
+/// or a number beyond `T`.
+pub(crate) fn read_array<T: Element>(path: &Path, wanted: &[&str]) -> Result<ArrayD<T>> {
+    Source::open(path, wanted)?.read(|npy, bad| {
+        macro_rules! of {
+            ($size:literal, $value:expr) => {
+                npy.decode::<T, $size>(bad, |bytes, index| {
+                    let value: f64 = $value(bytes);
+                    let converted = T::from_f64(value);
+                    if converted.to_f64().is_infinite() && value.is_finite() {
+                        return Err(format!(
+                            "holds {value:e} at flat index {index}, more than {} can hold: use --precision f64",
+                            T::DTYPE
+                        ));
+                    }
+                    Ok(converted)
+                })
+            };
+        }
+        match npy.kind {
+            Kind::F16 => of!(2, |b| f64::from(f16::from_le_bytes(b))),
+            Kind::F32 => of!(4, |b| f64::from(f32::from_le_bytes(b))),
+            Kind::F64 => of!(8, f64::from_le_bytes),
+            Kind::I8 => of!(1, |b| f64::from(i8::from_le_bytes(b))),
+            Kind::I16 => of!(2, |b| f64::from(i16::from_le_bytes(b))),
+            Kind::I32 => of!(4, |b| f64::from(i32::from_le_bytes(b))),
+            Kind::I64 => of!(8, |b| i64::from_le_bytes(b) as f64),
+            Kind::U8 => of!(1, |b| f64::from(u8::from_le_bytes(b))),
+            Kind::U16 => of!(2, |b| f64::from(u16::from_le_bytes(b))),
+            Kind::U32 => of!(4, |b| f64::from(u32::from_le_bytes(b))),
+            Kind::U64 => of!(8, |b| u64::from_le_bytes(b) as f64),
+            Kind::Bool => of!(1, |[byte]: [u8; 1]| f64::from(u8::from(byte != 0))),
+        }
+    })
+}
+
+/// Reads an array of any element type; one that models do not have becomes the next wider one that holds its values.
+///
+/// # Errors
+/// Those of [`read_array`]; also for unsigned integers beyond i64.
+#[cfg(feature = "onnx")]
+pub(crate) fn read_tensor(source: Source<'_>) -> Result<Tensor> {
+    source.read(|npy, bad| {
+        macro_rules! of {
+            ($size:literal, $type:ty, $value:expr) => {
+                npy.decode::<$type, $size>(bad, |bytes, _| Ok($value(bytes))).map(Tensor::from)
+            };
+        }
+        match npy.kind {
+            Kind::F16 => of!(2, f32, |b| f32::from(f16::from_le_bytes(b))),
+            Kind::F32 => of!(4, f32, f32::from_le_bytes),
+            Kind::F64 => of!(8, f64, f64::from_le_bytes),
+            Kind::I8 => of!(1, i8, i8::from_le_bytes),
+            Kind::I16 => of!(2, i32, |b| i32::from(i16::from_le_bytes(b))),
+            Kind::I32 => of!(4, i32, i32::from_le_bytes),
+            Kind::I64 => of!(8, i64, i64::from_le_bytes),
+            Kind::U8 => of!(1, u8, u8::from_le_bytes),
+            Kind::U16 => of!(2, i32, |b| i32::from(u16::from_le_bytes(b))),
+            Kind::U32 => of!(4, i64, |b| i64::from(u32::from_le_bytes(b))),
+            Kind::U64 => npy
+                .decode::<i64, 8>(bad, |bytes, index| {
+                    let value = u64::from_le_bytes(bytes);
+                    i64::try_from(value).map_err(|_| {
+                        format!(
+                            "holds {value} at flat index {index} where at most {} can be given: convert it with .astype()",
+                            i64::MAX
+                        )
+                    })
+                })
+                .map(Tensor::from),
+            Kind::Bool => of!(1, bool, |[byte]: [u8; 1]| byte != 0),
+        }
+    })
+}
+
+/// Writes any tensor as `.npy`.
+#[cfg(feature = "onnx")]
+pub(crate) fn write_tensor(output: Output, tensor: &Tensor) -> Result<()> {
+    output.write(|out| {
+        match tensor {
+            Tensor::F32(array) => array.write_npy(out),
+            Tensor::F64(array) => array.write_npy(out),
+            Tensor::I32(array) => array.write_npy(out),
+            Tensor::I64(array) => array.write_npy(out),
+            Tensor::I8(array) => array.write_npy(out),
+            Tensor::U8(array) => array.write_npy(out),
+            Tensor::Bool(array) => array.write_npy(out),
+            other => {
+                let cause = format!("{} arrays cannot be written as .npy", other.dtype());
+                return Err(std::io::Error::other(cause));
+            }
+        }
+        .map_err(std::io::Error::other)
+    })
+}
+
+/// Writes a `.npy` array.
+pub(crate) fn write_array<T: Element + ndarray_npy::WritableElement>(
+    output: Output,
+    array: &ArrayD<T>,
+) -> Result<()> {
+    output.write(|out| array.write_npy(out).map_err(std::io::Error::other))
+}
+
+/// Writes bytes as they are.
+pub(crate) fn write_bytes(output: Output, bytes: &[u8]) -> Result<()> {
+    output.write(|out| out.write_all(bytes))
+}
+
+/// Writes a report as JSON.
+pub(crate) fn write_report(output: Output, report: &impl serde::Serialize) -> Result<()> {
+    output.write(|out| {
+        serde_json::to_writer_pretty(&mut *out, report)?;
+        writeln!(out)
+    })
+}

@@ -1,0 +1,233 @@
+//! `.npy` arrays, read as they come: header first, then the elements, without a copy of the bytes.
+//!
+//! Invariant: nothing is allocated because a header says so before it was compared with the file or with the memory there
+//! is.
+
+use std::io::Read;
+
+use fcdcc::Result;
+use ndarray::{ArrayD, IxDyn, ShapeBuilder};
+use ndarray_npy::npy::header::{Header, Layout};
+
+use super::content::NPY;
+use super::memory;
+
+/// Longest header: numpy itself refuses more than 10,000 bytes unless told otherwise.
+const MOST_HEADER: usize = 1 << 20;
+/// Bytes that are read at once; a multiple of every element's size.
+const CHUNK: usize = 1 << 16;
+
+/// Element types of arrays that can be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    F16,
+    F32,
+    F64,
+    I8,
+    I16,
+    I32,
+    I64,
+    U8,
+    U16,
+    U32,
+    U64,
+    Bool,
+}
+
+/// numpy's letters and sizes.
+const KINDS: [(&str, Kind); 12] = [
+    ("f2", Kind::F16),
+    ("f4", Kind::F32),
+    ("f8", Kind::F64),
+    ("i1", Kind::I8),
+    ("i2", Kind::I16),
+    ("i4", Kind::I32),
+    ("i8", Kind::I64),
+    ("u1", Kind::U8),
+    ("u2", Kind::U16),
+    ("u4", Kind::U32),
+    ("u8", Kind::U64),
+    ("b1", Kind::Bool),
+];
+
+impl Kind {
+    fn bytes(self) -> usize {
+        match self {
+            Self::I8 | Self::U8 | Self::Bool => 1,
+            Self::F16 | Self::I16 | Self::U16 => 2,
+            Self::F32 | Self::I32 | Self::U32 => 4,
+            Self::F64 | Self::I64 | Self::U64 => 8,
+        }
+    }
+}
+
+/// An array of which the header was read.
+pub(crate) struct Npy<R> {
+    pub(crate) kind: Kind,
+    big_endian: bool,
+    shape: Vec<usize>,
+    fortran: bool,
+    elems: usize,
+    data: R,
+}
+
+impl<R: Read> Npy<R> {
+    /// Reads the header. `length`: bytes of the whole, where they are known. `bad` makes an error of a cause.
+    pub(crate) fn open(
+        mut source: R,
+        length: Option<u64>,
+        bad: &dyn Fn(String) -> fcdcc::Error,
+    ) -> Result<Self> {
+        let bytes = header(&mut source, length).map_err(bad)?;
+        let header = Header::from_reader(&mut bytes.as_slice()).map_err(|e| {
+            bad(format!("is not a .npy array that can be read ({}): save it with numpy.save", brief(&e)))
+        })?;
+        let descriptor = header.type_descriptor.to_string();
+        let Some((kind, big_endian)) = kind(descriptor.trim_matches('\'')) else {
+            return Err(bad(format!(
+                "holds {} where floats, integers or truth values (numpy's f2, f4, f8, i1 to i8, u1 to u8, b1) were \
+                 expected: convert it with .astype('float32')",
+                brief(&descriptor)
+            )));
+        };
+        let shape = header.shape;
+        let elems = shape.iter().try_fold(1usize, |product, axis| product.checked_mul(*axis));
+        let needed = elems.and_then(|elems| elems.checked_mul(kind.bytes()));
+        let (Some(elems), Some(needed)) = (elems, needed) else {
+            return Err(bad(format!("has shape {shape:?}, more than memory can hold: write it again")));
+        };
+        if let Some(length) = length {
+            let there = length.saturating_sub(bytes.len() as u64);
+            if there != needed as u64 {
+                return Err(bad(damaged(&there.to_string(), &shape, needed)));
+            }
+        }
+        Ok(Self {
+            kind,
+            big_endian,
+            fortran: matches!(header.layout, Layout::Fortran),
+            shape,
+            elems,
+            data: source,
+        })
+    }
+
+    /// The elements, each made by `of` from its `N` bytes in little-endian order and its position in the file.
+    pub(crate) fn decode<T, const N: usize>(
+        self,
+        bad: &dyn Fn(String) -> fcdcc::Error,
+        mut of: impl FnMut([u8; N], usize) -> Result<T, String>,
+    ) -> Result<ArrayD<T>> {
+        let Self { big_endian, shape, fortran, elems, mut data, .. } = self;
+        let needed = elems * N;
+        let held = elems.saturating_mul(size_of::<T>());
+        memory::check(held as u64, &format!("an array of shape {shape:?}")).map_err(bad)?;
+        let mut values: Vec<T> = Vec::new();
+        values.try_reserve_exact(elems).map_err(|e| bad(format!("cannot be held: {e}")))?;
+        let mut chunk = vec![0; CHUNK.min(needed)];
+        let mut there = 0;
+        while there < needed {
+            let step = CHUNK.min(needed - there);
+            let read =
+                fill(&mut data, &mut chunk[..step]).map_err(|e| bad(format!("cannot be read: {e}")))?;
+            there += read;
+            if read < step {
+                return Err(bad(damaged(&there.to_string(), &shape, needed)));
+            }
+            for bytes in chunk[..step].as_chunks_mut::<N>().0 {
+                if big_endian {
+                    bytes.reverse();
+                }
+                let value = of(*bytes, values.len()).map_err(bad)?;
+                values.push(value);
+            }
+        }
+        // The end of a stream shows only now.
+        if fill(&mut data, &mut [0]).map_err(|e| bad(format!("cannot be read: {e}")))? > 0 {
+            return Err(bad(damaged(&format!("more than {needed}"), &shape, needed)));
+        }
+        ArrayD::from_shape_vec(IxDyn(&shape).set_f(fortran), values)
+            .map_err(|e| bad(format!("has an impossible shape {shape:?}: {e}")))
+    }
+}
+
+fn damaged(there: &str, shape: &[usize], needed: usize) -> String {
+    format!(
+        "has {there} bytes of data where shape {shape:?} needs {needed}: the file is truncated or damaged; write it again"
+    )
+}
+
+/// The element type of a descriptor such as `<f4`, and whether it is big-endian.
+fn kind(descriptor: &str) -> Option<(Kind, bool)> {
+    let (order, name) = descriptor.split_at_checked(1)?;
+    let (_, kind) = KINDS.iter().find(|(known, _)| *known == name)?;
+    match order {
+        "<" | "|" => Some((*kind, false)),
+        ">" => Some((*kind, true)),
+        "=" => Some((*kind, cfg!(target_endian = "big"))),
+        _ => None,
+    }
+}
+
+/// The bytes of the header; its own length is checked before anything of that length is allocated.
+fn header(source: &mut impl Read, length: Option<u64>) -> Result<Vec<u8>, String> {
+    let unread = |e: std::io::Error| format!("cannot be read: {e}");
+    let mut bytes = vec![0; 12];
+    let read = fill(source, &mut bytes[..10]).map_err(unread)?;
+    if read < 10 || !bytes.starts_with(NPY) {
+        return Err(format!(
+            "has {read} bytes where a .npy header needs at least 10: save it with numpy.save"
+        ));
+    }
+    let (start, size) = if bytes[6] == 1 {
+        (10, usize::from(u16::from_le_bytes([bytes[8], bytes[9]])))
+    } else {
+        if fill(source, &mut bytes[10..]).map_err(unread)? < 2 {
+            return Err(
+                "has 10 bytes where a .npy header needs at least 12: save it with numpy.save".to_owned()
+            );
+        }
+        (12, u32::from_le_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]) as usize)
+    };
+    let needed = start + size;
+    let short = |there: u64| {
+        format!(
+            "has {there} bytes where its header needs {needed}: the file is truncated or not a .npy array; write it again"
+        )
+    };
+    if let Some(length) = length.filter(|length| *length < needed as u64) {
+        return Err(short(length));
+    }
+    if size > MOST_HEADER {
+        return Err(format!(
+            "has a header of {size} bytes where at most {MOST_HEADER} are read: write it again"
+        ));
+    }
+    bytes.resize(needed, 0);
+    let read = fill(source, &mut bytes[start..]).map_err(unread)?;
+    if read < size { Err(short((start + read) as u64)) } else { Ok(bytes) }
+}
+
+/// Reads until `buffer` is full or there is no more.
+fn fill(source: &mut impl Read, buffer: &mut [u8]) -> std::io::Result<usize> {
+    let mut read = 0;
+    while read < buffer.len() {
+        match source.read(&mut buffer[read..]) {
+            Ok(0) => break,
+            Ok(more) => read += more,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(read)
+}
+
+/// A message without most of a header that it quotes.
+fn brief(message: &impl std::fmt::Display) -> String {
+    const MOST: usize = 200;
+    let text = message.to_string();
+    match text.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{} ...", &text[..end]),
+        None => text,
+    }
+}

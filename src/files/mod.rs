@@ -1,0 +1,55 @@
+//! Files by path: inputs are read within limits, outputs appear complete or not at all.
+//!
+//! Relevant if you want to read or write any file of this crate: [`Input`] reads what a user names, [`Output`] is a place
+//! that was checked before the work and is written after it, and [`Identity`] tells whether two paths lead to one place.
+//! Invariant: no read is without a limit of bytes and of time, and no regular file ever holds a part of an output.
+
+mod descriptor;
+mod input;
+mod output;
+mod part;
+mod patient;
+mod place;
+mod whole;
+
+pub use input::{Input, TEXT_BYTES, read_text};
+pub use output::Output;
+pub use place::{Identity, Kind};
+pub use whole::replace_regular;
+
+use std::path::Path;
+
+use crate::error::Error;
+
+/// The path that stands for standard input or standard output.
+pub const STANDARD: &str = "-";
+
+/// Whether a path stands for standard input or standard output.
+#[must_use]
+pub fn is_standard(path: &Path) -> bool {
+    path == Path::new(STANDARD)
+}
+
+/// A path for messages: one that is very long in part.
+fn shown(path: &Path) -> String {
+    const MOST: usize = 300;
+    const ENDS: usize = 100;
+    let text = path.display().to_string();
+    let count = text.chars().count();
+    if count <= MOST {
+        return text;
+    }
+    let (start, end): (String, String) =
+        (text.chars().take(ENDS).collect(), text.chars().skip(count - ENDS).collect());
+    format!("{start}...{end}")
+}
+
+/// The error of a file that is at fault before anything was done (exit status 2).
+fn unfit(name: &str, cause: impl Into<String>) -> Error {
+    Error::File { path: name.to_owned(), cause: cause.into(), input: true }
+}
+
+/// The error of a file that could not be written (exit status 1).
+fn unwritten(name: &str, cause: impl Into<String>) -> Error {
+    Error::File { path: name.to_owned(), cause: cause.into(), input: false }
+}

@@ -1,0 +1,206 @@
+//! Tensors that an ONNX file keeps in other files.
+//!
+//! Relevant if you want to know which files a model may read. A location is what the *file* says, and may only name
+//! something below the folder of the model. A link is what the *user's* disk says, and may lead out of it to where a model
+//! cache keeps its files: to the folder in which the model itself really lies, or to a folder `blobs` beside the model's
+//! folder or beside the `snapshots` that it is in (Hugging Face).
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Component, Path, PathBuf};
+
+use tract_onnx::data_resolver::ModelDataResolver;
+use tract_onnx::pb::tensor_proto::DataLocation;
+use tract_onnx::pb::{GraphProto, ModelProto, TensorProto};
+use tract_onnx::prelude::TractResult;
+
+/// What the tensors of a model need from other files.
+pub(super) struct External {
+    /// The folder that tract is to look in: the root, from which the locations of the model now start.
+    pub(super) root: String,
+    /// Every file once, without links.
+    pub(super) files: Vec<PathBuf>,
+}
+
+/// Finds the files that tensors are in, and makes their locations paths from the root, so that tract, which follows no
+/// link out of its folder, finds them. `None` where there are none.
+///
+/// # Errors
+/// What is wrong, with the tensor's name: a location outside the folder, a link to elsewhere, a file that is missing, too
+/// short or no regular file.
+pub(super) fn settle(proto: &mut ModelProto, model: Option<&Path>) -> Result<Option<External>, String> {
+    let mut files: BTreeMap<PathBuf, u64> = BTreeMap::new();
+    let mut home = None;
+    let mut root = None;
+    let graph = proto.graph.as_mut();
+    let mut each = |tensor: &mut TensorProto| -> Result<(), String> {
+        if tensor.data_location != Some(DataLocation::External as i32) || !tensor.raw_data.is_empty() {
+            return Ok(());
+        }
+        let bad = |cause: String| format!("tensor {} is in a file of its own, and {cause}", tensor.name);
+        let Some(model) = model else {
+            return Err(bad("a model in memory has none beside it: load the model from its file".to_owned()));
+        };
+        let home: &Home = match &mut home {
+            Some(home) => home,
+            None => home.insert(Home::of(model).map_err(bad)?),
+        };
+        let Some(entry) = tensor.external_data.iter_mut().find(|entry| entry.key == "location") else {
+            return Err(bad("its location is missing: export the model again".to_owned()));
+        };
+        let path = home.find(&entry.value).map_err(bad)?;
+        let known = files.get(&path).copied();
+        let length = known.map_or_else(|| length(&path), Ok).map_err(bad)?;
+        files.insert(path.clone(), length);
+        let (start, below) = below_root(&path).map_err(bad)?;
+        entry.value = below;
+        root = Some(start);
+        fits(tensor, length)
+            .map_err(|cause| format!("tensor {} is in {}, and {cause}", tensor.name, path.display()))
+    };
+    if let Some(graph) = graph {
+        tensors(graph, &mut each)?;
+    }
+    Ok(root.map(|root| External { root, files: files.into_keys().collect() }))
+}
+
+/// Every tensor of a graph and of the graphs within it.
+fn tensors(
+    graph: &mut GraphProto,
+    each: &mut dyn FnMut(&mut TensorProto) -> Result<(), String>,
+) -> Result<(), String> {
+    for tensor in &mut graph.initializer {
+        each(tensor)?;
+    }
+    for sparse in &mut graph.sparse_initializer {
+        sparse.values.iter_mut().chain(&mut sparse.indices).try_for_each(&mut *each)?;
+    }
+    for attribute in graph.node.iter_mut().flat_map(|node| &mut node.attribute) {
+        attribute.t.iter_mut().chain(&mut attribute.tensors).try_for_each(&mut *each)?;
+        for graph in attribute.g.iter_mut().chain(&mut attribute.graphs) {
+            tensors(graph, each)?;
+        }
+    }
+    Ok(())
+}
+
+/// Where the files of a model may lie.
+struct Home {
+    /// Its folder, without links.
+    folder: PathBuf,
+    /// Folders that links may lead to.
+    allowed: Vec<PathBuf>,
+}
+
+impl Home {
+    fn of(model: &Path) -> Result<Self, String> {
+        let unknown = |e: std::io::Error| format!("the model's folder cannot be read: {e}");
+        let beside = match model.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        let folder = beside.canonicalize().map_err(unknown)?;
+        let mut allowed = vec![folder.clone()];
+        // Where the model itself lies, if its name is a link.
+        allowed.extend(model.canonicalize().map_err(unknown)?.parent().map(Path::to_owned));
+        let snapshots =
+            folder.ancestors().filter(|above| above.file_name().is_some_and(|n| n == "snapshots"));
+        let beside = std::iter::once(folder.as_path()).chain(snapshots);
+        let blobs = beside.filter_map(|place| place.parent().map(|above| above.join("blobs")));
+        allowed.extend(blobs.filter(|blobs| blobs.is_dir() && !blobs.is_symlink()));
+        Ok(Self { folder, allowed })
+    }
+
+    /// The file at `location`, without links.
+    fn find(&self, location: &str) -> Result<PathBuf, String> {
+        let within = Path::new(location);
+        let inside = |part: Component<'_>| matches!(part, Component::Normal(_) | Component::CurDir);
+        if location.is_empty() || !within.components().all(inside) {
+            return Err(format!(
+                "its location {location:?} is outside the model's folder {}: put the file beside the model, and export \
+                 the model with a plain file name",
+                self.folder.display()
+            ));
+        }
+        let path = self.folder.join(within).canonicalize().map_err(|e| {
+            format!(
+                "{location:?} in {} cannot be read: {e}: put the file beside the model",
+                self.folder.display()
+            )
+        })?;
+        if self.allowed.iter().any(|allowed| path.starts_with(allowed)) {
+            return Ok(path);
+        }
+        Err(format!(
+            "{location:?} is a link to {}, outside the model's folder {} and its cache: put the file beside the model",
+            path.display(),
+            self.folder.display()
+        ))
+    }
+}
+
+fn length(path: &Path) -> Result<u64, String> {
+    let about = path.metadata().map_err(|e| format!("{} cannot be read: {e}", path.display()))?;
+    if about.is_file() {
+        return Ok(about.len());
+    }
+    Err(format!("{} is no regular file: put the file beside the model", path.display()))
+}
+
+/// The root of a path without links, and the path from there.
+fn below_root(path: &Path) -> Result<(String, String), String> {
+    let root = path.ancestors().last().unwrap_or(path);
+    let below = path.strip_prefix(root).unwrap_or(path);
+    match (root.to_str(), below.to_str()) {
+        (Some(root), Some(below)) => Ok((root.to_owned(), below.to_owned())),
+        _ => Err(format!("{} has a name that is no text: give it a plain one", path.display())),
+    }
+}
+
+/// Whether the part that a tensor needs is within a file of `length` bytes.
+fn fits(tensor: &TensorProto, length: u64) -> Result<(), String> {
+    let number = |key: &str| -> Result<Option<u64>, String> {
+        let entry = tensor.external_data.iter().find(|entry| entry.key == key);
+        let parse = |text: &String| {
+            text.parse().map_err(|_| format!("its {key} is {text:?}, no number: export the model again"))
+        };
+        entry.map(|entry| parse(&entry.value)).transpose()
+    };
+    let offset = number("offset")?.unwrap_or(0);
+    let end = number("length")?.map_or(Some(offset), |own| offset.checked_add(own));
+    match end {
+        Some(end) if end <= length => Ok(()),
+        end => Err(format!(
+            "needs its bytes up to {} where it has {length}: the file is cut short; fetch it again",
+            end.map_or_else(|| "beyond 2^64".to_owned(), |end| end.to_string())
+        )),
+    }
+}
+
+/// Reads a part of a file, for tract.
+pub(super) struct Resolver;
+
+impl ModelDataResolver for Resolver {
+    fn read_bytes_from_path(
+        &self,
+        buffer: &mut Vec<u8>,
+        path: &Path,
+        offset: usize,
+        length: Option<usize>,
+    ) -> TractResult<()> {
+        let mut file = File::open(path)?;
+        let rest = file.metadata()?.len().saturating_sub(offset as u64);
+        let length = length.map_or(rest, |length| length as u64);
+        // `settle` has compared them; a file that changes meanwhile is an error, not a crash.
+        if length > rest {
+            return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into());
+        }
+        file.seek(SeekFrom::Start(offset as u64))?;
+        buffer.try_reserve_exact(usize::try_from(length)?)?;
+        if file.take(length).read_to_end(buffer)? as u64 != length {
+            return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into());
+        }
+        Ok(())
+    }
+}
