@@ -239,7 +239,7 @@ fn what_cannot_be_run_is_refused_in_a_line() {
         ("lenet5.onnx --input some.npy --shape picture=1,1,32,32", "picture where image"),
         ("lenet5.onnx --input some.npy --shape big", "big"),
         ("lenet5.onnx --input nan.npy", "layer conv1: input holds NaN"),
-        ("lenet5.onnx --input words.npy", "holds <U1"),
+        ("lenet5.onnx --input words.npy", "holds '<U1'"),
         ("lenet5.onnx --input some.npy some.npy", "is 2 where one .npy or .npz array"),
         ("lenet5.onnx --input label=some.npy", "label=some.npy"),
         ("lenet5.onnx --input some.npy --top 0", "is 0"),

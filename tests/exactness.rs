@@ -290,3 +290,37 @@ fn errors_of_wild_data_never_exceed_either_bound() {
     }
     assert!(tally.recomputed > 0, "{tally:?}");
 }
+
+#[test]
+fn squares_beyond_the_range_of_f64_are_bounded_too() {
+    // An element whose square is infinite in one slab, a smaller one that its slab's scale makes larger in another; and all of
+    // it where squares are zero.
+    let params = ConvParams::default().padding([1]);
+    let shape = ConvShape::new(&[1, 3, 8, 7], &[6, 3, 3, 3], &params).unwrap();
+    for by in [1e111, 1e-230] {
+        let mut wild = Wild::of(Kind::Normal, shape.clone(), params.clone(), 7);
+        for (row, values) in wild.input.chunks_mut(7).enumerate() {
+            values[row * 3 % 7] *= 1e7;
+        }
+        wild.input[6] = 1e55;
+        wild.input[2 * 56 + 2 * 7 + 6] = 1e45;
+        wild.input.iter_mut().for_each(|v| *v *= by);
+        for missing in 0..4 {
+            let options = LayerOptions {
+                code: CodeKind::Chebyshev,
+                partitions: Some((3, 1)),
+                max_windowwise: WindowwiseLimit::Off,
+                audit: Audit::Off,
+                ..LayerOptions::default()
+            };
+            let run = run::<f64>(&pool(4, &[missing]), &wild, options).unwrap();
+            let got: Vec<f64> = run.output.iter().copied().collect();
+            let Measured { windowwise, normwise } = measure::<f64>(&wild, &got);
+            let report = run.report;
+            assert!(normwise <= report.error_bound, "{by:e}, {missing}: {normwise:e}, {report:?}");
+            assert!(windowwise <= report.windowwise_bound, "{by:e}, {missing}: {windowwise:e}, {report:?}");
+            // The larger element costs the slab of the other one its digits: that is what the bound has to say.
+            assert!(by < 1.0 || normwise > 1e-13, "{by:e}, {missing}: {normwise:e}, {report:?}");
+        }
+    }
+}

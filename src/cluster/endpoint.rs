@@ -143,14 +143,22 @@ impl Security {
 /// Most bytes of a file of certificates: those of every public authority together take a quarter of it.
 const MOST_PEM_BYTES: u64 = 1 << 20;
 
+/// The bytes of a PEM file; errors say `what` it was to be.
+fn pem(what: &str, path: &Path) -> Result<Vec<u8>> {
+    let read = files::Input::open(path).and_then(|file| file.into_bytes(MOST_PEM_BYTES, "name a PEM file"));
+    read.map_err(|error| match error {
+        Error::File { path, cause, input } => Error::File { path, cause: format!("the {what} {cause}"), input },
+        other => other,
+    })
+}
+
 /// Checks that the key is the certificate's and that the authority signed it: otherwise every connection would fail later,
 /// and be tried again forever.
 fn check_certificates(tls: &Tls) -> Result<()> {
     let bad =
         |path: &Path, cause: String| Error::File { path: path.display().to_string(), cause, input: true };
-    let pem = |path: &Path| files::Input::open(path)?.into_bytes(MOST_PEM_BYTES, "name a PEM file");
     let certificates = |what: &str, path: &Path| -> Result<Vec<CertificateDer<'static>>> {
-        let bytes = pem(path)?;
+        let bytes = pem(what, path)?;
         let read: std::result::Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
         match read {
             Err(error) => Err(bad(path, format!("the {what} cannot be read as PEM: {error}"))),
@@ -165,7 +173,7 @@ fn check_certificates(tls: &Tls) -> Result<()> {
         roots.add(authority).map_err(|e| bad(&tls.ca, format!("the authority is no certificate: {e}")))?;
     }
     let chain = certificates("certificate", &tls.certificate)?;
-    let key = PrivateKeyDer::from_pem_slice(&pem(&tls.key)?)
+    let key = PrivateKeyDer::from_pem_slice(&pem("key", &tls.key)?)
         .map_err(|e| bad(&tls.key, format!("the key cannot be read as PEM: {e}")))?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     CertifiedKey::from_der(chain.clone(), key, &provider).map_err(|e| {

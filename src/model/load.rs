@@ -109,7 +109,7 @@ impl Model {
         if size > MOST_FILE_BYTES {
             return Err(too_long(&name, "goes on"));
         }
-        let mut proto = proto.map_err(|e| {
+        let proto = proto.map_err(|e| {
             refused(&name, &format!("is not an ONNX model, or is damaged ({size} bytes): {}", cause(&e)))
         })?;
         Self::of_proto(name, onnx, proto, size, path)

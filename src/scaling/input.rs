@@ -272,7 +272,7 @@ impl ScanPlan {
                 }
             });
         }
-        let energies = self.energies(&bands, &scales);
+        let energies = self.energies(&bands, &room.plane, &scales);
         memory.keep(room);
         Group { finite, scales, energies, largest, smallest, spread, zeros }
     }
@@ -345,15 +345,19 @@ impl ScanPlan {
         scales.into_iter().map(|scale| scale.unwrap_or(most)).collect()
     }
 
-    /// Mean square of an element of each scaled slab.
-    fn energies(&self, bands: &[f64], scales: &[f64]) -> Vec<f64> {
+    /// Mean square of an element of each scaled slab, or more where the squares that `bands` are sums of are out of range: that
+    /// of its largest element, by the magnitudes in `plane`.
+    fn energies<T: Element>(&self, bands: &[f64], plane: &[T], scales: &[f64]) -> Vec<f64> {
+        /// Squares lose digits, or are lost, below this.
+        const LEAST_SQUARES: f64 = f64::MIN_POSITIVE / f64::EPSILON;
         let of_slab = |(rows, scale): (&Range<usize>, &f64)| {
             let inside = |band: &Range<usize>| rows.start <= band.start && band.end <= rows.end;
             let sum: f64 =
                 self.bands.iter().zip(bands).filter(|(band, _)| inside(band)).map(|(_, e)| e).sum();
-            let mean = sum * scale * scale / self.slab_elems as f64;
-            // Beyond the range of the sums: as if every element were as large as can be.
-            if mean.is_finite() { mean } else { 4.0 }
+            if (LEAST_SQUARES..=f64::MAX).contains(&sum) {
+                return sum * scale * scale / self.slab_elems as f64;
+            }
+            (largest(&plane[rows.start * self.row_elems..rows.end * self.row_elems]) * scale).powi(2)
         };
         self.slab_rows.iter().zip(scales).map(of_slab).collect()
     }
