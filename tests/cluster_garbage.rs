@@ -104,7 +104,7 @@ fn machines_that_say_nonsense_of_themselves_are_named_and_not_used() {
     let cluster = master(&at);
     let other_version = || {
         let mut header = pack(&Answer::Info(Box::new(info("newer", 7))));
-        header[4] = 2;
+        header[4] = 3;
         header
     };
     let devices = || HostInfo { devices: vec![info("x", 7).devices[0].clone(); 2000], ..info("many", 7) };
@@ -119,7 +119,7 @@ fn machines_that_say_nonsense_of_themselves_are_named_and_not_used() {
     ];
     for (machine, words) in [
         ("garbage", "not a message"),
-        ("newer", "version 2 of the protocol, this side 1"),
+        ("newer", "version 3 of the protocol, this side 2"),
         ("twofaced", "says that it is alpha"),
         ("many", "2000 devices"),
         ("long", "version too long"),
@@ -264,6 +264,7 @@ fn a_worker_survives_whatever_it_is_sent() {
         Request::Fetch { task: 1, index: u32::MAX, offset: u64::MAX, len: u32::MAX },
         Request::Release { device: u32::MAX, content },
         Request::Cancel { task: u64::MAX },
+        Request::Await { task: u64::MAX },
         Request::Info,
     ];
     let mut random = ChaCha8Rng::seed_from_u64(1);

@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::worker::{SubtaskShape, WorkerKind};
 
 /// Version of everything in this module. Sides of different versions do not work together; they say so.
-pub const PROTOCOL: u16 = 1;
+pub const PROTOCOL: u16 = 2;
 
 const MAGIC: [u8; 4] = *b"FCDC";
 
@@ -248,7 +248,8 @@ pub enum Request {
         crc: u32,
     },
     /// Compute. The payload is all slabs, or nothing where they were sent in chunks. Answered with [`Answer::Part`] or
-    /// [`Answer::Ready`] for each sub-result as it is complete, then [`Answer::Done`].
+    /// [`Answer::Ready`] for each sub-result as it is complete, then [`Answer::Done`]. A task that takes long is asked for
+    /// again, with [`Request::Await`]: requests end soon, whatever becomes of them.
     Task {
         /// Its number.
         task: u64,
@@ -283,6 +284,12 @@ pub enum Request {
     },
     /// Stop. Not answered.
     Cancel {
+        /// The task.
+        task: u64,
+    },
+    /// Answer a task to this request from now on, as to its [`Request::Task`], which may end. Refused as [`Refusal::Over`]
+    /// where the task is over; its last answers went to the request before.
+    Await {
         /// The task.
         task: u64,
     },
@@ -352,6 +359,8 @@ pub enum Refusal {
     Cancelled,
     /// Too much at once.
     Busy,
+    /// The task that is [asked for again](Request::Await) is over, or was never there.
+    Over,
 }
 
 /// A worker process.
@@ -516,8 +525,8 @@ mod tests {
         padded.push(0);
         assert!(matches!(unpack::<Answer>(&padded), Err(WireError::Malformed(_))));
         let mut other = good;
-        other[4] = 2;
-        assert_eq!(unpack::<Answer>(&other), Err(WireError::Version { theirs: 2 }));
+        other[4] = 3;
+        assert_eq!(unpack::<Answer>(&other), Err(WireError::Version { theirs: 3 }));
     }
 
     #[test]
