@@ -107,7 +107,7 @@ pub(crate) fn run(args: &WorkerArgs, console: Console) -> Result<()> {
         None => (Config { viewers: pool::default_viewers(), ..Config::default() }, Path::new("")),
     };
     let options = serve_options(args, &config, folder)?;
-    options.security.check(&options.listen, &options.connect)?;
+    options.check()?;
     let workers = workers(args, &config, folder, console)?;
     let lent: Vec<String> =
         workers.iter().map(|w| w.info()).map(|i| format!("{} ({})", i.name, i.device)).collect();
