@@ -13,6 +13,7 @@ pub mod engine;
 pub mod error;
 #[cfg(feature = "gpu")]
 pub mod gpu;
+pub mod memory;
 #[cfg(feature = "onnx")]
 pub mod model;
 pub mod partition;

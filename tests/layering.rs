@@ -11,6 +11,8 @@ const FLOORS: &[(&str, u32)] = &[
     ("error", 10),
     // Files only: knows nothing of what they hold.
     ("cache", 10),
+    // What the system has of memory: asked by whatever is about to take much.
+    ("memory", 12),
     // Above the errors it reports, below everything that computes.
     ("array", 15),
     ("conv", 20),

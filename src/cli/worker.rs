@@ -227,12 +227,9 @@ fn host_name() -> String {
     if name.is_empty() { "worker".to_owned() } else { name }
 }
 
-/// Half of what the system says is available.
+/// Half of what the system says is available to this process.
 fn half_of_the_memory() -> ByteSize {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
-    kib.map_or(MEMORY, |kib| ByteSize::kib(kib / 2))
+    fcdcc::memory::available().map_or(MEMORY, |available| ByteSize::b(available.bytes / 2))
 }
 
 #[cfg(test)]

@@ -20,8 +20,9 @@ use crate::coding::{
 };
 use crate::conv::{ConvParams, ConvShape, conv_local};
 use crate::error::{Error, Result};
+use crate::memory;
 use crate::partition::{FilterPartition, InputPartition, OutputTiling};
-use crate::planner::{choose_partitions, subtask_shape};
+use crate::planner::{LayerMemory, choose_partitions, subtask_shape};
 use crate::scheduler::{Audit, End, Fleet, Gathered, JobPlan, OnShortfall, Pool, run_job};
 use crate::worker::SubtaskShape;
 
@@ -81,7 +82,7 @@ impl<T: Element> CodedConv<T> {
     ///
     /// # Errors
     /// [`Error::InvalidParameter`], [`Error::Mismatch`] or [`Error::NonFinite`] for a layer that cannot be
-    /// built, [`Error::Unavailable`] when a worker cannot compute in this type, and the first worker's error
+    /// built, [`Error::Memory`] for one that does not fit into this machine, [`Error::Unavailable`] when a worker cannot compute in this type, and the first worker's error
     /// when too few could take their filters.
     pub fn prepare(
         pool: &Pool,
@@ -145,6 +146,8 @@ impl<T: Element> CodedConv<T> {
         let finite = flaw.is_none();
         refuse_unless_passed(options.code, options.audit, flaw)?;
         let subtask = subtask_shape(&shape, &code)?;
+        let needed = LayerMemory::of(&shape, &code, &subtask, T::DTYPE, pool.share_here(), pool.cores());
+        memory::require(&format!("layer {}", options.name), needed.total())?;
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         let _span = tracing::info_span!("prepare", name = options.name).entered();
         let sketcher = || Arc::new(Sketcher::new(subtask.conv.output_elems(), options.seed ^ id));

@@ -6,10 +6,12 @@ use tract_onnx::tract_core::internal::{IntoTValue, TValue, TVec, TypedSimplePlan
 
 use super::guard::guarded;
 use super::load::Model;
+use super::memory::ModelMemory;
 use super::prepared::{Output, Signature};
 use super::repair::runnable;
 use super::tensor::Tensor;
 use crate::error::Result;
+use crate::memory;
 
 /// A model that runs in tract alone: an implementation of every convolution that shares nothing with the coded one.
 #[derive(Debug)]
@@ -26,6 +28,8 @@ impl Model {
     pub fn on_host(&self) -> Result<HostModel> {
         let graph = self.typed()?;
         let signature = Signature::of(self)?;
+        let needed = ModelMemory::of(self.name(), &graph)?;
+        memory::require(&format!("{}, run on this machine,", self.name()), needed.host)?;
         let plan = guarded(self.name(), || runnable(graph))?;
         Ok(HostModel { signature, plan })
     }

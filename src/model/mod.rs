@@ -30,6 +30,7 @@ mod fold;
 mod guard;
 mod host;
 mod load;
+mod memory;
 mod op;
 mod options;
 mod place;
@@ -40,6 +41,7 @@ mod tensor;
 
 pub use host::HostModel;
 pub use load::{InputInfo, Model};
+pub use memory::ModelMemory;
 pub use options::{Freedom, GemmChoice, ModelOptions, Progress};
 pub use place::PlannedLayer;
 pub use prepared::{ModelRun, Output, PreparedModel};

@@ -177,6 +177,12 @@ impl Pool {
         self.workers().any(|info| info.half)
     }
 
+    /// The fraction of the workers that are threads of this process and hold their filters in its memory.
+    pub(crate) fn share_here(&self) -> f64 {
+        let here = self.workers().filter(|info| info.kind == WorkerKind::Cpu && info.host == LOCAL_HOST);
+        here.count() as f64 / self.len() as f64
+    }
+
     /// The kind all workers share, or `mixed`.
     pub(crate) fn backend(&self) -> &'static str {
         let mut kinds = self.workers().map(|w| w.kind);
