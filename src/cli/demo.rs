@@ -83,7 +83,7 @@ pub(crate) fn run(args: &DemoArgs, console: Console) -> Result<()> {
     let workers = |console: Console| -> Result<Pool> {
         let kept = Measuring { how: Calibrate::Auto, unknown: false };
         let workers = pool::from_backend(args.backend, None, WORKERS, kept, console)?;
-        Pool::new(inject(workers, &faults, args.seed)?)
+        pool::start(inject(workers, &faults, args.seed)?, console)
     };
     let pool = workers(console)?;
 

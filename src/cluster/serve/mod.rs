@@ -166,11 +166,22 @@ impl WorkerServer {
         };
         let (events, queue) = unbounded();
         let mut devices = Vec::with_capacity(workers.len());
-        for (index, worker) in workers.into_iter().enumerate() {
-            let events = events.clone();
+        let mut refused = None;
+        for worker in workers {
+            let (events, index) = (events.clone(), devices.len());
             // The front outlives its devices.
             let tell = move |told| drop(events.send(Event::Device(index, told)));
-            devices.push(Device::start(worker, common.clone(), tell)?);
+            match Device::start(worker, common.clone(), tell) {
+                Ok(device) => devices.push(device),
+                // Where the system is out of threads fewer are lent.
+                Err(error) => {
+                    tracing::warn!(%error, "not lent");
+                    refused = Some(error);
+                }
+            }
+        }
+        if let Some(error) = refused.filter(|_| devices.is_empty()) {
+            return Err(error);
         }
         let no_thread = |e: std::io::Error| Error::Unavailable {
             what: format!("a thread ({e})"),
