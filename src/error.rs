@@ -181,6 +181,21 @@ pub enum Error {
         /// What there is, and what to do.
         mend: String,
     },
+    /// There is not enough memory for what is asked.
+    #[error(
+        "{what} needs about {} of memory where {limit} has {} left: make it smaller, or run it where there is more",
+        readable(*needed_bytes), readable(*available_bytes)
+    )]
+    Memory {
+        /// What was to be done.
+        what: String,
+        /// What it is estimated to need.
+        needed_bytes: u64,
+        /// What there is.
+        available_bytes: u64,
+        /// What sets the limit.
+        limit: String,
+    },
     /// The GPU refused or lost something in the middle of the work.
     #[error("GPU {adapter}: {cause}")]
     Gpu {
@@ -227,6 +242,14 @@ pub enum Error {
     },
 }
 
+/// A size as users read it, such as `1500 MB`.
+fn readable(bytes: u64) -> String {
+    match bytes {
+        0..10_000_000_000 => format!("{:.0} MB", bytes as f64 / 1e6),
+        _ => format!("{:.1} GB", bytes as f64 / 1e9),
+    }
+}
+
 /// What a caught panic said, if it said it in words.
 pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> String {
     let borrowed = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
@@ -242,6 +265,7 @@ impl Error {
             | Self::Mismatch { .. }
             | Self::NonFinite { .. }
             | Self::Unavailable { .. }
+            | Self::Memory { .. }
             | Self::Model { .. }
             | Self::File { input: true, .. } => ErrorKind::BadInput,
             Self::Layer { source, .. } => source.kind(),

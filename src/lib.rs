@@ -14,6 +14,7 @@ pub mod error;
 pub mod files;
 #[cfg(feature = "gpu")]
 pub mod gpu;
+pub mod memory;
 #[cfg(feature = "onnx")]
 pub mod model;
 pub mod partition;

@@ -185,6 +185,7 @@ fn a_disk_that_takes_nothing_costs_the_cache_and_no_result() {
 /// Sleeps before each sub-result, or until it is cancelled, and counts.
 struct Slow {
     inner: CpuWorker,
+    pause: Duration,
     computed: Arc<AtomicUsize>,
 }
 
@@ -210,7 +211,7 @@ impl Worker for Slow {
             return self.inner.execute(key, slabs, order, cancel, emit);
         }
         for index in 0..4 {
-            if cancel.sleep(Duration::from_secs(20)) {
+            if cancel.sleep(self.pause) {
                 return Err(Error::Cancelled);
             }
             self.computed.fetch_add(1, Ordering::SeqCst);
@@ -228,7 +229,11 @@ fn a_cancellation_reaches_the_other_side_at_once() {
     let at = endpoint();
     let cluster = master(&at);
     let computed = Arc::new(AtomicUsize::new(0));
-    let slow = Slow { inner: CpuWorker::new("slow", 1), computed: Arc::clone(&computed) };
+    let slow = Slow {
+        inner: CpuWorker::new("slow", 1),
+        pause: Duration::from_secs(20),
+        computed: Arc::clone(&computed),
+    };
     let server = WorkerServer::start(vec![Box::new(slow)], &serving("alpha", &at)).unwrap();
     let mut remote = workers(&cluster, 1).remove(0);
     let conv = ConvShape::new(&[1, 2, 30, 30], &[2, 2, 3, 3], &ConvParams::default()).unwrap();
@@ -258,6 +263,41 @@ fn a_cancellation_reaches_the_other_side_at_once() {
     // It is ready for the next one.
     let mut remote = thread.join().unwrap();
     Probe::new(DType::F32).check(remote.as_mut(), &CancelToken::new()).unwrap();
+}
+
+#[test]
+fn a_task_that_outlives_its_requests_is_answered() {
+    let at = endpoint();
+    let cluster = master(&at);
+    let computed = Arc::new(AtomicUsize::new(0));
+    // Longer than one request lasts, in parts that each come under another.
+    let slow = Slow {
+        inner: CpuWorker::new("slow", 1),
+        pause: Duration::from_millis(2300),
+        computed: Arc::clone(&computed),
+    };
+    let _server = WorkerServer::start(vec![Box::new(slow)], &serving("alpha", &at)).unwrap();
+    let mut remote = workers(&cluster, 1).remove(0);
+    // Results that go inline, and others that are fetched.
+    for (layer, size) in [(1, 30), (2, 150)] {
+        let conv = ConvShape::new(&[1, 2, size, size], &[2, 2, 3, 3], &ConvParams::default()).unwrap();
+        let shape = SubtaskShape { conv, slabs: 2, banks: 2, plain: false };
+        let (banks, slabs) = (normal(shape.filter_elems(), layer), normal(shape.upload_elems(), 7));
+        let (banks, slabs) = (wrap(DType::F32, &banks), wrap(DType::F32, &slabs));
+        let compute = |worker: &mut dyn Worker| {
+            worker.install(key(layer), &shape, banks.clone()).unwrap();
+            let mut results = Vec::new();
+            let mut emit = |index, values| results.push((index, values));
+            worker.execute(key(layer), &slabs, Order::All, &CancelToken::new(), &mut emit).unwrap();
+            results
+        };
+        let started = Instant::now();
+        let there = compute(remote.as_mut());
+        assert!(started.elapsed() > Duration::from_secs(9), "it was not slow: {:?}", started.elapsed());
+        assert_eq!(there, compute(&mut CpuWorker::new("local", 1)));
+        assert_eq!(there.len(), 4);
+    }
+    assert_eq!(computed.load(Ordering::SeqCst), 8, "nothing was computed twice");
 }
 
 #[test]

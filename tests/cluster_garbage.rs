@@ -265,6 +265,7 @@ fn a_worker_survives_whatever_it_is_sent() {
         Request::Fetch { task: 1, index: u32::MAX, offset: u64::MAX, len: u32::MAX },
         Request::Release { device: u32::MAX, content },
         Request::Cancel { task: u64::MAX },
+        Request::Await { task: u64::MAX },
         Request::Info,
     ];
     let mut random = ChaCha8Rng::seed_from_u64(1);

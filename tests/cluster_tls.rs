@@ -8,232 +8,24 @@
 mod common;
 #[path = "common/folder.rs"]
 mod folder;
+#[path = "common/site.rs"]
+mod site;
 
-use std::fs::File;
-use std::net::TcpListener;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use common::relative_l2;
 use fcdcc::array::DType;
+use fcdcc::cluster::Cluster;
 use fcdcc::cluster::wire::{self, Answer, Call, ContentId, MasterId, Request, Spec};
-use fcdcc::cluster::{Cluster, ClusterOptions, Security, Tls};
-use fcdcc::conv::reference;
 use fcdcc::worker::SubtaskShape;
 use fcdcc::{ConvParams, ConvShape};
-use folder::{Folder, Said};
+use folder::Folder;
 use libtest_mimic::{Arguments, Trial};
-use serde_json::Value;
+use site::{Site, certificate, free_port, soon, tls};
 use zenoh::Wait;
 
-/// f32 workers at condition numbers below 100.
-const EXACT: f64 = 3e-5;
-/// What must happen happens within this, or the test fails.
-const PATIENCE: Duration = Duration::from_secs(30);
 /// What must not happen is watched for so long: those who connect try again every second at least.
 const WINDOW: Duration = Duration::from_millis(2500);
-/// Large enough that filters, slabs and results cross on every connection.
-const SHAPES: ([usize; 4], [usize; 4]) = ([4, 16, 64, 64], [32, 16, 3, 3]);
-/// Runs of a layer over one set-up.
-const RUNS: usize = 5;
-
-/// A folder with certificates of `names` in `certs`, and arrays.
-struct Site {
-    folder: Folder,
-    truth: Vec<f32>,
-    port: u16,
-}
-
-impl Site {
-    fn new(names: &[&str]) -> Self {
-        let folder = Folder::empty();
-        let x = folder.random::<f32>("x.npy", &SHAPES.0, 1);
-        let w = folder.random::<f32>("w.npy", &SHAPES.1, 2);
-        let shape = ConvShape::new(&SHAPES.0, &SHAPES.1, &ConvParams::default()).unwrap();
-        let truth = reference(&shape, &x, &w, None).unwrap();
-        let site = Self { folder, truth, port: free_port() };
-        site.authority("certs", names);
-        site
-    }
-
-    /// An authority of its own with certificates of `names`.
-    fn authority(&self, certs: &str, names: &[&str]) {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/dev_ca.sh");
-        let made =
-            Command::new("bash").arg(script).arg(self.folder.path(certs)).args(names).output().unwrap();
-        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-    }
-
-    fn endpoint(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
-    }
-
-    /// `fcdcc worker` with two CPU workers, on its way.
-    fn worker(&self, args: &str) -> Process {
-        static NUMBER: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
-        let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let log = self.folder.path(&format!("worker-{number}.log"));
-        let child = Command::new(env!("CARGO_BIN_EXE_fcdcc"))
-            .args("worker --backend cpu --workers 2 --memory 512MiB".split(' '))
-            .args(args.split_whitespace())
-            .current_dir(self.folder.path("."))
-            .env_remove("RUST_LOG")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(File::create(&log).unwrap())
-            .spawn()
-            .unwrap();
-        let process = Process { child, log };
-        soon("a worker that serves", || process.said().contains(" lends ").then_some(()));
-        process
-    }
-
-    /// A pool file whose `[cluster]` has these lines, with two workers of `machines` each.
-    fn pool(&self, cluster: &str, machines: &[&str]) {
-        let worker = |name: &&str| format!("[[worker]]\nkind = \"remote\"\nname = \"{name}\"\ncount = 2\n");
-        let workers: String = machines.iter().map(worker).collect();
-        self.folder.write("pool.toml", format!("[cluster]\n{cluster}\n{workers}"));
-    }
-
-    fn run(&self) -> Said {
-        self.folder.conv("--pool pool.toml --workers 6 --tolerate 1 --on-shortfall fail --report r.json")
-    }
-
-    /// Runs must be exact by the work of `machines` alone.
-    fn exact(&self, machines: &[&str]) {
-        for run in 0..RUNS {
-            let said = self.run();
-            assert_eq!(said.status, 0, "run {run}: {}", said.err);
-            let mut output = self.folder.load::<f32>("y.npy").into_raw_vec_and_offset().0;
-            let error = relative_l2(&output, &self.truth);
-            assert!(error < EXACT, "run {run}: {error}");
-            output[7] += 1.0;
-            assert!(relative_l2(&output, &self.truth) > EXACT, "a wrong element is not noticed");
-            let layer = &self.folder.json("r.json")["layers"][0];
-            assert_eq!(layer["completion"], "exact", "run {run}: {layer}");
-            for row in layer["workers"].as_array().unwrap() {
-                let worker = row["worker"].as_str().unwrap();
-                let machine = worker.split('/').next().unwrap();
-                assert!(machines.contains(&machine), "{worker} is none of {machines:?}");
-                assert_ne!(row["state"], "lost", "run {run}: {row}");
-            }
-        }
-    }
-
-    /// A run must end for want of workers.
-    fn nobody_joins(&self) {
-        let error = self.folder.refused(2, "--pool pool.toml", |folder, args| {
-            // Notices are no part of the one line.
-            folder.conv(&format!("{args} --quiet"))
-        });
-        assert!(error.contains("none joined"), "{error}");
-    }
-
-    /// What `fcdcc cluster --json` says with a certificate: names of machines, and whether each can be used.
-    fn listing(&self, name: &str) -> Vec<(String, bool)> {
-        let said =
-            self.folder.run(&format!("cluster --json --connect {} {}", self.endpoint(), certificate(name)));
-        assert_eq!((said.status, said.err.as_str()), (0, ""));
-        let listing: Value = serde_json::from_str(&said.out).unwrap();
-        let row = |machine: &Value| {
-            let usable =
-                machine["problem"].is_null() && machine["devices"].as_array().is_some_and(|d| d.len() == 2);
-            (machine["name"].as_str().unwrap().to_owned(), usable)
-        };
-        listing["machines"].as_array().unwrap().iter().map(row).collect()
-    }
-
-    /// A master in this process that listens with its certificate.
-    fn master(&self, machines: &[&str]) -> Cluster {
-        let certs = self.folder.path("certs");
-        let tls = Tls {
-            ca: certs.join("ca.pem"),
-            certificate: certs.join("master.pem"),
-            key: certs.join("master.key"),
-        };
-        Cluster::open(&ClusterOptions {
-            listen: vec![self.endpoint().parse().unwrap()],
-            security: Security {
-                tls: Some(tls),
-                viewers: vec!["operator".to_owned()],
-                ..Security::default()
-            },
-            machines: machines.iter().map(|&name| name.to_owned()).collect(),
-            ..ClusterOptions::default()
-        })
-        .unwrap()
-    }
-
-    /// A session of the engine itself, bound by none of this crate's checks.
-    fn raw(&self, locator: &str, ca: &str, certificate: Option<&str>) -> Result<zenoh::Session, String> {
-        let mut config = zenoh::Config::default();
-        let mut set = |key: &str, value: Value| config.insert_json5(key, &value.to_string()).unwrap();
-        let file = |name: &str| Value::from(self.folder.path(name).to_str().unwrap());
-        set("mode", "client".into());
-        set("scouting/multicast/enabled", false.into());
-        set("connect/endpoints", vec![locator].into());
-        set("connect/timeout_ms", 3000.into());
-        set("connect/exit_on_failure", true.into());
-        set("transport/link/tls/root_ca_certificate", file(ca));
-        if let Some(name) = certificate {
-            set("transport/link/tls/connect_certificate", file(&format!("{name}.pem")));
-            set("transport/link/tls/connect_private_key", file(&format!("{name}.key")));
-            set("transport/link/tls/enable_mtls", true.into());
-        }
-        zenoh::open(config).wait().map_err(|e| e.to_string())
-    }
-}
-
-/// A process that ends with the test.
-struct Process {
-    child: Child,
-    log: std::path::PathBuf,
-}
-
-impl Process {
-    fn said(&self) -> String {
-        std::fs::read_to_string(&self.log).unwrap()
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // It may have ended by itself, which the test has noticed then.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
-/// What `look` finds, as soon as it does.
-fn soon<R>(what: &str, mut look: impl FnMut() -> Option<R>) -> R {
-    let end = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(Instant::now() < end, "{what}: not within {PATIENCE:?}");
-        std::thread::park_timeout(Duration::from_millis(20));
-    }
-}
-
-/// Options of the command for a certificate.
-fn certificate(name: &str) -> String {
-    let (folder, _) = name.split_once('/').unwrap_or(("certs", name));
-    let file = if name.contains('/') { name.to_owned() } else { format!("certs/{name}") };
-    format!("--ca {folder}/ca.pem --certificate {file}.pem --key {file}.key")
-}
-
-/// Lines of a pool file for a certificate.
-fn tls(name: &str) -> String {
-    format!(
-        "tls = {{ ca = \"certs/ca.pem\", certificate = \"certs/{name}.pem\", key = \"certs/{name}.key\" }}"
-    )
-}
 
 fn names(cluster: &Cluster) -> Vec<String> {
     cluster.members().into_iter().map(|member| member.machine).collect()
@@ -299,15 +91,35 @@ fn nobody_waits_for_a_side_that_is_not_there() {
 }
 
 fn a_machine_cannot_take_the_name_of_another() {
-    let site = Site::new(&["master", "alpha", "beta"]);
-    let cluster = site.master(&["alpha", "beta"]);
+    let site = Site::new(&["master", "alpha", "beta", "gamma"]);
+    let cluster = site.master(&["alpha", "beta", "gamma"]);
     let connect = format!("--connect {}", site.endpoint());
-    let _thief = site.worker(&format!("{connect} --name alpha {}", certificate("beta")));
+    let _thief = site.impostor("alpha", "beta");
     let _beta = site.worker(&format!("{connect} --name beta {}", certificate("beta")));
     only(&cluster, &["beta"]);
+    // Under its own name the same would be seen.
+    let _gamma = site.impostor("gamma", "gamma");
     let _alpha = site.worker(&format!("{connect} --name alpha {}", certificate("alpha")));
-    only(&cluster, &["alpha", "beta"]);
-    assert_eq!(names(&cluster).len(), 2, "the thief is still not seen");
+    only(&cluster, &["alpha", "beta", "gamma"]);
+    assert_eq!(names(&cluster).len(), 3, "the thief is still not seen");
+}
+
+fn a_name_that_is_not_the_certificates_ends_a_worker_at_its_start() {
+    let site = Site::new(&["alpha", "beta"]);
+    let worker = format!("worker --backend cpu --workers 1 {}", certificate("beta"));
+    let refused = |args: &str| site.folder.refused(2, &format!("{worker} {args}"), Folder::run);
+    let error = refused(&format!("--name alpha --connect {}", site.endpoint()));
+    for part in
+        ["\"alpha\"", "certs/beta.pem", "\"beta\"", "serve under the name beta", "a certificate for alpha"]
+    {
+        assert!(error.contains(part), "{part} is not in {error}");
+    }
+    refused(&format!("--name alpha --listen {} --connect {}", site.endpoint(), site.endpoint()));
+    // Masters that connect to it know it by whatever name it has; and its own name is fine.
+    drop(site.worker(&format!("--name alpha --listen {} {}", site.endpoint(), certificate("beta"))));
+    drop(site.worker(&format!("--name beta --connect {} {}", site.endpoint(), certificate("beta"))));
+    // In the open there is no certificate to differ from.
+    drop(site.worker(&format!("--name alpha --connect tcp/{} {}", site.endpoint(), certificate("beta"))));
 }
 
 fn strangers_cannot_join() {
@@ -348,7 +160,7 @@ fn viewers_see_and_do_nothing_else_at_a_master() {
     let cluster = site.master(&["alpha"]);
     let connect = format!("--connect {}", site.endpoint());
     let _spy = site.worker(&format!("{connect} --name operator {}", certificate("operator")));
-    let _thief = site.worker(&format!("{connect} --name alpha {}", certificate("operator")));
+    let _thief = site.impostor("alpha", "operator");
     assert_eq!(names(&cluster), [""; 0]);
     let _alpha = site.worker(&format!("{connect} --name alpha {}", certificate("alpha")));
     only(&cluster, &["alpha"]);
@@ -495,6 +307,7 @@ fn main() {
         named_masters_connect_to_a_listening_machine,
         nobody_waits_for_a_side_that_is_not_there,
         a_machine_cannot_take_the_name_of_another,
+        a_name_that_is_not_the_certificates_ends_a_worker_at_its_start,
         strangers_cannot_join,
         viewers_see_and_do_nothing_else_at_a_master,
         viewers_see_and_do_nothing_else_at_a_machine,

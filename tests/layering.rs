@@ -12,6 +12,8 @@ const FLOORS: &[(&str, u32)] = &[
     // Knows nothing of what files hold.
     ("files", 10),
     ("cache", 10),
+    // What the system has of memory: asked by whatever is about to take much.
+    ("memory", 12),
     // Above the errors it reports, below everything that computes.
     ("array", 15),
     ("conv", 20),

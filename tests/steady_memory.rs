@@ -1,64 +1,41 @@
-//! A layer that runs again and again allocates no large block: slabs, results and outputs are used again.
+//! A layer that runs again and again allocates no large block: slabs, results and outputs are used again. And what it
+//! allocates in small blocks it frees: nothing grows with the number of runs.
 //!
 //! A file of its own, because the allocator that counts is everybody's in the process.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 #![expect(unsafe_code, reason = "an allocator is unsafe to write")]
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+#[path = "common/counting.rs"]
+mod counting;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use fcdcc::{CodeKind, CodedConv, ConvParams, CpuWorker, LayerOptions, Pool};
+use counting::{Counting, large_blocks, live_blocks, live_bytes};
+use fcdcc::{CodeKind, CodedConv, ConvParams, CpuWorker, LayerOptions, LayerReport, Pool};
 use ndarray::ArrayD;
-
-/// From this size on a block counts.
-const LARGE: usize = 64 << 10;
-
-static LARGE_BLOCKS: AtomicUsize = AtomicUsize::new(0);
-
-/// The system's allocator, which counts large blocks.
-struct Counting;
-
-// SAFETY: every call goes to the system's allocator unchanged; counting allocates nothing.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count(layout.size());
-        // SAFETY: the caller's promises are those of `System.alloc`.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        count(layout.size());
-        // SAFETY: likewise.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count(size);
-        // SAFETY: likewise; `block` came from `System`, as all blocks do.
-        unsafe { System.realloc(block, layout, size) }
-    }
-
-    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        // SAFETY: likewise.
-        unsafe { System.dealloc(block, layout) }
-    }
-}
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-fn count(size: usize) {
-    LARGE_BLOCKS.fetch_add(usize::from(size >= LARGE), Ordering::Relaxed);
+/// Runs before memory is looked at: caches and histories have filled by then.
+const WARM: usize = 400;
+/// Runs that memory must not grow over.
+const RUNS: usize = 1200;
+/// Blocks that may be more or fewer at one moment than at another: queues of threads that are just being emptied.
+const BLOCKS: usize = 200;
+const BYTES: usize = 64 << 10;
+
+/// One at a time: what is counted is everybody's.
+fn alone() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[test]
 fn a_layer_in_use_allocates_no_large_block() {
-    // One at a time: what is counted is everybody's.
-    static ONE: Mutex<()> = Mutex::new(());
-    let _one = ONE.lock().unwrap();
+    let _one = alone();
     let params = ConvParams::default().padding([1]);
     let input = ArrayD::from_shape_fn(vec![1, 32, 64, 64], |i| ((i[1] * 7 + i[2] * 3 + i[3]) as f32).sin());
     let weight = ArrayD::from_shape_fn(vec![32, 32, 3, 3], |i| ((i[0] * 5 + i[1] + i[2]) as f32).cos());
@@ -69,14 +46,14 @@ fn a_layer_in_use_allocates_no_large_block() {
         let layer = CodedConv::prepare(&pool, input.shape(), weight.view(), None, &params, options).unwrap();
         let mut output = ArrayD::default(vec![0]);
         let mut blocks = |fresh: bool| {
-            let before = LARGE_BLOCKS.load(Ordering::Relaxed);
+            let before = large_blocks();
             if fresh {
                 output = layer.run(input.view()).unwrap().output;
             } else {
                 layer.run_into(input.view(), &mut output).unwrap();
             }
             assert!(pool.wait_idle(Duration::from_secs(10)));
-            LARGE_BLOCKS.load(Ordering::Relaxed) - before
+            large_blocks() - before
         };
         let first = blocks(false);
         assert!(first > 4, "{first}: at least the output and what is sent to each");
@@ -87,5 +64,37 @@ fn a_layer_in_use_allocates_no_large_block() {
         assert_eq!(later, [0; 5], "{code}");
         // Negative control: an output of its own is a large block.
         assert!(blocks(true) >= 1);
+    }
+}
+
+#[test]
+fn nothing_of_any_size_grows_with_the_number_of_runs() {
+    let _one = alone();
+    let input = ArrayD::from_shape_fn(vec![1, 2, 16, 16], |i| ((i[1] * 7 + i[2] * 3 + i[3]) as f32).sin());
+    let weight = ArrayD::from_shape_fn(vec![8, 2, 3, 3], |i| ((i[0] * 5 + i[1] + i[2]) as f32).cos());
+    for code in [CodeKind::Crme, CodeKind::Uncoded] {
+        let pool = Pool::new(CpuWorker::fleet(4)).unwrap();
+        let options = LayerOptions { code, tolerate: 0, ..LayerOptions::default() };
+        let params = ConvParams::default();
+        let layer = CodedConv::prepare(&pool, input.shape(), weight.view(), None, &params, options).unwrap();
+        let mut kept: Vec<LayerReport> = Vec::new();
+        // Growth of blocks and bytes over so many runs.
+        let mut growth = |runs: usize, keep: bool| {
+            let before = (live_blocks(), live_bytes());
+            for _ in 0..runs {
+                let run = layer.run(input.view()).unwrap();
+                if keep {
+                    kept.push(run.report);
+                }
+            }
+            assert!(pool.wait_idle(Duration::from_secs(10)));
+            (live_blocks().saturating_sub(before.0), live_bytes().saturating_sub(before.1))
+        };
+        growth(WARM, false);
+        let (blocks, bytes) = growth(RUNS, false);
+        assert!(blocks < BLOCKS && bytes < BYTES, "{code}: {blocks} blocks, {bytes} bytes in {RUNS} runs");
+        // Negative control: reports that are kept show.
+        let (blocks, bytes) = growth(RUNS, true);
+        assert!(blocks >= RUNS && bytes >= BYTES, "{code}: {blocks} blocks, {bytes} bytes of {RUNS} reports");
     }
 }

@@ -167,7 +167,11 @@ fn after_a_worker_was_caught_every_run_is_audited_for_a_while() {
     // Whoever answers first is decoded from, so some run catches it: the first, or one that is audited later.
     let caught = (0..400).any(|round| {
         let run = run();
-        assert!(layer.error(&run.output) < EXACT_F32 || !run.report.audited, "round {round}: {:?}", run.report);
+        assert!(
+            layer.error(&run.output) < EXACT_F32 || !run.report.audited,
+            "round {round}: {:?}",
+            run.report
+        );
         run.report.flagged.contains(&0)
     });
     assert!(caught, "it was never among the first");

@@ -61,7 +61,7 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
     let order = Some(vec![1, 2, 3, 0]);
     let impossible = Spec { input: vec![u64::MAX; 5], ..spec.clone() };
     let mut newer = pack(&Answer::Done);
-    newer[4] = 2;
+    newer[4] = 3;
     vec![
         ("info", call(Request::Info)),
         ("install", call(Request::Install { device: 1, content, spec })),
@@ -83,6 +83,7 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
         ("fetch", call(Request::Fetch { task: 7, index: 3, offset: 4, len: 5 })),
         ("release", call(Request::Release { device: 0, content })),
         ("cancel", call(Request::Cancel { task: 7 })),
+        ("await", call(Request::Await { task: 7 })),
         ("answer_info", pack(&Answer::Info(Box::new(info)))),
         ("answer_installed", pack(&Answer::Installed)),
         ("answer_send", pack(&Answer::Send { from: 3 })),
@@ -120,7 +121,7 @@ fn the_corpus_has_every_message_and_all_of_it_holds() {
 
 proptest! {
     #[test]
-    fn changed_messages_are_refused_or_understood(which in 0usize..21, at in any::<usize>(), byte: u8, cut in any::<usize>()) {
+    fn changed_messages_are_refused_or_understood(which in 0usize..22, at in any::<usize>(), byte: u8, cut in any::<usize>()) {
         let (_, mut bytes) = messages().swap_remove(which);
         if !bytes.is_empty() {
             let len = bytes.len();

@@ -13,8 +13,8 @@ use ndarray_npy::WriteNpyExt;
 use zip::ZipArchive;
 
 use super::content::{self, Content, HEAD};
-use super::memory;
 use super::npy::{Kind, Npy};
+use fcdcc::memory;
 
 /// Most bytes of an archive that comes through a pipe and has to be held as a whole.
 const MOST_PIPED: u64 = 4 << 30;
@@ -65,7 +65,8 @@ impl<'a> Source<'a> {
                 if let Some(file) = input.reopen()? {
                     return from_archive(std::io::BufReader::new(file), &name, wanted, take);
                 }
-                let most = memory::available().map_or(MOST_PIPED, |available| available.min(MOST_PIPED));
+                let most =
+                    memory::available().map_or(MOST_PIPED, |available| available.bytes.min(MOST_PIPED));
                 let bytes = input.into_bytes(most, "give the archive as a file")?;
                 from_archive(Cursor::new(bytes), &name, wanted, take)
             }

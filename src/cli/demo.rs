@@ -5,18 +5,19 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use fcdcc::files::{self, Output};
-use fcdcc::model::{Model, ModelOptions, ModelRun, Tensor};
+use fcdcc::model::{Model, ModelOptions, Tensor};
 use fcdcc::worker::{FaultSpec, inject};
 use fcdcc::{CodeKind, Error, LayerOptions, LayerReport, Pool, Report, Result};
 use image::{GrayImage, Luma};
 use ndarray::{Array3, Array4, ArrayD, Axis, Slice};
 use ndarray_npy::ReadNpyExt;
 
+use super::layers::Summary;
 use super::ledger::Ledger;
 use super::options::Backend;
 use super::progress::Bar;
 use super::rates::{Calibrate, Measuring};
-use super::{Console, arrays, layers, pool, print};
+use super::{Console, arrays, pool, print};
 
 /// LeNet-5, trained by scripts/train_lenet5.py on digits that are not among [`DIGITS`].
 const MODEL: &[u8] = include_bytes!("../../assets/digits/lenet5.onnx");
@@ -62,7 +63,9 @@ pub(crate) struct DemoArgs {
 /// One way of running the model over all digits.
 struct Outcome {
     logits: Vec<f64>,
-    runs: Vec<Vec<LayerReport>>,
+    summary: Summary,
+    /// Every layer of every run.
+    reports: Vec<LayerReport>,
     time: Duration,
 }
 
@@ -84,7 +87,7 @@ pub(crate) fn run(args: &DemoArgs, console: Console) -> Result<()> {
     let workers = |console: Console| -> Result<Pool> {
         let kept = Measuring { how: Calibrate::Auto, unknown: false };
         let workers = pool::from_backend(args.backend, None, WORKERS, kept, console)?;
-        Pool::new(inject(workers, &faults, args.seed)?)
+        pool::start(inject(workers, &faults, args.seed)?, console)
     };
     let pool = workers(console)?;
 
@@ -102,9 +105,9 @@ pub(crate) fn run(args: &DemoArgs, console: Console) -> Result<()> {
     let coded = classify(&model, CodeKind::Crme, pool, &images, console)?;
     if console.tables {
         show(&digits, &coded.logits)?;
-        layers::table(&coded.runs)?;
+        coded.summary.table()?;
         print::out("")?;
-        layers::workers(&coded.runs)?;
+        coded.summary.workers()?;
         print::out("")?;
     }
 
@@ -141,15 +144,15 @@ pub(crate) fn run(args: &DemoArgs, console: Console) -> Result<()> {
         if identical { "identical to" } else { "DIFFERENT from" },
         uncoded.time.saturating_sub(coded.time).as_secs_f64()
     ))?;
+    let condition = coded.summary.condition();
     if let Some(place) = report {
         let total_ms = coded.time.as_secs_f64() * 1e3;
-        let report = Report { schema: 1, command: "demo".to_owned(), total_ms, layers: coded.runs.concat() };
+        let report = Report { schema: 1, command: "demo".to_owned(), total_ms, layers: coded.reports };
         arrays::write_report(place, &report)?;
     }
     // A demonstration that computes something else must not look like success.
     let tolerance = 1e-3;
     if deviation.is_nan() || deviation > tolerance || predictions(&coded.logits) != predictions(&host) {
-        let condition = coded.runs.iter().flatten().map(|l| l.condition_number).fold(0.0, f64::max);
         return Err(Error::ErrorBound { bound: deviation, tolerance, condition });
     }
     Ok(())
@@ -173,11 +176,14 @@ fn classify(
     };
     let bar = Bar::new(console, if code == CodeKind::Crme { "coded" } else { "uncoded" });
     let started = Instant::now();
-    let runs = batches(images).map(|batch| prepared.run_observed(&[batch], &mut |p| bar.step(p)));
-    let runs: Vec<ModelRun> = runs.collect::<Result<_>>()?;
-    let time = started.elapsed();
-    let logits = runs.iter().flat_map(|run| run.outputs[0].tensor.to_f64()).collect();
-    Ok(Outcome { logits, runs: runs.into_iter().map(|run| run.layers).collect(), time })
+    let (mut summary, mut reports, mut logits) = (Summary::default(), Vec::new(), Vec::new());
+    for batch in batches(images) {
+        let run = prepared.run_observed(&[batch], &mut |p| bar.step(p))?;
+        logits.extend(run.outputs[0].tensor.to_f64());
+        summary.add(&run.layers);
+        reports.extend(run.layers);
+    }
+    Ok(Outcome { logits, summary, reports, time: started.elapsed() })
 }
 
 /// The same by an implementation that shares nothing with the coded one.

@@ -4,126 +4,311 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use fcdcc::scheduler::State;
-use fcdcc::{LayerReport, Outcome, Result};
+use fcdcc::{Completion, LayerReport, Outcome, Result};
 
 use super::print::{bytes, out};
 
 /// Straggling workers that are named in a row; of more only the number is said.
 const MOST_NAMES: usize = 3;
 
-/// Prints a row for each layer over several runs of one model: times are medians over the runs.
-pub(crate) fn table(runs: &[Vec<LayerReport>]) -> Result<()> {
-    let Some(first) = runs.first().filter(|layers| !layers.is_empty()) else { return Ok(()) };
-    let width = |column: &dyn Fn(&LayerReport) -> usize, least: usize| {
-        first.iter().map(column).max().unwrap_or(0).clamp(least, 40)
-    };
-    let name_width = width(&|l| l.name.chars().count(), 5);
-    let late: Vec<String> = (0..first.len()).map(|layer| stragglers(runs, layer)).collect();
-    let late_width = late.iter().map(|l| l.chars().count()).max().unwrap_or(0).clamp(10, 48);
-    out(format_args!(
-        "{:name_width$}  {:8} {:>5} {:>6}  {:late_width$} {:>8} {:>8} {:>8} {:>8}  {:>6}",
-        "layer", "code", "n,d", "kA,kB", "not needed", "encode", "wait", "decode", "total", "cond"
-    ))?;
-    for (index, layer) in first.iter().enumerate() {
-        let name = shortened(&layer.name, name_width);
-        if let Some(why) = &layer.why_local {
-            out(format_args!("{name:name_width$}  local: {why}"))?;
-            continue;
+/// Values of a series that are kept at most; of longer ones every second is dropped, and so on.
+const MOST_VALUES: usize = 1024;
+
+/// What is said of all runs of one model: bounded, however many there are.
+#[derive(Default)]
+pub(crate) struct Summary {
+    runs: usize,
+    layers: Vec<Row>,
+    workers: BTreeMap<String, Work>,
+    reports: usize,
+    coded: usize,
+    /// Largest error bound of a layer on the workers.
+    pub(crate) bound: f64,
+    /// Likewise the windowwise one.
+    pub(crate) window: f64,
+    /// Outputs of outlying windows that were computed on this machine.
+    recomputed: usize,
+}
+
+/// All runs of one layer.
+struct Row {
+    name: String,
+    why_local: Option<String>,
+    code: String,
+    fallback: bool,
+    n: usize,
+    recovery_threshold: usize,
+    partitions: (usize, usize),
+    condition: f64,
+    /// Ways that it took, each once.
+    completions: Vec<Completion>,
+    /// Workers that were not needed, and in which way how often.
+    stragglers: BTreeMap<String, BTreeMap<&'static str, usize>>,
+    encode: Series,
+    wait: Series,
+    decode: Series,
+    total: Series,
+    bytes_up: usize,
+    bytes_down: usize,
+}
+
+/// What a worker did.
+struct Work {
+    outcomes: BTreeMap<&'static str, usize>,
+    latencies: Series,
+    state: State,
+}
+
+/// Values in the order they come: their sum, and for the median a part of them, evenly spaced.
+#[derive(Default)]
+struct Series {
+    kept: Vec<f64>,
+    /// Every so manieth is kept, as a power of two.
+    spacing: u32,
+    seen: usize,
+    sum: f64,
+}
+
+impl Series {
+    fn add(&mut self, value: f64) {
+        if self.seen.is_multiple_of(1 << self.spacing) {
+            if self.kept.len() == MOST_VALUES {
+                let mut index = 0;
+                self.kept.retain(|_| {
+                    index += 1;
+                    index % 2 == 1
+                });
+                self.spacing += 1;
+            }
+            // The one that is dropped now would have been dropped with every second.
+            if self.seen.is_multiple_of(1 << self.spacing) {
+                self.kept.push(value);
+            }
         }
-        let all: Vec<&LayerReport> = runs.iter().filter_map(|run| run.get(index)).collect();
-        let time = |of: fn(&LayerReport) -> f64| median(all.iter().map(|l| of(l)).collect());
-        let worst = all.iter().map(|l| l.condition_number).fold(0.0, f64::max);
-        let code = if all.iter().any(|l| l.fallback.is_some()) { "fallback" } else { layer.code.as_str() };
+        self.seen += 1;
+        self.sum += value;
+    }
+
+    fn median(&self) -> f64 {
+        median(self.kept.clone())
+    }
+}
+
+impl Row {
+    fn of(report: &LayerReport) -> Self {
+        Self {
+            name: report.name.clone(),
+            why_local: report.why_local.clone(),
+            code: report.code.clone(),
+            fallback: false,
+            n: report.n,
+            recovery_threshold: report.recovery_threshold,
+            partitions: (report.k_a, report.k_b),
+            condition: 0.0,
+            completions: Vec::new(),
+            stragglers: BTreeMap::new(),
+            encode: Series::default(),
+            wait: Series::default(),
+            decode: Series::default(),
+            total: Series::default(),
+            bytes_up: 0,
+            bytes_down: 0,
+        }
+    }
+
+    fn add(&mut self, report: &LayerReport) {
+        self.fallback |= report.fallback.is_some();
+        self.condition = self.condition.max(report.condition_number);
+        if !self.completions.contains(&report.completion) {
+            self.completions.push(report.completion);
+        }
+        self.encode.add(report.encode_ms);
+        self.wait.add(report.wait_ms);
+        self.decode.add(report.decode_ms);
+        self.total.add(report.total_ms);
+        self.bytes_up += report.bytes_up;
+        self.bytes_down += report.bytes_down;
+        for worker in &report.workers {
+            if !matches!(worker.outcome, Outcome::Used | Outcome::Idle) {
+                let seen = entry(&mut self.stragglers, &worker.worker, BTreeMap::new);
+                *seen.entry(outcome(worker.outcome)).or_default() += 1;
+            }
+        }
+    }
+
+    /// Who was not needed, and in which way most often.
+    fn not_needed(&self) -> String {
+        if self.stragglers.len() > MOST_NAMES {
+            return format!("{} workers", self.stragglers.len());
+        }
+        let mut text = String::new();
+        for (name, outcomes) in &self.stragglers {
+            let most = outcomes.iter().max_by_key(|(_, count)| **count).map_or("", |(what, _)| *what);
+            // Writing to a String cannot fail.
+            let _ = write!(text, "{}{name} {most}", if text.is_empty() { "" } else { ", " });
+        }
+        text
+    }
+}
+
+/// The entry under `name`, whose text is copied only when it is new.
+fn entry<'m, V>(map: &'m mut BTreeMap<String, V>, name: &str, new: impl FnOnce() -> V) -> &'m mut V {
+    if !map.contains_key(name) {
+        map.insert(name.to_owned(), new());
+    }
+    map.get_mut(name).expect("it was there, or was put there above")
+}
+
+impl Summary {
+    /// Takes one run in.
+    pub(crate) fn add(&mut self, reports: &[LayerReport]) {
+        if self.runs == 0 {
+            self.layers = reports.iter().map(Row::of).collect();
+        }
+        self.runs += 1;
+        for (row, report) in self.layers.iter_mut().zip(reports) {
+            row.add(report);
+        }
+        for report in reports {
+            self.reports += 1;
+            if report.why_local.is_none() {
+                self.coded += 1;
+                self.bound = self.bound.max(report.error_bound);
+                self.window = self.window.max(report.windowwise_bound);
+                self.recomputed += report.recomputed;
+            }
+            for worker in &report.workers {
+                let work = entry(&mut self.workers, &worker.worker, || Work {
+                    outcomes: BTreeMap::new(),
+                    latencies: Series::default(),
+                    state: worker.state,
+                });
+                work.state = worker.state;
+                *work.outcomes.entry(outcome(worker.outcome)).or_default() += 1;
+                if let Some(latency) = worker.latency_ms.filter(|_| worker.outcome == Outcome::Used) {
+                    work.latencies.add(latency);
+                }
+            }
+        }
+    }
+
+    /// How many runs there were.
+    pub(crate) fn runs(&self) -> usize {
+        self.runs
+    }
+
+    /// Whether any layer was on the workers.
+    pub(crate) fn any_coded(&self) -> bool {
+        self.coded > 0
+    }
+
+    /// Largest condition number of a layer.
+    pub(crate) fn condition(&self) -> f64 {
+        self.layers.iter().map(|row| row.condition).fold(0.0, f64::max)
+    }
+
+    /// Prints a row for each layer over all runs: times are medians over the runs.
+    pub(crate) fn table(&self) -> Result<()> {
+        if self.layers.is_empty() {
+            return Ok(());
+        }
+        let name_width = self.layers.iter().map(|l| l.name.chars().count()).max().unwrap_or(0).clamp(5, 40);
+        let late: Vec<String> = self.layers.iter().map(Row::not_needed).collect();
+        let late_width = late.iter().map(|l| l.chars().count()).max().unwrap_or(0).clamp(10, 48);
         out(format_args!(
-            "{name:name_width$}  {code:8} {:>5} {:>6}  {:late_width$} {:>8.2} {:>8.2} {:>8.2} {:>8.2}  {worst:>6.2}",
-            format!("{},{}", layer.n, layer.recovery_threshold),
-            format!("{},{}", layer.k_a, layer.k_b),
-            shortened(&late[index], late_width),
-            time(|l| l.encode_ms),
-            time(|l| l.wait_ms),
-            time(|l| l.decode_ms),
-            time(|l| l.total_ms),
+            "{:name_width$}  {:8} {:>5} {:>6}  {:late_width$} {:>8} {:>8} {:>8} {:>8}  {:>6}",
+            "layer", "code", "n,d", "kA,kB", "not needed", "encode", "wait", "decode", "total", "cond"
         ))?;
-    }
-    if first.iter().all(|layer| layer.why_local.is_some()) {
-        return Ok(());
-    }
-    out(format_args!(
-        "{:name_width$}  n coded subtasks of which any d (delta) decode; times in ms{}; cond: condition number",
-        "",
-        if runs.len() > 1 { format!(", medians of {} runs", runs.len()) } else { String::new() }
-    ))
-}
-
-/// What each worker did over all layers and runs.
-pub(crate) fn workers(runs: &[Vec<LayerReport>]) -> Result<()> {
-    let mut by_name: BTreeMap<&str, (BTreeMap<&str, usize>, Vec<f64>, State)> = BTreeMap::new();
-    for worker in runs.iter().flatten().flat_map(|layer| &layer.workers) {
-        let (outcomes, latencies, state) =
-            by_name.entry(&worker.worker).or_insert_with(|| (BTreeMap::new(), Vec::new(), worker.state));
-        *state = worker.state;
-        *outcomes.entry(outcome(worker.outcome)).or_default() += 1;
-        if worker.outcome == Outcome::Used {
-            latencies.extend(worker.latency_ms);
+        for (layer, late) in self.layers.iter().zip(&late) {
+            let name = shortened(&layer.name, name_width);
+            if let Some(why) = &layer.why_local {
+                out(format_args!("{name:name_width$}  local: {why}"))?;
+                continue;
+            }
+            let code = if layer.fallback { "fallback" } else { layer.code.as_str() };
+            out(format_args!(
+                "{name:name_width$}  {code:8} {:>5} {:>6}  {:late_width$} {:>8.2} {:>8.2} {:>8.2} {:>8.2}  {:>6.2}",
+                format!("{},{}", layer.n, layer.recovery_threshold),
+                format!("{},{}", layer.partitions.0, layer.partitions.1),
+                shortened(late, late_width),
+                layer.encode.median(),
+                layer.wait.median(),
+                layer.decode.median(),
+                layer.total.median(),
+                layer.condition,
+            ))?;
         }
-    }
-    let width = by_name.keys().map(|n| n.chars().count()).max().unwrap_or(0).clamp(6, 40);
-    out(format_args!(
-        "{:width$} {:>6} {:>6} {:>10} {:>7} {:>8}  median latency  state",
-        "worker", "used", "late", "cancelled", "failed", "corrupt"
-    ))?;
-    for (name, (outcomes, latencies, state)) in by_name {
-        let count = |what: &str| outcomes.get(what).copied().unwrap_or(0);
-        let latency =
-            if latencies.is_empty() { "-".to_owned() } else { format!("{:.2} ms", median(latencies)) };
+        if self.layers.iter().all(|layer| layer.why_local.is_some()) {
+            return Ok(());
+        }
+        let medians = if self.runs > 1 { format!(", medians of {} runs", self.runs) } else { String::new() };
         out(format_args!(
-            "{:width$} {:>6} {:>6} {:>10} {:>7} {:>8}  {latency:>14}  {}",
-            shortened(name, width),
-            count("used"),
-            count("late"),
-            count("cancelled"),
-            count("failed"),
-            count("corrupt"),
-            format!("{state:?}").to_lowercase()
+            "{:name_width$}  n coded subtasks of which any d (delta) decode; times in ms{medians}; cond: condition number",
+            "",
+        ))
+    }
+
+    /// Prints what each worker did over all layers and runs.
+    pub(crate) fn workers(&self) -> Result<()> {
+        let width = self.workers.keys().map(|n| n.chars().count()).max().unwrap_or(0).clamp(6, 40);
+        out(format_args!(
+            "{:width$} {:>6} {:>6} {:>10} {:>7} {:>8}  median latency  state",
+            "worker", "used", "late", "cancelled", "failed", "corrupt"
         ))?;
-    }
-    Ok(())
-}
-
-/// The sums of one run in a line.
-pub(crate) fn totals(layers: &[LayerReport], total_ms: f64, host_ms: f64) -> Result<()> {
-    let sum = |of: fn(&LayerReport) -> f64| layers.iter().map(of).sum::<f64>();
-    let coded = layers.iter().filter(|l| l.why_local.is_none()).count();
-    out(format_args!(
-        "{coded} of {} layers on the workers: encode {:.1} ms, wait {:.1} ms, decode {:.1} ms; the rest on the host \
-         {host_ms:.1} ms; total {total_ms:.1} ms; {} up, {} down",
-        layers.len(),
-        sum(|l| l.encode_ms),
-        sum(|l| l.wait_ms),
-        sum(|l| l.decode_ms),
-        bytes(layers.iter().map(|l| l.bytes_up).sum()),
-        bytes(layers.iter().map(|l| l.bytes_down).sum()),
-    ))
-}
-
-/// Who was not needed in a layer, and in which way most often.
-fn stragglers(runs: &[Vec<LayerReport>], layer: usize) -> String {
-    let mut seen: BTreeMap<&str, BTreeMap<&str, usize>> = BTreeMap::new();
-    for worker in runs.iter().filter_map(|run| run.get(layer)).flat_map(|l| &l.workers) {
-        if !matches!(worker.outcome, Outcome::Used | Outcome::Idle) {
-            *seen.entry(&worker.worker).or_default().entry(outcome(worker.outcome)).or_default() += 1;
+        for (name, Work { outcomes, latencies, state }) in &self.workers {
+            let count = |what: &str| outcomes.get(what).copied().unwrap_or(0);
+            let latency =
+                if latencies.seen == 0 { "-".to_owned() } else { format!("{:.2} ms", latencies.median()) };
+            out(format_args!(
+                "{:width$} {:>6} {:>6} {:>10} {:>7} {:>8}  {latency:>14}  {}",
+                shortened(name, width),
+                count("used"),
+                count("late"),
+                count("cancelled"),
+                count("failed"),
+                count("corrupt"),
+                format!("{state:?}").to_lowercase()
+            ))?;
         }
+        Ok(())
     }
-    if seen.len() > MOST_NAMES {
-        return format!("{} workers", seen.len());
+
+    /// Says which layers took another way than their code's, and how many elements were computed here.
+    pub(crate) fn other_ways(&self) -> Result<()> {
+        for (completion, how) in [
+            (Completion::ExactFiltersSplit, "split their filters instead of the input"),
+            (Completion::ExactReplicated, "were replicated"),
+            (Completion::ExactPlain, "used operands of full width and plain products"),
+        ] {
+            let went = self.layers.iter().filter(|layer| layer.completions.contains(&completion));
+            let names: Vec<&str> = went.map(|layer| layer.name.as_str()).collect();
+            if !names.is_empty() {
+                let names = names.join(", ");
+                out(format_args!("since their data are of uneven size, layers {how}: {names}"))?;
+            }
+        }
+        if self.recomputed > 0 {
+            let count = self.recomputed;
+            out(format_args!("{count} outputs of outlying windows were computed on this machine"))?;
+        }
+        Ok(())
     }
-    let mut text = String::new();
-    for (name, outcomes) in &seen {
-        let most = outcomes.iter().max_by_key(|(_, count)| **count).map_or("", |(what, _)| *what);
-        // Writing to a String cannot fail.
-        let _ = write!(text, "{}{name} {most}", if text.is_empty() { "" } else { ", " });
+
+    /// Prints the sums of all runs in a line.
+    pub(crate) fn totals(&self, total_ms: f64, host_ms: f64) -> Result<()> {
+        let sum = |of: fn(&Row) -> f64| self.layers.iter().map(of).sum::<f64>();
+        out(format_args!(
+            "{} of {} layers on the workers: encode {:.1} ms, wait {:.1} ms, decode {:.1} ms; the rest on the host \
+             {host_ms:.1} ms; total {total_ms:.1} ms; {} up, {} down",
+            self.coded,
+            self.reports,
+            sum(|l| l.encode.sum),
+            sum(|l| l.wait.sum),
+            sum(|l| l.decode.sum),
+            bytes(self.layers.iter().map(|l| l.bytes_up).sum()),
+            bytes(self.layers.iter().map(|l| l.bytes_down).sum()),
+        ))
     }
-    text
 }
 
 fn outcome(of: Outcome) -> &'static str {
@@ -159,6 +344,52 @@ fn shortened(name: &str, width: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_series_is_bounded_and_keeps_its_median() {
+        let mut series = Series::default();
+        for value in 0..100_000u32 {
+            series.add(f64::from(value));
+            assert!(series.kept.len() <= MOST_VALUES);
+        }
+        assert!(series.kept.len() >= MOST_VALUES / 2);
+        assert!(series.kept.is_sorted(), "evenly spaced, in the order they came");
+        assert!((series.median() - 5e4).abs() < 5e2, "{}", series.median());
+        assert_eq!((series.seen, series.sum), (100_000, 99_999.0 * 5e4));
+        let mut short = Series::default();
+        for value in [3.0, 1.0, 2.0] {
+            short.add(value);
+        }
+        assert_eq!(short.median(), 2.0);
+    }
+
+    #[test]
+    fn a_summary_of_many_runs_holds_no_more_than_that_of_few() {
+        let mut report = LayerReport::local("conv1", "Conv", "");
+        report.why_local = None;
+        let worker = |name: &str, outcome| fcdcc::engine::WorkerReport {
+            subtask: Some(0),
+            worker: name.to_owned(),
+            outcome,
+            latency_ms: Some(1.0),
+            sub_results: 1,
+            state: State::Healthy,
+            cause: None,
+        };
+        report.workers = vec![worker("a", Outcome::Used), worker("b", Outcome::Late)];
+        let mut summary = Summary::default();
+        for run in 0..5000 {
+            report.wait_ms = f64::from(run);
+            report.error_bound = 1e-6;
+            summary.add(std::slice::from_ref(&report));
+        }
+        assert_eq!((summary.runs, summary.reports, summary.coded), (5000, 5000, 5000));
+        assert_eq!((summary.layers.len(), summary.workers.len()), (1, 2));
+        assert!(summary.layers[0].wait.kept.len() <= MOST_VALUES);
+        assert_eq!(summary.layers[0].not_needed(), "b late");
+        assert_eq!(summary.workers["b"].outcomes["late"], 5000);
+        assert_eq!(summary.bound, 1e-6);
+    }
 
     #[test]
     fn medians_and_short_names() {

@@ -16,7 +16,6 @@ mod inputs;
 #[cfg(feature = "onnx")]
 mod layers;
 mod ledger;
-mod memory;
 #[cfg(any(feature = "cluster", feature = "onnx"))]
 mod metrics;
 mod network;
@@ -32,6 +31,7 @@ mod rates;
 #[cfg(feature = "onnx")]
 mod run;
 mod stability;
+mod threads;
 #[cfg(not(feature = "cluster"))]
 mod without_cluster;
 #[cfg(not(feature = "onnx"))]
@@ -144,19 +144,22 @@ pub(crate) fn main() -> ExitCode {
     start_log(&cli);
     report_panics();
     let console = Console::new(cli.quiet);
-    let result = std::panic::catch_unwind(move || match cli.command {
-        Command::Demo(args) => demo::run(&args, console),
-        Command::Run(args) => run::run(&args, console),
-        Command::Conv(args) => conv::run(&args, console),
-        Command::Plan(args) => plan::run(&args, console),
-        Command::Bench(args) => bench::run(&args, console),
-        Command::Stability(args) => stability::run(&args, console),
-        Command::Devices(args) => devices::run(&args),
-        #[cfg(feature = "cluster")]
-        Command::Worker(args) => worker::run(&args, console),
-        #[cfg(not(feature = "cluster"))]
-        Command::Worker(args) => worker::run(&args),
-        Command::Cluster(args) => cluster::run(&args),
+    let result = std::panic::catch_unwind(move || {
+        threads::start()?;
+        match cli.command {
+            Command::Demo(args) => demo::run(&args, console),
+            Command::Run(args) => run::run(&args, console),
+            Command::Conv(args) => conv::run(&args, console),
+            Command::Plan(args) => plan::run(&args, console),
+            Command::Bench(args) => bench::run(&args, console),
+            Command::Stability(args) => stability::run(&args, console),
+            Command::Devices(args) => devices::run(&args),
+            #[cfg(feature = "cluster")]
+            Command::Worker(args) => worker::run(&args, console),
+            #[cfg(not(feature = "cluster"))]
+            Command::Worker(args) => worker::run(&args),
+            Command::Cluster(args) => cluster::run(&args),
+        }
     });
     match result {
         Ok(Ok(())) => ExitCode::SUCCESS,

@@ -10,7 +10,7 @@ use ndarray::{ArrayD, IxDyn, ShapeBuilder};
 use ndarray_npy::npy::header::{Header, Layout};
 
 use super::content::NPY;
-use super::memory;
+use fcdcc::memory;
 
 /// Longest header: numpy itself refuses more than 10,000 bytes unless told otherwise.
 const MOST_HEADER: usize = 1 << 20;
@@ -121,7 +121,8 @@ impl<R: Read> Npy<R> {
         let Self { big_endian, shape, fortran, elems, mut data, .. } = self;
         let needed = elems * N;
         let held = elems.saturating_mul(size_of::<T>());
-        memory::check(held as u64, &format!("an array of shape {shape:?}")).map_err(bad)?;
+        memory::require_all(&format!("an array of shape {shape:?}"), held as u64)
+            .map_err(|e| bad(e.to_string()))?;
         let mut values: Vec<T> = Vec::new();
         values.try_reserve_exact(elems).map_err(|e| bad(format!("cannot be held: {e}")))?;
         let mut chunk = vec![0; CHUNK.min(needed)];

@@ -14,7 +14,7 @@ use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Rg
 use ndarray::{Array4, ArrayD};
 
 use super::content::{self, Content, HEAD};
-use super::memory;
+use fcdcc::memory;
 
 /// Largest side of a picture that is decoded: a file of a few kilobytes may claim billions of pixels.
 const MOST_SIDE: u32 = 32_768;
@@ -159,8 +159,7 @@ impl PictureArgs {
                 batch
             } else {
                 let bytes = shape.iter().fold(4u64, |product, size| product.saturating_mul(*size as u64));
-                let held = memory::check(bytes, &format!("a batch of shape {shape:?}"));
-                held.map_err(|cause| Error::Model { model: format!("input {}", input.name), cause })?;
+                memory::require_all(&format!("input {} of shape {shape:?}", input.name), bytes)?;
                 batch.insert(Array4::zeros(shape))
             };
             for (x, y, pixel) in fitted.enumerate_pixels() {
@@ -307,7 +306,8 @@ fn decode_bytes(bytes: Vec<u8>, format: ImageFormat) -> Result<Rgb32FImage, Unde
     }
     // As it comes from the decoder, turned, and as floats.
     let needed = 2 * decoder.total_bytes() + pixels * 12;
-    memory::check(needed, &format!("a picture of {width} x {height}")).map_err(Undecoded::Unfit)?;
+    memory::require_all(&format!("the picture of {width} x {height}"), needed)
+        .map_err(|e| Undecoded::Unfit(e.to_string()))?;
     // Cameras write the way they were held beside the pixels.
     let orientation = decoder.orientation()?;
     let mut picture = DynamicImage::from_decoder(decoder)?;

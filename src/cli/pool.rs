@@ -140,7 +140,18 @@ pub(crate) fn assemble(
     // Where the partitions are given there is nothing to choose.
     let unknown = measure && args.partitions.is_none();
     let rates = rates::of(&mut workers, dtype, Measuring { how: args.calibrate, unknown }, console)?;
-    Ok((Pool::new(inject(workers, &args.fault, args.seed)?)?, rates))
+    Ok((start(inject(workers, &args.fault, args.seed)?, console)?, rates))
+}
+
+/// A pool of `workers`; says so where some of them got no thread.
+pub(crate) fn start(workers: Vec<Box<dyn Worker>>, console: Console) -> Result<Pool> {
+    let pool = Pool::new(workers)?;
+    let lost: Vec<String> = (0..pool.len()).filter_map(|worker| pool.lost(worker)).collect();
+    if let Some(cause) = lost.iter().find(|cause| cause.contains("no thread")) {
+        let (there, all) = (pool.len() - lost.len(), pool.len());
+        console.notice(format_args!("notice: {there} of {all} workers do the work: {cause}"));
+    }
+    Ok(pool)
 }
 
 /// `count` workers of a backend.

@@ -15,8 +15,11 @@ impl Bar {
         let bar = ProgressBar::with_draw_target(None, target).with_message(what);
         let style = ProgressStyle::with_template("{msg:10} {bar:30} {pos}/{len} {prefix} {elapsed}");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-        // A layer may take long: the time goes on meanwhile.
-        bar.enable_steady_tick(Duration::from_millis(200));
+        // A layer may take long: the time goes on meanwhile. Where nobody sees it, or there is no thread to be had (the bar
+        // would panic), it moves with the steps alone.
+        if !bar.is_hidden() && std::thread::Builder::new().spawn(|| {}).is_ok() {
+            bar.enable_steady_tick(Duration::from_millis(200));
+        }
         Self(bar)
     }
 

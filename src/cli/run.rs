@@ -1,21 +1,22 @@
 //! `fcdcc run`: a whole ONNX model with its convolutions coded.
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use fcdcc::array::DType;
 use fcdcc::files::{self, Output as Place};
-use fcdcc::model::{Freedom, GemmChoice, ModelOptions, ModelRun, Output, PreparedModel, Tensor};
-use fcdcc::{Completion, Error, LayerReport, Report, Result};
+use fcdcc::model::{Freedom, GemmChoice, ModelOptions, Output, PreparedModel, Tensor};
+use fcdcc::{Error, LayerReport, Report, Result};
 use serde::Serialize;
 
 use super::inputs::InputArgs;
+use super::layers::Summary;
 use super::ledger::Ledger;
 use super::metrics::{Metrics, MetricsArgs};
 use super::options::{LayerArgs, Precision};
 use super::progress::Bar;
-use super::{Console, arrays, layers, pool, print};
+use super::{Console, arrays, pool, print};
 
 /// Run an ONNX model with every convolution coded over the workers.
 #[derive(Args)]
@@ -119,17 +120,27 @@ pub(crate) fn run(args: &RunArgs, console: Console) -> Result<()> {
     // The model's own copy of the weights is needed for a comparison only.
     let host = if args.compare { Some(model.on_host()?) } else { None };
     drop(model);
-    let runs: Vec<ModelRun> = {
+    let mut runs = Runs::default();
+    let mut pieces: Vec<Vec<Output>> = Vec::with_capacity(batches.len());
+    {
         let bar = Bar::new(console, "running");
-        let run = |inputs: &Vec<Tensor>| prepared.run_observed(inputs, &mut |p| bar.step(p));
-        batches.iter().map(run).collect::<Result<_>>()?
-    };
-    let outputs = joined(&runs.iter().map(|r| r.outputs.as_slice()).collect::<Vec<_>>(), &axes)?;
+        for inputs in &batches {
+            let run = prepared.run_observed(inputs, &mut |p| bar.step(p))?;
+            runs.summary.add(&run.layers);
+            (runs.total, runs.host) = (runs.total + run.total, runs.host + run.host);
+            // Of many runs only what is asked for is kept.
+            if places.report.is_some() {
+                runs.layers.extend(run.layers);
+            }
+            pieces.push(run.outputs);
+        }
+    }
+    let outputs = joined(pieces, &axes)?;
     let compare = match host {
         None => None,
         Some(host) => {
             let uncoded = batches.iter().map(|inputs| host.run(inputs)).collect::<Result<Vec<_>>>()?;
-            let uncoded = joined(&uncoded.iter().map(Vec::as_slice).collect::<Vec<_>>(), &axes)?;
+            let uncoded = joined(uncoded, &axes)?;
             Some(deviations(&outputs, &uncoded))
         }
     };
@@ -137,7 +148,7 @@ pub(crate) fn run(args: &RunArgs, console: Console) -> Result<()> {
         None => Vec::new(),
         Some(k) => top(&outputs[0], k, labels.as_deref())?,
     };
-    let report = report(args, &prepared, &runs, &outputs, prepare_ms, compare);
+    let report = report(args, &prepared, &mut runs, &outputs, prepare_ms, compare);
     places.write(&outputs, &report)?;
     for line in top {
         print::out(line)?;
@@ -145,45 +156,57 @@ pub(crate) fn run(args: &RunArgs, console: Console) -> Result<()> {
     if !console.tables {
         return Ok(());
     }
-    summary(&report, &runs, &outputs)
+    summary(&report, &runs.summary, &outputs)
+}
+
+/// What is kept of all runs of the model.
+#[derive(Default)]
+struct Runs {
+    summary: Summary,
+    /// Every layer of every run; only where a report is asked for.
+    layers: Vec<LayerReport>,
+    total: Duration,
+    host: Duration,
 }
 
 /// The outputs of several runs, each put together along its axis of the batch.
-fn joined(runs: &[&[Output]], axes: &[usize]) -> Result<Vec<Output>> {
-    if let [only] = runs {
-        return Ok(only.to_vec());
+fn joined(mut runs: Vec<Vec<Output>>, axes: &[usize]) -> Result<Vec<Output>> {
+    if runs.len() <= 1 {
+        return Ok(runs.pop().unwrap_or_default());
     }
-    let first = runs.first().copied().unwrap_or_default();
-    let output = |(index, (output, axis)): (usize, (&Output, &usize))| {
-        let pieces: Vec<Tensor> = runs.iter().map(|run| run[index].tensor.clone()).collect();
-        Ok(Output { name: output.name.clone(), tensor: Tensor::concat_along(&pieces, *axis)? })
-    };
-    first.iter().zip(axes).enumerate().map(output).collect()
+    let mut outputs = Vec::new();
+    // From the last one on, so that the pieces of each are let go of once they are put together.
+    for axis in axes.iter().rev() {
+        let Some(name) = runs.first().and_then(|run| run.last()).map(|output| output.name.clone()) else {
+            break;
+        };
+        let pieces: Vec<Tensor> = runs.iter_mut().filter_map(Vec::pop).map(|output| output.tensor).collect();
+        outputs.push(Output { name, tensor: Tensor::concat_along(&pieces, *axis)? });
+    }
+    outputs.reverse();
+    Ok(outputs)
 }
 
-fn summary(report: &ModelReport, runs: &[ModelRun], outputs: &[Output]) -> Result<()> {
-    let layers: Vec<_> = runs.iter().map(|run| run.layers.clone()).collect();
-    layers::table(&layers)?;
-    let coded: Vec<_> = report.report.layers.iter().filter(|l| l.why_local.is_none()).collect();
-    if coded.is_empty() {
-        let total = report.report.total_ms;
-        print::out(format_args!("no layer was coded: everything ran on the host, in {total:.1} ms"))?;
-    } else {
+fn summary(report: &ModelReport, summary: &Summary, outputs: &[Output]) -> Result<()> {
+    summary.table()?;
+    if summary.any_coded() {
         print::out("")?;
-        layers::workers(&layers)?;
+        summary.workers()?;
         print::out("")?;
-        if runs.len() > 1 {
-            print::out(format_args!("{} runs, one after the other, together:", runs.len()))?;
+        if summary.runs() > 1 {
+            print::out(format_args!("{} runs, one after the other, together:", summary.runs()))?;
         }
-        layers::totals(&report.report.layers, report.report.total_ms, report.host_ms)?;
-        let bound = coded.iter().map(|l| l.error_bound).fold(0.0, f64::max);
-        let window = coded.iter().map(|l| l.windowwise_bound).fold(0.0, f64::max);
+        summary.totals(report.report.total_ms, report.host_ms)?;
+        let (bound, window) = (summary.bound, summary.window);
         print::out(format_args!(
             "exact in every layer to {bound:.1e} (relative L2) and in every element to {window:.1e} of its window (largest \
              bounds); prepared in {:.1} ms",
             report.prepare_ms
         ))?;
-        other_ways(&coded)?;
+        summary.other_ways()?;
+    } else {
+        let total = report.report.total_ms;
+        print::out(format_args!("no layer was coded: everything ran on the host, in {total:.1} ms"))?;
     }
     for gemm in &report.local_gemms {
         print::out(format_args!("  {} (fully connected) on the host: {}", gemm.name, gemm.why))?;
@@ -342,22 +365,22 @@ fn deviation(name: &str, coded: &Tensor, uncoded: &Tensor) -> Deviation {
 fn report(
     args: &RunArgs,
     prepared: &PreparedModel,
-    runs: &[ModelRun],
+    runs: &mut Runs,
     outputs: &[Output],
     prepare_ms: f64,
     compare: Option<Vec<Deviation>>,
 ) -> ModelReport {
-    let ms = |d: std::time::Duration| d.as_secs_f64() * 1e3;
+    let ms = |d: Duration| d.as_secs_f64() * 1e3;
     let gemms = prepared.local_layers().filter(|(_, op, _)| *op == "Gemm");
     ModelReport {
         report: Report {
             schema: 1,
             command: "run".to_owned(),
-            total_ms: runs.iter().map(|run| ms(run.total)).sum(),
-            layers: runs.iter().flat_map(|run| run.layers.clone()).collect(),
+            total_ms: ms(runs.total),
+            layers: std::mem::take(&mut runs.layers),
         },
         model: args.inputs.model.display().to_string(),
-        host_ms: runs.iter().map(|run| ms(run.host)).sum(),
+        host_ms: ms(runs.host),
         prepare_ms,
         local_gemms: gemms
             .map(|(name, _, why)| LocalGemm { name: name.to_owned(), why: why.to_owned() })
@@ -372,27 +395,6 @@ fn report(
             .collect(),
         compare,
     }
-}
-
-/// Says which layers took another way than their code's, and how many elements were computed here.
-fn other_ways(layers: &[&LayerReport]) -> Result<()> {
-    for (completion, how) in [
-        (Completion::ExactFiltersSplit, "split their filters instead of the input"),
-        (Completion::ExactReplicated, "were replicated"),
-        (Completion::ExactPlain, "used operands of full width and plain products"),
-    ] {
-        let names: Vec<&str> =
-            layers.iter().filter(|l| l.completion == completion).map(|l| l.name.as_str()).collect();
-        if !names.is_empty() {
-            let names = names.join(", ");
-            print::out(format_args!("since their data are of uneven size, layers {how}: {names}"))?;
-        }
-    }
-    let recomputed: usize = layers.iter().map(|l| l.recomputed).sum();
-    if recomputed > 0 {
-        print::out(format_args!("{recomputed} outputs of outlying windows were computed on this machine"))?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -107,7 +107,7 @@ pub(crate) fn run(args: &WorkerArgs, console: Console) -> Result<()> {
         None => (Config { viewers: pool::default_viewers(), ..Config::default() }, Path::new("")),
     };
     let options = serve_options(args, &config, folder)?;
-    options.security.check(&options.listen, &options.connect)?;
+    options.check()?;
     let workers = workers(args, &config, folder, console)?;
     let lent: Vec<String> =
         workers.iter().map(|w| w.info()).map(|i| format!("{} ({})", i.name, i.device)).collect();
@@ -227,9 +227,9 @@ fn host_name() -> String {
     if name.is_empty() { "worker".to_owned() } else { name }
 }
 
-/// Half of what the system says is available.
+/// Half of what the system says is available to this process.
 fn half_of_the_memory() -> ByteSize {
-    super::memory::available().map_or(MEMORY, |bytes| ByteSize::b(bytes / 2))
+    fcdcc::memory::available().map_or(MEMORY, |available| ByteSize::b(available.bytes / 2))
 }
 
 #[cfg(test)]

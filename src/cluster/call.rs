@@ -1,7 +1,10 @@
 //! One call of a remote worker: its requests, and what comes back for them.
 //!
+//! The engine keeps a timer for each request until its limit has passed, answered or not. So a request for a task has a
+//! short limit, and a task that takes longer is asked for again before that ([`Request::Await`]).
+//!
 //! Invariant: waiting ends with an answer, the deadline, a cancelled token, or the departure of the machine, whichever is
-//! first.
+//! first; and what a call leaves behind in the engine is gone a minute later.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -25,6 +28,11 @@ const WINDOW: usize = 8;
 const ACK_LIMIT: Duration = Duration::from_secs(5);
 /// Nobody waits longer for a task, whatever its deadline.
 pub(super) const TASK_LIMIT: Duration = Duration::from_mins(30);
+/// Limit of one request for a task.
+const ASK_LIMIT: Duration = Duration::from_secs(6);
+/// A task is asked for again after so long. What is left of the limit then is for answers on their way: as long as a machine
+/// may be silent before it counts as gone.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
 
 /// What happens while a call waits. Requests of one call are numbered.
 pub(super) enum Event {
@@ -60,7 +68,17 @@ pub(super) struct Wire<'a> {
     /// What came while something else was waited for.
     kept: VecDeque<Event>,
     next: u64,
+    task: Option<Asked>,
     _gone: CancelHook,
+}
+
+/// A task that is waited for, under as many requests as have not ended. Its events come under the number of the first.
+struct Asked {
+    task: u64,
+    number: u64,
+    /// Requests that may still be answered, oldest first.
+    open: VecDeque<u64>,
+    again: Instant,
 }
 
 /// Why a call ended early.
@@ -82,7 +100,57 @@ impl<'a> Wire<'a> {
             let _ = waker.send(Event::Gone);
         });
         let kept = VecDeque::new();
-        Self { shared, link: claimed.link, key, ctl, sender, events, kept, next: 0, _gone: gone }
+        Self { shared, link: claimed.link, key, ctl, sender, events, kept, next: 0, task: None, _gone: gone }
+    }
+
+    /// Sends a task; the number under which everything that is said of it comes.
+    pub(super) fn ask_for_task(
+        &mut self,
+        task: u64,
+        request: Request,
+        payload: Payload,
+    ) -> Result<u64, Stop> {
+        let number = self.ask(request, payload, Lane::Task, ASK_LIMIT)?;
+        let again = Instant::now() + ASK_AGAIN;
+        self.task = Some(Asked { task, number, open: VecDeque::from([number]), again });
+        Ok(number)
+    }
+
+    /// Asks for the task again where it is time to; when it is time the next time.
+    fn ask_again(&mut self) -> Result<Option<Instant>, Stop> {
+        let Some(Asked { task, again, .. }) = self.task else { return Ok(None) };
+        let now = Instant::now();
+        if now < again {
+            return Ok(Some(again));
+        }
+        let number = self.ask(Request::Await { task }, Payload::empty(), Lane::Task, ASK_LIMIT)?;
+        let next = now + ASK_AGAIN;
+        if let Some(asked) = &mut self.task {
+            asked.open.push_back(number);
+            asked.again = next;
+        }
+        Ok(Some(next))
+    }
+
+    /// An event of a request for the task under the number of the first; `None` where a request ended and a newer one is
+    /// open.
+    fn of_task(&mut self, event: Event) -> Option<Event> {
+        let Some(asked) = &mut self.task else { return Some(event) };
+        match event {
+            // Nothing more comes under this one, or the task was over before it came: answers are under the others.
+            Event::Said(
+                number,
+                Said::Nothing(_) | Said::Answer(Answer::Refused { why: Refusal::Over, .. }, _),
+            ) if asked.open.contains(&number) && asked.open.len() > 1 => None,
+            Event::Said(number, said) if asked.open.contains(&number) => {
+                Some(Event::Said(asked.number, said))
+            }
+            Event::Over(number) if asked.open.contains(&number) => {
+                asked.open.retain(|open| *open != number);
+                asked.open.is_empty().then_some(Event::Over(asked.number))
+            }
+            other => Some(other),
+        }
     }
 
     /// Sends a request; the number under which its answers come.
@@ -115,11 +183,21 @@ impl<'a> Wire<'a> {
 
     /// The next event that has not been seen.
     fn fresh(&mut self, end: Instant) -> Result<Event, Stop> {
-        match self.events.recv_deadline(end) {
-            Ok(Event::Cancelled) => Err(Stop::Cancelled),
-            Ok(Event::Gone) => Err(Stop::Gone("it left, or does not answer any more".to_owned())),
-            Ok(event) => Ok(event),
-            Err(_) => Err(Stop::Failed("it took too long to answer".to_owned())),
+        loop {
+            let again = self.ask_again()?;
+            match self.events.recv_deadline(again.map_or(end, |again| again.min(end))) {
+                Ok(Event::Cancelled) => return Err(Stop::Cancelled),
+                Ok(Event::Gone) => {
+                    return Err(Stop::Gone("it left, or does not answer any more".to_owned()));
+                }
+                Ok(event) => {
+                    if let Some(event) = self.of_task(event) {
+                        return Ok(event);
+                    }
+                }
+                Err(_) if Instant::now() < end => {}
+                Err(_) => return Err(Stop::Failed("it took too long to answer".to_owned())),
+            }
         }
     }
 
@@ -172,10 +250,16 @@ impl<'a> Wire<'a> {
     }
 
     /// Fetches a sub-result that was announced. What else is said meanwhile is kept.
-    pub(super) fn fetch(&mut self, pace: Pace, task: u64, index: u32, into: &mut [u8]) -> Result<(), Stop> {
+    pub(super) fn fetch(
+        &mut self,
+        pace: &mut Pace,
+        task: u64,
+        index: u32,
+        into: &mut [u8],
+    ) -> Result<(), Stop> {
         let total = into.len();
         let mut asked = 0;
-        let mut on_their_way: VecDeque<(u64, Range<usize>)> = VecDeque::new();
+        let mut on_their_way: VecDeque<(u64, Range<usize>, Instant)> = VecDeque::new();
         let end = Instant::now() + TASK_LIMIT;
         let mut kept = VecDeque::new();
         loop {
@@ -183,9 +267,10 @@ impl<'a> Wire<'a> {
                 let range = asked..total.min(asked + pace.chunk_bytes());
                 // A chunk is at most `MAX_CHUNK_BYTES` long.
                 let part = Request::Fetch { task, index, offset: asked as u64, len: range.len() as u32 };
-                let number = self.ask(part, Payload::empty(), Lane::Data, TASK_LIMIT)?;
+                let sent = Instant::now();
+                let number = self.ask(part, Payload::empty(), Lane::Data, pace.limit())?;
                 asked = range.end;
-                on_their_way.push_back((number, range));
+                on_their_way.push_back((number, range, sent));
             }
             if on_their_way.is_empty() {
                 kept.append(&mut self.kept);
@@ -197,13 +282,14 @@ impl<'a> Wire<'a> {
                 Event::Said(number, _) | Event::Over(number) => *number,
                 Event::Cancelled | Event::Gone => continue,
             };
-            let Some(at) = on_their_way.iter().position(|(number, _)| *number == of) else {
+            let Some(at) = on_their_way.iter().position(|(number, ..)| *number == of) else {
                 kept.push_back(event);
                 continue;
             };
             match event {
                 Event::Said(_, Said::Answer(Answer::Bytes { crc }, payload)) => {
-                    let range = on_their_way.remove(at).map_or(0..0, |(_, range)| range);
+                    let Some((_, range, sent)) = on_their_way.remove(at) else { continue };
+                    pace.acknowledged(sent.elapsed());
                     if payload.len() != range.len() || payload.copy_and_check(&mut into[range.clone()]) != crc
                     {
                         return Err(Stop::Failed(format!(
@@ -214,7 +300,11 @@ impl<'a> Wire<'a> {
                     }
                 }
                 Event::Said(_, Said::Answer(answer, _)) => return Err(unexpected(&answer)),
-                Event::Said(_, Said::Garbage(text) | Said::Nothing(text)) => return Err(Stop::Failed(text)),
+                Event::Said(_, Said::Nothing(text)) => {
+                    pace.failed();
+                    return Err(Stop::Failed(text));
+                }
+                Event::Said(_, Said::Garbage(text)) => return Err(Stop::Failed(text)),
                 Event::Over(_) | Event::Cancelled | Event::Gone => {
                     return Err(Stop::Gone("it is gone in the middle of a result".to_owned()));
                 }

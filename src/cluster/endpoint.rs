@@ -12,6 +12,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::sign::CertifiedKey;
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::error::{Error, Result};
 use crate::files;
@@ -140,6 +141,51 @@ impl Security {
     }
 }
 
+impl Security {
+    /// Checks that a machine which connects with certificates serves under the name that its own is made out to: those who
+    /// listen let it be there under no other, so that nobody would ever see it.
+    ///
+    /// # Errors
+    /// [`Error::InvalidParameter`] with both names, [`Error::File`] for a certificate that cannot be read.
+    pub(super) fn check_machine(&self, name: &str, connect: &[Endpoint]) -> Result<()> {
+        let Some(tls) = &self.tls else { return Ok(()) };
+        if !connect.iter().any(|endpoint| endpoint.is_tls(self)) {
+            return Ok(());
+        }
+        let path = tls.certificate.display();
+        let holder = common_name(tls)?;
+        if holder.as_deref() == Some(name) {
+            return Ok(());
+        }
+        let (of, mend) = match holder {
+            Some(holder) => (
+                format!("made out to {holder:?}"),
+                format!("serve under the name {holder}, or with a certificate for {name}"),
+            ),
+            None => ("without a common name".to_owned(), format!("make one for {name}")),
+        };
+        Err(Error::invalid(
+            "name of the machine",
+            format!("{name:?} and its certificate {path} is {of}, so that no master would accept it"),
+            mend,
+        ))
+    }
+}
+
+/// The name that a side's certificate is made out to, as the other side's access control takes it.
+fn common_name(tls: &Tls) -> Result<Option<String>> {
+    let bad = |cause: String| Error::File {
+        path: tls.certificate.display().to_string(),
+        cause: format!("the certificate cannot be read: {cause}"),
+        input: true,
+    };
+    let bytes = pem("certificate", &tls.certificate)?;
+    let certificate = CertificateDer::from_pem_slice(&bytes).map_err(|e| bad(e.to_string()))?;
+    let (_, parsed) = X509Certificate::from_der(&certificate).map_err(|e| bad(e.to_string()))?;
+    let name = parsed.subject().iter_common_name().next().and_then(|name| name.as_str().ok());
+    Ok(name.map(str::to_owned))
+}
+
 /// Most bytes of a file of certificates: those of every public authority together take a quarter of it.
 const MOST_PEM_BYTES: u64 = 1 << 20;
 
@@ -147,7 +193,9 @@ const MOST_PEM_BYTES: u64 = 1 << 20;
 fn pem(what: &str, path: &Path) -> Result<Vec<u8>> {
     let read = files::Input::open(path).and_then(|file| file.into_bytes(MOST_PEM_BYTES, "name a PEM file"));
     read.map_err(|error| match error {
-        Error::File { path, cause, input } => Error::File { path, cause: format!("the {what} {cause}"), input },
+        Error::File { path, cause, input } => {
+            Error::File { path, cause: format!("the {what} {cause}"), input }
+        }
         other => other,
     })
 }

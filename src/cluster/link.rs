@@ -172,6 +172,9 @@ impl Link {
         let failed = |error: zenoh::Error| Error::Unavailable {
             what: format!("the cluster at {place} ({})", brief(&error.to_string())),
             mend: match side {
+                _ if error.to_string().contains("thread") => {
+                    "allow this process more threads (ulimit -u, the pids.max of its cgroup)".to_owned()
+                }
                 Side::Listen(_) => "is the address this machine's, and the port free?".to_owned(),
                 Side::Connect(_) => {
                     "is the other side running, and do both use certificates or both none?".to_owned()

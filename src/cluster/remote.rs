@@ -272,7 +272,7 @@ impl Worker for RemoteWorker {
                 let inline_bytes = pace.chunk_bytes().min(MAX_CHUNK_BYTES) as u32;
                 let request =
                     Request::Task { task, device, content, order: order.clone(), inline_bytes, crc };
-                let number = wire.ask(request, payload, Lane::Task, TASK_LIMIT)?;
+                let number = wire.ask_for_task(task, request, payload)?;
                 let end = Instant::now() + TASK_LIMIT;
                 loop {
                     match wire.next(end)? {
@@ -303,7 +303,7 @@ impl Worker for RemoteWorker {
                                         into.len()
                                     )));
                                 }
-                                wire.fetch(*pace, task, index, into)?;
+                                wire.fetch(pace, task, index, into)?;
                                 emit(at, values);
                             }
                             Said::Answer(Answer::Done, _) if wanted.is_empty() => return Ok(()),

@@ -3,6 +3,7 @@
 //! Invariant: whoever asks for a session never waits for one.
 
 use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use zenoh::{Session, Wait};
 
 use super::endpoint::{Grant, Security, Side, locators};
 use super::wire::{MAX_CHUNK_BYTES, MAX_HEADER_BYTES};
+use crate::error::panic_text;
 
 /// After so long without a word a connection is dead.
 const LEASE: Duration = Duration::from_secs(4);
@@ -78,7 +80,9 @@ impl Door {
 
     /// Opens a session, waiting for it, and declares on it what is to be declared.
     pub(super) fn open(&self) -> Result<(), zenoh::Error> {
-        let session = zenoh::open(self.config.clone()).wait()?;
+        // The engine panics where the system has no threads for it.
+        let opening = AssertUnwindSafe(|| zenoh::open(self.config.clone()).wait());
+        let session = catch_unwind(opening).unwrap_or_else(|panic| Err(panic_text(&*panic).into()))?;
         let mut inner = self.inner();
         if matches!(inner.state, State::Waiting) {
             let mut kept = Vec::new();

@@ -251,7 +251,8 @@ pub enum Request {
         crc: u32,
     },
     /// Compute. The payload is all slabs, or nothing where they were sent in chunks. Answered with [`Answer::Part`] or
-    /// [`Answer::Ready`] for each sub-result as it is complete, then [`Answer::Done`].
+    /// [`Answer::Ready`] for each sub-result as it is complete, then [`Answer::Done`]. A task that takes long is asked for
+    /// again, with [`Request::Await`]: requests end soon, whatever becomes of them.
     Task {
         /// Its number.
         task: u64,
@@ -286,6 +287,12 @@ pub enum Request {
     },
     /// Stop. Not answered.
     Cancel {
+        /// The task.
+        task: u64,
+    },
+    /// Answer a task to this request from now on, as to its [`Request::Task`], which may end. Refused as [`Refusal::Over`]
+    /// where the task is over; its last answers went to the request before.
+    Await {
         /// The task.
         task: u64,
     },
@@ -355,6 +362,8 @@ pub enum Refusal {
     Cancelled,
     /// Too much at once.
     Busy,
+    /// The task that is [asked for again](Request::Await) is over, or was never there.
+    Over,
 }
 
 /// A worker process.

@@ -132,7 +132,7 @@ impl<T: Element> Common<T> {
             });
         }
         let rounding = Rounding::plain::<T>(self.shape.reduction());
-        let expected = plan.expected_norm(scan, &self.group_weights, unit);
+        let expected = plan.expected_norm(scan, &self.group_weights, unit, &[]);
         let quality = Quality {
             condition: 1.0,
             error_bound: relative_to(rounding.normwise(1.0), expected, norm)

@@ -17,8 +17,9 @@ use crate::array::{Element, check_elems, first_non_finite};
 use crate::coding::{CheckerCache, Code};
 use crate::conv::{ConvParams, ConvShape};
 use crate::error::{Error, Result};
-use crate::planner::{choose_partitions, unmixed_partitions};
-use crate::scheduler::{Audit, End, Pool};
+use crate::memory;
+use crate::planner::{LayerMemory, choose_partitions, subtask_shape, unmixed_partitions};
+use crate::scheduler::{Audit, End, Fleet, Pool};
 use crate::worker::SubtaskShape;
 
 /// Uneven runs that are computed on this machine before it is tried again to code the layer another way.
@@ -70,7 +71,7 @@ impl<T: Element> CodedConv<T> {
     ///
     /// # Errors
     /// [`Error::InvalidParameter`], [`Error::Mismatch`] or [`Error::NonFinite`] for a layer that cannot be
-    /// built, [`Error::Unavailable`] when a worker cannot compute in this type, and the first worker's error
+    /// built, [`Error::Memory`] for one that does not fit into this machine, [`Error::Unavailable`] when a worker cannot compute in this type, and the first worker's error
     /// when too few could take their filters.
     pub fn prepare(
         pool: &Pool,
@@ -127,6 +128,10 @@ impl<T: Element> CodedConv<T> {
         };
         let flaw = if common.finite { None } else { flaw() };
         refuse_unless_passed(&code, common.options.audit, flaw)?;
+        let subtask = subtask_shape(&common.shape, &code)?;
+        let needed =
+            LayerMemory::of(&common.shape, &code, &subtask, T::DTYPE, pool.share_here(), pool.cores());
+        memory::require(&format!("layer {}", common.options.name), needed.total())?;
         let _span = tracing::info_span!("prepare", name = common.options.name).entered();
         let main = Variant::new(pool, &common, code, false, checkers, INSTALL_LIMIT)?;
         Ok(Self { common, main, other: Mutex::new(Other::NotTried), pool: pool.clone() })

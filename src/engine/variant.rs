@@ -360,18 +360,32 @@ impl<T: Element> Variant<T> {
             clamp: common.options.clamp,
         };
         let norm = decode(decoder, &self.tiling, &results, epilogue, &mut output)?;
-        let recomputed = if finite { self.repair(job, amplification, &mut output) } else { 0 };
+        let repaired =
+            if finite { self.repair(job, amplification, unit, &mut output) } else { Repaired::default() };
+        let recomputed = repaired.outputs;
         // No element is larger than the norm; where that is beyond the type, one may be. Every result is finite: it is the
         // output that its type cannot hold.
         let fits = T::from_f64(norm).finite() && recomputed == 0;
         if finite && !fits && first_non_finite(&output).is_some() {
             return Err(overflow::<T>(gathered, &self.holdings.pool));
         }
-        let expected = self.scan.expected_norm(scan, &common.group_weights, unit) / unit;
+        let normwise = rounding.normwise(condition);
+        let (mut norm, mut known) = (norm, Vec::new());
+        if recomputed > 0 {
+            // What was decoded of outlying windows is gone, with its errors. Of the others no error is larger than windowwise.
+            norm = output.iter().map(|value| (value.to_f64() * unit).powi(2)).sum::<f64>().sqrt() / unit;
+            let squares = |(group, windows): &(usize, f64)| {
+                let group_out = common.shape.out_channels / common.shape.groups;
+                let sums = &common.filters.sums[group % common.shape.groups * group_out..][..group_out];
+                let sums: f64 = sums.iter().map(|sum| sum * sum).sum();
+                (*group, (windowwise / normwise).powi(2) * windows * sums)
+            };
+            known.extend(repaired.others.iter().map(squares));
+        }
+        let expected = self.scan.expected_norm(scan, &common.group_weights, unit, &known) / unit;
         let quality = Quality {
             condition,
-            error_bound: relative_to(rounding.normwise(condition), expected, norm)
-                + rounding.underflow_of(output.len(), norm),
+            error_bound: relative_to(normwise, expected, norm) + rounding.underflow_of(output.len(), norm),
             windowwise: windowwise + rounding.underflow(scan.smallest, common.filters.smallest_sum()),
             amplification,
             recomputed,
@@ -385,8 +399,8 @@ impl<T: Element> Variant<T> {
     }
 
     /// Writes exact values where decoding cannot: the bias where windows are zero throughout, sums of products where they
-    /// stand out. Gives the number of outputs that were computed.
-    fn repair(&self, job: &Finishing<'_, T>, amplification: f64, output: &mut [T]) -> usize {
+    /// stand out.
+    fn repair(&self, job: &Finishing<'_, T>, amplification: f64, unit: f64, output: &mut [T]) -> Repaired {
         let Finishing { common, input, scan, .. } = *job;
         let shape = &common.shape;
         let (group_out, plane) = (shape.out_channels / shape.groups, shape.output_plane());
@@ -399,17 +413,19 @@ impl<T: Element> Variant<T> {
         }
         let groups: Vec<usize> = scan.uneven(amplification).collect();
         if groups.is_empty() {
-            return 0;
+            return Repaired::default();
         }
-        let positions: Vec<(usize, usize)> = groups
+        let (positions, others): (Vec<Vec<(usize, usize)>>, Vec<(usize, f64)>) = groups
             .into_par_iter()
-            .flat_map_iter(|group| {
+            .map(|group| {
                 let mut found = Vec::new();
-                self.scan
-                    .visit_uneven(input, group, amplification, &common.rooms, |at| found.push((group, at)));
-                found
+                let visit = |at| found.push((group, at));
+                let rooms = &common.rooms;
+                let squares = self.scan.visit_uneven(input, group, amplification, rooms, unit, visit);
+                (found, (group, squares))
             })
-            .collect();
+            .unzip();
+        let positions = positions.concat();
         let weight = common.weight();
         let outputs: Vec<(usize, T)> = positions
             .par_iter()
@@ -424,8 +440,18 @@ impl<T: Element> Variant<T> {
         for (place, value) in &outputs {
             output[*place] = *value;
         }
-        outputs.len()
+        Repaired { outputs: outputs.len(), others }
     }
+}
+
+/// What was computed on this machine beside decoding.
+#[derive(Debug, Default)]
+struct Repaired {
+    /// Outputs of windows that stand out.
+    outputs: usize,
+    /// Of each image and group that has such windows: the sum of squares of the largest magnitudes of all others, times the
+    /// unit squared.
+    others: Vec<(usize, f64)>,
 }
 
 /// What finishing an output needs to know of the run.

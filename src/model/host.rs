@@ -11,9 +11,11 @@ use tract_onnx::tract_core::internal::{IntoTValue, TValue, TVec, TypedSimplePlan
 use super::conv::{Way, compute_by};
 use super::guard::guarded;
 use super::load::Model;
+use super::memory::ModelMemory;
 use super::prepared::{Output, Signature};
 use super::tensor::Tensor;
 use crate::error::Result;
+use crate::memory;
 
 /// A model that is computed node by node as its file has it, every convolution from its definition
 /// ([`conv::reference`](crate::conv::reference())): slow, and independent of everything that makes coded runs fast.
@@ -31,6 +33,8 @@ impl Model {
     pub fn on_host(&self) -> Result<HostModel> {
         let mut graph = self.typed()?;
         let signature = Signature::of(self)?;
+        let needed = ModelMemory::of(self.name(), &graph)?;
+        memory::require(&format!("{}, run on this machine,", self.name()), needed.host)?;
         let plan = guarded(self.name(), || {
             compute_by(&mut graph, Way::Definition);
             graph.compact()?;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tract_onnx::Onnx;
-use tract_onnx::pb::ModelProto;
+use tract_onnx::pb::{GraphProto, ModelProto, TensorProto, tensor_proto};
 use tract_onnx::prelude::{Framework, InferenceModel};
 use tract_onnx::tract_core::internal::{DatumType, TypedModel};
 use tract_onnx::tract_hir::infer::{Factoid, InferenceFact};
@@ -18,6 +18,7 @@ use super::tensor::dtype_name;
 use super::{check, resize, tidy};
 use crate::error::{Error, Result};
 use crate::files::Input;
+use crate::memory;
 
 /// Largest array a model may hold at any point: far beyond what a machine has, so only nonsense is refused early.
 const MOST_BYTES: usize = 1 << 40;
@@ -73,7 +74,7 @@ impl Model {
     ///
     /// # Errors
     /// [`Error::File`] when it cannot be read, [`Error::Model`] when it is no ONNX model, is damaged, or uses an
-    /// operator that cannot be run.
+    /// operator that cannot be run; [`Error::Memory`] when it does not fit into this machine.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let name = path.display().to_string();
@@ -86,6 +87,8 @@ impl Model {
         if let Some(length) = length.filter(|length| *length > MOST_FILE_BYTES) {
             return Err(too_long(&name, &format!("has {length} bytes")));
         }
+        // Its data are there twice for a while: as they lie in the file, and as tensors.
+        memory::require(&format!("reading {name}"), length.unwrap_or(0).saturating_mul(2))?;
         Self::parse(name, &mut file, length, Some(path))
     }
 
@@ -156,6 +159,7 @@ impl Model {
             let cause = format!("nothing in it computes its output {}: export it again", output.name);
             return Err(refused(&name, &cause));
         }
+        memory::require(&format!("reading the data beside {name}"), external_bytes(graph))?;
         let outputs: Vec<String> = graph.output.iter().map(|o| o.name.clone()).collect();
         // Behind `tidy`, by whose names the layers go.
         let convolutions = graph
@@ -332,6 +336,25 @@ fn too_long(name: &str, what: &str) -> Error {
         "{what} where an ONNX file has at most {MOST_FILE_BYTES} bytes: keep its weights in files beside it (external data)"
     );
     refused(name, &cause)
+}
+
+/// Bytes of the tensors that lie in files of their own, as the model describes them.
+fn external_bytes(graph: &GraphProto) -> u64 {
+    let external = graph.initializer.iter().filter(|tensor| {
+        tensor.data_location.is_some_and(|place| place == tensor_proto::DataLocation::External as i32)
+    });
+    let bytes = |tensor: &TensorProto| {
+        // Of an element, by ONNX's numbers of types: bytes and truth values, then 16, 64 and 32 bits.
+        let element = match tensor.data_type {
+            2 | 3 | 9 => 1,
+            4 | 5 | 10 | 16 => 2,
+            7 | 11 | 13 => 8,
+            _ => 4,
+        };
+        let product = |bytes: u64, size: &i64| bytes.saturating_mul(u64::try_from(*size).unwrap_or(0));
+        tensor.dims.iter().fold(element, product)
+    };
+    external.map(bytes).fold(0, u64::saturating_add)
 }
 
 fn cause(error: &Error) -> String {

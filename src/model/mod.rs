@@ -35,6 +35,7 @@ mod guard;
 mod host;
 mod load;
 mod lower;
+mod memory;
 mod op;
 mod options;
 mod place;
@@ -49,6 +50,7 @@ mod tidy;
 
 pub use host::HostModel;
 pub use load::{InputInfo, Model};
+pub use memory::ModelMemory;
 pub use options::{Freedom, GemmChoice, ModelOptions, Progress};
 pub use place::PlannedLayer;
 pub use prepared::{ModelRun, Output, PreparedModel};

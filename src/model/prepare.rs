@@ -11,24 +11,29 @@ use tract_onnx::tract_core::internal::{
 use super::find::{Found, Layer, LayerOp, layers};
 use super::guard::guarded;
 use super::load::Model;
+use super::memory::ModelMemory;
 use super::op::CodedOp;
 use super::options::{ModelOptions, Progress};
 use super::place::{STAYS, of_layer, place, stays};
 use super::prepared::{CodedLayer, LocalLayer, Place, PreparedModel, Signature};
 use super::runnable::{runnable, shunt};
 use crate::array::{DType, Element};
+use crate::coding::Code;
 use crate::engine::{CodedConv, LayerOptions, SharedWeight};
 use crate::error::Result;
-use crate::planner::{LayerPlan, Way};
-use crate::scheduler::Pool;
+use crate::memory;
+use crate::planner::{LayerMemory, LayerPlan, Way, subtask_shape};
+use crate::scheduler::{Fleet, Pool};
 
 impl Model {
     /// Codes the model's layers and installs their filters on the workers of `pool`, once for any number of runs.
     ///
     /// # Errors
     /// [`Error::Model`] when a size is not known or the graph does not fit together, [`Error::Layer`] with what
-    /// [`CodedConv::prepare`] says of a layer, [`Error::InvalidParameter`] for options that no layer can have.
+    /// [`CodedConv::prepare`] says of a layer, [`Error::InvalidParameter`] for options that no layer can have,
+    /// [`Error::Memory`] where it does not fit into this machine.
     ///
+    /// [`Error::Memory`]: crate::Error::Memory
     /// [`Error::Model`]: crate::Error::Model
     /// [`Error::Layer`]: crate::Error::Layer
     /// [`Error::InvalidParameter`]: crate::Error::InvalidParameter
@@ -87,6 +92,18 @@ impl Model {
                 places.push(local("nothing uses its output".to_owned(), name.clone(), LayerOp::Conv));
             }
         }
+        let mut needed = ModelMemory::of(self.name(), &graph)?;
+        for (name, _, found, (code, n, (k_a, k_b))) in &to_code {
+            let layer = || -> Result<LayerMemory> {
+                let code = Code::new(*code, *k_a, *k_b, *n)?;
+                let subtask = subtask_shape(&found.shape, &code)?;
+                let dtype = arithmetic(found, options.precision);
+                Ok(LayerMemory::of(&found.shape, &code, &subtask, dtype, pool.share_here(), pool.cores()))
+            };
+            needed.add(&layer().map_err(|e| of_layer(name, e))?, copied_bytes(found, options.precision));
+        }
+        tracing::info!(estimated_bytes = needed.total(), ?needed, "memory");
+        memory::require(&format!("{}, prepared and run,", self.name()), needed.additional())?;
         let total = to_code.len();
         let mut coded = Vec::with_capacity(total);
         for (index, (name, op, found, (code, n, partitions))) in to_code.into_iter().enumerate() {
@@ -106,7 +123,7 @@ impl Model {
             observe(Progress { done: index + 1, total, layer: &name });
         }
         let plan = guarded(self.name(), || runnable(graph))?;
-        Ok(PreparedModel { signature, plan, layers: coded, places })
+        Ok(PreparedModel { signature, plan, layers: coded, places, memory: needed })
     }
 }
 
@@ -121,6 +138,22 @@ fn replace(graph: &mut TypedModel, name: &str, found: &Found, index: usize) -> T
     shunt(graph, found.folded.last, OutletId::new(coded, 0))
 }
 
+/// The type a layer is computed in.
+fn arithmetic(found: &Found, precision: Option<DType>) -> DType {
+    let own = if found.dtype == f64::datum_type() { DType::F64 } else { DType::F32 };
+    precision.unwrap_or(own)
+}
+
+/// Bytes of the filters that a layer does not share with the model.
+fn copied_bytes(found: &Found, precision: Option<DType>) -> u64 {
+    let dtype = arithmetic(found, precision);
+    let shared = match dtype {
+        DType::F32 => Shared::<f32>::of(found).is_some(),
+        DType::F64 => Shared::<f64>::of(found).is_some(),
+    };
+    if shared { 0 } else { (found.shape.weight_elems() * dtype.size_bytes()) as u64 }
+}
+
 fn prepare_layer(
     pool: &Pool,
     found: Found,
@@ -128,8 +161,7 @@ fn prepare_layer(
     options: LayerOptions,
     precision: Option<DType>,
 ) -> Result<CodedLayer> {
-    let own = if found.dtype == f64::datum_type() { DType::F64 } else { DType::F32 };
-    Ok(match (own, precision.unwrap_or(own)) {
+    Ok(match (arithmetic(&found, None), arithmetic(&found, precision)) {
         (DType::F32, DType::F32) => CodedLayer::f32(op, convolution::<f32, f32>(pool, found, options)?),
         (DType::F32, DType::F64) => CodedLayer::f64(op, convolution::<f32, f64>(pool, found, options)?),
         (DType::F64, DType::F32) => CodedLayer::f32(op, convolution::<f64, f32>(pool, found, options)?),
@@ -249,7 +281,13 @@ mod tests {
         let layer = LayerOptions { name, ..LayerOptions::default() };
         let layers = vec![prepare_layer(pool, found, op, layer, None).unwrap()];
         let signature = Signature::of(model).unwrap();
-        PreparedModel { signature, plan: runnable(graph).unwrap(), layers, places: vec![Place::Coded(0)] }
+        PreparedModel {
+            signature,
+            plan: runnable(graph).unwrap(),
+            layers,
+            places: vec![Place::Coded(0)],
+            memory: ModelMemory::default(),
+        }
     }
 
     /// What a run is compared with shares nothing of what folds and codes.

@@ -13,6 +13,7 @@ use tract_onnx::tract_core::plan::eval;
 use super::find::LayerOp;
 use super::guard::guarded;
 use super::load::Model;
+use super::memory::ModelMemory;
 use super::op::CodedOp;
 use super::options::Progress;
 use super::tensor::{Tensor, dtype_name};
@@ -27,6 +28,7 @@ pub struct PreparedModel {
     pub(super) layers: Vec<CodedLayer>,
     /// Every layer of the file, in the order of the graph.
     pub(super) places: Vec<Place>,
+    pub(super) memory: ModelMemory,
 }
 
 /// Where a layer of the file went.
@@ -187,6 +189,12 @@ impl PreparedModel {
     #[must_use]
     pub fn input_shapes(&self) -> Vec<(&str, &[usize])> {
         self.signature.inputs.iter().map(|i| (i.name.as_str(), i.shape.as_slice())).collect()
+    }
+
+    /// What it was estimated to need.
+    #[must_use]
+    pub fn memory(&self) -> ModelMemory {
+        self.memory
     }
 
     /// Number of layers on the workers.

@@ -14,11 +14,13 @@ mod calibrate;
 mod choose;
 mod cost;
 mod fit;
+mod memory;
 mod plan;
 mod rates;
 
 pub use calibrate::{Calibration, calibrate, calibrate_host, calibrate_worker};
 pub use choose::{choose_partitions, feasible_partitions, unmixed_partitions};
 pub use cost::{PaperCost, SubtaskCost, subtask_shape};
+pub use memory::LayerMemory;
 pub use plan::{Alternative, LayerPlan, PlanOptions, Way, plan_layer};
 pub use rates::{HostRates, Prediction, Rates, Work, WorkerRates};

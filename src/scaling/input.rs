@@ -220,25 +220,34 @@ impl ScanPlan {
     }
 
     /// Calls `visit` with the output position of every window of image and group `group` whose amplification exceeds
-    /// `limit`.
+    /// `limit`. Gives the sum of squares of the largest magnitudes of all other windows, times `unit` squared.
     pub fn visit_uneven<T: Element>(
         &self,
         input: &[T],
         group: usize,
         limit: f64,
         room: &ScanRoom<T>,
+        unit: f64,
         mut visit: impl FnMut(usize),
-    ) {
+    ) -> f64 {
         let mut own = room.take();
         self.magnitudes(input, group, false, &mut own);
         self.window_maxima(&mut own);
         let scales = self.scales(&own);
+        let mut visited = Vec::new();
         self.compare(&mut own, &scales, limit, |at, ratio| {
             if ratio > limit {
                 visit(at);
+                visited.push(at);
             }
         });
+        for at in visited {
+            own.own[at] = T::default();
+        }
+        let squares =
+            own.own[..self.shape.output_plane()].iter().map(|most| (most.to_f64() * unit).powi(2)).sum();
         room.keep(own);
+        squares
     }
 
     /// Whether windows have to be compared with each other.
@@ -363,9 +372,16 @@ impl ScanPlan {
     }
 
     /// The L2 norm that the outputs have on average, times `unit`, if products are as large as their operands let expect and
-    /// as often positive as negative. `group_weights` are `[g]`: the sum of the energies of a group's filters.
+    /// as often positive as negative. `group_weights` are `[g]`: the sum of the energies of a group's filters. `known` names
+    /// images and groups whose outputs have at most some other sum of squares, times `unit` squared.
     #[must_use]
-    pub fn expected_norm(&self, scan: &InputScan, group_weights: &[f64], unit: f64) -> f64 {
+    pub fn expected_norm(
+        &self,
+        scan: &InputScan,
+        group_weights: &[f64],
+        unit: f64,
+        known: &[(usize, f64)],
+    ) -> f64 {
         let plane = self.shape.output_plane();
         let of_group = |(group, energies): (usize, &[f64])| {
             let mean = energies.iter().sum::<f64>() / self.k_a as f64;
@@ -375,7 +391,8 @@ impl ScanPlan {
                 energy.max(mean) * outputs as f64 * (unit / scale).powi(2)
             };
             let own: f64 = energies.iter().enumerate().map(of_slab).sum();
-            own * group_weights.get(group % self.shape.groups).copied().unwrap_or(0.0)
+            let own = own * group_weights.get(group % self.shape.groups).copied().unwrap_or(0.0);
+            known.iter().find(|(of, _)| *of == group).map_or(own, |(_, squares)| own.min(*squares))
         };
         scan.energies.chunks_exact(self.k_a).enumerate().map(of_group).sum::<f64>().sqrt()
     }

@@ -70,10 +70,11 @@ struct Slot {
 }
 
 impl Pool {
-    /// Starts a thread for each worker. Names that occur twice get their index appended.
+    /// Starts a thread for each worker. Names that occur twice get their index appended. A worker that the system refuses a
+    /// thread is [lost](Pool::lost) from the start, and the others do its work.
     ///
     /// # Errors
-    /// [`Error::InvalidParameter`] for no workers at all; [`Error::WorkerLost`] when the system refuses a thread.
+    /// [`Error::InvalidParameter`] for no workers at all.
     pub fn new(workers: Vec<Box<dyn Worker>>) -> Result<Self> {
         Self::with_options(workers, PoolOptions::default())
     }
@@ -109,7 +110,6 @@ impl Pool {
             slots.push(Slot { name, recipe: worker.recipe(), status, thread: Mutex::new(None) });
             owned.push((worker, absent));
         }
-        // From here on a failure drops `Inner`, which ends the threads that were started.
         let inner = Arc::new(Inner { slots, shared });
         for (index, (worker, absent)) in owned.into_iter().enumerate() {
             let worker = match absent {
@@ -119,7 +119,7 @@ impl Pool {
                     None
                 }
             };
-            inner.start(index, worker, 0)?;
+            inner.start(index, worker, 0);
         }
         Ok(Self { inner })
     }
@@ -176,6 +176,12 @@ impl Pool {
     /// Whether any worker keeps slabs and filters in 16 bits.
     pub(crate) fn keeps_half(&self) -> bool {
         self.workers().any(|info| info.half)
+    }
+
+    /// The fraction of the workers that are threads of this process and hold their filters in its memory.
+    pub(crate) fn share_here(&self) -> f64 {
+        let here = self.workers().filter(|info| info.kind == WorkerKind::Cpu && info.host == LOCAL_HOST);
+        here.count() as f64 / self.len() as f64
     }
 
     /// The kind all workers share, or `mixed`.
@@ -253,7 +259,11 @@ impl Pool {
     }
 
     fn send(&self, worker: usize, command: Command) {
-        self.inner.slots[worker].status.post(command);
+        let slot = &self.inner.slots[worker];
+        if let Err(command) = slot.status.post(command) {
+            // It has no thread, or the pool is going.
+            slot.decline(command, &|| slot.refusal());
+        }
     }
 }
 
@@ -346,6 +356,19 @@ impl Fleet for Pool {
 }
 
 impl Slot {
+    /// Answers a command that its thread will not take.
+    fn decline(&self, command: Command, cause: &dyn Fn() -> Error) {
+        match command {
+            Command::Execute(task) => task.fail(cause()),
+            Command::Install(request, reply, worker) => {
+                self.status.installing.fetch_sub(1, Ordering::Relaxed);
+                // The layer may have stopped waiting.
+                let _ = reply.send(Installed { key: request.key, worker, result: Err(cause()) });
+            }
+            Command::Remove(_) | Command::Return(..) | Command::Wake => {}
+        }
+    }
+
     /// Why it gets no task.
     fn refusal(&self) -> Error {
         let health = locked(&self.status.health);
@@ -371,8 +394,8 @@ fn state_name(state: State) -> &'static str {
 }
 
 impl Inner {
-    /// Starts the thread of `epoch` of a slot.
-    fn start(&self, index: usize, worker: Option<Box<dyn Worker>>, epoch: u64) -> Result<()> {
+    /// Starts the thread of `epoch` of a slot. Where the system has none to give its worker is lost for good.
+    fn start(&self, index: usize, worker: Option<Box<dyn Worker>>, epoch: u64) {
         let slot = &self.slots[index];
         let service = Service {
             shared: Arc::clone(&self.shared),
@@ -386,13 +409,21 @@ impl Inner {
         let inbox = slot.status.inbox();
         let thread = std::thread::Builder::new()
             .name(format!("fcdcc {}", slot.name))
-            .spawn(move || service.serve(&inbox))
-            .map_err(|e| Error::WorkerLost {
-                worker: slot.name.clone(),
-                cause: format!("no thread could be started for it: {e}"),
-            })?;
-        *locked(&slot.thread) = Some(thread);
-        Ok(())
+            .spawn(move || service.serve(&inbox));
+        match thread {
+            Ok(thread) => *locked(&slot.thread) = Some(thread),
+            Err(error) => {
+                let cause = format!("no thread could be started for it: {error}");
+                tracing::warn!(worker = slot.name, cause, "gone for good");
+                slot.status.lose(&self.shared, &cause);
+                let inbox = slot.status.inbox();
+                inbox.close();
+                let lost = || Error::WorkerLost { worker: slot.name.clone(), cause: cause.clone() };
+                for command in inbox.drain() {
+                    slot.decline(command, &lost);
+                }
+            }
+        }
     }
 
     /// Gives up a worker whose task was cancelled long ago and that is still at it: its thread is left alone with
@@ -405,19 +436,9 @@ impl Inner {
         slot.status.lose(&self.shared, &cause);
         let lost = || Error::WorkerLost { worker: slot.name.clone(), cause: cause.clone() };
         for command in queued {
-            match command {
-                Command::Execute(task) => task.fail(lost()),
-                Command::Install(request, reply, worker) => {
-                    slot.status.installing.fetch_sub(1, Ordering::Relaxed);
-                    // The layer may have stopped waiting.
-                    let _ = reply.send(Installed { key: request.key, worker, result: Err(lost()) });
-                }
-                Command::Remove(_) | Command::Return(..) | Command::Wake => {}
-            }
+            slot.decline(command, &lost);
         }
-        if let Err(error) = self.start(index, None, epoch) {
-            tracing::warn!(worker = slot.name, %error, "gone for good");
-        }
+        self.start(index, None, epoch);
     }
 }
 

@@ -47,7 +47,8 @@ impl Revival {
             });
             match made {
                 Ok((worker, holds)) => {
-                    self.status.post(Command::Return(worker, holds));
+                    // The pool may be going, and then nobody needs it.
+                    let _ = self.status.post(Command::Return(worker, holds));
                     return;
                 }
                 Err(error) => tracing::warn!(worker = self.name, %error, attempt, "not back yet"),

@@ -254,10 +254,9 @@ impl Status {
         Arc::clone(&locked(&self.inbox))
     }
 
-    /// Queues a command; nothing happens when the pool is going.
-    pub(super) fn post(&self, command: Command) {
-        // It is closed only when the pool goes, and then nobody asks for anything any more.
-        let _ = locked(&self.inbox).post(command);
+    /// Queues a command; gives it back where no thread will take it: there is none, or the pool is going.
+    pub(super) fn post(&self, command: Command) -> std::result::Result<(), Command> {
+        locked(&self.inbox).post(command)
     }
 
     /// So many tasks fewer. A task may be counted before its worker is abandoned and queued after.

@@ -14,12 +14,12 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 
 use super::super::budget::{Budget, Reservation};
-use super::super::link::{Incoming, Payload, bytes_of};
+use super::super::link::{Payload, bytes_of};
 use super::super::wire::{Answer, ContentId, DeviceInfo, MasterId, Refusal, Spec};
 use super::cache::Cache;
 use super::outbox::{Outbox, Results};
 use super::spare::Spare;
-use super::tasks::Tasks;
+use super::tasks::{Asker, Tasks};
 use crate::array::{DType, Values};
 use crate::error::{Error, Result, panic_text};
 use crate::worker::{
@@ -58,7 +58,7 @@ pub(super) struct TaskJob {
     pub(super) reservation: Reservation,
     pub(super) inline_bytes: usize,
     pub(super) cancel: CancelToken,
-    pub(super) request: Arc<Incoming>,
+    pub(super) asker: Asker,
     pub(super) outbox: Outbox,
 }
 
@@ -297,7 +297,7 @@ impl Thread {
 
     fn execute(&mut self, job: TaskJob) {
         let started = Instant::now();
-        let TaskJob { key, content, order, slabs, reservation, inline_bytes, cancel, request, outbox } = job;
+        let TaskJob { key, content, order, slabs, reservation, inline_bytes, cancel, asker, outbox } = job;
         let result = match self.held.get(&content).copied() {
             None => Err(None),
             Some((filters, dtype)) => {
@@ -310,11 +310,11 @@ impl Thread {
                     if bytes.len() <= inline_bytes {
                         let payload = Payload::from(bytes);
                         let crc = payload.crc();
-                        outbox.send(&request, Answer::Part { index, crc }, payload);
+                        outbox.send(&asker.current(), Answer::Part { index, crc }, payload);
                     } else {
                         let size = bytes.len() as u64;
                         match results.keep((key.0, key.1, index), bytes) {
-                            Ok(()) => outbox.say(&request, Answer::Ready { index, bytes: size }),
+                            Ok(()) => outbox.say(&asker.current(), Answer::Ready { index, bytes: size }),
                             Err(cause) => unkept = Some(cause),
                         }
                     }
@@ -349,7 +349,7 @@ impl Thread {
             Ok(()) => {
                 stats.done.fetch_add(1, Ordering::Relaxed);
                 *locked(&stats.last_done) = Some(Instant::now());
-                outbox.say(&request, Answer::Done);
+                outbox.say(&asker.current(), Answer::Done);
             }
             Err(why) => {
                 let (why, text) = why.unwrap_or_else(|| {
@@ -362,7 +362,7 @@ impl Thread {
                 let counter = if why == Refusal::Cancelled { &stats.cancelled } else { &stats.failed };
                 counter.fetch_add(1, Ordering::Relaxed);
                 self.common.results.forget(key.0, key.1);
-                outbox.refuse(&request, why, text);
+                outbox.refuse(&asker.current(), why, text);
             }
         }
     }

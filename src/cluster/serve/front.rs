@@ -145,6 +145,19 @@ impl Front {
         if request == Request::Info {
             return self.lobby.say(&incoming, (self.describe)());
         }
+        if let Request::Await { task } = request {
+            let outbox = match self.masters.get_mut(&from) {
+                None => &self.lobby,
+                Some(master) => {
+                    master.heard = Instant::now();
+                    &master.outbox
+                }
+            };
+            if !self.common.tasks.renew((from, task), &incoming) {
+                outbox.refuse(&incoming, Refusal::Over, format_args!("task {task} is over"));
+            }
+            return;
+        }
         if pending.is_none() {
             return self.lobby.refuse(
                 &incoming,
@@ -156,7 +169,8 @@ impl Front {
             return self.lobby.refuse(&incoming, Refusal::Busy, text);
         }
         let result = match request {
-            Request::Info => Ok(()),
+            // Dealt with above.
+            Request::Info | Request::Await { .. } => Ok(()),
             Request::Install { device, content, spec } => {
                 self.install(from, &incoming, device, content, spec, &payload)
             }
@@ -422,7 +436,7 @@ impl Front {
             return Err(incomplete(object.total()));
         }
         let (slabs, reservation) = object.finish().map_err(|object| incomplete(object.received()))?;
-        let Some(cancel) = self.common.tasks.begin((from, task)) else {
+        let Some((cancel, asker)) = self.common.tasks.begin((from, task), incoming) else {
             return Err((Refusal::Cancelled, "cancelled before it came".to_owned()));
         };
         self.devices[at].queue(Job::Execute(TaskJob {
@@ -433,7 +447,7 @@ impl Front {
             reservation,
             inline_bytes: (wanted.inline_bytes as usize).min(wire::MAX_CHUNK_BYTES),
             cancel,
-            request: Arc::clone(incoming),
+            asker,
             outbox: self.masters[&from].outbox.clone(),
         }));
         Ok(())

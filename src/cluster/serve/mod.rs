@@ -114,17 +114,32 @@ impl Shared {
     }
 }
 
-impl WorkerServer {
-    /// Serves `workers`.
+impl ServeOptions {
+    /// Checks everything that needs neither workers nor a network.
     ///
     /// # Errors
-    /// [`Error::InvalidParameter`] for a bad name, no workers or endpoints, or endpoints that would be in the open;
+    /// [`Error::InvalidParameter`] for a bad name or one that is not the certificate's, no endpoints, or endpoints that would
+    /// be in the open; [`Error::File`] for certificates that cannot be used.
+    pub fn check(&self) -> Result<()> {
+        check_name("name of the machine", &self.name)?;
+        check_name("name of the cluster", &self.cluster)?;
+        if self.listen.is_empty() && self.connect.is_empty() {
+            return Err(Error::invalid("endpoints", "none", "listen on one, or connect to one"));
+        }
+        self.security.check(&self.listen, &self.connect)?;
+        self.security.check_machine(&self.name, &self.connect)
+    }
+}
+
+impl WorkerServer {
+    /// Serves `workers`; fewer of them where the system is out of threads.
+    ///
+    /// # Errors
+    /// Those of [`ServeOptions::check`]; [`Error::InvalidParameter`] for no workers or too many;
     /// [`Error::File`] for certificates or a cache folder that cannot be used; [`Error::Unavailable`] where it cannot
     /// listen.
     pub fn start(workers: Vec<Box<dyn Worker>>, options: &ServeOptions) -> Result<Self> {
-        check_name("name of the machine", &options.name)?;
-        check_name("name of the cluster", &options.cluster)?;
-        options.security.check(&options.listen, &options.connect)?;
+        options.check()?;
         if workers.is_empty() || workers.len() > MAX_DEVICES {
             return Err(Error::invalid(
                 "number of workers",
@@ -135,9 +150,6 @@ impl WorkerServer {
         if let Some(half) = workers.iter().map(|worker| worker.info()).find(|info| info.half) {
             let mend = "lend it with f32 storage: masters could not state how exact its results are";
             return Err(Error::invalid("f16 storage of a lent worker", half.name, mend));
-        }
-        if options.listen.is_empty() && options.connect.is_empty() {
-            return Err(Error::invalid("endpoints", "none", "listen on one, or connect to one"));
         }
         let keys = Keys::new(&options.cluster);
         let cache = match &options.cache {
@@ -154,11 +166,22 @@ impl WorkerServer {
         };
         let (events, queue) = unbounded();
         let mut devices = Vec::with_capacity(workers.len());
-        for (index, worker) in workers.into_iter().enumerate() {
-            let events = events.clone();
+        let mut refused = None;
+        for worker in workers {
+            let (events, index) = (events.clone(), devices.len());
             // The front outlives its devices.
             let tell = move |told| drop(events.send(Event::Device(index, told)));
-            devices.push(Device::start(worker, common.clone(), tell)?);
+            match Device::start(worker, common.clone(), tell) {
+                Ok(device) => devices.push(device),
+                // Where the system is out of threads fewer are lent.
+                Err(error) => {
+                    tracing::warn!(%error, "not lent");
+                    refused = Some(error);
+                }
+            }
+        }
+        if let Some(error) = refused.filter(|_| devices.is_empty()) {
+            return Err(error);
         }
         let no_thread = |e: std::io::Error| Error::Unavailable {
             what: format!("a thread ({e})"),

@@ -1,0 +1,57 @@
+//! Threads for what runs on all cores: as many as the system gives.
+//!
+//! Relevant if the process may have few threads (`ulimit -u`, a container's `pids.max`): rayon's own start panics where it
+//! cannot have all that it wants.
+
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use fcdcc::{Error, Result};
+
+/// Starts rayon's threads: one a core (or `RAYON_NUM_THREADS`), or as many as can be had.
+///
+/// # Errors
+/// [`Error::Unavailable`] where not one can be started.
+pub(crate) fn start() -> Result<()> {
+    let asked = std::env::var("RAYON_NUM_THREADS").ok().and_then(|count| count.parse::<usize>().ok());
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    let wanted = asked.filter(|count| *count > 0).unwrap_or_else(cores);
+    let unavailable = |cause: &dyn std::fmt::Display| Error::Unavailable {
+        what: format!("a thread beside the first ({cause})"),
+        mend: "allow this process more threads (ulimit -u, the pids.max of its cgroup)".to_owned(),
+    };
+    // The threads are there before rayon is told how many there are: it cannot begin twice.
+    let (hand_over, begin) = mpsc::channel::<rayon::ThreadBuilder>();
+    let begin = Arc::new(Mutex::new(begin));
+    let mut started = 0;
+    let mut refused = None;
+    while started < wanted {
+        let begin = Arc::clone(&begin);
+        let thread = std::thread::Builder::new().name(format!("fcdcc core {started}"));
+        let serve = move || {
+            let next = begin.lock().unwrap_or_else(PoisonError::into_inner).recv();
+            // An error: rayon did not start.
+            if let Ok(thread) = next {
+                thread.run();
+            }
+        };
+        match thread.spawn(serve) {
+            Ok(_) => started += 1,
+            Err(error) => {
+                refused = Some(error);
+                break;
+            }
+        }
+    }
+    if let Some(error) = &refused {
+        tracing::warn!(started, wanted, %error, "fewer threads than wanted");
+        if started == 0 {
+            return Err(unavailable(error));
+        }
+    }
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(started)
+        .spawn_handler(|thread| hand_over.send(thread).map_err(|e| std::io::Error::other(e.to_string())))
+        .build_global()
+        .map_err(|e| unavailable(&e))
+}

@@ -1,0 +1,113 @@
+//! A soak over remote workers: the memory of a master (and of the machines, here in the same process) does not grow with the
+//! number of tasks it has had.
+//!
+//! `scripts/soak_remote.sh` runs it with 50,000 tasks (`FCDCC_SOAK_TASKS`). A file of its own, because the allocator that
+//! counts is everybody's in the process.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a failed unwrap is a failed test; what it measures is shown"
+)]
+#![expect(unsafe_code, reason = "an allocator is unsafe to write")]
+
+mod common;
+#[path = "common/counting.rs"]
+mod counting;
+#[path = "common/fleet.rs"]
+mod fleet;
+
+use std::time::{Duration, Instant};
+
+use counting::{Counting, live_bytes};
+use fcdcc::array::Values;
+use fcdcc::worker::{CancelToken, FilterKey, Order, SubtaskShape};
+use fcdcc::{ConvParams, ConvShape, Worker};
+use fleet::{endpoint, master, server, until, workers};
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Tasks of a soak in the suite.
+const TASKS: usize = 6000;
+/// Parts of a soak between which memory is looked at.
+const PARTS: usize = 5;
+/// What a task may leave behind, rounded up from nothing: a timer of the engine beneath alone is several times as much.
+const BYTES_A_TASK: usize = 100;
+/// Requests are over by then, whatever the engine keeps of them.
+const OVER: Duration = Duration::from_secs(20);
+
+/// Slabs that go inline with small results, and such that both go in chunks.
+fn shapes() -> [SubtaskShape; 2] {
+    let conv = |size| ConvShape::new(&[1, 2, size, size], &[2, 2, 3, 3], &ConvParams::default()).unwrap();
+    [
+        SubtaskShape { conv: conv(8), slabs: 1, banks: 1, plain: false },
+        SubtaskShape { conv: conv(160), slabs: 1, banks: 2, plain: false },
+    ]
+}
+
+/// So many tasks on one worker, every twentieth of them a large one.
+fn work(worker: &mut dyn Worker, tasks: usize) {
+    let slabs = shapes().map(|shape| Values::F32(vec![1.0; shape.upload_elems()]));
+    for task in 0..tasks {
+        let which = usize::from(task % 20 == 0);
+        let key = FilterKey { layer: which as u64, subtask: 0 };
+        let mut results = 0;
+        let emit = &mut |_, values: Values| results += values.len();
+        worker.execute(key, &slabs[which], Order::All, &CancelToken::new(), emit).unwrap();
+        assert_eq!(results, shapes()[which].download_elems());
+    }
+}
+
+/// Live bytes as soon as they are below `most`, or what is left when everything is over.
+fn settled(most: usize) -> usize {
+    let end = Instant::now() + OVER;
+    loop {
+        let bytes = live_bytes();
+        if bytes <= most || Instant::now() >= end {
+            return bytes;
+        }
+        std::thread::park_timeout(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn a_master_keeps_nothing_of_the_tasks_it_has_had() {
+    let tasks: usize = std::env::var("FCDCC_SOAK_TASKS").map_or(TASKS, |text| text.parse().unwrap());
+    let at = endpoint();
+    let cluster = master(&at);
+    let _servers = [server("alpha", &at, 1), server("beta", &at, 1), server("gamma", &at, 1)];
+    let mut remote = workers(&cluster, 3);
+    for (which, shape) in shapes().iter().enumerate() {
+        for worker in &mut remote {
+            let key = FilterKey { layer: which as u64, subtask: 0 };
+            worker.install(key, shape, Values::F32(vec![1.0; shape.filter_elems()])).unwrap();
+        }
+    }
+    let mut run = |tasks: usize| {
+        std::thread::scope(|scope| {
+            for worker in &mut remote {
+                scope.spawn(|| work(worker.as_mut(), tasks.div_ceil(3)));
+            }
+        });
+    };
+    // Queues, caches and the engine's own tables have their size by then.
+    run(TASKS / 4);
+    settled(0);
+    let before = live_bytes();
+    println!("{:>8} tasks: {:>9} bytes alive, {:>10} resident", 0, before, fleet::memory());
+    let allowed = before + BYTES_A_TASK * tasks;
+    for part in 1..=PARTS {
+        run(tasks / PARTS);
+        let (live, resident) = (live_bytes(), fleet::memory());
+        println!("{:>8} tasks: {live:>9} bytes alive, {resident:>10} resident", part * tasks / PARTS);
+    }
+    let after = settled(allowed);
+    println!("afterwards     : {after:>9} bytes alive, {:>10} resident", fleet::memory());
+    assert!(after <= allowed, "{after} bytes are alive after {tasks} tasks, {before} were before");
+    // Negative control: as much as timers that outlive their tasks would keep shows.
+    let left: Vec<Vec<u8>> = (0..tasks).map(|_| vec![0; 2 * BYTES_A_TASK]).collect();
+    assert!(live_bytes() > allowed, "{} blocks are not seen", left.len());
+    drop(left);
+    until("it is over", || live_bytes() <= allowed);
+}

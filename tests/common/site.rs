@@ -1,0 +1,234 @@
+//! The command as machines and masters of a cluster with certificates from `scripts/dev_ca.sh`, on loopback.
+
+#![allow(unreachable_pub, clippy::unwrap_used, reason = "of a test")]
+
+use std::fs::File;
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use fcdcc::cluster::{Cluster, ClusterOptions, Security, Tls};
+use fcdcc::conv::reference;
+use fcdcc::{ConvParams, ConvShape};
+use serde_json::Value;
+use zenoh::Wait;
+
+use crate::common::relative_l2;
+use crate::folder::{Folder, Said};
+
+/// f32 workers at condition numbers below 100.
+pub const EXACT: f64 = 3e-5;
+/// What must happen happens within this, or the test fails.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+/// Large enough that filters, slabs and results cross on every connection.
+pub const SHAPES: ([usize; 4], [usize; 4]) = ([4, 16, 64, 64], [32, 16, 3, 3]);
+/// Runs of a layer over one set-up.
+pub const RUNS: usize = 5;
+
+/// A folder with certificates of `names` in `certs`, and arrays.
+pub struct Site {
+    pub folder: Folder,
+    pub truth: Vec<f32>,
+    pub port: u16,
+}
+
+impl Site {
+    pub fn new(names: &[&str]) -> Self {
+        let folder = Folder::empty();
+        let x = folder.random::<f32>("x.npy", &SHAPES.0, 1);
+        let w = folder.random::<f32>("w.npy", &SHAPES.1, 2);
+        let shape = ConvShape::new(&SHAPES.0, &SHAPES.1, &ConvParams::default()).unwrap();
+        let truth = reference(&shape, &x, &w, None).unwrap();
+        let site = Self { folder, truth, port: free_port() };
+        site.authority("certs", names);
+        site
+    }
+
+    /// An authority of its own with certificates of `names`.
+    pub fn authority(&self, certs: &str, names: &[&str]) {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/dev_ca.sh");
+        let made =
+            Command::new("bash").arg(script).arg(self.folder.path(certs)).args(names).output().unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    }
+
+    pub fn endpoint(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// `fcdcc worker` with two CPU workers, on its way.
+    pub fn worker(&self, args: &str) -> Process {
+        static NUMBER: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+        let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        // Beside the certificates: it goes on while a test looks for files that a command changed.
+        let log = self.folder.path(&format!("certs/worker-{number}.log"));
+        let child = Command::new(env!("CARGO_BIN_EXE_fcdcc"))
+            .args("worker --backend cpu --workers 2 --memory 512MiB".split(' '))
+            .args(args.split_whitespace())
+            .current_dir(self.folder.path("."))
+            .env_remove("RUST_LOG")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(File::create(&log).unwrap())
+            .spawn()
+            .unwrap();
+        let process = Process { child, log };
+        soon("a worker that serves", || process.said().contains(" lends ").then_some(()));
+        process
+    }
+
+    /// A pool file whose `[cluster]` has these lines, with two workers of `machines` each.
+    pub fn pool(&self, cluster: &str, machines: &[&str]) {
+        let worker = |name: &&str| format!("[[worker]]\nkind = \"remote\"\nname = \"{name}\"\ncount = 2\n");
+        let workers: String = machines.iter().map(worker).collect();
+        self.folder.write("pool.toml", format!("[cluster]\n{cluster}\n{workers}"));
+    }
+
+    pub fn run(&self) -> Said {
+        self.folder.conv("--pool pool.toml --workers 6 --tolerate 1 --on-shortfall fail --report r.json")
+    }
+
+    /// Runs must be exact by the work of `machines` alone.
+    pub fn exact(&self, machines: &[&str]) {
+        for run in 0..RUNS {
+            let said = self.run();
+            assert_eq!(said.status, 0, "run {run}: {}", said.err);
+            let mut output = self.folder.load::<f32>("y.npy").into_raw_vec_and_offset().0;
+            let error = relative_l2(&output, &self.truth);
+            assert!(error < EXACT, "run {run}: {error}");
+            output[7] += 1.0;
+            assert!(relative_l2(&output, &self.truth) > EXACT, "a wrong element is not noticed");
+            let layer = &self.folder.json("r.json")["layers"][0];
+            assert_eq!(layer["completion"], "exact", "run {run}: {layer}");
+            for row in layer["workers"].as_array().unwrap() {
+                let worker = row["worker"].as_str().unwrap();
+                let machine = worker.split('/').next().unwrap();
+                assert!(machines.contains(&machine), "{worker} is none of {machines:?}");
+                assert_ne!(row["state"], "lost", "run {run}: {row}");
+            }
+        }
+    }
+
+    /// A run must end for want of workers.
+    pub fn nobody_joins(&self) {
+        let error = self.folder.refused(2, "--pool pool.toml", |folder, args| {
+            // Notices are no part of the one line.
+            folder.conv(&format!("{args} --quiet"))
+        });
+        assert!(error.contains("none joined"), "{error}");
+    }
+
+    /// What `fcdcc cluster --json` says with a certificate: names of machines, and whether each can be used.
+    pub fn listing(&self, name: &str) -> Vec<(String, bool)> {
+        let said =
+            self.folder.run(&format!("cluster --json --connect {} {}", self.endpoint(), certificate(name)));
+        assert_eq!((said.status, said.err.as_str()), (0, ""));
+        let listing: Value = serde_json::from_str(&said.out).unwrap();
+        let row = |machine: &Value| {
+            let usable =
+                machine["problem"].is_null() && machine["devices"].as_array().is_some_and(|d| d.len() == 2);
+            (machine["name"].as_str().unwrap().to_owned(), usable)
+        };
+        listing["machines"].as_array().unwrap().iter().map(row).collect()
+    }
+
+    /// A master in this process that listens with its certificate.
+    pub fn master(&self, machines: &[&str]) -> Cluster {
+        let certs = self.folder.path("certs");
+        let tls = Tls {
+            ca: certs.join("ca.pem"),
+            certificate: certs.join("master.pem"),
+            key: certs.join("master.key"),
+        };
+        Cluster::open(&ClusterOptions {
+            listen: vec![self.endpoint().parse().unwrap()],
+            security: Security {
+                tls: Some(tls),
+                viewers: vec!["operator".to_owned()],
+                ..Security::default()
+            },
+            machines: machines.iter().map(|&name| name.to_owned()).collect(),
+            ..ClusterOptions::default()
+        })
+        .unwrap()
+    }
+
+    /// Somebody with a certificate that claims to be `machine`, bound by none of this crate's checks.
+    pub fn impostor(&self, machine: &str, certificate: &str) -> (zenoh::Session, impl Sized + use<>) {
+        let (locator, certificate) = (format!("quic/{}", self.endpoint()), format!("certs/{certificate}"));
+        let session = self.raw(&locator, "certs/ca.pem", Some(&certificate)).unwrap();
+        let token = format!("fcdcc/default/w/{machine}/00000000000000ff/alive");
+        let token = session.liveliness().declare_token(token).wait().unwrap();
+        (session, token)
+    }
+
+    /// A session of the engine itself, bound by none of this crate's checks.
+    pub fn raw(&self, locator: &str, ca: &str, certificate: Option<&str>) -> Result<zenoh::Session, String> {
+        let mut config = zenoh::Config::default();
+        let mut set = |key: &str, value: Value| config.insert_json5(key, &value.to_string()).unwrap();
+        let file = |name: &str| Value::from(self.folder.path(name).to_str().unwrap());
+        set("mode", "client".into());
+        set("scouting/multicast/enabled", false.into());
+        set("connect/endpoints", vec![locator].into());
+        set("connect/timeout_ms", 3000.into());
+        set("connect/exit_on_failure", true.into());
+        set("transport/link/tls/root_ca_certificate", file(ca));
+        if let Some(name) = certificate {
+            set("transport/link/tls/connect_certificate", file(&format!("{name}.pem")));
+            set("transport/link/tls/connect_private_key", file(&format!("{name}.key")));
+            set("transport/link/tls/enable_mtls", true.into());
+        }
+        zenoh::open(config).wait().map_err(|e| e.to_string())
+    }
+}
+
+/// A process that ends with the test.
+pub struct Process {
+    child: Child,
+    log: std::path::PathBuf,
+}
+
+impl Process {
+    pub fn said(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended by itself, which the test has noticed then.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// What `look` finds, as soon as it does.
+pub fn soon<R>(what: &str, mut look: impl FnMut() -> Option<R>) -> R {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < end, "{what}: not within {PATIENCE:?}");
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
+}
+
+/// Options of the command for a certificate.
+pub fn certificate(name: &str) -> String {
+    let (folder, _) = name.split_once('/').unwrap_or(("certs", name));
+    let file = if name.contains('/') { name.to_owned() } else { format!("certs/{name}") };
+    format!("--ca {folder}/ca.pem --certificate {file}.pem --key {file}.key")
+}
+
+/// Lines of a pool file for a certificate.
+pub fn tls(name: &str) -> String {
+    format!(
+        "tls = {{ ca = \"certs/ca.pem\", certificate = \"certs/{name}.pem\", key = \"certs/{name}.key\" }}"
+    )
+}
