@@ -75,8 +75,8 @@ impl Clamp {
 ///
 /// `results` are the sub-results of [`Decoder::inputs`], in that order, each [`OutputTiling::part_elems`] long.
 /// Runs on all threads of the current rayon pool, small layers on the calling thread, and allocates, beside a list of output
-/// runs, a few dozen KiB of scratch a thread. Gives the L2 norm of the output before the clamp, about: a few elements at the
-/// ends of runs may be counted twice. Not finite where an element is not.
+/// runs, a few dozen KiB of scratch a thread. Gives the L2 norm of the output before the clamp; not finite where an element
+/// is not.
 ///
 /// # Errors
 /// [`Error::Mismatch`] when the number or length of the results, the output, the scales or the bias do not fit.
