@@ -30,7 +30,7 @@ pub fn folder() -> Option<PathBuf> {
 /// The text of the file at `path`, of at most [`files::TEXT_BYTES`]; `None` where nothing is there.
 ///
 /// # Errors
-/// [`Error::File`](crate::Error::File) for anything that cannot be read as text, at once also for pipes and devices.
+/// [`Error::File`] for anything that cannot be read as text, at once also for pipes and devices.
 pub fn read(path: &Path) -> Result<Option<String>> {
     match Identity::of(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
