@@ -27,7 +27,7 @@ use fcdcc::bench::layers::network;
 use fcdcc::coding::{Clamp, Decoder, Epilogue, decode, encode_distinct};
 use fcdcc::conv::{ConvKernel, Scratch};
 use fcdcc::partition::{FilterPartition, InputPartition, OutputTiling};
-use fcdcc::worker::{FilterKey, Order, Recipe, SubtaskShape, WorkerInfo};
+use fcdcc::worker::{FilterKey, Order, Respawn, SubtaskShape, WorkerInfo};
 use fcdcc::{CancelToken, CodeKind, CodedConv, ConvShape, CpuWorker, LayerOptions, Pool, Worker};
 use ndarray::{ArrayD, IxDyn};
 use rustix::time::{ClockId, clock_gettime};
@@ -76,8 +76,8 @@ impl Worker for Steadfast {
         self.inner.remove(key);
     }
 
-    fn give_back(&mut self, buffer: Values) {
-        self.inner.give_back(buffer);
+    fn recycle(&mut self, buffer: Values) {
+        self.inner.recycle(buffer);
     }
 
     fn execute(
@@ -112,7 +112,7 @@ impl Worker for Steadfast {
         result
     }
 
-    fn recipe(&self) -> Option<Recipe> {
+    fn respawn(&self) -> Option<Respawn> {
         None
     }
 }

@@ -7,7 +7,7 @@
 
 use fcdcc::array::Values;
 use fcdcc::coding::{Code, CodeKind, Decoder, Epilogue, decode, encode_filters, encode_input};
-use fcdcc::conv::{ConvParams, ConvShape, conv_local};
+use fcdcc::conv::{ConvParams, ConvShape, conv_uncoded};
 use fcdcc::partition::{FilterPartition, InputPartition, OutputTiling};
 use fcdcc::planner::subtask_shape;
 use fcdcc::worker::{CancelToken, CpuWorker, FilterKey, Order, Worker};
@@ -38,7 +38,7 @@ fn main() -> Result<()> {
     let layer = ConvShape::new(&[1, 3, 227, 227], &[96, 3, 11, 11], &ConvParams::default().stride([4]))?;
     let (input, weight) = (noise(layer.input_elems(), 1), noise(layer.weight_elems(), 2));
     let wide = |values: &[f32]| values.iter().copied().map(f64::from).collect::<Vec<f64>>();
-    let truth = conv_local(&layer, &wide(&input), &wide(&weight), None, 2, &|| false)?;
+    let truth = conv_uncoded(&layer, &wide(&input), &wide(&weight), None, 2, &|| false)?;
     let size: f64 = truth.iter().map(|t| t * t).sum();
 
     // Partition and encode.

@@ -28,17 +28,17 @@ pub enum ErrorKind {
 #[non_exhaustive]
 pub enum Error {
     /// A parameter is outside what the operation is defined for.
-    #[error("{what} is {got}: {mend}")]
+    #[error("{what} is {got}: {help}")]
     InvalidParameter {
         /// The parameter, by the name the caller knows it under.
         what: String,
         /// Its value.
         got: String,
         /// What would be accepted.
-        mend: String,
+        help: String,
     },
     /// Two sizes that must agree do not.
-    #[error("{what} is {got} where {expected} was expected: {mend}")]
+    #[error("{what} is {got} where {expected} was expected: {help}")]
     Mismatch {
         /// The quantity that disagrees.
         what: String,
@@ -47,7 +47,7 @@ pub enum Error {
         /// The value the other side requires.
         expected: String,
         /// How to make them agree.
-        mend: String,
+        help: String,
     },
     /// An input holds a NaN or an infinity, which coding would spread over the whole output.
     #[error(
@@ -64,7 +64,7 @@ pub enum Error {
     },
     /// Too few subtasks can still arrive, or did arrive before the deadline.
     #[error(
-        "needs {needed} of {total} results, {arrived} came within {waited_ms} ms (missing: {missing}): {mend}"
+        "needs {needed} of {total} results, {arrived} came within {waited_ms} ms (missing: {missing}): {help}"
     )]
     Shortfall {
         /// Recovery threshold: results that suffice.
@@ -78,7 +78,7 @@ pub enum Error {
         /// Who is missing and why, readable.
         missing: String,
         /// What the caller can change.
-        mend: String,
+        help: String,
     },
     /// The error bound of a decoded result is over the caller's tolerance.
     #[error(
@@ -132,7 +132,7 @@ pub enum Error {
     },
     /// Results contradict each other, and who is wrong cannot be told.
     #[error(
-        "{results} results contradict each other where any {threshold} must agree (from workers {workers}): {mend}"
+        "{results} results contradict each other where any {threshold} must agree (from workers {workers}): {help}"
     )]
     Corrupted {
         /// Complete results that were compared.
@@ -142,7 +142,7 @@ pub enum Error {
         /// Everybody whose results were compared.
         workers: String,
         /// What the caller can change.
-        mend: String,
+        help: String,
     },
     /// A worker can do no further work.
     #[error("worker {worker} is lost: {cause}")]
@@ -174,12 +174,12 @@ pub enum Error {
     #[error("cancelled")]
     Cancelled,
     /// A device, adapter or feature that the request names is not there.
-    #[error("{what} is not available: {mend}")]
+    #[error("{what} is not available: {help}")]
     Unavailable {
         /// What was asked for.
         what: String,
         /// What there is, and what to do.
-        mend: String,
+        help: String,
     },
     /// There is not enough memory for what is asked.
     #[error(
@@ -205,14 +205,14 @@ pub enum Error {
         cause: String,
     },
     /// Something took longer than it may.
-    #[error("{what} took longer than {limit:?}: {mend}")]
+    #[error("{what} took longer than {limit:?}: {help}")]
     Timeout {
         /// The operation.
         what: String,
         /// Its limit.
         limit: Duration,
         /// What the caller can change.
-        mend: String,
+        help: String,
     },
     /// A model asks for something that cannot be carried out, or its operators disagree.
     #[error("{model}: {cause}")]
@@ -286,8 +286,8 @@ impl Error {
     }
 
     /// An [`Error::InvalidParameter`] from anything printable.
-    pub fn invalid(what: impl Into<String>, got: impl std::fmt::Display, mend: impl Into<String>) -> Self {
-        Self::InvalidParameter { what: what.into(), got: got.to_string(), mend: mend.into() }
+    pub fn invalid(what: impl Into<String>, got: impl std::fmt::Display, help: impl Into<String>) -> Self {
+        Self::InvalidParameter { what: what.into(), got: got.to_string(), help: help.into() }
     }
 
     /// An [`Error::Mismatch`] from anything printable.
@@ -295,13 +295,13 @@ impl Error {
         what: impl Into<String>,
         got: impl std::fmt::Display,
         expected: impl std::fmt::Display,
-        mend: impl Into<String>,
+        help: impl Into<String>,
     ) -> Self {
         Self::Mismatch {
             what: what.into(),
             got: got.to_string(),
             expected: expected.to_string(),
-            mend: mend.into(),
+            help: help.into(),
         }
     }
 }

@@ -14,11 +14,11 @@ use common::gpu::run;
 use common::uneven::{Kind, Measured, Wild, measure};
 use common::{normal, relative_l2, subsets};
 use fcdcc::array::Values;
-use fcdcc::conv::{conv_local, reference};
+use fcdcc::conv::{conv_uncoded, reference};
 use fcdcc::engine::WindowwiseLimit;
 use fcdcc::scheduler::State;
 use fcdcc::worker::{
-    CpuWorker, FaultSpec, FilterKey, GpuOptions, GpuWorker, Order, Recipe, SubtaskShape, WorkerInfo, inject,
+    CpuWorker, FaultSpec, FilterKey, GpuOptions, GpuWorker, Order, Respawn, SubtaskShape, WorkerInfo, inject,
 };
 use fcdcc::{
     CancelToken, CodeKind, CodedConv, Completion, ConvParams, ConvShape, Element, Error, LayerOptions,
@@ -91,8 +91,8 @@ impl Worker for Counted {
     ) -> Result<()> {
         self.inner.execute(key, slabs, order, cancel, emit)
     }
-    fn recipe(&self) -> Option<Recipe> {
-        let (again, made) = (self.inner.recipe()?, Arc::clone(&self.made));
+    fn respawn(&self) -> Option<Respawn> {
+        let (again, made) = (self.inner.respawn()?, Arc::clone(&self.made));
         Some(Arc::new(move |token| {
             let worker = again(token)?;
             made.fetch_add(1, Ordering::SeqCst);
@@ -241,7 +241,7 @@ fn alexnet_conv1_survives_the_worst_loss() {
     let (x, w) = (array::<f32>(&[1, 3, 227, 227], 5), array::<f32>(&[96, 3, 11, 11], 6));
     let shape = ConvShape::new(x.shape(), w.shape(), &params).unwrap();
     let wide = |a: &ArrayD<f32>| a.iter().copied().map(f64::from).collect::<Vec<f64>>();
-    let truth = conv_local(&shape, &wide(&x), &wide(&w), None, 2, &|| false).unwrap();
+    let truth = conv_uncoded(&shape, &wide(&x), &wide(&w), None, 2, &|| false).unwrap();
     for make in [gpu, CpuWorker::fleet] {
         let workers = inject(make(20), &["0,1,2,3:crash".parse::<FaultSpec>().unwrap()], 0).unwrap();
         let pool = Pool::new(workers).unwrap();

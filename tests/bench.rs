@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use fcdcc::bench::layers::NamedLayer;
-use fcdcc::bench::record::{ScenarioResult, Study};
+use fcdcc::bench::schema::{ScenarioResult, Study};
 use fcdcc::bench::{Comparison, Method, Plan, Scenario, SimulatedSetting};
 use fcdcc::planner::Rates;
 use fcdcc::scheduler::Link;
@@ -89,10 +89,10 @@ fn f64_is_compared_to_its_own_bound() {
 
 #[test]
 fn workers_that_compute_wrongly_are_caught() {
-    let liars = |count| inject(CpuWorker::fleet(count), &["all:corrupt=1e-2".parse()?], 1);
+    let faulty = |count| inject(CpuWorker::fleet(count), &["all:corrupt=1e-2".parse()?], 1);
     let mut comparison = comparison(&[Method::Uncoded, Method::Crme], &["none"]);
     let error = comparison
-        .layer::<f32>(&layer("tiny", &[1, 2, 8, 8], &[8, 2, 3, 3]), &liars, &mut |_| {})
+        .layer::<f32>(&layer("tiny", &[1, 2, 8, 8], &[8, 2, 3, 3]), &faulty, &mut |_| {})
         .unwrap_err();
     assert!(matches!(error, Error::Inexact { .. }) && error.kind() == ErrorKind::Refused, "{error}");
 }
@@ -104,7 +104,7 @@ fn methods_that_cannot_be_had_are_accounted_for() {
     let study = comparison.layer::<f32>(&one_row, &honest, &mut |_| {}).unwrap();
     let methods: Vec<&str> = study.plans.iter().map(|plan| plan.method.as_str()).collect();
     assert_eq!(methods, ["uncoded", "crme"]);
-    let setting = fcdcc::bench::record::Setting {
+    let setting = fcdcc::bench::schema::Environment {
         version: String::new(),
         command: String::new(),
         date: String::new(),
@@ -126,7 +126,7 @@ fn methods_that_cannot_be_had_are_accounted_for() {
     assert_eq!((report.conditions.len(), report.codec.len()), (1, 1));
     assert!((0.0..1.0).contains(&report.codec[0].share()));
     let text = serde_json::to_string(&report).unwrap();
-    let back: fcdcc::bench::record::BenchReport = serde_json::from_str(&text).unwrap();
+    let back: fcdcc::bench::schema::BenchReport = serde_json::from_str(&text).unwrap();
     assert_eq!((back.studies[0].plans.len(), back.findings), (2, report.findings));
 }
 

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use common::layer::Layer;
 use fcdcc::array::Values;
 use fcdcc::scheduler::HealthOptions;
-use fcdcc::worker::{CpuWorker, FilterKey, Order, Recipe, SubtaskShape, WorkerInfo};
+use fcdcc::worker::{CpuWorker, FilterKey, Order, Respawn, SubtaskShape, WorkerInfo};
 use fcdcc::{
     Audit, CancelToken, Completion, ConvParams, Error, ErrorKind, LayerOptions, Pool, PoolOptions, Result,
     Worker,
@@ -41,7 +41,7 @@ struct Tally([AtomicU64; 9]);
 struct Chaotic {
     inner: Box<dyn Worker>,
     /// Makes the inner worker again.
-    again: Recipe,
+    again: Respawn,
     seed: u64,
     tasks: u64,
     /// Whether it may lie: at most two of a pool.
@@ -51,7 +51,7 @@ struct Chaotic {
 }
 
 impl Chaotic {
-    fn boxed(again: Recipe, seed: u64, liar: bool, tally: Arc<Tally>) -> Result<Box<dyn Worker>> {
+    fn boxed(again: Respawn, seed: u64, liar: bool, tally: Arc<Tally>) -> Result<Box<dyn Worker>> {
         Ok(Box::new(Self {
             inner: again(&CancelToken::new())?,
             again,
@@ -79,7 +79,7 @@ impl Worker for Chaotic {
     fn remove(&mut self, key: FilterKey) {
         self.inner.remove(key);
     }
-    fn recipe(&self) -> Option<Recipe> {
+    fn respawn(&self) -> Option<Respawn> {
         let (again, seed, liar, tally) =
             (Arc::clone(&self.again), self.seed, self.liar, Arc::clone(&self.tally));
         let lives = AtomicU64::new(1);
@@ -171,15 +171,15 @@ fn memory() -> usize {
     text.split(' ').nth(1).and_then(|pages| pages.parse::<usize>().ok()).unwrap_or(0) * 4096
 }
 
-fn soak(recipes: Vec<Recipe>, rounds: usize, seed: u64) -> Result<(), Failed> {
+fn soak(recipes: Vec<Respawn>, rounds: usize, seed: u64) -> Result<(), Failed> {
     let layers = [
         Layer::<f32>::new(&[1, 3, 12, 10], &[8, 3, 3, 3], ConvParams::default().padding([1])),
         Layer::<f32>::new(&[2, 8, 9, 9], &[16, 4, 3, 3], ConvParams::default().groups(2)),
         Layer::<f32>::new(&[1, 6, 16], &[12, 6, 5], ConvParams::default().stride([2])),
     ];
     let tally = Arc::new(Tally::default());
-    let workers = recipes.into_iter().enumerate().map(|(i, recipe)| {
-        Chaotic::boxed(recipe, seed.wrapping_add(i as u64 * 7919), i % 5 == 1, Arc::clone(&tally))
+    let workers = recipes.into_iter().enumerate().map(|(i, respawn)| {
+        Chaotic::boxed(respawn, seed.wrapping_add(i as u64 * 7919), i % 5 == 1, Arc::clone(&tally))
     });
     let health = HealthOptions {
         backoff: Duration::from_millis(2),
@@ -263,7 +263,7 @@ fn println(text: &str) {
     eprintln!("{text}");
 }
 
-fn cpu_recipe(index: usize) -> Recipe {
+fn cpu_recipe(index: usize) -> Respawn {
     Arc::new(move |_| Ok(Box::new(CpuWorker::new(format!("cpu-{index}"), 1)) as Box<dyn Worker>))
 }
 
@@ -276,7 +276,7 @@ fn gpu_trial(seed: u64) -> Trial {
     Trial::test("gpu queues", move || {
         available?;
         // Most are CPU workers: every device of a software adapter has threads of its own.
-        let gpu = |queue: usize| -> Recipe {
+        let gpu = |queue: usize| -> Respawn {
             Arc::new(move |_| {
                 let options = GpuOptions { queue, ..GpuOptions::default() };
                 Ok(Box::new(GpuWorker::open(&options)?) as Box<dyn Worker>)

@@ -8,7 +8,7 @@ mod folder;
 
 use std::fs;
 
-use fcdcc::bench::record::BenchReport;
+use fcdcc::bench::schema::BenchReport;
 use folder::Folder;
 
 const METHODS: [&str; 5] = ["uncoded", "hedged", "replication", "mds", "crme"];

@@ -17,7 +17,7 @@ use fcdcc::array::{DType, Element, Values};
 use fcdcc::cluster::{Seats, WorkerServer, survey};
 use fcdcc::conv::reference;
 use fcdcc::worker::{
-    CancelToken, Fault, FaultyWorker, FilterKey, Order, Probe, Recipe, SubtaskShape, WorkerInfo, WorkerKind,
+    CancelToken, Fault, FaultyWorker, FilterKey, Order, Probe, Respawn, SubtaskShape, WorkerInfo, WorkerKind,
 };
 use fcdcc::{Completion, ConvParams, ConvShape, CpuWorker, Error, Pool, Result, Worker};
 use fleet::{endpoint, master, master_to, pool_of, server, serving, until, usable, workers};
@@ -219,7 +219,7 @@ impl Worker for Slow {
         }
         Ok(())
     }
-    fn recipe(&self) -> Option<Recipe> {
+    fn respawn(&self) -> Option<Respawn> {
         None
     }
 }

@@ -129,7 +129,7 @@ fn machines_that_say_nonsense_of_themselves_are_named_and_not_used() {
         until(&format!("{machine} is found out: {:?}", cluster.members()), told);
     }
     let seats = [Seats { machine: None, count: Some(1) }];
-    assert!(cluster.workers(&seats, Duration::from_millis(200))[0].absent().is_some());
+    assert!(cluster.workers(&seats, Duration::from_millis(200))[0].unavailable_reason().is_some());
     // Positive control: one that says the truth is used.
     let _honest = impostor(&at, "honest", || pack(&Answer::Info(Box::new(info("honest", 7)))), |_, _| {});
     assert_eq!(cluster.workers(&seats, SOON)[0].info().host, "honest");

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use fcdcc::Error;
 use fcdcc::array::{Element, Values};
-use fcdcc::conv::{ConvKernel, ConvParams, ConvPath, ConvShape, Filters, Scratch, conv_local, reference};
+use fcdcc::conv::{ConvKernel, ConvParams, ConvPath, ConvShape, Filters, Scratch, conv_uncoded, reference};
 use fcdcc::worker::{CancelToken, CpuWorker, FilterKey, Order, SubtaskShape, Worker};
 use proptest::prelude::*;
 use rand::{RngExt, SeedableRng};
@@ -207,10 +207,13 @@ fn the_local_convolution_adds_the_bias() {
         let k = normals::<f64>(shape.weight_elems(), 2);
         let b = normals::<f64>(shape.out_channels, 3);
         let bound = Bound::new(&shape, &x, &k, Some(&b));
-        bound.check(&conv_local(&shape, &x, &k, Some(&b), 1, &never).unwrap()).unwrap();
-        assert!(bound.check(&conv_local(&shape, &x, &k, None, 1, &never).unwrap()).is_err());
-        assert!(matches!(conv_local(&shape, &x, &k, Some(&b[1..]), 1, &never), Err(Error::Mismatch { .. })));
-        assert!(matches!(conv_local(&shape, &x, &k, None, 1, &|| true), Err(Error::Cancelled)));
+        bound.check(&conv_uncoded(&shape, &x, &k, Some(&b), 1, &never).unwrap()).unwrap();
+        assert!(bound.check(&conv_uncoded(&shape, &x, &k, None, 1, &never).unwrap()).is_err());
+        assert!(matches!(
+            conv_uncoded(&shape, &x, &k, Some(&b[1..]), 1, &never),
+            Err(Error::Mismatch { .. })
+        ));
+        assert!(matches!(conv_uncoded(&shape, &x, &k, None, 1, &|| true), Err(Error::Cancelled)));
     }
 }
 

@@ -6,18 +6,18 @@ use std::time::Duration;
 
 use fcdcc::array::Values;
 use fcdcc::scheduler::State;
-use fcdcc::worker::{Fate, FatedWorker, Fates, FilterKey, Order};
+use fcdcc::worker::{FilterKey, Order, ScheduledFaultWorker, TaskFault, TaskFaults};
 use fcdcc::{CancelToken, CodedConv, ConvParams, CpuWorker, Error, LayerOptions, Pool, Worker};
 use ndarray::{ArrayD, IxDyn};
 
-const HEALTHY: Fate = Fate { delay: Duration::ZERO, slow: 1.0, crash: false, silent: false };
-const SILENT: Fate = Fate { silent: true, ..HEALTHY };
-const CRASH: Fate = Fate { crash: true, ..HEALTHY };
+const HEALTHY: TaskFault = TaskFault { delay: Duration::ZERO, slow: 1.0, crash: false, silent: false };
+const SILENT: TaskFault = TaskFault { silent: true, ..HEALTHY };
+const CRASH: TaskFault = TaskFault { crash: true, ..HEALTHY };
 
 #[test]
 fn a_worker_that_obeys_fates_lives_on_and_is_not_quarantined() {
-    let board = Fates::new(2);
-    let pool = Pool::new(FatedWorker::wrap(CpuWorker::fleet(2), &board)).unwrap();
+    let board = TaskFaults::new(2);
+    let pool = Pool::new(ScheduledFaultWorker::wrap(CpuWorker::fleet(2), &board)).unwrap();
     let x = ArrayD::<f32>::ones(IxDyn(&[1, 2, 64, 10]));
     let w = ArrayD::<f32>::ones(IxDyn(&[64, 2, 3, 3]));
     let options = LayerOptions { hedge: None, partial: false, ..LayerOptions::default().partitions(2, 2) };
@@ -26,8 +26,8 @@ fn a_worker_that_obeys_fates_lives_on_and_is_not_quarantined() {
     for fate in [
         CRASH,
         SILENT,
-        Fate { delay: Duration::from_hours(1), ..HEALTHY },
-        Fate { slow: f64::INFINITY, ..HEALTHY },
+        TaskFault { delay: Duration::from_hours(1), ..HEALTHY },
+        TaskFault { slow: f64::INFINITY, ..HEALTHY },
     ] {
         board.set(&[HEALTHY, fate]);
         assert_eq!(board.get(1), fate);
@@ -42,7 +42,7 @@ fn a_worker_that_obeys_fates_lives_on_and_is_not_quarantined() {
     let run = layer.run(x.view()).unwrap();
     assert_eq!(run.report.used, [1], "it is back");
     // A crash says so.
-    let mut worker = FatedWorker::new(Box::new(CpuWorker::new("w", 1)), board.clone(), 1);
+    let mut worker = ScheduledFaultWorker::new(Box::new(CpuWorker::new("w", 1)), board.clone(), 1);
     board.set(&[HEALTHY, CRASH]);
     let (key, slabs) = (FilterKey { layer: 1, subtask: 0 }, Values::F32(Vec::new()));
     let end = worker.execute(key, &slabs, Order::All, &CancelToken::new(), &mut |_, _| {});

@@ -112,13 +112,13 @@ fn everything_else_is_refused_with_the_text_and_the_mend() {
         ("all:corrupt=inf", "above 0"),
         ("all:corrupt=", "above 0"),
     ];
-    for (text, mend) in table {
+    for (text, help) in table {
         let error = text.parse::<FaultSpec>().unwrap_err();
         assert!(matches!(error, Error::InvalidParameter { .. }), "{text}");
         assert_eq!(error.kind(), ErrorKind::BadInput);
         let Error::InvalidParameter { got, .. } = &error else { unreachable!() };
         assert!(text.contains(got.trim_matches('`')), "{text}: {got}");
-        assert!(error.to_string().contains(mend), "{text}: {error}");
+        assert!(error.to_string().contains(help), "{text}: {error}");
     }
 }
 
@@ -241,7 +241,7 @@ fn probes_are_answered_honestly_until_the_worker_is_lost() {
 fn what_comes_back_has_its_other_faults_and_not_the_spent_one() {
     // The worker made anew from a stack of faults, with its filters; `None` where none comes back.
     let again = |kinds: &[&str]| {
-        let made = worker("cpu-3", kinds, 7).recipe()?;
+        let made = worker("cpu-3", kinds, 7).respawn()?;
         let mut worker = made(&CancelToken::new()).unwrap();
         assert_eq!(worker.info(), CpuWorker::new("cpu-3", 1).info());
         worker.install(KEY, &shape(), ramp(shape().filter_elems())).unwrap();
@@ -260,7 +260,7 @@ fn what_comes_back_has_its_other_faults_and_not_the_spent_one() {
         let mut worker = again(kept).unwrap();
         assert_eq!(complete(&mut *worker), noise, "{kept:?}");
         // And it can be lost and made a second time.
-        assert!(worker.recipe().is_some());
+        assert!(worker.respawn().is_some());
     }
     for gone in [&["crash"][..], &["crash", "device-lost"], &["device-lost", "crash"], &["crash", "delay=1s"]]
     {

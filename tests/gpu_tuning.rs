@@ -14,7 +14,7 @@ use common::relative_l2;
 use fcdcc::Error;
 use fcdcc::array::DType;
 use fcdcc::conv::{ConvParams, ConvShape, reference};
-use fcdcc::gpu::{Candidate, ConvEngine, Tune, Tuner};
+use fcdcc::gpu::{Candidate, ConvEngine, TuneMode, Tuner};
 use fcdcc::worker::{CancelToken, FilterKey, GpuOptions, GpuWorker, Order, SubtaskShape, Worker};
 use serde_json::Value;
 
@@ -22,7 +22,7 @@ fn layer() -> ConvShape {
     shape(&[1, 24, 15, 15], &[32, 24, 3, 3], &ConvParams::default())
 }
 
-fn tuner(tune: Tune, file: &Path) -> Tuner {
+fn tuner(tune: TuneMode, file: &Path) -> Tuner {
     Tuner::with_file(tune, Some(file.to_path_buf()))
 }
 
@@ -55,9 +55,9 @@ fn what_is_measured_is_kept_and_used() -> Outcome {
     let mut engine = engine()?;
     let list = all(&engine);
     // Nobody has measured: what is built in, and no file.
-    assert_eq!(tuner(Tune::Kept, &file).pick(&mut engine, &layer(), DType::F32)?, list[0]);
+    assert_eq!(tuner(TuneMode::CacheOnly, &file).pick(&mut engine, &layer(), DType::F32)?, list[0]);
     assert!(!file.exists());
-    let chosen = tuner(Tune::Measure, &file).pick(&mut engine, &layer(), DType::F32)?;
+    let chosen = tuner(TuneMode::Measure, &file).pick(&mut engine, &layer(), DType::F32)?;
     assert!(list.contains(&chosen));
     let measured = verdicts(&file);
     assert_eq!(measured.len(), list.len());
@@ -75,11 +75,11 @@ fn what_is_measured_is_kept_and_used() -> Outcome {
             kept[&name] = serde_json::json!({ "seconds": seconds });
         }
         std::fs::write(&elsewhere, serde_json::to_string(&text)?)?;
-        for tune in [Tune::Kept, Tune::Measure] {
+        for tune in [TuneMode::CacheOnly, TuneMode::Measure] {
             assert_eq!(tuner(tune, &elsewhere).pick(&mut engine, &layer(), DType::F32)?, *other);
         }
         // Who measures again finds out for itself.
-        tuner(Tune::Again, &elsewhere).pick(&mut engine, &layer(), DType::F32)?;
+        tuner(TuneMode::Remeasure, &elsewhere).pick(&mut engine, &layer(), DType::F32)?;
         let again = verdicts(&elsewhere);
         assert_ne!(again[&other.way()], serde_json::json!({ "seconds": 1e-9 }));
     }
@@ -95,7 +95,7 @@ fn a_wrong_kernel_is_never_chosen() -> Outcome {
         engine.spoil(&[*wrong]);
         assert!(error(&mut engine, *wrong)? > 10.0 * tolerance(DType::F32));
         let file = folder.path().join(format!("{number}.json"));
-        let chosen = tuner(Tune::Measure, &file).pick(&mut engine, &layer(), DType::F32)?;
+        let chosen = tuner(TuneMode::Measure, &file).pick(&mut engine, &layer(), DType::F32)?;
         assert_ne!(chosen, *wrong);
         assert!(error(&mut engine, chosen)? <= tolerance(DType::F32));
         let verdict = &verdicts(&file)[&wrong.way()];
@@ -107,15 +107,15 @@ fn a_wrong_kernel_is_never_chosen() -> Outcome {
     // Where all are wrong nothing is computed, now or later.
     engine.spoil(&list);
     let file = folder.path().join("all.json");
-    for tune in [Tune::Measure, Tune::Measure, Tune::Kept] {
+    for tune in [TuneMode::Measure, TuneMode::Measure, TuneMode::CacheOnly] {
         let refused = tuner(tune, &file).pick(&mut engine, &layer(), DType::F32);
         let Err(Error::Gpu { cause, .. }) = refused else { panic!("{refused:?}") };
         assert!(cause.contains("no kernel computes this layer right") && cause.contains(&list[0].way()));
     }
     // It is known of this device, driver and class: measuring again is the way back.
     engine.spoil(&[]);
-    assert!(tuner(Tune::Measure, &file).pick(&mut engine, &layer(), DType::F32).is_err());
-    let chosen = tuner(Tune::Again, &file).pick(&mut engine, &layer(), DType::F32)?;
+    assert!(tuner(TuneMode::Measure, &file).pick(&mut engine, &layer(), DType::F32).is_err());
+    let chosen = tuner(TuneMode::Remeasure, &file).pick(&mut engine, &layer(), DType::F32)?;
     assert!(error(&mut engine, chosen)? <= tolerance(DType::F32));
     Ok(())
 }
@@ -125,11 +125,11 @@ fn a_lost_device_leaves_no_verdicts() -> Outcome {
     let file = folder.path().join("kernels.json");
     let mut lost = engine()?;
     lost.device().destroy();
-    let refused = tuner(Tune::Measure, &file).pick(&mut lost, &layer(), DType::F32);
+    let refused = tuner(TuneMode::Measure, &file).pick(&mut lost, &layer(), DType::F32);
     assert!(matches!(refused, Err(Error::Gpu { .. })));
     assert!(!file.exists());
     // Nobody holds the turn to measure.
-    tuner(Tune::Measure, &file).pick(&mut engine()?, &layer(), DType::F32)?;
+    tuner(TuneMode::Measure, &file).pick(&mut engine()?, &layer(), DType::F32)?;
     assert!(file.exists());
     Ok(())
 }
@@ -140,7 +140,7 @@ fn what_a_device_cannot_run_is_no_verdict_on_kernels() -> Outcome {
     let mut engine = engine()?;
     let padded = shape(&[1, 4, 9, 9], &[4, 4, 3, 3], &ConvParams::default().padding([1]));
     let large = shape(&[1, 1, 80_000, 60_000], &[4, 1, 3, 3], &ConvParams::default());
-    for tune in [Tune::Off, Tune::Measure] {
+    for tune in [TuneMode::Off, TuneMode::Measure] {
         let refused = tuner(tune, &file).pick(&mut engine, &padded, DType::F32);
         assert!(matches!(refused, Err(Error::InvalidParameter { .. })), "{refused:?}");
         let refused = tuner(tune, &file).pick(&mut engine, &large, DType::F32);
@@ -153,7 +153,7 @@ fn what_a_device_cannot_run_is_no_verdict_on_kernels() -> Outcome {
 fn workers_measure_together_and_compute_right() -> Outcome {
     let folder = tempfile::tempdir()?;
     let file: PathBuf = folder.path().join("kernels.json");
-    let options = GpuOptions { tuner: tuner(Tune::Measure, &file), ..GpuOptions::default() };
+    let options = GpuOptions { tuner: tuner(TuneMode::Measure, &file), ..GpuOptions::default() };
     let shape = SubtaskShape { conv: layer(), slabs: 1, banks: 1, plain: false };
     let (slab, bank) = (random(shape.conv.input_elems(), 3), random(shape.conv.weight_elems(), 4));
     let truth = reference(&shape.conv, &slab, &bank, None)?;
@@ -178,7 +178,7 @@ fn workers_measure_together_and_compute_right() -> Outcome {
     let damaged = folder.path().join("damaged.json");
     std::fs::write(&damaged, "{\"schema\": 1, \"devices\"")?;
     let mut engine = engine()?;
-    tuner(Tune::Measure, &damaged).pick(&mut engine, &layer(), DType::F32)?;
+    tuner(TuneMode::Measure, &damaged).pick(&mut engine, &layer(), DType::F32)?;
     assert!(!verdicts(&damaged).is_empty());
     Ok(())
 }

@@ -342,7 +342,7 @@ fn a_lost_worker_is_made_again_by_its_recipe() -> Outcome {
     assert!(info.adapter.as_ref().is_some_and(|adapter| info.device.starts_with(&adapter[2..])), "{info:?}");
     for _ in 0..3 {
         worker = Box::new(FaultyWorker::new(worker, Fault::DeviceLost, 0));
-        let recipe = worker.recipe().unwrap();
+        let respawn = worker.respawn().unwrap();
         task.install(worker.as_mut(), KEY, DType::F32)?;
         Probe::new(DType::F32).check(worker.as_mut(), &CancelToken::new())?;
         let Err(Error::WorkerLost { cause, .. }) = task.matches(worker.as_mut(), KEY, DType::F32) else {
@@ -352,7 +352,7 @@ fn a_lost_worker_is_made_again_by_its_recipe() -> Outcome {
         assert!(!cause.contains("injected"), "{cause}");
         let refused = task.install(worker.as_mut(), KEY, DType::F32);
         assert!(matches!(refused, Err(Error::WorkerLost { .. })));
-        worker = recipe(&CancelToken::new())?;
+        worker = respawn(&CancelToken::new())?;
         assert_eq!(worker.info(), info);
         let empty = task.matches(worker.as_mut(), KEY, DType::F32);
         assert!(matches!(empty, Err(Error::WorkerFailed { .. })), "{empty:?}");
@@ -381,7 +381,7 @@ fn losses_leave_no_threads_behind() -> Outcome {
     let threads = || std::fs::read_dir("/proc/self/task").map(Iterator::count);
     let task = Subtask::small(5);
     let mut worker: Box<dyn Worker> = Box::new(worker()?);
-    let recipe = worker.recipe().unwrap();
+    let respawn = worker.respawn().unwrap();
     let mut before = None;
     for round in 0..6 {
         task.install(worker.as_mut(), KEY, DType::F32)?;
@@ -392,7 +392,7 @@ fn losses_leave_no_threads_behind() -> Outcome {
         }
         worker.lose_device();
         assert!(matches!(task.matches(worker.as_mut(), KEY, DType::F32), Err(Error::WorkerLost { .. })));
-        worker = recipe(&CancelToken::new())?;
+        worker = respawn(&CancelToken::new())?;
     }
     let (before, started) = (before.unwrap(), Instant::now());
     // A thread of its own drops each lost device.

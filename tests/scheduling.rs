@@ -106,7 +106,7 @@ fn subtasks_are_not_workers_and_move_away_from_one_that_is_lost() {
     let prepare = |faults: &[&str]| {
         let pool = pool(5, faults);
         let prepared = layer.prepare(&pool, LayerOptions { subtasks: Some(20), ..options(8, 8) }).unwrap();
-        assert_eq!(prepared.homes(), (0..20).map(|i| i % 5).collect::<Vec<_>>());
+        assert_eq!(prepared.assignment(), (0..20).map(|i| i % 5).collect::<Vec<_>>());
         (pool, prepared)
     };
     let (pool, prepared) = prepare(&["2:crash"]);
@@ -114,10 +114,10 @@ fn subtasks_are_not_workers_and_move_away_from_one_that_is_lost() {
     until("the subtasks of the lost worker move", || {
         exact(&layer, &prepared);
         runs += 1;
-        !prepared.homes().contains(&2)
+        !prepared.assignment().contains(&2)
     });
     assert_eq!(state(&pool, 2), State::Lost);
-    let homes = prepared.homes();
+    let homes = prepared.assignment();
     assert!([0, 1, 3, 4].iter().all(|worker| count(&homes, *worker) > 0), "{homes:?}");
     // From now on nothing is asked of it.
     let run = exact(&layer, &prepared);
@@ -127,7 +127,7 @@ fn subtasks_are_not_workers_and_move_away_from_one_that_is_lost() {
     for _ in 0..runs {
         exact(&layer, &prepared);
     }
-    assert!(prepared.homes().contains(&2));
+    assert!(prepared.assignment().contains(&2));
 }
 
 #[test]
@@ -173,7 +173,7 @@ fn fast_workers_get_more_subtasks() {
         }));
         layer.prepare(&pool.unwrap(), LayerOptions { subtasks: Some(10), ..options(4, 8) }).unwrap()
     };
-    let shares = |prepared: &CodedConv<f32>| [0, 1, 2, 3].map(|worker| count(&prepared.homes(), worker));
+    let shares = |prepared: &CodedConv<f32>| [0, 1, 2, 3].map(|worker| count(&prepared.assignment(), worker));
     let prepared = prepare(8);
     assert_eq!(shares(&prepared), [3, 3, 2, 2]);
     let mut runs = 0;
@@ -188,7 +188,7 @@ fn fast_workers_get_more_subtasks() {
         exact(&layer, &prepared);
     }
     let [a, b, c, d] = shares(&prepared);
-    assert!(a + b < 3 * (c + d), "{:?}", prepared.homes());
+    assert!(a + b < 3 * (c + d), "{:?}", prepared.assignment());
 }
 
 #[test]
@@ -322,11 +322,11 @@ fn scaled(mut values: Values) -> Values {
     values
 }
 
-/// Six workers of which the `liars` are wrong while `lying`. Nobody else answers before the first of them has.
-fn with_liars(liars: &'static [usize], lying: &Arc<AtomicBool>, backoff: Duration) -> Pool {
-    let (lying, answered) = (Arc::clone(lying), Arc::new(AtomicBool::new(liars.is_empty())));
+/// Six workers of which the `faulty` are wrong while `lying`. Nobody else answers before the first of them has.
+fn with_liars(faulty: &'static [usize], lying: &Arc<AtomicBool>, backoff: Duration) -> Pool {
+    let (lying, answered) = (Arc::clone(lying), Arc::new(AtomicBool::new(faulty.is_empty())));
     let workers = scripted(6, move |i, worker, call| {
-        if !liars.contains(&i) {
+        if !faulty.contains(&i) {
             after(&call, || answered.load(Ordering::SeqCst))?;
             return call.answer(worker);
         }

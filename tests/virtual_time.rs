@@ -10,7 +10,8 @@ use fcdcc::engine::{SimulatedCosts, SimulatedLayer, SimulatedRun};
 use fcdcc::planner::subtask_shape;
 use fcdcc::scheduler::{Link, SimulatedFleet, SimulatedHost, SimulatedWork, SimulatedWorker, Usage};
 use fcdcc::worker::{
-    Fate, FatedWorker, Fates, FilterKey, Order, SubtaskShape, Worker, WorkerInfo, WorkerKind,
+    FilterKey, Order, ScheduledFaultWorker, SubtaskShape, TaskFault, TaskFaults, Worker, WorkerInfo,
+    WorkerKind,
 };
 use fcdcc::{
     Audit, CancelToken, CodeKind, CodedConv, Completion, ConvParams, ConvShape, CpuWorker, DType, Error,
@@ -24,9 +25,9 @@ const fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
 }
 
-const HEALTHY: Fate = Fate { delay: Duration::ZERO, slow: 1.0, crash: false, silent: false };
-const SILENT: Fate = Fate { silent: true, ..HEALTHY };
-const CRASH: Fate = Fate { crash: true, ..HEALTHY };
+const HEALTHY: TaskFault = TaskFault { delay: Duration::ZERO, slow: 1.0, crash: false, silent: false };
+const SILENT: TaskFault = TaskFault { silent: true, ..HEALTHY };
+const CRASH: TaskFault = TaskFault { crash: true, ..HEALTHY };
 
 fn shape() -> ConvShape {
     ConvShape::new(&[1, 2, 64, 10], &[64, 2, 3, 3], &ConvParams::default()).unwrap()
@@ -149,7 +150,7 @@ fn workers_of_a_machine_share_its_cores_and_tasks_of_a_worker_wait_for_each_othe
 fn fates_delay_and_slow_for_one_run() {
     let mut fleet = at_paces(&[1.0, 1.0]);
     let mut layer = layer(&mut fleet, uncoded(2));
-    let delayed = Fate { delay: ms(7), slow: 3.0, ..HEALTHY };
+    let delayed = TaskFault { delay: ms(7), slow: 3.0, ..HEALTHY };
     for (fates, latencies) in [(&[HEALTHY, delayed][..], [10, 37]), (&[delayed], [37, 10]), (&[], [10, 10])] {
         fleet.set_fates(fates);
         let run = layer.run(&mut fleet);
@@ -167,7 +168,7 @@ fn a_cancelled_worker_lets_go_within_one_sub_result() {
         (ms(5), HEALTHY, 45, 0),
         (ms(500), HEALTHY, 100, 1),
         (Duration::MAX, SILENT, 40, 0),
-        (Duration::MAX, Fate { delay: ms(300), ..HEALTHY }, 40, 0),
+        (Duration::MAX, TaskFault { delay: ms(300), ..HEALTHY }, 40, 0),
     ] {
         let mut fleet = at_paces(&[1.0, 10.0]);
         fleet.set_fates(&[HEALTHY, fate]);
@@ -241,11 +242,11 @@ fn silence_ends_at_the_deadline_or_with_the_local_computation() {
 }
 
 /// Fates of one run: each worker waits, a few are slow, dead or silent.
-fn any_fates(workers: usize, rng: &mut ChaCha8Rng) -> Vec<Fate> {
+fn any_fates(workers: usize, rng: &mut ChaCha8Rng) -> Vec<TaskFault> {
     let fate = |_| {
         let delay = Duration::from_secs_f64(-0.005 * (1.0 - rng.random::<f64>()).ln());
         let kind = rng.random_range(0..40);
-        Fate { delay, slow: if kind < 4 { 5.0 } else { 1.0 }, crash: kind == 4, silent: kind == 5 }
+        TaskFault { delay, slow: if kind < 4 { 5.0 } else { 1.0 }, crash: kind == 4, silent: kind == 5 }
     };
     (0..workers).map(fate).collect()
 }
@@ -306,7 +307,7 @@ fn faster_workers_are_given_more() {
     let options = LayerOptions { on_shortfall: OnShortfall::Redispatch, ..uncoded(10) };
     let mut layer = layer(&mut fleet, options);
     let runs: Vec<Duration> = (0..40).map(|_| layer.run(&mut fleet).wait).collect();
-    assert_eq!((runs[0], runs[39]), (ms(80), ms(40)), "{:?}", layer.homes());
+    assert_eq!((runs[0], runs[39]), (ms(80), ms(40)), "{:?}", layer.assignment());
 }
 
 #[test]
@@ -377,13 +378,13 @@ const PACE: Duration = ms(4);
 const RUNS: usize = 30;
 
 /// Medians of the waits, real and simulated, of the same runs under the same fates.
-fn both(options: &LayerOptions, fates: &[Vec<Fate>]) -> [f64; 2] {
+fn both(options: &LayerOptions, fates: &[Vec<TaskFault>]) -> [f64; 2] {
     let shape = shape();
     let numbers = |shape: &[usize]| ArrayD::from_shape_fn(IxDyn(shape), |at| (at[1] + at[2]) as f32 * 0.1);
     let (x, w) = (numbers(shape.input_shape().as_slice()), numbers(&[64, 2, 3, 3]));
     let workers = fates[0].len();
-    let board = Fates::new(workers);
-    let pool = Pool::new(FatedWorker::wrap(paced(workers, PACE), &board)).unwrap();
+    let board = TaskFaults::new(workers);
+    let pool = Pool::new(ScheduledFaultWorker::wrap(paced(workers, PACE), &board)).unwrap();
     let real = CodedConv::prepare(&pool, x.shape(), w.view(), None, &ConvParams::default(), options.clone())
         .unwrap();
     let mut fleet = at_paces(&vec![1.0; workers]);
@@ -403,10 +404,10 @@ fn both(options: &LayerOptions, fates: &[Vec<Fate>]) -> [f64; 2] {
 
 #[test]
 fn real_workers_under_the_same_fates_take_the_same_time() {
-    let delayed = Fate { delay: ms(12), ..HEALTHY };
-    let slow = Fate { slow: 4.0, ..HEALTHY };
+    let delayed = TaskFault { delay: ms(12), ..HEALTHY };
+    let slow = TaskFault { slow: 4.0, ..HEALTHY };
     // More than the code tolerates suffer, so that the wait depends on it.
-    let fates: Vec<Vec<Fate>> = (0..RUNS)
+    let fates: Vec<Vec<TaskFault>> = (0..RUNS)
         .map(|run| (0..6).map(|w| [delayed, slow, delayed, CRASH, HEALTHY, HEALTHY][(w + run) % 6]).collect())
         .collect();
     let plain = LayerOptions { on_shortfall: OnShortfall::Redispatch, ..plain(CodeKind::Crme, (4, 4), 6) };

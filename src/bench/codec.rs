@@ -1,9 +1,9 @@
 //! What the codes themselves cost and promise: processor time of encoding and decoding, condition numbers.
 
 use super::conditions::conditions;
-use super::real::LayerCase;
-use super::record::{CodecCost, Conditions};
+use super::real_workers::LayerCase;
 use super::responder_sets::Sampling;
+use super::schema::{CodecCost, Conditions};
 use crate::array::{Element, Values};
 use crate::coding::{Code, Decoder, Epilogue, decode, encode_distinct, encode_filters};
 use crate::engine::LayerOptions;
@@ -33,7 +33,7 @@ pub fn codec_cost<T: Element>(case: &LayerCase<T>, options: &LayerOptions) -> Re
     }
     let one = rayon::ThreadPoolBuilder::new().num_threads(1).build().map_err(|e| Error::Unavailable {
         what: format!("a thread to measure encoding on ({e})"),
-        mend: "raise the limit of threads".to_owned(),
+        help: "raise the limit of threads".to_owned(),
     })?;
     one.install(|| on_this_thread(case, options)).map(Some)
 }

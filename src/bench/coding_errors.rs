@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use crate::array::{Element, normal};
 use crate::coding::{Code, Decoder, Epilogue, decode, encode_filters, encode_input, error_bound};
-use crate::conv::{ConvKernel, ConvShape, Filters, Scratch, conv_local};
+use crate::conv::{ConvKernel, ConvShape, Filters, Scratch, conv_uncoded};
 use crate::error::{Error, Result};
 use crate::partition::{FilterPartition, InputPartition, OutputTiling};
 
@@ -44,7 +44,7 @@ impl<T: Element> Numbers<T> {
         let (input, weight) = (normal(shape.input_elems()), normal(shape.weight_elems()));
         let wide = |values: &[T]| values.iter().map(|v| v.to_f64()).collect::<Vec<_>>();
         let threads = rayon::current_num_threads();
-        let truth = conv_local(shape, &wide(&input), &wide(&weight), None, threads, &|| false)?;
+        let truth = conv_uncoded(shape, &wide(&input), &wide(&weight), None, threads, &|| false)?;
         Ok(Self { shape: shape.clone(), input, weight, truth })
     }
 
@@ -68,7 +68,7 @@ impl<T: Element> Numbers<T> {
     /// Those of the convolution.
     pub fn uncoded(&self) -> Result<Deviation> {
         let threads = rayon::current_num_threads();
-        let output = conv_local(&self.shape, &self.input, &self.weight, None, threads, &|| false)?;
+        let output = conv_uncoded(&self.shape, &self.input, &self.weight, None, threads, &|| false)?;
         Ok(self.deviation(&output))
     }
 

@@ -6,9 +6,9 @@ use super::codec::{affordable_conditions, codec_cost};
 use super::findings::findings;
 use super::layers::NamedLayer;
 use super::methods::Method;
-use super::real::{LayerCase, Workers, layer_contestants};
-use super::record::{BenchReport, CodecCost, Conditions, MethodPlan, SCHEMA, Setting, Study};
+use super::real_workers::{LayerCase, Workers, layer_contestants};
 use super::runner::{Contestants, Plan, Progress, study};
+use super::schema::{BenchReport, CodecCost, Conditions, Environment, MethodPlan, SCHEMA, Study};
 use crate::array::Element;
 use crate::coding::{Code, CodeKind};
 use crate::conv::ConvShape;
@@ -101,7 +101,7 @@ impl Comparison {
 
     /// Everything, with `notes` before what the data say.
     #[must_use]
-    pub fn report(self, setting: Setting, notes: Vec<String>) -> BenchReport {
+    pub fn report(self, setting: Environment, notes: Vec<String>) -> BenchReport {
         let mut said = notes;
         said.extend(self.left_out);
         said.extend(findings(&self.studies));

@@ -4,8 +4,8 @@
 
 use rayon::prelude::*;
 
-use super::record::Conditions;
 use super::responder_sets::{MissingSets, Sampling, responders};
+use super::schema::Conditions;
 use super::stats::quantile;
 use crate::coding::{Code, CodeKind};
 use crate::error::{Error, Result};
@@ -90,8 +90,8 @@ pub fn comparable(kind: CodeKind, n: usize, delta: usize, room: Room) -> Result<
     }
     let degree = kind.parts(n, n - delta);
     if kind == CodeKind::Uncoded && delta < n {
-        let mend = format!("without a code every subtask is needed: delta = n = {n}");
-        return Err(Error::invalid("delta", delta, mend));
+        let help = format!("without a code every subtask is needed: delta = n = {n}");
+        return Err(Error::invalid("delta", delta, help));
     }
     let pairs = (1..=degree).filter(|a| degree.is_multiple_of(*a)).map(|a| (a, degree / a));
     let mut splits: Vec<(usize, usize)> = match kind {
@@ -104,9 +104,9 @@ pub fn comparable(kind: CodeKind, n: usize, delta: usize, room: Room) -> Result<
     // The greater side as small as can be; of two that mirror each other the one with fewer slabs.
     let Some((k_a, k_b)) = splits.into_iter().min_by_key(|(a, b)| (*a.max(b), a.abs_diff(*b), *a)) else {
         let (rows, channels) = (room.rows, room.channels);
-        let mend =
+        let help =
             format!("{degree} parts of {kind} are too many for {rows} output rows and {channels} channels");
-        return Err(Error::invalid("delta", delta, mend));
+        return Err(Error::invalid("delta", delta, help));
     };
     Code::new(kind, k_a, k_b, n)
 }

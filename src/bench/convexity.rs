@@ -11,7 +11,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use super::layers::NamedLayer;
-use super::real::numbers;
+use super::real_workers::numbers;
 use super::stats;
 use crate::array::Element;
 use crate::coding::{Code, CodeKind};
@@ -145,11 +145,11 @@ impl Convexity {
             for &at in &order {
                 let run = prepared[at].run(input.view())?;
                 if !pool.wait_idle(IDLE) {
-                    let mend = "a worker hangs: leave it out of the pool".to_owned();
+                    let help = "a worker hangs: leave it out of the pool".to_owned();
                     return Err(Error::Timeout {
                         what: "waiting for idle workers".to_owned(),
                         limit: IDLE,
-                        mend,
+                        help,
                     });
                 }
                 if trial > 0 {

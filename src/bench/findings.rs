@@ -2,7 +2,7 @@
 //!
 //! Invariant: every sentence has the numbers that it rests on.
 
-use super::record::{BreakEven, MethodPlan, MethodResult, ScenarioResult, Study};
+use super::schema::{BreakEven, MethodPlan, MethodResult, ScenarioResult, Study};
 
 /// Sentences from the data of all studies.
 #[must_use]

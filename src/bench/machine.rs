@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use super::record::Setting;
+use super::schema::Environment;
 
 /// Logical cores.
 #[must_use]
@@ -40,9 +40,9 @@ pub fn now() -> String {
 
 /// What this very command measures, here and now.
 #[must_use]
-pub fn setting(mode: &str, workers: String, precision: String, seed: u64, trials: usize) -> Setting {
+pub fn setting(mode: &str, workers: String, precision: String, seed: u64, trials: usize) -> Environment {
     let given: Vec<String> = std::env::args().skip(1).map(quoted).collect();
-    Setting {
+    Environment {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         command: format!("fcdcc {}", given.join(" ")),
         date: now(),

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::array::Values;
 use crate::error::{Error, Result};
-use crate::worker::{CancelToken, FilterKey, Order, Recipe, SubtaskShape, Worker, WorkerInfo};
+use crate::worker::{CancelToken, FilterKey, Order, Respawn, SubtaskShape, Worker, WorkerInfo};
 
 /// What the workers of a pool have begun since it was last asked.
 #[derive(Clone, Debug, Default)]
@@ -74,8 +74,8 @@ impl Worker for Metered {
         self.inner.remove(key);
     }
 
-    fn give_back(&mut self, buffer: Values) {
-        self.inner.give_back(buffer);
+    fn recycle(&mut self, buffer: Values) {
+        self.inner.recycle(buffer);
     }
 
     fn execute(
@@ -107,13 +107,13 @@ impl Worker for Metered {
         result
     }
 
-    fn recipe(&self) -> Option<Recipe> {
-        let (inner, meter) = (self.inner.recipe()?, self.meter.clone());
+    fn respawn(&self) -> Option<Respawn> {
+        let (inner, meter) = (self.inner.respawn()?, self.meter.clone());
         Some(Arc::new(move |token| Ok(Box::new(Self::new(inner(token)?, meter.clone())))))
     }
 
-    fn absent(&self) -> Option<String> {
-        self.inner.absent()
+    fn unavailable_reason(&self) -> Option<String> {
+        self.inner.unavailable_reason()
     }
 
     fn lose_device(&mut self) {

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::record::MethodPlan;
+use super::schema::MethodPlan;
 use crate::array::Element;
 use crate::coding::{Code, CodeKind};
 use crate::conv::ConvShape;

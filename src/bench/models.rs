@@ -9,14 +9,14 @@ use rand_chacha::ChaCha8Rng;
 
 use super::compare::Comparison;
 use super::methods::Method;
-use super::real::{Arena, Workers, numbers, of_layers, used, without};
-use super::record::{MethodPlan, Study};
-use super::runner::{Contestant, Contestants, Progress, Trial};
+use super::real_workers::{TestPool, Workers, numbers, of_layers, used, without};
+use super::runner::{Contestants, MethodRunner, Progress, Trial};
+use super::schema::{MethodPlan, Study};
 use crate::array::DType;
 use crate::engine::LayerOptions;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Model, ModelOptions, Output, PreparedModel, Tensor};
-use crate::worker::{Fate, Fates};
+use crate::worker::{TaskFault, TaskFaults};
 
 /// Layers add up their errors, and what lies between them may enlarge them: outputs may be off by this, or by the sum of
 /// the layers' bounds.
@@ -56,12 +56,12 @@ pub fn random_inputs(mut model: Model, seed: u64) -> Result<(Model, Vec<Tensor>)
 struct ModelContestant<'a> {
     inputs: &'a [Tensor],
     truth: &'a [Vec<f64>],
-    arena: Arena,
+    arena: TestPool,
     model: PreparedModel,
 }
 
-impl Contestant for ModelContestant<'_> {
-    fn run(&mut self, fates: &[Fate], check: bool) -> Result<Trial> {
+impl MethodRunner for ModelContestant<'_> {
+    fn run(&mut self, fates: &[TaskFault], check: bool) -> Result<Trial> {
         let started = Instant::now();
         let (run, work) = self.arena.run(fates, || {
             let run = self.model.run(self.inputs);
@@ -129,18 +129,18 @@ impl Comparison {
     ) -> Result<&Study> {
         let host = model.on_host()?.run(inputs)?;
         let truth: Vec<Vec<f64>> = host.iter().map(|output| output.tensor.to_f64()).collect();
-        let fates = Fates::new(self.plan.workers);
+        let fates = TaskFaults::new(self.plan.workers);
         let (mut contestants, mut left_out): (Contestants<'_>, Vec<String>) = (Vec::new(), Vec::new());
         for method in &self.methods {
             let admit = || {
                 if *method == Method::Mds {
-                    let mend = "a model's layers are divided by the planner; compare it by --layers";
-                    return Err(Error::invalid("method", method, mend));
+                    let help = "a model's layers are divided by the planner; compare it by --layers";
+                    return Err(Error::invalid("method", method, help));
                 }
                 let layer = method.policies(self.plan.workers, self.plan.tolerate, &self.base);
                 let plan = model_plan(*method, self.plan.tolerate, &layer);
                 let options = ModelOptions { layer, precision, ..ModelOptions::default() };
-                let arena = Arena::new(workers(self.plan.workers)?, &fates)?;
+                let arena = TestPool::new(workers(self.plan.workers)?, &fates)?;
                 let prepared = model.prepare(&arena.pool, &options)?;
                 Ok((plan, ModelContestant { inputs, truth: &truth, arena, model: prepared }))
             };

@@ -3,7 +3,7 @@
 //! Invariant: every text is escaped, so what is written is well-formed XML too, whatever the names in it.
 
 use super::chart::colors;
-use super::text::escape;
+use super::format::escape;
 use std::fmt::Write as _;
 
 const STYLE: &str = include_str!("page.css");
@@ -286,7 +286,7 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::text::malformed;
+    use crate::bench::format::malformed;
 
     const HOSTILE: &str = "<b>&\"'</style></td>\u{1}";
 

@@ -3,9 +3,9 @@
 
 use super::chart::{Chart, Kind, Mark, Series};
 use super::convexity::{Convexity, Pair};
+use super::format::{number, time};
 use super::page::{Block, Cell, Class, Page, Section, Table};
-use super::record::Setting;
-use super::text::{number, time};
+use super::schema::Environment;
 
 /// A chosen pair that takes at most this many times as long as the fastest counts as right.
 const CLOSE: f64 = 1.1;
@@ -14,7 +14,7 @@ const GOOD: f64 = 1.25;
 
 /// The page of these layers.
 #[must_use]
-pub fn page(setting: &Setting, layers: &[Convexity]) -> Page {
+pub fn page(setting: &Environment, layers: &[Convexity]) -> Page {
     let measured = layers.iter().any(|layer| layer.regret().is_some());
     let mut sections = vec![summary(layers, measured)];
     sections.push(Section {
@@ -194,7 +194,7 @@ mod tests {
     fn the_page_names_layers_choices_and_what_was_measured() {
         let layer = &resolve("vgg16/conv3_2").unwrap()[0];
         let mut pairs = Convexity::predict::<f32>(layer, CodeKind::Crme, 20, 4, &Rates::default()).unwrap();
-        let setting = Setting {
+        let setting = Environment {
             version: "0".to_owned(),
             command: "fcdcc plan <x>".to_owned(),
             date: String::new(),

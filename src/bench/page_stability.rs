@@ -3,12 +3,12 @@
 //! Invariant: a pure function of the report; parts that were not studied are not mentioned.
 
 use super::chart::{Chart, Kind, Mark, Series};
+use super::format::number;
 use super::page::{Block, Cell, Class, Page, Section, Table};
-use super::record::Conditions;
+use super::schema::Conditions;
 use super::stability_findings::{Reach, codes, condition, reach};
 use super::stability_record::{CodingError, StabilityReport, Sweep, USABLE};
 use super::stats::{median, quantile};
-use super::text::number;
 
 /// Colours by family, the same in every picture.
 const COLORS: [(&str, usize); 4] = [("crme", 1), ("chebyshev", 2), ("vandermonde", 3), ("khatri-rao", 4)];

@@ -9,11 +9,11 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
-use super::record::{BreakEven, MethodPlan, MethodResult, ScenarioResult, Study};
 use super::scenario::{Scenario, mix, straggler_delay};
+use super::schema::{BreakEven, MethodPlan, MethodResult, ScenarioResult, Study};
 use super::stats;
 use crate::error::{Error, Result};
-use crate::worker::Fate;
+use crate::worker::TaskFault;
 
 /// First trials of a scenario whose outputs are compared with the reference.
 const CHECKED: usize = 2;
@@ -35,13 +35,13 @@ const MOST_SWEEPS: usize = 3;
 const FORESEEN: usize = 20;
 
 /// Something that runs one layer or model by one method.
-pub trait Contestant {
+pub trait MethodRunner {
     /// Runs once, as the workers' fates are, and is done with it: afterwards nothing is at work any more. With `check` the
     /// output is compared with the reference.
     ///
     /// # Errors
     /// What has nothing to do with the fates; a run without output is a [`Trial`] too.
-    fn run(&mut self, fates: &[Fate], check: bool) -> Result<Trial>;
+    fn run(&mut self, fates: &[TaskFault], check: bool) -> Result<Trial>;
 
     /// Forgets, as far as it can, what earlier runs taught it about its workers.
     ///
@@ -84,7 +84,7 @@ pub struct Trial {
 }
 
 /// Each method that can be had, with its plan.
-pub type Contestants<'a> = Vec<(MethodPlan, Box<dyn Contestant + 'a>)>;
+pub type Contestants<'a> = Vec<(MethodPlan, Box<dyn MethodRunner + 'a>)>;
 
 /// What is to be studied.
 #[derive(Clone, Debug)]

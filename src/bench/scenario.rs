@@ -14,7 +14,7 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::error::{Error, Result};
 use crate::files;
-use crate::worker::{Delay, Fate, Fault, FaultSpec, WorkerSet};
+use crate::worker::{Delay, Fault, FaultSpec, TaskFault, WorkerSet};
 
 /// A delay shorter than this drowns in the noise of a machine's clock and scheduler.
 const LEAST_DELAY: Duration = Duration::from_millis(20);
@@ -81,8 +81,8 @@ impl Trace {
                     if delay.is_some() || crash {
                         return Ok(delay);
                     }
-                    let mend = "write a delay in ms for each worker, `inf` or `x` for a crash";
-                    Err(bad(format!("line {}: {cell:?} is no delay: {mend}", line + 1)))
+                    let help = "write a delay in ms for each worker, `inf` or `x` for a crash";
+                    Err(bad(format!("line {}: {cell:?} is no delay: {help}", line + 1)))
                 })
                 .collect::<Result<_>>()?;
             if !row.is_empty() {
@@ -159,8 +159,8 @@ impl Scenario {
 
     /// What befalls each worker in a trial.
     #[must_use]
-    pub fn fates(&self, workers: usize, trial: usize, seed: u64) -> Vec<Fate> {
-        let mut fates = vec![Fate::default(); workers];
+    pub fn fates(&self, workers: usize, trial: usize, seed: u64) -> Vec<TaskFault> {
+        let mut fates = vec![TaskFault::default(); workers];
         for (index, fault) in self.faults.iter().enumerate() {
             let seed = mix(mix(seed, trial as u64), index as u64);
             match fault {
@@ -347,7 +347,7 @@ mod tests {
         let all = |seed| (0..40).map(|trial| s.fates(6, trial, seed)).collect::<Vec<_>>();
         assert_eq!(all(7), all(7));
         assert_ne!(all(7), all(8));
-        let late = |fates: &[Fate]| (0..6).filter(|w| !fates[*w].delay.is_zero()).collect::<Vec<_>>();
+        let late = |fates: &[TaskFault]| (0..6).filter(|w| !fates[*w].delay.is_zero()).collect::<Vec<_>>();
         assert!(all(7).iter().all(|fates| late(fates).len() == 2 && fates[0].slow == 3.0));
         let mut sets: Vec<_> = all(7).iter().map(|fates| late(fates)).collect();
         sets.sort_unstable();
@@ -378,7 +378,7 @@ mod tests {
         let fates = scenario("0:delay=5ms all:delay=1ms 1:slow=2x 1:slow=3x 2:crash 3:drop").fates(4, 9, 1);
         assert_eq!((fates[0].delay, fates[3].delay), (6 * MS, MS));
         assert_eq!((fates[1].slow, fates[2].crash, fates[3].silent), (6.0, true, true));
-        assert_eq!(scenario("none").fates(3, 0, 0), vec![Fate::default(); 3]);
+        assert_eq!(scenario("none").fates(3, 0, 0), vec![TaskFault::default(); 3]);
     }
 
     #[test]

@@ -8,9 +8,9 @@ use std::time::Duration;
 use super::compare::{Comparison, layer_frame};
 use super::layers::NamedLayer;
 use super::methods::Method;
-use super::real::without;
-use super::record::{MethodPlan, Study};
-use super::runner::{Contestant, Contestants, Progress, Trial};
+use super::real_workers::without;
+use super::runner::{Contestants, MethodRunner, Progress, Trial};
+use super::schema::{MethodPlan, Study};
 use crate::array::Element;
 use crate::coding::Code;
 use crate::conv::ConvShape;
@@ -18,7 +18,7 @@ use crate::engine::{LayerOptions, SimulatedCosts, SimulatedLayer};
 use crate::error::Result;
 use crate::planner::{Rates, Work, subtask_shape};
 use crate::scheduler::{Link, SimulatedFleet, SimulatedWork};
-use crate::worker::Fate;
+use crate::worker::TaskFault;
 
 /// How many times a run's latency passes before the next: cancelled workers have let go by then, slow ones too.
 const PAUSE: u32 = 10;
@@ -56,8 +56,8 @@ impl SimulatedContestant {
     }
 }
 
-impl Contestant for SimulatedContestant {
-    fn run(&mut self, fates: &[Fate], _: bool) -> Result<Trial> {
+impl MethodRunner for SimulatedContestant {
+    fn run(&mut self, fates: &[TaskFault], _: bool) -> Result<Trial> {
         let (layer, fleet) = self.layer()?;
         fleet.set_fates(fates);
         fleet.reset_usage();

@@ -1,15 +1,15 @@
 //! The study behind `fcdcc stability`: condition numbers of every code family, and what they do to real convolutions.
 //!
 //! [`Options`] says what is looked at, [`run`] looks. Invariant: all figures depend on the options alone; time and the
-//! machine are in the [`Setting`] only.
+//! machine are in the [`Environment`] only.
 
 use std::collections::HashMap;
 
 use super::coding_errors::{Computed, Deviation, Numbers};
 use super::conditions::{Room, Survey, comparable, survey};
 use super::layers::{NamedLayer, resolve};
-use super::record::{Conditions, Setting};
 use super::responder_sets::{MissingSets, Sampling, responders};
+use super::schema::{Conditions, Environment};
 use super::stability_findings::findings;
 use super::stability_record::{
     CodingError, ConditionTable, HostLoss, LeftOut, SCHEMA, StabilityReport, Sweep, Waiting,
@@ -132,12 +132,12 @@ impl Options {
         }
         for sampling in [&self.sampling, &self.sweep_sampling] {
             if !(1..=MAX_SETS).contains(&sampling.samples) {
-                let mend = format!("use 1 to {MAX_SETS}");
-                return Err(Error::invalid("number of samples (--samples)", sampling.samples, mend));
+                let help = format!("use 1 to {MAX_SETS}");
+                return Err(Error::invalid("number of samples (--samples)", sampling.samples, help));
             }
             if sampling.limit > MAX_SETS {
-                let mend = format!("use at most {MAX_SETS}");
-                return Err(Error::invalid("most sets looked at one by one (--limit)", sampling.limit, mend));
+                let help = format!("use at most {MAX_SETS}");
+                return Err(Error::invalid("most sets looked at one by one (--limit)", sampling.limit, help));
             }
         }
         if self.cells.is_empty() || self.codes.is_empty() {
@@ -161,7 +161,7 @@ impl Options {
 /// Those of [`Options::check`], before anything is computed.
 pub fn run(
     options: &Options,
-    setting: Setting,
+    setting: Environment,
     observe: &mut dyn FnMut(usize, usize, &str),
 ) -> Result<StabilityReport> {
     options.check()?;

@@ -1,9 +1,9 @@
 //! Sentences drawn from a study, the code families' rank among them whoever wins.
 
-use super::record::Conditions;
+use super::format::{number, thousands};
+use super::schema::Conditions;
 use super::stability_record::{CodingError, StabilityReport, Sweep, USABLE};
 use super::stats::median;
-use super::text::{number, thousands};
 
 /// Up to which n every point of a sweep is usable in an arithmetic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

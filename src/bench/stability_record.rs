@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::record::{Conditions, Setting, infinite};
+use super::schema::{Conditions, Environment, infinite};
 
 /// Version of [`StabilityReport`].
 pub const SCHEMA: u32 = 1;
@@ -18,7 +18,7 @@ pub struct StabilityReport {
     /// [`SCHEMA`].
     pub schema: u32,
     /// Where, when and how it was computed.
-    pub setting: Setting,
+    pub setting: Environment,
     /// Condition numbers of every family, a table for each (n, delta).
     pub tables: Vec<ConditionTable>,
     /// Condition numbers against n, one entry for each rule that gives delta.
@@ -125,8 +125,8 @@ pub struct LeftOut {
 pub(super) mod tests {
     use super::*;
 
-    pub(in super::super) fn setting() -> Setting {
-        Setting {
+    pub(in super::super) fn setting() -> Environment {
+        Environment {
             version: "0.0.0".to_owned(),
             command: "fcdcc stability --quick".to_owned(),
             date: "2026-01-01T00:00:00Z".to_owned(),

@@ -2,7 +2,7 @@
 //!
 //! Invariant: equal values and an equal seed give equal estimates, on every platform.
 
-use super::record::Estimate;
+use super::schema::Estimate;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 

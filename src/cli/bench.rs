@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 use fcdcc::bench::layers::NamedLayer;
-use fcdcc::bench::record::{BenchReport, Setting};
+use fcdcc::bench::schema::{BenchReport, Environment};
 use fcdcc::bench::{Comparison, Method, Plan, Progress, Scenario, SimulatedSetting, TrialFault, machine};
 use fcdcc::engine::WindowwiseLimit;
 use fcdcc::files::Output;
@@ -277,8 +277,8 @@ fn check(args: &BenchArgs) -> Result<()> {
     }
     if args.simulated {
         if !(1..=MAX_SIMULATED).contains(&args.layer.worker_count()) {
-            let mend = format!("use 1 to {MAX_SIMULATED}");
-            return Err(Error::invalid("number of workers (--workers)", args.layer.worker_count(), mend));
+            let help = format!("use 1 to {MAX_SIMULATED}");
+            return Err(Error::invalid("number of workers (--workers)", args.layer.worker_count(), help));
         }
         for (what, value) in
             [("link's speed (--bandwidth)", args.bandwidth), ("worker's speed (--mac-rate)", args.mac_rate)]
@@ -289,9 +289,9 @@ fn check(args: &BenchArgs) -> Result<()> {
             }
         }
         if args.layer.audit.is_some_and(|audit| audit != Audit::Off) {
-            let mend = "simulated workers compute no numbers to compare: use off";
+            let help = "simulated workers compute no numbers to compare: use off";
             let audit = args.layer.audit.unwrap_or_default();
-            return Err(Error::invalid("audit (--audit)", audit, mend));
+            return Err(Error::invalid("audit (--audit)", audit, help));
         }
     }
     let alone = [
@@ -357,8 +357,8 @@ fn methods(args: &BenchArgs) -> Result<Vec<Method>> {
         methods.retain(|method| *method != judged);
         methods.push(judged);
     } else if args.layer.code != CodeKind::default() {
-        let mend = "leave --code out, and put the method to be judged last in --methods";
-        return Err(Error::invalid("code (--code) beside --methods", args.layer.code, mend));
+        let help = "leave --code out, and put the method to be judged last in --methods";
+        return Err(Error::invalid("code (--code) beside --methods", args.layer.code, help));
     }
     for (index, method) in methods.iter().enumerate() {
         if methods[..index].contains(method) {
@@ -423,7 +423,7 @@ fn crew(infos: &[WorkerInfo]) -> String {
     groups.join(", ")
 }
 
-fn setting(args: &BenchArgs, mode: &str, workers: String) -> Setting {
+fn setting(args: &BenchArgs, mode: &str, workers: String) -> Environment {
     let precision = dtype(&args.layer).name().to_owned();
     machine::setting(mode, workers, precision, args.layer.seed, args.trials)
 }

@@ -1,7 +1,7 @@
 //! The table that `fcdcc bench` prints of one layer or model.
 
 use fcdcc::Result;
-use fcdcc::bench::record::{Estimate, Study};
+use fcdcc::bench::schema::{Estimate, Study};
 
 use super::print;
 

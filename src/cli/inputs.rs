@@ -118,8 +118,8 @@ pub(crate) fn shape_of(text: &str, model: &Model) -> Result<(String, Vec<usize>)
         (None, [only]) => (only.name.clone(), text),
         (None, inputs) => {
             let names: Vec<&str> = inputs.iter().map(|i| i.name.as_str()).collect();
-            let mend = format!("the model has inputs {}: write --shape NAME=SIZES", names.join(", "));
-            return Err(Error::invalid("shape (--shape)", format!("{text:?}"), mend));
+            let help = format!("the model has inputs {}: write --shape NAME=SIZES", names.join(", "));
+            return Err(Error::invalid("shape (--shape)", format!("{text:?}"), help));
         }
     };
     let sizes: Option<Vec<usize>> = sizes.split([',', 'x']).map(|s| s.trim().parse().ok()).collect();
@@ -149,8 +149,8 @@ fn assign(given: &[String], inputs: &[InputInfo]) -> Result<Vec<Vec<PathBuf>>> {
     } else if !unnamed.is_empty() {
         let first = unnamed[0].display().to_string();
         // Neither an input's name nor a lone file: say which of the two it may have been meant to be.
-        let mend = "name each file's input: --input NAME=FILE";
-        return Err(Error::mismatch("input", first, names.join(" or "), mend));
+        let help = "name each file's input: --input NAME=FILE";
+        return Err(Error::mismatch("input", first, names.join(" or "), help));
     }
     match files.iter().position(Vec::is_empty) {
         None => Ok(files),

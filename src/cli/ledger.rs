@@ -42,8 +42,8 @@ impl Ledger {
     /// A file called `name` in a folder, which is made if only it is missing.
     pub(crate) fn output_within(&mut self, option: &str, folder: &Path, name: &str) -> Result<Output> {
         if files::is_standard(folder) {
-            let mend = "several files are written, and standard output takes one: name a folder";
-            return Err(Error::invalid(format!("folder ({option})"), "-", mend));
+            let help = "several files are written, and standard output takes one: name a folder";
+            return Err(Error::invalid(format!("folder ({option})"), "-", help));
         }
         let output = Output::plan_within(folder, name)?;
         self.planned(option, &folder.join(name), output)
@@ -86,14 +86,14 @@ impl Ledger {
         let clash = self.entries.iter().find(|old| clash(old, &new));
         if let Some(old) = clash {
             let name = if new.standard { new.what.clone() } else { path.display().to_string() };
-            let mend = match (old.reads, new.reads) {
+            let help = match (old.reads, new.reads) {
                 (true, true) => "it can be read only once: name a file for one of them",
                 (false, false) => "name two files",
                 _ => "what is read is never written over: name another file",
             };
             return Err(Error::File {
                 path: name,
-                cause: format!("is both {} and {}: {mend}", old.what, new.what),
+                cause: format!("is both {} and {}: {help}", old.what, new.what),
                 input: true,
             });
         }

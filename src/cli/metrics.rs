@@ -88,7 +88,7 @@ impl Metrics {
     fn missing() -> fcdcc::Error {
         fcdcc::Error::Unavailable {
             what: "the metrics endpoint".to_owned(),
-            mend: "this binary was built without it: build with feature `metrics`".to_owned(),
+            help: "this binary was built without it: build with feature `metrics`".to_owned(),
         }
     }
 }

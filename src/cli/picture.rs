@@ -183,12 +183,12 @@ impl PictureArgs {
     }
 
     fn target(&self, input: &InputInfo, count: usize) -> Result<Target> {
-        let not = |mend: &str| {
+        let not = |help: &str| {
             Err(Error::mismatch(
                 format!("input {} for pictures", input.name),
                 input.described.clone(),
                 "[batch, 1 or 3, height, width] or [batch, height, width, 1 or 3]",
-                mend,
+                help,
             ))
         };
         let Some([batch, a, b, c]) = input.shape.as_deref() else {
@@ -197,8 +197,8 @@ impl PictureArgs {
         // A model that takes fewer at a time is run several times.
         if let Some(batch) = batch.filter(|b| !count.is_multiple_of(*b)) {
             let expected = format!("a multiple of {batch} (input {} is {})", input.name, input.described);
-            let mend = "give as many, or another --shape if the model allows it";
-            return Err(Error::mismatch("number of pictures", count, expected, mend));
+            let help = "give as many, or another --shape if the model allows it";
+            return Err(Error::mismatch("number of pictures", count, expected, help));
         }
         let color = |channels: &Option<usize>| matches!(channels, Some(1 | 3));
         let last = match self.layout {

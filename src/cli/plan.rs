@@ -263,7 +263,7 @@ impl Subject {
     fn model(_: &std::path::Path, _: &[String]) -> Result<Self> {
         Err(Error::Unavailable {
             what: "reading ONNX models".to_owned(),
-            mend: "build with feature `onnx`, or use --layers or --shape".to_owned(),
+            help: "build with feature `onnx`, or use --layers or --shape".to_owned(),
         })
     }
 }
@@ -289,11 +289,11 @@ impl Planning<'_> {
 
     #[cfg(feature = "onnx")]
     fn of_model(&self, model: &fcdcc::Model) -> Result<Vec<Row>> {
-        use fcdcc::model::{Freedom, ModelOptions};
+        use fcdcc::model::{AutoChoices, ModelOptions};
         let options = ModelOptions {
             layer: LayerOptions { name: "layer".to_owned(), ..self.options.clone() },
             precision: self.args.layer.precision.map(|_| self.dtype),
-            freedom: if self.args.auto { Freedom::ALL } else { Freedom::default() },
+            freedom: if self.args.auto { AutoChoices::ALL } else { AutoChoices::default() },
             ..ModelOptions::default()
         };
         let planned = model.plan(self.workers, &self.rates, &options)?;

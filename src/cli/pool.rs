@@ -211,7 +211,7 @@ fn gpu_workers(
 fn gpu_workers(_: usize, _: Option<&str>, _: Storage, _: Measuring) -> Result<Vec<Box<dyn Worker>>> {
     Err(Error::Unavailable {
         what: "the GPU backend".to_owned(),
-        mend: "this binary was built without it: build with feature `gpu`, or use --backend cpu".to_owned(),
+        help: "this binary was built without it: build with feature `gpu`, or use --backend cpu".to_owned(),
     })
 }
 
@@ -262,7 +262,7 @@ fn from_file(path: &Path, seed: u64, measuring: Measuring, console: Console) -> 
         return Err(bad("describes no worker: add a [[worker]] table"));
     }
     if let Some(remotes) = remotes
-        && workers.iter().all(|worker| worker.absent().is_some())
+        && workers.iter().all(|worker| worker.unavailable_reason().is_some())
     {
         return Err(remotes.nobody());
     }
@@ -405,14 +405,14 @@ mod with_cluster {
                 opened.workers_of_each(&seats, cluster.wait)
             };
             let all = || groups.iter().flatten();
-            let (there, wanted) = (all().filter(|w| w.absent().is_none()).count(), all().count());
+            let (there, wanted) = (all().filter(|w| w.unavailable_reason().is_none()).count(), all().count());
             if there < wanted {
                 console.notice(format_args!(
                     "notice: {there} of {wanted} remote workers joined at {places} within {:?}; the others may come later",
                     cluster.wait
                 ));
             }
-            for info in all().filter(|w| w.absent().is_none()).map(|w| w.info()) {
+            for info in all().filter(|w| w.unavailable_reason().is_none()).map(|w| w.info()) {
                 console.notice(format_args!("{}: {} ({})", info.name, info.host, info.device));
             }
             Ok(Self { groups: groups.into_iter(), places, wait: cluster.wait })
@@ -426,7 +426,7 @@ mod with_cluster {
         pub(super) fn nobody(&self) -> Error {
             Error::Unavailable {
                 what: format!("every remote worker (none joined at {} within {:?})", self.places, self.wait),
-                mend:
+                help:
                     "start `fcdcc worker` on the machines (see docs/cluster.md), or raise `wait` in [cluster]"
                         .to_owned(),
             }

@@ -40,13 +40,13 @@ pub(crate) struct Measuring {
 impl Measuring {
     /// Where GPU workers have their choice of kernels from.
     #[cfg(feature = "gpu")]
-    pub(crate) fn tune(self) -> fcdcc::gpu::Tune {
-        use fcdcc::gpu::Tune;
+    pub(crate) fn tune(self) -> fcdcc::gpu::TuneMode {
+        use fcdcc::gpu::TuneMode;
         match (self.how, self.unknown) {
-            (Calibrate::Auto, true) => Tune::Measure,
-            (Calibrate::Auto, false) => Tune::Kept,
-            (Calibrate::Always, _) => Tune::Again,
-            (Calibrate::Never, _) => Tune::Off,
+            (Calibrate::Auto, true) => TuneMode::Measure,
+            (Calibrate::Auto, false) => TuneMode::CacheOnly,
+            (Calibrate::Always, _) => TuneMode::Remeasure,
+            (Calibrate::Never, _) => TuneMode::Off,
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use fcdcc::array::DType;
 use fcdcc::files::{self, Output as Place};
-use fcdcc::model::{Freedom, GemmChoice, ModelOptions, Output, PreparedModel, Tensor};
+use fcdcc::model::{AutoChoices, GemmChoice, ModelOptions, Output, PreparedModel, Tensor};
 use fcdcc::{Error, LayerReport, Report, Result};
 use serde::Serialize;
 
@@ -290,7 +290,7 @@ fn model_options(args: &RunArgs) -> Result<ModelOptions> {
             Precision::F32 => DType::F32,
             Precision::F64 => DType::F64,
         }),
-        freedom: if args.auto { Freedom::ALL } else { Freedom::default() },
+        freedom: if args.auto { AutoChoices::ALL } else { AutoChoices::default() },
     })
 }
 

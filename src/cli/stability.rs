@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use fcdcc::array::DType;
 use fcdcc::bench::layers::resolve;
-use fcdcc::bench::record::{Conditions, Setting};
+use fcdcc::bench::schema::{Conditions, Environment};
 use fcdcc::bench::stability::{Options, run as study};
 use fcdcc::bench::stability_record::{CodingError, StabilityReport};
 use fcdcc::bench::{machine, page_stability};
@@ -69,8 +69,8 @@ impl StabilityArgs {
             let cells: Vec<(usize, usize)> = pairs.filter(|(n, delta)| delta <= n).collect();
             if cells.is_empty() {
                 let greatest = self.n.iter().max().copied().unwrap_or(0);
-                let mend = format!("delta can be at most n: give one up to {greatest}");
-                return Err(Error::invalid("every --delta", "above every --n", mend));
+                let help = format!("delta can be at most n: give one up to {greatest}");
+                return Err(Error::invalid("every --delta", "above every --n", help));
             }
             options = options.at(cells);
         }
@@ -140,7 +140,7 @@ pub(crate) fn run(args: &StabilityArgs, console: Console) -> Result<()> {
     print(&report)
 }
 
-fn setting(options: &Options) -> Setting {
+fn setting(options: &Options) -> Environment {
     let workers = "none: every subtask is computed here".to_owned();
     let precision = options.precisions.iter().map(|dtype| dtype.name()).collect::<Vec<_>>().join(", ");
     machine::setting("real", workers, precision, options.sampling.seed, options.sampling.samples)

@@ -14,9 +14,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
-use super::keys::WorkerKeys;
-use super::link::{Lane, Payload, Said};
-use super::pace::Pace;
+use super::chunk_sizer::ChunkSizer;
+use super::key_expr::WorkerKeys;
+use super::link::{Payload, Response, TrafficClass};
 use super::registry::Claimed;
 use super::shared::{Shared, brief};
 use super::wire::{Answer, Object, Refusal, Request};
@@ -36,7 +36,7 @@ const ASK_AGAIN: Duration = Duration::from_secs(2);
 
 /// What happens while a call waits. Requests of one call are numbered.
 pub(super) enum Event {
-    Said(u64, Said),
+    Response(u64, Response),
     /// There will be no more answers.
     Over(u64),
     Cancelled,
@@ -82,7 +82,7 @@ struct Asked {
 }
 
 /// Why a call ended early.
-pub(super) enum Stop {
+pub(super) enum CallError {
     Cancelled,
     /// The other side is gone: the worker is lost.
     Gone(String),
@@ -109,21 +109,21 @@ impl<'a> Wire<'a> {
         task: u64,
         request: Request,
         payload: Payload,
-    ) -> Result<u64, Stop> {
-        let number = self.ask(request, payload, Lane::Task, ASK_LIMIT)?;
+    ) -> Result<u64, CallError> {
+        let number = self.ask(request, payload, TrafficClass::Task, ASK_LIMIT)?;
         let again = Instant::now() + ASK_AGAIN;
         self.task = Some(Asked { task, number, open: VecDeque::from([number]), again });
         Ok(number)
     }
 
     /// Asks for the task again where it is time to; when it is time the next time.
-    fn ask_again(&mut self) -> Result<Option<Instant>, Stop> {
+    fn ask_again(&mut self) -> Result<Option<Instant>, CallError> {
         let Some(Asked { task, again, .. }) = self.task else { return Ok(None) };
         let now = Instant::now();
         if now < again {
             return Ok(Some(again));
         }
-        let number = self.ask(Request::Await { task }, Payload::empty(), Lane::Task, ASK_LIMIT)?;
+        let number = self.ask(Request::Await { task }, Payload::empty(), TrafficClass::Task, ASK_LIMIT)?;
         let next = now + ASK_AGAIN;
         if let Some(asked) = &mut self.task {
             asked.open.push_back(number);
@@ -138,12 +138,12 @@ impl<'a> Wire<'a> {
         let Some(asked) = &mut self.task else { return Some(event) };
         match event {
             // Nothing more comes under this one, or the task was over before it came: answers are under the others.
-            Event::Said(
+            Event::Response(
                 number,
-                Said::Nothing(_) | Said::Answer(Answer::Refused { why: Refusal::Over, .. }, _),
+                Response::Nothing(_) | Response::Answer(Answer::Refused { why: Refusal::Over, .. }, _),
             ) if asked.open.contains(&number) && asked.open.len() > 1 => None,
-            Event::Said(number, said) if asked.open.contains(&number) => {
-                Some(Event::Said(asked.number, said))
+            Event::Response(number, said) if asked.open.contains(&number) => {
+                Some(Event::Response(asked.number, said))
             }
             Event::Over(number) if asked.open.contains(&number) => {
                 asked.open.retain(|open| *open != number);
@@ -158,23 +158,23 @@ impl<'a> Wire<'a> {
         &mut self,
         request: Request,
         payload: Payload,
-        lane: Lane,
+        lane: TrafficClass,
         limit: Duration,
-    ) -> Result<u64, Stop> {
+    ) -> Result<u64, CallError> {
         let number = self.next;
         self.next += 1;
         let line = Line { number, sender: self.sender.clone() };
         let header = self.shared.call(request);
         let said = move |said| {
             // The call may be over.
-            let _ = line.sender.send(Event::Said(line.number, said));
+            let _ = line.sender.send(Event::Response(line.number, said));
         };
         let asked = self.shared.links[self.link].ask(&self.key, header, payload, lane, limit, said);
-        asked.map(|()| number).map_err(|e| Stop::Gone(e.to_string()))
+        asked.map(|()| number).map_err(|e| CallError::Gone(e.to_string()))
     }
 
     /// The next event, of those kept first.
-    pub(super) fn next(&mut self, end: Instant) -> Result<Event, Stop> {
+    pub(super) fn next(&mut self, end: Instant) -> Result<Event, CallError> {
         if let Some(event) = self.kept.pop_front() {
             return Ok(event);
         }
@@ -182,13 +182,13 @@ impl<'a> Wire<'a> {
     }
 
     /// The next event that has not been seen.
-    fn fresh(&mut self, end: Instant) -> Result<Event, Stop> {
+    fn fresh(&mut self, end: Instant) -> Result<Event, CallError> {
         loop {
             let again = self.ask_again()?;
             match self.events.recv_deadline(again.map_or(end, |again| again.min(end))) {
-                Ok(Event::Cancelled) => return Err(Stop::Cancelled),
+                Ok(Event::Cancelled) => return Err(CallError::Cancelled),
                 Ok(Event::Gone) => {
-                    return Err(Stop::Gone("it left, or does not answer any more".to_owned()));
+                    return Err(CallError::Gone("it left, or does not answer any more".to_owned()));
                 }
                 Ok(event) => {
                     if let Some(event) = self.of_task(event) {
@@ -196,7 +196,7 @@ impl<'a> Wire<'a> {
                     }
                 }
                 Err(_) if Instant::now() < end => {}
-                Err(_) => return Err(Stop::Failed("it took too long to answer".to_owned())),
+                Err(_) => return Err(CallError::Failed("it took too long to answer".to_owned())),
             }
         }
     }
@@ -208,13 +208,13 @@ impl<'a> Wire<'a> {
     /// Sends the bytes of `object` from `from` on, in chunks.
     pub(super) fn upload(
         &mut self,
-        pace: &mut Pace,
+        pace: &mut ChunkSizer,
         object: Object,
         from: u64,
         total: u64,
-        lane: Lane,
+        lane: TrafficClass,
         part: &mut dyn FnMut(Range<usize>) -> (Payload, u32),
-    ) -> Result<(), Stop> {
+    ) -> Result<(), CallError> {
         let mut offset = from;
         let mut on_their_way: VecDeque<(u64, Instant)> = VecDeque::new();
         loop {
@@ -230,19 +230,19 @@ impl<'a> Wire<'a> {
             }
             let Some((_, oldest)) = on_their_way.front() else { return Ok(()) };
             match self.next(*oldest + ACK_LIMIT)? {
-                Event::Said(number, said) => match said {
-                    Said::Answer(Answer::Ack { .. }, _) => {
+                Event::Response(number, said) => match said {
+                    Response::Answer(Answer::Ack { .. }, _) => {
                         if let Some(at) = on_their_way.iter().position(|(n, _)| *n == number)
                             && let Some((_, sent)) = on_their_way.remove(at)
                         {
                             pace.acknowledged(sent.elapsed());
                         }
                     }
-                    Said::Answer(answer, _) => return Err(unexpected(&answer)),
-                    Said::Garbage(text) | Said::Nothing(text) => return Err(Stop::Failed(text)),
+                    Response::Answer(answer, _) => return Err(unexpected(&answer)),
+                    Response::Garbage(text) | Response::Nothing(text) => return Err(CallError::Failed(text)),
                 },
                 Event::Over(number) if on_their_way.iter().any(|(n, _)| *n == number) => {
-                    return Err(Stop::Gone("it is gone, or takes nothing any more".to_owned()));
+                    return Err(CallError::Gone("it is gone, or takes nothing any more".to_owned()));
                 }
                 Event::Over(_) | Event::Cancelled | Event::Gone => {}
             }
@@ -252,11 +252,11 @@ impl<'a> Wire<'a> {
     /// Fetches a sub-result that was announced. What else is said meanwhile is kept.
     pub(super) fn fetch(
         &mut self,
-        pace: &mut Pace,
+        pace: &mut ChunkSizer,
         task: u64,
         index: u32,
         into: &mut [u8],
-    ) -> Result<(), Stop> {
+    ) -> Result<(), CallError> {
         let total = into.len();
         let mut asked = 0;
         let mut on_their_way: VecDeque<(u64, Range<usize>, Instant)> = VecDeque::new();
@@ -268,7 +268,7 @@ impl<'a> Wire<'a> {
                 // A chunk is at most `MAX_CHUNK_BYTES` long.
                 let part = Request::Fetch { task, index, offset: asked as u64, len: range.len() as u32 };
                 let sent = Instant::now();
-                let number = self.ask(part, Payload::empty(), Lane::Data, pace.limit())?;
+                let number = self.ask(part, Payload::empty(), TrafficClass::Data, pace.limit())?;
                 asked = range.end;
                 on_their_way.push_back((number, range, sent));
             }
@@ -279,7 +279,7 @@ impl<'a> Wire<'a> {
             }
             let event = self.fresh(end)?;
             let of = match &event {
-                Event::Said(number, _) | Event::Over(number) => *number,
+                Event::Response(number, _) | Event::Over(number) => *number,
                 Event::Cancelled | Event::Gone => continue,
             };
             let Some(at) = on_their_way.iter().position(|(number, ..)| *number == of) else {
@@ -287,26 +287,26 @@ impl<'a> Wire<'a> {
                 continue;
             };
             match event {
-                Event::Said(_, Said::Answer(Answer::Bytes { crc }, payload)) => {
+                Event::Response(_, Response::Answer(Answer::Bytes { crc }, payload)) => {
                     let Some((_, range, sent)) = on_their_way.remove(at) else { continue };
                     pace.acknowledged(sent.elapsed());
                     if payload.len() != range.len() || payload.copy_and_check(&mut into[range.clone()]) != crc
                     {
-                        return Err(Stop::Failed(format!(
+                        return Err(CallError::Failed(format!(
                             "part of a result came with {} of {} bytes or another checksum",
                             payload.len(),
                             range.len()
                         )));
                     }
                 }
-                Event::Said(_, Said::Answer(answer, _)) => return Err(unexpected(&answer)),
-                Event::Said(_, Said::Nothing(text)) => {
+                Event::Response(_, Response::Answer(answer, _)) => return Err(unexpected(&answer)),
+                Event::Response(_, Response::Nothing(text)) => {
                     pace.failed();
-                    return Err(Stop::Failed(text));
+                    return Err(CallError::Failed(text));
                 }
-                Event::Said(_, Said::Garbage(text)) => return Err(Stop::Failed(text)),
+                Event::Response(_, Response::Garbage(text)) => return Err(CallError::Failed(text)),
                 Event::Over(_) | Event::Cancelled | Event::Gone => {
-                    return Err(Stop::Gone("it is gone in the middle of a result".to_owned()));
+                    return Err(CallError::Gone("it is gone in the middle of a result".to_owned()));
                 }
             }
         }
@@ -314,25 +314,27 @@ impl<'a> Wire<'a> {
 }
 
 /// What an answer that ends a call means.
-pub(super) fn unexpected(answer: &Answer) -> Stop {
+pub(super) fn unexpected(answer: &Answer) -> CallError {
     match answer {
-        Answer::Refused { why: Refusal::Cancelled, .. } => Stop::Cancelled,
-        Answer::Refused { why: Refusal::NotHeld | Refusal::DeviceLost, text } => Stop::Gone(text.clone()),
-        Answer::Refused { text, .. } => Stop::Failed(text.clone()),
-        other => Stop::Failed(format!("it answers {}", brief(other))),
+        Answer::Refused { why: Refusal::Cancelled, .. } => CallError::Cancelled,
+        Answer::Refused { why: Refusal::NotHeld | Refusal::DeviceLost, text } => {
+            CallError::Gone(text.clone())
+        }
+        Answer::Refused { text, .. } => CallError::Failed(text.clone()),
+        other => CallError::Failed(format!("it answers {}", brief(other))),
     }
 }
 
 /// The one answer to a request.
-pub(super) fn wait_for_answer(wire: &mut Wire<'_>, number: u64, end: Instant) -> Result<Answer, Stop> {
+pub(super) fn wait_for_answer(wire: &mut Wire<'_>, number: u64, end: Instant) -> Result<Answer, CallError> {
     loop {
         match wire.next(end)? {
-            Event::Said(of, said) if of == number => match said {
-                Said::Answer(answer, _) => return Ok(answer),
-                Said::Garbage(text) | Said::Nothing(text) => return Err(Stop::Failed(text)),
+            Event::Response(of, said) if of == number => match said {
+                Response::Answer(answer, _) => return Ok(answer),
+                Response::Garbage(text) | Response::Nothing(text) => return Err(CallError::Failed(text)),
             },
-            Event::Over(of) if of == number => return Err(Stop::Gone("it is gone".to_owned())),
-            Event::Said(..) | Event::Over(_) | Event::Cancelled | Event::Gone => {}
+            Event::Over(of) if of == number => return Err(CallError::Gone("it is gone".to_owned())),
+            Event::Response(..) | Event::Over(_) | Event::Cancelled | Event::Gone => {}
         }
     }
 }

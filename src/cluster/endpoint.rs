@@ -39,7 +39,7 @@ impl FromStr for Endpoint {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let bad = |mend: &str| Error::invalid("endpoint", format!("{text:?}"), mend);
+        let bad = |help: &str| Error::invalid("endpoint", format!("{text:?}"), help);
         let (scheme, address) = match text.split_once('/') {
             None => (None, text),
             Some(("tcp", address)) => (Some(Scheme::Tcp), address),
@@ -126,8 +126,8 @@ impl Security {
     pub fn check(&self, listen: &[Endpoint], connect: &[Endpoint]) -> Result<()> {
         self.tls.as_ref().map_or(Ok(()), check_certificates)?;
         if let Some(endpoint) = listen.iter().chain(connect).find(|e| e.is_tls(self) && self.tls.is_none()) {
-            let mend = "give the authority, certificate and key (scripts/dev_ca.sh makes them)";
-            return Err(Error::invalid("endpoint", format!("{endpoint} without certificates"), mend));
+            let help = "give the authority, certificate and key (scripts/dev_ca.sh makes them)";
+            return Err(Error::invalid("endpoint", format!("{endpoint} without certificates"), help));
         }
         match listen.iter().find(|e| !e.is_loopback() && !e.is_tls(self) && !self.insecure) {
             None => Ok(()),
@@ -157,7 +157,7 @@ impl Security {
         if holder.as_deref() == Some(name) {
             return Ok(());
         }
-        let (of, mend) = match holder {
+        let (of, help) = match holder {
             Some(holder) => (
                 format!("made out to {holder:?}"),
                 format!("serve under the name {holder}, or with a certificate for {name}"),
@@ -167,7 +167,7 @@ impl Security {
         Err(Error::invalid(
             "name of the machine",
             format!("{name:?} and its certificate {path} is {of}, so that no master would accept it"),
-            mend,
+            help,
         ))
     }
 }

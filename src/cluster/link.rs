@@ -20,7 +20,7 @@ use zenoh::sample::SampleKind;
 use zenoh::{Session, Wait};
 
 use super::endpoint::{Grant, Security, Side};
-use super::session::{ATTEMPT, Door, Kept, config};
+use super::session::{ATTEMPT, Connection, Kept, config};
 use super::wire::{self, Answer, WireError};
 use crate::array::Values;
 use crate::error::{Error, Result};
@@ -32,7 +32,7 @@ pub const RUNTIME_VARIABLE: (&str, &str) =
 
 /// How urgent a message is, and whether more may follow in its batch.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Lane {
+pub(super) enum TrafficClass {
     /// Questions that are asked again where no answer comes.
     Control,
     /// Tasks and their results.
@@ -47,7 +47,7 @@ pub(super) enum Lane {
 pub(super) struct Payload(ZBytes);
 
 /// What comes back for a request.
-pub(super) enum Said {
+pub(super) enum Response {
     /// An answer.
     Answer(Answer, Payload),
     /// Something that is none.
@@ -68,7 +68,7 @@ pub(super) struct Incoming {
 }
 
 pub(super) struct Link {
-    door: Arc<Door>,
+    door: Arc<Connection>,
 }
 
 impl Payload {
@@ -140,7 +140,7 @@ impl Incoming {
     }
 }
 
-impl Lane {
+impl TrafficClass {
     fn priority(self) -> Priority {
         match self {
             Self::Control => Priority::InteractiveHigh,
@@ -171,7 +171,7 @@ impl Link {
         let place = side.place(security);
         let failed = |error: zenoh::Error| Error::Unavailable {
             what: format!("the cluster at {place} ({})", brief(&error.to_string())),
-            mend: match side {
+            help: match side {
                 _ if error.to_string().contains("thread") => {
                     "allow this process more threads (ulimit -u, the pids.max of its cgroup)".to_owned()
                 }
@@ -183,9 +183,9 @@ impl Link {
         };
         let config = config(side, security, access, patience.unwrap_or(ATTEMPT)).map_err(&failed)?;
         let connects = matches!(side, Side::Connect(_));
-        let door = Door::new(config, place.clone(), connects);
+        let door = Connection::new(config, place.clone(), connects);
         if connects && patience.is_none() {
-            Door::knock(&door).map_err(|e| failed(e.into()))?;
+            Connection::connect_in_background(&door).map_err(|e| failed(e.into()))?;
         } else {
             door.open().map_err(&failed)?;
         }
@@ -207,7 +207,7 @@ impl Link {
     /// The engine mends broken connections by itself, but the other side may still be about to forget the old one, and then
     /// forgets the new one with it.
     pub(super) fn renew(&self) {
-        Door::renew(&self.door);
+        Connection::renew(&self.door);
     }
 
     fn declare(
@@ -220,7 +220,7 @@ impl Link {
     fn session(&self) -> Result<Session> {
         self.door.session().ok_or_else(|| Error::Unavailable {
             what: format!("the cluster at {} (no connection)", self.place()),
-            mend: "is the other side running, and do both use certificates or both none?".to_owned(),
+            help: "is the other side running, and do both use certificates or both none?".to_owned(),
         })
     }
 
@@ -308,9 +308,9 @@ impl Link {
         key: &str,
         header: Vec<u8>,
         payload: Payload,
-        lane: Lane,
+        lane: TrafficClass,
         limit: Duration,
-        said: impl Fn(Said) + Send + Sync + 'static,
+        said: impl Fn(Response) + Send + Sync + 'static,
     ) -> Result<()> {
         self.session()?
             .get(key.to_owned())
@@ -330,7 +330,7 @@ impl Link {
     fn error(&self, error: zenoh::Error) -> Error {
         Error::Unavailable {
             what: format!("the cluster at {} ({})", self.place(), brief(&error.to_string())),
-            mend: "is the network up?".to_owned(),
+            help: "is the network up?".to_owned(),
         }
     }
 }
@@ -341,18 +341,18 @@ impl Drop for Link {
     }
 }
 
-fn understood(reply: Reply) -> Said {
+fn understood(reply: Reply) -> Response {
     match reply.into_result() {
         Err(error) => {
             let text = error.payload().try_to_string();
-            Said::Nothing(brief(text.as_deref().unwrap_or("an unreadable error")))
+            Response::Nothing(brief(text.as_deref().unwrap_or("an unreadable error")))
         }
         Ok(sample) => {
             let header = sample.attachment().map(ZBytes::to_bytes).unwrap_or_default();
             match wire::unpack(&header) {
-                Ok(answer) => Said::Answer(answer, Payload(sample.payload().clone())),
+                Ok(answer) => Response::Answer(answer, Payload(sample.payload().clone())),
                 Err(error @ (WireError::Malformed(_) | WireError::Version { .. })) => {
-                    Said::Garbage(error.to_string())
+                    Response::Garbage(error.to_string())
                 }
             }
         }

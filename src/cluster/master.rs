@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 
 use super::endpoint::{Endpoint, Grant, Role, Security, Side, check_name, sides};
-use super::keys::Keys;
-use super::link::{Lane, Link, Payload, Said};
+use super::key_expr::Keys;
+use super::link::{Link, Payload, Response, TrafficClass};
 use super::random;
 use super::registry::{Member, MemberId, Registry};
 use super::remote::RemoteWorker;
@@ -101,8 +101,8 @@ impl Cluster {
             ));
         }
         if !options.listen.is_empty() && options.security.tls.is_some() && options.machines.is_empty() {
-            let mend = "name the machines whose certificates may join";
-            return Err(Error::invalid("machines that may join", "none", mend));
+            let help = "name the machines whose certificates may join";
+            return Err(Error::invalid("machines that may join", "none", help));
         }
         let keys = Keys::new(&options.cluster);
         let id = MasterId(u128::from(random()) << 64 | u128::from(random()));
@@ -112,20 +112,20 @@ impl Cluster {
             links.push(open(side, index, &keys, id, options, &events)?);
         }
         let shared = Arc::new(Shared::new(id, keys, links));
-        let keeper = Keeper { shared: Arc::downgrade(&shared), events };
+        let keeper = MembershipMonitor { shared: Arc::downgrade(&shared), events };
         std::thread::Builder::new()
             .name("fcdcc cluster".to_owned())
             .spawn(move || keeper.serve(&queue))
             .map_err(|e| Error::Unavailable {
                 what: format!("a thread ({e})"),
-                mend: "the system is out of threads".to_owned(),
+                help: "the system is out of threads".to_owned(),
             })?;
         Ok(Self { shared })
     }
 
     /// Workers for `seats` of one pool, waiting at most `wait` for machines to join. No two of them use one device; those of
     /// another call may. Seats that stay empty become workers that are
-    /// [absent](Worker::absent): a pool gives them work when somebody has come for them.
+    /// [absent](Worker::unavailable_reason): a pool gives them work when somebody has come for them.
     #[must_use]
     pub fn workers(&self, seats: &[Seats], wait: Duration) -> Vec<Box<dyn Worker>> {
         self.workers_of_each(seats, wait).into_iter().flatten().collect()
@@ -214,12 +214,12 @@ fn grants(keys: &Keys, options: &ClusterOptions) -> Vec<Grant> {
 }
 
 /// The thread that keeps the registry.
-struct Keeper {
+struct MembershipMonitor {
     shared: Weak<Shared>,
     events: Sender<Event>,
 }
 
-impl Keeper {
+impl MembershipMonitor {
     fn serve(self, queue: &Receiver<Event>) {
         loop {
             let event = match queue.recv_timeout(TICK) {
@@ -270,14 +270,14 @@ impl Keeper {
             &key,
             shared.call(Request::Info),
             Payload::empty(),
-            Lane::Control,
+            TrafficClass::Control,
             INFO_LIMIT,
             move |said| {
                 let answer = match said {
-                    Said::Answer(Answer::Info(info), _) => Ok(*info),
-                    Said::Answer(other, _) => Err(format!("it answers {}", brief(&other))),
-                    Said::Garbage(text) => Err(text),
-                    Said::Nothing(_) => return,
+                    Response::Answer(Answer::Info(info), _) => Ok(*info),
+                    Response::Answer(other, _) => Err(format!("it answers {}", brief(&other))),
+                    Response::Garbage(text) => Err(text),
+                    Response::Nothing(_) => return,
                 };
                 // Nobody listens any more when the cluster is left.
                 let _ = events.send(Event::Answer(id.clone(), answer));
@@ -335,16 +335,23 @@ pub fn survey(
         let limit = left.min(SURVEY_ROUND);
         let (sender, over) = unbounded::<()>();
         let answers = Arc::clone(&registry);
-        link.ask(&keys.all_info(), header.clone(), Payload::empty(), Lane::Control, limit, move |said| {
-            // Held until there will be no more answers.
-            let _until_over = &sender;
-            if let Said::Answer(Answer::Info(info), _) = said {
-                let id = (info.name.clone(), info.boot);
-                let mut registry = answers.lock().unwrap_or_else(PoisonError::into_inner);
-                registry.seen(id.clone(), 0);
-                registry.answered(&id, Ok(*info), Instant::now());
-            }
-        })?;
+        link.ask(
+            &keys.all_info(),
+            header.clone(),
+            Payload::empty(),
+            TrafficClass::Control,
+            limit,
+            move |said| {
+                // Held until there will be no more answers.
+                let _until_over = &sender;
+                if let Response::Answer(Answer::Info(info), _) = said {
+                    let id = (info.name.clone(), info.boot);
+                    let mut registry = answers.lock().unwrap_or_else(PoisonError::into_inner);
+                    registry.seen(id.clone(), 0);
+                    registry.answered(&id, Ok(*info), Instant::now());
+                }
+            },
+        )?;
         // It only ever ends.
         let _ = over.recv_timeout(limit + INFO_LIMIT);
         // A question may get lost on a busy network: those who have not answered are asked again. And whoever has just

@@ -31,11 +31,11 @@ compile_error!(
 
 mod budget;
 mod call;
+mod chunk_sizer;
 mod endpoint;
-mod keys;
+mod key_expr;
 mod link;
 mod master;
-mod pace;
 mod registry;
 mod remote;
 mod serve;

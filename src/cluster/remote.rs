@@ -11,18 +11,18 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::call::{Copies, Event, Stop, TASK_LIMIT, Wire, unexpected, wait_for_answer};
-use super::keys::WorkerKeys;
-use super::link::{Lane, Payload, Said, bytes_of};
+use super::call::{CallError, Copies, Event, TASK_LIMIT, Wire, unexpected, wait_for_answer};
+use super::key_expr::WorkerKeys;
+use super::link::{Payload, Response, TrafficClass, bytes_of};
 
-use super::pace::Pace;
+use super::chunk_sizer::ChunkSizer;
 use super::registry::Claimed;
 use super::shared::Shared;
 use super::wire::{Answer, ContentId, MAX_CHUNK_BYTES, Object, Request, Spec};
 use crate::array::{DType, Values};
 use crate::error::{Error, Result};
 use crate::worker::{
-    CancelToken, FilterKey, Order, Recipe, SubtaskShape, Worker, WorkerInfo, WorkerKind, not_installed,
+    CancelToken, FilterKey, Order, Respawn, SubtaskShape, Worker, WorkerInfo, WorkerKind, not_installed,
 };
 
 /// Filters of at most this size go with the question whether they are held.
@@ -40,7 +40,7 @@ pub struct RemoteWorker {
     name: String,
     seat: Seat,
     held: HashMap<FilterKey, Held>,
-    pace: Pace,
+    pace: ChunkSizer,
     copies: Copies,
 }
 
@@ -84,7 +84,7 @@ impl RemoteWorker {
             name,
             seat,
             held: HashMap::new(),
-            pace: Pace::default(),
+            pace: ChunkSizer::default(),
             copies: Copies::default(),
         }
     }
@@ -99,7 +99,7 @@ impl RemoteWorker {
     /// Runs `call` over the wire, and turns the end of the other side into the loss of this worker.
     fn over_the_wire<R>(
         &mut self,
-        call: impl FnOnce(&mut Wire<'_>, &mut Pace, &mut Copies, u32) -> Result<R, Stop>,
+        call: impl FnOnce(&mut Wire<'_>, &mut ChunkSizer, &mut Copies, u32) -> Result<R, CallError>,
     ) -> Result<R> {
         let lost = |name: &str, cause: String| Error::WorkerLost { worker: name.to_owned(), cause };
         let (claimed, keys) = match &self.seat {
@@ -110,9 +110,9 @@ impl RemoteWorker {
         let mut wire = Wire::new(&self.shared, claimed, keys);
         match call(&mut wire, &mut self.pace, &mut self.copies, claimed.device) {
             Ok(result) => Ok(result),
-            Err(Stop::Cancelled) => Err(Error::Cancelled),
-            Err(Stop::Failed(cause)) => Err(Error::WorkerFailed { worker: self.name.clone(), cause }),
-            Err(Stop::Gone(cause)) => {
+            Err(CallError::Cancelled) => Err(Error::Cancelled),
+            Err(CallError::Failed(cause)) => Err(Error::WorkerFailed { worker: self.name.clone(), cause }),
+            Err(CallError::Gone(cause)) => {
                 let cause = format!("{} on {}: {cause}", claimed.info.name, claimed.id.0);
                 self.shared.suspect(&claimed.id);
                 self.leave_seat(cause.clone());
@@ -174,7 +174,7 @@ impl Worker for RemoteWorker {
         }
     }
 
-    fn absent(&self) -> Option<String> {
+    fn unavailable_reason(&self) -> Option<String> {
         matches!(self.seat, Seat::Empty).then(|| self.waits_for())
     }
 
@@ -195,7 +195,7 @@ impl Worker for RemoteWorker {
             for _ in 0..3 {
                 let payload = if inline { part(0..bytes.len()).0 } else { Payload::empty() };
                 let install = Request::Install { device, content, spec: spec.clone() };
-                let number = wire.ask(install, payload, Lane::Background, INSTALL_LIMIT)?;
+                let number = wire.ask(install, payload, TrafficClass::Background, INSTALL_LIMIT)?;
                 match wait_for_answer(wire, number, Instant::now() + INSTALL_LIMIT)? {
                     Answer::Installed => return Ok(()),
                     Answer::Send { from } => {
@@ -204,14 +204,14 @@ impl Worker for RemoteWorker {
                             Object::Filters(content),
                             from,
                             total,
-                            Lane::Background,
+                            TrafficClass::Background,
                             &mut part,
                         )?;
                     }
                     other => return Err(unexpected(&other)),
                 }
             }
-            Err(Stop::Failed("it does not keep the chunks it is sent".to_owned()))
+            Err(CallError::Failed("it does not keep the chunks it is sent".to_owned()))
         })?;
         let before = self.held.insert(key, Held { content, shape: shape.clone(), dtype });
         if let Some(before) = before {
@@ -260,13 +260,13 @@ impl Worker for RemoteWorker {
                 // The call may be over.
                 let _ = waker.send(Event::Cancelled);
             });
-            let mut run = || -> Result<(), Stop> {
+            let mut run = || -> Result<(), CallError> {
                 let bytes = slabs.as_bytes();
                 let mut part = |range: Range<usize>| copies.of(&bytes[range]);
                 let inline = bytes.len() <= pace.chunk_bytes();
                 if !inline {
                     let object = Object::Slabs { task, dtype };
-                    wire.upload(pace, object, 0, bytes.len() as u64, Lane::Background, &mut part)?;
+                    wire.upload(pace, object, 0, bytes.len() as u64, TrafficClass::Background, &mut part)?;
                 }
                 let (payload, crc) = if inline { part(0..bytes.len()) } else { (Payload::empty(), 0) };
                 let inline_bytes = pace.chunk_bytes().min(MAX_CHUNK_BYTES) as u32;
@@ -277,15 +277,15 @@ impl Worker for RemoteWorker {
                 loop {
                     match wire.next(end)? {
                         Event::Over(of) if of == number => {
-                            return Err(Stop::Gone("it is gone in the middle of a task".to_owned()));
+                            return Err(CallError::Gone("it is gone in the middle of a task".to_owned()));
                         }
-                        Event::Said(of, said) if of == number => match said {
-                            Said::Answer(Answer::Part { index, crc }, payload) => {
+                        Event::Response(of, said) if of == number => match said {
+                            Response::Answer(Answer::Part { index, crc }, payload) => {
                                 let index = take(&mut wanted, index)?;
                                 let mut values = Values::zeros(dtype, elems);
                                 let into = values.as_bytes_mut();
                                 if payload.len() != into.len() || payload.copy_and_check(into) != crc {
-                                    return Err(Stop::Failed(format!(
+                                    return Err(CallError::Failed(format!(
                                         "a result came with {} of {} bytes or another checksum",
                                         payload.len(),
                                         into.len()
@@ -293,12 +293,12 @@ impl Worker for RemoteWorker {
                                 }
                                 emit(index, values);
                             }
-                            Said::Answer(Answer::Ready { index, bytes }, _) => {
+                            Response::Answer(Answer::Ready { index, bytes }, _) => {
                                 let at = take(&mut wanted, index)?;
                                 let mut values = Values::zeros(dtype, elems);
                                 let into = values.as_bytes_mut();
                                 if bytes != into.len() as u64 {
-                                    return Err(Stop::Failed(format!(
+                                    return Err(CallError::Failed(format!(
                                         "a result of {bytes} bytes where {} were expected",
                                         into.len()
                                     )));
@@ -306,19 +306,23 @@ impl Worker for RemoteWorker {
                                 wire.fetch(pace, task, index, into)?;
                                 emit(at, values);
                             }
-                            Said::Answer(Answer::Done, _) if wanted.is_empty() => return Ok(()),
-                            Said::Answer(Answer::Done, _) => {
-                                return Err(Stop::Failed(format!("sub-results {wanted:?} did not come")));
+                            Response::Answer(Answer::Done, _) if wanted.is_empty() => return Ok(()),
+                            Response::Answer(Answer::Done, _) => {
+                                return Err(CallError::Failed(format!(
+                                    "sub-results {wanted:?} did not come"
+                                )));
                             }
-                            Said::Answer(answer, _) => return Err(unexpected(&answer)),
-                            Said::Garbage(text) | Said::Nothing(text) => return Err(Stop::Failed(text)),
+                            Response::Answer(answer, _) => return Err(unexpected(&answer)),
+                            Response::Garbage(text) | Response::Nothing(text) => {
+                                return Err(CallError::Failed(text));
+                            }
                         },
-                        Event::Over(_) | Event::Said(..) | Event::Cancelled | Event::Gone => {}
+                        Event::Over(_) | Event::Response(..) | Event::Cancelled | Event::Gone => {}
                     }
                 }
             };
             let result = run();
-            if matches!(result, Err(Stop::Cancelled | Stop::Failed(_))) {
+            if matches!(result, Err(CallError::Cancelled | CallError::Failed(_))) {
                 wire.tell(Request::Cancel { task });
             }
             result
@@ -326,7 +330,7 @@ impl Worker for RemoteWorker {
     }
 
     /// Somebody else in the same seat, whenever there is one.
-    fn recipe(&self) -> Option<Recipe> {
+    fn respawn(&self) -> Option<Respawn> {
         let (shared, group) = (Arc::clone(&self.shared), self.group);
         let (machine, name) = (self.machine.clone(), self.name.clone());
         Some(Arc::new(move |cancel| {
@@ -339,8 +343,9 @@ impl Worker for RemoteWorker {
 }
 
 /// Strikes a sub-result off those that are wanted.
-fn take(wanted: &mut Vec<usize>, index: u32) -> Result<usize, Stop> {
+fn take(wanted: &mut Vec<usize>, index: u32) -> Result<usize, CallError> {
     let at = wanted.iter().position(|w| *w == index as usize);
-    let at = at.ok_or_else(|| Stop::Failed(format!("sub-result {index} came, which nobody asked for")))?;
+    let at =
+        at.ok_or_else(|| CallError::Failed(format!("sub-result {index} came, which nobody asked for")))?;
     Ok(wanted.remove(at))
 }

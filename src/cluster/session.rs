@@ -35,7 +35,7 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 
 /// The session of a link, while there is one: the engine's own opening would hold up its caller for as long as nobody
 /// listens.
-pub(super) struct Door {
+pub(super) struct Connection {
     config: zenoh::Config,
     /// Where it leads, readable.
     place: String,
@@ -60,7 +60,7 @@ enum State {
 pub(super) type Kept = Box<dyn Any + Send>;
 pub(super) type Declare = Box<dyn Fn(&Session) -> Result<Kept, zenoh::Error> + Send + Sync>;
 
-impl Door {
+impl Connection {
     pub(super) fn new(config: zenoh::Config, place: String, connects: bool) -> Arc<Self> {
         let inner = Mutex::new(Inner { state: State::Waiting, declared: Vec::new() });
         Arc::new(Self { config, place, connects, inner })
@@ -98,7 +98,7 @@ impl Door {
     }
 
     /// Tries to open a session in the background until that succeeds or the door is closed.
-    pub(super) fn knock(door: &Arc<Self>) -> std::io::Result<()> {
+    pub(super) fn connect_in_background(door: &Arc<Self>) -> std::io::Result<()> {
         let door = Arc::clone(door);
         let knocking = move || {
             let mut tried = false;
@@ -160,7 +160,7 @@ impl Door {
         tracing::info!(place = door.place, "connecting anew");
         // Whoever closes a session whose peer is silent waits for it.
         drop(end(before));
-        if let Err(error) = Self::knock(door) {
+        if let Err(error) = Self::connect_in_background(door) {
             tracing::warn!(%error, "no thread to connect again");
         }
     }

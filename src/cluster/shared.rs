@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::keys::Keys;
+use super::key_expr::Keys;
 use super::link::Link;
 use super::registry::{Claimed, MemberId, Registry};
 use super::wire::{self, Answer, Call, MasterId, Request};

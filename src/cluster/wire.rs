@@ -180,8 +180,8 @@ impl Spec {
         let conv = ConvShape::new(&sizes(&self.input)?, &sizes(&self.weight)?, &params)?;
         let sub_results = slabs.checked_mul(banks).filter(|n| (1..=MAX_SUB_RESULTS).contains(n));
         let Some(sub_results) = sub_results else {
-            let mend = format!("use 1 to {MAX_SUB_RESULTS} in all");
-            return Err(Error::invalid("slabs and filter banks", format!("{slabs} and {banks}"), mend));
+            let help = format!("use 1 to {MAX_SUB_RESULTS} in all");
+            return Err(Error::invalid("slabs and filter banks", format!("{slabs} and {banks}"), help));
         };
         let bytes = |elems: usize, count: usize| {
             (elems as u64).checked_mul(count as u64)?.checked_mul(self.dtype.size_bytes() as u64)
@@ -192,9 +192,9 @@ impl Spec {
             bytes(conv.output_elems(), sub_results),
         ];
         if largest.iter().any(|bytes| bytes.is_none_or(|bytes| bytes > MAX_OBJECT_BYTES)) {
-            let mend =
+            let help =
                 format!("at most {MAX_OBJECT_BYTES} bytes travel as one: divide the layer into more parts");
-            return Err(Error::invalid("size of a subtask", format!("{:?} x {slabs}", self.input), mend));
+            return Err(Error::invalid("size of a subtask", format!("{:?} x {slabs}", self.input), help));
         }
         Ok(SubtaskShape { conv, slabs, banks, plain: self.plain })
     }

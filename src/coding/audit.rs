@@ -4,21 +4,21 @@
 //! matrix and N an orthonormal basis of its null space, `N^T Z = 0` up to rounding, whatever the parts are. Whoever
 //! breaks that has computed something else. It is tested on [`Sketch`]es, so that the results are read once.
 //!
-//! Invariant: a [`Checker`] depends on code and sub-results alone, never on values; its rows are as many as its
+//! Invariant: a [`ParityCheck`] depends on code and sub-results alone, never on values; its rows are as many as its
 //! inputs, and its columns are orthonormal.
 
 use super::code::{Code, SubResult};
-use super::relations::{Relations, square};
+use super::parity::{Relations, square};
 use super::sketch::Sketch;
 use crate::error::{Error, Result};
 
 /// Relative error (L2, of one group's results against results of average size) that an audit promises to find: wait for
-/// more results while [`Checker::floor`] is above it.
+/// more results while [`ParityCheck::floor`] is above it.
 pub const TARGET: f64 = 1e-3;
 
 /// The check of one ordered set of sub-results.
 #[derive(Clone, Debug)]
-pub struct Checker {
+pub struct ParityCheck {
     inputs: Vec<SubResult>,
     checks: Checks,
 }
@@ -66,10 +66,10 @@ impl Checks {
     }
 }
 
-impl Checker {
+impl ParityCheck {
     /// The check of `inputs`, which may hold a sub-result more than once (computed by several workers).
     ///
-    /// By QR, O(M^2 k) for M inputs and k = k_A k_B parts; keep it ([`CheckerCache`](super::CheckerCache)).
+    /// By QR, O(M^2 k) for M inputs and k = k_A k_B parts; keep it ([`ParityCheckCache`](super::ParityCheckCache)).
     ///
     /// # Errors
     /// [`Error::Mismatch`] unless there are more inputs than parts: then nothing is redundant.
@@ -145,7 +145,7 @@ impl Checker {
 /// # Panics
 /// When there are not as many groups and sketches as inputs.
 #[must_use]
-pub fn identify(
+pub fn locate_errors(
     code: &Code,
     inputs: &[SubResult],
     groups: &[usize],
@@ -157,7 +157,7 @@ pub fn identify(
         groups.len() == inputs.len() && sketches.len() == inputs.len(),
         "every input has a group and a sketch"
     );
-    let all = Checker::new(code, inputs).ok()?.checks;
+    let all = ParityCheck::new(code, inputs).ok()?.checks;
     let mut names = groups.to_vec();
     names.sort_unstable();
     names.dedup();
@@ -228,7 +228,7 @@ mod tests {
             let elems = *[37, 64, 100, 128].choose(&mut random).unwrap();
             let responders = random.random_range(code.recovery_threshold() + 1..=code.n());
             let layer = Synthetic::random(&code, responders, elems, &mut random);
-            let checker = Checker::new(&code, &layer.inputs).unwrap();
+            let checker = ParityCheck::new(&code, &layer.inputs).unwrap();
             for _ in 0..20 {
                 let reduction = *REDUCTIONS.choose(&mut random).unwrap();
                 let sketches = layer.sketches::<f32>(reduction, Fault::None, &mut random);
@@ -252,7 +252,7 @@ mod tests {
             let elems = *[512, 777].choose(&mut random).unwrap();
             let responders = random.random_range(code.recovery_threshold() + 1..=code.n());
             let layer = Synthetic::random(&code, responders, elems, &mut random);
-            let checker = Checker::new(&code, &layer.inputs).unwrap();
+            let checker = ParityCheck::new(&code, &layer.inputs).unwrap();
             let reduction = *REDUCTIONS.choose(&mut random).unwrap();
             let noise = error_bound(1.0, f32::EPSILON.into(), reduction);
             let floor = checker.floor(&layer.groups, noise);
@@ -287,18 +287,18 @@ mod tests {
         let floor = |subtasks: &[usize]| {
             let inputs = code.sub_results_of(subtasks);
             let groups: Vec<_> = inputs.iter().map(|of| of.subtask).collect();
-            Checker::new(&code, &inputs).unwrap().floor(&groups, noise)
+            ParityCheck::new(&code, &inputs).unwrap().floor(&groups, noise)
         };
         let neighbours: Vec<usize> = (0..17).collect();
         let spread: Vec<usize> = (0..20).filter(|i| ![4, 10, 16].contains(i)).collect();
         assert!(floor(&neighbours) > 2.0 * TARGET && floor(&spread) < TARGET / 2.0);
         assert!(floor(&(0..20).collect::<Vec<_>>()) < TARGET / 2.0);
         let parts = code.sub_results_of(&neighbours[..16]);
-        assert!(matches!(Checker::new(&code, &parts), Err(Error::Mismatch { .. })));
+        assert!(matches!(ParityCheck::new(&code, &parts), Err(Error::Mismatch { .. })));
         // A part that nobody else computes can be anything.
         let uncoded = Code::new(CodeKind::Uncoded, 2, 2, 4).unwrap();
         let inputs = uncoded.sub_results_of(&[0, 1, 2, 3, 1]);
-        assert!(Checker::new(&uncoded, &inputs).unwrap().floor(&[0, 1, 2, 3, 4], noise) > 1.0);
+        assert!(ParityCheck::new(&uncoded, &inputs).unwrap().floor(&[0, 1, 2, 3, 4], noise) > 1.0);
     }
 
     #[test]
@@ -310,7 +310,7 @@ mod tests {
             for &scale in scales {
                 let mut layer = Synthetic::random(&code, 10, 300, &mut random);
                 layer.scale(scale);
-                let checker = Checker::new(&code, &layer.inputs).unwrap();
+                let checker = ParityCheck::new(&code, &layer.inputs).unwrap();
                 let mut residual = |fault| {
                     let sketches = layer.sketches::<T>(576, fault, &mut random);
                     checker.residual(&sketches.iter().collect::<Vec<_>>(), noise)
@@ -353,15 +353,15 @@ mod tests {
             let inputs = code.sub_results_of(subtasks);
             let sketches: Vec<&Sketch> = subtasks.iter().flat_map(|i| &sketches[4 * i..4 * i + 4]).collect();
             let groups: Vec<usize> = inputs.iter().map(|of| of.subtask).collect();
-            let consistent = Checker::new(&code, &inputs).unwrap().is_consistent(&sketches, noise);
-            (consistent, identify(&code, &inputs, &groups, &sketches, noise, 1))
+            let consistent = ParityCheck::new(&code, &inputs).unwrap().is_consistent(&sketches, noise);
+            (consistent, locate_errors(&code, &inputs, &groups, &sketches, noise, 1))
         };
         assert_eq!(audit(&[0, 1, 3, 4, 5]), (true, Some(vec![])));
         assert_eq!(audit(&[0, 1, 2, 3, 4, 5]), (false, Some(vec![2])));
         assert_eq!(audit(&[5, 1, 2, 3, 4]), (false, None));
     }
 
-    /// What [`identify`] says of a layer with these faults.
+    /// What [`locate_errors`] says of a layer with these faults.
     fn named(
         code: &Code,
         layer: &Synthetic,
@@ -371,7 +371,7 @@ mod tests {
     ) -> Option<Vec<usize>> {
         let sketches = layer.faulty::<f32>(576, faults, random);
         let noise = error_bound(1.0, f32::EPSILON.into(), 576);
-        identify(code, &layer.inputs, &layer.groups, &sketches.iter().collect::<Vec<_>>(), noise, most)
+        locate_errors(code, &layer.inputs, &layer.groups, &sketches.iter().collect::<Vec<_>>(), noise, most)
     }
 
     #[test]
@@ -429,7 +429,7 @@ mod tests {
         layer.scale_each(|input| if code.part_of(input.subtask) == Some(1) { 1e-8 } else { 1.0 });
         let small: Vec<usize> =
             layer.groups.iter().copied().filter(|i| code.part_of(*i) == Some(1)).collect();
-        let checker = Checker::new(&code, &layer.inputs).unwrap();
+        let checker = ParityCheck::new(&code, &layer.inputs).unwrap();
         let mut residual = |fault| {
             let sketches = layer.sketches::<f32>(576, fault, &mut random);
             checker.residual(&sketches.iter().collect::<Vec<_>>(), noise)
@@ -448,7 +448,7 @@ mod tests {
         assert_eq!(answer, None);
         // One alone is not checked.
         let alone: Vec<SubResult> = five.into_iter().filter(|of| of.subtask != small[1]).collect();
-        let floor = Checker::new(&code, &alone).unwrap().floor(&[0, 1, 2, 3], noise);
+        let floor = ParityCheck::new(&code, &alone).unwrap().floor(&[0, 1, 2, 3], noise);
         assert_eq!(floor, f64::INFINITY);
     }
 

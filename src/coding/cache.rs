@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::audit::Checker;
+use super::audit::ParityCheck;
 use super::code::{Code, SubResult};
 use super::decoder::Decoder;
 use crate::error::Result;
@@ -82,9 +82,9 @@ impl DecoderCache {
 
 /// Checkers of one code, shared by all runs of a layer.
 #[derive(Debug)]
-pub struct CheckerCache(Cache<Vec<SubResult>, Checker>);
+pub struct ParityCheckCache(Cache<Vec<SubResult>, ParityCheck>);
 
-impl CheckerCache {
+impl ParityCheckCache {
     /// A cache for up to `capacity` sets of sub-results (at least one).
     #[must_use]
     pub fn new(capacity: usize) -> Self {
@@ -94,9 +94,9 @@ impl CheckerCache {
     /// The checker of `inputs`, in exactly this order: sort them before if the order is free.
     ///
     /// # Errors
-    /// As [`Checker::new`].
-    pub fn checker(&self, code: &Code, inputs: &[SubResult]) -> Result<Arc<Checker>> {
-        self.0.get(inputs, || Checker::new(code, inputs))
+    /// As [`ParityCheck::new`].
+    pub fn checker(&self, code: &Code, inputs: &[SubResult]) -> Result<Arc<ParityCheck>> {
+        self.0.get(inputs, || ParityCheck::new(code, inputs))
     }
 }
 
@@ -121,7 +121,7 @@ mod tests {
     #[test]
     fn sets_of_sub_results_are_told_apart_by_their_order() {
         let code = Code::new(CodeKind::Crme, 4, 4, 6).unwrap();
-        let (decoders, checkers) = (DecoderCache::new(3), CheckerCache::new(3));
+        let (decoders, checkers) = (DecoderCache::new(3), ParityCheckCache::new(3));
         let inputs = code.sub_results_of(&[0, 1, 2, 3, 4]);
         let mut turned = inputs.clone();
         turned.reverse();

@@ -2,14 +2,14 @@
 //! and clamps.
 //!
 //! Columns of the sub-results are combined in vector registers and go from there to their places in the output
-//! ([`mix`](super::mix)): every sub-result is read once, every output element written once.
+//! ([`microkernel`](super::microkernel)): every sub-result is read once, every output element written once.
 
 #![expect(clippy::inline_always, reason = "it is compiled for each instruction set, which a call would lose")]
 
 use super::decoder::{Decoder, Map};
-use super::mix::{self, Finish, Target};
+use super::microkernel::{self, Finish, Target};
 use super::panel::{LANES, Packed, PackedPairs, Panel, Sources};
-use super::units::Units;
+use super::work_split::Units;
 use crate::array::Element;
 use crate::error::{Error, Result};
 use crate::partition::OutputTiling;
@@ -87,27 +87,27 @@ pub fn decode<T: Element>(
     epilogue: Epilogue<'_, T>,
     output: &mut [T],
 ) -> Result<f64> {
-    let mend = "results and output must match the layer's plan";
+    let help = "results and output must match the layer's plan";
     if results.len() != decoder.inputs().len() {
-        return Err(Error::mismatch("number of sub-results", results.len(), decoder.inputs().len(), mend));
+        return Err(Error::mismatch("number of sub-results", results.len(), decoder.inputs().len(), help));
     }
     if let Some(wrong) = results.iter().find(|r| r.len() != tiling.part_elems()) {
-        return Err(Error::mismatch("elements of a sub-result", wrong.len(), tiling.part_elems(), mend));
+        return Err(Error::mismatch("elements of a sub-result", wrong.len(), tiling.part_elems(), help));
     }
     if output.len() != tiling.output_elems() {
-        return Err(Error::mismatch("elements of the output", output.len(), tiling.output_elems(), mend));
+        return Err(Error::mismatch("elements of the output", output.len(), tiling.output_elems(), help));
     }
     if let Some(bias) = epilogue.bias
         && bias.len() != tiling.out_channels()
     {
-        return Err(Error::mismatch("elements of the bias", bias.len(), tiling.out_channels(), mend));
+        return Err(Error::mismatch("elements of the bias", bias.len(), tiling.out_channels(), help));
     }
     for (what, scales, expected) in [
         ("slab scales", epilogue.slab_scales, tiling.image_groups() * tiling.k_a),
         ("filter scales", epilogue.filter_undo, tiling.out_channels()),
     ] {
         if !(scales.is_empty() || scales.len() == expected) {
-            return Err(Error::mismatch(format!("number of {what}"), scales.len(), expected, mend));
+            return Err(Error::mismatch(format!("number of {what}"), scales.len(), expected, help));
         }
     }
     let squares = if decoder.condition() >= WIDE_CONDITION || !fits::<T>(&epilogue) {
@@ -252,7 +252,7 @@ impl<T: Element, A: Element> pulp::WithSimd for Unit<'_, '_, '_, T, A> {
                 } else {
                     panel.set_columns(count);
                     for (row, result) in results.iter().enumerate() {
-                        mix::convert(&result[from + begin..][..count], panel.row_mut(row, count));
+                        microkernel::convert(&result[from + begin..][..count], panel.row_mut(row, count));
                     }
                     squares += job.combine(simd, &panel, count.max(LANES), &mut targets);
                 }
@@ -273,9 +273,11 @@ impl<T: Element, A: Element> Job<'_, T, A> {
     ) -> f64 {
         match &self.map {
             JobMap::Select(_) => 0.0,
-            JobMap::Real(map) => mix::combine(simd, map, sources, columns, targets, Some(self.finish)),
+            JobMap::Real(map) => {
+                microkernel::combine(simd, map, sources, columns, targets, Some(self.finish))
+            }
             JobMap::Rotation(map, _) => {
-                mix::combine_pairs(simd, map, sources, columns, targets, Some(self.finish))
+                microkernel::combine_pairs(simd, map, sources, columns, targets, Some(self.finish))
             }
         }
     }

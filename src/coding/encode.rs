@@ -1,7 +1,7 @@
 //! Encoding: coded slabs for every subtask of a run, coded filter banks for one subtask of a layer.
 //!
 //! A run of columns of a channel is read from the input where it lies, padded and widened on the way into a panel in the
-//! innermost cache, and from there to every subtask's buffer ([`mix`](super::mix)): the input is read once, each buffer
+//! innermost cache, and from there to every subtask's buffer ([`microkernel`](super::microkernel)): the input is read once, each buffer
 //! written once, nothing lies between.
 
 #![expect(clippy::inline_always, reason = "it is compiled for each instruction set, which a call would lose")]
@@ -10,9 +10,9 @@ use rayon::prelude::*;
 
 use super::code::Code;
 use super::combine::{combine, nonzero};
-use super::mix::{self, Target};
+use super::microkernel::{self, Target};
 use super::panel::{LANES, Packed, Panel};
-use super::units::Units;
+use super::work_split::Units;
 use crate::array::{Element, sized};
 use crate::conv::ConvShape;
 use crate::partition::{FilterPartition, InputPartition};
@@ -221,7 +221,7 @@ impl<T: Element> pulp::WithSimd for Unit<'_, '_, '_, T> {
                     *run = rest;
                     targets.push(Target { to, scale: 1.0, bias: 0.0 });
                 }
-                mix::combine(simd, map, &panel, count.max(LANES), &mut targets, None);
+                microkernel::combine(simd, map, &panel, count.max(LANES), &mut targets, None);
             }
         }
     }

@@ -13,20 +13,20 @@ mod encode;
 mod generators;
 mod khatri_rao;
 mod kind;
-mod mix;
+mod microkernel;
 mod panel;
+mod parity;
 mod polynomial;
-mod relations;
 mod rounding;
 mod selection;
 mod sketch;
 #[cfg(test)]
 mod synthetic;
-mod units;
+mod work_split;
 
-pub use audit::{Checker, TARGET as AUDIT_TARGET, identify};
+pub use audit::{ParityCheck, TARGET as AUDIT_TARGET, locate_errors};
 pub use basis::Basis;
-pub use cache::{CheckerCache, DecoderCache};
+pub use cache::{DecoderCache, ParityCheckCache};
 pub use code::{Code, SubResult};
 pub use decode::{Clamp, Epilogue, decode};
 pub use decoder::Decoder;

@@ -1,4 +1,4 @@
-//! What [`mix`](super::mix) computes with: packed coefficients, and panels of converted source rows.
+//! What [`microkernel`](super::microkernel) computes with: packed coefficients, and panels of converted source rows.
 //!
 //! Who only encodes and decodes can skip this.
 //!

@@ -50,8 +50,8 @@ impl ConvKernel {
         check_elems("number of outputs", call.outputs.len(), call.banks.len())?;
         if let Some(other) = call.banks.iter().find(|bank| bank.layout() != self.layout) {
             let (got, expected) = (format!("{:?}", other.layout()), format!("{:?}", self.layout));
-            let mend = "pack filters with the kernel that runs them";
-            return Err(Error::mismatch("layout of the packed weight", got, expected, mend));
+            let help = "pack filters with the kernel that runs them";
+            return Err(Error::mismatch("layout of the packed weight", got, expected, help));
         }
         for output in call.outputs.iter() {
             check_elems("elements of the output", output.len(), self.shape.output_elems())?;

@@ -1,7 +1,7 @@
 //! Convolution on the CPU: input planes are read where they lie, or from bands of them that were staged in the cache.
 //!
 //! [`ConvKernel`] is the plan of one shape, [`Filters`] are what it multiplies with and [`Scratch`] is the memory it works
-//! in, kept apart so that one worker serves many layers from one scratch. [`conv_local`] is the whole uncoded convolution
+//! in, kept apart so that one worker serves many layers from one scratch. [`conv_uncoded`] is the whole uncoded convolution
 //! in one call. Who computes through workers only can skip this module.
 //!
 //! Nothing is gathered into columns: a term of a sum is one weight times a contiguous run of a plane
@@ -261,7 +261,7 @@ impl ConvKernel {
 /// # Errors
 /// [`Error::Mismatch`](crate::Error::Mismatch) when a slice does not have the number of elements `shape` requires;
 /// [`Error::Cancelled`](crate::Error::Cancelled) when `stop` returned true.
-pub fn conv_local<T: Element>(
+pub fn conv_uncoded<T: Element>(
     shape: &ConvShape,
     input: &[T],
     weight: &[T],

@@ -17,7 +17,7 @@ mod reference;
 mod staging;
 
 pub use filters::Filters;
-pub use kernel::{ConvKernel, ConvPath, OneInput, Scratch, conv_local};
+pub use kernel::{ConvKernel, ConvPath, OneInput, Scratch, conv_uncoded};
 pub use params::{AXES, ConvParams, ConvShape};
 pub use points::outputs_at;
 pub use reference::reference;

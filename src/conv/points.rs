@@ -1,6 +1,6 @@
 //! Single outputs of a convolution, straight from the definition.
 //!
-//! Relevant if you want to compute a few elements of a large layer; whole layers are [`conv_local`](super::conv_local)'s.
+//! Relevant if you want to compute a few elements of a large layer; whole layers are [`conv_uncoded`](super::conv_uncoded)'s.
 //!
 //! Invariant: sums are taken in f64 and rounded once.
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::options::LayerOptions;
 use crate::array::{Element, first_non_finite};
 use crate::coding::{Clamp, Code, Rounding};
-use crate::conv::{ConvShape, conv_local};
+use crate::conv::{ConvShape, conv_uncoded};
 use crate::error::{Error, Result};
 use crate::scaling::{FilterScales, InputScan, ScanPlan, ScanRoom, power_of_two};
 
@@ -109,7 +109,7 @@ impl<T: Element> Common<T> {
     ) -> Result<(Vec<T>, Quality)> {
         let started = Instant::now();
         let late = || started.elapsed() > left;
-        let output = conv_local(&self.shape, input, self.weight(), self.bias.as_deref(), threads(), &late);
+        let output = conv_uncoded(&self.shape, input, self.weight(), self.bias.as_deref(), threads(), &late);
         let mut output = match output {
             Ok(output) => output,
             Err(Error::Cancelled) => return Err(self.too_late(code)),
@@ -152,7 +152,7 @@ impl<T: Element> Common<T> {
             arrived: 0,
             waited_ms: u64::try_from(self.options.deadline.as_millis()).unwrap_or(u64::MAX),
             missing: "too few workers answered, and computing the layer locally took too long".to_owned(),
-            mend: "raise --deadline, or replace the workers that do not answer".to_owned(),
+            help: "raise --deadline, or replace the workers that do not answer".to_owned(),
         }
     }
 

@@ -3,7 +3,7 @@
 //! Invariant: errors name both sides and the mend.
 
 use crate::array::Element;
-use crate::coding::{AUDIT_TARGET, CheckerCache, Code, CodeKind, Rounding, SINGULAR};
+use crate::coding::{AUDIT_TARGET, Code, CodeKind, ParityCheckCache, Rounding, SINGULAR};
 use crate::error::{Error, Result};
 use crate::scheduler::{Audit, Fleet, Pool, assign};
 
@@ -30,7 +30,7 @@ pub(super) fn check_audit<T: Element>(
     code: &Code,
     audit: Audit,
     pool: &Pool,
-    checkers: &CheckerCache,
+    checkers: &ParityCheckCache,
     reduction: usize,
 ) -> Result<()> {
     if matches!(audit, Audit::Off | Audit::Watch) {
@@ -80,9 +80,9 @@ fn check_witnesses(code: &Code, audit: Audit, pool: &Pool) -> Result<()> {
     if code.part_of(0).is_none() {
         return Ok(());
     }
-    let (homes, parts) = (assign(code.n(), &pool.seats()), code.k_a() * code.k_b());
+    let (assignment, parts) = (assign(code.n(), &pool.seats()), code.k_a() * code.k_b());
     let workers = |part: usize| {
-        let mut workers: Vec<usize> = (part..code.n()).step_by(parts).map(|i| homes[i]).collect();
+        let mut workers: Vec<usize> = (part..code.n()).step_by(parts).map(|i| assignment[i]).collect();
         workers.sort_unstable();
         workers.dedup();
         workers.len()

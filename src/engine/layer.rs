@@ -9,17 +9,17 @@ use ndarray::{ArrayD, ArrayView1, ArrayViewD, IxDyn};
 use super::accuracy::Assessment;
 use super::common::{Common, Quality, SharedWeight};
 use super::fitness::{check_audit, check_condition};
-use super::holdings::{INSTALL_LIMIT, locked};
 use super::options::LayerOptions;
+use super::placement::{INSTALL_LIMIT, locked};
 use super::report::{Completion, LayerReport};
 use super::variant::{CACHED_DECODERS, Variant, VariantRun};
 use crate::array::{Element, check_elems, first_non_finite};
-use crate::coding::{CheckerCache, Code};
+use crate::coding::{Code, ParityCheckCache};
 use crate::conv::{ConvParams, ConvShape};
 use crate::error::{Error, Result};
 use crate::memory;
 use crate::planner::{LayerMemory, choose_partitions, subtask_shape, unmixed_partitions};
-use crate::scheduler::{Audit, End, Fleet, Pool};
+use crate::scheduler::{Audit, Decision, Fleet, Pool};
 use crate::worker::SubtaskShape;
 
 /// Uneven runs that are computed on this machine before it is tried again to code the layer another way.
@@ -119,7 +119,7 @@ impl<T: Element> CodedConv<T> {
         };
         let code = Code::new(options.code, k_a, k_b, n)?;
         check_condition(&code)?;
-        let checkers = CheckerCache::new(CACHED_DECODERS);
+        let checkers = ParityCheckCache::new(CACHED_DECODERS);
         check_audit::<T>(&code, options.audit, pool, &checkers, shape.reduction())?;
         let common = Common::new(shape, weight, bias, options);
         let flaw = || {
@@ -158,13 +158,13 @@ impl<T: Element> CodedConv<T> {
     /// What each subtask computes.
     #[must_use]
     pub fn subtask(&self) -> &SubtaskShape {
-        &self.main.holdings.subtask
+        &self.main.placement.subtask
     }
 
     /// The worker of each subtask at present, by its position in the pool.
     #[must_use]
-    pub fn homes(&self) -> Vec<usize> {
-        self.main.holdings.homes().clone()
+    pub fn assignment(&self) -> Vec<usize> {
+        self.main.placement.assignment().clone()
     }
 
     /// Computes the layer for `input` `[N, C, spatial...]`, of the shape it was prepared for.
@@ -253,7 +253,7 @@ impl<T: Element> CodedConv<T> {
         started: Instant,
     ) -> Attempted<T> {
         let VariantRun { output, gathered, decoder, times } = run;
-        let local = matches!(gathered.end, End::Local);
+        let local = matches!(gathered.end, Decision::Local);
         let completion = Completion::of(&output, local, gathered.redispatched + gathered.hedged > 0);
         let completion = way.filter(|_| output.is_ok() && !local).unwrap_or(completion);
         let quality = output.as_ref().map_or(Quality::default(), |(_, quality)| *quality);
@@ -332,7 +332,7 @@ impl<T: Element> CodedConv<T> {
             (main.kind(), (main.k_a(), main.k_b()))
         };
         let code = Code::new(kind, k_a, k_b, main.n()).ok()?;
-        let checkers = CheckerCache::new(CACHED_DECODERS);
+        let checkers = ParityCheckCache::new(CACHED_DECODERS);
         check_audit::<T>(&code, common.options.audit, &self.pool, &checkers, shape.reduction()).ok()?;
         tracing::info!(layer = common.options.name, code = %kind, k_a, k_b, "uneven data: coding the layer another way");
         let limit = INSTALL_LIMIT.min(common.options.deadline / 2);

@@ -8,17 +8,17 @@
 
 mod accuracy;
 mod common;
-mod experience;
 mod fitness;
-mod holdings;
+mod history;
 mod layer;
 mod options;
+mod placement;
 mod report;
-mod responses;
 mod selftest;
 mod simulated;
 #[cfg(test)]
 mod soak;
+mod tracker;
 mod variant;
 mod watch;
 

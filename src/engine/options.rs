@@ -184,14 +184,14 @@ impl LayerOptions {
         if let Some(clamp) = self.clamp
             && (clamp.low.is_nan() || clamp.high.is_nan() || clamp.low > clamp.high)
         {
-            let mend = "the low bound must not be above the high one, and neither NaN";
-            return Err(Error::invalid("activation", format!("{} to {}", clamp.low, clamp.high), mend));
+            let help = "the low bound must not be above the high one, and neither NaN";
+            return Err(Error::invalid("activation", format!("{} to {}", clamp.low, clamp.high), help));
         }
         if let WindowwiseLimit::At(limit) = self.max_windowwise
             && (limit.is_nan() || limit <= 0.0)
         {
-            let mend = "give a relative error above zero, such as 1e-4, or off";
-            return Err(Error::invalid("windowwise limit (--max-windowwise)", limit, mend));
+            let help = "give a relative error above zero, such as 1e-4, or off";
+            return Err(Error::invalid("windowwise limit (--max-windowwise)", limit, help));
         }
         match self.max_error {
             Some(limit) if limit.is_nan() || limit <= 0.0 => Err(Error::invalid(

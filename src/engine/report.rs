@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::responses::Responses;
+use super::tracker::DecodingTracker;
 use crate::coding::{Code, Decoder};
 use crate::error::{ErrorKind, Result};
-use crate::scheduler::{Fleet, Gathered, Outcome, Pool, State};
+use crate::scheduler::{Fleet, Outcome, Pool, RunOutcome, State};
 
 /// A whole command's report.
 #[derive(Clone, Debug, Serialize)]
@@ -207,7 +207,7 @@ impl LayerReport {
     pub(super) fn of(
         name: &str,
         pool: &Pool,
-        gathered: &Gathered<Responses<'_>>,
+        gathered: &RunOutcome<DecodingTracker<'_>>,
         decoder: Option<&Decoder>,
         times: [Duration; 3],
     ) -> Self {
@@ -238,7 +238,7 @@ impl LayerReport {
         flagged.extend(gathered.recovery.flagged());
         flagged.sort_unstable();
         flagged.dedup();
-        let local = matches!(gathered.end, crate::scheduler::End::Local);
+        let local = matches!(gathered.end, crate::scheduler::Decision::Local);
         Self {
             op: "Conv".to_owned(),
             why_local: None,

@@ -14,20 +14,20 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::accuracy::Accuracy;
-use super::experience::{About, Experience};
-use super::holdings::RUNS_BETWEEN;
+use super::history::{LatencyHistory, RunContext};
 use super::options::LayerOptions;
+use super::placement::RUNS_BETWEEN;
 use super::report::Completion;
-use super::responses::{Responses, Scheme};
+use super::tracker::{DecodingTracker, RecoveryContext};
 use super::variant::CACHED_DECODERS;
 use crate::array::{DType, Values};
-use crate::coding::{CheckerCache, Code, DecoderCache, Rounding, Sketch};
+use crate::coding::{Code, DecoderCache, ParityCheckCache, Rounding, Sketch};
 use crate::conv::ConvShape;
 use crate::error::{Error, Result};
 use crate::planner::{choose_partitions, subtask_shape};
 use crate::scheduler::{
-    Audit, End, Evidence, Fleet, Gathered, InstallRequest, JobPlan, OnShortfall, Outcome, Policy, Recovery,
-    SimulatedFleet, SimulatedWork, assign, rebalance, run_job,
+    Audit, AuditRecord, Decision, Fleet, InstallRequest, JobPlan, OnShortfall, Outcome, Policy, Recovery,
+    RunOutcome, SimulatedFleet, SimulatedWork, assign, rebalance, run_job,
 };
 use crate::worker::{FilterKey, SubtaskShape};
 
@@ -129,9 +129,9 @@ pub struct SimulatedLayer {
     accuracy: Accuracy,
     counted: bool,
     decoders: DecoderCache,
-    checkers: CheckerCache,
-    experience: RefCell<Experience>,
-    homes: Vec<usize>,
+    checkers: ParityCheckCache,
+    history: RefCell<LatencyHistory>,
+    assignment: Vec<usize>,
     placed: RefCell<Placed>,
     /// (subtask, worker) on their way to new homes.
     moves: Vec<(usize, usize)>,
@@ -160,8 +160,8 @@ impl SimulatedLayer {
     ) -> Result<Self> {
         options.check()?;
         if matches!(options.audit, Audit::Detect | Audit::Correct) {
-            let mend = "simulated results have no numbers to compare: use off";
-            return Err(Error::invalid("audit of a simulated layer", options.audit, mend));
+            let help = "simulated results have no numbers to compare: use off";
+            return Err(Error::invalid("audit of a simulated layer", options.audit, help));
         }
         let n = options.subtasks.unwrap_or(fleet.len());
         let (k_a, k_b) = match options.partitions {
@@ -182,19 +182,19 @@ impl SimulatedLayer {
             windows: shape.batch * shape.groups * shape.output_plane(),
             window_macs: shape.macs(),
         };
-        let homes = assign(code.n(), &fleet.seats());
+        let assignment = assign(code.n(), &fleet.seats());
         let id = fleet.add_layer(costs.work);
         let mut placed = Placed::default();
-        for (subtask, worker) in homes.iter().enumerate() {
+        for (subtask, worker) in assignment.iter().enumerate() {
             fleet.hold(*worker, FilterKey { layer: id, subtask });
             placed.held.insert((*worker, subtask));
         }
         Ok(Self {
             id,
             counted: code.recovery_threshold() > EXACT_UP_TO,
-            experience: RefCell::new(Experience::new(code.n())),
+            history: RefCell::new(LatencyHistory::new(code.n())),
             decoders: DecoderCache::new(CACHED_DECODERS),
-            checkers: CheckerCache::new(CACHED_DECODERS),
+            checkers: ParityCheckCache::new(CACHED_DECODERS),
             placed: RefCell::new(placed),
             accuracy,
             moves: Vec::new(),
@@ -203,7 +203,7 @@ impl SimulatedLayer {
             code,
             subtask,
             costs,
-            homes,
+            assignment,
         })
     }
 
@@ -227,8 +227,8 @@ impl SimulatedLayer {
 
     /// The worker of each subtask at present.
     #[must_use]
-    pub fn homes(&self) -> &[usize] {
-        &self.homes
+    pub fn assignment(&self) -> &[usize] {
+        &self.assignment
     }
 
     /// Runs the layer from the present time of the fleet on, which afterwards is the time at which it has its output.
@@ -238,7 +238,7 @@ impl SimulatedLayer {
         let run = if self.counted {
             self.attempt(fleet, Counting::new(&self.code), |_| None)
         } else {
-            self.attempt(fleet, Responses::new(self.scheme()), |responses| {
+            self.attempt(fleet, DecodingTracker::new(self.scheme()), |responses| {
                 responses.chosen().map(|decoder| decoder.condition())
             })
         };
@@ -248,7 +248,7 @@ impl SimulatedLayer {
         run
     }
 
-    fn attempt<R: Evidence>(
+    fn attempt<R: AuditRecord>(
         &self,
         fleet: &SimulatedFleet,
         recovery: R,
@@ -256,7 +256,7 @@ impl SimulatedLayer {
     ) -> SimulatedRun {
         let started = fleet.elapsed();
         fleet.spend(self.costs.encode);
-        let terms = self.experience.borrow_mut().terms(&self.about(fleet));
+        let terms = self.history.borrow_mut().terms(&self.about(fleet));
         let slabs = Arc::new(Values::F32(Vec::new()));
         let plan = JobPlan {
             fleet,
@@ -272,34 +272,34 @@ impl SimulatedLayer {
             filters: &|subtask, worker| self.filters_for(fleet, subtask, worker),
             holds: &|subtask, worker| self.placed.borrow().held.contains(&(worker, subtask)),
         };
-        let mut gathered = run_job(plan, &self.homes);
+        let mut gathered = run_job(plan, &self.assignment);
         let decoding = fleet.elapsed();
-        let end = std::mem::replace(&mut gathered.end, End::Decode);
+        let end = std::mem::replace(&mut gathered.end, Decision::Decode);
         let condition = condition(&gathered.recovery);
         let local = match end {
-            End::Local => true,
-            End::Decode => !self.suffices(condition),
-            End::Failed(_) => false,
+            Decision::Local => true,
+            Decision::Decode => !self.suffices(condition),
+            Decision::Failed(_) => false,
         };
         let result = match end {
-            End::Failed(error) => Err(error),
-            End::Decode | End::Local if local => self.compute_locally(fleet, gathered.left),
-            End::Decode | End::Local => {
+            Decision::Failed(error) => Err(error),
+            Decision::Decode | Decision::Local if local => self.compute_locally(fleet, gathered.left),
+            Decision::Decode | Decision::Local => {
                 fleet.spend(self.costs.decode);
                 Ok(())
             }
         };
         let decode = fleet.elapsed().saturating_sub(decoding);
         gathered.settle();
-        self.experience.borrow_mut().learn(self.code.n(), &gathered);
+        self.history.borrow_mut().learn(self.code.n(), &gathered);
         let times = [self.costs.encode, decode, fleet.elapsed().saturating_sub(started)];
         self.report(fleet, &gathered, &result, local, condition, times)
     }
 
-    fn report<R: Evidence>(
+    fn report<R: AuditRecord>(
         &self,
         fleet: &SimulatedFleet,
-        gathered: &Gathered<R>,
+        gathered: &RunOutcome<R>,
         result: &Result<()>,
         local: bool,
         condition: Option<f64>,
@@ -344,8 +344,8 @@ impl SimulatedLayer {
         }
     }
 
-    fn scheme(&self) -> Scheme<'_> {
-        Scheme {
+    fn scheme(&self) -> RecoveryContext<'_> {
+        RecoveryContext {
             code: &self.code,
             decoders: &self.decoders,
             checkers: &self.checkers,
@@ -356,8 +356,8 @@ impl SimulatedLayer {
         }
     }
 
-    fn about(&self, fleet: &SimulatedFleet) -> About<'_> {
-        About {
+    fn about(&self, fleet: &SimulatedFleet) -> RunContext<'_> {
+        RunContext {
             options: &self.options,
             code: &self.code,
             rounding: self.accuracy.rounding,
@@ -386,7 +386,7 @@ impl SimulatedLayer {
             arrived: 0,
             waited_ms: u64::try_from(self.options.deadline.as_millis()).unwrap_or(u64::MAX),
             missing: "too few workers answered, and computing the layer locally took too long".to_owned(),
-            mend: "raise the deadline".to_owned(),
+            help: "raise the deadline".to_owned(),
         })
     }
 
@@ -413,7 +413,7 @@ impl SimulatedLayer {
         self.moves.retain(|(subtask, worker)| {
             let there = fleet.holds(*worker, FilterKey { layer: id, subtask: *subtask });
             if there {
-                let old = std::mem::replace(&mut self.homes[*subtask], *worker);
+                let old = std::mem::replace(&mut self.assignment[*subtask], *worker);
                 placed.held.remove(&(old, *subtask));
                 fleet.forget(old, FilterKey { layer: id, subtask: *subtask });
             }
@@ -428,9 +428,9 @@ impl SimulatedLayer {
             return;
         }
         self.runs = 0;
-        let Some(better) = rebalance(&self.homes, &fleet.seats()) else { return };
+        let Some(better) = rebalance(&self.assignment, &fleet.seats()) else { return };
         let placed = self.placed.get_mut();
-        for (subtask, (old, new)) in self.homes.iter().zip(better).enumerate() {
+        for (subtask, (old, new)) in self.assignment.iter().zip(better).enumerate() {
             if *old == new {
                 continue;
             }
@@ -488,7 +488,7 @@ impl Recovery for Counting<'_> {
     }
 }
 
-impl Evidence for Counting<'_> {
+impl AuditRecord for Counting<'_> {
     fn note(&mut self, _: usize, _: usize, _: usize, _: Option<Box<Sketch>>) {}
 
     fn used(&self) -> Vec<(usize, usize)> {
@@ -497,7 +497,7 @@ impl Evidence for Counting<'_> {
         complete.flat_map(|subtask| (0..sub_results).map(move |index| (subtask, index))).collect()
     }
 
-    fn liars(&self) -> &[usize] {
+    fn faulty(&self) -> &[usize] {
         &[]
     }
 

@@ -1,6 +1,6 @@
 //! A soak in virtual time: hundreds of layers gathered from simulated workers that are slow, lost, silent or wrong.
 //!
-//! [`Gather`] and [`Responses`] are the real ones, and so are encoding, sub-results and decoding; workers, queues and
+//! [`Gather`] and [`DecodingTracker`] are the real ones, and so are encoding, sub-results and decoding; workers, queues and
 //! clock are an event queue on one thread. What a run decides depends on its seed alone. `FCDCC_SOAK_SEED` runs
 //! another one, and a failure names the one it had.
 
@@ -11,16 +11,18 @@ use std::time::Duration;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::responses::{Responses, Scheme};
+use super::tracker::{DecodingTracker, RecoveryContext};
 use crate::array::Element;
 use crate::coding::{
-    CheckerCache, Code, CodeKind, DecoderCache, Epilogue, Rounding, Sketcher, decode, encode_filters,
+    Code, CodeKind, DecoderCache, Epilogue, ParityCheckCache, Rounding, Sketcher, decode, encode_filters,
     encode_input,
 };
 use crate::conv::{ConvParams, ConvShape, reference};
 use crate::partition::{FilterPartition, InputPartition, OutputTiling};
 use crate::planner::subtask_shape;
-use crate::scheduler::{Action, Audit, Event, Evidence, Gather, OnShortfall, Policy, Recovery, Terms};
+use crate::scheduler::{
+    Action, Audit, AuditRecord, Event, Gather, OnShortfall, Policy, Recovery, RunEstimates,
+};
 use crate::worker::SubtaskShape;
 
 /// A code, its (k_A, k_B, n), and a condition number about which some responder sets are above and some below (if they
@@ -58,7 +60,7 @@ struct Layer {
     /// Coded filters of each subtask.
     banks: Vec<Vec<f32>>,
     decoders: DecoderCache,
-    checkers: CheckerCache,
+    checkers: ParityCheckCache,
     sketcher: Sketcher,
     /// The error bound at the condition number of [`CODES`].
     limit: f64,
@@ -78,7 +80,7 @@ impl Layer {
             weight: weight.iter().copied().map(f64::from).collect(),
             banks,
             decoders: DecoderCache::new(256),
-            checkers: CheckerCache::new(256),
+            checkers: ParityCheckCache::new(256),
             sketcher: Sketcher::new(subtask.conv.output_elems(), seed),
             limit: Rounding::plain::<f32>(shape.reduction()).normwise(condition),
             code,
@@ -88,8 +90,8 @@ impl Layer {
         }
     }
 
-    fn scheme(&self, policy: &Policy) -> Scheme<'_> {
-        Scheme {
+    fn scheme(&self, policy: &Policy) -> RecoveryContext<'_> {
+        RecoveryContext {
             code: &self.code,
             decoders: &self.decoders,
             checkers: &self.checkers,
@@ -155,7 +157,7 @@ struct Attempt {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Happening {
+enum SimEvent {
     /// A worker has computed the sub-result at this place of its order.
     Step { attempt: usize, place: usize },
     /// A worker is lost.
@@ -215,7 +217,7 @@ struct Run<'a> {
     setting: &'a Setting,
     rng: ChaCha8Rng,
     now: Duration,
-    queue: BinaryHeap<Reverse<(Duration, usize, Happening)>>,
+    queue: BinaryHeap<Reverse<(Duration, usize, SimEvent)>>,
     scheduled: usize,
     workers: Vec<Worker>,
     attempts: Vec<Attempt>,
@@ -225,8 +227,8 @@ struct Run<'a> {
     came: Vec<Vec<Option<Came>>>,
     /// The limit that predicted errors are held to, if any.
     limit: Option<f64>,
-    terms: Terms,
-    gather: Gather<Responses<'a>>,
+    terms: RunEstimates,
+    gather: Gather<DecodingTracker<'a>>,
     tally: &'a mut Tally,
 }
 
@@ -280,7 +282,7 @@ impl<'a> Run<'a> {
         let limit = setting.limited.then_some(layer.limit);
         let known = rng.random_bool(0.5);
         let terms =
-            Terms {
+            RunEstimates {
                 comfortable: Rounding::plain::<f32>(layer.shape.reduction())
                     .normwise(if rng.random_bool(0.5) { 2.0 } else { 100.0 }),
                 max_error: limit,
@@ -289,7 +291,7 @@ impl<'a> Run<'a> {
                 expected: (0..n).map(|_| known.then(|| ms(rng.random_range(5.0..40.0)))).collect(),
                 local: [Duration::ZERO, DEADLINE / 3, DEADLINE][rng.random_range(0..3)],
             };
-        let recovery = Responses::new(layer.scheme(&setting.policy));
+        let recovery = DecodingTracker::new(layer.scheme(&setting.policy));
         let sub_results = layer.subtask.sub_results();
         Self {
             slabs: encode_input(&layer.code, &layer.shape, &layer.slabs, input, Vec::new()),
@@ -317,7 +319,7 @@ impl<'a> Run<'a> {
         reference(conv, slab, bank, None).unwrap()
     }
 
-    fn schedule(&mut self, at: Duration, what: Happening) {
+    fn schedule(&mut self, at: Duration, what: SimEvent) {
         self.queue.push(Reverse((at, self.scheduled, what)));
         self.scheduled += 1;
     }
@@ -366,7 +368,7 @@ impl<'a> Run<'a> {
         let of = &self.workers[self.attempts[attempt].worker];
         let slower = if let Nature::Slow(factor) = of.nature { factor } else { 1.0 };
         let at = self.now + delay + of.pace.mul_f64(stretch * slower);
-        self.schedule(at, Happening::Step { attempt, place });
+        self.schedule(at, SimEvent::Step { attempt, place });
     }
 
     fn fail(&mut self, attempt: usize) {
@@ -381,9 +383,9 @@ impl<'a> Run<'a> {
         self.begin(worker);
     }
 
-    fn happen(&mut self, what: Happening) {
+    fn happen(&mut self, what: SimEvent) {
         match what {
-            Happening::Loss { worker } => {
+            SimEvent::Loss { worker } => {
                 let of = &mut self.workers[worker];
                 of.lost = true;
                 let tasks: Vec<usize> = of.current.take().into_iter().chain(of.queue.drain(..)).collect();
@@ -391,7 +393,7 @@ impl<'a> Run<'a> {
                     self.fail(attempt);
                 }
             }
-            Happening::Step { attempt, place } => {
+            SimEvent::Step { attempt, place } => {
                 let worker = self.attempts[attempt].worker;
                 let of = &mut self.workers[worker];
                 if of.current != Some(attempt) {
@@ -506,7 +508,7 @@ impl<'a> Run<'a> {
         self.size = (squares.iter().sum::<f64>() / squares.len() as f64).sqrt();
         for worker in 0..self.workers.len() {
             if let Nature::Mortal(at) = self.workers[worker].nature {
-                self.schedule(at, Happening::Loss { worker });
+                self.schedule(at, SimEvent::Loss { worker });
             }
         }
         for subtask in 0..self.layer.code.n() {
@@ -633,7 +635,7 @@ impl<'a> Run<'a> {
         let recovery = self.gather.recovery();
         let decoder = recovery.chosen().ok_or("decodes from nothing")?;
         let used = recovery.used();
-        let liars = recovery.liars().to_vec();
+        let faulty = recovery.faulty().to_vec();
         let mut subtasks: Vec<usize> = used.iter().map(|(subtask, _)| *subtask).collect();
         subtasks.dedup();
         let from_parts = subtasks.iter().any(|subtask| !complete.contains(subtask));
@@ -659,11 +661,11 @@ impl<'a> Run<'a> {
             let mut lied: Vec<usize> = compared.filter(|came| came.lie).map(|came| came.worker).collect();
             lied.sort_unstable();
             lied.dedup();
-            require(liars == lied, &format!("names {liars:?} where {lied:?} lied"))?;
-            require(audit != Audit::Detect || liars.is_empty(), "detects and yet goes on")?;
+            require(faulty == lied, &format!("names {faulty:?} where {lied:?} lied"))?;
+            require(audit != Audit::Detect || faulty.is_empty(), "detects and yet goes on")?;
             require(lies == 0, "decodes from a lie")?;
             let mut wrong = complete.clone();
-            wrong.retain(|subtask| self.came[*subtask].iter().flatten().any(|c| liars.contains(&c.worker)));
+            wrong.retain(|subtask| self.came[*subtask].iter().flatten().any(|c| faulty.contains(&c.worker)));
             require(recovery.flagged() == wrong, "flags other subtasks than the liars'")?;
         }
 
@@ -673,17 +675,17 @@ impl<'a> Run<'a> {
         let without_spare =
             audit == Audit::Watch && bound <= Rounding::plain::<f32>(layer.shape.reduction()).normwise(30.0);
         let as_predicted = bound <= predicted * (1.0 + 1e-9);
-        require(as_predicted || without_spare || !liars.is_empty(), "predicts less than it gets")?;
+        require(as_predicted || without_spare || !faulty.is_empty(), "predicts less than it gets")?;
         self.tally.digest(used.iter().flat_map(|(subtask, index)| [*subtask as u64, *index as u64]));
         self.tally.digest([bound.to_bits()]);
-        self.tally.found += liars.len();
+        self.tally.found += faulty.len();
         if self.limit.is_some_and(|limit| bound > limit) {
             // The layer would be refused: only if waiting could not have helped.
             let coming: Vec<usize> = self.attempts.iter().filter(|a| !a.ended).map(|a| a.subtask).collect();
             let hopeless = self.gather.recovery_mut().error_with(&coming) > layer.limit;
             // It is not waited longer for a better set than computing the layer here takes.
             let way_out = self.setting.policy.on_shortfall != OnShortfall::Fail || audit == Audit::Watch;
-            let excused = hopeless || way_out || self.is_late() || !liars.is_empty();
+            let excused = hopeless || way_out || self.is_late() || !faulty.is_empty();
             self.tally.over_the_limit += 1;
             return require(excused, "is refused for its error though better was to come");
         }

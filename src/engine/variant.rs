@@ -13,21 +13,21 @@ use rayon::prelude::*;
 
 use super::accuracy::{Accuracy, typical_condition};
 use super::common::{Common, Quality, relative_to, threads};
-use super::experience::{About, Experience};
-use super::holdings::{Holdings, locked};
-use super::responses::{Responses, Scheme};
+use super::history::{LatencyHistory, RunContext};
+use super::placement::{FilterPlacement, locked};
+use super::tracker::{DecodingTracker, RecoveryContext};
 use super::watch::Watch;
 use crate::array::{Element, Values, first_non_finite, sized};
 use crate::coding::{
-    CheckerCache, Code, Decoder, DecoderCache, Epilogue, Rounding, Sketcher, decode, encode_distinct,
+    Code, Decoder, DecoderCache, Epilogue, ParityCheckCache, Rounding, Sketcher, decode, encode_distinct,
 };
-use crate::conv::{conv_local, outputs_at};
+use crate::conv::{conv_uncoded, outputs_at};
 use crate::error::{Error, Result};
 use crate::partition::{FilterPartition, InputPartition, OutputTiling};
 use crate::planner::subtask_shape;
 use crate::scaling::{InputScan, ScanOptions, ScanPlan};
 use crate::scheduler::{
-    Audit, End, Evidence, Fleet, Gathered, JobPlan, OnShortfall, Pool, Recovery, run_job,
+    Audit, AuditRecord, Decision, Fleet, JobPlan, OnShortfall, Pool, Recovery, RunOutcome, run_job,
 };
 use crate::worker::{SubtaskShape, WorkerKind};
 
@@ -39,27 +39,27 @@ const LIE: f64 = 8.0;
 
 /// See the module documentation.
 pub(super) struct Variant<T: Element> {
-    pub(super) holdings: Arc<Holdings<T>>,
+    pub(super) placement: Arc<FilterPlacement<T>>,
     pub(super) accuracy: Accuracy,
     pub(super) scan: ScanPlan,
     slabs: InputPartition,
     tiling: OutputTiling,
     decoders: DecoderCache,
-    checkers: CheckerCache,
+    checkers: ParityCheckCache,
     sketcher: Option<Arc<Sketcher>>,
     watch: Watch,
     /// Slab buffers of earlier runs. A straggler may still read some of them.
     spare: Mutex<Vec<Arc<Values>>>,
     /// Result buffers of earlier runs.
     spent: Mutex<Vec<Values>>,
-    experience: Mutex<Experience>,
+    history: Mutex<LatencyHistory>,
 }
 
 /// A run under one code, whatever came of it.
 pub(super) struct VariantRun<'a, T> {
     /// The output with what it may be off by, or why there is none.
     pub(super) output: Result<(Vec<T>, Quality)>,
-    pub(super) gathered: Gathered<Responses<'a>>,
+    pub(super) gathered: RunOutcome<DecodingTracker<'a>>,
     /// What it was decoded from, unless it was computed locally.
     pub(super) decoder: Option<Arc<Decoder>>,
     /// Padding, cutting and encoding; decoding, or the local computation.
@@ -77,7 +77,7 @@ impl<T: Element> Variant<T> {
         common: &Common<T>,
         code: Code,
         plain: bool,
-        checkers: CheckerCache,
+        checkers: ParityCheckCache,
         install_limit: Duration,
     ) -> Result<Self> {
         static NEXT_ID: AtomicU64 = AtomicU64::new(0);
@@ -108,8 +108,8 @@ impl<T: Element> Variant<T> {
             sketcher: (options.audit != Audit::Off).then(sketcher),
             watch: Watch::new(options.audit, pool.caught()),
             tiling: OutputTiling::new(shape, &slabs, &filters),
-            experience: Mutex::new(Experience::new(code.n())),
-            holdings: Holdings::new(pool, id, code, subtask, filters, common, install_limit)?,
+            history: Mutex::new(LatencyHistory::new(code.n())),
+            placement: FilterPlacement::new(pool, id, code, subtask, filters, common, install_limit)?,
             decoders: DecoderCache::new(CACHED_DECODERS),
             checkers,
             spare: Mutex::new(Vec::new()),
@@ -121,7 +121,7 @@ impl<T: Element> Variant<T> {
     }
 
     pub(super) fn code(&self) -> &Code {
-        &self.holdings.code
+        &self.placement.code
     }
 
     /// Computes the layer. Windows of a larger amplification than `amplification` are computed on this machine.
@@ -137,37 +137,37 @@ impl<T: Element> Variant<T> {
         let finite = common.finite && scan.finite;
         let slabs = tracing::debug_span!("encode").in_scope(|| self.encode(common, input, scan));
         let encode = started.elapsed();
-        let audit = self.watch.next(self.holdings.pool.caught());
-        let terms = locked(&self.experience).terms(&self.about(common, amplification));
+        let audit = self.watch.next(self.placement.pool.caught());
+        let terms = locked(&self.history).terms(&self.about(common, amplification));
         let plan = JobPlan {
-            fleet: &self.holdings.pool,
-            layer: self.holdings.id,
-            shape: &self.holdings.subtask,
+            fleet: &self.placement.pool,
+            layer: self.placement.id,
+            shape: &self.placement.subtask,
             policy: common.options.policy(),
             terms,
             finite,
             slabs: slabs.clone(),
             spent: std::mem::take(&mut *locked(&self.spent)),
             sketcher: self.sketcher.clone().filter(|_| audit != Audit::Off),
-            recovery: Responses::new(self.scheme(common, &slabs, audit)),
-            filters: &|subtask, worker| self.holdings.filters_for(subtask, worker),
-            holds: &|subtask, worker| self.holdings.holds(subtask, worker),
+            recovery: DecodingTracker::new(self.scheme(common, &slabs, audit)),
+            filters: &|subtask, worker| self.placement.filters_for(subtask, worker),
+            holds: &|subtask, worker| self.placement.holds(subtask, worker),
         };
-        let mut gathered = run_job(plan, self.holdings.homes());
+        let mut gathered = run_job(plan, self.placement.assignment());
         let decoding = Instant::now();
-        if matches!(gathered.end, End::Decode) && common.options.audit == Audit::Watch {
+        if matches!(gathered.end, Decision::Decode) && common.options.audit == Audit::Watch {
             self.check_spares(&slabs, &mut gathered);
         }
         let mut decoder = gathered.recovery.chosen().cloned();
-        let end = std::mem::replace(&mut gathered.end, End::Decode);
+        let end = std::mem::replace(&mut gathered.end, Decision::Decode);
         let job = Finishing { common, input, scan, amplification, finite };
         let output = match (end, &decoder) {
-            (End::Failed(error), _) => Err(error),
-            (End::Decode, Some(decoder)) => {
+            (Decision::Failed(error), _) => Err(error),
+            (Decision::Decode, Some(decoder)) => {
                 tracing::debug_span!("decode").in_scope(|| self.decode(&job, decoder, &gathered, room))
             }
             // The gathering ends with `Decode` only after a verdict that chose a decoder.
-            (End::Local | End::Decode, _) => {
+            (Decision::Local | Decision::Decode, _) => {
                 tracing::warn!("too few results: computing the layer locally");
                 Ok(None)
             }
@@ -175,34 +175,34 @@ impl<T: Element> Variant<T> {
         let output = match output {
             Ok(Some(decoded)) => Ok(decoded),
             Ok(None) => {
-                (gathered.end, decoder) = (End::Local, None);
+                (gathered.end, decoder) = (Decision::Local, None);
                 common.compute_locally(input, scan, &self.scan, self.code(), gathered.left)
             }
             Err(error) => Err(error),
         };
-        if gathered.recovery.in_doubt() && matches!(gathered.end, End::Local) {
+        if gathered.recovery.in_doubt() && matches!(gathered.end, Decision::Local) {
             self.find_faulty(&slabs, &mut gathered, decoding);
         }
         if audit == Audit::Watch {
-            let local = matches!(gathered.end, End::Local);
-            self.watch.done(local || gathered.recovery.audited() || !gathered.recovery.liars().is_empty());
+            let local = matches!(gathered.end, Decision::Local);
+            self.watch.done(local || gathered.recovery.audited() || !gathered.recovery.faulty().is_empty());
         }
         let decode = decoding.elapsed();
         gathered.settle();
-        locked(&self.experience).learn(self.code().n(), &gathered);
+        locked(&self.history).learn(self.code().n(), &gathered);
         self.keep_slabs(slabs);
         // Subtasks move where they may be handed to others at all.
         if common.options.on_shortfall == OnShortfall::Redispatch {
-            self.holdings.follow_the_speeds();
+            self.placement.follow_the_speeds();
         }
         VariantRun { output, gathered, decoder, times: [encode, decode] }
     }
 
     /// Keeps the buffers of a run that is over.
-    pub(super) fn keep(&self, gathered: Gathered<Responses<'_>>) {
+    pub(super) fn keep(&self, gathered: RunOutcome<DecodingTracker<'_>>) {
         let mut spent = locked(&self.spent);
         spent.extend(gathered.into_buffers());
-        spent.truncate(self.code().n() * self.holdings.subtask.sub_results());
+        spent.truncate(self.code().n() * self.placement.subtask.sub_results());
     }
 
     fn encode(&self, common: &Common<T>, input: &[T], scan: &InputScan) -> Vec<Arc<Values>> {
@@ -236,8 +236,8 @@ impl<T: Element> Variant<T> {
         spare.drain(..surplus);
     }
 
-    fn scheme(&self, common: &Common<T>, slabs: &[Arc<Values>], audit: Audit) -> Scheme<'_> {
-        Scheme {
+    fn scheme(&self, common: &Common<T>, slabs: &[Arc<Values>], audit: Audit) -> RecoveryContext<'_> {
+        RecoveryContext {
             code: self.code(),
             decoders: &self.decoders,
             checkers: &self.checkers,
@@ -246,25 +246,25 @@ impl<T: Element> Variant<T> {
             partial: common.options.partial,
             energies: match audit {
                 Audit::Off => Vec::new(),
-                Audit::Watch | Audit::Detect | Audit::Correct => self.holdings.expected_energies(slabs),
+                Audit::Watch | Audit::Detect | Audit::Correct => self.placement.expected_energies(slabs),
             },
         }
     }
 
     /// What the experience of this layer is asked about.
-    fn about<'a>(&'a self, common: &'a Common<T>, amplification: f64) -> About<'a> {
-        About {
+    fn about<'a>(&'a self, common: &'a Common<T>, amplification: f64) -> RunContext<'a> {
+        RunContext {
             options: &common.options,
             code: self.code(),
             rounding: self.accuracy.rounding,
             max_error: self.accuracy.max_error(amplification, common.options.max_error),
-            crowded: self.holdings.pool.is_crowded(),
+            crowded: self.placement.pool.is_crowded(),
             local: common.local,
         }
     }
 
     /// Compares spare results that came although no audit waited for them.
-    fn check_spares(&self, slabs: &[Arc<Values>], gathered: &mut Gathered<Responses<'_>>) {
+    fn check_spares(&self, slabs: &[Arc<Values>], gathered: &mut RunOutcome<DecodingTracker<'_>>) {
         let Some(sketcher) = self.sketcher.as_ref().filter(|_| gathered.recovery.has_unchecked_spares())
         else {
             return;
@@ -274,32 +274,39 @@ impl<T: Element> Variant<T> {
             let values = results[subtask][index].as_ref()?.as_slice::<T>().ok()?;
             Some(sketcher.sketch(values))
         };
-        gathered.recovery.check_spares(sketch, self.holdings.expected_energies(slabs));
+        gathered.recovery.check_spares(sketch, self.placement.expected_energies(slabs));
         if gathered.recovery.in_doubt() {
-            gathered.end = End::Local;
+            gathered.end = Decision::Local;
         }
-        let liars: Vec<usize> = gathered.recovery.liars().to_vec();
-        self.flag(gathered, &liars);
+        let faulty: Vec<usize> = gathered.recovery.faulty().to_vec();
+        self.flag(gathered, &faulty);
     }
 
     /// After a contradiction that could not be settled: which results are wrong is found by computing them again here, as long
     /// as the deadline allows.
-    fn find_faulty(&self, slabs: &[Arc<Values>], gathered: &mut Gathered<Responses<'_>>, since: Instant) {
-        let shape = &self.holdings.subtask;
+    fn find_faulty(
+        &self,
+        slabs: &[Arc<Values>],
+        gathered: &mut RunOutcome<DecodingTracker<'_>>,
+        since: Instant,
+    ) {
+        let shape = &self.placement.subtask;
         let (rounding, banks) = (self.accuracy.rounding, shape.banks);
         let mut faulty = Vec::new();
         for subtask in gathered.recovery.complete().to_vec() {
             if since.elapsed() > gathered.left {
                 break;
             }
-            let filters = self.holdings.filters_of(subtask);
+            let filters = self.placement.filters_of(subtask);
             let Ok(inputs) = slabs[subtask].as_slice::<T>() else { continue };
             for (index, values) in gathered.results[subtask].iter().enumerate() {
                 let Some(Ok(got)) = values.as_ref().map(Values::as_slice::<T>) else { continue };
                 let slab = inputs.chunks(shape.conv.input_elems()).nth(index / banks).unwrap_or_default();
                 let bank = filters.chunks(shape.conv.weight_elems()).nth(index % banks).unwrap_or_default();
                 let late = || since.elapsed() > gathered.left;
-                let Ok(want) = conv_local(&shape.conv, slab, bank, None, threads(), &late) else { continue };
+                let Ok(want) = conv_uncoded(&shape.conv, slab, bank, None, threads(), &late) else {
+                    continue;
+                };
                 let square = |values: f64| values * values;
                 let error: f64 = got.iter().zip(&want).map(|(a, b)| square(a.to_f64() - b.to_f64())).sum();
                 let operands = |values: &[T]| values.iter().map(|v| square(v.to_f64())).sum::<f64>();
@@ -318,9 +325,9 @@ impl<T: Element> Variant<T> {
     }
 
     /// Quarantines workers whose results are wrong.
-    fn flag(&self, gathered: &mut Gathered<Responses<'_>>, workers: &[usize]) {
+    fn flag(&self, gathered: &mut RunOutcome<DecodingTracker<'_>>, workers: &[usize]) {
         for worker in workers {
-            self.holdings.pool.flag(*worker, "contradicts the other results");
+            self.placement.pool.flag(*worker, "contradicts the other results");
             gathered.blame(*worker, "contradicts the other results");
         }
     }
@@ -330,7 +337,7 @@ impl<T: Element> Variant<T> {
         &self,
         job: &Finishing<'_, T>,
         decoder: &Decoder,
-        gathered: &Gathered<Responses<'_>>,
+        gathered: &RunOutcome<DecodingTracker<'_>>,
         room: Vec<T>,
     ) -> Result<Option<(Vec<T>, Quality)>> {
         let Finishing { common, scan, amplification, finite, .. } = *job;
@@ -367,7 +374,7 @@ impl<T: Element> Variant<T> {
         // output that its type cannot hold.
         let fits = T::from_f64(norm).finite() && recomputed == 0;
         if finite && !fits && first_non_finite(&output).is_some() {
-            return Err(overflow::<T>(gathered, &self.holdings.pool));
+            return Err(overflow::<T>(gathered, &self.placement.pool));
         }
         let normwise = rounding.normwise(condition);
         let (mut norm, mut known) = (norm, Vec::new());
@@ -475,7 +482,7 @@ fn rounding<T: Element>(pool: &Pool, common: &Common<T>, plain: bool) -> Roundin
     Rounding { half: pool.keeps_half(), filtering: gpus && common.shape.suits_filtering(), ..rounding }
 }
 
-fn overflow<T: Element>(gathered: &Gathered<Responses<'_>>, pool: &Pool) -> Error {
+fn overflow<T: Element>(gathered: &RunOutcome<DecodingTracker<'_>>, pool: &Pool) -> Error {
     let mut names: Vec<&str> =
         gathered.attempts.iter().filter(|a| a.arrived > 0).map(|a| pool.name(a.worker)).collect();
     names.sort_unstable();
@@ -486,6 +493,6 @@ fn overflow<T: Element>(gathered: &Gathered<Responses<'_>>, pool: &Pool) -> Erro
 impl<T: Element> Drop for Variant<T> {
     /// Frees the filters on every worker that was given some.
     fn drop(&mut self) {
-        self.holdings.close();
+        self.placement.close();
     }
 }

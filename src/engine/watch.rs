@@ -5,7 +5,7 @@
 
 use std::sync::Mutex;
 
-use super::holdings::locked;
+use super::placement::locked;
 use crate::scheduler::Audit;
 
 /// The audits of one layer.

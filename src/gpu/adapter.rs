@@ -196,7 +196,7 @@ pub fn select(selector: Option<&AdapterSelector>) -> Result<Vec<AdapterSummary>>
 
 pub(super) fn unavailable(selector: Option<&AdapterSelector>, all: &[AdapterSummary]) -> Error {
     let what = selector.map_or_else(|| "a GPU adapter".to_owned(), |s| format!("GPU adapter {s}"));
-    let mend = if all.is_empty() {
+    let help = if all.is_empty() {
         "wgpu finds no adapter on this machine: install a Vulkan driver (or mesa-vulkan-drivers for a software \
          one), or use CPU workers"
             .to_owned()
@@ -204,5 +204,5 @@ pub(super) fn unavailable(selector: Option<&AdapterSelector>, all: &[AdapterSumm
         let list: Vec<_> = all.iter().map(|a| format!("{} {} ({})", a.index, a.name, a.backend)).collect();
         format!("there are: {}; name one by its number or part of its name", list.join(", "))
     };
-    Error::Unavailable { what, mend }
+    Error::Unavailable { what, help }
 }

@@ -11,7 +11,7 @@ use super::winograd;
 use crate::array::DType;
 use crate::conv::ConvShape;
 
-/// Steps of the reduction that a split takes a multiple of: a multiple of every [`depth`](super::shaders::depth).
+/// Steps of the reduction that a split takes a multiple of: a multiple of every [`depth`](super::tile::depth).
 pub(super) const SPLIT_UNIT: usize = 128;
 
 /// Workgroups that are enough for a large GPU (some 130 multiprocessors): smaller tiles would give it more of them, but

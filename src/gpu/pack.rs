@@ -4,9 +4,9 @@
 //!
 //! Invariant: what fills a layout up is zero.
 
+use super::dispatch::{axes, small};
 use super::kernel::Kernel;
 use super::plan::ConvPlan;
-use super::steps::{axes, small};
 use super::tile::depth;
 use super::winograd;
 use crate::array::Element;

@@ -3,7 +3,7 @@
 //! Pure functions of the shape and the device's [`Caps`], so they are tested without one. Who only runs
 //! convolutions can skip this module.
 //!
-//! Invariant: no dispatch runs more than [`MAX_LOOP_ITERATIONS`](super::steps::MAX_LOOP_ITERATIONS) loop iterations a
+//! Invariant: no dispatch runs more than [`MAX_LOOP_ITERATIONS`](super::dispatch::MAX_LOOP_ITERATIONS) loop iterations a
 //! thread, exceeds the adapter's grid, or indexes past 32 bits; each output element is written by exactly one thread of
 //! each part of the reduction, the first part overwriting and the later ones adding.
 
@@ -11,10 +11,10 @@ use std::ops::Range;
 
 use super::candidate::{Candidate, SPLIT_UNIT};
 use super::device::Caps;
+use super::dispatch::{Part, Step, block_channels, layer_params, parts, passes, patches, small};
 use super::kernel::Kernel;
 use super::params::Params;
 use super::shaders::{PASS_THREADS, Stage, Variant};
-use super::steps::{Part, Step, block_channels, layer_params, parts, passes, patches, small};
 use super::tile::{Window, depth};
 use super::winograd;
 use crate::array::DType;
@@ -79,13 +79,13 @@ impl ConvPlan {
         if caps.half && dtype != DType::F32 {
             return Err(Error::Unavailable {
                 what: format!("{dtype} arithmetic on slabs and filters that are kept in 16 bits"),
-                mend: "use f32, or leave storage at f32".to_owned(),
+                help: "use f32, or leave storage at f32".to_owned(),
             });
         }
         if !kernel.runs_on(caps, dtype) {
             return Err(Error::Unavailable {
                 what: format!("kernel {kernel} in {dtype} on this adapter"),
-                mend: "use f32, or another adapter: `fcdcc devices` lists what each can do".to_owned(),
+                help: "use f32, or another adapter: `fcdcc devices` lists what each can do".to_owned(),
             });
         }
         let group_out = shape.out_channels / shape.groups;
@@ -156,8 +156,8 @@ impl ConvPlan {
     /// Plans a layer's transformation, products and transformation back.
     fn winograd(shape: &ConvShape, dtype: DType, caps: &Caps, candidate: Candidate) -> Result<Self> {
         if caps.half || !shape.suits_filtering() {
-            let mend = "it is for 3 x 3 filters without strides and dilation, of 16 channels or more, kept in 32 bits";
-            return Err(Error::invalid("layer for Winograd's minimal filtering", format!("{shape:?}"), mend));
+            let help = "it is for 3 x 3 filters without strides and dilation, of 16 channels or more, kept in 32 bits";
+            return Err(Error::invalid("layer for Winograd's minimal filtering", format!("{shape:?}"), help));
         }
         let inner = winograd::products(shape)?;
         let mut plan = Self::of(&inner, dtype, caps, Candidate { winograd: false, ..candidate })?;

@@ -15,7 +15,7 @@ use std::time::Instant;
 
 use super::conv::{ConvEngine, ConvFilters, encode};
 use super::device::Caps;
-use super::narrow::narrow;
+use super::f16::narrow;
 use super::plan::ConvPlan;
 use super::timing::RunTiming;
 use crate::array::{Element, Values, check_elems, check_indices};

@@ -17,12 +17,12 @@ use rand_chacha::ChaCha8Rng;
 use super::candidate::Candidate;
 use super::conv::{ConvEngine, ConvFilters};
 use super::device::locked;
+use super::measure::{self, Bench, Trouble, TuneMode, Verdict, Verdicts};
 use super::plan::ConvPlan;
-use super::store::{self, Known};
-use super::tune::{self, Bench, Trouble, Tune, Verdict, Verdicts};
+use super::tuning_cache::{self, Known};
 use crate::array::{DType, Element, Values, normal};
 use crate::cache;
-use crate::conv::{ConvShape, conv_local};
+use crate::conv::{ConvShape, conv_uncoded};
 use crate::error::{Error, Result};
 
 /// Multiply-adds of a trial, at most: some 20 ms of a software adapter (fewer would not show what Winograd's filtering
@@ -47,20 +47,20 @@ pub fn kept_kernels() -> Option<PathBuf> {
 /// Picks ways to run layers.
 #[derive(Clone, Debug, Default)]
 pub struct Tuner {
-    tune: Tune,
+    tune: TuneMode,
     file: Option<PathBuf>,
 }
 
 impl Tuner {
     /// One that reads and writes [`kept_kernels`].
     #[must_use]
-    pub fn new(tune: Tune) -> Self {
+    pub fn new(tune: TuneMode) -> Self {
         Self::with_file(tune, kept_kernels())
     }
 
     /// One that keeps what it measures in `file`, or in this process alone.
     #[must_use]
-    pub fn with_file(tune: Tune, file: Option<PathBuf>) -> Self {
+    pub fn with_file(tune: TuneMode, file: Option<PathBuf>) -> Self {
         Self { tune, file }
     }
 
@@ -75,30 +75,30 @@ impl Tuner {
         // What the device cannot run at all is no candidate's fault.
         ConvPlan::new(shape, dtype, caps, None)?;
         let list = Candidate::all(shape, caps, dtype);
-        if self.tune == Tune::Off {
+        if self.tune == TuneMode::Off {
             return Ok(list[0]);
         }
         let names: Vec<String> = list.iter().map(|c| c.way()).collect();
         let storage = if caps.half { " in f16" } else { "" };
-        let class = format!("{dtype}{storage} {}", tune::class(shape));
-        let key = (store::device(engine.device().summary()), class);
+        let class = format!("{dtype}{storage} {}", measure::class(shape));
+        let key = (tuning_cache::device(engine.device().summary()), class);
         let known = self.known(&key).unwrap_or_default();
-        if let Some(chosen) = tune::choose(&names, &known) {
+        if let Some(chosen) = measure::choose(&names, &known) {
             return Ok(list[chosen]);
         }
-        let turn = if self.tune == Tune::Kept { None } else { Turn::take(WAIT) };
+        let turn = if self.tune == TuneMode::CacheOnly { None } else { Turn::take(WAIT) };
         if turn.is_none() {
-            if self.tune != Tune::Kept {
+            if self.tune != TuneMode::CacheOnly {
                 tracing::warn!(
                     class = key.1,
                     "others measure GPU kernels: taking the one expected to be fastest"
                 );
             }
-            return engine.some(&list, tune::expected(&names, &known), &known);
+            return engine.some(&list, measure::expected(&names, &known), &known);
         }
         // Whoever measured meanwhile may have measured this.
         let mut known = self.known(&key).unwrap_or_default();
-        if tune::choose(&names, &known).is_none() && tune::expected(&names, &known).is_some() {
+        if measure::choose(&names, &known).is_none() && measure::expected(&names, &known).is_some() {
             // Else the first candidate would be blamed for a loss before its time.
             engine.device().check()?;
             known = match dtype {
@@ -109,7 +109,7 @@ impl Tuner {
             tracing::info!(verdicts = ?known, "GPU kernels measured");
             engine.device().check()?;
         }
-        engine.some(&list, tune::choose(&names, &known), &known)
+        engine.some(&list, measure::choose(&names, &known), &known)
     }
 
     /// What is known of a device's class.
@@ -119,11 +119,12 @@ impl Tuner {
             known: self
                 .file
                 .as_deref()
-                .map_or_else(Known::new, |file| store::read(file, &store::fingerprint())),
+                .map_or_else(Known::new, |file| tuning_cache::read(file, &tuning_cache::fingerprint())),
             measured: BTreeMap::new(),
         });
         let found = table.known.get(&key.0)?.get(&key.1)?;
-        (self.tune != Tune::Again || table.measured.get(key) == Some(&Tune::Again)).then(|| found.clone())
+        (self.tune != TuneMode::Remeasure || table.measured.get(key) == Some(&TuneMode::Remeasure))
+            .then(|| found.clone())
     }
 
     fn keep(&self, key: (String, String), verdicts: Verdicts) {
@@ -157,14 +158,14 @@ impl ConvEngine {
 struct Table {
     known: Known,
     /// What it measured itself, and why.
-    measured: BTreeMap<(String, String), Tune>,
+    measured: BTreeMap<(String, String), TuneMode>,
 }
 
 impl Table {
     /// Adds what was measured here to the file, which other processes write too.
     fn merge(&self, file: &Path) -> std::io::Result<()> {
-        let fingerprint = store::fingerprint();
-        store::update(file, &fingerprint, |whole| {
+        let fingerprint = tuning_cache::fingerprint();
+        tuning_cache::update(file, &fingerprint, |whole| {
             for (device, class) in self.measured.keys() {
                 if let Some(verdicts) = self.known.get(device).and_then(|classes| classes.get(class)) {
                     whole.entry(device.clone()).or_default().insert(class.clone(), verdicts.clone());
@@ -209,7 +210,7 @@ fn trials<T: Element>(
 ) -> Result<Verdicts> {
     let started = Instant::now();
     let macs = if engine.device().caps().software { SOFTWARE_MACS } else { HARDWARE_MACS };
-    let shape = tune::trial_shape(shape, macs);
+    let shape = measure::trial_shape(shape, macs);
     let mut rng = ChaCha8Rng::seed_from_u64(0);
     // Few enough bits that no storage rounds them.
     let eighths = |number: f64| (8.0 * number).round() / 8.0;
@@ -217,7 +218,7 @@ fn trials<T: Element>(
         |count: usize| -> Vec<T> { (0..count).map(|_| T::from_f64(eighths(normal(&mut rng)))).collect() };
     let (slab, bank) = (draw(shape.input_elems()), draw(shape.weight_elems()));
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let truth = conv_local(&shape, &slab, &bank, None, threads, &|| false)?;
+    let truth = conv_uncoded(&shape, &slab, &bank, None, threads, &|| false)?;
     let clocked = engine.clock.is_some();
     engine.time_device(true)?;
     let mut bench = DeviceBench {
@@ -230,7 +231,7 @@ fn trials<T: Element>(
         installed: list.iter().map(|_| None).collect(),
         started,
     };
-    let verdicts = tune::measure(names, before, &mut bench, BUDGET_S);
+    let verdicts = measure::measure(names, before, &mut bench, BUDGET_S);
     drop(bench);
     // A device that is lost says so at its next use.
     if engine.device().lost().is_none() {
@@ -344,23 +345,28 @@ mod tests {
         let file = folder.path().join("kernels.json");
         let key = |class: &str| ("adapter".to_owned(), class.to_owned());
         let verdicts = Verdicts::from([("naive 1x64".to_owned(), Verdict::Seconds(1.0))]);
-        let tuner = Tuner::with_file(Tune::Kept, Some(file.clone()));
+        let tuner = Tuner::with_file(TuneMode::CacheOnly, Some(file.clone()));
         assert_eq!(tuner.known(&key("one")), None);
         // Another process writes after this one has read.
         let theirs = BTreeMap::from([("two".to_owned(), verdicts.clone())]);
-        store::write(&file, &store::fingerprint(), Known::from([("adapter".to_owned(), theirs)])).unwrap();
+        tuning_cache::write(
+            &file,
+            &tuning_cache::fingerprint(),
+            Known::from([("adapter".to_owned(), theirs)]),
+        )
+        .unwrap();
         tuner.keep(key("one"), verdicts.clone());
-        let all = store::read(&file, &store::fingerprint());
+        let all = tuning_cache::read(&file, &tuning_cache::fingerprint());
         assert_eq!(all["adapter"].keys().collect::<Vec<_>>(), ["one", "two"]);
         // Who measures again wants to know what was measured so here, and only that.
-        let again = Tuner::with_file(Tune::Again, Some(file.clone()));
+        let again = Tuner::with_file(TuneMode::Remeasure, Some(file.clone()));
         assert_eq!(again.known(&key("one")), None);
         again.keep(key("one"), verdicts.clone());
         assert_eq!(again.known(&key("one")), Some(verdicts));
         let elsewhere = folder.path().join("other.json");
         std::fs::copy(&file, &elsewhere).unwrap();
-        let fresh = Tuner::with_file(Tune::Again, Some(elsewhere.clone()));
+        let fresh = Tuner::with_file(TuneMode::Remeasure, Some(elsewhere.clone()));
         assert_eq!(fresh.known(&key("one")), None);
-        assert!(Tuner::with_file(Tune::Kept, Some(elsewhere)).known(&key("one")).is_some());
+        assert!(Tuner::with_file(TuneMode::CacheOnly, Some(elsewhere)).known(&key("one")).is_some());
     }
 }

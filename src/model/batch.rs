@@ -66,11 +66,11 @@ impl Model {
                 }
                 _ => "it does not depend on the data".to_owned(),
             };
-            let mend =
+            let help =
                 "give as many items as its batch has, run after run, or export the model with a free batch";
             Err(refused(
                 self.name(),
-                &format!("output {name} of several runs cannot be put together, as {why}: {mend}"),
+                &format!("output {name} of several runs cannot be put together, as {why}: {help}"),
             ))
         };
         outlets.iter().zip(self.outputs()).map(axis).collect()

@@ -13,7 +13,7 @@ use tract_onnx::tract_core::ops::cnn::{Conv, KernelFormat, PoolSpec};
 use tract_onnx::tract_core::ops::nn::DataFormat;
 
 use crate::array::Element;
-use crate::conv::{ConvParams, ConvShape, conv_local, reference};
+use crate::conv::{ConvParams, ConvShape, conv_uncoded, reference};
 use crate::error::Result;
 
 /// How a convolution that stays on this machine is computed.
@@ -97,7 +97,7 @@ impl ConvOp {
         };
         let output = match self.way {
             Way::Kernel => {
-                conv_local(&shape, data, weight, Some(&bias), rayon::current_num_threads(), &|| false)?
+                conv_uncoded(&shape, data, weight, Some(&bias), rayon::current_num_threads(), &|| false)?
             }
             Way::Definition => reference(&shape, data, weight, Some(&bias))?,
         };

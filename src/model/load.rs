@@ -146,8 +146,8 @@ impl Model {
         unknown.dedup();
         if !unknown.is_empty() {
             let which = unknown.join(", ");
-            let mend = "export the model with other operators";
-            return Err(refused(&name, &format!("uses operators that cannot be run: {which}: {mend}")));
+            let help = "export the model with other operators";
+            return Err(refused(&name, &format!("uses operators that cannot be run: {which}: {help}")));
         }
         check::graph(graph, opset)
             .and_then(|()| tidy::graph(graph, opset))
@@ -243,8 +243,8 @@ impl Model {
             ));
         }
         if shape.contains(&0) {
-            let mend = "every size must be at least 1";
-            return Err(Error::invalid(format!("shape of input {input}"), format!("{shape:?}"), mend));
+            let help = "every size must be at least 1";
+            return Err(Error::invalid(format!("shape of input {input}"), format!("{shape:?}"), help));
         }
         let fact = guarded(&self.name, || {
             let fact = self.graph.input_fact(index)?.clone();

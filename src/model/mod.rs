@@ -51,7 +51,7 @@ mod tidy;
 pub use host::HostModel;
 pub use load::{InputInfo, Model};
 pub use memory::ModelMemory;
-pub use options::{Freedom, GemmChoice, ModelOptions, Progress};
+pub use options::{AutoChoices, GemmChoice, ModelOptions, Progress};
 pub use place::PlannedLayer;
 pub use prepared::{ModelRun, Output, PreparedModel};
 pub use tensor::Tensor;

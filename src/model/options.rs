@@ -42,7 +42,7 @@ impl FromStr for GemmChoice {
 
 /// What the planner may choose of its own accord, layer by layer, beside the partitions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Freedom {
+pub struct AutoChoices {
     /// Replication instead of CRME; [`LayerOptions::code`] is then not looked at.
     pub code: bool,
     /// Fewer subtasks than workers; [`LayerOptions::subtasks`] is then not looked at.
@@ -51,7 +51,7 @@ pub struct Freedom {
     pub local: bool,
 }
 
-impl Freedom {
+impl AutoChoices {
     /// Everything.
     pub const ALL: Self = Self { code: true, subtasks: true, local: true };
 }
@@ -68,7 +68,7 @@ pub struct ModelOptions {
     /// model's type.
     pub precision: Option<DType>,
     /// What the planner may choose; by default nothing but partitions.
-    pub freedom: Freedom,
+    pub freedom: AutoChoices,
 }
 
 /// How far preparing or running a model has come.

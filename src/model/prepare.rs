@@ -15,7 +15,7 @@ use super::memory::ModelMemory;
 use super::op::CodedOp;
 use super::options::{ModelOptions, Progress};
 use super::place::{STAYS, of_layer, place, stays};
-use super::prepared::{CodedLayer, LocalLayer, Place, PreparedModel, Signature};
+use super::prepared::{CodedLayer, LayerPlacement, LocalLayer, PreparedModel, Signature};
 use super::runnable::{runnable, shunt};
 use crate::array::{DType, Element};
 use crate::coding::Code;
@@ -58,7 +58,8 @@ impl Model {
         let rates = pool.shared(&options.layer.rates);
         let mut places = Vec::with_capacity(found.len());
         let mut to_code = Vec::new();
-        let local = |why: String, name: String, op: LayerOp| Place::Local(LocalLayer { name, op, why });
+        let local =
+            |why: String, name: String, op: LayerOp| LayerPlacement::Local(LocalLayer { name, op, why });
         for Layer { name, op, found } in found {
             let placed = match found {
                 Err(why) => Err(why),
@@ -76,15 +77,15 @@ impl Model {
             match placed {
                 Err(why) => places.push(local(why, name, op)),
                 Ok((found, way)) => {
-                    places.push(Place::Coded(to_code.len()));
+                    places.push(LayerPlacement::Coded(to_code.len()));
                     to_code.push((name, op, found, way));
                 }
             }
         }
         // tract drops what leads to no output, and the file's layers are to be accounted for.
-        let named = |place: &Place| match place {
-            Place::Local(local) => local.name.clone(),
-            Place::Coded(index) => to_code[*index].0.clone(),
+        let named = |place: &LayerPlacement| match place {
+            LayerPlacement::Local(local) => local.name.clone(),
+            LayerPlacement::Coded(index) => to_code[*index].0.clone(),
         };
         let mut placed: HashSet<String> = places.iter().map(named).collect();
         for name in self.convolutions() {
@@ -285,7 +286,7 @@ mod tests {
             signature,
             plan: runnable(graph).unwrap(),
             layers,
-            places: vec![Place::Coded(0)],
+            places: vec![LayerPlacement::Coded(0)],
             memory: ModelMemory::default(),
         }
     }

@@ -27,13 +27,13 @@ pub struct PreparedModel {
     pub(super) plan: Arc<TypedSimplePlan>,
     pub(super) layers: Vec<CodedLayer>,
     /// Every layer of the file, in the order of the graph.
-    pub(super) places: Vec<Place>,
+    pub(super) places: Vec<LayerPlacement>,
     pub(super) memory: ModelMemory,
 }
 
 /// Where a layer of the file went.
 #[derive(Debug)]
-pub(super) enum Place {
+pub(super) enum LayerPlacement {
     /// To the workers: its index among the coded ones.
     Coded(usize),
     Local(LocalLayer),
@@ -174,11 +174,11 @@ impl PreparedModel {
             .places
             .iter()
             .filter_map(|place| match place {
-                Place::Coded(index) => reports[*index].take(),
-                Place::Local(local) if local.op == LayerOp::Conv => {
+                LayerPlacement::Coded(index) => reports[*index].take(),
+                LayerPlacement::Local(local) if local.op == LayerOp::Conv => {
                     Some(LayerReport::local(&local.name, local.op.name(), &local.why))
                 }
-                Place::Local(_) => None,
+                LayerPlacement::Local(_) => None,
             })
             .collect();
         let coded: f64 = layers.iter().map(|l| l.total_ms / 1e3).sum();
@@ -206,8 +206,8 @@ impl PreparedModel {
     /// Name, operator and reason of every layer left on the host, fully connected ones included.
     pub fn local_layers(&self) -> impl Iterator<Item = (&str, &'static str, &str)> {
         self.places.iter().filter_map(|place| match place {
-            Place::Local(local) => Some((local.name.as_str(), local.op.name(), local.why.as_str())),
-            Place::Coded(_) => None,
+            LayerPlacement::Local(local) => Some((local.name.as_str(), local.op.name(), local.why.as_str())),
+            LayerPlacement::Coded(_) => None,
         })
     }
 }

@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::cost::subtask_shape;
-use super::fit::fit;
+use super::nnls::fit;
 use super::rates::{CodecWork, HostRates, Rates, Work, WorkerRates};
 use crate::array::Element;
 use crate::coding::{Code, CodeKind, Decoder, Epilogue, decode, encode_input};
-use crate::conv::{ConvParams, ConvShape, conv_local};
+use crate::conv::{ConvParams, ConvShape, conv_uncoded};
 use crate::error::{Error, Result};
 use crate::partition::{FilterPartition, InputPartition, OutputTiling};
 use crate::worker::{CancelToken, CpuWorker, FilterKey, Order, SubtaskShape, Worker};
@@ -179,7 +179,7 @@ fn parallel<T: Element>() -> Result<f64> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let time = |threads| {
         repeated("measuring the processors", || {
-            conv_local(&layer, &input, &weight, None, threads, &|| false).map(drop)
+            conv_uncoded(&layer, &input, &weight, None, threads, &|| false).map(drop)
         })
     };
     Ok((time(1)? / time(cores)?).clamp(1.0, cores as f64))
@@ -207,8 +207,8 @@ fn repeated(what: &str, mut call: impl FnMut() -> Result<()>) -> Result<f64> {
     call()?;
     let limit = PATIENCE;
     if first.elapsed() > limit {
-        let mend = "give partitions, or use --calibrate never".to_owned();
-        return Err(Error::Timeout { what: what.to_owned(), limit, mend });
+        let help = "give partitions, or use --calibrate never".to_owned();
+        return Err(Error::Timeout { what: what.to_owned(), limit, help });
     }
     let started = Instant::now();
     let mut times = Vec::new();

@@ -13,8 +13,8 @@
 mod calibrate;
 mod choose;
 mod cost;
-mod fit;
 mod memory;
+mod nnls;
 mod plan;
 mod rates;
 

@@ -45,10 +45,10 @@ pub fn assign(n: usize, seats: &[Seat]) -> Vec<usize> {
 /// Infinite if a seat without speed (or one that does not exist) holds a subtask while another has speed; if none
 /// has, all count as speed 1.
 #[must_use]
-pub fn makespan(homes: &[usize], seats: &[Seat]) -> f64 {
+pub fn makespan(assignment: &[usize], seats: &[Seat]) -> f64 {
     let speeds = speeds(seats);
-    let counts = count(homes, seats.len());
-    if counts.iter().sum::<usize>() < homes.len() {
+    let counts = count(assignment, seats.len());
+    if counts.iter().sum::<usize>() < assignment.len() {
         return f64::INFINITY;
     }
     speeds
@@ -69,34 +69,34 @@ pub fn makespan(homes: &[usize], seats: &[Seat]) -> f64 {
 /// equals, to where the failure domain's other subtasks are furthest away on the circle. The result is good enough
 /// at the same speeds, so that repeated calls come to rest.
 #[must_use]
-pub fn rebalance(homes: &[usize], seats: &[Seat]) -> Option<Vec<usize>> {
+pub fn rebalance(assignment: &[usize], seats: &[Seat]) -> Option<Vec<usize>> {
     if seats.is_empty() {
         return None;
     }
-    let target = Target::new(homes.len(), speeds(seats));
-    let mut counts = count(homes, seats.len());
-    let placed = counts.iter().sum::<usize>() == homes.len();
+    let target = Target::new(assignment.len(), speeds(seats));
+    let mut counts = count(assignment, seats.len());
+    let placed = counts.iter().sum::<usize>() == assignment.len();
     if placed
         && (0..seats.len()).all(|s| counts[s] >= target.least(s) && target.fits(s, counts[s], TOLERATED))
     {
         return None;
     }
     let circle = Circle::new(seats);
-    let mut homes = homes.to_vec();
+    let mut assignment = assignment.to_vec();
     loop {
         let idle: Vec<usize> = (0..seats.len()).filter(|s| counts[*s] < target.least(*s)).collect();
         let too_many = |seat: usize| counts.get(seat).is_none_or(|count| !target.fits(seat, *count, 1.0));
-        let mut movable: Vec<usize> = (0..homes.len()).filter(|i| too_many(homes[*i])).collect();
+        let mut movable: Vec<usize> = (0..assignment.len()).filter(|i| too_many(assignment[*i])).collect();
         if movable.is_empty() {
             if idle.is_empty() {
-                return Some(homes);
+                return Some(assignment);
             }
             // Nobody has too many, but somebody has none: whoever takes longest can spare one best.
             let spare = |seat: &usize| counts[*seat] > target.least(*seat);
             let latest =
                 (0..seats.len()).filter(spare).map(|s| target.finish(s, counts[s])).fold(0.0, f64::max);
             let latest = |seat: usize| spare(&seat) && target.finish(seat, counts[seat]) == latest;
-            movable = (0..homes.len()).filter(|i| latest(homes[*i])).collect();
+            movable = (0..assignment.len()).filter(|i| latest(assignment[*i])).collect();
         }
         let receivers = if idle.is_empty() {
             let free: Vec<usize> =
@@ -109,14 +109,14 @@ pub fn rebalance(homes: &[usize], seats: &[Seat]) -> Option<Vec<usize>> {
         };
         let moves = movable.iter().flat_map(|i| receivers.iter().map(move |to| (*i, *to)));
         // Reversed, because the last of equals would win and the lowest indices are to.
-        let best = moves.rev().max_by_key(|(subtask, to)| circle.distances(&homes, *subtask, *to));
+        let best = moves.rev().max_by_key(|(subtask, to)| circle.distances(&assignment, *subtask, *to));
         // There is one: a fresh assignment fits, so with one seat above its share another is below its own.
         let (subtask, to) = best?;
-        if let Some(count) = counts.get_mut(homes[subtask]) {
+        if let Some(count) = counts.get_mut(assignment[subtask]) {
             *count -= 1;
         }
         counts[to] += 1;
-        homes[subtask] = to;
+        assignment[subtask] = to;
     }
 }
 
@@ -176,10 +176,10 @@ impl Circle {
 
     /// For each domain of seat `to`, outermost first, how far `subtask` is from the nearest other subtask in it;
     /// the length of the circle where there is none.
-    fn distances(&self, homes: &[usize], subtask: usize, to: usize) -> Vec<usize> {
-        let n = homes.len();
+    fn distances(&self, assignment: &[usize], subtask: usize, to: usize) -> Vec<usize> {
+        let n = assignment.len();
         let mut distances = vec![n; self.depth];
-        for (other, home) in homes.iter().enumerate().filter(|(other, _)| *other != subtask) {
+        for (other, home) in assignment.iter().enumerate().filter(|(other, _)| *other != subtask) {
             let Some(theirs) = self.domains.get(*home) else { continue };
             let apart = other.abs_diff(subtask);
             let apart = apart.min(n - apart);
@@ -201,9 +201,9 @@ fn speeds(seats: &[Seat]) -> Vec<f64> {
 }
 
 /// Subtasks of each seat; those of seats that do not exist are in no count.
-fn count(homes: &[usize], seats: usize) -> Vec<usize> {
+fn count(assignment: &[usize], seats: usize) -> Vec<usize> {
     let mut counts = vec![0; seats];
-    for home in homes {
+    for home in assignment {
         if let Some(count) = counts.get_mut(*home) {
             *count += 1;
         }
@@ -301,8 +301,8 @@ mod tests {
         (0..at.len()).map(|k| next(k) - at[k]).collect()
     }
 
-    fn on_host(homes: &[usize], seats: &[Seat], host: &str) -> Vec<usize> {
-        (0..homes.len()).filter(|i| seats[homes[*i]].domain[0] == host).collect()
+    fn on_host(assignment: &[usize], seats: &[Seat], host: &str) -> Vec<usize> {
+        (0..assignment.len()).filter(|i| seats[assignment[*i]].domain[0] == host).collect()
     }
 
     fn moved(from: &[usize], to: &[usize]) -> usize {
@@ -341,9 +341,9 @@ mod tests {
     #[test]
     fn losing_a_host_leaves_a_well_conditioned_code() {
         let (code, seats) = (Code::new(CodeKind::Crme, 8, 8, 20).unwrap(), hosts(5, 4));
-        let without = |homes: &[usize], host: usize| {
+        let without = |assignment: &[usize], host: usize| {
             let left: Vec<usize> =
-                (0..20).filter(|i| seats[homes[*i]].domain[0] != format!("host {host}")).collect();
+                (0..20).filter(|i| seats[assignment[*i]].domain[0] != format!("host {host}")).collect();
             Decoder::for_subtasks(&code, &left).unwrap().condition()
         };
         let (spread, naive) = (assign(20, &seats), (0..20).collect::<Vec<_>>());
@@ -367,10 +367,10 @@ mod tests {
             let names = [format!("host {host}"), format!("adapter {adapter}"), format!("gpu-{queue}")];
             seats.push(Seat { domain: names.to_vec(), speed: 1.0 });
         }
-        let homes = assign(16, &seats);
+        let assignment = assign(16, &seats);
         for (depth, gap) in [(1, 2), (2, 4), (3, 8)] {
             for domain in seats.iter().map(|seat| &seat.domain[..depth]) {
-                let gaps = gaps(16, |i| &seats[homes[i]].domain[..depth] == domain);
+                let gaps = gaps(16, |i| &seats[assignment[i]].domain[..depth] == domain);
                 assert!(gaps.iter().all(|g| *g == gap), "{domain:?}: {gaps:?}");
             }
         }
@@ -383,13 +383,13 @@ mod tests {
     fn uneven_shares_are_spread_too() {
         for shares in [&[5, 3, 1][..], &[4, 4, 1], &[7, 2, 2, 1], &[10, 5, 3, 2]] {
             let n: usize = shares.iter().sum();
-            let homes = assign(n, &flat(&shares.iter().map(|share| *share as f64).collect::<Vec<_>>()));
+            let assignment = assign(n, &flat(&shares.iter().map(|share| *share as f64).collect::<Vec<_>>()));
             for (seat, &share) in shares.iter().enumerate() {
-                let gaps = gaps(n, |i| homes[i] == seat);
+                let gaps = gaps(n, |i| assignment[i] == seat);
                 assert_eq!(gaps.len(), share);
                 // At most half as much again as if they were alone on the circle.
-                assert!(gaps.iter().all(|gap| 2 * gap * share <= 3 * n), "{homes:?} of {shares:?}");
-                assert!(2 * share > n || gaps.iter().all(|gap| *gap >= 2), "{homes:?} of {shares:?}");
+                assert!(gaps.iter().all(|gap| 2 * gap * share <= 3 * n), "{assignment:?} of {shares:?}");
+                assert!(2 * share > n || gaps.iter().all(|gap| *gap >= 2), "{assignment:?} of {shares:?}");
             }
         }
     }
@@ -407,10 +407,10 @@ mod tests {
     #[test]
     fn good_homes_stay() {
         let seats = flat(&[1.0; 8]);
-        let homes = assign(20, &seats);
-        assert_eq!(rebalance(&homes, &seats), None);
+        let assignment = assign(20, &seats);
+        assert_eq!(rebalance(&assignment, &seats), None);
         // Speeds as measured, not quite equal.
-        assert_eq!(rebalance(&homes, &flat(&[1.1, 0.95, 1.0, 0.9, 1.05, 1.0, 0.97, 1.1])), None);
+        assert_eq!(rebalance(&assignment, &flat(&[1.1, 0.95, 1.0, 0.9, 1.05, 1.0, 0.97, 1.1])), None);
         assert_eq!(rebalance(&[0, 1, 2, 0], &flat(&[0.0; 3])), None);
         assert_eq!(rebalance(&[], &seats), None);
         assert_eq!(rebalance(&[0], &[]), None);
@@ -421,20 +421,20 @@ mod tests {
     fn slow_halves_give_to_fast_halves() {
         let seats = flat(&[4.0, 1.0, 4.0, 1.0, 4.0, 1.0, 4.0, 1.0]);
         let before = assign(20, &flat(&[1.0; 8]));
-        let homes = rebalance(&before, &seats).unwrap();
-        assert_eq!(count(&homes, 8), [4, 1, 4, 1, 4, 1, 4, 1]);
-        assert_eq!(moved(&before, &homes), 6, "{before:?} to {homes:?}");
-        assert_eq!(rebalance(&homes, &seats), None);
-        assert!(makespan(&homes, &seats) <= 20.0 / 20.0 / 0.85);
+        let assignment = rebalance(&before, &seats).unwrap();
+        assert_eq!(count(&assignment, 8), [4, 1, 4, 1, 4, 1, 4, 1]);
+        assert_eq!(moved(&before, &assignment), 6, "{before:?} to {assignment:?}");
+        assert_eq!(rebalance(&assignment, &seats), None);
+        assert!(makespan(&assignment, &seats) <= 20.0 / 20.0 / 0.85);
     }
 
     #[test]
     fn a_very_slow_seat_excuses_nobody_else() {
         let seats = flat(&[1.0, 0.4, 1.0, 1.0, 0.01]);
         let before = [0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 4];
-        let homes = rebalance(&before, &seats).unwrap();
-        assert_eq!(makespan(&homes, &seats), 100.0, "which nothing can change");
-        let counts = count(&homes, 5);
+        let assignment = rebalance(&before, &seats).unwrap();
+        assert_eq!(makespan(&assignment, &seats), 100.0, "which nothing can change");
+        let counts = count(&assignment, 5);
         assert_eq!((counts[1], counts[4]), (1, 1));
         assert!(counts.iter().all(|count| *count <= 4), "{counts:?}");
     }
@@ -446,19 +446,19 @@ mod tests {
         for seat in &mut seats[4..8] {
             seat.speed = 0.0;
         }
-        let homes = rebalance(&before, &seats).unwrap();
-        assert_eq!(moved(&before, &homes), 4);
+        let assignment = rebalance(&before, &seats).unwrap();
+        assert_eq!(moved(&before, &assignment), 4);
         for host in ["host 0", "host 2", "host 3", "host 4"] {
-            let gaps = gaps(20, |i| seats[homes[i]].domain[0] == host);
-            assert!(gaps.iter().all(|gap| *gap >= 2), "{host}: {homes:?}");
+            let gaps = gaps(20, |i| seats[assignment[i]].domain[0] == host);
+            assert!(gaps.iter().all(|gap| *gap >= 2), "{host}: {assignment:?}");
         }
         // It comes back: each of its workers gets work again.
         for seat in &mut seats {
             seat.speed = 1.0;
         }
-        let again = rebalance(&homes, &seats).unwrap();
+        let again = rebalance(&assignment, &seats).unwrap();
         assert_eq!(count(&again, 20), [1; 20]);
-        assert_eq!(moved(&homes, &again), 4);
+        assert_eq!(moved(&assignment, &again), 4);
     }
 
     #[test]
@@ -496,9 +496,9 @@ mod tests {
 
         #[test]
         fn assignments_cover_all_subtasks_as_fast_as_can_be(n in 0_usize..60, seats in any_seats()) {
-            let homes = assign(n, &seats);
-            prop_assert_eq!(homes.len(), n);
-            let (speeds, counts) = (speeds(&seats), count(&homes, seats.len()));
+            let assignment = assign(n, &seats);
+            prop_assert_eq!(assignment.len(), n);
+            let (speeds, counts) = (speeds(&seats), count(&assignment, seats.len()));
             let live = speeds.iter().filter(|s| **s > 0.0).count();
             for (speed, count) in speeds.iter().zip(&counts) {
                 let right = if *speed > 0.0 { n < live || *count > 0 } else { *count == 0 };
@@ -506,7 +506,7 @@ mod tests {
             }
             let mut fastest = speeds.clone();
             fastest.sort_by(|a, b| b.total_cmp(a));
-            let span = makespan(&homes, &seats);
+            let span = makespan(&assignment, &seats);
             let best = match n {
                 0 => 0.0,
                 n if n < live => 1.0 / fastest[n - 1],
@@ -517,33 +517,33 @@ mod tests {
 
         #[test]
         fn no_domain_has_to_wait_for_two_of_its_turns(n in 1_usize..60, seats in any_seats()) {
-            let homes = assign(n, &seats);
+            let assignment = assign(n, &seats);
             for host in seats.iter().filter_map(|seat| seat.domain.first()) {
-                let gaps = gaps(n, |i| seats[homes[i]].domain.first() == Some(host));
+                let gaps = gaps(n, |i| seats[assignment[i]].domain.first() == Some(host));
                 let limit = (2 * n).div_ceil(gaps.len().max(1));
-                prop_assert!(gaps.iter().all(|gap| *gap <= limit), "{host}: {gaps:?} in {homes:?}");
+                prop_assert!(gaps.iter().all(|gap| *gap <= limit), "{host}: {gaps:?} in {assignment:?}");
             }
         }
 
         #[test]
         fn rebalancing_moves_little_and_comes_to_rest(
-            homes in proptest::collection::vec(0_usize..12, 0..40),
+            assignment in proptest::collection::vec(0_usize..12, 0..40),
             seats in any_seats(),
         ) {
-            let (n, speeds) = (homes.len(), speeds(&seats));
+            let (n, speeds) = (assignment.len(), speeds(&seats));
             let fresh = assign(n, &seats);
-            let Some(after) = rebalance(&homes, &seats) else {
-                prop_assert!(makespan(&homes, &seats) <= TOLERATED * makespan(&fresh, &seats));
+            let Some(after) = rebalance(&assignment, &seats) else {
+                prop_assert!(makespan(&assignment, &seats) <= TOLERATED * makespan(&fresh, &seats));
                 return Ok(());
             };
             prop_assert_eq!(after.len(), n);
             prop_assert!(makespan(&after, &seats) <= makespan(&fresh, &seats));
             prop_assert_eq!(rebalance(&after, &seats), None);
             prop_assert_eq!(rebalance(&fresh, &seats), None);
-            let (before, goal) = (count(&homes, seats.len()), count(&fresh, seats.len()));
+            let (before, goal) = (count(&assignment, seats.len()), count(&fresh, seats.len()));
             let nowhere = n - before.iter().sum::<usize>();
             let surplus: usize = before.iter().zip(&goal).map(|(b, g)| b.saturating_sub(*g)).sum();
-            prop_assert!(moved(&homes, &after) <= surplus + nowhere);
+            prop_assert!(moved(&assignment, &after) <= surplus + nowhere);
             prop_assert!(after.iter().all(|s| speeds[*s] > 0.0));
         }
     }

@@ -115,7 +115,7 @@ pub trait Recovery {
 
 /// What is known of a run before it begins.
 #[derive(Clone, Debug, Default)]
-pub struct Terms {
+pub struct RunEstimates {
     /// Predicted error below which nothing is worth waiting for.
     pub comfortable: f64,
     /// Predicted error above which a result would be refused.
@@ -158,7 +158,7 @@ impl Subtask {
 /// One run of one layer. Feed it events in the order they happened; it answers with actions.
 pub struct Gather<R> {
     policy: Policy,
-    terms: Terms,
+    terms: RunEstimates,
     recovery: R,
     subtasks: Vec<Subtask>,
     /// Complete subtasks in order of completion.
@@ -182,7 +182,7 @@ pub struct Gather<R> {
 
 impl<R: Recovery> Gather<R> {
     /// A run of `n` subtasks of `sub_results` each, all just dispatched at time zero.
-    pub fn new(policy: Policy, terms: Terms, n: usize, sub_results: usize, recovery: R) -> Self {
+    pub fn new(policy: Policy, terms: RunEstimates, n: usize, sub_results: usize, recovery: R) -> Self {
         let subtask =
             Subtask { arrived: vec![false; sub_results], missing: sub_results, outstanding: 1, attempts: 1 };
         let hedge_at = policy.hedges().map(|_| terms.hedge_at.unwrap_or(policy.deadline / 8));

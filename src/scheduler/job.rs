@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::fleet::Fleet;
-use super::gather::{Action, Event, Gather, Recovery, Terms};
-use super::gathered::{Attempt, End, Gathered, Outcome};
+use super::gather::{Action, Event, Gather, Recovery, RunEstimates};
 use super::mailbox::{Mailbox, Taken};
+use super::outcome::{Attempt, Decision, Outcome, RunOutcome};
 use super::policy::{Audit, OnShortfall, Policy};
 use super::slot::{InstallRequest, Replies, Reply, ReplyKind, Task};
 use crate::array::Values;
@@ -16,13 +16,13 @@ use crate::error::Error;
 use crate::worker::{CancelToken, FilterKey, SubtaskShape};
 
 /// A [`Recovery`] that also keeps what an audit needs.
-pub(crate) trait Evidence: Recovery {
+pub(crate) trait AuditRecord: Recovery {
     /// Sub-result `index` of `subtask`, which `worker` computed, is about to be counted.
     fn note(&mut self, subtask: usize, index: usize, worker: usize, sketch: Option<Box<Sketch>>);
     /// The sub-results to decode from, as (subtask, index).
     fn used(&self) -> Vec<(usize, usize)>;
     /// Workers whose results contradict the rest.
-    fn liars(&self) -> &[usize];
+    fn faulty(&self) -> &[usize];
     /// Complete subtasks that decoding takes, spare ones of an audit included.
     fn needed(&self) -> usize;
 }
@@ -33,7 +33,7 @@ pub(crate) struct JobPlan<'a, F, R> {
     pub(crate) layer: u64,
     pub(crate) shape: &'a Arc<SubtaskShape>,
     pub(crate) policy: Policy,
-    pub(crate) terms: Terms,
+    pub(crate) terms: RunEstimates,
     /// Whether input and filters are finite, so that results must be.
     pub(crate) finite: bool,
     /// Coded slabs of each subtask.
@@ -63,12 +63,12 @@ impl<F: Fleet> Drop for CancelOnDrop<'_, F> {
     }
 }
 
-/// Dispatches every subtask to its worker among `homes` and gathers until the layer decodes, must be computed locally,
+/// Dispatches every subtask to its worker among `assignment` and gathers until the layer decodes, must be computed locally,
 /// or fails. `dispatched` is called as soon as everything is handed out.
-pub(crate) fn run_job<F: Fleet, R: Evidence>(
+pub(crate) fn run_job<F: Fleet, R: AuditRecord>(
     plan: JobPlan<'_, F, R>,
-    homes: impl std::ops::Deref<Target = Vec<usize>>,
-) -> Gathered<R> {
+    assignment: impl std::ops::Deref<Target = Vec<usize>>,
+) -> RunOutcome<R> {
     let (n, sub_results) = (plan.slabs.len(), plan.shape.sub_results());
     let replies = Arc::new(Mailbox::new());
     // One token a subtask, so that copies of a complete one stop while the run goes on.
@@ -112,11 +112,11 @@ pub(crate) fn run_job<F: Fleet, R: Evidence>(
     };
     {
         let _span = tracing::debug_span!("dispatch", layer).entered();
-        for (subtask, worker) in homes.iter().enumerate() {
+        for (subtask, worker) in assignment.iter().enumerate() {
             run.dispatch(subtask, *worker, false, false);
         }
         // Whoever waits to move subtasks may do so now: what is queued is served first.
-        drop(homes);
+        drop(assignment);
     }
     let _span = tracing::debug_span!("gather", layer).entered();
     let end = loop {
@@ -159,7 +159,7 @@ struct Run<'a, F, R> {
     hedged: usize,
 }
 
-impl<F: Fleet, R: Evidence> Run<'_, F, R> {
+impl<F: Fleet, R: AuditRecord> Run<'_, F, R> {
     fn elapsed(&self) -> Duration {
         self.fleet.now().saturating_duration_since(self.started)
     }
@@ -211,16 +211,16 @@ impl<F: Fleet, R: Evidence> Run<'_, F, R> {
     }
 
     /// Carries out what the machine asks for, until it has nothing more to ask or the run is over.
-    fn act(&mut self) -> Option<End> {
+    fn act(&mut self) -> Option<Decision> {
         while let Some(action) = self.gather.next_action() {
             match action {
                 Action::Hedge { subtask, spare } => self.hand_out(subtask, Some(spare), true),
                 Action::Redispatch(subtask) => self.hand_out(subtask, None, true),
                 Action::Spare(subtask) => self.hand_out(subtask, None, false),
-                Action::Decode => return Some(End::Decode),
-                Action::Local => return Some(End::Local),
-                Action::Refuse => return Some(End::Failed(self.contradiction())),
-                Action::Fail => return Some(End::Failed(self.shortfall())),
+                Action::Decode => return Some(Decision::Decode),
+                Action::Local => return Some(Decision::Local),
+                Action::Refuse => return Some(Decision::Failed(self.contradiction())),
+                Action::Fail => return Some(Decision::Failed(self.shortfall())),
             }
         }
         None
@@ -323,13 +323,13 @@ impl<F: Fleet, R: Evidence> Run<'_, F, R> {
     }
 
     /// Books what became of every attempt, and what it says of its worker.
-    fn close(self, end: End) -> Gathered<R> {
+    fn close(self, end: Decision) -> RunOutcome<R> {
         let wait = self.elapsed();
         let Self { fleet, policy, gather, results, sources, mut attempts, .. } = self;
         let sub_results = self.shape.sub_results();
         let recovery = gather.into_recovery();
         let mut used = vec![false; attempts.len()];
-        if matches!(end, End::Decode) {
+        if matches!(end, Decision::Decode) {
             for (subtask, index) in recovery.used() {
                 if let Some(attempt) = sources[subtask * sub_results + index] {
                     used[attempt] = true;
@@ -337,7 +337,7 @@ impl<F: Fleet, R: Evidence> Run<'_, F, R> {
             }
         }
         for (attempt, used) in attempts.iter_mut().zip(&used) {
-            if recovery.liars().contains(&attempt.worker) && attempt.arrived > 0 {
+            if recovery.faulty().contains(&attempt.worker) && attempt.arrived > 0 {
                 attempt.outcome = Outcome::Corrupt;
                 attempt.cause = Some("contradicts the other results".to_owned());
             }
@@ -345,14 +345,14 @@ impl<F: Fleet, R: Evidence> Run<'_, F, R> {
                 attempt.outcome = if attempt.complete { Outcome::Late } else { Outcome::Cancelled };
             }
         }
-        if matches!(end, End::Decode) {
+        if matches!(end, Decision::Decode) {
             // Finite results exist, so what was refused is the workers' own fault and no overflow.
             for attempt in attempts.iter().filter(|a| a.outcome == Outcome::Corrupt) {
                 fleet.flag(attempt.worker, attempt.cause.as_deref().unwrap_or("corrupt result"));
             }
         }
         fleet.review(attempts.iter().filter(|a| a.outcome == Outcome::Used).map(|a| a.worker));
-        Gathered {
+        RunOutcome {
             end,
             recovery,
             results,
@@ -382,7 +382,7 @@ impl<F: Fleet, R: Evidence> Run<'_, F, R> {
             results: self.gather.complete().len(),
             threshold: self.gather.recovery().needed(),
             workers: self.names(self.attempts.iter().filter(|a| a.arrived > 0)),
-            mend: match self.policy.audit {
+            help: match self.policy.audit {
                 Audit::Detect => {
                     "use --audit correct with two spare results for each liar, or replace workers"
                 }
@@ -430,21 +430,21 @@ impl<F: Fleet, R: Evidence> Run<'_, F, R> {
                 fleet.name(attempt.worker)
             );
         }
-        let mut mend = String::new();
+        let mut help = String::new();
         if waited >= self.policy.deadline {
-            mend.push_str("raise --deadline, ");
+            help.push_str("raise --deadline, ");
         }
         if self.policy.on_shortfall == OnShortfall::Fail {
-            mend.push_str("allow --on-shortfall redispatch, ");
+            help.push_str("allow --on-shortfall redispatch, ");
         }
-        mend.push_str("add workers or lower the recovery threshold");
+        help.push_str("add workers or lower the recovery threshold");
         Error::Shortfall {
             needed,
             total: self.slabs.len(),
             arrived,
             waited_ms: u64::try_from(waited.as_millis()).unwrap_or(u64::MAX),
             missing,
-            mend,
+            help,
         }
     }
 }

@@ -27,7 +27,7 @@ use super::slot::{
 use crate::array::DType;
 use crate::error::{Error, Result};
 use crate::planner::Rates;
-use crate::worker::{CancelToken, FilterKey, LOCAL_HOST, Recipe, Worker, WorkerInfo, WorkerKind};
+use crate::worker::{CancelToken, FilterKey, LOCAL_HOST, Respawn, Worker, WorkerInfo, WorkerKind};
 
 /// How long a dropped pool waits for its workers before it leaves a hung one behind.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
@@ -63,7 +63,7 @@ struct Inner {
 struct Slot {
     /// As in its [`WorkerInfo`].
     name: String,
-    recipe: Option<Recipe>,
+    respawn: Option<Respawn>,
     status: Arc<Status>,
     /// Replaced when it is abandoned.
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -105,14 +105,14 @@ impl Pool {
                 info.name = format!("{}-{index}", info.name);
                 names.insert(info.name.clone());
             }
-            let (name, absent) = (info.name.clone(), worker.absent());
+            let (name, unavailable_reason) = (info.name.clone(), worker.unavailable_reason());
             let status = Arc::new(Status::new(options.health, info));
-            slots.push(Slot { name, recipe: worker.recipe(), status, thread: Mutex::new(None) });
-            owned.push((worker, absent));
+            slots.push(Slot { name, respawn: worker.respawn(), status, thread: Mutex::new(None) });
+            owned.push((worker, unavailable_reason));
         }
         let inner = Arc::new(Inner { slots, shared });
-        for (index, (worker, absent)) in owned.into_iter().enumerate() {
-            let worker = match absent {
+        for (index, (worker, unavailable_reason)) in owned.into_iter().enumerate() {
+            let worker = match unavailable_reason {
                 None => Some(worker),
                 Some(cause) => {
                     inner.slots[index].status.lose(&inner.shared, &cause);
@@ -168,7 +168,7 @@ impl Pool {
             None => Ok(()),
             Some(info) => Err(Error::Unavailable {
                 what: format!("f64 arithmetic on worker {} ({})", info.name, info.device),
-                mend: "use --precision f32, or CPU workers".to_owned(),
+                help: "use --precision f32, or CPU workers".to_owned(),
             }),
         }
     }
@@ -401,7 +401,7 @@ impl Inner {
             shared: Arc::clone(&self.shared),
             name: slot.name.clone(),
             status: Arc::clone(&slot.status),
-            recipe: slot.recipe.clone(),
+            respawn: slot.respawn.clone(),
             epoch,
             qualified: Vec::new(),
             worker,

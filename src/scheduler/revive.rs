@@ -7,10 +7,10 @@ use std::sync::{Arc, Weak};
 use super::slot::{Command, Shared, Status, locked};
 use crate::array::DType;
 use crate::error::{Error, Result, panic_text};
-use crate::worker::{FilterKey, Probe, Recipe, Worker};
+use crate::worker::{FilterKey, Probe, Respawn, Worker};
 
 pub(super) struct Revival {
-    pub(super) recipe: Recipe,
+    pub(super) respawn: Respawn,
     pub(super) shared: Arc<Shared>,
     pub(super) status: Arc<Status>,
     pub(super) name: String,
@@ -61,7 +61,7 @@ impl Revival {
 
     /// The worker, probed, and the filters it holds already.
     fn make(&self) -> Result<(Box<dyn Worker>, HashSet<FilterKey>)> {
-        let mut worker = (self.recipe)(&self.shared.closing)?;
+        let mut worker = (self.respawn)(&self.shared.closing)?;
         for dtype in &self.dtypes {
             Probe::new(*dtype).check(worker.as_mut(), &self.shared.closing)?;
         }

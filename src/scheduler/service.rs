@@ -16,13 +16,13 @@ use super::slot::{Command, InstallRequest, Installed, ReplyKind, Shared, Status,
 use crate::array::{DType, Values};
 use crate::coding::{Sketch, Sketcher};
 use crate::error::{Error, Result, panic_text};
-use crate::worker::{CancelToken, FilterKey, Order, Probe, Recipe, Worker};
+use crate::worker::{CancelToken, FilterKey, Order, Probe, Respawn, Worker};
 
 pub(super) struct Service {
     pub(super) shared: Arc<Shared>,
     pub(super) name: String,
     pub(super) status: Arc<Status>,
-    pub(super) recipe: Option<Recipe>,
+    pub(super) respawn: Option<Respawn>,
     pub(super) epoch: u64,
     /// Types it has passed the probe in.
     pub(super) qualified: Vec<DType>,
@@ -118,7 +118,7 @@ impl Service {
             self.status.end(self.epoch, 1);
             if let Some(worker) = self.worker.as_mut() {
                 for buffer in spent {
-                    worker.give_back(buffer);
+                    worker.recycle(buffer);
                 }
             }
             let error = if task.cancel.is_cancelled() { Error::Cancelled } else { quarantined() };
@@ -131,7 +131,7 @@ impl Service {
             let _span = tracing::debug_span!("execute", worker = name, subtask = task.key.subtask).entered();
             let order = task.order.as_deref().map_or(Order::All, Order::Each);
             for buffer in spent {
-                w.give_back(buffer);
+                w.recycle(buffer);
             }
             let mut unwanted = Vec::new();
             let result = w.execute(task.key, &task.slabs, order, &task.cancel, &mut |index, values| {
@@ -148,7 +148,7 @@ impl Service {
                 }
             });
             for buffer in unwanted {
-                w.give_back(buffer);
+                w.recycle(buffer);
             }
             result
         });
@@ -231,9 +231,9 @@ impl Service {
     }
 
     fn revive(&mut self) {
-        let Some(recipe) = self.recipe.clone() else { return };
+        let Some(respawn) = self.respawn.clone() else { return };
         revive::spawn(revive::Revival {
-            recipe,
+            respawn,
             shared: Arc::clone(&self.shared),
             status: Arc::clone(&self.status),
             name: self.name.clone(),

@@ -12,12 +12,12 @@ use std::time::{Duration, Instant};
 use super::fleet::Fleet;
 use super::health::State;
 use super::mailbox::Taken;
-use super::servant::{Link, Servant, SimulatedWork, Usage};
-use super::sharing::Cores;
+use super::processor_sharing::Cores;
+use super::sim_worker::{Link, SimWorker, SimulatedWork, Usage};
 use super::simulation::Simulation;
 use super::slot::{InstallRequest, Replies, Reply, Task};
 use crate::error::{Error, Result};
-use crate::worker::{CancelToken, Fate, FilterKey, LOCAL_HOST};
+use crate::worker::{CancelToken, FilterKey, LOCAL_HOST, TaskFault};
 
 /// A machine: its workers share its cores, each being given as much as the others and at most one.
 #[derive(Clone, Debug, PartialEq)]
@@ -45,7 +45,7 @@ pub struct SimulatedWorker {
 /// Simulated workers and their clock.
 ///
 /// A worker does what its thread in a [`Pool`](super::Pool) does: it takes one task at a time, receives the slabs, waits if
-/// its [`Fate`] says so, computes sub-result by sub-result, sends each as soon as it is computed (where parts of subtasks do
+/// its [`TaskFault`] says so, computes sub-result by sub-result, sends each as soon as it is computed (where parts of subtasks do
 /// not count, all of a slab together, as CPU workers do), and is given the next task when its last word has arrived. When
 /// a task is cancelled it learns so after the link's latency: waiting ends then, computing with the sub-result in hand
 /// ([`SimulatedWork::stops_within`]).
@@ -75,14 +75,14 @@ impl SimulatedFleet {
         }
         for worker in &workers {
             if worker.host >= hosts.len() {
-                let mend = format!("there are {} hosts, counted from 0", hosts.len());
-                return Err(Error::invalid("host of a simulated worker", worker.host, mend));
+                let help = format!("there are {} hosts, counted from 0", hosts.len());
+                return Err(Error::invalid("host of a simulated worker", worker.host, help));
             }
             above("pace of a simulated worker", worker.pace)?;
             above("bytes per second of a link", worker.link.up_bytes_s)?;
             above("bytes per second of a link", worker.link.down_bytes_s)?;
         }
-        let servants = workers.iter().map(|w| Servant::new(w.name.clone(), w.host, w.pace, w.link));
+        let servants = workers.iter().map(|w| SimWorker::new(w.name.clone(), w.host, w.pace, w.link));
         let base = Instant::now();
         let cores = hosts.iter().map(|host| Cores::new(host.cores)).collect();
         let simulation = RefCell::new(Simulation::new(base, cores, servants.collect()));
@@ -128,7 +128,7 @@ impl SimulatedFleet {
     }
 
     /// From now on tasks begin with these fates; workers beyond them have nothing wrong.
-    pub fn set_fates(&mut self, fates: &[Fate]) {
+    pub fn set_fates(&mut self, fates: &[TaskFault]) {
         for (worker, fate) in self.simulation.get_mut().fates.iter_mut().enumerate() {
             *fate = fates.get(worker).copied().unwrap_or_default();
         }

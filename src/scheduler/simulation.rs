@@ -8,24 +8,24 @@ use std::collections::{BinaryHeap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::servant::{Command, Current, Phase, Servant, Serving, SimulatedWork, ns, transfer};
-use super::sharing::{Cores, nanos};
+use super::processor_sharing::{Cores, nanos};
+use super::sim_worker::{Command, Current, Phase, Serving, SimWorker, SimulatedWork, ns, transfer};
 use super::slot::{BACKLOG, Replies, ReplyKind, Task};
 use crate::array::Values;
 use crate::error::Error;
-use crate::worker::{Fate, FilterKey};
+use crate::worker::{FilterKey, TaskFault};
 
 pub(super) struct Simulation {
     /// What `now` counts from, for whoever wants an [`Instant`].
     base: Instant,
     pub(super) now: u64,
     scheduled: u64,
-    queue: BinaryHeap<Reverse<(u64, u64, Happening)>>,
+    queue: BinaryHeap<Reverse<(u64, u64, SimEvent)>>,
     hosts: Vec<Host>,
-    pub(super) workers: Vec<Servant>,
+    pub(super) workers: Vec<SimWorker>,
     /// By layer.
     pub(super) works: Vec<SimulatedWork>,
-    pub(super) fates: Vec<Fate>,
+    pub(super) fates: Vec<TaskFault>,
     pub(super) installed: HashSet<(usize, FilterKey)>,
     /// Tokens were cancelled since somebody looked.
     pub(super) cancelled: bool,
@@ -41,7 +41,7 @@ struct Host {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Happening {
+enum SimEvent {
     /// What a worker does is over, unless it has gone on to something else.
     Step { worker: usize, step: u64 },
     /// A computation on a host may be done.
@@ -55,14 +55,14 @@ enum Happening {
 }
 
 impl Simulation {
-    pub(super) fn new(base: Instant, hosts: Vec<Cores>, workers: Vec<Servant>) -> Self {
+    pub(super) fn new(base: Instant, hosts: Vec<Cores>, workers: Vec<SimWorker>) -> Self {
         Self {
             base,
             now: 0,
             scheduled: 0,
             queue: BinaryHeap::new(),
             hosts: hosts.into_iter().map(|cores| Host { cores, watch: 0 }).collect(),
-            fates: vec![Fate::default(); workers.len()],
+            fates: vec![TaskFault::default(); workers.len()],
             workers,
             works: Vec::new(),
             installed: HashSet::new(),
@@ -122,19 +122,19 @@ impl Simulation {
         self.now = self.now.max(until);
     }
 
-    fn schedule(&mut self, at: u64, happening: Happening) {
+    fn schedule(&mut self, at: u64, happening: SimEvent) {
         self.queue.push(Reverse((at.max(self.now), self.scheduled, happening)));
         self.scheduled += 1;
     }
 
-    fn handle(&mut self, happening: Happening) {
+    fn handle(&mut self, happening: SimEvent) {
         match happening {
-            Happening::Step { worker, step } => {
+            SimEvent::Step { worker, step } => {
                 if self.workers[worker].step == step {
                     self.step(worker);
                 }
             }
-            Happening::Computed { host, watch } => {
+            SimEvent::Computed { host, watch } => {
                 if self.hosts[host].watch != watch {
                     return;
                 }
@@ -143,15 +143,15 @@ impl Simulation {
                 }
                 self.watch(host);
             }
-            Happening::Arrived { worker, index } => {
+            SimEvent::Arrived { worker, index } => {
                 let at = self.instant();
                 if let Some(serving) = self.workers[worker].serving() {
                     let values = Values::F32(Vec::new());
                     serving.task.reply_at(at, ReplyKind::SubResult { index, values, sketch: None });
                 }
             }
-            Happening::Noticed { worker, served } => self.notice(worker, served),
-            Happening::Stopped { worker, served } => {
+            SimEvent::Noticed { worker, served } => self.notice(worker, served),
+            SimEvent::Stopped { worker, served } => {
                 let of = &mut self.workers[worker];
                 let same = of.served == served;
                 if of.serving().is_some_and(|serving| same && serving.phase == Phase::Computing) {
@@ -170,7 +170,7 @@ impl Simulation {
             let of = &mut self.workers[worker];
             let (latency, served) = (ns(of.link.latency), of.served);
             if of.serving().is_some_and(|serving| !serving.noticed && serving.task.cancel.is_cancelled()) {
-                self.schedule(self.now.saturating_add(latency), Happening::Noticed { worker, served });
+                self.schedule(self.now.saturating_add(latency), SimEvent::Noticed { worker, served });
             }
         }
     }
@@ -187,7 +187,7 @@ impl Simulation {
             Phase::Delayed | Phase::Silent | Phase::Pausing => self.answer(worker, Some(Error::Cancelled)),
             Phase::Computing => {
                 let at = now.saturating_add(ns(serving.work.stops_within));
-                self.schedule(at, Happening::Stopped { worker, served });
+                self.schedule(at, SimEvent::Stopped { worker, served });
             }
             // What is on the wire cannot be called back.
             Phase::Uploading | Phase::Answering => {}
@@ -203,7 +203,7 @@ impl Simulation {
             serving.phase = phase;
         }
         if let Some(at) = until {
-            self.schedule(at, Happening::Step { worker, step });
+            self.schedule(at, SimEvent::Step { worker, step });
         }
     }
 
@@ -301,7 +301,7 @@ impl Simulation {
         of.watch += 1;
         let watch = of.watch;
         if let Some(at) = of.cores.next() {
-            self.schedule(at, Happening::Computed { host, watch });
+            self.schedule(at, SimEvent::Computed { host, watch });
         }
     }
 
@@ -353,7 +353,7 @@ impl Simulation {
         }
         let last = serving.done == serving.order.len();
         for (at, index) in arrivals {
-            self.schedule(at, Happening::Arrived { worker, index });
+            self.schedule(at, SimEvent::Arrived { worker, index });
         }
         if last { self.answer(worker, None) } else { self.compute(worker, Duration::ZERO) }
     }

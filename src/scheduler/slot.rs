@@ -129,7 +129,7 @@ pub(crate) struct Task {
     pub(crate) cancel: CancelToken,
     pub(crate) attempt: usize,
     pub(crate) replies: Arc<Replies>,
-    /// For [`Worker::give_back`].
+    /// For [`Worker::recycle`].
     pub(crate) spent: Vec<Values>,
 }
 

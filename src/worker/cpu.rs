@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::{
-    CancelToken, FilterKey, LOCAL_HOST, Order, Recipe, SubtaskShape, Worker, WorkerInfo, WorkerKind,
+    CancelToken, FilterKey, LOCAL_HOST, Order, Respawn, SubtaskShape, Worker, WorkerInfo, WorkerKind,
     not_installed,
 };
 use crate::array::{DType, Element, Values, sized};
@@ -208,7 +208,7 @@ impl Worker for CpuWorker {
         }
     }
 
-    fn give_back(&mut self, buffer: Values) {
+    fn recycle(&mut self, buffer: Values) {
         match buffer {
             Values::F32(buffer) => self.room_f32.keep(buffer),
             Values::F64(buffer) => self.room_f64.keep(buffer),
@@ -217,7 +217,7 @@ impl Worker for CpuWorker {
 
     /// Threads do not get lost; but a defect may panic, and an injected loss is to be followed by a return on every kind
     /// of worker.
-    fn recipe(&self) -> Option<Recipe> {
+    fn respawn(&self) -> Option<Respawn> {
         let (name, threads) = (self.name.clone(), self.threads);
         Some(Arc::new(move |_| Ok(Box::new(Self::new(name.clone(), threads)))))
     }

@@ -75,10 +75,10 @@ pub enum Fault {
 
 /// What befalls a worker in one run, as whoever compares runs has drawn it.
 ///
-/// Workers obey it whether they are [real](super::FatedWorker) or simulated (`scheduler::SimulatedFleet`): first what ends
+/// Workers obey it whether they are [real](super::ScheduledFaultWorker) or simulated (`scheduler::SimulatedFleet`): first what ends
 /// a task at once, then the delay, then the work.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Fate {
+pub struct TaskFault {
     /// Waits so long before the work of a task, at the cost of nobody's core.
     pub delay: Duration,
     /// Takes so many times as long for every sub-result. Below 1 and NaN count as 1.
@@ -89,14 +89,14 @@ pub struct Fate {
     pub silent: bool,
 }
 
-impl Default for Fate {
+impl Default for TaskFault {
     /// Nothing wrong.
     fn default() -> Self {
         Self { delay: Duration::ZERO, slow: 1.0, crash: false, silent: false }
     }
 }
 
-impl Fate {
+impl TaskFault {
     /// How many times as long it takes, at least 1.
     #[must_use]
     pub fn factor(&self) -> f64 {

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::{CancelToken, Fault, FaultSpec, FilterKey, Order, Recipe, SubtaskShape, Worker, WorkerInfo};
+use super::{CancelToken, Fault, FaultSpec, FilterKey, Order, Respawn, SubtaskShape, Worker, WorkerInfo};
 use crate::array::{Element, Values, normal};
 use crate::error::{Error, Result};
 
@@ -140,8 +140,8 @@ impl Worker for FaultyWorker {
         self.inner.remove(key);
     }
 
-    fn give_back(&mut self, buffer: Values) {
-        self.inner.give_back(buffer);
+    fn recycle(&mut self, buffer: Values) {
+        self.inner.recycle(buffer);
     }
 
     fn execute(
@@ -206,20 +206,20 @@ impl Worker for FaultyWorker {
 
     /// The inner worker's, with this fault around what it makes. A lost device has had its fault: what comes back behaves.
     /// A crashed process does not come back.
-    fn recipe(&self) -> Option<Recipe> {
+    fn respawn(&self) -> Option<Respawn> {
         let (fault, seed) = (self.fault, self.seed);
         match fault {
             Fault::Crash => None,
-            Fault::DeviceLost => self.inner.recipe(),
+            Fault::DeviceLost => self.inner.respawn(),
             _ => {
-                let inner = self.inner.recipe()?;
+                let inner = self.inner.respawn()?;
                 Some(Arc::new(move |token| Ok(Box::new(Self::new(inner(token)?, fault, seed)))))
             }
         }
     }
 
-    fn absent(&self) -> Option<String> {
-        self.inner.absent()
+    fn unavailable_reason(&self) -> Option<String> {
+        self.inner.unavailable_reason()
     }
 
     fn lose_device(&mut self) {

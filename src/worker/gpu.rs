@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::thread;
 
 use super::{
-    CancelToken, FilterKey, LOCAL_HOST, Order, Recipe, SubtaskShape, Worker, WorkerInfo, WorkerKind,
+    CancelToken, FilterKey, LOCAL_HOST, Order, Respawn, SubtaskShape, Worker, WorkerInfo, WorkerKind,
     not_installed,
 };
 use crate::array::Values;
@@ -212,7 +212,7 @@ impl Worker for GpuWorker {
     }
 
     /// Opens the same adapter, found by its position and name, with the same options.
-    fn recipe(&self) -> Option<Recipe> {
+    fn respawn(&self) -> Option<Respawn> {
         let (adapter, options) = (self.adapter.clone(), self.options.clone());
         Some(Arc::new(move |_| Ok(Box::new(Self::on(&adapter, &options)?))))
     }

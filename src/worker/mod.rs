@@ -10,21 +10,21 @@
 
 mod cancel;
 mod cpu;
-mod fated;
 mod fault;
 mod faulty;
 #[cfg(feature = "gpu")]
 mod gpu;
 mod probe;
+mod scheduled_fault;
 
 pub use cancel::{CancelHook, CancelToken};
 pub use cpu::CpuWorker;
-pub use fated::{FatedWorker, Fates};
-pub use fault::{Delay, Fate, Fault, FaultSpec, WorkerSet};
+pub use fault::{Delay, Fault, FaultSpec, TaskFault, WorkerSet};
 pub use faulty::{FaultyWorker, inject};
 #[cfg(feature = "gpu")]
 pub use gpu::{GpuOptions, GpuWorker};
 pub use probe::Probe;
+pub use scheduled_fault::{ScheduledFaultWorker, TaskFaults};
 
 use std::sync::Arc;
 
@@ -203,7 +203,7 @@ pub enum Order<'a> {
 
 /// How to make a worker again that was lost: opens what the lost one had opened, under the same name, and holds no
 /// filters. May block, until the token is cancelled, and may fail, as at the first time; can be called again.
-pub type Recipe = Arc<dyn Fn(&CancelToken) -> Result<Box<dyn Worker>> + Send + Sync>;
+pub type Respawn = Arc<dyn Fn(&CancelToken) -> Result<Box<dyn Worker>> + Send + Sync>;
 
 /// Something that computes subtasks. See the module documentation for the contract.
 pub trait Worker: Send {
@@ -243,17 +243,17 @@ pub trait Worker: Send {
     /// A buffer of sub-results that nobody needs any more, of whatever length and content: memory to make others in, since
     /// fresh memory costs more than some layers do. Comes before [`execute`](Worker::execute), about as many as that will
     /// emit; a worker that makes its buffers otherwise drops it.
-    fn give_back(&mut self, _buffer: Values) {}
+    fn recycle(&mut self, _buffer: Values) {}
 
     /// How to make this worker again should it be lost; `None` when it would not come back. Asked for while the worker
     /// is healthy.
-    fn recipe(&self) -> Option<Recipe> {
+    fn respawn(&self) -> Option<Respawn> {
         None
     }
 
     /// Why it cannot work yet, where it stands for one that has still to come: a pool takes it for lost from the start
-    /// and waits for what its [recipe](Worker::recipe) makes.
-    fn absent(&self) -> Option<String> {
+    /// and waits for what its [recipe](Worker::respawn) makes.
+    fn unavailable_reason(&self) -> Option<String> {
         None
     }
 

@@ -146,7 +146,7 @@ pub fn master_to(at: &Endpoint) -> Cluster {
 /// `count` workers of any machine, all of them there.
 pub fn workers(cluster: &Cluster, count: usize) -> Vec<Box<dyn Worker>> {
     let workers = cluster.workers(&[Seats { machine: None, count: Some(count) }], SOON);
-    assert!(workers.iter().all(|w| w.absent().is_none()), "{:?}", cluster.members());
+    assert!(workers.iter().all(|w| w.unavailable_reason().is_none()), "{:?}", cluster.members());
     workers
 }
 

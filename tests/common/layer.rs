@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use fcdcc::conv::{conv_local, reference};
+use fcdcc::conv::{conv_uncoded, reference};
 use fcdcc::worker::{CpuWorker, FaultSpec, inject};
 use fcdcc::{CodedConv, ConvParams, ConvShape, Element, LayerOptions, OnShortfall, Pool, Result};
 use ndarray::{ArrayD, ArrayView1, IxDyn};
@@ -36,7 +36,7 @@ impl<T: Element> Layer<T> {
         let layer = Self::without_truth(input, weight, params);
         let wide = |values: &[T]| values.iter().map(|v| v.to_f64()).collect::<Vec<f64>>();
         let (x, w) = (wide(layer.input.as_slice().unwrap()), wide(layer.weight.as_slice().unwrap()));
-        let truth = conv_local(&layer.shape(), &x, &w, Some(&wide(&layer.bias)), 2, &|| false).unwrap();
+        let truth = conv_uncoded(&layer.shape(), &x, &w, Some(&wide(&layer.bias)), 2, &|| false).unwrap();
         (layer, truth)
     }
 

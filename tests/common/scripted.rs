@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use fcdcc::array::Values;
-use fcdcc::worker::{CpuWorker, FilterKey, Order, Recipe, SubtaskShape, WorkerInfo};
+use fcdcc::worker::{CpuWorker, FilterKey, Order, Respawn, SubtaskShape, WorkerInfo};
 use fcdcc::{CancelToken, Result, Worker};
 
 /// One call of `execute`.
@@ -108,8 +108,8 @@ impl Worker for Scripted {
         let call = Call { key, slabs, order, cancel, sub_results: self.sub_results, emit };
         (self.script)(&mut self.inner, call)
     }
-    fn recipe(&self) -> Option<Recipe> {
-        let (made, again) = (Arc::clone(self.made.as_ref()?), self.inner.recipe()?);
+    fn respawn(&self) -> Option<Respawn> {
+        let (made, again) = (Arc::clone(self.made.as_ref()?), self.inner.respawn()?);
         Some(Arc::new(move |token| {
             let worker = again(token);
             made.fetch_add(1, Ordering::SeqCst);

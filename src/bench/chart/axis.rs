@@ -2,7 +2,7 @@
 //!
 //! Invariant: both ends are finite, the lower one is less, and positive on a logarithmic axis.
 
-use crate::bench::text;
+use crate::bench::format;
 
 /// Values beyond are as good as infinite: spans stay finite.
 const HUGE: f64 = 1e300;
@@ -111,10 +111,10 @@ impl Axis {
                     _ if value == 0.0 => "0".to_owned(),
                     Some(decimals) if largest < 1e6 => {
                         let digits = format!("{:.decimals$}", value.abs());
-                        let digits = if decimals == 0 { text::thousands(&digits) } else { digits };
+                        let digits = if decimals == 0 { format::thousands(&digits) } else { digits };
                         format!("{}{digits}", if value < 0.0 { "−" } else { "" })
                     }
-                    _ => text::number(value),
+                    _ => format::number(value),
                 };
                 (value, label)
             })
@@ -122,7 +122,7 @@ impl Axis {
     }
 
     fn ends(&self) -> Vec<(f64, String)> {
-        [self.low, self.high].map(|value| (value, text::number(value))).into()
+        [self.low, self.high].map(|value| (value, format::number(value))).into()
     }
 
     fn holds(&self, value: f64) -> bool {
@@ -138,11 +138,11 @@ fn drawable(value: f64, log: bool) -> bool {
 /// A tick of a logarithmic axis: `0.01`, `500`, `10⁶`.
 fn plain(value: f64) -> String {
     if !(0.000_99..99_999.0).contains(&value) {
-        return text::scientific(value, 0);
+        return format::scientific(value, 0);
     }
     // One digit, whichever decade.
     let digits: f64 = format!("{value:.0e}").parse().unwrap_or(value);
-    if digits >= 10_000.0 { text::thousands(&digits.to_string()) } else { digits.to_string() }
+    if digits >= 10_000.0 { format::thousands(&digits.to_string()) } else { digits.to_string() }
 }
 
 #[cfg(test)]

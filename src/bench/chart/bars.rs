@@ -6,7 +6,7 @@ use super::axis::Axis;
 use super::canvas::{Anchor, Canvas, Font, PALETTE, Paint, SERIES_COLORS, svg};
 use super::legend::{Legend, SAMPLE};
 use super::{HEADING, TICK, WIDTH, heading};
-use crate::bench::text;
+use crate::bench::format;
 
 const BAR: f64 = 15.0;
 const PITCH: f64 = 19.0;
@@ -40,7 +40,7 @@ impl Bars {
         let most = bars().map(|(_, bar)| total(bar)).fold(0.0, f64::max);
         let label = |bar: &[f64]| {
             let some = bar.iter().any(|v| v.is_finite());
-            if some { text::number(total(bar)) } else { "no data".to_owned() }
+            if some { format::number(total(bar)) } else { "no data".to_owned() }
         };
         let widest = |widths: &mut dyn Iterator<Item = f64>| widths.fold(0.0, f64::max);
         let names = widest(&mut bars().map(|(name, _)| TICK.width(name))).clamp(20.0, 0.3 * WIDTH);

@@ -5,7 +5,7 @@
 //!
 //! Invariant: drawing cannot fail, whatever the coordinates.
 
-use crate::bench::text;
+use crate::bench::format;
 use plotters::prelude::{
     Color, DrawingBackend, FontFamily, FontStyle, FontTransform, IntoTextStyle, RGBAColor, RGBColor,
     SVGBackend, ShapeStyle,
@@ -159,7 +159,7 @@ impl Canvas<'_> {
 
     /// A line of text, vertically centred about its place.
     pub(super) fn text(&mut self, at: (f64, f64), text: &str, font: Font, anchor: Anchor) {
-        let clean: String = text.chars().filter(|c| text::allowed(*c) && !c.is_control()).collect();
+        let clean: String = text.chars().filter(|c| format::allowed(*c) && !c.is_control()).collect();
         let horizontal = match anchor {
             Anchor::Left => HPos::Left,
             Anchor::Middle => HPos::Center,
@@ -209,14 +209,14 @@ impl Font {
         self.size * if self.bold { 1.07 } else { 1.0 }
     }
 
-    /// See [`text::width`].
+    /// See [`format::width`].
     pub(super) fn width(self, text: &str) -> f64 {
-        text::width(text) * self.em()
+        format::width(text) * self.em()
     }
 
-    /// See [`text::wrap`].
+    /// See [`format::wrap`].
     pub(super) fn wrap(self, text: &str, most: f64) -> Vec<String> {
-        text::wrap(text, most / self.em())
+        format::wrap(text, most / self.em())
     }
 }
 
@@ -249,7 +249,7 @@ pub(super) fn svg(size: (f64, f64), label: &str, draw: impl FnOnce(&mut Canvas<'
     format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"chart\" width=\"100%\" viewBox=\"0 0 {width} {height}\" \
          stroke-linejoin=\"round\" font-family=\"sans-serif\" role=\"img\" aria-label=\"{}\">{body}",
-        text::escape(label)
+        format::escape(label)
     )
 }
 

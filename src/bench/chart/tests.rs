@@ -1,5 +1,5 @@
 use super::*;
-use crate::bench::text::malformed;
+use crate::bench::format::malformed;
 use proptest::prelude::*;
 
 const HOSTILE: &str = "<b>&\"'\u{0}</svg>";

@@ -5,9 +5,9 @@
 use super::compared::Compared;
 use super::listed;
 use crate::bench::chart::{Chart, Kind, Mark, Series};
+use crate::bench::format::{number, percent, time};
 use crate::bench::page::{Block, Cell, Class, Section, Table};
-use crate::bench::record::{BenchReport, ScenarioResult};
-use crate::bench::text::{number, percent, time};
+use crate::bench::schema::{BenchReport, ScenarioResult};
 
 /// Encoding and decoding should cost less than this share of a run's processor time.
 const CODEC_SHARE: f64 = 0.05;
@@ -73,7 +73,7 @@ pub(super) fn codec(report: &BenchReport) -> Section {
             listed(over.iter().copied())
         )
     };
-    let row = |cost: &crate::bench::record::CodecCost| {
+    let row = |cost: &crate::bench::schema::CodecCost| {
         let class = if cost.share() < CODEC_SHARE { Class::Plain } else { Class::Worse };
         vec![
             Cell::from(cost.name.as_str()),
@@ -109,7 +109,7 @@ pub(super) fn codec(report: &BenchReport) -> Section {
 }
 
 pub(super) fn conditions(report: &BenchReport) -> Section {
-    let row = |c: &crate::bench::record::Conditions| {
+    let row = |c: &crate::bench::schema::Conditions| {
         let sets = if c.exhaustive { format!("{}, all", c.sets) } else { format!("{}, drawn", c.sets) };
         let class = if c.worst.is_finite() { Class::Plain } else { Class::Worse };
         vec![

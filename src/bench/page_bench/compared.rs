@@ -2,9 +2,9 @@
 //!
 //! Invariant: a difference is only called one where its interval excludes 1, and a run that failed never counts as fast.
 
-use crate::bench::record::{BenchReport, Estimate, MethodResult, ScenarioResult, Study};
+use crate::bench::format::number;
+use crate::bench::schema::{BenchReport, Estimate, MethodResult, ScenarioResult, Study};
 use crate::bench::stats::paired_ratio;
-use crate::bench::text::number;
 
 /// A difference less than this share is not called one, however narrow its interval.
 const TO_SPEAK_OF: f64 = 0.01;

@@ -7,9 +7,9 @@ mod appendix;
 mod compared;
 mod study;
 
+use super::format::{number, time};
 use super::page::{Block, Cell, Class, Page, Section, Table};
-use super::record::BenchReport;
-use super::text::{number, time};
+use super::schema::BenchReport;
 use compared::{Compared, Outcome, Pair, interval, inverse, is_greater, with_interval};
 
 /// How many losses are told one by one before a table takes over.
@@ -133,7 +133,7 @@ fn verdict(pairs: &[&Pair<'_>]) -> String {
     parts.join(", ") + &times
 }
 
-fn runs(result: &super::record::MethodResult) -> String {
+fn runs(result: &super::schema::MethodResult) -> String {
     format!("{} of {}", result.failed, result.latencies_ms.len().max(result.failed))
 }
 

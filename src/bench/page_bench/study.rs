@@ -5,9 +5,9 @@
 use super::compared::{Compared, with_interval};
 use super::verdict;
 use crate::bench::chart::{Bars, Chart, Kind, Mark, Series};
+use crate::bench::format::{bytes, number, percent, time};
 use crate::bench::page::{Block, Cell, Class, Section, Table};
-use crate::bench::record::{BreakEven, Estimate, MethodResult, ScenarioResult, Study};
-use crate::bench::text::{bytes, number, percent, time};
+use crate::bench::schema::{BreakEven, Estimate, MethodResult, ScenarioResult, Study};
 
 /// Steps of a distribution that are drawn; of its last hundredth, all.
 const STEPS: usize = 160;
@@ -297,7 +297,7 @@ fn costs(study: &Study) -> Table {
 
 fn plans(study: &Study) -> Table {
     let quiet = study.scenarios.iter().find(|s| s.stragglers == Some(0) || s.faults.is_empty());
-    let row = |plan: &crate::bench::record::MethodPlan| {
+    let row = |plan: &crate::bench::schema::MethodPlan| {
         let measured = quiet.and_then(|s| s.methods.iter().find(|m| m.method == plan.method));
         vec![
             Cell::from(format!("{}\n{}", plan.method, plan.about)),

@@ -1,7 +1,7 @@
 use super::*;
-use crate::bench::record::*;
+use crate::bench::format::malformed;
+use crate::bench::schema::*;
 use crate::bench::stats::{estimates, mean, paired_ratio, quantile};
-use crate::bench::text::malformed;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
@@ -154,7 +154,7 @@ fn report(trials: usize) -> BenchReport {
     };
     BenchReport {
         schema: SCHEMA,
-        setting: Setting {
+        setting: Environment {
             version: "0.1.0".to_owned(),
             command: "fcdcc bench --layers vgg16,alexnet --trials 200 --seed 7 --html report.html".to_owned(),
             date: "2026-11-22T10:00:00Z".to_owned(),

@@ -9,11 +9,11 @@ struct Fake {
     calm_ms: f64,
     tolerated: usize,
     error: f64,
-    seen: Rc<RefCell<Vec<(&'static str, Vec<Fate>)>>>,
+    seen: Rc<RefCell<Vec<(&'static str, Vec<TaskFault>)>>>,
 }
 
-impl Contestant for Fake {
-    fn run(&mut self, fates: &[Fate], check: bool) -> Result<Trial> {
+impl MethodRunner for Fake {
+    fn run(&mut self, fates: &[TaskFault], check: bool) -> Result<Trial> {
         self.seen.borrow_mut().push((self.name, fates.to_vec()));
         let mut late: Vec<f64> = fates.iter().map(|f| f.delay.as_secs_f64() * 1e3).collect();
         late.sort_by(|a, b| b.total_cmp(a));
@@ -23,7 +23,7 @@ impl Contestant for Fake {
     }
 }
 
-type Seen = Rc<RefCell<Vec<(&'static str, Vec<Fate>)>>>;
+type Seen = Rc<RefCell<Vec<(&'static str, Vec<TaskFault>)>>>;
 
 fn contestants(seen: &Seen, error: f64) -> Contestants<'static> {
     let fake = |name, calm_ms, tolerated, error| {
@@ -42,7 +42,7 @@ fn contestants(seen: &Seen, error: f64) -> Contestants<'static> {
             filter_bytes: 0.0,
             predicted_ms: None,
         };
-        let fake: Box<dyn Contestant> =
+        let fake: Box<dyn MethodRunner> =
             Box::new(Fake { name, calm_ms, tolerated, error, seen: Rc::clone(seen) });
         (plan, fake)
     };

@@ -16,14 +16,14 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use super::super::budget::{Budget, Reservation};
 use super::super::link::{Payload, bytes_of};
 use super::super::wire::{Answer, ContentId, DeviceInfo, MasterId, Refusal, Spec};
+use super::buffer_pool::BufferPool;
 use super::cache::Cache;
 use super::outbox::{Outbox, Results};
-use super::spare::Spare;
 use super::tasks::{Asker, Tasks};
 use crate::array::{DType, Values};
 use crate::error::{Error, Result, panic_text};
 use crate::worker::{
-    CancelToken, FilterKey, Order, Probe, Recipe, SubtaskShape, Worker, WorkerInfo, WorkerKind,
+    CancelToken, FilterKey, Order, Probe, Respawn, SubtaskShape, Worker, WorkerInfo, WorkerKind,
 };
 
 /// Pause before a lost device is opened again, doubled with each failure.
@@ -133,7 +133,7 @@ pub(super) struct Common {
     pub(super) tasks: Tasks,
     pub(super) results: Results,
     pub(super) cache: Option<Cache>,
-    pub(super) spare: Spare,
+    pub(super) spare: BufferPool,
     pub(super) budget: Budget,
 }
 
@@ -160,7 +160,7 @@ impl Device {
         });
         let (jobs, queue) = unbounded();
         let thread = Thread {
-            recipe: worker.recipe(),
+            respawn: worker.respawn(),
             worker: Some(worker),
             stats: Arc::clone(&stats),
             held: HashMap::new(),
@@ -195,7 +195,7 @@ impl Device {
 }
 
 struct Thread {
-    recipe: Option<Recipe>,
+    respawn: Option<Respawn>,
     /// `None` while it is lost.
     worker: Option<Box<dyn Worker>>,
     stats: Arc<Stats>,
@@ -209,7 +209,7 @@ impl Thread {
     fn serve(mut self, queue: &Receiver<Job>) {
         let (mut pause, mut lost_at) = (BACKOFF, Instant::now());
         loop {
-            let job = if self.worker.is_some() || self.recipe.is_none() {
+            let job = if self.worker.is_some() || self.respawn.is_none() {
                 queue.recv().map_err(|_| RecvTimeoutError::Disconnected)
             } else {
                 queue.recv_timeout(pause.saturating_sub(lost_at.elapsed()))
@@ -401,9 +401,9 @@ impl Thread {
     }
 
     fn reopen(&mut self) -> bool {
-        let Some(recipe) = self.recipe.clone() else { return false };
+        let Some(respawn) = self.respawn.clone() else { return false };
         let opened = catch_unwind(AssertUnwindSafe(|| {
-            let mut worker = recipe(&CancelToken::new())?;
+            let mut worker = respawn(&CancelToken::new())?;
             Probe::new(DType::F32).check(worker.as_mut(), &CancelToken::new())?;
             Ok::<_, Error>(worker)
         }));

@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 
 use super::super::endpoint::{Grant, Security, Side};
-use super::super::keys::{Keys, WorkerKeys};
+use super::super::key_expr::{Keys, WorkerKeys};
 use super::super::link::{Incoming, Link, Payload};
 use super::super::wire::{self, Call, MasterId, Request};
-use super::front::Event;
+use super::dispatcher::Event;
 use super::tasks::Tasks;
 use crate::error::Result;
 use crate::worker::CancelToken;

@@ -7,13 +7,13 @@
 //!
 //! Invariant: memory that others can make it take is bounded by [`ServeOptions::memory_bytes`].
 
-mod assembly;
+mod buffer_pool;
 mod cache;
 mod device;
-mod front;
+mod dispatcher;
 mod lines;
 mod outbox;
-mod spare;
+mod reassembly;
 mod tasks;
 
 use std::path::PathBuf;
@@ -23,16 +23,16 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, bounded, unbounded};
 
+use self::buffer_pool::BufferPool;
 use self::cache::Cache;
 use self::device::{Common, Device, Job, Stats};
-use self::front::{Event, Front};
+use self::dispatcher::{Dispatcher, Event};
 use self::lines::{Lines, Plan};
 use self::outbox::{Outbox, Results};
-use self::spare::Spare;
 use self::tasks::Tasks;
 use super::budget::Budget;
 use super::endpoint::{Endpoint, Grant, Role, Security, check_name, sides};
-use super::keys::Keys;
+use super::key_expr::Keys;
 use super::random;
 use super::wire::{Answer, HostInfo, MAX_DEVICES};
 use crate::error::{Error, Result};
@@ -148,8 +148,8 @@ impl WorkerServer {
             ));
         }
         if let Some(half) = workers.iter().map(|worker| worker.info()).find(|info| info.half) {
-            let mend = "lend it with f32 storage: masters could not state how exact its results are";
-            return Err(Error::invalid("f16 storage of a lent worker", half.name, mend));
+            let help = "lend it with f32 storage: masters could not state how exact its results are";
+            return Err(Error::invalid("f16 storage of a lent worker", half.name, help));
         }
         let keys = Keys::new(&options.cluster);
         let cache = match &options.cache {
@@ -161,7 +161,7 @@ impl WorkerServer {
             tasks: Tasks::default(),
             results: Results::new(budget.clone()),
             cache: cache.clone(),
-            spare: Spare::default(),
+            spare: BufferPool::default(),
             budget: budget.clone(),
         };
         let (events, queue) = unbounded();
@@ -185,10 +185,10 @@ impl WorkerServer {
         }
         let no_thread = |e: std::io::Error| Error::Unavailable {
             what: format!("a thread ({e})"),
-            mend: "the system is out of threads".to_owned(),
+            help: "the system is out of threads".to_owned(),
         };
         let sent = Arc::new(AtomicU64::new(0));
-        let lobby = Outbox::start("whoever asks", &sent).map_err(no_thread)?;
+        let default_outbox = Outbox::start("whoever asks", &sent).map_err(no_thread)?;
         let shared = Arc::new(Shared {
             name: options.name.clone(),
             boot: random(),
@@ -203,11 +203,11 @@ impl WorkerServer {
         let jobs = devices.iter().map(Device::jobs).collect();
         let describing = Arc::clone(&shared);
         let pending = Arc::new(AtomicU64::new(0));
-        let front = Front::new(
+        let front = Dispatcher::new(
             devices,
             common.clone(),
             Box::new(move || Answer::Info(Box::new(describing.info()))),
-            lobby,
+            default_outbox,
             [Arc::clone(&pending), Arc::clone(&shared.received)],
             Arc::clone(&shared.masters),
         );

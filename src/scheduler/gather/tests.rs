@@ -86,7 +86,7 @@ fn counted(n: usize, delta: usize) -> Counted {
 
 /// n subtasks of two sub-results, any `delta` of which decode.
 fn gather(on_shortfall: OnShortfall, n: usize, delta: usize) -> Gather<Counted> {
-    Gather::new(policy(on_shortfall), Terms::default(), n, 2, counted(n, delta))
+    Gather::new(policy(on_shortfall), RunEstimates::default(), n, 2, counted(n, delta))
 }
 
 fn deliver_at(g: &mut Gather<Counted>, now: Duration, subtask: usize) {
@@ -220,7 +220,7 @@ fn silent_workers_are_replaced_at_half_time_and_given_up_at_three_quarters() {
 
 #[test]
 fn a_slow_host_begins_its_own_computation_earlier() {
-    let terms = Terms { local: 3 * SECOND, ..Terms::default() };
+    let terms = RunEstimates { local: 3 * SECOND, ..RunEstimates::default() };
     let mut g = Gather::new(policy(OnShortfall::Local), terms, 6, 2, counted(6, 4));
     assert_eq!(g.next_wake(), 2 * SECOND);
     g.handle(2 * SECOND, Event::Tick);
@@ -245,7 +245,7 @@ fn hedge(subtask: usize, spare: bool) -> Action {
 #[test]
 fn overdue_subtasks_are_hedged_twice_as_far_as_needed_and_once() {
     let policy = Policy { hedge: Some(0.9), ..policy(OnShortfall::Redispatch) };
-    let terms = Terms { hedge_at: Some(50 * MS), ..Terms::default() };
+    let terms = RunEstimates { hedge_at: Some(50 * MS), ..RunEstimates::default() };
     let mut g = Gather::new(policy, terms, 9, 2, counted(9, 4));
     deliver(&mut g, 0);
     deliver(&mut g, 1);
@@ -279,7 +279,7 @@ fn overdue_subtasks_are_hedged_twice_as_far_as_needed_and_once() {
 #[test]
 fn copies_that_are_silent_too_are_hedged_again_after_as_long_again() {
     let policy = Policy { hedge: Some(0.9), ..policy(OnShortfall::Redispatch) };
-    let terms = Terms { hedge_at: Some(50 * MS), ..Terms::default() };
+    let terms = RunEstimates { hedge_at: Some(50 * MS), ..RunEstimates::default() };
     let mut g = Gather::new(policy, terms, 2, 2, counted(2, 1));
     for (at, next) in [(50, 100), (100, 200), (200, 400)] {
         assert_eq!(g.next_wake(), at * MS);
@@ -293,7 +293,7 @@ fn copies_that_are_silent_too_are_hedged_again_after_as_long_again() {
 #[test]
 fn without_experience_the_run_itself_tells_what_is_overdue() {
     let policy = Policy { hedge: Some(0.9), ..policy(OnShortfall::Redispatch) };
-    let mut g = Gather::new(policy, Terms::default(), 6, 2, counted(6, 4));
+    let mut g = Gather::new(policy, RunEstimates::default(), 6, 2, counted(6, 4));
     deliver_at(&mut g, 10 * MS, 0);
     deliver_at(&mut g, 12 * MS, 1);
     assert_eq!(g.next_wake(), SECOND);
@@ -303,7 +303,7 @@ fn without_experience_the_run_itself_tells_what_is_overdue() {
     assert_eq!(actions(&mut g), [hedge(3, true), hedge(4, true)]);
     for on_shortfall in [OnShortfall::Fail, OnShortfall::Local] {
         let policy = Policy { hedge: Some(0.9), ..self::policy(on_shortfall) };
-        let terms = Terms { hedge_at: Some(MS), ..Terms::default() };
+        let terms = RunEstimates { hedge_at: Some(MS), ..RunEstimates::default() };
         let mut g = Gather::new(policy, terms, 6, 2, counted(6, 4));
         g.handle(SECOND, Event::Tick);
         assert_eq!(actions(&mut g), [], "hedging is a kind of redispatch");
@@ -314,7 +314,7 @@ fn without_experience_the_run_itself_tells_what_is_overdue() {
 fn parts_of_subtasks_count_from_their_time_on() {
     let with = |partial| {
         let recovery = Counted { parts: Some(8), ..counted(6, 4) };
-        let terms = Terms { parts_at: Some(2 * MS), ..Terms::default() };
+        let terms = RunEstimates { parts_at: Some(2 * MS), ..RunEstimates::default() };
         let policy = Policy { partial, ..policy(OnShortfall::Fail) };
         let mut g = Gather::new(policy, terms, 6, 2, recovery);
         deliver(&mut g, 0);
@@ -341,7 +341,7 @@ fn parts_of_subtasks_count_from_their_time_on() {
 /// A set that decodes with an error of 1e-3; with one more result 1e-5.
 fn badly_conditioned(patience: f64, expected: [Option<Duration>; 6]) -> Gather<Counted> {
     let policy = Policy { patience, ..policy(OnShortfall::Fail) };
-    let terms = Terms { comfortable: 1e-4, expected: expected.to_vec(), ..Terms::default() };
+    let terms = RunEstimates { comfortable: 1e-4, expected: expected.to_vec(), ..RunEstimates::default() };
     let recovery = Counted { errors: vec![1e-3, 1e-5], ..counted(6, 4) };
     let mut g = Gather::new(policy, terms, 6, 2, recovery);
     for subtask in 0..4 {
@@ -385,7 +385,7 @@ fn one_more_result_is_worth_waiting_for_while_the_gain_pays_for_the_wait() {
 #[test]
 fn what_would_be_refused_waits_for_whatever_may_help_and_no_longer() {
     let with = |max_error: f64| {
-        let terms = Terms { comfortable: 1e-2, max_error: Some(max_error), ..Terms::default() };
+        let terms = RunEstimates { comfortable: 1e-2, max_error: Some(max_error), ..RunEstimates::default() };
         let recovery = Counted { errors: vec![1e-3, 1e-5], ..counted(6, 4) };
         let mut g = Gather::new(policy(OnShortfall::Fail), terms, 6, 2, recovery);
         for subtask in 0..4 {
@@ -407,7 +407,7 @@ fn what_would_be_refused_waits_for_whatever_may_help_and_no_longer() {
 
 #[test]
 fn waiting_for_something_better_sleeps_through_the_rungs_that_are_for_too_few_results() {
-    let terms = Terms { comfortable: 1e-2, max_error: Some(1e-4), ..Terms::default() };
+    let terms = RunEstimates { comfortable: 1e-2, max_error: Some(1e-4), ..RunEstimates::default() };
     let recovery = Counted { errors: vec![1e-3, 1e-5], ..counted(6, 4) };
     let policy = Policy { hedge: Some(0.9), ..policy(OnShortfall::Redispatch) };
     let mut g = Gather::new(policy, terms, 6, 2, recovery);
@@ -428,7 +428,7 @@ fn waiting_for_something_better_sleeps_through_the_rungs_that_are_for_too_few_re
 fn doubt_waits_for_more_results_and_is_never_covered_up() {
     let with = |on_shortfall, verdicts: Vec<Verdict>| {
         let recovery = Counted { verdicts, ..counted(6, 4) };
-        let mut g = Gather::new(policy(on_shortfall), Terms::default(), 6, 2, recovery);
+        let mut g = Gather::new(policy(on_shortfall), RunEstimates::default(), 6, 2, recovery);
         for subtask in 0..4 {
             deliver(&mut g, subtask);
         }
@@ -463,7 +463,7 @@ fn a_result_to_compare_with_is_waited_for_as_long_again_and_no_longer() {
     let watched = |on_shortfall| {
         let recovery = Counted { wishes: true, ..counted(6, 4) };
         let policy = Policy { audit: Audit::Watch, ..policy(on_shortfall) };
-        let mut g = Gather::new(policy, Terms::default(), 6, 2, recovery);
+        let mut g = Gather::new(policy, RunEstimates::default(), 6, 2, recovery);
         for subtask in 0..4 {
             deliver_at(&mut g, 100 * MS, subtask);
         }

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use fcdcc::array::{DType, Values};
 use fcdcc::conv::{ConvParams, ConvShape};
-use fcdcc::gpu::{AdapterSummary, ConvEngine, ConvFilters, GpuDevice, Tune, Tuner};
+use fcdcc::gpu::{AdapterSummary, ConvEngine, ConvFilters, GpuDevice, TuneMode, Tuner};
 
 use crate::engine::{Clock, Engine, Job, Span, each_call};
 
@@ -28,7 +28,7 @@ struct OurLayer {
 impl Ours {
     pub(crate) fn open(adapter: &AdapterSummary) -> Result<Self> {
         let engine = ConvEngine::new(GpuDevice::open(adapter, "peers")?);
-        Ok(Self { engine, tuner: Tuner::with_file(Tune::Measure, None), layer: None })
+        Ok(Self { engine, tuner: Tuner::with_file(TuneMode::Measure, None), layer: None })
     }
 
     /// The one place that knows how our engine is called: convolves the input, padded here, with the first `banks`

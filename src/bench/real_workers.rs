@@ -12,14 +12,14 @@ use rand_chacha::ChaCha8Rng;
 use super::layers::NamedLayer;
 use super::meter::{Meter, Work};
 use super::methods::Method;
-use super::runner::{Contestant, Contestants, Plan, Trial};
+use super::runner::{Contestants, MethodRunner, Plan, Trial};
 use crate::array::Element;
 use crate::coding::error_bound;
-use crate::conv::{ConvShape, conv_local};
+use crate::conv::{ConvShape, conv_uncoded};
 use crate::engine::{CodedConv, LayerOptions, LayerReport};
 use crate::error::{Error, ErrorKind, Result};
 use crate::scheduler::{Outcome, Pool};
-use crate::worker::{Fate, FatedWorker, Fates, Worker};
+use crate::worker::{ScheduledFaultWorker, TaskFault, TaskFaults, Worker};
 
 /// So long a run waits for the workers of the last one to stop. They stop within one sub-result.
 const SETTLE_LIMIT: Duration = Duration::from_secs(10);
@@ -51,7 +51,7 @@ impl<T: Element> LayerCase<T> {
             (numbers(shape.input_elems(), &mut rng), numbers(shape.weight_elems(), &mut rng));
         let wide = |values: &[T]| values.iter().map(|v| v.to_f64()).collect::<Vec<f64>>();
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let truth = conv_local(&shape, &wide(&input), &wide(&weight), None, threads, &|| false)?;
+        let truth = conv_uncoded(&shape, &wide(&input), &wide(&weight), None, threads, &|| false)?;
         let input = ArrayD::from_shape_vec(IxDyn(&shape.input_shape()), input)
             .expect("as many numbers as the input has elements");
         Ok(Self { name: layer.name.clone(), shape, input, weight: Arc::new(weight), truth })
@@ -74,21 +74,21 @@ pub(super) fn numbers<T: Element>(count: usize, rng: &mut impl Rng) -> Vec<T> {
 }
 
 /// A pool whose workers obey a board of fates and count what they begin.
-pub(super) struct Arena {
+pub(super) struct TestPool {
     pub(super) pool: Pool,
-    fates: Fates,
+    fates: TaskFaults,
     meter: Meter,
 }
 
-impl Arena {
-    pub(super) fn new(workers: Vec<Box<dyn Worker>>, fates: &Fates) -> Result<Self> {
+impl TestPool {
+    pub(super) fn new(workers: Vec<Box<dyn Worker>>, fates: &TaskFaults) -> Result<Self> {
         let meter = Meter::default();
-        let pool = Pool::new(FatedWorker::wrap(meter.wrap(workers), fates))?;
+        let pool = Pool::new(ScheduledFaultWorker::wrap(meter.wrap(workers), fates))?;
         Ok(Self { pool, fates: fates.clone(), meter })
     }
 
     /// Runs something under these fates and waits until nobody is at work any more; also what was begun for it.
-    pub(super) fn run<R>(&self, fates: &[Fate], run: impl FnOnce() -> R) -> (R, Work) {
+    pub(super) fn run<R>(&self, fates: &[TaskFault], run: impl FnOnce() -> R) -> (R, Work) {
         self.settle();
         self.fates.set(fates);
         self.meter.take();
@@ -107,7 +107,7 @@ impl Arena {
 /// One method of running a layer.
 struct LayerContestant<'a, T: Element> {
     case: &'a LayerCase<T>,
-    arena: Arena,
+    arena: TestPool,
     options: LayerOptions,
     /// `None` only while it is prepared again.
     layer: Option<CodedConv<T>>,
@@ -125,8 +125,8 @@ impl<T: Element> LayerContestant<'_, T> {
     }
 }
 
-impl<T: Element> Contestant for LayerContestant<'_, T> {
-    fn run(&mut self, fates: &[Fate], check: bool) -> Result<Trial> {
+impl<T: Element> MethodRunner for LayerContestant<'_, T> {
+    fn run(&mut self, fates: &[TaskFault], check: bool) -> Result<Trial> {
         self.prepare()?;
         let layer = self.layer.as_ref().expect("just prepared");
         let (attempted, work) = self.arena.run(fates, || layer.attempt(self.case.input.view()));
@@ -188,13 +188,13 @@ pub fn layer_contestants<'a, T: Element>(
     base: &LayerOptions,
     workers: Workers<'_>,
 ) -> Result<(Contestants<'a>, Vec<String>)> {
-    let fates = Fates::new(plan.workers);
+    let fates = TaskFaults::new(plan.workers);
     let (mut contestants, mut left_out): (Contestants<'a>, Vec<String>) = (Vec::new(), Vec::new());
     for method in methods {
         let admit = || {
             let options = method.options::<T>(&case.shape, plan.workers, plan.tolerate, base)?;
             let own = method.plan::<T>(&case.shape, &options)?;
-            let arena = Arena::new(workers(plan.workers)?, &fates)?;
+            let arena = TestPool::new(workers(plan.workers)?, &fates)?;
             let mut contestant = LayerContestant { case, arena, options, layer: None };
             contestant.prepare()?;
             Ok((own, contestant))

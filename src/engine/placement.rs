@@ -29,7 +29,7 @@ const INSTALL_PATIENCE: u32 = 3;
 pub(super) const RUNS_BETWEEN: u32 = 8;
 
 /// The coded filters of one layer, wherever they are.
-pub(super) struct Holdings<T: Element> {
+pub(super) struct FilterPlacement<T: Element> {
     pub(super) pool: Pool,
     pub(super) id: u64,
     pub(super) code: Code,
@@ -38,7 +38,7 @@ pub(super) struct Holdings<T: Element> {
     weight: SharedWeight<T>,
     scales: Arc<FilterScales>,
     /// The worker that subtask i is dispatched to.
-    homes: Mutex<Vec<usize>>,
+    assignment: Mutex<Vec<usize>>,
     placed: Mutex<Placed>,
     /// A thread is moving subtasks.
     moving: AtomicBool,
@@ -59,7 +59,7 @@ struct Placed {
     seen: u64,
 }
 
-impl<T: Element> Holdings<T> {
+impl<T: Element> FilterPlacement<T> {
     /// Assigns the subtasks to workers, sends them their filters, and waits for enough of them.
     ///
     /// # Errors
@@ -74,8 +74,8 @@ impl<T: Element> Holdings<T> {
         limit: Duration,
     ) -> Result<Arc<Self>> {
         let placed = Placed { seen: pool.changes(), ..Placed::default() };
-        let holdings = Arc::new(Self {
-            homes: Mutex::new(assign(code.n(), &pool.seats())),
+        let placement = Arc::new(Self {
+            assignment: Mutex::new(assign(code.n(), &pool.seats())),
             pool: pool.clone(),
             id,
             code,
@@ -87,13 +87,13 @@ impl<T: Element> Holdings<T> {
             moving: AtomicBool::new(false),
             energies: OnceLock::new(),
         });
-        let source: Arc<dyn FilterSource> = Arc::<Self>::clone(&holdings);
+        let source: Arc<dyn FilterSource> = Arc::<Self>::clone(&placement);
         pool.register(id, Arc::downgrade(&source));
-        let installed = holdings.install(common.options.audit != Audit::Off, limit);
+        let installed = placement.install(common.options.audit != Audit::Off, limit);
         if installed.is_err() {
-            holdings.close();
+            placement.close();
         }
-        installed.map(|()| holdings)
+        installed.map(|()| placement)
     }
 
     /// The coded filters of a subtask, banks one after the other.
@@ -103,21 +103,21 @@ impl<T: Element> Holdings<T> {
     }
 
     /// The worker of each subtask. Dispatch while holding on to it.
-    pub(super) fn homes(&self) -> MutexGuard<'_, Vec<usize>> {
-        locked(&self.homes)
+    pub(super) fn assignment(&self) -> MutexGuard<'_, Vec<usize>> {
+        locked(&self.assignment)
     }
 
     /// Encodes and installs the filters of every subtask on its home worker.
     fn install(&self, audited: bool, limit: Duration) -> Result<()> {
         let (reply, replies) = unbounded();
         let started = Instant::now();
-        let homes = self.homes().clone();
+        let assignment = self.assignment().clone();
         // A worker that is still busy with an earlier layer's filters has shown that it is slow: nobody waits for
         // it again.
         let behind: Vec<bool> = (0..self.pool.len()).map(|w| self.pool.is_installing(w)).collect();
         let mut energies = Vec::new();
-        let mut awaited = homes.iter().filter(|worker| !behind[**worker]).count();
-        for (subtask, worker) in homes.iter().enumerate() {
+        let mut awaited = assignment.iter().filter(|worker| !behind[**worker]).count();
+        for (subtask, worker) in assignment.iter().enumerate() {
             let coded = self.filters_of(subtask);
             if audited {
                 energies.extend(coded.chunks(self.filters.bank_elems()).map(energy));
@@ -217,15 +217,15 @@ impl<T: Element> Holdings<T> {
             }
             (placed.runs, placed.seen) = (0, changes);
         }
-        let homes = self.homes().clone();
-        let Some(better) = rebalance(&homes, &self.pool.seats()) else { return };
+        let assignment = self.assignment().clone();
+        let Some(better) = rebalance(&assignment, &self.pool.seats()) else { return };
         if self.moving.swap(true, Ordering::AcqRel) {
             return;
         }
         let this = Arc::clone(self);
         let mover = std::thread::Builder::new().name(format!("fcdcc move {}", self.id));
         let spawned = mover.spawn(move || {
-            this.move_to(&homes, &better);
+            this.move_to(&assignment, &better);
             this.moving.store(false, Ordering::Release);
         });
         if spawned.is_err() {
@@ -256,8 +256,8 @@ impl<T: Element> Holdings<T> {
                 }
             }
             tracing::info!(subtask, from = self.pool.name(*old), to = self.pool.name(*new), "moved");
-            let mut homes = self.homes();
-            homes[subtask] = *new;
+            let mut assignment = self.assignment();
+            assignment[subtask] = *new;
             locked(&self.placed).held.remove(&(*old, subtask));
             self.pool.remove(*old, FilterKey { layer: self.id, subtask });
         }
@@ -274,7 +274,7 @@ impl<T: Element> Holdings<T> {
     }
 }
 
-impl<T: Element> FilterSource for Holdings<T> {
+impl<T: Element> FilterSource for FilterPlacement<T> {
     fn coded_filters(&self, subtask: usize) -> Values {
         T::wrap(self.filters_of(subtask))
     }

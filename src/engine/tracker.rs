@@ -5,9 +5,10 @@
 use std::sync::Arc;
 
 use crate::coding::{
-    AUDIT_TARGET, Basis, CheckerCache, Code, Decoder, DecoderCache, Rounding, Sketch, SubResult, identify,
+    AUDIT_TARGET, Basis, Code, Decoder, DecoderCache, ParityCheckCache, Rounding, Sketch, SubResult,
+    locate_errors,
 };
-use crate::scheduler::{Audit, Evidence, Recovery, Verdict};
+use crate::scheduler::{Audit, AuditRecord, Recovery, Verdict};
 
 /// Largest condition number at which parts of subtasks are decoded from (f32 then keeps four digits); whole subtasks are
 /// decoded at any.
@@ -24,10 +25,10 @@ const COMPARABLE_CONDITION: f64 = 30.0;
 const MOST_LIARS: usize = 2;
 
 /// What does not change over the runs of a layer.
-pub(super) struct Scheme<'a> {
+pub(super) struct RecoveryContext<'a> {
     pub(super) code: &'a Code,
     pub(super) decoders: &'a DecoderCache,
-    pub(super) checkers: &'a CheckerCache,
+    pub(super) checkers: &'a ParityCheckCache,
     /// Of the workers' arithmetic.
     pub(super) rounding: Rounding,
     /// The audit of this run: [`Audit::Watch`] only where it is one that waits for a spare result.
@@ -38,8 +39,8 @@ pub(super) struct Scheme<'a> {
 }
 
 /// The answers of one run so far.
-pub(super) struct Responses<'a> {
-    scheme: Scheme<'a>,
+pub(super) struct DecodingTracker<'a> {
+    scheme: RecoveryContext<'a>,
     /// Sub-results of each subtask that came.
     counts: Vec<usize>,
     /// Complete subtasks, ascending.
@@ -62,13 +63,13 @@ pub(super) struct Responses<'a> {
     error: Option<f64>,
     chosen: Option<Arc<Decoder>>,
     in_doubt: bool,
-    liars: Vec<usize>,
+    faulty: Vec<usize>,
     flagged: Vec<usize>,
     floor: Option<f64>,
 }
 
-impl<'a> Responses<'a> {
-    pub(super) fn new(scheme: Scheme<'a>) -> Self {
+impl<'a> DecodingTracker<'a> {
+    pub(super) fn new(scheme: RecoveryContext<'a>) -> Self {
         let code = scheme.code;
         let wished = usize::from(scheme.audit != Audit::Off);
         let needed = if scheme.audit == Audit::Watch { 0 } else { wished };
@@ -89,7 +90,7 @@ impl<'a> Responses<'a> {
             error: None,
             chosen: None,
             in_doubt: false,
-            liars: Vec::new(),
+            faulty: Vec::new(),
             flagged: Vec::new(),
             floor: None,
             scheme,
@@ -137,7 +138,7 @@ impl<'a> Responses<'a> {
     }
 
     /// Compares the spare results that came anyway. `sketch` makes the sketch of a sub-result, `energies` are those of
-    /// [`Scheme`]. Afterwards [`Responses::chosen`] is free of what was found wrong, unless this is in doubt.
+    /// [`RecoveryContext`]. Afterwards [`DecodingTracker::chosen`] is free of what was found wrong, unless this is in doubt.
     pub(super) fn check_spares(
         &mut self,
         sketch: impl Fn(usize, usize) -> Option<Sketch>,
@@ -285,12 +286,12 @@ impl<'a> Responses<'a> {
         if self.scheme.audit == Audit::Detect {
             return None;
         }
-        let liars = identify(code, &inputs, &groups, &sketches, noise, MOST_LIARS).unwrap_or_default();
+        let faulty = locate_errors(code, &inputs, &groups, &sketches, noise, MOST_LIARS).unwrap_or_default();
         let wrong = |subtask: &usize| {
-            inputs.iter().zip(&groups).any(|(of, worker)| of.subtask == *subtask && liars.contains(worker))
+            inputs.iter().zip(&groups).any(|(of, worker)| of.subtask == *subtask && faulty.contains(worker))
         };
         let (flagged, honest) = self.complete.iter().partition(|subtask| wrong(subtask));
-        Some(if liars.is_empty() { Finding::Unclear } else { Finding::Liars { liars, flagged, honest } })
+        Some(if faulty.is_empty() { Finding::Unclear } else { Finding::Liars { faulty, flagged, honest } })
     }
 
     fn check(&mut self) -> Verdict {
@@ -305,13 +306,13 @@ impl<'a> Responses<'a> {
                     return Verdict::Accept;
                 }
             }
-            Some(Finding::Liars { liars, flagged, honest }) => {
+            Some(Finding::Liars { faulty, flagged, honest }) => {
                 // Copies that are left over must still vouch for each other.
                 let copies = self.scheme.code.part_of(0).is_some();
                 let vouched = !copies || self.vouch(&|i| honest.contains(&i), self.wished);
                 if vouched && self.choose(&honest) {
                     (self.in_doubt, self.floor) = (false, Some(AUDIT_TARGET));
-                    (self.liars, self.flagged) = (liars, flagged);
+                    (self.faulty, self.flagged) = (faulty, flagged);
                     return Verdict::Accept;
                 }
             }
@@ -348,7 +349,7 @@ enum Finding {
         floor: f64,
     },
     Liars {
-        liars: Vec<usize>,
+        faulty: Vec<usize>,
         flagged: Vec<usize>,
         honest: Vec<usize>,
     },
@@ -356,7 +357,7 @@ enum Finding {
     Unclear,
 }
 
-impl Recovery for Responses<'_> {
+impl Recovery for DecodingTracker<'_> {
     fn arrived(&mut self, subtask: usize, index: usize) {
         let of = self.sub_result(subtask, index);
         self.error = None;
@@ -475,7 +476,7 @@ impl Recovery for Responses<'_> {
     }
 }
 
-impl Evidence for Responses<'_> {
+impl AuditRecord for DecodingTracker<'_> {
     fn note(&mut self, subtask: usize, index: usize, worker: usize, sketch: Option<Box<Sketch>>) {
         let sub_results = self.scheme.code.l_a() * self.scheme.code.l_b();
         self.notes[subtask * sub_results + index] = Some((worker, sketch));
@@ -486,8 +487,8 @@ impl Evidence for Responses<'_> {
         inputs.map(|of| (of.subtask, self.index(*of))).collect()
     }
 
-    fn liars(&self) -> &[usize] {
-        &self.liars
+    fn faulty(&self) -> &[usize] {
+        &self.faulty
     }
 
     fn needed(&self) -> usize {

@@ -23,19 +23,19 @@ const MOST_LIMIT: Duration = Duration::from_mins(1);
 
 /// The size of the next chunk, and how long it is waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Pace {
+pub(super) struct ChunkSizer {
     bytes: usize,
     /// What the slowest chunk took, less and less with every one that is faster; `None` while it is not known.
     slowest: Option<Duration>,
 }
 
-impl Default for Pace {
+impl Default for ChunkSizer {
     fn default() -> Self {
         Self { bytes: FIRST_BYTES, slowest: None }
     }
 }
 
-impl Pace {
+impl ChunkSizer {
     pub(super) fn chunk_bytes(self) -> usize {
         self.bytes
     }
@@ -69,7 +69,7 @@ mod tests {
 
     #[test]
     fn chunks_grow_on_fast_links_and_shrink_on_slow_ones() {
-        let mut pace = Pace::default();
+        let mut pace = ChunkSizer::default();
         for _ in 0..10 {
             pace.acknowledged(Duration::from_millis(1));
         }
@@ -84,7 +84,7 @@ mod tests {
 
     #[test]
     fn limits_are_short_where_chunks_are_fast_and_long_where_they_are_not() {
-        let mut pace = Pace::default();
+        let mut pace = ChunkSizer::default();
         assert_eq!(pace.limit(), MOST_LIMIT, "nothing is known");
         pace.acknowledged(Duration::from_millis(1));
         assert_eq!(pace.limit(), LEAST_LIMIT);

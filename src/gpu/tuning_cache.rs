@@ -10,8 +10,8 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::adapter::AdapterSummary;
+use super::measure::Verdicts;
 use super::shaders;
-use super::tune::Verdicts;
 use crate::cache;
 
 const SCHEMA: u32 = 1;
@@ -92,7 +92,7 @@ pub(super) fn write(path: &Path, fingerprint: &str, devices: Known) -> io::Resul
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gpu::tune::Verdict;
+    use crate::gpu::measure::Verdict;
 
     fn known() -> Known {
         let verdicts = Verdicts::from([

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::options::LayerOptions;
 use crate::coding::{Code, Rounding};
-use crate::scheduler::{Expected, Gathered, Latencies, Terms};
+use crate::scheduler::{Expected, Latencies, RunEstimates, RunOutcome};
 
 /// Inverting k x k parts of subtasks takes this many times k cubed, beside decoding more slowly: what is sooner complete
 /// than that needs no parts.
@@ -26,7 +26,7 @@ const RUNS_BETWEEN_QUANTILES: u32 = 8;
 const COMFORTABLE_CONDITION: f64 = 100.0;
 
 /// How long subtasks of a layer took in earlier runs.
-pub(super) struct Experience {
+pub(super) struct LatencyHistory {
     latencies: Latencies,
     expected: Expected,
     /// When subtasks are overdue, and in how many runs that is to be computed again.
@@ -35,7 +35,7 @@ pub(super) struct Experience {
 }
 
 /// The layer that a run is about.
-pub(super) struct About<'a> {
+pub(super) struct RunContext<'a> {
     pub(super) options: &'a LayerOptions,
     pub(super) code: &'a Code,
     /// Of the workers' arithmetic.
@@ -48,15 +48,15 @@ pub(super) struct About<'a> {
     pub(super) local: Duration,
 }
 
-impl Experience {
+impl LatencyHistory {
     /// None of `n` subtasks.
     pub(super) fn new(n: usize) -> Self {
         Self { latencies: Latencies::new(), expected: Expected::new(n), overdue: None, fresh_for: 0 }
     }
 
     /// What earlier runs tell about the one that begins.
-    pub(super) fn terms(&mut self, about: &About<'_>) -> Terms {
-        let About { options, code, rounding, max_error, crowded, local } = *about;
+    pub(super) fn terms(&mut self, about: &RunContext<'_>) -> RunEstimates {
+        let RunContext { options, code, rounding, max_error, crowded, local } = *about;
         if self.fresh_for == 0 {
             let quantile = |q| self.latencies.quantile(q);
             // Where all take about as long, being slower than most is not being overdue.
@@ -69,7 +69,7 @@ impl Experience {
         let inverse = PARTS_COST * parts;
         // Threads that wait for each other's cores finish one after the other: parts are of use when some are overdue.
         let parts_at = if crowded { inverse.max(self.overdue.unwrap_or(CROWDED_PARTS)) } else { inverse };
-        Terms {
+        RunEstimates {
             comfortable: rounding.normwise(COMFORTABLE_CONDITION),
             max_error,
             parts_at: Some(parts_at),
@@ -80,7 +80,7 @@ impl Experience {
     }
 
     /// Books how long the first attempts at its `n` subtasks took.
-    pub(super) fn learn<R>(&mut self, n: usize, gathered: &Gathered<R>) {
+    pub(super) fn learn<R>(&mut self, n: usize, gathered: &RunOutcome<R>) {
         for attempt in gathered.attempts.iter().take(n) {
             match attempt.latency {
                 Some(latency) if attempt.complete => {

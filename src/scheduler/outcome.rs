@@ -63,7 +63,7 @@ impl Attempt {
 
 /// How the gathering ended.
 #[derive(Debug)]
-pub(crate) enum End {
+pub(crate) enum Decision {
     /// The recovery's sub-results are to be decoded.
     Decode,
     /// The layer is to be computed locally.
@@ -73,8 +73,8 @@ pub(crate) enum End {
 }
 
 /// The end of the gathering.
-pub(crate) struct Gathered<R> {
-    pub(crate) end: End,
+pub(crate) struct RunOutcome<R> {
+    pub(crate) end: Decision,
     pub(crate) recovery: R,
     /// Sub-results by subtask, then by index.
     pub(crate) results: Vec<Vec<Option<Values>>>,
@@ -92,13 +92,13 @@ pub(crate) struct Gathered<R> {
     pub(super) replies: Arc<Replies>,
 }
 
-impl<R> Drop for Gathered<R> {
+impl<R> Drop for RunOutcome<R> {
     fn drop(&mut self) {
         self.replies.close();
     }
 }
 
-impl<R> Gathered<R> {
+impl<R> RunOutcome<R> {
     /// Looks once more at who has answered meanwhile: complete attempts that were not needed become *late*.
     pub(crate) fn settle(&mut self) {
         for reply in self.replies.drain() {

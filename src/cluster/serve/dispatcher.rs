@@ -13,9 +13,9 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 use super::super::budget::{Budget, Reservation};
 use super::super::link::{Incoming, Payload};
 use super::super::wire::{self, Answer, Call, ContentId, MasterId, Object, Refusal, Request, Spec};
-use super::assembly::Assembly;
 use super::device::{Common, Device, Filters, Installed, Job, TaskJob, Told};
 use super::outbox::Outbox;
+use super::reassembly::Reassembly;
 use crate::array::{DType, Values};
 
 /// How often it looks for what is over.
@@ -45,12 +45,12 @@ pub(super) enum Event {
 /// Makes the answer to [`Request::Info`].
 pub(super) type Describe = Box<dyn Fn() -> Answer + Send>;
 
-pub(super) struct Front {
+pub(super) struct Dispatcher {
     pub(super) devices: Vec<Device>,
     pub(super) common: Common,
     pub(super) describe: Describe,
     /// For those who are no masters, or not yet.
-    pub(super) lobby: Outbox,
+    pub(super) default_outbox: Outbox,
     pub(super) pending: Arc<AtomicU64>,
     pub(super) received: Arc<AtomicU64>,
     pub(super) master_count: Arc<AtomicU32>,
@@ -58,12 +58,12 @@ pub(super) struct Front {
     visible: HashSet<MasterId>,
     held: HashMap<(usize, ContentId), Held>,
     /// Filters that are on their way. They outlive a connection: whoever sends them goes on where it was cut.
-    uploads: HashMap<(MasterId, ContentId), Assembly>,
+    uploads: HashMap<(MasterId, ContentId), Reassembly>,
 }
 
 struct Master {
     outbox: Outbox,
-    slabs: HashMap<u64, Assembly>,
+    slabs: HashMap<u64, Reassembly>,
     heard: Instant,
 }
 
@@ -77,12 +77,12 @@ struct Held {
     installing: Option<Vec<(MasterId, Arc<Incoming>)>>,
 }
 
-impl Front {
+impl Dispatcher {
     pub(super) fn new(
         devices: Vec<Device>,
         common: Common,
         describe: Describe,
-        lobby: Outbox,
+        default_outbox: Outbox,
         counters: [Arc<AtomicU64>; 2],
         master_count: Arc<AtomicU32>,
     ) -> Self {
@@ -91,7 +91,7 @@ impl Front {
             devices,
             common,
             describe,
-            lobby,
+            default_outbox,
             pending,
             received,
             master_count,
@@ -140,14 +140,14 @@ impl Front {
         let incoming = Arc::new(incoming);
         let Call { from, request } = match call {
             Ok(call) => call,
-            Err(error) => return self.lobby.refuse(&incoming, Refusal::Malformed, error),
+            Err(error) => return self.default_outbox.refuse(&incoming, Refusal::Malformed, error),
         };
         if request == Request::Info {
-            return self.lobby.say(&incoming, (self.describe)());
+            return self.default_outbox.say(&incoming, (self.describe)());
         }
         if let Request::Await { task } = request {
             let outbox = match self.masters.get_mut(&from) {
-                None => &self.lobby,
+                None => &self.default_outbox,
                 Some(master) => {
                     master.heard = Instant::now();
                     &master.outbox
@@ -159,14 +159,14 @@ impl Front {
             return;
         }
         if pending.is_none() {
-            return self.lobby.refuse(
+            return self.default_outbox.refuse(
                 &incoming,
                 Refusal::Busy,
                 "too much has arrived at once: send it again",
             );
         }
         if let Err(text) = self.admit(from) {
-            return self.lobby.refuse(&incoming, Refusal::Busy, text);
+            return self.default_outbox.refuse(&incoming, Refusal::Busy, text);
         }
         let result = match request {
             // Dealt with above.
@@ -210,8 +210,10 @@ impl Front {
         if self.masters.len() >= MAX_MASTERS {
             return Err(format!("{MAX_MASTERS} masters are served already"));
         }
-        let outbox =
-            self.lobby.another(&from.to_string()).map_err(|e| format!("no thread for a master: {e}"))?;
+        let outbox = self
+            .default_outbox
+            .another(&from.to_string())
+            .map_err(|e| format!("no thread for a master: {e}"))?;
         let master = Master { outbox, slabs: HashMap::new(), heard: Instant::now() };
         self.masters.insert(from, master);
         self.master_count.store(self.masters.len() as u32, Ordering::Relaxed);
@@ -318,17 +320,17 @@ impl Front {
     }
 
     /// Room for filters.
-    fn room(&mut self, bytes: u64, spec: &Spec) -> Result<Assembly, (Refusal, String)> {
+    fn room(&mut self, bytes: u64, spec: &Spec) -> Result<Reassembly, (Refusal, String)> {
         let reservation = self.reserve(bytes)?;
-        let room = Assembly::new(spec.dtype, reservation, Values::zeros);
+        let room = Reassembly::new(spec.dtype, reservation, Values::zeros);
         room.map(|room| room.of_filters(spec)).ok_or_else(|| not_whole(bytes, spec.dtype))
     }
 
     /// Likewise for slabs, in a buffer that was used before if there is one.
-    fn room_for_slabs(&mut self, bytes: u64, dtype: DType) -> Result<Assembly, (Refusal, String)> {
+    fn room_for_slabs(&mut self, bytes: u64, dtype: DType) -> Result<Reassembly, (Refusal, String)> {
         let reservation = self.reserve(bytes)?;
         let spare = &self.common.spare;
-        let room = Assembly::new(dtype, reservation, |dtype, elems| spare.take(dtype, elems));
+        let room = Reassembly::new(dtype, reservation, |dtype, elems| spare.take(dtype, elems));
         room.ok_or_else(|| not_whole(bytes, dtype))
     }
 
@@ -569,7 +571,7 @@ fn not_whole(bytes: u64, dtype: DType) -> (Refusal, String) {
 }
 
 /// Filters that are complete and are what their name says.
-fn named(object: Assembly, content: ContentId) -> Result<(Values, Reservation), (Refusal, String)> {
+fn named(object: Reassembly, content: ContentId) -> Result<(Values, Reservation), (Refusal, String)> {
     match object.content() {
         Some(found) if found == content => {
             object.finish().map_err(|_| (Refusal::Malformed, "incomplete filters".to_owned()))

@@ -15,16 +15,16 @@ use crate::conv::{AXES, ConvParams, ConvShape};
 
 /// Where a worker's choice of kernels comes from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Tune {
+pub enum TuneMode {
     /// Built in: what is expected to be fastest.
     #[default]
     Off,
     /// What was measured on such an adapter before; else built in.
-    Kept,
+    CacheOnly,
     /// What was measured before; else measured now, when the first layer of a class is installed, and kept.
     Measure,
     /// Measured now, once a process, whatever is kept; and kept.
-    Again,
+    Remeasure,
 }
 
 /// What became of a candidate.

@@ -8,25 +8,25 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::faulty::{delayed, silent, slowed};
-use super::{CancelToken, Fate, FilterKey, Order, Recipe, SubtaskShape, Worker, WorkerInfo};
+use super::{CancelToken, FilterKey, Order, Respawn, SubtaskShape, TaskFault, Worker, WorkerInfo};
 use crate::array::Values;
 use crate::error::{Error, Result};
 
-/// The [`Fate`] of each worker of a pool, to be changed between runs. Clones share one board.
+/// The [`TaskFault`] of each worker of a pool, to be changed between runs. Clones share one board.
 #[derive(Clone, Debug, Default)]
-pub struct Fates {
-    board: Arc<Mutex<Vec<Fate>>>,
+pub struct TaskFaults {
+    board: Arc<Mutex<Vec<TaskFault>>>,
 }
 
-impl Fates {
+impl TaskFaults {
     /// Nothing wrong with any of `workers` workers.
     #[must_use]
     pub fn new(workers: usize) -> Self {
-        Self { board: Arc::new(Mutex::new(vec![Fate::default(); workers])) }
+        Self { board: Arc::new(Mutex::new(vec![TaskFault::default(); workers])) }
     }
 
     /// From now on tasks begin with these; workers beyond them have nothing wrong.
-    pub fn set(&self, fates: &[Fate]) {
+    pub fn set(&self, fates: &[TaskFault]) {
         let mut board = self.lock();
         for (worker, fate) in board.iter_mut().enumerate() {
             *fate = fates.get(worker).copied().unwrap_or_default();
@@ -35,37 +35,37 @@ impl Fates {
 
     /// The fate of `worker` at present; nothing wrong with one that is not on the board.
     #[must_use]
-    pub fn get(&self, worker: usize) -> Fate {
+    pub fn get(&self, worker: usize) -> TaskFault {
         self.lock().get(worker).copied().unwrap_or_default()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Fate>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<TaskFault>> {
         self.board.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A worker that obeys a board of [`Fates`]; its [`info`](Worker::info) is the inner worker's.
+/// A worker that obeys a board of [`TaskFaults`]; its [`info`](Worker::info) is the inner worker's.
 ///
 /// A crash is the error of a failed task ([`Error::WorkerFailed`]): the process is gone and its connection breaks, but by
 /// the next run it has been started again. A lost worker would be made anew in the background instead, at a time that no
 /// seed fixes. A pool takes such a failure for no strike, so crashes quarantine nobody. Probes are answered properly, as
 /// by [`FaultyWorker`](super::FaultyWorker).
-pub struct FatedWorker {
+pub struct ScheduledFaultWorker {
     inner: Box<dyn Worker>,
-    fates: Fates,
+    fates: TaskFaults,
     index: usize,
 }
 
-impl FatedWorker {
+impl ScheduledFaultWorker {
     /// Wraps `inner`, to have the fates of worker `index`.
     #[must_use]
-    pub fn new(inner: Box<dyn Worker>, fates: Fates, index: usize) -> Self {
+    pub fn new(inner: Box<dyn Worker>, fates: TaskFaults, index: usize) -> Self {
         Self { inner, fates, index }
     }
 
     /// Wraps all workers of a pool, in its order.
     #[must_use]
-    pub fn wrap(workers: Vec<Box<dyn Worker>>, fates: &Fates) -> Vec<Box<dyn Worker>> {
+    pub fn wrap(workers: Vec<Box<dyn Worker>>, fates: &TaskFaults) -> Vec<Box<dyn Worker>> {
         let wrapped = workers
             .into_iter()
             .enumerate()
@@ -74,7 +74,7 @@ impl FatedWorker {
     }
 }
 
-impl Worker for FatedWorker {
+impl Worker for ScheduledFaultWorker {
     fn info(&self) -> WorkerInfo {
         self.inner.info()
     }
@@ -95,7 +95,7 @@ impl Worker for FatedWorker {
         cancel: &CancelToken,
         emit: &mut dyn FnMut(usize, Values),
     ) -> Result<()> {
-        let fate = if key.is_probe() { Fate::default() } else { self.fates.get(self.index) };
+        let fate = if key.is_probe() { TaskFault::default() } else { self.fates.get(self.index) };
         if fate.crash {
             return Err(Error::WorkerFailed {
                 worker: self.inner.info().name,
@@ -114,18 +114,18 @@ impl Worker for FatedWorker {
         }
     }
 
-    fn give_back(&mut self, buffer: Values) {
-        self.inner.give_back(buffer);
+    fn recycle(&mut self, buffer: Values) {
+        self.inner.recycle(buffer);
     }
 
     /// The inner worker's, with the same fates.
-    fn recipe(&self) -> Option<Recipe> {
-        let (inner, fates, index) = (self.inner.recipe()?, self.fates.clone(), self.index);
+    fn respawn(&self) -> Option<Respawn> {
+        let (inner, fates, index) = (self.inner.respawn()?, self.fates.clone(), self.index);
         Some(Arc::new(move |token| Ok(Box::new(Self::new(inner(token)?, fates.clone(), index)))))
     }
 
-    fn absent(&self) -> Option<String> {
-        self.inner.absent()
+    fn unavailable_reason(&self) -> Option<String> {
+        self.inner.unavailable_reason()
     }
 
     fn lose_device(&mut self) {

@@ -12,11 +12,11 @@ const MOST_BYTES: usize = 64 << 20;
 
 /// Shared by the front, which fills buffers, and the devices, which give them back.
 #[derive(Clone, Default)]
-pub(super) struct Spare {
+pub(super) struct BufferPool {
     buffers: Arc<Mutex<Vec<Values>>>,
 }
 
-impl Spare {
+impl BufferPool {
     /// A buffer of `elems` elements, with anything in it.
     pub(super) fn take(&self, dtype: DType, elems: usize) -> Values {
         let mut buffers = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
@@ -43,7 +43,7 @@ mod tests {
 
     #[test]
     fn a_buffer_comes_back_for_its_like_and_no_more_are_kept_than_may_be() {
-        let spare = Spare::default();
+        let spare = BufferPool::default();
         spare.give(Values::F32(vec![7.0; 4]));
         assert_eq!(spare.take(DType::F64, 4), Values::F64(vec![0.0; 4]));
         assert_eq!(spare.take(DType::F32, 4), Values::F32(vec![7.0; 4]));

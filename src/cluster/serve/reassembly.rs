@@ -10,7 +10,7 @@ use super::super::link::Payload;
 use super::super::wire::{ContentId, Spec};
 use crate::array::{DType, Values};
 
-pub(super) struct Assembly {
+pub(super) struct Reassembly {
     values: Values,
     /// Of filters, which have no checksums.
     hasher: Option<Box<blake3::Hasher>>,
@@ -20,7 +20,7 @@ pub(super) struct Assembly {
     reservation: Reservation,
 }
 
-impl Assembly {
+impl Reassembly {
     /// Room for as many elements as were reserved, in what `make` makes for them; `None` where that is no whole number of
     /// them.
     pub(super) fn new(
@@ -117,8 +117,8 @@ mod tests {
     #[test]
     fn only_the_next_chunk_with_its_checksum_is_taken() {
         let budget = Budget::new(100);
-        assert!(Assembly::new(DType::F32, budget.reserve(10).unwrap(), Values::zeros).is_none());
-        let mut object = Assembly::new(DType::F32, budget.reserve(8).unwrap(), Values::zeros).unwrap();
+        assert!(Reassembly::new(DType::F32, budget.reserve(10).unwrap(), Values::zeros).is_none());
+        let mut object = Reassembly::new(DType::F32, budget.reserve(8).unwrap(), Values::zeros).unwrap();
         let bytes: Vec<u8> = [1.5f32, -2.0].iter().flat_map(|v| v.to_le_bytes()).collect();
         let (first, crc) = payload(&bytes[..5]);
         assert!(object.accept(0, &first, crc ^ 1).is_err());

@@ -13,7 +13,7 @@ pub struct BenchReport {
     /// [`SCHEMA`].
     pub schema: u32,
     /// Where, when and how it was measured.
-    pub setting: Setting,
+    pub setting: Environment,
     /// One entry for each layer or model.
     pub studies: Vec<Study>,
     /// What encoding and decoding cost, by layer.
@@ -26,7 +26,7 @@ pub struct BenchReport {
 
 /// Where, when and how something was measured.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Setting {
+pub struct Environment {
     /// Version of this crate.
     pub version: String,
     /// The command line.

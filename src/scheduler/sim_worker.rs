@@ -6,12 +6,12 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::health::{Health, HealthOptions};
-use super::sharing::{Ticket, nanos};
+use super::processor_sharing::{Ticket, nanos};
 use super::slot::Task;
 use super::speed::Speed;
 use crate::array::DType;
 use crate::error::Error;
-use crate::worker::{Fate, FilterKey, SubtaskShape};
+use crate::worker::{FilterKey, SubtaskShape, TaskFault};
 
 /// Between the master and one worker. Its two directions do not disturb each other.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -70,14 +70,14 @@ pub struct Usage {
     /// With a task or filters in hand, from when they are sent to it until its last word has arrived.
     pub busy: Duration,
     /// Of a core, for sub-results that are computed or given up: what they would take undisturbed. Being slow by
-    /// [`Fate`] is waiting, not computing.
+    /// [`TaskFault`] is waiting, not computing.
     pub computing: Duration,
     /// Sub-results computed, whether or not anybody still wanted them.
     pub sub_results: usize,
 }
 
 /// One worker.
-pub(super) struct Servant {
+pub(super) struct SimWorker {
     pub(super) name: String,
     pub(super) host: usize,
     pub(super) pace: f64,
@@ -111,7 +111,7 @@ pub(super) enum Current {
 pub(super) struct Serving {
     pub(super) task: Task,
     pub(super) job: u64,
-    pub(super) fate: Fate,
+    pub(super) fate: TaskFault,
     pub(super) work: SimulatedWork,
     pub(super) begun: u64,
     pub(super) phase: Phase,
@@ -144,7 +144,7 @@ pub(super) enum Phase {
     Answering,
 }
 
-impl Servant {
+impl SimWorker {
     pub(super) fn new(name: String, host: usize, pace: f64, link: Link) -> Self {
         let mut health = Health::with_options(HealthOptions::default());
         // What is simulated needs no probe to be trusted.
@@ -199,7 +199,7 @@ impl Servant {
 }
 
 impl Serving {
-    pub(super) fn new(task: Task, job: u64, fate: Fate, work: SimulatedWork, now: u64) -> Self {
+    pub(super) fn new(task: Task, job: u64, fate: TaskFault, work: SimulatedWork, now: u64) -> Self {
         // As CPU workers do: one by one where that is asked for, else all that meet a slab together.
         let (order, group) = match &task.order {
             Some(order) => (order.clone(), 1),
