@@ -2,7 +2,7 @@
 //!
 //! [`layers`] is the catalogue of shapes, [`Scenario`] what goes wrong, [`Method`] who is compared; [`Comparison`] runs them
 //! in turns into a [`schema`] (`bench.json`). [`stats`] is how trials become numbers with intervals, [`page`] how reports
-//! become HTML files, with what [`chart`] draws and [`format`] words. [`convexity`] measures what the planner predicts, and
+//! become HTML files, with what [`chart`] draws and [`mod@format`] words. [`convexity`] measures what the planner predicts, and
 //! [`stability`] is about digits instead of time: condition numbers and errors of the code families. Everything is measured by the library's own scheduler,
 //! on real workers or in virtual time. Who only runs layers or models can skip this module.
 //!

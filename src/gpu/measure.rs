@@ -3,7 +3,7 @@
 //! Layers that differ little share a class ([`class`]); a class is measured on one of its layers, cut down where the
 //! device is slow ([`trial_shape`]). Each candidate computes it once and is compared with the CPU's result; whoever is
 //! right, and not far behind, is timed in turns with the others ([`measure`]); the fastest is chosen ([`choose`]).
-//! Nothing here touches a device or a file: see [`tuner`](super::tuner) and [`store`](super::store).
+//! Nothing here touches a device or a file: see [`tuner`](super::tuner) and [`tuning_cache`](super::tuning_cache).
 //!
 //! Invariant: only a candidate whose result was right has a time, and only one that has a time is ever chosen.
 
