@@ -15,6 +15,13 @@ case "${*-}" in
         ;;
 esac
 
+# Mesa says so on standard error of every process where this is not set.
+if [[ -z "${XDG_RUNTIME_DIR-}" ]]; then
+    XDG_RUNTIME_DIR="$(mktemp -d)"
+    export XDG_RUNTIME_DIR
+    trap 'rm -rf "$XDG_RUNTIME_DIR"' EXIT
+fi
+
 step() {
     printf '\n== %s\n' "$*"
     "$@"

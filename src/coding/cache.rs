@@ -49,16 +49,13 @@ impl<K: Eq + Hash, V> Cache<K, V> {
 
 /// Decoders of one code, shared by all runs of a layer.
 #[derive(Debug)]
-pub struct DecoderCache {
-    whole: Cache<Vec<usize>, Decoder>,
-    any: Cache<Vec<SubResult>, Decoder>,
-}
+pub struct DecoderCache(Cache<Vec<usize>, Decoder>);
 
 impl DecoderCache {
-    /// A cache for up to `capacity` responder sets (at least one), and as many sets of sub-results.
+    /// A cache for up to `capacity` responder sets (at least one).
     #[must_use]
     pub fn new(capacity: usize) -> Self {
-        Self { whole: Cache::new(capacity), any: Cache::new(capacity) }
+        Self(Cache::new(capacity))
     }
 
     /// The decoder of whole `subtasks`, which are sorted first: a set has one decoder however it arrived.
@@ -68,15 +65,7 @@ impl DecoderCache {
     pub fn decoder(&self, code: &Code, subtasks: &[usize]) -> Result<Arc<Decoder>> {
         let mut key = subtasks.to_vec();
         key.sort_unstable();
-        self.whole.get(&key[..], || Decoder::for_subtasks(code, &key))
-    }
-
-    /// The decoder of any `inputs`, in exactly this order: sort them before if the order is free.
-    ///
-    /// # Errors
-    /// As [`Decoder::generic`].
-    pub fn generic(&self, code: &Code, inputs: &[SubResult]) -> Result<Arc<Decoder>> {
-        self.any.get(inputs, || Decoder::generic(code, inputs))
+        self.0.get(&key[..], || Decoder::for_subtasks(code, &key))
     }
 }
 
@@ -113,7 +102,7 @@ mod tests {
         assert!(Arc::ptr_eq(&first, &cache.decoder(&code, &[3, 1, 0, 2]).unwrap()));
         for other in [[0, 1, 2, 4], [0, 1, 2, 5], [1, 2, 3, 4]] {
             cache.decoder(&code, &other).unwrap();
-            assert!(cache.whole.lock().len() <= 2);
+            assert!(cache.0.lock().len() <= 2);
         }
         assert!(cache.decoder(&code, &[0, 1, 2]).is_err());
     }
@@ -121,20 +110,14 @@ mod tests {
     #[test]
     fn sets_of_sub_results_are_told_apart_by_their_order() {
         let code = Code::new(CodeKind::Crme, 4, 4, 6).unwrap();
-        let (decoders, checkers) = (DecoderCache::new(3), ParityCheckCache::new(3));
+        let checkers = ParityCheckCache::new(3);
         let inputs = code.sub_results_of(&[0, 1, 2, 3, 4]);
         let mut turned = inputs.clone();
         turned.reverse();
-        let decoder = decoders.generic(&code, &inputs).unwrap();
-        assert!(Arc::ptr_eq(&decoder, &decoders.generic(&code, &inputs).unwrap()));
-        assert_eq!(decoders.generic(&code, &turned).unwrap().inputs(), turned);
         let checker = checkers.checker(&code, &inputs).unwrap();
         assert!(Arc::ptr_eq(&checker, &checkers.checker(&code, &inputs).unwrap()));
         assert_eq!(checkers.checker(&code, &turned).unwrap().inputs(), turned);
-        assert!(
-            decoders.generic(&code, &inputs[..15]).is_err()
-                && checkers.checker(&code, &inputs[..16]).is_err()
-        );
-        assert_eq!((decoders.any.lock().len(), checkers.0.lock().len()), (2, 2));
+        assert!(checkers.checker(&code, &inputs[..16]).is_err());
+        assert_eq!(checkers.0.lock().len(), 2);
     }
 }

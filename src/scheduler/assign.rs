@@ -40,25 +40,6 @@ pub fn assign(n: usize, seats: &[Seat]) -> Vec<usize> {
     spread(&busy, 0, seats, &counts)
 }
 
-/// When the last seat is finished, in the unit of time of the speeds: the greatest count / speed.
-///
-/// Infinite if a seat without speed (or one that does not exist) holds a subtask while another has speed; if none
-/// has, all count as speed 1.
-#[must_use]
-pub fn makespan(assignment: &[usize], seats: &[Seat]) -> f64 {
-    let speeds = speeds(seats);
-    let counts = count(assignment, seats.len());
-    if counts.iter().sum::<usize>() < assignment.len() {
-        return f64::INFINITY;
-    }
-    speeds
-        .iter()
-        .zip(counts)
-        .filter(|(_, count)| *count > 0)
-        .map(|(s, count)| count as f64 / s)
-        .fold(0.0, f64::max)
-}
-
 /// Better seats for subtasks that have some already; `None` when theirs are good enough.
 ///
 /// Good enough is: nothing on a seat without speed, no seat with speed left idle that [`assign`] would give work,
@@ -277,6 +258,24 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    /// When the last seat is finished, in the unit of time of the speeds: the greatest count / speed.
+    ///
+    /// Infinite if a seat without speed (or one that does not exist) holds a subtask while another has speed; if none
+    /// has, all count as speed 1.
+    fn makespan(assignment: &[usize], seats: &[Seat]) -> f64 {
+        let speeds = speeds(seats);
+        let counts = count(assignment, seats.len());
+        if counts.iter().sum::<usize>() < assignment.len() {
+            return f64::INFINITY;
+        }
+        speeds
+            .iter()
+            .zip(counts)
+            .filter(|(_, count)| *count > 0)
+            .map(|(s, count)| count as f64 / s)
+            .fold(0.0, f64::max)
+    }
     use crate::coding::{Code, CodeKind, Decoder};
 
     fn seat(domain: &[&str], speed: f64) -> Seat {

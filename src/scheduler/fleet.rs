@@ -57,6 +57,9 @@ pub(crate) trait Fleet {
     /// Multiply-adds a second; `None` before any were seen.
     fn rate(&self, worker: usize) -> Option<f64>;
 
+    /// [`Fleet::rate`], or without one the `typical` speed as far as attempts that were cut short allow.
+    fn rate_or(&self, worker: usize, typical: f64) -> f64;
+
     /// Whether its health lets it have tasks.
     fn is_usable(&self, worker: usize) -> bool;
 
@@ -66,15 +69,14 @@ pub(crate) trait Fleet {
     /// Failure domains and relative speeds for an assignment. A worker that has not been measured is taken for an
     /// average one.
     fn seats(&self) -> Vec<Seat> {
-        let rates: Vec<Option<f64>> = (0..self.size()).map(|worker| self.rate(worker)).collect();
-        let mut known: Vec<f64> = rates.iter().copied().flatten().collect();
+        let mut known: Vec<f64> = (0..self.size()).filter_map(|worker| self.rate(worker)).collect();
         known.sort_by(f64::total_cmp);
         let typical = known.get(known.len() / 2).copied().unwrap_or(1.0);
-        let seat = |(worker, rate): (usize, Option<f64>)| Seat {
+        let seat = |worker: usize| Seat {
             domain: self.domain(worker),
-            speed: if self.is_usable(worker) { rate.unwrap_or(typical) } else { 0.0 },
+            speed: if self.is_usable(worker) { self.rate_or(worker, typical) } else { 0.0 },
         };
-        rates.into_iter().enumerate().map(seat).collect()
+        (0..self.size()).map(seat).collect()
     }
 
     /// The usable worker with the least to do among those `admitted`, of equals the fastest.

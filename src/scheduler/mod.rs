@@ -33,7 +33,7 @@ mod simulation;
 mod slot;
 mod speed;
 
-pub use assign::{Seat, assign, makespan, rebalance};
+pub use assign::{Seat, assign, rebalance};
 pub(crate) use fleet::Fleet;
 pub use gather::{Action, Event, Gather, Recovery, RunEstimates, Verdict};
 pub use health::{Health, HealthOptions, State};

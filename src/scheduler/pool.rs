@@ -346,6 +346,10 @@ impl Fleet for Pool {
         self.inner.slots[worker].status.rate()
     }
 
+    fn rate_or(&self, worker: usize, typical: f64) -> f64 {
+        self.inner.slots[worker].status.rate_or(typical)
+    }
+
     fn is_usable(&self, worker: usize) -> bool {
         self.inner.slots[worker].status.is_usable()
     }

@@ -284,6 +284,10 @@ impl Fleet for SimulatedFleet {
         self.state().workers[worker].rate
     }
 
+    fn rate_or(&self, worker: usize, typical: f64) -> f64 {
+        self.state().workers[worker].speed.estimate_or(typical)
+    }
+
     fn is_usable(&self, worker: usize) -> bool {
         self.state().workers[worker].health.usable()
     }

@@ -225,6 +225,11 @@ impl Status {
         Some(f64::from_bits(self.rate.load(Ordering::Relaxed))).filter(|rate| *rate > 0.0)
     }
 
+    /// The estimate of its speed, or without one the `typical` speed as far as attempts that were cut short allow.
+    pub(super) fn rate_or(&self, typical: f64) -> f64 {
+        locked(&self.speed).estimate_or(typical)
+    }
+
     /// Changes the health at the pool's present time.
     pub(super) fn update(&self, shared: &Shared, change: impl FnOnce(&mut Health, Duration)) {
         let mut health = locked(&self.health);
