@@ -229,3 +229,130 @@ fn circles_are_reported() {
     assert_eq!(synthetic(&files).len(), 1);
     assert!(synthetic(&files[..2]).is_empty());
 }
+
+/// Longest file and function that need no entry below, in lines.
+const FILE_LINES: usize = 500;
+const FUNCTION_LINES: usize = 70;
+
+/// Files and functions (`file::name`) that are longer, and how long. A ratchet: they may shrink, and the number here with
+/// them; nothing may be added without a reason beside it.
+const LONGER: &[(&str, usize)] = &[
+    ("bench/page_stability", 503),
+    ("cluster/serve/dispatcher", 594),
+    ("cluster/wire", 552),
+    ("engine/simulated", 508),
+    ("engine/soak", 799),
+    ("scaling/input", 570),
+    ("scheduler/assign", 549),
+    ("scheduler/gather", 551),
+    ("scheduler/gather/tests", 530),
+    ("bench/chart/bars::svg", 72),
+    ("bench/page_bench/mod::headline", 91),
+    ("bench/page_bench/mod::losses", 78),
+    ("cli/demo::run", 88),
+    ("cli/plan::run", 91),
+    ("cluster/remote::execute", 102),
+    ("cluster/serve/device::execute", 71),
+    ("cluster/serve/mod::start", 93),
+    ("conv/params::new", 109),
+    ("engine/soak::check_output", 91),
+    ("engine/variant::run", 72),
+    ("engine/variant::decode", 71),
+    ("gpu/plan::of", 88),
+    ("gpu/plan::fill_steps", 79),
+    ("model/find::gemm", 71),
+    ("model/load::of_proto", 71),
+    ("model/prepare::prepare_observed", 81),
+];
+/// By how much an entry may be too large.
+const SLACK: usize = 12;
+
+/// The functions of formatted code, with their lines: from `fn` to the brace that closes it at the same indentation.
+fn functions(text: &str) -> Vec<(String, usize)> {
+    let lines: Vec<&str> = text.lines().collect();
+    let mut found = Vec::new();
+    for (first, line) in lines.iter().enumerate() {
+        let code = line.trim_start();
+        let indentation = &line[..line.len() - code.len()];
+        let mut words = code.split([' ', '(', '<']);
+        let qualifiers = ["pub", "const", "async", "unsafe", "extern", "crate)", "super)", "\"C\""];
+        let Some("fn") = words.find(|word| !qualifiers.contains(word)) else { continue };
+        let name = words.next().unwrap_or_default();
+        // A declaration without a body, or a body in the same line.
+        let opened = lines[first..].iter().position(|l| l.ends_with(['{', ';', '}'])).unwrap_or(0);
+        if !lines[first + opened].ends_with('{') {
+            continue;
+        }
+        let closing = format!("{indentation}}}");
+        if let Some(length) = lines[first..].iter().position(|line| *line == closing) {
+            found.push((name.to_owned(), length + 1));
+        }
+    }
+    found
+}
+
+/// What is longer than `longer` allows, and what is allowed more than it needs.
+fn lengths(sources: &[Source], longer: &[(&str, usize)]) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let mut unseen: BTreeSet<&str> = longer.iter().map(|(name, _)| *name).collect();
+    let mut check = |name: &str, lines: usize, most: usize| {
+        let listed = longer.iter().find(|(of, _)| *of == name).map(|(_, lines)| *lines);
+        unseen.remove(name);
+        match listed {
+            None if lines > most => {
+                wrong.push(format!("{name} has {lines} lines, at most {most}: divide it"))
+            }
+            Some(listed) if lines > listed => {
+                wrong.push(format!("{name} has {lines} lines, {listed} before: divide it"));
+            }
+            Some(listed) if lines + SLACK < listed || lines <= most => {
+                wrong.push(format!("{name} has {lines} lines now: lower its entry ({listed}) or remove it"));
+            }
+            _ => {}
+        }
+    };
+    for source in sources {
+        check(&source.path, source.text.lines().count(), FILE_LINES);
+        let mut longest: BTreeMap<String, usize> = BTreeMap::new();
+        for (name, lines) in functions(&source.text) {
+            let most = longest.entry(name).or_default();
+            *most = lines.max(*most);
+        }
+        for (name, lines) in longest {
+            check(&format!("{}::{name}", source.path), lines, FUNCTION_LINES);
+        }
+    }
+    wrong.extend(unseen.into_iter().map(|name| format!("{name} is gone: remove its entry")));
+    wrong
+}
+
+#[test]
+fn files_and_functions_grow_no_longer() {
+    let wrong = lengths(&sources(), LONGER);
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn what_is_too_long_is_reported() {
+    let function = |lines: usize| {
+        format!(
+            "impl A {{\n    pub(crate) fn long<T>(\n        a: T,\n    ) {{\n{}    }}\n}}\n",
+            "        b();\n".repeat(lines - 4)
+        )
+    };
+    let source = |text: String| [Source { path: "conv/a".to_owned(), text }];
+    assert_eq!(functions(&function(71)), [("long".to_owned(), 71)]);
+    let none: &[(&str, usize)] = &[];
+    assert!(lengths(&source(function(70)), none).is_empty());
+    for (text, listed) in [
+        (function(71), none),
+        ("//\n".repeat(501), none),
+        (function(90), &[("conv/a::long", 89)]),
+        (function(80), &[("conv/a::long", 93)]),
+        (function(60), &[("conv/a::long", 71)]),
+        (function(60), &[("conv/b::gone", 80)]),
+    ] {
+        assert_eq!(lengths(&source(text), listed).len(), 1, "{listed:?}");
+    }
+    assert!(lengths(&source(function(90)), &[("conv/a::long", 92)]).is_empty());
+}
