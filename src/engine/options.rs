@@ -35,8 +35,8 @@ pub struct LayerOptions {
     pub hedge: Option<f64>,
     /// Whether sub-results of incomplete subtasks are used for decoding.
     pub partial: bool,
-    /// Maximum extra wait for one more result in a badly conditioned run, as a fraction of the elapsed time per decimal digit
-    /// of predicted error gained. 0: the first results that decode are taken.
+    /// Maximum extra wait for one more result in a badly conditioned run, as a fraction of the elapsed time per decimal
+    /// digit of predicted error gained. 0: the first results that decode are taken.
     pub patience: f64,
     /// Whether spare results are used as checksums of the others.
     pub audit: Audit,

@@ -379,7 +379,7 @@ impl<T: Element> Variant<T> {
         let normwise = rounding.normwise(condition);
         let (mut norm, mut known) = (norm, Vec::new());
         if recomputed > 0 {
-            // Outlying windows were overwritten, and their errors with them. The others' errors are within the windowwise bound.
+            // Outlying windows were overwritten, and their errors with them. All others are within the windowwise bound.
             norm = output.iter().map(|value| (value.to_f64() * unit).powi(2)).sum::<f64>().sqrt() / unit;
             let squares = |(group, windows): &(usize, f64)| {
                 let group_out = common.shape.out_channels / common.shape.groups;
