@@ -292,8 +292,8 @@ impl<F: Fleet, R: AuditRecord> Run<'_, F, R> {
                 attempt.ended = attempt.arrived == attempt.wanted;
                 attempt.complete = attempt.ended;
                 if slot.is_some() {
-                    // A copy was faster. If both attempts returned only the same indices, the subtask is still incomplete when
-                    // this attempt ends.
+                    // A copy was faster. If both attempts returned only the same indices, the subtask is still incomplete
+                    // when this attempt ends.
                     return (attempt.ended && !self.gather.is_complete(subtask))
                         .then_some(Event::Failed { subtask });
                 }
