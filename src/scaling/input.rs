@@ -128,7 +128,7 @@ impl<T: Default> ScanRoom<T> {
 
 /// The scan of one image and group.
 struct Group {
-    /// Energies of the bands; not finite where an element is not.
+    /// Whether no element is NaN or infinite.
     finite: bool,
     scales: Vec<f64>,
     energies: Vec<f64>,

@@ -418,7 +418,7 @@ impl<R: Recovery> Gather<R> {
         false
     }
 
-    /// The subtask expected next, and its time. An overdue subtask is expected after the time by which it is late.
+    /// The subtask expected next, and its time. An overdue subtask is expected to take again as long as it is late.
     fn next_arrival(&self, now: Duration, coming: &[usize]) -> Option<(usize, Duration)> {
         let gap = now / u32::try_from(self.complete.len().max(1)).unwrap_or(u32::MAX);
         let expected = |subtask: usize| match self.terms.expected.get(subtask).copied().flatten() {
