@@ -24,7 +24,7 @@ pub(super) struct Service {
     pub(super) status: Arc<Status>,
     pub(super) respawn: Option<Respawn>,
     pub(super) epoch: u64,
-    /// Element types in which the worker has passed the probe.
+    /// Element types in which the worker has been probed, successfully or not.
     pub(super) qualified: Vec<DType>,
     /// `None` while the worker is lost.
     pub(super) worker: Option<Box<dyn Worker>>,
