@@ -1,51 +1,51 @@
-//! Which way a layer takes so that every element of its output is as exact as promised.
+//! Decides how a layer is computed, so that every element of its output is as exact as promised.
 //!
-//! Pure functions of what a scan of the input found, of the code and of the workers' arithmetic; real and simulated runs ask
-//! the same ones. The order: decode, and compute the few windows that stand out on this machine; code the layer without
-//! mixing its input; compute all of it on this machine.
+//! The decision is a pure function of the input's scan, the code and the workers' arithmetic; real and simulated runs use
+//! the same functions. The order of preference is: decode, and compute the few windows that stand out on this machine; use
+//! a code that does not mix the input; compute the whole layer on this machine.
 //!
-//! Invariant: what is decoded has a windowwise error bound of at most [`Accuracy::limit`], where there is one.
+//! Invariant: the windowwise error bound of decoded results is at most [`Accuracy::limit`], if there is one.
 
 use crate::array::DType;
 use crate::coding::{Code, Rounding};
 use crate::scaling::Spread;
 
-/// Largest windowwise error bound by default.
+/// Default limits of the windowwise error bound.
 const LIMIT_F32: f64 = 1e-4;
 const LIMIT_F64: f64 = 1e-12;
-/// With operands of 16 bits, where the user asked for them.
+/// The default limit where the user chose 16-bit operands.
 const LIMIT_HALF: f64 = 2e-2;
 
 /// At most this share of a layer's windows is computed on this machine beside decoding the others.
 const RECOMPUTED_SHARE: f64 = 0.02;
-/// So many multiply-adds take less time than anything else: as many windows may be computed here in any case.
+/// Windows of up to this many multiply-adds in total may be computed locally in any case: they take negligible time.
 const RECOMPUTED_MACS: f64 = 131_072.0;
 
-/// Responder sets that the typical condition number is taken over, for thresholds up to the second number.
+/// Responder sets over which the typical condition number is taken, for recovery thresholds up to the second number.
 const SAMPLED_SETS: usize = 9;
 const SAMPLED_UP_TO: usize = 64;
 
-/// The limit of the windowwise error bound of what is decoded.
+/// Limit of the windowwise error bound of decoded results.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum WindowwiseLimit {
     /// 1e-4 in f32, 1e-12 in f64, 2e-2 where workers store operands in 16 bits.
     #[default]
     Automatic,
-    /// None: a layer takes no other way because of its data.
+    /// No limit: the data never change how a layer is computed.
     Off,
     /// This number.
     At(f64),
 }
 
-/// What decides about the way of one layer under one code.
+/// What decides how one layer is computed under one code.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Accuracy {
     pub(super) rounding: Rounding,
-    /// Windowwise error bound of what is decoded, at most.
+    /// Largest windowwise error bound of decoded results; `None`: no limit.
     pub(super) limit: Option<f64>,
-    /// Condition number to expect.
+    /// Expected condition number.
     pub(super) typical_condition: f64,
-    /// Windows of the layer, and the multiply-adds behind each.
+    /// Number of windows of the layer, and multiply-adds for the outputs of each.
     pub(super) windows: usize,
     pub(super) window_macs: f64,
 }
@@ -53,17 +53,17 @@ pub(super) struct Accuracy {
 /// What to do with an input.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Assessment {
-    /// Decode, and compute windows of a larger amplification than this on this machine.
+    /// Decode, and compute windows whose amplification exceeds this on this machine.
     Decode {
         /// At least 1.
         amplification: f64,
     },
-    /// Another way: too many windows of an amplification too large.
+    /// Do not decode under this code: the amplification of too many windows is too large.
     Uneven,
 }
 
 impl Accuracy {
-    /// The limit that options ask for: the windowwise one, or the largest error where that is smaller.
+    /// The limit that the options ask for: the windowwise limit, or the largest error where that is smaller.
     pub(super) fn limit(
         limit: WindowwiseLimit,
         max_error: Option<f64>,
@@ -80,7 +80,7 @@ impl Accuracy {
         Some(max_error.map_or(own, |error| error.min(own)))
     }
 
-    /// What to do with an input of this spread.
+    /// How to compute an input whose windows have this spread.
     pub(super) fn assess(&self, spread: &Spread) -> Assessment {
         let Some(limit) = self.limit else { return Assessment::Decode { amplification: f64::INFINITY } };
         let affordable = (self.windows as f64 * RECOMPUTED_SHARE).max(RECOMPUTED_MACS / self.window_macs);
@@ -91,7 +91,8 @@ impl Accuracy {
         )]
         let amplification = spread.all_but(affordable as usize);
         let bound = |amplification| self.rounding.windowwise(self.typical_condition, amplification);
-        // Where even data would not do, the code is to blame: how bad it is, is known once results are there.
+        // Where even perfectly even data would exceed the limit, the code is the cause. Its condition is known only once
+        // results have arrived.
         if bound(amplification) <= limit || !self.is_met_by_even_data() {
             Assessment::Decode { amplification }
         } else {
@@ -99,30 +100,30 @@ impl Accuracy {
         }
     }
 
-    /// Whether even data can be decoded at all within the limit, at the condition number to expect.
+    /// Whether even data can be decoded within the limit, at the expected condition number.
     pub(super) fn is_met_by_even_data(&self) -> bool {
         self.typical_condition <= self.largest_condition(1.0)
     }
 
-    /// The largest condition number at which windows up to this `amplification` are decoded from.
+    /// The largest condition number at which windows up to this `amplification` may be decoded.
     pub(super) fn largest_condition(&self, amplification: f64) -> f64 {
         self.limit.map_or(f64::INFINITY, |limit| limit / self.rounding.windowwise(1.0, amplification))
     }
 
-    /// The normwise bound beyond which results are not taken: that of the largest condition number, or the caller's limit.
+    /// The normwise bound above which results are refused: that of the largest condition number, or the caller's limit.
     pub(super) fn max_error(&self, amplification: f64, max_error: Option<f64>) -> Option<f64> {
         let own = self.limit.map(|_| self.rounding.normwise(self.largest_condition(amplification)));
         own.into_iter().chain(max_error).min_by(f64::total_cmp)
     }
 }
 
-/// The condition number to expect of `code`: the median over a few responder sets of the recovery threshold's size.
+/// The expected condition number of `code`: the median over a few responder sets of as many subtasks as it needs.
 pub(super) fn typical_condition(code: &Code) -> f64 {
     let (n, delta) = (code.n(), code.recovery_threshold());
     if code.part_of(0).is_some() || delta > SAMPLED_UP_TO {
         return 1.0;
     }
-    // Sets that leave out other subtasks each time, spread over all.
+    // Each set leaves out other subtasks, spread over all of them.
     let set = |sample: usize| {
         let step = (2 * sample + 1) % n.max(1);
         let mut missing: Vec<usize> = (0..n - delta).map(|m| (sample + m * step.max(1)) % n).collect();
@@ -162,10 +163,10 @@ mod tests {
         let few = accuracy.assess(&spread(&[(3.0, 9000), (1e7, 200)]));
         assert_eq!(few, Assessment::Decode { amplification: 16.0 });
         assert_eq!(accuracy.assess(&spread(&[(3.0, 9000), (1e7, 201)])), Assessment::Uneven);
-        // What is large but not too large is decoded.
+        // Amplifications that are large but within the limit are decoded.
         let some = accuracy.assess(&spread(&[(3.0, 9000), (30.0, 201)]));
         assert_eq!(some, Assessment::Decode { amplification: 30.0 });
-        // A code that is no good for even data is not helped by another way to cut the input.
+        // Where the code exceeds the limit even for even data, partitioning the input differently does not help.
         let bad = Accuracy { typical_condition: 1e6, ..accuracy }.assess(&spread(&[(1e7, 5000)]));
         assert!(matches!(bad, Assessment::Decode { .. }));
         let off = Accuracy { limit: None, ..accuracy }.assess(&spread(&[(1e7, 5000)]));

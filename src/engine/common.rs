@@ -1,6 +1,6 @@
-//! What a layer is, whatever code it runs under: its filters, bias and options, and its computation on this machine.
+//! The parts of a layer that do not depend on its code: filters, bias, options, and its computation on this machine.
 //!
-//! Invariant: what is computed here is bounded and refused by the same rules as what is decoded.
+//! Invariant: locally computed outputs are bounded and refused by the same rules as decoded ones.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,8 +12,8 @@ use crate::conv::{ConvShape, conv_uncoded};
 use crate::error::{Error, Result};
 use crate::scaling::{FilterScales, InputScan, ScanPlan, ScanRoom, power_of_two};
 
-/// The plain filters `[O, C/groups, kernel...]`, row-major. A layer keeps them for what must be encoded again or
-/// computed locally; whoever holds them as well shares them this way instead of having them copied.
+/// The plain filters `[O, C/groups, kernel...]`, row-major. A layer keeps them to encode them again or to compute locally.
+/// Share them this way instead of copying them if the caller keeps them as well.
 pub type SharedWeight<T> = Arc<dyn AsRef<[T]> + Send + Sync>;
 
 /// See the module documentation.
@@ -29,21 +29,21 @@ pub(super) struct Common<T: Element> {
     pub(super) group_weights: Vec<f64>,
     /// Whether weight and bias are free of NaN and infinity.
     pub(super) finite: bool,
-    /// What computing it on this machine is predicted to take.
+    /// Predicted time to compute the layer on this machine.
     pub(super) local: Duration,
     pub(super) rooms: ScanRoom<T>,
 }
 
-/// How exact an output is.
+/// Error bounds of an output.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Quality {
     pub(super) condition: f64,
-    /// Normwise.
+    /// Normwise error bound.
     pub(super) error_bound: f64,
     pub(super) windowwise: f64,
-    /// The largest amplification of a window that was decoded.
+    /// The largest amplification of a decoded window.
     pub(super) amplification: f64,
-    /// Outputs that were computed on this machine since their windows stood out.
+    /// Number of outputs computed on this machine because their windows stand out.
     pub(super) recomputed: usize,
 }
 
@@ -56,7 +56,7 @@ impl<T: Element> Common<T> {
     ) -> Self {
         let filters = FilterScales::new((*weight).as_ref(), shape.reduction());
         let biases = bias.as_deref().unwrap_or_default();
-        // Sums may overflow though no element is infinite.
+        // A sum may overflow although no element is infinite.
         let finite =
             filters.sums.iter().all(|sum| sum.is_finite()) || first_non_finite((*weight).as_ref()).is_none();
         let finite = finite && first_non_finite(biases).is_none();
@@ -78,14 +78,14 @@ impl<T: Element> Common<T> {
         (*self.weight).as_ref()
     }
 
-    /// A sum of products as an output of `channel`: with the bias, clamped.
+    /// Converts a sum of products to an output of `channel`: adds the bias and clamps.
     pub(super) fn finished(&self, channel: usize, sum: f64) -> T {
         let bias = self.bias.as_ref().map_or(0.0, |bias| bias[channel].to_f64());
         let value = T::from_f64(sum + bias);
         self.options.clamp.map_or(value, |clamp| clamp.of::<T>()(value))
     }
 
-    /// Refuses an output that may be off by more than the caller accepts.
+    /// Refuses an output whose error bound exceeds the caller's limit.
     pub(super) fn check(&self, quality: &Quality) -> Result<()> {
         let bound = quality.error_bound.max(quality.windowwise);
         match self.options.max_error {
@@ -96,9 +96,9 @@ impl<T: Element> Common<T> {
         }
     }
 
-    /// The whole layer on this machine, within the time that is `left`.
+    /// Computes the whole layer on this machine, within the time `left`.
     ///
-    /// `scan` is what `plan` found of the input; `code` names what there was too little of, should the time not do.
+    /// `scan` is the scan of the input by `plan`. `code` gives the numbers for the error if the time is not enough.
     pub(super) fn compute_locally(
         &self,
         input: &[T],
@@ -165,18 +165,18 @@ impl<T: Element> Common<T> {
     }
 }
 
-/// `bound`, which holds for outputs of the `expected` norm, for outputs of `norm`: more where they cancel.
+/// Converts `bound`, which is relative to the `expected` norm, to outputs of norm `norm`: larger where outputs cancel.
 pub(super) fn relative_to(bound: f64, expected: f64, norm: f64) -> f64 {
     if expected <= norm || expected.is_nan() || norm.is_nan() {
         return bound;
     }
     let error = bound * expected;
-    // The exact output may be shorter by the error.
+    // The norm of the exact output may be smaller by the error.
     if error < norm { (error / (norm - error)).max(bound) } else { f64::MAX }
 }
 
-/// `[g]`: the sum over the filters of a group of the square of what undoes their scale, times the energy of a filter as it is
-/// when mixed with others.
+/// `[g]`: for each group, the sum over its filters of the square of the factor that undoes the filter's scale, times the
+/// energy of the filter when mixed with others.
 fn group_weights(shape: &ConvShape, filters: &FilterScales) -> Vec<f64> {
     let group_out = shape.out_channels / shape.groups;
     let of_group = |(energies, undo): (&[f64], &[f64])| {
@@ -186,7 +186,7 @@ fn group_weights(shape: &ConvShape, filters: &FilterScales) -> Vec<f64> {
     filters.energies.chunks(group_out).zip(filters.undo.chunks(group_out)).map(of_group).collect()
 }
 
-/// Threads for what is computed on this machine.
+/// Number of threads for local computation.
 pub(super) fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }

@@ -1,14 +1,14 @@
-//! What a layer's code must be fit for, asked before anything is built: decoding at all, and the audit that is wanted.
+//! Checks a layer's code before anything is built: that it decodes at all, and that it supports the requested audit.
 //!
-//! Invariant: errors name both sides and the mend.
+//! Invariant: errors name the value found, the value needed, and a help.
 
 use crate::array::Element;
 use crate::coding::{AUDIT_TARGET, Code, CodeKind, ParityCheckCache, Rounding, SINGULAR};
 use crate::error::{Error, Result};
 use crate::scheduler::{Audit, Fleet, Pool, assign};
 
-/// Refuses a code that does not decode even when everybody answers: real polynomials of high degree. (With CRME, whose
-/// roots are then spread over the circle, there is nothing to ask.)
+/// Refuses a code that does not decode even from all subtasks: real polynomials of high degree. (CRME needs no check:
+/// with all subtasks its roots are spread over the whole circle.)
 pub(super) fn check_condition(code: &Code) -> Result<()> {
     if code.kind() == CodeKind::Crme {
         return Ok(());
@@ -25,7 +25,7 @@ pub(super) fn check_condition(code: &Code) -> Result<()> {
     ))
 }
 
-/// Refuses an audit that must take place and that the code has no spare results for.
+/// Refuses [`Audit::Detect`] and [`Audit::Correct`] where the code has too few spare results for them.
 pub(super) fn check_audit<T: Element>(
     code: &Code,
     audit: Audit,
@@ -66,7 +66,7 @@ pub(super) fn check_audit<T: Element>(
     Ok(())
 }
 
-/// Spare results that an audit takes.
+/// Spare results that an audit needs.
 fn spare_for(audit: Audit) -> usize {
     match audit {
         Audit::Off | Audit::Watch => 0,
@@ -75,7 +75,7 @@ fn spare_for(audit: Audit) -> usize {
     }
 }
 
-/// Refuses an audit by copies that lie with the same worker: it would make the same mistake in both.
+/// Refuses an audit whose copies of a part lie on one worker: that worker would make the same mistake in each.
 fn check_witnesses(code: &Code, audit: Audit, pool: &Pool) -> Result<()> {
     if code.part_of(0).is_none() {
         return Ok(());

@@ -1,7 +1,7 @@
-//! What earlier runs of a layer tell about the next one.
+//! Estimates for the next run of a layer, from the latencies of earlier runs.
 //!
-//! Invariant: it depends on the layer, its code and the runs it was shown alone, so that simulated runs teach what real
-//! ones do.
+//! Invariant: the estimates depend only on the layer, its code and the runs that were recorded. Simulated runs are
+//! therefore recorded like real ones.
 
 use std::time::Duration;
 
@@ -9,57 +9,57 @@ use super::options::LayerOptions;
 use crate::coding::{Code, Rounding};
 use crate::scheduler::{Expected, Latencies, RunEstimates, RunOutcome};
 
-/// Inverting k x k parts of subtasks takes this many times k cubed, beside decoding more slowly: what is sooner complete
-/// than that needs no parts.
+/// Decoding from parts inverts a matrix of k x k parts. That costs this time times k cubed, and decoding itself is slower
+/// too: subtasks that complete sooner make parts useless.
 const PARTS_COST: Duration = Duration::from_nanos(10);
 
-/// From when on parts count, without experience, where workers share cores.
+/// Time from which parts count where workers share cores and no latencies are known yet.
 const CROWDED_PARTS: Duration = Duration::from_millis(20);
 
-/// A copy of a subtask takes so long to make and to hand out that sooner nothing is overdue.
+/// The least time after which a subtask is overdue: making and dispatching a copy takes about as long.
 const LEAST_HEDGE: Duration = Duration::from_millis(1);
 
-/// How often the experience is looked at: a quantile takes some microseconds.
+/// Runs between two computations of the quantiles, each of which takes some microseconds.
 const RUNS_BETWEEN_QUANTILES: u32 = 8;
 
-/// At this condition number a result is good enough not to wait for a better one.
+/// Condition number up to which a result is good enough not to wait for a better one.
 const COMFORTABLE_CONDITION: f64 = 100.0;
 
-/// How long subtasks of a layer took in earlier runs.
+/// The latencies of a layer's subtasks in earlier runs.
 pub(super) struct LatencyHistory {
     latencies: Latencies,
     expected: Expected,
-    /// When subtasks are overdue, and in how many runs that is to be computed again.
+    /// The time after which subtasks are overdue, and the runs until it is computed again.
     overdue: Option<Duration>,
     fresh_for: u32,
 }
 
-/// The layer that a run is about.
+/// The layer and the settings of a run.
 pub(super) struct RunContext<'a> {
     pub(super) options: &'a LayerOptions,
     pub(super) code: &'a Code,
-    /// Of the workers' arithmetic.
+    /// Rounding of the workers' arithmetic.
     pub(super) rounding: Rounding,
-    /// Normwise error bound above which a result is not taken.
+    /// Normwise error bound above which a result is refused.
     pub(super) max_error: Option<f64>,
     /// Whether workers share cores.
     pub(super) crowded: bool,
-    /// What computing the layer on this machine is predicted to take.
+    /// Predicted time to compute the layer on this machine.
     pub(super) local: Duration,
 }
 
 impl LatencyHistory {
-    /// None of `n` subtasks.
+    /// An empty history of `n` subtasks.
     pub(super) fn new(n: usize) -> Self {
         Self { latencies: Latencies::new(), expected: Expected::new(n), overdue: None, fresh_for: 0 }
     }
 
-    /// What earlier runs tell about the one that begins.
+    /// Estimates for the run that begins.
     pub(super) fn terms(&mut self, about: &RunContext<'_>) -> RunEstimates {
         let RunContext { options, code, rounding, max_error, crowded, local } = *about;
         if self.fresh_for == 0 {
             let quantile = |q| self.latencies.quantile(q);
-            // Where all take about as long, being slower than most is not being overdue.
+            // Where all latencies are similar, a subtask above the quantile is not yet overdue.
             let overdue = options.hedge.and_then(quantile).zip(quantile(0.1));
             self.overdue = overdue.map(|(q, fast)| q.max(fast * 3 / 2).max(LEAST_HEDGE));
             self.fresh_for = RUNS_BETWEEN_QUANTILES;
@@ -67,7 +67,7 @@ impl LatencyHistory {
         self.fresh_for -= 1;
         let parts = u32::try_from((code.k_a() * code.k_b()).pow(3)).unwrap_or(u32::MAX);
         let inverse = PARTS_COST * parts;
-        // Threads that wait for each other's cores finish one after the other: parts are of use when some are overdue.
+        // Threads that share cores finish one after the other: parts are useful only once some of them are overdue.
         let parts_at = if crowded { inverse.max(self.overdue.unwrap_or(CROWDED_PARTS)) } else { inverse };
         RunEstimates {
             comfortable: rounding.normwise(COMFORTABLE_CONDITION),
@@ -79,7 +79,7 @@ impl LatencyHistory {
         }
     }
 
-    /// Books how long the first attempts at its `n` subtasks took.
+    /// Records the latencies of the first attempts at the `n` subtasks.
     pub(super) fn learn<R>(&mut self, n: usize, gathered: &RunOutcome<R>) {
         for attempt in gathered.attempts.iter().take(n) {
             match attempt.latency {

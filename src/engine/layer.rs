@@ -1,4 +1,4 @@
-//! A prepared coded convolution.
+//! A prepared coded convolution: validates the layer, chooses how each input is computed, and reports every run.
 
 use std::borrow::Cow;
 use std::sync::{Arc, Mutex};
@@ -22,41 +22,43 @@ use crate::planner::{LayerMemory, choose_partitions, subtask_shape, unmixed_part
 use crate::scheduler::{Audit, Decision, Fleet, Pool};
 use crate::worker::SubtaskShape;
 
-/// Uneven runs that are computed on this machine before it is tried again to code the layer another way.
+/// Runs with uneven inputs that are computed on this machine before another code is tried again.
 const RUNS_UNTIL_TRIED_AGAIN: u32 = 32;
 
-/// A convolution whose coded filters lie on the workers of a pool. Reusable, and from several threads at once.
+/// A convolution whose coded filters are installed on the workers of a pool. It can run many times, and from several
+/// threads at once.
 pub struct CodedConv<T: Element> {
     common: Common<T>,
     main: Variant<T>,
-    /// For inputs too uneven to be mixed.
+    /// The layer under another code, for inputs too uneven to be mixed.
     other: Mutex<Other<T>>,
     pool: Pool,
 }
 
-/// The layer under another code, once it was needed.
+/// The layer under another code, created when it is first needed.
 enum Other<T: Element> {
     NotTried,
     Ready(Arc<Variant<T>>),
-    /// It is computed on this machine, and tried again after this many runs.
+    /// No other code could be prepared: the layer is computed on this machine, and preparing is tried again after this
+    /// many runs.
     Impossible(u32),
 }
 
-/// What a run gives back.
+/// Output and report of a run.
 #[derive(Clone, Debug)]
 pub struct Run<T> {
-    /// `[N, O, spatial...]`.
+    /// The output `[N, O, spatial...]`, row-major.
     pub output: ArrayD<T>,
-    /// Who did what, and what it cost.
+    /// Outcome and cost of every attempt.
     pub report: LayerReport,
 }
 
-/// A run that began, whatever came of it.
+/// A run that began, with or without an output.
 #[derive(Debug)]
 pub struct Attempted<T> {
-    /// The output, or why there is none.
+    /// The output `[N, O, spatial...]`, or the error.
     pub output: Result<ArrayD<T>>,
-    /// Who did what, and what it cost; [`LayerReport::completion`] says how it ended.
+    /// Outcome and cost of every attempt; [`LayerReport::completion`] says how the run ended.
     pub report: LayerReport,
 }
 
@@ -64,15 +66,15 @@ impl<T: Element> CodedConv<T> {
     /// Validates the layer, chooses its code, encodes its filters and installs them on the pool's workers.
     ///
     /// `input_shape` is `[N, C, spatial...]`, `weight` `[O, C/groups, kernel...]` with 1, 2 or 3 spatial axes,
-    /// `bias` `[O]`. Subtasks are given to workers by measured speed, those of one failure domain far apart
-    /// ([`assign`](crate::scheduler::assign())); with as many as workers and nothing measured yet, subtask i goes to
-    /// worker i. Workers that fail to take their filters, or are much slower at it than the others, are stragglers
+    /// `bias` `[O]`. Subtasks are assigned to workers by measured speed, and those of one failure domain are kept far apart
+    /// ([`assign`](crate::scheduler::assign())). With as many subtasks as workers and no speeds measured yet, subtask i goes
+    /// to worker i. Workers that fail to take their filters, or are much slower at it than the others, are stragglers
     /// from the start.
     ///
     /// # Errors
     /// [`Error::InvalidParameter`], [`Error::Mismatch`] or [`Error::NonFinite`] for a layer that cannot be
-    /// built, [`Error::Memory`] for one that does not fit into this machine, [`Error::Unavailable`] when a worker cannot compute in this type, and the first worker's error
-    /// when too few could take their filters.
+    /// built; [`Error::Memory`] for one that does not fit into this machine; [`Error::Unavailable`] when a worker cannot
+    /// compute in this type; the first worker's error when too few workers could take their filters.
     pub fn prepare(
         pool: &Pool,
         input_shape: &[usize],
@@ -86,7 +88,7 @@ impl<T: Element> CodedConv<T> {
         Self::prepare_shared(pool, shape, Arc::new(contiguous(&weight).into_owned()), bias, options)
     }
 
-    /// As [`CodedConv::prepare`], for filters that stay the caller's too.
+    /// As [`CodedConv::prepare`], but shares the filters with the caller instead of copying them.
     ///
     /// # Errors
     /// Those of [`CodedConv::prepare`].
@@ -161,25 +163,25 @@ impl<T: Element> CodedConv<T> {
         &self.main.placement.subtask
     }
 
-    /// The worker of each subtask at present, by its position in the pool.
+    /// The worker currently assigned to each subtask, by its index in the pool.
     #[must_use]
     pub fn assignment(&self) -> Vec<usize> {
         self.main.placement.assignment().clone()
     }
 
-    /// Computes the layer for `input` `[N, C, spatial...]`, of the shape it was prepared for.
+    /// Computes the layer for `input` `[N, C, spatial...]`, which must have the shape that the layer was prepared for.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] or [`Error::NonFinite`] for an unfit input, [`Error::Shortfall`] when too few results
-    /// came after every fallback allowed, [`Error::ErrorBound`], [`Error::NonFiniteResults`] or [`Error::Corrupted`]
+    /// [`Error::Mismatch`] or [`Error::NonFinite`] for an invalid input; [`Error::Shortfall`] when too few results
+    /// came after every allowed fallback; [`Error::ErrorBound`], [`Error::NonFiniteResults`] or [`Error::Corrupted`]
     /// when a result was refused.
     pub fn run(&self, input: ArrayViewD<'_, T>) -> Result<Run<T>> {
         let Attempted { output, report } = self.attempt(input)?;
         Ok(Run { output: output?, report })
     }
 
-    /// As [`CodedConv::run`], with the output written over `output`, whose memory is used again where it has room for it: a
-    /// layer that runs again and again needs none that is fresh. Any array will do. After an error it holds no elements.
+    /// As [`CodedConv::run`], but overwrites `output` and reuses its memory where it is large enough, so that repeated runs
+    /// allocate no output. `output` may have any shape. After an error it is empty.
     ///
     /// # Errors
     /// Those of [`CodedConv::run`].
@@ -190,15 +192,15 @@ impl<T: Element> CodedConv<T> {
         Ok(report)
     }
 
-    /// As [`CodedConv::run`], with a report also of a run that gave no output.
+    /// As [`CodedConv::run`], but returns the report also for a run without output.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] or [`Error::NonFinite`] for an unfit input; then nothing was begun.
+    /// [`Error::Mismatch`] or [`Error::NonFinite`] for an invalid input, before anything is dispatched.
     pub fn attempt(&self, input: ArrayViewD<'_, T>) -> Result<Attempted<T>> {
         self.attempt_in(input, Vec::new())
     }
 
-    /// As [`CodedConv::attempt`], with the output in `room` if it fits.
+    /// As [`CodedConv::attempt`], with the output in the memory of `room` if it fits.
     fn attempt_in(&self, input: ArrayViewD<'_, T>, room: Vec<T>) -> Result<Attempted<T>> {
         let (common, main) = (&self.common, &self.main);
         let _span = tracing::info_span!("layer", name = common.options.name).entered();
@@ -218,7 +220,7 @@ impl<T: Element> CodedConv<T> {
         let assessment = if scan.finite && common.finite {
             main.accuracy.assess(&scan.spread)
         } else {
-            // Passed through: nothing is mixed.
+            // NaN and infinity pass through: nothing is mixed.
             Assessment::Decode { amplification: f64::INFINITY }
         };
         if let Assessment::Decode { amplification } = assessment {
@@ -244,7 +246,7 @@ impl<T: Element> CodedConv<T> {
         Ok(self.finished(main.code(), output.map(|(output, _)| output), quality, report))
     }
 
-    /// The outcome of a run on workers; `way` says how, where it was not the layer's first code.
+    /// The outcome of a run on workers. `way` is its completion where it ran under another code than the layer's first.
     fn attempted(
         &self,
         variant: &Variant<T>,
@@ -271,7 +273,7 @@ impl<T: Element> CodedConv<T> {
         self.finished(variant.code(), output.map(|(output, _)| output), quality, report)
     }
 
-    /// Completes the report, and shows it to the observer.
+    /// Completes the report and passes it to the observer.
     fn finished(
         &self,
         code: &Code,
@@ -302,7 +304,7 @@ impl<T: Element> CodedConv<T> {
         Attempted { output, report }
     }
 
-    /// The layer coded in a way that mixes no inputs, made when it is first needed.
+    /// The layer under a code that does not mix inputs, created when it is first needed.
     fn other(&self) -> Option<Arc<Variant<T>>> {
         let mut other = locked(&self.other);
         match &mut *other {
@@ -328,7 +330,7 @@ impl<T: Element> CodedConv<T> {
         let (kind, (k_a, k_b)) = if mixes {
             unmixed_partitions(shape, main.kind(), main.n(), main.tolerated())?
         } else {
-            // It is the workers' kernels or storage that mix or shorten.
+            // The code is not the cause: the workers' kernels mix elements, or their storage shortens them.
             (main.kind(), (main.k_a(), main.k_b()))
         };
         let code = Code::new(kind, k_a, k_b, main.n()).ok()?;
@@ -351,8 +353,8 @@ fn non_finite<T: Element>(what: &'static str, values: &[T]) -> Option<Error> {
     first_non_finite(values).map(|(index, value)| Error::NonFinite { what, value, index })
 }
 
-/// A coded sum would spread a NaN over the whole output; where nothing is mixed it stays where it belongs, unless copies
-/// are to be compared.
+/// Refuses a NaN or infinity that coding would spread over the whole output. Where nothing is mixed it affects only its
+/// own outputs and is passed through, unless copies are to be compared.
 fn refuse_unless_passed(code: &Code, audit: Audit, flaw: Option<Error>) -> Result<()> {
     let compared = matches!(audit, Audit::Detect | Audit::Correct);
     match flaw {
@@ -361,7 +363,7 @@ fn refuse_unless_passed(code: &Code, audit: Audit, flaw: Option<Error>) -> Resul
     }
 }
 
-/// The elements in row-major order, borrowed where they already lie so.
+/// The elements in row-major order, borrowed where they are stored so already.
 fn contiguous<'a, T: Element>(array: &'a ArrayViewD<'_, T>) -> Cow<'a, [T]> {
     match array.as_slice() {
         Some(slice) => Cow::Borrowed(slice),

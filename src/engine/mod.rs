@@ -1,8 +1,8 @@
 //! Coded layers: prepare once, run many times, get the exact output and a report.
 //!
-//! [`CodedConv::prepare`] cuts and encodes the filters and installs them on the workers of a
-//! [`Pool`](crate::Pool); [`CodedConv::run`] pads, cuts and encodes an input, gathers the first results that
-//! decode, and decodes them. Both take and give `ndarray` arrays.
+//! [`CodedConv::prepare`] partitions and encodes the filters and installs them on the workers of a
+//! [`Pool`](crate::Pool). [`CodedConv::run`] pads, partitions and encodes an input, gathers the first results that
+//! decode, and decodes them. Both take and return `ndarray` arrays.
 //!
 //! Invariant: the output of `run` is either exact to the error bound in its report, or an error.
 

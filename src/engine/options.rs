@@ -1,4 +1,4 @@
-//! What a caller may choose about a coded layer.
+//! Options of a coded layer.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,51 +11,51 @@ use crate::error::{Error, Result};
 use crate::planner::Rates;
 use crate::scheduler::{Audit, OnShortfall, Policy};
 
-/// Options of a coded layer; the defaults are those of the command line.
+/// Options of a coded layer. The defaults are those of the command line.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LayerOptions {
     /// Name in reports.
     pub name: String,
     /// Code family.
     pub code: CodeKind,
-    /// n, coded subtasks; by default one for each worker of the pool.
+    /// Coded subtasks n; by default one for each worker of the pool.
     pub subtasks: Option<usize>,
-    /// gamma, stragglers to survive when the planner chooses the partitions.
+    /// Stragglers gamma to tolerate when the planner chooses the partitions.
     pub tolerate: usize,
     /// (k_A, k_B); by default the planner's choice for `tolerate`.
     pub partitions: Option<(usize, usize)>,
-    /// What the planner chooses by.
+    /// Rates from which the planner predicts times.
     pub rates: Rates,
-    /// Time from first dispatch to a result.
+    /// Time limit from the first dispatch to a result.
     pub deadline: Duration,
     /// What to do when fewer results than needed can come.
     pub on_shortfall: OnShortfall,
-    /// The quantile of the layer's subtask latencies from which on idle workers are given copies of what is missing;
-    /// `None`: never. Takes [`OnShortfall::Redispatch`].
+    /// The quantile of the layer's subtask latencies after which idle workers get copies of missing subtasks; `None`:
+    /// never. Requires [`OnShortfall::Redispatch`].
     pub hedge: Option<f64>,
-    /// Whether sub-results of subtasks that are not complete are decoded from.
+    /// Whether sub-results of incomplete subtasks are used for decoding.
     pub partial: bool,
-    /// What one decimal digit of predicted error is worth, as a fraction of the time already spent: so long a badly
-    /// conditioned run waits for one more result. 0: the first results that decode are taken.
+    /// Maximum extra wait for one more result in a badly conditioned run, as a fraction of the elapsed time per decimal
+    /// digit of predicted error gained. 0: the first results that decode are taken.
     pub patience: f64,
     /// Whether spare results are used as checksums of the others.
     pub audit: Audit,
     /// Seed of the audit's random signs.
     pub seed: u64,
-    /// Largest acceptable error bound, normwise and windowwise, also of what is computed on this machine; `None`: any. Results
-    /// that no way of computing the layer brings below it are refused.
+    /// Largest acceptable error bound, normwise and windowwise, also for layers computed on this machine; `None`: any.
+    /// A result above it is refused if no other way of computing the layer brings it below.
     pub max_error: Option<f64>,
-    /// Windowwise error bound of decoded results above which the layer takes another way by itself: few windows that stand
-    /// out are computed on this machine, else the filters are split instead of the input, or parts are replicated, or the
-    /// whole layer is computed on this machine.
+    /// Windowwise error bound of decoded results above which the layer is computed differently: a few windows that stand
+    /// out are computed on this machine; otherwise the filters are split instead of the input, or parts are replicated, or
+    /// the whole layer is computed on this machine.
     pub max_windowwise: WindowwiseLimit,
     /// Activation applied to the output, after the bias.
     pub clamp: Option<Clamp>,
-    /// Sees the report of every run, also of those that gave no output.
+    /// Receives the report of every run, also of runs without output.
     pub observer: Option<ReportObserver>,
 }
 
-/// Called with the report of every run of a layer, on the thread that runs it. Cheap to clone; equal to its clones.
+/// Called with the report of every run of a layer, on the thread that runs it. Cheap to clone; equal only to its clones.
 #[derive(Clone)]
 pub struct ReportObserver(Arc<dyn Fn(&LayerReport) + Send + Sync>);
 
@@ -115,7 +115,7 @@ impl LayerOptions {
         self
     }
 
-    /// Sets the stragglers to survive.
+    /// Sets the number of stragglers to tolerate.
     #[must_use]
     pub fn tolerate(mut self, tolerate: usize) -> Self {
         self.tolerate = tolerate;

@@ -1,6 +1,6 @@
-//! Which workers hold which coded filters of a layer, and moving them.
+//! Placement of a layer's coded filters on workers, and moving them.
 //!
-//! Invariant: a task is queued for a worker only under the lock under which filters are taken from it, so that no task
+//! Invariant: tasks are queued under the same lock under which filters are removed from a worker, so that no task
 //! finds its filters gone.
 
 use std::collections::{HashSet, VecDeque};
@@ -19,16 +19,16 @@ use crate::scaling::FilterScales;
 use crate::scheduler::{Audit, FilterSource, Fleet, InstallRequest, Pool, assign, rebalance};
 use crate::worker::{FilterKey, SubtaskShape};
 
-/// What preparing waits for filters to be installed, at least: enough for a GPU to compile its kernels.
+/// The least time that preparing waits for filters to be installed: enough for a GPU to compile its kernels.
 pub(super) const INSTALL_LIMIT: Duration = Duration::from_mins(1);
 
-/// Once enough workers to decode hold their filters, the others get this many times the time those took.
+/// Once enough workers to decode hold their filters, the others get this many times the time that took.
 const INSTALL_PATIENCE: u32 = 3;
 
-/// Runs between two looks at whether the assignment still fits the speeds.
+/// Runs between two checks of whether the assignment still fits the workers' speeds.
 pub(super) const RUNS_BETWEEN: u32 = 8;
 
-/// The coded filters of one layer, wherever they are.
+/// The coded filters of one layer and the workers that hold them.
 pub(super) struct FilterPlacement<T: Element> {
     pub(super) pool: Pool,
     pub(super) id: u64,
@@ -40,22 +40,22 @@ pub(super) struct FilterPlacement<T: Element> {
     /// The worker that subtask i is dispatched to.
     assignment: Mutex<Vec<usize>>,
     placed: Mutex<Placed>,
-    /// A thread is moving subtasks.
+    /// Whether a thread is moving subtasks.
     moving: AtomicBool,
-    /// Sum of squares of each coded filter bank, by subtask and bank; only for an audit.
+    /// Sum of squares of each coded filter bank, by subtask and bank; set only for an audit.
     energies: OnceLock<Vec<f64>>,
 }
 
 #[derive(Default)]
 struct Placed {
-    /// (worker, subtask) of everything that was sent.
+    /// (worker, subtask) of all filters that were sent.
     held: HashSet<(usize, usize)>,
-    /// Copies beside the homes, oldest first.
+    /// Copies on workers beside the assigned ones, oldest first.
     copies: VecDeque<(usize, usize)>,
-    /// The layer is gone: what is sent from now on is to be taken back.
+    /// The layer was dropped: filters sent from now on must be removed again.
     closed: bool,
     runs: u32,
-    /// [`Pool::changes`] when the assignment was last looked at.
+    /// [`Pool::changes`] at the last check of the assignment.
     seen: u64,
 }
 
@@ -63,7 +63,7 @@ impl<T: Element> FilterPlacement<T> {
     /// Assigns the subtasks to workers, sends them their filters, and waits for enough of them.
     ///
     /// # Errors
-    /// The first worker's error when too few could take their filters.
+    /// The first worker's error when too few workers could take their filters.
     pub(super) fn new(
         pool: &Pool,
         id: u64,
@@ -96,24 +96,23 @@ impl<T: Element> FilterPlacement<T> {
         installed.map(|()| placement)
     }
 
-    /// The coded filters of a subtask, banks one after the other.
+    /// The coded filters of a subtask, one bank after the other.
     pub(super) fn filters_of(&self, subtask: usize) -> Vec<T> {
         let (weight, factors) = ((*self.weight).as_ref(), &self.scales.factors);
         encode_filters(&self.code, &self.filters, weight, factors, subtask)
     }
 
-    /// The worker of each subtask. Dispatch while holding on to it.
+    /// The worker of each subtask. Hold the lock while dispatching.
     pub(super) fn assignment(&self) -> MutexGuard<'_, Vec<usize>> {
         locked(&self.assignment)
     }
 
-    /// Encodes and installs the filters of every subtask on its home worker.
+    /// Encodes the filters of every subtask and installs them on the assigned worker.
     fn install(&self, audited: bool, limit: Duration) -> Result<()> {
         let (reply, replies) = unbounded();
         let started = Instant::now();
         let assignment = self.assignment().clone();
-        // A worker that is still busy with an earlier layer's filters has shown that it is slow: nobody waits for
-        // it again.
+        // A worker that still installs an earlier layer's filters is known to be slow: do not wait for it again.
         let behind: Vec<bool> = (0..self.pool.len()).map(|w| self.pool.is_installing(w)).collect();
         let mut energies = Vec::new();
         let mut awaited = assignment.iter().filter(|worker| !behind[**worker]).count();
@@ -127,7 +126,7 @@ impl<T: Element> FilterPlacement<T> {
             self.pool.install(*worker, self.request(subtask, coded), &reply);
         }
         drop(reply);
-        // Filters are installed once; nobody has set it before.
+        // Cannot fail: filters are installed once.
         let _ = self.energies.set(energies);
         let mut end = started + limit;
         let mut first_error = None;
@@ -152,18 +151,18 @@ impl<T: Element> FilterPlacement<T> {
                 }
             }
         }
-        // Workers lost before are no reason to refuse: the run's fallbacks may still make up for them.
+        // Workers lost earlier do not make preparing fail: the run's fallbacks may still make up for them.
         match first_error {
             Some(error) if installed.is_empty() && !matches!(error, Error::WorkerLost { .. }) => Err(error),
             _ => Ok(()),
         }
     }
 
-    /// Squared norm of each sub-result, by subtask and index, as operands of these sizes give it on average.
+    /// Expected squared norm of each sub-result, by subtask and index, from the sizes of its operands.
     pub(super) fn expected_energies(&self, slabs: &[Arc<Values>]) -> Vec<f64> {
         let (conv, banks) = (&self.subtask.conv, self.code.l_b());
         let filters = self.energies.get().map_or(&[][..], Vec::as_slice);
-        // Each output element is a sum over products of one filter's elements with as many of the slab's.
+        // Each output element is a sum of products of all elements of one filter with as many elements of the slab.
         let outputs = conv.output_elems() as f64 / conv.out_channels as f64;
         let mut expected = Vec::with_capacity(self.code.n() * self.subtask.sub_results());
         for (subtask, slabs) in slabs.iter().enumerate() {
@@ -187,8 +186,8 @@ impl<T: Element> FilterPlacement<T> {
         locked(&self.placed).held.contains(&(worker, subtask))
     }
 
-    /// Coded filters for a worker that takes a subtask over, unless it holds them. Old copies make room: there are
-    /// never more than subtasks.
+    /// Coded filters for a worker that takes over a subtask; `None` if it holds them. The oldest copy is removed when there
+    /// would be more copies than subtasks.
     pub(super) fn filters_for(&self, subtask: usize, worker: usize) -> Option<Values> {
         let mut placed = locked(&self.placed);
         if !placed.held.insert((worker, subtask)) {
@@ -205,8 +204,8 @@ impl<T: Element> FilterPlacement<T> {
         Some(self.coded_filters(subtask))
     }
 
-    /// Looks, after a run, whether the assignment still fits the speeds and states of the workers, and moves what
-    /// does not in the background.
+    /// Checks after a run whether the assignment still fits the speeds and states of the workers, and moves subtasks in
+    /// the background where it does not.
     pub(super) fn follow_the_speeds(self: &Arc<Self>) {
         let changes = self.pool.changes();
         {
@@ -263,7 +262,7 @@ impl<T: Element> FilterPlacement<T> {
         }
     }
 
-    /// Frees the filters on every worker that was given some.
+    /// Frees the filters on every worker that holds some.
     pub(super) fn close(&self) {
         self.pool.unregister(self.id);
         let mut placed = locked(&self.placed);
@@ -280,7 +279,7 @@ impl<T: Element> FilterSource for FilterPlacement<T> {
     }
 }
 
-/// Sum of squares, in as many independent sums as fill the vector units.
+/// Sum of squares, computed as independent sums that fill the vector units.
 fn energy<T: Element>(values: &[T]) -> f64 {
     let mut sums = [0.0; 32];
     let chunks = values.chunks_exact(sums.len());

@@ -1,4 +1,4 @@
-//! What happened, in the shape of `report.json`.
+//! Reports of runs, in the layout of `report.json`.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::coding::{Code, Decoder};
 use crate::error::{ErrorKind, Result};
 use crate::scheduler::{Fleet, Outcome, Pool, RunOutcome, State};
 
-/// A whole command's report.
+/// The report of a whole command.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     /// Version of this structure.
@@ -18,7 +18,7 @@ pub struct Report {
     pub command: String,
     /// Wall-clock time of the coded work, without preparation.
     pub total_ms: f64,
-    /// One entry a layer.
+    /// One entry for each layer.
     pub layers: Vec<LayerReport>,
 }
 
@@ -26,21 +26,22 @@ pub struct Report {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Completion {
-    /// Decoded from what the workers gave, each at the first attempt.
+    /// Decoded from the workers' results, all from first attempts.
     Exact,
-    /// Likewise, after subtasks were hedged or handed out again.
+    /// Decoded after subtasks were hedged or redispatched.
     ExactAfterRedispatch,
-    /// Computed on this machine: for want of results, or because none decoded well enough.
+    /// Computed on this machine, because too few results came or none decoded well enough.
     ExactLocally,
-    /// Decoded, from subtasks that split the filters instead of mixing the input, since its elements are of uneven size.
+    /// Decoded from subtasks that split the filters instead of mixing the input, since the input was uneven.
     ExactFiltersSplit,
-    /// Likewise, from copies of parts.
+    /// Decoded from copies of parts, since the input was uneven.
     ExactReplicated,
-    /// Likewise, from workers that kept operands in full width and computed every output from its own window.
+    /// Decoded from workers that kept operands in full width and computed every output from its own window, since the input
+    /// was uneven.
     ExactPlain,
-    /// There was a result, but not one to be trusted.
+    /// A result was computed, but refused as untrustworthy.
     Refused,
-    /// There was none.
+    /// No result was computed.
     Failed,
 }
 
@@ -55,7 +56,7 @@ impl Completion {
         }
     }
 
-    /// That of a layer whose code was to be `first`, and which was decoded from `then`.
+    /// The completion of a layer decoded under the code `then` instead of `first`.
     pub(super) fn by(first: &Code, then: &Code) -> Self {
         if then.part_of(0).is_some() && first.part_of(0).is_none() {
             Self::ExactReplicated
@@ -66,7 +67,7 @@ impl Completion {
         }
     }
 
-    /// The name it has in reports.
+    /// The name used in reports.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -87,66 +88,66 @@ impl Completion {
 pub struct LayerReport {
     /// The layer's name.
     pub name: String,
-    /// What the layer is in its model: `Conv` or `Gemm`.
+    /// The layer's operator in its model: `Conv` or `Gemm`.
     pub op: String,
     /// Code family, or `local` for a layer of a model that was left on the host; then every number is 0, and its
     /// time is part of the host's.
     pub code: String,
     /// Why it was left on the host, if it was.
     pub why_local: Option<String>,
-    /// Coded subtasks.
+    /// Coded subtasks n.
     pub n: usize,
-    /// delta.
+    /// Recovery threshold delta.
     pub recovery_threshold: usize,
-    /// Input partitions.
+    /// Input partitions k_A.
     pub k_a: usize,
-    /// Filter partitions.
+    /// Filter partitions k_B.
     pub k_b: usize,
     /// `cpu`, `gpu`, `remote` or `mixed`.
     pub backend: String,
-    /// One entry for each attempt at a subtask and each worker without one. Attempts that were made for an audit alone are left
-    /// out unless they were wrong.
+    /// One entry for each attempt at a subtask and for each worker without an attempt. Attempts made only for an audit are
+    /// left out unless they were wrong.
     pub workers: Vec<WorkerReport>,
-    /// Subtasks the output was decoded from, all of each or some of its sub-results; none when it was computed locally.
+    /// Subtasks from which the output was decoded, by all or some of their sub-results; empty if it was computed locally.
     pub used: Vec<usize>,
     /// How it ended.
     pub completion: Completion,
-    /// How the output came about when not from the workers: `local`.
+    /// `local` if the output was computed on this machine.
     pub fallback: Option<String>,
     /// 2-norm condition number of the recovery matrix.
     pub condition_number: f64,
     /// Bound of the relative L2 error of the output before its activation; large where outputs cancel.
     pub error_bound: f64,
-    /// Bound of the error of every output, relative to the largest magnitude in its window times the sum of magnitudes of its
-    /// filter; beside this only the rounding of the output itself.
+    /// Bound of the error of every output, relative to the largest magnitude in its window times the sum of magnitudes of
+    /// its filter. The rounding of the output itself comes on top.
     pub windowwise_bound: f64,
-    /// How many times larger windows that were mixed with a window are than that, at most: what the windowwise bound is
-    /// proportional to.
+    /// The largest amplification of a decoded window: how many times larger the windows mixed with it are. The windowwise
+    /// bound is proportional to it.
     pub amplification: f64,
-    /// Outputs of larger windows that were computed on this machine instead.
+    /// Outputs computed on this machine because the amplification of their windows was too large.
     pub recomputed: usize,
-    /// Padding, cutting and encoding the input.
+    /// Time to pad, partition and encode the input.
     pub encode_ms: f64,
-    /// From first dispatch to the result that made decoding possible.
+    /// Time from the first dispatch to the decision.
     pub wait_ms: f64,
-    /// Decoding and merging, or the local computation.
+    /// Time to decode and merge, or to compute locally.
     pub decode_ms: f64,
-    /// All of it.
+    /// Total time of the run.
     pub total_ms: f64,
-    /// Coded slabs sent to workers.
+    /// Bytes of coded slabs sent to workers.
     pub bytes_up: usize,
-    /// Sub-results received before decoding.
+    /// Bytes of sub-results received before decoding.
     pub bytes_down: usize,
-    /// Subtasks that were handed out again.
+    /// Subtasks that were redispatched.
     pub redispatched: usize,
-    /// Subtasks of which an idle worker was given a copy.
+    /// Subtasks of which an idle worker got a copy.
     pub hedged: usize,
-    /// Subtasks whose results cannot be right.
+    /// Subtasks whose results were wrong.
     pub flagged: Vec<usize>,
-    /// Whether spare results agreed with those that the output was decoded from, or it was computed on this machine.
+    /// Whether spare results agreed with those used for decoding, or the layer was computed on this machine.
     pub audited: bool,
-    /// Smallest relative error of a subtask's results (L2) that the audit was certain to find; `None` without an audit. What a
-    /// worker does wrong below it is in no bound.
+    /// Smallest relative L2 error of a subtask's results that the audit was certain to find; `None` without an audit.
+    /// Smaller errors of a faulty worker are not covered by the error bounds.
     pub audit_floor: Option<f64>,
 }
 
@@ -187,7 +188,7 @@ impl LayerReport {
         }
     }
 
-    /// A run in which no worker was given anything, after `total`.
+    /// A run of duration `total` in which no worker got a task.
     pub(super) fn without_workers(name: &str, pool: &Pool, total: Duration) -> Self {
         let workers = (0..pool.len()).map(|worker| WorkerReport::idle(pool, worker)).collect();
         let ms = total.as_secs_f64() * 1e3;
@@ -203,7 +204,7 @@ impl LayerReport {
         }
     }
 
-    /// Who did what in a run; the rest is for the caller to fill in.
+    /// The report of a run on workers. The caller fills in code, completion and quality.
     pub(super) fn of(
         name: &str,
         pool: &Pool,
@@ -215,7 +216,7 @@ impl LayerReport {
         let mut workers: Vec<WorkerReport> = gathered
             .attempts
             .iter()
-            // What was computed for an audit alone is of interest only where it was wrong.
+            // Results computed only for an audit are reported only where they were wrong.
             .filter(|a| !a.spare || a.outcome == Outcome::Corrupt)
             .map(|a| WorkerReport {
                 subtask: Some(a.subtask),
@@ -269,11 +270,11 @@ pub struct WorkerReport {
     pub subtask: Option<usize>,
     /// The worker's name.
     pub worker: String,
-    /// What became of it.
+    /// Outcome of the attempt.
     pub outcome: Outcome,
-    /// From dispatch to the last word of the attempt; `null` when there was none.
+    /// Time from the dispatch to the last reply of the attempt; `null` without a reply.
     pub latency_ms: Option<f64>,
-    /// Sub-results it delivered in time.
+    /// Sub-results delivered in time.
     pub sub_results: usize,
     /// The worker's state after the run.
     pub state: State,

@@ -1,4 +1,4 @@
-//! Whether a pool's workers compute coded layers rightly: a small one, compared with its definition.
+//! Checks that a pool's workers compute coded layers correctly: runs a small layer and compares it with the definition.
 
 use std::time::Duration;
 
@@ -13,13 +13,13 @@ use crate::conv::{ConvParams, ConvShape, reference};
 use crate::error::{Error, Result};
 use crate::scheduler::{OnShortfall, Pool};
 
-/// The deadline of a test.
+/// The deadline of a self-test.
 const DEADLINE: Duration = Duration::from_secs(5);
 const INPUT: [usize; 4] = [1, 3, 24, 20];
 const WEIGHT: [usize; 4] = [16, 3, 3, 3];
 
-/// A small coded layer whose answer is known, prepared on a pool. It takes no fallback: it passes where enough workers
-/// compute rightly in time.
+/// A small coded layer with a known output, prepared on a pool. It uses no fallback: it passes only if enough workers
+/// compute correctly in time.
 pub struct SelfTest {
     layer: CodedConv<f32>,
     input: ArrayD<f32>,
@@ -54,10 +54,10 @@ impl SelfTest {
         Ok(Self { layer, input, answer })
     }
 
-    /// Runs it.
+    /// Runs the layer and checks its output.
     ///
     /// # Errors
-    /// Those of [`CodedConv::run`], and [`Error::Inexact`] for a wrong answer.
+    /// Those of [`CodedConv::run`], and [`Error::Inexact`] for a wrong output.
     pub fn run(&self) -> Result<()> {
         let run = self.layer.run(self.input.view())?;
         let off = run.output.iter().zip(&self.answer).map(|(got, want)| (f64::from(*got) - want).powi(2));

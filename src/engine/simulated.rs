@@ -1,10 +1,10 @@
 //! A coded layer on simulated workers: its scheduling without its numbers.
 //!
-//! Assignment, experience, gathering, hedging and redispatch are those of [`CodedConv`](super::CodedConv); encoding, decoding and
-//! computing take the virtual time they are said to take. Who runs layers can skip this.
+//! Relevant if you want to study scheduling at scale. Assignment, latency history, gathering, hedging and redispatch are
+//! those of [`CodedConv`](super::CodedConv); encoding, decoding and computing take the given virtual time.
 //!
-//! Invariant: a run differs from a real one in nothing but where its times come from, save for what
-//! [`SimulatedLayer`] names.
+//! Invariant: a run differs from a real one only in the source of its times, apart from the exceptions listed at
+//! [`SimulatedLayer`].
 
 use std::cell::RefCell;
 use std::collections::{HashSet, VecDeque};
@@ -31,28 +31,28 @@ use crate::scheduler::{
 };
 use crate::worker::{FilterKey, SubtaskShape};
 
-/// Up to this recovery threshold responder sets are inverted for their condition numbers: that takes delta^3.
+/// Up to this recovery threshold, responder sets are inverted for their condition numbers, which takes time in delta^3.
 const EXACT_UP_TO: usize = 64;
 
-/// What a simulated layer takes beside what its workers do.
+/// Costs of a simulated layer beside those of the network and the workers' speeds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SimulatedCosts {
-    /// Of inputs, filters and sub-results.
+    /// Element type of inputs, filters and sub-results.
     pub dtype: DType,
-    /// What a subtask takes.
+    /// Costs of a subtask.
     pub work: SimulatedWork,
-    /// Padding, cutting and encoding an input.
+    /// Time to pad, partition and encode an input.
     pub encode: Duration,
-    /// Decoding and merging.
+    /// Time to decode and merge.
     pub decode: Duration,
-    /// Coding the filters of one subtask again, for a worker that takes it over.
+    /// Time to encode the filters of one subtask again, for a worker that takes it over.
     pub encode_filters: Duration,
-    /// Computing the layer locally when there are too few results.
+    /// Time to compute the layer locally when there are too few results.
     pub local: Duration,
 }
 
 impl SimulatedCosts {
-    /// f32 subtasks of this work; all else takes no time.
+    /// f32 subtasks with the costs `work`; everything else takes no time.
     #[must_use]
     pub fn of(work: SimulatedWork) -> Self {
         let none = Duration::ZERO;
@@ -60,36 +60,36 @@ impl SimulatedCosts {
     }
 }
 
-/// One run. Times are virtual.
+/// Outcome of one run. Times are virtual.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct SimulatedRun {
     /// How it ended.
     pub completion: Completion,
-    /// Why there was no output, if there was none.
+    /// The error, if there was no output.
     pub failure: Option<String>,
-    /// Encoding the input.
+    /// Time to encode the input.
     pub encode: Duration,
-    /// From first dispatch to the decision.
+    /// Time from the first dispatch to the decision.
     pub wait: Duration,
-    /// Decoding, or the local computation.
+    /// Time to decode, or to compute locally.
     pub decode: Duration,
-    /// All of it.
+    /// Total time of the run.
     pub total: Duration,
-    /// Coded slabs sent to workers.
+    /// Bytes of coded slabs sent to workers.
     pub bytes_up: usize,
-    /// Sub-results received before decoding.
+    /// Bytes of sub-results received before decoding.
     pub bytes_down: usize,
-    /// Subtasks that were handed out again.
+    /// Subtasks that were redispatched.
     pub redispatched: usize,
-    /// Subtasks of which an idle worker was given a copy.
+    /// Subtasks of which an idle worker got a copy.
     pub hedged: usize,
-    /// Subtasks the output was decoded from.
+    /// Subtasks from which the output was decoded.
     pub used: Vec<usize>,
-    /// Sub-results it was decoded from; what else was computed was in vain.
+    /// Number of sub-results from which the output was decoded; all others were computed in vain.
     pub used_sub_results: usize,
-    /// Every attempt at a subtask, in order of dispatch; the first of each subtask come first.
+    /// Every attempt at a subtask, in order of dispatch; the first attempts at all subtasks come first.
     pub attempts: Vec<SimulatedAttempt>,
-    /// Condition number of the responder set; `None` where it was not decoded or only counted.
+    /// Condition number of the responder set; `None` if nothing was decoded or responders were only counted.
     pub condition: Option<f64>,
 }
 
@@ -100,26 +100,27 @@ pub struct SimulatedAttempt {
     pub subtask: usize,
     /// The worker's index in the fleet.
     pub worker: usize,
-    /// What became of it.
+    /// Outcome of the attempt.
     pub outcome: Outcome,
-    /// From the run's first dispatch to its own.
+    /// Time from the run's first dispatch to that of this attempt.
     pub since: Duration,
-    /// From its dispatch to its last reply; `None` when there was none.
+    /// Time from the attempt's dispatch to its last reply; `None` without a reply.
     pub latency: Option<Duration>,
-    /// Sub-results that came in time.
+    /// Sub-results that arrived in time.
     pub arrived: usize,
-    /// Sub-results computed by the end of the run; what is cancelled may compute one more.
+    /// Sub-results computed by the end of the run; a cancelled attempt may compute one more afterwards.
     pub computed: usize,
 }
 
 /// A layer prepared on the workers of a [`SimulatedFleet`], which hold its filters from the beginning.
 ///
-/// Three things are not as in a real layer. There are no numbers, hence no audits (`watch` is taken for `off`), and data are
-/// taken to be even. Handing out, booking and deciding take
-/// the master no time (really about a microsecond a subtask), and its own network is as fast as all links together. And
-/// above a recovery threshold of 64 (or after [`SimulatedLayer::counted`]) responder sets are counted, not inverted: any so
-/// many whole subtasks decode as well as can be, parts of subtasks count for nothing, and patience and a largest error have
-/// nothing to act on.
+/// It differs from a real layer in three ways:
+/// * There are no numbers, hence no audits ([`Audit::Watch`] counts as [`Audit::Off`]), and data count as even.
+/// * Dispatching, recording and deciding take the master no time (in reality about a microsecond a subtask), and its own
+///   network is as fast as all links together.
+/// * Above a recovery threshold of 64 (or after [`SimulatedLayer::counted`]) responder sets are counted, not inverted:
+///   any `delta` whole subtasks decode exactly, parts of subtasks do not count, and patience and a largest error have no
+///   effect.
 pub struct SimulatedLayer {
     id: u64,
     options: LayerOptions,
@@ -133,12 +134,12 @@ pub struct SimulatedLayer {
     history: RefCell<LatencyHistory>,
     assignment: Vec<usize>,
     placed: RefCell<Placed>,
-    /// (subtask, worker) on their way to new homes.
+    /// (subtask, worker) of filters on their way to newly assigned workers.
     moves: Vec<(usize, usize)>,
     runs: u32,
 }
 
-/// (worker, subtask) of everything that was sent, and the copies beside the homes, oldest first.
+/// (worker, subtask) of all filters sent, and the copies on workers beside the assigned ones, oldest first.
 #[derive(Default)]
 struct Placed {
     held: HashSet<(usize, usize)>,
@@ -147,7 +148,7 @@ struct Placed {
 
 impl SimulatedLayer {
     /// Chooses code and partitions as [`CodedConv::prepare`](super::CodedConv::prepare) does and assigns the subtasks.
-    /// The layer is to be run on this fleet only.
+    /// Run the layer only on this fleet.
     ///
     /// # Errors
     /// Those of [`CodedConv::prepare`](super::CodedConv::prepare) about shape and options, and
@@ -207,7 +208,7 @@ impl SimulatedLayer {
         })
     }
 
-    /// Counts responders whatever the recovery threshold, where their condition does not matter.
+    /// Counts responders at any recovery threshold, for studies in which their condition does not matter.
     #[must_use]
     pub fn counted(self) -> Self {
         Self { counted: true, ..self }
@@ -225,14 +226,14 @@ impl SimulatedLayer {
         &self.subtask
     }
 
-    /// The worker of each subtask at present.
+    /// The worker currently assigned to each subtask, by its index in the fleet.
     #[must_use]
     pub fn assignment(&self) -> &[usize] {
         &self.assignment
     }
 
-    /// Runs the layer from the present time of the fleet on, which afterwards is the time at which it has its output.
-    /// Workers that were cancelled let go after that, as real ones do.
+    /// Runs the layer from the fleet's current time on, and advances that to the time at which the output is ready.
+    /// Cancelled workers stop only after that, as real ones do.
     pub fn run(&mut self, fleet: &mut SimulatedFleet) -> SimulatedRun {
         self.arrive(fleet);
         let run = if self.counted {
@@ -367,14 +368,14 @@ impl SimulatedLayer {
         }
     }
 
-    /// Whether results decoded at `condition`, of even data, are as exact as is asked for.
+    /// Whether results decoded at `condition` from even data meet the error limits.
     fn suffices(&self, condition: Option<f64>) -> bool {
         let limit = self.accuracy.max_error(1.0, self.options.max_error);
         let bound = condition.map(|condition| self.accuracy.rounding.normwise(condition));
         bound.zip(limit).is_none_or(|(bound, limit)| bound <= limit)
     }
 
-    /// The last rung, within what is `left` of the deadline.
+    /// Computes locally as the last rung, within the time `left` of the deadline.
     fn compute_locally(&self, fleet: &SimulatedFleet, left: Duration) -> Result<()> {
         fleet.spend(self.costs.local.min(left));
         if self.costs.local <= left {
@@ -390,7 +391,7 @@ impl SimulatedLayer {
         })
     }
 
-    /// Filters for a worker that takes a subtask over, unless it holds them. Old copies make room.
+    /// Filters for a worker that takes over a subtask; `None` if it holds them. The oldest copies make room.
     fn filters_for(&self, fleet: &SimulatedFleet, subtask: usize, worker: usize) -> Option<Values> {
         let mut placed = self.placed.borrow_mut();
         if !placed.held.insert((worker, subtask)) {
@@ -407,7 +408,7 @@ impl SimulatedLayer {
         Some(Values::F32(Vec::new()))
     }
 
-    /// Subtasks whose filters have arrived at their new homes move there.
+    /// Reassigns subtasks whose filters have arrived at their new workers.
     fn arrive(&mut self, fleet: &SimulatedFleet) {
         let (id, placed) = (self.id, self.placed.get_mut());
         self.moves.retain(|(subtask, worker)| {
@@ -421,7 +422,7 @@ impl SimulatedLayer {
         });
     }
 
-    /// Sends filters to where the speeds of the workers want them, beside what else they do.
+    /// Sends filters to the workers that the current speeds call for, beside their other work.
     fn follow_the_speeds(&mut self, fleet: &SimulatedFleet) {
         self.runs += 1;
         if self.runs < RUNS_BETWEEN || !self.moves.is_empty() {
@@ -445,10 +446,10 @@ impl SimulatedLayer {
     }
 }
 
-/// Any so many whole subtasks decode, exactly.
+/// Counts responders: any `delta` whole subtasks decode, exactly.
 struct Counting<'a> {
     code: &'a Code,
-    /// Sub-results of each subtask that are missing.
+    /// Number of missing sub-results of each subtask.
     missing: Vec<usize>,
 }
 
@@ -480,7 +481,7 @@ impl Recovery for Counting<'_> {
     }
 
     fn wants(&self, subtask: usize) -> bool {
-        // Of copies one is enough.
+        // Of several copies of a part, one is enough.
         let part = self.code.part_of(subtask);
         let there =
             |part| (0..self.missing.len()).any(|i| self.missing[i] == 0 && self.code.part_of(i) == part);

@@ -1,8 +1,8 @@
-//! A soak in virtual time: hundreds of layers gathered from simulated workers that are slow, lost, silent or wrong.
+//! A soak test in virtual time: hundreds of layers gathered from simulated workers that are slow, lost, silent or faulty.
 //!
-//! [`Gather`] and [`DecodingTracker`] are the real ones, and so are encoding, sub-results and decoding; workers, queues and
-//! clock are an event queue on one thread. What a run decides depends on its seed alone. `FCDCC_SOAK_SEED` runs
-//! another one, and a failure names the one it had.
+//! [`Gather`], [`DecodingTracker`], encoding, sub-results and decoding are the real ones; workers, queues and clock are
+//! an event queue on one thread. The decisions of a run depend on its seed alone. Set `FCDCC_SOAK_SEED` to run another
+//! seed; a failure prints the seed it had.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -25,8 +25,7 @@ use crate::scheduler::{
 };
 use crate::worker::SubtaskShape;
 
-/// A code, its (k_A, k_B, n), and a condition number about which some responder sets are above and some below (if they
-/// differ at all).
+/// A code, its (k_A, k_B, n), and a condition number that lies between those of its responder sets (where they differ).
 const CODES: [(CodeKind, (usize, usize, usize), f64); 8] = [
     (CodeKind::Crme, (4, 4, 6), 4.0),
     (CodeKind::Crme, (4, 8, 10), 7.0),
@@ -42,11 +41,11 @@ const SEED: u64 = 20_261_122;
 const DEADLINE: Duration = Duration::from_secs(1);
 const EPSILON: f64 = f32::EPSILON as f64;
 
-/// Outputs may be off by this many times the predicted error. It is an estimate, but one from above: they are off by a
+/// Maximum ratio of the true error to the predicted one. The prediction is an upper estimate: the true error is about a
 /// sixth of it.
 const SLACK: f64 = 1.0;
 
-/// The least error of a lie, relative to a sub-result of average size: what an audit promises to find.
+/// The smallest injected error, relative to a sub-result of average size: an audit must find it.
 const LEAST_LIE: f64 = 1e-3;
 
 /// One coded layer, encoded once.
@@ -111,40 +110,40 @@ fn mean_square(values: &[f32]) -> f64 {
     values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / values.len() as f64
 }
 
-/// Relative L2 distance; infinite where it is none.
+/// Relative L2 distance; infinite where it is not a finite number.
 fn distance(got: &[f32], truth: &[f64]) -> f64 {
     let off: f64 = got.iter().zip(truth).map(|(g, t)| (f64::from(*g) - t).powi(2)).sum();
     let distance = (off / truth.iter().map(|t| t * t).sum::<f64>()).sqrt();
     if distance.is_nan() { f64::INFINITY } else { distance }
 }
 
-/// What a simulated worker is like, throughout a run.
+/// Behaviour of a simulated worker throughout a run.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Nature {
     Honest,
-    /// Takes so many times as long.
+    /// Takes this many times as long.
     Slow(f64),
     /// Is lost at this time.
     Mortal(Duration),
-    /// Takes tasks and says nothing.
+    /// Takes tasks and never replies.
     Silent,
-    /// Sends NaN, which is stopped at the door.
+    /// Returns NaN, which is rejected on arrival.
     Nan,
-    /// Every other task fails.
+    /// Fails every other task.
     Moody,
-    /// Adds errors of this size, relative to a sub-result of average size.
+    /// Faulty: adds errors of this size, relative to a sub-result of average size.
     Liar(f64),
 }
 
 struct Worker {
     nature: Nature,
-    /// For one sub-result.
+    /// Time for one sub-result.
     pace: Duration,
     queue: VecDeque<usize>,
     current: Option<usize>,
     tasks: usize,
     lost: bool,
-    /// It was caught with a NaN in this run.
+    /// It returned a NaN in this run.
     caught: bool,
 }
 
@@ -164,14 +163,14 @@ enum SimEvent {
     Loss { worker: usize },
 }
 
-/// A sub-result that came.
+/// A sub-result that arrived.
 struct Came {
     values: Vec<f32>,
     worker: usize,
     lie: bool,
 }
 
-/// What one run is told.
+/// The settings of one run.
 #[derive(Clone, Debug)]
 struct Setting {
     layer: usize,
@@ -180,7 +179,7 @@ struct Setting {
     seed: u64,
 }
 
-/// What all runs together have shown, so that the soak is known to have met what it is about.
+/// Counts over all runs, to check that the soak test covered every kind of outcome.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Tally {
     decoded: usize,
@@ -195,12 +194,12 @@ struct Tally {
     redispatched: usize,
     found: usize,
     audited: usize,
-    /// Outputs that a lie had got into.
+    /// Outputs decoded from a wrong sub-result.
     tainted: usize,
     visibly: usize,
-    /// The largest error over the predicted one.
+    /// The largest ratio of the true error to the predicted one.
     worst: f64,
-    /// Everything that was decided, in order.
+    /// Digest of all decisions, in order.
     digest: u64,
 }
 
@@ -225,7 +224,7 @@ struct Run<'a> {
     /// Root mean square of a sub-result of average size.
     size: f64,
     came: Vec<Vec<Option<Came>>>,
-    /// The limit that predicted errors are held to, if any.
+    /// Upper limit of predicted errors, if any.
     limit: Option<f64>,
     terms: RunEstimates,
     gather: Gather<DecodingTracker<'a>>,
@@ -239,7 +238,7 @@ fn ms(ms: f64) -> Duration {
 fn any_workers(layer: &Layer, rng: &mut ChaCha8Rng) -> Vec<Worker> {
     let n = layer.code.n();
     let count = [n, n, n / 2, n + 3][rng.random_range(0..4)];
-    // Mostly as many as the code survives, now and then too many.
+    // Usually at most as many as the code survives, sometimes more.
     let survivable = layer.code.tolerated();
     let most = if rng.random_range(0..3) == 0 { survivable + 2 } else { survivable };
     let bad = rng.random_range(0..=most);
@@ -348,7 +347,7 @@ impl<'a> Run<'a> {
         self.begin(worker);
     }
 
-    /// Lets an idle worker begin what waits for it.
+    /// Lets an idle worker begin its next task.
     fn begin(&mut self, worker: usize) {
         let delay = self.rng.random_range(0.0..3.0);
         let of = &mut self.workers[worker];
@@ -424,7 +423,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// As a job takes a reply.
+    /// Handles a reply as a job does.
     fn deliver(&mut self, attempt: usize, index: usize) {
         let of = &mut self.attempts[attempt];
         if of.ended {
@@ -456,7 +455,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// An error of relative L2 norm `size` beside a result of average size: noise, or a wrong scale.
+    /// Adds an error of relative L2 norm `size` to a result of average size: noise, or a wrong scale.
     fn corrupt(&mut self, values: &mut [f32], size: f64) {
         let scales = self.rng.random_bool(0.3);
         let direction: Vec<f32> = if scales { values.to_vec() } else { numbers(values.len(), &mut self.rng) };
@@ -466,14 +465,14 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Takes a complete subtask from everybody who still has it.
+    /// Cancels a complete subtask on every worker that still has it.
     fn cancel(&mut self, subtask: usize) {
         for worker in 0..self.workers.len() {
             let attempts = &self.attempts;
             let of = &mut self.workers[worker];
             of.queue.retain(|attempt| attempts[*attempt].subtask != subtask);
             if of.current.is_some_and(|attempt| attempts[attempt].subtask == subtask) {
-                // Even a silent worker hears this.
+                // Even a silent worker stops when it is cancelled.
                 self.next_task(worker);
             }
         }
@@ -499,7 +498,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Until the one action that ends it.
+    /// Runs until the action that ends the run.
     fn gather(&mut self) -> Result<Action, String> {
         let sub_results = (0..self.layer.code.n())
             .flat_map(|subtask| (0..self.layer.subtask.sub_results()).map(move |index| (subtask, index)));
@@ -525,7 +524,7 @@ impl<'a> Run<'a> {
                     self.happen(what);
                 }
                 _ => {
-                    // Several rungs may be reached at one time, but each of them once.
+                    // Several rungs may be reached at the same time, but each of them once.
                     ticks = if self.now < wake { 1 } else { ticks + 1 };
                     self.now = self.now.max(wake);
                     if ticks > 4 {
@@ -571,13 +570,13 @@ impl<'a> Run<'a> {
         Ok(None)
     }
 
-    /// Subtasks that came as a whole.
+    /// Subtasks of which all sub-results arrived.
     fn complete(&self) -> Vec<usize> {
         let whole = |of: &[Option<Came>]| of.iter().all(Option::is_some);
         (0..self.came.len()).filter(|subtask| whole(&self.came[*subtask])).collect()
     }
 
-    /// Whether two workers or more have answered for every part of which subtasks are copies.
+    /// Whether at least two workers returned each part, where subtasks are copies of parts.
     fn is_vouched_for(&self, subtasks: &[usize]) -> bool {
         let code = &self.layer.code;
         (0..code.k_a() * code.k_b()).all(|part| {
@@ -598,7 +597,7 @@ impl<'a> Run<'a> {
         self.now >= local.min(deadline / 4 * 3)
     }
 
-    /// What must hold of any end.
+    /// Checks that must hold for any end of a run.
     fn check(&mut self, last: Action, truth: &[f64]) -> Result<(), String> {
         let Policy { deadline, on_shortfall, audit, .. } = self.setting.policy;
         let require = |holds: bool, what: &str| if holds { Ok(()) } else { Err(what.to_owned()) };
@@ -652,7 +651,7 @@ impl<'a> Run<'a> {
         require(!audited || compared, "calls it audited without a spare")?;
         require(audit != Audit::Off || !audited, "calls it audited without an audit")?;
 
-        // Who lied in what was compared, and who is said to have.
+        // The faulty workers among the compared results must be exactly those that the audit names.
         let of = |(subtask, index): &(usize, usize)| self.came[*subtask][*index].as_ref();
         let lies = used.iter().filter_map(of).filter(|came| came.lie).count();
         if audited {
@@ -670,8 +669,8 @@ impl<'a> Run<'a> {
         }
 
         let bound = decoder.error_bound(EPSILON, layer.shape.reduction());
-        // Whether to wait was decided by the prediction: it must hold, up to rounding.
-        // (What came before a spare result was waited for is decoded without it.)
+        // The prediction decided whether to wait, so it must hold, up to rounding. (A set that decoded before a spare result
+        // was waited for is decoded without that result.)
         let without_spare =
             audit == Audit::Watch && bound <= Rounding::plain::<f32>(layer.shape.reduction()).normwise(30.0);
         let as_predicted = bound <= predicted * (1.0 + 1e-9);
@@ -680,10 +679,10 @@ impl<'a> Run<'a> {
         self.tally.digest([bound.to_bits()]);
         self.tally.found += faulty.len();
         if self.limit.is_some_and(|limit| bound > limit) {
-            // The layer would be refused: only if waiting could not have helped.
+            // The layer would be refused: allowed only if waiting could not have helped.
             let coming: Vec<usize> = self.attempts.iter().filter(|a| !a.ended).map(|a| a.subtask).collect();
             let hopeless = self.gather.recovery_mut().error_with(&coming) > layer.limit;
-            // It is not waited longer for a better set than computing the layer here takes.
+            // A run does not wait longer for a better set than computing the layer locally takes.
             let way_out = self.setting.policy.on_shortfall != OnShortfall::Fail || audit == Audit::Watch;
             let excused = hopeless || way_out || self.is_late() || !faulty.is_empty();
             self.tally.over_the_limit += 1;
@@ -706,7 +705,7 @@ impl<'a> Run<'a> {
             self.tally.visibly += usize::from(off);
         } else {
             require(!off, &format!("is off by {error:.1e} where {bound:.1e} was predicted"))?;
-            // A comparison that cannot fail would prove nothing: one result a little too large.
+            // Negative control: one result scaled by 1.01 must exceed the bound.
             let at = self.rng.random_range(0..results.len());
             results[at].iter_mut().for_each(|value| *value *= 1.01);
             require(output(&results)? > SLACK * bound, "does not show a wrong result")?;
@@ -735,7 +734,7 @@ fn run(layers: &[Layer], setting: &Setting, tally: &mut Tally) -> Result<(), Str
     })
 }
 
-/// Every combination of code and policy, each with a seed of its own.
+/// Every combination of code and policy, each with its own seed.
 fn settings(seed: u64) -> Vec<Setting> {
     let mut settings = Vec::new();
     for on_shortfall in [OnShortfall::Fail, OnShortfall::Redispatch, OnShortfall::Local] {
@@ -789,11 +788,11 @@ fn hundreds_of_runs_end_as_they_must_and_the_same_way_again() {
         tally.redispatched,
         tally.found,
         tally.audited,
-        // Without an audit lies get into outputs and are seen there.
+        // Without an audit wrong results get into outputs, where they are seen.
         tally.visibly,
     ];
     assert!(met.iter().all(|times| *times > 0), "FCDCC_SOAK_SEED={seed}: not all was met: {tally:?}");
     assert!(tally.worst > 0.01, "FCDCC_SOAK_SEED={seed}: errors are far from what is predicted: {tally:?}");
-    // The seed is what decides.
+    // The decisions depend on the seed.
     assert_ne!(soak(&layers, seed ^ 1 << 40).digest, tally.digest);
 }

@@ -1,6 +1,6 @@
-//! What has come back in one run: whether it decodes, how well, and whether it contradicts itself.
+//! Tracks the sub-results of one run: whether they decode, how well, and whether they contradict each other.
 //!
-//! Answers the scheduler's questions for every code. Invariant: what it says decodes, it can name a decoder for.
+//! It is the scheduler's [`Recovery`] for every code. Invariant: there is a decoder for every set that it accepts.
 
 use std::sync::Arc;
 
@@ -10,56 +10,56 @@ use crate::coding::{
 };
 use crate::scheduler::{Audit, AuditRecord, Recovery, Verdict};
 
-/// Largest condition number at which parts of subtasks are decoded from (f32 then keeps four digits); whole subtasks are
-/// decoded at any.
+/// Largest condition number at which parts of subtasks are used for decoding (f32 then keeps four digits). Whole subtasks
+/// are decoded at any condition number.
 const PARTIAL_CONDITION: f64 = 300.0;
 
-/// Share of the cancellation of sums that shows in their rounding error beyond the usual bound. On a constant of 100 with
+/// Share of a sum's cancellation that adds to its rounding error beyond the usual bound. On a constant of 100 with
 /// noise of 1 under filters that sum to zero (cancellation 100), f32 results contradict each other by about a tenth.
 const CANCELLED: f64 = 0.25;
 
 /// Up to this condition number a set that decodes is as good as one with a spare result.
 const COMPARABLE_CONDITION: f64 = 30.0;
 
-/// Most liars that are looked for at once: all sets of so many workers are tried.
+/// Maximum number of faulty workers searched for: all sets of up to this many workers are tried.
 const MOST_LIARS: usize = 2;
 
-/// What does not change over the runs of a layer.
+/// What stays constant during a run.
 pub(super) struct RecoveryContext<'a> {
     pub(super) code: &'a Code,
     pub(super) decoders: &'a DecoderCache,
     pub(super) checkers: &'a ParityCheckCache,
-    /// Of the workers' arithmetic.
+    /// Rounding of the workers' arithmetic.
     pub(super) rounding: Rounding,
-    /// The audit of this run: [`Audit::Watch`] only where it is one that waits for a spare result.
+    /// The audit of this run. [`Audit::Watch`] here means that this run waits for a spare result.
     pub(super) audit: Audit,
     pub(super) partial: bool,
-    /// For an audit: squared norms of the sub-results, by subtask and index, as their operands let expect them.
+    /// For an audit: expected squared norm of each sub-result, from its operands, by subtask and index.
     pub(super) energies: Vec<f64>,
 }
 
-/// The answers of one run so far.
+/// The results of one run so far.
 pub(super) struct DecodingTracker<'a> {
     scheme: RecoveryContext<'a>,
-    /// Sub-results of each subtask that came.
+    /// Number of sub-results of each subtask that arrived.
     counts: Vec<usize>,
     /// Complete subtasks, ascending.
     complete: Vec<usize>,
-    /// Everything that came, in order.
+    /// All sub-results that arrived, in order.
     arrived: Vec<SubResult>,
-    /// Whether parts of subtasks may count, and what is known of them once they do.
+    /// Whether parts of subtasks may count, and their basis once they do.
     partial: bool,
     basis: Option<Basis>,
-    /// Who computed each sub-result, and its sketch, by subtask and index.
+    /// The worker and the sketch of each sub-result, by subtask and index.
     notes: Vec<Option<(usize, Option<Box<Sketch>>)>>,
-    /// Results beyond those that decode that an audit compares: wished for, and needed.
+    /// Results that an audit compares beyond those that decode: the number wanted, and the number required.
     wished: usize,
     needed: usize,
-    /// With [`Audit::Watch`]: what decoded before a spare result was waited for.
+    /// With [`Audit::Watch`]: the set that decoded before a spare result was waited for.
     first: Vec<usize>,
-    /// Complete subtasks without which nothing is decided, since fewer left the audit in doubt.
+    /// The minimum number of complete subtasks for the next check, since fewer left the audit in doubt.
     doubted: usize,
-    /// The answer to [`Recovery::error`], while nothing new has come.
+    /// Cached [`Recovery::error`], until the next result arrives.
     error: Option<f64>,
     chosen: Option<Arc<Decoder>>,
     in_doubt: bool,
@@ -73,7 +73,7 @@ impl<'a> DecodingTracker<'a> {
         let code = scheme.code;
         let wished = usize::from(scheme.audit != Audit::Off);
         let needed = if scheme.audit == Audit::Watch { 0 } else { wished };
-        // Whether parts of liars' work are consistent with the rest is not asked: an audit takes whole subtasks.
+        // An audit compares whole subtasks only, so parts must not count.
         let audited = matches!(scheme.audit, Audit::Detect | Audit::Correct);
         let partial = scheme.partial && !audited && code.l_a() * code.l_b() > 1;
         Self {
@@ -97,7 +97,7 @@ impl<'a> DecodingTracker<'a> {
         }
     }
 
-    /// The decoder of what is to be decoded, after the verdict that it is.
+    /// The decoder to use, set once a verdict accepted a set.
     pub(super) fn chosen(&self) -> Option<&Arc<Decoder>> {
         self.chosen.as_ref()
     }
@@ -107,7 +107,7 @@ impl<'a> DecodingTracker<'a> {
         &self.flagged
     }
 
-    /// Relative error that the audit would have found, where all results were compared.
+    /// Smallest relative error that the audit would have found, if all results were compared.
     pub(super) fn floor(&self) -> Option<f64> {
         self.floor.filter(|floor| floor.is_finite())
     }
@@ -122,12 +122,12 @@ impl<'a> DecodingTracker<'a> {
         &self.complete
     }
 
-    /// The worker that computed a sub-result that came.
+    /// The worker that computed a sub-result; `None` if it has not arrived.
     pub(super) fn worker_of(&self, subtask: usize, index: usize) -> Option<usize> {
         self.note_of(self.sub_result(subtask, index)).map(|(worker, _)| *worker)
     }
 
-    /// Whether there is more than decodes, though nothing was compared: spare results that came anyway.
+    /// Whether more results arrived than needed to decode, and they were not compared.
     pub(super) fn has_unchecked_spares(&self) -> bool {
         let code = self.scheme.code;
         let decodes = match code.part_of(0) {
@@ -137,8 +137,8 @@ impl<'a> DecodingTracker<'a> {
         self.scheme.audit == Audit::Off && self.complete.len() > decodes
     }
 
-    /// Compares the spare results that came anyway. `sketch` makes the sketch of a sub-result, `energies` are those of
-    /// [`RecoveryContext`]. Afterwards [`DecodingTracker::chosen`] is free of what was found wrong, unless this is in doubt.
+    /// Compares the spare results that arrived anyway. `sketch` computes the sketch of a sub-result; `energies` are as in
+    /// [`RecoveryContext`]. Afterwards [`DecodingTracker::chosen`] uses no result found wrong, unless `in_doubt` holds.
     pub(super) fn check_spares(
         &mut self,
         sketch: impl Fn(usize, usize) -> Option<Sketch>,
@@ -180,9 +180,9 @@ impl<'a> DecodingTracker<'a> {
         self.counts[subtask] == self.scheme.code.l_a() * self.scheme.code.l_b()
     }
 
-    /// How many workers vouch for a part of which whole subtasks are copies. Two copies by one worker are no check of
-    /// each other: what it does wrong it does wrong twice. Those that `holds` names before they are complete are taken
-    /// to come from workers of their own.
+    /// Number of workers that confirm a part, where whole subtasks are copies. Two copies from one worker do not check each
+    /// other: it makes the same mistake in both. Subtasks that `holds` names before they are complete are assumed to come
+    /// from different workers.
     fn witnesses(&self, part: usize, holds: &dyn Fn(usize) -> bool) -> usize {
         let parts = self.scheme.code.k_a() * self.scheme.code.k_b();
         let (mut workers, mut to_come) = (Vec::new(), 0);
@@ -209,13 +209,14 @@ impl<'a> DecodingTracker<'a> {
         }
     }
 
-    /// Where whole subtasks are copies of parts: whether those that `holds` names are more than `spare` of every part.
+    /// Where whole subtasks are copies of parts: whether more than `spare` workers confirm every part by those that `holds`
+    /// names.
     fn vouch(&self, holds: &dyn Fn(usize) -> bool, spare: usize) -> bool {
         let code = self.scheme.code;
         (0..code.k_a() * code.k_b()).all(|part| self.witnesses(part, holds) > spare)
     }
 
-    /// Whether the complete subtasks are enough to be compared.
+    /// Whether there are enough complete subtasks to compare.
     fn comparable(&self) -> bool {
         let code = self.scheme.code;
         match code.part_of(0) {
@@ -236,14 +237,14 @@ impl<'a> DecodingTracker<'a> {
 
     fn of_basis(&self, basis: &Basis) -> f64 {
         let condition = basis.condition();
-        // An estimate, more than half of the true number: what is predicted here must hold for the decoder, or a run
-        // would be refused for its error that could have waited.
+        // The estimate is more than half of the true condition number. The prediction must hold for the decoder: otherwise a
+        // run that could have waited would be refused for its error.
         if condition <= PARTIAL_CONDITION { self.bound(2.0 * condition) } else { f64::INFINITY }
     }
 
-    /// Relative rounding error of a sub-result. Rounding is relative to the terms of a sum: where they cancel (filters that
-    /// sum to zero on nearly constant data) it is large beside the result, and no contradiction. The usual bound has room
-    /// for some of that.
+    /// Relative rounding error of a sub-result. Rounding is relative to the terms of a sum. Where the terms cancel (filters
+    /// that sum to zero on nearly constant data), the error is large beside the result without being a contradiction. The
+    /// usual bound has room for some of that.
     fn noise(&self, inputs: &[SubResult]) -> f64 {
         let expected: f64 = inputs.iter().map(|of| self.energy_of(*of)).sum();
         let sketches = inputs.iter().filter_map(|of| self.note_of(*of)?.1.as_deref());
@@ -252,7 +253,7 @@ impl<'a> DecodingTracker<'a> {
         self.bound(1.0) * (cancelled * CANCELLED).max(1.0)
     }
 
-    /// The smallest error that an audit of the complete subtasks is certain to see.
+    /// The smallest error that an audit of the complete subtasks is certain to find.
     fn audit_floor(&self) -> f64 {
         let code = self.scheme.code;
         let inputs = code.sub_results_of(&self.complete);
@@ -267,7 +268,7 @@ impl<'a> DecodingTracker<'a> {
         self.chosen.is_some()
     }
 
-    /// Compares the complete subtasks with each other; `None` where they cannot be compared.
+    /// Compares the complete subtasks; `None` where that is impossible, or where [`Audit::Detect`] found a contradiction.
     fn examine(&self) -> Option<Finding> {
         let code = self.scheme.code;
         let inputs = code.sub_results_of(&self.complete);
@@ -307,7 +308,7 @@ impl<'a> DecodingTracker<'a> {
                 }
             }
             Some(Finding::Liars { faulty, flagged, honest }) => {
-                // Copies that are left over must still vouch for each other.
+                // The remaining copies must still confirm each other.
                 let copies = self.scheme.code.part_of(0).is_some();
                 let vouched = !copies || self.vouch(&|i| honest.contains(&i), self.wished);
                 if vouched && self.choose(&honest) {
@@ -318,12 +319,12 @@ impl<'a> DecodingTracker<'a> {
             }
             Some(Finding::Unclear) => {}
         }
-        // Whatever comes next may tell.
+        // Wait for one more result: it may resolve the doubt.
         self.doubted = self.complete.len() + 1;
         Verdict::Doubt
     }
 
-    /// What to decode of complete subtasks that agree: those that came before a spare one was waited for, unless they are
+    /// The subtasks to decode from when all agree: those that came before a spare one was waited for, unless they are
     /// conditioned much worse.
     fn to_decode(&self) -> Vec<usize> {
         let decodes = !self.first.is_empty() && self.doubted == 0;
@@ -335,7 +336,7 @@ impl<'a> DecodingTracker<'a> {
         self.complete.clone()
     }
 
-    /// Decodes from whole subtasks that cannot be compared.
+    /// Decodes from complete subtasks without comparing them.
     fn accept_unchecked(&mut self) -> Verdict {
         self.in_doubt = false;
         let complete = self.complete.clone();
@@ -343,7 +344,7 @@ impl<'a> DecodingTracker<'a> {
     }
 }
 
-/// What the comparison of complete subtasks says.
+/// The result of comparing the complete subtasks.
 enum Finding {
     Consistent {
         floor: f64,
@@ -353,7 +354,7 @@ enum Finding {
         flagged: Vec<usize>,
         honest: Vec<usize>,
     },
-    /// They contradict each other, and several explanations are as good.
+    /// They contradict each other, and several explanations are equally good.
     Unclear,
 }
 
@@ -389,7 +390,7 @@ impl Recovery for DecodingTracker<'_> {
             return error;
         }
         let error = if self.enough(&|i| self.is_complete(i)) {
-            // Where even all results together cannot promise it, the report says what they can.
+            // Where even all results together cannot reach the target, the report gives the error that they can detect.
             let awaited = self.complete.len() < self.counts.len();
             if self.needed > 0 && awaited && self.audit_floor() > AUDIT_TARGET {
                 f64::INFINITY
@@ -400,7 +401,7 @@ impl Recovery for DecodingTracker<'_> {
                 self.whole(&self.complete)
             }
         } else {
-            // In doubt, parts are as doubtful.
+            // While whole subtasks are in doubt, parts are too.
             let basis = self.basis.as_ref().filter(|_| self.doubted == 0);
             basis.map_or(f64::INFINITY, |basis| self.of_basis(basis))
         };
@@ -429,7 +430,7 @@ impl Recovery for DecodingTracker<'_> {
     fn suffices_with(&self, also: &dyn Fn(usize) -> bool) -> bool {
         let complete = |i: usize| self.is_complete(i);
         let more = || (0..self.counts.len()).any(|i| !complete(i) && also(i));
-        // Where nothing more comes, what is there must do; an audit may think otherwise.
+        // Where nothing more comes, the results at hand must do; an audit may decide otherwise.
         self.enough(&|i| complete(i) || also(i)) && (self.error.is_some_and(f64::is_finite) || more())
     }
 
@@ -452,14 +453,14 @@ impl Recovery for DecodingTracker<'_> {
             let complete = self.complete.clone();
             self.choose(&complete)
         } else {
-            // Hardly any such set comes twice: its decoder is not kept.
+            // Such a set rarely occurs twice: its decoder is not cached.
             self.chosen = Decoder::generic(self.scheme.code, &self.arrived).ok().map(Arc::new);
             self.chosen.is_some()
         };
         if found {
             return Verdict::Accept;
         }
-        // The estimate was too good: from here on only whole subtasks count.
+        // The estimate was too optimistic: from here on only whole subtasks count.
         self.basis = None;
         self.error = Some(f64::INFINITY);
         Verdict::Doubt
@@ -470,7 +471,7 @@ impl Recovery for DecodingTracker<'_> {
     }
 
     fn wishes(&self) -> bool {
-        // Also where parts of subtasks are enough to decode from: workers in step would never be compared otherwise.
+        // Also where parts of subtasks are enough to decode: otherwise workers that advance in step are never compared.
         let watches = self.scheme.audit == Audit::Watch && self.doubted == 0;
         watches && !(self.comparable() && self.audit_floor() <= AUDIT_TARGET)
     }

@@ -1,9 +1,9 @@
-//! A layer under one code: its filters on the workers, and a run of it.
+//! A layer under one code: its filters on the workers, and its runs.
 //!
-//! Who runs layers can skip this: a [`CodedConv`](super::CodedConv) has one of these, and another one once its data were too
-//! uneven for the first.
+//! Relevant if you want to change how a run is encoded, audited or decoded. A [`CodedConv`](super::CodedConv) has one
+//! variant, and creates a second one under another code once its data were too uneven for the first.
 //!
-//! Invariant: an output that is given back has the bounds that are given back with it, or there is an error.
+//! Invariant: a run returns an output together with error bounds that hold for it, or an error.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -31,10 +31,10 @@ use crate::scheduler::{
 };
 use crate::worker::{SubtaskShape, WorkerKind};
 
-/// Responder sets whose inverses a layer keeps.
+/// Maximum number of decoders that a layer caches, one for each responder set.
 pub(super) const CACHED_DECODERS: usize = 256;
 
-/// Errors of a sub-result beyond this many times what rounding explains are no rounding.
+/// A sub-result whose error exceeds this many times the rounding bound is wrong.
 const LIE: f64 = 8.0;
 
 /// See the module documentation.
@@ -55,19 +55,19 @@ pub(super) struct Variant<T: Element> {
     history: Mutex<LatencyHistory>,
 }
 
-/// A run under one code, whatever came of it.
+/// A run under one code, with or without an output.
 pub(super) struct VariantRun<'a, T> {
-    /// The output with what it may be off by, or why there is none.
+    /// The output with its quality, or the error.
     pub(super) output: Result<(Vec<T>, Quality)>,
     pub(super) gathered: RunOutcome<DecodingTracker<'a>>,
-    /// What it was decoded from, unless it was computed locally.
+    /// The decoder used, unless the layer was computed locally.
     pub(super) decoder: Option<Arc<Decoder>>,
-    /// Padding, cutting and encoding; decoding, or the local computation.
+    /// Time to pad, partition and encode; time to decode or to compute locally.
     pub(super) times: [Duration; 2],
 }
 
 impl<T: Element> Variant<T> {
-    /// Encodes the filters and installs them on the pool's workers. `plain` workers compute with operands of full width, and
+    /// Encodes the filters and installs them on the pool's workers. `plain` workers keep operands in full width and compute
     /// every output from its own window alone.
     ///
     /// # Errors
@@ -124,7 +124,7 @@ impl<T: Element> Variant<T> {
         &self.placement.code
     }
 
-    /// Computes the layer. Windows of a larger amplification than `amplification` are computed on this machine.
+    /// Computes the layer. Windows whose amplification exceeds `amplification` are computed on this machine.
     pub(super) fn run(
         &self,
         common: &Common<T>,
@@ -166,7 +166,7 @@ impl<T: Element> Variant<T> {
             (Decision::Decode, Some(decoder)) => {
                 tracing::debug_span!("decode").in_scope(|| self.decode(&job, decoder, &gathered, room))
             }
-            // The gathering ends with `Decode` only after a verdict that chose a decoder.
+            // A run ends with `Decode` only after a verdict that chose a decoder.
             (Decision::Local | Decision::Decode, _) => {
                 tracing::warn!("too few results: computing the layer locally");
                 Ok(None)
@@ -191,14 +191,14 @@ impl<T: Element> Variant<T> {
         gathered.settle();
         locked(&self.history).learn(self.code().n(), &gathered);
         self.keep_slabs(slabs);
-        // Subtasks move where they may be handed to others at all.
+        // Subtasks are moved only where the policy allows other workers to take them over.
         if common.options.on_shortfall == OnShortfall::Redispatch {
             self.placement.follow_the_speeds();
         }
         VariantRun { output, gathered, decoder, times: [encode, decode] }
     }
 
-    /// Keeps the buffers of a run that is over.
+    /// Keeps a finished run's result buffers for the next one.
     pub(super) fn keep(&self, gathered: RunOutcome<DecodingTracker<'_>>) {
         let mut spent = locked(&self.spent);
         spent.extend(gathered.into_buffers());
@@ -209,7 +209,7 @@ impl<T: Element> Variant<T> {
         let spare = self.spare_slabs();
         let coded = encode_distinct(self.code(), &common.shape, &self.slabs, input, &scan.slab_scales, spare);
         let coded: Vec<_> = coded.into_iter().map(|slabs| Arc::new(T::wrap(slabs))).collect();
-        // Those of all subtasks may be one and the same.
+        // All subtasks may share the same slabs.
         coded.iter().cycle().take(self.code().n()).cloned().collect()
     }
 
@@ -223,11 +223,11 @@ impl<T: Element> Variant<T> {
         free.into_iter().filter_map(Arc::into_inner).filter_map(T::take).collect()
     }
 
-    /// Keeps the slabs of a run, those of stragglers too: at most as many as two runs need.
+    /// Recycles this run's slab buffers, also those that stragglers still read; keeps at most 2n.
     fn keep_slabs(&self, slabs: Vec<Arc<Values>>) {
         let mut spare = locked(&self.spare);
         for slabs in slabs {
-            // Those of all subtasks may be one and the same.
+            // All subtasks may share the same slabs.
             if !spare.iter().any(|kept| Arc::ptr_eq(kept, &slabs)) {
                 spare.push(slabs);
             }
@@ -251,7 +251,7 @@ impl<T: Element> Variant<T> {
         }
     }
 
-    /// What the experience of this layer is asked about.
+    /// The context for which [`LatencyHistory`] gives its estimates.
     fn about<'a>(&'a self, common: &'a Common<T>, amplification: f64) -> RunContext<'a> {
         RunContext {
             options: &common.options,
@@ -263,7 +263,7 @@ impl<T: Element> Variant<T> {
         }
     }
 
-    /// Compares spare results that came although no audit waited for them.
+    /// Compares spare results that arrived although no audit waited for them.
     fn check_spares(&self, slabs: &[Arc<Values>], gathered: &mut RunOutcome<DecodingTracker<'_>>) {
         let Some(sketcher) = self.sketcher.as_ref().filter(|_| gathered.recovery.has_unchecked_spares())
         else {
@@ -282,8 +282,8 @@ impl<T: Element> Variant<T> {
         self.flag(gathered, &faulty);
     }
 
-    /// After a contradiction that could not be settled: which results are wrong is found by computing them again here, as long
-    /// as the deadline allows.
+    /// After a contradiction that the audit could not resolve: recomputes results on this machine, as long as the deadline
+    /// allows, to find the faulty workers.
     fn find_faulty(
         &self,
         slabs: &[Arc<Values>],
@@ -310,7 +310,7 @@ impl<T: Element> Variant<T> {
                 let square = |values: f64| values * values;
                 let error: f64 = got.iter().zip(&want).map(|(a, b)| square(a.to_f64() - b.to_f64())).sum();
                 let operands = |values: &[T]| values.iter().map(|v| square(v.to_f64())).sum::<f64>();
-                // As large as sums of such products are, should they cancel here.
+                // Sums of such products are about this large, even where they cancel in `want`.
                 let mean = operands(slab) / slab.len().max(1) as f64;
                 let outputs = got.len() as f64 / shape.conv.out_channels as f64;
                 let size = operands(&want).max(mean * operands(bank) * outputs);
@@ -332,7 +332,7 @@ impl<T: Element> Variant<T> {
         }
     }
 
-    /// Decodes and finishes; `None` if the result may be off by more than is allowed, and computing it locally is better.
+    /// Decodes and applies bias and activation; `None` if the error may exceed the limit and computing locally is better.
     fn decode(
         &self,
         job: &Finishing<'_, T>,
@@ -370,8 +370,8 @@ impl<T: Element> Variant<T> {
         let repaired =
             if finite { self.repair(job, amplification, unit, &mut output) } else { Repaired::default() };
         let recomputed = repaired.outputs;
-        // No element is larger than the norm; where that is beyond the type, one may be. Every result is finite: it is the
-        // output that its type cannot hold.
+        // No element is larger than the norm, so only a norm beyond the type's range calls for a search. Every result is
+        // finite: then it is the output that exceeds the range of its type.
         let fits = T::from_f64(norm).finite() && recomputed == 0;
         if finite && !fits && first_non_finite(&output).is_some() {
             return Err(overflow::<T>(gathered, &self.placement.pool));
@@ -379,7 +379,7 @@ impl<T: Element> Variant<T> {
         let normwise = rounding.normwise(condition);
         let (mut norm, mut known) = (norm, Vec::new());
         if recomputed > 0 {
-            // What was decoded of outlying windows is gone, with its errors. Of the others no error is larger than windowwise.
+            // Outlying windows were overwritten, and their errors with them. All others are within the windowwise bound.
             norm = output.iter().map(|value| (value.to_f64() * unit).powi(2)).sum::<f64>().sqrt() / unit;
             let squares = |(group, windows): &(usize, f64)| {
                 let group_out = common.shape.out_channels / common.shape.groups;
@@ -399,14 +399,14 @@ impl<T: Element> Variant<T> {
         };
         match common.check(&quality) {
             Ok(()) => Ok(Some((output, quality))),
-            // Computing it here loses less.
+            // Computing locally has a smaller error.
             Err(_) if condition * amplification > 1.0 || rounding.half || rounding.filtering => Ok(None),
             Err(error) => Err(error),
         }
     }
 
-    /// Writes exact values where decoding cannot: the bias where windows are zero throughout, sums of products where they
-    /// stand out.
+    /// Overwrites outputs that decoding does not give exactly: the bias where a window is all zeros, sums of products where
+    /// a window stands out.
     fn repair(&self, job: &Finishing<'_, T>, amplification: f64, unit: f64, output: &mut [T]) -> Repaired {
         let Finishing { common, input, scan, .. } = *job;
         let shape = &common.shape;
@@ -451,17 +451,17 @@ impl<T: Element> Variant<T> {
     }
 }
 
-/// What was computed on this machine beside decoding.
+/// Outputs computed on this machine beside decoding.
 #[derive(Debug, Default)]
 struct Repaired {
-    /// Outputs of windows that stand out.
+    /// Number of outputs whose windows stand out.
     outputs: usize,
-    /// Of each image and group that has such windows: the sum of squares of the largest magnitudes of all others, times the
-    /// unit squared.
+    /// For each image and group with such windows: the sum of squares of the largest magnitudes of all other windows, times
+    /// the unit squared.
     others: Vec<(usize, f64)>,
 }
 
-/// What finishing an output needs to know of the run.
+/// The parts of a run that finishing its output needs.
 #[derive(Clone, Copy)]
 struct Finishing<'a, T: Element> {
     common: &'a Common<T>,
@@ -471,13 +471,13 @@ struct Finishing<'a, T: Element> {
     finite: bool,
 }
 
-/// How the workers of a pool round the layer.
+/// Rounding of the layer's results on the workers of a pool.
 fn rounding<T: Element>(pool: &Pool, common: &Common<T>, plain: bool) -> Rounding {
     let rounding = Rounding::plain::<T>(common.shape.reduction());
     if plain {
         return rounding;
     }
-    // Which kernel a GPU runs, here or elsewhere, is its worker's choice.
+    // A GPU worker chooses its own kernel, here or on another machine.
     let gpus = pool.workers().any(|info| info.kind != WorkerKind::Cpu);
     Rounding { half: pool.keeps_half(), filtering: gpus && common.shape.suits_filtering(), ..rounding }
 }
@@ -491,7 +491,7 @@ fn overflow<T: Element>(gathered: &RunOutcome<DecodingTracker<'_>>, pool: &Pool)
 }
 
 impl<T: Element> Drop for Variant<T> {
-    /// Frees the filters on every worker that was given some.
+    /// Frees the filters on every worker that holds some.
     fn drop(&mut self) {
         self.placement.close();
     }

@@ -1,7 +1,7 @@
 //! Which runs of a layer are audited.
 //!
-//! Invariant: with [`Audit::Watch`], of any [`Audit::WATCH_EVERY`] runs of a layer one after the other at least one waits for a
-//! result to compare with; where none came in time, the next ones do so as well, ever less often.
+//! Invariant: with [`Audit::Watch`], at least one of any [`Audit::WATCH_EVERY`] consecutive runs of a layer waits for a
+//! result to compare with. If none came in time, following runs wait as well, at growing intervals.
 
 use std::sync::Mutex;
 
@@ -17,18 +17,18 @@ pub(super) struct Watch {
 
 #[derive(Debug)]
 struct State {
-    /// Runs until the next that is audited.
+    /// Runs until the next audited one.
     due_in: u32,
-    /// Runs until the one after that, should nothing be compared.
+    /// Runs until the audit after that, if nothing could be compared.
     retry_in: u32,
-    /// Runs that are audited whatever is due.
+    /// Number of following runs that are audited in any case.
     strict: u32,
-    /// Workers of the pool that had been caught when it was last looked.
+    /// [`Pool::caught`](crate::scheduler::Pool::caught) at the last check.
     caught: u64,
 }
 
 impl Watch {
-    /// As `audit` says, in a pool in which `caught` workers were caught so far.
+    /// A schedule for `audit`, in a pool in which `caught` workers were caught so far.
     pub(super) fn new(audit: Audit, caught: u64) -> Self {
         Self { audit, state: Mutex::new(State { due_in: 0, retry_in: 1, strict: 0, caught }) }
     }
@@ -49,7 +49,7 @@ impl Watch {
         if due || strict { Audit::Watch } else { Audit::Off }
     }
 
-    /// Books whether a run that was to be audited was.
+    /// Records whether a run that was to be audited was in fact audited.
     pub(super) fn done(&self, audited: bool) {
         let mut state = locked(&self.state);
         if audited {
@@ -73,7 +73,7 @@ mod tests {
         assert_eq!(next(3, Audit::WATCH_EVERY - 1), 0);
         assert_eq!(watch.next(3), Audit::Watch);
         assert_eq!(next(4, Audit::WATCH_EVERY), Audit::WATCH_EVERY as usize);
-        // Back to one in so many.
+        // Back to one run in `WATCH_EVERY`.
         assert_eq!(next(4, 10 * Audit::WATCH_EVERY), 10);
         for other in [Audit::Off, Audit::Detect, Audit::Correct] {
             let watch = Watch::new(other, 0);

@@ -3,24 +3,23 @@
 use super::power::power_of_two;
 use crate::array::{DType, Element};
 
-/// Powers of two that bring the sum of magnitudes of each filter into `[1, 2)`, and what the error bounds need to know of
-/// the filters.
+/// Powers of two that bring the sum of magnitudes of each filter into `[1, 2)`, and the sums that error bounds need.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FilterScales {
-    /// `[O]`: what each filter is multiplied by.
+    /// `[O]`: factor by which each filter is multiplied.
     pub factors: Vec<f64>,
-    /// `[O]`: what the decoded outputs of each filter are multiplied by: the inverse, 0 for a filter of zeros, so that its
-    /// outputs are exactly the bias.
+    /// `[O]`: factor by which the decoded outputs of each filter are multiplied: the inverse, or 0 for a filter of zeros, so
+    /// that its outputs are exactly the bias.
     pub undo: Vec<f64>,
-    /// `[O]`: sum of magnitudes of each filter, before it is scaled.
+    /// `[O]`: sum of magnitudes of each filter, before scaling.
     pub sums: Vec<f64>,
-    /// `[O]`: sum of squares of each filter, after it is scaled.
+    /// `[O]`: sum of squares of each filter, after scaling.
     pub energies: Vec<f64>,
 }
 
 impl FilterScales {
-    /// The scales of `weight` `[O, C/groups, kernel...]`, whose filters have `filter_elems` elements each. Filters that hold
-    /// a NaN or infinity are left as they are.
+    /// The scales of `weight` `[O, C/groups, kernel...]`, row-major, with `filter_elems` elements in each filter. Filters
+    /// with a NaN or infinity are not scaled.
     #[must_use]
     pub fn new<T: Element>(weight: &[T], filter_elems: usize) -> Self {
         let count = weight.len() / filter_elems.max(1);
@@ -41,7 +40,7 @@ impl FilterScales {
         scales
     }
 
-    /// The smallest sum of magnitudes of a filter that is not zero; infinite if all are.
+    /// The smallest sum of magnitudes of a nonzero filter; infinite if all filters are zero.
     #[must_use]
     pub fn smallest_sum(&self) -> f64 {
         self.sums.iter().copied().filter(|sum| *sum > 0.0).fold(f64::INFINITY, f64::min)

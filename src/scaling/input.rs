@@ -1,4 +1,4 @@
-//! One pass over an input: whether it is finite, how large its slabs are, and how uneven its windows.
+//! Scans an input in one pass: whether it is finite, the size of its slabs, and the unevenness of its windows.
 
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
@@ -12,31 +12,31 @@ use crate::array::{DType, Element};
 use crate::conv::ConvShape;
 use crate::partition::InputPartition;
 
-/// Elements that are looked at without a branch.
+/// Number of elements processed without a branch.
 const CHUNK: usize = 64;
 
-/// Fewer elements than this are scanned on the calling thread.
+/// Inputs with fewer elements are scanned on the calling thread.
 const SMALL: usize = 32 * 1024;
 
-/// From so many images and groups on they are shared out among threads, else the rows of each.
+/// From this many images and groups on, each is scanned by one thread; otherwise threads share the rows of each.
 const MANY: usize = 8;
 
-/// Slabs that are not mixed with others are scaled only where their largest element leaves `[1 / ROOM, ROOM]`: products with
-/// filters of a size near 1 are then far from both ends of the range of f32.
+/// Slabs that are not mixed are scaled only if their size is outside `[1 / ROOM, ROOM]`: inside, products with filters of
+/// a size near 1 are far from both ends of the range of f32.
 const ROOM: f64 = (1_u64 << 40) as f64;
 
-/// Windows of a slab that are looked at for its scale.
+/// Maximum number of windows of a slab that are sampled for its scale.
 const SAMPLED: usize = 256;
 
-/// A slab is scaled by no more than brings its largest element here.
+/// No scale brings the largest element of a slab above this.
 const MOST_ELEMENT: f64 = (1_u64 << 60) as f64;
 
-/// What happens to the slabs of a layer, as far as it matters to rounding errors.
+/// How the slabs of a layer are coded and computed, as far as it affects rounding errors.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ScanOptions {
     /// Whether coded slabs are sums of slabs.
     pub mixed: bool,
-    /// Whether slabs are scaled also where nothing is mixed and they are of ordinary size.
+    /// Whether slabs are scaled even if nothing is mixed and their size is ordinary.
     pub always_scaled: bool,
     /// Whether workers may mix elements one step outside a window with those inside, as Winograd's filtering does.
     pub widened: bool,
@@ -44,19 +44,19 @@ pub struct ScanOptions {
     pub floor: f64,
 }
 
-/// How the inputs of one layer are scanned.
+/// A plan for scanning the inputs of one layer.
 #[derive(Debug)]
 pub struct ScanPlan {
     shape: ConvShape,
     options: ScanOptions,
     k_a: usize,
-    /// Windows of a slab, of one channel.
+    /// Windows of one channel of a slab.
     part_plane: usize,
     /// Elements of one row of the split axis.
     row_elems: usize,
     windows: Windows,
     widened: Windows,
-    /// Runs of input rows that no slab begins or ends in; together all rows.
+    /// Ranges of input rows in which no slab begins or ends; together they cover all rows.
     bands: Vec<Range<usize>>,
     /// The rows of each slab.
     slab_rows: Vec<Range<usize>>,
@@ -64,46 +64,46 @@ pub struct ScanPlan {
     slab_elems: usize,
 }
 
-/// Windows that see nothing but zeros.
+/// A run of windows that contain only zeros.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ZeroRun {
-    /// Which image and group: `image * groups + group`.
+    /// Image and group: `image * groups + group`.
     pub group: usize,
     /// First output position, in the plane of a channel.
     pub start: usize,
-    /// How many.
+    /// Number of windows.
     pub count: usize,
 }
 
-/// What a scan found.
+/// The result of a scan.
 #[derive(Clone, Debug, Default)]
 pub struct InputScan {
     /// Whether no element is NaN or infinite.
     pub finite: bool,
-    /// `[N, g, k_A]`: what the slabs are to be multiplied by; empty where all are to stay as they are.
+    /// `[N, g, k_A]`: factors by which the slabs are to be multiplied; empty if none is scaled.
     pub slab_scales: Vec<f64>,
     /// `[N, g, k_A]`: mean square of an element of each scaled slab.
     pub energies: Vec<f64>,
     /// Largest magnitude of an element.
     pub largest: f64,
-    /// No window that is not zero throughout has a smaller maximum; infinite for an input of zeros.
+    /// The smallest maximum of a window that is not all zeros; infinite for an input of zeros.
     pub smallest: f64,
     /// Amplifications of all windows.
     pub spread: Spread,
     /// Windows of zeros whose decoded outputs are not exactly zero.
     pub zeros: Vec<ZeroRun>,
-    /// `[N, g]`: the largest amplification of each.
+    /// `[N, g]`: the largest amplification in each image and group.
     amplifications: Vec<f64>,
 }
 
 impl InputScan {
-    /// The images and groups with windows of a larger amplification than `limit`.
+    /// The images and groups with windows whose amplification exceeds `limit`.
     pub fn uneven(&self, limit: f64) -> impl Iterator<Item = usize> + '_ {
         (0..self.amplifications.len()).filter(move |group| self.amplifications[*group] > limit)
     }
 }
 
-/// Memory of scans, to be used again.
+/// Scratch memory of scans, kept for reuse.
 #[derive(Debug, Default)]
 pub struct ScanRoom<T>(Mutex<Vec<Room<T>>>);
 
@@ -126,9 +126,9 @@ impl<T: Default> ScanRoom<T> {
     }
 }
 
-/// What is found of one image and group.
+/// The scan of one image and group.
 struct Group {
-    /// Energies of the bands; not finite where an element is not.
+    /// Whether no element is NaN or infinite.
     finite: bool,
     scales: Vec<f64>,
     energies: Vec<f64>,
@@ -139,7 +139,7 @@ struct Group {
 }
 
 impl ScanPlan {
-    /// How inputs of `shape`, cut into `parts`, are scanned.
+    /// A plan for inputs of `shape`, partitioned into `parts`.
     #[must_use]
     pub fn new(shape: &ConvShape, parts: &InputPartition, options: ScanOptions) -> Self {
         let axis = shape.split_axis();
@@ -167,7 +167,7 @@ impl ScanPlan {
             })
             .collect();
         let mut edges: Vec<usize> = slab_rows.iter().flat_map(|rows| [rows.start, rows.end]).collect();
-        // Short enough to be shared out.
+        // Short enough to be shared among threads.
         edges.extend((0..=MANY).map(|i| rows * i / MANY));
         edges.sort_unstable();
         edges.dedup();
@@ -185,7 +185,7 @@ impl ScanPlan {
         }
     }
 
-    /// Windows of all images and groups.
+    /// Number of windows of all images and groups.
     #[must_use]
     pub fn windows(&self) -> usize {
         self.shape.batch * self.shape.groups * self.shape.output_plane()
@@ -220,7 +220,7 @@ impl ScanPlan {
     }
 
     /// Calls `visit` with the output position of every window of image and group `group` whose amplification exceeds
-    /// `limit`. Gives the sum of squares of the largest magnitudes of all other windows, times `unit` squared.
+    /// `limit`. Returns the sum of squares of the largest magnitudes of all other windows, times `unit` squared.
     pub fn visit_uneven<T: Element>(
         &self,
         input: &[T],
@@ -250,7 +250,7 @@ impl ScanPlan {
         squares
     }
 
-    /// Whether windows have to be compared with each other.
+    /// Whether windows must be compared with each other.
     fn compares(&self) -> bool {
         self.options.mixed || self.options.widened || self.options.floor > f64::from(f32::MIN_POSITIVE)
     }
@@ -286,13 +286,13 @@ impl ScanPlan {
         Group { finite, scales, energies, largest, smallest, spread, zeros }
     }
 
-    /// Elements of the channels of one group.
+    /// Number of elements in the channels of one group.
     fn group_elems(&self) -> usize {
         self.shape.in_channels / self.shape.groups * self.shape.input_plane()
     }
 
-    /// The largest magnitude over the channels at every position, into `room.plane`. Gives the sum of squares of each band,
-    /// which is not finite where an element is not.
+    /// Writes the largest magnitude over the channels at every position to `room.plane`. Returns the sum of squares of each
+    /// band, which is not finite if an element is not finite.
     fn magnitudes<T: Element>(
         &self,
         input: &[T],
@@ -329,7 +329,7 @@ impl ScanPlan {
         }
     }
 
-    /// The scale of each slab of the group whose magnitudes `room` holds.
+    /// The scale of each slab of the group whose magnitudes are in `room`.
     fn scales<T: Element>(&self, room: &Room<T>) -> Vec<f64> {
         let single = T::DTYPE == DType::F32;
         let slab = |a: usize| -> Option<f64> {
@@ -349,13 +349,13 @@ impl ScanPlan {
             Some(if too_large { power_of_two(element / MOST_ELEMENT, single) } else { scale })
         };
         let scales: Vec<Option<f64>> = (0..self.k_a).map(slab).collect();
-        // Of a slab of zeros nothing is decoded but rounding errors: they are made as small as others are.
+        // A slab of zeros decodes to rounding errors only: its scale makes them as small as those of the others.
         let most = scales.iter().copied().flatten().reduce(f64::max).unwrap_or(1.0);
         scales.into_iter().map(|scale| scale.unwrap_or(most)).collect()
     }
 
-    /// Mean square of an element of each scaled slab, or more where the squares that `bands` are sums of are out of range: that
-    /// of its largest element, by the magnitudes in `plane`.
+    /// Mean square of an element of each scaled slab, from the sums of squares `bands`. If a sum is out of range: an upper
+    /// bound, the square of the slab's largest element, from the magnitudes in `plane`.
     fn energies<T: Element>(&self, bands: &[f64], plane: &[T], scales: &[f64]) -> Vec<f64> {
         /// Squares lose digits, or are lost, below this.
         const LEAST_SQUARES: f64 = f64::MIN_POSITIVE / f64::EPSILON;
@@ -371,9 +371,9 @@ impl ScanPlan {
         self.slab_rows.iter().zip(scales).map(of_slab).collect()
     }
 
-    /// The L2 norm that the outputs have on average, times `unit`, if products are as large as their operands let expect and
-    /// as often positive as negative. `group_weights` are `[g]`: the sum of the energies of a group's filters. `known` names
-    /// images and groups whose outputs have at most some other sum of squares, times `unit` squared.
+    /// The expected L2 norm of the outputs, times `unit`, if products have the expected size and random signs.
+    /// `group_weights` `[g]` are the sums of the energies of the groups' filters. `known` gives, for some images and groups,
+    /// an upper bound of the sum of squares of their outputs, times `unit` squared.
     #[must_use]
     pub fn expected_norm(
         &self,
@@ -397,9 +397,9 @@ impl ScanPlan {
         scan.energies.chunks_exact(self.k_a).enumerate().map(of_group).sum::<f64>().sqrt()
     }
 
-    /// Compares the windows at the same place of all slabs. `found` gets the output position of every window whose
-    /// amplification exceeds both `limit` and what it got before, or `limit` alone, with the amplification; 0 stands for a
-    /// window of zeros.
+    /// Compares the windows at the same place of all slabs. Calls `found` with the output position and the amplification of
+    /// every window whose amplification exceeds `limit` or that of all windows before, so that the largest is always found.
+    /// An amplification of 0 stands for a window of zeros.
     fn compare<T: Element>(
         &self,
         room: &mut Room<T>,
@@ -452,7 +452,7 @@ impl ScanPlan {
     }
 }
 
-/// `most[p]`: the largest of `floor` and the windows at place p of the slabs, scaled.
+/// Writes to `most[p]` the largest of `floor` and the scaled windows at place p of all slabs.
 fn largest_scaled<T: Element>(seen: &[T], scales: &[f64], floor: T, part: usize, most: &mut Vec<T>) {
     most.clear();
     most.resize(part, floor);
@@ -482,15 +482,15 @@ impl<T: Element> pulp::WithSimd for LargestScaled<'_, T> {
     }
 }
 
-/// Largest magnitudes over the channels, and their sum of squares.
+/// The largest magnitudes over the channels, and their sum of squares.
 struct Magnitudes<'a, T> {
-    /// From the first element of the run on; channels are `plane_elems` apart.
+    /// Starts at the first element of the run; channels are `plane_elems` apart.
     channels: &'a [T],
     plane_elems: usize,
     most: &'a mut [T],
 }
 
-/// Sums that are taken side by side.
+/// Number of independent accumulators.
 const LANES: usize = 16;
 
 impl<T: Element> pulp::WithSimd for Magnitudes<'_, T> {
@@ -524,11 +524,11 @@ impl<T: Element> pulp::WithSimd for Magnitudes<'_, T> {
     }
 }
 
-/// The size of most of the `windows` of a slab: larger than three quarters of those looked at that are not zero. The largest
-/// would do as well where they are even; where few of them stand out, those few are better left large than all others made small.
+/// The typical size of the `windows` of a slab: larger than three quarters of the nonzero samples. For even windows the
+/// largest would do as well. Where a few stand out, those had better stay large than make all others small.
 fn typical<T: Element>(windows: &[T]) -> f64 {
     let step = windows.len().div_ceil(SAMPLED).max(1);
-    // Not a divisor of widths, as powers of two are.
+    // An odd step does not divide widths that are powers of two.
     let step = if step > 1 { step | 1 } else { step };
     let mut sample: Vec<f64> =
         windows.iter().step_by(step).map(|window| window.to_f64()).filter(|window| *window > 0.0).collect();
@@ -553,7 +553,7 @@ fn largest<T: Element>(values: &[T]) -> f64 {
     lanes.iter().chain(rest).fold(T::default(), larger).to_f64()
 }
 
-/// The largest of `values` and the smallest that is not zero.
+/// The largest of `values`, and the smallest that is not zero.
 fn extremes<T: Element>(values: &[T]) -> (f64, f64) {
     let unset = T::from_f64(f64::INFINITY);
     let mut lanes = [unset; LANES];

@@ -1,4 +1,4 @@
-//! Powers of two that bring numbers to a size near 1.
+//! Powers of two that scale numbers to a size near 1.
 
 /// Largest magnitude of an exponent for `f64` elements: the product of two scales and its inverse stay normal numbers.
 const MOST_F64: i32 = 510;
@@ -6,10 +6,10 @@ const MOST_F64: i32 = 510;
 /// Largest magnitude of an exponent for `f32` elements: a scale and its inverse are normal numbers of that type.
 const MOST_F32: i32 = 126;
 
-/// The power of two that brings `size` into `[1, 2)`; 1 where `size` is zero or not finite.
+/// The power of two that brings `size` into `[1, 2)`; 1 if `size` is zero or not finite.
 ///
-/// The exponent is limited to what the element type can hold (`single`: f32), so that data near the ends of the range may
-/// stay above or below that interval.
+/// The exponent is limited to what the element type can hold (`single`: f32), so that data near the ends of its range may
+/// stay outside that interval.
 #[must_use]
 pub fn power_of_two(size: f64, single: bool) -> f64 {
     if !(size > 0.0 && size.is_finite()) {
@@ -29,7 +29,7 @@ pub(super) fn exponent(value: f64) -> i32 {
     biased - 1023
 }
 
-/// 2 to the power of `e`, which lies within the normal numbers.
+/// 2 to the power of `e`; the result must be a normal number.
 pub(super) fn exp2(e: i32) -> f64 {
     f64::from_bits(u64::from((1023 + e).unsigned_abs()) << 52)
 }

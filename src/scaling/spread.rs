@@ -1,17 +1,17 @@
-//! How uneven the windows of an input are.
+//! The distribution of the amplifications of an input's windows.
 
-/// Amplifications below this are not told apart: they cost less than two digits of which f32 has seven.
+/// Smaller amplifications are not distinguished: they cost less than two of the seven digits of f32.
 pub(super) const EVEN: f64 = 16.0;
 
-/// Powers of two that are told apart, from [`EVEN`] on.
+/// Number of powers of two that are distinguished, from [`EVEN`] on.
 const BUCKETS: usize = 64;
 
-/// How many windows have which amplification.
+/// Histogram of the amplifications of windows.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Spread {
     /// The largest amplification; at least 1.
     largest: f64,
-    /// Windows by the power of two of their amplification, from [`EVEN`] on; the last bucket holds all that are larger.
+    /// Number of windows by the power of two of their amplification, from [`EVEN`] on; the last bucket has no upper end.
     counts: Option<Box<[usize; BUCKETS]>>,
 }
 
@@ -28,8 +28,8 @@ impl Spread {
         self.largest
     }
 
-    /// The least amplification, of those told apart, above which at most `windows` lie: a power of two from 16 on, or the
-    /// largest of all where that is less. Infinite if there is none.
+    /// The least amplification above which at most `windows` windows lie: a power of two from 16 on, or the largest
+    /// amplification if no such power of two is below it.
     #[must_use]
     pub fn all_but(&self, windows: usize) -> f64 {
         let Some(counts) = &self.counts else { return self.largest };
@@ -44,7 +44,7 @@ impl Spread {
         if level == BUCKETS { self.largest } else { (EVEN * 2.0_f64.powi(index(level))).min(self.largest) }
     }
 
-    /// That of windows of these amplifications.
+    /// The spread of windows with these amplifications.
     #[cfg(test)]
     pub(crate) fn of(ratios: impl IntoIterator<Item = f64>) -> Self {
         let mut spread = Self::default();
@@ -52,7 +52,7 @@ impl Spread {
         spread
     }
 
-    /// Takes in a window of amplification `ratio`.
+    /// Adds a window of amplification `ratio`.
     pub(super) fn add(&mut self, ratio: f64) {
         self.largest = self.largest.max(ratio);
         if ratio > EVEN {
@@ -63,7 +63,7 @@ impl Spread {
         }
     }
 
-    /// Takes in windows that are counted already.
+    /// Adds the counts of another spread.
     pub(super) fn merge(&mut self, other: &Self) {
         self.largest = self.largest.max(other.largest);
         if let Some(counts) = &other.counts {
@@ -91,7 +91,7 @@ mod tests {
             spread.add(ratio);
         }
         assert_eq!(spread.largest(), 1e30);
-        // Without any: the largest. Without one: all that is below 64. Without three: what is below 32.
+        // All but 0 windows: the largest. All but 1: below 64. All but 3: below 32.
         assert_eq!([0, 1, 2, 3, 4].map(|n| spread.all_but(n)), [1e30, 64.0, 64.0, 32.0, 16.0]);
         let mut both = Spread::default();
         both.merge(&spread);

@@ -8,22 +8,22 @@ use crate::conv::AXES;
 pub(super) struct Windows {
     /// Size of the plane.
     pub(super) input: [usize; AXES],
-    /// Windows on each axis.
+    /// Number of windows on each axis.
     pub(super) output: [usize; AXES],
     pub(super) kernel: [usize; AXES],
     pub(super) stride: [usize; AXES],
     pub(super) dilation: [usize; AXES],
-    /// Zeros before the first element of each axis; what a window sees beyond the plane is zero.
+    /// Zeros before the first element of each axis. Windows see zeros beyond the plane.
     pub(super) pad: [usize; AXES],
 }
 
 impl Windows {
-    /// The maximum of each window of `plane`, whose elements are magnitudes, into `to`; `room` is scratch memory.
+    /// Writes the maximum of each window of `plane`, whose elements are magnitudes, to `to`; `room` is scratch memory.
     pub(super) fn maxima<T: Element>(&self, plane: &[T], to: &mut Vec<T>, room: &mut Vec<T>) {
         to.clear();
         to.extend_from_slice(plane);
         let mut size = self.input;
-        // The innermost axis first: what the others walk over is smaller then.
+        // The innermost axis first: the other axes then have fewer elements to visit.
         for axis in (0..AXES).rev() {
             if self.keeps(axis) {
                 continue;
@@ -40,7 +40,7 @@ impl Windows {
         }
     }
 
-    /// Whether each window of an axis is its one element.
+    /// Whether each window of an axis is a single element.
     fn keeps(&self, axis: usize) -> bool {
         self.kernel[axis] == 1
             && self.stride[axis] == 1
@@ -49,16 +49,16 @@ impl Windows {
     }
 }
 
-/// Maxima along one axis.
+/// A pass that computes maxima along one axis.
 struct Pass<'a, T> {
     windows: &'a Windows,
     axis: usize,
-    /// Elements along the axis.
+    /// Number of elements along the axis.
     length: usize,
-    /// Elements of the axes after it.
+    /// Number of elements of the axes after it.
     inner: usize,
     from: &'a [T],
-    /// Zeros.
+    /// Must be zeros.
     to: &'a mut [T],
 }
 
@@ -72,7 +72,7 @@ impl<T: Element> pulp::WithSimd for Pass<'_, T> {
         let (count, stride) = (windows.output[axis], windows.stride[axis]);
         for (from, to) in from.chunks_exact(length * inner).zip(to.chunks_exact_mut(count * inner)) {
             for tap in 0..windows.kernel[axis] {
-                // Window o sees element o * stride + shift - pad.
+                // Window o contains element o * stride + shift - pad.
                 let (shift, pad) = (tap * windows.dilation[axis], windows.pad[axis]);
                 let first = pad.saturating_sub(shift).div_ceil(stride);
                 let last = (length + pad).saturating_sub(shift).div_ceil(stride).min(count);
@@ -114,7 +114,7 @@ mod tests {
     fn maxima_are_those_of_the_definition() {
         let cases = [
             ([1, 7, 9], [1, 3, 3], [1, 1, 1], [1, 1, 1], [0, 1, 1], [1, 7, 9]),
-            // More windows than the padded plane has: they see nothing.
+            // More windows than the padded plane has: the last windows contain nothing.
             ([1, 7, 9], [1, 3, 2], [1, 2, 3], [1, 2, 1], [0, 2, 0], [1, 6, 3]),
             ([4, 3, 5], [2, 1, 4], [1, 1, 1], [2, 1, 1], [1, 0, 3], [4, 3, 8]),
             ([1, 1, 6], [1, 1, 1], [1, 1, 1], [1, 1, 1], [0, 0, 0], [1, 1, 6]),

@@ -1,38 +1,38 @@
-//! Which worker gets which subtask: how many by speed, which ones by failure domain.
+//! Assigns subtasks to workers: counts by speed, positions by failure domain.
 //!
-//! Whoever has equal workers that fail one by one can skip this: for them subtask i goes to worker i mod W. With
-//! unequal ones the counts follow the speeds; and because a code decodes badly when *adjacent* subtasks are missing
-//! (they are neighbouring points on a circle), what fails together is spread over the circle: hosts first, then
+//! Relevant if your workers differ in speed or fail together; for equal workers that fail independently, subtask i goes to
+//! worker i mod W. Otherwise counts follow the speeds. A code decodes badly when *adjacent* subtasks are missing (they are
+//! neighbouring points on a circle), so workers that fail together are spread over the circle: hosts first, then
 //! adapters within a host, then the workers of an adapter.
 //!
-//! Invariant: every subtask has exactly one seat, and a seat without speed has none while another has speed.
+//! Invariant: every subtask has exactly one seat, and a seat without speed gets none while another has speed.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
 
-/// How much slower than a fresh assignment the present one may be before subtasks move: moving one costs the
-/// installation of its filters, and measured speeds are never quite still.
+/// How much slower than a fresh assignment the present one may be before subtasks move: moving a subtask costs the
+/// installation of its filters, and measured speeds always fluctuate.
 const TOLERATED: f64 = 1.3;
 
-/// Finishing times within this factor are equal: they come from measured speeds, and where a subtask is far from its
-/// domain's others matters more.
+/// Finishing times within this factor count as equal: measured speeds are inexact, and the distance to the domain's other
+/// subtasks matters more.
 const ALIKE: f64 = 1.1;
 
 /// A worker as the assignment sees it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Seat {
-    /// What it fails together with, outermost first: `["local", "adapter 0", "gpu-1"]`. Seats may differ in depth.
+    /// Failure domains of the worker, outermost first: `["local", "adapter 0", "gpu-1"]`. Seats may differ in depth.
     pub domain: Vec<String>,
-    /// Subtasks a unit of time, the unit being the same for all seats. What is not positive and finite counts as 0:
-    /// it takes nothing (lost or quarantined).
+    /// Subtasks per unit of time, in the same unit for all seats. A speed that is not positive and finite counts as 0:
+    /// the seat gets nothing (the worker is lost or quarantined).
     pub speed: f64,
 }
 
-/// The seat of each of `n` subtasks.
+/// Assigns each of `n` subtasks to a seat, and returns the seat's index for each.
 ///
 /// Every seat with speed gets a subtask if there are enough, so that its speed stays measured; each further one goes
-/// where it would be finished first. With fewer subtasks than seats the fastest get one each. Ties go to the lowest
-/// index; seats are equal if none has speed. The result is empty if there are no seats.
+/// to the seat that would finish it first. With fewer subtasks than seats, the fastest get one each. Ties go to the lowest
+/// index. If no seat has speed, all count as equal. The result is empty if there are no seats.
 #[must_use]
 pub fn assign(n: usize, seats: &[Seat]) -> Vec<usize> {
     let counts = counts(n, &speeds(seats));
@@ -40,15 +40,15 @@ pub fn assign(n: usize, seats: &[Seat]) -> Vec<usize> {
     spread(&busy, 0, seats, &counts)
 }
 
-/// Better seats for subtasks that have some already; `None` when theirs are good enough.
+/// A better assignment, or `None` when the present one is good enough.
 ///
-/// Good enough is: nothing on a seat without speed, no seat with speed left idle that [`assign`] would give work,
-/// and no makespan above 1.3 times that of a fresh assignment. A seat that holds just the one subtask it gets
-/// whatever its speed is left out of that comparison, or one very slow worker would excuse every other imbalance.
+/// Good enough means: nothing on a seat without speed, no idle seat with speed that [`assign`] would give work,
+/// and no makespan above 1.3 times that of a fresh assignment. A seat that holds only the one subtask that it gets
+/// at any speed is left out of that comparison; otherwise one very slow worker would excuse every other imbalance.
 ///
-/// Otherwise as few subtasks as possible move, from seats with too many to where they are finished first; among
-/// equals, to where the failure domain's other subtasks are furthest away on the circle. The result is good enough
-/// at the same speeds, so that repeated calls come to rest.
+/// Otherwise as few subtasks as possible move, from seats with too many to the seats that finish them first; among
+/// equals, to the seat whose failure domain's other subtasks are furthest away on the circle. The result is good enough
+/// at the same speeds, so that repeated calls converge.
 #[must_use]
 pub fn rebalance(assignment: &[usize], seats: &[Seat]) -> Option<Vec<usize>> {
     if seats.is_empty() {
@@ -72,7 +72,7 @@ pub fn rebalance(assignment: &[usize], seats: &[Seat]) -> Option<Vec<usize>> {
             if idle.is_empty() {
                 return Some(assignment);
             }
-            // Nobody has too many, but somebody has none: whoever takes longest can spare one best.
+            // No seat has too many, but some have none: the seat that finishes last can best spare one.
             let spare = |seat: &usize| counts[*seat] > target.least(*seat);
             let latest =
                 (0..seats.len()).filter(spare).map(|s| target.finish(s, counts[s])).fold(0.0, f64::max);
@@ -89,9 +89,9 @@ pub fn rebalance(assignment: &[usize], seats: &[Seat]) -> Option<Vec<usize>> {
             idle
         };
         let moves = movable.iter().flat_map(|i| receivers.iter().map(move |to| (*i, *to)));
-        // Reversed, because the last of equals would win and the lowest indices are to.
+        // Reversed, because the last of equals would win and the lowest indices should.
         let best = moves.rev().max_by_key(|(subtask, to)| circle.distances(&assignment, *subtask, *to));
-        // There is one: a fresh assignment fits, so with one seat above its share another is below its own.
+        // A move exists: a fresh assignment fits, so if one seat is above its share another is below its own.
         let (subtask, to) = best?;
         if let Some(count) = counts.get_mut(assignment[subtask]) {
             *count -= 1;
@@ -101,12 +101,12 @@ pub fn rebalance(assignment: &[usize], seats: &[Seat]) -> Option<Vec<usize>> {
     }
 }
 
-/// What a seat may hold for the whole to be as fast as a fresh assignment.
+/// The load at which each seat is as fast as in a fresh assignment.
 struct Target {
     speeds: Vec<f64>,
-    /// Subtasks that each seat with speed gets at least.
+    /// The minimum number of subtasks for each seat with speed.
     least: usize,
-    /// When the last seat that holds more than that is finished.
+    /// The time at which the last seat with more than the minimum finishes.
     level: f64,
 }
 
@@ -133,9 +133,9 @@ impl Target {
     }
 }
 
-/// The failure domains of seats, numbered, to measure how far apart on the circle their subtasks are.
+/// The failure domains of seats, numbered, to measure distances between their subtasks on the circle.
 struct Circle {
-    /// For each seat the numbers of the domains it is in, outermost first; the last is the seat's own.
+    /// For each seat the numbers of its domains, outermost first; the last number is the seat's own.
     domains: Vec<Vec<usize>>,
     depth: usize,
 }
@@ -155,8 +155,8 @@ impl Circle {
         Self { domains, depth }
     }
 
-    /// For each domain of seat `to`, outermost first, how far `subtask` is from the nearest other subtask in it;
-    /// the length of the circle where there is none.
+    /// For each domain of seat `to`, outermost first, the distance from `subtask` to the nearest other subtask in it;
+    /// the length of the circle if there is none.
     fn distances(&self, assignment: &[usize], subtask: usize, to: usize) -> Vec<usize> {
         let n = assignment.len();
         let mut distances = vec![n; self.depth];
@@ -174,14 +174,14 @@ impl Circle {
     }
 }
 
-/// Speeds as they count: none is negative, infinite or NaN, and at least one is positive.
+/// Speeds as the assignment uses them: none is negative, infinite or NaN, and at least one is positive.
 fn speeds(seats: &[Seat]) -> Vec<f64> {
     let usable = |speed: f64| if speed.is_finite() && speed > 0.0 { speed } else { 0.0 };
     let speeds: Vec<f64> = seats.iter().map(|seat| usable(seat.speed)).collect();
     if speeds.iter().all(|s| *s == 0.0) { vec![1.0; seats.len()] } else { speeds }
 }
 
-/// Subtasks of each seat; those of seats that do not exist are in no count.
+/// Number of subtasks of each seat; subtasks of seats that do not exist are not counted.
 fn count(assignment: &[usize], seats: usize) -> Vec<usize> {
     let mut counts = vec![0; seats];
     for home in assignment {
@@ -192,10 +192,10 @@ fn count(assignment: &[usize], seats: usize) -> Vec<usize> {
     counts
 }
 
-/// How many of `n` subtasks each seat gets.
+/// Number of subtasks, out of `n`, that each seat gets.
 fn counts(n: usize, speeds: &[f64]) -> Vec<usize> {
     let mut live: Vec<usize> = (0..speeds.len()).filter(|s| speeds[*s] > 0.0).collect();
-    // Stable: equal speeds stay in the order of their index.
+    // Stable sort: equal speeds keep the order of their index.
     live.sort_by(|a, b| speeds[*b].total_cmp(&speeds[*a]));
     let mut counts = vec![0; speeds.len()];
     for seat in live.iter().take(n) {
@@ -211,8 +211,8 @@ fn counts(n: usize, speeds: &[f64]) -> Vec<usize> {
     counts
 }
 
-/// The subtasks of `members` in the order of the circle, each as its seat: the domains that they are in at this
-/// depth take turns in proportion to what they hold, and within each domain those of the next depth do.
+/// The order around the circle of the subtasks of the seats `members`, each given as its seat: their domains at this
+/// depth take turns in proportion to their counts, and so do the domains of the next depth within each.
 fn spread(members: &[usize], depth: usize, seats: &[Seat], counts: &[usize]) -> Vec<usize> {
     if let [seat] = members {
         return vec![*seat; counts[*seat]];
@@ -222,7 +222,7 @@ fn spread(members: &[usize], depth: usize, seats: &[Seat], counts: &[usize]) -> 
         let name = seats[seat].domain.get(depth);
         match domains.iter_mut().find(|(of, _)| name.is_some() && *of == name) {
             Some((_, inside)) => inside.push(seat),
-            // A seat whose domains end here fails with no other one.
+            // A seat whose domains end here shares no further failure domain.
             None => domains.push((name, vec![seat])),
         }
     }
@@ -234,15 +234,15 @@ fn spread(members: &[usize], depth: usize, seats: &[Seat], counts: &[usize]) -> 
     (0..total).filter_map(|turn| take_turn(&mut lanes, turn, total)).collect()
 }
 
-/// One domain's subtasks, on their way into the common order.
+/// The subtasks of one domain, to be merged into the common order.
 struct Lane {
     seats: Vec<usize>,
     taken: usize,
 }
 
-/// Fills place `turn` of `total`: the k-th of a lane's c subtasks belongs between k/c and (k + 1)/c of the way round, and
-/// of the lanes whose next one may come, the one whose must come first gets the place (then the longest, then the
-/// first). Earliest deadline first meets all of these deadlines, so two of a lane are never 2 total/c + 1 apart.
+/// Fills position `turn` of `total`. The k-th of a lane's c subtasks belongs between k/c and (k + 1)/c of the circle. Among
+/// the lanes whose next subtask may come, the position goes to the one with the earliest deadline (then to the longest, then
+/// to the first). Earliest deadline first meets all deadlines, so two of a lane are never 2 total/c + 1 apart.
 fn take_turn(lanes: &mut [Lane], turn: usize, total: usize) -> Option<usize> {
     let may_come =
         |lane: &&mut Lane| lane.taken < lane.seats.len() && lane.taken * total / lane.seats.len() <= turn;
@@ -282,7 +282,7 @@ mod tests {
         Seat { domain: domain.iter().map(|name| (*name).to_owned()).collect(), speed }
     }
 
-    /// Seats that fail one by one.
+    /// Seats that fail independently.
     fn flat(speeds: &[f64]) -> Vec<Seat> {
         speeds.iter().enumerate().map(|(i, speed)| seat(&[&format!("w{i}")], *speed)).collect()
     }
@@ -293,7 +293,7 @@ mod tests {
         workers.map(|(h, w)| seat(&[&format!("host {h}"), &format!("cpu-{w}")], 1.0)).collect()
     }
 
-    /// Steps around the circle from each subtask of a set to the next.
+    /// Distances around the circle from each subtask of a set to the next.
     fn gaps(n: usize, of: impl Fn(usize) -> bool) -> Vec<usize> {
         let at: Vec<usize> = (0..n).filter(|i| of(*i)).collect();
         let next = |k: usize| if k + 1 < at.len() { at[k + 1] } else { at[0] + n };
@@ -354,7 +354,7 @@ mod tests {
             let condition = without(&spread, host);
             assert!(condition < 8.0, "host {host}: {condition}");
         }
-        // The points are 20 of 21 on the circle: where the free one extends the gap is the worst.
+        // The points are 20 of 21 on the circle. The worst case is where the free one extends the gap.
         let worst = (0..5).map(|host| without(&naive, host)).fold(0.0, f64::max);
         assert!(worst > 1500.0, "adjacent subtasks: {worst}");
     }
@@ -373,7 +373,7 @@ mod tests {
                 assert!(gaps.iter().all(|g| *g == gap), "{domain:?}: {gaps:?}");
             }
         }
-        // A worker of its own beside a host of two, and one without any domain.
+        // A single worker beside a host of two, and one without any domain.
         let mixed = [seat(&["a", "0"], 1.0), seat(&["a", "1"], 1.0), seat(&["b"], 1.0), seat(&[], 1.0)];
         assert_eq!(assign(4, &mixed), [0, 2, 1, 3]);
     }
@@ -386,7 +386,7 @@ mod tests {
             for (seat, &share) in shares.iter().enumerate() {
                 let gaps = gaps(n, |i| assignment[i] == seat);
                 assert_eq!(gaps.len(), share);
-                // At most half as much again as if they were alone on the circle.
+                // At most 1.5 times the distance they would have alone on the circle.
                 assert!(gaps.iter().all(|gap| 2 * gap * share <= 3 * n), "{assignment:?} of {shares:?}");
                 assert!(2 * share > n || gaps.iter().all(|gap| *gap >= 2), "{assignment:?} of {shares:?}");
             }
@@ -408,7 +408,7 @@ mod tests {
         let seats = flat(&[1.0; 8]);
         let assignment = assign(20, &seats);
         assert_eq!(rebalance(&assignment, &seats), None);
-        // Speeds as measured, not quite equal.
+        // Measured speeds, not quite equal.
         assert_eq!(rebalance(&assignment, &flat(&[1.1, 0.95, 1.0, 0.9, 1.05, 1.0, 0.97, 1.1])), None);
         assert_eq!(rebalance(&[0, 1, 2, 0], &flat(&[0.0; 3])), None);
         assert_eq!(rebalance(&[], &seats), None);
@@ -451,7 +451,7 @@ mod tests {
             let gaps = gaps(20, |i| seats[assignment[i]].domain[0] == host);
             assert!(gaps.iter().all(|gap| *gap >= 2), "{host}: {assignment:?}");
         }
-        // It comes back: each of its workers gets work again.
+        // The host comes back: each of its workers gets work again.
         for seat in &mut seats {
             seat.speed = 1.0;
         }
@@ -477,8 +477,8 @@ mod tests {
         proptest::collection::vec(seat, 1..12)
     }
 
-    /// The least makespan of any assignment that gives each live seat at least one: of the times at which some seat is
-    /// finished with a whole number, the first by which all together are finished with `n`.
+    /// The least makespan of any assignment that gives each live seat at least one subtask: the first of the times at which
+    /// some seat finishes a whole number of subtasks by which all seats together have finished `n`.
     fn optimal(n: usize, speeds: &[f64]) -> f64 {
         let live = || speeds.iter().filter(|s| **s > 0.0);
         let mut times: Vec<f64> = live().flat_map(|s| (1..=n).map(move |c| c as f64 / s)).collect();

@@ -1,7 +1,7 @@
-//! What a run needs of workers and of time: a [`Pool`](super::Pool) in real time, or a simulation in its own.
+//! The interface of a run to workers and time: a [`Pool`](super::Pool) in real time, or a simulation in virtual time.
 //!
-//! Who gets what is decided here, once for both. Invariant: whoever asks sees one time; nothing that a run decides
-//! depends on another clock.
+//! The choice of workers is made here, once for both. Invariant: a run sees a single clock, and none of its decisions
+//! depends on another one.
 
 use std::time::Instant;
 
@@ -12,28 +12,28 @@ use crate::worker::CancelToken;
 
 /// Workers by index, and their clock.
 pub(crate) trait Fleet {
-    /// The time.
+    /// The present time.
     fn now(&self) -> Instant;
 
-    /// The next reply; waits for one `until` then.
+    /// The next reply; waits for one until `until`.
     fn wait(&self, replies: &Replies, until: Instant) -> Taken<Reply>;
 
-    /// Queues a task. A worker that must not take it answers with a failure at once.
+    /// Queues a task. A worker that must not take it answers at once with a failure.
     fn execute(&self, worker: usize, task: Task);
 
-    /// Queues filters before the task that needs them, which fails where they cannot be installed.
+    /// Queues filters before the task that needs them. The task fails if they cannot be installed.
     fn equip(&self, worker: usize, request: InstallRequest);
 
-    /// Ends the work of everybody who holds a clone of the token.
+    /// Cancels the work of all holders of a clone of the token.
     fn cancel(&self, token: &CancelToken);
 
-    /// Keeps work from a worker that was caught with a wrong answer.
+    /// Quarantines a worker that returned a wrong result.
     fn flag(&self, worker: usize, cause: &str);
 
-    /// Books a good answer.
+    /// Records an accepted result of a worker.
     fn accept(&self, worker: usize);
 
-    /// Books that a worker takes `ratio` times as long as the typical one.
+    /// Records that a worker takes `ratio` times as long as the typical one.
     fn pace(&self, worker: usize, ratio: f64);
 
     /// Number of workers, lost ones included.
@@ -42,10 +42,10 @@ pub(crate) trait Fleet {
     /// A worker's name in messages.
     fn name(&self, worker: usize) -> &str;
 
-    /// What it fails together with, as [`Seat::domain`].
+    /// The worker's failure domain, as in [`Seat::domain`].
     fn domain(&self, worker: usize) -> Vec<String>;
 
-    /// Whether it is a thread of this machine, which shares cores with the others.
+    /// Whether the worker is a thread of this machine, which shares cores with the others.
     fn is_thread_here(&self, worker: usize) -> bool;
 
     /// Cores of this machine.
@@ -54,20 +54,19 @@ pub(crate) trait Fleet {
     /// Tasks queued or running.
     fn load(&self, worker: usize) -> usize;
 
-    /// Multiply-adds a second; `None` before any were seen.
+    /// Multiply-adds per second; `None` before any were measured.
     fn rate(&self, worker: usize) -> Option<f64>;
 
-    /// [`Fleet::rate`], or without one the `typical` speed as far as attempts that were cut short allow.
+    /// [`Fleet::rate`], or without a measurement the `typical` speed, limited by attempts that were cut short.
     fn rate_or(&self, worker: usize, typical: f64) -> f64;
 
-    /// Whether its health lets it have tasks.
+    /// Whether the worker's health allows tasks.
     fn is_usable(&self, worker: usize) -> bool;
 
-    /// Whether it is much slower than the others.
+    /// Whether the worker is much slower than the others.
     fn straggles(&self, worker: usize) -> bool;
 
-    /// Failure domains and relative speeds for an assignment. A worker that has not been measured is taken for an
-    /// average one.
+    /// Failure domains and relative speeds for an assignment. A worker that has not been measured gets an average speed.
     fn seats(&self) -> Vec<Seat> {
         let mut known: Vec<f64> = (0..self.size()).filter_map(|worker| self.rate(worker)).collect();
         known.sort_by(f64::total_cmp);
@@ -79,7 +78,7 @@ pub(crate) trait Fleet {
         (0..self.size()).map(seat).collect()
     }
 
-    /// The usable worker with the least to do among those `admitted`, of equals the fastest.
+    /// The usable worker with the least load among those `admitted`; among equals the fastest.
     fn least_loaded(&self, admitted: impl Fn(usize) -> bool) -> Option<usize> {
         let usable = (0..self.size()).filter(|worker| self.is_usable(*worker) && admitted(*worker));
         usable.min_by(|a, b| {
@@ -88,8 +87,8 @@ pub(crate) trait Fleet {
         })
     }
 
-    /// The fastest idle worker among those `admitted` that does not straggle; with `spare`, a thread of this machine
-    /// only if fewer of them are at work than it has cores.
+    /// The fastest idle worker among those `admitted` that does not straggle. With `spare`, a thread of this machine
+    /// qualifies only if fewer of them are busy than it has cores.
     fn fastest_idle(&self, spare: bool, admitted: impl Fn(usize) -> bool) -> Option<usize> {
         let at_work = || {
             (0..self.size()).filter(|worker| self.is_thread_here(*worker) && self.load(*worker) > 0).count()
@@ -103,12 +102,12 @@ pub(crate) trait Fleet {
         })
     }
 
-    /// Whether more threads of this machine are workers than it has cores.
+    /// Whether this machine runs more worker threads than it has cores.
     fn is_crowded(&self) -> bool {
         (0..self.size()).filter(|worker| self.is_thread_here(*worker)).count() > self.cores()
     }
 
-    /// Books good answers, and compares every worker's speed with the typical one.
+    /// Records accepted results, and compares every worker's speed with the typical one.
     fn review(&self, accepted: impl Iterator<Item = usize>) {
         accepted.for_each(|worker| self.accept(worker));
         let mut rates: Vec<f64> = (0..self.size()).filter_map(|worker| self.rate(worker)).collect();

@@ -1,7 +1,8 @@
 //! The gather state machine: from sub-results and failures to one decision.
 //!
-//! No I/O and no clock: events come in with their times, actions come out, and [`Gather::next_wake`] says when to
-//! look again. What the code needs is behind [`Recovery`]. Who runs layers needs none of this.
+//! Relevant if you want to change when a run stops waiting. There is no I/O and no clock: events come in with their times,
+//! actions come out, and [`Gather::next_wake`] says when to send the next tick. Everything about the code is behind
+//! [`Recovery`].
 //!
 //! Invariant: a run ends in exactly one of [`Action::Decode`], [`Action::Local`], [`Action::Refuse`] and
 //! [`Action::Fail`], at the deadline at the latest.
@@ -11,93 +12,91 @@ use std::time::Duration;
 
 use super::policy::{Audit, OnShortfall, Policy};
 
-/// Something happened.
+/// An event of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
     /// A usable sub-result of a subtask arrived.
     SubResult {
-        /// Which subtask.
+        /// The subtask.
         subtask: usize,
-        /// Which of its sub-results.
+        /// The index of the sub-result in its subtask.
         index: usize,
     },
-    /// One attempt at a subtask ended without all its results, and no more will come from it.
+    /// An attempt at a subtask ended without all its results; no more results will come from it.
     Failed {
-        /// Which subtask.
+        /// The subtask.
         subtask: usize,
     },
-    /// Nobody was idle for a hedge that was asked for.
+    /// No worker was idle for a requested hedge.
     Declined {
-        /// Which subtask.
+        /// The subtask.
         subtask: usize,
     },
     /// A worker has become idle.
     Idle,
-    /// Nothing but time passed.
+    /// Only time has passed.
     Tick,
 }
 
-/// Something to do.
+/// What the caller must do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Decode from what the [`Recovery`] holds; the run is over and the rest is to be cancelled.
+    /// Decode from the results in the [`Recovery`]; the run is over and all other work is to be cancelled.
     Decode,
-    /// Hand a copy of this subtask to an idle worker, the fastest. The caller answers [`Event::Declined`] when
-    /// nobody is idle.
+    /// Give a copy of this subtask to the fastest idle worker. The caller sends [`Event::Declined`] if no worker is idle.
     Hedge {
-        /// Which subtask.
+        /// The subtask.
         subtask: usize,
-        /// The first time round: only where that takes nothing from those who are still at work.
+        /// Set for the first round of hedges: use a worker only if it takes no core from attempts under way.
         spare: bool,
     },
-    /// Hand this subtask to another worker, idle or not. The caller answers [`Event::Failed`] when it has none.
+    /// Give this subtask to another worker, idle or not. The caller sends [`Event::Failed`] if there is none.
     Redispatch(usize),
-    /// Hand this subtask to another worker for a result to compare with, which is not needed otherwise. The caller answers
-    /// [`Event::Failed`] when it has none.
+    /// Give this subtask to another worker for a result that is needed only for comparison. The caller sends
+    /// [`Event::Failed`] if there is none.
     Spare(usize),
     /// Compute the layer locally; the run is over.
     Local,
-    /// What came contradicts itself beyond repair; the run is over.
+    /// The results contradict each other and this cannot be resolved; the run is over.
     Refuse,
     /// Too few results can come; the run is over.
     Fail,
 }
 
-/// What a [`Recovery`] says of a set it could decode, on a second look.
+/// The verdict of a [`Recovery`] on a set that it could decode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Decode.
+    /// Decode from the set.
     Accept,
-    /// Something is wrong with it; more results may settle what. [`Recovery::error`] is infinite until more came.
+    /// Something is wrong with the set; more results may show what. [`Recovery::error`] is infinite until more arrive.
     Doubt,
-    /// Something is wrong with it and no further result would help.
+    /// Something is wrong with the set, and no further result would help.
     Refuse,
 }
 
-/// What the gathering must know of a code and its audit.
+/// The properties of a code and its audit that gathering depends on.
 pub trait Recovery {
-    /// A sub-result came, for the first time.
+    /// Called for the first arrival of each sub-result.
     fn arrived(&mut self, subtask: usize, index: usize);
 
-    /// From now on parts of subtasks count. Asked for once, if at all.
+    /// Lets parts of subtasks count from now on. Called at most once.
     fn count_parts(&mut self) {}
 
-    /// Predicted relative error of decoding from what came; infinite while it does not decode.
+    /// Predicted relative error of decoding from the results so far; infinite while they do not decode.
     fn error(&mut self) -> f64;
 
-    /// [`Recovery::error`] if these subtasks were complete as well.
+    /// [`Recovery::error`] if the subtasks `more` were complete as well.
     fn error_with(&mut self, more: &[usize]) -> f64;
 
-    /// Whether the complete subtasks and those of `also` are enough. Monotone: more never spoils it.
+    /// Whether the complete subtasks together with those of `also` are enough. Monotone: more subtasks never hurt.
     fn suffices_with(&self, also: &dyn Fn(usize) -> bool) -> bool;
 
-    /// Whether a subtask that is not complete would bring anything that is not there already: with copies of parts not
-    /// every one does.
+    /// Whether an incomplete subtask would add anything. With copies of parts, a subtask may not.
     fn wants(&self, _subtask: usize) -> bool {
         true
     }
 
-    /// Looks at what came once more before it is decoded.
+    /// Examines the results before they are decoded.
     fn judge(&mut self) -> Verdict {
         Verdict::Accept
     }
@@ -107,36 +106,36 @@ pub trait Recovery {
         false
     }
 
-    /// Whether one more result is wished for, to compare with what would decode, though it is not needed.
+    /// Whether one more result is wanted for comparison, although decoding does not need it.
     fn wishes(&self) -> bool {
         false
     }
 }
 
-/// What is known of a run before it begins.
+/// Estimates made before a run begins.
 #[derive(Clone, Debug, Default)]
 pub struct RunEstimates {
     /// Predicted error below which nothing is worth waiting for.
     pub comfortable: f64,
     /// Predicted error above which a result would be refused.
     pub max_error: Option<f64>,
-    /// From when on parts of subtasks count, if at all: before, complete ones are likely to come sooner than parts
+    /// Time from which parts of subtasks count, if ever: before it, complete subtasks are likely to come sooner than parts
     /// could be decoded.
     pub parts_at: Option<Duration>,
-    /// When missing subtasks are overdue; `None` while there is no experience.
+    /// Time at which missing subtasks are overdue; `None` without latencies of earlier runs.
     pub hedge_at: Option<Duration>,
-    /// When each subtask is expected to be complete, as far as known; may be shorter than n.
+    /// Time at which each subtask is expected to be complete, where known; may be shorter than n.
     pub expected: Vec<Option<Duration>>,
-    /// How long computing the layer locally would take.
+    /// Predicted time to compute the layer locally.
     pub local: Duration,
 }
 
-/// Without experience, missing subtasks are overdue after so many times the time half of the others took, or an eighth of
-/// the deadline.
+/// Without latencies of earlier runs, missing subtasks are overdue after this many times the time that half of the
+/// subtasks took, or after an eighth of the deadline.
 const OVERDUE: u32 = 3;
-/// A result to compare with is waited for at least this long: threads that wait for a core are not late yet.
+/// The least time to wait for a result to compare with: threads that wait for a core are not late yet.
 const LEAST_WISH: Duration = Duration::from_millis(20);
-/// The least that a badly conditioned run waits for a better set: about what handing out takes.
+/// The least time that a badly conditioned run waits for a better set: about what dispatching takes.
 const LEAST_SETTLE: Duration = Duration::from_millis(2);
 const OVERDUE_LEAST: Duration = Duration::from_millis(20);
 
@@ -155,7 +154,7 @@ impl Subtask {
     }
 }
 
-/// One run of one layer. Feed it events in the order they happened; it answers with actions.
+/// One run of one layer. Feed it events in the order in which they happen; it returns actions.
 pub struct Gather<R> {
     policy: Policy,
     terms: RunEstimates,
@@ -166,22 +165,22 @@ pub struct Gather<R> {
     pending: VecDeque<Action>,
     hedge_at: Option<Duration>,
     parts_at: Option<Duration>,
-    /// How often missing subtasks were hedged.
+    /// Number of rounds in which missing subtasks were hedged.
     hedges: usize,
     redispatched_stragglers: bool,
-    /// When what came first decoded.
+    /// Time since which the results have been decodable.
     decodable_since: Option<Duration>,
-    /// Until when it waits for something better.
+    /// End of the wait for a better set.
     settle_at: Option<Duration>,
-    /// Until when it waits for a result to compare with, from when that was first wished for.
+    /// End of the wait for a result to compare with, fixed when that was first wanted.
     wish_until: Option<Duration>,
-    /// Missing subtasks were handed out again for a better conditioned set.
+    /// Missing subtasks were redispatched for a better conditioned set.
     bettered: bool,
     over: bool,
 }
 
 impl<R: Recovery> Gather<R> {
-    /// A run of `n` subtasks of `sub_results` each, all just dispatched at time zero.
+    /// A run of `n` subtasks of `sub_results` each, all dispatched at time zero.
     pub fn new(policy: Policy, terms: RunEstimates, n: usize, sub_results: usize, recovery: R) -> Self {
         let subtask =
             Subtask { arrived: vec![false; sub_results], missing: sub_results, outstanding: 1, attempts: 1 };
@@ -205,7 +204,7 @@ impl<R: Recovery> Gather<R> {
         }
     }
 
-    /// Takes one event at `now` (since the first dispatch).
+    /// Handles one event at time `now` since the first dispatch.
     pub fn handle(&mut self, now: Duration, event: Event) {
         if self.over {
             return;
@@ -229,16 +228,16 @@ impl<R: Recovery> Gather<R> {
         self.decide(now);
     }
 
-    /// The next thing to do, oldest first. After an action that ends the run there is nothing more.
+    /// The oldest pending action. After an action that ends the run there are no more.
     pub fn next_action(&mut self) -> Option<Action> {
         self.pending.pop_front()
     }
 
-    /// When to send a [`Event::Tick`] if nothing else happens before.
+    /// When to send an [`Event::Tick`] if nothing else happens before.
     #[must_use]
     pub fn next_wake(&self) -> Duration {
-        // While it could decode and waits for something better, these do nothing: waking for them would be in vain, and
-        // once their time is past without end.
+        // A run that could decode and waits for something better neither redispatches nor hedges. Waking for these would be
+        // useless, and endless once their time is past.
         let decodable = self.decodable_since.is_some();
         let redispatch = self.policy.redispatch_at().filter(|_| !self.redispatched_stragglers && !decodable);
         let hedge = self.hedge_at.filter(|_| !decodable);
@@ -254,30 +253,30 @@ impl<R: Recovery> Gather<R> {
         &self.complete
     }
 
-    /// Whether a subtask needs no further attempt.
+    /// Whether all sub-results of a subtask have arrived.
     #[must_use]
     pub fn is_complete(&self, subtask: usize) -> bool {
         self.subtasks.get(subtask).is_some_and(Subtask::complete)
     }
 
-    /// Sub-results of a subtask that have not come, in ascending order.
+    /// Sub-results of a subtask that have not arrived, in ascending order.
     #[must_use]
     pub fn missing(&self, subtask: usize) -> Vec<usize> {
         let arrived = self.subtasks.get(subtask).map_or(&[][..], |of| &of.arrived);
         (0..arrived.len()).filter(|index| !arrived[*index]).collect()
     }
 
-    /// What it asks.
+    /// The recovery.
     pub fn recovery(&self) -> &R {
         &self.recovery
     }
 
-    /// As [`Gather::recovery`], to tell it more.
+    /// The recovery, mutable.
     pub fn recovery_mut(&mut self) -> &mut R {
         &mut self.recovery
     }
 
-    /// What it asked, with all it was told.
+    /// The recovery, with the results so far.
     pub fn into_recovery(self) -> R {
         self.recovery
     }
@@ -321,7 +320,7 @@ impl<R: Recovery> Gather<R> {
         self.watch_the_clock(now);
     }
 
-    /// Decodes or refuses; false when the audit wants to see more first.
+    /// Decodes or refuses; false when the audit needs more results first.
     fn concludes(&mut self) -> bool {
         match self.recovery.judge() {
             Verdict::Accept => self.finish(Action::Decode),
@@ -335,8 +334,8 @@ impl<R: Recovery> Gather<R> {
         true
     }
 
-    /// Whether it waits for a result to compare with: as long again as it took until it could decode, or a moment, at most. Where none can
-    /// come any more, one missing subtask is handed out again for it.
+    /// Whether to wait for a result to compare with: until twice the time at which the results became decodable, and at
+    /// least [`LEAST_WISH`]. If no such result can come any more, one missing subtask is redispatched for it.
     fn awaits_a_spare(&mut self, now: Duration) -> bool {
         if !self.recovery.wishes() {
             return false;
@@ -363,7 +362,7 @@ impl<R: Recovery> Gather<R> {
         of.outstanding > 0 && !of.complete()
     }
 
-    /// Whether what came is decoded now, at the predicted `error`, or something better is worth waiting for.
+    /// Whether to decode now, at the predicted `error`, instead of waiting for something better.
     fn good_enough(&mut self, now: Duration, error: f64) -> bool {
         let since = *self.decodable_since.get_or_insert(now);
         let refused = self.terms.max_error.is_some_and(|limit| error > limit);
@@ -372,15 +371,15 @@ impl<R: Recovery> Gather<R> {
         }
         let coming: Vec<usize> = (0..self.subtasks.len()).filter(|i| self.lives(*i)).collect();
         if coming.is_empty() {
-            // Too bad as it is: what failed may do better with another worker.
+            // The set is not good enough: another worker may complete a failed subtask.
             return !(refused && self.replaces_for_a_better_set());
         }
         let until = if refused {
-            // Too bad as it is. It is refused at once only if all that may still come would not help.
+            // The set is not good enough. It is refused at once only if no result still to come would help.
             if self.terms.max_error.is_some_and(|limit| self.recovery.error_with(&coming) > limit) {
                 return !self.replaces_for_a_better_set();
             }
-            // Computing the layer here is a way out: waiting much longer than that takes is in vain.
+            // Computing locally is a fallback: do not wait much longer than that takes.
             let local = (since + self.terms.local.max(since)).max(LEAST_SETTLE);
             let last = self.policy.deadline / 4 * 3;
             if self.policy.on_shortfall == OnShortfall::Fail { last } else { last.min(local) }
@@ -397,7 +396,7 @@ impl<R: Recovery> Gather<R> {
         now >= until
     }
 
-    /// Hands out, once, the missing subtasks that would make the set good enough.
+    /// Redispatches, once, the missing subtasks that would make the set good enough.
     fn replaces_for_a_better_set(&mut self) -> bool {
         let allowed = self.policy.on_shortfall == OnShortfall::Redispatch && !self.bettered;
         let Some(limit) = self.terms.max_error.filter(|_| allowed) else { return false };
@@ -419,7 +418,7 @@ impl<R: Recovery> Gather<R> {
         false
     }
 
-    /// The subtask expected next, and when. One that is overdue is expected after as long again.
+    /// The subtask expected next, and its time. An overdue subtask is expected to take again as long as it is late.
     fn next_arrival(&self, now: Duration, coming: &[usize]) -> Option<(usize, Duration)> {
         let gap = now / u32::try_from(self.complete.len().max(1)).unwrap_or(u32::MAX);
         let expected = |subtask: usize| match self.terms.expected.get(subtask).copied().flatten() {
@@ -430,7 +429,7 @@ impl<R: Recovery> Gather<R> {
         coming.iter().map(|i| (*i, expected(*i))).min_by_key(|(_, at)| *at)
     }
 
-    /// When what lives can no longer be enough: redispatch, then local, then give up.
+    /// Where the results that may still come are not enough: redispatches, else computes locally or gives up.
     fn replace_the_dead(&mut self) {
         let living = |i: usize| self.subtasks[i].outstanding > 0;
         if self.recovery.suffices_with(&living) {
@@ -455,10 +454,10 @@ impl<R: Recovery> Gather<R> {
         self.give_up();
     }
 
-    /// The last rung there is.
+    /// Ends the run with its last fallback.
     fn give_up(&mut self) {
         let last = match self.policy.on_shortfall {
-            // What was found out about the workers' answers is not covered up, unless they are no longer needed.
+            // A contradiction is reported, unless the workers' results are no longer needed.
             _ if self.recovery.in_doubt() && self.policy.audit != Audit::Watch => Action::Refuse,
             OnShortfall::Fail if self.recovery.in_doubt() => Action::Refuse,
             OnShortfall::Fail => Action::Fail,
@@ -490,7 +489,7 @@ impl<R: Recovery> Gather<R> {
                 self.give_up();
             }
         } else if decodable {
-            // It only waits for something better.
+            // The run only waits for something better.
         } else if !self.redispatched_stragglers && self.policy.redispatch_at().is_some_and(|at| now >= at) {
             self.redispatched_stragglers = true;
             let again = self.enough_of();
@@ -502,12 +501,12 @@ impl<R: Recovery> Gather<R> {
         }
     }
 
-    /// Has copies made of missing subtasks until there are twice as many as would be enough: copies may be late too.
+    /// Requests copies of missing subtasks, twice as many as would be enough: copies may be late too.
     fn hedge(&mut self) {
         let needed = self.enough_of().len();
         let mut missing = self.missing_subtasks();
         let copied = missing.iter().filter(|i| self.subtasks[**i].outstanding > 1).count();
-        // One copy of each, until as long again has passed.
+        // One copy of each subtask in each round; the interval between rounds doubles.
         missing.retain(|i| {
             let of = &self.subtasks[*i];
             of.outstanding <= self.hedges && of.attempts < Policy::MAX_ATTEMPTS
@@ -518,7 +517,7 @@ impl<R: Recovery> Gather<R> {
         self.hand_out(&missing, |subtask| Action::Hedge { subtask, spare });
     }
 
-    /// Subtasks that are not complete and of use, those that have given least first.
+    /// Incomplete subtasks that would be of use, those with the most missing sub-results first.
     fn missing_subtasks(&self) -> Vec<usize> {
         let of_use = |i: &usize| !self.subtasks[*i].complete() && self.recovery.wants(*i);
         let mut missing: Vec<usize> = (0..self.subtasks.len()).filter(of_use).collect();
@@ -526,7 +525,7 @@ impl<R: Recovery> Gather<R> {
         missing
     }
 
-    /// Missing subtasks that would be enough and may be handed out once more.
+    /// Missing subtasks that would be enough and may be dispatched once more.
     fn enough_of(&self) -> Vec<usize> {
         let mut chosen: Vec<usize> = Vec::new();
         for subtask in self.missing_subtasks() {

@@ -1,54 +1,54 @@
-//! Whether a worker may be given work.
+//! Decides whether a worker may be given work.
 //!
-//! Whoever runs layers on workers that are all trusted can skip this. [`Health`] is a state machine fed by what is seen of
-//! a worker: probes, caught lies, losses, accepted results, its pace.
+//! Relevant if you run layers on workers that may fail or return wrong results. [`Health`] is a state machine; its
+//! events are probes, wrong results, losses, accepted results and the worker's pace.
 //!
-//! Invariant: a worker that was caught is given nothing before its backoff is over *and* it has passed a probe,
+//! Invariant: a worker that returned a wrong result gets no work before its backoff is over *and* it has passed a probe,
 //! however often it leaves and comes back.
 
 use std::time::Duration;
 
 use serde::Serialize;
 
-/// Smoothed pace above which a worker straggles, and below which it no longer does.
+/// Smoothed pace above which a worker becomes a straggler, and below which it no longer is one.
 const STRAGGLING: f64 = 2.0;
 const KEEPING_UP: f64 = 1.5;
 
-/// What a single pace counts as at most, and its weight: one hiccup alone must not make a straggler.
+/// The largest value and the weight of a single pace: one hiccup must not make a straggler.
 const MAX_PACE: f64 = 4.0;
 const PACE_WEIGHT: f64 = 0.2;
 
-/// What a worker is good for at present.
+/// State of a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
-    /// New or back, and not yet qualified: by a probe and, if it was caught before, by accepted results.
+    /// New or back, and not yet qualified: by a probe and, after a strike, by accepted results.
     Probation,
     /// Qualified, and about as fast as expected.
     Healthy,
     /// Qualified, but much slower than expected.
     Straggling,
-    /// Caught: gets nothing until its backoff is over and it has passed a probe.
+    /// Returned a wrong result: gets no work until its backoff is over and it has passed a probe.
     Quarantined,
-    /// Not reachable.
+    /// Unreachable.
     Lost,
 }
 
-/// How long a caught worker is kept away, and how it earns trust again.
+/// How long a worker is quarantined, and how it earns trust again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HealthOptions {
     /// Quarantine after the first strike; it doubles with each further one.
     pub backoff: Duration,
     /// The longest quarantine.
     pub max_backoff: Duration,
-    /// Accepted results until one strike is forgiven (at least 1).
+    /// Accepted results after which one strike is forgiven (at least 1).
     pub forgive_after: u32,
-    /// Accepted results from the passed probe until a worker with strikes is healthy.
+    /// Accepted results after the passed probe until a worker with strikes is healthy.
     pub settle_after: u32,
 }
 
 impl Default for HealthOptions {
-    /// A second, a minute, 32 and 8 results.
+    /// 1 s backoff, at most 1 min; 32 results to forgive a strike, 8 to settle.
     fn default() -> Self {
         Self {
             backoff: Duration::from_secs(1),
@@ -59,23 +59,23 @@ impl Default for HealthOptions {
     }
 }
 
-/// One worker's state, with the history that decides on the next one. Times count from any fixed start.
+/// One worker's state, and the history that decides on the next state. Times count from any fixed start.
 #[derive(Clone, Debug)]
 pub struct Health {
     options: HealthOptions,
     state: State,
     cause: Option<String>,
-    /// Times it was caught and that is not forgiven.
+    /// Strikes that are not forgiven.
     strikes: u32,
-    /// What the last strike was for.
+    /// Cause of the last strike.
     struck_for: Option<String>,
-    /// Accepted results since the last strike was made or forgiven.
+    /// Accepted results since the last strike was added or forgiven.
     accepted: u32,
     /// Accepted results until probation ends.
     to_settle: u32,
-    /// When it may or must be probed. Kept while it is lost, so that coming back does not end a quarantine.
+    /// When a probe is due. Kept while the worker is lost, so that coming back does not end a quarantine.
     due: Option<Duration>,
-    /// Smoothed ratio of the time it takes to the time expected.
+    /// Smoothed ratio of the time taken to the time expected.
     pace: f64,
 }
 
@@ -92,7 +92,7 @@ impl Health {
         Self::with_options(HealthOptions::default())
     }
 
-    /// The same with other times and counts.
+    /// A new worker with other times and counts.
     #[must_use]
     pub fn with_options(options: HealthOptions) -> Self {
         Self {
@@ -108,19 +108,19 @@ impl Health {
         }
     }
 
-    /// Its present state.
+    /// The present state.
     #[must_use]
     pub fn state(&self) -> State {
         self.state
     }
 
-    /// Why it is lost or quarantined, or was before its probation.
+    /// Cause of the loss or quarantine, or of the one before the present probation.
     #[must_use]
     pub fn cause(&self) -> Option<&str> {
         self.cause.as_deref()
     }
 
-    /// Whether it may be given real tasks: it is healthy or straggling, or on probation with its probe passed.
+    /// Whether the worker may get real tasks: it is healthy or straggling, or on probation with its probe passed.
     #[must_use]
     pub fn usable(&self) -> bool {
         match self.state {
@@ -130,16 +130,16 @@ impl Health {
         }
     }
 
-    /// When it is due for a probe: after its backoff in quarantine, at once if it is new or back. `None` if it needs
-    /// none. Stays what it is while a probe is under way.
+    /// When the next probe is due: after the backoff in quarantine, at once for a worker that is new or back. `None` if
+    /// none is needed. Does not change while a probe is under way.
     #[must_use]
     pub fn next_probe(&self) -> Option<Duration> {
         if matches!(self.state, State::Probation | State::Quarantined) { self.due } else { None }
     }
 
-    /// A task with a known answer came back right, or failed for the given cause, which is a strike.
+    /// A task with a known answer was answered correctly, or failed for the given cause, which is a strike.
     ///
-    /// The answer to a probe that was sent before the worker was quarantined changes nothing.
+    /// The answer to a probe that was sent before the worker was quarantined has no effect.
     pub fn probed(&mut self, now: Duration, result: Result<(), String>) {
         let early = self.state == State::Quarantined && self.due.is_some_and(|due| due > now);
         // A second probe that passes during probation must not prolong it.
@@ -159,9 +159,9 @@ impl Health {
         }
     }
 
-    /// It returned something that was shown to be wrong: a strike.
+    /// The worker returned a result that was shown to be wrong: a strike.
     ///
-    /// In quarantine only the cause changes. It is given nothing there, so what comes to light is from before, and
+    /// In quarantine only the cause changes. A quarantined worker gets no tasks, so such a result is from before, and
     /// the four wrong subtasks of one layer are one strike, not four.
     pub fn flagged(&mut self, now: Duration, cause: String) {
         let away = self.state == State::Lost && self.due.is_some_and(|due| due > now);
@@ -175,10 +175,9 @@ impl Health {
         }
     }
 
-    /// One of its results was used and nothing was found wrong with it.
+    /// One of the worker's results was used, and nothing was found wrong with it.
     ///
-    /// Ends probation after [`HealthOptions::settle_after`] of them and forgives a strike after
-    /// [`HealthOptions::forgive_after`].
+    /// [`HealthOptions::settle_after`] of them end probation; [`HealthOptions::forgive_after`] of them forgive a strike.
     pub fn accepted(&mut self) {
         if !self.usable() {
             return;
@@ -194,13 +193,13 @@ impl Health {
         }
     }
 
-    /// It can no longer be reached.
+    /// The worker can no longer be reached.
     pub fn lost(&mut self, cause: String) {
         self.state = State::Lost;
         self.cause = Some(cause);
     }
 
-    /// It can be reached again: on probation with its probe due at once, or in what is left of its quarantine.
+    /// The worker can be reached again: on probation with its probe due at once, or in the rest of its quarantine.
     pub fn rejoined(&mut self, now: Duration) {
         self.pace = 1.0;
         if self.due.is_some_and(|due| due > now) {
@@ -212,9 +211,9 @@ impl Health {
         }
     }
 
-    /// It took `ratio` times as long as expected at the pool's median speed.
+    /// The worker took `ratio` times as long as expected at the pool's median speed.
     ///
-    /// Smoothed over about the last five; above 2 a healthy worker straggles, below 1.5 it is healthy again.
+    /// Smoothed over about the last five ratios; above 2 a healthy worker straggles, below 1.5 it is healthy again.
     pub fn paced(&mut self, ratio: f64) {
         if ratio.is_nan() || !self.usable() {
             return;
@@ -235,7 +234,7 @@ impl Health {
     }
 
     fn strike(&mut self, now: Duration, cause: String) {
-        // Strikes beyond the longest backoff would change nothing but how long forgiveness takes.
+        // Strikes beyond the longest backoff would only delay forgiveness.
         if self.strikes == 0 || self.backoff() < self.options.max_backoff {
             self.strikes = self.strikes.saturating_add(1);
         }
@@ -248,7 +247,7 @@ impl Health {
         }
     }
 
-    /// The quarantine that the present strikes bring.
+    /// Length of the quarantine for the present strikes.
     fn backoff(&self) -> Duration {
         let doubled = 1_u32.checked_shl(self.strikes.saturating_sub(1)).unwrap_or(u32::MAX);
         self.options.backoff.saturating_mul(doubled).min(self.options.max_backoff)
@@ -277,7 +276,7 @@ mod tests {
         "wrong by 1".to_owned()
     }
 
-    /// The quarantine of a strike at `now`.
+    /// Length of the quarantine after a strike at `now`.
     fn quarantine(health: &mut Health, now: Duration) -> Duration {
         health.flagged(now, lie());
         assert_eq!((health.state(), health.usable()), (State::Quarantined, false));
@@ -324,7 +323,7 @@ mod tests {
         let mut now = ms(0);
         for expected in [10, 20, 40, 50, 50, 50] {
             assert_eq!(quarantine(&mut health, now), ms(expected));
-            // More of the same lie, found later, is no further strike.
+            // More wrong results found later are no further strike.
             health.flagged(now + ms(1), "wrong by 2".to_owned());
             assert_eq!(health.next_probe(), Some(now + ms(expected)));
             assert_eq!(health.cause(), Some("wrong by 2"));
@@ -405,7 +404,7 @@ mod tests {
         health.rejoined(ms(15));
         health.probed(ms(16), Ok(()));
         assert_eq!((health.state(), health.usable()), (State::Probation, true), "its strike is remembered");
-        // Caught only after it had left.
+        // The wrong result is found only after the worker has left.
         health.lost("connection closed".to_owned());
         health.flagged(ms(20), lie());
         health.flagged(ms(21), lie());

@@ -15,41 +15,41 @@ use crate::coding::{Sketch, Sketcher};
 use crate::error::Error;
 use crate::worker::{CancelToken, FilterKey, SubtaskShape};
 
-/// A [`Recovery`] that also keeps what an audit needs.
+/// A [`Recovery`] that also records what an audit needs.
 pub(crate) trait AuditRecord: Recovery {
-    /// Sub-result `index` of `subtask`, which `worker` computed, is about to be counted.
+    /// Records the worker and the sketch of sub-result `index` of `subtask`, just before it is counted.
     fn note(&mut self, subtask: usize, index: usize, worker: usize, sketch: Option<Box<Sketch>>);
     /// The sub-results to decode from, as (subtask, index).
     fn used(&self) -> Vec<(usize, usize)>;
-    /// Workers whose results contradict the rest.
+    /// Workers whose results contradict the others.
     fn faulty(&self) -> &[usize];
-    /// Complete subtasks that decoding takes, spare ones of an audit included.
+    /// Number of complete subtasks that decoding needs, spare ones of an audit included.
     fn needed(&self) -> usize;
 }
 
-/// What a run needs to know; everything else is a value that travels.
+/// The inputs of a run.
 pub(crate) struct JobPlan<'a, F, R> {
     pub(crate) fleet: &'a F,
     pub(crate) layer: u64,
     pub(crate) shape: &'a Arc<SubtaskShape>,
     pub(crate) policy: Policy,
     pub(crate) terms: RunEstimates,
-    /// Whether input and filters are finite, so that results must be.
+    /// Whether input and filters are finite, so that results must be finite too.
     pub(crate) finite: bool,
     /// Coded slabs of each subtask.
     pub(crate) slabs: Vec<Arc<Values>>,
-    /// Buffers of earlier runs for the workers to give their results in.
+    /// Result buffers of earlier runs, to be recycled by the workers.
     pub(crate) spent: Vec<Values>,
-    /// Makes sketches where there is an audit.
+    /// Computes sketches; `None` without an audit.
     pub(crate) sketcher: Option<Arc<Sketcher>>,
     pub(crate) recovery: R,
-    /// Coded filters of a subtask for a worker that does not hold them yet; `None` when it does.
+    /// Coded filters of (subtask, worker), for a worker that does not hold them yet; `None` if it holds them.
     pub(crate) filters: &'a dyn Fn(usize, usize) -> Option<Values>,
-    /// Whether a worker holds the filters of a subtask.
+    /// Whether the filters of (subtask, worker) are held by that worker.
     pub(crate) holds: &'a dyn Fn(usize, usize) -> bool,
 }
 
-/// Cancels the job when its run ends, however it ends. What is still to be said of it has nowhere to go when it is gone.
+/// Cancels the job when its run ends, however it ends. Late replies are dropped once the job is dropped.
 struct CancelOnDrop<'a, F: Fleet> {
     fleet: &'a F,
     tokens: Vec<CancelToken>,
@@ -63,15 +63,15 @@ impl<F: Fleet> Drop for CancelOnDrop<'_, F> {
     }
 }
 
-/// Dispatches every subtask to its worker among `assignment` and gathers until the layer decodes, must be computed locally,
-/// or fails. `dispatched` is called as soon as everything is handed out.
+/// Dispatches every subtask to its worker in `assignment` and gathers until the layer decodes, must be computed locally,
+/// or fails. Releases `assignment` as soon as every subtask is dispatched.
 pub(crate) fn run_job<F: Fleet, R: AuditRecord>(
     plan: JobPlan<'_, F, R>,
     assignment: impl std::ops::Deref<Target = Vec<usize>>,
 ) -> RunOutcome<R> {
     let (n, sub_results) = (plan.slabs.len(), plan.shape.sub_results());
     let replies = Arc::new(Mailbox::new());
-    // One token a subtask, so that copies of a complete one stop while the run goes on.
+    // One token for each subtask, so that copies of a complete one stop while the run continues.
     let tokens = CancelOnDrop { fleet: plan.fleet, tokens: (0..n).map(|_| CancelToken::new()).collect() };
     let JobPlan {
         fleet,
@@ -115,7 +115,7 @@ pub(crate) fn run_job<F: Fleet, R: AuditRecord>(
         for (subtask, worker) in assignment.iter().enumerate() {
             run.dispatch(subtask, *worker, false, false);
         }
-        // Whoever waits to move subtasks may do so now: what is queued is served first.
+        // Release the assignment lock so that subtasks can be moved: commands already queued are served first.
         drop(assignment);
     }
     let _span = tracing::debug_span!("gather", layer).entered();
@@ -164,8 +164,8 @@ impl<F: Fleet, R: AuditRecord> Run<'_, F, R> {
         self.fleet.now().saturating_duration_since(self.started)
     }
 
-    /// A `copy` is asked for what is missing, last first, so that it
-    /// meets the first attempt half-way.
+    /// Dispatches a subtask to a worker. A `copy` computes the missing sub-results, last first, so that it meets the first
+    /// attempt half-way.
     fn dispatch(&mut self, subtask: usize, worker: usize, copy: bool, spare: bool) {
         self.bytes_up += self.slabs[subtask].size_bytes();
         let sub_results = self.shape.sub_results();
@@ -183,7 +183,7 @@ impl<F: Fleet, R: AuditRecord> Run<'_, F, R> {
         self.attempts.push(Attempt {
             subtask,
             worker,
-            // Until something else is known; an attempt that has not ended becomes `Cancelled`.
+            // Preliminary; an attempt that has not ended becomes `Cancelled`.
             outcome: Outcome::Used,
             since: dispatched.saturating_duration_since(self.started),
             latency: None,
@@ -210,7 +210,7 @@ impl<F: Fleet, R: AuditRecord> Run<'_, F, R> {
         self.fleet.execute(worker, task);
     }
 
-    /// Carries out what the machine asks for, until it has nothing more to ask or the run is over.
+    /// Carries out pending actions until there are none or the run is over.
     fn act(&mut self) -> Option<Decision> {
         while let Some(action) = self.gather.next_action() {
             match action {
@@ -226,11 +226,11 @@ impl<F: Fleet, R: AuditRecord> Run<'_, F, R> {
         None
     }
 
-    /// Gives a subtask to one more worker: `hedge` to one that is idle (on a machine that has something to spare). What is not
-    /// `needed` to decode is not counted as redispatched.
+    /// Gives a subtask to one more worker; with `hedge` only to an idle one (`Some(true)`: only if it takes no core from
+    /// others). An attempt not `needed` to decode is not counted as redispatched.
     fn hand_out(&mut self, subtask: usize, hedge: Option<bool>, needed: bool) {
-        // Where it was tried before or nothing can be believed, and where something else has failed in this run: whoever
-        // is down fails at once and looks idle again.
+        // Never a worker that has tried this subtask or returned a corrupt result. Preferably none with a failure in this
+        // run: a worker that is down fails at once and then looks idle again.
         let (mut barred, mut failed) = (vec![false; self.fleet.size()], vec![false; self.fleet.size()]);
         for attempt in &self.attempts {
             barred[attempt.worker] |= attempt.subtask == subtask || attempt.outcome == Outcome::Corrupt;
@@ -239,7 +239,7 @@ impl<F: Fleet, R: AuditRecord> Run<'_, F, R> {
         let admitted = |w: usize| !barred[w];
         let sound = |w: usize| admitted(w) && !failed[w];
         let found = match hedge {
-            // Making filters takes longer than most waits: who has them goes first.
+            // Encoding filters takes longer than most waits, so workers that hold them come first.
             Some(spare) => self
                 .fleet
                 .fastest_idle(spare, |w| sound(w) && (self.holds)(subtask, w))
@@ -267,7 +267,7 @@ impl<F: Fleet, R: AuditRecord> Run<'_, F, R> {
         self.dispatch(subtask, worker, true, !needed);
     }
 
-    /// Books a reply and says what it means to the gathering.
+    /// Records a reply and returns its event for the gathering.
     fn take(&mut self, reply: Reply) -> Option<Event> {
         let attempt = &mut self.attempts[reply.attempt];
         if attempt.ended {
@@ -288,12 +288,12 @@ impl<F: Fleet, R: AuditRecord> Run<'_, F, R> {
                 };
                 self.bytes_down += values.size_bytes();
                 attempt.arrived += 1;
-                // The last one makes the attempt complete whether or not its `Finished` has come yet.
+                // The last sub-result completes the attempt, whether or not its `Finished` has arrived.
                 attempt.ended = attempt.arrived == attempt.wanted;
                 attempt.complete = attempt.ended;
                 if slot.is_some() {
-                    // A copy was faster. Should the two have said the same index again and again, the attempt's end
-                    // will still show.
+                    // A copy was faster. If both attempts returned only the same indices, the subtask is still incomplete
+                    // when this attempt ends.
                     return (attempt.ended && !self.gather.is_complete(subtask))
                         .then_some(Event::Failed { subtask });
                 }
@@ -310,7 +310,7 @@ impl<F: Fleet, R: AuditRecord> Run<'_, F, R> {
                     }
                     return None;
                 }
-                // All it was asked for came, but not all that the subtask lacks.
+                // The attempt delivered everything it was asked for, but the subtask still lacks sub-results.
                 ended.then_some(Event::Failed { subtask })
             }
             ReplyKind::Finished => end(Outcome::Failed, "it stopped before its last sub-result".to_owned()),
@@ -322,7 +322,7 @@ impl<F: Fleet, R: AuditRecord> Run<'_, F, R> {
         }
     }
 
-    /// Books what became of every attempt, and what it says of its worker.
+    /// Records the outcome of every attempt, and its effect on the worker's health.
     fn close(self, end: Decision) -> RunOutcome<R> {
         let wait = self.elapsed();
         let Self { fleet, policy, gather, results, sources, mut attempts, .. } = self;
@@ -346,7 +346,7 @@ impl<F: Fleet, R: AuditRecord> Run<'_, F, R> {
             }
         }
         if matches!(end, Decision::Decode) {
-            // Finite results exist, so what was refused is the workers' own fault and no overflow.
+            // Finite results exist, so a rejected result is the worker's own fault and no overflow.
             for attempt in attempts.iter().filter(|a| a.outcome == Outcome::Corrupt) {
                 fleet.flag(attempt.worker, attempt.cause.as_deref().unwrap_or("corrupt result"));
             }
@@ -376,7 +376,7 @@ impl<F: Fleet, R: AuditRecord> Run<'_, F, R> {
         names.join(", ")
     }
 
-    /// The audit found what it cannot settle.
+    /// The error for a contradiction that the audit cannot resolve.
     fn contradiction(&self) -> Error {
         Error::Corrupted {
             results: self.gather.complete().len(),
@@ -392,7 +392,7 @@ impl<F: Fleet, R: AuditRecord> Run<'_, F, R> {
         }
     }
 
-    /// Who is missing and why, as the error the caller gets.
+    /// The error for too few results: which subtasks are missing, and why.
     fn shortfall(&self) -> Error {
         let (fleet, needed) = (self.fleet, self.gather.recovery().needed());
         let arrived = self.gather.complete().len();
@@ -400,7 +400,7 @@ impl<F: Fleet, R: AuditRecord> Run<'_, F, R> {
         let failed =
             |subtask| self.attempts.iter().any(|a| a.subtask == subtask && a.outcome == Outcome::Failed);
         let honest = (0..self.slabs.len()).filter(|subtask| !failed(*subtask)).count();
-        // Without the failures alone there would be enough: what is wrong with this run is what came back.
+        // Without failures alone there would be enough results: what came back was corrupt.
         let in_time = self.elapsed() < self.policy.deadline;
         if corrupt().count() > 0 && in_time && honest >= needed {
             return Error::NonFiniteResults {

@@ -1,31 +1,31 @@
-//! How long subtasks take, to tell when one is overdue enough to be handed out a second time.
+//! Statistics of subtask latencies, to tell when a subtask is overdue enough to be dispatched a second time.
 //!
-//! Whoever does not hedge can skip this. A coded layer stops waiting once it can decode, so of its slowest subtasks
-//! one only learns that they took *longer* than that. [`Latencies`] keeps such observations as what they are
-//! (censored) and estimates quantiles by the product-limit (Kaplan-Meier) method; dropping them would make every
-//! layer look faster than it is. [`Expected`] keeps a smoothed latency for each subtask.
+//! Relevant if you use hedging. A coded layer stops waiting once it can decode, so of its slowest subtasks it is known only
+//! that they took *longer* than that. [`Latencies`] records such observations as censored, and estimates quantiles by the
+//! product-limit (Kaplan-Meier) method; dropping them would make every layer look faster than it is. [`Expected`] keeps a
+//! smoothed latency for each subtask.
 //!
-//! Invariant: a quantile is a latency that was observed, and quantiles grow with q.
+//! Invariant: a quantile is a recorded latency, and quantiles do not decrease with q.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
-/// Observations kept: enough for a 95 % quantile, few enough to forget last minute's load.
+/// Number of observations kept: enough for a 95 % quantile, few enough to forget the load of a minute ago.
 const KEPT: usize = 128;
 
-/// Observations below which a quantile would be a guess.
+/// The minimum number of observations for a quantile.
 const ENOUGH: usize = 8;
 
-/// Weight of a new latency against those before.
+/// Weight of a new latency in the smoothed one.
 const WEIGHT: f64 = 0.25;
 
-/// Rounding of the at most 128 factors of a survival probability.
+/// Rounding error of a survival probability, a product of at most 128 factors.
 const ROUNDING: f64 = 1e-12;
 
 #[derive(Clone, Copy, Debug)]
 struct Observation {
     time: Duration,
-    /// It was still running at this time.
+    /// The subtask was still running at this time.
     censored: bool,
 }
 
@@ -42,31 +42,31 @@ impl Latencies {
         Self::default()
     }
 
-    /// A subtask's results were there after `time`.
+    /// Records a subtask whose results were complete after `time`.
     pub fn observe(&mut self, time: Duration) {
         self.push(Observation { time, censored: false });
     }
 
-    /// A subtask was cancelled after `time`, its results not being there yet.
+    /// Records a subtask that was cancelled after `time`, before its results were complete.
     pub fn censored(&mut self, time: Duration) {
         self.push(Observation { time, censored: true });
     }
 
-    /// The time by which a fraction `q` (0 to 1) of all subtasks would be there if none were cancelled.
+    /// The time by which a fraction `q` (0 to 1) of all subtasks would be complete if none were cancelled.
     ///
-    /// `None` below eight observations. Where it lies beyond the last latency that was seen to its end, the largest
-    /// observation of either kind: it takes at least that long.
+    /// `None` below eight observations. Where the quantile lies beyond the longest uncensored latency, the result is the
+    /// largest observation of either kind, which is a lower bound.
     #[must_use]
     pub fn quantile(&self, q: f64) -> Option<Duration> {
         if self.ring.len() < ENOUGH {
             return None;
         }
         let mut sorted: Vec<Observation> = self.ring.iter().copied().collect();
-        // What was cancelled at the very time at which another ended was still at risk then.
+        // At equal times, a censored subtask was still at risk when the other one ended.
         sorted.sort_by_key(|o| (o.time, o.censored));
         let mut surviving = 1.0;
         for (index, observation) in sorted.iter().enumerate().filter(|(_, o)| !o.censored) {
-            // One by one is the same as all that end at one time at once: the product telescopes.
+            // Handling equal times one by one gives the same as all at once: the product telescopes.
             let at_risk = (sorted.len() - index) as f64;
             surviving *= (at_risk - 1.0) / at_risk;
             if surviving <= 1.0 - q + ROUNDING {
@@ -84,20 +84,20 @@ impl Latencies {
     }
 }
 
-/// What latency to expect of each subtask: an exponentially weighted mean, a new one counting a quarter.
+/// The expected latency of each subtask: an exponentially weighted mean, in which a new latency counts a quarter.
 #[derive(Clone, Debug)]
 pub struct Expected {
     seconds: Vec<Option<f64>>,
 }
 
 impl Expected {
-    /// Nothing known of `n` subtasks.
+    /// No latencies yet, for `n` subtasks.
     #[must_use]
     pub fn new(n: usize) -> Self {
         Self { seconds: vec![None; n] }
     }
 
-    /// Subtask `subtask` took `time`. One that does not exist is ignored.
+    /// Records that subtask `subtask` took `time`. An index out of range is ignored.
     pub fn observe(&mut self, subtask: usize, time: Duration) {
         if let Some(expected) = self.seconds.get_mut(subtask) {
             let time = time.as_secs_f64();
@@ -105,11 +105,11 @@ impl Expected {
         }
     }
 
-    /// What to expect of `subtask`; `None` if it was never observed.
+    /// The expected latency of `subtask`; `None` if it was never observed.
     #[must_use]
     pub fn get(&self, subtask: usize) -> Option<Duration> {
         let seconds = (*self.seconds.get(subtask)?)?;
-        // Between durations that were observed; only rounding at the very end of the range could leave it.
+        // The mean lies between observed durations; only rounding at the very end of the range could leave it.
         Some(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
     }
 }
@@ -130,7 +130,7 @@ mod tests {
         for n in [8_u64, 9, 50, 100, 128] {
             let mut latencies = Latencies::new();
             for k in 1..=n {
-                // All of 1..=n, in no order, with ties: two of each.
+                // All of 1..=n in mixed order, with ties: two of each.
                 latencies.observe(ms((k * 37 % n).div_ceil(2)));
             }
             let mut sample: Vec<u64> = (1..=n).map(|k| (k * 37 % n).div_ceil(2)).collect();
@@ -138,7 +138,7 @@ mod tests {
             for rank in 1..=n {
                 let expected = Some(ms(sample[usize::try_from(rank).unwrap() - 1]));
                 assert_eq!(latencies.quantile(rank as f64 / n as f64), expected, "{rank} of {n}");
-                // Just above the rank before is this rank too.
+                // A fraction just above the previous rank gives this rank too.
                 assert_eq!(latencies.quantile((rank as f64 - 0.99) / n as f64), expected, "{rank} of {n}");
             }
             assert_eq!(latencies.quantile(0.0), Some(ms(sample[0])));
@@ -167,7 +167,7 @@ mod tests {
 
     #[test]
     fn censored_observations_count_as_longer() {
-        // The textbook product: (1 - 1/8)(1 - 1/7) then, two having left, (1 - 1/4).
+        // The textbook product: (1 - 1/8)(1 - 1/7), then, after two have left, (1 - 1/4).
         let mut latencies = Latencies::new();
         for time in [1, 2, 4] {
             latencies.observe(ms(time));
@@ -210,7 +210,7 @@ mod tests {
         }
         let median = std::f64::consts::LN_2;
         assert!((estimates / median - 1.0).abs() < 0.15, "{estimates} for {median}");
-        // Negative control: what ended alone.
+        // Negative control: uncensored latencies alone.
         assert!(ended / median < 0.75, "{ended} for {median}");
     }
 

@@ -1,18 +1,18 @@
-//! Who works on what, and when enough of it has come back.
+//! Schedules subtasks on workers, and decides when enough results have come back.
 //!
 //! * [`Policy`]: deadline, hedging, partial work, patience, audit, and what to do when too few results can come.
-//! * [`Gather`]: a state machine without I/O. Events with times go in, actions come out; it asks a [`Recovery`] what
-//!   decodes and how well, and knows nothing of codes, devices or networks.
+//! * [`Gather`]: a state machine without I/O. Events with times go in, actions come out. It asks a [`Recovery`] what
+//!   decodes and how well, and does not depend on codes, devices or networks.
 //! * [`assign()`], [`rebalance`]: which worker holds which subtask, by speed and failure domain.
-//! * [`Health`], [`Speed`]: what is known of one worker, from its results and from the lack of them.
+//! * [`Health`], [`Speed`]: the state of one worker, estimated from its results, failures and delays.
 //! * [`Latencies`], [`Expected`]: how long subtasks take, to tell when one is overdue.
 //! * [`Pool`]: threads and channels. Each worker is owned by one thread (`service`) that takes commands in order;
-//!   `revive` brings lost ones back.
-//! * `run_job`: one layer's run, which connects them. It knows its workers as a `Fleet`, and takes the time from that.
+//!   `revive` replaces lost workers.
+//! * `run_job`: one run of one layer, which connects all of these. It accesses workers and time through a `Fleet`.
 //! * [`SimulatedFleet`]: workers, links and cores in virtual time, for the same runs.
 //!
-//! Invariant: every task that was handed to a worker is answered (result, failure) or its job is over. Jobs have
-//! channels of their own, so a late result of an old job cannot reach a new one.
+//! Invariant: every task given to a worker is answered (result or failure), or its job is over. Each job has its own
+//! channel, so a late result of an old job cannot reach a new one.
 
 mod assign;
 mod fleet;

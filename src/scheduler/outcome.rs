@@ -1,7 +1,7 @@
-//! What a run of one layer comes to: its attempts, its results, and how the gathering ended.
+//! The outcome of one layer run: its attempts, its results, and its decision.
 //!
-//! Invariant: when it is gone, or its buffers are taken, the mailbox is closed: whatever is still posted comes back to its
-//! worker.
+//! Invariant: once the outcome is dropped, or its buffers are taken, the mailbox is closed, and whatever is still posted
+//! is returned to its worker.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,19 +12,19 @@ use super::slot::{Replies, ReplyKind};
 use crate::array::Values;
 use crate::error::Error;
 
-/// What became of one attempt at a subtask.
+/// Outcome of one attempt at a subtask.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
-    /// Its results went into the output, all or some of them.
+    /// All or some of its results were used for the output.
     Used,
-    /// It was complete, but after decoding had begun.
+    /// It completed after decoding had begun.
     Late,
-    /// It was not complete when it was no longer needed.
+    /// It had not completed when it was no longer needed.
     Cancelled,
     /// The worker was lost or reported a failure.
     Failed,
-    /// It returned something that cannot be right.
+    /// It returned a result that cannot be right.
     Corrupt,
     /// The worker had nothing to do.
     Idle,
@@ -36,58 +36,58 @@ pub(crate) struct Attempt {
     pub(crate) subtask: usize,
     pub(crate) worker: usize,
     pub(crate) outcome: Outcome,
-    /// From the run's first dispatch to its own.
+    /// Time from the run's first dispatch to that of this attempt.
     pub(crate) since: Duration,
-    /// From its dispatch to its last reply; `None` when there was none.
+    /// Time from the attempt's dispatch to its last reply; `None` without a reply.
     pub(crate) latency: Option<Duration>,
-    /// Sub-results it delivered.
+    /// Number of sub-results delivered.
     pub(crate) arrived: usize,
-    /// All it was asked for came.
+    /// All requested sub-results arrived.
     pub(crate) complete: bool,
-    /// It was made for nothing but a result to compare with.
+    /// It was made only for a result to compare with.
     pub(crate) spare: bool,
-    /// Sub-results it was asked for.
+    /// Number of sub-results requested.
     pub(super) wanted: usize,
     pub(crate) cause: Option<String>,
     pub(super) dispatched: Instant,
-    /// No more is expected of it.
+    /// No more replies are expected.
     pub(super) ended: bool,
 }
 
 impl Attempt {
-    /// It ended without an answer to learn from.
+    /// Whether it ended without a usable latency.
     pub(crate) fn failed(&self) -> bool {
         matches!(self.outcome, Outcome::Failed | Outcome::Corrupt)
     }
 }
 
-/// How the gathering ended.
+/// The decision that ended the gathering.
 #[derive(Debug)]
 pub(crate) enum Decision {
-    /// The recovery's sub-results are to be decoded.
+    /// Decode from the recovery's sub-results.
     Decode,
-    /// The layer is to be computed locally.
+    /// Compute the layer locally.
     Local,
-    /// Neither.
+    /// Neither is possible.
     Failed(Error),
 }
 
-/// The end of the gathering.
+/// The outcome of the gathering.
 pub(crate) struct RunOutcome<R> {
     pub(crate) end: Decision,
     pub(crate) recovery: R,
     /// Sub-results by subtask, then by index.
     pub(crate) results: Vec<Vec<Option<Values>>>,
     pub(crate) attempts: Vec<Attempt>,
-    /// From first dispatch to the decision.
+    /// Time from the first dispatch to the decision.
     pub(crate) wait: Duration,
-    /// What is left of the deadline.
+    /// The rest of the deadline after the decision.
     pub(crate) left: Duration,
     pub(crate) bytes_up: usize,
     pub(crate) bytes_down: usize,
     pub(crate) redispatched: usize,
     pub(crate) hedged: usize,
-    /// Results that came after the decision.
+    /// Results that arrived after the decision.
     pub(super) unread: Vec<Values>,
     pub(super) replies: Arc<Replies>,
 }
@@ -99,7 +99,7 @@ impl<R> Drop for RunOutcome<R> {
 }
 
 impl<R> RunOutcome<R> {
-    /// Looks once more at who has answered meanwhile: complete attempts that were not needed become *late*.
+    /// Absorbs the replies that have arrived since the decision: complete attempts that were not needed become *late*.
     pub(crate) fn settle(&mut self) {
         for reply in self.replies.drain() {
             let attempt = &mut self.attempts[reply.attempt];
@@ -115,7 +115,7 @@ impl<R> RunOutcome<R> {
         }
     }
 
-    /// Books what a worker delivered as wrong.
+    /// Marks a worker's attempts as corrupt.
     pub(crate) fn blame(&mut self, worker: usize, cause: &str) {
         for attempt in self.attempts.iter_mut().filter(|a| a.worker == worker && a.arrived > 0) {
             attempt.outcome = Outcome::Corrupt;
@@ -123,9 +123,9 @@ impl<R> RunOutcome<R> {
         }
     }
 
-    /// The buffers of all results, for the next run.
+    /// The buffers of all results, to be recycled in the next run.
     pub(crate) fn into_buffers(mut self) -> impl Iterator<Item = Values> {
-        // What is posted from here on comes back to its worker.
+        // Results posted from here on are returned to their workers.
         self.replies.close();
         self.settle();
         let (results, unread) = (std::mem::take(&mut self.results), std::mem::take(&mut self.unread));

@@ -1,4 +1,4 @@
-//! How long to wait, what to check, and what to do when waiting will not help.
+//! The policy of a run: how long to wait, what to check, and what to do when waiting does not help.
 //!
 //! Plain values; [`Gather`](super::Gather) carries them out.
 
@@ -11,9 +11,9 @@ use crate::error::{Error, Result};
 /// What to do when fewer results than the code needs can come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnShortfall {
-    /// Report the shortfall.
+    /// Return an error.
     Fail,
-    /// Give missing subtasks to workers that live, and if that does not help compute the layer locally.
+    /// Give missing subtasks to other workers, and compute the layer locally if that does not help.
     #[default]
     Redispatch,
     /// Compute the layer locally.
@@ -25,15 +25,15 @@ pub enum OnShortfall {
 pub enum Audit {
     /// Every finite result is trusted.
     Off,
-    /// The first run of a layer, and one in [`Audit::WATCH_EVERY`] after that, waits for one spare result, at most as long as
-    /// it took to get those that decode; all runs do so for a while after a worker was caught. Spare results that are there
-    /// anyway are compared in every run. Where results contradict each other, who is wrong is left out if spare results
-    /// tell, else the layer is computed on this machine.
+    /// The first run of a layer, and then one in [`Audit::WATCH_EVERY`], waits for one spare result, at most as long as
+    /// it took to get those that decode; after a faulty worker was found, all runs do so for a while. Spare results that
+    /// arrive anyway are compared in every run. Where results contradict each other, faulty workers are left out if spare
+    /// results identify them; otherwise the layer is computed on this machine.
     #[default]
     Watch,
-    /// A layer whose results contradict each other is refused. Waits for one spare result.
+    /// Waits for one spare result, and refuses a layer whose results contradict each other.
     Detect,
-    /// Whoever contradicts the others is found and left out; the layer is refused when that cannot be settled.
+    /// Identifies faulty workers and leaves them out; the layer is refused when they cannot be identified.
     /// Needs two spare results for each wrong one.
     Correct,
 }
@@ -44,19 +44,19 @@ impl OnShortfall {
 }
 
 impl Audit {
-    /// Runs of a layer of which [`Audit::Watch`] audits one.
+    /// With [`Audit::Watch`], one in this many runs of a layer is audited.
     pub const WATCH_EVERY: u32 = 32;
 
     const NAMES: [(&'static str, Self); 4] =
         [("off", Self::Off), ("watch", Self::Watch), ("detect", Self::Detect), ("correct", Self::Correct)];
 }
 
-/// The name under which `value` stands in a table.
+/// The name of `value` in a table.
 fn name_of<T: PartialEq>(names: &[(&'static str, T)], value: &T) -> &'static str {
     names.iter().find(|(_, other)| other == value).map_or("", |(name, _)| name)
 }
 
-/// The value that stands in a table under `text`.
+/// The value with the name `text` in a table.
 fn value_of<T: Copy>(names: &[(&'static str, T)], what: &str, text: &str) -> Result<T> {
     names.iter().find(|(name, _)| *name == text).map(|(_, value)| *value).ok_or_else(|| {
         let known: Vec<_> = names.iter().map(|(name, _)| *name).collect();
@@ -95,17 +95,17 @@ impl FromStr for Audit {
 /// The rules of one layer's runs. All times count from the first dispatch.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Policy {
-    /// When the run fails if it has not decoded.
+    /// Time at which the run fails if it has not decoded.
     pub deadline: Duration,
     /// What to do when fewer results than needed can come.
     pub on_shortfall: OnShortfall,
-    /// The quantile of the layer's subtask latencies from which on missing subtasks are given to idle workers as
-    /// well; `None`: never. Takes [`OnShortfall::Redispatch`].
+    /// The quantile of the layer's subtask latencies after which idle workers get copies of missing subtasks; `None`:
+    /// never. Requires [`OnShortfall::Redispatch`].
     pub hedge: Option<f64>,
-    /// Whether sub-results of subtasks that are not complete count.
+    /// Whether sub-results of incomplete subtasks count.
     pub partial: bool,
-    /// What one decimal digit of predicted error is worth, as a fraction of the time already spent: so long a run
-    /// that could decode, badly conditioned, waits for one more result.
+    /// Maximum extra wait of a badly conditioned run for one more result, as a fraction of the elapsed time per decimal
+    /// digit of predicted error gained.
     pub patience: f64,
     /// Whether spare results are used as checksums.
     pub audit: Audit,
@@ -125,23 +125,22 @@ impl Default for Policy {
 }
 
 impl Policy {
-    /// How often one subtask may be handed out in all.
+    /// Maximum number of times that one subtask is dispatched.
     pub const MAX_ATTEMPTS: usize = 3;
 
-    /// The quantile, where hedging is allowed at all.
+    /// The quantile, if the policy allows hedging.
     #[must_use]
     pub fn hedges(&self) -> Option<f64> {
         self.hedge.filter(|_| self.on_shortfall == OnShortfall::Redispatch)
     }
 
-    /// When workers that merely have not answered are given up on in favour of others, busy or not: half the
-    /// deadline.
+    /// Time at which workers that have not answered are given up in favour of others, busy or not: half the deadline.
     #[must_use]
     pub fn redispatch_at(&self) -> Option<Duration> {
         (self.on_shortfall == OnShortfall::Redispatch).then(|| self.deadline / 2)
     }
 
-    /// When the layer is computed locally although workers may still answer: early enough for a computation that
+    /// Time at which the layer is computed locally although workers may still answer: early enough for a computation that
     /// is expected to take `local`, with as much again to spare; between a quarter and three quarters of the deadline.
     #[must_use]
     pub fn local_at(&self, local: Duration) -> Option<Duration> {

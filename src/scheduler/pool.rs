@@ -1,11 +1,11 @@
-//! The workers of a process, each on a thread of its own, and what is known of them.
+//! The workers of a process, each on its own thread, with their health and speed.
 //!
-//! A pool queues filters and tasks with its workers and keeps a [`Health`] and a [`Speed`] for each. A worker that is
-//! lost is made anew in the background where that is possible; one that hangs is abandoned with its thread.
+//! A pool queues filters and tasks for its workers and keeps a [`Health`] and a [`Speed`] for each. A lost worker is
+//! respawned in the background where possible; a hung worker is abandoned with its thread.
 //!
-//! `slot` has the parts that its threads share with it.
+//! The state that the threads share is in `slot`.
 //!
-//! Invariant: every task is answered exactly once, at the latest when its worker is given up.
+//! Invariant: every task is answered exactly once, at the latest when its worker is abandoned.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -29,29 +29,29 @@ use crate::error::{Error, Result};
 use crate::planner::Rates;
 use crate::worker::{CancelToken, FilterKey, LOCAL_HOST, Respawn, Worker, WorkerInfo, WorkerKind};
 
-/// How long a dropped pool waits for its workers before it leaves a hung one behind.
+/// How long a dropped pool waits for its workers before it leaves hung ones behind.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
-/// How often [`Pool::wait_idle`] looks.
+/// Polling interval of [`Pool::wait_idle`].
 const IDLE_POLL: Duration = Duration::from_micros(50);
 
-/// A set of workers, each on a thread of its own. Cheap to clone; shared by prepared layers and by threads that
-/// run them at the same time.
+/// A set of workers, each on its own thread. Cheap to clone; prepared layers, and threads that run them at the same
+/// time, can share it.
 ///
-/// Dropping the last clone ends the threads. A worker that hangs is left to its thread after two seconds: it
-/// delays the drop, it cannot prevent it.
+/// Dropping the last clone ends the threads. A hung worker delays that by at most two seconds; then its thread is left
+/// behind.
 #[derive(Clone)]
 pub struct Pool {
     inner: Arc<Inner>,
 }
 
-/// A worker as the pool sees it.
+/// State and speed of a worker in the pool.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct WorkerHealth {
     /// Its state.
     pub state: State,
-    /// Why it is quarantined or lost, if it is.
+    /// Cause of a quarantine or loss; `None` otherwise.
     pub cause: Option<String>,
-    /// Multiply-adds a second, from its recent work; `None` before it did any.
+    /// Multiply-adds per second, estimated from recent work; `None` before any.
     pub speed: Option<f64>,
 }
 
@@ -61,17 +61,17 @@ struct Inner {
 }
 
 struct Slot {
-    /// As in its [`WorkerInfo`].
+    /// The name in its [`WorkerInfo`], made unique.
     name: String,
     respawn: Option<Respawn>,
     status: Arc<Status>,
-    /// Replaced when it is abandoned.
+    /// Replaced when the worker is abandoned.
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Pool {
-    /// Starts a thread for each worker. Names that occur twice get their index appended. A worker that the system refuses a
-    /// thread is [lost](Pool::lost) from the start, and the others do its work.
+    /// Starts a thread for each worker. The index is appended to names that occur twice. A worker for which the system
+    /// starts no thread is [lost](Pool::lost) from the start, and the others do its work.
     ///
     /// # Errors
     /// [`Error::InvalidParameter`] for no workers at all.
@@ -79,7 +79,7 @@ impl Pool {
         Self::with_options(workers, PoolOptions::default())
     }
 
-    /// As [`Pool::new`], with other than the default options.
+    /// As [`Pool::new`], with the given options.
     ///
     /// # Errors
     /// Those of [`Pool::new`].
@@ -136,14 +136,14 @@ impl Pool {
         self.inner.slots.is_empty()
     }
 
-    /// What the workers say of themselves, in the order of [`Pool::new`]; names never change, devices and hosts do when
+    /// The workers' own descriptions, in the order of [`Pool::new`]. Names never change; devices and hosts change when
     /// another worker takes the place of a lost one.
     #[must_use]
     pub fn workers(&self) -> impl ExactSizeIterator<Item = Arc<WorkerInfo>> {
         self.inner.slots.iter().map(|slot| slot.status.info())
     }
 
-    /// State and speed of worker `index`, if there is one.
+    /// State and speed of worker `index`; `None` if there is no such worker.
     #[must_use]
     pub fn health(&self, index: usize) -> Option<WorkerHealth> {
         let status = &self.inner.slots.get(index)?.status;
@@ -155,7 +155,7 @@ impl Pool {
         })
     }
 
-    /// Why worker `index` can do no further work, if that is so.
+    /// The cause if worker `index` is lost.
     #[must_use]
     pub fn lost(&self, index: usize) -> Option<String> {
         let health = self.health(index)?;
@@ -173,7 +173,7 @@ impl Pool {
         }
     }
 
-    /// Whether any worker keeps slabs and filters in 16 bits.
+    /// Whether any worker stores slabs and filters in 16 bits.
     pub(crate) fn keeps_half(&self) -> bool {
         self.workers().any(|info| info.half)
     }
@@ -184,7 +184,7 @@ impl Pool {
         here.count() as f64 / self.len() as f64
     }
 
-    /// The kind all workers share, or `mixed`.
+    /// The common kind of all workers, or `mixed`.
     pub(crate) fn backend(&self) -> &'static str {
         let mut kinds = self.workers().map(|w| w.kind);
         let first = kinds.next();
@@ -194,18 +194,18 @@ impl Pool {
         }
     }
 
-    /// Grows whenever a worker is lost, comes back or is quarantined.
+    /// A counter that grows whenever a worker is lost, comes back or is quarantined.
     pub(crate) fn changes(&self) -> u64 {
         self.inner.shared.changes.load(Ordering::Relaxed)
     }
 
-    /// How often a worker was caught with a wrong answer.
+    /// Number of times that a worker returned a wrong result.
     pub(crate) fn caught(&self) -> u64 {
         self.inner.shared.caught.load(Ordering::Relaxed)
     }
 
-    /// Waits until no worker has a task or filters on their way any more, at most for `limit`; whether that came true. Stragglers of a run that is
-    /// over may still be at the sub-result they had begun.
+    /// Waits, at most for `limit`, until no worker has a queued or running task or filters to install; returns whether
+    /// that came true. Stragglers of a finished run may still be computing the sub-result that they had begun.
     #[must_use]
     pub fn wait_idle(&self, limit: Duration) -> bool {
         let end = Instant::now() + limit;
@@ -222,19 +222,19 @@ impl Pool {
         true
     }
 
-    /// `rates` with the cores that this pool's workers share, where it does not say and they are threads of this machine.
+    /// `rates`, completed by the cores that this pool's workers share if they are threads of this machine.
     #[must_use]
     pub fn shared(&self, rates: &Rates) -> Rates {
         let here = self.workers().any(|info| info.kind == WorkerKind::Cpu && info.host == LOCAL_HOST);
         Rates { cores: rates.cores.or(here.then_some(self.inner.shared.cores)), ..*rates }
     }
 
-    /// Whether the worker still has filters to install from before: others should not wait for it.
+    /// Whether the worker still installs earlier filters, so that others should not wait for it.
     pub(crate) fn is_installing(&self, worker: usize) -> bool {
         self.inner.slots[worker].status.installing.load(Ordering::Relaxed) > 0
     }
 
-    /// Lets lost workers that come back ask for a layer's filters.
+    /// Registers the source from which respawned workers get a layer's filters.
     pub(crate) fn register(&self, layer: u64, source: Weak<dyn FilterSource>) {
         locked(&self.inner.shared.sources).insert(layer, source);
     }
@@ -244,7 +244,7 @@ impl Pool {
         locked(&self.inner.shared.sources).remove(&layer);
     }
 
-    /// Queues filters for a worker; the answer comes on `reply`.
+    /// Queues filters for a worker; the answer is sent to `reply`.
     pub(crate) fn install(&self, worker: usize, request: InstallRequest, reply: &Sender<Installed>) {
         let status = &self.inner.slots[worker].status;
         locked(&status.wanted).insert(request.key, Arc::clone(&request.shape));
@@ -261,7 +261,7 @@ impl Pool {
     fn send(&self, worker: usize, command: Command) {
         let slot = &self.inner.slots[worker];
         if let Err(command) = slot.status.post(command) {
-            // It has no thread, or the pool is going.
+            // The slot has no thread, or the pool is being dropped.
             slot.decline(command, &|| slot.refusal());
         }
     }
@@ -293,7 +293,7 @@ impl Fleet for Pool {
     }
 
     fn equip(&self, worker: usize, request: InstallRequest) {
-        // Commands are served in order; a failed installation shows as a failed task.
+        // Commands are served in order. A failed installation shows as a failed task.
         self.install(worker, request, &unbounded().0);
     }
 
@@ -360,7 +360,7 @@ impl Fleet for Pool {
 }
 
 impl Slot {
-    /// Answers a command that its thread will not take.
+    /// Answers a command that the slot's thread will not take.
     fn decline(&self, command: Command, cause: &dyn Fn() -> Error) {
         match command {
             Command::Execute(task) => task.fail(cause()),
@@ -373,7 +373,7 @@ impl Slot {
         }
     }
 
-    /// Why it gets no task.
+    /// The error with which the worker's tasks are refused.
     fn refusal(&self) -> Error {
         let health = locked(&self.status.health);
         let cause = health.cause().unwrap_or("it has not been qualified yet").to_owned();
@@ -398,7 +398,7 @@ fn state_name(state: State) -> &'static str {
 }
 
 impl Inner {
-    /// Starts the thread of `epoch` of a slot. Where the system has none to give its worker is lost for good.
+    /// Starts the thread of `epoch` of a slot. If the system starts none, the worker is lost for good.
     fn start(&self, index: usize, worker: Option<Box<dyn Worker>>, epoch: u64) {
         let slot = &self.slots[index];
         let service = Service {
@@ -430,8 +430,8 @@ impl Inner {
         }
     }
 
-    /// Gives up a worker whose task was cancelled long ago and that is still at it: its thread is left alone with
-    /// it, everything queued is answered, and a new thread takes its place.
+    /// Abandons a worker that is still busy long after its task was cancelled: everything queued is answered, and a new
+    /// thread takes the place of the hung one.
     fn abandon_if_hung(&self, index: usize) {
         let (slot, grace) = (&self.slots[index], self.shared.options.hang_grace);
         let Some((queued, epoch)) = slot.status.abandon_if_hung(grace) else { return };
@@ -466,7 +466,7 @@ impl Drop for Inner {
         let end = Instant::now() + SHUTDOWN_GRACE;
         for (thread, slot) in threads {
             let Some(thread) = thread else { continue };
-            // The last clone may be dropped by a thread of the pool itself.
+            // A thread of the pool itself may drop the last clone.
             if thread.thread().id() == std::thread::current().id() {
                 continue;
             }
@@ -474,7 +474,7 @@ impl Drop for Inner {
                 std::thread::sleep(Duration::from_micros(200));
             }
             if thread.is_finished() {
-                // A worker's panic was caught inside its thread; there is nothing left to learn from it.
+                // A worker's panic was caught inside its thread, so there is nothing left to report.
                 let _ = thread.join();
             } else {
                 tracing::warn!(worker = slot.name, "left behind: it did not stop in {SHUTDOWN_GRACE:?}");

@@ -1,27 +1,27 @@
-//! Cores that are shared: the time work takes when others compute on the same machine.
+//! Shared cores: the time that a computation takes when others run on the same machine.
 //!
-//! Processor sharing: whatever is active advances at the same rate, at most that of one core. So it is enough to know how
-//! much each would have been given since the machine was last idle. Times are virtual nanoseconds.
+//! Processor sharing: all active computations advance at the same rate, at most that of one core. It is therefore enough to
+//! record how much each would have been given since the machine was last idle. Times are virtual nanoseconds.
 //!
-//! Invariant: work given out per unit of time is min(active, cores), to rounding.
+//! Invariant: the work done per unit of time is min(active, cores), up to rounding.
 
 use std::collections::BTreeSet;
 
-/// Work below this many nanoseconds is done: what rounding may leave.
+/// Remaining work below this many nanoseconds counts as done, because of rounding.
 const NOTHING: f64 = 0.01;
 
-/// The cores of one machine and what computes on them.
+/// The cores of one machine and the computations on them.
 #[derive(Debug)]
 pub(super) struct Cores {
     count: f64,
-    /// Nanoseconds of work that each active computation was given since the machine was last idle, at time `at`.
+    /// Work in nanoseconds given to each active computation since the machine was last idle, up to time `at`.
     served: f64,
     at: u64,
-    /// By `served` at which they are done (positive, hence ordered as their bits are), then by worker.
+    /// Active computations: the `served` at which they end (positive, hence ordered as its bits are), and the worker.
     active: BTreeSet<(u64, usize)>,
 }
 
-/// A computation under way, to name it by.
+/// Identifies a computation under way.
 pub(super) type Ticket = (u64, usize);
 
 impl Cores {
@@ -29,7 +29,7 @@ impl Cores {
         Self { count, served: 0.0, at: 0, active: BTreeSet::new() }
     }
 
-    /// `worker` begins `work` nanoseconds of computing; one at a time.
+    /// `worker` begins a computation of `work` nanoseconds; one at a time.
     pub(super) fn begin(&mut self, now: u64, worker: usize, work: f64) -> Ticket {
         self.advance(now);
         if self.active.is_empty() {
@@ -40,21 +40,21 @@ impl Cores {
         ticket
     }
 
-    /// Gives up a computation; the answer is the work that was left.
+    /// Cancels a computation; returns the work that was left.
     pub(super) fn end(&mut self, now: u64, ticket: Ticket) -> f64 {
         self.advance(now);
         self.active.remove(&ticket);
         (f64::from_bits(ticket.0) - self.served).max(0.0)
     }
 
-    /// When the next one is done if nothing changes.
+    /// When the next computation ends if nothing changes.
     pub(super) fn next(&self) -> Option<u64> {
         let (finish, _) = self.active.first()?;
         let left = (f64::from_bits(*finish) - self.served - NOTHING).max(0.0);
         Some(self.at.saturating_add(nanos((left / self.rate()).ceil())))
     }
 
-    /// Takes out a worker whose computation is done.
+    /// Removes a finished computation; returns its worker.
     pub(super) fn take_done(&mut self, now: u64) -> Option<usize> {
         self.advance(now);
         let (finish, worker) = *self.active.first()?;
@@ -65,7 +65,7 @@ impl Cores {
         })
     }
 
-    /// What each active computation is given of a core.
+    /// The share of a core that each active computation gets.
     fn rate(&self) -> f64 {
         (self.count / self.active.len() as f64).min(1.0)
     }
@@ -78,7 +78,7 @@ impl Cores {
     }
 }
 
-/// Whole nanoseconds of a time that may be too long to count.
+/// Whole nanoseconds of a time, limited to what the type can hold.
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
@@ -95,7 +95,7 @@ mod tests {
 
     use super::*;
 
-    /// Runs all to their end; (time, worker) of each.
+    /// Runs all computations to their end; returns (time, worker) of each.
     fn ends(cores: &mut Cores) -> Vec<(u64, usize)> {
         let mut ends = Vec::new();
         while let Some(at) = cores.next() {
@@ -112,7 +112,7 @@ mod tests {
         two.begin(0, 0, 100.0);
         two.begin(0, 1, 60.0);
         assert_eq!(ends(&mut two), [(60, 1), (100, 0)]);
-        // From 100 on three share two cores until the shortest is done.
+        // From 100 on, three computations share two cores until the shortest ends.
         two.begin(100, 0, 100.0);
         two.begin(100, 1, 100.0);
         two.begin(100, 2, 40.0);
@@ -145,7 +145,7 @@ mod tests {
             let ends = ends(&mut shared);
             let mut order: Vec<f64> = ends.iter().map(|(_, worker)| works[*worker]).collect();
             assert!(order.is_sorted() && order.len() == works.len(), "the shortest first");
-            // All cores are busy until fewer are left than cores.
+            // All cores are busy until fewer computations than cores are left.
             let crowded = works.len() - usize::try_from(nanos(cores.ceil())).unwrap();
             let at = ends[crowded].0 as f64;
             let left = order.split_off(crowded + 1).iter().map(|work| work - order[crowded]).sum::<f64>();

@@ -1,4 +1,4 @@
-//! Bringing a lost worker back: made anew by its recipe, probed and given its filters, all in the background.
+//! Replaces a lost worker in the background: respawns it, probes it and gives it its filters.
 
 use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,11 +14,11 @@ pub(super) struct Revival {
     pub(super) shared: Arc<Shared>,
     pub(super) status: Arc<Status>,
     pub(super) name: String,
-    /// Types it is to be probed in.
+    /// Element types in which the worker is to be probed.
     pub(super) dtypes: Vec<DType>,
 }
 
-/// Starts a thread that ends when the worker is back or the pool is gone.
+/// Starts a thread that ends when the worker is back or the pool is dropped.
 pub(super) fn spawn(revival: Revival) {
     let thread = std::thread::Builder::new().name(format!("fcdcc revive {}", revival.name));
     if let Err(error) = thread.spawn(move || revival.run()) {
@@ -31,14 +31,14 @@ impl Revival {
         let options = self.shared.options.health;
         let losses = self.status.recent_losses().saturating_sub(1);
         for attempt in 0u32.. {
-            // A first loss is taken for an accident; from then on the pause doubles with every loss and failure.
+            // The first loss is treated as an accident; from then on the pause doubles with every loss and failure.
             if let Some(doublings) = losses.saturating_add(attempt).checked_sub(1) {
                 let pause = options.backoff.saturating_mul(2u32.saturating_pow(doublings));
                 if self.shared.closing.sleep(pause.min(options.max_backoff)) {
                     return;
                 }
             }
-            // A driver that just lost a device is no place to trust.
+            // A driver that just lost a device may panic.
             let made = catch_unwind(AssertUnwindSafe(|| self.make())).unwrap_or_else(|panic| {
                 Err(Error::WorkerLost {
                     worker: self.name.clone(),
@@ -47,7 +47,7 @@ impl Revival {
             });
             match made {
                 Ok((worker, holds)) => {
-                    // The pool may be going, and then nobody needs it.
+                    // Fails only if the pool is being dropped.
                     let _ = self.status.post(Command::Return(worker, holds));
                     return;
                 }
@@ -59,7 +59,7 @@ impl Revival {
         }
     }
 
-    /// The worker, probed, and the filters it holds already.
+    /// The probed worker, and the filters that it holds already.
     fn make(&self) -> Result<(Box<dyn Worker>, HashSet<FilterKey>)> {
         let mut worker = (self.respawn)(&self.shared.closing)?;
         for dtype in &self.dtypes {

@@ -1,7 +1,7 @@
-//! A worker's thread: commands in order until the pool is gone or the thread is abandoned.
+//! A worker's thread: serves commands in order until the pool is dropped or the thread is abandoned.
 //!
-//! It qualifies its worker with a probe before the first filters of a type, and again after quarantine; it checks
-//! every sub-result; it measures. A worker that is lost is let go, and made anew in the background.
+//! It qualifies its worker with a probe before the first filters of an element type and after quarantine, checks every
+//! sub-result, and measures the speed. A lost worker is dropped and respawned in the background.
 
 use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -24,20 +24,20 @@ pub(super) struct Service {
     pub(super) status: Arc<Status>,
     pub(super) respawn: Option<Respawn>,
     pub(super) epoch: u64,
-    /// Types it has passed the probe in.
+    /// Element types in which the worker has been probed, successfully or not.
     pub(super) qualified: Vec<DType>,
-    /// `None` while it is lost.
+    /// `None` while the worker is lost.
     pub(super) worker: Option<Box<dyn Worker>>,
 }
 
 impl Service {
     pub(super) fn serve(mut self, inbox: &Mailbox<Command>) {
         if self.worker.is_none() {
-            // It takes the place of a thread that was abandoned.
+            // This thread replaces one that was abandoned.
             self.revive();
         }
         while self.status.serves(self.epoch) {
-            // A new worker is probed with its first filters, which tell in which type.
+            // A new worker is probed with its first filters, which determine the element type.
             let due = locked(&self.status.health).next_probe().filter(|_| !self.qualified.is_empty());
             match inbox.take(due.map(|due| self.shared.started + due)) {
                 Taken::Item(Command::Install(request, reply, worker)) => {
@@ -68,13 +68,13 @@ impl Service {
     fn install(&mut self, request: InstallRequest) -> Result<()> {
         let dtype = request.banks.dtype();
         if self.worker.is_some() && !self.qualified.contains(&dtype) {
-            // Whatever comes of it: one that fails keeps its filters for the time after its quarantine.
+            // A worker that fails the probe is quarantined but still gets its filters, for the time after.
             self.qualify(dtype)?;
         }
         self.guarded(&CancelToken::new(), 0, |w| w.install(request.key, &request.shape, request.banks))
     }
 
-    /// Has the worker answer the probe; an error means that it was lost over it.
+    /// Probes the worker; an error means that it was lost meanwhile.
     fn qualify(&mut self, dtype: DType) -> Result<()> {
         let token = self.shared.closing.clone();
         let result = self.guarded(&token, 0, |w| Probe::new(dtype).check(w, &token));
@@ -92,7 +92,7 @@ impl Service {
         Ok(())
     }
 
-    /// The backoff of a quarantine is over.
+    /// Probes the worker again when the backoff of its quarantine is over.
     fn probe_again(&mut self) {
         for dtype in self.dtypes() {
             if self.qualify(dtype).is_err() || locked(&self.status.health).state() == State::Quarantined {
@@ -101,7 +101,7 @@ impl Service {
         }
     }
 
-    /// What it is probed in: everything it was used for.
+    /// Element types to probe: all that the worker was used for.
     fn dtypes(&self) -> Vec<DType> {
         if self.qualified.is_empty() { vec![DType::F32] } else { self.qualified.clone() }
     }
@@ -153,7 +153,7 @@ impl Service {
             result
         });
         let (busy, each) = (started.elapsed(), task.shape.conv.macs());
-        // A failure says nothing of a speed, and there is nothing to compute then.
+        // A failure gives no speed.
         if matches!(result, Ok(()) | Err(Error::Cancelled)) {
             self.status.measure(|speed| speed.ended(&result, each, done, busy));
         }
@@ -164,7 +164,7 @@ impl Service {
         }
     }
 
-    /// A worker made anew takes its place, with the filters it `holds`.
+    /// A respawned worker takes the place of the lost one, with the filters it `holds`.
     fn take_back(&mut self, worker: Box<dyn Worker>, holds: &HashSet<FilterKey>) {
         tracing::info!(worker = self.name, "back");
         self.let_go();
@@ -172,10 +172,10 @@ impl Service {
         self.worker = Some(worker);
         self.status.update(&self.shared, |h, now| {
             h.rejoined(now);
-            // It answered its probe before it was given its filters.
+            // The worker passed its probe before it was given its filters.
             h.probed(now, Ok(()));
         });
-        // Layers came and went meanwhile.
+        // Layers may have been added and removed meanwhile.
         let wanted = locked(&self.status.wanted).clone();
         for key in holds.iter().filter(|key| !wanted.contains_key(*key)) {
             let _ = self.guarded(&CancelToken::new(), 0, |w| {
@@ -195,7 +195,7 @@ impl Service {
         }
     }
 
-    /// Calls the worker, turns a panic into its loss, and lets a lost worker go. `tasks` are over afterwards.
+    /// Calls the worker, turns a panic into its loss, and drops a lost worker. `tasks` tasks are over afterwards.
     fn guarded(
         &mut self,
         cancel: &CancelToken,
@@ -220,8 +220,8 @@ impl Service {
         result
     }
 
-    /// Dropping a hung device can block: that is left to a thread nobody waits for. If there is no thread to be had,
-    /// the closure and the worker in it are dropped here.
+    /// Drops the worker on another thread, since dropping a hung device can block. If no thread can be started, the worker
+    /// is dropped here with the closure.
     fn let_go(&mut self) {
         if let Some(gone) = self.worker.take() {
             let gone = std::sync::Mutex::new(gone);
@@ -249,7 +249,7 @@ fn sketch(sketcher: &Sketcher, values: &Values) -> Sketch {
     }
 }
 
-/// Sub-results that cannot be part of an exact output are stopped here, on the worker's own thread.
+/// Rejects sub-results that cannot be part of an exact output, on the worker's own thread.
 fn check(values: &Values, task: &Task) -> Result<(), String> {
     let expected = task.shape.conv.output_elems();
     if values.len() != expected || values.dtype() != task.slabs.dtype() {

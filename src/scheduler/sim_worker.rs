@@ -1,6 +1,6 @@
-//! One simulated worker: what it is like, what waits for it and what it is at.
+//! One simulated worker: its properties, its queue and its present command.
 //!
-//! Invariant: it is at one thing at a time, and its step tells whether an event is still about that.
+//! Invariant: a worker does one command at a time, and its step number shows whether an event is still current.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -13,43 +13,43 @@ use crate::array::DType;
 use crate::error::Error;
 use crate::worker::{FilterKey, SubtaskShape, TaskFault};
 
-/// Between the master and one worker. Its two directions do not disturb each other.
+/// The link between the master and one worker. The two directions are independent.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Link {
-    /// Each way.
+    /// Latency in each direction.
     pub latency: Duration,
     /// Bytes per second to the worker; may be infinite.
     pub up_bytes_s: f64,
-    /// Bytes per second from the worker; may be infinite. Sub-results wait for each other, not for computing.
+    /// Bytes per second from the worker; may be infinite. Sub-results wait for each other, but computing does not wait.
     pub down_bytes_s: f64,
 }
 
 impl Link {
-    /// Memory that both sides see.
+    /// Memory that both sides share: no latency, infinite bandwidth.
     pub const NONE: Self =
         Self { latency: Duration::ZERO, up_bytes_s: f64::INFINITY, down_bytes_s: f64::INFINITY };
 }
 
-/// What one subtask of a layer takes. Computing times are those of a worker of pace 1 on a core of its own.
+/// Costs of one subtask of a layer. Computing times are those of a worker of pace 1 on its own core.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct SimulatedWork {
-    /// Coded slabs, sent before it can begin.
+    /// Bytes of coded slabs, sent before computing begins.
     pub upload_bytes: usize,
-    /// Coded filters, sent to a worker that is to hold them.
+    /// Bytes of coded filters, sent when they are installed.
     pub filter_bytes: usize,
-    /// Each sub-result.
+    /// Bytes of each sub-result.
     pub result_bytes: usize,
-    /// Computing each sub-result.
+    /// Time to compute each sub-result.
     pub sub_result: Duration,
-    /// Computing, before the first.
+    /// Computing time before the first sub-result.
     pub fixed: Duration,
-    /// A worker that learns that its task is cancelled lets go of it so long after, if the sub-result in hand is not
-    /// complete by then. With [`Duration::MAX`] it always completes that.
+    /// Time after which a worker that learns of a cancellation stops, unless it completes the present sub-result before.
+    /// With [`Duration::MAX`] it always completes that.
     pub stops_within: Duration,
 }
 
 impl SimulatedWork {
-    /// Subtasks of this shape, a sub-result of which takes so long; workers complete what they have in hand.
+    /// Costs of subtasks of this shape, with `sub_result` for each sub-result. Cancelled workers complete the one at hand.
     #[must_use]
     pub fn of(subtask: &SubtaskShape, dtype: DType, sub_result: Duration) -> Self {
         let size = dtype.size_bytes();
@@ -64,29 +64,29 @@ impl SimulatedWork {
     }
 }
 
-/// What a worker did.
+/// What a worker was used for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// With a task or filters in hand, from when they are sent to it until its last word has arrived.
+    /// Time with a task or filters, from when they are sent until the last reply has arrived.
     pub busy: Duration,
-    /// Of a core, for sub-results that are computed or given up: what they would take undisturbed. Being slow by
-    /// [`TaskFault`] is waiting, not computing.
+    /// Core time for sub-results that were computed or given up, as if undisturbed by others. Slowness by [`TaskFault`]
+    /// counts as waiting, not as computing.
     pub computing: Duration,
-    /// Sub-results computed, whether or not anybody still wanted them.
+    /// Sub-results computed, needed or not.
     pub sub_results: usize,
 }
 
-/// One worker.
+/// A simulated worker.
 pub(super) struct SimWorker {
     pub(super) name: String,
     pub(super) host: usize,
     pub(super) pace: f64,
     pub(super) link: Link,
     pub(super) queue: VecDeque<Command>,
-    /// What it is at, and how much it has been at before.
+    /// The present command, and the number of tasks begun so far.
     pub(super) current: Option<Current>,
     pub(super) served: u64,
-    /// Counts its steps, so that one that was overtaken is known.
+    /// Number of the present phase, by which outdated events are recognized.
     pub(super) step: u64,
     /// Tasks queued or running.
     pub(super) load: usize,
@@ -94,7 +94,7 @@ pub(super) struct SimWorker {
     pub(super) speed: Speed,
     pub(super) rate: Option<f64>,
     pub(super) usage: Usage,
-    /// Until when its time is in `usage`.
+    /// Time up to which `usage` has been accumulated.
     pub(super) counted: u64,
 }
 
@@ -115,20 +115,20 @@ pub(super) struct Serving {
     pub(super) work: SimulatedWork,
     pub(super) begun: u64,
     pub(super) phase: Phase,
-    /// It knows that it is cancelled.
+    /// The worker knows that the task is cancelled.
     pub(super) noticed: bool,
     pub(super) order: Vec<usize>,
-    /// Sub-results that are handed on together.
+    /// Number of sub-results that are sent together.
     pub(super) group: usize,
-    /// Sub-results computed, and those of them that are on their way.
+    /// Number of sub-results computed, and of those sent.
     pub(super) done: usize,
     pub(super) sent: usize,
-    /// When it began with the present group.
+    /// Time at which the present group was begun.
     pub(super) group_begun: u64,
-    /// Work of the sub-result in hand.
+    /// Work of the present sub-result, in nanoseconds.
     pub(super) in_hand: f64,
     pub(super) ticket: Option<Ticket>,
-    /// When its last sub-result has left.
+    /// Time at which the last sub-result has left.
     pub(super) down_free: u64,
     pub(super) end: Option<Error>,
 }
@@ -139,7 +139,7 @@ pub(super) enum Phase {
     Delayed,
     Silent,
     Computing,
-    /// The slower pace of its fate.
+    /// Waits for the slowness of its fault.
     Pausing,
     Answering,
 }
@@ -147,7 +147,7 @@ pub(super) enum Phase {
 impl SimWorker {
     pub(super) fn new(name: String, host: usize, pace: f64, link: Link) -> Self {
         let mut health = Health::with_options(HealthOptions::default());
-        // What is simulated needs no probe to be trusted.
+        // A simulated worker needs no probe.
         health.probed(Duration::ZERO, Ok(()));
         Self {
             name,
@@ -181,7 +181,7 @@ impl SimWorker {
         self.counted = now;
     }
 
-    /// What it did since it was last reset.
+    /// Usage since the last reset.
     pub(super) fn usage(&mut self, now: u64, reset: bool) -> Usage {
         self.count(now);
         let usage = self.usage;
@@ -191,7 +191,7 @@ impl SimWorker {
         usage
     }
 
-    /// Takes a task.
+    /// Begins a task.
     pub(super) fn serve(&mut self, serving: Serving) {
         self.served += 1;
         self.current = Some(Current::Serving(Box::new(serving)));
@@ -200,7 +200,7 @@ impl SimWorker {
 
 impl Serving {
     pub(super) fn new(task: Task, job: u64, fate: TaskFault, work: SimulatedWork, now: u64) -> Self {
-        // As CPU workers do: one by one where that is asked for, else all that meet a slab together.
+        // As CPU workers do: one by one where an order is given, else all sub-results of a slab together.
         let (order, group) = match &task.order {
             Some(order) => (order.clone(), 1),
             None => ((0..task.shape.sub_results()).collect(), task.shape.banks.max(1)),
@@ -230,7 +230,7 @@ pub(super) fn ns(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Moving bytes over a link that is free.
+/// Time in nanoseconds to move bytes over a free link.
 pub(super) fn transfer(bytes: usize, bytes_s: f64) -> u64 {
     nanos(bytes as f64 / bytes_s * 1e9)
 }

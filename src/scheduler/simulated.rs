@@ -1,10 +1,9 @@
-//! Hundreds of workers on one thread, in virtual time: for studying what the scheduler does at a scale that one machine
-//! cannot be.
+//! A fleet of hundreds of simulated workers on one thread, in virtual time.
 //!
-//! The scheduler is the real one; workers, links, cores and the clock are simulated (`simulation`). Who runs layers can
-//! skip this.
+//! Relevant if you want to study scheduling at a scale that one machine cannot reach. The scheduler is the real one;
+//! workers, links, cores and the clock are simulated (`simulation`).
 //!
-//! Invariant: a run depends on what was asked for alone; repeated, it is the same to the nanosecond.
+//! Invariant: a run depends only on the requests; repeated, it is the same to the nanosecond.
 
 use std::cell::{RefCell, RefMut};
 use std::time::{Duration, Instant};
@@ -19,36 +18,36 @@ use super::slot::{InstallRequest, Replies, Reply, Task};
 use crate::error::{Error, Result};
 use crate::worker::{CancelToken, FilterKey, LOCAL_HOST, TaskFault};
 
-/// A machine: its workers share its cores, each being given as much as the others and at most one.
+/// A machine. Its workers share its cores equally, each getting at most one.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SimulatedHost {
-    /// What it is called, and what its workers fail together with; [`LOCAL_HOST`] is the machine of the master, whose
-    /// threads the scheduler knows to share cores.
+    /// Its name, and the failure domain of its workers. [`LOCAL_HOST`] is the master's machine, whose worker threads share
+    /// cores with each other.
     pub name: String,
-    /// Cores; may be infinite, and a fraction.
+    /// Number of cores; may be infinite or a fraction.
     pub cores: f64,
 }
 
-/// A worker.
+/// A simulated worker.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SimulatedWorker {
     /// Its name.
     pub name: String,
     /// The index of its host.
     pub host: usize,
-    /// It takes so many times as long as [`SimulatedWork`] says: 2 is half as fast.
+    /// Factor on the times of [`SimulatedWork`]: 2 is half as fast.
     pub pace: f64,
-    /// To the master.
+    /// The link to the master.
     pub link: Link,
 }
 
 /// Simulated workers and their clock.
 ///
-/// A worker does what its thread in a [`Pool`](super::Pool) does: it takes one task at a time, receives the slabs, waits if
-/// its [`TaskFault`] says so, computes sub-result by sub-result, sends each as soon as it is computed (where parts of subtasks do
-/// not count, all of a slab together, as CPU workers do), and is given the next task when its last word has arrived. When
-/// a task is cancelled it learns so after the link's latency: waiting ends then, computing with the sub-result in hand
-/// ([`SimulatedWork::stops_within`]).
+/// A worker behaves like its thread in a [`Pool`](super::Pool). It takes one task at a time, receives the slabs, waits if
+/// its [`TaskFault`] says so, computes the sub-results one by one and sends each as soon as it is computed (where parts of
+/// subtasks do not count, all of a slab together, as CPU workers do). It gets the next task when its last reply has
+/// arrived. It learns of a cancellation after the link's latency: waiting ends then, computing with the present
+/// sub-result ([`SimulatedWork::stops_within`]).
 pub struct SimulatedFleet {
     hosts: Vec<SimulatedHost>,
     workers: Vec<SimulatedWorker>,
@@ -57,11 +56,11 @@ pub struct SimulatedFleet {
 }
 
 impl SimulatedFleet {
-    /// A fleet of these workers, at time zero, with nothing wrong.
+    /// A fleet of these workers, at time zero, without faults.
     ///
     /// # Errors
-    /// [`Error::InvalidParameter`] for no workers, hosts that are not there, and cores, paces or bytes per second that
-    /// are not above zero.
+    /// [`Error::InvalidParameter`] for no workers, for a host index out of range, and for cores, paces or bytes per second
+    /// that are not above zero.
     pub fn new(hosts: Vec<SimulatedHost>, workers: Vec<SimulatedWorker>) -> Result<Self> {
         if workers.is_empty() {
             return Err(Error::invalid("number of workers", 0, "a fleet needs at least one worker"));
@@ -89,7 +88,7 @@ impl SimulatedFleet {
         Ok(Self { hosts, workers, base, simulation })
     }
 
-    /// Machines of one worker each, all alike.
+    /// `workers` equal hosts with one worker each.
     ///
     /// # Errors
     /// Those of [`SimulatedFleet::new`].
@@ -127,7 +126,7 @@ impl SimulatedFleet {
         &self.workers
     }
 
-    /// From now on tasks begin with these fates; workers beyond them have nothing wrong.
+    /// Sets the faults of the tasks that begin from now on; workers beyond them have none.
     pub fn set_fates(&mut self, fates: &[TaskFault]) {
         for (worker, fate) in self.simulation.get_mut().fates.iter_mut().enumerate() {
             *fate = fates.get(worker).copied().unwrap_or_default();
@@ -140,30 +139,30 @@ impl SimulatedFleet {
         Duration::from_nanos(self.state().now)
     }
 
-    /// Lets time pass; workers go on with what they do.
+    /// Lets `time` pass; workers continue their work.
     pub fn advance(&mut self, time: Duration) {
         self.spend(time);
     }
 
-    /// What each worker did since the last reset, so far.
+    /// Usage of each worker since the last reset.
     #[must_use]
     pub fn usage(&self) -> Vec<Usage> {
         self.usages(false)
     }
 
-    /// As [`SimulatedFleet::usage`], and counts from here on.
+    /// As [`SimulatedFleet::usage`], and resets it.
     pub fn reset_usage(&mut self) -> Vec<Usage> {
         self.usages(true)
     }
 
-    /// Makes a layer known; the answer is its number among tasks and filters.
+    /// Adds a layer; returns its number in tasks and filter keys.
     pub(crate) fn add_layer(&self, work: SimulatedWork) -> u64 {
         let mut state = self.state();
         state.works.push(work);
         state.works.len() as u64 - 1
     }
 
-    /// A worker holds filters from the beginning.
+    /// Gives a worker filters, without any delay.
     pub(crate) fn hold(&self, worker: usize, key: FilterKey) {
         self.state().installed.insert((worker, key));
     }
@@ -173,12 +172,12 @@ impl SimulatedFleet {
         self.state().installed.contains(&(worker, key))
     }
 
-    /// A worker forgets filters.
+    /// Removes filters from a worker.
     pub(crate) fn forget(&self, worker: usize, key: FilterKey) {
         self.state().installed.remove(&(worker, key));
     }
 
-    /// As [`SimulatedFleet::advance`], for those who share it.
+    /// As [`SimulatedFleet::advance`], through a shared reference.
     pub(crate) fn spend(&self, time: Duration) {
         let mut state = self.state();
         let until = u64::try_from(time.as_nanos()).map_or(u64::MAX, |ns| state.now.saturating_add(ns));

@@ -1,7 +1,7 @@
-//! The events of a simulated fleet: links, shared cores, fates, one task at a time on each worker.
+//! The events of a simulated fleet: links, shared cores, faults, and workers that do one task at a time.
 //!
-//! Times are nanoseconds since the beginning. Invariant: what happens depends on what was asked for, in which order, and
-//! on nothing else; of events at one time the one scheduled first comes first.
+//! Invariant: events depend only on the requests and their order. Events at the same time happen in the order in which
+//! they were scheduled. Times are nanoseconds since the beginning.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashSet};
@@ -16,41 +16,41 @@ use crate::error::Error;
 use crate::worker::{FilterKey, TaskFault};
 
 pub(super) struct Simulation {
-    /// What `now` counts from, for whoever wants an [`Instant`].
+    /// The [`Instant`] at which `now` is 0.
     base: Instant,
     pub(super) now: u64,
     scheduled: u64,
     queue: BinaryHeap<Reverse<(u64, u64, SimEvent)>>,
     hosts: Vec<Host>,
     pub(super) workers: Vec<SimWorker>,
-    /// By layer.
+    /// Costs of a subtask, by layer.
     pub(super) works: Vec<SimulatedWork>,
     pub(super) fates: Vec<TaskFault>,
     pub(super) installed: HashSet<(usize, FilterKey)>,
-    /// Tokens were cancelled since somebody looked.
+    /// Tokens were cancelled since workers were last notified.
     pub(super) cancelled: bool,
-    /// The job that tasks came of last, its number, and the sub-results computed for each of its attempts.
+    /// The job of the latest task and its number, and the sub-results computed for each of its attempts.
     job: Option<(Arc<Replies>, u64)>,
     pub(super) computed: Vec<usize>,
 }
 
 struct Host {
     cores: Cores,
-    /// Number of the event that is not out of date.
+    /// Number of the latest [`SimEvent::Computed`]; earlier ones are out of date.
     watch: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum SimEvent {
-    /// What a worker does is over, unless it has gone on to something else.
+    /// A worker's phase ends, unless the worker has entered another one.
     Step { worker: usize, step: u64 },
-    /// A computation on a host may be done.
+    /// The next computation on a host ends, unless the event is out of date.
     Computed { host: usize, watch: u64 },
-    /// A sub-result is there.
+    /// A sub-result arrives.
     Arrived { worker: usize, index: usize },
-    /// A worker learns that what it serves is cancelled.
+    /// A worker learns that its task is cancelled.
     Noticed { worker: usize, served: u64 },
-    /// It is to let go of what it computes.
+    /// A cancelled worker stops computing.
     Stopped { worker: usize, served: u64 },
 }
 
@@ -102,7 +102,7 @@ impl Simulation {
         self.begin(worker);
     }
 
-    /// The next event until then; false when there is none.
+    /// Handles the next event up to time `until`; false when there is none.
     pub(super) fn happen(&mut self, until: u64) -> bool {
         self.spread_the_word();
         match self.queue.peek() {
@@ -116,7 +116,7 @@ impl Simulation {
         true
     }
 
-    /// Lets time pass.
+    /// Advances the time to `until`.
     pub(super) fn advance(&mut self, until: u64) {
         while self.happen(until) {}
         self.now = self.now.max(until);
@@ -161,7 +161,7 @@ impl Simulation {
         }
     }
 
-    /// Tells whoever serves a cancelled task.
+    /// Notifies the workers whose tasks were cancelled.
     fn spread_the_word(&mut self) {
         if !std::mem::take(&mut self.cancelled) {
             return;
@@ -189,12 +189,12 @@ impl Simulation {
                 let at = now.saturating_add(ns(serving.work.stops_within));
                 self.schedule(at, SimEvent::Stopped { worker, served });
             }
-            // What is on the wire cannot be called back.
+            // A transfer under way cannot be stopped.
             Phase::Uploading | Phase::Answering => {}
         }
     }
 
-    /// A worker goes on to `phase` until then, if it ends by itself.
+    /// A worker enters `phase`, which ends at `until`, or by another event.
     fn enter(&mut self, worker: usize, phase: Phase, until: Option<u64>) {
         let of = &mut self.workers[worker];
         of.step += 1;
@@ -207,7 +207,7 @@ impl Simulation {
         }
     }
 
-    /// Lets an idle worker begin what waits for it.
+    /// Lets an idle worker begin its next command.
     fn begin(&mut self, worker: usize) {
         let now = self.now;
         let at = self.instant();
@@ -251,7 +251,7 @@ impl Simulation {
         usize::try_from(layer).ok().and_then(|layer| self.works.get(layer)).copied().unwrap_or_default()
     }
 
-    /// What a worker did is over.
+    /// Handles the end of a worker's phase.
     fn step(&mut self, worker: usize) {
         let now = self.now;
         let serving = match &mut self.workers[worker].current {
@@ -277,7 +277,7 @@ impl Simulation {
             }
             Phase::Pausing => self.send(worker),
             Phase::Answering => self.answered(worker),
-            // These end by other events.
+            // These phases end by other events.
             Phase::Silent | Phase::Computing => {}
         }
     }
@@ -295,7 +295,7 @@ impl Simulation {
         self.watch(host);
     }
 
-    /// Looks at a host again when its next computation is done.
+    /// Schedules an event for the next computation that ends on a host.
     fn watch(&mut self, host: usize) {
         let of = &mut self.hosts[host];
         of.watch += 1;
@@ -305,7 +305,7 @@ impl Simulation {
         }
     }
 
-    /// A sub-result is computed.
+    /// Handles the end of a sub-result's computation.
     fn computed(&mut self, worker: usize) {
         let now = self.now;
         let job = self.job.as_ref().map(|(_, number)| *number);
@@ -336,7 +336,7 @@ impl Simulation {
         }
     }
 
-    /// Hands on what is computed, and goes on.
+    /// Sends the computed sub-results, and continues with the next.
     fn send(&mut self, worker: usize) {
         let now = self.now;
         let of = &mut self.workers[worker];
@@ -358,7 +358,7 @@ impl Simulation {
         if last { self.answer(worker, None) } else { self.compute(worker, Duration::ZERO) }
     }
 
-    /// A worker lets go of what it computes.
+    /// A worker stops computing.
     fn stop(&mut self, worker: usize) {
         let now = self.now;
         let of = &mut self.workers[worker];
@@ -373,7 +373,7 @@ impl Simulation {
         self.watch(host);
     }
 
-    /// A worker says its last word on a task, which arrives after all before.
+    /// A worker sends its last reply to a task, which arrives after all earlier ones.
     fn answer(&mut self, worker: usize, end: Option<Error>) {
         let now = self.now;
         let of = &mut self.workers[worker];
@@ -384,7 +384,7 @@ impl Simulation {
         self.enter(worker, Phase::Answering, Some(at));
     }
 
-    /// The last word is there.
+    /// Handles the arrival of the last reply.
     fn answered(&mut self, worker: usize) {
         let (now, at) = (self.now, self.instant());
         let of = &mut self.workers[worker];

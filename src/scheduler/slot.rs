@@ -1,6 +1,6 @@
-//! What a pool, the thread of a worker and a thread that brings one back know of each other.
+//! State shared by a pool, the thread of a worker and the thread that replaces a lost worker.
 //!
-//! Invariant: what a thread of an abandoned epoch does changes nothing here.
+//! Invariant: the thread of an abandoned epoch cannot change this state.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -17,15 +17,15 @@ use crate::coding::{Sketch, Sketcher};
 use crate::error::{Error, Result};
 use crate::worker::{CancelToken, FilterKey, SubtaskShape, Worker, WorkerInfo};
 
-/// From so many queued tasks on a worker's queue is searched for those that nobody waits for any more.
+/// From this many tasks on, a worker's queue is searched for cancelled ones.
 pub(super) const BACKLOG: usize = 16;
 
-/// What a caller may choose about a pool.
+/// Options of a pool.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PoolOptions {
     /// Quarantine and probation.
     pub health: HealthOptions,
-    /// A worker that is still busy so long after its task was cancelled is abandoned.
+    /// A worker that is still busy this long after its task was cancelled is abandoned.
     pub hang_grace: Duration,
 }
 
@@ -35,36 +35,36 @@ impl Default for PoolOptions {
     }
 }
 
-/// Whoever can make the coded filters of a layer again.
+/// Re-encodes a layer's filters on demand.
 pub(crate) trait FilterSource: Send + Sync {
-    /// The filters of one subtask, as [`Worker::install`] takes them.
+    /// The coded filters of one subtask, as [`Worker::install`] takes them.
     fn coded_filters(&self, subtask: usize) -> Values;
 }
 
 /// The layers in use, by id.
 pub(super) type Sources = Mutex<HashMap<u64, Weak<dyn FilterSource>>>;
 
-/// What the pool, its threads and the threads that bring workers back have in common.
+/// State shared by the pool, its threads and the threads that replace lost workers.
 pub(super) struct Shared {
     pub(super) options: PoolOptions,
     pub(super) started: Instant,
     pub(super) sources: Sources,
-    /// Cancelled when the pool goes.
+    /// Cancelled when the pool is dropped.
     pub(super) closing: CancelToken,
-    /// Counts what may change an assignment: losses, returns, quarantines.
+    /// Counts events that may change an assignment: losses, returns, quarantines.
     pub(super) changes: AtomicU64,
-    /// How often a worker was caught with a wrong answer.
+    /// Number of times that a worker returned a wrong result.
     pub(super) caught: AtomicU64,
-    /// Of this machine.
+    /// Cores of this machine.
     pub(super) cores: usize,
 }
 
-/// What the rest of the pool may know of a worker while its thread owns it.
+/// State of one worker that the rest of the pool can access while the worker's thread owns it.
 pub(super) struct Status {
-    /// What it says of itself, under the name that it has in the pool.
+    /// The worker's own description, under its name in the pool.
     info: Mutex<Arc<WorkerInfo>>,
     pub(super) health: Mutex<Health>,
-    /// Whether its health lets it have tasks.
+    /// Whether the worker's health allows tasks.
     usable: AtomicBool,
     pub(super) speed: Mutex<Speed>,
     /// Bits of the current estimate of its speed, 0 while there is none.
@@ -73,15 +73,15 @@ pub(super) struct Status {
     pub(super) load: AtomicUsize,
     /// Filters queued or being installed.
     pub(super) installing: AtomicUsize,
-    /// The filters it is to hold, whether or not it lives.
+    /// The filters that the worker should hold, also while it is lost.
     pub(super) wanted: Mutex<HashMap<FilterKey, Arc<SubtaskShape>>>,
-    /// Where its thread takes its commands from. Closed when the pool goes.
+    /// Command queue of the worker's thread. Closed when the pool is dropped.
     inbox: Mutex<Arc<Mailbox<Command>>>,
-    /// What its thread is doing.
+    /// The present activity of the worker's thread.
     running: Mutex<Option<Running>>,
-    /// Number of the thread that serves it; earlier ones have been abandoned.
+    /// Epoch of the thread that serves the worker; threads of earlier epochs have been abandoned.
     epoch: AtomicU64,
-    /// How often it was lost lately, and when last.
+    /// Number of recent losses, and the time of the last one.
     losses: Mutex<(u32, Option<Instant>)>,
 }
 
@@ -95,13 +95,13 @@ pub(super) enum Command {
     Install(InstallRequest, Sender<Installed>, usize),
     Remove(FilterKey),
     Execute(Task),
-    /// A worker made anew, with the filters it holds.
+    /// A respawned worker, with the filters it holds.
     Return(Box<dyn Worker>, HashSet<FilterKey>),
-    /// Something about its health changed.
+    /// The worker's health changed.
     Wake,
 }
 
-/// Coded filters on their way to a worker.
+/// Coded filters to install on a worker.
 pub(crate) struct InstallRequest {
     pub(crate) key: FilterKey,
     pub(crate) shape: Arc<SubtaskShape>,
@@ -115,28 +115,28 @@ pub(crate) struct Installed {
     pub(crate) result: Result<()>,
 }
 
-/// One subtask on its way to a worker.
+/// One subtask for a worker to execute.
 pub(crate) struct Task {
     pub(crate) key: FilterKey,
     pub(crate) shape: Arc<SubtaskShape>,
     pub(crate) slabs: Arc<Values>,
-    /// The sub-results wanted, one by one in this order; all, in any order, when `None`.
+    /// The sub-results wanted, one by one in this order; `None`: all, in any order.
     pub(crate) order: Option<Vec<usize>>,
     /// Whether a NaN or infinity in a sub-result can only be a fault.
     pub(crate) finite: bool,
-    /// Makes the sketches for an audit.
+    /// Computes the sketches for an audit.
     pub(crate) sketcher: Option<Arc<Sketcher>>,
     pub(crate) cancel: CancelToken,
     pub(crate) attempt: usize,
     pub(crate) replies: Arc<Replies>,
-    /// For [`Worker::recycle`].
+    /// Buffers for [`Worker::recycle`].
     pub(crate) spent: Vec<Values>,
 }
 
-/// Where the replies to a job go. Closed when it is over.
+/// The reply queue of a job. Closed when the job is over.
 pub(crate) type Replies = Mailbox<Reply>;
 
-/// What a worker says of one attempt.
+/// A reply to one attempt.
 pub(crate) struct Reply {
     pub(crate) attempt: usize,
     pub(crate) at: Instant,
@@ -163,11 +163,11 @@ impl Task {
     }
 
     pub(super) fn reply_at(&self, at: Instant, what: ReplyKind) {
-        // A closed box means that the job is over: its token is cancelled too and the worker stops.
+        // A closed mailbox means that the job is over: its token is cancelled too, so the worker stops.
         let _ = self.post(at, what);
     }
 
-    /// Replies with a sub-result; gives it back when the job is over.
+    /// Replies with a sub-result; returns it when the job is over.
     pub(super) fn deliver(
         &self,
         index: usize,
@@ -211,7 +211,7 @@ impl Status {
         Arc::clone(&locked(&self.info))
     }
 
-    /// Another worker has taken its place.
+    /// Another worker takes the place of this one.
     pub(super) fn succeed(&self, info: WorkerInfo) {
         let mut own = locked(&self.info);
         *own = Arc::new(WorkerInfo { name: own.name.clone(), ..info });
@@ -225,12 +225,12 @@ impl Status {
         Some(f64::from_bits(self.rate.load(Ordering::Relaxed))).filter(|rate| *rate > 0.0)
     }
 
-    /// The estimate of its speed, or without one the `typical` speed as far as attempts that were cut short allow.
+    /// The measured speed, or without one the `typical` speed, limited by attempts that were cut short.
     pub(super) fn rate_or(&self, typical: f64) -> f64 {
         locked(&self.speed).estimate_or(typical)
     }
 
-    /// Changes the health at the pool's present time.
+    /// Changes the health, with the pool's present time.
     pub(super) fn update(&self, shared: &Shared, change: impl FnOnce(&mut Health, Duration)) {
         let mut health = locked(&self.health);
         change(&mut health, shared.started.elapsed());
@@ -240,7 +240,7 @@ impl Status {
         }
     }
 
-    /// Books a loss: its worker has `cause` to do no further work. Losses longer apart than `max_backoff` do not add up.
+    /// Records a loss for `cause`. Losses further apart than `max_backoff` do not add up.
     pub(super) fn lose(&self, shared: &Shared, cause: &str) {
         let mut losses = locked(&self.losses);
         let recent = losses.1.is_some_and(|last| last.elapsed() < shared.options.health.max_backoff);
@@ -249,29 +249,29 @@ impl Status {
         self.update(shared, |health, _| health.lost(cause.to_owned()));
     }
 
-    /// How often it was lost lately.
+    /// Number of recent losses.
     pub(super) fn recent_losses(&self) -> u32 {
         locked(&self.losses).0
     }
 
-    /// Where its thread takes its commands from, at present.
+    /// The present command queue of the worker's thread.
     pub(super) fn inbox(&self) -> Arc<Mailbox<Command>> {
         Arc::clone(&locked(&self.inbox))
     }
 
-    /// Queues a command; gives it back where no thread will take it: there is none, or the pool is going.
+    /// Queues a command; returns it if no thread will take it, because there is none or the pool is being dropped.
     pub(super) fn post(&self, command: Command) -> std::result::Result<(), Command> {
         locked(&self.inbox).post(command)
     }
 
-    /// So many tasks fewer. A task may be counted before its worker is abandoned and queued after.
+    /// Subtracts `tasks` from the load. A task may be counted before its worker is abandoned and queued afterwards.
     fn lighten(&self, tasks: usize) {
         let less = |load: usize| Some(load.saturating_sub(tasks));
         // The closure never refuses.
         let _ = self.load.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
     }
 
-    /// Drops queued tasks that nobody waits for any more, with the slabs they hold.
+    /// Drops queued tasks that are cancelled, with their slabs.
     pub(super) fn forget_cancelled(&self) {
         let wanted =
             |command: &Command| !matches!(command, Command::Execute(task) if task.cancel.is_cancelled());
@@ -279,8 +279,8 @@ impl Status {
         self.lighten(dropped);
     }
 
-    /// Gives the worker up if its task was cancelled longer than `grace` ago and it is still at it. From then on its
-    /// thread serves nobody; the answer is what was queued for it, and the epoch of the thread that is to take its place.
+    /// Abandons the worker if its task was cancelled longer than `grace` ago and is still running. Its thread then no
+    /// longer serves the worker; returns the commands queued for it, and the epoch of the thread that replaces it.
     pub(super) fn abandon_if_hung(&self, grace: Duration) -> Option<(VecDeque<Command>, u64)> {
         let mut running = locked(&self.running);
         let now = running.as_mut().filter(|running| running.cancel.is_cancelled())?;
@@ -297,7 +297,7 @@ impl Status {
         Some((queued, epoch))
     }
 
-    /// Changes the estimate of its speed.
+    /// Updates the estimate of the worker's speed.
     pub(super) fn measure(&self, observe: impl FnOnce(&mut Speed)) {
         let mut speed = locked(&self.speed);
         observe(&mut speed);
@@ -309,7 +309,7 @@ impl Status {
         self.epoch.load(Ordering::Acquire) == epoch
     }
 
-    /// The thread of `epoch` begins something that `cancel` ends; false when it has been abandoned.
+    /// The thread of `epoch` begins work that `cancel` ends; false when the thread has been abandoned.
     pub(super) fn begin(&self, epoch: u64, cancel: &CancelToken) -> bool {
         let mut running = locked(&self.running);
         let serves = self.serves(epoch);
@@ -319,7 +319,7 @@ impl Status {
         serves
     }
 
-    /// The thread of `epoch` has ended what it began, `tasks` tasks; false when it has been abandoned meanwhile.
+    /// The thread of `epoch` has ended its work of `tasks` tasks; false when the thread has been abandoned meanwhile.
     pub(super) fn end(&self, epoch: u64, tasks: usize) -> bool {
         let mut running = locked(&self.running);
         let serves = self.serves(epoch);

@@ -1,44 +1,44 @@
-//! How fast a worker is, from attempts that ended and from those that were cut short.
+//! Estimates a worker's speed from attempts that ended and from attempts that were cut short.
 //!
-//! Whoever has equal workers can skip this. Invariant: one outlier does not move an estimate far.
+//! Relevant if your workers differ in speed. Invariant: one outlier does not move an estimate far.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::error::{Error, Result};
 
-/// Observations that a speed is the median of: four outliers of nine do not move it far, and five make a change.
+/// A speed is the median of this many observations: four outliers of nine do not move it far, five make a change.
 const OBSERVATIONS: usize = 9;
 
 /// A rolling estimate of one worker's speed in multiply-adds per second: the median of the last nine observations.
 #[derive(Clone, Debug, Default)]
 pub struct Speed {
     rates: VecDeque<f64>,
-    /// What its speed is at most, from attempts cut short; of use only before the first observation.
+    /// Upper bound from attempts cut short; used only before the first observation.
     ceiling: Option<f64>,
 }
 
 impl Speed {
-    /// Nothing is known yet.
+    /// A worker without observations.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// An attempt of `macs` multiply-adds ended after `busy` time at work on it.
+    /// Records an attempt of `macs` multiply-adds that ended after `busy` time of work.
     ///
-    /// Without work or time nothing is learned.
+    /// Without work or time nothing is recorded.
     pub fn completed(&mut self, macs: f64, busy: Duration) {
         if macs > 0.0 && !busy.is_zero() {
             self.observe(macs / busy.as_secs_f64());
         }
     }
 
-    /// An attempt was cancelled after `busy` time: `macs_done` multiply-adds were done by then, but not
+    /// Records an attempt that was cancelled after `busy` time: `macs_done` multiply-adds were done by then, but not
     /// `macs_of_next` more.
     ///
-    /// The speed is thus between two bounds. An estimate within them stands; one outside is contradicted, and the
-    /// nearer bound is observed.
+    /// Both give a bound of the speed. An estimate between the bounds is kept; for one outside, the nearer bound is
+    /// recorded as an observation.
     pub fn cut_short(&mut self, macs_done: f64, macs_of_next: f64, busy: Duration) {
         let (least, most) = (macs_done, macs_done + macs_of_next);
         if busy.is_zero() || !(least >= 0.0 && most >= least && most > 0.0) {
@@ -54,8 +54,8 @@ impl Speed {
         }
     }
 
-    /// An attempt at sub-results of `each` multiply-adds ended after `busy` time, `done` of them delivered. One that
-    /// failed says nothing.
+    /// Records an attempt at sub-results of `each` multiply-adds that ended after `busy` time with `done` of them
+    /// delivered. A failed attempt is ignored.
     pub(super) fn ended(&mut self, result: &Result<()>, each: f64, done: usize, busy: Duration) {
         let each = each.max(1.0);
         match result {
@@ -65,7 +65,7 @@ impl Speed {
         }
     }
 
-    /// Multiply-adds per second; `None` before anything was completed.
+    /// Multiply-adds per second; `None` before the first observation.
     #[must_use]
     pub fn estimate(&self) -> Option<f64> {
         let mut sorted: Vec<f64> = self.rates.iter().copied().collect();
@@ -78,8 +78,8 @@ impl Speed {
         }
     }
 
-    /// The estimate, or without one the `typical` speed as far as attempts cut short allow: a new worker that never
-    /// gets anything done in time must not be taken for a typical one.
+    /// The estimate, or without one the `typical` speed, limited by the bound from attempts cut short: a new worker that
+    /// never completes anything in time must not count as a typical one.
     #[must_use]
     pub fn estimate_or(&self, typical: f64) -> f64 {
         self.estimate().unwrap_or_else(|| self.ceiling.map_or(typical, |ceiling| typical.min(ceiling)))

@@ -1,23 +1,23 @@
-//! Scripted histories: which actions follow which events.
+//! Scripted runs: which actions follow which events.
 
 use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
 const MS: Duration = Duration::from_millis(1);
 
-/// Any `delta` complete subtasks decode, or any `parts` sub-results; the error is what the table says for the number
+/// Any `delta` complete subtasks decode, or any `parts` sub-results. The error is that of a table, by the number
 /// of complete subtasks.
 #[derive(Default)]
 struct Counted {
     delta: usize,
     sub_results: usize,
     counts: Vec<usize>,
-    /// Sub-results that decode whoever they come from, once they count.
+    /// Number of sub-results of any subtasks that decode, once parts count.
     parts: Option<usize>,
     counts_parts: bool,
-    /// Predicted error with so many complete subtasks beyond delta.
+    /// Predicted error by the number of complete subtasks beyond delta.
     errors: Vec<f64>,
-    /// Verdicts still to be given; then it accepts.
+    /// Verdicts still to be given; afterwards it accepts.
     verdicts: Vec<Verdict>,
     doubt: Option<usize>,
     judged: Vec<Vec<usize>>,
@@ -206,7 +206,7 @@ fn silent_workers_are_replaced_at_half_time_and_given_up_at_three_quarters() {
     g.handle(4 * SECOND, Event::Tick);
     assert_eq!(actions(&mut g), [Action::Redispatch(2), Action::Redispatch(3)]);
     assert_eq!(g.next_wake(), 6 * SECOND);
-    // The replacement of one and the original of another finish it.
+    // The replacement of one subtask and the original of another finish the run.
     deliver(&mut g, 2);
     deliver(&mut g, 4);
     assert_eq!(actions(&mut g), [Action::Decode]);
@@ -249,14 +249,14 @@ fn overdue_subtasks_are_hedged_twice_as_far_as_needed_and_once() {
     let mut g = Gather::new(policy, terms, 9, 2, counted(9, 4));
     deliver(&mut g, 0);
     deliver(&mut g, 1);
-    // Subtask 2 has begun: those that have not are hedged first.
+    // Subtask 2 has begun: subtasks that have not are hedged first.
     g.handle(10 * MS, Event::SubResult { subtask: 2, index: 0 });
     assert_eq!((g.next_wake(), actions(&mut g)), (50 * MS, vec![]));
     g.handle(49 * MS, Event::Tick);
     assert_eq!(actions(&mut g), []);
     g.handle(50 * MS, Event::Tick);
     assert_eq!(actions(&mut g), [3, 4, 5, 6].map(|i| hedge(i, true)));
-    // Nobody is idle for some of them; that is tried again when somebody has finished, as far as it is still needed.
+    // No worker is idle for some of them. Their hedges are tried again when a worker becomes idle, if still needed.
     for subtask in [4, 5, 6] {
         g.handle(50 * MS, Event::Declined { subtask });
     }
@@ -266,7 +266,7 @@ fn overdue_subtasks_are_hedged_twice_as_far_as_needed_and_once() {
     g.handle(60 * MS, Event::Idle);
     assert_eq!(actions(&mut g), [hedge(4, true)]);
     g.handle(60 * MS, Event::Declined { subtask: 4 });
-    // The copy fails, as does the original: another is due when as long again has passed.
+    // Both the copy and the original fail. The next hedge is due when the elapsed time has doubled.
     g.handle(61 * MS, Event::Failed { subtask: 3 });
     g.handle(62 * MS, Event::Failed { subtask: 3 });
     assert_eq!((g.next_wake(), actions(&mut g)), (100 * MS, vec![]));
@@ -284,7 +284,7 @@ fn copies_that_are_silent_too_are_hedged_again_after_as_long_again() {
     for (at, next) in [(50, 100), (100, 200), (200, 400)] {
         assert_eq!(g.next_wake(), at * MS);
         g.handle(at * MS, Event::Tick);
-        // Three attempts at each are all there are.
+        // Three attempts at each subtask are the maximum.
         let expected = if at == 200 { vec![] } else { vec![hedge(0, at == 50), hedge(1, at == 50)] };
         assert_eq!((actions(&mut g), g.next_wake()), (expected, next * MS));
     }
@@ -359,7 +359,7 @@ fn one_more_result_is_worth_waiting_for_while_the_gain_pays_for_the_wait() {
     deliver_at(&mut g, 114 * MS, 4);
     assert_eq!(actions(&mut g), [Action::Decode]);
     assert_eq!(g.recovery().judged, [[0, 1, 2, 3, 4]]);
-    // It does not come when it was expected. The later it is, the later it will be: that is not awaited to the end.
+    // The result is late. The later it is, the later it is expected, so the run stops waiting before the limit.
     for (end, late) in [(120, 117), (119, 116)] {
         let mut g = badly_conditioned(0.1, [None, None, None, None, at(115), at(500)]);
         g.handle(late * MS, Event::Tick);
@@ -367,15 +367,15 @@ fn one_more_result_is_worth_waiting_for_while_the_gain_pays_for_the_wait() {
         g.handle(end * MS, Event::Tick);
         assert_eq!(actions(&mut g), [Action::Decode]);
     }
-    // It is expected too late, or no patience is asked for.
+    // The result is expected too late, or no patience is requested.
     for (patience, next) in [(0.1, 125), (0.0, 101)] {
         let mut g = badly_conditioned(patience, [None, None, None, None, at(next), at(500)]);
         assert_eq!(actions(&mut g), [Action::Decode], "{patience} {next}");
     }
-    // Without experience the pace of the run counts: one in 25 ms.
+    // Without earlier latencies, the pace of the run counts: one result in 25 ms.
     let mut g = badly_conditioned(0.2, [None; 6]);
     assert_eq!((actions(&mut g), g.next_wake()), (vec![], 140 * MS));
-    // The last that could help dies.
+    // The last subtask that could help fails.
     g.handle(110 * MS, Event::Failed { subtask: 4 });
     assert_eq!(actions(&mut g), []);
     g.handle(111 * MS, Event::Failed { subtask: 5 });
@@ -400,7 +400,7 @@ fn what_would_be_refused_waits_for_whatever_may_help_and_no_longer() {
     let mut g = with(1e-4);
     g.handle(6 * SECOND, Event::Tick);
     assert_eq!(actions(&mut g), [Action::Decode]);
-    // Nothing that may come would be enough.
+    // No result that may come would be enough.
     assert_eq!(actions(&mut with(1e-6)), [Action::Decode]);
     assert_eq!(actions(&mut with(1e-2)), [Action::Decode]);
 }
@@ -415,7 +415,7 @@ fn waiting_for_something_better_sleeps_through_the_rungs_that_are_for_too_few_re
     for subtask in 0..4 {
         deliver_at(&mut g, 100 * MS, subtask);
     }
-    // As long again as it took so far, since computing the layer here would take no longer.
+    // It waits until the elapsed time has doubled: computing the layer locally takes no longer.
     for now in [100 * MS, 150 * MS, 199 * MS] {
         g.handle(now, Event::Tick);
         assert_eq!((actions(&mut g), g.next_wake()), (vec![], 200 * MS), "at {now:?}");
@@ -439,7 +439,7 @@ fn doubt_waits_for_more_results_and_is_never_covered_up() {
     deliver(&mut g, 4);
     assert_eq!(actions(&mut g), [Action::Decode]);
     assert_eq!(g.recovery().judged.len(), 2);
-    // No more come: redispatch where that is allowed, and refuse in the end, not compute locally.
+    // No more results come: redispatch where allowed, and refuse in the end instead of computing locally.
     let mut g = with(OnShortfall::Redispatch, vec![Verdict::Doubt, Verdict::Doubt]);
     g.handle(MS, Event::Failed { subtask: 4 });
     assert_eq!(actions(&mut g), []);
@@ -475,7 +475,7 @@ fn a_result_to_compare_with_is_waited_for_as_long_again_and_no_longer() {
     assert_eq!(actions(&mut g), [], "it still wishes for more");
     g.handle(200 * MS, Event::Tick);
     assert_eq!(actions(&mut g), [Action::Decode]);
-    // Nothing more can come: another worker is asked, where that is allowed.
+    // No more results can come: another worker is asked, where allowed.
     let mut g = watched(OnShortfall::Redispatch);
     g.handle(110 * MS, Event::Failed { subtask: 4 });
     assert_eq!(actions(&mut g), []);
@@ -489,7 +489,7 @@ fn a_result_to_compare_with_is_waited_for_as_long_again_and_no_longer() {
     assert_eq!(actions(&mut g), [Action::Decode]);
 }
 
-/// Every order of deliveries and deaths of a small code: decodes exactly when delta are complete, fails
+/// Every order of deliveries and failures for a small code: the run decodes exactly when delta subtasks are complete, fails
 /// exactly when too few are left, and never does both.
 #[test]
 fn every_history_of_a_small_code_ends_in_the_right_action() {
