@@ -8,8 +8,9 @@ fn main() -> std::process::ExitCode {
 }
 
 /// Sets environment variables that libraries read. On a machine without a desktop session, Mesa's device-select layer
-/// prints an `error:` line of its own for every Vulkan instance. That layer only orders devices by a desktop user's preference, so
-/// it is disabled, and stderr holds the errors of this program alone. The distributed engine reads its number of threads.
+/// prints an `error:` line of its own for every Vulkan instance. That layer only orders devices by a desktop user's
+/// preference, so it is disabled, and stderr holds the errors of this program alone. The distributed engine reads its
+/// number of threads.
 #[expect(unsafe_code, reason = "setting an environment variable is unsafe in Rust; nothing else runs yet")]
 fn prepare_environment() {
     let unset = |name| std::env::var_os(name).is_none();

@@ -96,9 +96,9 @@ impl Probe {
     /// The largest accepted relative L2 error of a sub-result: K eps, where K = 27 products are summed up; with `half`,
     /// four times the error of rounding both operands to 16 bits.
     ///
-    /// The K roundings of a sum stay below K eps/2 times the sum of the magnitudes. They hardly ever add up in one direction,
-    /// so a correct sum is off by about sqrt(K) eps/2, a tenth of the limit, in any order and with or without fused
-    /// multiply-adds. Computing with 10-bit mantissas exceeds the limit of f32 a hundredfold.
+    /// The K roundings of a sum stay below K eps/2 times the sum of the magnitudes. They hardly ever add up in one
+    /// direction, so a correct sum is off by about sqrt(K) eps/2, a tenth of the limit, in any order and with or without
+    /// fused multiply-adds. Computing with 10-bit mantissas exceeds the limit of f32 a hundredfold.
     #[must_use]
     pub fn tolerance(&self, half: bool) -> f64 {
         if half {
