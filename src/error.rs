@@ -19,7 +19,7 @@ pub enum ErrorKind {
     BadInput,
     /// Fewer results than the code needs came, after every fallback allowed (exit status 3).
     Shortfall,
-    /// A result exists but was refused: corrupted, or its error bound is over the tolerance (exit status 4).
+    /// A result exists but was refused: it is corrupted, or its error bound exceeds the tolerance (exit status 4).
     Refused,
 }
 

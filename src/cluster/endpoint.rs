@@ -1,6 +1,6 @@
 //! Endpoints, TLS and access control, and the refusal of unprotected endpoints.
 //!
-//! Invariant: nothing listens beyond loopback without mutual TLS unless [`Security::insecure`] says so.
+//! Invariant: nothing listens beyond loopback without mutual TLS unless [`Security::insecure`] allows it.
 
 use std::fmt;
 use std::path::{Path, PathBuf};

@@ -3,7 +3,7 @@
 //! A [`Link`] is one session: it listens (and routes between its peers) or connects. The engine is
 //! [zenoh](https://zenoh.io), configured so that one bad peer does not affect others: leases of a few seconds, small
 //! messages, no discovery. Another engine would have to offer the same: tokens that vanish with their process, requests
-//! with a noticeable end, priorities, mutual TLS.
+//! that report their end, priorities, mutual TLS.
 //!
 //! Invariant: callbacks only hand over what arrived. A sender may have to wait for a slow peer, at most
 //! [`WAIT_BEFORE_CLOSE`](super::session::WAIT_BEFORE_CLOSE), after which the connection to that peer is closed.

@@ -146,7 +146,7 @@ impl Registry {
         problem(&member.state).filter(|now| before.as_ref() != Some(now))
     }
 
-    /// Excludes a process whose worker failed from claims until it answers again.
+    /// Records that a worker of a process failed: its devices cannot be claimed until it answers again.
     pub(super) fn suspect(&mut self, id: &MemberId) {
         if let Some(member) = self.members.get_mut(id) {
             member.state = State::Asking;

@@ -232,7 +232,7 @@ pub enum Request {
     /// Hold these filters on this device. The payload is all of them or empty. Answered with [`Answer::Installed`], or
     /// with [`Answer::Send`] where chunks are missing; then repeat the request after sending them.
     Install {
-        /// Device.
+        /// Index of the device.
         device: u32,
         /// Identifier of the filters.
         content: ContentId,
@@ -257,7 +257,7 @@ pub enum Request {
     Task {
         /// Number of the task.
         task: u64,
-        /// Device.
+        /// Index of the device.
         device: u32,
         /// Identifier of the filters.
         content: ContentId,
@@ -268,7 +268,7 @@ pub enum Request {
         /// CRC-32 of the payload.
         crc: u32,
     },
-    /// Fetch a part of a sub-result that is [ready](Answer::Ready). Answered with [`Answer::Bytes`]. Reading the last
+    /// Fetch a part of a sub-result that is [ready](Answer::Ready). Answered with [`Answer::Bytes`]. Fetching the last
     /// part frees it.
     Fetch {
         /// Number of the task.
@@ -282,7 +282,7 @@ pub enum Request {
     },
     /// Release these filters. Not answered.
     Release {
-        /// Device.
+        /// Index of the device.
         device: u32,
         /// Identifier of the filters.
         content: ContentId,

@@ -78,7 +78,7 @@ impl CancelToken {
     #[must_use]
     pub fn sleep(&self, duration: Duration) -> bool {
         let Some(end) = Instant::now().checked_add(duration) else {
-            // A sleep past the end of time: only cancelling ends it.
+            // The end is not representable: only cancelling ends this sleep.
             self.wait();
             return true;
         };

@@ -1,7 +1,7 @@
 //! One device of a worker process: a thread that owns a [`Worker`] and runs the dispatcher's jobs in order.
 //!
-//! The device thread reopens a lost device in the background. The filters are lost with the device, which the dispatcher is
-//! told so that masters send them again.
+//! The device thread reopens a lost device in the background. The filters are lost with the device; the dispatcher is
+//! notified of that, so that masters send them again.
 //!
 //! Invariant: every job is answered, whatever becomes of the device.
 
