@@ -1,8 +1,8 @@
-//! Files that save time and nothing else: measured rates, chosen kernels.
+//! Cache files that only save time, with measured rates or chosen kernels.
 //!
-//! Relevant if you keep figures of a machine between runs. A file that is not there, damaged, foreign or no regular file
-//! counts as empty. Invariant: a file is replaced as a whole, by one process at a time, so that a reader finds the old or
-//! the new text, and no process loses what another has kept.
+//! Relevant if you want to keep measurements of a machine between runs. A file that is missing, damaged, foreign or not a
+//! regular file counts as empty. Invariant: one process at a time replaces a file as a whole, so that a reader finds the
+//! old or the new text, and no process loses an entry that another has stored.
 
 use std::fs::{File, TryLockError};
 use std::io;
@@ -14,10 +14,10 @@ use crate::files::{self, Identity, Kind};
 
 /// Longest wait for other processes that update a file: each takes milliseconds.
 const TURN: Duration = Duration::from_secs(10);
-/// Between two tries.
+/// Pause between two attempts to lock.
 const TRY: Duration = Duration::from_millis(5);
 
-/// The folder of these files: `$FCDCC_CACHE`, else `fcdcc` in the user's cache folder; `None` where there is neither.
+/// The folder of these files: `$FCDCC_CACHE`, else `fcdcc` in the user's cache folder; `None` if neither exists.
 #[must_use]
 pub fn folder() -> Option<PathBuf> {
     let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
@@ -27,10 +27,10 @@ pub fn folder() -> Option<PathBuf> {
         .or_else(|| set("LOCALAPPDATA").map(|p| p.join("fcdcc")))
 }
 
-/// The text of the file at `path`, of at most [`files::TEXT_BYTES`]; `None` where nothing is there.
+/// The text of the file at `path`, of at most [`files::TEXT_BYTES`]; `None` if there is no file.
 ///
 /// # Errors
-/// [`Error::File`] for anything that cannot be read as text, at once also for pipes and devices.
+/// [`Error::File`] for anything that cannot be read as text; pipes and devices are refused at once.
 pub fn read(path: &Path) -> Result<Option<String>> {
     match Identity::of(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -41,22 +41,22 @@ pub fn read(path: &Path) -> Result<Option<String>> {
         _ => {}
     }
     match files::read_text(path) {
-        // It came or went in between, or a link leads to nothing.
+        // The file was created or removed in between, or a link is dangling.
         Err(_) if !path.exists() => Ok(None),
         result => result.map(Some),
     }
 }
 
-/// Replaces the file at `path`, and makes its folder where there is none. `merge` makes the new text of the old one, while
+/// Replaces the file at `path`, and creates its folder if it is missing. `merge` makes the new text of the old one, while
 /// no other process updates a file of that folder.
 ///
 /// # Errors
-/// What the file system or `merge` says; the old file is then as it was.
+/// Errors of the file system or of `merge`; the old file is then unchanged.
 pub fn update(path: &Path, merge: impl FnOnce(Option<String>) -> io::Result<String>) -> io::Result<()> {
     let folder = path.parent().unwrap_or_else(|| Path::new("."));
     std::fs::create_dir_all(folder)?;
     let _turn = turn(folder)?;
-    // What cannot be read counts as empty, and what is no regular file is not replaced below.
+    // An unreadable file counts as empty; anything but a regular file is not replaced below.
     let text = merge(read(path).unwrap_or_else(|error| {
         tracing::info!(%error, "counts as empty");
         None
@@ -66,7 +66,7 @@ pub fn update(path: &Path, merge: impl FnOnce(Option<String>) -> io::Result<Stri
 
 /// A lock on the folder, which ends when it is dropped or the process ends.
 fn turn(folder: &Path) -> io::Result<Option<File>> {
-    // Folders can be locked on Unix and leave nothing beside the files.
+    // On Unix the folder itself can be locked, which leaves no extra file.
     let lock = if cfg!(unix) {
         File::open(folder)?
     } else {
@@ -98,7 +98,7 @@ mod tests {
     fn updates_from_many_threads_all_arrive() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("deep/counts");
-        // Locks are of open files, so threads stand for processes here.
+        // Locks belong to open files, so threads can stand for processes here.
         std::thread::scope(|scope| {
             for thread in 0..3 {
                 let path = &path;

@@ -1,8 +1,8 @@
-//! What can go wrong, as one flat enum.
+//! The errors of this crate, as one flat enum.
 //!
-//! Every variant names both sides of the disagreement in fields and its text ends with the mend. The command
-//! line maps variants to exit statuses through [`Error::kind`], so a program that embeds the library can make
-//! the same distinction.
+//! Relevant if you want to handle errors by kind. Every variant has fields for both sides of a disagreement, and its text
+//! ends with a `help`. The command line maps variants to exit statuses through [`Error::kind`]; a program that embeds the
+//! library can make the same distinction.
 
 use std::any::Any;
 use std::time::Duration;
@@ -19,7 +19,7 @@ pub enum ErrorKind {
     BadInput,
     /// Fewer results than the code needs came, after every fallback allowed (exit status 3).
     Shortfall,
-    /// A result exists but was refused: corrupted, or its error bound is over the tolerance (exit status 4).
+    /// A result exists but was refused: it is corrupted, or its error bound exceeds the tolerance (exit status 4).
     Refused,
 }
 
@@ -30,7 +30,7 @@ pub enum Error {
     /// A parameter is outside what the operation is defined for.
     #[error("{what} is {got}: {help}")]
     InvalidParameter {
-        /// The parameter, by the name the caller knows it under.
+        /// The parameter, under the name that the caller uses.
         what: String,
         /// Its value.
         got: String,
@@ -62,25 +62,25 @@ pub enum Error {
         /// Row-major position of the first such value.
         index: usize,
     },
-    /// Too few subtasks can still arrive, or did arrive before the deadline.
+    /// Too few subtasks can still arrive, or arrived before the deadline.
     #[error(
         "needs {needed} of {total} results, {arrived} came within {waited_ms} ms (missing: {missing}): {help}"
     )]
     Shortfall {
-        /// Recovery threshold: results that suffice.
+        /// Recovery threshold: the number of results that suffice.
         needed: usize,
-        /// Subtasks dispatched.
+        /// Number of subtasks dispatched.
         total: usize,
-        /// Results that arrived and were usable.
+        /// Number of usable results that arrived.
         arrived: usize,
         /// Time from first dispatch to giving up, in milliseconds.
         waited_ms: u64,
-        /// Who is missing and why, readable.
+        /// The missing workers and the reasons, readable.
         missing: String,
         /// What the caller can change.
         help: String,
     },
-    /// The error bound of a decoded result is over the caller's tolerance.
+    /// The error bound of a decoded result exceeds the caller's tolerance.
     #[error(
         "error bound {bound:.3e} exceeds the tolerance {tolerance:.3e} (condition number {condition:.3e}): \
          use f64, lower the recovery threshold, or raise --max-error"
@@ -88,7 +88,7 @@ pub enum Error {
     ErrorBound {
         /// Estimated relative L2 error of the result.
         bound: f64,
-        /// What the caller accepts.
+        /// The caller's tolerance.
         tolerance: f64,
         /// Condition number of the recovery matrix.
         condition: f64,
@@ -99,11 +99,11 @@ pub enum Error {
          time measured with such results counts; check the workers with fcdcc conv --audit correct"
     )]
     Inexact {
-        /// Whose result.
+        /// The result in question.
         what: String,
         /// Its distance from the reference.
         error: f64,
-        /// What its report promised.
+        /// The error bound in its report.
         bound: f64,
     },
     /// The recovery matrix of a responder set is singular to working precision.
@@ -121,25 +121,25 @@ pub enum Error {
         "{count} of {total} results were not finite although input and filters are: the sums overflow {dtype}, or workers are faulty; use f64, or replace the workers {workers}"
     )]
     NonFiniteResults {
-        /// Results rejected.
+        /// Number of results rejected.
         count: usize,
-        /// Subtasks dispatched.
+        /// Number of subtasks dispatched.
         total: usize,
         /// Element type of the computation.
         dtype: &'static str,
-        /// Their names.
+        /// Names of their workers.
         workers: String,
     },
-    /// Results contradict each other, and who is wrong cannot be told.
+    /// Results contradict each other, and the faulty workers cannot be located.
     #[error(
         "{results} results contradict each other where any {threshold} must agree (from workers {workers}): {help}"
     )]
     Corrupted {
-        /// Complete results that were compared.
+        /// Number of complete results that were compared.
         results: usize,
-        /// How many of them decode and check.
+        /// Number of results needed to decode and check.
         threshold: usize,
-        /// Everybody whose results were compared.
+        /// Names of all workers whose results were compared.
         workers: String,
         /// What the caller can change.
         help: String,
@@ -152,7 +152,7 @@ pub enum Error {
         /// What happened.
         cause: String,
     },
-    /// A worker could not do one piece of work but lives on.
+    /// A worker could not do one piece of work but can still work.
     #[error("worker {worker} failed: {cause}")]
     WorkerFailed {
         /// Its name.
@@ -160,7 +160,7 @@ pub enum Error {
         /// What happened.
         cause: String,
     },
-    /// A worker answered a known subtask wrongly: it is not to be trusted with work.
+    /// A worker gave a wrong answer to a probe and must not be trusted with work.
     #[error(
         "worker {worker} failed its probe: {cause}; check its device and driver, or leave it out of the pool"
     )]
@@ -173,38 +173,38 @@ pub enum Error {
     /// The work was cancelled before it was complete.
     #[error("cancelled")]
     Cancelled,
-    /// A device, adapter or feature that the request names is not there.
+    /// A device, adapter or feature that the request names does not exist.
     #[error("{what} is not available: {help}")]
     Unavailable {
         /// What was asked for.
         what: String,
-        /// What there is, and what to do.
+        /// What is available, and what to do.
         help: String,
     },
-    /// There is not enough memory for what is asked.
+    /// There is not enough memory for the request.
     #[error(
         "{what} needs about {} of memory where {limit} has {} left: make it smaller, or run it where there is more",
         readable(*needed_bytes), readable(*available_bytes)
     )]
     Memory {
-        /// What was to be done.
+        /// The operation.
         what: String,
-        /// What it is estimated to need.
+        /// Estimated need.
         needed_bytes: u64,
-        /// What there is.
+        /// What is available.
         available_bytes: u64,
         /// What sets the limit.
         limit: String,
     },
-    /// The GPU refused or lost something in the middle of the work.
+    /// A GPU refused an operation or failed during the work.
     #[error("GPU {adapter}: {cause}")]
     Gpu {
         /// Adapter name.
         adapter: String,
-        /// What wgpu or the driver said.
+        /// The message of wgpu or the driver.
         cause: String,
     },
-    /// Something took longer than it may.
+    /// Something took longer than its limit.
     #[error("{what} took longer than {limit:?}: {help}")]
     Timeout {
         /// The operation.
@@ -219,7 +219,7 @@ pub enum Error {
     Model {
         /// Path or name of the model.
         model: String,
-        /// What is wrong, with the mend where one is known.
+        /// What is wrong, and what to do if that is known.
         cause: String,
     },
     /// A layer of a model could not be prepared or run.
@@ -235,14 +235,14 @@ pub enum Error {
     File {
         /// The path as the caller gave it.
         path: String,
-        /// What is wrong with it, with the mend.
+        /// What is wrong with it, and what to do.
         cause: String,
         /// Whether the caller's file is at fault (true) or this side's attempt to write (false).
         input: bool,
     },
 }
 
-/// A size as users read it, such as `1500 MB`.
+/// A size in readable form, such as `1500 MB`.
 fn readable(bytes: u64) -> String {
     match bytes {
         0..10_000_000_000 => format!("{:.0} MB", bytes as f64 / 1e6),
@@ -250,14 +250,14 @@ fn readable(bytes: u64) -> String {
     }
 }
 
-/// What a caught panic said, if it said it in words.
+/// The message of a caught panic, if it is text.
 pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> String {
     let borrowed = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     borrowed.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default()
 }
 
 impl Error {
-    /// Which of the four kinds this error is.
+    /// The kind of this error.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
@@ -285,12 +285,12 @@ impl Error {
         }
     }
 
-    /// An [`Error::InvalidParameter`] from anything printable.
+    /// An [`Error::InvalidParameter`] from printable values.
     pub fn invalid(what: impl Into<String>, got: impl std::fmt::Display, help: impl Into<String>) -> Self {
         Self::InvalidParameter { what: what.into(), got: got.to_string(), help: help.into() }
     }
 
-    /// An [`Error::Mismatch`] from anything printable.
+    /// An [`Error::Mismatch`] from printable values.
     pub fn mismatch(
         what: impl Into<String>,
         got: impl std::fmt::Display,

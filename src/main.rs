@@ -7,14 +7,15 @@ fn main() -> std::process::ExitCode {
     cli::main()
 }
 
-/// Variables that libraries read. Mesa: on a machine without a desktop session its device-select layer prints an `error:`
-/// line of its own for every Vulkan instance. Errors on stderr are this program's to print, so the layer stays out there;
-/// it only orders devices by a desktop user's preference. The distributed engine: how many threads send.
+/// Sets environment variables that libraries read. On a machine without a desktop session, Mesa's device-select layer
+/// prints an `error:` line of its own for every Vulkan instance. That layer only orders devices by a desktop user's
+/// preference, so it is disabled, and stderr holds the errors of this program alone. The distributed engine reads its
+/// number of threads.
 #[expect(unsafe_code, reason = "setting an environment variable is unsafe in Rust; nothing else runs yet")]
 fn prepare_environment() {
     let unset = |name| std::env::var_os(name).is_none();
     if cfg!(target_os = "linux") && unset("XDG_RUNTIME_DIR") && unset("NODEVICE_SELECT") {
-        // SAFETY: this is the first thing the process does: there is one thread, nobody reads the environment.
+        // SAFETY: the process does this first: it has one thread, and nothing else reads the environment.
         unsafe { std::env::set_var("NODEVICE_SELECT", "1") };
     }
     #[cfg(feature = "cluster")]

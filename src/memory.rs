@@ -1,25 +1,25 @@
-//! Memory that this process may still take, and the refusal of what needs more.
+//! The memory available to this process, and the refusal of work that needs more.
 //!
-//! Relevant if you want to know why a layer or a model is refused for want of memory. An allocation that fails ends the
-//! process, and one that the system cannot back ends it later, so what is large is compared beforehand with the least of:
-//! what the machine has available (swap included), what each cgroup above this process leaves it (v1 and v2; page cache can
-//! be reclaimed and does not count as used), and the limit of the address space.
+//! Relevant if you want to know why a layer or a model is refused for lack of memory. A failed allocation ends the process
+//! at once, and one that the system cannot back ends it later. Large needs are therefore checked beforehand against the
+//! least of three limits: the available memory of the machine (swap included), what each cgroup above this process leaves
+//! it (v1 and v2; page cache can be reclaimed and does not count as used), and the limit of the address space.
 //!
-//! Invariant: what is [required](require) by estimate and refused exceeds the least of these by more than [`MARGIN`]; where the system
-//! does not say what it has, nothing is refused.
+//! Invariant: an [estimate](require) that is refused exceeds the least of these limits by a factor of more than [`MARGIN`];
+//! where the system does not report its memory, nothing is refused.
 
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 
-/// An estimate may be so many times too high: only what exceeds what there is by more is refused, so that nothing is refused
-/// that fits.
+/// Factor by which an estimate may be too high: work is refused only if its estimate exceeds the available memory by more,
+/// so that nothing is refused that fits.
 pub const MARGIN: f64 = 1.3;
 
-/// Less than this is never asked about: the question costs a few files, and a process of its size has as much to spare.
+/// Smaller needs are not checked: the check reads a few files, and such a need hardly matters.
 const SMALL_BYTES: u64 = 64 << 20;
 
-/// What a process may still take.
+/// The memory that a process may still allocate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Available {
     /// Bytes.
@@ -28,24 +28,24 @@ pub struct Available {
     pub limit: String,
 }
 
-/// What this process may still take; `None` where the system does not say.
+/// The memory that this process may still allocate; `None` where the system does not report it.
 #[must_use]
 pub fn available() -> Option<Available> {
     Available::under(Path::new("/"))
 }
 
-/// Checks that `what`, which needs about `bytes` in addition to what is allocated already, may be begun.
+/// Checks that there is memory for `what`, which needs about `bytes` more than what is allocated already.
 ///
 /// # Errors
-/// [`Error::Memory`] with both numbers where that is more than [`MARGIN`] times what there is.
+/// [`Error::Memory`] with both numbers if that is more than [`MARGIN`] times the available memory.
 pub fn require(what: &str, bytes: u64) -> Result<()> {
     admit(what, bytes, MARGIN)
 }
 
-/// As [`require`], for what needs `bytes` and not fewer.
+/// As [`require`], for an exact need of `bytes`.
 ///
 /// # Errors
-/// [`Error::Memory`] with both numbers where that is more than there is.
+/// [`Error::Memory`] with both numbers if that is more than the available memory.
 pub fn require_all(what: &str, bytes: u64) -> Result<()> {
     admit(what, bytes, 1.0)
 }
@@ -73,7 +73,7 @@ impl Available {
         })
     }
 
-    /// The least of what the files below `root` say.
+    /// The least limit in the files below `root`.
     fn under(root: &Path) -> Option<Self> {
         let swap = meminfo(root, "SwapFree:").unwrap_or(0);
         let machine = meminfo(root, "MemAvailable:")
@@ -83,18 +83,18 @@ impl Available {
     }
 }
 
-/// Bytes of a field of `/proc/meminfo`.
+/// A field of `/proc/meminfo`, in bytes.
 fn meminfo(root: &Path, field: &str) -> Option<u64> {
     let text = std::fs::read_to_string(root.join("proc/meminfo")).ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix(field))?;
     line.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
 }
 
-/// What is left of the limit of the address space.
+/// The unused rest of the address space limit.
 fn address_space(root: &Path) -> Option<Available> {
     let limits = std::fs::read_to_string(root.join("proc/self/limits")).ok()?;
     let line = limits.lines().find_map(|line| line.strip_prefix("Max address space"))?;
-    // The soft limit; no number means that there is none.
+    // The soft limit; if it is not a number there is no limit.
     let limit = line.split_whitespace().next()?.parse::<u64>().ok()?;
     let status = std::fs::read_to_string(root.join("proc/self/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmSize:"))?;
@@ -103,13 +103,13 @@ fn address_space(root: &Path) -> Option<Available> {
     Some(Available { bytes: limit.0.saturating_sub(used), limit: limit.1 })
 }
 
-/// What each memory cgroup from that of this process upwards leaves it. `swap`: what the machine has free.
+/// What each memory cgroup, from that of this process upwards, leaves it. `swap`: free swap of the machine.
 fn cgroups(root: &Path, swap: u64) -> Vec<Available> {
     let read = |path: &str| std::fs::read_to_string(root.join(path)).unwrap_or_default();
     let (own, mounts) = (read("proc/self/cgroup"), read("proc/self/mountinfo"));
     let mut all = Vec::new();
     for (version, mount) in mounts.lines().filter_map(Mount::of).map(|mount| (mount.version, mount)) {
-        // "N:controllers:path", the controllers of version 2 being none.
+        // "N:controllers:path"; version 2 has no controllers.
         let path = own.lines().find_map(|line| {
             let mut parts = line.splitn(3, ':').skip(1);
             let (controllers, path) = (parts.next()?, parts.next()?);
@@ -120,7 +120,7 @@ fn cgroups(root: &Path, swap: u64) -> Vec<Available> {
             fits.then_some(path)
         });
         let Some(path) = path else { continue };
-        // A container may see but a part of the tree, mounted at a place of its own.
+        // A container may see only a part of the tree, mounted elsewhere.
         let below = path.strip_prefix(mount.root.trim_end_matches('/')).unwrap_or("").trim_matches('/');
         let top = root.join(mount.point.trim_start_matches('/'));
         let mut folder = top.join(below);
@@ -143,13 +143,13 @@ enum Version {
 /// A file system of memory cgroups.
 struct Mount {
     version: Version,
-    /// The cgroup that is seen at `point`.
+    /// The cgroup that is visible at `point`.
     root: String,
     point: String,
 }
 
 impl Mount {
-    /// From a line of `/proc/self/mountinfo`.
+    /// Parses a line of `/proc/self/mountinfo`.
     fn of(line: &str) -> Option<Self> {
         let (mount, system) = line.split_once(" - ")?;
         let mut fields = mount.split(' ').skip(3);
@@ -165,7 +165,7 @@ impl Mount {
 }
 
 impl Version {
-    /// What one cgroup leaves; `None` where it has no limit.
+    /// What one cgroup leaves available; `None` if it has no limit.
     fn available(self, folder: &Path, swap: u64) -> Option<Available> {
         let number = |name: &str| -> Option<u64> {
             std::fs::read_to_string(folder.join(name)).ok()?.trim().parse().ok()
@@ -173,7 +173,7 @@ impl Version {
         let (limit, used, with_swap, cached) = match self {
             Self::One => {
                 let names = ("memory.limit_in_bytes", "memory.usage_in_bytes");
-                // A limit of both together bounds what may be swapped.
+                // A limit of memory and swap together bounds the swap.
                 let both = number("memory.memsw.limit_in_bytes").zip(number("memory.memsw.usage_in_bytes"));
                 let both = both.map(|(limit, used)| limit.saturating_sub(used));
                 let cached = ["total_inactive_file", "total_active_file"];
@@ -188,14 +188,14 @@ impl Version {
                 (limit, used, Some(both), ["inactive_file", "active_file"])
             }
         };
-        // What version 1 says where there is no limit is more than any machine has.
+        // Without a limit version 1 reports a number larger than any machine's memory.
         if limit >= 1 << 60 {
             return None;
         }
         let statistics = std::fs::read_to_string(folder.join("memory.stat")).unwrap_or_default();
         let cached: u64 = cached.iter().filter_map(|field| statistic(&statistics, field)).sum();
         let memory = limit.saturating_sub(used);
-        // Whatever may be swapped beside it, at most what the machine has.
+        // Swap left by the combined limit, at most what the machine has free.
         let swapped = with_swap.map_or(0, |both| both.saturating_sub(memory)).min(swap);
         let bytes = memory.saturating_add(swapped).saturating_add(cached.min(used));
         Some(Available { bytes, limit: format!("the cgroup {}", name_of(folder)) })
@@ -275,7 +275,7 @@ mod tests {
         assert_eq!(left("1000000\n", "max"), of(550_000, "the cgroup /sys/fs/cgroup/a/b"));
         assert_eq!(left("1000000\n", "800000"), of(101_000, "the cgroup /sys/fs/cgroup/a"));
         assert_eq!(left("max\n", "max\n"), of(4096 * 1024, "this machine's memory"));
-        // More is used than is allowed, as after the limit was lowered.
+        // More is used than allowed, as after the limit was lowered.
         assert_eq!(left("1000\n", "max"), of(150_000, "the cgroup /sys/fs/cgroup/a/b"));
     }
 

@@ -1,11 +1,11 @@
-//! How much memory a worker process may take for what others send it.
+//! The memory budget of a worker process for data that masters send.
 //!
-//! Invariant: what is reserved is given back when its [`Reservation`] is dropped, on every path.
+//! Invariant: a [`Reservation`] returns its bytes to the budget when it is dropped, on every path.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A limit, and what is taken of it. Cheap to clone.
+/// A limit and the number of bytes in use. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(super) struct Budget {
     shared: Arc<Shared>,
@@ -17,7 +17,7 @@ struct Shared {
     used: AtomicU64,
 }
 
-/// Bytes that are taken.
+/// Bytes reserved from a budget.
 #[derive(Debug)]
 pub(super) struct Reservation {
     budget: Budget,
@@ -37,14 +37,14 @@ impl Budget {
         self.shared.used.load(Ordering::Relaxed)
     }
 
-    /// `bytes`, if there are so many left.
+    /// Reserves `bytes`; `None` if fewer are left.
     pub(super) fn reserve(&self, bytes: u64) -> Option<Reservation> {
         let fits = |used: u64| used.checked_add(bytes).filter(|used| *used <= self.shared.limit);
         let taken = self.shared.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits);
         taken.ok().map(|_| Reservation { budget: self.clone(), bytes })
     }
 
-    /// Why `bytes` cannot be had.
+    /// The reason why `bytes` cannot be reserved.
     pub(super) fn refusal(&self, bytes: u64) -> String {
         format!(
             "{bytes} bytes more than fit: {} of {} are taken; raise the worker's memory or divide the layer into more parts",

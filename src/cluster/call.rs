@@ -1,10 +1,10 @@
-//! One call of a remote worker: its requests, and what comes back for them.
+//! One call of a remote worker: its requests and their answers.
 //!
-//! The engine keeps a timer for each request until its limit has passed, answered or not. So a request for a task has a
-//! short limit, and a task that takes longer is asked for again before that ([`Request::Await`]).
+//! The engine keeps a timer for each request until the request's limit has passed, answered or not. A request for a task
+//! therefore has a short limit, and a task that takes longer is requested again before the limit ([`Request::Await`]).
 //!
-//! Invariant: waiting ends with an answer, the deadline, a cancelled token, or the departure of the machine, whichever is
-//! first; and what a call leaves behind in the engine is gone a minute later.
+//! Invariant: waiting ends with the first of an answer, the deadline, a cancelled token and the departure of the machine;
+//! whatever a call leaves in the engine is gone a minute later.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -22,29 +22,29 @@ use super::shared::{Shared, brief};
 use super::wire::{Answer, Object, Refusal, Request};
 use crate::worker::CancelHook;
 
-/// Chunks on their way at a time.
+/// Maximum number of chunks in flight.
 const WINDOW: usize = 8;
-/// A chunk that is not acknowledged for so long: the other side is stuck.
+/// Time limit for the acknowledgement of a chunk; after it the other side counts as stuck.
 const ACK_LIMIT: Duration = Duration::from_secs(5);
-/// Nobody waits longer for a task, whatever its deadline.
+/// Maximum wait for a task, whatever its deadline.
 pub(super) const TASK_LIMIT: Duration = Duration::from_mins(30);
-/// Limit of one request for a task.
+/// Time limit of one request for a task.
 const ASK_LIMIT: Duration = Duration::from_secs(6);
-/// A task is asked for again after so long. What is left of the limit then is for answers on their way: as long as a machine
-/// may be silent before it counts as gone.
+/// Time after which a task is requested again. The rest of [`ASK_LIMIT`] is for answers in flight: it equals the time for
+/// which a machine may be silent before it counts as gone.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
 
-/// What happens while a call waits. Requests of one call are numbered.
+/// An event that a call waits for. The requests of one call are numbered.
 pub(super) enum Event {
     Response(u64, Response),
-    /// There will be no more answers.
+    /// The request has ended: there will be no more answers.
     Over(u64),
     Cancelled,
     /// The machine left or fell silent.
     Gone,
 }
 
-/// Sends what is said to the call that waits for it, and that it is over when it is dropped.
+/// Forwards responses to the call that waits for them; dropping it reports the end of the request.
 struct Line {
     number: u64,
     sender: Sender<Event>,
@@ -57,7 +57,7 @@ impl Drop for Line {
     }
 }
 
-/// One call's requests and what comes back for them.
+/// The requests of one call and the events that they cause.
 pub(super) struct Wire<'a> {
     shared: &'a Shared,
     link: usize,
@@ -65,14 +65,14 @@ pub(super) struct Wire<'a> {
     ctl: String,
     pub(super) sender: Sender<Event>,
     events: Receiver<Event>,
-    /// What came while something else was waited for.
+    /// Events that arrived while another one was awaited.
     kept: VecDeque<Event>,
     next: u64,
     task: Option<Asked>,
     _gone: CancelHook,
 }
 
-/// A task that is waited for, under as many requests as have not ended. Its events come under the number of the first.
+/// A task in progress and its open requests. Its events carry the number of the first request.
 struct Asked {
     task: u64,
     number: u64,
@@ -86,7 +86,7 @@ pub(super) enum CallError {
     Cancelled,
     /// The other side is gone: the worker is lost.
     Gone(String),
-    /// The other side refused, or answered nonsense, and lives on.
+    /// The other side refused the request or sent an invalid answer, and is still there.
     Failed(String),
 }
 
@@ -103,7 +103,7 @@ impl<'a> Wire<'a> {
         Self { shared, link: claimed.link, key, ctl, sender, events, kept, next: 0, task: None, _gone: gone }
     }
 
-    /// Sends a task; the number under which everything that is said of it comes.
+    /// Sends a task and returns the number that all its events carry.
     pub(super) fn ask_for_task(
         &mut self,
         task: u64,
@@ -116,7 +116,7 @@ impl<'a> Wire<'a> {
         Ok(number)
     }
 
-    /// Asks for the task again where it is time to; when it is time the next time.
+    /// Requests the task again if that is due; returns when it is due next.
     fn ask_again(&mut self) -> Result<Option<Instant>, CallError> {
         let Some(Asked { task, again, .. }) = self.task else { return Ok(None) };
         let now = Instant::now();
@@ -132,12 +132,12 @@ impl<'a> Wire<'a> {
         Ok(Some(next))
     }
 
-    /// An event of a request for the task under the number of the first; `None` where a request ended and a newer one is
+    /// Renumbers an event of any request for the task to the first request. `None` where a request ended and a newer one is
     /// open.
     fn of_task(&mut self, event: Event) -> Option<Event> {
         let Some(asked) = &mut self.task else { return Some(event) };
         match event {
-            // Nothing more comes under this one, or the task was over before it came: answers are under the others.
+            // The request was replaced by a newer one, or the task was over before it came: answers go to the others.
             Event::Response(
                 number,
                 Response::Nothing(_) | Response::Answer(Answer::Refused { why: Refusal::Over, .. }, _),
@@ -153,7 +153,7 @@ impl<'a> Wire<'a> {
         }
     }
 
-    /// Sends a request; the number under which its answers come.
+    /// Sends a request and returns the number that its answers carry.
     pub(super) fn ask(
         &mut self,
         request: Request,
@@ -173,7 +173,7 @@ impl<'a> Wire<'a> {
         asked.map(|()| number).map_err(|e| CallError::Gone(e.to_string()))
     }
 
-    /// The next event, of those kept first.
+    /// The next event; kept events come first.
     pub(super) fn next(&mut self, end: Instant) -> Result<Event, CallError> {
         if let Some(event) = self.kept.pop_front() {
             return Ok(event);
@@ -181,7 +181,7 @@ impl<'a> Wire<'a> {
         self.fresh(end)
     }
 
-    /// The next event that has not been seen.
+    /// The next new event, passing over kept ones.
     fn fresh(&mut self, end: Instant) -> Result<Event, CallError> {
         loop {
             let again = self.ask_again()?;
@@ -205,7 +205,7 @@ impl<'a> Wire<'a> {
         self.shared.tell(self.link, &self.ctl, request);
     }
 
-    /// Sends the bytes of `object` from `from` on, in chunks.
+    /// Sends the bytes of `object` from `from` onwards, in chunks.
     pub(super) fn upload(
         &mut self,
         pace: &mut ChunkSizer,
@@ -220,7 +220,7 @@ impl<'a> Wire<'a> {
         loop {
             while on_their_way.len() < WINDOW && offset < total {
                 let end = total.min(offset + pace.chunk_bytes() as u64);
-                // Within the object, which is in memory.
+                // The range lies within the object, which is in memory.
                 let (payload, crc) = part(offset as usize..end as usize);
                 let chunk = Request::Chunk { object, offset, total, crc };
                 let sent = Instant::now();
@@ -249,7 +249,7 @@ impl<'a> Wire<'a> {
         }
     }
 
-    /// Fetches a sub-result that was announced. What else is said meanwhile is kept.
+    /// Fetches a sub-result that was announced. Other events that arrive meanwhile are kept.
     pub(super) fn fetch(
         &mut self,
         pace: &mut ChunkSizer,
@@ -313,7 +313,7 @@ impl<'a> Wire<'a> {
     }
 }
 
-/// What an answer that ends a call means.
+/// The error for an answer that ends a call.
 pub(super) fn unexpected(answer: &Answer) -> CallError {
     match answer {
         Answer::Refused { why: Refusal::Cancelled, .. } => CallError::Cancelled,
@@ -325,7 +325,7 @@ pub(super) fn unexpected(answer: &Answer) -> CallError {
     }
 }
 
-/// The one answer to a request.
+/// Waits for the only answer to a request.
 pub(super) fn wait_for_answer(wire: &mut Wire<'_>, number: u64, end: Instant) -> Result<Answer, CallError> {
     loop {
         match wire.next(end)? {
@@ -339,7 +339,7 @@ pub(super) fn wait_for_answer(wire: &mut Wire<'_>, number: u64, end: Instant) ->
     }
 }
 
-/// Chunks of slabs on their way, copied since the slabs are the caller's. Buffers are used again when they have been sent:
+/// Chunks of slabs in flight, copied because the slabs belong to the caller. Buffers are reused once they have been sent:
 /// fresh memory costs more than the copy.
 #[derive(Default)]
 pub(super) struct Copies {
@@ -347,11 +347,11 @@ pub(super) struct Copies {
 }
 
 impl Copies {
-    /// Buffers that are kept: a window, and some that the engine has not let go of yet.
+    /// Maximum number of buffers kept: one window, and some that the engine has not released yet.
     const KEPT: usize = 2 * WINDOW;
     const PIECE: usize = 32 << 10;
 
-    /// A copy and its CRC-32, of each piece while it is in the cache.
+    /// Copies `bytes` and computes their CRC-32, piece by piece while each piece is in the cache.
     pub(super) fn of(&mut self, bytes: &[u8]) -> (Payload, u32) {
         let mut hasher = crc32fast::Hasher::new();
         let free = self.buffers.iter_mut().position(|buffer| Arc::get_mut(buffer).is_some());
@@ -370,7 +370,7 @@ impl Copies {
     }
 }
 
-/// A buffer that somebody sends.
+/// A buffer that is being sent.
 struct Sent(Arc<Vec<u8>>);
 
 impl AsRef<[u8]> for Sent {

@@ -1,8 +1,8 @@
-//! How large chunks are and how long they are waited for, by how fast a link takes them.
+//! The size and the time limit of transfer chunks, adapted to the speed of a link.
 //!
-//! A chunk is what cannot be overtaken, and what must be taken before the connection counts as broken: small on slow links,
-//! large where they are fast. The engine keeps the timer of a request until its limit has passed, however soon the answer
-//! comes: short limits where many requests are made.
+//! A chunk cannot be overtaken, and it must be taken before the connection counts as broken: chunks are small on slow links
+//! and large on fast ones. The engine keeps the timer of a request until its limit has passed, however soon the answer
+//! comes, so limits are short where many requests are made.
 
 use std::time::Duration;
 
@@ -10,22 +10,22 @@ use super::wire::MAX_CHUNK_BYTES;
 
 const LEAST_BYTES: usize = 16 << 10;
 const FIRST_BYTES: usize = 64 << 10;
-/// A chunk that is acknowledged sooner may be twice as large.
+/// A chunk acknowledged within this time allows chunks of twice the size.
 const SOON: Duration = Duration::from_millis(25);
-/// One that takes longer is to be half as large.
+/// A chunk that takes longer than this halves the size.
 const LATE: Duration = Duration::from_millis(250);
 
-/// A chunk is waited for so many times as long as the slowest of late.
+/// Time limit of a chunk, as a multiple of the slowest recent chunk.
 const PATIENCE: u32 = 40;
-/// Within these bounds.
+/// Bounds of that time limit.
 const LEAST_LIMIT: Duration = Duration::from_secs(5);
 const MOST_LIMIT: Duration = Duration::from_mins(1);
 
-/// The size of the next chunk, and how long it is waited for.
+/// The size of the next chunk, and its time limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ChunkSizer {
     bytes: usize,
-    /// What the slowest chunk took, less and less with every one that is faster; `None` while it is not known.
+    /// Time of the slowest recent chunk, which decays with every faster one; `None` while unknown.
     slowest: Option<Duration>,
 }
 
@@ -40,19 +40,19 @@ impl ChunkSizer {
         self.bytes
     }
 
-    /// How long a part of a result is waited for.
+    /// Time limit for one chunk of a sub-result.
     pub(super) fn limit(self) -> Duration {
         self.slowest.map_or(MOST_LIMIT, |slowest| (slowest * PATIENCE).clamp(LEAST_LIMIT, MOST_LIMIT))
     }
 
-    /// A chunk did not come in time: nothing is known of the link any more.
+    /// Records that a chunk missed its limit: the speed of the link is unknown again.
     pub(super) fn failed(&mut self) {
         self.slowest = None;
     }
 
-    /// A chunk was acknowledged, or came, `after` so long.
+    /// Records that a chunk was acknowledged, or received, after the time `after`.
     pub(super) fn acknowledged(&mut self, after: Duration) {
-        // Longer than any limit is as good as it.
+        // Times beyond the largest limit count as that limit.
         let after = after.min(MOST_LIMIT);
         self.slowest = Some(self.slowest.map_or(after, |slowest| after.max(slowest * 7 / 8)));
         if after < SOON {

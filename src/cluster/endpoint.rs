@@ -1,6 +1,6 @@
-//! Where sides listen and connect, who may talk to whom, and the refusal to do either in the open by accident.
+//! Endpoints, TLS and access control, and the refusal of unprotected endpoints.
 //!
-//! Invariant: nothing listens beyond loopback without mutual TLS unless [`Security::insecure`] says so.
+//! Invariant: nothing listens beyond loopback without mutual TLS unless [`Security::insecure`] allows it.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -20,8 +20,8 @@ use crate::files;
 /// The port of an endpoint that names none.
 pub const DEFAULT_PORT: u16 = 7447;
 
-/// `tcp/HOST:PORT` in the open, or `quic/HOST:PORT` with mutual TLS (1.3, over QUIC and so UDP); with neither it is QUIC
-/// exactly where certificates are configured. `tls/` is another name of `quic/`.
+/// `tcp/HOST:PORT` without protection, or `quic/HOST:PORT` with mutual TLS (1.3, over QUIC and therefore UDP). An address
+/// with neither prefix means QUIC exactly where certificates are configured. `tls/` is an alias of `quic/`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     scheme: Option<Scheme>,
@@ -76,7 +76,7 @@ impl fmt::Display for Endpoint {
 }
 
 impl Endpoint {
-    /// Whether only processes of this machine reach it.
+    /// Whether only processes of this machine can reach it.
     #[must_use]
     pub fn is_loopback(&self) -> bool {
         let bare = self.host.trim_start_matches('[').trim_end_matches(']');
@@ -84,7 +84,7 @@ impl Endpoint {
         address.map_or(bare.eq_ignore_ascii_case("localhost"), |address| address.is_loopback())
     }
 
-    /// As the engine writes it.
+    /// The endpoint in the engine's notation.
     pub(super) fn locator(&self, security: &Security) -> String {
         let tls = self.is_tls(security);
         format!("{}/{}:{}", if tls { "quic" } else { "tcp" }, self.host, self.port)
@@ -95,34 +95,35 @@ impl Endpoint {
     }
 }
 
-/// Certificates of one side: mutual TLS, both show theirs.
+/// The certificates of one side. TLS is mutual: both sides present theirs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tls {
-    /// The authority that signed everybody's certificates (PEM).
+    /// The authority that signed the certificates of all sides (PEM).
     pub ca: PathBuf,
-    /// This side's certificate (PEM). Its common name is what access control knows this side by.
+    /// This side's certificate (PEM). Access control identifies this side by its common name.
     pub certificate: PathBuf,
-    /// Its key (PEM).
+    /// The private key of the certificate (PEM).
     pub key: PathBuf,
 }
 
 /// How a side protects its endpoints.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Security {
-    /// Certificates; without them everything is in the open.
+    /// Certificates; without them connections are not protected.
     pub tls: Option<Tls>,
-    /// Whether listening beyond loopback without certificates is meant.
+    /// Whether listening beyond loopback without certificates is intended.
     pub insecure: bool,
     /// Common names of certificates whose holders may list the cluster, and nothing else.
     pub viewers: Vec<String>,
 }
 
 impl Security {
-    /// Checks that certificates and keys fit together, and that nothing listens in the open by accident.
+    /// Checks that certificates and keys fit together, and that nothing listens without protection by accident.
     ///
     /// # Errors
-    /// [`Error::File`] for a certificate or key that cannot be read, does not fit or has expired, [`Error::InvalidParameter`] for an endpoint
-    /// that takes certificates where there are none, or that would listen beyond loopback without.
+    /// [`Error::File`] for a certificate or key that cannot be read, does not fit or has expired;
+    /// [`Error::InvalidParameter`] for an endpoint that requires certificates where there are none, or that would listen
+    /// beyond loopback without them.
     pub fn check(&self, listen: &[Endpoint], connect: &[Endpoint]) -> Result<()> {
         self.tls.as_ref().map_or(Ok(()), check_certificates)?;
         if let Some(endpoint) = listen.iter().chain(connect).find(|e| e.is_tls(self) && self.tls.is_none()) {
@@ -142,8 +143,8 @@ impl Security {
 }
 
 impl Security {
-    /// Checks that a machine which connects with certificates serves under the name that its own is made out to: those who
-    /// listen let it be there under no other, so that nobody would ever see it.
+    /// Checks that a machine which connects with certificates uses the name in its own certificate. A listening side permits
+    /// no other name, so the machine would never become visible.
     ///
     /// # Errors
     /// [`Error::InvalidParameter`] with both names, [`Error::File`] for a certificate that cannot be read.
@@ -172,7 +173,7 @@ impl Security {
     }
 }
 
-/// The name that a side's certificate is made out to, as the other side's access control takes it.
+/// The common name of a certificate, as the other side's access control reads it.
 fn common_name(tls: &Tls) -> Result<Option<String>> {
     let bad = |cause: String| Error::File {
         path: tls.certificate.display().to_string(),
@@ -186,10 +187,10 @@ fn common_name(tls: &Tls) -> Result<Option<String>> {
     Ok(name.map(str::to_owned))
 }
 
-/// Most bytes of a file of certificates: those of every public authority together take a quarter of it.
+/// Maximum size of a file of certificates; those of all public authorities together take a quarter of it.
 const MOST_PEM_BYTES: u64 = 1 << 20;
 
-/// The bytes of a PEM file; errors say `what` it was to be.
+/// Reads a PEM file; errors call it `what`.
 fn pem(what: &str, path: &Path) -> Result<Vec<u8>> {
     let read = files::Input::open(path).and_then(|file| file.into_bytes(MOST_PEM_BYTES, "name a PEM file"));
     read.map_err(|error| match error {
@@ -200,8 +201,8 @@ fn pem(what: &str, path: &Path) -> Result<Vec<u8>> {
     })
 }
 
-/// Checks that the key is the certificate's and that the authority signed it: otherwise every connection would fail later,
-/// and be tried again forever.
+/// Checks that the key belongs to the certificate and that the authority signed it. Otherwise every connection would fail
+/// later, and be retried forever.
 fn check_certificates(tls: &Tls) -> Result<()> {
     let bad =
         |path: &Path, cause: String| Error::File { path: path.display().to_string(), cause, input: true };
@@ -236,17 +237,17 @@ fn check_certificates(tls: &Tls) -> Result<()> {
     Ok(())
 }
 
-/// What a link does.
+/// The role of a link.
 #[derive(Clone, Debug)]
 pub(super) enum Side {
-    /// Waits for others, and routes between them.
+    /// Listens for connections, and routes between them.
     Listen(Vec<Endpoint>),
-    /// Connects to one that listens, and again whenever the connection breaks.
+    /// Connects to a listening side, and reconnects whenever the connection breaks.
     Connect(Endpoint),
 }
 
 /// What the holder of a certificate may do with some keys, over a link that listens. Everything else is denied: a message
-/// passes where one of `keys` includes its key as a whole, wildcards too.
+/// passes only if one of `keys` includes the whole key of the message, wildcards too.
 #[derive(Clone, Debug)]
 pub(super) struct Grant {
     /// Common name of the certificate.
@@ -255,18 +256,18 @@ pub(super) struct Grant {
     pub(super) role: Role,
 }
 
-/// Roles; each is a list of messages that may come from the holder, and one of those that may go to it.
+/// Roles. Each is one list of messages that may come from the holder and one of messages that may go to it.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Role {
-    /// Be there, and answer.
+    /// Announce a token and answer requests.
     Serve,
-    /// Ask, tell, and see who is there.
+    /// Send requests and messages, and see tokens.
     Use,
-    /// See who is there, and ask.
+    /// See tokens and send requests.
     View,
-    /// Be asked, with questions to all at once.
+    /// Receive requests, also those sent to all workers at once.
     Asked,
-    /// Be there.
+    /// Announce a token.
     Announce,
 }
 
@@ -285,7 +286,7 @@ impl Role {
     }
 }
 
-/// One link to listen on all endpoints, and one for each to connect to.
+/// The sides of all links: one link that listens on all endpoints, and one for each endpoint to connect to.
 pub(super) fn sides(listen: &[Endpoint], connect: &[Endpoint]) -> Vec<Side> {
     let own = (!listen.is_empty()).then(|| Side::Listen(listen.to_vec()));
     own.into_iter().chain(connect.iter().cloned().map(Side::Connect)).collect()
@@ -305,7 +306,7 @@ pub(super) fn locators(endpoints: &[Endpoint], security: &Security) -> Vec<Strin
     endpoints.iter().map(|endpoint| endpoint.locator(security)).collect()
 }
 
-/// Checks a name that becomes a part of keys: machines and clusters.
+/// Checks a name that becomes a part of keys, such as those of machines and clusters.
 pub(super) fn check_name(what: &str, name: &str) -> Result<()> {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     if !name.is_empty() && name.len() <= 64 && name.chars().all(plain) {

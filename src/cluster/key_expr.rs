@@ -1,19 +1,19 @@
-//! The keys under which machines and masters meet.
+//! The key expressions under which machines and masters find each other.
 //!
 //! ```text
 //! fcdcc/<cluster>/w/<machine>/<boot>/alive   liveliness token of a worker process
-//! fcdcc/<cluster>/w/<machine>/<boot>/info    who it is, for masters and viewers
+//! fcdcc/<cluster>/w/<machine>/<boot>/info    description of the process, for masters and viewers
 //! fcdcc/<cluster>/w/<machine>/<boot>/call    filters, slabs, tasks, results, for masters
 //! fcdcc/<cluster>/w/<machine>/<boot>/ctl     cancellations and releases
 //! fcdcc/<cluster>/m/<master>                 liveliness token of a master
 //! ```
 //!
-//! The boot number tells a worker that was restarted from the one before: nothing that was meant for the old one reaches
-//! the new one.
+//! The boot number distinguishes a restarted worker from its predecessor: no message for the old process reaches the new
+//! one.
 
 use super::wire::MasterId;
 
-/// Everything below one cluster's name.
+/// All keys of one cluster.
 #[derive(Clone, Debug)]
 pub(super) struct Keys {
     root: String,
@@ -34,17 +34,17 @@ impl Keys {
         WorkerKeys { base: format!("{}/w/{machine}/{boot:016x}", self.root) }
     }
 
-    /// The tokens of all worker processes.
+    /// Matches the tokens of all worker processes.
     pub(super) fn all_alive(&self) -> String {
         format!("{}/w/*/*/alive", self.root)
     }
 
-    /// What all worker processes say of themselves.
+    /// Matches the descriptions of all worker processes.
     pub(super) fn all_info(&self) -> String {
         format!("{}/w/*/*/info", self.root)
     }
 
-    /// Everything of one machine, whatever its boot.
+    /// Matches all keys of one machine, with any boot number.
     pub(super) fn machine(&self, machine: &str) -> String {
         format!("{}/w/{machine}/**", self.root)
     }
@@ -57,14 +57,14 @@ impl Keys {
         format!("{}/m/*", self.root)
     }
 
-    /// Machine and boot of a worker's key.
+    /// Machine and boot number in the key of a worker.
     pub(super) fn parse_worker(&self, key: &str) -> Option<(String, u64)> {
         let mut parts = key.strip_prefix(&self.root)?.strip_prefix("/w/")?.split('/');
         let (machine, boot) = (parts.next()?, parts.next()?);
         Some((machine.to_owned(), u64::from_str_radix(boot, 16).ok()?))
     }
 
-    /// The master of a master's key.
+    /// The master in the key of a master's token.
     pub(super) fn parse_master(&self, key: &str) -> Option<MasterId> {
         let id = key.strip_prefix(&self.root)?.strip_prefix("/m/")?;
         u128::from_str_radix(id, 16).ok().map(MasterId)

@@ -1,11 +1,11 @@
-//! The seam to the distributed engine: all that this crate asks of it. Only this file and `session` name it.
+//! The interface to the distributed engine: all that this crate needs from it. Only this file and `session` name the engine.
 //!
-//! A [`Link`] is one session: it listens (and routes between those who connect) or connects. Beneath is
-//! [zenoh](https://zenoh.io), set up so that one bad peer costs nobody else anything: leases of a few seconds, small
+//! A [`Link`] is one session: it listens (and routes between its peers) or connects. The engine is
+//! [zenoh](https://zenoh.io), configured so that one bad peer does not affect others: leases of a few seconds, small
 //! messages, no discovery. Another engine would have to offer the same: tokens that vanish with their process, requests
-//! whose end is noticed, priorities, mutual TLS.
+//! that report their end, priorities, mutual TLS.
 //!
-//! Invariant: callbacks only hand over what arrived; whoever sends may be made to wait for a slow peer, at most
+//! Invariant: callbacks only hand over what arrived. A sender may have to wait for a slow peer, at most
 //! [`WAIT_BEFORE_CLOSE`](super::session::WAIT_BEFORE_CLOSE), after which the connection to that peer is closed.
 
 use std::sync::Arc;
@@ -25,15 +25,15 @@ use super::wire::{self, Answer, WireError};
 use crate::array::Values;
 use crate::error::{Error, Result};
 
-/// The threads that send and receive: with one sender, a peer that takes nothing would hold up all others. zenoh reads
-/// this variable when the first session is opened; the `fcdcc` command sets it, other programs may.
+/// The number of threads that send and receive: with one sender, a peer that takes nothing would block all others. zenoh
+/// reads this variable when the first session is opened. The `fcdcc` command sets it; other programs may.
 pub const RUNTIME_VARIABLE: (&str, &str) =
     ("ZENOH_RUNTIME", "(tx:(worker_threads:16),rx:(worker_threads:4),net:(worker_threads:4))");
 
-/// How urgent a message is, and whether more may follow in its batch.
+/// The urgency of a message, and whether more may follow in its batch.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum TrafficClass {
-    /// Questions that are asked again where no answer comes.
+    /// Questions that are repeated if no answer comes.
     Control,
     /// Tasks and their results.
     Task,
@@ -46,22 +46,22 @@ pub(super) enum TrafficClass {
 /// Bulk data of a message.
 pub(super) struct Payload(ZBytes);
 
-/// What comes back for a request.
+/// A response to a request.
 pub(super) enum Response {
     /// An answer.
     Answer(Answer, Payload),
-    /// Something that is none.
+    /// A message that is not a valid answer.
     Garbage(String),
-    /// There was no answer in time, says the engine.
+    /// The engine reports that no answer came in time.
     Nothing(String),
 }
 
-/// A request that arrived. It is answered by [`Incoming::answer`], as often as needed, and over when it is dropped.
+/// A request that arrived. [`Incoming::answer`] may be called several times; dropping it ends the request.
 pub(super) struct Incoming {
     query: Query,
-    /// Under which it is answered: that of the request may have wildcards, which only its asker may say.
+    /// The key to answer under. The key of the request may contain wildcards, which only the requester may use.
     key: KeyExpr<'static>,
-    /// The header as it came.
+    /// The header, not yet decoded.
     pub(super) header: Vec<u8>,
     /// The payload.
     pub(super) payload: Payload,
@@ -80,21 +80,22 @@ impl Payload {
         self.0.len()
     }
 
-    /// CRC-32 of all of it.
+    /// CRC-32 of the payload.
     pub(super) fn crc(&self) -> u32 {
         let mut hasher = crc32fast::Hasher::new();
         self.0.slices().for_each(|slice| hasher.update(slice));
         hasher.finalize()
     }
 
-    /// Hands the bytes on, in order.
+    /// Passes the bytes to `take` piece by piece, in order.
     pub(super) fn each(&self, mut take: impl FnMut(&[u8])) {
         for slice in self.0.slices() {
             take(slice);
         }
     }
 
-    /// Copies all of it to the start of `to`, which is long enough. Its CRC-32: of each piece while it is in the cache.
+    /// Copies the payload to the start of `to`, which is long enough. Returns its CRC-32, computed piece by piece while each
+    /// piece is in the cache.
     pub(super) fn copy_and_check(&self, to: &mut [u8]) -> u32 {
         let (mut hasher, mut at) = (crc32fast::Hasher::new(), 0);
         for slice in self.0.slices() {
@@ -106,7 +107,7 @@ impl Payload {
     }
 }
 
-/// Lets a buffer of elements be sent without copying it.
+/// Allows a buffer of elements to be sent without copying it.
 struct Elements(Values);
 
 impl AsRef<[u8]> for Elements {
@@ -133,7 +134,7 @@ impl From<Bytes> for Payload {
 }
 
 impl Incoming {
-    /// Sends an answer; waits for a slow asker, at most [`WAIT_BEFORE_CLOSE`](super::session::WAIT_BEFORE_CLOSE).
+    /// Sends an answer; waits for a slow requester, at most [`WAIT_BEFORE_CLOSE`](super::session::WAIT_BEFORE_CLOSE).
     pub(super) fn answer(&self, answer: &Answer, payload: Payload) -> std::result::Result<(), String> {
         let reply = self.query.reply(self.key.clone(), payload.0).attachment(wire::pack(answer));
         reply.wait().map_err(|e| e.to_string())
@@ -150,7 +151,7 @@ impl TrafficClass {
         }
     }
 
-    /// What is asked again anyway is dropped where a peer takes nothing: whoever routes it would wait for that peer.
+    /// Drops messages that are repeated anyway where a peer takes nothing; a router would otherwise wait for that peer.
     fn congestion_control(self) -> CongestionControl {
         match self {
             Self::Control => CongestionControl::Drop,
@@ -160,8 +161,8 @@ impl TrafficClass {
 }
 
 impl Link {
-    /// Opens a session. One that connects does so in the background, and keeps trying; what is declared meanwhile waits for
-    /// that. With `patience` it is an error not to be connected after so long.
+    /// Opens a session. A connecting session does so in the background and keeps trying; declarations are made once it is
+    /// connected. With `patience`, not being connected by then is an error.
     pub(super) fn open(
         side: &Side,
         security: &Security,
@@ -196,16 +197,16 @@ impl Link {
         self.door.place()
     }
 
-    /// Whether this side makes the connection.
+    /// Whether this side initiates the connection.
     pub(super) fn connects(&self) -> bool {
         self.door.connects()
     }
 
-    /// Gives the connection up and makes another, as somebody new: everything is declared again. Nothing happens to links
-    /// that listen, or are not connected.
+    /// Drops the connection and makes another under a new identity; everything is declared again. Has no effect on links
+    /// that listen or are not connected.
     ///
-    /// The engine mends broken connections by itself, but the other side may still be about to forget the old one, and then
-    /// forgets the new one with it.
+    /// The engine restores broken connections by itself. But the other side may still be about to forget the old connection,
+    /// and then forgets the new one with it.
     pub(super) fn renew(&self) {
         Connection::renew(&self.door);
     }
@@ -224,7 +225,7 @@ impl Link {
         })
     }
 
-    /// Lets everybody see `key` for as long as the link lives.
+    /// Makes `key` visible to all peers while the link lives.
     pub(super) fn announce(&self, key: &str) -> Result<()> {
         let key = key.to_owned();
         self.declare(move |session| {
@@ -233,17 +234,17 @@ impl Link {
         })
     }
 
-    /// Takes back everything that was declared.
+    /// Withdraws everything that was declared.
     pub(super) fn withdraw(&self) {
         self.door.withdraw();
     }
 
-    /// Ends the link, waiting a while for the other side to be told.
+    /// Ends the link, and waits a while for the other side to be notified.
     pub(super) fn close(&self) {
         self.door.close();
     }
 
-    /// Calls `seen` with every key like `keys` that is or becomes visible (true) or vanishes (false).
+    /// Calls `seen` for every key that matches `keys`: with true when it is or becomes visible, with false when it vanishes.
     pub(super) fn watch(&self, keys: &str, seen: impl Fn(&str, bool) + Send + Sync + 'static) -> Result<()> {
         let (keys, seen) = (keys.to_owned(), Arc::new(seen));
         self.declare(move |session| {
@@ -277,7 +278,7 @@ impl Link {
         })
     }
 
-    /// Calls `heard` with every header that is told under `key`.
+    /// Calls `heard` with every header that is published under `key`.
     pub(super) fn hear(&self, key: &str, heard: impl Fn(Vec<u8>) + Send + Sync + 'static) -> Result<()> {
         let (key, heard) = (key.to_owned(), Arc::new(heard));
         self.declare(move |session| {
@@ -290,7 +291,7 @@ impl Link {
         })
     }
 
-    /// Says something that needs no answer.
+    /// Publishes a message that needs no answer.
     pub(super) fn tell(&self, key: &str, header: Vec<u8>) -> Result<()> {
         self.session()?
             .put(key.to_owned(), header)
@@ -301,8 +302,8 @@ impl Link {
             .map_err(|e| self.error(e))
     }
 
-    /// Asks whoever serves `key`. `said` is called with each answer, and dropped when there will be no more: the other
-    /// side is done with the request, is gone, or `limit` is over.
+    /// Sends a request to all that serve `key`. `said` is called with each response, and dropped when there will be no more:
+    /// the other side has finished the request, is gone, or `limit` has passed.
     pub(super) fn ask(
         &self,
         key: &str,
@@ -359,7 +360,7 @@ fn understood(reply: Reply) -> Response {
     }
 }
 
-/// The first sentence of what an error of the engine says, without its source positions.
+/// The first sentence of an error of the engine, without its source positions.
 fn brief(text: &str) -> String {
     if text.contains("Unable to connect") {
         return "no connection could be made".to_owned();

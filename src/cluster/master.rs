@@ -18,32 +18,32 @@ use super::wire::{self, Answer, Call, HostInfo, MasterId, Request};
 use crate::error::{Error, Result};
 use crate::worker::Worker;
 
-/// How long a worker process may take to say who it is.
+/// Time limit for a worker process to describe itself.
 const INFO_LIMIT: Duration = Duration::from_secs(2);
-/// Everybody is asked so often.
+/// Interval between two questions to each worker process.
 const HEARTBEAT: Duration = Duration::from_secs(1);
-/// A survey asks again after so long.
+/// Interval after which a survey repeats its question.
 const SURVEY_ROUND: Duration = Duration::from_millis(700);
 const SURVEY_PAUSE: Duration = Duration::from_millis(50);
-/// An empty cluster is believed after so long.
+/// Time after which a cluster that looks empty counts as empty.
 const NOBODY: Duration = Duration::from_secs(1);
-/// Who has not answered for so long is as good as gone.
+/// A worker process that has not answered for this time counts as gone.
 const SILENCE: Duration = Duration::from_secs(4);
-/// How often the keeper looks whom to ask.
+/// Interval at which the monitor checks which processes to query.
 const TICK: Duration = Duration::from_millis(250);
 
 /// How a master takes part in a cluster.
 #[derive(Clone, Debug)]
 pub struct ClusterOptions {
-    /// The cluster; those of other names are invisible.
+    /// Name of the cluster; clusters of other names are invisible.
     pub cluster: String,
-    /// Where machines connect to.
+    /// Endpoints that machines connect to.
     pub listen: Vec<Endpoint>,
     /// Machines that listen, or routers, each over a link of its own.
     pub connect: Vec<Endpoint>,
     /// Certificates.
     pub security: Security,
-    /// Machines that may join where it listens with certificates: the common names of theirs.
+    /// Common names of the certificates of machines that may join, where it listens with certificates.
     pub machines: Vec<String>,
 }
 
@@ -60,16 +60,16 @@ impl Default for ClusterOptions {
     }
 }
 
-/// Whose devices to use.
+/// A request for devices.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Seats {
-    /// The machine; any when `None`.
+    /// Name of the machine; any machine when `None`.
     pub machine: Option<String>,
-    /// How many of its devices; `None`: all that it has when it joins in time, else one.
+    /// Number of devices. `None`: all devices of the machine if it joins in time, else one.
     pub count: Option<usize>,
 }
 
-/// A cluster, seen by a master. Cheap to clone; it leaves when the last clone and the last of its workers are gone.
+/// A master's view of a cluster. Cheap to clone; it leaves when the last clone and the last of its workers are dropped.
 #[derive(Clone)]
 pub struct Cluster {
     pub(super) shared: Arc<Shared>,
@@ -81,10 +81,10 @@ enum Event {
 }
 
 impl Cluster {
-    /// Opens the links. Machines join from then on, at any time.
+    /// Opens the links. Machines can join from then on, at any time.
     ///
     /// # Errors
-    /// [`Error::InvalidParameter`] for a bad name, no endpoints, endpoints that would be in the open, or certificates
+    /// [`Error::InvalidParameter`] for a bad name, no endpoints, unprotected endpoints beyond loopback, or certificates
     /// without machines that may join; [`Error::File`] for certificates that cannot be read; [`Error::Unavailable`]
     /// where it cannot listen.
     pub fn open(options: &ClusterOptions) -> Result<Self> {
@@ -123,15 +123,15 @@ impl Cluster {
         Ok(Self { shared })
     }
 
-    /// Workers for `seats` of one pool, waiting at most `wait` for machines to join. No two of them use one device; those of
-    /// another call may. Seats that stay empty become workers that are
-    /// [absent](Worker::unavailable_reason): a pool gives them work when somebody has come for them.
+    /// Workers for the `seats` of one pool; waits at most `wait` for machines to join. No two of them use the same device,
+    /// but workers from another call may. Seats that stay empty become workers that are
+    /// [unavailable](Worker::unavailable_reason): a pool gives them work once a machine has joined for them.
     #[must_use]
     pub fn workers(&self, seats: &[Seats], wait: Duration) -> Vec<Box<dyn Worker>> {
         self.workers_of_each(seats, wait).into_iter().flatten().collect()
     }
 
-    /// As [`Cluster::workers`], entry by entry.
+    /// As [`Cluster::workers`], but grouped by entry of `seats`.
     #[must_use]
     pub fn workers_of_each(&self, seats: &[Seats], wait: Duration) -> Vec<Vec<Box<dyn Worker>>> {
         let end = Instant::now() + wait;
@@ -158,13 +158,13 @@ impl Cluster {
         seats.iter().map(group).collect()
     }
 
-    /// Everybody who is there.
+    /// All worker processes in the cluster.
     #[must_use]
     pub fn members(&self) -> Vec<Member> {
         self.shared.registry().list()
     }
 
-    /// Where it listens or connects.
+    /// Endpoints where it listens or connects, readable.
     #[must_use]
     pub fn places(&self) -> Vec<String> {
         self.shared.links.iter().map(|link| link.place().to_owned()).collect()
@@ -184,20 +184,20 @@ fn open(
         _ => None,
     };
     let link = Link::open(side, &options.security, grants.as_deref(), None)?;
-    // Before workers hear of this master, they are to hear its token.
+    // Workers need to see the token of this master before any of its messages.
     link.announce(&keys.master(id))?;
     let (events, own) = (events.clone(), keys.clone());
     link.watch(&keys.all_alive(), move |key, there| {
         if let Some(id) = own.parse_worker(key) {
-            // Nobody listens any more when the cluster is left.
+            // The receiver is gone once the cluster is left.
             let _ = events.send(Event::Token { id, link: index, there });
         }
     })?;
     Ok(link)
 }
 
-/// Machines may serve under their own name, be asked with all others who they are, and see masters; viewers see who is
-/// there.
+/// Machines may serve under their own name, receive the question sent to all machines, and see masters. Viewers may see
+/// the machines and query them.
 fn grants(keys: &Keys, options: &ClusterOptions) -> Vec<Grant> {
     let mut grants = Vec::new();
     for machine in &options.machines {
@@ -213,7 +213,7 @@ fn grants(keys: &Keys, options: &ClusterOptions) -> Vec<Grant> {
     grants
 }
 
-/// The thread that keeps the registry.
+/// The thread that maintains the registry.
 struct MembershipMonitor {
     shared: Weak<Shared>,
     events: Sender<Event>,
@@ -279,7 +279,7 @@ impl MembershipMonitor {
                     Response::Garbage(text) => Err(text),
                     Response::Nothing(_) => return,
                 };
-                // Nobody listens any more when the cluster is left.
+                // The receiver is gone once the cluster is left.
                 let _ = events.send(Event::Answer(id.clone(), answer));
             },
         );
@@ -289,7 +289,7 @@ impl MembershipMonitor {
     }
 }
 
-/// Gives up a connection over which nobody answers any more; only one that this side made.
+/// Drops a connection over which no worker process answers any more, if this side made it.
 fn renew_if_silent(shared: &Shared, link: usize) {
     let mut silent = false;
     shared.change(|registry| {
@@ -303,10 +303,10 @@ fn renew_if_silent(shared: &Shared, link: usize) {
     }
 }
 
-/// Asks everybody in a cluster who they are, without taking part in it. `wait`: for a connection, and for answers.
+/// Queries all worker processes of a cluster without taking part in it. `wait`: limit for a connection and for answers.
 ///
 /// # Errors
-/// [`Error::Unavailable`] where nobody listens; those of [`Cluster::open`] for bad options.
+/// [`Error::Unavailable`] where no connection can be made; those of [`Cluster::open`] for bad options.
 pub fn survey(
     endpoint: &Endpoint,
     cluster: &str,
@@ -352,10 +352,10 @@ pub fn survey(
                 }
             },
         )?;
-        // It only ever ends.
+        // The channel carries nothing; it only closes.
         let _ = over.recv_timeout(limit + INFO_LIMIT);
-        // A question may get lost on a busy network: those who have not answered are asked again. And whoever has just
-        // begun to listen may not have said yet that it is there.
+        // A question may get lost on a busy network, so processes that have not answered are asked again. The other side may
+        // also have begun to listen so recently that it has not announced itself yet.
         let members = locked(&registry);
         let nobody = members.is_empty() && started.elapsed() < NOBODY;
         if left.is_zero() || !nobody && members.iter().all(|member| member.info.is_ok()) {

@@ -1,21 +1,22 @@
 //! Workers on other machines.
 //!
-//! Who runs everything on one machine can skip this. A machine lends its workers with a [`WorkerServer`]
+//! Relevant if you want to use several machines. A machine lends its workers with a [`WorkerServer`]
 //! (`fcdcc worker`); a master opens a [`Cluster`] and takes [workers](Cluster::workers) from it, which a
 //! [`Pool`](crate::Pool) mixes with local ones: a [`RemoteWorker`] is a [`Worker`](crate::Worker) like any other.
-//! [`survey`] lists who is there.
+//! [`survey`] lists the machines.
 //!
-//! Either side may listen. One that listens routes between those who connect, so a star of clients around a master, masters
-//! around a machine, and a router between them all work. `link` and `session` are the seam to the engine beneath
+//! Either side may listen. The listening side routes between its peers, so a star of clients around a master, masters
+//! around a machine, and a router between them all work. `link` and `session` are the interface to the engine beneath
 //! ([zenoh]); [`wire`] is the protocol, on which everything else rests:
 //!
-//! * filters are named by their content and sent once, in chunks that are acknowledged, from where an earlier attempt ended;
+//! * filters are named by their content and sent once, in acknowledged chunks; an interrupted transfer resumes where it
+//!   stopped;
 //! * a task's slabs go with it, or before it in chunks; its sub-results come one by one, or are fetched in chunks;
 //! * a cancellation overtakes everything else;
-//! * everybody is asked every second who is there: a process that ends or falls silent, and filters that are gone, make a
-//!   worker *lost*: the pool carries on without it, and its seat waits for whoever joins.
+//! * every worker process is queried every second. A process that ends or falls silent, and filters that are gone, make a
+//!   worker *lost*: the pool continues without it, and its seat waits for the next machine to join.
 //!
-//! Invariant: a request ends with an answer or with the loss of its worker, and a lost worker costs nobody but itself.
+//! Invariant: a request ends with an answer or with the loss of its worker, and a lost worker affects no other.
 //!
 //! [zenoh]: https://zenoh.io
 
@@ -50,7 +51,7 @@ pub use registry::Member;
 pub use remote::RemoteWorker;
 pub use serve::{ServeOptions, Traffic, WorkerServer};
 
-/// A number that nobody can guess.
+/// A random number that cannot be guessed.
 fn random() -> u64 {
     getrandom::u64().expect("every supported system has random numbers")
 }

@@ -1,10 +1,10 @@
-//! Who is in the cluster, and which of their devices are taken.
+//! The worker processes of a cluster, and the devices that are claimed.
 //!
-//! Pure bookkeeping: links report tokens and answers, workers claim devices. Everybody is asked all the time; who does not
-//! answer is as good as gone, whatever the engine beneath believes. A machine whose worker was just seen to fail is not given
-//! out again before it has answered anew.
+//! Pure bookkeeping: links report tokens and answers, workers claim devices. All processes are queried regularly. A process
+//! that does not answer counts as gone, whatever the engine reports. A process whose worker has just failed is not assigned
+//! before it has answered again.
 //!
-//! Invariant: a device is claimed by at most one worker of a group at a time. A group is what goes into one pool; several
+//! Invariant: at most one worker of a group claims a device at a time. A group is the set of workers of one pool; several
 //! pools of a master may use the same devices.
 
 use std::collections::{BTreeMap, HashSet};
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use super::wire::{DeviceInfo, HostInfo};
 use crate::worker::CancelToken;
 
-/// Machine and boot.
+/// Machine name and boot number.
 pub(super) type MemberId = (String, u64);
 
 /// A worker process as this master sees it.
@@ -21,17 +21,17 @@ pub(super) type MemberId = (String, u64);
 struct Record {
     link: usize,
     state: State,
-    /// (group, device).
+    /// Pairs (group, device).
     claimed: HashSet<(u64, u32)>,
     asked: Option<Instant>,
     answered: Option<Instant>,
-    /// Cancelled when it leaves or falls silent; those who wait for it stop waiting.
+    /// Cancelled when the process leaves or falls silent, which ends every wait for it.
     gone: CancelToken,
 }
 
 #[derive(Debug)]
 enum State {
-    /// It has not said yet who it is, or has to say it again.
+    /// It has not described itself yet, or has to do so again.
     Asking,
     Ready(HostInfo),
     /// It cannot be used.
@@ -43,11 +43,11 @@ enum State {
 pub struct Member {
     /// The machine's name.
     pub machine: String,
-    /// Drawn when it started.
+    /// Random number drawn when the process started.
     pub boot: u64,
-    /// What it says of itself, or why it cannot be used.
+    /// Its description, or why it cannot be used.
     pub info: Result<HostInfo, String>,
-    /// Workers of this master on its devices.
+    /// Number of this master's workers on its devices.
     pub claimed: usize,
 }
 
@@ -69,7 +69,7 @@ pub(super) struct Registry {
 }
 
 impl Registry {
-    /// A token became visible. The first link that shows it is the one that is used.
+    /// Records that a token became visible. The first link that shows it is used.
     pub(super) fn seen(&mut self, id: MemberId, link: usize) {
         let fresh = Record {
             link,
@@ -82,7 +82,7 @@ impl Registry {
         self.members.entry(id).or_insert(fresh);
     }
 
-    /// A token vanished.
+    /// Records that a token vanished.
     pub(super) fn gone(&mut self, id: &MemberId, link: usize) {
         if self.members.get(id).is_some_and(|member| member.link == link)
             && let Some(member) = self.members.remove(id)
@@ -91,7 +91,7 @@ impl Registry {
         }
     }
 
-    /// A link begins anew: who was seen over it has to be seen again.
+    /// Forgets all processes seen over a link that reconnects; they have to be seen again.
     pub(super) fn forget_link(&mut self, link: usize) {
         for member in self.members.values().filter(|member| member.link == link) {
             member.gone.cancel();
@@ -99,13 +99,13 @@ impl Registry {
         self.members.retain(|_, member| member.link != link);
     }
 
-    /// Whether nobody who answers is seen over a link.
+    /// Whether no process that answers is visible over a link.
     pub(super) fn is_silent(&self, link: usize) -> bool {
         let answers = |member: &Record| member.link == link && matches!(member.state, State::Ready(_));
         !self.members.values().any(answers)
     }
 
-    /// Those who have not answered for `limit`, and so are as good as gone: their links, each time one falls silent.
+    /// Marks processes that have not answered for `limit` as gone; returns each with its link once per silence.
     pub(super) fn fallen_silent(&mut self, now: Instant, limit: Duration) -> Vec<(MemberId, usize)> {
         let mut silent = Vec::new();
         for (id, member) in &mut self.members {
@@ -120,7 +120,7 @@ impl Registry {
         silent
     }
 
-    /// It said who it is, or something that is no answer. The problem with it, if that is new.
+    /// Records the answer of a process, valid or not. Returns the problem with it, if that is new.
     pub(super) fn answered(
         &mut self,
         id: &MemberId,
@@ -146,7 +146,7 @@ impl Registry {
         problem(&member.state).filter(|now| before.as_ref() != Some(now))
     }
 
-    /// Its worker failed: it has to answer anew before it is given out again.
+    /// Records that a worker of a process failed: its devices cannot be claimed until it answers again.
     pub(super) fn suspect(&mut self, id: &MemberId) {
         if let Some(member) = self.members.get_mut(id) {
             member.state = State::Asking;
@@ -154,7 +154,7 @@ impl Registry {
         }
     }
 
-    /// Whom to ask now who and how they are: (member, link). Everybody is asked every `pause`.
+    /// Processes to query now, as (member, link); each becomes due every `pause`.
     pub(super) fn due(&mut self, now: Instant, pause: Duration) -> Vec<(MemberId, usize)> {
         let mut asking = Vec::new();
         for (id, member) in &mut self.members {
@@ -167,7 +167,7 @@ impl Registry {
         asking
     }
 
-    /// A device that is free for `group`, of `machine` or of the machine of which least is taken.
+    /// Claims a device that is free for `group`, of `machine` or of the machine with the fewest claims.
     pub(super) fn claim(&mut self, group: u64, machine: Option<&str>) -> Option<Claimed> {
         let named = |id: &MemberId| machine.is_none_or(|machine| id.0 == machine);
         let free = |member: &Record| -> Option<(u32, DeviceInfo)> {
@@ -193,7 +193,7 @@ impl Registry {
         }
     }
 
-    /// Devices of a machine that has answered, all its processes together.
+    /// Number of devices of a machine, over all its processes that have answered.
     pub(super) fn devices(&self, machine: &str) -> Option<usize> {
         let ready = self.members.iter().filter(|(id, _)| id.0 == machine);
         let counts: Vec<usize> = ready
@@ -329,7 +329,7 @@ mod tests {
         assert_eq!(registry.fallen_silent(later, limit), [(id("a", 1), 0)]);
         assert!(registry.fallen_silent(later, limit).is_empty(), "once");
         assert!(held.gone.is_cancelled() && !other.gone.is_cancelled());
-        // Also one whose worker was suspected before.
+        // A process that was suspected before is reported as well.
         let mut suspected = with(&[("c", 1, 1)]);
         let waiting = suspected.claim(1, None).unwrap();
         suspected.suspect(&id("c", 1));

@@ -1,10 +1,10 @@
 //! A device of another machine as a [`Worker`].
 //!
-//! Each call talks to the other side and waits for its answers, on the thread of the pool that owns this worker. Large
-//! objects go in chunks, a few of which are on their way at a time; their size follows the link.
+//! Each call sends requests and waits for the answers, on the thread of the pool that owns this worker. Large objects go in
+//! chunks, a few of which are in flight at a time; the chunk size adapts to the link.
 //!
-//! Invariant: `execute` returns as soon as its token is cancelled, whatever the network does, but for a chunk that is being
-//! handed to it; and what it emits has the size and the checksum that it was sent with.
+//! Invariant: `execute` returns as soon as its token is cancelled, whatever the network does, except while it copies a chunk
+//! in transit; an emitted sub-result has the size and the checksum with which it was sent.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
@@ -25,17 +25,17 @@ use crate::worker::{
     CancelToken, FilterKey, Order, Respawn, SubtaskShape, Worker, WorkerInfo, WorkerKind, not_installed,
 };
 
-/// Filters of at most this size go with the question whether they are held.
+/// Filters of at most this size are sent along with the question whether the device holds them.
 const SMALL_BYTES: usize = 32 << 10;
-/// Filters that are not installed after so long: a GPU may compile its kernels first.
+/// Time limit for installing filters: a GPU may compile its kernels first.
 const INSTALL_LIMIT: Duration = Duration::from_mins(2);
 
-/// A device of another machine, or a seat for one that is still to join.
+/// A device of another machine, or a seat for one that has not joined yet.
 pub struct RemoteWorker {
     shared: Arc<Shared>,
-    /// The pool it is for.
+    /// Number of the pool that the worker belongs to.
     group: u64,
-    /// The machine it must be of, if that matters.
+    /// Name of the machine, if only one will do.
     machine: Option<String>,
     name: String,
     seat: Seat,
@@ -49,9 +49,9 @@ enum Seat {
         claimed: Box<Claimed>,
         keys: WorkerKeys,
     },
-    /// Nobody has joined for it yet.
+    /// No machine has joined for the seat yet.
     Empty,
-    /// It was lost, and why.
+    /// The worker was lost, for this reason.
     Lost(String),
 }
 
@@ -62,7 +62,7 @@ struct Held {
 }
 
 impl RemoteWorker {
-    /// A worker for a seat. `claimed`: who sits there.
+    /// A worker for a seat. `claimed`: the device in the seat, if there is one.
     pub(super) fn new(
         shared: Arc<Shared>,
         group: u64,
@@ -96,7 +96,7 @@ impl RemoteWorker {
         }
     }
 
-    /// Runs `call` over the wire, and turns the end of the other side into the loss of this worker.
+    /// Runs `call` over the wire; a departure of the other side becomes the loss of this worker.
     fn over_the_wire<R>(
         &mut self,
         call: impl FnOnce(&mut Wire<'_>, &mut ChunkSizer, &mut Copies, u32) -> Result<R, CallError>,
@@ -157,7 +157,7 @@ impl Worker for RemoteWorker {
                 kind: WorkerKind::Remote,
                 device: claimed.info.device.clone(),
                 f64: claimed.info.f64,
-                // Machines do not lend workers that do: see `WorkerServer::start`.
+                // Machines do not lend workers that use 16-bit storage: see `WorkerServer::start`.
                 half: false,
                 host: claimed.id.0.clone(),
                 adapter: claimed.info.adapter.clone(),
@@ -182,16 +182,16 @@ impl Worker for RemoteWorker {
         shape.check_banks(&banks)?;
         let dtype = banks.dtype();
         let spec = Spec::of(shape, dtype);
-        // What the other side would refuse is refused here, with the same words.
+        // Checks here what the other side would refuse, with the same error text.
         spec.subtask()?;
         let content = ContentId::of(&spec, banks.as_bytes());
         let bytes = bytes_of(banks);
         let total = bytes.len() as u64;
         self.over_the_wire(|wire, pace, _, device| {
-            // Larger ones may be there already: that is asked first.
+            // Larger filters may be held already, so ask first.
             let inline = bytes.len() <= SMALL_BYTES;
             let mut part = |range: Range<usize>| (Payload::from(bytes.slice(range)), 0);
-            // Once for the question, once when the chunks are there, and once more where they were lost meanwhile.
+            // Ask once, again once the chunks are sent, and once more in case they were lost meanwhile.
             for _ in 0..3 {
                 let payload = if inline { part(0..bytes.len()).0 } else { Payload::empty() };
                 let install = Request::Install { device, content, spec: spec.clone() };
@@ -248,7 +248,7 @@ impl Worker for RemoteWorker {
             Order::All => (0..held.shape.sub_results()).collect(),
             Order::Each(indices) => indices.to_vec(),
         };
-        // Sub-results are few: `Spec::subtask` bounds them.
+        // The cast is safe: `Spec::subtask` bounds the number of sub-results.
         let order = match order {
             Order::All => None,
             Order::Each(indices) => Some(indices.iter().map(|i| *i as u32).collect()),
@@ -329,7 +329,7 @@ impl Worker for RemoteWorker {
         })
     }
 
-    /// Somebody else in the same seat, whenever there is one.
+    /// Another device for the same seat, as soon as one is free.
     fn respawn(&self) -> Option<Respawn> {
         let (shared, group) = (Arc::clone(&self.shared), self.group);
         let (machine, name) = (self.machine.clone(), self.name.clone());
@@ -342,7 +342,7 @@ impl Worker for RemoteWorker {
     }
 }
 
-/// Strikes a sub-result off those that are wanted.
+/// Removes a sub-result from the list of those still wanted; returns its position in the list.
 fn take(wanted: &mut Vec<usize>, index: u32) -> Result<usize, CallError> {
     let at = wanted.iter().position(|w| *w == index as usize);
     let at =

@@ -1,6 +1,6 @@
-//! The engine's sessions: how they are set up, and how they begin, end and begin anew.
+//! The engine's sessions: configuration, opening, closing and reconnecting.
 //!
-//! Invariant: whoever asks for a session never waits for one.
+//! Invariant: connecting in the background never blocks the caller.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,27 +14,27 @@ use super::endpoint::{Grant, Security, Side, locators};
 use super::wire::{MAX_CHUNK_BYTES, MAX_HEADER_BYTES};
 use crate::error::panic_text;
 
-/// After so long without a word a connection is dead.
+/// A connection without a message for this time is dead.
 const LEASE: Duration = Duration::from_secs(4);
-/// A message that a peer does not take for so long closes the connection to it. Below the lease.
+/// Time after which a peer that does not take a message loses its connection. Below the lease.
 pub(super) const WAIT_BEFORE_CLOSE: Duration = Duration::from_secs(3);
-/// Of the system, for each connection: what is in it can no longer be overtaken by something more urgent.
+/// Size of the system's send buffer of each connection: what it holds can no longer be overtaken by more urgent messages.
 const SEND_BUFFER_BYTES: usize = 256 << 10;
-/// Batches of 64 KiB of one priority that wait to be sent.
+/// Length of the send queue of one priority, in batches of 64 KiB.
 const QUEUE_BATCHES: usize = 16;
-/// Longer messages are not even put together.
+/// Maximum message size; longer messages are not even reassembled.
 const MAX_MESSAGE_BYTES: usize = MAX_CHUNK_BYTES + MAX_HEADER_BYTES + (64 << 10);
-/// Connections that one side holds.
+/// Maximum number of connections of one side.
 const MAX_SESSIONS: usize = 4096;
-/// How long the engine tries to connect before it is asked whether that is still wanted.
+/// Time limit of one attempt of the engine to connect; then it is checked whether the connection is still wanted.
 pub(super) const ATTEMPT: Duration = Duration::from_secs(2);
-/// Pause between attempts to connect.
+/// Pause between two attempts to connect.
 const PAUSE: Duration = Duration::from_millis(100);
-/// How long closing may take.
+/// Maximum time for closing a session.
 const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 
-/// The session of a link, while there is one: the engine's own opening would hold up its caller for as long as nobody
-/// listens.
+/// The connection of a link, with its session while there is one. Sessions are opened in the background, since the
+/// engine's own opening blocks its caller until the other side listens.
 pub(super) struct Connection {
     config: zenoh::Config,
     /// Where it leads, readable.
@@ -45,13 +45,13 @@ pub(super) struct Connection {
 
 struct Inner {
     state: State,
-    /// What is declared on each session.
+    /// Declarations to make on each session.
     declared: Vec<Declare>,
 }
 
 enum State {
     Waiting,
-    /// With what lasts as long as the session.
+    /// A session, and the declarations that last as long as it does.
     Open(Session, Vec<Kept>),
     Closed,
 }
@@ -78,9 +78,9 @@ impl Connection {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Opens a session, waiting for it, and declares on it what is to be declared.
+    /// Opens a session, waits for it, and makes all declarations on it.
     pub(super) fn open(&self) -> Result<(), zenoh::Error> {
-        // The engine panics where the system has no threads for it.
+        // The engine panics where the system cannot start its threads.
         let opening = AssertUnwindSafe(|| zenoh::open(self.config.clone()).wait());
         let session = catch_unwind(opening).unwrap_or_else(|panic| Err(panic_text(&*panic).into()))?;
         let mut inner = self.inner();
@@ -97,7 +97,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Tries to open a session in the background until that succeeds or the door is closed.
+    /// Tries to open a session in the background until that succeeds or the connection is closed.
     pub(super) fn connect_in_background(door: &Arc<Self>) -> std::io::Result<()> {
         let door = Arc::clone(door);
         let knocking = move || {
@@ -120,7 +120,7 @@ impl Connection {
         std::thread::Builder::new().name("fcdcc connect".to_owned()).spawn(knocking).map(drop)
     }
 
-    /// Declares something now, and on every session to come.
+    /// Makes a declaration now and on every later session.
     pub(super) fn declare(&self, declare: Declare) -> Result<(), zenoh::Error> {
         let mut inner = self.inner();
         if let State::Open(session, kept) = &mut inner.state {
@@ -145,7 +145,7 @@ impl Connection {
         }
     }
 
-    /// Gives the session up and knocks for another.
+    /// Drops the session and connects again in the background.
     pub(super) fn renew(door: &Arc<Self>) {
         if !door.connects {
             return;
@@ -158,14 +158,14 @@ impl Connection {
             }
         };
         tracing::info!(place = door.place, "connecting anew");
-        // Whoever closes a session whose peer is silent waits for it.
+        // Closing a session with a silent peer takes long, so it is not waited for.
         drop(end(before));
         if let Err(error) = Self::connect_in_background(door) {
             tracing::warn!(%error, "no thread to connect again");
         }
     }
 
-    /// Closes the session, and waits for that a while.
+    /// Closes the session and waits for that, at most `CLOSE_LIMIT`.
     pub(super) fn close(&self) {
         let state = std::mem::replace(&mut self.inner().state, State::Closed);
         if let Some(closed) = end(state)
@@ -176,7 +176,7 @@ impl Connection {
     }
 }
 
-/// Ends a session on a thread of its own: a peer that takes nothing holds that up.
+/// Ends a session on a thread of its own, since a peer that takes nothing delays it.
 fn end(state: State) -> Option<std::sync::mpsc::Receiver<bool>> {
     let State::Open(session, kept) = state else { return None };
     let (done, closed) = std::sync::mpsc::channel();
@@ -184,13 +184,13 @@ fn end(state: State) -> Option<std::sync::mpsc::Receiver<bool>> {
     let spawned = closer.spawn(move || {
         drop(kept);
         let result = session.close().wait();
-        // The one who waits may have given up.
+        // The receiver may have stopped waiting.
         let _ = done.send(result.is_ok());
     });
     spawned.ok().map(|_| closed)
 }
 
-/// How sessions are set up.
+/// The configuration of a session.
 pub(super) fn config(
     side: &Side,
     security: &Security,
@@ -221,7 +221,7 @@ pub(super) fn config(
             set("connect/retry", retry)?;
         }
     }
-    // Nobody is found by chance: two clusters on one network stay two.
+    // No discovery: two clusters on one network stay separate.
     set("scouting/multicast/enabled", json!(false))?;
     set("scouting/gossip/enabled", json!(false))?;
     set("scouting/delay", json!(0))?;
@@ -229,7 +229,7 @@ pub(super) fn config(
     set("transport/link/tx/keep_alive", json!(4))?;
     let wait = WAIT_BEFORE_CLOSE.as_micros() as u64;
     set("transport/link/tx/queue/congestion_control/block/wait_before_close", json!(wait))?;
-    // Whoever sends a chunk need not wait for each batch of it.
+    // A sender need not wait for each batch of a chunk.
     for queue in ["data", "background"] {
         set(&format!("transport/link/tx/queue/size/{queue}"), json!(QUEUE_BATCHES))?;
     }
@@ -255,7 +255,7 @@ pub(super) fn config(
     Ok(config)
 }
 
-/// Default deny, and for each grant a rule for each direction.
+/// Access rules: deny by default, and one rule for each grant and direction.
 fn rules(grants: &[Grant]) -> serde_json::Value {
     let (mut rules, mut subjects, mut policies) = (Vec::new(), Vec::new(), Vec::new());
     for (index, grant) in grants.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! What a master's cluster, its keeper and its workers have in common.
+//! State shared by a master's cluster, its membership monitor and its workers.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -10,10 +10,10 @@ use super::registry::{Claimed, MemberId, Registry};
 use super::wire::{self, Answer, Call, MasterId, Request};
 use crate::worker::CancelToken;
 
-/// A cancelled token wakes nobody who waits for a change: it is looked at so often.
+/// Interval for checking the token while waiting for a change: cancelling it does not wake the waiting thread.
 const NAP: Duration = Duration::from_millis(250);
 
-/// What the cluster, its workers and its keeper have in common.
+/// State shared by the cluster, its workers and its membership monitor.
 pub(super) struct Shared {
     pub(super) id: MasterId,
     pub(super) keys: Keys,
@@ -46,7 +46,7 @@ impl Shared {
         self.changed.notify_all();
     }
 
-    /// A number for a pool.
+    /// A new group number, for a pool.
     pub(super) fn next_group(&self) -> u64 {
         self.groups.fetch_add(1, Ordering::Relaxed)
     }
@@ -59,7 +59,7 @@ impl Shared {
         wire::pack(&Call { from: self.id, request })
     }
 
-    /// Says something that needs no answer; where that is not possible its machine is gone.
+    /// Publishes a request that needs no answer. A failure is only logged: the machine is then gone.
     pub(super) fn tell(&self, link: usize, key: &str, request: Request) {
         if let Err(error) = self.links[link].tell(key, self.call(request)) {
             tracing::debug!(%error, "not told");
@@ -74,7 +74,7 @@ impl Shared {
         self.change(|registry| registry.suspect(id));
     }
 
-    /// What `look` finds in the registry, as soon as it finds something; `None` when `end` comes or `cancel` is set first.
+    /// Waits until `look` finds something in the registry; `None` when `end` comes or `cancel` is set first.
     pub(super) fn wait_for<R>(
         &self,
         end: Instant,
@@ -95,7 +95,7 @@ impl Shared {
         }
     }
 
-    /// A device for a seat, however long that takes; `None` when `cancel` is set first.
+    /// Claims a device for a seat, waiting as long as necessary; `None` when `cancel` is set first.
     pub(super) fn claim(&self, group: u64, machine: Option<&str>, cancel: &CancelToken) -> Option<Claimed> {
         loop {
             let end = Instant::now() + Duration::from_hours(1);
@@ -107,7 +107,7 @@ impl Shared {
     }
 }
 
-/// An unexpected answer in a few words.
+/// A short description of an unexpected answer.
 pub(super) fn brief(answer: &Answer) -> String {
     match answer {
         Answer::Refused { text, .. } => text.clone(),

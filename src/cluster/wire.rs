@@ -1,11 +1,12 @@
-//! What masters and workers say to each other, as bytes.
+//! The wire protocol between masters and workers.
 //!
-//! Who only uses clusters can skip this. A message has a header and, where bulk data goes with it, a payload. The header
-//! is `FCDC`, the protocol's version (u16, little-endian) and a [`Call`] or an [`Answer`] in
-//! [postcard](https://postcard.jamesmunns.com/wire-format)'s encoding; the payload is a run of little-endian elements.
+//! Relevant if you want to read or change the protocol; using a cluster does not require it. A message has a header and,
+//! where bulk data goes with it, a payload. The header is `FCDC`, the protocol's version (u16, little-endian) and a [`Call`]
+//! or an [`Answer`] in [postcard](https://postcard.jamesmunns.com/wire-format) encoding; the payload is a sequence of
+//! little-endian elements.
 //!
 //! Invariant: nothing here panics or allocates more than a small multiple of the bytes that arrived, whatever they are;
-//! what [`Spec::subtask`] accepts has sizes that can be multiplied and added without overflow.
+//! sizes in a [`Spec`] that [`Spec::subtask`] accepts can be multiplied and added without overflow.
 
 use std::fmt;
 
@@ -17,33 +18,33 @@ use crate::conv::{AXES, ConvParams, ConvShape};
 use crate::error::{Error, Result};
 use crate::worker::{SubtaskShape, WorkerKind};
 
-/// Version of everything in this module. Sides of different versions do not work together; they say so.
+/// Version of everything in this module. Sides of different versions do not work together; they report it.
 pub const PROTOCOL: u16 = 2;
 
 const MAGIC: [u8; 4] = *b"FCDC";
 
-/// Longest header. The longest that is made is a description of [`MAX_DEVICES`] devices.
+/// Maximum header size. The largest header that occurs describes [`MAX_DEVICES`] devices.
 pub const MAX_HEADER_BYTES: usize = 512 << 10;
 
-/// Most bytes of one object: the filters or the slabs of a subtask, one sub-result.
+/// Maximum size of one object: the filters or the slabs of a subtask, or one sub-result.
 pub const MAX_OBJECT_BYTES: u64 = 16 << 30;
 
-/// Most bytes of a payload, a chunk of an object or a small object whole.
+/// Maximum size of a payload: a chunk of an object, or a small object as a whole.
 pub const MAX_CHUNK_BYTES: usize = 1 << 20;
 
-/// Most sub-results of a subtask.
+/// Maximum number of sub-results of a subtask.
 pub const MAX_SUB_RESULTS: usize = 4096;
 
-/// Most devices of one worker process.
+/// Maximum number of devices of one worker process.
 pub const MAX_DEVICES: usize = 1024;
 
-/// Longest name of anything, in bytes.
+/// Maximum length of a name, in bytes.
 pub const MAX_NAME_BYTES: usize = 128;
 
-/// Longest explanation, in bytes.
+/// Maximum length of an explanation, in bytes.
 const MAX_TEXT_BYTES: usize = 2048;
 
-/// Why bytes are not a message.
+/// Why bytes are not a valid message.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WireError {
     /// Not a header at all.
@@ -59,7 +60,7 @@ pub enum WireError {
     },
 }
 
-/// Names a master for as long as it lives. Drawn at random.
+/// Identifies a master during its lifetime. Drawn at random.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct MasterId(pub u128);
 
@@ -69,16 +70,16 @@ impl fmt::Display for MasterId {
     }
 }
 
-/// Names coded filters by what they are: the BLAKE3 hash of their [`Spec`] and their elements.
+/// Identifies coded filters by content: the BLAKE3 hash of their [`Spec`] and their elements.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ContentId(pub [u8; 32]);
 
 impl ContentId {
-    /// The name of filters of this `spec` with these elements, little-endian.
+    /// The identifier of filters with this `spec` and these little-endian `elements`.
     #[must_use]
     pub fn of(spec: &Spec, elements: &[u8]) -> Self {
         let mut hasher = Self::begin(spec);
-        // Several threads are worth their start from about here on.
+        // From this size on several threads are worth starting.
         if elements.len() < 1 << 20 {
             hasher.update(elements)
         } else {
@@ -87,14 +88,14 @@ impl ContentId {
         Self::end(&hasher)
     }
 
-    /// Takes the elements of filters of this `spec` piece by piece.
+    /// Starts a hasher for the elements of filters with this `spec`, to be fed piece by piece.
     pub(super) fn begin(spec: &Spec) -> blake3::Hasher {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&pack(spec));
         hasher
     }
 
-    /// The name of what a hasher has taken.
+    /// The identifier of the data fed to a hasher.
     pub(super) fn end(hasher: &blake3::Hasher) -> Self {
         Self(*hasher.finalize().as_bytes())
     }
@@ -112,7 +113,7 @@ impl fmt::Debug for ContentId {
     }
 }
 
-/// A subtask's shape and element type, as it travels.
+/// Shape and element type of a subtask, in transfer format.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spec {
     /// Element type of filters, slabs and sub-results.
@@ -121,15 +122,15 @@ pub struct Spec {
     pub input: Vec<u64>,
     /// `[O', C/g, kernel...]`.
     pub weight: Vec<u64>,
-    /// One an axis.
+    /// One stride per axis.
     pub stride: Vec<u64>,
-    /// One an axis.
+    /// One dilation per axis.
     pub dilation: Vec<u64>,
-    /// g.
+    /// g, the number of groups.
     pub groups: u64,
-    /// l_A.
+    /// l_A, the number of slabs.
     pub slabs: u64,
-    /// l_B.
+    /// l_B, the number of filter banks.
     pub banks: u64,
     /// [`SubtaskShape::plain`].
     pub plain: bool,
@@ -159,11 +160,11 @@ impl Spec {
         }
     }
 
-    /// The shape, checked.
+    /// Validates and converts the shape.
     ///
     /// # Errors
-    /// [`Error::InvalidParameter`] or [`Error::Mismatch`] for what is no convolution, or has more sub-results than
-    /// [`MAX_SUB_RESULTS`] or objects of more than [`MAX_OBJECT_BYTES`].
+    /// [`Error::InvalidParameter`] or [`Error::Mismatch`] for an invalid convolution, more than [`MAX_SUB_RESULTS`]
+    /// sub-results, or objects of more than [`MAX_OBJECT_BYTES`].
     pub fn subtask(&self) -> Result<SubtaskShape> {
         let sizes = |values: &[u64]| -> Result<Vec<usize>> {
             let fits = |v: &u64| usize::try_from(*v).ok().filter(|v| *v <= 1 << 40);
@@ -200,133 +201,134 @@ impl Spec {
     }
 }
 
-/// A request with whom it is from.
+/// A request and its sender.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Call {
-    /// The master.
+    /// The sending master.
     pub from: MasterId,
-    /// What it wants.
+    /// The request.
     pub request: Request,
 }
 
-/// What a chunk is a part of.
+/// The object that a chunk belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Object {
     /// Coded filters.
     Filters(ContentId),
     /// The coded slabs of a task.
     Slabs {
-        /// Its number.
+        /// Number of the task.
         task: u64,
-        /// Their element type.
+        /// Element type of the slabs.
         dtype: DType,
     },
 }
 
-/// What a master asks of a worker. Devices count from 0; tasks are numbered by the master and never twice.
+/// A request from a master to a worker. Devices count from 0; task numbers are assigned by the master and never reused.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Request {
-    /// Who are you? Answered with [`Answer::Info`].
+    /// Describe the process. Answered with [`Answer::Info`].
     Info,
-    /// Hold these filters on this device. The payload is all of them or nothing. Answered with
-    /// [`Answer::Installed`], or with [`Answer::Send`] where chunks are missing; then ask again after sending them.
+    /// Hold these filters on this device. The payload is all of them or empty. Answered with [`Answer::Installed`], or
+    /// with [`Answer::Send`] where chunks are missing; then repeat the request after sending them.
     Install {
-        /// Device.
+        /// Index of the device.
         device: u32,
-        /// Their name.
+        /// Identifier of the filters.
         content: ContentId,
-        /// Their shape.
+        /// Shape of the subtask.
         spec: Spec,
     },
-    /// A part of an object, answered with [`Answer::Ack`]. Chunks follow each other without gaps. Slabs have a checksum;
-    /// filters need none, their name is one.
+    /// A chunk of an object, answered with [`Answer::Ack`]. Chunks follow each other without gaps. Slabs have a checksum;
+    /// filters need none, since their identifier is a hash.
     Chunk {
-        /// Of what.
+        /// The object.
         object: Object,
-        /// First byte.
+        /// Offset of the first byte.
         offset: u64,
-        /// Bytes of the whole object.
+        /// Size of the whole object in bytes.
         total: u64,
         /// CRC-32 of the payload; 0 for filters.
         crc: u32,
     },
-    /// Compute. The payload is all slabs, or nothing where they were sent in chunks. Answered with [`Answer::Part`] or
-    /// [`Answer::Ready`] for each sub-result as it is complete, then [`Answer::Done`]. A task that takes long is asked for
-    /// again, with [`Request::Await`]: requests end soon, whatever becomes of them.
+    /// Compute a subtask. The payload is all slabs, or empty where they were sent in chunks. Answered with
+    /// [`Answer::Part`] or [`Answer::Ready`] for each sub-result as it is complete, then [`Answer::Done`]. Requests have
+    /// short limits, so a long task is requested again with [`Request::Await`].
     Task {
-        /// Its number.
+        /// Number of the task.
         task: u64,
-        /// Device.
+        /// Index of the device.
         device: u32,
-        /// The filters.
+        /// Identifier of the filters.
         content: ContentId,
-        /// Sub-results wanted, in this order; all, in any order, when `None`.
+        /// Indices of the sub-results wanted, in this order; all, in any order, when `None`.
         order: Option<Vec<u32>>,
-        /// Larger sub-results are announced with [`Answer::Ready`], to be fetched.
+        /// Sub-results larger than this are announced with [`Answer::Ready`], to be fetched.
         inline_bytes: u32,
         /// CRC-32 of the payload.
         crc: u32,
     },
-    /// A part of a sub-result that is [ready](Answer::Ready). Answered with [`Answer::Bytes`]. The last part frees it.
+    /// Fetch a part of a sub-result that is [ready](Answer::Ready). Answered with [`Answer::Bytes`]. Fetching the last
+    /// part frees it.
     Fetch {
-        /// The task.
+        /// Number of the task.
         task: u64,
-        /// Sub-result.
+        /// Index of the sub-result.
         index: u32,
-        /// First byte.
+        /// Offset of the first byte.
         offset: u64,
-        /// Bytes.
+        /// Number of bytes.
         len: u32,
     },
-    /// These filters are not needed any more. Not answered.
+    /// Release these filters. Not answered.
     Release {
-        /// Device.
+        /// Index of the device.
         device: u32,
-        /// Their name.
+        /// Identifier of the filters.
         content: ContentId,
     },
-    /// Stop. Not answered.
+    /// Cancel a task. Not answered.
     Cancel {
-        /// The task.
+        /// Number of the task.
         task: u64,
     },
-    /// Answer a task to this request from now on, as to its [`Request::Task`], which may end. Refused as [`Refusal::Over`]
-    /// where the task is over; its last answers went to the request before.
+    /// Send further answers of a task to this request; the [`Request::Task`] before may end. Refused as [`Refusal::Over`]
+    /// where the task is over; its last answers went to the previous request.
     Await {
-        /// The task.
+        /// Number of the task.
         task: u64,
     },
 }
 
-/// What a worker answers.
+/// An answer of a worker.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Answer {
-    /// To [`Request::Info`].
+    /// The answer to [`Request::Info`].
     Info(Box<HostInfo>),
     /// The device holds the filters.
     Installed,
-    /// Chunks are wanted from this byte on.
+    /// Chunks are wanted from this byte onwards.
     Send {
         /// First byte that is missing.
         from: u64,
     },
-    /// Bytes of the object so far.
+    /// The chunk was received.
     Ack {
         /// First byte that is missing.
         received: u64,
     },
-    /// A sub-result; the payload is all of it.
+    /// A sub-result; the payload holds all of it.
     Part {
-        /// Which.
+        /// Index of the sub-result.
         index: u32,
         /// CRC-32 of the payload.
         crc: u32,
     },
-    /// A sub-result that can be fetched.
+    /// A sub-result is ready to be fetched.
     Ready {
-        /// Which.
+        /// Index of the sub-result.
         index: u32,
-        /// Its size.
+        /// Its size in bytes.
         bytes: u64,
     },
     /// The payload is a part of a sub-result.
@@ -336,11 +338,11 @@ pub enum Answer {
     },
     /// The task is complete.
     Done,
-    /// No.
+    /// The request is refused.
     Refused {
-        /// In which way.
+        /// The kind of refusal.
         why: Refusal,
-        /// Readable, with numbers.
+        /// Readable explanation, with numbers.
         text: String,
     },
 }
@@ -348,76 +350,76 @@ pub enum Answer {
 /// Why a request is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Refusal {
-    /// It makes no sense: sizes, checksums, numbers.
+    /// The request is invalid: sizes, checksums or numbers.
     Malformed,
-    /// The filters that it needs are not (or no longer) there: install them.
+    /// The required filters are not held (any more) and have to be installed.
     NotHeld,
-    /// There is no memory for it.
+    /// There is not enough memory.
     Memory,
     /// The device is lost for now.
     DeviceLost,
-    /// The work failed; the device lives on.
+    /// The work failed; the device is still usable.
     Failed,
-    /// It was cancelled.
+    /// The task was cancelled.
     Cancelled,
-    /// Too much at once.
+    /// A limit on concurrent work is reached.
     Busy,
-    /// The task that is [asked for again](Request::Await) is over, or was never there.
+    /// The task of a [`Request::Await`] is over or unknown.
     Over,
 }
 
-/// A worker process.
+/// Description of a worker process.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HostInfo {
     /// The machine's name in the cluster.
     pub name: String,
     /// Drawn at random when the process started.
     pub boot: u64,
-    /// Release of fcdcc.
+    /// Version of fcdcc.
     pub version: String,
-    /// Seconds since it started.
+    /// Seconds since the process started.
     pub uptime_s: u64,
-    /// What it lends.
+    /// Devices that it lends.
     pub devices: Vec<DeviceInfo>,
-    /// Bytes that filters, slabs and results may take.
+    /// Limit for filters, slabs and results together, in bytes.
     pub memory_limit_bytes: u64,
-    /// Bytes they take.
+    /// Bytes in use.
     pub memory_used_bytes: u64,
-    /// Masters it works for.
+    /// Number of masters that it works for.
     pub masters: u32,
 }
 
-/// One device of a worker process.
+/// Description of one device of a worker process.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DeviceInfo {
     /// Its name within the process.
     pub name: String,
-    /// Threads or a GPU queue.
+    /// Whether it is a GPU queue; otherwise it is threads.
     pub gpu: bool,
     /// Readable: adapter and driver, or number of threads.
     pub device: String,
     /// Whether it computes in f64.
     pub f64: bool,
-    /// What it is lost together with.
+    /// The adapter that it shares with other devices, which are lost together with it.
     pub adapter: Option<String>,
-    /// Why it does no work at present, if it does not.
+    /// Why the device is lost at present; `None` while it works.
     pub lost: Option<String>,
-    /// Tasks queued or running.
+    /// Number of tasks queued or running.
     pub load: u32,
-    /// Filters it holds.
+    /// Number of filter sets held.
     pub filters: u32,
-    /// Their bytes.
+    /// Size of these filters in bytes.
     pub filter_bytes: u64,
     /// Tasks completed since the start.
     pub done: u64,
-    /// Tasks cancelled.
+    /// Tasks cancelled since the start.
     pub cancelled: u64,
-    /// Tasks failed.
+    /// Tasks failed since the start.
     pub failed: u64,
 }
 
 impl DeviceInfo {
-    /// Kind of the device where it is.
+    /// Kind of the device on its own machine.
     #[must_use]
     pub fn kind(&self) -> WorkerKind {
         if self.gpu { WorkerKind::Gpu } else { WorkerKind::Cpu }
@@ -425,10 +427,10 @@ impl DeviceInfo {
 }
 
 impl HostInfo {
-    /// Whether every name, text and count is within its limit.
+    /// Checks that every name, text and count is within its limit.
     ///
     /// # Errors
-    /// [`WireError::Malformed`] with the first that is not.
+    /// [`WireError::Malformed`] for the first that is not.
     pub fn check(&self) -> Result<(), WireError> {
         let long = |what: &str, text: &str, limit: usize| {
             if text.len() <= limit { Ok(()) } else { Err(WireError::Malformed(format!("{what} too long"))) }
@@ -449,19 +451,19 @@ impl HostInfo {
 }
 
 impl Answer {
-    /// A refusal; the text is cut where it is too long.
+    /// A refusal; a text that is too long is cut.
     #[must_use]
     pub fn refused(why: Refusal, text: impl fmt::Display) -> Self {
         Self::Refused { why, text: clipped(&text.to_string()) }
     }
 }
 
-/// `text`, cut to what may travel.
+/// `text`, cut to the maximum length of an explanation.
 pub(super) fn clipped(text: &str) -> String {
     text[..text.floor_char_boundary(MAX_TEXT_BYTES)].to_owned()
 }
 
-/// The header of `body`.
+/// Encodes `body` as a header.
 #[must_use]
 pub fn pack<T: Serialize>(body: &T) -> Vec<u8> {
     let mut bytes = MAGIC.to_vec();
@@ -470,10 +472,10 @@ pub fn pack<T: Serialize>(body: &T) -> Vec<u8> {
     postcard::to_extend(body, bytes).expect("numbers, text and sequences of known length have an encoding")
 }
 
-/// The body of a header.
+/// Decodes the body of a header.
 ///
 /// # Errors
-/// [`WireError`] for anything but one whole message of this version.
+/// [`WireError`] for anything but one complete message of this version.
 pub fn unpack<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, WireError> {
     let malformed = |cause: &str| WireError::Malformed(cause.to_owned());
     if bytes.len() > MAX_HEADER_BYTES {

@@ -1,14 +1,14 @@
-//! Descriptors that this process was given, and that paths such as `/dev/fd/3` lead to.
+//! Inherited file descriptors, which paths such as `/dev/fd/3` lead to.
 //!
-//! Such a path is not opened: what is opened again begins at its first byte, and a socket cannot be opened at all. The
-//! descriptor is duplicated, so reading and writing go on where the caller of this process left off.
+//! Such a path is not opened, since a reopened file begins at its first byte, and a socket cannot be reopened at all. The
+//! descriptor is duplicated instead, so reading and writing continue where the caller of this process stopped.
 
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::path::Path;
 
-/// The number of the descriptor that `name` in `folder` (without links) stands for.
+/// The number of the descriptor that `name` in `folder` (a path without links) stands for.
 pub(super) fn number(folder: &Path, name: &OsStr) -> Option<i32> {
     let number = name.to_str()?.parse().ok()?;
     let own = format!("/proc/{}", std::process::id());
@@ -24,7 +24,7 @@ pub(super) fn number(folder: &Path, name: &OsStr) -> Option<i32> {
 /// A duplicate of descriptor `number`.
 ///
 /// # Errors
-/// What the system says, also where the descriptor is not open.
+/// The system's error, also where the descriptor is not open.
 #[cfg(unix)]
 pub(super) fn duplicate(number: i32) -> io::Result<File> {
     use std::os::fd::AsFd;
@@ -46,7 +46,7 @@ fn other_descriptor(number: i32) -> io::Result<File> {
     let own = pidfd_open(getpid(), PidfdFlags::empty());
     match own.and_then(|own| pidfd_getfd(&own, number, PidfdGetfdFlags::empty())) {
         Ok(descriptor) => Ok(descriptor.into()),
-        // Where the system has no such call, or forbids it.
+        // The system has no such call, or forbids it.
         Err(rustix::io::Errno::NOSYS | rustix::io::Errno::PERM) => opened(number),
         Err(error) => Err(error.into()),
     }
@@ -68,7 +68,7 @@ pub(super) fn duplicate(_: i32) -> io::Result<File> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
-/// Whether an open file may be read (`false`: written).
+/// Whether an open file may be written (`write`) or read (otherwise).
 #[cfg(unix)]
 pub(super) fn allows(file: &File, write: bool) -> io::Result<bool> {
     use rustix::fs::{OFlags, fcntl_getfl};

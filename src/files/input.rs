@@ -1,4 +1,4 @@
-//! What a user names to be read.
+//! Opens and reads inputs by path.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -10,22 +10,22 @@ use super::place::{Kind, Place, follow};
 use super::{descriptor, is_standard, shown, unfit};
 use crate::error::Result;
 
-/// Most bytes of a text: labels, TOML, traces, JSON.
+/// Maximum size of a text: labels, TOML, traces, JSON.
 pub const TEXT_BYTES: u64 = 16 << 20;
-/// Longest wait for a program that writes a pipe with a name.
+/// Longest wait for a program that writes to a named pipe.
 const WRITER: Duration = Duration::from_mins(1);
-/// What [`Input::head`] reads at once.
+/// Maximum size of one read in [`Input::head`].
 const STEP: usize = 512;
 
-/// Something to read: a regular file, or a stream from a pipe, a device, a socket or standard input.
+/// An input: a regular file, or a stream from a pipe, a device, a socket or standard input.
 pub struct Input {
-    /// As the user gave it.
+    /// The path as the user gave it.
     name: String,
     source: Patient,
-    /// Bytes that were read ahead, and how many of them were given.
+    /// Bytes that were read ahead; `given` of them were returned already.
     head: Vec<u8>,
     given: usize,
-    /// Of a regular file.
+    /// Length of a regular file.
     length: Option<u64>,
 }
 
@@ -33,8 +33,8 @@ impl Input {
     /// Opens `path`, or standard input for [`STANDARD`](super::STANDARD).
     ///
     /// # Errors
-    /// [`Error::File`](crate::Error::File) of kind bad input: there is nothing, it is a folder, it may not be read, or a
-    /// pipe that nobody writes.
+    /// [`Error::File`](crate::Error::File) of kind bad input: the path leads nowhere, to a folder, to a file that may not be
+    /// read, or to a pipe that no program writes to.
     pub fn open(path: &Path) -> Result<Self> {
         Self::open_within(path, WRITER)
     }
@@ -47,7 +47,7 @@ impl Input {
         } else {
             match follow(path).map_err(cannot)? {
                 Place::Descriptor(number) => descriptor::duplicate(number).map_err(cannot)?,
-                // In the words of the system.
+                // Opening it yields the system's error text.
                 Place::Missing { folder, name } => File::open(folder.join(name)).map_err(cannot)?,
                 Place::There { path, about } => match Kind::of(&about) {
                     Kind::Pipe => open_pipe(&path, limit).map_err(cannot)?,
@@ -68,28 +68,28 @@ impl Input {
         if !descriptor::allows(&file, false).map_err(cannot)? {
             return Err(unfit(&name, "is not open for reading: redirect it from a file or a program"));
         }
-        // Files of /proc have a length of 0 and bytes.
+        // Files of /proc report a length of 0 although they have content.
         let length = Some(about.len()).filter(|length| about.is_file() && *length > 0 && !goes_on(&file));
         let source = Patient::new(file, PATIENCE).map_err(cannot)?;
         Ok(Self { name, source, head: Vec::new(), given: 0, length })
     }
 
-    /// As the user gave it.
+    /// The path as the user gave it.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Bytes of a regular file from its beginning; `None` for a stream, whose end shows when it comes.
+    /// The length of a regular file that is read from its beginning; `None` for a stream, whose length is unknown.
     #[must_use]
     pub fn length(&self) -> Option<u64> {
         self.length
     }
 
-    /// The first `count` bytes, fewer where there are no more. They are read again.
+    /// The first `count` bytes, fewer if there are no more. Later reads return them again.
     ///
     /// # Errors
-    /// [`Error::File`](crate::Error::File) with what the system says.
+    /// [`Error::File`](crate::Error::File) with the system's error.
     pub fn head(&mut self, count: usize) -> Result<&[u8]> {
         while self.head.len() < count {
             let mut more = [0; STEP];
@@ -104,10 +104,10 @@ impl Input {
         Ok(&self.head[..count.min(self.head.len())])
     }
 
-    /// A handle at the first byte, where this is a regular file that can be read in any order.
+    /// A handle at the first byte, if this is a regular file that can be read in any order.
     ///
     /// # Errors
-    /// [`Error::File`](crate::Error::File) with what the system says.
+    /// [`Error::File`](crate::Error::File) with the system's error.
     pub fn reopen(&self) -> Result<Option<File>> {
         use io::Seek;
 
@@ -116,10 +116,10 @@ impl Input {
         handle.map(Some).map_err(|error| unfit(&self.name, format!("cannot be read: {error}")))
     }
 
-    /// Everything, at most `most` bytes.
+    /// The whole content, at most `most` bytes.
     ///
     /// # Errors
-    /// [`Error::File`](crate::Error::File) with both numbers where there is more; it ends with `help`.
+    /// [`Error::File`](crate::Error::File) with both numbers if there is more; it ends with `help`.
     pub fn into_bytes(mut self, most: u64, help: &str) -> Result<Vec<u8>> {
         if let Some(length) = self.length.filter(|length| *length > most) {
             return Err(unfit(
@@ -140,10 +140,10 @@ impl Input {
         Ok(bytes)
     }
 
-    /// Everything, as text of at most [`TEXT_BYTES`].
+    /// The whole content, as text of at most [`TEXT_BYTES`].
     ///
     /// # Errors
-    /// [`Error::File`](crate::Error::File) also where the bytes are no UTF-8.
+    /// [`Error::File`](crate::Error::File), also if the bytes are not UTF-8.
     pub fn into_text(self) -> Result<String> {
         let name = self.name.clone();
         let bytes = self.into_bytes(TEXT_BYTES, "give a shorter text")?;
@@ -174,13 +174,13 @@ pub fn read_text(path: &Path) -> Result<String> {
     Input::open(path)?.into_text()
 }
 
-/// Whether a descriptor stands behind the first byte, so that the length says nothing of what is to come.
+/// Whether the descriptor is beyond its first byte, so that the file's length does not tell how much is left.
 fn goes_on(mut file: &File) -> bool {
     use io::Seek;
     file.stream_position().is_ok_and(|at| at > 0)
 }
 
-/// Opens a pipe with a name as soon as somebody writes it.
+/// Opens a named pipe as soon as a program writes to it.
 fn open_pipe(path: &Path, limit: Duration) -> io::Result<File> {
     let path = path.to_owned();
     within(limit, move || File::open(path))
@@ -208,7 +208,7 @@ mod tests {
         assert_eq!(endless.length(), None);
         let error = endless.into_bytes(1000, "shorten it").unwrap_err().to_string();
         assert!(error.contains("goes on after 1000"), "{error}");
-        // Files of /proc say that they are empty.
+        // Files of /proc report a length of 0.
         let status = read_text(Path::new("/proc/self/status")).unwrap_or_default();
         assert!(cfg!(not(target_os = "linux")) || status.contains("Pid"));
         std::fs::write(&path, b"ab\xff").unwrap();
@@ -250,7 +250,7 @@ mod tests {
         };
         let error = Input::open_within(&pipe("a"), Duration::from_millis(20)).err().unwrap().to_string();
         assert!(error.contains("20ms"), "{error}");
-        // Another one: the thread that waits for the first still does.
+        // A second pipe: the thread of the first wait still waits for the first.
         let path = pipe("b");
         let writer = std::thread::spawn({
             let path = path.clone();

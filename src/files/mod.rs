@@ -1,8 +1,8 @@
 //! Files by path: inputs are read within limits, outputs appear complete or not at all.
 //!
-//! Relevant if you want to read or write any file of this crate: [`Input`] reads what a user names, [`Output`] is a place
-//! that was checked before the work and is written after it, and [`Identity`] tells whether two paths lead to one place.
-//! Invariant: no read is without a limit of bytes and of time, and no regular file ever holds a part of an output.
+//! Relevant if you want to read or write any file of this crate: [`Input`] reads a path given by the user, [`Output`] is
+//! checked before the work and written after it, and [`Identity`] tells whether two paths lead to the same place.
+//! Invariant: every read has a limit of bytes and of time, and no regular file ever holds a part of an output.
 
 mod descriptor;
 mod input;
@@ -30,7 +30,7 @@ pub fn is_standard(path: &Path) -> bool {
     path == Path::new(STANDARD)
 }
 
-/// A path for messages: one that is very long in part.
+/// A path for messages; a very long one is abbreviated.
 fn shown(path: &Path) -> String {
     const MOST: usize = 300;
     const ENDS: usize = 100;
@@ -44,7 +44,7 @@ fn shown(path: &Path) -> String {
     format!("{start}...{end}")
 }
 
-/// The error of a file that is at fault before anything was done (exit status 2).
+/// The error of a file that cannot be used, found before any work (exit status 2).
 fn unfit(name: &str, cause: impl Into<String>) -> Error {
     Error::File { path: name.to_owned(), cause: cause.into(), input: true }
 }

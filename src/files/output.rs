@@ -1,4 +1,4 @@
-//! A place for an output: checked before the work, written after it.
+//! A destination for an output: checked before the work, written after it.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
@@ -11,19 +11,19 @@ use super::place::{self, Identity, Kind, Place, follow};
 use super::{descriptor, is_standard, shown, unfit, unwritten, whole};
 use crate::error::Result;
 
-/// Longest wait for a program that reads a pipe with a name.
+/// Longest wait for a program that reads from a named pipe.
 const READER: Duration = Duration::from_mins(1);
-/// Between two looks for one.
+/// Interval of checking for such a program.
 const LOOK: Duration = Duration::from_millis(10);
-/// Bytes that are written at once.
+/// Size of the write buffer.
 const BUFFER: usize = 1 << 16;
 
-/// A place that an output will be written to.
+/// A destination that an output will be written to.
 ///
 /// Regular files appear complete or not at all; an existing one keeps its mode, and its owner as far as the user may set
 /// that. Links are followed. Everything else (devices, pipes, sockets, descriptors) is written into, never replaced.
 pub struct Output {
-    /// As the user gave it.
+    /// The path as the user gave it.
     name: String,
     identity: Identity,
     way: Way,
@@ -32,20 +32,20 @@ pub struct Output {
 enum Way {
     /// A regular file at a path without links.
     Whole(PathBuf),
-    /// A regular file in a folder that is made first.
+    /// A regular file in a folder that is created first.
     Within { folder: PathBuf, name: PathBuf },
-    /// Something that is open already.
+    /// A device, pipe, socket or descriptor that is open already.
     Into(Patient),
-    /// A pipe that nobody reads yet.
+    /// A pipe that no program reads from yet.
     Reader(PathBuf),
 }
 
 impl Output {
-    /// Checks that `path`, or standard output for [`STANDARD`](super::STANDARD), can be written. Nothing is written, and
-    /// what may have side effects is only opened.
+    /// Checks that `path`, or standard output for [`STANDARD`](super::STANDARD), can be written. Writes nothing; a
+    /// destination with possible side effects is only opened.
     ///
     /// # Errors
-    /// [`Error::File`](crate::Error::File) of kind bad input that says why not.
+    /// [`Error::File`](crate::Error::File) of kind bad input with the reason.
     pub fn plan(path: &Path) -> Result<Self> {
         if is_standard(path) {
             let identity = Identity::standard_output();
@@ -82,7 +82,7 @@ impl Output {
         Ok(Self { name, identity, way })
     }
 
-    /// Checks that `name` in `folder` can be written, where the folder is made if only it is missing.
+    /// Checks that `name` in `folder` can be written; the folder is created later if only its last part is missing.
     ///
     /// # Errors
     /// As [`Output::plan`].
@@ -101,7 +101,7 @@ impl Output {
         let Some((above, made)) = missing else { return Self::plan(&path) };
         let name_shown = shown(&path);
         check_folder(&above).map_err(|cause| unfit(&name_shown, cause))?;
-        // Names that are too long for this file system, and paths that are too long as a whole.
+        // The name may be too long for this file system, or the path as a whole.
         for path in [above.join(name), above.join(&made).join(name)] {
             match path.symlink_metadata() {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -117,7 +117,7 @@ impl Output {
         Ok(Self { name: name_shown, identity, way })
     }
 
-    /// Why there is no way to `path`.
+    /// Why `path` cannot be reached.
     fn unreachable(path: &Path, error: &io::Error) -> String {
         let folder = place::folder(path);
         if error.kind() == io::ErrorKind::InvalidFilename {
@@ -133,7 +133,7 @@ impl Output {
         format!("cannot be written: {error}")
     }
 
-    /// What is there already.
+    /// How to write to something that exists.
     fn there(path: PathBuf, kind: Kind) -> Result<Way, String> {
         match kind {
             Kind::Folder => Err("is a folder: name a file".to_owned()),
@@ -181,23 +181,23 @@ impl Output {
         Ok(Self { name, identity, way })
     }
 
-    /// As the user gave it.
+    /// The path as the user gave it.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The place itself.
+    /// The identity of the place.
     #[must_use]
     pub fn identity(&self) -> &Identity {
         &self.identity
     }
 
-    /// Writes what `write` gives.
+    /// Writes the output that `write` produces.
     ///
     /// # Errors
-    /// [`Error::File`](crate::Error::File) of kind internal with what the system or `write` says. A regular file is then
-    /// as it was before.
+    /// [`Error::File`](crate::Error::File) of kind internal with the error of the system or of `write`. A regular file is
+    /// then unchanged.
     pub fn write(self, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
         let Self { name, way, .. } = self;
         let written = match way {
@@ -217,13 +217,13 @@ fn into(open: Patient, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> 
     let mut buffered = BufWriter::with_capacity(BUFFER, open);
     let written = write(&mut buffered).and_then(|()| buffered.flush());
     if written.is_err() {
-        // What is left would be written when the buffer is dropped.
+        // Otherwise the rest would be written when the buffer is dropped.
         let _ = buffered.into_parts();
     }
     written
 }
 
-/// Checks that a file can be made in `folder`, a path without links, and clears what dead processes left there.
+/// Checks that a file can be created in `folder`, a path without links, and removes left-overs of dead processes there.
 fn check_folder(folder: &Path) -> Result<(), String> {
     part::clear(folder);
     match Part::create(folder, true) {
@@ -246,11 +246,11 @@ fn writable(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether a file is the root of a mount of its own, as containers mount single files.
+/// Whether a file is a mount point of its own, as containers mount single files.
 #[cfg(target_os = "linux")]
 fn is_mounted(path: &Path) -> bool {
     use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
-    // Older systems do not say; there replacing it fails in the end.
+    // Older systems do not report it; replacing the file fails there in the end.
     statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::TYPE).is_ok_and(|about| {
         about.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT)
             && about.stx_attributes.contains(StatxAttributes::MOUNT_ROOT)
@@ -262,7 +262,7 @@ fn is_mounted(_: &Path) -> bool {
     false
 }
 
-/// Whether a file is somebody else's in a folder that protects files from others (the sticky bit, as of `/tmp`).
+/// Whether a file belongs to another user, in a folder that protects files from others (the sticky bit, as of `/tmp`).
 #[cfg(unix)]
 fn is_kept_by_another(path: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
@@ -279,7 +279,7 @@ fn is_kept_by_another(_: &Path) -> bool {
     false
 }
 
-/// Opens a pipe with a name, if somebody reads it.
+/// Opens a named pipe, if a program reads from it.
 #[cfg(unix)]
 fn open_pipe(path: &Path) -> io::Result<Option<Patient>> {
     use std::os::unix::fs::OpenOptionsExt;
@@ -289,7 +289,7 @@ fn open_pipe(path: &Path) -> io::Result<Option<Patient>> {
     let mut options = File::options();
     options.write(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed());
     match options.open(path) {
-        // It stays one that does not block: each step waits for its turn, and not for ever.
+        // The pipe stays non-blocking: each step waits until it is ready, with a limit.
         Ok(file) => Patient::new(file, PATIENCE).map(Some),
         Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NXIO.raw_os_error()) => Ok(None),
         Err(error) => Err(error),
@@ -313,7 +313,7 @@ fn wait_for_reader(path: &Path, limit: Duration) -> io::Result<Patient> {
                 format!("nobody read the pipe for {limit:?}"),
             ));
         }
-        // The system tells of a reader only those who block without a limit.
+        // The system notifies only a blocking open, which has no limit.
         std::thread::sleep(LOOK);
     }
 }
@@ -324,7 +324,7 @@ fn connect(path: &Path) -> io::Result<File> {
     use std::os::unix::net::UnixStream;
 
     let path = path.to_owned();
-    // Connecting waits where too many do already.
+    // Connecting blocks if too many connections are waiting.
     within(READER, move || Ok(File::from(OwnedFd::from(UnixStream::connect(path)?))))
 }
 
@@ -379,7 +379,7 @@ mod tests {
             let error = refused(result);
             assert!(error.contains("too long") && error.len() < 600, "{error}");
         }
-        // Negative control: as long as may be.
+        // Negative control: the longest name that is allowed.
         assert!(Output::plan_within(&new, &long[1..]).is_ok());
         for (path, says) in
             [("", "no path"), ("new/", "folder"), ("missing/a", "does not exist"), (".", "folder")]

@@ -1,6 +1,7 @@
-//! A file that is not complete yet: without a name where the system can, else under a name that tells what it is.
+//! Incomplete files: without a name if the system supports that, else under a recognizable name.
 //!
-//! Invariant: who holds a part holds a lock on it, so a name whose lock can be had is of a process that has ended.
+//! Invariant: the process that writes a part holds a lock on it, so a part that can be locked belongs to a process that has
+//! ended.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, Metadata, TryLockError};
@@ -10,32 +11,32 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-/// How the names of parts begin and end; between them 16 hexadecimal digits.
+/// Prefix and suffix of the names of parts; 16 hexadecimal digits are between them.
 const PREFIX: &str = ".fcdcc-";
 const SUFFIX: &str = ".part";
-/// From this age on a part that cannot be locked at all is taken for a left-over: some file systems have no locks.
+/// Age at which a part that cannot be locked at all counts as a left-over: some file systems have no locks.
 const OLD: Duration = Duration::from_hours(24);
-/// Tries for a name that nothing has.
+/// Maximum number of attempts to find an unused name.
 const TRIES: usize = 16;
 
-/// A file that nobody sees yet, or sees as a part.
+/// A file that is not visible yet, or visible only as a part.
 pub(super) struct Part {
     file: File,
-    /// Where it will lie.
+    /// The folder of the complete file.
     folder: PathBuf,
-    /// `None`: it has no name.
+    /// The name of the part; `None` if it has none.
     name: Option<PathBuf>,
 }
 
 impl Part {
-    /// A part in `folder`. `private`: nobody else may read it before it is complete.
+    /// Creates a part in `folder`. `private`: other users cannot read it before it is complete.
     ///
     /// # Errors
-    /// What the file system says of a folder in which no file can be made.
+    /// The file system's error if no file can be created in the folder.
     pub(super) fn create(folder: &Path, private: bool) -> io::Result<Self> {
         match unnamed(folder, private) {
             Some(file) => {
-                // Held until the file has its name. Where there are no locks, age decides.
+                // Held until the file has its name. On file systems without locks the age decides.
                 let _ = file.try_lock();
                 Ok(Self { file, folder: folder.to_owned(), name: None })
             }
@@ -54,7 +55,7 @@ impl Part {
                 result => result?,
             };
             let part = Self { file, folder: folder.to_owned(), name: Some(name) };
-            // A process that clears left-overs may have come between: then it is gone, or about to be.
+            // A process that removes left-overs may have locked it first: then the file is gone, or about to be.
             let taken = matches!(part.file.try_lock(), Err(TryLockError::WouldBlock));
             if !taken && linked(&part.file)? {
                 return Ok(part);
@@ -67,21 +68,21 @@ impl Part {
         &mut self.file
     }
 
-    /// Takes over who owns `old` and who may use it, as far as the user may set that.
+    /// Takes over the owner and the permissions of `old`, as far as the user may set them.
     pub(super) fn take_after(&self, old: &Metadata) {
         take_after(&self.file, old);
     }
 
-    /// Gives it its name, `path` in its folder. `over`: what has that name now is replaced.
+    /// Gives the file its final name, `path` in its folder. `over`: replaces a file of that name.
     ///
     /// # Errors
-    /// What the file system says; then nothing has changed.
+    /// The file system's error; then nothing has changed.
     pub(super) fn put(mut self, path: &Path, over: bool) -> io::Result<()> {
         if self.name.is_none() {
             match link(&self.file, path, over) {
                 Linked::Done => return Ok(()),
                 Linked::Beside(name) => self.name = Some(name),
-                // Not on this file system after all.
+                // This file system does not support it after all.
                 Linked::Not => self.copy()?,
             }
         }
@@ -91,7 +92,7 @@ impl Part {
         Ok(())
     }
 
-    /// Goes on as a part with a name.
+    /// Copies an unnamed part into a named one, which takes its place.
     fn copy(&mut self) -> io::Result<()> {
         let mut named = Self::named(&self.folder, true)?;
         self.file.rewind()?;
@@ -106,14 +107,14 @@ impl Part {
 impl Drop for Part {
     fn drop(&mut self) {
         if let Some(name) = &self.name {
-            // What cannot be removed now is cleared at the next run.
+            // If this fails, the next run removes the file.
             let _ = fs::remove_file(name);
         }
     }
 }
 
 fn fresh_name(folder: &Path) -> PathBuf {
-    // The standard library's only source of randomness.
+    // The standard library has no other source of randomness.
     let random = RandomState::new().hash_one(std::process::id());
     folder.join(format!("{PREFIX}{random:016x}{SUFFIX}"))
 }
@@ -121,7 +122,7 @@ fn fresh_name(folder: &Path) -> PathBuf {
 #[cfg(unix)]
 fn mode(options: &mut fs::OpenOptions, private: bool) {
     use std::os::unix::fs::OpenOptionsExt;
-    // The umask takes away from it.
+    // The umask restricts this further.
     options.mode(if private { 0o600 } else { 0o666 });
 }
 
@@ -143,12 +144,12 @@ fn linked(_: &File) -> io::Result<bool> {
 #[cfg(unix)]
 fn take_after(file: &File, old: &Metadata) {
     use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
-    // Root may give it to anybody, others only to a group of theirs.
+    // Root may set any owner, other users only one of their groups.
     let owned = fchown(file, Some(old.uid()), Some(old.gid())).is_ok();
     if !owned {
         let _ = fchown(file, None, Some(old.gid()));
     }
-    // Bits that lend the owner's rights only where it is the same owner.
+    // Keep the set-user and set-group bits only if the owner is the same.
     let mode = old.mode() & if owned { 0o7777 } else { 0o1777 };
     let _ = file.set_permissions(fs::Permissions::from_mode(mode));
 }
@@ -158,10 +159,10 @@ fn take_after(file: &File, old: &Metadata) {
     let _ = file.set_permissions(old.permissions());
 }
 
-/// What became of giving a file without a name one.
+/// The outcome of naming an unnamed file.
 enum Linked {
     Done,
-    /// It has a part's name, and waits to replace what has the other.
+    /// It has the name of a part, to be renamed over the existing file.
     Beside(PathBuf),
     Not,
 }
@@ -175,7 +176,7 @@ fn unnamed(folder: &Path, private: bool) -> Option<File> {
     let mut options = File::options();
     options.read(true).write(true).custom_flags(OFlags::TMPFILE.bits().cast_signed());
     mode(&mut options, private);
-    // It comes to its name through /proc.
+    // The file is named through /proc.
     let file = options.open(folder).ok()?;
     Path::new("/proc/self/fd").is_dir().then_some(file)
 }
@@ -192,7 +193,7 @@ fn link(file: &File, path: &Path, over: bool) -> Linked {
     if !over {
         match named(path) {
             Ok(()) => return Linked::Done,
-            // It was made in the meantime.
+            // Another file of that name appeared in the meantime.
             Err(Errno::EXIST) => {}
             Err(_) => return Linked::Not,
         }
@@ -211,7 +212,7 @@ fn link(_: &File, _: &Path, _: bool) -> Linked {
     Linked::Not
 }
 
-/// Removes what processes that have ended left in `folder`; once for each folder and process.
+/// Removes parts that dead processes left in `folder`; once for each folder and process.
 pub(super) fn clear(folder: &Path) {
     static CLEARED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
     if CLEARED.lock().unwrap_or_else(PoisonError::into_inner).insert(folder.to_owned()) {
@@ -220,7 +221,7 @@ pub(super) fn clear(folder: &Path) {
 }
 
 fn clear_again(folder: &Path) {
-    // What cannot be cleared costs space and nothing else.
+    // A left-over that cannot be removed only costs space.
     let Ok(entries) = fs::read_dir(folder) else { return };
     for entry in entries.filter_map(Result::ok) {
         let name = entry.file_name();
@@ -241,17 +242,17 @@ fn is_part(name: &str) -> bool {
     digits.is_some_and(|digits| digits.len() == 16 && digits.bytes().all(|b| b.is_ascii_hexdigit()))
 }
 
-/// How parts were called before they were locked.
+/// Whether this is the name of a part from versions that did not lock parts.
 fn is_former(name: &str) -> bool {
     let random = name.strip_prefix(PREFIX);
     random.is_some_and(|random| random.len() == 6 && random.bytes().all(|b| b.is_ascii_alphanumeric()))
 }
 
-/// Whether nobody holds a part. `by_age`: it may never have been locked.
+/// Whether a part belongs to no process. `by_age`: decides by age alone, since it may never have been locked.
 fn is_left(path: &Path, by_age: bool) -> bool {
     let Ok(about) = path.symlink_metadata() else { return false };
     let old = || about.modified().is_ok_and(|then| then.elapsed().is_ok_and(|age| age > OLD));
-    // Not what somebody else gave such a name.
+    // Anything but a regular file is not a part, despite its name.
     if !about.is_file() {
         return false;
     }

@@ -1,4 +1,4 @@
-//! Reading from and writing to another program, which may stall.
+//! Reads from and writes to other programs, which may stall, with a time limit.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -7,26 +7,26 @@ use std::time::Duration;
 /// Longest time without a byte from or to another program.
 pub(super) const PATIENCE: Duration = Duration::from_mins(10);
 
-/// An open file. Where another program may be at its other end, each step is waited for, but not for ever.
+/// An open file. Every step waits for a program at the other end, if there is one, but with a time limit.
 pub(super) struct Patient {
     file: File,
-    /// `None`: a regular file, which is never late.
+    /// The time limit of a step; `None` for a regular file, which never waits.
     patience: Option<Duration>,
 }
 
 impl Patient {
-    /// `patience` is that with another program; regular files need none.
+    /// `patience`: limit for each step with another program; unused for regular files.
     pub(super) fn new(file: File, patience: Duration) -> io::Result<Self> {
         let regular = file.metadata()?.is_file();
         Ok(Self { file, patience: (!regular).then_some(patience) })
     }
 
-    /// The file itself, if it is a regular one.
+    /// The file, if it is a regular one.
     pub(super) fn regular(&self) -> Option<&File> {
         self.patience.is_none().then_some(&self.file)
     }
 
-    /// Waits until a step can be made.
+    /// Waits until the file is ready for a step.
     #[cfg(unix)]
     fn wait(&self, write: bool) -> io::Result<()> {
         use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -43,7 +43,7 @@ impl Patient {
                         format!("nothing was {what} {whom} the program at the other end for {patience:?}"),
                     ));
                 }
-                // What is wrong with it the step itself will say.
+                // Any error will show in the step itself.
                 Ok(_) => return Ok(()),
                 Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
@@ -58,14 +58,14 @@ impl Patient {
     }
 }
 
-/// The result of something that may block and cannot be given up, if it comes within `limit`; else its thread is left.
+/// Runs something that blocks and cannot be cancelled, for at most `limit`; after that its thread is abandoned.
 pub(super) fn within<T: Send + 'static>(
     limit: Duration,
     blocking: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
     let (done, result) = std::sync::mpsc::channel();
     std::thread::Builder::new().name("fcdcc waits for a program".to_owned()).spawn(move || {
-        // Nobody listens any more where it took too long.
+        // The receiver is gone after a timeout.
         let _ = done.send(blocking());
     })?;
     result.recv_timeout(limit).unwrap_or_else(|_| {
@@ -74,7 +74,8 @@ pub(super) fn within<T: Send + 'static>(
     })
 }
 
-/// A pipe that is ready takes this much without blocking (POSIX's PIPE_BUF on Linux; at least 512 elsewhere).
+/// Maximum size of one step: a pipe that is ready takes this much without blocking (PIPE_BUF: 4096 on Linux, at least 512
+/// elsewhere).
 const STEP: usize = if cfg!(target_os = "linux") { 4096 } else { 512 };
 
 impl Read for Patient {
@@ -82,7 +83,7 @@ impl Read for Patient {
         loop {
             self.wait(false)?;
             match self.file.read(buffer) {
-                // Somebody else took it from a descriptor that does not block.
+                // Another process took the data from a shared non-blocking descriptor.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 result => return result,
             }
@@ -121,7 +122,7 @@ mod tests {
         let error = end.read(&mut [0; 8]).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         assert!(error.to_string().contains("20ms"), "{error}");
-        // Negative control: what comes is read, then the end.
+        // Negative control: what is sent is read, then the end.
         (&writer).write_all(b"now").unwrap();
         drop(writer);
         let mut all = Vec::new();

@@ -1,4 +1,4 @@
-//! Where a path leads, through links, and whether two paths lead to the same place.
+//! Resolves a path through links, and tells whether two paths lead to the same place.
 
 use std::ffi::OsString;
 use std::fs::{self, Metadata};
@@ -7,20 +7,20 @@ use std::path::{Path, PathBuf};
 
 use super::descriptor;
 
-/// More links than this are taken for a circle, as Linux does.
+/// Paths with more links than this count as circular, as on Linux.
 const MOST_LINKS: usize = 40;
 
-/// Where a path leads.
+/// The place that a path leads to.
 pub(super) enum Place {
-    /// To a descriptor of this process.
+    /// A descriptor of this process.
     Descriptor(i32),
-    /// To something that is there, at a path without links.
+    /// Something that exists, at a path without links.
     There { path: PathBuf, about: Metadata },
-    /// To a name in a folder, without links, that nothing has yet.
+    /// An unused name in a folder, a path without links.
     Missing { folder: PathBuf, name: OsString },
 }
 
-/// The folder of a path, `.` where it names none.
+/// The folder of a path, `.` if it names none.
 pub(super) fn folder(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -28,9 +28,9 @@ pub(super) fn folder(path: &Path) -> &Path {
     }
 }
 
-/// Follows every link on the way, also one to something that is not there yet.
+/// Follows every link of a path, also a link to something that does not exist yet.
 pub(super) fn follow(path: &Path) -> io::Result<Place> {
-    // A path that is too long as a whole is told from one that leads nowhere.
+    // Distinguishes a path that is too long as a whole from one that leads nowhere.
     if let Err(error) = path.symlink_metadata()
         && error.kind() == io::ErrorKind::InvalidFilename
     {
@@ -39,7 +39,7 @@ pub(super) fn follow(path: &Path) -> io::Result<Place> {
     let mut path = path.to_owned();
     for _ in 0..MOST_LINKS {
         let Some(name) = path.file_name().map(ToOwned::to_owned) else {
-            // `/`, or something that ends with `..`: a folder.
+            // `/`, or a path that ends with `..`: a folder.
             let path = path.canonicalize()?;
             let about = path.metadata()?;
             return Ok(Place::There { path, about });
@@ -50,7 +50,7 @@ pub(super) fn follow(path: &Path) -> io::Result<Place> {
         }
         let at = folder.join(&name);
         match at.symlink_metadata() {
-            // Links of another process's descriptors lead to what has no path.
+            // A link to another process's descriptor may lead to something without a path.
             Ok(about) if about.is_symlink() && folder.starts_with("/proc") => {
                 let about = at.metadata()?;
                 return Ok(Place::There { path: at, about });
@@ -66,20 +66,20 @@ pub(super) fn follow(path: &Path) -> io::Result<Place> {
     Err(io::Error::other(format!("more than {MOST_LINKS} links lead to one another")))
 }
 
-/// What kind of thing a path leads to.
+/// The kind of file that a path leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// A file with bytes on a disk, or a name for one that is not there yet.
+    /// A regular file, or an unused name for one.
     Regular,
     /// A folder.
     Folder,
-    /// A pipe, with or without a name.
+    /// A pipe, named or not.
     Pipe,
     /// A socket.
     Socket,
-    /// A device of bytes: a terminal, `/dev/null`.
+    /// A character device: a terminal, `/dev/null`.
     Device,
-    /// A device of blocks: a disk.
+    /// A block device: a disk.
     Disk,
 }
 
@@ -103,7 +103,7 @@ impl Kind {
         if about.is_dir() { Self::Folder } else { Self::Regular }
     }
 
-    /// For messages.
+    /// A description for messages.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -116,11 +116,11 @@ impl Kind {
     }
 }
 
-/// The place that a path leads to: equal for two paths that lead to one place, through symbolic links, hard links and
-/// descriptors, also where nothing is there yet.
+/// The identity of the place that a path leads to: equal for two paths that lead to the same place through symbolic links,
+/// hard links and descriptors, even if nothing exists there yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// What is there.
+    /// The kind of file.
     pub kind: Kind,
     key: Key,
 }
@@ -133,7 +133,7 @@ enum Key {
     /// A path without links.
     #[cfg(not(unix))]
     Path(PathBuf),
-    /// A name below something that is there.
+    /// An unused name below an existing place.
     Below(Box<Key>, PathBuf),
 }
 
@@ -154,7 +154,7 @@ impl Identity {
     /// The place that `path` leads to; [`STANDARD`](super::STANDARD) has no meaning here.
     ///
     /// # Errors
-    /// What the file system says of a way that cannot be followed.
+    /// The file system's error for a path that cannot be followed.
     pub fn of(path: &Path) -> io::Result<Self> {
         match follow(path)? {
             Place::Descriptor(number) => Self::of_descriptor(number),
@@ -163,18 +163,18 @@ impl Identity {
         }
     }
 
-    /// What standard input reads from.
+    /// The place that standard input reads from.
     ///
     /// # Errors
-    /// What the system says.
+    /// The system's error.
     pub fn standard_input() -> io::Result<Self> {
         Self::of_descriptor(0)
     }
 
-    /// What standard output writes to.
+    /// The place that standard output writes to.
     ///
     /// # Errors
-    /// What the system says.
+    /// The system's error.
     pub fn standard_output() -> io::Result<Self> {
         Self::of_descriptor(1)
     }
@@ -188,7 +188,7 @@ impl Identity {
         Self { kind: Kind::of(about), key: Key::of(path, about) }
     }
 
-    /// Of a name that nothing has yet, in a folder that is there.
+    /// The identity of an unused name in an existing folder.
     pub(super) fn below(folder: &Path, name: &Path) -> io::Result<Self> {
         let about = folder.metadata()?;
         let key = Key::Below(Box::new(Key::of(folder, &about)), name.to_owned());

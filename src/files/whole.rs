@@ -7,13 +7,13 @@ use std::path::Path;
 use super::part::{self, Part};
 use super::place::{self, Kind, Place, follow};
 
-/// Bytes that are written at once.
+/// Size of the write buffer.
 const BUFFER: usize = 1 << 16;
 
-/// Makes the file at `to`, a path without links, or replaces the regular one that is there.
+/// Creates the file at `to`, a path without links, or replaces the regular file there.
 ///
 /// # Errors
-/// What the file system or `write` says; what was there is then as it was.
+/// The error of the file system or of `write`; an existing file is then unchanged.
 pub(super) fn write(to: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
     let old = match to.symlink_metadata() {
         Ok(about) if about.is_file() => Some(about),
@@ -35,11 +35,11 @@ pub(super) fn write(to: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<
     part.put(to, old.is_some())
 }
 
-/// Replaces a file that this crate keeps for itself, and makes its folder where there is none. What is no regular file is
-/// left alone.
+/// Replaces a file that this crate keeps for itself, and creates its folder if it is missing. Anything but a regular file
+/// is left alone.
 ///
 /// # Errors
-/// What the file system says; the old file is then as it was.
+/// The file system's error; the old file is then unchanged.
 pub fn replace_regular(path: &Path, bytes: &[u8]) -> io::Result<()> {
     fs::create_dir_all(place::folder(path))?;
     let to = match follow(path)? {
@@ -67,9 +67,9 @@ mod tests {
         fs::write(&path, "old").unwrap();
         symlink("a", &link).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o4640)).unwrap();
-        // Root may own files for others; where this is not root nothing changes.
+        // Root may give files to other users; for other users nothing changes.
         let _ = std::os::unix::fs::chown(&path, Some(1234), Some(4321));
-        // A change of owner takes these bits away.
+        // A change of owner clears these bits.
         fs::set_permissions(&path, fs::Permissions::from_mode(0o4640)).unwrap();
         let before = path.metadata().unwrap();
         replace_regular(&link, b"new").unwrap();

@@ -1,8 +1,8 @@
-//! Measuring the rates: a few convolutions on a worker, a few encodings and decodings on this machine, in about a
+//! Measures the rates with a few convolutions on a worker and a few encodings and decodings on this machine, in about a
 //! second.
 //!
-//! Invariant: only [`FilterKey::PROBE`] is installed on a worker, which takes no part in anything else, and it is
-//! removed again.
+//! Relevant if you want to know where predicted times come from. Invariant: only [`FilterKey::PROBE`] is installed on a
+//! worker, which takes no part in anything else, and it is removed again.
 
 use std::time::{Duration, Instant};
 
@@ -18,19 +18,20 @@ use crate::error::{Error, Result};
 use crate::partition::{FilterPartition, InputPartition, OutputTiling};
 use crate::worker::{CancelToken, CpuWorker, FilterKey, Order, SubtaskShape, Worker};
 
-/// No single measurement takes longer than this; a worker that cannot answer in so long has no rates.
+/// Time limit of a single measurement; a worker that exceeds it has no rates.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A measurement is repeated until it has taken so long altogether, and three times at least.
+/// Minimum total time over which a measurement is repeated, at least three times.
 const SPENT: Duration = Duration::from_millis(12);
 const LEAST_REPEATS: usize = 3;
 const MOST_REPEATS: usize = 50;
 
-/// (channels, height, width, filters, kernel, stride, groups, slabs, banks): subtasks that differ in what dominates them.
+/// (channels, height, width, filters, kernel, stride, groups, slabs, banks): subtasks whose times are dominated by
+/// different kinds of work.
 type Shape = (usize, usize, usize, usize, usize, usize, usize, usize, usize);
 
 const SUBTASKS: [Shape; 18] = [
-    // Next to nothing: the call itself.
+    // Hardly any work: the cost of the call itself.
     (1, 3, 3, 4, 3, 1, 1, 1, 1),
     (2, 4, 4, 4, 3, 1, 1, 2, 2),
     // Products of all proportions: large; few filters; few columns; few terms.
@@ -43,13 +44,13 @@ const SUBTASKS: [Shape; 18] = [
     (256, 3, 16, 256, 3, 1, 1, 1, 1),
     (3, 60, 227, 24, 11, 4, 1, 1, 2),
     (3, 58, 226, 16, 3, 1, 1, 2, 2),
-    // One tap a channel.
+    // Kernels of one tap.
     (64, 56, 56, 64, 1, 1, 1, 1, 1),
     (256, 14, 56, 64, 1, 1, 1, 2, 2),
     (512, 7, 28, 32, 1, 1, 1, 1, 2),
-    // One output point: filters are read once.
+    // One output point: every filter element is read once.
     (1024, 1, 1, 512, 1, 1, 1, 1, 2),
-    // One filter a group, and a few groups.
+    // One filter per group, and a few groups.
     (64, 30, 58, 64, 3, 1, 64, 1, 1),
     (128, 16, 30, 128, 3, 1, 128, 2, 1),
     (64, 30, 30, 64, 3, 1, 8, 1, 2),
@@ -65,21 +66,21 @@ const CODECS: [(usize, usize, usize, usize, usize, usize, usize); 6] = [
     (128, 30, 256, 3, 4, 16, 20),
 ];
 
-/// Rates, and how well they explain what was measured.
+/// Rates, and how well they explain the measurements.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Calibration {
-    /// What was found.
+    /// The measured rates.
     pub rates: Rates,
     /// Mean relative error of the fitted rates on the subtasks measured.
     pub worker_error: f64,
-    /// The same for encoding and decoding.
+    /// Mean relative error of the fitted rates on encoding and decoding.
     pub host_error: f64,
 }
 
-/// Rates of a worker for elements of type `T` and the mean relative error of the fit. Takes about half a second.
+/// Rates of a worker for elements of type `T`, and the mean relative error of the fit. Takes about half a second.
 ///
 /// # Errors
-/// What the worker answers, or [`Error::Timeout`] when it is too slow to be measured.
+/// The worker's error, or [`Error::Timeout`] when it is too slow to be measured.
 pub fn calibrate_worker<T: Element>(worker: &mut dyn Worker) -> Result<(WorkerRates, f64)> {
     let mut rows = Vec::with_capacity(SUBTASKS.len());
     let mut times = Vec::with_capacity(SUBTASKS.len());
@@ -114,8 +115,8 @@ fn time_subtask<T: Element>(worker: &mut dyn Worker, shape: &SubtaskShape) -> Re
     found
 }
 
-/// Rates of this machine for elements of type `T` (all but those of a [`HostRates::thread`], which are `thread`) and the
-/// mean relative error of the fit. Takes about a third of a second.
+/// Rates of this machine for elements of type `T`, and the mean relative error of the fit. `thread` gives the rates of
+/// [`HostRates::thread`], which are not measured here. Takes about a third of a second.
 ///
 /// # Errors
 /// [`Error::Timeout`] when the machine is too slow to be measured.
@@ -172,7 +173,7 @@ pub fn calibrate_host<T: Element>(thread: WorkerRates) -> Result<(HostRates, f64
     Ok((rates, error))
 }
 
-/// How many times as fast all cores are as one on a convolution.
+/// Speed of all cores on a convolution, as a multiple of the speed of one.
 fn parallel<T: Element>() -> Result<f64> {
     let layer = ConvShape::new(&[1, 64, 58, 58], &[64, 64, 3, 3], &ConvParams::default())?;
     let (input, weight) = (numbers::<T>(layer.input_elems()), numbers::<T>(layer.weight_elems()));
@@ -185,7 +186,7 @@ fn parallel<T: Element>() -> Result<f64> {
     Ok((time(1)? / time(cores)?).clamp(1.0, cores as f64))
 }
 
-/// All rates for elements of type `T` of a pool whose workers are like `worker`. `cores` is as [`Rates::cores`].
+/// All rates for elements of type `T` of a pool whose workers are like `worker`. `cores` is as in [`Rates::cores`].
 ///
 /// # Errors
 /// Those of [`calibrate_worker`] and [`calibrate_host`].
@@ -201,7 +202,7 @@ pub fn calibrate<T: Element>(worker: &mut dyn Worker, cores: Option<usize>) -> R
     Ok(Calibration { rates, worker_error, host_error })
 }
 
-/// Seconds of one `call`: the median of some, after one that does not count.
+/// Seconds for one `call`: the median of several, after one for warming up.
 fn repeated(what: &str, mut call: impl FnMut() -> Result<()>) -> Result<f64> {
     let first = Instant::now();
     call()?;
@@ -225,7 +226,7 @@ fn mean_error(predicted: impl Iterator<Item = f64>, times: &[f64]) -> f64 {
     predicted.zip(times).map(|(p, t)| (p / t - 1.0).abs()).sum::<f64>() / times.len() as f64
 }
 
-/// Values of ordinary size: zeros or denormal numbers would take another time.
+/// Values of ordinary magnitude: arithmetic with zeros or denormal numbers may take another time.
 fn numbers<T: Element>(len: usize) -> Vec<T> {
     (0..len).map(|i| T::from_f64((i * 7919 % 1000) as f64 / 500.0 - 1.0)).collect()
 }
@@ -238,12 +239,12 @@ mod tests {
     fn rates_explain_what_they_were_fitted_to() {
         let mut worker = CpuWorker::new("cpu", 1);
         let found = calibrate::<f32>(&mut worker, Some(2)).unwrap();
-        // Loosely: the machine may be busy. A fit that explains nothing is off by about 1.
+        // Generous limits, since the machine may be busy. A fit that explains nothing is off by about 1.
         assert!(found.worker_error < 0.6 && found.host_error < 0.6, "{found:?}");
         let rates = found.rates;
         assert!(rates.worker.mac_s > 1e-12 && rates.worker.mac_s < 1e-8, "{rates:?}");
         assert!(rates.host.parallel >= 1.0 && rates.cores == Some(2));
-        // Nothing is left behind.
+        // The filters were removed.
         let order = worker.execute(
             FilterKey::PROBE,
             &f32::wrap(vec![0.0; 9]),

@@ -1,4 +1,4 @@
-//! Which pairs (k_A, k_B) a layer can be divided into, and the cheapest.
+//! The feasible partitions (k_A, k_B) of a layer, and the choice of the fastest.
 
 use crate::array::Element;
 use crate::coding::{Code, CodeKind};
@@ -7,15 +7,15 @@ use crate::error::{Error, Result};
 
 use super::rates::{Prediction, Rates};
 
-/// The pairs (k_A, k_B) for `layer` on `n` subtasks of which `tolerate` may be missing, and the parts that they make of
-/// it.
+/// The feasible pairs (k_A, k_B) for `layer` on `n` subtasks of which `tolerate` may be missing, and the number of parts
+/// into which they divide it.
 ///
-/// All have the largest number of parts that the rows and channels allow: n - tolerate subtasks' worth for codes, n for
-/// an uncoded layer, n / (tolerate + 1) for replication. More parts are less work for each subtask, and what is left
-/// over serves no purpose but to be missing.
+/// All pairs have the largest number of parts that the rows and channels allow: n - tolerate subtasks' worth for codes, n
+/// for an uncoded layer, n / (tolerate + 1) for replication. More parts mean less work for each subtask; fewer would only
+/// raise the number of subtasks that may be missing.
 ///
 /// # Errors
-/// [`Error::InvalidParameter`] when `tolerate` leaves no subtask to wait for.
+/// [`Error::InvalidParameter`] when `tolerate` leaves no subtask to wait for, or the layer has no output to partition.
 pub fn feasible_partitions(
     layer: &ConvShape,
     kind: CodeKind,
@@ -54,13 +54,13 @@ pub fn feasible_partitions(
     Ok(pairs)
 }
 
-/// Whether a side of two parts of a code that pairs them is worth looking at: every subtask carries both, which codes
-/// nothing that one part does not.
+/// Whether the pair codes both sides. In a code that pairs parts, every subtask has both parts of a side with two parts,
+/// so that side gains nothing over one part.
 fn codes_something(kind: CodeKind, (k_a, k_b): (usize, usize)) -> bool {
     kind != CodeKind::Crme || (k_a != 2 && k_b != 2)
 }
 
-/// The pair of [`feasible_partitions`] that is predicted to be fastest, with its prediction, for elements of type `T`.
+/// The pair of [`feasible_partitions`] with the shortest predicted time, and its prediction, for elements of type `T`.
 ///
 /// # Errors
 /// Those of [`feasible_partitions`].
@@ -86,10 +86,10 @@ pub fn choose_partitions<T: Element>(
     Ok(best.expect("there is a pair, and one that is worth looking at if any is"))
 }
 
-/// How to code a layer so that no part of the input is mixed with another, for the same `tolerate`: its filters split, which
-/// costs no digit whatever the input is, or replicated, whichever leaves a subtask less to compute.
+/// A code for a layer that mixes no parts of the input, for the same `tolerate`. It splits the filters, which loses no
+/// accuracy whatever the input is, or replicates the layer, whichever leaves less work for a subtask.
 ///
-/// `None` where every subtask would have to compute the whole layer: then one machine may as well.
+/// `None` if every subtask would have to compute the whole layer: then one machine suffices.
 #[must_use]
 pub fn unmixed_partitions(
     layer: &ConvShape,
@@ -143,11 +143,11 @@ mod tests {
             unmixed_partitions(&dense, CodeKind::Chebyshev, 6, 2),
             Some((CodeKind::Chebyshev, (1, 4)))
         );
-        // Depthwise filters cannot be split: two thirds of the rows' copies are to spare.
+        // Depthwise filters cannot be split: two thirds of the copies are redundant.
         let depthwise = layer(&[1, 8, 32, 32], &[8, 1, 3, 3], 8);
         let way = unmixed_partitions(&depthwise, CodeKind::Crme, 6, 2);
         assert_eq!(way, Some((CodeKind::Replication, (2, 1))));
-        // With four of six to be missed every worker would compute it all.
+        // If four of six may be missing every worker has to compute the whole layer.
         assert_eq!(unmixed_partitions(&depthwise, CodeKind::Crme, 6, 4), None);
     }
 
@@ -164,7 +164,7 @@ mod tests {
 
     #[test]
     fn layers_too_small_for_the_threshold_get_the_largest_that_fits() {
-        // Depthwise, three output rows: neither four parts a side nor any filters to split.
+        // Depthwise, three output rows: neither four parts per side nor any filters to split.
         let p = ConvParams::default().groups(8);
         assert_eq!(choose(&[1, 8, 5, 5], &[8, 1, 3, 3], p, CodeKind::Crme, 6, 2), (1, 1));
         // A fully connected layer can be split along its filters only.

@@ -1,4 +1,4 @@
-//! What one subtask costs, in elements and multiply-adds, and what the FCDCC paper makes of it.
+//! The cost of one subtask in elements and multiply-adds, and the cost model of the FCDCC paper.
 
 use serde::Serialize;
 
@@ -8,14 +8,14 @@ use crate::error::Result;
 use crate::partition::{FilterPartition, InputPartition};
 use crate::worker::SubtaskShape;
 
-/// What one subtask costs, in elements and multiply-adds.
+/// The cost of one subtask, in elements and multiply-adds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct SubtaskCost {
-    /// l_A coded slabs.
+    /// Elements of the l_A coded slabs.
     pub upload_elems: usize,
-    /// l_A l_B sub-results.
+    /// Elements of the l_A l_B sub-results.
     pub download_elems: usize,
-    /// l_B coded filter banks, held by the worker.
+    /// Elements of the l_B coded filter banks, held by the worker.
     pub storage_elems: usize,
     /// Multiply-adds of all sub-results.
     pub macs: f64,
@@ -49,8 +49,8 @@ pub fn subtask_shape(layer: &ConvShape, code: &Code) -> Result<SubtaskShape> {
     })
 }
 
-/// The paper's cost of a subtask (arXiv 2411.01579, section V): what it uploads and what its filters occupy, each at
-/// a price. What is downloaded and computed does not depend on (k_A, k_B) at one recovery threshold.
+/// The paper's cost of a subtask (arXiv 2411.01579, section V): a price for the uploaded elements and one for the elements
+/// of the filters. At a given recovery threshold the downloads and the computation do not depend on (k_A, k_B).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct PaperCost {
     /// Price of an uploaded element.
@@ -60,7 +60,7 @@ pub struct PaperCost {
 }
 
 impl Default for PaperCost {
-    /// The paper's prices of Amazon S3, in dollars a gigabyte: 0.09 for transfers, 0.023 for storage.
+    /// The paper's prices of Amazon S3, in dollars per gigabyte: 0.09 for transfers, 0.023 for storage.
     fn default() -> Self {
         Self { communication: 0.09, storage: 0.023 }
     }
@@ -73,7 +73,7 @@ impl PaperCost {
         self.communication * cost.upload_elems as f64 + self.storage * cost.storage_elems as f64
     }
 
-    /// k_A at which U is least for `layer` at the threshold `delta`, over the real numbers:
+    /// The k_A that minimizes U for `layer` at the threshold `delta`, over the real numbers:
     /// `sqrt(4 delta lambda_comm W s H' / (lambda_store O KH KW))`, W the padded row.
     #[must_use]
     pub fn optimal_k_a(&self, layer: &ConvShape, delta: usize) -> f64 {
@@ -81,7 +81,7 @@ impl PaperCost {
         let row: usize = layer.padded()[axis + 1..].iter().product();
         let rows = (layer.stride[axis] * layer.output[axis]) as f64;
         let taps: usize = layer.kernel.iter().product();
-        // Filters of a group see C/g channels while slabs have all C.
+        // Filters of a group have C/g channels while slabs have all C.
         let filters = (layer.out_channels / layer.groups * taps) as f64;
         (4.0 * delta as f64 * self.communication * row as f64 * rows / (self.storage * filters)).sqrt()
     }

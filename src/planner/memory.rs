@@ -1,7 +1,7 @@
-//! What a coded layer takes of this machine's memory, in bytes.
+//! Memory that a coded layer takes on this machine, in bytes.
 //!
 //! Relevant if you want to know beforehand whether a layer fits. A layer keeps the buffers of its slabs and results for its
-//! next run, so that what it takes in its first run it holds from then on.
+//! next run, so it holds the memory of its first run from then on.
 //!
 //! Invariant: a pure function of shapes; sums saturate instead of overflowing.
 
@@ -10,12 +10,12 @@ use crate::coding::Code;
 use crate::conv::ConvShape;
 use crate::worker::SubtaskShape;
 
-/// Bytes that one layer takes.
+/// Memory of one layer, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LayerMemory {
     /// Coded filters of the subtasks whose workers are threads of this process.
     pub filters: u64,
-    /// Coded filters on their way to workers elsewhere, while the layer is prepared.
+    /// Coded filters in transit to workers elsewhere, while the layer is prepared.
     pub filters_sent: u64,
     /// Coded slabs, kept from run to run.
     pub slabs: u64,
@@ -26,9 +26,9 @@ pub struct LayerMemory {
 }
 
 impl LayerMemory {
-    /// Of `layer` in `dtype`, coded by `code` into subtasks of `subtask`. `here`: the fraction of the workers that are threads
-    /// of this process. `cores`: results that are computed at a time beside those that have arrived; once enough have, the
-    /// others are cancelled.
+    /// The memory of `layer` in `dtype`, coded by `code` into subtasks of shape `subtask`. `here`: the fraction of the
+    /// workers that are threads of this process. `cores`: number of results computed at a time in addition to those that
+    /// have arrived; the others are cancelled once enough have arrived.
     #[must_use]
     pub fn of(
         layer: &ConvShape,
@@ -47,21 +47,21 @@ impl LayerMemory {
         Self {
             filters: held,
             filters_sent: filters.saturating_sub(held),
-            // Where nothing but the filters is coded all subtasks have the same slabs.
+            // If only filters are coded all subtasks have the same slabs.
             slabs: bytes(if code.shares_slabs() { 1 } else { code.n() }, subtask.upload_elems()),
             results: bytes(code.n().min(code.recovery_threshold() + cores), subtask.download_elems()),
             output: bytes(1, layer.output_elems()),
         }
     }
 
-    /// What is taken at the most, all at once.
+    /// The maximum, if everything is held at once.
     #[must_use]
     pub fn total(&self) -> u64 {
         let run = self.slabs.saturating_add(self.results).saturating_add(self.output);
         self.filters.saturating_add(self.filters_sent.max(run))
     }
 
-    /// What is held between runs.
+    /// The memory held between runs.
     #[must_use]
     pub fn held(&self) -> u64 {
         self.filters.saturating_add(self.slabs).saturating_add(self.results)
@@ -94,7 +94,7 @@ mod tests {
         assert_eq!(memory.total(), memory.held() + memory.output);
         let (wide, _) = of(4, 4, DType::F64, 1.0);
         assert_eq!(wide.total(), 2 * memory.total());
-        // With filters split alone the input is not multiplied.
+        // If only filters are split the input is not duplicated.
         let (shared, subtask) = of(1, 8, DType::F32, 1.0);
         assert_eq!(shared.slabs, 4 * subtask.upload_elems() as u64);
         let code = Code::new(CodeKind::Crme, 4, 4, 6).unwrap();

@@ -1,13 +1,13 @@
-//! Choosing how a layer is divided: what it costs in seconds, and the cheapest way.
+//! Chooses how a layer is divided, by predicted time.
 //!
-//! [`SubtaskCost`] is exact arithmetic on shapes: what a subtask uploads, downloads, stores and computes. [`Work`] says
-//! what a worker of ours has to do for it, [`Rates`] turn that into seconds, [`Rates::predict`] into the time of a
-//! whole layer, and [`choose_partitions`] takes the cheapest (k_A, k_B). [`plan_layer`] also weighs other numbers of
-//! subtasks, replication, and not coding at all, and says why. All these are pure functions; [`calibrate()`] measures
-//! the rates on a worker and on this machine, in about a second. Who gives `partitions` explicitly can skip this
-//! module.
+//! Relevant if you want the crate to choose `partitions`, or to know why it chose them. [`SubtaskCost`] is exact arithmetic
+//! on shapes: the elements that a subtask uploads, downloads and stores, and its multiply-adds. [`Work`] lists what a worker
+//! of this crate does for a subtask, [`Rates`] turn that into seconds, [`Rates::predict`] into the time of a whole layer,
+//! and [`choose_partitions`] takes the fastest (k_A, k_B). [`plan_layer`] also considers other numbers of subtasks,
+//! replication, and no coding at all, and explains its choice. All these are pure functions; [`calibrate()`] measures the
+//! rates on a worker and on this machine, in about a second.
 //!
-//! Invariant: of two ways of one layer, the one that is predicted to be faster is chosen, and predictions depend on
+//! Invariant: of two ways to compute a layer, the one with the shorter predicted time is chosen, and predictions depend on
 //! shapes and rates alone.
 
 mod calibrate;

@@ -1,14 +1,14 @@
-//! Rates from timings: non-negative least squares.
+//! Fits rates to timings by non-negative least squares.
 
-/// Sweeps over all unknowns; a handful of unknowns settle within a few hundred.
+/// Maximum number of sweeps over all unknowns; a few unknowns converge within a few hundred.
 const SWEEPS: usize = 20_000;
 
-/// x >= 0 that makes the *relative* errors of `sum_j rows[i][j] x[j]` against `times[i]` least squares.
+/// The x >= 0 that minimizes the sum of squared *relative* errors of `sum_j rows[i][j] x[j]` against `times[i]`.
 ///
-/// Times span three decades and each matters as much as the others. Coordinate descent: every step is the exact
-/// minimum along one unknown, clamped at zero.
+/// Errors are relative since times span three decades and all of them matter equally. The method is coordinate descent:
+/// every step is the exact minimum along one unknown, clamped at zero.
 pub(super) fn fit<const N: usize>(rows: &[[f64; N]], times: &[f64]) -> [f64; N] {
-    // Unknowns are scaled by the size of their column, so that one tolerance suits all.
+    // Each unknown is scaled by the norm of its column, so that one tolerance suits all.
     let scale: [f64; N] = std::array::from_fn(|j| {
         let square: f64 = rows.iter().zip(times).map(|(row, t)| (row[j] / t).powi(2)).sum();
         square.sqrt()
@@ -55,10 +55,10 @@ mod tests {
         for (f, t) in found.iter().zip(&truth) {
             assert!((f - t).abs() <= 1e-6 * t.max(1e-12) + 1e-13, "{found:?}");
         }
-        // Half of the timings too short by the same amount would need a negative constant.
+        // Times too short by a constant would need a negative constant term.
         let wrong: Vec<f64> = rows.iter().map(|r| (r[1] * 1e-9 - 1e-5).max(1e-6)).collect();
         assert!(fit(&rows, &wrong).iter().all(|x| *x >= 0.0));
-        // A kind of work that never occurs gets no rate.
+        // Work that never occurs gets no rate.
         let rows: Vec<[f64; 2]> = (1..5).map(|i| [f64::from(i), 0.0]).collect();
         assert_eq!(fit(&rows, &[2.0, 4.0, 6.0, 8.0])[1], 0.0);
     }

@@ -1,4 +1,4 @@
-//! What becomes of one layer, and why.
+//! Decides how one layer is computed, and explains the decision.
 
 use std::fmt;
 
@@ -12,27 +12,27 @@ use crate::coding::{Code, CodeKind};
 use crate::conv::ConvShape;
 use crate::error::{Error, Result};
 
-/// What the planner may choose and what is given.
+/// The choices left to the planner, and its inputs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PlanOptions {
-    /// Workers there are.
+    /// Number of workers.
     pub workers: usize,
-    /// n; `None`: one for each worker, or fewer where that is predicted to be faster.
+    /// n; `None`: one for each worker, or fewer if that is predicted to be faster.
     pub subtasks: Option<usize>,
-    /// Stragglers to survive.
+    /// Number of stragglers to tolerate.
     pub tolerate: usize,
     /// Code family; `None`: CRME or replication, whichever is predicted to be faster.
     pub code: Option<CodeKind>,
-    /// (k_A, k_B), where the layer can be cut so.
+    /// (k_A, k_B), used for a layer that can be divided so.
     pub partitions: Option<(usize, usize)>,
-    /// Whether a layer is left on the host because the workers are predicted to be slower, not only where it cannot be
-    /// split. (Whoever has workers on this very machine will often find the host faster.)
+    /// Whether a layer also stays on the host if the workers are predicted to be slower, not only if it cannot be split. If
+    /// the workers run on this machine, the host is often faster.
     pub local_if_faster: bool,
     /// The rates.
     pub rates: Rates,
 }
 
-/// One way of computing a layer.
+/// A way of computing a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Way {
@@ -40,9 +40,9 @@ pub enum Way {
     Coded {
         /// Code family.
         code: CodeKind,
-        /// Subtasks.
+        /// n, the number of subtasks.
         n: usize,
-        /// delta.
+        /// delta, the recovery threshold.
         recovery_threshold: usize,
         /// k_A.
         k_a: usize,
@@ -64,45 +64,44 @@ impl fmt::Display for Way {
     }
 }
 
-/// A way that was considered.
+/// A candidate and its predicted time.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Alternative {
-    /// Which.
+    /// The candidate.
     pub way: Way,
     /// Predicted time, seconds.
     pub total_s: f64,
 }
 
-/// What becomes of a layer.
+/// The decision for one layer.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct LayerPlan {
-    /// The way that was chosen.
+    /// The chosen way.
     pub way: Way,
-    /// What a subtask costs, if there are any.
+    /// Cost of a subtask, if there are any.
     pub cost: Option<SubtaskCost>,
-    /// What a run is predicted to take, if on the workers.
+    /// Predicted times of a run, if on the workers.
     pub prediction: Option<Prediction>,
-    /// What computing it on the host is predicted to take, seconds.
+    /// Predicted time on the host, seconds.
     pub local_s: f64,
     /// The reason, readable.
     pub why: String,
-    /// The best of every other kind, the chosen one included, fastest first.
+    /// The best candidate of each kind, the chosen one included, fastest first.
     pub alternatives: Vec<Alternative>,
 }
 
 impl LayerPlan {
-    /// Predicted time of what was chosen, seconds.
+    /// Predicted time of the chosen way, seconds.
     #[must_use]
     pub fn total_s(&self) -> f64 {
         self.prediction.map_or(self.local_s, |p| p.total_s())
     }
 }
 
-/// Decides what becomes of `layer`, for elements of type `T`.
+/// Decides how `layer` is computed, for elements of type `T`.
 ///
 /// # Errors
-/// Those of [`choose_partitions`]; [`Error::Mismatch`] when there are no so few subtasks for the partitions that are
-/// asked for.
+/// Those of [`choose_partitions`]; [`Error::Mismatch`] when there are too few subtasks for the requested partitions.
 pub fn plan_layer<T: Element>(layer: &ConvShape, options: &PlanOptions) -> Result<LayerPlan> {
     let rates = &options.rates;
     let local_s = rates.local_s(layer);
@@ -120,7 +119,7 @@ pub fn plan_layer<T: Element>(layer: &ConvShape, options: &PlanOptions) -> Resul
         let mut best: Option<Alternative> = None;
         for n in fewest..=most {
             let (pair, prediction) = choose_partitions::<T>(layer, code, n, options.tolerate, rates)?;
-            // Every worker would compute all of it, although they need not.
+            // Every worker would compute the whole layer, although a code would allow less.
             if pair == (1, 1) && code.parts(n, options.tolerate) > 1 {
                 unsplit |= n == most;
                 continue;
@@ -143,7 +142,7 @@ pub fn plan_layer<T: Element>(layer: &ConvShape, options: &PlanOptions) -> Resul
     finish::<T>(layer, rates, chosen, found, local_s, why)
 }
 
-/// The partitions that the caller wants, where the layer can be cut so.
+/// The partitions given by the caller, if the layer can be divided so.
 fn given<T: Element>(layer: &ConvShape, options: &PlanOptions) -> Result<Option<Alternative>> {
     let Some((k_a, k_b)) = options.partitions else { return Ok(None) };
     let kind = options.code.unwrap_or_default();
@@ -184,7 +183,7 @@ fn finish<T: Element>(
     Ok(LayerPlan { way: chosen.way, cost, prediction, local_s, why, alternatives })
 }
 
-/// One sentence.
+/// The explanation, in one sentence.
 fn explain(
     layer: &ConvShape,
     chosen: Alternative,
@@ -225,7 +224,7 @@ fn explain(
 }
 
 impl PlanOptions {
-    /// CRME on one subtask for each of `workers`, `tolerate` of which may straggle.
+    /// CRME with one subtask for each of `workers`, `tolerate` of which may straggle.
     #[must_use]
     pub fn new(workers: usize, tolerate: usize) -> Self {
         Self {
@@ -239,7 +238,7 @@ impl PlanOptions {
         }
     }
 
-    /// Checks what no layer can have.
+    /// Checks the options that no layer can use.
     ///
     /// # Errors
     /// [`Error::InvalidParameter`] for no workers or no subtasks.
@@ -272,7 +271,7 @@ mod tests {
         let local = place(&[1, 1, 1, 1], 6, 2);
         assert!(local.way == Way::Local && local.why.contains("2 output rows, 1 filters"), "{local:?}");
         assert!(matches!(place(&[8, 1, 1, 1], 6, 2).way, Way::Coded { k_b: 8, .. }));
-        // Whoever wants all but one worker to be dispensable wants replication.
+        // If all but one worker may be missing, replication is the right code.
         assert!(matches!(place(&[1, 1, 1, 1], 3, 2).way, Way::Coded { k_a: 1, k_b: 1, n: 3, .. }));
     }
 
@@ -305,12 +304,12 @@ mod tests {
     #[test]
     fn the_planner_may_choose_family_and_number_of_subtasks() {
         let free = PlanOptions { code: None, subtasks: None, ..PlanOptions::new(6, 2) };
-        // Large: as many parts as can be had.
+        // Large: as many parts as possible.
         let large = plan(&layer(&[1, 64, 58, 58], &[64, 64, 3, 3]), &free);
         assert!(matches!(large.way, Way::Coded { code: CodeKind::Crme, n: 6, .. }), "{large:?}");
         assert!(large.alternatives.iter().any(|a| a.way == Way::Local));
         assert!(large.alternatives.windows(2).all(|w| w[0].total_s <= w[1].total_s));
-        // Next to nothing, and one row of one filter: copies.
+        // Hardly any work, and one row of one filter: copies.
         let tiny = plan(&layer(&[1, 1, 3, 3], &[1, 1, 3, 3]), &free);
         assert!(
             matches!(tiny.way, Way::Coded { n: 3, recovery_threshold: 1, .. }) || tiny.way == Way::Local,

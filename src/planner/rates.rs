@@ -1,4 +1,4 @@
-//! Rates: from what has to be done to seconds.
+//! Rates, which convert work into seconds.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,26 +11,26 @@ use crate::worker::SubtaskShape;
 
 use super::cost::subtask_shape;
 
-/// Kinds of [`Work`].
+/// Number of kinds of [`Work`].
 pub(super) const KINDS: usize = 9;
 
-/// What a worker does for one subtask: amounts that its time is a weighted sum of.
+/// The work of one subtask on a worker: the amounts of which its time is a weighted sum.
 ///
-/// A convolution is a matrix product of m filters, k terms and n columns (pixels). Beside the m k n multiply-adds,
-/// operands are staged and read, which for small m or n is most of it; hence amounts of their own.
+/// A convolution is a matrix product of m filters, k terms and n columns (pixels). Beside the m k n multiply-adds, operands
+/// are staged and read, which dominates for small m or n; these amounts are therefore separate.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Work {
-    /// Subtasks: 1.
+    /// Number of subtasks: 1.
     pub calls: f64,
-    /// Sub-results.
+    /// Number of sub-results.
     pub sub_results: f64,
     /// Multiply-adds of products, m k n.
     pub macs: f64,
-    /// Multiply-adds that are summed directly (one or two filters a group).
+    /// Multiply-adds that are summed directly (one or two filters per group).
     pub direct_macs: f64,
     /// Elements of the second operand, k n, each time it is read.
     pub columns: f64,
-    /// Elements of the input that are staged: padded, and strides taken apart.
+    /// Elements of the input that are staged: padded, and rearranged for strides.
     pub packed: f64,
     /// Elements of filters, m k, each time they are read.
     pub filters: f64,
@@ -41,7 +41,7 @@ pub struct Work {
 }
 
 impl Work {
-    /// The work of a subtask whose sub-results are asked for one by one.
+    /// The work of a subtask whose sub-results are requested one by one.
     #[must_use]
     pub fn of(subtask: &SubtaskShape) -> Self {
         let conv = &subtask.conv;
@@ -50,7 +50,7 @@ impl Work {
         // One or two channels read more than they compute.
         let direct = conv.out_channels / conv.groups <= 2;
         let columns = conv.reduction() * kernel.points() * conv.groups;
-        // As many as are made: those between the rows of planes included.
+        // All computed points, including those between the rows of planes.
         let points = kernel.points() as f64 / (conv.batch * conv.output_plane()) as f64;
         let macs = sub_results * conv.macs() * points;
         Self {
@@ -81,7 +81,7 @@ impl Work {
     }
 }
 
-/// Seconds for a unit of each kind of [`Work`], in its order.
+/// Seconds for a unit of each kind of [`Work`], in the same order.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct WorkerRates {
     /// A subtask.
@@ -90,7 +90,7 @@ pub struct WorkerRates {
     pub sub_result_s: f64,
     /// A multiply-add.
     pub mac_s: f64,
-    /// A multiply-add of one or two filters a group.
+    /// A multiply-add that is summed directly (one or two filters per group).
     pub direct_mac_s: f64,
     /// An element of a second operand read.
     pub column_s: f64,
@@ -98,9 +98,9 @@ pub struct WorkerRates {
     pub packed_s: f64,
     /// An element of filters read.
     pub filter_s: f64,
-    /// An element of a slab taken in.
+    /// An element of a slab received.
     pub upload_s: f64,
-    /// An element of a sub-result handed out.
+    /// An element of a sub-result emitted.
     pub download_s: f64,
 }
 
@@ -125,19 +125,19 @@ impl WorkerRates {
         ]
     }
 
-    /// Seconds of a subtask on a worker that has its processor to itself.
+    /// Seconds for a subtask on a worker that has its processor to itself.
     #[must_use]
     pub fn seconds(&self, work: &Work) -> f64 {
         self.values().iter().zip(work.amounts()).map(|(rate, amount)| rate * amount).sum()
     }
 }
 
-/// What this machine needs for encoding, decoding and everything around a layer.
+/// Seconds for encoding, decoding and the overhead of a layer on this machine.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HostRates {
     /// Dispatching and gathering a layer.
     pub layer_s: f64,
-    /// Dispatching and gathering one subtask of it.
+    /// Dispatching and gathering one of its subtasks.
     pub subtask_s: f64,
     /// An element of the padded input, or of a coded slab.
     pub encode_elem_s: f64,
@@ -147,29 +147,29 @@ pub struct HostRates {
     pub decode_elem_s: f64,
     /// A multiply-add of decoding.
     pub decode_mac_s: f64,
-    /// One thread, as a worker.
+    /// Rates of one thread as a worker.
     pub thread: WorkerRates,
-    /// How many times as fast as one thread all cores compute an uncoded convolution.
+    /// Speed of all cores on an uncoded convolution, as a multiple of the speed of one thread.
     pub parallel: f64,
 }
 
-/// Seconds for everything that a layer takes.
+/// All rates needed to predict the time of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Rates {
-    /// Of a typical worker, alone on its processor.
+    /// Rates of a typical worker, alone on its processor.
     pub worker: WorkerRates,
-    /// Of this machine.
+    /// Rates of this machine.
     pub host: HostRates,
-    /// Processors that the workers share, if they share any: more workers than these take turns.
+    /// Number of processors that the workers share; `None` if they share none. More workers than processors take turns.
     pub cores: Option<usize>,
-    /// Seconds for an element of coded filters in every run: its share of installing it again, and of the memory it
-    /// occupies.
+    /// Seconds per element of coded filters in every run: its share of reinstalling the filters, and of the memory that they
+    /// occupy.
     pub storage_s: f64,
 }
 
 impl Default for Rates {
-    /// Of a server of 2024 for f32: 30 G multiply-adds a second on a thread, which is also what a worker is, each with
-    /// its own processor; elements at 4 GB/s; filters that are installed again every thousandth run.
+    /// Rates of a server of 2024 for f32: 30 G multiply-adds per second on a thread, also on each worker, which has its own
+    /// processor; elements at 4 GB/s; filters that are reinstalled every thousandth run.
     fn default() -> Self {
         let thread = WorkerRates {
             call_s: 2e-5,
@@ -200,7 +200,7 @@ impl Default for Rates {
     }
 }
 
-/// What a layer is expected to take when nobody is late.
+/// Predicted times and memory of a layer without stragglers.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Prediction {
     /// Padding, cutting and encoding, seconds.
@@ -211,14 +211,14 @@ pub struct Prediction {
     pub decode_s: f64,
     /// One subtask on a worker that has its processor to itself, seconds.
     pub subtask_s: f64,
-    /// Coded slabs, sub-results and output that are in this machine's memory during a run.
+    /// Coded slabs, sub-results and output in this machine's memory during a run, in bytes.
     pub host_bytes: f64,
-    /// Coded filters, slabs and sub-results of one subtask, on its worker.
+    /// Coded filters, slabs and sub-results of one subtask on its worker, in bytes.
     pub worker_bytes: f64,
 }
 
 impl Prediction {
-    /// Encoding, waiting and decoding.
+    /// Encoding, waiting and decoding, seconds.
     #[must_use]
     pub fn total_s(&self) -> f64 {
         self.encode_s + self.wait_s + self.decode_s
@@ -241,12 +241,12 @@ impl CodecWork {
         let coded = (distinct * subtask.upload_elems()) as f64;
         let covered = if slabs.is_in_place() { 0.0 } else { planes * slabs.covered_plane() as f64 };
         let selects = matches!(code.kind(), CodeKind::Uncoded | CodeKind::Replication);
-        // A column of a block has k_A entries; a lone 1 copies.
+        // A column of a block has k_A entries; a single 1 copies.
         let encode_macs = if selects || code.k_a() == 1 { 0.0 } else { coded * code.k_a() as f64 };
         let parts = code.k_a() * code.k_b() / (code.l_a() * code.l_b());
         let used = (parts * subtask.download_elems()) as f64;
         let output = layer.output_elems() as f64;
-        // Complex systems as real ones have twice the terms.
+        // A complex system written as a real one has twice the terms.
         let an_element = match code.kind() {
             _ if selects || parts == 1 => 0,
             CodeKind::Crme => 2 * parts,
@@ -262,7 +262,7 @@ impl CodecWork {
 }
 
 impl Rates {
-    /// What a run of `layer` under `code` takes with a worker for each subtask, of which none is late.
+    /// Predicts a run of `layer` under `code` with one worker for each subtask and no stragglers.
     ///
     /// # Errors
     /// [`Error::InvalidParameter`](crate::Error::InvalidParameter) when the layer cannot be cut into the code's parts.
@@ -272,7 +272,7 @@ impl Rates {
         let codec = CodecWork::of(layer, code, &slabs, &subtask);
         let host = &self.host;
         let subtask_s = self.worker.seconds(&Work::of(&subtask));
-        // Workers that share processors take turns, and the last of those that are needed is one of the last of all.
+        // Workers that share processors take turns, so the last result needed comes with the last turn.
         let turns = self.cores.map_or(1.0, |cores| (code.n() as f64 / cores as f64).max(1.0));
         let bytes = T::DTYPE.size_bytes() as f64;
         let held = (subtask.upload_elems() + subtask.download_elems()) as f64;

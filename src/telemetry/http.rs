@@ -1,4 +1,4 @@
-//! The HTTP endpoint.
+//! The HTTP endpoint for metrics and health checks.
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -14,22 +14,22 @@ use tokio::sync::oneshot;
 
 use crate::error::{Error, Result};
 
-/// A reader that takes longer is not answered.
+/// Time limit of one answer.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// What an [`Exporter`] shows.
+/// The data that an [`Exporter`] serves.
 pub trait Source: Send + Sync + 'static {
-    /// Everything, in Prometheus' text format.
+    /// All metrics, in Prometheus' text format.
     fn metrics(&self) -> String;
 
-    /// Whether inference works, proved by some; may take a few seconds.
+    /// Checks that inference works by computing something; may take a few seconds.
     ///
     /// # Errors
-    /// Why it does not.
+    /// The reason why it does not work.
     fn ready(&self) -> Result<()>;
 }
 
-/// Serves until it is dropped.
+/// Serves metrics and health checks until it is dropped.
 pub struct Exporter {
     address: SocketAddr,
     stop: Option<oneshot::Sender<()>>,
@@ -68,18 +68,18 @@ impl Exporter {
                     let serving = axum::serve(listener, app);
                     tokio::select! {
                         ended = serving => drop(ended),
-                        // Sent or dropped, it means the same.
+                        // A sent message and a dropped sender mean the same.
                         _ = stopped => {}
                     }
                 });
-                // A source that still looks whether it is ready is not waited for.
+                // Does not wait for a readiness check in progress.
                 runtime.shutdown_background();
             })
             .map_err(failed)?;
         Ok(Self { address: bound, stop: Some(stop), thread: Some(thread) })
     }
 
-    /// Where it listens.
+    /// The address where it listens.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address

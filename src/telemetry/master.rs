@@ -1,4 +1,4 @@
-//! What a master counts: one call for each run of a layer.
+//! The metrics of a master, updated once for each run of a layer.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -14,13 +14,13 @@ use crate::engine::{LayerReport, ReportObserver, SelfTest};
 use crate::error::Result;
 use crate::scheduler::{Outcome, Pool};
 
-/// Counters of a master, and its readiness: whether its pool computes a small coded convolution rightly.
+/// The counters of a master, and its readiness: whether its pool computes a small coded convolution correctly.
 pub struct Master {
     registry: Registry,
     counters: Arc<Counters>,
     pool: Pool,
     workers: Family<StateLabel, Gauge>,
-    /// Prepared at the first question.
+    /// Prepared at the first readiness check.
     test: Mutex<Option<SelfTest>>,
 }
 
@@ -66,7 +66,7 @@ struct StateLabel {
     state: String,
 }
 
-/// 50 us to 100 s.
+/// A histogram from 50 us to 100 s.
 fn seconds() -> Histogram {
     Histogram::new(exponential_buckets(5e-5, 2.0, 22))
 }
@@ -99,7 +99,7 @@ impl Counters {
         for (phase, ms) in phases {
             self.seconds.get_or_create(&PhaseLabel { phase }).observe(ms / 1e3);
         }
-        // Of layers that were decoded.
+        // Only decoded layers have a condition number.
         if report.condition_number >= 1.0 {
             self.condition.observe(report.condition_number);
             self.error_bound.set(report.error_bound);
@@ -119,7 +119,7 @@ fn outcome(outcome: Outcome) -> &'static str {
 }
 
 impl Master {
-    /// Counts for layers on `pool`. They are counted where their options have its [observer](Master::observer).
+    /// Counts the runs of layers on `pool` whose options contain its [observer](Master::observer).
     #[must_use]
     pub fn new(pool: &Pool) -> Arc<Self> {
         let counters = Counters {
@@ -175,7 +175,7 @@ impl Master {
         })
     }
 
-    /// For [`LayerOptions::observer`](crate::LayerOptions::observer).
+    /// The observer for [`LayerOptions::observer`](crate::LayerOptions::observer).
     #[must_use]
     pub fn observer(&self) -> ReportObserver {
         let counters = Arc::clone(&self.counters);

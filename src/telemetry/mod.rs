@@ -1,9 +1,9 @@
-//! What goes on, for those who watch: metrics for Prometheus, and whether inference works.
+//! Monitoring: metrics for Prometheus, and whether inference works.
 //!
-//! Whoever runs a model once can skip this. An [`Exporter`] answers `/metrics`, `/readyz` and `/healthz` over HTTP from a
+//! Relevant if you want to monitor a service. An [`Exporter`] answers `/metrics`, `/readyz` and `/healthz` over HTTP from a
 //! [`Source`]: a [`Master`] counts what its layers report, a [`WorkerProcess`] shows a worker server's counters.
 //!
-//! Invariant: watching costs a layer a few counters; whoever reads slowly, or never, holds up nothing.
+//! Invariant: monitoring costs a layer a few counters; a client that reads slowly, or never, blocks nothing.
 
 mod http;
 mod master;

@@ -1,4 +1,4 @@
-//! What a worker process shows: its server's counters, read when somebody asks.
+//! The metrics of a worker process: its server's counters, read at each request.
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,10 +15,10 @@ use super::http::Source;
 use crate::cluster::WorkerServer;
 use crate::error::Result;
 
-/// Devices get so long to answer a known subtask.
+/// Time limit for a device to pass a probe.
 const PROBE_LIMIT: Duration = Duration::from_secs(5);
 
-/// The counters of a worker process, and its readiness: whether every device computes rightly.
+/// The counters of a worker process, and its readiness: whether every device computes correctly.
 pub struct WorkerProcess {
     registry: Registry,
     server: Arc<WorkerServer>,
@@ -34,7 +34,7 @@ impl fmt::Debug for Reader {
 }
 
 impl WorkerProcess {
-    /// Shows `server`.
+    /// Exports the counters of `server`.
     #[must_use]
     pub fn new(server: &Arc<WorkerServer>) -> Arc<Self> {
         let mut registry = Registry::with_prefix("fcdcc_worker");
@@ -56,7 +56,7 @@ impl Source for WorkerProcess {
     }
 }
 
-/// A metric with a value for each set of labels.
+/// A metric with one value for each set of labels.
 fn family<M: EncodeMetric>(
     encoder: &mut DescriptorEncoder<'_>,
     name: &str,

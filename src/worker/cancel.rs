@@ -1,11 +1,11 @@
-//! The flag that ends work early, which can also be slept on or call somebody.
+//! The cancellation flag, which threads can sleep on and which can run callbacks.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Shared by everything that works for one job; cancelling is final.
+/// A flag shared by everything that works for one job; cancelling is final.
 #[derive(Clone, Debug, Default)]
 pub struct CancelToken {
     shared: Arc<Shared>,
@@ -25,7 +25,7 @@ struct Hooks {
     waiting: Vec<(u64, Box<dyn FnOnce() + Send>)>,
 }
 
-/// A call that [`CancelToken::on_cancel`] registered; dropping it takes the call back.
+/// The registration of a callback by [`CancelToken::on_cancel`]; dropping it removes the callback.
 #[must_use = "dropping it takes the call back"]
 pub struct CancelHook {
     shared: Arc<Shared>,
@@ -39,10 +39,10 @@ impl CancelToken {
         Self::default()
     }
 
-    /// Ends the work of everybody who holds a clone, and wakes those who sleep on it.
+    /// Cancels the work of all holders of a clone, and wakes those that sleep on it.
     pub fn cancel(&self) {
         self.shared.cancelled.store(true, Ordering::Release);
-        // Taking the lock orders the store before any sleeper's next look at the flag.
+        // Taking the lock orders the store before any sleeper's next check of the flag.
         let guard = self.shared.lock.lock().unwrap_or_else(PoisonError::into_inner);
         self.shared.wake.notify_all();
         drop(guard);
@@ -52,13 +52,13 @@ impl CancelToken {
         }
     }
 
-    /// Calls `call` when the token is cancelled, on the thread that cancels; at once if it is cancelled already. For
-    /// those who wait for something else at the same time: `call` wakes them and must not block.
+    /// Calls `call` on the cancelling thread when the token is cancelled, or at once if it is cancelled already. Use it to
+    /// wake a thread that waits for something else at the same time; `call` must not block.
     pub fn on_cancel(&self, call: impl FnOnce() + Send + 'static) -> CancelHook {
         let mut hooks = self.shared.hooks();
         let id = hooks.next;
         hooks.next += 1;
-        // Whoever cancels sets the flag before it takes the lock: either it is seen here, or the call is seen there.
+        // `cancel` sets the flag before it takes the lock: either the flag is seen here, or the callback is seen there.
         if self.is_cancelled() {
             drop(hooks);
             call();
@@ -78,7 +78,7 @@ impl CancelToken {
     #[must_use]
     pub fn sleep(&self, duration: Duration) -> bool {
         let Some(end) = Instant::now().checked_add(duration) else {
-            // A sleep past the end of time: only cancelling ends it.
+            // The end is not representable: only cancelling ends this sleep.
             self.wait();
             return true;
         };
@@ -95,7 +95,7 @@ impl CancelToken {
         }
     }
 
-    /// Sleeps until cancelled. Every job has a deadline that cancels its token, so this ends.
+    /// Sleeps until cancelled. This ends, since every job has a deadline that cancels its token.
     pub fn wait(&self) {
         let mut guard = self.shared.lock.lock().unwrap_or_else(PoisonError::into_inner);
         while !self.is_cancelled() {

@@ -1,11 +1,11 @@
 //! The worker that computes on threads of this machine.
 //!
-//! Who only assembles pools needs [`CpuWorker::fleet`] and nothing else from here. All subtasks of a worker
-//! share one scratch memory, so holding many layers costs their filters and nothing more.
+//! Relevant if you want to change how CPUs compute subtasks; [`CpuWorker::fleet`] suffices to assemble a pool. All subtasks
+//! of a worker share one scratch buffer, so each further layer takes only the memory of its filters.
 //!
-//! Invariant: under [`Order::All`] the filter banks of a subtask meet each slab together, strip by strip of it; its
+//! Invariant: under [`Order::All`] each slab is convolved with all filter banks of the subtask at once, strip by strip. Its
 //! sub-results therefore complete together and are emitted slab by slab, in ascending index. Under [`Order::Each`] one
-//! slab meets one bank, and at most the sub-result in hand is lost when the work is cut short.
+//! slab is convolved with one bank, so cancelling loses at most the current sub-result.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -31,19 +31,19 @@ pub struct CpuWorker {
     room_f64: Room<f64>,
 }
 
-/// Buffers that are kept for later results: those of a few subtasks, whose sub-results are rarely more than four.
+/// Maximum number of buffers kept for later results: those of a few subtasks, which rarely have more than four sub-results.
 const KEPT_BUFFERS: usize = 8;
 
-/// The memory that all layers of a worker share.
+/// The memory shared by all layers of a worker.
 #[derive(Debug, Default)]
 struct Room<T> {
     scratch: Scratch<T>,
-    /// Buffers of earlier results, for new ones: fresh memory costs more than a small convolution does.
+    /// Buffers of earlier results to reuse: fresh memory costs more than a small convolution.
     spare: Vec<Vec<T>>,
 }
 
 impl<T: Element> Room<T> {
-    /// `len` elements that hold anything.
+    /// A buffer of `len` elements with arbitrary content.
     fn buffer(spare: &mut Vec<Vec<T>>, len: usize) -> Vec<T> {
         let fit = spare.iter().position(|buffer| buffer.capacity() >= len);
         sized(fit.map(|at| spare.swap_remove(at)).unwrap_or_default(), len)
@@ -60,7 +60,7 @@ impl<T: Element> Room<T> {
     }
 }
 
-/// The coded filters of one subtask and the plan that uses them.
+/// The coded filters of one subtask, and the plan that uses them.
 #[derive(Debug)]
 struct Installed {
     shape: SubtaskShape,
@@ -68,7 +68,7 @@ struct Installed {
     banks: Banks,
 }
 
-/// Filter banks as the kernel reads them.
+/// Filter banks in the layout that the kernel reads.
 #[derive(Debug)]
 enum Banks {
     F32(Vec<Filters<f32>>),
@@ -215,8 +215,7 @@ impl Worker for CpuWorker {
         }
     }
 
-    /// Threads do not get lost; but a defect may panic, and an injected loss is to be followed by a return on every kind
-    /// of worker.
+    /// Threads do not get lost, but a defect may panic; and an injected loss should be recoverable on every kind of worker.
     fn respawn(&self) -> Option<Respawn> {
         let (name, threads) = (self.name.clone(), self.threads);
         Some(Arc::new(move |_| Ok(Box::new(Self::new(name.clone(), threads)))))

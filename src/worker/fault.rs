@@ -1,9 +1,9 @@
-//! Faults as a user writes them: `random:2:delay=exp(200ms)`, and what they mean.
+//! Fault specifications such as `random:2:delay=exp(200ms)`.
 //!
-//! Plain data and its text form; [`FaultyWorker`](super::FaultyWorker) carries a fault out. Who injects no
-//! faults can skip this module.
+//! Relevant if you want to inject faults. The types are plain data with a text form;
+//! [`FaultyWorker`](super::FaultyWorker) carries a fault out.
 //!
-//! Invariant: what [`Display`](fmt::Display) prints, [`FromStr`] reads back as the same value.
+//! Invariant: [`FromStr`] reads the output of [`Display`](fmt::Display) back as the same value.
 
 use std::fmt;
 use std::str::FromStr;
@@ -15,12 +15,12 @@ use serde::Serialize;
 
 use crate::error::{Error, Result};
 
-/// Which workers, and what befalls them: `WORKERS:KIND`, e.g. `0,3:slow=5x` or `all:delay=300ms`.
+/// A fault and the workers that have it: `WORKERS:KIND`, e.g. `0,3:slow=5x` or `all:delay=300ms`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FaultSpec {
-    /// Who.
+    /// The workers.
     pub workers: WorkerSet,
-    /// What.
+    /// The fault.
     pub fault: Fault,
 }
 
@@ -29,20 +29,20 @@ pub struct FaultSpec {
 pub enum WorkerSet {
     /// By index, e.g. `0,3`.
     Indices(Vec<usize>),
-    /// So many of them, drawn without replacement: `random:2`.
+    /// This number of workers, drawn without replacement: `random:2`.
     Random(usize),
     /// Every worker: `all`.
     All,
 }
 
-/// How long a delayed worker waits before the work of a task.
+/// The delay of a worker before it starts a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Delay {
-    /// Always this long: `300ms`.
+    /// A constant delay: `300ms`.
     Constant(Duration),
     /// Exponentially distributed: `exp(200ms)`.
     Exponential {
-        /// Its mean.
+        /// The mean.
         mean: Duration,
     },
     /// A constant and an exponential part, the usual model of stragglers: `shifted-exp(50ms,100ms)`.
@@ -54,50 +54,50 @@ pub enum Delay {
     },
 }
 
-/// What is wrong with a worker.
+/// A kind of fault.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Fault {
     /// Waits before each task: `delay=...`.
     Delay(Delay),
-    /// Takes so many times as long, at least 1: `slow=5x`.
+    /// Takes this multiple of the time, at least 1: `slow=5x`.
     Slow(f64),
     /// Is lost for good at its first task: `crash`.
     Crash,
     /// Never answers: `drop`.
     Drop,
-    /// Adds noise of this size, relative to the root mean square of a result: `corrupt=1e-2`.
+    /// Adds noise of this magnitude, relative to the root mean square of a result: `corrupt=1e-2`.
     Corrupt(f64),
     /// Puts one NaN into every result: `nan`.
     Nan,
-    /// Its device is lost at its first task; the worker that is made anew has one that stays: `device-lost`.
+    /// Loses its device at its first task; the respawned worker keeps its device: `device-lost`.
     DeviceLost,
 }
 
-/// What befalls a worker in one run, as whoever compares runs has drawn it.
+/// The faults of one worker in one run, as drawn for a comparison of runs.
 ///
-/// Workers obey it whether they are [real](super::ScheduledFaultWorker) or simulated (`scheduler::SimulatedFleet`): first what ends
-/// a task at once, then the delay, then the work.
+/// [Real](super::ScheduledFaultWorker) and simulated workers (`scheduler::SimulatedFleet`) apply it in the same order: first
+/// a fault that ends the task at once, then the delay, then the work.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct TaskFault {
-    /// Waits so long before the work of a task, at the cost of nobody's core.
+    /// Delay before the work of a task; it occupies no core.
     pub delay: Duration,
-    /// Takes so many times as long for every sub-result. Below 1 and NaN count as 1.
+    /// Multiple of the normal time for every sub-result. Values below 1 and NaN count as 1.
     pub slow: f64,
-    /// Its task fails at once: its process dies, its connection breaks. By the next run it is back.
+    /// The task fails at once, as if the process died or its connection broke. The worker is back by the next run.
     pub crash: bool,
     /// Never answers.
     pub silent: bool,
 }
 
 impl Default for TaskFault {
-    /// Nothing wrong.
+    /// No fault.
     fn default() -> Self {
         Self { delay: Duration::ZERO, slow: 1.0, crash: false, silent: false }
     }
 }
 
 impl TaskFault {
-    /// How many times as long it takes, at least 1.
+    /// Multiple of the normal time, at least 1.
     #[must_use]
     pub fn factor(&self) -> f64 {
         self.slow.max(1.0)
@@ -111,7 +111,7 @@ const KINDS_MEND: &str = "the fault is one of delay=300ms, delay=exp(200ms), del
 const DURATION_MEND: &str = "write durations with their unit: 300ms, 2s, 1m 30s";
 
 impl Delay {
-    /// Draws one waiting time.
+    /// Draws one delay.
     #[must_use]
     pub fn sample(&self, rng: &mut impl Rng) -> Duration {
         match *self {
@@ -129,11 +129,11 @@ fn exponential(mean: Duration, rng: &mut impl Rng) -> Duration {
 }
 
 impl WorkerSet {
-    /// The chosen indices among `workers` workers, ascending, each once. The same seed draws the same workers.
+    /// The indices chosen among `workers` workers, ascending, each once. The same seed draws the same workers.
     ///
     /// # Errors
-    /// [`Error::InvalidParameter`], naming both numbers, for an index that is none and for more random workers
-    /// than there are.
+    /// [`Error::InvalidParameter`], with both numbers, for an index out of range and for more random workers than there
+    /// are.
     pub fn resolve(&self, workers: usize, seed: u64) -> Result<Vec<usize>> {
         let mut chosen = match self {
             Self::All => (0..workers).collect(),

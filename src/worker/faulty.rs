@@ -1,10 +1,10 @@
-//! A worker that fails on purpose, repeatably: wraps any worker and carries out one [`Fault`].
+//! A wrapper that makes any worker fail on purpose, reproducibly, by one [`Fault`].
 //!
-//! For tests, demonstrations and benchmarks; who injects no faults can skip it. Faults stack by wrapping
-//! again, which [`inject`] does for a whole pool.
+//! Relevant if you want to inject faults in tests, demonstrations or benchmarks. Wrapping several times combines faults;
+//! [`inject`] does that for a whole pool.
 //!
-//! Invariant: everything random depends on seed, worker name, fault and the number of the task alone, so a run
-//! repeats exactly; and every wait ends when the task's [`CancelToken`] is cancelled.
+//! Invariant: everything random depends on seed, worker name, fault and task number alone, so a run is exactly
+//! reproducible; and every wait ends when the task's [`CancelToken`] is cancelled.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,24 +16,24 @@ use super::{CancelToken, Fault, FaultSpec, FilterKey, Order, Respawn, SubtaskSha
 use crate::array::{Element, Values, normal};
 use crate::error::{Error, Result};
 
-/// A worker with one [`Fault`]; its [`info`](Worker::info) is the inner worker's.
+/// A worker with one [`Fault`]; its [`info`](Worker::info) is that of the inner worker.
 ///
-/// Faults model what happens in service. The tasks of a [`Probe`](super::Probe) are not service: until the worker is lost
-/// the inner one answers them as it can, and they do not count as tasks, so that a worker that dies at its first task does
-/// so at the first real one.
+/// Faults apply to the tasks of layers. The tasks of a [`Probe`](super::Probe) are exempt and are not counted: until the
+/// worker is lost, the inner worker answers them unchanged. A worker that dies at its first task therefore does so at the
+/// first task of a layer.
 pub struct FaultyWorker {
     inner: Box<dyn Worker>,
     fault: Fault,
     seed: u64,
-    /// The generator at the start of stream 0; each task takes the stream of its number.
+    /// The generator at the start of stream 0; each task uses the stream of its number.
     rng: ChaCha8Rng,
     tasks: u64,
-    /// Set by [`Fault::Crash`] and [`Fault::DeviceLost`]: nothing works from then on.
+    /// The cause of a loss by [`Fault::Crash`] or [`Fault::DeviceLost`]; every later call fails.
     lost: Option<String>,
 }
 
 impl FaultyWorker {
-    /// Wraps `inner`. Workers of different names draw different numbers from one `seed`.
+    /// Wraps `inner`. Workers of different names draw different numbers from the same `seed`.
     #[must_use]
     pub fn new(inner: Box<dyn Worker>, fault: Fault, seed: u64) -> Self {
         let identity = format!("{}:{fault}", inner.info().name);
@@ -50,10 +50,10 @@ impl FaultyWorker {
 }
 
 /// Wraps the workers that `specs` name, in the order of the specs. Spec `i` draws from `seed + i`, so two
-/// `random:1` name independent workers.
+/// `random:1` choose workers independently.
 ///
 /// # Errors
-/// [`Error::InvalidParameter`] when a spec names workers that are not there.
+/// [`Error::InvalidParameter`] when a spec names workers that do not exist.
 pub fn inject(workers: Vec<Box<dyn Worker>>, specs: &[FaultSpec], seed: u64) -> Result<Vec<Box<dyn Worker>>> {
     let count = workers.len();
     let mut workers: Vec<Option<Box<dyn Worker>>> = workers.into_iter().map(Some).collect();
@@ -74,19 +74,19 @@ fn fnv1a(bytes: &[u8]) -> u64 {
     })
 }
 
-/// Says nothing until it is cancelled.
+/// Waits until it is cancelled, without emitting anything.
 pub(super) fn silent(cancel: &CancelToken) -> Result<()> {
     cancel.wait();
     Err(Error::Cancelled)
 }
 
-/// Waits before the work of a task; an error when it is cancelled meanwhile.
+/// Sleeps before the work of a task; an error when it is cancelled meanwhile.
 pub(super) fn delayed(delay: Duration, cancel: &CancelToken) -> Result<()> {
     if cancel.sleep(delay) { Err(Error::Cancelled) } else { Ok(()) }
 }
 
-/// Executes a task on `inner` in `factor` times the time: each sub-result is held back for as long as it took, `factor` - 1
-/// times.
+/// Executes a task on `inner` in `factor` times the time: delays each sub-result by `factor` - 1 times the time that it
+/// took.
 pub(super) fn slowed(
     inner: &mut dyn Worker,
     factor: f64,
@@ -130,7 +130,7 @@ impl Worker for FaultyWorker {
         self.inner.info()
     }
 
-    /// As the inner worker; a worker that crashed or whose device is lost refuses.
+    /// As the inner worker; an error after a crash or the loss of the device.
     fn install(&mut self, key: FilterKey, shape: &SubtaskShape, banks: Values) -> Result<()> {
         self.check_alive()?;
         self.inner.install(key, shape, banks)
@@ -166,7 +166,7 @@ impl Worker for FaultyWorker {
             }
             Fault::DeviceLost => {
                 self.inner.lose_device();
-                // One sub-result suffices to learn what the loss looks like from here, and it must not get out.
+                // One sub-result suffices to get the error of the lost device; it must not be emitted.
                 let first = match order {
                     Order::All => &[0],
                     Order::Each(indices) => &indices[..indices.len().min(1)],
@@ -174,7 +174,7 @@ impl Worker for FaultyWorker {
                 let end = self.inner.execute(key, slabs, Order::Each(first), cancel, &mut |_, _| {});
                 self.lost = Some(match end {
                     Err(Error::WorkerLost { cause, .. }) => cause,
-                    // There was no device to lose: to the pool this looks the same.
+                    // There was no device to lose; the pool sees the same error.
                     _ => "device lost (injected)".to_owned(),
                 });
                 self.check_alive()
@@ -204,8 +204,8 @@ impl Worker for FaultyWorker {
         }
     }
 
-    /// The inner worker's, with this fault around what it makes. A lost device has had its fault: what comes back behaves.
-    /// A crashed process does not come back.
+    /// The inner worker's, wrapped in this fault. After [`Fault::DeviceLost`] the new worker has no fault; after
+    /// [`Fault::Crash`] there is none.
     fn respawn(&self) -> Option<Respawn> {
         let (fault, seed) = (self.fault, self.seed);
         match fault {

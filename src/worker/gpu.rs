@@ -1,10 +1,9 @@
-//! A worker on a GPU queue.
+//! The worker that computes on a GPU queue.
 //!
-//! Translates the [`Worker`] contract into calls of [`crate::gpu`]: one engine, one queue, filters by key. Several
-//! workers may share an adapter; each has a device of its own, so they fail one by one and, on software adapters,
-//! run side by side.
+//! Maps the [`Worker`] contract onto [`crate::gpu`]: one engine, one queue, filters by key. Several workers may share an
+//! adapter. Each opens a device of its own, so they fail one by one and, on software adapters, run in parallel.
 //!
-//! Invariant: once the device is lost every call answers [`Error::WorkerLost`]; recovery is a new worker.
+//! Invariant: once the device is lost every call returns [`Error::WorkerLost`]; recovery is a new worker.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,21 +19,21 @@ use crate::gpu::{
     AdapterSelector, AdapterSummary, ConvEngine, ConvFilters, GpuDevice, Kernel, Tuner, select,
 };
 
-/// Which adapter a worker opens, and what it is called.
+/// Options of a worker: its adapter, its name and its kernels.
 #[derive(Clone, Debug, Default)]
 pub struct GpuOptions {
-    /// The adapter; the first that [`select`] finds preferable when `None`.
+    /// The adapter; the first in the order of [`select`] when `None`.
     pub adapter: Option<AdapterSelector>,
-    /// Number of this queue among those the pool opens; names the worker when `name` is `None`.
+    /// Number of this queue among those that the pool opens; names the worker when `name` is `None`.
     pub queue: usize,
     /// The worker's name; `gpu-<queue>` when `None`.
     pub name: Option<String>,
-    /// The kernel of every layer; what `tuner` picks when `None`.
+    /// The kernel for every layer; chosen by `tuner` when `None`.
     pub kernel: Option<Kernel>,
-    /// How to find the fastest of several ways to run a layer; by default not at all.
+    /// How to find the fastest kernel for a layer; by default no search is done.
     pub tuner: Tuner,
-    /// Keep slabs and filters in 16 bits, where the adapter can: half of the memory and of the traffic, sums in f32 as
-    /// ever. f32 only, and less exact ([`GpuDevice::with_half_storage`]).
+    /// Store slabs and filters in 16 bits, where the adapter supports it: half of the memory and of the traffic; sums stay
+    /// in f32. f32 only, and less exact ([`GpuDevice::with_half_storage`]).
     pub half_storage: bool,
 }
 
@@ -43,9 +42,9 @@ pub struct GpuOptions {
 pub struct GpuWorker {
     info: WorkerInfo,
     adapter: AdapterSummary,
-    /// Of these, the name and what decides about kernels.
+    /// The name and the options for choosing kernels.
     options: GpuOptions,
-    /// `None` once the device is lost, with the cause in `lost`.
+    /// `None` once the device is lost; the cause is in `lost`.
     held: Option<Held>,
     lost: String,
 }
@@ -64,12 +63,12 @@ struct Installed {
 }
 
 impl GpuWorker {
-    /// Opens a queue on the adapter that `options` name.
+    /// Opens a queue on the adapter of `options`.
     ///
     /// # Errors
-    /// [`Error::Unavailable`], listing the adapters there are, when none matches; [`Error::Gpu`] when it refuses.
+    /// [`Error::Unavailable`], with a list of the adapters, when none matches; [`Error::Gpu`] when the adapter refuses.
     pub fn open(options: &GpuOptions) -> Result<Self> {
-        // `select` never answers with an empty list.
+        // `select` never returns an empty list.
         let adapter = select(options.adapter.as_ref())?.swap_remove(0);
         Self::on(&adapter, options)
     }
@@ -106,9 +105,9 @@ impl GpuWorker {
         })
     }
 
-    /// Opens `count` workers, named `gpu-0` and so on, spread round-robin over all adapters that `selector` names;
-    /// without one, over all real GPUs, or over the software adapters where there is no real one. Adapters with
-    /// fewer turns than workers get several queues.
+    /// Opens `count` workers, named `gpu-0` and so on, distributed round-robin over all adapters that match `selector`.
+    /// Without a selector these are all hardware GPUs, or the software adapters if there is no hardware GPU. With more
+    /// workers than adapters, adapters get several queues.
     ///
     /// # Errors
     /// As [`GpuWorker::open`], for the first worker that cannot be opened.
@@ -116,7 +115,7 @@ impl GpuWorker {
         Self::fleet_with(count, &GpuOptions { adapter: selector.cloned(), ..GpuOptions::default() })
     }
 
-    /// As [`Self::fleet`], for the adapter, and with the kernels, that `options` say.
+    /// As [`Self::fleet`], with the adapter and the kernels of `options`.
     ///
     /// # Errors
     /// Those of [`Self::fleet`].
@@ -134,12 +133,12 @@ impl GpuWorker {
             .collect()
     }
 
-    /// Runs `work` unless the device is lost, and turns its loss into [`Error::WorkerLost`].
+    /// Runs `work` unless the device is lost, and turns a loss into [`Error::WorkerLost`].
     fn with<R>(&mut self, work: impl FnOnce(&mut Held, &str) -> Result<R>) -> Result<R> {
         if let Some(held) = &mut self.held {
             let result = work(held, &self.info.name);
             match held.engine.device().lost() {
-                // What was finished before the loss is as good as ever.
+                // A result finished before the loss is valid.
                 Some(cause) if result.is_err() => self.bury(cause),
                 _ => return result,
             }
@@ -147,8 +146,7 @@ impl GpuWorker {
         Err(Error::WorkerLost { worker: self.info.name.clone(), cause: self.lost.clone() })
     }
 
-    /// Lets go of a lost device. Dropping it waits until it is idle, which a hung one never is: a thread of its own
-    /// does that.
+    /// Drops a lost device on a separate thread: dropping waits until the device is idle, which a hung one never is.
     fn bury(&mut self, cause: String) {
         self.lost = cause;
         let held = self.held.take();
@@ -168,7 +166,7 @@ impl Worker for GpuWorker {
         shape.check_banks(&banks)?;
         let (kernel, tuner) = (self.options.kernel, self.options.tuner.clone());
         self.with(|held, _| {
-            // The old filters go first: both may not fit.
+            // Drop the old filters first: both may not fit.
             held.filters.remove(&key);
             let (conv, engine) = (&shape.conv, &mut held.engine);
             let filters = if shape.plain {
@@ -211,7 +209,7 @@ impl Worker for GpuWorker {
         })
     }
 
-    /// Opens the same adapter, found by its position and name, with the same options.
+    /// Reopens the same adapter, found by its position and name, with the same options.
     fn respawn(&self) -> Option<Respawn> {
         let (adapter, options) = (self.adapter.clone(), self.options.clone());
         Some(Arc::new(move |_| Ok(Box::new(Self::on(&adapter, &options)?))))

@@ -1,12 +1,12 @@
-//! Workers: what computes a subtask, behind one trait.
+//! Workers: the trait that computes subtasks, and its implementations.
 //!
-//! A worker holds coded filters ([`Worker::install`]) and, given coded slabs, hands back the sub-results of one
-//! subtask one by one ([`Worker::execute`]). It knows nothing of codes, deadlines or other workers. One thread of
-//! the [pool](crate::scheduler::Pool) owns each worker and calls it; the calls may block, which is why the trait
-//! needs no async and no interior locking.
+//! A worker holds coded filters ([`Worker::install`]). Given coded slabs, it returns the sub-results of one subtask one by
+//! one ([`Worker::execute`]). It has no knowledge of codes, deadlines or other workers. One thread of the
+//! [pool](crate::scheduler::Pool) owns each worker and calls it; the calls may block, which is why the trait needs no async
+//! and no interior locking.
 //!
-//! Invariant: a call to `execute` that sees its [`CancelToken`] cancelled returns within one sub-result, and the
-//! worker is then ready for the next call.
+//! Invariant: a call to `execute` whose [`CancelToken`] is cancelled returns within one sub-result, and the worker is then
+//! ready for the next call.
 
 mod cancel;
 mod cpu;
@@ -34,7 +34,7 @@ use crate::array::{DType, Values, check_elems, check_indices};
 use crate::conv::ConvShape;
 use crate::error::{Error, Result};
 
-/// What kind of device computes.
+/// Kind of the device that computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum WorkerKind {
@@ -58,10 +58,10 @@ impl WorkerKind {
     }
 }
 
-/// What a worker says of itself.
+/// Description of a worker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct WorkerInfo {
-    /// Unique within a pool after the pool has appended an index to doubles, e.g. `cpu-0`.
+    /// Name, e.g. `cpu-0`. Unique within a pool, which appends an index to duplicates.
     pub name: String,
     /// Kind of device.
     pub kind: WorkerKind,
@@ -69,12 +69,12 @@ pub struct WorkerInfo {
     pub device: String,
     /// Whether it computes in f64 as well as f32.
     pub f64: bool,
-    /// Whether it keeps slabs and filters in 16 bits: results are then less exact, which error bounds take in.
+    /// Whether it stores slabs and filters in 16 bits: results are then less exact, which the error bounds include.
     pub half: bool,
     /// The machine it runs on: [`LOCAL_HOST`] for this one.
     pub host: String,
-    /// What several workers share and lose together, by position and name: the adapter of GPU workers, e.g.
-    /// `0 llvmpipe (LLVM 15.0.6, 256 bits)`. `None` where a worker fails on its own.
+    /// The adapter of a GPU worker by position and name, e.g. `0 llvmpipe (LLVM 15.0.6, 256 bits)`: workers that share it
+    /// are lost together. `None` where a worker fails on its own.
     pub adapter: Option<String>,
 }
 
@@ -82,8 +82,8 @@ pub struct WorkerInfo {
 pub const LOCAL_HOST: &str = "local";
 
 impl WorkerInfo {
-    /// Where the worker stands among what fails together, from the widest to the worker itself: host, adapter if it has
-    /// one, name. Workers are as likely to be lost together as their paths have a beginning in common.
+    /// The failure domains of the worker, from the widest to the worker itself: host, adapter if it has one, name. The
+    /// longer the common prefix of two paths, the more likely the two workers are lost together.
     #[must_use]
     pub fn domain(&self) -> Vec<String> {
         let adapter = self.adapter.iter().cloned();
@@ -91,21 +91,20 @@ impl WorkerInfo {
     }
 }
 
-/// Names one set of coded filters on a worker.
+/// Identifies one set of coded filters on a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FilterKey {
-    /// A prepared layer; unique within the process.
+    /// Number of a prepared layer; unique within the process.
     pub layer: u64,
     /// Index of the subtask whose filters these are.
     pub subtask: usize,
 }
 
 impl FilterKey {
-    /// Where a [`Probe`] installs its filters: no layer has this number.
+    /// The key under which a [`Probe`] installs its filters; no layer has this number.
     pub const PROBE: Self = Self { layer: u64::MAX, subtask: 0 };
 
-    /// Whether a probe's filters lie under this key. Workers that wrap or imitate others for tests tell by this what
-    /// must be answered properly.
+    /// Whether this is the key of a probe. Wrappers that inject faults use it to answer probes correctly.
     #[must_use]
     pub fn is_probe(&self) -> bool {
         self.layer == Self::PROBE.layer
@@ -117,37 +116,37 @@ impl FilterKey {
 /// Sub-result `p * banks + r` is slab `p` convolved with filter bank `r`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct SubtaskShape {
-    /// One sub-result's convolution. Its padding is zero: slabs carry their padding with them.
+    /// The convolution of one sub-result. Its padding is zero, since slabs include their padding.
     pub conv: ConvShape,
     /// l_A: coded slabs of a subtask, each `[N, C, slab spatial...]`, stored one after the other.
     pub slabs: usize,
     /// l_B: coded filter banks of a subtask, each `[O', C/g, kernel...]`, stored one after the other.
     pub banks: usize,
-    /// Whether a worker must keep operands as wide as their type and compute every output from its own window alone: neither
-    /// storage of 16 bits nor Winograd's filtering. For data of very uneven size.
+    /// Whether a worker must store operands at full width and compute every output from its own window alone: neither 16-bit
+    /// storage nor Winograd's algorithm. Needed for data of very uneven magnitude.
     pub plain: bool,
 }
 
 impl SubtaskShape {
-    /// Sub-results of a subtask, l_A * l_B.
+    /// Number of sub-results of a subtask, l_A * l_B.
     #[must_use]
     pub fn sub_results(&self) -> usize {
         self.slabs * self.banks
     }
 
-    /// Elements of all slabs of a subtask.
+    /// Number of elements of all slabs of a subtask.
     #[must_use]
     pub fn upload_elems(&self) -> usize {
         self.slabs * self.conv.input_elems()
     }
 
-    /// Elements of all filter banks of a subtask.
+    /// Number of elements of all filter banks of a subtask.
     #[must_use]
     pub fn filter_elems(&self) -> usize {
         self.banks * self.conv.weight_elems()
     }
 
-    /// Elements of all sub-results of a subtask.
+    /// Number of elements of all sub-results of a subtask.
     #[must_use]
     pub fn download_elems(&self) -> usize {
         self.sub_results() * self.conv.output_elems()
@@ -179,10 +178,10 @@ impl SubtaskShape {
         }
     }
 
-    /// Checks that `order` names sub-results of this shape only.
+    /// Checks that every index in `order` is below the number of sub-results.
     ///
     /// # Errors
-    /// [`Error::InvalidParameter`] with the first index beyond them.
+    /// [`Error::InvalidParameter`] with the first index out of range.
     pub fn check_order(&self, order: Order<'_>) -> Result<()> {
         match order {
             Order::All => Ok(()),
@@ -191,35 +190,36 @@ impl SubtaskShape {
     }
 }
 
-/// Which sub-results of a subtask to compute.
+/// The sub-results of a subtask to compute, and their order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order<'a> {
-    /// All, in whatever order and grouping is fastest.
+    /// All, in the order and grouping that is fastest.
     All,
-    /// These, in this order, each emitted before the next is begun (or while it is computed, on a device with a
-    /// queue): work that is cut short has handed over what it did. An index that occurs twice is computed twice.
+    /// These, in this order. Each is emitted before the next is begun (or while the next is computed, on a device with a
+    /// queue), so a cancelled call has emitted its finished work. An index that occurs twice is computed twice.
     Each(&'a [usize]),
 }
 
-/// How to make a worker again that was lost: opens what the lost one had opened, under the same name, and holds no
-/// filters. May block, until the token is cancelled, and may fail, as at the first time; can be called again.
+/// Recreates a lost worker: opens the same device under the same name, without filters. May block until the token is
+/// cancelled, and may fail as when first opened; can be called repeatedly.
 pub type Respawn = Arc<dyn Fn(&CancelToken) -> Result<Box<dyn Worker>> + Send + Sync>;
 
-/// Something that computes subtasks. See the module documentation for the contract.
+/// Computes subtasks. See the module documentation for the contract.
 pub trait Worker: Send {
-    /// Name, kind, device and abilities; constant over the worker's life. The one that takes the place of a lost worker
-    /// may have another device and host.
+    /// Name, kind, device and abilities; constant over the worker's life. The worker that replaces a lost one may have
+    /// another device and host.
     fn info(&self) -> WorkerInfo;
 
-    /// Takes the coded filters of one subtask: `shape.banks` banks of `[O', C/g, kernel...]`, row-major; they are
-    /// the worker's from here on, so that a large layer is not in memory twice. Installing under a key that is held already replaces the filters.
+    /// Takes the coded filters of one subtask: `shape.banks` banks of `[O', C/g, kernel...]`, row-major. The worker owns
+    /// them from then on, so that a large layer is not in memory twice. Installing under a key that is in use replaces its
+    /// filters.
     ///
     /// # Errors
     /// [`Error::WorkerLost`] when the worker can do no further work; any other error when it cannot hold these
-    /// filters (element type, memory) but lives on.
+    /// filters (element type, memory) but can still work.
     fn install(&mut self, key: FilterKey, shape: &SubtaskShape, banks: Values) -> Result<()>;
 
-    /// Forgets the filters of `key`; unknown keys are fine.
+    /// Removes the filters of `key`; unknown keys are ignored.
     fn remove(&mut self, key: FilterKey);
 
     /// Computes the sub-results that `order` names of the subtask `key` from `slabs` (`shape.slabs` slabs of
@@ -227,10 +227,9 @@ pub trait Worker: Send {
     /// `[N, O', spatial...]` row-major) as soon as it is complete.
     ///
     /// # Errors
-    /// [`Error::InvalidParameter`] for an order with an index beyond the shape; [`Error::Mismatch`] for slabs of
-    /// another size or type; [`Error::Cancelled`] when `cancel` was set first; [`Error::WorkerLost`] when the worker can do no further
-    /// work; any other error when this task failed and the worker lives on. Sub-results emitted before an error
-    /// are valid.
+    /// [`Error::InvalidParameter`] for an index out of range in `order`; [`Error::Mismatch`] for slabs of another size or
+    /// type; [`Error::Cancelled`] when `cancel` was set first; [`Error::WorkerLost`] when the worker can do no further work;
+    /// any other error when this task failed but the worker can still work. Sub-results emitted before an error are valid.
     fn execute(
         &mut self,
         key: FilterKey,
@@ -240,29 +239,28 @@ pub trait Worker: Send {
         emit: &mut dyn FnMut(usize, Values),
     ) -> Result<()>;
 
-    /// A buffer of sub-results that nobody needs any more, of whatever length and content: memory to make others in, since
-    /// fresh memory costs more than some layers do. Comes before [`execute`](Worker::execute), about as many as that will
-    /// emit; a worker that makes its buffers otherwise drops it.
+    /// Takes a buffer of sub-results that is no longer needed, of any length and content, to reuse its memory: fresh memory
+    /// costs more than some layers. Called before [`execute`](Worker::execute), about once for each sub-result to come. A
+    /// worker that allocates its buffers otherwise drops it.
     fn recycle(&mut self, _buffer: Values) {}
 
-    /// How to make this worker again should it be lost; `None` when it would not come back. Asked for while the worker
-    /// is healthy.
+    /// How to recreate this worker if it is lost; `None` when that is impossible. Called while the worker is healthy.
     fn respawn(&self) -> Option<Respawn> {
         None
     }
 
-    /// Why it cannot work yet, where it stands for one that has still to come: a pool takes it for lost from the start
-    /// and waits for what its [recipe](Worker::respawn) makes.
+    /// Why the worker cannot work yet, if it is a placeholder for a worker still to join. A pool then treats it as lost from
+    /// the start, and waits for the worker that [`respawn`](Worker::respawn) creates.
     fn unavailable_reason(&self) -> Option<String> {
         None
     }
 
-    /// Loses the device as a driver would, for fault injection. Workers without one ignore it.
+    /// Loses the device as a driver would, for fault injection. Workers without a device ignore it.
     #[doc(hidden)]
     fn lose_device(&mut self) {}
 }
 
-/// The error of executing a subtask whose filters were never installed (or were removed).
+/// The error for a subtask whose filters were never installed (or were removed).
 pub(crate) fn not_installed(worker: &str, key: FilterKey) -> Error {
     Error::WorkerFailed {
         worker: worker.to_owned(),

@@ -1,10 +1,10 @@
-//! A small subtask whose answer is known: whether a worker computes rightly before it is trusted with work.
+//! Probes: a small subtask with a known answer, to check a worker before it gets work.
 //!
-//! For whoever takes a worker (back) into service; who only runs layers can skip it. A probe sees what is wrong with
-//! every task (a broken driver or kernel, mixed-up sub-results); a fault that comes and goes it may miss.
+//! Relevant if you want to take a worker (back) into service; running layers does not require it. A probe detects faults
+//! that affect every task (a broken driver or kernel, swapped sub-results); it may miss an intermittent fault.
 //!
-//! Invariant: the filters of a probe lie under [`FilterKey::PROBE`] alone and are gone when
-//! [`check`](Probe::check) returns, so a probe never touches a layer.
+//! Invariant: the filters of a probe are installed under [`FilterKey::PROBE`] alone and are removed when
+//! [`check`](Probe::check) returns, so a probe never affects a layer.
 
 use std::sync::OnceLock;
 
@@ -13,11 +13,11 @@ use crate::array::{DType, Element, HALF_EPSILON, Values};
 use crate::conv::{ConvParams, ConvShape, reference};
 use crate::error::{Error, Result};
 
-/// Slabs and filter banks: two of each, so that a worker that mixes up either is noticed.
+/// Number of slabs and of filter banks: two of each, so that swapping either is detected.
 const SLABS: usize = 2;
 const BANKS: usize = 2;
 
-/// What every probe sends and expects, in f64.
+/// Inputs and expected results of every probe, in f64.
 #[derive(Debug)]
 struct Known {
     shape: SubtaskShape,
@@ -34,8 +34,8 @@ pub struct Probe {
     known: &'static Known,
 }
 
-/// Uniform in [-1, 1) and exact in f32: one truth serves both types. All 23 bits are in use, so that a device that
-/// computes with fewer is noticed.
+/// Uniform numbers in [-1, 1), exact in f32, so that the same expected results serve both types. All 23 mantissa bits are
+/// in use, so that computing with fewer bits is detected.
 fn numbers(len: usize, seed: u64) -> Vec<f64> {
     let mut state = seed;
     (0..len)
@@ -48,7 +48,7 @@ fn numbers(len: usize, seed: u64) -> Vec<f64> {
 
 impl Known {
     fn new() -> Result<Self> {
-        // No two lengths are equal, so that swapped axes are noticed too.
+        // All lengths differ, so that swapped axes are detected too.
         let conv = ConvShape::new(&[1, 3, 5, 6], &[4, 3, 3, 3], &ConvParams::default())?;
         let shape = SubtaskShape { conv, slabs: SLABS, banks: BANKS, plain: false };
         let (slabs, banks) = (numbers(shape.upload_elems(), 1), numbers(shape.filter_elems(), 2));
@@ -72,7 +72,7 @@ fn values(numbers: &[f64], dtype: DType) -> Values {
     }
 }
 
-/// Relative L2 distance; NaN if either side holds one.
+/// Relative L2 distance; NaN if either side holds a NaN.
 fn distance(got: &Values, answer: &[f64]) -> f64 {
     fn off<T: Element>(got: &[T], answer: &[f64]) -> f64 {
         got.iter().zip(answer).map(|(g, a)| (g.to_f64() - a).powi(2)).sum()
@@ -85,7 +85,7 @@ fn distance(got: &Values, answer: &[f64]) -> f64 {
 }
 
 impl Probe {
-    /// A probe in `dtype`. The truth is computed once in a process, by [`reference()`].
+    /// A probe in `dtype`. The expected results are computed once in a process, by [`reference()`].
     #[must_use]
     pub fn new(dtype: DType) -> Self {
         static KNOWN: OnceLock<Known> = OnceLock::new();
@@ -93,12 +93,12 @@ impl Probe {
         Self { dtype, known }
     }
 
-    /// The largest relative L2 error of a sub-result that passes: K eps, where K = 27 products are summed up; four times
-    /// what rounding both operands comes to, where they are `half` as wide.
+    /// The largest accepted relative L2 error of a sub-result: K eps, where K = 27 products are summed up; with `half`,
+    /// four times the error of rounding both operands to 16 bits.
     ///
-    /// The K roundings of a sum stay below K eps/2 times the sum of the magnitudes; that they all pull one way is so
-    /// unlikely that a right sum is off by about sqrt(K) eps/2, a tenth of the limit, in any order and with or without
-    /// fused multiply-adds. 10-bit mantissas are off by a hundred times the limit of f32.
+    /// The K roundings of a sum stay below K eps/2 times the sum of the magnitudes. They hardly ever add up in one
+    /// direction, so a correct sum is off by about sqrt(K) eps/2, a tenth of the limit, in any order and with or without
+    /// fused multiply-adds. Computing with 10-bit mantissas exceeds the limit of f32 a hundredfold.
     #[must_use]
     pub fn tolerance(&self, half: bool) -> f64 {
         if half {
@@ -111,13 +111,13 @@ impl Probe {
         self.known.shape.conv.reduction() as f64 * eps
     }
 
-    /// Installs the known filters, computes all sub-results, removes the filters and compares. Takes as long as the
-    /// worker does: `cancel` is what limits that.
+    /// Installs the known filters, computes all sub-results, removes the filters and compares. Only `cancel` limits the time
+    /// that this takes.
     ///
     /// # Errors
-    /// [`Error::ProbeFailed`] when a sub-result is missing, comes twice, is none, has another length or type, or is off
-    /// by more than [`Self::tolerance`]; else what the worker reports, [`Error::WorkerLost`] and [`Error::Cancelled`]
-    /// above all.
+    /// [`Error::ProbeFailed`] when a sub-result is missing, comes twice, has an index out of range, has another length or
+    /// type, or is off by more than [`Self::tolerance`]; otherwise the worker's error, mainly [`Error::WorkerLost`] and
+    /// [`Error::Cancelled`].
     pub fn check(&self, worker: &mut dyn Worker, cancel: &CancelToken) -> Result<()> {
         let Known { shape, slabs, banks, answers } = self.known;
         let half = worker.info().half;
@@ -146,7 +146,7 @@ impl Probe {
         }
     }
 
-    /// What is wrong with a sub-result, if anything is.
+    /// What is wrong with a sub-result; `None` if it is correct.
     fn flaw(&self, index: usize, again: bool, got: &Values, answer: &[f64], half: bool) -> Option<String> {
         if again {
             return Some(format!("gave sub-result {index} twice"));
@@ -161,7 +161,7 @@ impl Probe {
             ));
         }
         let (distance, limit) = (distance(got, answer), self.tolerance(half));
-        // Written so that NaN is off.
+        // In this form a NaN counts as wrong.
         let right = distance <= limit;
         (!right)
             .then(|| format!("sub-result {index} is off by {distance:.1e} (relative L2), over {limit:.1e}"))

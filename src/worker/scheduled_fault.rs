@@ -1,9 +1,10 @@
-//! A worker that fails as it is told to, run by run.
+//! A worker whose faults are set from outside, run by run.
 //!
-//! For benchmarks that draw what befalls whom themselves and want the same of real and of simulated workers; a fault that
-//! lasts is a [`Fault`](super::Fault). Who compares no runs can skip it.
+//! Relevant if you want to compare runs under the same faults, drawn by the caller, on real and simulated workers. For a
+//! permanent fault use [`Fault`](super::Fault).
 //!
-//! Invariant: a task has the fate that its worker has when the task begins, and the worker lives on after each.
+//! Invariant: the [`TaskFault`] that a worker has when a task begins applies to the whole task, and the worker survives
+//! every fault.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -12,20 +13,20 @@ use super::{CancelToken, FilterKey, Order, Respawn, SubtaskShape, TaskFault, Wor
 use crate::array::Values;
 use crate::error::{Error, Result};
 
-/// The [`TaskFault`] of each worker of a pool, to be changed between runs. Clones share one board.
+/// The [`TaskFault`] of each worker of a pool, which may change between runs. Clones share one table.
 #[derive(Clone, Debug, Default)]
 pub struct TaskFaults {
     board: Arc<Mutex<Vec<TaskFault>>>,
 }
 
 impl TaskFaults {
-    /// Nothing wrong with any of `workers` workers.
+    /// No fault for any of `workers` workers.
     #[must_use]
     pub fn new(workers: usize) -> Self {
         Self { board: Arc::new(Mutex::new(vec![TaskFault::default(); workers])) }
     }
 
-    /// From now on tasks begin with these; workers beyond them have nothing wrong.
+    /// Sets the faults of tasks that begin from now on; workers beyond the end of `fates` have none.
     pub fn set(&self, fates: &[TaskFault]) {
         let mut board = self.lock();
         for (worker, fate) in board.iter_mut().enumerate() {
@@ -33,7 +34,7 @@ impl TaskFaults {
         }
     }
 
-    /// The fate of `worker` at present; nothing wrong with one that is not on the board.
+    /// The current fault of `worker`; none if `worker` is out of range.
     #[must_use]
     pub fn get(&self, worker: usize) -> TaskFault {
         self.lock().get(worker).copied().unwrap_or_default()
@@ -44,12 +45,12 @@ impl TaskFaults {
     }
 }
 
-/// A worker that obeys a board of [`TaskFaults`]; its [`info`](Worker::info) is the inner worker's.
+/// A worker with the faults of a [`TaskFaults`]; its [`info`](Worker::info) is that of the inner worker.
 ///
-/// A crash is the error of a failed task ([`Error::WorkerFailed`]): the process is gone and its connection breaks, but by
-/// the next run it has been started again. A lost worker would be made anew in the background instead, at a time that no
-/// seed fixes. A pool takes such a failure for no strike, so crashes quarantine nobody. Probes are answered properly, as
-/// by [`FaultyWorker`](super::FaultyWorker).
+/// A crash is reported as a failed task ([`Error::WorkerFailed`]): the process is gone and its connection breaks, but it has
+/// been restarted by the next run. A lost worker would instead be respawned in the background, at a time that no seed
+/// determines. A pool does not count such a failure as a strike, so crashes do not quarantine a worker. Probes are answered
+/// correctly, as by [`FaultyWorker`](super::FaultyWorker).
 pub struct ScheduledFaultWorker {
     inner: Box<dyn Worker>,
     fates: TaskFaults,
@@ -57,7 +58,7 @@ pub struct ScheduledFaultWorker {
 }
 
 impl ScheduledFaultWorker {
-    /// Wraps `inner`, to have the fates of worker `index`.
+    /// Wraps `inner`, to have the faults of worker `index`.
     #[must_use]
     pub fn new(inner: Box<dyn Worker>, fates: TaskFaults, index: usize) -> Self {
         Self { inner, fates, index }
@@ -118,7 +119,7 @@ impl Worker for ScheduledFaultWorker {
         self.inner.recycle(buffer);
     }
 
-    /// The inner worker's, with the same fates.
+    /// The inner worker's, with the same faults.
     fn respawn(&self) -> Option<Respawn> {
         let (inner, fates, index) = (self.inner.respawn()?, self.fates.clone(), self.index);
         Some(Arc::new(move |token| Ok(Box::new(Self::new(inner(token)?, fates.clone(), index)))))

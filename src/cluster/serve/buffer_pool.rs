@@ -1,23 +1,23 @@
-//! Buffers of slabs that were used, for the next: fresh memory costs more than the network.
+//! Reuses the buffers of slabs: allocating fresh memory takes longer than the network transfer.
 //!
-//! Invariant: buffers that wait here are bounded in number and size, whatever is sent.
+//! Invariant: the buffers kept here are bounded in number and size, whatever is sent.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::array::{DType, Values};
 
-/// Buffers that wait, and their bytes at most.
+/// Maximum number and size of the buffers kept.
 const MOST: usize = 32;
 const MOST_BYTES: usize = 64 << 20;
 
-/// Shared by the front, which fills buffers, and the devices, which give them back.
+/// Shared by the dispatcher, which fills buffers, and the devices, which return them.
 #[derive(Clone, Default)]
 pub(super) struct BufferPool {
     buffers: Arc<Mutex<Vec<Values>>>,
 }
 
 impl BufferPool {
-    /// A buffer of `elems` elements, with anything in it.
+    /// A buffer of `elems` elements with arbitrary content.
     pub(super) fn take(&self, dtype: DType, elems: usize) -> Values {
         let mut buffers = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
         let fits = |buffer: &Values| buffer.dtype() == dtype && buffer.len() == elems;
@@ -26,7 +26,7 @@ impl BufferPool {
         found.unwrap_or_else(|| Values::zeros(dtype, elems))
     }
 
-    /// Keeps a buffer; older ones go where there are too many.
+    /// Keeps a buffer; drops the oldest ones where there are too many.
     pub(super) fn give(&self, buffer: Values) {
         let mut buffers = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
         buffers.push(buffer);

@@ -1,7 +1,7 @@
-//! Filters on disk, so that a worker that was restarted need not be sent them again.
+//! Caches filters on disk, so that they need not be sent again to a restarted worker.
 //!
-//! Invariant: what is read is what its name says (the hash is checked by whoever asks), and a disk that is full or broken
-//! costs the cache, never a task.
+//! Invariant: callers check the hash of what they read, so wrong content is never used; a full or broken disk disables the
+//! cache but fails no task.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,10 +16,10 @@ use crate::array::{DType, Values};
 use crate::error::{Error, Result};
 use crate::files;
 
-/// Filters that wait to be written; more are not kept.
+/// Maximum number of filters waiting to be written; further ones are not cached.
 const QUEUE: usize = 64;
 
-/// A folder of filters, `<hash>.filters` each. Cheap to clone.
+/// A folder of filters in files `<hash>.filters`. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Cache {
     folder: PathBuf,
@@ -28,10 +28,10 @@ pub(super) struct Cache {
 }
 
 impl Cache {
-    /// Opens the folder, and makes it if it is not there.
+    /// Opens the folder, and creates it if it is missing.
     ///
     /// # Errors
-    /// [`Error::File`] where that is not possible.
+    /// [`Error::File`] if the folder cannot be opened or created.
     pub(super) fn open(folder: &Path, limit_bytes: u64) -> Result<Self> {
         let bad = |cause: String| Error::File { path: folder.display().to_string(), cause, input: true };
         fs::create_dir_all(folder).map_err(|e| bad(format!("cannot be made: {e}")))?;
@@ -52,17 +52,17 @@ impl Cache {
         Ok(Self { folder: folder.to_owned(), writer, failures })
     }
 
-    /// Writes that failed.
+    /// Number of writes that failed.
     pub(super) fn failures(&self) -> u64 {
         self.failures.load(Ordering::Relaxed)
     }
 
-    /// Whether a file of these filters is there, of the right size.
+    /// Whether there is a file of these filters with the right size.
     pub(super) fn has(&self, content: ContentId, bytes: u64) -> bool {
         fs::metadata(path(&self.folder, content)).is_ok_and(|meta| meta.len() == bytes)
     }
 
-    /// The elements, not yet checked.
+    /// Reads the elements; their hash is not checked.
     pub(super) fn read(&self, content: ContentId, dtype: DType, elems: usize) -> std::io::Result<Values> {
         let mut values = Values::zeros(dtype, elems);
         let target = values.as_bytes_mut();
@@ -76,13 +76,13 @@ impl Cache {
         Ok(values)
     }
 
-    /// Drops a file that is not what its name says.
+    /// Removes a file whose content does not match its hash.
     pub(super) fn remove(&self, content: ContentId) {
-        // It may be gone already.
+        // The file may be gone already.
         let _ = fs::remove_file(path(&self.folder, content));
     }
 
-    /// Writes filters in the background; where too many wait already these are not kept.
+    /// Writes filters in the background, unless too many are waiting already.
     pub(super) fn keep(&self, content: ContentId, values: Values, reservation: Reservation) {
         if self.writer.try_send((content, values, reservation)).is_err() {
             self.failures.fetch_add(1, Ordering::Relaxed);
@@ -94,7 +94,7 @@ fn path(folder: &Path, content: ContentId) -> PathBuf {
     folder.join(format!("{content}.filters"))
 }
 
-/// Writes a file as a whole; the oldest make room.
+/// Writes a file atomically; the oldest files are removed to make room.
 fn write(folder: &Path, content: ContentId, values: &Values, limit: u64) -> std::io::Result<()> {
     let bytes = values.as_bytes();
     let mut files = Vec::new();
@@ -150,7 +150,7 @@ mod tests {
         assert!(write(folder.path(), id(4), &Values::F64(vec![0.0; 9]), 32).is_err());
         cache.remove(id(2));
         assert!(!cache.has(id(2), 16));
-        // Nowhere to write to: an error, counted by whoever writes.
+        // Nowhere to write to: the caller counts the error.
         assert!(write(Path::new("/proc/nowhere"), id(5), &values, 32).is_err());
     }
 }

@@ -1,7 +1,7 @@
-//! One device of a worker process: a thread that owns a [`Worker`] and does what the front hands it, in order.
+//! One device of a worker process: a thread that owns a [`Worker`] and runs the dispatcher's jobs in order.
 //!
-//! A device that is lost is opened again in the background of its own thread; its filters are gone then, which the front is
-//! told so that masters send them again.
+//! The device thread reopens a lost device in the background. The filters are lost with the device; the dispatcher is
+//! notified of that, so that masters send them again.
 //!
 //! Invariant: every job is answered, whatever becomes of the device.
 
@@ -26,16 +26,16 @@ use crate::worker::{
     CancelToken, FilterKey, Order, Probe, Respawn, SubtaskShape, Worker, WorkerInfo, WorkerKind,
 };
 
-/// Pause before a lost device is opened again, doubled with each failure.
+/// Pause before a lost device is reopened; it doubles with each failure.
 const BACKOFF: Duration = Duration::from_millis(500);
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
 
-/// What the front asks of a device.
+/// A job for a device.
 pub(super) enum Job {
     Install(Box<Filters>),
     Remove(ContentId),
     Execute(TaskJob),
-    /// Compute something whose answer is known.
+    /// Compute a subtask whose answer is known.
     Probe(Sender<Result<(), String>>),
 }
 
@@ -44,7 +44,7 @@ pub(super) struct Filters {
     pub(super) content: ContentId,
     pub(super) spec: Spec,
     pub(super) shape: SubtaskShape,
-    /// The elements, checked; `None` where they are in the cache.
+    /// The elements, already checked; `None` where they are in the cache.
     pub(super) values: Option<Values>,
 }
 
@@ -54,7 +54,7 @@ pub(super) struct TaskJob {
     pub(super) content: ContentId,
     pub(super) order: Option<Vec<usize>>,
     pub(super) slabs: Values,
-    /// Of the slabs; given back with them.
+    /// Memory of the slabs, released together with them.
     pub(super) reservation: Reservation,
     pub(super) inline_bytes: usize,
     pub(super) cancel: CancelToken,
@@ -62,11 +62,11 @@ pub(super) struct TaskJob {
     pub(super) outbox: Outbox,
 }
 
-/// What a device tells the front.
+/// A message from a device to the dispatcher.
 pub(super) enum Told {
-    /// Filters are held, or not: then with the reason. `Missing`: the cache did not have them after all.
+    /// The outcome of installing filters. `Missing`: the cache did not have them after all.
     Installed(ContentId, Installed),
-    /// The device is lost, and with it its filters.
+    /// The device is lost, and its filters with it.
     Lost,
 }
 
@@ -76,7 +76,7 @@ pub(super) enum Installed {
     Refused(Refusal, String),
 }
 
-/// What may be known of a device while its thread owns the worker.
+/// State of a device that others can read while the device thread owns the worker.
 #[derive(Debug)]
 pub(super) struct Stats {
     info: WorkerInfo,
@@ -115,19 +115,19 @@ impl Stats {
         Duration::from_micros(self.busy_us.load(Ordering::Relaxed))
     }
 
-    /// Whether a task was completed within `limit`.
+    /// Whether a task was completed within the last `limit`.
     pub(super) fn worked_within(&self, limit: Duration) -> bool {
         locked(&self.last_done).is_some_and(|last| last.elapsed() < limit)
     }
 }
 
-/// The front's side of a device.
+/// The dispatcher's handle of a device.
 pub(super) struct Device {
     jobs: Sender<Job>,
     pub(super) stats: Arc<Stats>,
 }
 
-/// What all devices of a process share.
+/// State shared by all devices of a process.
 #[derive(Clone)]
 pub(super) struct Common {
     pub(super) tasks: Tasks,
@@ -138,7 +138,7 @@ pub(super) struct Common {
 }
 
 impl Device {
-    /// Starts the thread. `tell` is called with everything the front must know.
+    /// Starts the thread. `tell` is called with every message for the dispatcher.
     pub(super) fn start(
         worker: Box<dyn Worker>,
         common: Common,
@@ -179,7 +179,7 @@ impl Device {
         }
     }
 
-    /// Where its jobs go.
+    /// The queue of its jobs.
     pub(super) fn jobs(&self) -> Sender<Job> {
         self.jobs.clone()
     }
@@ -255,13 +255,13 @@ impl Thread {
             Job::Execute(task) => self.execute(task),
             Job::Probe(answer) => {
                 let result = self.guarded(|worker| Probe::new(DType::F32).check(worker, &CancelToken::new()));
-                // Whoever asked may have stopped waiting.
+                // The receiver may have stopped waiting.
                 let _ = answer.send(result.map_err(|e| e.to_string()));
             }
         }
     }
 
-    /// False where the cache did not have them.
+    /// Installs filters; false where the cache did not have them.
     fn install(&mut self, filters: Filters) -> Result<bool> {
         let Filters { content, spec, shape, values } = filters;
         let sent = values.is_some();
@@ -305,7 +305,7 @@ impl Thread {
                 let mut unkept = None;
                 let emit = &mut |index: usize, values: Values| {
                     let bytes = bytes_of(values);
-                    // Sub-results are few: `Spec::subtask` bounds them.
+                    // The cast is safe: `Spec::subtask` bounds the number of sub-results.
                     let index = index as u32;
                     if bytes.len() <= inline_bytes {
                         let payload = Payload::from(bytes);
@@ -367,7 +367,7 @@ impl Thread {
         }
     }
 
-    /// Calls the worker, turns a panic into its loss, and lets a lost one go.
+    /// Calls the worker, treats a panic as its loss, and drops a lost worker.
     fn guarded(&mut self, call: impl FnOnce(&mut dyn Worker) -> Result<()>) -> Result<()> {
         let name = self.stats.info.name.clone();
         let Some(worker) = self.worker.as_mut() else {
@@ -390,12 +390,12 @@ impl Thread {
         result
     }
 
-    /// Dropping a hung device can block: that is left to a thread nobody waits for.
+    /// Drops the worker on a separate thread, since dropping a hung device can block.
     fn let_go(&mut self) {
         if let Some(gone) = self.worker.take() {
             let gone = Mutex::new(gone);
             let reaper = std::thread::Builder::new().name("fcdcc reaper".to_owned());
-            // Where there is no thread to be had it is dropped here.
+            // Where no thread can be started it is dropped here.
             let _ = reaper.spawn(move || drop(gone));
         }
     }

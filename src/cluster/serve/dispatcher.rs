@@ -1,7 +1,7 @@
-//! What a worker process does with what arrives: one thread that knows who holds what and never computes.
+//! Dispatches everything that arrives at a worker process, on one thread that tracks all state and never computes.
 //!
-//! Invariant: nothing of one master is visible to another but filters of the same content, which are the same filters; and
-//! whatever a master that is gone had here is given back.
+//! Invariant: masters share nothing visible but filters of the same content, which are the same filters; everything that
+//! a departed master held is released.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -18,38 +18,38 @@ use super::outbox::Outbox;
 use super::reassembly::Reassembly;
 use crate::array::{DType, Values};
 
-/// How often it looks for what is over.
+/// Interval of cleaning up expired state.
 const TICK: Duration = Duration::from_secs(1);
-/// A master whose token is not visible is forgotten after so long without a word.
+/// Time without a message after which a master with no visible token is forgotten.
 const SILENCE: Duration = Duration::from_mins(1);
-/// Chunks of which nothing more came for so long are dropped.
+/// Time without a new chunk after which an incomplete object is dropped.
 const STALE: Duration = Duration::from_mins(1);
-/// Most masters at a time: each has a thread.
+/// Maximum number of masters at a time: each has a thread.
 const MAX_MASTERS: usize = 64;
 
-/// What the front waits for.
+/// An event for the dispatcher.
 pub(super) enum Event {
-    /// A request, and the bytes of payload that count as pending until it is dealt with. `None`: too much was pending
-    /// already, its payload is gone.
+    /// A request, and the size of its payload, which counts as pending until the request is handled. `None`: too much was
+    /// pending already, and the payload was dropped.
     Call(Incoming, Option<u64>),
-    /// Something that needs no answer.
+    /// A message that needs no answer.
     Ctl(Vec<u8>),
     /// A master's token became visible or vanished.
     Master(MasterId, bool),
-    /// A device has something to say.
+    /// A message from a device.
     Device(usize, Told),
-    /// The end.
+    /// The server is closing.
     Close,
 }
 
-/// Makes the answer to [`Request::Info`].
+/// Creates the answer to [`Request::Info`].
 pub(super) type Describe = Box<dyn Fn() -> Answer + Send>;
 
 pub(super) struct Dispatcher {
     pub(super) devices: Vec<Device>,
     pub(super) common: Common,
     pub(super) describe: Describe,
-    /// For those who are no masters, or not yet.
+    /// The outbox for requesters that are not registered as masters.
     pub(super) default_outbox: Outbox,
     pub(super) pending: Arc<AtomicU64>,
     pub(super) received: Arc<AtomicU64>,
@@ -57,7 +57,7 @@ pub(super) struct Dispatcher {
     masters: HashMap<MasterId, Master>,
     visible: HashSet<MasterId>,
     held: HashMap<(usize, ContentId), Held>,
-    /// Filters that are on their way. They outlive a connection: whoever sends them goes on where it was cut.
+    /// Incomplete filters. They outlive a connection: the sender resumes where it was interrupted.
     uploads: HashMap<(MasterId, ContentId), Reassembly>,
 }
 
@@ -73,7 +73,7 @@ struct Held {
     holders: HashSet<MasterId>,
     reservation: Reservation,
     used: Instant,
-    /// Requests to answer once they are installed; `None` when they are.
+    /// Requests to answer once the filters are installed; `None` when they are.
     installing: Option<Vec<(MasterId, Arc<Incoming>)>>,
 }
 
@@ -169,7 +169,7 @@ impl Dispatcher {
             return self.default_outbox.refuse(&incoming, Refusal::Busy, text);
         }
         let result = match request {
-            // Dealt with above.
+            // Handled above.
             Request::Info | Request::Await { .. } => Ok(()),
             Request::Install { device, content, spec } => {
                 self.install(from, &incoming, device, content, spec, &payload)
@@ -201,7 +201,7 @@ impl Dispatcher {
         }
     }
 
-    /// Makes room for a master that is new.
+    /// Registers a master if it is new; an error if there are too many or no thread can be started.
     fn admit(&mut self, from: MasterId) -> Result<(), String> {
         if let Some(master) = self.masters.get_mut(&from) {
             master.heard = Instant::now();
@@ -296,8 +296,8 @@ impl Dispatcher {
         Ok(())
     }
 
-    /// Reserves memory. What was begun by masters that are gone makes room, then filters that nobody holds any more, those
-    /// first that were used least lately.
+    /// Reserves memory. Drops incomplete filters of masters that are gone to make room, then filters that no master uses any
+    /// more, the least recently used first.
     fn reserve(&mut self, bytes: u64) -> Result<Reservation, (Refusal, String)> {
         let budget: Budget = self.common.budget.clone();
         loop {
@@ -319,14 +319,14 @@ impl Dispatcher {
         }
     }
 
-    /// Room for filters.
+    /// Reserves memory for filters.
     fn room(&mut self, bytes: u64, spec: &Spec) -> Result<Reassembly, (Refusal, String)> {
         let reservation = self.reserve(bytes)?;
         let room = Reassembly::new(spec.dtype, reservation, Values::zeros);
         room.map(|room| room.of_filters(spec)).ok_or_else(|| not_whole(bytes, spec.dtype))
     }
 
-    /// Likewise for slabs, in a buffer that was used before if there is one.
+    /// Reserves memory for slabs, in a reused buffer if there is one.
     fn room_for_slabs(&mut self, bytes: u64, dtype: DType) -> Result<Reassembly, (Refusal, String)> {
         let reservation = self.reserve(bytes)?;
         let spare = &self.common.spare;
@@ -341,7 +341,7 @@ impl Dispatcher {
         }
     }
 
-    /// Books filters that a device holds, or holds no more.
+    /// Adds filters to the statistics of a device, or subtracts them (`more` is false).
     fn count(&self, device: usize, held: &Held, more: bool) {
         if held.installing.is_some() {
             return;
@@ -458,7 +458,7 @@ impl Dispatcher {
     fn ctl(&mut self, header: &[u8]) {
         match wire::unpack::<Call>(header) {
             Ok(Call { from, request: Request::Cancel { task } }) => {
-                // The callback has cancelled it already; what is left is what had not become a task.
+                // The callback has cancelled the task already; only slabs that had not become a task are left.
                 if let Some(master) = self.masters.get_mut(&from) {
                     master.slabs.remove(&task);
                 }
@@ -479,7 +479,7 @@ impl Dispatcher {
             Told::Lost => {
                 let gone: Vec<_> = self.held.keys().filter(|(at, _)| *at == device).copied().collect();
                 for key in gone {
-                    // Those that are being installed are answered by the device.
+                    // Filters that are being installed are answered by the device.
                     if self.held[&key].installing.is_none()
                         && let Some(held) = self.held.remove(&key)
                     {
@@ -514,7 +514,7 @@ impl Dispatcher {
         }
     }
 
-    /// The cache did not have filters after all: those who wait for them send them.
+    /// The cache did not have filters after all: requests the chunks from the masters that wait for them.
     fn ask_for_chunks(
         &mut self,
         content: ContentId,
@@ -537,7 +537,7 @@ impl Dispatcher {
         }
     }
 
-    /// A master is gone: its tasks end, its filters are free to make room for others'.
+    /// Removes a master that is gone: cancels its tasks and releases its filters, which may then be dropped.
     fn forget(&mut self, master: MasterId) {
         self.common.tasks.cancel_master(master);
         self.common.results.forget_master(master);
@@ -570,7 +570,7 @@ fn not_whole(bytes: u64, dtype: DType) -> (Refusal, String) {
     (Refusal::Malformed, format!("{bytes} bytes are no whole number of {dtype} elements"))
 }
 
-/// Filters that are complete and are what their name says.
+/// The elements of complete filters whose hash matches `content`.
 fn named(object: Reassembly, content: ContentId) -> Result<(Values, Reservation), (Refusal, String)> {
     match object.content() {
         Some(found) if found == content => {

@@ -1,8 +1,8 @@
-//! The links of a worker process, and whether a master is heard over them.
+//! The links of a worker process, and the check that masters are heard over them.
 //!
-//! The engine mends broken connections, but what it mends may be half dead: the other side is there and hears nothing, or
-//! is not heard. So a connection over which masters are visible and none asks any more is given up for a new one, and so is
-//! one whose last master vanished: it may come back before the other side has forgotten the old connection.
+//! The engine restores broken connections, but a restored one may work in one direction only. Therefore a connection is
+//! replaced when masters are visible over it but none sends requests. It is also replaced when its last master vanishes:
+//! that master may come back before the other side has forgotten the old connection.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,19 +20,19 @@ use super::tasks::Tasks;
 use crate::error::Result;
 use crate::worker::CancelToken;
 
-/// Payload that has arrived and is not yet dealt with; more is refused.
+/// Maximum size of payload that has arrived and is not yet handled; more is refused.
 const MOST_PENDING_BYTES: u64 = 256 << 20;
-/// Masters ask every second who is there; where none has for so long nothing comes through.
+/// Time without a request after which a connection counts as broken: masters send one every second.
 const SILENCE: Duration = Duration::from_secs(6);
-/// How often that is looked at.
+/// Interval of this check.
 const TICK: Duration = Duration::from_secs(1);
 
-/// What is declared on every link.
+/// The declarations for every link.
 pub(super) struct Plan<'a> {
     pub(super) keys: &'a Keys,
     pub(super) own: WorkerKeys,
     pub(super) security: &'a Security,
-    /// Who may do what where it listens with certificates.
+    /// Access rules, where it listens with certificates.
     pub(super) grants: Option<&'a [Grant]>,
     pub(super) events: Sender<Event>,
     pub(super) tasks: Tasks,
@@ -50,7 +50,7 @@ struct Line {
     heard: Heard,
 }
 
-/// Who is visible over a link, and when somebody was heard last.
+/// The masters visible over a link, and the time of the last request.
 #[derive(Clone)]
 struct Heard(Arc<Mutex<(HashSet<MasterId>, Instant)>>);
 
@@ -71,7 +71,7 @@ impl Lines {
         let lines = sides.iter().enumerate().map(|(index, side)| {
             let wake = wake.clone();
             Line::open(side, plan, move || {
-                // Whoever watches may have ended.
+                // The watcher may have ended.
                 let _ = wake.send(index);
             })
         });
@@ -86,7 +86,7 @@ impl Lines {
         Ok(Self { lines, closing })
     }
 
-    /// Where they listen or connect.
+    /// Endpoints where they listen or connect, readable.
     pub(super) fn places(&self) -> Vec<String> {
         self.lines.iter().map(|line| line.link.place().to_owned()).collect()
     }
@@ -105,7 +105,7 @@ impl Drop for Lines {
 }
 
 impl Line {
-    /// Opens a link and declares everything on it; the token last. `lonely` is called when its last master vanishes.
+    /// Opens a link and makes all declarations on it, the token last. `lonely` is called when its last master vanishes.
     fn open(side: &Side, plan: &Plan<'_>, lonely: impl Fn() + Send + Sync + 'static) -> Result<Self> {
         let grants = plan.grants.filter(|_| matches!(side, Side::Listen(_)));
         let link = Link::open(side, plan.security, grants, None)?;
@@ -119,7 +119,7 @@ impl Line {
         let (to, waiting, hearing) = (events.clone(), Arc::clone(&plan.pending), heard.clone());
         link.serve(&own.info(), move |mut incoming| {
             hearing.now();
-            // Viewers may ask under this key, but only who this machine is.
+            // Viewers may send requests under this key, but only for the description of this machine.
             incoming.payload = Payload::empty();
             if matches!(wire::unpack(&incoming.header), Ok(Call { request: Request::Info, .. }) | Err(_)) {
                 arrived(incoming, &to, &waiting);
@@ -127,11 +127,11 @@ impl Line {
         })?;
         let (to, tasks) = (events.clone(), plan.tasks.clone());
         link.hear(&own.ctl(), move |header| {
-            // At once: the front may have chunks to copy first.
+            // Cancels at once: the dispatcher may have chunks to copy first.
             if let Ok(Call { from, request: Request::Cancel { task } }) = wire::unpack::<Call>(&header) {
                 tasks.cancel((from, task));
             }
-            // The front lives as long as the link.
+            // The dispatcher lives as long as the link.
             let _ = to.send(Event::Ctl(header));
         })?;
         let (to, keys, hearing) = (events.clone(), plan.keys.clone(), heard.clone());
@@ -147,7 +147,7 @@ impl Line {
                 };
                 visible.is_empty()
             };
-            // Likewise.
+            // The dispatcher lives as long as the link.
             let _ = to.send(Event::Master(master, there));
             if last {
                 lonely();
@@ -189,7 +189,7 @@ impl Watcher {
                 };
                 line.link.renew();
                 for master in gone {
-                    // The front lives as long as the links.
+                    // The dispatcher lives as long as the links.
                     let _ = self.events.send(Event::Master(master, false));
                 }
             }
@@ -197,7 +197,7 @@ impl Watcher {
     }
 }
 
-/// Hands a request to the front, without its payload where too much is pending already.
+/// Hands a request to the dispatcher, without its payload where too much is pending already.
 fn arrived(mut incoming: Incoming, events: &Sender<Event>, pending: &AtomicU64) {
     let bytes = incoming.payload.len() as u64;
     let fits = pending.fetch_add(bytes, Ordering::Relaxed) + bytes <= MOST_PENDING_BYTES;
@@ -205,6 +205,6 @@ fn arrived(mut incoming: Incoming, events: &Sender<Event>, pending: &AtomicU64) 
         pending.fetch_sub(bytes, Ordering::Relaxed);
         incoming.payload = Payload::empty();
     }
-    // The front lives as long as the links.
+    // The dispatcher lives as long as the links.
     let _ = events.send(Event::Call(incoming, fits.then_some(bytes)));
 }

@@ -1,11 +1,11 @@
-//! The worker's side: this machine's workers, lent to masters.
+//! The worker's side: lends the workers of this machine to masters.
 //!
-//! A [`WorkerServer`] serves over any number of links, each to or for other masters. What arrives is handed by the
-//! engine's callbacks to one thread, the front, which knows who holds what; each device has a thread that owns a
-//! [`Worker`], each master one that sends it its answers. So a device that hangs, a master that takes nothing and a link
-//! that breaks each hold up nobody else.
+//! A [`WorkerServer`] serves over any number of links, each of which leads to other masters. The engine's callbacks hand
+//! everything that arrives to one thread, the dispatcher, which tracks all state. Each device has a thread that owns a
+//! [`Worker`], and each master has one that sends its answers. A device that hangs, a master that takes nothing and a link
+//! that breaks therefore block no other.
 //!
-//! Invariant: memory that others can make it take is bounded by [`ServeOptions::memory_bytes`].
+//! Invariant: memory that others can make it allocate is bounded by [`ServeOptions::memory_bytes`].
 
 mod buffer_pool;
 mod cache;
@@ -38,42 +38,42 @@ use super::wire::{Answer, HostInfo, MAX_DEVICES};
 use crate::error::{Error, Result};
 use crate::worker::Worker;
 
-/// A device that completed a task so recently needs no probe to be ready.
+/// A device that completed a task within this time needs no probe to count as ready.
 const RECENT: Duration = Duration::from_secs(10);
 
-/// How a worker process serves.
+/// Options of a worker process.
 #[derive(Clone, Debug)]
 pub struct ServeOptions {
     /// The machine's name in the cluster.
     pub name: String,
-    /// The cluster; those of other names are invisible.
+    /// Name of the cluster; clusters of other names are invisible.
     pub cluster: String,
-    /// Where masters connect to.
+    /// Endpoints that masters connect to.
     pub listen: Vec<Endpoint>,
-    /// Masters (or routers) that it connects to, each over a link of its own.
+    /// Masters (or routers) to connect to, each over a link of its own.
     pub connect: Vec<Endpoint>,
     /// Certificates.
     pub security: Security,
-    /// Common names of the certificates of masters that may use it where it listens with certificates.
+    /// Common names of the certificates of masters that may use it, where it listens with certificates.
     pub masters: Vec<String>,
-    /// What filters, slabs and results may take together.
+    /// Limit for filters, slabs and results together, in bytes.
     pub memory_bytes: u64,
-    /// A folder that keeps filters over a restart, and how many bytes they may take there.
+    /// A folder that keeps filters across restarts, and its size limit in bytes.
     pub cache: Option<(PathBuf, u64)>,
 }
 
 /// Serves until it is dropped.
 pub struct WorkerServer {
-    /// There but for a moment at the start and at the end.
+    /// `None` only while starting and ending.
     lines: Option<Lines>,
     events: Sender<Event>,
     shared: Arc<Shared>,
-    /// Of the devices, for probes.
+    /// The job queues of the devices, for probes.
     jobs: Vec<Sender<Job>>,
     front: Option<std::thread::JoinHandle<()>>,
 }
 
-/// What describes the process.
+/// Everything that describes the process.
 struct Shared {
     name: String,
     boot: u64,
@@ -89,13 +89,13 @@ struct Shared {
 /// Counters of a worker process beside those in its [`HostInfo`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Traffic {
-    /// Bytes of payload received: filters and slabs.
+    /// Size of the payloads received: filters and slabs.
     pub received_bytes: u64,
-    /// Bytes of payload sent: sub-results.
+    /// Size of the payloads sent: sub-results.
     pub sent_bytes: u64,
-    /// Filters that could not be written to the cache.
+    /// Number of filters that could not be written to the cache.
     pub cache_failures: u64,
-    /// Time each device has worked on tasks.
+    /// Time that each device has spent on tasks.
     pub busy: Vec<Duration>,
 }
 
@@ -115,11 +115,11 @@ impl Shared {
 }
 
 impl ServeOptions {
-    /// Checks everything that needs neither workers nor a network.
+    /// Checks everything that can be checked without workers or a network.
     ///
     /// # Errors
-    /// [`Error::InvalidParameter`] for a bad name or one that is not the certificate's, no endpoints, or endpoints that would
-    /// be in the open; [`Error::File`] for certificates that cannot be used.
+    /// [`Error::InvalidParameter`] for a bad name or one that is not the certificate's, no endpoints, or unprotected
+    /// endpoints beyond loopback; [`Error::File`] for certificates that cannot be used.
     pub fn check(&self) -> Result<()> {
         check_name("name of the machine", &self.name)?;
         check_name("name of the cluster", &self.cluster)?;
@@ -132,7 +132,7 @@ impl ServeOptions {
 }
 
 impl WorkerServer {
-    /// Serves `workers`; fewer of them where the system is out of threads.
+    /// Serves `workers`, or fewer of them if the system runs out of threads.
     ///
     /// # Errors
     /// Those of [`ServeOptions::check`]; [`Error::InvalidParameter`] for no workers or too many;
@@ -169,11 +169,11 @@ impl WorkerServer {
         let mut refused = None;
         for worker in workers {
             let (events, index) = (events.clone(), devices.len());
-            // The front outlives its devices.
+            // The dispatcher outlives its devices.
             let tell = move |told| drop(events.send(Event::Device(index, told)));
             match Device::start(worker, common.clone(), tell) {
                 Ok(device) => devices.push(device),
-                // Where the system is out of threads fewer are lent.
+                // Fewer workers are lent if the system runs out of threads.
                 Err(error) => {
                     tracing::warn!(%error, "not lent");
                     refused = Some(error);
@@ -232,19 +232,19 @@ impl WorkerServer {
         Ok(server)
     }
 
-    /// The machine's name, devices and state.
+    /// Name, devices and state of the machine.
     #[must_use]
     pub fn info(&self) -> HostInfo {
         self.shared.info()
     }
 
-    /// Where it listens or connects.
+    /// Endpoints where it listens or connects, readable.
     #[must_use]
     pub fn places(&self) -> Vec<String> {
         self.lines.as_ref().map_or_else(Vec::new, Lines::places)
     }
 
-    /// What went in and out.
+    /// The counters of the process.
     #[must_use]
     pub fn traffic(&self) -> Traffic {
         Traffic {
@@ -255,10 +255,10 @@ impl WorkerServer {
         }
     }
 
-    /// Whether every device computes rightly: each has completed a task lately, or answers a known one within `limit`.
+    /// Checks that every device computes correctly: it has completed a task recently, or passes a probe within `limit`.
     ///
     /// # Errors
-    /// [`Error::ProbeFailed`] with the first device that does not.
+    /// [`Error::ProbeFailed`] for the first device that does not.
     pub fn check_ready(&self, limit: Duration) -> Result<()> {
         let end = Instant::now() + limit;
         let asked: Vec<_> = self
@@ -268,7 +268,7 @@ impl WorkerServer {
             .map(|(jobs, stats)| {
                 let recent = stats.info().lost.is_none() && stats.worked_within(RECENT);
                 let (sender, answer) = bounded(1);
-                // A device's thread ends with the server only.
+                // The thread of a device ends only with the server.
                 let asked = recent || jobs.send(Job::Probe(sender)).is_ok();
                 (stats, recent, asked, answer)
             })
@@ -293,7 +293,7 @@ impl Drop for WorkerServer {
     /// Leaves the cluster, then ends its threads.
     fn drop(&mut self) {
         drop(self.lines.take());
-        // The front may have ended already.
+        // The dispatcher may have ended already.
         let _ = self.events.send(Event::Close);
         if let Some(front) = self.front.take() {
             let _ = front.join();
@@ -301,7 +301,7 @@ impl Drop for WorkerServer {
     }
 }
 
-/// Masters may use this machine; they and viewers see it.
+/// Masters may use this machine; they and viewers may see it.
 fn grants(keys: &Keys, options: &ServeOptions) -> Vec<Grant> {
     let mut grants = Vec::new();
     for holder in &options.masters {
@@ -309,7 +309,7 @@ fn grants(keys: &Keys, options: &ServeOptions) -> Vec<Grant> {
         grants.push(Grant { holder: holder.clone(), keys: own, role: Role::Use });
         grants.push(Grant { holder: holder.clone(), keys: vec![keys.all_masters()], role: Role::Announce });
     }
-    // They look for all machines, of which they find this one here.
+    // They search for all machines, and find this one here.
     for holder in options.masters.iter().chain(&options.security.viewers) {
         let seen = vec![keys.all_alive(), keys.all_info()];
         grants.push(Grant { holder: holder.clone(), keys: seen, role: Role::View });

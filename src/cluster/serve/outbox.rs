@@ -1,6 +1,6 @@
-//! Answers on their way to a master, and sub-results that wait to be fetched.
+//! Answers in transit to a master, and sub-results that wait to be fetched.
 //!
-//! Each master has a thread that sends: one that takes nothing holds up itself alone.
+//! Each master has a thread that sends its answers, so a master that takes nothing delays no other.
 //!
 //! Invariant: a master that does not take its answers costs at most [`MOST_QUEUED_BYTES`] and a thread, until its
 //! connection is closed.
@@ -17,18 +17,18 @@ use super::super::budget::{Budget, Reservation};
 use super::super::link::{Incoming, Payload};
 use super::super::wire::{Answer, MasterId, Refusal};
 
-/// More than this waits for no master.
+/// Maximum size of the answers queued for one master.
 const MOST_QUEUED_BYTES: u64 = 512 << 20;
 
-/// Sub-results that are not fetched for so long are dropped.
+/// Time after which a sub-result that was not fetched is dropped.
 const KEPT: Duration = Duration::from_mins(1);
 
-/// Where answers go. Cheap to clone; its thread ends with the last clone.
+/// The queue of answers to one master. Cheap to clone; its thread ends with the last clone.
 #[derive(Clone)]
 pub(super) struct Outbox {
     sender: Sender<Outgoing>,
     queued: Arc<AtomicU64>,
-    /// Bytes of payload sent, of the whole process.
+    /// Total size of the payloads that the process has sent.
     sent: Arc<AtomicU64>,
 }
 
@@ -60,12 +60,12 @@ impl Outbox {
         Ok(Self { sender, queued, sent: Arc::clone(sent) })
     }
 
-    /// Another master's.
+    /// Starts an outbox for another master.
     pub(super) fn another(&self, name: &str) -> std::io::Result<Self> {
         Self::start(name, &self.sent)
     }
 
-    /// Queues an answer; one that is too much is dropped, and with it the request that it belongs to.
+    /// Queues an answer. An answer over the limit is dropped, and its request with it.
     pub(super) fn send(&self, to: &Arc<Incoming>, answer: Answer, payload: Payload) {
         let bytes = payload.len() as u64;
         if self.queued.fetch_add(bytes, Ordering::Relaxed) + bytes > MOST_QUEUED_BYTES {
@@ -87,7 +87,7 @@ impl Outbox {
     }
 }
 
-/// Sub-results that are too large to be sent unasked.
+/// Sub-results that are too large to be sent without a request.
 #[derive(Clone)]
 pub(super) struct Results {
     ready: Arc<Mutex<HashMap<(MasterId, u64, u32), Ready>>>,
@@ -112,7 +112,7 @@ impl Results {
     /// Keeps a sub-result until it is fetched.
     ///
     /// # Errors
-    /// When there is no memory for it, with the numbers.
+    /// The text of the refusal, with the numbers, if there is not enough memory.
     pub(super) fn keep(&self, of: (MasterId, u64, u32), bytes: Bytes) -> Result<(), String> {
         let size = bytes.len() as u64;
         let reservation = self.budget.reserve(size).ok_or_else(|| self.budget.refusal(size))?;
@@ -120,10 +120,10 @@ impl Results {
         Ok(())
     }
 
-    /// A part of a sub-result. The last part frees it.
+    /// Reads a part of a sub-result; the last part frees it.
     ///
     /// # Errors
-    /// When it is not there, or has no such part.
+    /// If there is no such sub-result, or it has no such part.
     pub(super) fn fetch(&self, of: (MasterId, u64, u32), offset: u64, len: u32) -> Result<Bytes, String> {
         let mut all = self.lock();
         let Some(ready) = all.get_mut(&of) else {
@@ -144,17 +144,17 @@ impl Results {
         Ok(part)
     }
 
-    /// Drops what belongs to a task that is over.
+    /// Drops the sub-results of a task that is over.
     pub(super) fn forget(&self, master: MasterId, task: u64) {
         self.lock().retain(|of, _| (of.0, of.1) != (master, task));
     }
 
-    /// Drops everything of a master.
+    /// Drops all sub-results of a master.
     pub(super) fn forget_master(&self, master: MasterId) {
         self.lock().retain(|of, _| of.0 != master);
     }
 
-    /// Drops what nobody fetched in time.
+    /// Drops sub-results that were not fetched in time.
     pub(super) fn expire(&self) {
         self.lock().retain(|_, ready| ready.since.elapsed() < KEPT);
     }

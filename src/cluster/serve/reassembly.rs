@@ -1,7 +1,7 @@
-//! An object that arrives in chunks.
+//! Reassembles an object from its chunks.
 //!
-//! Invariant: what was received is a prefix without gaps, of slabs every chunk with the checksum it was sent with; anything
-//! else is refused and changes nothing. Filters are hashed as they come.
+//! Invariant: the bytes received are a prefix without gaps, and every chunk of slabs matched its checksum. Any other chunk
+//! is refused and changes nothing. Filters are hashed as they arrive.
 
 use std::time::Instant;
 
@@ -12,17 +12,16 @@ use crate::array::{DType, Values};
 
 pub(super) struct Reassembly {
     values: Values,
-    /// Of filters, which have no checksums.
+    /// Hashes filters, which have no checksums; `None` for slabs.
     hasher: Option<Box<blake3::Hasher>>,
     received: u64,
-    /// When a chunk came last.
+    /// Time at which the last chunk arrived.
     pub(super) touched: Instant,
     reservation: Reservation,
 }
 
 impl Reassembly {
-    /// Room for as many elements as were reserved, in what `make` makes for them; `None` where that is no whole number of
-    /// them.
+    /// Room for an object of the size reserved, in a buffer from `make`; `None` if the size is no whole number of elements.
     pub(super) fn new(
         dtype: DType,
         reservation: Reservation,
@@ -40,12 +39,12 @@ impl Reassembly {
         })
     }
 
-    /// The object is filters of this `spec`.
+    /// Marks the object as filters with this `spec`.
     pub(super) fn of_filters(self, spec: &Spec) -> Self {
         Self { hasher: Some(Box::new(ContentId::begin(spec))), ..self }
     }
 
-    /// The name of filters that are complete.
+    /// The identifier of complete filters; `None` for slabs.
     pub(super) fn content(&self) -> Option<ContentId> {
         self.hasher.as_deref().map(ContentId::end)
     }
@@ -54,15 +53,15 @@ impl Reassembly {
         self.reservation.bytes()
     }
 
-    /// First byte that is missing.
+    /// Offset of the first missing byte.
     pub(super) fn received(&self) -> u64 {
         self.received
     }
 
-    /// Takes a chunk; the answer is the first byte that is missing now. A chunk that is there already is passed over.
+    /// Adds a chunk and returns the offset of the first byte still missing. A chunk that was received before is ignored.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// Why the chunk is invalid.
     pub(super) fn accept(&mut self, offset: u64, payload: &Payload, crc: u32) -> Result<u64, String> {
         let (len, total) = (payload.len() as u64, self.total());
         let end = offset.checked_add(len).filter(|end| *end <= total);
@@ -76,7 +75,7 @@ impl Reassembly {
         if offset < self.received {
             return Err(format!("a chunk at {offset} overlaps with what ends at {}", self.received));
         }
-        // The end is within the values, whose bytes are in memory and so within usize.
+        // The end is within the values, whose bytes are in memory and therefore within usize.
         let into = &mut self.values.as_bytes_mut()[self.received as usize..end as usize];
         if let Some(hasher) = &mut self.hasher {
             let mut at = 0;
@@ -96,7 +95,7 @@ impl Reassembly {
         Ok(end)
     }
 
-    /// The whole object, if it is complete; itself if not.
+    /// The whole object if it is complete, otherwise `self`.
     pub(super) fn finish(self) -> Result<(Values, Reservation), Self> {
         if self.received == self.total() { Ok((self.values, self.reservation)) } else { Err(self) }
     }

@@ -1,6 +1,6 @@
-//! Which tasks are wanted and which are not any more, and under which request each is answered.
+//! Tracks which tasks are running or cancelled, and under which request each is answered.
 //!
-//! A cancellation is more urgent than the task it ends and may overtake it: it is remembered until the task comes.
+//! A cancellation is more urgent than the task it ends and may overtake it: it is remembered until the task arrives.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,12 +9,12 @@ use super::super::link::Incoming;
 use super::super::wire::MasterId;
 use crate::worker::CancelToken;
 
-/// Cancellations that are remembered. Older ones belong to tasks that came and went.
+/// Maximum number of cancellations remembered. Older ones belong to tasks that are over.
 const REMEMBERED: usize = 4096;
 
 type Key = (MasterId, u64);
 
-/// Shared by the callbacks and the devices of a worker process. `Q`: a request.
+/// Shared by the callbacks and the devices of a worker process. `Q`: the type of a request.
 pub(super) struct Tasks<Q = Incoming> {
     table: Arc<Mutex<Table<Q>>>,
 }
@@ -62,7 +62,7 @@ impl<Q> Tasks<Q> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A task has come with `request`; `None` where it was cancelled before, or is there already.
+    /// Starts a task that arrived with `request`; `None` where it was cancelled before, or is running already.
     pub(super) fn begin(&self, key: Key, request: &Arc<Q>) -> Option<(CancelToken, Asker<Q>)> {
         let mut table = self.lock();
         if table.cancelled.contains(&key) || table.running.contains_key(&key) {
@@ -73,18 +73,18 @@ impl<Q> Tasks<Q> {
         Some((cancel, asker))
     }
 
-    /// A running task is answered to `request` from now on; whether there is such a task.
+    /// Answers a running task to `request` from now on; false if there is no such task.
     pub(super) fn renew(&self, key: Key, request: &Arc<Q>) -> bool {
         let asker = self.lock().running.get(&key).map(|running| running.asker.clone());
         let Some(Asker(current)) = asker else { return false };
         let request = Arc::clone(request);
         let before = std::mem::replace(&mut *current.lock().unwrap_or_else(PoisonError::into_inner), request);
-        // Dropping a request tells its master that it is over, which may take a while: outside of the lock.
+        // Dropping a request tells its master that it is over, which may take a while, so this happens outside of the lock.
         drop(before);
         true
     }
 
-    /// It is over.
+    /// Removes a task that is over.
     pub(super) fn end(&self, key: Key) {
         self.lock().running.remove(&key);
     }
@@ -102,7 +102,7 @@ impl<Q> Tasks<Q> {
         }
     }
 
-    /// Cancels everything of a master.
+    /// Cancels all tasks of a master.
     pub(super) fn cancel_master(&self, master: MasterId) {
         let mut table = self.lock();
         table.cancelled.retain(|key| key.0 != master);
