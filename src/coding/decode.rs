@@ -49,7 +49,8 @@ impl<T> Default for Epilogue<'_, T> {
     }
 }
 
-/// The activation `min(max(x, low), high)`, such as ReLU and its bounded variants. It is not linear, so it is applied after decoding.
+/// The activation `min(max(x, low), high)`, such as ReLU and its bounded variants. It is not linear, so it is
+/// applied after decoding.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Clamp {
     /// Lower bound.

@@ -35,8 +35,8 @@ pub(super) enum Map {
     Rotation(Rotation),
 }
 
-/// Two complex systems as real combinations: u of the real and imaginary parts of P, v of those of Q. The factor w^(d_A
-/// (d_B - 1)) is folded into v, a factor of one half into both. Sums u + v and differences v - u are parts.
+/// Two complex systems as real combinations: u of the real and imaginary parts of P, v of those of Q. The factor
+/// w^(d_A (d_B - 1)) is folded into v, a factor of one half into both. Sums u + v and differences v - u are parts.
 #[derive(Clone, Debug)]
 pub(super) struct Rotation {
     /// Rows u and v over the four sub-results of each responder.

@@ -1,5 +1,5 @@
-//! Real polynomial codes: subtask i evaluates two matrix polynomials at its own point x_i. Their product has degree k_A
-//! k_B - 1 and the parts as coefficients, so that any k_A k_B values determine them.
+//! Real polynomial codes: subtask i evaluates two matrix polynomials at its own point x_i. Their product has degree
+//! k_A k_B - 1 and the parts as coefficients, so that any k_A k_B values determine them.
 
 use std::f64::consts::{FRAC_1_SQRT_2, PI};
 

@@ -6,7 +6,7 @@
 //! each output over the largest magnitude in its window times the sum of magnitudes of its filter (see
 //! [`scaling`](crate::scaling)).
 //!
-//! Invariant: bounds grow in proportion to the condition number of what is decoded (1 where nothing is).
+//! Invariant: bounds grow in proportion to the condition number of what is decoded (1 without decoding).
 
 use crate::array::{Element, HALF_EPSILON};
 
@@ -79,9 +79,9 @@ impl Rounding {
         if self.epsilon < f64::from(f32::EPSILON) { 4.0 } else { 0.0 }
     }
 
-    /// The bound of the windowwise error of outputs decoded at `condition` from windows of at most this
-    /// `amplification`: `condition * epsilon * c * (1 + 0.4 (amplification - 1))` with `c = 1.75 + sqrt(min(R, 128) + R
-    /// / 128) / 4` for R terms.
+    /// The bound of the windowwise error of outputs decoded at `condition` from windows of at most this `amplification`:
+    /// `condition * epsilon * c * (1 + 0.4 (amplification - 1))` with
+    /// `c = 1.75 + sqrt(min(R, 128) + R / 128) / 4` for R terms.
     ///
     /// Unlike the normwise bound, it does not grow with the root of R: partial sums are bounded by the quantity that
     /// the error is measured by, so rounding grows only with the number of additions in one partial sum. Winograd's

@@ -75,7 +75,7 @@ mod tests {
                 assert!(many.columns >= 512.min(plane) && many.columns <= plane);
                 let units = planes.div_ceil(many.together) * plane.div_ceil(many.columns);
                 let wanted = UNITS * rayon::current_num_threads();
-                // As many as are wanted, but for what division and the least width take away.
+                // As many as wanted, less the effect of rounding and of the minimum width.
                 assert!(2 * units >= wanted.min(planes * plane.div_ceil(512)) || units >= planes, "{many:?}");
                 let alone = Units::new(planes, plane, 512, true);
                 assert_eq!((alone.together, alone.columns), (planes, plane));

@@ -90,9 +90,9 @@ impl OutputTiling {
         plane / self.per_group
     }
 
-    /// Splits the output into runs of at most `columns` columns: run (plane, block, part) has index `(plane * blocks +
-    /// block) * k_A k_B + part`, where a plane of a part has `part_plane().div_ceil(columns)` blocks and part (a, b) is
-    /// `a * k_B + b`. Every output element is in exactly one run; runs omit cropped elements.
+    /// Splits the output into runs of at most `columns` columns: run (plane, block, part) has index
+    /// `(plane * blocks + block) * k_A k_B + part`, where a plane of a part has `part_plane().div_ceil(columns)` blocks
+    /// and part (a, b) is `a * k_B + b`. Every output element is in exactly one run; runs omit cropped elements.
     pub fn runs<'a, T>(&self, output: &'a mut [T], columns: usize) -> Vec<&'a mut [T]> {
         let columns = columns.max(1);
         let (blocks, parts) = (self.part_plane.div_ceil(columns), self.k_a * self.k_b);
