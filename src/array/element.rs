@@ -46,7 +46,7 @@ mod sealed {
     impl Sealed for f64 {}
 }
 
-/// `f32` or `f64`; sealed, because workers and shaders exist for these two only.
+/// `f32` or `f64`; sealed, because workers and shaders exist only for these two.
 pub trait Element:
     sealed::Sealed
     + Copy
@@ -65,9 +65,9 @@ pub trait Element:
 {
     /// The run-time name of this type.
     const DTYPE: DType;
-    /// Distance from 1 to the next larger value.
+    /// Machine epsilon: the distance from 1 to the next larger value.
     const EPSILON: f64;
-    /// The smallest positive number that keeps all its digits.
+    /// The smallest positive normal number.
     const MIN_NORMAL: f64;
     /// One.
     const ONE: Self;
@@ -76,20 +76,20 @@ pub trait Element:
     fn from_f64(value: f64) -> Self;
     /// Widens (exact).
     fn to_f64(self) -> f64;
-    /// Neither NaN nor infinite.
+    /// Whether the value is neither NaN nor infinite.
     fn finite(self) -> bool;
     /// The magnitude.
     #[must_use]
     fn abs(self) -> Self;
     /// Wraps a buffer of this type.
     fn wrap(values: Vec<Self>) -> Values;
-    /// The buffer behind `values`, if it is of this type.
+    /// The elements of `values`, if it is of this type.
     fn unwrap(values: &Values) -> Option<&[Self]>;
-    /// The buffer itself, if it is of this type.
+    /// The buffer of `values`, if it is of this type.
     fn take(values: Values) -> Option<Vec<Self>>;
 }
 
-/// Distance from 1 to the next larger number of 16 bits (f16).
+/// Machine epsilon of 16-bit floats (f16).
 pub(crate) const HALF_EPSILON: f64 = 1.0 / 1024.0;
 
 impl Element for f32 {
@@ -163,7 +163,7 @@ impl Element for f64 {
     }
 }
 
-/// A flat buffer of either element type: what travels between scheduler and workers.
+/// A flat buffer of either element type, sent between scheduler and workers.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Values {
     /// 32-bit elements.
@@ -221,7 +221,7 @@ impl Values {
         }
     }
 
-    /// The elements as native-endian bytes, to be written.
+    /// The elements as native-endian bytes, for writing.
     #[cfg(feature = "cluster")]
     pub(crate) fn as_bytes_mut(&mut self) -> &mut [u8] {
         match self {
@@ -250,17 +250,17 @@ impl Values {
     }
 }
 
-/// `len` elements that hold anything, in `room` if they fit.
+/// A buffer of `len` elements of arbitrary value, reusing `room` if its capacity suffices.
 pub(crate) fn sized<T: Element>(mut room: Vec<T>, len: usize) -> Vec<T> {
     if room.capacity() < len {
-        // Zeros from the system, which are not written twice.
+        // The system provides zeroed memory, which is not written twice.
         return vec![T::default(); len];
     }
     room.resize(len, T::default());
     room
 }
 
-/// Both numbers and the mend for a buffer of the wrong length.
+/// [`Error::Mismatch`] with both numbers and a help for a buffer of the wrong length.
 pub(crate) fn check_elems(what: &str, got: usize, expected: usize) -> Result<()> {
     if got == expected {
         Ok(())
@@ -269,7 +269,7 @@ pub(crate) fn check_elems(what: &str, got: usize, expected: usize) -> Result<()>
     }
 }
 
-/// Refuses an index that names none of a subtask's `results` sub-results.
+/// Checks that all `indices` are below the number of `results`, the sub-results of a subtask.
 pub(crate) fn check_indices(indices: &[usize], results: usize) -> Result<()> {
     match indices.iter().find(|index| **index >= results) {
         None => Ok(()),
@@ -292,7 +292,7 @@ pub fn first_non_finite<T: Element>(values: &[T]) -> Option<(usize, f64)> {
     Some((block * BLOCK + at, rest[at].to_f64()))
 }
 
-/// Elements that are looked at without a branch.
+/// Elements that are checked without a branch.
 const BLOCK: usize = 1024;
 
 /// Finds the first block with a value that is not finite.

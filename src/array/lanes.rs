@@ -1,13 +1,14 @@
 //! Vector arithmetic of the two element types, for loops that are compiled once for each instruction set.
 //!
-//! Who only calls the library can skip this. `inline(always)` carries the choice of the instruction set inwards, from
-//! [`pulp::WithSimd::with_simd`] on: a function of its own would be compiled for the oldest processor.
+//! Relevant if you want to write a vectorized loop. Functions are `inline(always)` so that they are compiled for the
+//! instruction set of the caller, [`pulp::WithSimd::with_simd`]; a separate function would be compiled for the oldest
+//! processor.
 
 use pulp::Simd;
 
 /// The vectors of an element type.
 pub trait Lanes: Copy {
-    /// As many elements as the instruction set computes at once.
+    /// A vector of the instruction set.
     type Vector<S: Simd>: Copy + bytemuck::Pod;
 
     /// `value` in every lane.
@@ -16,16 +17,16 @@ pub trait Lanes: Copy {
     fn plus<S: Simd>(simd: S, a: Self::Vector<S>, b: Self::Vector<S>) -> Self::Vector<S>;
     /// a - b
     fn minus<S: Simd>(simd: S, a: Self::Vector<S>, b: Self::Vector<S>) -> Self::Vector<S>;
-    /// a b + c, fused where the processor can.
+    /// a b + c, fused if the processor supports it.
     fn mul_add<S: Simd>(
         simd: S,
         a: Self::Vector<S>,
         b: Self::Vector<S>,
         c: Self::Vector<S>,
     ) -> Self::Vector<S>;
-    /// The bits that both have: a where those of `mask` are all set, zero where none is, whatever a is.
+    /// Bitwise and: a where all bits of `mask` are set, zero where none is, for any a.
     fn keep<S: Simd>(simd: S, mask: Self::Vector<S>, a: Self::Vector<S>) -> Self::Vector<S>;
-    /// `low` where a < `low`, `high` where a > `high`, else a: a NaN stays one.
+    /// `low` where a < `low`, `high` where a > `high`, else a; NaN stays NaN.
     fn clamp<S: Simd>(
         simd: S,
         a: Self::Vector<S>,

@@ -1,4 +1,4 @@
-//! A safe face on the `gemm` crate: strided matrix views over slices, bounds checked once per product.
+//! A safe interface to the `gemm` crate: strided matrix views over slices, with bounds checked once per product.
 
 #![expect(
     unsafe_code,
@@ -27,8 +27,8 @@ pub struct MatrixMut<'a, T> {
     col_stride: usize,
 }
 
-/// Panics unless the last element of a `rows` x `cols` view lies inside `len` elements. A caller's defect, never
-/// a user's: shapes are validated before any product is formed.
+/// Panics unless the last element of a `rows` x `cols` view lies inside `len` elements. A failure is a bug of the
+/// caller, since shapes are validated before any product is formed.
 fn check_extent(len: usize, rows: usize, cols: usize, row_stride: usize, col_stride: usize) {
     if rows == 0 || cols == 0 {
         return;
@@ -92,15 +92,15 @@ impl<'a, T> MatrixMut<'a, T> {
     }
 }
 
-/// Longest run of f32 terms summed in one accumulator. Rounding grows with the square root of such a run, and a
-/// decoder multiplies what is left by its condition number: partial sums of 128 terms, added up, halve the error
-/// of a sum of a few hundred.
+/// Longest run of f32 terms summed in one accumulator. Rounding grows with the square root of its length, and a decoder
+/// multiplies rounding errors by its condition number; adding up partial sums of 128 terms halves the error of a sum of
+/// a few hundred.
 pub(crate) const F32_RUN: usize = 128;
 
 /// `dst = lhs * rhs`, or `dst += lhs * rhs` with `accumulate`, on the calling thread.
 ///
 /// # Panics
-/// When the inner or outer sizes disagree (a defect of the caller).
+/// When the inner or outer sizes disagree (a bug of the caller).
 pub fn matmul<T: Element>(
     dst: &mut MatrixMut<'_, T>,
     lhs: Matrix<'_, T>,
@@ -113,7 +113,7 @@ pub fn matmul<T: Element>(
 /// [`matmul`] on `threads` threads of the current rayon pool.
 ///
 /// # Panics
-/// When the inner or outer sizes disagree (a defect of the caller).
+/// When the inner or outer sizes disagree (a bug of the caller).
 pub fn matmul_on<T: Element>(
     dst: &mut MatrixMut<'_, T>,
     lhs: Matrix<'_, T>,
@@ -217,7 +217,7 @@ mod tests {
                 false,
             );
             assert!(c.iter().zip(&want).all(|(x, y)| (x - y).abs() < 1e-12), "{m} {k} {n}");
-            // A destination whose rows lie apart, and an accumulating product.
+            // A destination with a stride between rows, and an accumulating product.
             let pitch = n + 7;
             let mut wide = vec![1.0; m * pitch];
             matmul(
@@ -237,7 +237,7 @@ mod tests {
 
     #[test]
     fn overlapping_source_rows_are_allowed() {
-        // Slabs of one plane overlap by their halo: the same slice read with a short row stride.
+        // Slabs of one plane overlap by their halo: the same slice is read with a short row stride.
         let plane: Vec<f32> = (0..10).map(|v| v as f32).collect();
         let mut out = [0.0; 4];
         matmul(

@@ -1,7 +1,7 @@
-//! Numbers in memory: element types, dynamically typed buffers, and a safe GEMM.
+//! Arrays in memory: element types, dynamically typed buffers, and a safe GEMM.
 //!
-//! Everything above computes on flat row-major slices; shapes live in the plans ([`crate::conv::ConvShape`]),
-//! never in the buffers. Who only calls the library can skip this module, except for [`DType`].
+//! Relevant if you want to change how the library computes; callers need only [`DType`]. All modules compute on flat
+//! row-major slices. Shapes are kept in the plans ([`crate::conv::ConvShape`]), never in the buffers.
 
 mod element;
 mod lanes;

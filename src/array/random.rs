@@ -1,4 +1,4 @@
-//! Random numbers that several floors draw alike.
+//! Random numbers shared by several modules.
 
 use rand::{Rng, RngExt};
 

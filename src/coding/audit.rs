@@ -1,19 +1,20 @@
-//! Spare results as checksums: what the redundancy of a code says about the results that are there.
+//! Checks results against each other: surplus sub-results serve as checksums of the others.
 //!
-//! Who trusts the workers can skip this. More sub-results than parts are linearly dependent: with G their recovery
-//! matrix and N an orthonormal basis of its null space, `N^T Z = 0` up to rounding, whatever the parts are. Whoever
-//! breaks that has computed something else. It is tested on [`Sketch`]es, so that the results are read once.
+//! Relevant if you want to verify the results of workers. More sub-results than parts are linearly dependent: with G
+//! their recovery matrix and N an orthonormal basis of its null space, `N^T Z = 0` up to rounding, for any parts. A
+//! larger residual proves that a result is wrong. The relations are tested on [`Sketch`]es, so that each result is read
+//! once.
 //!
-//! Invariant: a [`ParityCheck`] depends on code and sub-results alone, never on values; its rows are as many as its
-//! inputs, and its columns are orthonormal.
+//! Invariant: a [`ParityCheck`] depends on code and sub-results alone, never on values. It has one row for each input,
+//! and its columns are orthonormal.
 
 use super::code::{Code, SubResult};
 use super::parity::{Relations, square};
 use super::sketch::Sketch;
 use crate::error::{Error, Result};
 
-/// Relative error (L2, of one group's results against results of average size) that an audit promises to find: wait for
-/// more results while [`ParityCheck::floor`] is above it.
+/// Relative error (L2, of one group's results against results of average size) that an audit must be able to detect.
+/// Wait for more results while [`ParityCheck::floor`] is above it.
 pub const TARGET: f64 = 1e-3;
 
 /// The check of one ordered set of sub-results.
@@ -23,12 +24,12 @@ pub struct ParityCheck {
     checks: Checks,
 }
 
-/// What is compared with each other: all results at once or, where they are copies, those of each part by themselves, so that
-/// a copy of a small part is measured by its own size.
+/// The sets of results that are compared with each other: all results at once or, where results are copies, the copies
+/// of each part separately, so that a copy of a small part is measured by its own size.
 #[derive(Clone, Debug)]
 struct Checks {
     each: Vec<Relations>,
-    /// Whether results take part in none of them.
+    /// Whether some results take part in no relation.
     unchecked: bool,
 }
 
@@ -69,10 +70,11 @@ impl Checks {
 impl ParityCheck {
     /// The check of `inputs`, which may hold a sub-result more than once (computed by several workers).
     ///
-    /// By QR, O(M^2 k) for M inputs and k = k_A k_B parts; keep it ([`ParityCheckCache`](super::ParityCheckCache)).
+    /// Computed by QR in O(M^2 k) for M inputs and k = k_A k_B parts; cache it
+    /// ([`ParityCheckCache`](super::ParityCheckCache)).
     ///
     /// # Errors
-    /// [`Error::Mismatch`] unless there are more inputs than parts: then nothing is redundant.
+    /// [`Error::Mismatch`] unless there are more inputs than parts, without which there is no redundancy.
     pub fn new(code: &Code, inputs: &[SubResult]) -> Result<Self> {
         let parts = code.k_a() * code.k_b();
         if inputs.len() <= parts {
@@ -86,19 +88,19 @@ impl ParityCheck {
         Ok(Self { inputs: inputs.to_vec(), checks: Checks::new(code, inputs) })
     }
 
-    /// The sub-results this checks, in its order: sketches and groups are given in the same.
+    /// The sub-results that this checks. Sketches and groups are given in the same order.
     #[must_use]
     pub fn inputs(&self) -> &[SubResult] {
         &self.inputs
     }
 
-    /// Smallest relative error that is certain to be seen whichever group made it; beyond all bounds (or infinite)
-    /// where a result has no part in any relation.
+    /// The detection limit: the smallest relative error that is certain to be detected, whichever group made it.
+    /// Infinite, or larger than any bound, if a result takes part in no relation.
     ///
-    /// `groups[m]` names who computed input m. The error is the L2 norm of the errors of all results of a group over
-    /// that of as many results of average size; all results are taken to be of one size. Errors of a group's
-    /// sub-results are taken to be independent of each other, or confined to some of them: this finds faults, not
-    /// forgers. `noise` as in [`Self::residual`].
+    /// `groups[m]` is the worker that computed input m. The error is the L2 norm of the errors of all results of a
+    /// group, relative to that of as many results of average size; all results are taken to be of one size. The errors
+    /// of a group's sub-results are taken to be independent of each other or confined to some of them: the check
+    /// detects faults, not forgery. `noise` as in [`Self::residual`].
     ///
     /// # Panics
     /// When there are not as many groups as inputs.
@@ -108,15 +110,14 @@ impl ParityCheck {
         self.checks.floor(groups, |_| 1.0, noise)
     }
 
-    /// Largest violation of a linear relation among the results, over what rounding explains: above 1 (infinite where
-    /// a result is not finite) somebody computed something else.
+    /// Largest violation of a linear relation among the results, relative to what rounding explains. Above 1 at least
+    /// one result is wrong; infinite if a result is not finite.
     ///
-    /// `noise` bounds the relative rms rounding error of one sub-result from above: `error_bound(1.0, T::EPSILON,
+    /// `noise` is an upper bound of the relative rms rounding error of one sub-result: `error_bound(1.0, T::EPSILON,
     /// reduction)` of [`error_bound`](super::error_bound). With e_m the rounding errors and N_m the rows of N,
-    /// independent errors leave a residual of mean energy `sum ||N_m||^2 ||e_m||^2`; the alarm sounds at
-    /// 4 times (in norm) what `||e_m|| = noise ||Z_m||` gives. Where sums cancel to far less than their terms
-    /// (filters that add up to zero on a constant input), rounding is as much more of what is left of them: `noise`
-    /// must then be scaled up, or there are alarms without an error.
+    /// independent errors leave a residual of mean energy `sum ||N_m||^2 ||e_m||^2`; the threshold is 4 times (in norm)
+    /// the value for `||e_m|| = noise ||Z_m||`. Where sums cancel to far less than their terms (filters that add up to
+    /// zero on a constant input), rounding is relatively larger; scale `noise` up accordingly to avoid false alarms.
     ///
     /// # Panics
     /// When there are not as many sketches as inputs.
@@ -133,14 +134,14 @@ impl ParityCheck {
     }
 }
 
-/// The smallest set of groups, of at most `most` members, whose absence makes the rest consistent: empty if nobody need
-/// be absent, in ascending order.
+/// The smallest set of groups, of at most `most` members, without which the rest is consistent. Ascending; empty if all
+/// results are consistent.
 ///
-/// `groups[m]` names who computed input m. None if no set does, if several of one size do, or if the rest is not
-/// redundant enough to vouch for itself: more than k_A k_B sub-results and a floor of at most [`TARGET`]. To name
-/// f liars takes delta + f + 1 whole subtasks, well placed ones.
+/// `groups[m]` is the worker that computed input m. None if no set explains the errors, if several sets of the same
+/// size do, or if the rest is not redundant enough to verify itself, which takes more than k_A k_B sub-results and a
+/// floor of at most [`TARGET`]. Locating f faulty workers takes delta + f + 1 whole subtasks at well-placed roots.
 ///
-/// Tries all sets: `most` above 2 is for small pools.
+/// Tries all sets, so `most` above 2 suits small pools only.
 ///
 /// # Panics
 /// When there are not as many groups and sketches as inputs.
@@ -185,7 +186,7 @@ pub fn locate_errors(
     None
 }
 
-/// The next combination of indices below `of`, in lexical order.
+/// The next combination of indices below `of`, in lexicographic order.
 fn advance(chosen: &mut [usize], of: usize) -> bool {
     let size = chosen.len();
     let Some(at) = (0..size).rev().find(|&at| chosen[at] < of - size + at) else {
@@ -239,7 +240,7 @@ mod tests {
                 runs += 1;
             }
         }
-        // The envelope is generous, but not so far away that the check could see nothing.
+        // The threshold is generous but still sensitive.
         assert!((0.05..0.5).contains(&largest), "{largest}");
     }
 
@@ -265,7 +266,7 @@ mod tests {
                 blind += 1;
                 continue;
             }
-            // The floor is an honest one: what it says is found as well, not only the target above it.
+            // Errors at the floor are detected too, not only those at the target above it.
             for size in [floor, TARGET] {
                 for fault in [Fault::Noise(bad, size), Fault::Spike(bad, size), Fault::Scale(bad, size)] {
                     let residual = residual(fault);
@@ -276,7 +277,7 @@ mod tests {
             missed += usize::from(residual(Fault::Noise(bad, floor / 50.0)) <= 1.0);
         }
         assert!(found > 4000 && blind > 5, "{found} found, {blind} sets too badly placed");
-        // The negative control: the check does not call everything an error.
+        // Negative control: the check also misses some errors below the floor.
         assert!(missed > 600, "{missed}");
     }
 
@@ -295,7 +296,7 @@ mod tests {
         assert!(floor(&(0..20).collect::<Vec<_>>()) < TARGET / 2.0);
         let parts = code.sub_results_of(&neighbours[..16]);
         assert!(matches!(ParityCheck::new(&code, &parts), Err(Error::Mismatch { .. })));
-        // A part that nobody else computes can be anything.
+        // A part with a single copy can have any value.
         let uncoded = Code::new(CodeKind::Uncoded, 2, 2, 4).unwrap();
         let inputs = uncoded.sub_results_of(&[0, 1, 2, 3, 1]);
         assert!(ParityCheck::new(&uncoded, &inputs).unwrap().floor(&[0, 1, 2, 3, 4], noise) > 1.0);
@@ -361,7 +362,7 @@ mod tests {
         assert_eq!(audit(&[5, 1, 2, 3, 4]), (false, None));
     }
 
-    /// What [`locate_errors`] says of a layer with these faults.
+    /// The answer of [`locate_errors`] for a layer with these faults.
     fn named(
         code: &Code,
         layer: &Synthetic,
@@ -386,13 +387,14 @@ mod tests {
             let fault = [Fault::Noise(bad, TARGET), Fault::Spike(bad, TARGET), Fault::Lost(bad)][trial % 3];
             match named(&code, &layer, &[fault], 1, &mut random) {
                 Some(who) => assert_eq!(who, [bad], "{fault:?}"),
-                // With 18 of 20 some are badly placed, and then nobody is accused.
+                // With 18 of 20 some roots are badly placed; then no worker is accused.
                 None if code.n() == 20 => silent += 1,
                 None => panic!("{fault:?} found nobody"),
             }
             let one = Synthetic::random(&code, delta + 1, 256, &mut random);
             let bad = *one.groups.choose(&mut random).unwrap();
-            // (With so few, an error of the target's size may be below the floor of (8, 8, 20), and then nothing is.)
+            // (With few responders the floor of (8, 8, 20) may exceed an error of the target's size, which then stays
+            // undetected.)
             let answer = named(&code, &one, &[Fault::Noise(bad, 0.1)], 2, &mut random);
             assert_eq!(answer, None);
             assert!(code.n() == 20 || named(&code, &one, &[], 1, &mut random) == Some(vec![]));
@@ -412,7 +414,7 @@ mod tests {
             let faults = [Fault::Noise(two[0], size), Fault::Noise(two[1], TARGET)];
             assert_eq!(named(&code, &layer, &faults, 2, &mut random), Some(sorted));
             assert_eq!(named(&code, &layer, &faults, 1, &mut random), None);
-            // Workers 0 to 4 hold subtasks i and i + 5: eight results, of which one alone may be wrong.
+            // Workers 0 to 4 hold subtasks i and i + 5: eight results, of which only one may be wrong.
             layer.groups.iter_mut().for_each(|group| *group %= 5);
             let fault = [Fault::Noise(1, TARGET), Fault::Spike(1, TARGET)][trial / 2 % 2];
             assert_eq!(named(&code, &layer, &[fault], 1, &mut random), Some(vec![1]));
@@ -446,7 +448,7 @@ mod tests {
         layer.keep(&five);
         let answer = named(&code, &layer, &[Fault::Noise(small[0], 1e-2)], 1, &mut random);
         assert_eq!(answer, None);
-        // One alone is not checked.
+        // A single copy is not checked.
         let alone: Vec<SubResult> = five.into_iter().filter(|of| of.subtask != small[1]).collect();
         let floor = ParityCheck::new(&code, &alone).unwrap().floor(&[0, 1, 2, 3], noise);
         assert_eq!(floor, f64::INFINITY);

@@ -1,24 +1,24 @@
-//! Rank and condition of a growing set of sub-results, kept while they arrive.
+//! Rank and condition number of a growing set of sub-results, updated with every arrival.
 //!
-//! Who only decodes whole subtasks can skip this: any recovery threshold of those will do. Sub-results of
-//! unfinished subtasks carry no such promise, and whether they suffice has to be asked after each one.
+//! Relevant if you want to decode from unfinished subtasks. Any recovery threshold of whole subtasks suffices; an
+//! arbitrary set of sub-results has no such guarantee and must be tested after each arrival.
 //!
-//! Invariant: with G the columns added so far, `G = Q T W` up to a relative [`DEPENDENT`], where the columns of
-//! Q and the rows of W are orthonormal (W is not kept) and T is square, upper triangular and as large as the rank.
+//! Invariant: with G the matrix of the columns added so far, `G = Q T W` up to a relative [`DEPENDENT`]. The columns of
+//! Q and the rows of W are orthonormal (W is not stored); T is square, upper triangular and as large as the rank.
 
-/// A column whose part outside the span of the earlier ones is relatively smaller than this (over the square root of
-/// the number of parts) adds nothing. Then `1 / DEPENDENT` is a lower bound of the condition number of every set
-/// that lacks rank, so that reporting infinity for it is no exaggeration worth speaking of.
+/// A column adds no rank if its part outside the span of the earlier ones is relatively smaller than this (over the
+/// square root of the number of parts). `1 / DEPENDENT` then bounds the condition number of every rank-deficient set
+/// from below, so that reporting infinity for such a set is adequate.
 const DEPENDENT: f64 = 1e-7;
 
-/// Rounds of power iteration: at least (a start that is nearly orthogonal to what it seeks stands still at first), and at
-/// most; between them as long as a round brings this growth.
+/// Least and greatest number of rounds of power iteration. Between them, iteration continues while a round brings
+/// [`GROWTH`]. The minimum covers starts nearly orthogonal to the wanted direction, which grow slowly at first.
 const ROUNDS: std::ops::Range<usize> = 6..16;
 const GROWTH: f64 = 1.01;
 
 /// The span of the recovery columns that have arrived.
 ///
-/// An estimate for deciding when to stop waiting: the condition number that errors are bounded by is
+/// Gives an estimate for deciding when to stop waiting. Error bounds use the exact condition number,
 /// [`Decoder::condition`](super::Decoder::condition).
 #[derive(Clone, Debug)]
 pub struct Basis {
@@ -26,7 +26,7 @@ pub struct Basis {
     len: usize,
     /// Columns of Q, `parts` values each, one after the other.
     q: Vec<f64>,
-    /// Columns of T, each in `parts` places: column j has j + 1 values.
+    /// Columns of T, each stored with stride `parts`: column j has j + 1 values.
     t: Vec<f64>,
 }
 
@@ -55,7 +55,7 @@ impl Basis {
             return self.rotate_in(&mut coordinates);
         }
         let size = dot(&rest, &rest).sqrt();
-        // Twice is enough: what the first pass leaves of the span by cancellation the second removes.
+        // Two passes suffice: the second removes what cancellation in the first one left of the span.
         for _ in 0..2 {
             for (q, coordinate) in self.q.chunks_exact(self.parts).zip(&mut coordinates) {
                 let along = dot(q, &rest);
@@ -73,8 +73,8 @@ impl Basis {
         }
     }
 
-    /// `T T^T += c c^T`, by rotating c against the columns of T from the last to the first: backward stable,
-    /// however singular T is before or after.
+    /// `T T^T += c c^T`, by rotating c against the columns of T from the last to the first. Backward stable even if T
+    /// is singular before or after.
     fn rotate_in(&mut self, c: &mut [f64]) {
         for (j, column) in self.t.chunks_exact_mut(self.parts).enumerate().rev() {
             let radius = (column[j] * column[j] + c[j] * c[j]).sqrt();
@@ -88,27 +88,27 @@ impl Basis {
         }
     }
 
-    /// Sub-results added so far, dependent ones included.
+    /// The number of sub-results added so far, dependent ones included.
     #[must_use]
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether none has been added.
+    /// Whether no sub-result has been added.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Sub-results among them that are independent (up to a relative 1e-7).
+    /// The rank: the number of independent sub-results (up to a relative 1e-7).
     #[must_use]
     pub fn rank(&self) -> usize {
         self.q.len() / self.parts.max(1)
     }
 
-    /// Estimate of the 2-norm condition number of the recovery matrix, whose columns are all those added: infinite below
-    /// full rank, else at most the true value and, up to 1e6, more than half of it. Above 1e7 it says at
-    /// least 1e6. O(parts^2).
+    /// Estimate of the 2-norm condition number of the recovery matrix of all sub-results added. Infinite below full
+    /// rank; otherwise at most the true value and, for true values up to 1e6, more than half of it. Above 1e7 the
+    /// estimate is at least 1e6. O(parts^2).
     #[must_use]
     pub fn condition(&self) -> f64 {
         if self.rank() < self.parts {
@@ -118,7 +118,7 @@ impl Basis {
             self.solve_transposed(x);
             self.solve(x);
         });
-        // Fixed signs without a pattern: orthogonal to the greatest direction only by a coincidence.
+        // Fixed signs without a pattern are orthogonal to the largest singular direction only by coincidence.
         let sign = |i: usize| f64::from((i * i / 3 + i).is_multiple_of(2)) - 0.5;
         let greatest = grow((0..self.parts).map(sign).collect(), |x| {
             self.multiply_transposed(x);
@@ -127,8 +127,8 @@ impl Basis {
         (least * greatest).sqrt()
     }
 
-    /// A vector with much of the least singular direction: `T^-1 T^-T d`, where each sign in d is chosen so that the
-    /// solution grows (the condition estimator of LINPACK).
+    /// A vector with a large component along the smallest singular direction: `T^-1 T^-T d`, where each sign in d is
+    /// chosen so that the solution grows (the condition estimator of LINPACK).
     fn towards_least(&self) -> Vec<f64> {
         let mut x = vec![0.0; self.parts];
         for (j, column) in self.t.chunks_exact(self.parts).enumerate() {
@@ -172,7 +172,7 @@ impl Basis {
     }
 }
 
-/// Norm by which the symmetric `map` lengthens the direction that it lengthens most, from below.
+/// Norm of the symmetric `map`, estimated from below by power iteration.
 fn grow(mut x: Vec<f64>, map: impl Fn(&mut [f64])) -> f64 {
     let mut best = 0.0_f64;
     for round in 1..=ROUNDS.end {
@@ -182,7 +182,7 @@ fn grow(mut x: Vec<f64>, map: impl Fn(&mut [f64])) -> f64 {
         }
         map(&mut x);
         let grown = dot(&x, &x).sqrt();
-        // A NaN (sizes out of the range of f64) ends it as well, and stays visible as what it is: no estimate.
+        // A NaN (values outside the range of f64) ends the iteration too and is returned as NaN.
         if !grown.is_finite() {
             return f64::INFINITY;
         }
@@ -195,7 +195,7 @@ fn grow(mut x: Vec<f64>, map: impl Fn(&mut [f64])) -> f64 {
     best
 }
 
-/// Inner product in eight independent sums, which vector units can hold.
+/// Inner product as eight independent sums, which fit vector units.
 fn dot(a: &[f64], b: &[f64]) -> f64 {
     let mut sums = [0.0_f64; 8];
     let (a, b) = (a.chunks_exact(8), b.chunks_exact(8));
@@ -236,7 +236,7 @@ mod tests {
         basis
     }
 
-    /// The oracle: condition number by singular values.
+    /// The reference: condition number by singular values.
     fn truth(parts: usize, columns: &Columns) -> f64 {
         if columns.len() < parts {
             return f64::INFINITY;
@@ -246,7 +246,7 @@ mod tests {
         singular[0] / singular[parts - 1]
     }
 
-    /// The promise of [`Basis::condition`]; between 1e6 and 1e7 there is none but "large".
+    /// The guarantee of [`Basis::condition`]; between 1e6 and 1e7 the only guarantee is a large value.
     fn promised(estimate: f64, truth: f64) -> bool {
         let honest = if truth > 1e7 { estimate >= 1e6 } else { estimate >= 0.5 * truth.min(1e6) };
         honest && (estimate <= 1.001 * truth || truth > 1e6)
@@ -256,7 +256,7 @@ mod tests {
         of.iter().map(|of| code.recovery_column(*of).collect()).collect()
     }
 
-    /// The first `count` sub-results of every subtask, each subtask's in the order that starts at `first(i)`.
+    /// The first `count` sub-results of every subtask, in the order that starts at `first(i)`.
     fn begun(code: &Code, count: usize, first: impl Fn(usize) -> usize) -> Vec<SubResult> {
         let of = |i: usize| code.sub_results_of(&[i]);
         let each = code.l_a() * code.l_b();
@@ -278,10 +278,10 @@ mod tests {
             for round in 0..rounds {
                 all.shuffle(&mut random);
                 if round % 3 == 0 {
-                    // Everybody in the same order, in lockstep: often singular.
+                    // All subtasks in the same order, in lockstep: often singular.
                     all.sort_by_key(|of| (of.slab, of.bank));
                 }
-                // Sub-results that came twice carry no new rank, but weigh in the least squares.
+                // Duplicate sub-results add no rank but have weight in the least squares.
                 let take = random.random_range(parts..=all.len().min(parts + 8));
                 let mut columns = columns(&code, &all[..take]);
                 for _ in 0..random.random_range(0..3) {
@@ -306,7 +306,7 @@ mod tests {
         for parts in [2, 7, 16, 64] {
             for exponent in 0..14 {
                 let mut columns: Columns = (1..parts).map(|_| vector(parts)).collect();
-                // Almost in the span of the others, by ever less.
+                // Almost in the span of the others, with a shrinking remainder.
                 let mut last = vec![0.0; parts];
                 for (column, weight) in columns.iter().zip(vector(parts)) {
                     subtract(&mut last, weight, column);
@@ -329,7 +329,8 @@ mod tests {
     fn where_each_subtask_begins_decides() {
         let code = Code::new(CodeKind::Crme, 8, 8, 20).unwrap();
         let condition = |of: &[SubResult]| basis(64, &columns(&code, of)).condition();
-        // Everybody's first three in the fixed order: 60 of 64 and 80 with the fourth.
+        // The first three of every subtask in the fixed order: 60 sub-results for 64 parts. With the fourth there are
+        // 80.
         assert_eq!(basis(64, &columns(&code, &begun(&code, 3, |_| 0))).condition(), f64::INFINITY);
         assert!(condition(&begun(&code, 4, |_| 0)) < 4.0);
         let code = Code::new(CodeKind::Crme, 4, 8, 16).unwrap();
@@ -361,7 +362,7 @@ mod tests {
         for (estimate, truth) in [(1.9, 4.0), (4.1, 4.0), (1e5, 1e8), (2.0, f64::INFINITY), (f64::NAN, 4.0)] {
             assert!(!promised(estimate, truth), "{estimate} for {truth}");
         }
-        // A basis that forgets the results beyond the rank is found out.
+        // Detects a basis that ignores the results beyond full rank.
         let code = Code::new(CodeKind::Crme, 8, 8, 20).unwrap();
         let all = columns(&code, &code.sub_results_of(&(0..20).collect::<Vec<_>>()));
         assert!(promised(basis(64, &all).condition(), truth(64, &all)));

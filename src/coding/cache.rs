@@ -1,4 +1,4 @@
-//! What depends on a responder set alone, by responder set: inverting happens once.
+//! Caches of decoders and parity checks by responder set, so that each set is factored once.
 
 use std::borrow::Borrow;
 use std::collections::HashMap;
@@ -10,8 +10,8 @@ use super::code::{Code, SubResult};
 use super::decoder::Decoder;
 use crate::error::Result;
 
-/// Values by key, shared by all runs of a layer. Bounded: past its capacity it starts afresh, since the responder sets
-/// of a steady pool are few.
+/// Values by key, shared by all runs of a layer. Bounded: a full cache is cleared, since a steady pool has few
+/// responder sets.
 #[derive(Debug)]
 struct Cache<K, V> {
     capacity: usize,
@@ -23,7 +23,7 @@ impl<K: Eq + Hash, V> Cache<K, V> {
         Self { capacity: capacity.max(1), values: Mutex::new(HashMap::new()) }
     }
 
-    /// The value of `key`, made if it is not there.
+    /// The value of `key`; made if it is not cached.
     fn get<Q>(&self, key: &Q, make: impl FnOnce() -> Result<V>) -> Result<Arc<V>>
     where
         K: Borrow<Q>,
@@ -32,7 +32,7 @@ impl<K: Eq + Hash, V> Cache<K, V> {
         if let Some(found) = self.lock().get(key) {
             return Ok(Arc::clone(found));
         }
-        // Computed outside the lock: another run may do the same work, none waits for it.
+        // Computed outside the lock: two runs may do the same work, but neither waits for the other.
         let value = Arc::new(make()?);
         let mut values = self.lock();
         if values.len() >= self.capacity {
@@ -58,7 +58,7 @@ impl DecoderCache {
         Self(Cache::new(capacity))
     }
 
-    /// The decoder of whole `subtasks`, which are sorted first: a set has one decoder however it arrived.
+    /// The decoder of whole `subtasks`. They are sorted first, so that a set has one decoder for any order of arrival.
     ///
     /// # Errors
     /// As [`Decoder::for_subtasks`].
@@ -69,7 +69,7 @@ impl DecoderCache {
     }
 }
 
-/// Checkers of one code, shared by all runs of a layer.
+/// Parity checks of one code, shared by all runs of a layer.
 #[derive(Debug)]
 pub struct ParityCheckCache(Cache<Vec<SubResult>, ParityCheck>);
 
@@ -80,7 +80,7 @@ impl ParityCheckCache {
         Self(Cache::new(capacity))
     }
 
-    /// The checker of `inputs`, in exactly this order: sort them before if the order is free.
+    /// The parity check of `inputs`, in exactly this order. Sort the inputs first if the order does not matter.
     ///
     /// # Errors
     /// As [`ParityCheck::new`].

@@ -82,7 +82,7 @@ impl Code {
         self.kind
     }
 
-    /// n, the number of subtasks (of an uncoded layer: its parts).
+    /// The number of subtasks n (of an uncoded layer: the number of its parts).
     #[must_use]
     pub fn n(&self) -> usize {
         self.n
@@ -112,21 +112,21 @@ impl Code {
         self.l_b
     }
 
-    /// delta: any so many whole subtasks give the exact result. Of replication also certain smaller sets do
-    /// ([`determines`](Self::determines)).
+    /// The recovery threshold delta: any delta whole subtasks give the exact result. With replication certain smaller
+    /// sets do too ([`determines`](Self::determines)).
     #[must_use]
     pub fn recovery_threshold(&self) -> usize {
         self.recovery_threshold
     }
 
-    /// gamma = n - delta: subtasks that may be missing.
+    /// gamma = n - delta: the number of subtasks that may be missing.
     #[must_use]
     pub fn tolerated(&self) -> usize {
         self.n - self.recovery_threshold
     }
 
-    /// Whether the whole subtasks for which `holds` is true determine the parts: enough of them or, where each
-    /// computes one part, one of every part.
+    /// Whether the whole subtasks for which `holds` is true determine the parts. That takes recovery-threshold many of
+    /// them or, where each computes one part, one copy of every part.
     #[must_use]
     pub fn determines(&self, holds: &dyn Fn(usize) -> bool) -> bool {
         let parts = self.k_a * self.k_b;
@@ -138,8 +138,8 @@ impl Code {
         }
     }
 
-    /// The one part that a subtask computes, row-major in k_A x k_B, where results are copies of parts: with replication,
-    /// without a code, and with polynomial and random codes of a single part (copies but for a factor).
+    /// The one part that a subtask computes, as a row-major index in k_A x k_B, where results are copies of parts: with
+    /// replication, without a code, and with polynomial and random codes of a single part (copies up to a factor).
     #[must_use]
     pub fn part_of(&self, subtask: usize) -> Option<usize> {
         let parts = self.k_a * self.k_b;
@@ -150,7 +150,7 @@ impl Code {
         }
     }
 
-    /// Whether all subtasks have the same slabs and differ in their filters alone, as with k_A = 1.
+    /// Whether all subtasks have the same slabs and differ only in their filters, as with k_A = 1.
     #[must_use]
     pub fn shares_slabs(&self) -> bool {
         (1..self.n).all(|i| self.input_block(i) == self.input_block(0))

@@ -1,16 +1,16 @@
-//! The one inner loop of encoding: a linear combination of slices, compiled for the vector units at hand.
+//! The inner loop of filter encoding: a linear combination of slices, compiled for the available vector units.
 
 use crate::array::Element;
 
 /// Elements accumulated in registers before they are written.
 const WIDTH: usize = 32;
 
-/// `dst = sum of coefficient * source` over `terms`, every source as long as `dst`. Sources that many combinations are
-/// made of are best given as f64: widening them is a third of the work.
+/// Computes `dst = sum of coefficient * source` over `terms`; every source is as long as `dst`. Sources that many
+/// combinations share are best given as f64, because widening them is a third of the work.
 ///
-/// Accumulates in f64 and rounds once: what is lost here, the decoder multiplies by its condition number. Multiply
-/// and add are separate, so the bits do not depend on the CPU. A lone coefficient 1 copies; who leaves out terms
-/// of coefficient 0, as [`nonzero`] does, passes NaN through a selection untouched.
+/// Accumulates in f64 and rounds once, because the decoder multiplies rounding errors by its condition number.
+/// Multiplication and addition are separate, so the bits do not depend on the CPU. A single coefficient 1 copies. If
+/// terms of coefficient 0 are left out, as [`nonzero`] does, a selection passes NaN through untouched.
 pub(super) fn combine<T: Element, S: Element>(dst: &mut [T], terms: &[(f64, &[S])]) {
     for (_, source) in terms {
         assert_eq!(source.len(), dst.len(), "sources of a combination are as long as its destination");
@@ -19,7 +19,7 @@ pub(super) fn combine<T: Element, S: Element>(dst: &mut [T], terms: &[(f64, &[S]
         [] => dst.fill(T::default()),
         [(1.0, source)] => {
             for (to, from) in dst.iter_mut().zip(*source) {
-                // There and back again: the same number.
+                // The conversion to f64 and back is exact.
                 *to = T::from_f64(from.to_f64());
             }
         }

@@ -1,4 +1,4 @@
-//! Recovery matrices as matrices, and their condition numbers.
+//! Recovery matrices as dense matrices, and their condition numbers.
 
 use faer::Mat;
 use num_complex::Complex64;
@@ -7,12 +7,12 @@ use super::code::{Code, SubResult};
 use super::generators::Structure;
 
 impl Code {
-    /// 2-norm condition number of the recovery matrix of whole `subtasks` (1 for a selection, of which one copy of each
-    /// part is taken): by what decoding amplifies rounding errors.
+    /// 2-norm condition number of the recovery matrix of whole `subtasks`: the factor by which decoding amplifies
+    /// rounding errors. It is 1 for a selection, of which one copy of each part is taken.
     ///
-    /// Infinite where they do not [determine](Code::determines) the parts. Far beyond what a
-    /// [`Decoder`](super::Decoder) accepts it still says how far; above about 1e15 rounding limits it from above.
-    /// Singular values alone: cheaper than a decoder.
+    /// Infinite where the subtasks do not [determine](Code::determines) the parts. Meaningful far beyond what a
+    /// [`Decoder`](super::Decoder) accepts; rounding limits it to about 1e15. Computes singular values only, which is
+    /// cheaper than a decoder.
     #[must_use]
     pub fn condition(&self, subtasks: &[usize]) -> f64 {
         if !self.determines(&|i| subtasks.contains(&i)) {
@@ -43,7 +43,7 @@ pub(super) fn transposed(code: &Code, inputs: &[SubResult]) -> Mat<f64> {
     transposed
 }
 
-/// `w_i^m` of a rotation code, with the angle reduced in integers: i m grows to n delta.
+/// `w_i^m` of a rotation code, with the angle reduced in integers since i m grows to n delta.
 pub(super) fn power(theta: f64, i: usize, m: usize) -> Complex64 {
     let period = (std::f64::consts::TAU / theta).round();
     Complex64::from_polar(1.0, -theta * ((i * m) as f64 % period))

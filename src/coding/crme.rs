@@ -30,7 +30,7 @@ pub(super) fn generators(k_a: usize, k_b: usize, n: usize) -> (Structure, Genera
         let mut blocks = Vec::with_capacity(n * k * l);
         for i in 0..n {
             for j in 0..k / l {
-                // The angle is reduced in integers: cos of a large argument would lose digits.
+                // The angle is reduced in integers, because the cosine of a large argument would lose digits.
                 let (sin, cos) = (theta * (step * j % q * i % q) as f64).sin_cos();
                 if l == 1 {
                     blocks.push(1.0);

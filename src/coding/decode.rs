@@ -1,8 +1,7 @@
-//! Decoding: from the sub-results that came to the output, in one pass that also crops, merges, adds the bias
-//! and clamps.
+//! Decoding: computes the output from the sub-results in one pass that also crops, merges, adds the bias and clamps.
 //!
-//! Columns of the sub-results are combined in vector registers and go from there to their places in the output
-//! ([`microkernel`](super::microkernel)): every sub-result is read once, every output element written once.
+//! Columns of the sub-results are combined in vector registers and written to their places in the output
+//! ([`microkernel`](super::microkernel)): every sub-result is read once and every output element written once.
 
 #![expect(clippy::inline_always, reason = "it is compiled for each instruction set, which a call would lose")]
 
@@ -14,46 +13,49 @@ use crate::array::Element;
 use crate::error::{Error, Result};
 use crate::partition::OutputTiling;
 
-/// Fewer multiply-adds than this are done on the calling thread.
+/// Decodings of fewer multiply-adds than this run on the calling thread.
 const SMALL: usize = 512 * 1024;
 
-/// The fewest columns of a unit.
+/// The minimum number of columns of a unit.
 const LEAST_COLUMNS: usize = 512;
 
-/// From this condition number on, f32 results are decoded in f64: rounding the inverse to f32 would add about as
-/// much error as the workers did. Below it the loss is under the workers' own rounding.
+/// From this condition number on, f32 results are decoded in f64, because rounding the inverse to f32 would add about
+/// as much error as the workers did. Below it the loss is smaller than the rounding of the workers.
 const WIDE_CONDITION: f64 = 16.0;
 
-/// What happens to each decoded element on its way into the output: it is divided by the scale of its slab, multiplied by
-/// that of its filter, the bias is added, then it is clamped.
+/// The steps between a decoded element and the output: division by the scale of its slab, multiplication by the undo
+/// factor of its filter, addition of the bias, clamp.
 #[derive(Clone, Copy, Debug)]
 pub struct Epilogue<'a, T> {
-    /// `[N, g, k_A]`: what the slabs were multiplied by
-    /// ([`InputScan::slab_scales`](crate::scaling::InputScan::slab_scales)); empty: nothing.
+    /// `[N, g, k_A]`: the scales that the slabs were multiplied by
+    /// ([`InputScan::slab_scales`](crate::scaling::InputScan::slab_scales)); empty: all 1.
     pub slab_scales: &'a [f64],
-    /// `[O]`: what undoes the scale of each filter ([`FilterScales::undo`](crate::scaling::FilterScales::undo)); empty: 1.
+    /// `[O]`: factors that undo the scales of the filters ([`FilterScales::undo`](crate::scaling::FilterScales::undo));
+    /// empty: all 1.
     pub filter_undo: &'a [f64],
-    /// A power of two that brings the largest output, before the clamp, near or below 1: squares are summed in this unit.
+    /// A power of two that brings the largest output, before the clamp, near or below 1. Squares are summed in this
+    /// unit.
     pub unit: f64,
-    /// `[O]`, added to each output channel.
+    /// `[O]`, added to the output channels.
     pub bias: Option<&'a [T]>,
     /// Applied after the bias.
     pub clamp: Option<Clamp>,
 }
 
 impl<T> Default for Epilogue<'_, T> {
-    /// Nothing.
+    /// Leaves elements as they are.
     fn default() -> Self {
         Self { slab_scales: &[], filter_undo: &[], unit: 1.0, bias: None, clamp: None }
     }
 }
 
-/// The activation `min(max(x, low), high)`: ReLU and its bounded kin. It is not linear, so it comes after decoding.
+/// The activation `min(max(x, low), high)`, such as ReLU and its bounded variants. It is not linear, so it is
+/// applied after decoding.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Clamp {
-    /// Smallest value let through.
+    /// Lower bound.
     pub low: f64,
-    /// Largest value let through; at least `low`.
+    /// Upper bound; at least `low`.
     pub high: f64,
 }
 
@@ -61,7 +63,7 @@ impl Clamp {
     /// `max(x, 0)`.
     pub const RELU: Self = Self { low: 0.0, high: f64::INFINITY };
 
-    /// The function itself, in `T`. A NaN stays one.
+    /// The clamp as a function on `T`. NaN stays NaN.
     pub fn of<T: Element>(self) -> impl Fn(T) -> T + Copy + Send + Sync {
         let (low, high) = (T::from_f64(self.low), T::from_f64(self.high));
         move |x| {
@@ -71,12 +73,12 @@ impl Clamp {
     }
 }
 
-/// Decodes, merges, crops and finishes: `output` `[N, O, spatial...]` is overwritten.
+/// Decodes, merges, crops and applies the epilogue; overwrites `output`, `[N, O, spatial...]`.
 ///
-/// `results` are the sub-results of [`Decoder::inputs`], in that order, each [`OutputTiling::part_elems`] long.
-/// Runs on all threads of the current rayon pool, small layers on the calling thread, and allocates, beside a list of output
-/// runs, a few dozen KiB of scratch a thread. Gives the L2 norm of the output before the clamp; not finite where an element
-/// is not.
+/// `results` are the sub-results of [`Decoder::inputs`], in that order, each [`OutputTiling::part_elems`] long. Runs on
+/// all threads of the current rayon pool, small layers on the calling thread. Allocates a list of output runs and a few
+/// dozen KiB of scratch for each thread. Returns the L2 norm of the output before the clamp, which is not finite if an
+/// element is not.
 ///
 /// # Errors
 /// [`Error::Mismatch`] when the number or length of the results, the output, the scales or the bias do not fit.
@@ -132,8 +134,8 @@ fn fits<T: Element>(epilogue: &Epilogue<'_, T>) -> bool {
     normal(least) && normal(most) && normal(epilogue.unit)
 }
 
-/// Shares the output out, with arithmetic in `A` up to the rounding at the end. Gives the sum of squares, in the square of
-/// the unit.
+/// Distributes the output over threads, with arithmetic in `A` up to the final rounding. Returns the sum of squares, in
+/// the square of the unit.
 fn run<T: Element, A: Element>(
     decoder: &Decoder,
     tiling: &OutputTiling,
@@ -176,26 +178,26 @@ fn run<T: Element, A: Element>(
     shares.sum(&mut runs, parts * together, decode)
 }
 
-/// What all units of a decoding have in common.
+/// The data shared by all units of one decoding.
 struct Job<'a, T, A> {
     map: JobMap<'a, A>,
     tiling: &'a OutputTiling,
     results: &'a [&'a [T]],
     epilogue: Epilogue<'a, T>,
     finish: Finish<A>,
-    /// Blocks of a plane, and the columns of one.
+    /// Blocks of a plane, and the columns of one block.
     blocks: usize,
     columns: usize,
 }
 
-/// [`Map`] in the type that is computed in.
+/// [`Map`] converted to the arithmetic type.
 enum JobMap<'a, A> {
     Select(&'a [usize]),
     Real(Packed<A>),
     Rotation(PackedPairs<A>, &'a [(usize, usize, f64)]),
 }
 
-/// Some (plane, block) of the parts, from number `first` on, and for each of them the runs of all parts.
+/// Some (plane, block) pairs of the parts, from number `first` on, and for each of them the output runs of all parts.
 struct Unit<'a, 'o, 'b, T, A> {
     job: &'a Job<'a, T, A>,
     first: usize,
@@ -210,7 +212,7 @@ impl<T: Element, A: Element> pulp::WithSimd for Unit<'_, '_, '_, T, A> {
         let Self { job, first, runs } = self;
         let (tiling, results) = (job.tiling, job.results);
         let (parts, plane_elems) = (tiling.k_a * tiling.k_b, tiling.part_plane());
-        // What is in the type that is computed in is read where it lies.
+        // Sub-results already in the arithmetic type are read in place.
         let direct = A::DTYPE == T::DTYPE && job.columns >= LANES;
         let rows = if direct || matches!(job.map, JobMap::Select(_)) { 0 } else { results.len() };
         let mut panel = Panel::new(rows, job.columns);
@@ -231,7 +233,7 @@ impl<T: Element, A: Element> pulp::WithSimd for Unit<'_, '_, '_, T, A> {
             let direct = direct && length >= LANES;
             let room = if direct { length } else { panel.room().max(LANES) };
             if !direct && rows == 0 {
-                // The last columns of a plane, fewer than a vector has.
+                // The last columns of a plane, fewer than a vector.
                 panel = Panel::new(results.len(), LANES);
             }
             for begin in (0..length).step_by(room) {
@@ -282,12 +284,12 @@ impl<T: Element, A: Element> Job<'_, T, A> {
         }
     }
 
-    /// How plane `plane` of part `part` ends.
+    /// The scale and bias of plane `plane` of part `part`.
     #[inline(always)]
     fn ending(&self, plane: usize, part: usize) -> Ending<A> {
         let (tiling, epilogue) = (self.tiling, &self.epilogue);
         let (a, b) = (part / tiling.k_b, part % tiling.k_b);
-        // Adding this changes nothing, not even the sign of a zero.
+        // Adding -0.0 changes nothing, not even the sign of a zero.
         let nothing = -0.0;
         let Some(channel) = tiling.channel(plane, b) else {
             return Ending { scale: 0.0, bias: A::from_f64(nothing) };
@@ -299,14 +301,14 @@ impl<T: Element, A: Element> Job<'_, T, A> {
     }
 }
 
-/// What a decoded plane of a part is multiplied by, and what is added.
+/// The factor and the addend of one decoded plane of a part.
 #[derive(Clone, Copy)]
 struct Ending<A> {
     scale: f64,
     bias: A,
 }
 
-/// Sub-results as they came.
+/// Sub-results read in place.
 struct Direct<'a, T> {
     results: &'a [&'a [T]],
     from: usize,
@@ -320,7 +322,7 @@ impl<T: Element, A: Element> Sources<A> for Direct<'_, T> {
     }
 }
 
-/// The first `count` elements of run `part` as a target; the run goes on behind them.
+/// The first `count` elements of run `part` as a target; advances the run behind them.
 #[inline(always)]
 fn aim<'o, T, A: Element>(
     runs: &mut [&'o mut [T]],
@@ -333,17 +335,17 @@ fn aim<'o, T, A: Element>(
     let (to, rest) = run.split_at_mut(count.min(run.len()));
     runs[part] = rest;
     let Ending { scale, bias } = ends[part];
-    // What is cropped counts for nothing.
+    // Cropped elements must not count in the norm.
     let (scale, bias) = if to.is_empty() { (0.0, A::default()) } else { (sign * scale, bias) };
     Target { to, scale: A::from_f64(scale), bias }
 }
 
-/// `to = from`, finished; gives the sum of squares before the bounds.
+/// `to = from` with the epilogue applied; returns the sum of squares before the clamp.
 #[inline(always)]
 fn copy<T: Element, A: Element>(from: &[T], to: &mut [T], end: Ending<A>, finish: &Finish<A>) -> f64 {
     let mut sums = [0.0_f64; LANES];
     let unit = finish.unit.to_f64();
-    // Only this bias leaves the sign of a zero as it is.
+    // Only a bias of -0.0 preserves the sign of a zero.
     let plain = end.scale == 1.0 && end.bias.to_f64().to_bits() == (-0.0_f64).to_bits();
     let within = finish.low.to_f64() == f64::NEG_INFINITY && finish.high.to_f64() == f64::INFINITY;
     if plain && within {

@@ -1,4 +1,4 @@
-//! The inverse of a responder set: what decoding multiplies by, and how well conditioned it is.
+//! The inverse of a responder set: the matrix that decoding multiplies by, and its condition number.
 
 use faer::Mat;
 use faer::traits::ComplexField;
@@ -12,10 +12,11 @@ use super::panel::{Packed, PackedPairs};
 use super::rounding::error_bound;
 use crate::error::{Error, Result};
 
-/// Beyond this condition number not even f64 results carry a correct digit at f32 accuracy: treated as singular.
+/// Sets beyond this condition number are treated as singular: at f32 accuracy no digit would be correct, not even with
+/// f64 results.
 pub(crate) const SINGULAR: f64 = 1e13;
 
-/// How the sub-results of one responder set become parts.
+/// The linear map from the sub-results of one responder set to the parts.
 #[derive(Clone, Debug)]
 pub struct Decoder {
     inputs: Vec<SubResult>,
@@ -34,25 +35,25 @@ pub(super) enum Map {
     Rotation(Rotation),
 }
 
-/// Two complex systems as real combinations: u of the real and imaginary parts of P, v of those of Q, the factor
-/// w^(d_A (d_B - 1)) folded into the latter, a half into both. The sums of u and v are parts, their differences are others.
+/// Two complex systems as real combinations: u of the real and imaginary parts of P, v of those of Q. The factor
+/// w^(d_A (d_B - 1)) is folded into v, a factor of one half into both. Sums u + v and differences v - u are parts.
 #[derive(Clone, Debug)]
 pub(super) struct Rotation {
     /// Rows u and v over the four sub-results of each responder.
     pub(super) map: PackedPairs<f64>,
-    /// For each row the part that u + v is, the part that v - u is, and the sign of the latter.
+    /// For each row: the part u + v, the part v - u, and the sign of the latter.
     pub(super) parts: Vec<(usize, usize, f64)>,
 }
 
 impl Decoder {
-    /// The decoder of whole subtasks: the fast path of the code where it has one.
+    /// The decoder of whole subtasks, with the fast path of the code if it has one.
     ///
-    /// More subtasks than the threshold are decoded by least squares; where each computes one part the first copy of
-    /// each is taken, and the others are no [`inputs`](Self::inputs).
+    /// More subtasks than the threshold are decoded by least squares. Where each computes one part, the first copy of
+    /// each part is used and the others are not among the [`inputs`](Self::inputs).
     ///
     /// # Errors
-    /// [`Error::Mismatch`] for fewer than the recovery threshold or without a copy of every part,
-    /// [`Error::Singular`] when they do not determine the parts.
+    /// [`Error::Mismatch`] for fewer subtasks than the recovery threshold or without a copy of every part,
+    /// [`Error::Singular`] when the subtasks do not determine the parts.
     pub fn for_subtasks(code: &Code, subtasks: &[usize]) -> Result<Self> {
         if code.structure == Structure::Selection {
             return Self::selection(code, subtasks);
@@ -70,7 +71,7 @@ impl Decoder {
             Structure::Rotation { theta } if code.k_a() > 1 || code.k_b() > 1 => {
                 Self::rotation(code, theta, subtasks)
             }
-            // One part, which every subtask computes.
+            // A single part, which every subtask computes.
             Structure::Rotation { .. } | Structure::Selection => {
                 Ok(Self { inputs, condition: 1.0, map: Map::Select(vec![0]) })
             }
@@ -146,14 +147,15 @@ impl Decoder {
                 (true, false) => d.im,
             };
         if code.l_a() == 1 || code.l_b() == 1 {
-            // One side is unsplit: P = Z0 + i Z1 over the two sub-results of the split one, and u are the parts.
+            // One side is unsplit: P = Z0 + i Z1 over the two sub-results of the split side, and the rows u are the
+            // parts.
             let map = Packed::new(2 * delta, 2 * responders, |row, col| {
                 real(inverse[(row / 2, col / 2)], row % 2 == 1, col % 2 == 1)
             });
             return Ok(Self { inputs, condition, map: Map::Real(map) });
         }
         let k_b = code.k_b();
-        // The pair (j, l) of complex parts: first the real rows, then the imaginary ones.
+        // The pair (j, l) of complex parts: real rows first, then imaginary rows.
         let pair = |row: usize| (row % delta % d_a, row % delta / d_a);
         let map = PackedPairs::new(2 * delta, responders, |row, i| {
             let (j, l) = pair(row);
@@ -170,7 +172,7 @@ impl Decoder {
         Ok(Self { inputs, condition, map })
     }
 
-    /// The sub-results this decoder takes, in its order.
+    /// The sub-results that this decoder takes, in order.
     #[must_use]
     pub fn inputs(&self) -> &[SubResult] {
         &self.inputs
@@ -189,8 +191,8 @@ impl Decoder {
     }
 }
 
-/// One step of Newton's iteration for an inverse: the decomposition leaves a hundred roundings in it, which f64 results would
-/// show.
+/// One step of Newton's iteration for an inverse. The decomposition leaves an error of about a hundred roundings, which
+/// f64 results would show.
 fn refined<T: ComplexField>(matrix: &Mat<T>, inverse: Mat<T>) -> Mat<T> {
     let product = &inverse * matrix;
     let two = |row: usize, column: usize| {

@@ -1,8 +1,8 @@
 //! Encoding: coded slabs for every subtask of a run, coded filter banks for one subtask of a layer.
 //!
-//! A run of columns of a channel is read from the input where it lies, padded and widened on the way into a panel in the
-//! innermost cache, and from there to every subtask's buffer ([`microkernel`](super::microkernel)): the input is read once, each buffer
-//! written once, nothing lies between.
+//! A run of columns of a channel is read from the input in place, padded and widened into a panel in the innermost
+//! cache, and combined from there into the buffer of every subtask ([`microkernel`](super::microkernel)). The input is
+//! read once and each buffer written once, without intermediate copies.
 
 #![expect(clippy::inline_always, reason = "it is compiled for each instruction set, which a call would lose")]
 
@@ -20,17 +20,18 @@ use crate::partition::{FilterPartition, InputPartition};
 /// Elements of one block of coded filters.
 const BLOCK: usize = 4096;
 
-/// Fewer coded elements than this are encoded on the calling thread.
+/// Encodings of fewer coded elements than this run on the calling thread.
 const SMALL: usize = 32 * 1024;
 
-/// The fewest columns of a unit.
+/// The minimum number of columns of a unit.
 const LEAST_COLUMNS: usize = 1024;
 
 /// The coded slabs of all n subtasks, each `[l_A, N, C, slab spatial...]` in the buffer that is sent.
 ///
-/// `input` is `[N, C, spatial...]` of `shape`; it is padded and extended in the same pass. Runs on all threads
-/// of the current rayon pool, small inputs on the calling thread. Cost: k_A multiply-adds for each coded element. `spare` holds buffers of earlier
-/// calls to be used again, in any number and of any length: fresh memory costs more than the arithmetic.
+/// `input` is `[N, C, spatial...]` of `shape`; it is padded and extended in the same pass. Runs on all threads of the
+/// current rayon pool, small inputs on the calling thread. Cost: k_A multiply-adds for each coded element. `spare`
+/// holds buffers of earlier calls for reuse, in any number and of any length; allocating memory costs more than the
+/// arithmetic.
 pub fn encode_input<T: Element>(
     code: &Code,
     shape: &ConvShape,
@@ -41,13 +42,13 @@ pub fn encode_input<T: Element>(
     encode_first(code.n(), code, shape, parts, (input, &[]), spare)
 }
 
-/// As [`encode_input`], with one buffer for all subtasks where they have the same slabs ([`Code::shares_slabs`]), as with
-/// k_A = 1 (then nothing is coded but the filters), and every slab multiplied by its scale first.
+/// As [`encode_input`], with every slab first multiplied by its scale. Returns a single buffer where all subtasks have
+/// the same slabs ([`Code::shares_slabs`]), as with k_A = 1, where only the filters are coded.
 ///
 /// `scales` are `[N, g, k_A]` ([`InputScan::slab_scales`](crate::scaling::InputScan::slab_scales)), or empty: all 1.
 ///
 /// # Panics
-/// When there are scales, but not as many as that.
+/// When the number of scales is neither 0 nor N g k_A.
 pub fn encode_distinct<T: Element>(
     code: &Code,
     shape: &ConvShape,
@@ -88,7 +89,7 @@ fn encode_first<T: Element>(
     pieces.resize_with(units * rows, Default::default);
     for (row, buffer) in coded.iter_mut().flat_map(|buffer| buffer.chunks_mut(planes * slab)).enumerate() {
         for (group, channels) in buffer.chunks_mut(together * slab).enumerate() {
-            // More than one channel is not cut.
+            // A piece of more than one channel holds whole channels.
             for (segment, piece) in channels.chunks_mut(together * columns).enumerate() {
                 pieces[(group * segments + segment) * rows + row] = piece;
             }
@@ -106,13 +107,13 @@ fn encode_first<T: Element>(
     coded
 }
 
-/// The combinations of k_A runs of a channel that are wanted.
+/// The combinations of k_A runs of a channel that a call computes.
 struct Combinations<'a> {
     parts: &'a InputPartition,
     input_plane: usize,
-    /// By (subtask, p): the slab that it is, where it is one. That needs no sums and no wider numbers.
+    /// By (subtask, p): the slab that is copied, where the coded slab is a copy. That needs no sums and no wider type.
     rows: Vec<Option<usize>>,
-    /// The others.
+    /// The coefficients of the other rows.
     map: Packed<f64>,
 }
 
@@ -132,7 +133,7 @@ impl<'a> Combinations<'a> {
     }
 }
 
-/// The scales of the slabs, as the channels of a unit see them.
+/// The scales of the slabs, indexed by the channels of a unit.
 #[derive(Clone, Copy)]
 struct Scales<'a> {
     /// `[N, g, k_A]`, or empty.
@@ -145,22 +146,22 @@ struct Scales<'a> {
 }
 
 impl Scales<'_> {
-    /// That of slab `a` of the unit's channel number `plane`.
+    /// The scale of slab `a` for channel number `plane` of the unit.
     fn of(&self, plane: usize, a: usize) -> f64 {
         let group = (self.first + plane) / self.channels;
         self.all.get(group * self.k_a + a).copied().unwrap_or(1.0)
     }
 }
 
-/// A run of whole channels, or `columns` columns from `start` of one.
+/// Several whole channels, or `columns` columns of one from `start` on.
 struct Unit<'a, 'o, 'b, T> {
     combinations: &'a Combinations<'a>,
     scales: Scales<'a>,
-    /// From the first channel on.
+    /// Starts at the first channel.
     input: &'a [T],
     start: usize,
     columns: usize,
-    /// Where each combination goes.
+    /// The destination of each combination.
     pieces: &'b mut [&'o mut [T]],
 }
 
@@ -173,7 +174,7 @@ impl<T: Element> pulp::WithSimd for Unit<'_, '_, '_, T> {
         let Combinations { parts, input_plane, rows, map } = combinations;
         let as_they_are = map.rows() == 0 && scales.all.is_empty();
         if parts.is_in_place() && parts.slab_plane() == *input_plane && as_they_are {
-            // Channels lie one after the other on both sides.
+            // Channels are contiguous on both sides.
             for piece in pieces {
                 piece.copy_from_slice(&input[start..start + piece.len()]);
             }
@@ -182,7 +183,7 @@ impl<T: Element> pulp::WithSimd for Unit<'_, '_, '_, T> {
         let mut panel = Panel::new(map.sources(), if map.rows() == 0 { 0 } else { columns });
         let mut mixed: Vec<&mut [T]> = Vec::with_capacity(map.rows());
         let mut targets = Vec::with_capacity(map.rows());
-        // What each slab is copied from once it was copied.
+        // The first copy of each slab, which later copies are made from.
         let mut first: Vec<Option<&[T]>> = Vec::with_capacity(map.sources());
         for (at_plane, plane) in input.chunks_exact(*input_plane).enumerate() {
             let length = pieces.first().map_or(0, |piece| piece.len().min(columns));
@@ -229,11 +230,11 @@ impl<T: Element> pulp::WithSimd for Unit<'_, '_, '_, T> {
 
 /// The coded filter banks of one subtask, `[l_B, g * per_group, C/g, kernel...]`.
 ///
-/// `weight` is `[O, C/g, kernel...]`; each filter is multiplied by its factor first. `factors` are `[O]`
+/// `weight` is `[O, C/g, kernel...]`; each filter is first multiplied by its factor. `factors` are `[O]`
 /// ([`FilterScales::factors`](crate::scaling::FilterScales::factors)), or empty: all 1.
 ///
 /// # Panics
-/// When there are factors, but not one for each filter.
+/// When the number of factors is neither 0 nor the number of filters.
 #[must_use]
 pub fn encode_filters<T: Element>(
     code: &Code,

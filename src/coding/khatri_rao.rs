@@ -7,7 +7,7 @@ use rand_chacha::ChaCha8Rng;
 use super::generators::{Generators, Structure};
 use crate::array::normal;
 
-/// Generator blocks, drawn from a stream that (k_A, k_B, n) fix: whoever knows these has the same code.
+/// Generator blocks, drawn from a stream seeded by (k_A, k_B, n): equal numbers give the same code.
 pub(super) fn generators(k_a: usize, k_b: usize, n: usize) -> (Structure, Generators) {
     let mut seed = [0; 32];
     for (bytes, value) in seed.chunks_exact_mut(8).zip([k_a, k_b, n]) {

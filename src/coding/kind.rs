@@ -1,4 +1,4 @@
-//! The code families, by name: what each can be built on, and how many subtasks it needs.
+//! The code families by name, the parts that each can be built on, and the number of subtasks that each needs.
 
 use std::fmt;
 use std::str::FromStr;
@@ -22,7 +22,7 @@ pub enum CodeKind {
     Vandermonde,
     /// Random Khatri-Rao product code (arXiv 1907.05965): any k_A k_B of n, with probability 1.
     KhatriRao,
-    /// Plain partitioning with copies: one copy of every part.
+    /// Plain partitioning with copies: needs one copy of every part.
     Replication,
     /// Plain partitioning: every subtask is needed.
     Uncoded,
@@ -46,22 +46,22 @@ impl CodeKind {
         }
     }
 
-    /// Recovery threshold of this family for k_A x k_B parts and `n` subtasks: any so many subtasks suffice. Above n
-    /// where all of them would not.
+    /// Recovery threshold of this family for k_A x k_B parts and `n` subtasks: any set of that many subtasks suffices.
+    /// The result exceeds n where even all n subtasks do not suffice.
     ///
     /// # Errors
     /// [`Error::InvalidParameter`] for parts the family cannot be built on.
     pub fn recovery_threshold(self, k_a: usize, k_b: usize, n: usize) -> Result<usize> {
         let degree = self.degree(k_a, k_b)?;
         Ok(match self {
-            // All but one more than there are copies of the rarest part.
+            // Worst case: every subtask has answered except all copies of the rarest part; one more completes the set.
             Self::Replication => n - n / degree + 1,
             _ => degree,
         })
     }
 
-    /// How many subtasks' worth of work the whole layer is: each does 1/degree of it, and with fewer than so many
-    /// subtasks there is no code. CRME: d_A d_B; the others: k_A k_B.
+    /// The minimum number of subtasks of a code. One subtask does 1/degree of the work of the layer. CRME: d_A d_B; the
+    /// others: k_A k_B.
     ///
     /// # Errors
     /// [`Error::InvalidParameter`] for parts the family cannot be built on.
@@ -73,7 +73,7 @@ impl CodeKind {
     }
 
     /// The largest [`degree`](Self::degree) with which `tolerate` of `n` subtasks may be missing; 0 if there is none.
-    /// An uncoded layer tolerates nobody's absence: it has n parts whatever is asked for.
+    /// An uncoded layer has n parts for any `tolerate`, since it tolerates no missing subtask.
     #[must_use]
     pub fn parts(self, n: usize, tolerate: usize) -> usize {
         match self {
@@ -83,14 +83,14 @@ impl CodeKind {
         }
     }
 
-    /// Whether one side may be split into `k` parts. CRME pairs them.
+    /// Whether one side may be split into `k` parts. CRME needs 1 or an even number.
     #[must_use]
     pub fn allows(self, k: usize) -> bool {
         let paired = self == Self::Crme && k > 1;
         (1..=MAX_PARTS).contains(&k) && (!paired || k.is_multiple_of(2))
     }
 
-    /// Whether coded operands are sums of parts, over which a NaN would spread.
+    /// Whether coded operands are sums of several parts, so that a NaN in one part spreads to the others.
     #[must_use]
     pub fn mixes(self) -> bool {
         !matches!(self, Self::Replication | Self::Uncoded)

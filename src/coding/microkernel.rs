@@ -1,15 +1,15 @@
-//! The inner loop of encoding and decoding: many linear combinations of the same few rows.
+//! The inner loop of encoding and decoding: many linear combinations of the same few source rows.
 //!
-//! A block of [`ROWS`] combinations of a few vectors of columns stays in registers while these columns of all source rows
-//! go by, and goes from there to where it belongs, with bias and bounds applied; then the next block meets the same
-//! columns, which by now are in the innermost cache. So every row is streamed once and every target written once. Rows that
-//! are not yet in the type that is computed in are converted into a [`Panel`](super::panel::Panel) first. Who only encodes and decodes can
-//! skip this.
+//! Relevant if you want to change how encoding or decoding computes. Sums of a block of [`ROWS`] combinations over a
+//! few vectors of columns stay in registers while these columns of all source rows are read; then they are finished
+//! with bias and bounds and written to their targets. The next block reads the same columns from the innermost cache.
+//! So every row is streamed once and every target written once. Rows that are not in the arithmetic type are first
+//! converted into a [`Panel`](super::panel::Panel).
 //!
 //! Everything is inlined into a caller that is compiled for each instruction set ([`pulp::WithSimd`]).
 //!
-//! Invariant: every element of every target is written, none is read; a column depends on the same column of the
-//! sources alone, so how a run is cut changes no bit.
+//! Invariant: every element of every target is written and none is read. A column depends on the same column of the
+//! sources alone, so splitting a run changes no bit.
 
 #![expect(clippy::inline_always, reason = "it is compiled for each instruction set, which a call would lose")]
 #![expect(clippy::needless_range_loop, reason = "loops of fixed length over registers, several at once")]
@@ -19,25 +19,25 @@ use pulp::Simd;
 use super::panel::{Packed, PackedPairs, ROWS, Sources, VECTORS};
 use crate::array::{DType, Element, load};
 
-/// Vectors of pairs of combinations that are summed at once: pairs hold two sums each.
+/// Vectors of columns for pairs of combinations: a pair holds two sums, so there are half as many registers for each.
 const PAIR_VECTORS: usize = 2;
 
-/// Where a combination goes: its value times `scale` plus `bias`, then within the bounds.
+/// The destination of a combination: its value times `scale` plus `bias`, clamped to the bounds.
 #[derive(Debug)]
 pub(super) struct Target<'a, T, A> {
-    /// At most as many elements as the sources have; what is missing at the end is not wanted.
+    /// At most as many elements as the sources have; further columns are dropped.
     pub(super) to: &'a mut [T],
     pub(super) scale: A,
     pub(super) bias: A,
 }
 
-/// What happens to all targets; without, combinations go to their targets as they are, also without scale and bias.
+/// Applied to all targets. Without it, combinations are written as they are, without scale and bias.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Finish<A> {
     /// The bounds.
     pub(super) low: A,
     pub(super) high: A,
-    /// Unit of the squares that are summed: values times this are near 1 at most.
+    /// Unit of the summed squares: values times `unit` are at most near 1.
     pub(super) unit: A,
 }
 
@@ -49,9 +49,8 @@ pub(super) fn convert<T: Element, A: Element>(from: &[T], to: &mut [A]) {
     }
 }
 
-/// Where columns `at..at + width` are computed next, in runs of `wide` columns and then of `lanes`: the last of them
-/// overlaps the one before it instead of being cut, which computes the same values. `fresh` is the first column that was not
-/// computed before.
+/// Visits all columns in runs of `$vectors * $lanes` and then of `$lanes`. The last run overlaps the one before it
+/// instead of being cut, which recomputes the same values. `fresh` is the first column not visited before.
 macro_rules! sweep {
     ($columns:expr, $lanes:expr, $vectors:ident, |$at:ident, $fresh:ident, $n:ident| $body:expr) => {{
         let (columns, lanes) = ($columns, $lanes);
@@ -75,8 +74,9 @@ macro_rules! sweep {
     }};
 }
 
-/// Writes the combinations `map` of `columns` columns of the sources, at least [`LANES`](super::panel::LANES), to `targets`, one a row.
-/// Where they are finished, gives the sum of squares of what is written, before the bounds, in the square of its unit.
+/// Writes the combinations `map` of `columns` columns of the sources, at least [`LANES`](super::panel::LANES), to
+/// `targets`, one for each row. With `finish`, returns the sum of squares of what is written, before the bounds, in the
+/// square of its unit.
 #[inline(always)]
 pub(super) fn combine<S: Simd, A: Element, T: Element>(
     simd: S,
@@ -101,7 +101,8 @@ pub(super) fn combine<S: Simd, A: Element, T: Element>(
     total::<S, A>(squares)
 }
 
-/// Writes u + v of each pair of combinations to the first of two targets and v - u to the second; else as [`combine`].
+/// Writes u + v of each pair of combinations to the first of two targets and v - u to the second; otherwise as
+/// [`combine`].
 #[inline(always)]
 pub(super) fn combine_pairs<S: Simd, A: Element, T: Element>(
     simd: S,
@@ -168,8 +169,8 @@ fn add<S: Simd, A: Element, const N: usize>(
     }
 }
 
-/// Writes `rows`, finished, to targets from their elements `at` on, and adds the squares of those from `fresh` on before the
-/// bounds.
+/// Writes `rows`, finished, to the targets' elements from `at` on. Adds the squares of the elements from `fresh` on,
+/// before the bounds.
 #[inline(always)]
 fn store<S: Simd, A: Element, T: Element, const N: usize, const R: usize>(
     simd: S,
@@ -183,7 +184,7 @@ fn store<S: Simd, A: Element, T: Element, const N: usize, const R: usize>(
     if let Some(Finish { low, high, unit }) = finish {
         let (low, high, unit) = (A::splat(simd, low), A::splat(simd, high), A::splat(simd, unit));
         let zero = A::splat(simd, A::default());
-        // A fixed number of rounds: sums that are chosen at run time would not stay in registers.
+        // The number of rounds is constant, because sums indexed at run time would not stay in registers.
         for row in 0..R {
             let Some(target) = targets.get(row) else { continue };
             let (scale, bias) = (A::splat(simd, target.scale), A::splat(simd, target.bias));
@@ -192,7 +193,7 @@ fn store<S: Simd, A: Element, T: Element, const N: usize, const R: usize>(
                 let value = A::mul_add(simd, scale, rows[row][n], bias);
                 let mut sized = A::mul_add(simd, value, unit, zero);
                 if !all {
-                    // What is not written may be large: rows below the output see what lies above them.
+                    // Elements that are not written may be large, since rows below the output see what lies above them.
                     let (first, end) = (at + n * lanes, target.to.len());
                     let lane_values: &mut [A] = bytemuck::cast_slice_mut(std::slice::from_mut(&mut sized));
                     for (lane, value) in lane_values.iter_mut().enumerate() {
@@ -229,13 +230,14 @@ fn store<S: Simd, A: Element, T: Element, const N: usize, const R: usize>(
         {
             continue;
         }
-        // A loop of unknown length is what the compiler makes vectors of.
+        // The compiler vectorizes a loop of unknown length.
         let values: &[A] = bytemuck::cast_slice(&rows[row]);
         convert(&values[..values.len().min(to.len())], to);
     }
 }
 
-/// Rounds vectors of f64 to f32 where there is an instruction for that which is known here; false where not.
+/// Rounds vectors of f64 to f32 with the conversion instruction of a known instruction set; returns false if there is
+/// none.
 #[inline(always)]
 fn narrow<S: Simd, V: bytemuck::Pod, T: Element, const N: usize>(
     simd: S,
@@ -269,7 +271,7 @@ mod tests {
         }
     }
 
-    /// One call, compiled for whatever instruction set is at hand, or for none.
+    /// One call, compiled for the detected instruction set or for none.
     struct Call<'a, 'o, A, T> {
         map: Result<&'a Packed<A>, &'a PackedPairs<A>>,
         sources: &'a Slices<A>,
@@ -304,7 +306,7 @@ mod tests {
         std::array::from_fn(|which| coefficient(row, 4 * i + which))
     }
 
-    /// The value of a combination, as its definition says.
+    /// The value of a combination by its definition.
     fn naive(sources: &[Vec<f64>], row: usize, column: usize, pairs: bool) -> f64 {
         if !pairs {
             return sources.iter().enumerate().map(|(s, of)| coefficient(row, s) * of[column]).sum();
@@ -319,8 +321,8 @@ mod tests {
         if row.is_multiple_of(2) { u + v } else { v - u }
     }
 
-    /// Compares with the naive sums over sizes around every limit, targets of several lengths among them; `spoil` is
-    /// added to one source.
+    /// Compares with the naive sums for sizes around every limit and targets of several lengths; `spoil` is added to
+    /// one source.
     fn check<A: Element, T: Element>(pairs: bool, tolerance: f64, spoil: f64) -> bool {
         let mut same = true;
         for (rows, inputs) in [(1, 4), (4, 8), (5, 12), (8, 16), (13, 4), (16, 20)] {
@@ -365,7 +367,7 @@ mod tests {
                             same &= (got.to_f64() - want).abs() <= tolerance;
                         }
                     }
-                    // What was written, each element once.
+                    // Squares of the written elements, each counted once.
                     same &= if finish.is_some() {
                         (squares - written).abs() <= 1e-3 * written
                     } else {

@@ -1,5 +1,5 @@
-//! Real polynomial codes: subtask i evaluates two matrix polynomials at a point x_i of its own. Their product has
-//! degree k_A k_B - 1 and the parts for coefficients, so that any k_A k_B values determine them.
+//! Real polynomial codes: subtask i evaluates two matrix polynomials at its own point x_i. Their product has degree
+//! k_A k_B - 1 and the parts as coefficients, so that any k_A k_B values determine them.
 
 use std::f64::consts::{FRAC_1_SQRT_2, PI};
 
@@ -7,10 +7,9 @@ use super::generators::{Generators, Structure};
 
 /// `A_i[a] = x_i^a`, `B_i[b] = x_i^(k_A b)` at n points equally spaced in [-1, 1] (arXiv 1705.10464).
 ///
-/// Over the reals the powers of larger points leave the range in which they can be told apart: at 1, 2, ..., 20 the
-/// worst 16 have condition number 7e26.
+/// With larger points the powers are numerically dependent: at 1, 2, ..., 20 the worst 16 have condition number 7e26.
 pub(super) fn vandermonde(k_a: usize, k_b: usize, n: usize) -> (Structure, Generators) {
-    // From both ends alike, so that opposite points are opposite to the last bit.
+    // Computed from both ends symmetrically, so that opposite points are exactly opposite.
     let last = n.saturating_sub(1).max(1) as f64;
     dense(k_a, k_b, n, |i, power| {
         let point = (i as f64 - (n - 1 - i) as f64) / last;
@@ -19,7 +18,7 @@ pub(super) fn vandermonde(k_a: usize, k_b: usize, n: usize) -> (Structure, Gener
 }
 
 /// `A_i[a] = T_a(x_i)`, `B_i[b] = T_(k_A b)(x_i)` at the n Chebyshev nodes (arXiv 1903.08326), where T_0 is taken as
-/// 1/sqrt(2): so all are of one norm over the nodes, and orthogonal.
+/// 1/sqrt(2), so that all have the same norm over the nodes and are orthogonal.
 ///
 /// Their products are `(T_(k_A b + a) + T_|k_A b - a|) / 2`: k_A k_B independent polynomials of lower degree.
 pub(super) fn chebyshev(k_a: usize, k_b: usize, n: usize) -> (Structure, Generators) {
@@ -27,7 +26,8 @@ pub(super) fn chebyshev(k_a: usize, k_b: usize, n: usize) -> (Structure, Generat
         if degree == 0 {
             return FRAC_1_SQRT_2;
         }
-        // T_m(cos t) = cos(m t), with the angle reduced in integers: cos of a large argument would lose digits.
+        // T_m(cos t) = cos(m t), with the angle reduced in integers, because the cosine of a large argument would lose
+        // digits.
         let quarters = degree * (2 * i + 1) % (4 * n);
         (PI * quarters as f64 / (2 * n) as f64).cos()
     })

@@ -1,21 +1,22 @@
-//! What rounding does to a decoded layer: the constants of all error bounds.
+//! Rounding errors of a decoded layer: the constants of all error bounds.
 //!
 //! Relevant if you want to predict an error; the engine reports both bounds with every run.
 //!
-//! Two measures are bounded. *Normwise*: the L2 norm of all errors over that of all outputs. *Windowwise*: the error of each
-//! output over the largest magnitude in its window times the sum of magnitudes of its filter (see [`scaling`](crate::scaling)).
+//! Two measures are bounded. *Normwise*: the L2 norm of all errors over that of all outputs. *Windowwise*: the error of
+//! each output over the largest magnitude in its window times the sum of magnitudes of its filter (see
+//! [`scaling`](crate::scaling)).
 //!
-//! Invariant: bounds grow in proportion to the condition number of what is decoded (1 where nothing is).
+//! Invariant: bounds grow in proportion to the condition number of what is decoded (1 without decoding).
 
 use crate::array::{Element, HALF_EPSILON};
 
 /// Terms of a sum that workers add up before they begin another partial sum.
 const RUN: f64 = 128.0;
 
-/// How much of what is mixed with a window from elsewhere shows in its error.
+/// The share of values mixed into a window from elsewhere that shows in its error.
 const MIXED: f64 = 0.4;
 
-/// How much more Winograd's filtering rounds than sums of plain products.
+/// Rounding of Winograd's filtering relative to that of sums of plain products.
 const FILTERING: f64 = 6.0;
 
 /// Estimated relative L2 error of a layer decoded at `condition` (1 when nothing is decoded) from workers that compute
@@ -30,25 +31,26 @@ pub fn error_bound(condition: f64, epsilon: f64, reduction: usize) -> f64 {
     condition * epsilon * (2.0 + (reduction as f64).sqrt() / 4.0)
 }
 
-/// The `epsilon` to give [`error_bound`] for workers that keep their operands in a narrower type, with the epsilon `stored`,
-/// than they compute in: rounding the operands adds to the constant part, and nothing to what grows with the sums.
+/// The `epsilon` to pass to [`error_bound`] for workers that store their operands in a narrower type, with epsilon
+/// `stored`, than they compute in. Rounding the operands adds to the constant part only, not to the part that grows
+/// with the sums.
 #[must_use]
 pub fn storage_epsilon(epsilon: f64, stored: f64, reduction: usize) -> f64 {
     epsilon + 2.0 * stored / error_bound(1.0, 1.0, reduction)
 }
 
-/// How the workers of a layer round.
+/// Rounding properties of the workers of a layer.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rounding {
-    /// Distance from 1 to the next number of the element type.
+    /// Machine epsilon of the element type: the distance from 1 to the next number.
     pub epsilon: f64,
-    /// The smallest positive number of the element type that keeps all its digits.
+    /// The smallest positive normal number of the element type.
     pub min_normal: f64,
-    /// Terms of the sum behind one output.
+    /// Terms of the sum of one output element.
     pub reduction: usize,
     /// Whether slabs and filters are stored in 16 bits.
     pub half: bool,
-    /// Whether products may be those of Winograd's minimal filtering.
+    /// Whether products may be computed by Winograd's minimal filtering.
     pub filtering: bool,
 }
 
@@ -59,8 +61,8 @@ impl Rounding {
         Self { epsilon: T::EPSILON, min_normal: T::MIN_NORMAL, reduction, half: false, filtering: false }
     }
 
-    /// The bound of the relative L2 error of a layer decoded at `condition`, whose outputs are as large as their operands let
-    /// expect: [`error_bound`].
+    /// The bound of the relative L2 error of a layer decoded at `condition`, for outputs of the size expected from
+    /// their operands: [`error_bound`].
     #[must_use]
     pub fn normwise(&self, condition: f64) -> f64 {
         let epsilon = if self.half {
@@ -71,40 +73,41 @@ impl Rounding {
         error_bound(condition, epsilon, self.reduction) + condition * self.epsilon * self.coding()
     }
 
-    /// Roundings that coding adds to those of the workers, in units of the epsilon: f32 operands are encoded in f64, and
-    /// decoded in f64 where that matters, but there is nothing wider to code f64 in, nor to keep its coefficients in.
+    /// Roundings that coding adds to those of the workers, in units of epsilon. f32 operands are encoded in f64, and
+    /// decoded in f64 where that matters; f64 operands and their coefficients have no wider type.
     fn coding(&self) -> f64 {
         if self.epsilon < f64::from(f32::EPSILON) { 4.0 } else { 0.0 }
     }
 
     /// The bound of the windowwise error of outputs decoded at `condition` from windows of at most this `amplification`:
-    /// `condition * epsilon * c * (1 + 0.4 (amplification - 1))` with `c = 1.75 + sqrt(min(R, 128) + R / 128) / 4` for R terms.
+    /// `condition * epsilon * c * (1 + 0.4 (amplification - 1))` with
+    /// `c = 1.75 + sqrt(min(R, 128) + R / 128) / 4` for R terms.
     ///
-    /// Unlike the normwise one it does not grow with the root of R: partial sums are bounded by what the error is measured by,
-    /// so that rounding grows with the number of additions behind one partial sum alone. Winograd's filtering rounds up to six
-    /// times as much; operands of 16 bits are rounded themselves.
+    /// Unlike the normwise bound, it does not grow with the root of R: partial sums are bounded by the quantity that
+    /// the error is measured by, so rounding grows only with the number of additions in one partial sum. Winograd's
+    /// filtering rounds up to six times as much; 16-bit operands add their own rounding.
     #[must_use]
     pub fn windowwise(&self, condition: f64, amplification: f64) -> f64 {
         let terms = self.reduction as f64;
         let sums = 1.75 + (terms.min(RUN) + terms / RUN).sqrt() / 4.0;
         let filtering = if self.filtering { FILTERING } else { 1.0 };
         let stored = if self.half { HALF_EPSILON * (1.0 + terms / 32768.0) } else { 0.0 };
-        // Errors that come from larger windows are those of few terms, and point anywhere.
+        // Errors from larger windows are sums of few terms in random directions.
         let mixed = 1.0 + MIXED * (amplification - 1.0);
         condition * mixed * (self.epsilon * (sums * filtering + self.coding()) + stored)
     }
 
-    /// What is added to the windowwise bound because outputs below the normal numbers lose digits, where no window that is not
-    /// zero has a smaller maximum than `window` and no filter a smaller sum of magnitudes than `sum`.
+    /// Added to the windowwise bound because subnormal outputs lose digits. `window` is the smallest maximum of a
+    /// nonzero window, `sum` the smallest sum of magnitudes of a filter.
     #[must_use]
     pub fn underflow(&self, window: f64, sum: f64) -> f64 {
         let size = window * sum;
         let step = self.min_normal * self.epsilon / 2.0;
-        // An input or filters of zeros have no such window.
+        // All-zero inputs or filters have no such window.
         if size == f64::INFINITY || size.is_nan() { 0.0 } else { (step / size).min(f64::MAX) }
     }
 
-    /// Likewise for the normwise bound, of `outputs` elements whose L2 norm is `norm`.
+    /// The same addition for the normwise bound, for `outputs` elements of L2 norm `norm`.
     #[must_use]
     pub fn underflow_of(&self, outputs: usize, norm: f64) -> f64 {
         let step = self.min_normal * self.epsilon / 2.0;

@@ -1,5 +1,5 @@
 //! No code: subtask i computes part i mod k_A k_B, which is one slab under one filter bank. With as many subtasks as
-//! parts each is needed (the baseline), with more there are copies (replication).
+//! parts each is needed (the baseline); with more there are copies (replication).
 
 use super::generators::{Generators, Structure};
 

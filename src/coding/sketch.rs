@@ -1,7 +1,7 @@
-//! Count sketches: a result of any size as 64 numbers that add up as the results do.
+//! Count sketches: a result of any size as 64 numbers that are linear in it.
 //!
-//! Who does not audit can skip this. Invariant: one [`Sketcher`] is a linear map, the same for every slice of its
-//! length, so that a linear relation between results holds between their sketches; and it keeps the squared norm in
+//! Relevant if you want to audit results. Invariant: one [`Sketcher`] is a linear map, the same for every slice of its
+//! length, so that a linear relation between results holds between their sketches. It preserves the squared norm in
 //! expectation over its random signs.
 
 use rand::{Rng, RngExt, SeedableRng};
@@ -9,25 +9,25 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::array::Element;
 
-/// Numbers in a sketch.
+/// The number of values of a sketch.
 pub(super) const LANES: usize = 64;
 
-/// Accumulators between which successive blocks alternate: a block added at another shift than the one before would
-/// have to wait for its stores.
+/// Accumulators that successive blocks take in turn. With a single one, a block at another shift than its predecessor
+/// would have to wait for the stores of the latter.
 const BANKS: usize = 4;
 
 /// A random linear map from `elems` numbers to [`Sketch`]es.
 ///
-/// Element i is added with a random sign to lane `(i + shift) mod 64`, where each block of 64 elements has its own random
-/// shift. Without the shifts an error in every 16th element, as a broken vector unit makes it, would fall into four
-/// lanes and cancel there with a probability worth worrying about.
+/// Element i is added with a random sign to lane `(i + shift) mod 64`; each block of 64 elements has its own random
+/// shift. Without the shifts an error in every 16th element, as from a broken vector unit, would fall into four lanes
+/// and cancel there with noticeable probability.
 #[derive(Clone, Debug)]
 pub struct Sketcher {
     elems: usize,
     blocks: Vec<Block>,
 }
 
-/// What 64 elements meet.
+/// Signs and shift of a block of 64 elements.
 #[derive(Clone, Copy, Debug)]
 struct Block {
     /// Bit l: the sign of element l.
@@ -44,7 +44,7 @@ pub struct Sketch(
 );
 
 impl Sketcher {
-    /// The map that `seed` gives for slices of `elems` numbers. A quarter of a byte an element.
+    /// The map that `seed` defines for slices of `elems` numbers. Takes a quarter of a byte for each element.
     #[must_use]
     pub fn new(elems: usize, seed: u64) -> Self {
         let mut random = ChaCha8Rng::seed_from_u64(seed);
@@ -52,17 +52,17 @@ impl Sketcher {
         Self { elems, blocks: (0..elems.div_ceil(LANES)).map(|_| block()).collect() }
     }
 
-    /// Elements of the slices that this sketches.
+    /// The length of the slices that this sketches.
     #[must_use]
     pub fn elems(&self) -> usize {
         self.elems
     }
 
-    /// The sketch of `values`: one pass, an addition an element, summed in f64 in an order that does not depend on the
-    /// CPU.
+    /// The sketch of `values`: one pass with one addition for each element, summed in f64 in an order that does not
+    /// depend on the CPU.
     ///
     /// # Panics
-    /// When `values` are not as many as the sketcher was made for.
+    /// When the length of `values` differs from [`elems`](Self::elems).
     #[must_use]
     pub fn sketch<T: Element>(&self, values: &[T]) -> Sketch {
         assert_eq!(values.len(), self.elems, "a sketcher is made for one length");
@@ -89,7 +89,7 @@ impl<T: Element> pulp::WithSimd for Pass<'_, T> {
 #[inline(always)]
 #[expect(clippy::inline_always, reason = "it must be compiled for each instruction set")]
 fn body<T: Element>(blocks: &[Block], values: &[T]) -> Sketch {
-    // Twice as many lanes, folded at the end: a shifted block needs no wrapping around.
+    // Twice as many lanes, folded at the end, so that a shifted block needs no wraparound.
     let mut sums = [[0.0_f64; 2 * LANES]; BANKS];
     let mut chunks = values.chunks_exact(LANES);
     for (at, (values, block)) in (&mut chunks).zip(blocks).enumerate() {
@@ -107,7 +107,7 @@ fn body<T: Element>(blocks: &[Block], values: &[T]) -> Sketch {
     Sketch(std::array::from_fn(|lane| sums.iter().map(|sums| sums[lane] + sums[lane + LANES]).sum()))
 }
 
-/// The value, negated where bit `lane` is set: moved to the place of the sign.
+/// The value, negated where bit `lane` is set, by moving that bit to the sign.
 #[inline(always)]
 #[expect(clippy::inline_always, reason = "it must be compiled for each instruction set")]
 fn signed<T: Element>(value: T, signs: u64, lane: usize) -> f64 {
@@ -162,8 +162,8 @@ mod tests {
     #[test]
     fn norms_are_kept_wherever_the_values_lie() {
         let len = 64 * 64;
-        // Everywhere, one element, a run, a column of an image, one lane of a vector unit; what falls into one lane could
-        // cancel.
+        // Everywhere, one element, a run, a column of an image, one lane of a vector unit. Errors that share a lane
+        // could cancel.
         let where_to: [(&str, fn(usize) -> bool); 5] = [
             ("everywhere", |_| true),
             ("one", |i| i == 1234),
@@ -177,7 +177,7 @@ mod tests {
             let (mut mean, trials) = (0.0, 1000);
             for seed in 0..trials {
                 let ratio = square(&Sketcher::new(len, seed).sketch(&values).0) / square(&values);
-                // Half the norm: what the audit reckons with.
+                // Half the norm is the margin that the audit assumes.
                 assert!(ratio > 0.25, "{name}, seed {seed}: {ratio}");
                 mean += ratio / trials as f64;
             }

@@ -1,5 +1,5 @@
-//! Results of a layer that was never convolved, for tests that need thousands of them: random parts, their exact
-//! combinations, and on top of these the rounding errors that workers make.
+//! Synthetic results of a layer, for tests that need thousands of them: random parts, their exact combinations, and
+//! simulated rounding errors of workers.
 
 use rand::{Rng, RngExt, seq::index};
 
@@ -7,7 +7,7 @@ use super::code::{Code, SubResult};
 use super::sketch::{Sketch, Sketcher};
 use crate::array::Element;
 
-/// What one group does wrong. Sizes are relative (L2, over all results of the group).
+/// The fault of one group. Sizes are relative (L2, over all results of the group).
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Fault {
     None,
@@ -23,14 +23,14 @@ pub(super) enum Fault {
 
 pub(super) struct Synthetic {
     pub(super) inputs: Vec<SubResult>,
-    /// Who computed what: by subtask.
+    /// The worker that computed each result: here its subtask.
     pub(super) groups: Vec<usize>,
     sketcher: Sketcher,
     exact: Vec<Vec<f64>>,
 }
 
 impl Synthetic {
-    /// A random set of so many responders, in random order.
+    /// A random set of `responders` subtasks, in random order.
     pub(super) fn random(code: &Code, responders: usize, elems: usize, random: &mut impl Rng) -> Self {
         let subtasks = index::sample(random, code.n(), responders).into_vec();
         let inputs = code.sub_results_of(&subtasks);
@@ -60,7 +60,7 @@ impl Synthetic {
         self.exact.iter_mut().flatten().for_each(|value| *value *= factor);
     }
 
-    /// Multiplies every result by a factor of its own.
+    /// Multiplies every result by its own factor.
     pub(super) fn scale_each(&mut self, factor: impl Fn(&SubResult) -> f64) {
         for (input, values) in self.inputs.iter().zip(&mut self.exact) {
             let factor = factor(input);
@@ -70,7 +70,7 @@ impl Synthetic {
         }
     }
 
-    /// Leaves out what is not among `inputs`.
+    /// Drops the results that are not among `inputs`.
     pub(super) fn keep(&mut self, inputs: &[SubResult]) {
         let kept: Vec<usize> = (0..self.inputs.len()).filter(|m| inputs.contains(&self.inputs[*m])).collect();
         self.groups = kept.iter().map(|m| self.groups[*m]).collect();
@@ -87,9 +87,9 @@ impl Synthetic {
         self.faulty::<T>(reduction, &[fault], random)
     }
 
-    /// Sketches of the results as workers of type T return them that sum `reduction` terms an element.
+    /// Sketches of the results as returned by workers of type T that sum `reduction` terms for each element.
     ///
-    /// Their relative rms error is taken as `EPSILON sqrt(reduction) / 8`, about what convolutions in f32 of 27 to 4608
+    /// The relative rms error is taken as `EPSILON sqrt(reduction) / 8`, about what f32 convolutions of 27 to 4608
     /// terms measure; the result is then rounded.
     pub(super) fn faulty<T: Element>(
         &self,

@@ -1,27 +1,27 @@
-//! How encoding and decoding share their work out among threads.
+//! Divides the work of encoding and decoding among threads.
 //!
-//! Who only encodes and decodes can skip this.
+//! Relevant if you want to change how encoding or decoding uses threads.
 //!
-//! Invariant: units cover every plane once; only a unit of one plane is cut.
+//! Invariant: units cover every plane once; only a unit of one plane is split.
 
 use rayon::prelude::*;
 
-/// Units of work for each thread, so that one that is late is waited for briefly.
+/// Units of work for each thread; small units keep the wait for a late thread short.
 const UNITS: usize = 8;
 
-/// A unit is several planes or, where those are few, some columns of one.
+/// A unit is several planes or, if planes are few, some columns of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Units {
     /// Planes of a unit.
     pub(super) together: usize,
     /// Columns of each of them.
     pub(super) columns: usize,
-    /// Whether all is done on the calling thread: waking others would take as long.
+    /// Whether all work is done on the calling thread, because waking others would take as long.
     alone: bool,
 }
 
 impl Units {
-    /// For `planes` planes of `plane` columns, cut no finer than into `least` columns; `alone` where there is little to do.
+    /// Splits `planes` planes of `plane` columns into units of at least `least` columns. Set `alone` for small work.
     pub(super) fn new(planes: usize, plane: usize, least: usize, alone: bool) -> Self {
         let wanted = if alone { 1 } else { UNITS * rayon::current_num_threads() };
         if planes >= wanted {
@@ -31,7 +31,7 @@ impl Units {
         Self { together: 1, columns, alone }
     }
 
-    /// Calls `work` with each unit's number and its `each` of `items`.
+    /// Calls `work` with the number of each unit and its `each` of `items`.
     pub(super) fn for_each<I: Send>(
         self,
         items: &mut [I],
@@ -45,7 +45,7 @@ impl Units {
         }
     }
 
-    /// As [`Self::for_each`]; gives the sum of what `work` does.
+    /// As [`Self::for_each`]; returns the sum of the results of `work`.
     pub(super) fn sum<I: Send>(
         self,
         items: &mut [I],
@@ -55,7 +55,7 @@ impl Units {
         if self.alone {
             items.chunks_mut(each.max(1)).enumerate().map(work).sum()
         } else {
-            // Added up in order: the same bits for any number of threads.
+            // Added up in order, so that the bits do not depend on the number of threads.
             let sums: Vec<f64> = items.par_chunks_mut(each.max(1)).enumerate().map(work).collect();
             sums.iter().sum()
         }
@@ -75,7 +75,7 @@ mod tests {
                 assert!(many.columns >= 512.min(plane) && many.columns <= plane);
                 let units = planes.div_ceil(many.together) * plane.div_ceil(many.columns);
                 let wanted = UNITS * rayon::current_num_threads();
-                // As many as are wanted, but for what division and the least width take away.
+                // As many as wanted, less the effect of rounding and of the minimum width.
                 assert!(2 * units >= wanted.min(planes * plane.div_ceil(512)) || units >= planes, "{many:?}");
                 let alone = Units::new(planes, plane, 512, true);
                 assert_eq!((alone.together, alone.columns), (planes, plane));

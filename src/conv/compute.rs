@@ -1,8 +1,8 @@
-//! Carrying out what a [`ConvKernel`] plans: bands staged, strips walked over, work shared among threads.
+//! Executes the plan of a [`ConvKernel`]: stages bands, computes strips, and divides work among threads.
 //!
-//! Who only calls [`ConvKernel`] can skip this.
+//! Relevant if you want to change how the CPU convolution runs; callers need only [`ConvKernel`].
 //!
-//! Invariant: threads write to parts of the outputs that do not overlap, and each has its own part of the scratch.
+//! Invariant: threads write to disjoint parts of the outputs, and each has its own part of the scratch.
 
 use rayon::prelude::*;
 
@@ -14,11 +14,11 @@ use super::micro::{MOST_LANES, Sums, pieces, sum};
 use crate::array::{Element, Matrix, MatrixMut, check_elems, matmul_on};
 use crate::error::{Error, Result};
 
-/// Multiply-adds between two looks at `stop` where no strip divides the work: about a millisecond.
+/// Multiply-adds between two checks of `stop` where no strip divides the work: about a millisecond.
 const PRODUCT_MACS: usize = 1 << 25;
-/// Rows of a product of filters with a batch are a multiple of this where there are enough.
+/// Rows of a product of filters with a batch are a multiple of this if there are enough.
 const ROW_STEP: usize = 64;
-/// Output elements of planes between two looks at `stop`: some tens of microseconds.
+/// Output elements of planes between two checks of `stop`: some tens of microseconds.
 const PLANES_ELEMS: usize = 1 << 17;
 
 /// A few output channels of one bank.
@@ -27,7 +27,7 @@ struct Unit<'a, T> {
     output: &'a mut [T],
 }
 
-/// The first `len` elements of a scratch buffer, which hold old values.
+/// The first `len` elements of a scratch buffer, with arbitrary contents.
 fn take<T: Element>(buffer: &mut Vec<T>, len: usize) -> &mut [T] {
     if buffer.len() < len {
         buffer.resize(len, T::default());
@@ -40,7 +40,7 @@ fn go_on(stop: &(dyn Fn() -> bool + Sync)) -> Result<()> {
 }
 
 impl ConvKernel {
-    /// One call, on threads as many as it says.
+    /// Runs one call on the number of threads that it specifies.
     pub(super) fn compute<T: Element>(
         &self,
         scratch: &mut Scratch<T>,
@@ -87,7 +87,7 @@ impl ConvKernel {
         Ok(())
     }
 
-    /// Plane after plane, each thread some of them.
+    /// Computes planes one after the other; each thread takes some of them.
     fn planewise<T: Element>(
         &self,
         plan: &Depthwise,
@@ -154,7 +154,7 @@ impl ConvKernel {
         Ok(())
     }
 
-    /// One group on this thread; its channels lie in each output from `at` on.
+    /// Computes one group on this thread; its channels start at offset `at` in each output.
     #[expect(clippy::too_many_arguments, reason = "parts of a call and of the scratch, lent out apart")]
     fn group<T: Element>(
         &self,
@@ -185,7 +185,7 @@ impl ConvKernel {
         Ok(())
     }
 
-    /// One group whose output channels the threads share; they stage it together.
+    /// Computes one group with its output channels divided among the threads, which stage it together.
     fn share_channels<T: Element>(
         &self,
         call: &mut Call<'_, '_, T>,
@@ -210,7 +210,7 @@ impl ConvKernel {
         Ok(())
     }
 
-    /// At least as many groups as threads: each thread has some of them, and stages their planes for itself.
+    /// Computes at least as many groups as threads: each thread takes some groups and stages their planes separately.
     fn share_groups<T: Element>(
         &self,
         scratch: &mut Scratch<T>,
@@ -242,7 +242,7 @@ impl ConvKernel {
         Ok(())
     }
 
-    /// The blocks of all banks of a group, whose outputs begin at `at`; parts of blocks where threads outnumber them.
+    /// The blocks of all banks of a group, whose outputs begin at `at`. Blocks are split if threads outnumber them.
     fn units<'u, T: Element>(
         &self,
         call: &'u mut Call<'_, '_, T>,
@@ -270,7 +270,7 @@ impl ConvKernel {
             .collect()
     }
 
-    /// One strip of a few output channels.
+    /// Computes one strip of a few output channels.
     fn unit<T: Element>(
         &self,
         planes: &[T],
@@ -285,7 +285,7 @@ impl ConvKernel {
         let Block { weights, width, channels } = unit.filters;
         let source = &planes[begin - band.start..];
         let (offsets, points) = (&self.offsets[..], end - begin);
-        // Where nothing lies between rows the sums need no second place; but there is no room beyond the last one.
+        // A compact output takes the sums directly, but has no room beyond its last point.
         if g.is_compact() && points >= MOST_LANES {
             let (output, pitch) = (&mut unit.output[begin..], g.output_plane);
             sum(Sums { source, offsets, weights, width, channels, points, output, pitch }, false);
@@ -297,18 +297,18 @@ impl ConvKernel {
         Ok(())
     }
 
-    /// Elements that are staged of one group, with room for a vector that goes beyond them.
+    /// Staged elements of one group, with room for a vector that reaches beyond them.
     fn staged_of_group(&self) -> usize {
         let g = &self.geometry;
         if g.in_place { 0 } else { g.group_in() * g.band_elems(self.band_rows) + MOST_LANES }
     }
 
-    /// Elements between the channels of a strip's sums.
+    /// Elements between the channels of the sums of a strip.
     fn pitch(&self) -> usize {
         (self.strip_points + MOST_LANES).min(self.geometry.wide()).next_multiple_of(MOST_LANES)
     }
 
-    /// Elements of a strip's sums.
+    /// Elements of the sums of a strip.
     fn sums(&self) -> usize {
         self.layout.width() * self.pitch()
     }

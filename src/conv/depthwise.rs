@@ -1,13 +1,13 @@
-//! The CPU convolution of depthwise layers: groups of one input channel under 3 x 3 filters, read where they lie.
+//! The CPU convolution of depthwise layers: groups of one input channel under 3 x 3 filters, read in place.
 //!
-//! Who only calls [`ConvKernel`](super::ConvKernel) can skip this. One channel leaves little to share but rows: a *walk*
-//! goes down a plane, one vector of points wide, and each input row is read once for all output rows that see it, whose
-//! sums are held in registers. Nothing is staged and nothing cropped: what lies beside a row is masked out after it was
-//! read, a stride of two is taken apart in registers, and vectors are written whole, as what they hold beyond a narrow row
-//! is overwritten by the next.
+//! Relevant if you want to change this path; callers need only [`ConvKernel`](super::ConvKernel). With one input
+//! channel, only rows can be shared: a *walk* goes down a plane, one vector of points wide, and reads each input row
+//! once for all output rows that use it, whose sums stay in registers. Nothing is staged or cropped. Elements beside a
+//! row are read and masked out, a stride of two is separated in registers, and vectors are written whole, since the
+//! part beyond a narrow row is overwritten by the next row.
 //!
-//! Invariant: of every output element the terms are the same in the same order, wherever it lies in a vector; those on
-//! rows of padding are left out, and those on columns of padding count as weight times zero.
+//! Invariant: every output element has the same terms in the same order, independent of its position in a vector. Terms
+//! on rows of padding are left out; terms on columns of padding count as weight times zero.
 
 #![expect(clippy::inline_always, reason = "it is compiled for each instruction set, which a call would lose")]
 
@@ -22,22 +22,22 @@ use crate::array::{Element, load};
 
 /// Rows and columns of a filter.
 const SIZE: usize = 3;
-/// Bytes of the input that are walked over before the next column: less than the innermost cache holds.
+/// Bytes of the input in one walk: less than the innermost cache holds.
 const WALK_BYTES: usize = 16 << 10;
-/// But so many rows at least, as the first two are read twice.
+/// The minimum number of rows of a walk, since the first two rows are read twice.
 const LEAST_ROWS: usize = 8;
 
-/// How the planes of a depthwise shape lie.
+/// The layout of the planes of a depthwise shape.
 #[derive(Clone, Debug)]
 pub(super) struct Depthwise {
     stride: usize,
-    /// Rows of padding above, columns of it on the left.
+    /// Rows of padding above, columns of padding on the left.
     above: usize,
     left: usize,
     /// Rows and columns.
     input: [usize; 2],
     output: [usize; 2],
-    /// Output planes that see the same input plane.
+    /// Output planes for each input plane.
     multiplier: usize,
 }
 
@@ -63,25 +63,25 @@ impl Depthwise {
         })
     }
 
-    /// Elements that vectors may reach before the first of a plane and beyond its last.
+    /// Elements that vectors may reach before the first element of a plane and beyond its last.
     fn margins(&self) -> (usize, usize) {
         let end = self.stride * self.output[1].max(MOST_LANES) + SIZE - 1;
         (self.left, end.saturating_sub(self.left + self.input[1]))
     }
 
-    /// Elements of a plane with its margins, and of a row with its own.
+    /// Elements of a plane with its margins, and of a row with its margins.
     pub(super) fn with_margins(&self) -> (usize, usize) {
         let (before, beyond) = self.margins();
         (before + self.input[0] * self.input[1] + beyond, before + self.input[1] + beyond)
     }
 
-    /// A row whose elements have all bits set where the input is, and none beside it.
+    /// Fills a row with masks: all bits set where the input is, none beside it.
     pub(super) fn mark<T: Element>(&self, row: &mut [T]) {
         row.fill(T::default());
         bytemuck::cast_slice_mut::<T, u8>(&mut row[self.left..][..self.input[1]]).fill(u8::MAX);
     }
 
-    /// Whether a vector of `lanes` points from column `x` on sees something beside the rows, under points that there are.
+    /// Whether a vector of `lanes` points from column `x` on reads anything beside the rows for existing points.
     #[inline(always)]
     fn on_edge(&self, x: usize, lanes: usize) -> bool {
         let last = (x + lanes).min(self.output[1]) - 1;
@@ -89,23 +89,23 @@ impl Depthwise {
     }
 }
 
-/// A run of output planes, and what they are computed from.
+/// A run of output planes and its operands.
 pub(super) struct Planes<'a, T> {
     pub(super) plan: &'a Depthwise,
     /// All channels of a batch item.
     pub(super) input: &'a [T],
     pub(super) filters: &'a Filters<T>,
-    /// What [`Depthwise::mark`] wrote.
+    /// The masks that [`Depthwise::mark`] wrote.
     pub(super) inside: &'a [T],
-    /// For a copy of a plane with its margins.
+    /// Space for a copy of a plane with its margins.
     pub(super) spare: &'a mut [T],
-    /// The output channel that `output` begins with.
+    /// The first output channel of `output`.
     pub(super) first: usize,
     pub(super) output: &'a mut [T],
 }
 
 impl<T: Element> Planes<'_, T> {
-    /// Computes them all.
+    /// Computes all planes.
     pub(super) fn compute(self) {
         pulp::Arch::new().dispatch(self);
     }
@@ -118,7 +118,7 @@ impl<T: Element> Planes<'_, T> {
         for index in 0..output.len() / out_elems {
             let begin = (first + index) / plan.multiplier * elems;
             let around = begin.checked_sub(before).and_then(|from| input.get(from..begin + elems + beyond));
-            // The margins of the first planes and the last are not there.
+            // The first and last planes lack margins.
             let source = if let Some(around) = around {
                 around
             } else {
@@ -155,14 +155,14 @@ struct Plane<'a, T: Element, S: Simd> {
     source: &'a [T],
     inside: &'a [T],
     weights: [[T::Vector<S>; SIZE]; SIZE],
-    /// From its first element on, with the planes that are written after it.
+    /// Starts at its first element and includes the planes that are written after it.
     output: &'a mut [T],
 }
 
 impl<T: Element, S: Simd> Plane<'_, T, S> {
     const LANES: usize = size_of::<T::Vector<S>>() / size_of::<T>();
 
-    /// The whole plane. Walks are short enough that what the next reads of the same lines is still near.
+    /// Computes the whole plane. Walks are short enough that the next one finds shared cache lines still cached.
     #[inline(always)]
     fn walks<const STRIDE: usize>(&mut self, simd: S) {
         let [rows, columns] = self.plan.output;
@@ -170,10 +170,12 @@ impl<T: Element, S: Simd> Plane<'_, T, S> {
         for begin in (0..rows).step_by(step) {
             let end = (begin + step).min(rows);
             for x in (0..columns).step_by(Self::LANES) {
-                // What would reach beyond the last column begins earlier instead: the values are the same.
+                // A vector that would reach beyond the last column begins earlier instead, which recomputes the same
+                // values.
                 let x = x.min(columns.saturating_sub(Self::LANES));
-                // Rows are taken apart in registers only if what was read has been through an operation: else the compiler
-                // reads them again, element by element. So at a stride of two the masks are always applied.
+                // The compiler keeps the separation of a stride in registers only if the read vectors go through an
+                // operation; otherwise it reads the elements again one by one. So at a stride of two the masks are
+                // always applied.
                 if STRIDE == 2 || self.plan.on_edge(x, Self::LANES) {
                     self.walk::<STRIDE, true>(simd, (begin, end), x);
                 } else {
@@ -183,7 +185,7 @@ impl<T: Element, S: Simd> Plane<'_, T, S> {
         }
     }
 
-    /// Output rows `begin..end` x one vector of points from column `x` on, down the input rows that they see.
+    /// Computes output rows `begin..end` for one vector of points from column `x` on, going down their input rows.
     #[inline(always)]
     fn walk<const STRIDE: usize, const EDGE: bool>(
         &mut self,
@@ -198,7 +200,7 @@ impl<T: Element, S: Simd> Plane<'_, T, S> {
         let view = View::<T, S> { above, rows, row, source, masks };
         let output = &mut self.output[x..];
         let [first, second, third] = self.weights;
-        // The sums of the output row in hand and of those below it, which see some of the same rows.
+        // The sums of the current output row and of the rows below it, which share some of its input rows.
         let (mut here, mut next) = (zero, zero);
         if let Some(values) = view.seen::<STRIDE, EDGE>(simd, begin * STRIDE) {
             here = add::<T, S>(simd, first, values, here);
@@ -224,7 +226,7 @@ impl<T: Element, S: Simd> Plane<'_, T, S> {
                 last = add::<T, S>(simd, first, values, last);
             }
             let to = &mut output[y * columns..];
-            // What lies beyond a narrow row is written later; beyond the last plane is nothing.
+            // The part beyond a narrow row is overwritten later; there is no memory beyond the last plane.
             match to.get_mut(..Self::LANES) {
                 Some(to) => to.copy_from_slice(bytemuck::cast_slice(from_ref(&here))),
                 None => part::<T, S>(here, to),
@@ -234,20 +236,20 @@ impl<T: Element, S: Simd> Plane<'_, T, S> {
     }
 }
 
-/// The rows of an input plane as a walk sees them.
+/// The rows of an input plane, as read by a walk.
 struct View<'a, T: Element, S: Simd> {
     /// Rows of padding above.
     above: usize,
     /// Rows of the input, and elements of one.
     rows: usize,
     row: usize,
-    /// From what the first tap sees under the first point on.
+    /// Starts at the element under the first tap at the first point.
     source: &'a [T],
     masks: [T::Vector<S>; SIZE],
 }
 
 impl<T: Element, S: Simd> View<'_, T, S> {
-    /// What the taps see in row `at`, padding included; `None` where that is padding, which adds nothing.
+    /// The vectors under the taps in row `at`, side padding included; `None` for a row of padding, which adds nothing.
     #[inline(always)]
     fn seen<const STRIDE: usize, const EDGE: bool>(
         &self,
@@ -268,14 +270,15 @@ impl<T: Element, S: Simd> View<'_, T, S> {
     }
 }
 
-/// Fills `to` with the elements that `from` begins with. Out of line, as what it is called for would else stay in memory.
+/// Copies the beginning of `from` to `to`. Out of line, because the operands of the caller would otherwise stay in
+/// memory.
 #[cold]
 #[inline(never)]
 fn part<T: Element, S: Simd>(from: T::Vector<S>, to: &mut [T]) {
     to.iter_mut().zip(bytemuck::cast_slice(from_ref(&from))).for_each(|(to, from)| *to = *from);
 }
 
-/// Adds what the taps of a filter row contribute, one after the other.
+/// Adds the contributions of the taps of a filter row, one after the other.
 #[inline(always)]
 fn add<T: Element, S: Simd>(
     simd: S,
@@ -290,12 +293,12 @@ fn add<T: Element, S: Simd>(
     sum
 }
 
-/// What is read of a row for one vector of points, the first of which sees the beginning of `row`: what each tap sees, or,
-/// at a stride of two, all of that in pieces.
+/// Reads a row for one vector of points, the first of which starts at the beginning of `row`. Gives the vector of each
+/// tap or, at a stride of two, the same elements as contiguous pieces.
 #[inline(always)]
 fn read<T: Element, S: Simd, const STRIDE: usize>(simd: S, row: &[T]) -> [T::Vector<S>; SIZE] {
     let lanes = size_of::<T::Vector<S>>() / size_of::<T>();
-    // One look at the length for all.
+    // One bounds check for all reads.
     let row = &row[..STRIDE * lanes + SIZE - STRIDE];
     let offsets = if STRIDE == 1 { [0, 1, 2] } else { [0, lanes, lanes + 1] };
     let mut values = [T::splat(simd, T::default()); SIZE];
@@ -305,7 +308,7 @@ fn read<T: Element, S: Simd, const STRIDE: usize>(simd: S, row: &[T]) -> [T::Vec
     values
 }
 
-/// What each tap sees at a stride of two.
+/// The vector of each tap at a stride of two.
 #[inline(always)]
 fn take_apart<T: Element, S: Simd>(simd: S, [low, high, end]: [T::Vector<S>; SIZE]) -> [T::Vector<S>; SIZE] {
     let lanes = size_of::<T::Vector<S>>() / size_of::<T>();
@@ -318,7 +321,7 @@ fn take_apart<T: Element, S: Simd>(simd: S, [low, high, end]: [T::Vector<S>; SIZ
     [evens, odds, next]
 }
 
-/// A vector of what `element` gives for each lane: a permutation in registers once it is compiled.
+/// A vector of `element` for each lane, which compiles to a permutation in registers.
 #[inline(always)]
 fn vector<T: Element, S: Simd>(simd: S, element: impl Fn(usize) -> T) -> T::Vector<S> {
     let mut all = T::splat(simd, T::default());

@@ -1,11 +1,11 @@
-//! Filters as the CPU kernel reads them.
+//! Filters in the layout that the CPU kernel reads.
 //!
-//! Who only calls [`ConvKernel`](super::ConvKernel) needs [`ConvKernel::pack`](super::ConvKernel::pack) and nothing from
-//! here. The output channels of a group are cut into blocks of up to eight; a block holds, term by term of the sum, the
-//! weights of its channels side by side, so that a tile reads them in one stream. The last block of a group is filled up
+//! Relevant if you want to change that layout; callers need only [`ConvKernel::pack`](super::ConvKernel::pack). The
+//! output channels of a group are divided into blocks of up to eight. A block holds, for each term of the sum, the
+//! weights of its channels side by side, so that a tile reads them sequentially. The last block of a group is padded
 //! with zeros.
 //!
-//! Invariant: the length fits the shape the filters were packed for.
+//! Invariant: the length matches the shape that the filters were packed for.
 
 use super::micro::CHANNELS;
 use super::params::ConvShape;
@@ -15,17 +15,17 @@ use crate::array::Element;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Filters<T> {
     packed: Vec<T>,
-    /// What they were packed for.
+    /// The layout they are packed in.
     layout: Layout,
 }
 
-/// How the filters of a shape are packed.
+/// The layout of the packed filters of a shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Layout {
     groups: usize,
     group_out: usize,
     terms: usize,
-    /// Output channels of a block; 0 for filters that stay as they are, `[O, terms]`.
+    /// Output channels of a block; 0 for filters that stay unpacked, `[O, terms]`.
     width: usize,
 }
 
@@ -34,7 +34,7 @@ pub(super) struct Layout {
 pub(super) struct Block<'a, T> {
     pub(super) weights: &'a [T],
     pub(super) width: usize,
-    /// Output channels that there are.
+    /// Output channels in the block, without padding.
     pub(super) channels: usize,
 }
 
@@ -50,7 +50,7 @@ impl<T> Block<'_, T> {
 }
 
 impl Layout {
-    /// Filters in blocks, or as they are.
+    /// The layout of filters in blocks, or unpacked.
     pub(super) fn new(shape: &ConvShape, in_blocks: bool) -> Self {
         let group_out = shape.out_channels / shape.groups;
         let width = if in_blocks { CHANNELS.min(group_out.next_power_of_two()) } else { 0 };
@@ -88,12 +88,12 @@ impl<T: Element> Filters<T> {
         Self { packed, layout }
     }
 
-    /// How they are packed.
+    /// The layout.
     pub(super) fn layout(&self) -> Layout {
         self.layout
     }
 
-    /// All weights of filters that stayed as they were.
+    /// All weights of unpacked filters.
     pub(super) fn plain(&self) -> &[T] {
         &self.packed
     }

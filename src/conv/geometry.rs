@@ -1,25 +1,25 @@
-//! How a convolution lies in memory once every stride is made 1: the plan shared by all CPU paths.
+//! The memory layout of a convolution whose strides are reduced to 1: the plan shared by all CPU paths.
 //!
-//! Who only calls [`ConvKernel`](super::ConvKernel) can skip this. An input channel is *staged* as one plane for
-//! each phase of the strides (`[phases..., length...]`, padding included), where the input element that kernel
-//! tap `t` sees under output point `y` lies at `taps[t].of(phase) + y`, with `y` flattened over the staged lengths:
-//! the *wide* output, whose rows are as long as staged rows. A convolution of unit stride without padding is staged
-//! already: its input is used in place. Of large planes only a band of rows is staged at a time.
+//! Relevant if you want to change a CPU path; callers need only [`ConvKernel`](super::ConvKernel). An input channel is
+//! *staged* as one plane for each phase of the strides (`[phases..., length...]`, padding included). The input element
+//! under kernel tap `t` at output point `y` is at `taps[t].of(phase) + y`, with `y` flattened over the staged lengths:
+//! the *wide* output, whose rows are as long as staged rows. A convolution of unit stride without padding is already
+//! staged, and its input is used in place. Of large planes only a band of rows is staged at a time.
 //!
-//! Invariant: what a tap sees under any output point of a band lies inside the band's rows.
+//! Invariant: the element under any tap at any output point of a band lies inside the rows of the band.
 
 use super::params::{AXES, ConvShape};
 
 /// One axis of a staged plane.
 #[derive(Clone, Debug)]
 pub(super) struct Axis {
-    /// Remainders of the tap positions modulo the stride that occur, ascending.
+    /// The occurring remainders of the tap positions modulo the stride, ascending.
     pub(super) phases: Vec<usize>,
-    /// (index of the phase, whole strides) of each tap.
+    /// For each tap: index of its phase, and whole strides.
     taps: Vec<(usize, usize)>,
     /// Elements of one phase.
     pub(super) len: usize,
-    /// Staged elements from one output point to the next: 1, unless a stride is left in place.
+    /// Staged elements between neighbouring output points: 1, unless a stride is kept.
     pub(super) step: usize,
     pub(super) stride: usize,
     pub(super) pad: usize,
@@ -27,11 +27,11 @@ pub(super) struct Axis {
 }
 
 impl Axis {
-    /// With `keep` the stride is not taken apart: outputs lie as far apart as it is wide.
+    /// With `keep` the stride is not separated into phases: neighbouring outputs are a stride apart.
     fn new(shape: &ConvShape, axis: usize, keep: bool) -> Self {
         let kernel = shape.kernel[axis];
         let dilation = if kernel == 1 { 1 } else { shape.dilation[axis] };
-        // A single output point never takes a step: any stride will do, and this one stages the taps densely.
+        // A single output point takes no step, so any stride is valid; this one stages the taps densely.
         let stride = if shape.output[axis] == 1 { dilation } else { shape.stride[axis] };
         let (stride, step) = if keep && shape.output[axis] > 1 { (1, stride) } else { (stride, 1) };
         let positions = (0..kernel).map(|k| k * dilation);
@@ -62,7 +62,7 @@ impl Axis {
         (at * self.stride + phase).checked_sub(self.pad).filter(|i| *i < self.input)
     }
 
-    /// Staged elements of a phase that lie on the input (`begin..end`); all others are padding.
+    /// The staged elements of a phase that are input elements (`begin..end`); all others are padding.
     pub(super) fn inside(&self, phase: usize) -> (usize, usize) {
         let begin = self.pad.saturating_sub(phase).div_ceil(self.stride).min(self.len);
         let end = (self.pad + self.input).saturating_sub(phase).div_ceil(self.stride).clamp(begin, self.len);
@@ -70,7 +70,7 @@ impl Axis {
     }
 }
 
-/// Where a kernel tap looks: phase of the strides, and whole strides within it, flattened over the staged lengths.
+/// The offset of a kernel tap: phase of the strides, and whole strides within it, flattened over the staged lengths.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Tap {
     phase: usize,
@@ -81,11 +81,11 @@ struct Tap {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Band {
     pub(super) first_row: usize,
-    /// The wide output point that this row begins with.
+    /// The first wide output point of that row.
     pub(super) start: usize,
 }
 
-/// See the module documentation.
+/// The layout of one convolution; see the module documentation.
 #[derive(Clone, Debug)]
 pub(super) struct Geometry {
     pub(super) batch: usize,
@@ -105,8 +105,8 @@ pub(super) struct Geometry {
 }
 
 impl Geometry {
-    /// `keep_rows` leaves rows as they are, whatever their stride: what lies between the output points is computed too,
-    /// which for few channels costs less than taking rows apart.
+    /// `keep_rows` keeps the stride within rows: the points between the outputs are computed too, which for few
+    /// channels costs less than separating the rows.
     pub(super) fn new(shape: &ConvShape, keep_rows: bool) -> Self {
         let axes: [Axis; AXES] = std::array::from_fn(|axis| Axis::new(shape, axis, keep_rows && axis == 2));
         let [d, h, w] = &axes;
@@ -144,7 +144,7 @@ impl Geometry {
         self.out_channels / self.groups
     }
 
-    /// Terms of the sum behind one output element.
+    /// Terms of the sum of one output element.
     pub(super) fn reduction(&self) -> usize {
         self.group_in() * self.taps.len()
     }
@@ -154,17 +154,17 @@ impl Geometry {
         self.flat(self.output.map(|size| size - 1)) + 1
     }
 
-    /// Whether the wide output is the output itself: no element between its rows.
+    /// Whether the wide output is the output itself, with no elements between its rows.
     pub(super) fn is_compact(&self) -> bool {
         self.wide() == self.output_plane
     }
 
-    /// Staged elements between a point and the farthest that a tap sees under it.
+    /// Staged elements between an output point and the farthest element under a tap.
     pub(super) fn reach(&self) -> usize {
         self.taps.iter().map(|tap| tap.steps).max().unwrap_or(0)
     }
 
-    /// Phases of the strides that taps meet.
+    /// Number of phases.
     pub(super) fn phases(&self) -> usize {
         self.axes.iter().map(|axis| axis.phases.len()).product()
     }
@@ -174,30 +174,30 @@ impl Geometry {
         self.axes[2].len
     }
 
-    /// Rows of a staged plane, of one phase.
+    /// Rows of one phase of a staged plane.
     pub(super) fn rows(&self) -> usize {
         self.axes[0].len * self.axes[1].len
     }
 
-    /// The band that begins with the row behind the wide output point `begin`. In place all rows are there at any time.
+    /// The band that begins with the row of the wide output point `begin`. In place the band is the whole plane.
     pub(super) fn band(&self, begin: usize) -> Band {
         let first_row = if self.in_place { 0 } else { begin / self.row() };
         Band { first_row, start: first_row * self.row() }
     }
 
-    /// Rows that a band of `points` wide output points has at most.
+    /// Maximum number of rows of a band of `points` wide output points.
     pub(super) fn band_rows(&self, points: usize) -> usize {
-        // It begins anywhere in its first row.
+        // The band may begin anywhere in its first row.
         ((self.row() - 1 + points + self.reach()).div_ceil(self.row())).min(self.rows())
     }
 
-    /// Elements of a band of one channel, `rows` rows of every phase.
+    /// Elements of a band of one channel with `rows` rows of every phase.
     pub(super) fn band_elems(&self, rows: usize) -> usize {
         self.phases() * rows * self.row()
     }
 
-    /// For each term of the sum (channel of a group, then tap) where in the channels' bands of `rows` rows it lies,
-    /// relative to the output point.
+    /// For each term of the sum (channel of a group, then tap): its offset from the output point in the bands of the
+    /// channels, of `rows` rows each.
     pub(super) fn offsets(&self, rows: usize) -> Vec<usize> {
         let (channel, phase) = (self.band_elems(rows), rows * self.row());
         (0..self.group_in())

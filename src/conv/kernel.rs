@@ -1,15 +1,15 @@
-//! Convolution on the CPU: input planes are read where they lie, or from bands of them that were staged in the cache.
+//! Convolution on the CPU: input planes are read in place, or as bands staged in the cache.
 //!
-//! [`ConvKernel`] is the plan of one shape, [`Filters`] are what it multiplies with and [`Scratch`] is the memory it works
-//! in, kept apart so that one worker serves many layers from one scratch. [`conv_uncoded`] is the whole uncoded convolution
-//! in one call. Who computes through workers only can skip this module.
+//! Relevant if you want to convolve on this machine without workers. [`ConvKernel`] is the plan of one shape,
+//! [`Filters`] are the packed weights and [`Scratch`] is the working memory; they are separate so that one worker
+//! serves many layers from one scratch. [`conv_uncoded`] is the whole uncoded convolution in one call.
 //!
-//! Nothing is gathered into columns: a term of a sum is one weight times a contiguous run of a plane
-//! ([`micro`](super::micro)). What is blocked is what stays near: a *band* of the staged planes in the L2 cache, within it
-//! *strips* of points that meet one block of filters after the other, within these tiles in registers.
+//! There is no im2col: a term of a sum is one weight times a contiguous run of a plane ([`micro`](super::micro)).
+//! Blocking follows the caches: a *band* of the staged planes in the L2 cache, within it *strips* of points that are
+//! multiplied with one block of filters after the other, and within these tiles in registers.
 //!
-//! Invariant: after `Ok`, every output element was written from this call's inputs alone; after an error the
-//! outputs hold nothing of use, and kernel and scratch are ready for the next call.
+//! Invariant: after `Ok`, every output element was written from the inputs of this call alone. After an error the
+//! contents of the outputs are undefined, and kernel and scratch are ready for the next call.
 
 use super::depthwise::Depthwise;
 use super::filters::{Filters, Layout};
@@ -19,32 +19,32 @@ use super::params::ConvShape;
 use crate::array::{Element, check_elems};
 use crate::error::Result;
 
-/// Bytes of a staged band: half of a 1 MiB L2 cache, the rest is for filters and outputs.
+/// Bytes of a staged band: half of a 1 MiB L2 cache, which leaves the rest to filters and outputs.
 const BAND_BYTES: usize = 512 << 10;
 /// Bytes of the input that a strip reads for each block of filters.
 const STRIP_BYTES: usize = 256 << 10;
-/// Tiles of a strip: enough to pay for what is done once for all of them, and few enough that their sums, over all
+/// Minimum number of tiles of a strip: enough to amortize the cost of a strip, and few enough that their sums, over all
 /// channels of a block, stay in the innermost cache.
 const LEAST_TILES: usize = 2;
 const MOST_TILES: usize = 64;
-/// Groups with at most so many output channels leave rows of stride 2 as they are.
+/// Groups with at most this number of output channels keep rows of stride 2.
 const KEPT_ROWS: usize = 2;
 
-/// How a [`ConvKernel`] computes its shape.
+/// The path by which a [`ConvKernel`] computes its shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConvPath {
     /// One output point for each batch item: a product of the filters with the batch.
     Dense,
-    /// Groups of one input channel under 3 x 3 filters of stride 1 or 2: the input planes themselves are read.
+    /// Groups of one input channel under 3 x 3 filters of stride 1 or 2: input planes are read in place.
     Depthwise,
-    /// Unit stride without padding: the input planes themselves are read.
+    /// Unit stride without padding: input planes are read in place.
     InPlace,
-    /// Everything else: bands of the planes are staged with their padding, the strides taken apart.
+    /// Everything else: bands of the planes are staged with their padding, separated by stride phase.
     Staged,
 }
 
-/// Memory a [`ConvKernel`] works in: a band of staged planes (half a megabyte, more where channels are many or rows long)
-/// and a strip of sums, for each thread. Grows to the largest shape it has served and stays.
+/// Working memory of a [`ConvKernel`]: for each thread a band of staged planes (half a megabyte, more with many
+/// channels or long rows) and a strip of sums. Grows to the largest shape it has served and is never shrunk.
 #[derive(Clone, Debug, Default)]
 pub struct Scratch<T> {
     pub(super) staged: Vec<T>,
@@ -52,7 +52,7 @@ pub struct Scratch<T> {
 }
 
 impl<T: Element> Scratch<T> {
-    /// Scratch that holds nothing yet.
+    /// Empty scratch.
     #[must_use]
     pub fn new() -> Self {
         Self { staged: Vec::new(), wide: Vec::new() }
@@ -67,27 +67,26 @@ pub struct ConvKernel {
     pub(super) path: ConvPath,
     pub(super) depthwise: Option<Depthwise>,
     pub(super) layout: Layout,
-    /// Wide output points of a band, and rows that are staged for them.
+    /// Wide output points of a band, and rows staged for them.
     pub(super) band_points: usize,
     pub(super) band_rows: usize,
     pub(super) strip_points: usize,
-    /// Where each term lies in the band of a group.
+    /// The offset of each term in the band of a group.
     pub(super) offsets: Vec<usize>,
 }
 
-/// What one call works on, checked.
+/// The checked operands of one call.
 pub(super) struct Call<'a, 'b, T> {
     pub(super) input: &'a [T],
     pub(super) banks: &'a [&'a Filters<T>],
     pub(super) outputs: &'a mut [&'b mut [T]],
     pub(super) threads: usize,
-    /// Whether the scratch holds this input, staged, from the call before.
+    /// Whether the scratch still holds this input, staged by the previous call.
     pub(super) staged: bool,
     pub(super) stop: &'a (dyn Fn() -> bool + Sync),
 }
 
-/// One input that meets one filter bank after the other: what was staged for the first serves the next, where all of it is
-/// staged at once.
+/// One input for filter banks that arrive one by one. If all of the input is staged at once, later banks reuse it.
 #[derive(Debug)]
 pub struct OneInput<'a, T> {
     kernel: &'a ConvKernel,
@@ -101,14 +100,14 @@ impl<T: Element> OneInput<'_, T> {
     /// Convolves the input with `bank` into `output` `[N, O, spatial...]`; see [`ConvKernel::run`].
     ///
     /// # Errors
-    /// Those of [`ConvKernel::run`]; the next call is then as good as the first.
+    /// Those of [`ConvKernel::run`], after which further calls are valid.
     pub fn run(
         &mut self,
         bank: &Filters<T>,
         output: &mut [T],
         stop: &(dyn Fn() -> bool + Sync),
     ) -> Result<()> {
-        // Until this call succeeds the scratch holds half of something.
+        // Until this call succeeds, the contents of the scratch are incomplete.
         let staged = std::mem::replace(&mut self.staged, false);
         let (banks, outputs) = (&[bank], &mut [output]);
         let call = Call { input: self.input, banks, outputs, threads: self.threads, staged, stop };
@@ -119,13 +118,13 @@ impl<T: Element> OneInput<'_, T> {
 }
 
 impl ConvKernel {
-    /// Plans `shape`: chooses the path and lays out the memory; computes nothing.
+    /// Plans `shape`: chooses the path and the memory layout; computes nothing.
     #[must_use]
     pub fn new(shape: &ConvShape) -> Self {
         let keep_rows = shape.out_channels / shape.groups <= KEPT_ROWS && shape.stride[2] == 2;
         let mut geometry = Geometry::new(shape, keep_rows);
         let wide = geometry.wide();
-        // Fewer points than a vector has are computed with some beyond them, which only staged planes have.
+        // Fewer points than a vector holds are computed with some beyond them, which only staged planes provide.
         geometry.in_place &= wide >= MOST_LANES || geometry.output_plane == 1;
         let depthwise = Depthwise::new(shape);
         let path = match () {
@@ -134,13 +133,13 @@ impl ConvKernel {
             () if geometry.in_place => ConvPath::InPlace,
             () => ConvPath::Staged,
         };
-        // By the size of f32; elements of f64 take as much again of the caches.
+        // Sized for f32; f64 takes twice as much cache.
         let channel = geometry.group_in() * geometry.phases() * size_of::<f32>();
         let even = |most: usize| wide.div_ceil(wide.div_ceil(most)).next_multiple_of(TILE_POINTS);
         let (row, reach) = (geometry.band_elems(1) / geometry.phases(), geometry.reach());
         let band_points = match path {
             ConvPath::Staged => {
-                // Rows at either end are staged twice: a band is several times as long as they are.
+                // Rows at either end are staged twice, so a band is several times as long as they are.
                 let fits = (BAND_BYTES / channel).saturating_sub(reach + row);
                 even(fits.max(4 * (reach + row)))
             }
@@ -171,7 +170,7 @@ impl ConvKernel {
         &self.shape
     }
 
-    /// How it is computed.
+    /// The path that it takes.
     #[must_use]
     pub fn path(&self) -> ConvPath {
         self.path
@@ -180,14 +179,14 @@ impl ConvKernel {
     /// Packs a filter bank `[O, C/g, kernel...]`, row-major, for [`ConvKernel::run`].
     ///
     /// # Errors
-    /// [`Error::Mismatch`](crate::Error::Mismatch) when it does not have the number of elements the shape requires.
+    /// [`Error::Mismatch`](crate::Error::Mismatch) when the number of weights does not match the shape.
     pub fn pack<T: Element>(&self, weights: &[T]) -> Result<Filters<T>> {
         check_elems("elements of the weight", weights.len(), self.shape.weight_elems())?;
         Ok(Filters::new(self.layout, weights))
     }
 
-    /// Elements of the input that are staged for `banks` filter banks which come one by one ([`ConvKernel::one_input`]):
-    /// what the cost of a call depends on beside its multiply-adds. Zero where the input is read in place.
+    /// Input elements that are staged for `banks` filter banks which arrive one by one ([`ConvKernel::one_input`]).
+    /// With the multiply-adds they determine the cost of a call. Zero if the input is read in place.
     #[must_use]
     pub fn staged_elems(&self, banks: usize) -> usize {
         if self.path != ConvPath::Staged {
@@ -199,7 +198,7 @@ impl ConvKernel {
         if self.stages_at_once() { all } else { all * banks }
     }
 
-    /// Output points computed for each channel, those between the rows of staged planes included.
+    /// Output points computed for each channel, including those between the rows of staged planes.
     #[must_use]
     pub fn points(&self) -> usize {
         let g = &self.geometry;
@@ -217,16 +216,18 @@ impl ConvKernel {
         self.path == ConvPath::Staged && g.batch * g.groups == 1 && self.band_points >= g.wide()
     }
 
-    /// Convolves one `input` `[N, C, spatial...]` with each of `banks` ([`ConvKernel::pack`]) into the output of the same
-    /// index `[N, O, spatial...]`, all row-major. The banks share what is staged, so several cost less than as many calls.
-    /// Outputs may hold anything before. The bits of the result depend neither on the number of banks nor on `threads`.
+    /// Convolves one `input` `[N, C, spatial...]` with each of `banks` ([`ConvKernel::pack`]) into the output of the
+    /// same index `[N, O, spatial...]`, all row-major. The banks share the staged input, so one call with several banks
+    /// costs less than several calls. Previous contents of the outputs are ignored. The bits of the result depend
+    /// neither on the number of banks nor on `threads`.
     ///
-    /// With `threads` > 1 the work is spread over that many threads of the current rayon pool; on one thread nothing is
-    /// allocated once the scratch has grown. `stop` is asked between strips, a fraction of a millisecond apart.
+    /// With `threads` > 1 the work is spread over that many threads of the current rayon pool; one thread allocates
+    /// nothing once the scratch has grown. `stop` is checked between strips, a fraction of a millisecond apart.
     ///
     /// # Errors
-    /// [`Error::Mismatch`](crate::Error::Mismatch) when a slice does not have the number of elements the shape requires, banks and outputs differ
-    /// in number, or a bank was packed for another shape; [`Error::Cancelled`](crate::Error::Cancelled) when `stop` returned true.
+    /// [`Error::Mismatch`](crate::Error::Mismatch) when the length of a slice does not match the shape, the numbers of
+    /// banks and outputs differ, or a bank was packed for another shape; [`Error::Cancelled`](crate::Error::Cancelled)
+    /// when `stop` returned true.
     pub fn run<T: Element>(
         &self,
         scratch: &mut Scratch<T>,
@@ -240,7 +241,7 @@ impl ConvKernel {
         self.compute(scratch, Call { input, banks, outputs, threads, staged: false, stop })
     }
 
-    /// Prepares `input` for filter banks that come one by one, each with a call of its own. `threads` is as in
+    /// Prepares `input` for filter banks that arrive one by one, each with its own call. `threads` is as in
     /// [`ConvKernel::run`].
     #[must_use]
     pub fn one_input<'a, T: Element>(
@@ -253,13 +254,13 @@ impl ConvKernel {
     }
 }
 
-/// Computes a whole convolution on this machine: padding, groups and bias included, nothing coded.
+/// Computes a whole uncoded convolution on this machine, with padding, groups and bias.
 ///
 /// `input` is `[N, C, spatial...]`, `weight` `[O, C/groups, kernel...]`, `bias` `[O]`, all row-major; the
 /// result is `[N, O, spatial...]`. `threads` and `stop` are as in [`ConvKernel::run`].
 ///
 /// # Errors
-/// [`Error::Mismatch`](crate::Error::Mismatch) when a slice does not have the number of elements `shape` requires;
+/// [`Error::Mismatch`](crate::Error::Mismatch) when the length of a slice does not match `shape`;
 /// [`Error::Cancelled`](crate::Error::Cancelled) when `stop` returned true.
 pub fn conv_uncoded<T: Element>(
     shape: &ConvShape,

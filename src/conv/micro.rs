@@ -1,13 +1,12 @@
 //! The inner kernel of the CPU convolution: a few output channels over a run of wide output points, in registers.
 //!
-//! Who only calls [`ConvKernel`](super::ConvKernel) can skip this. Because staged planes turn every stride into 1
-//! ([`Geometry`](super::geometry::Geometry)), a term of the sum is one weight times one contiguous run of the input,
-//! whatever the shape: nothing is gathered into columns first. A tile of channels x vectors of points stays in
-//! registers while its terms are added, so each vector read from the input serves all channels of the tile, and each
-//! weight all of its vectors.
+//! Relevant if you want to change the inner loop; callers need only [`ConvKernel`](super::ConvKernel). Since staged
+//! planes reduce every stride to 1 ([`Geometry`](super::geometry::Geometry)), a term of the sum is one weight times one
+//! contiguous run of the input for any shape, without im2col. A tile of channels x vectors of points stays in registers
+//! while its terms are added, so each input vector serves all channels of the tile, and each weight all of its vectors.
 //!
-//! Invariant: every element of the channels in hand is written, from the terms in their order: what it becomes
-//! depends neither on its place in a tile nor on its neighbours.
+//! Invariant: every element of the given channels is written as the sum of its terms in order. Its value depends
+//! neither on its position in a tile nor on its neighbours.
 
 #![expect(clippy::inline_always, reason = "it is compiled for each instruction set, which a call would lose")]
 
@@ -15,25 +14,25 @@ use pulp::Simd;
 
 use crate::array::{DType, Element, F32_RUN, load};
 
-/// Elements that a vector has at most, of either type: what a run of points must have to be computed in place.
+/// Maximum number of lanes of a vector, for either type: the minimum number of points of a run computed in place.
 pub(super) const MOST_LANES: usize = 16;
 
-/// Points that the widest tiles hold, on the largest vectors: runs of a multiple of this leave no narrow tile.
+/// Points of the widest tiles on the largest vectors: runs of a multiple of this need no narrow tile.
 pub(super) const TILE_POINTS: usize = 3 * MOST_LANES;
 
-/// Output channels that share a vector of the input, at most: filters are packed in blocks of so many.
+/// Maximum number of output channels that share an input vector, and the block size of packed filters.
 pub(super) const CHANNELS: usize = 8;
 
-/// What one call sums.
+/// The operands of one call.
 pub(super) struct Sums<'a, T> {
-    /// The staged channels of a group, beginning with the first output point under a tap without steps.
+    /// The staged channels of a group, starting at the first output point under a tap of offset 0.
     pub(super) source: &'a [T],
-    /// Where each term lies in `source`, relative to the output point.
+    /// The offset of each term in `source`, relative to the output point.
     pub(super) offsets: &'a [usize],
     /// `[terms, width]`: the weights of a block of output channels.
     pub(super) weights: &'a [T],
     pub(super) width: usize,
-    /// Output channels of the block that there are, at most `width`.
+    /// Output channels in the block, at most `width`.
     pub(super) channels: usize,
     /// Output points.
     pub(super) points: usize,
@@ -42,14 +41,14 @@ pub(super) struct Sums<'a, T> {
     pub(super) pitch: usize,
 }
 
-/// Computes `sums`. If `room` says so, source and output go on beyond the last point, up to whole vectors, and hold
-/// nothing of use there; else there must be at least [`MOST_LANES`] points.
+/// Computes `sums`. With `room`, source and output extend beyond the last point up to whole vectors, and their contents
+/// there are ignored; without it, there must be at least [`MOST_LANES`] points.
 pub(super) fn sum<T: Element>(sums: Sums<'_, T>, room: bool) {
     pulp::Arch::new().dispatch(Tiles { sums, room });
 }
 
-/// `begin..end` in pieces of `step`; the last has at least [`MOST_LANES`] points where there are so many, and so one piece
-/// may be longer by less than that.
+/// Splits `begin..end` into pieces of `step`. If possible, the last piece has at least [`MOST_LANES`] points, so it may
+/// be longer than `step` by less than that.
 pub(super) fn pieces(begin: usize, end: usize, step: usize) -> impl Iterator<Item = (usize, usize)> {
     let mut at = begin;
     std::iter::from_fn(move || {
@@ -59,8 +58,8 @@ pub(super) fn pieces(begin: usize, end: usize, step: usize) -> impl Iterator<Ite
     })
 }
 
-/// The loops, compiled for each instruction set and chosen at run time. `inline(always)` carries the choice inwards: a
-/// function of its own would be compiled for the oldest processor.
+/// The loops, compiled for each instruction set and selected at run time. `inline(always)` is needed because a separate
+/// function would be compiled for the oldest processor.
 struct Tiles<'a, T> {
     sums: Sums<'a, T>,
     room: bool,
@@ -69,8 +68,8 @@ struct Tiles<'a, T> {
 impl<T: Element> pulp::WithSimd for Tiles<'_, T> {
     type Output = ();
 
-    /// Blocks of channels as large as the registers allow: tiles of 8 x 3, 4 x 6 or (with half of the registers) 4 x 3
-    /// vectors; one or two channels read more than they compute, whatever the tile.
+    /// Divides channels into blocks as large as the registers allow: tiles of 8 x 3, 4 x 6 or (with half of the
+    /// registers) 4 x 3 vectors. With one or two channels reads dominate, whatever the tile.
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
         let many = S::REGISTER_COUNT >= 32;
@@ -93,16 +92,16 @@ impl<T: Element> pulp::WithSimd for Tiles<'_, T> {
 }
 
 impl<T: Element> Tiles<'_, T> {
-    /// All points of the channels from `first` on, in tiles of M channels x N vectors; answers M.
+    /// All points of the channels from `first` on, in tiles of M channels x N vectors; returns M.
     #[inline(always)]
     fn rows<S: Simd, const M: usize, const N: usize>(&mut self, simd: S, first: usize) -> usize {
         let lanes = size_of::<T::Vector<S>>() / size_of::<T>();
-        // With room the last vector may as well be full.
+        // With room the last vector is computed whole.
         let points = self.sums.points.next_multiple_of(if self.room { lanes } else { 1 });
         let mut at = 0;
         while at < points {
-            // What is left is a whole tile, nearly one, or a few vectors. A tile that would reach beyond the last point
-            // begins earlier instead: the values are the same.
+            // The rest is a whole tile, nearly one, or a few vectors. A tile that would reach beyond the last point
+            // begins earlier instead, which recomputes the same values.
             let left = (points - at).div_ceil(lanes);
             let begin = |vectors: usize| at.min(points - vectors * lanes);
             let fits = |vectors: usize| points >= vectors * lanes;
@@ -124,8 +123,8 @@ impl<T: Element> Tiles<'_, T> {
         M
     }
 
-    /// M channels from `first` on x N vectors of points from `at` on: the first run of terms is written, the others are
-    /// added to what those before have written.
+    /// M channels from `first` on x N vectors of points from `at` on. The first run of terms overwrites the output, the
+    /// later runs add to it.
     #[inline(always)]
     fn tile<S: Simd, const M: usize, const N: usize>(&mut self, simd: S, first: usize, at: usize) {
         let Sums { source, offsets, weights, width, output, pitch, .. } = &mut self.sums;
@@ -165,7 +164,7 @@ fn run_of<S: Simd, T: Element, const M: usize, const N: usize>(
     sums
 }
 
-/// Writes `sums` to rows that lie `pitch` apart, or adds them to what is there.
+/// Writes `sums` to rows that are `pitch` apart, or adds them to the contents.
 #[inline(always)]
 fn store<S: Simd, T: Element, const M: usize, const N: usize>(
     simd: S,

@@ -1,9 +1,9 @@
-//! Convolution: what is computed, before anything is coded.
+//! Convolution: the operation itself, without coding.
 //!
 //! Semantics are those of ONNX `Conv` (a cross-correlation): input `[N, C, spatial...]`, weight
-//! `[O, C/groups, kernel...]`, output `[N, O, spatial...]`, with 1, 2 or 3 spatial axes, any stride, asymmetric
-//! zero padding, dilation and groups. [`ConvShape`] is the one place where shapes are validated and output
-//! sizes computed; [`reference()`] is the naive definition every other path is tested against.
+//! `[O, C/groups, kernel...]`, output `[N, O, spatial...]`, with 1, 2 or 3 spatial axes, any stride, asymmetric zero
+//! padding, dilation and groups. [`ConvShape`] alone validates shapes and computes output sizes; [`reference()`] is the
+//! naive definition that every other path is tested against.
 
 mod compute;
 mod depthwise;

@@ -1,4 +1,4 @@
-//! Parameters of a convolution and the validated shape they give with an input and a weight.
+//! Parameters of a convolution, and the validated shape of a convolution with its input and weight.
 
 use crate::error::{Error, Result};
 
@@ -6,13 +6,13 @@ use crate::error::{Error, Result};
 /// so that the innermost axis is contiguous in every rank.
 pub const AXES: usize = 3;
 
-/// Largest element count any array of a layer may have: keeps every later product and byte size inside `isize`.
+/// Maximum number of elements of any array of a layer, which keeps every later product and byte size inside `isize`.
 const MAX_ELEMS: usize = isize::MAX as usize / 64;
 
-/// Stride, padding, dilation and groups as a user gives them.
+/// Stride, padding, dilation and groups as given by the user.
 ///
-/// `stride` and `dilation` hold nothing (all ones), one number for every axis, or one number an axis; `padding`
-/// holds nothing (zero), one number, one an axis, or all begins and then all ends (ONNX `pads` order).
+/// `stride` and `dilation` are empty (all ones), one number for every axis, or one number for each axis; `padding` is
+/// empty (zero), one number, one for each axis, or all begins and then all ends (ONNX `pads` order).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConvParams {
     /// Step of the window, at least 1.
@@ -21,7 +21,7 @@ pub struct ConvParams {
     pub padding: Vec<usize>,
     /// Distance between kernel taps, at least 1.
     pub dilation: Vec<usize>,
-    /// Groups of channels that do not see each other; divides both channel counts.
+    /// Number of independent channel groups; divides both channel counts.
     pub groups: usize,
 }
 
@@ -32,21 +32,21 @@ impl Default for ConvParams {
 }
 
 impl ConvParams {
-    /// Sets the stride: one number, or one an axis.
+    /// Sets the stride: one number, or one for each axis.
     #[must_use]
     pub fn stride(mut self, stride: impl Into<Vec<usize>>) -> Self {
         self.stride = stride.into();
         self
     }
 
-    /// Sets the padding: one number, one an axis, or begins then ends.
+    /// Sets the padding: one number, one for each axis, or begins then ends.
     #[must_use]
     pub fn padding(mut self, padding: impl Into<Vec<usize>>) -> Self {
         self.padding = padding.into();
         self
     }
 
-    /// Sets the dilation: one number, or one an axis.
+    /// Sets the dilation: one number, or one for each axis.
     #[must_use]
     pub fn dilation(mut self, dilation: impl Into<Vec<usize>>) -> Self {
         self.dilation = dilation.into();
@@ -61,26 +61,26 @@ impl ConvParams {
     }
 }
 
-/// A validated convolution: every size known, every axis at least 1, in canonical form (see [`AXES`]).
+/// A validated convolution in canonical form (see [`AXES`]): every size is known and every axis is at least 1.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ConvShape {
-    /// Spatial axes the user sees: 1, 2 or 3.
+    /// Number of spatial axes of the user's arrays: 1, 2 or 3.
     pub rank: usize,
-    /// N.
+    /// Batch size N.
     pub batch: usize,
-    /// C.
+    /// Input channels C.
     pub in_channels: usize,
-    /// O.
+    /// Output channels O.
     pub out_channels: usize,
-    /// g.
+    /// Groups g.
     pub groups: usize,
     /// Spatial size of the input, without padding.
     pub input: [usize; AXES],
     /// Spatial size of the kernel.
     pub kernel: [usize; AXES],
-    /// s.
+    /// Stride s.
     pub stride: [usize; AXES],
-    /// d.
+    /// Dilation d.
     pub dilation: [usize; AXES],
     /// Zeros before the first element of each axis.
     pub pad_begin: [usize; AXES],
@@ -90,7 +90,7 @@ pub struct ConvShape {
     pub output: [usize; AXES],
 }
 
-/// One value an axis from nothing, one number, or one an axis, put into the last `rank` canonical axes.
+/// One value for each axis, from an empty slice, one number, or one for each axis, in the last `rank` canonical axes.
 fn per_axis(what: &str, given: &[usize], rank: usize, absent: usize) -> Result<[usize; AXES]> {
     let mut axes = [absent; AXES];
     let own = &mut axes[AXES - rank..];
@@ -137,9 +137,9 @@ impl ConvShape {
     /// `floor((in + begin + end - dilation*(kernel-1) - 1) / stride) + 1` on every axis.
     ///
     /// # Errors
-    /// [`Error::InvalidParameter`] or [`Error::Mismatch`], naming both numbers, for every combination that
-    /// describes none: wrong rank, an axis of size zero, channel counts that groups do not divide, a kernel
-    /// longer than its padded input, sizes whose product cannot be addressed.
+    /// [`Error::InvalidParameter`] or [`Error::Mismatch`], naming both numbers, for every combination that describes no
+    /// convolution: wrong rank, an axis of size zero, channel counts that groups do not divide, a kernel longer than
+    /// its padded input, sizes whose product cannot be addressed.
     pub fn new(input: &[usize], weight: &[usize], params: &ConvParams) -> Result<Self> {
         let rank = input.len().saturating_sub(2);
         if !(1..=AXES).contains(&rank) {
@@ -250,7 +250,7 @@ impl ConvShape {
         Ok(shape)
     }
 
-    /// Canonical axis that APCP splits: the first spatial axis the user sees.
+    /// Canonical axis that APCP splits: the first spatial axis of the user's arrays.
     #[must_use]
     pub fn split_axis(&self) -> usize {
         AXES - self.rank
@@ -290,11 +290,11 @@ impl ConvShape {
         [&[first, second], &axes[self.split_axis()..]].concat()
     }
 
-    /// Whether Winograd's minimal filtering F(2x2, 3x3) suits the layer: 3 x 3, without strides and dilation, of enough
+    /// Whether Winograd's minimal filtering F(2x2, 3x3) suits the layer: 3 x 3 kernel, no stride or dilation, enough
     /// channels and more than one tile.
     #[must_use]
     pub fn suits_filtering(&self) -> bool {
-        /// Below so many channels of either side in a group, transforming costs more than it saves.
+        /// With fewer channels of either side in a group, the transformation costs more than it saves.
         const LEAST_CHANNELS: usize = 16;
         let [depth, rows, columns] = self.output;
         self.kernel == [1, 3, 3]
@@ -336,13 +336,13 @@ impl ConvShape {
         self.batch * self.out_channels * self.output_plane()
     }
 
-    /// Terms of the sum behind one output element: C/g times the kernel's elements.
+    /// Terms of the sum of one output element: C/g times the elements of the kernel.
     #[must_use]
     pub fn reduction(&self) -> usize {
         self.in_channels / self.groups * self.kernel.iter().product::<usize>()
     }
 
-    /// Multiply-adds of the whole convolution (as a float: only rates are made of it).
+    /// Multiply-adds of the whole convolution (as f64, since only rates are derived from it).
     #[must_use]
     pub fn macs(&self) -> f64 {
         self.output_elems() as f64 * self.reduction() as f64

@@ -1,23 +1,24 @@
-//! Single outputs of a convolution, straight from the definition.
+//! Single outputs of a convolution, computed by definition.
 //!
-//! Relevant if you want to compute a few elements of a large layer; whole layers are [`conv_uncoded`](super::conv_uncoded)'s.
+//! Relevant if you want to compute a few elements of a large layer; [`conv_uncoded`](super::conv_uncoded) computes
+//! whole layers.
 //!
-//! Invariant: sums are taken in f64 and rounded once.
+//! Invariant: sums are accumulated in f64 and rounded once.
 
 use super::params::{AXES, ConvShape};
 use crate::array::Element;
 
-/// Partial sums that are taken side by side.
+/// Partial sums that are accumulated side by side.
 const LANES: usize = 8;
 
 /// Computes the outputs of all channels of one group at one position.
 ///
-/// `input` is `[N, C, spatial...]`, `weight` `[O, C/g, kernel...]`; `image_group` is `image * groups + group`, `at` the position
-/// in the plane of an output channel. `window` is scratch memory. Calls `emit` with each output channel of the group, its
-/// place in the output `[N, O, spatial...]`, and its value, without a bias.
+/// `input` is `[N, C, spatial...]`, `weight` `[O, C/g, kernel...]`. `image_group` is `image * groups + group`, `at` the
+/// position in the plane of an output channel. `window` is scratch memory. Calls `emit` with each output channel of the
+/// group, its index in the output `[N, O, spatial...]`, and its value without bias.
 ///
 /// # Panics
-/// When the slices are not of this shape, or there is no such group or position.
+/// When the slices do not match the shape, or there is no such group or position.
 pub fn outputs_at<T: Element>(
     shape: &ConvShape,
     input: &[T],
@@ -39,7 +40,7 @@ pub fn outputs_at<T: Element>(
     }
 }
 
-/// The elements under the window of output position `at`, `[C/g, kernel...]`; zeros where it lies on padding.
+/// The elements under the window of output position `at`, `[C/g, kernel...]`, with zeros on padding.
 fn gather<T: Element>(shape: &ConvShape, channels: &[T], at: usize, window: &mut Vec<T>) {
     let [_, rows, columns] = shape.output;
     let position = [at / (rows * columns), at / columns % rows, at % columns];

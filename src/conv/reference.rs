@@ -1,4 +1,5 @@
-//! The naive definition of the convolution: slow, obvious, public, and what everything else is tested against.
+//! The naive definition of the convolution, slow and simple: the public reference that all other paths are tested
+//! against.
 
 use rayon::prelude::*;
 
@@ -6,13 +7,13 @@ use super::params::{AXES, ConvShape};
 use crate::array::{Element, check_elems};
 use crate::error::Result;
 
-/// Computes the convolution straight from its definition, one output element at a time, accumulating in f64.
+/// Computes the convolution by definition, one output element at a time, accumulating in f64.
 ///
-/// `input` is `[N, C, spatial...]`, `weight` `[O, C/groups, kernel...]`, `bias` `[O]`, all row-major; the
-/// result is `[N, O, spatial...]`. Accumulating in f64 makes it the more exact side of every f32 comparison.
+/// `input` is `[N, C, spatial...]`, `weight` `[O, C/groups, kernel...]`, `bias` `[O]`, all row-major; the result is
+/// `[N, O, spatial...]`. Accumulation in f64 makes it the more exact side of every f32 comparison.
 ///
 /// # Errors
-/// [`Error::Mismatch`](crate::Error::Mismatch) when a slice does not have the number of elements `shape` requires.
+/// [`Error::Mismatch`](crate::Error::Mismatch) when the length of a slice does not match `shape`.
 pub fn reference<T: Element>(
     shape: &ConvShape,
     input: &[T],
@@ -27,7 +28,7 @@ pub fn reference<T: Element>(
     let (group_in, group_out) = (shape.in_channels / shape.groups, shape.out_channels / shape.groups);
     let (plane, taps) = (shape.input_plane(), shape.kernel.iter().product::<usize>());
     let mut output = vec![T::default(); shape.output_elems()];
-    // Planes are independent of one another; within one every sum has its order.
+    // Planes are independent; the order of each sum is fixed.
     output.par_chunks_mut(shape.output_plane()).enumerate().for_each(|(index, output)| {
         let (n, o) = (index / shape.out_channels, index % shape.out_channels);
         let first = n * shape.in_channels + o / group_out * group_in;
@@ -44,7 +45,7 @@ pub fn reference<T: Element>(
     Ok(output)
 }
 
-/// Adds to `sum` what the taps of one filter see of one input plane at an output point.
+/// Adds to `sum` the contribution of the taps of one filter on one input plane at an output point.
 fn add_taps<T: Element>(
     shape: &ConvShape,
     input: &[T],
@@ -52,7 +53,7 @@ fn add_taps<T: Element>(
     at: [usize; AXES],
     mut sum: f64,
 ) -> f64 {
-    // Where a tap lies on an axis, or `None` where that is on padding.
+    // The position of a tap on an axis, or `None` on padding.
     let inside = |axis: usize, tap: usize| {
         let position = at[axis] * shape.stride[axis] + tap * shape.dilation[axis];
         position.checked_sub(shape.pad_begin[axis]).filter(|p| *p < shape.input[axis])

@@ -1,9 +1,10 @@
-//! Planes in, points out: staging bands of the input, and cropping wide sums to the output.
+//! Stages bands of the input, and crops wide sums to the output.
 //!
-//! Who only calls [`ConvKernel`](super::ConvKernel) can skip this. Where things lie is [`Geometry`]'s business; here they
-//! are moved, in loops compiled for each instruction set, because rows are short and a call each would cost as much.
+//! Relevant if you want to change these copies; callers need only [`ConvKernel`](super::ConvKernel). [`Geometry`]
+//! defines the layout; this module moves the data, in loops compiled for each instruction set, because rows are so
+//! short that a call for each would cost as much as the copy.
 //!
-//! Invariant: a staged row is written whole, padding included; of the output exactly the points in hand are.
+//! Invariant: a staged row is written whole, padding included; exactly the given points of the output are written.
 
 #![expect(clippy::inline_always, reason = "it is compiled for each instruction set, which a call would lose")]
 
@@ -13,7 +14,7 @@ use super::geometry::{Band, Geometry};
 use crate::array::Element;
 
 impl Geometry {
-    /// Writes the bands, `rows` rows each, of as many channels as `staged` holds. Rows past the plane's end are left as
+    /// Writes the bands, of `rows` rows each, of all channels in `staged`. Rows past the end of the plane are left as
     /// they are.
     pub(super) fn stage<T: Element>(
         &self,
@@ -81,7 +82,7 @@ impl Geometry {
         }
     }
 
-    /// Copies the wide output points from `begin` on, of one channel, to their places in the channel.
+    /// Copies the wide output points from `begin` on of one channel to their places in the channel.
     #[inline(always)]
     fn crop_channel<T: Element, const KNOWN: usize>(&self, wide: &[T], begin: usize, output: &mut [T]) {
         let [_, rows, width] = self.output;
@@ -95,7 +96,7 @@ impl Geometry {
             let column = if x == 0 { 0 } else { x.div_ceil(step) };
             if y < rows && column < width {
                 let here = here.get(column * step - x..).unwrap_or_default();
-                // A row that is there to its end has all its points.
+                // A complete row has all its points.
                 let count = if rest.is_empty() { here.len().div_ceil(step) } else { width };
                 let to = &mut output[(z * rows + y) * width..][..width][column..];
                 let count = count.min(to.len());
@@ -108,8 +109,8 @@ impl Geometry {
         }
     }
 
-    /// Copies `points` wide output points from `begin` on to their places, of as many channels as `output` holds; those in
-    /// `wide` lie `pitch` apart.
+    /// Copies `points` wide output points from `begin` on to their places, for all channels in `output`; the channels
+    /// in `wide` are `pitch` apart.
     pub(super) fn crop<T: Element>(
         &self,
         wide: &[T],
@@ -122,28 +123,29 @@ impl Geometry {
     }
 }
 
-/// Elements copied at once: pieces of a fixed size become a few vector instructions, where a call of memcpy would cost as
-/// much as copying the short rows of a plane does.
+/// Elements copied at once: pieces of a fixed size compile to a few vector instructions, whereas a call of memcpy would
+/// cost as much as copying a short row.
 const PIECE: usize = 16;
 
 /// Rows of one phase of a plane.
 struct Rows<'a, T> {
-    /// From the first staged element of the first row on; the next row is `step` elements further.
+    /// Starts at the first staged element of the first row; the next row is `step` elements further.
     from: &'a [T],
     step: usize,
-    /// Staged rows of `len`, of which the elements `inside` are on the input.
+    /// Staged rows of `len`, of which the elements `inside` are input elements.
     to: &'a mut [T],
     len: usize,
     inside: (usize, usize),
 }
 
 impl<T: Element> Rows<'_, T> {
-    /// Copies every `stride`th element, known as `KNOWN` when compiled or 0, and zeros around them.
+    /// Copies every `stride`th element and writes zeros around them. `KNOWN` is the stride if known at compile time,
+    /// else 0.
     #[inline(always)]
     fn stage<const KNOWN: usize>(self, stride: usize) {
         let (begin, end) = self.inside;
         for (row, to) in self.to.chunks_exact_mut(self.len).enumerate() {
-            // A few elements at most, for which calling memset would cost more than they do.
+            // At most a few elements, for which a call of memset would cost more.
             to[..begin].iter_mut().for_each(|to| *to = T::default());
             to[end..].iter_mut().for_each(|to| *to = T::default());
             copy_every::<T, KNOWN>(stride, &self.from[row * self.step..], &mut to[begin..end]);
@@ -151,8 +153,8 @@ impl<T: Element> Rows<'_, T> {
     }
 }
 
-/// Fills `to` with every `step`th element of `from`, beginning with the first. `KNOWN` is the step where that is known when
-/// compiled, else 0: a choice for each row would cost more than the rows do.
+/// Fills `to` with every `step`th element of `from`, starting with the first. `KNOWN` is the step if known at compile
+/// time, else 0; choosing at run time for each row would cost more than the copy.
 #[inline(always)]
 fn copy_every<T: Element, const KNOWN: usize>(step: usize, from: &[T], to: &mut [T]) {
     match KNOWN {
@@ -162,7 +164,7 @@ fn copy_every<T: Element, const KNOWN: usize>(step: usize, from: &[T], to: &mut 
     }
 }
 
-/// Fills `to` with the elements that `from` begins with. The last piece overlaps the one before.
+/// Copies the beginning of `from` to `to`. The last piece overlaps the one before.
 #[inline(always)]
 fn copy<T: Element>(from: &[T], to: &mut [T]) {
     let Some(last) = to.len().checked_sub(PIECE) else {
@@ -177,7 +179,7 @@ fn copy<T: Element>(from: &[T], to: &mut [T]) {
     }
 }
 
-/// Fills `to` with every second element of `from`, beginning with the first.
+/// Fills `to` with every second element of `from`, starting with the first.
 #[inline(always)]
 fn copy_evens<T: Element>(from: &[T], to: &mut [T]) {
     const HALF: usize = PIECE / 2;
@@ -205,7 +207,7 @@ struct Staging<'a, T> {
     rows: usize,
 }
 
-/// [`Geometry::crop_channel`] likewise.
+/// [`Geometry::crop_channel`] for several channels, compiled for each instruction set.
 struct Cropping<'a, T> {
     geometry: &'a Geometry,
     wide: &'a [T],
@@ -254,7 +256,7 @@ mod tests {
         Geometry::new(&ConvShape::new(input, weight, &params).unwrap(), false)
     }
 
-    /// All of a channel's phases, staged in one band.
+    /// All phases of a channel, staged in one band.
     fn staged(g: &Geometry, input: &[f64]) -> Vec<f64> {
         let mut staged = vec![f64::NAN; g.plane];
         g.stage(input, &mut staged, g.band(0), g.rows(), 1);
@@ -263,7 +265,7 @@ mod tests {
 
     #[test]
     fn only_the_phases_that_taps_meet_are_staged() {
-        // A 1x1 kernel of stride 3 sees every third element and nothing else.
+        // A 1x1 kernel of stride 3 reads every third element only.
         let g = geometry(&[1, 1, 8], &[1, 1, 1], ConvParams::default().stride([3]));
         assert!(!g.in_place);
         assert_eq!(staged(&g, &(0..8).map(f64::from).collect::<Vec<_>>()), [0.0, 3.0, 6.0]);
@@ -318,7 +320,7 @@ mod tests {
             let (kept, taken) = (staged(&g, &values), staged(&apart, &values));
             let near = g.offsets(g.rows());
             for (tap, far) in apart.offsets(apart.rows()).iter().enumerate() {
-                // What a tap sees, cropped to the output, is the same either way.
+                // The elements under a tap, cropped to the output, are the same either way.
                 let (mut one, mut other) = (vec![0.0; g.output_plane], vec![0.0; g.output_plane]);
                 g.crop(&kept[near[tap]..][..g.wide()], g.wide(), 0, g.wide(), &mut one);
                 apart.crop(&taken[*far..][..apart.wide()], apart.wide(), 0, apart.wide(), &mut other);

@@ -1,9 +1,9 @@
-//! Adapters: what there is, and what a user means.
+//! Lists the GPU adapters of this machine and selects among them.
 //!
-//! [`adapters`] describes everything wgpu finds; [`select`] narrows that to what a user means. `WGPU_BACKEND` (e.g.
-//! `vulkan`) limits the backends, and `WGPU_ADAPTER_NAME` names the adapter where the caller names none.
+//! [`adapters`] describes every adapter that wgpu finds; [`select`] filters them by the user's selector. `WGPU_BACKEND`
+//! (e.g. `vulkan`) restricts the backends, and `WGPU_ADAPTER_NAME` names the adapter if the caller names none.
 //!
-//! Invariant: nothing here panics on what a driver does, and two calls list the same adapters in the same order.
+//! Invariant: driver failures never cause a panic here, and two calls list the same adapters in the same order.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,14 +12,14 @@ use serde::Serialize;
 
 use crate::error::{Error, Result};
 
-/// What an adapter is and can do. Serialises to the objects of `fcdcc devices --json`.
+/// Properties and limits of an adapter. Serialises to the objects of `fcdcc devices --json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct AdapterSummary {
-    /// Position among the adapters found; selects it.
+    /// Position among the adapters found, used to select it.
     pub index: usize,
-    /// Name the driver gives.
+    /// Name reported by the driver.
     pub name: String,
-    /// PCI vendor id (or what the backend gives in its place).
+    /// PCI vendor id (or the backend's substitute).
     pub vendor: u32,
     /// PCI device id.
     pub device: u32,
@@ -29,17 +29,17 @@ pub struct AdapterSummary {
     pub device_type: &'static str,
     /// Driver name.
     pub driver: String,
-    /// Driver version, readable.
+    /// Driver version, human-readable.
     pub driver_info: String,
     /// Whether it computes on the CPU (lavapipe, WARP).
     pub software: bool,
-    /// Optional abilities.
+    /// Optional features.
     pub features: AdapterFeatures,
-    /// Sizes that bound what it can do.
+    /// Size limits.
     pub limits: AdapterLimits,
 }
 
-/// Optional abilities of an adapter.
+/// Optional features of an adapter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[expect(clippy::struct_excessive_bools, reason = "a list of independent abilities, one flag each")]
 pub struct AdapterFeatures {
@@ -51,20 +51,20 @@ pub struct AdapterFeatures {
     pub subgroup: bool,
     /// Timestamps on the device's clock.
     pub timestamp: bool,
-    /// Buffers that shaders use can be mapped: no copies to and from staging buffers.
+    /// Buffers used by shaders can be mapped, so that no copies to and from staging buffers are needed.
     pub mappable_primary_buffers: bool,
 }
 
-/// Sizes that bound what an adapter can do.
+/// Size limits of an adapter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct AdapterLimits {
-    /// Largest range of a buffer one shader binding can see, in bytes.
+    /// Largest range of a buffer that one shader binding can access, in bytes.
     pub max_storage_buffer_binding_bytes: u64,
     /// Largest buffer, in bytes.
     pub max_buffer_bytes: u64,
-    /// Workgroups along one dimension of a dispatch.
+    /// Maximum number of workgroups along one dimension of a dispatch.
     pub max_workgroups_per_dimension: u32,
-    /// Threads of a workgroup.
+    /// Maximum number of threads of a workgroup.
     pub max_invocations_per_workgroup: u32,
     /// Shared memory of a workgroup, in bytes.
     pub max_workgroup_storage_bytes: u32,
@@ -74,12 +74,12 @@ pub struct AdapterLimits {
     pub max_subgroup_size: u32,
 }
 
-/// How a user names an adapter.
+/// Selects adapters by position or name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AdapterSelector {
-    /// Its position in the list of [`adapters`]; past the end of that list, part of its name.
+    /// Position in the list of [`adapters`]; past the end of that list, part of a name.
     Index(usize),
-    /// Part of its name, in any case.
+    /// Part of the name, case-insensitive.
     Name(String),
 }
 
@@ -108,18 +108,18 @@ impl AdapterSelector {
     }
 }
 
-/// A fresh instance and its adapters, in an order that is the same at every call.
+/// A new instance and its adapters, in an order that is the same at every call.
 ///
-/// The instance is fresh because all devices of one instance of lavapipe share one pool of threads.
+/// The instance is new because all devices of one instance of lavapipe share one thread pool.
 pub(super) fn enumerate() -> Vec<wgpu::Adapter> {
     let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle_from_env();
-    // OpenGL would list the same devices again, without most of what compute needs.
-    // A variable that is set to nothing names no backend at all; it is taken as not set.
+    // OpenGL would list the same devices again with fewer compute features. An empty variable names no backend and is
+    // treated as unset.
     descriptor.backends = wgpu::Backends::from_env()
         .filter(|named| !named.is_empty())
         .unwrap_or(wgpu::Backends::PRIMARY - wgpu::Backends::BROWSER_WEBGPU);
     let backends = descriptor.backends;
-    // `Instance::new` and drivers' loaders are foreign territory: finding nothing is then the honest answer.
+    // `Instance::new` or a driver's loader may panic; the result is then an empty list.
     catch_unwind(AssertUnwindSafe(|| {
         let instance = wgpu::Instance::new(descriptor);
         pollster::block_on(instance.enumerate_adapters(backends))
@@ -164,23 +164,23 @@ pub(super) fn summary(index: usize, adapter: &wgpu::Adapter) -> AdapterSummary {
     }
 }
 
-/// Every adapter of this machine, as wgpu finds them; empty where there is none.
+/// Every adapter of this machine that wgpu finds; empty if there is none.
 #[must_use]
 pub fn adapters() -> Vec<AdapterSummary> {
     enumerate().iter().enumerate().map(|(index, adapter)| summary(index, adapter)).collect()
 }
 
-/// The adapters that `selector` names; without one, those that `WGPU_ADAPTER_NAME` names; without that, all real
-/// GPUs, or the software adapters where there is no real one. Never empty.
+/// The adapters that match `selector`; without one, those that match `WGPU_ADAPTER_NAME`; without that, all real GPUs,
+/// or the software adapters if there is no real GPU. Never empty.
 ///
 /// # Errors
-/// [`Error::Unavailable`], listing what there is, when none matches.
+/// [`Error::Unavailable`], listing the available adapters, when none matches.
 pub fn select(selector: Option<&AdapterSelector>) -> Result<Vec<AdapterSummary>> {
     let all = adapters();
     let from_env = std::env::var("WGPU_ADAPTER_NAME").ok().filter(|name| !name.is_empty());
     let from_env = from_env.map(AdapterSelector::Name);
     let selector = selector.or(from_env.as_ref());
-    // "4090" is no position in any list, but part of a name.
+    // "4090" is not a position in the list, so it is part of a name.
     let as_name = match selector {
         Some(AdapterSelector::Index(index)) if *index >= all.len() => {
             Some(AdapterSelector::Name(index.to_string()))

@@ -1,13 +1,13 @@
-//! Buffers that carry slabs to a device and outputs back; kept between calls, grown when needed.
+//! Buffers that carry slabs to a device and outputs back; reused between calls, grown when needed.
 //!
-//! Where the adapter can map the buffers that shaders use, the host writes and reads those; elsewhere each has a staging
-//! buffer beside it, and the copy between the two is part of the submission that computes. Either way the host copies an
-//! element once on its way there and once on its way back.
+//! If the adapter can map the buffers that shaders use, the host reads and writes them directly; otherwise each has a
+//! staging buffer, and the copy between the two is part of the submission that computes. Either way the host copies
+//! each element once per direction.
 //!
-//! A slab's buffer is mapped again as soon as it is free, so that writing the next one waits for nothing; an output's
-//! is when the submission that fills it is complete. Invariant: data is handed out only after the mapping succeeded and
-//! the device reported no error, so a failed transfer is never mistaken for a result of zeros; and no submission uses a
-//! buffer that is mapped.
+//! A slab buffer is mapped again as soon as it is free, so that writing the next slab need not wait; an output buffer
+//! is mapped when the submission that fills it is complete. Invariant: data is read only after the mapping succeeded
+//! and the device reported no error, so a failed transfer never looks like a result of zeros; and no submission uses a
+//! mapped buffer.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -16,7 +16,7 @@ use super::device::GpuDevice;
 use crate::array::Element;
 use crate::error::Result;
 
-/// Which way a transfer buffer carries data.
+/// Direction of a transfer buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Direction {
     Upload,
@@ -31,10 +31,10 @@ const FAILED: u8 = 2;
 #[derive(Debug)]
 struct Transfer {
     storage: wgpu::Buffer,
-    /// Where the host's side of the transfer happens, if `storage` cannot be mapped.
+    /// The buffer that the host maps, if `storage` cannot be mapped.
     staging: Option<wgpu::Buffer>,
     direction: Direction,
-    /// What became of the mapping that was asked for; `None` while submissions may use the buffer.
+    /// State of the requested mapping; `None` while submissions may use the buffer.
     mapping: Option<Arc<AtomicU8>>,
 }
 
@@ -60,7 +60,8 @@ impl Transfer {
         self.staging.as_ref().unwrap_or(&self.storage)
     }
 
-    /// Asks that the first `bytes` be mapped when what was submitted is done with them; not if that was asked already.
+    /// Requests a mapping of the first `bytes`, effective once earlier submissions are done with them. Does nothing if
+    /// one is already requested.
     fn map(&mut self, bytes: u64) {
         if self.mapping.is_some() {
             return;
@@ -81,16 +82,16 @@ impl Transfer {
         self.mapping.as_ref().map_or(FAILED, |state| state.load(Ordering::Acquire))
     }
 
-    /// Gives the buffer back to submissions.
+    /// Releases the buffer to submissions.
     fn unmap(&mut self) {
-        // wgpu takes offence at unmapping what could not be mapped.
+        // wgpu reports an error when a buffer whose mapping failed is unmapped.
         if self.mapping.take().is_some_and(|state| state.load(Ordering::Acquire) != FAILED) {
             self.host().unmap();
         }
     }
 
-    /// Hands the first `bytes`, for which [`Self::map`] has been called, to `with` when `submission` (or everything
-    /// submitted) is complete, and unmaps.
+    /// Waits until `submission` (or everything submitted) is complete, passes the first `bytes`, for which
+    /// [`Self::map`] has been called, to `with`, and unmaps.
     fn mapped<R>(
         &mut self,
         gpu: &GpuDevice,
@@ -109,11 +110,11 @@ impl Transfer {
     }
 }
 
-/// A slab on its way to the device.
+/// The buffer of a slab that is sent to the device.
 #[derive(Debug)]
 pub(super) struct Upload(Transfer);
 
-/// An output on its way back.
+/// The buffer of an output that is read back.
 #[derive(Debug)]
 pub(super) struct Readback(Transfer);
 
@@ -126,18 +127,18 @@ impl Upload {
         &self.0.storage
     }
 
-    /// Asks that the buffer be mapped for the next [`Self::write`].
+    /// Requests a mapping for the next [`Self::write`].
     pub(super) fn prepare(&mut self) {
         self.0.map(self.0.storage.size());
     }
 
-    /// Gives the buffer to submissions with what it holds.
+    /// Releases the buffer with its contents to submissions.
     pub(super) fn release(&mut self) {
         self.0.unmap();
     }
 
-    /// Puts `bytes` at the front of the buffer, which nothing submitted earlier may use, for what is submitted later.
-    /// Where there is a staging buffer, [`Self::begin`] has to follow.
+    /// Writes `bytes` to the front of the buffer for later submissions. No earlier submission may use the buffer. With
+    /// a staging buffer, [`Self::begin`] must follow.
     pub(super) fn write(&mut self, gpu: &GpuDevice, bytes: &[u8]) -> Result<()> {
         self.prepare();
         if self.0.state() == PENDING {
@@ -150,7 +151,7 @@ impl Upload {
         })
     }
 
-    /// Puts the copy from the staging buffer, if there is one, before the commands that read the slab.
+    /// Encodes the copy from the staging buffer, if there is one, before the commands that read the slab.
     pub(super) fn begin(&self, encoder: &mut wgpu::CommandEncoder, bytes: u64) {
         if let Some(staging) = &self.0.staging {
             encoder.copy_buffer_to_buffer(staging, 0, &self.0.storage, 0, bytes);
@@ -167,24 +168,24 @@ impl Readback {
         &self.0.storage
     }
 
-    /// Appends the copy to the staging buffer, if there is one, to the commands that complete the output.
+    /// Encodes the copy to the staging buffer, if there is one, after the commands that complete the output.
     pub(super) fn finish(&self, encoder: &mut wgpu::CommandEncoder, bytes: u64) {
         if let Some(staging) = &self.0.staging {
             encoder.copy_buffer_to_buffer(&self.0.storage, 0, staging, 0, bytes);
         }
     }
 
-    /// Asks that the first `bytes` be mapped when what has been submitted is complete.
+    /// Requests a mapping of the first `bytes`, effective when all earlier submissions are complete.
     pub(super) fn prepare(&mut self, bytes: u64) {
         self.0.map(bytes);
     }
 
-    /// Gives the buffer back to submissions, whatever has been asked for.
+    /// Releases the buffer to submissions and drops a requested mapping.
     pub(super) fn release(&mut self) {
         self.0.unmap();
     }
 
-    /// Waits for `submission`, which ended with [`Self::finish`] and was followed by [`Self::prepare`], and takes
+    /// Waits for `submission`, which ended with [`Self::finish`] and was followed by [`Self::prepare`], and copies
     /// `elems` elements.
     pub(super) fn read<T: Element>(
         &mut self,
@@ -194,14 +195,14 @@ impl Readback {
     ) -> Result<Vec<T>> {
         self.0.mapped(gpu, (elems * size_of::<T>()) as u64, Some(submission.clone()), |slice| {
             let view = slice.get_mapped_range().map_err(|e| gpu.error(e.to_string()))?;
-            // Mapped memory is aligned; were it not, the copy would go by bytes.
+            // Mapped memory is aligned; if it were not, the copy would go byte by byte.
             Ok(bytemuck::try_cast_slice(&view)
                 .map_or_else(|_| bytemuck::pod_collect_to_vec(&view), <[T]>::to_vec))
         })
     }
 }
 
-/// Makes `slots` hold `count` buffers at least of `bytes` each, by `new`.
+/// Makes `slots` hold `count` buffers of at least `bytes` each, created by `new`.
 pub(super) fn grow<B>(
     slots: &mut Vec<B>,
     count: usize,
@@ -209,7 +210,7 @@ pub(super) fn grow<B>(
     size: impl Fn(&B) -> u64,
     mut new: impl FnMut() -> Result<B>,
 ) -> Result<()> {
-    // Who is too small goes first: old and new may not fit side by side.
+    // Buffers that are too small are freed first, since old and new ones may not fit side by side.
     slots.retain(|slot| size(slot) >= bytes);
     while slots.len() < count {
         slots.push(new()?);

@@ -1,6 +1,6 @@
-//! Ways to run a layer that are worth trying on a device, the most promising first.
+//! The candidates of a layer: kernels and tiles worth trying on a device, most promising first.
 //!
-//! Pure functions of the shape. What comes first is an estimate; who measures can take another one of the list.
+//! Pure functions of the shape. The order is an estimate; measuring may select another candidate of the list.
 
 use std::fmt;
 
@@ -11,42 +11,42 @@ use super::winograd;
 use crate::array::DType;
 use crate::conv::ConvShape;
 
-/// Steps of the reduction that a split takes a multiple of: a multiple of every [`depth`](super::tile::depth).
+/// The unit of a split of the reduction, in steps: a multiple of every [`depth`](super::tile::depth).
 pub(super) const SPLIT_UNIT: usize = 128;
 
-/// Workgroups that are enough for a large GPU (some 130 multiprocessors): smaller tiles would give it more of them, but
+/// Workgroups that keep a large GPU busy (some 130 multiprocessors). Smaller tiles would give more workgroups, but
 /// fetch each element more often.
 const BUSY_WORKGROUPS: usize = 96;
-/// Workgroups that splitting a reduction aims at.
+/// Number of workgroups that splitting a reduction aims for.
 const SPLIT_WORKGROUPS: usize = 256;
-/// Splits of a reduction at most: the pass that merges them reads each output's sums one after the other.
+/// Maximum number of splits of a reduction: the merging pass reads the partial sums of each output one after the other.
 const MAX_SPLITS: usize = 32;
-/// Bytes of the sums of one sub-result that are worth writing and reading again.
+/// Maximum bytes of the partial sums of one sub-result for which writing and reading them again pays.
 const MAX_SUMS_BYTES: u64 = 16 << 20;
-/// The longest reduction that is split.
+/// The longest reduction that may be split.
 const MAX_SPLIT_REDUCTION: usize = 1 << 18;
 
-/// What a load costs on software adapters, in multiply-adds of vectors: the best fit to seven tiles of
-/// `direct_subgroup` on thirteen layers.
+/// Cost of a load on software adapters, in vector multiply-adds: the best fit to seven tiles of `direct_subgroup` on
+/// thirteen layers.
 const LOAD: f64 = 20.0;
-/// Tiles of it that are worth a try.
+/// Number of `direct_subgroup` tiles to try.
 const SUBGROUP_TILES: usize = 3;
-/// Tiles of `patch.wgsl` that are.
+/// Number of `patch.wgsl` tiles to try.
 const PATCH_TILES: usize = 2;
-/// Divisions of vectors for each patch, which cost as much as loads.
+/// Vector divisions for each patch, each as costly as a load.
 const PATCH_DIVISIONS: u32 = 5;
 
-/// Tiles that are worth a try beneath Winograd's transformations.
+/// Number of tiles to try for the products of Winograd's filtering.
 const WINOGRAD_TILES: usize = 2;
 
-/// A kernel and how it is cut into tiles; shown as a name that tells it from the others of a layer.
+/// A kernel and its tiles; displayed as a name that is unique among the candidates of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Candidate {
     pub(super) kernel: Kernel,
     pub(super) tile: Tile,
-    /// Parts that the reduction is split into, computed by different workgroups.
+    /// Number of parts of the reduction, computed by different workgroups.
     pub(super) splits: u32,
-    /// Whether the kernel multiplies what was transformed: see [`winograd`].
+    /// Whether the kernel multiplies transformed data: see [`winograd`].
     pub(super) winograd: bool,
 }
 
@@ -67,7 +67,7 @@ impl fmt::Display for Candidate {
 }
 
 impl Candidate {
-    /// A name that similar layers share: without the number of splits.
+    /// The name without the number of splits, which similar layers share.
     #[must_use]
     pub fn way(self) -> String {
         let whole = Self { splits: 1, ..self };
@@ -80,8 +80,8 @@ impl Candidate {
         self.kernel
     }
 
-    /// What may be worth trying for `shape`: first what [`Kernel::choose`] picks, a handful in all. The kernels for
-    /// GPUs are not tried on software adapters.
+    /// The handful of candidates for `shape`, starting with the choice of [`Kernel::choose`]. The kernels for GPUs are
+    /// not tried on software adapters.
     #[must_use]
     pub fn all(shape: &ConvShape, caps: &Caps, dtype: DType) -> Vec<Self> {
         let chosen = Kernel::choose(shape, caps, dtype);
@@ -104,26 +104,26 @@ impl Candidate {
         list
     }
 
-    /// Ways to run `shape` by Winograd's minimal filtering, where that suits it and fits the device: with products by
-    /// `kernel`, or what [`Kernel::choose`] picks for them.
+    /// Candidates that run `shape` by Winograd's minimal filtering, if that suits it and fits the device. `kernel`
+    /// computes the products; if `None`, [`Kernel::choose`] picks it.
     #[must_use]
     pub fn winograd(kernel: Option<Kernel>, shape: &ConvShape, caps: &Caps, dtype: DType) -> Vec<Self> {
         let suits = shape.suits_filtering() && !caps.half;
         let Some(inner) = winograd::products(shape).ok().filter(|_| suits) else {
             return Vec::new();
         };
-        // Packed filters may have twice as many elements, in tiles that are half empty.
+        // Packed filters may have twice as many elements, in half-empty tiles.
         let most = inner.input_elems().max(inner.output_elems()).max(2 * inner.weight_elems());
         if most as u64 * dtype.size_bytes() as u64 > caps.max_binding_bytes {
             return Vec::new();
         }
         let kernel = kernel.unwrap_or_else(|| Kernel::choose(&inner, caps, dtype));
-        // Sixteen times the groups are workgroups enough without splits.
+        // Sixteen times the groups give enough workgroups without splits.
         let whole = Self::of(kernel, &inner, caps, dtype).into_iter().filter(|c| c.splits == 1);
         whole.map(|candidate| Self { winograd: true, ..candidate }).take(WINOGRAD_TILES).collect()
     }
 
-    /// The ways to run `kernel`, never none, the one expected to be fastest first.
+    /// The candidates that use `kernel`, at least one, with the one expected to be fastest first.
     #[must_use]
     pub fn of(kernel: Kernel, shape: &ConvShape, caps: &Caps, dtype: DType) -> Vec<Self> {
         let whole = |tile| Self { kernel, tile, splits: 1, winograd: false };
@@ -142,16 +142,16 @@ impl Candidate {
         }
     }
 
-    /// `kernel`, or what [`Kernel::choose`] picks, as it is expected to be fastest.
+    /// The candidate expected to be fastest for `kernel`, or for the choice of [`Kernel::choose`] if `None`.
     pub(super) fn best(kernel: Option<Kernel>, shape: &ConvShape, caps: &Caps, dtype: DType) -> Self {
         let kernel = kernel.unwrap_or_else(|| Kernel::choose(shape, caps, dtype));
         Self::of(kernel, shape, caps, dtype)[0]
     }
 }
 
-/// Tiles of `patch.wgsl`, the best guess first; none where it cannot run the layer. A large patch shares each load among
-/// many products, but may hang over the edges; planes of common networks are multiples of 7 or 8 wide. Larger patches
-/// than these save little, and compilers would take seconds over the windows of 49 taps.
+/// Tiles of `patch.wgsl`, best estimate first; empty if it cannot run the layer. A large patch shares each load among
+/// many products but may extend beyond the edges; planes of common networks have widths that are multiples of 7 or 8.
+/// Larger patches than these save little, and windows of 49 taps would take seconds to compile.
 fn patches(shape: &ConvShape, caps: &Caps, workgroup_x: u32) -> Vec<Tile> {
     let Some(window) = Window::of(shape) else { return Vec::new() };
     let [_, h, w] = shape.output;
@@ -168,7 +168,7 @@ fn patches(shape: &ConvShape, caps: &Caps, workgroup_x: u32) -> Vec<Tile> {
     let mut tiles: Vec<Tile> = sizes
         .map(|(rows, columns)| Tile { channels: 1, columns, rows, workgroup_x })
         .into_iter()
-        // One quad a thread: those of neighbouring threads are neighbours, which GPUs fetch as one.
+        // One quad for each thread, so that GPUs fetch the quads of neighbouring threads together.
         .filter(|tile| caps.software || tile.columns == 4)
         .collect();
     tiles.sort_by(|a, b| seconds(a).total_cmp(&seconds(b)));
@@ -176,9 +176,9 @@ fn patches(shape: &ConvShape, caps: &Caps, workgroup_x: u32) -> Vec<Tile> {
     tiles
 }
 
-/// Tiles of `direct_subgroup`, the best guess first. A large tile shares each load among many products, but may leave
-/// more channels and columns empty (on 7 x 7 pixels, 47 of 96 columns or 15 of 64) and threads without work. Larger tiles
-/// than these would save a tenth, and compilers would take several seconds over them.
+/// Tiles of `direct_subgroup`, best estimate first. A large tile shares each load among many products, but may leave
+/// more channels and columns empty (on 7 x 7 pixels, 47 of 96 columns or 15 of 64) and threads idle. Larger tiles than
+/// these would save a tenth and take several seconds to compile.
 fn subgroup_tiles(shape: &ConvShape, caps: &Caps) -> Vec<Tile> {
     let lanes = caps.subgroup_size.max(8);
     let group_out = shape.out_channels / shape.groups;
@@ -188,7 +188,7 @@ fn subgroup_tiles(shape: &ConvShape, caps: &Caps) -> Vec<Tile> {
         let blocks = high * columns.div_ceil((tile.columns * lanes) as usize);
         let products = f64::from(tile.channels * tile.columns);
         let loads = f64::from(tile.columns) + f64::from(tile.channels.div_ceil(32));
-        // Each thread of the adapter has so many workgroups, one after the other.
+        // The number of workgroups that each thread of the adapter runs in sequence.
         blocks.div_ceil(caps.threads.max(1)) as f64 * (products + LOAD * loads)
     };
     let mut tiles: Vec<Tile> = [(64, 4), (32, 8), (32, 4), (16, 6), (16, 4), (8, 6), (8, 4)]
@@ -199,9 +199,9 @@ fn subgroup_tiles(shape: &ConvShape, caps: &Caps) -> Vec<Tile> {
     tiles
 }
 
-/// Ways to run `tiled`. Of the tiles not much higher than the layer: the largest whose grid keeps a GPU busy, then the
-/// smaller ones, then the larger ones, the largest also with its reduction split. If none does, the largest that splits make busy enough
-/// comes first, then each tile whole.
+/// Candidates that use `tiled`. Considers the tiles not much higher than the layer: first the largest whose grid keeps
+/// a GPU busy, then the smaller ones, then the larger ones, the largest also with its reduction split. If no grid does,
+/// the largest tile that splits make busy enough comes first, then each tile unsplit.
 fn tiled(shape: &ConvShape, caps: &Caps, dtype: DType) -> Vec<Candidate> {
     let group_out = shape.out_channels / shape.groups;
     let columns = shape.batch * shape.output.iter().product::<usize>();
@@ -210,7 +210,7 @@ fn tiled(shape: &ConvShape, caps: &Caps, dtype: DType) -> Vec<Candidate> {
         .into_iter()
         .map(|(channels, columns)| Tile { channels, columns, rows: 0, workgroup_x: TILED_SIDE })
         .filter(|t| t.channels == 2 || 2 * group_out > t.channels as usize * side)
-        // 128 x 64 elements of f64 are more shared memory than every adapter has.
+        // 128 x 64 elements of f64 exceed the shared memory of some adapters.
         .filter(|t| t.channels < 8 || dtype == DType::F32)
         .collect();
     let blocks = |t: &Tile| {
@@ -226,7 +226,7 @@ fn tiled(shape: &ConvShape, caps: &Caps, dtype: DType) -> Vec<Candidate> {
         .collect();
     let smallest_first = idle.iter().rev().map(whole);
     if let Some(first) = busy.first() {
-        // Splitting a larger tile is worth a try, once.
+        // One split of a larger tile is tried.
         let rest = busy[1..].iter().map(whole);
         let split = split.into_iter().take(1);
         return [whole(first)].into_iter().chain(rest).chain(split).chain(smallest_first).collect();
@@ -239,19 +239,19 @@ fn tiled(shape: &ConvShape, caps: &Caps, dtype: DType) -> Vec<Candidate> {
     list
 }
 
-/// Parts to split the reduction into so that a grid of `blocks` workgroups becomes a busy one: few enough that each
-/// has two runs to add and the sums stay small; 1 where that leaves nothing to split.
+/// Number of parts of the reduction that makes a grid of `blocks` workgroups keep a GPU busy. Limited so that each part
+/// has at least two runs and the sums stay small; 1 if nothing remains to split.
 fn splits(shape: &ConvShape, caps: &Caps, dtype: DType, blocks: usize) -> u32 {
     let reduction = shape.weight_elems() / shape.out_channels;
     let bytes = (shape.output_elems() as u64).saturating_mul(dtype.size_bytes() as u64).max(1);
     let by_bytes = usize::try_from(caps.max_binding_bytes.min(MAX_SUMS_BYTES) / bytes).unwrap_or(MAX_SPLITS);
-    // Beyond that a plan has several parts already.
+    // Longer reductions already have several parts in the plan.
     if reduction > MAX_SPLIT_REDUCTION {
         return 1;
     }
     let wanted = SPLIT_WORKGROUPS.div_ceil(blocks.max(1));
     let most = wanted.min(reduction / (2 * SPLIT_UNIT)).min(by_bytes).clamp(1, MAX_SPLITS);
-    // As many as there are once each takes whole units, so that none is empty.
+    // Rounded to whole units, so that no part is empty.
     let steps = reduction.div_ceil(most).next_multiple_of(SPLIT_UNIT);
     u32::try_from(reduction.div_ceil(steps)).unwrap_or(1)
 }
@@ -298,10 +298,10 @@ mod tests {
         };
         assert_eq!([first(512, 56, 2), first(64, 14, 2)], ["direct_subgroup 64x32"; 2]);
         assert_eq!([first(32, 56, 2), first(16, 56, 2)], ["direct_subgroup 32x64", "direct_subgroup 16x48"]);
-        // Few channels, few columns: no more of them than there are.
+        // Few channels and few columns: the tile is no larger than needed.
         assert_eq!(first(8, 56, 2), "direct_subgroup 8x48");
         assert_eq!(first(32, 5, 1), "direct_subgroup 32x32");
-        // Rather smaller blocks than none for some threads.
+        // Smaller blocks are preferred over idle threads.
         assert_eq!(first(32, 5, 2), "direct_subgroup 16x32");
         assert_eq!(first(64, 7, 16), "direct_subgroup 8x32");
     }
@@ -320,14 +320,14 @@ mod tests {
         assert_eq!(names(58, 3, p(), true), ["single patch 4x7", "single patch 4x8", "single 1x64"]);
         assert_eq!(names(66, 3, p(), true)[0], "single patch 4x8");
         assert_eq!(names(57, 3, p().stride([2]), true)[0], "single patch 4x7");
-        // One output a plane.
+        // One output in each plane.
         assert_eq!(names(7, 7, p(), true)[0], "single patch 1x1");
         assert_eq!(names(58, 3, p(), false), ["single 1x512", "single patch 4x4", "single patch 2x4"]);
-        // What the patches cannot see.
+        // Windows that patches do not support.
         for (kernel, params) in [(3, p().dilation([2])), (3, p().stride([3])), (8, p())] {
             assert_eq!(names(58, kernel, params, true), ["single 1x64"]);
         }
-        // Unless such steps are never taken.
+        // Supported if such steps are never taken.
         assert_eq!(names(3, 3, p().stride([3]), true)[0], "single patch 1x1");
         assert_eq!(names(8, 1, p().dilation([3]), true)[0], "single patch 2x8");
     }

@@ -1,7 +1,7 @@
-//! The engine: compiled kernels and filters on the device.
+//! The engine: compiled kernels, and filters on the device.
 //!
-//! One [`ConvEngine`] drives one [`GpuDevice`]. Installing packs and uploads filters and compiles and warms up their
-//! kernel; `run.rs` has the loop that convolves slabs with them.
+//! One [`ConvEngine`] drives one [`GpuDevice`]. Installing packs and uploads filters, and compiles and warms up their
+//! kernel; `run.rs` contains the loop that convolves slabs with them.
 
 use std::collections::HashMap;
 use std::num::NonZeroU64;
@@ -23,11 +23,11 @@ use crate::array::{DType, Element, Values, check_elems};
 use crate::conv::ConvShape;
 use crate::error::Result;
 
-/// Bind groups that filters keep; beyond this all are made anew.
+/// Maximum number of cached bind groups of filters; beyond it the cache is cleared.
 const KEPT_BINDINGS: usize = 1024;
 
-/// Bind groups of filters, by sub-result and output buffer. They hold on to the engine's transfer buffers: who replaces
-/// one of those empties all of these.
+/// Bind groups of filters, by sub-result and output buffer. They reference the engine's transfer buffers, so replacing
+/// a transfer buffer must clear all of them.
 type Bindings = Mutex<HashMap<(usize, usize), Bound>>;
 
 /// The bind groups of a sub-result, one for each pass of its plan.
@@ -39,18 +39,18 @@ struct Pipeline {
     pipeline: wgpu::ComputePipeline,
 }
 
-/// Filter banks of one convolution on a device, packed for the kernel that will read them.
+/// Filter banks of one convolution on a device, packed for the kernel that reads them.
 ///
-/// Holding it holds the device memory; dropping it frees that.
+/// Owns the device memory; dropping it frees that memory.
 #[derive(Debug)]
 pub struct ConvFilters {
     plan: ConvPlan,
-    /// Of each pass of the plan.
+    /// The pipeline of each pass of the plan.
     passes: Vec<(Stage, Arc<Pipeline>)>,
     banks: Vec<wgpu::Buffer>,
-    /// `tiled` only: see its shader.
+    /// For `tiled` only: see its shader.
     offsets: Option<wgpu::Buffer>,
-    /// The uniform block of each step, `uniform_stride` apart, then one of a dispatch that does nothing.
+    /// The uniform block of each step, `uniform_stride` apart, followed by the block of an empty dispatch.
     uniforms: wgpu::Buffer,
     uniform_stride: u64,
     bindings: Arc<Bindings>,
@@ -83,17 +83,17 @@ pub struct ConvEngine {
     pipelines: HashMap<Variant, Arc<Pipeline>>,
     pub(super) slabs: Vec<Upload>,
     pub(super) outputs: Vec<Readback>,
-    /// What lies between the passes of one sub-result at a time: the transformed slab, and sums or products.
+    /// Buffers between the passes, shared by all sub-results: the transformed slab, and sums or products.
     pub(super) transformed: Option<wgpu::Buffer>,
     pub(super) sums: Option<wgpu::Buffer>,
-    /// A slab in 16 bits, on its way.
+    /// Scratch for a slab converted to 16 bits.
     pub(super) narrowed: Vec<f16>,
     pub(super) poison: bool,
-    /// Candidates that are given wrong filters.
+    /// Candidates that get wrong filters, for tests.
     spoiled: Vec<Candidate>,
     pub(super) clock: Option<DeviceClock>,
     pub(super) timing: RunTiming,
-    /// Those of all filters installed here.
+    /// The bind groups of all filters installed here.
     bindings: Vec<Weak<Bindings>>,
 }
 
@@ -123,20 +123,21 @@ impl ConvEngine {
         &self.gpu
     }
 
-    /// From now on, fills each output with NaN before it is computed: an element that no thread writes then shows.
-    /// For tests; costs an upload a sub-result.
+    /// Fills each output with NaN before it is computed, from now on, so that an element that no thread writes is
+    /// visible. For tests; costs an upload for each sub-result.
     pub fn poison_outputs(&mut self, poison: bool) {
         self.poison = poison;
     }
 
-    /// From now on, leaves a weight out of what these candidates compute with: for tests of who notices.
+    /// Omits a weight from the filters of these candidates from now on, to test that verification detects it.
     #[doc(hidden)]
     pub fn spoil(&mut self, candidates: &[Candidate]) {
         self.spoiled = candidates.to_vec();
     }
 
-    /// From now on, has the device say how long it computes ([`RunTiming::device_s`]), where the adapter can; or no
-    /// longer. Costs two timestamps a submission, and reading them a run. Returns whether it will be said.
+    /// Enables or disables measuring the computing time of the device ([`RunTiming::device_s`]). Costs two timestamps
+    /// for each submission and a readback for each run. Returns whether the time will be measured, which takes support
+    /// by the adapter.
     ///
     /// # Errors
     /// [`Error::Gpu`](crate::Error::Gpu) when the device is lost.
@@ -145,15 +146,15 @@ impl ConvEngine {
         Ok(self.clock.is_some())
     }
 
-    /// Where the time of the last run that succeeded went; all zero before the first.
+    /// Timing of the last successful run; all zero before the first.
     #[must_use]
     pub fn last_timing(&self) -> RunTiming {
         self.timing
     }
 
     /// Packs and uploads `banks` filter banks of `[O, C/g, kernel...]`, one after the other, for convolutions of
-    /// `shape` with up to `slabs` slabs a call; compiles the kernel ([`Kernel::choose`] picks it when `kernel` is
-    /// `None`) and runs it once on nothing, so that the first real dispatch meets no compiler.
+    /// `shape` with up to `slabs` slabs for each call. Compiles the kernel ([`Kernel::choose`] picks it when `kernel`
+    /// is `None`) and runs an empty dispatch, so that the first real dispatch does not wait for compilation.
     ///
     /// # Errors
     /// Those of [`ConvPlan::new`]; [`Error::Mismatch`](crate::Error::Mismatch) for a wrong number of elements;
@@ -170,8 +171,8 @@ impl ConvEngine {
         self.install_as(shape, slabs, banks, filters, candidate)
     }
 
-    /// As [`Self::install`], with operands kept as wide as their type whatever the device stores others in, and without
-    /// Winograd's filtering.
+    /// As [`Self::install`], but without 16-bit storage, even if the device uses it for others, and without Winograd's
+    /// filtering.
     ///
     /// # Errors
     /// Those of [`Self::install`].
@@ -188,7 +189,7 @@ impl ConvEngine {
         self.install_on(&caps, shape, slabs, banks, filters, candidate)
     }
 
-    /// As [`Self::install`], to be run in one of the ways that [`Candidate::all`] and [`Candidate::of`] list.
+    /// As [`Self::install`], with one of the candidates that [`Candidate::all`] and [`Candidate::of`] list.
     ///
     /// # Errors
     /// Those of [`Self::install`].
@@ -204,7 +205,7 @@ impl ConvEngine {
         self.install_on(&caps, shape, slabs, banks, filters, candidate)
     }
 
-    /// As [`Self::install_as`], on what the device can do or a part of it.
+    /// As [`Self::install_as`], with the capabilities of the device or a subset of them.
     fn install_on(
         &mut self,
         caps: &Caps,
@@ -245,7 +246,7 @@ impl ConvEngine {
         self.bindings.push(Arc::downgrade(&bindings));
         let filters = ConvFilters { plan, passes, banks, offsets, uniforms, uniform_stride, bindings };
 
-        // Enough for results that are asked for one by one; more when a run needs more.
+        // Sufficient for results requested one by one; a run that needs more reserves more.
         self.reserve(&filters.plan, slabs, 2)?;
         self.slabs[0].release();
         let nothing = filters.plan.steps.len();
@@ -257,11 +258,11 @@ impl ConvEngine {
         Ok(filters)
     }
 
-    /// Makes room for `slabs` slabs of `plan` and so many `outputs`.
+    /// Reserves buffers for `slabs` slabs of `plan` and `outputs` outputs.
     pub(super) fn reserve(&mut self, plan: &ConvPlan, slabs: usize, outputs: usize) -> Result<()> {
         let gpu = &self.gpu;
         let (slab, output) = (plan.slab_bytes, plan.output_bytes);
-        // Empties before it allocates: what is replaced should be gone by then.
+        // Clears the bind groups before allocating, so that replaced buffers are freed first.
         let small = self.slabs.iter().any(|b| b.buffer().size() < slab)
             || self.outputs.iter().any(|b| b.buffer().size() < output)
             || [(&self.transformed, plan.transformed_bytes), (&self.sums, plan.sums_bytes)]
@@ -313,7 +314,7 @@ impl ConvEngine {
             .collect()
     }
 
-    /// A buffer holding `parts`, each at a multiple of `stride`, for shaders to read.
+    /// A read-only buffer for shaders that holds `parts`, each at a multiple of `stride`.
     fn constant_buffer(&self, label: &str, parts: &[&[u8]], stride: u64) -> Result<wgpu::Buffer> {
         let last = parts.last().map_or(0, |p| p.len() as u64);
         let size = (stride * (parts.len() as u64 - 1) + last).next_multiple_of(4);
@@ -377,7 +378,7 @@ impl ConvEngine {
             entry_point: Some("main"),
             compilation_options: wgpu::PipelineCompilationOptions {
                 constants: &variant.overrides(),
-                // The only kernel with shared memory writes all of it before it reads any.
+                // The only kernel with shared memory writes all of it before reading any.
                 zero_initialize_workgroup_memory: false,
             },
             cache: None,
@@ -388,7 +389,7 @@ impl ConvEngine {
         Ok(pipeline)
     }
 
-    /// The bindings of sub-result `index` (slab * banks + bank) with output buffer number `output`.
+    /// The bind groups of sub-result `index` (slab * banks + bank) with output buffer number `output`.
     pub(super) fn bind(&self, filters: &ConvFilters, index: usize, output: usize) -> Bound {
         let mut kept = locked(&filters.bindings);
         if let Some(bindings) = kept.get(&(index, output)) {
@@ -399,7 +400,7 @@ impl ConvEngine {
         let uniform = || bound(&filters.uniforms, size_of::<Params>() as u64);
         let slab = bound(self.slabs[slab].buffer(), plan.slab_bytes);
         let output_buffer = bound(self.outputs[output].buffer(), plan.output_bytes);
-        // What the main pass reads and writes, where other passes come before and after it.
+        // The input and output of the main pass, if other passes precede and follow it.
         let source = between(self.transformed.as_ref(), plan.transformed_bytes).unwrap_or(slab.clone());
         let sink = between(self.sums.as_ref(), plan.sums_bytes).unwrap_or(output_buffer.clone());
         let group = |(stage, pipeline): &(Stage, Arc<Pipeline>)| {
@@ -432,18 +433,18 @@ impl ConvEngine {
     }
 }
 
-/// The first `bytes` of a buffer: the exact size, so that checked accesses stay inside a layer's data.
+/// The first `bytes` of a buffer. The exact size keeps checked accesses inside the data of the layer.
 fn bound(buffer: &wgpu::Buffer, bytes: u64) -> wgpu::BindingResource<'_> {
     wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset: 0, size: NonZeroU64::new(bytes) })
 }
 
-/// What lies between passes, if so many bytes do.
+/// The buffer between passes, if `bytes` is not zero.
 fn between(kept: Option<&wgpu::Buffer>, bytes: u64) -> Option<wgpu::BindingResource<'_>> {
     kept.filter(|_| bytes > 0).map(|kept| bound(kept, bytes))
 }
 
-/// Dispatches steps of the plan of `filters`, each range with its bindings, in one pass. The step after the last does
-/// nothing, with each pipeline.
+/// Dispatches steps of the plan of `filters`, each range with its bindings, in one compute pass. The step after the
+/// last one runs an empty dispatch of each pipeline.
 pub(super) fn encode(
     encoder: &mut wgpu::CommandEncoder,
     filters: &ConvFilters,

@@ -1,7 +1,7 @@
-//! Open queues: [`GpuDevice`] is one on an [adapter](super::adapter), with its own record of errors and loss.
+//! Open queues: a [`GpuDevice`] is a queue on an [adapter](super::adapter), with its own record of errors and loss.
 //!
-//! Invariant: nothing here panics on what a driver does. Errors that wgpu reports outside of a call's result are
-//! recorded, and every later step of this device fails with them.
+//! Invariant: driver failures never cause a panic here. Errors that wgpu reports outside of a call are recorded, and
+//! every later step of this device fails with them.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,56 +11,56 @@ use std::time::{Duration, Instant};
 use super::adapter::{AdapterSelector, AdapterSummary, adapters, enumerate, summary, unavailable};
 use crate::error::{Error, Result};
 
-/// How long one submission may take before its device counts as hung. Submissions are sized to some 40 ms; the
-/// rest is room for a loaded machine and slow software adapters.
+/// Time after which an unfinished submission means a hung device. Submissions take some 40 ms; the rest is reserve for
+/// a loaded machine and slow software adapters.
 const SUBMISSION_LIMIT: Duration = Duration::from_mins(1);
-/// Multiply-adds of one submission: some 40 ms, so that cancelling is prompt and no driver's watchdog bites.
+/// Multiply-adds of one submission: some 40 ms, so that cancelling is prompt and no driver watchdog intervenes.
 const SOFTWARE_SUBMISSION_MACS: u64 = 200_000_000;
 const HARDWARE_SUBMISSION_MACS: u64 = 100_000_000_000;
-/// How long one wait lasts before loss is looked at.
+/// Duration of one wait between checks for device loss.
 const POLL_SLICE: Duration = Duration::from_secs(1);
 
-/// What plans need to know of a device.
+/// The properties of a device that plans depend on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(clippy::struct_excessive_bools, reason = "a list of independent abilities, one flag each")]
 pub struct Caps {
-    /// Computes on the CPU: shared memory buys nothing there, scalar loads cost.
+    /// Computes on the CPU, where shared memory gains nothing and scalar loads are costly.
     pub software: bool,
     /// 64-bit floats in shaders.
     pub f64: bool,
     /// 16-bit floats in shaders.
     pub f16: bool,
-    /// Slabs and filters are kept in 16 bits: see [`GpuDevice::with_half_storage`].
+    /// Slabs and filters are stored in 16 bits: see [`GpuDevice::with_half_storage`].
     pub half: bool,
-    /// Subgroup shuffles, in subgroups that always have 8 lanes or more.
+    /// Subgroup shuffles, in subgroups that always have at least 8 lanes.
     pub subgroup_shuffle: bool,
     /// Smallest number of lanes of a subgroup.
     pub subgroup_size: u32,
-    /// Threads that run workgroups, where that is known: on software adapters.
+    /// Number of threads that run workgroups, if known: on software adapters.
     pub threads: usize,
     /// Buffers that shaders use can be mapped.
     pub mappable: bool,
-    /// Largest array a shader can see, in bytes.
+    /// Largest array that a shader can access, in bytes.
     pub max_binding_bytes: u64,
-    /// Workgroups along one dimension of a dispatch.
+    /// Maximum number of workgroups along one dimension of a dispatch.
     pub max_workgroups_per_dimension: u32,
-    /// Threads of a workgroup.
+    /// Maximum number of threads of a workgroup.
     pub max_workgroup_invocations: u32,
-    /// Multiply-adds of one submission, as nearly as whole workgroups allow: between submissions a run can be
-    /// cancelled.
+    /// Multiply-adds of one submission, as nearly as whole workgroups allow. A run can be cancelled between
+    /// submissions.
     pub submission_macs: u64,
 }
 
-/// What went wrong on a device behind the back of the calls.
+/// Errors of a device that were reported outside of calls.
 #[derive(Debug, Default)]
 struct Health {
-    /// The device can do no further work: why.
+    /// The reason, if the device was lost.
     lost: Mutex<Option<String>>,
-    /// The first error nobody has been told of.
+    /// The first error that has not been returned yet.
     error: Mutex<Option<String>>,
 }
 
-/// The lock, also after a panic elsewhere: what it guards is whole at any time.
+/// Locks, even if another thread panicked while holding the lock: the protected data is consistent at any time.
 pub(super) fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -71,14 +71,14 @@ impl Health {
     }
 }
 
-/// An open queue on an adapter. Several may be open on one adapter; each has an instance of its own.
+/// An open queue on an adapter. Several queues may be open on one adapter; each has its own instance.
 #[derive(Debug)]
 pub struct GpuDevice {
     pub(super) device: wgpu::Device,
     pub(super) queue: wgpu::Queue,
     summary: AdapterSummary,
     caps: Caps,
-    /// Nanoseconds of one tick of the device's clock, where that can be read.
+    /// Nanoseconds per tick of the device clock, if it can be read.
     pub(super) tick_ns: Option<f64>,
     health: Arc<Health>,
     buffers_created: Arc<AtomicU64>,
@@ -89,7 +89,7 @@ impl GpuDevice {
     /// `label` names the queue in messages and debuggers.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] when the adapter is no longer there; [`Error::Gpu`] when it refuses.
+    /// [`Error::Unavailable`] when the adapter no longer exists; [`Error::Gpu`] when it refuses.
     pub fn open(adapter: &AdapterSummary, label: &str) -> Result<Self> {
         let found = enumerate()
             .into_iter()
@@ -104,7 +104,7 @@ impl GpuDevice {
             | wgpu::Features::TIMESTAMP_QUERY;
         let mut features = found.features() & wanted;
         let device_type = found.get_info().device_type;
-        // On a discrete GPU mapping memory that shaders use would put it behind the bus.
+        // On a discrete GPU, mappable memory that shaders use would be accessed across the bus.
         let shared_memory = matches!(device_type, wgpu::DeviceType::Cpu | wgpu::DeviceType::IntegratedGpu);
         if shared_memory {
             features |= found.features() & wgpu::Features::MAPPABLE_PRIMARY_BUFFERS;
@@ -157,32 +157,32 @@ impl GpuDevice {
         Ok(Self { device, queue, summary, caps, tick_ns, health, buffers_created: Arc::default() })
     }
 
-    /// The adapter this queue belongs to.
+    /// The adapter of this queue.
     #[must_use]
     pub fn summary(&self) -> &AdapterSummary {
         &self.summary
     }
 
-    /// What plans need to know of this device.
+    /// The properties of this device that plans depend on.
     #[must_use]
     pub fn caps(&self) -> &Caps {
         &self.caps
     }
 
-    /// Changes [`Caps::submission_macs`] for everything installed from now on: smaller submissions make cancelling
-    /// prompter and cost throughput.
+    /// Changes [`Caps::submission_macs`] for everything installed from now on. Smaller submissions make cancelling
+    /// faster and reduce throughput.
     #[must_use]
     pub fn with_submission_macs(mut self, macs: u64) -> Self {
         self.caps.submission_macs = macs;
         self
     }
 
-    /// Keeps the slabs and filters of everything installed from now on in 16 bits, half of what f32 takes; sums stay f32.
-    /// Rounding them costs a relative L2 error of some 3e-4, which decoding multiplies like any other; numbers beyond
-    /// 65,504 are refused.
+    /// Stores the slabs and filters of everything installed from now on in 16 bits, half the size of f32; sums stay
+    /// f32. The rounding causes a relative L2 error of some 3e-4, which decoding amplifies like any other; numbers
+    /// beyond 65,504 are rejected.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] where the adapter has no 16-bit floats.
+    /// [`Error::Unavailable`] if the adapter lacks 16-bit floats.
     pub fn with_half_storage(mut self) -> Result<Self> {
         if !self.caps.f16 {
             return Err(Error::Unavailable {
@@ -194,7 +194,7 @@ impl GpuDevice {
         Ok(self)
     }
 
-    /// Uses staging buffers even where buffers can be mapped, as on a discrete GPU: for tests of that path.
+    /// Uses staging buffers even if buffers can be mapped, as on a discrete GPU, to test that path.
     #[doc(hidden)]
     #[must_use]
     pub fn with_staging(mut self) -> Self {
@@ -202,7 +202,7 @@ impl GpuDevice {
         self
     }
 
-    /// A buffer of `bytes`, mapped if it is to be filled at once.
+    /// Creates a buffer of `bytes`, mapped if it is to be filled at once.
     ///
     /// # Errors
     /// [`Error::Gpu`] when there is no memory for it, or the device is lost.
@@ -216,21 +216,21 @@ impl GpuDevice {
         self.buffers_created.fetch_add(1, Ordering::Relaxed);
         let descriptor =
             wgpu::BufferDescriptor { label: Some(label), size: bytes, usage, mapped_at_creation: mapped };
-        // wgpu panics where memory that is to be mapped at once is not there.
+        // wgpu panics if memory to be mapped at creation is not available.
         let buffer = catch_unwind(AssertUnwindSafe(|| self.device.create_buffer(&descriptor)))
             .map_err(|_| self.error(format!("no {bytes} bytes for {label}")))?;
         self.check()?;
         Ok(buffer)
     }
 
-    /// Buffers made since this device was opened: for tests of what is made anew in each run.
+    /// Number of buffers created since this device was opened, to test that runs reuse buffers.
     #[doc(hidden)]
     #[must_use]
     pub fn buffers_created(&self) -> u64 {
         self.buffers_created.load(Ordering::Relaxed)
     }
 
-    /// Lets callbacks run that are due, without waiting.
+    /// Runs the callbacks that are due, without waiting.
     ///
     /// # Errors
     /// [`Error::Gpu`] when the device is lost or recorded an error.
@@ -241,7 +241,7 @@ impl GpuDevice {
         self.check()
     }
 
-    /// Why this device can do no further work, if so. Recovery is to open a new one.
+    /// The reason, if this device was lost and can do no further work. Recovery is to open a new one.
     #[must_use]
     pub fn lost(&self) -> Option<String> {
         locked(&self.health.lost).clone()
@@ -255,7 +255,7 @@ impl GpuDevice {
     /// Fails if the device is lost or has recorded an error since the last call.
     ///
     /// # Errors
-    /// [`Error::Gpu`] with what wgpu or the driver said.
+    /// [`Error::Gpu`] with the message of wgpu or the driver.
     pub fn check(&self) -> Result<()> {
         if let Some(cause) = self.lost() {
             return Err(self.error(cause));
@@ -269,14 +269,14 @@ impl GpuDevice {
     /// Waits until `submission` (or everything submitted) is complete and its callbacks have run.
     ///
     /// # Errors
-    /// [`Error::Gpu`] when the device is lost, recorded an error, or does not finish in time; in the last case it
+    /// [`Error::Gpu`] when the device is lost, has recorded an error, or does not finish in time; in the last case it
     /// counts as lost from then on.
     pub(super) fn wait(&self, submission: Option<wgpu::SubmissionIndex>) -> Result<()> {
         let started = Instant::now();
         loop {
             let poll =
                 wgpu::PollType::Wait { submission_index: submission.clone(), timeout: Some(POLL_SLICE) };
-            // wgpu panics in `poll` on errors it takes for fatal, such as a lost device.
+            // wgpu panics in `poll` on errors that it considers fatal, such as a lost device.
             match catch_unwind(AssertUnwindSafe(|| self.device.poll(poll))) {
                 Ok(Ok(_)) => return self.check(),
                 Ok(Err(wgpu::PollError::Timeout)) => {
@@ -292,18 +292,18 @@ impl GpuDevice {
         }
     }
 
-    /// Loses the device, as a driver would: for tests of what follows.
+    /// Loses the device, as a driver would, to test the consequences.
     #[doc(hidden)]
     pub fn destroy(&self) {
         self.destroyer()();
     }
 
-    /// What [`Self::destroy`] does, to be called while the device is in use elsewhere.
+    /// [`Self::destroy`] as a function that can be called while the device is in use elsewhere.
     #[doc(hidden)]
     pub fn destroyer(&self) -> impl Fn() + Send + Sync + 'static {
         let (device, health) = (self.device.clone(), Arc::clone(&self.health));
         move || {
-            // wgpu tells the callback of the loss when it is next polled, with work in flight not even then.
+            // wgpu calls the callback of the loss when it is next polled, but not while work is in flight.
             device.destroy();
             let _ = catch_unwind(AssertUnwindSafe(|| device.poll(wgpu::PollType::Poll)));
             health.lose("device lost (destroyed)".to_owned());

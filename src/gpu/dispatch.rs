@@ -1,8 +1,8 @@
-//! The dispatches that a plan consists of: parts of the reduction, and the uniform blocks of shaders.
+//! The dispatches of a plan: parts of the reduction, and the uniform blocks of shaders.
 //!
-//! Pure functions of the shape. Who only runs convolutions can skip this module.
+//! Relevant if you want to change how a plan divides its work. Pure functions of the shape.
 //!
-//! Invariant: no part runs more than [`MAX_LOOP_ITERATIONS`] loop iterations a thread.
+//! Invariant: no part runs more than [`MAX_LOOP_ITERATIONS`] loop iterations per thread.
 
 use std::ops::Range;
 
@@ -13,8 +13,8 @@ use super::shaders::Stage;
 use super::tile::{Tile, depth};
 use crate::conv::{AXES, ConvShape};
 
-/// Loop iterations a thread may run in one dispatch, all loops together. Mesa's llvmpipe before 25 stops every
-/// loop silently once a thread has run 65,535; half of that leaves room for iterations it counts and we do not.
+/// Maximum loop iterations of a thread in one dispatch, all loops together. Mesa's llvmpipe before version 25 silently
+/// stops every loop once a thread has run 65,535; half of that leaves room for iterations that are not counted here.
 const MAX_LOOP_ITERATIONS: usize = 32_768;
 
 /// One dispatch.
@@ -32,7 +32,7 @@ pub(super) struct Part {
     pub(super) taps: Range<usize>,
 }
 
-/// The steps of a pass beside the main one.
+/// The steps of a pass other than the main one.
 pub(super) fn passes(caps: &Caps, stage: Stage, workgroups: u32, base: Params) -> Vec<Step> {
     let (mut steps, mut first) = (Vec::new(), 0);
     let most = caps.max_workgroups_per_dimension.saturating_pow(2);
@@ -50,7 +50,7 @@ pub(super) fn axes(size: [usize; AXES]) -> (usize, usize, usize) {
     (size[0], size[1], size[2])
 }
 
-/// Narrows a size that a plan has bounded.
+/// Narrows a size that the plan keeps within 32 bits.
 pub(super) fn small(value: usize) -> u32 {
     u32::try_from(value).expect("sizes and offsets lie inside arrays of at most MAX_ELEMS elements")
 }
@@ -60,17 +60,18 @@ pub(super) fn block_channels(kernel: Kernel, tile: Tile) -> usize {
     (if kernel == Kernel::Tiled { tile.channels * TILED_SIDE } else { tile.channels }) as usize
 }
 
-/// Threads that `patch.wgsl` takes for the outputs of all channels and images.
+/// Number of threads of `patch.wgsl` for the outputs of all channels and images.
 pub(super) fn patches(shape: &ConvShape, tile: Tile) -> usize {
     let [_, h, w] = shape.output;
     shape.batch * shape.out_channels * h.div_ceil(tile.rows as usize) * w.div_ceil(tile.columns as usize)
 }
 
-/// Splits the reduction so that no thread exceeds [`MAX_LOOP_ITERATIONS`]: at most one of a loop per channel, one of the
-/// loop in it per tap, and the exit of each; the loop over runs around them adds less than is left to the driver's limit. `tiled` has one loop, over its whole steps of the reduction, and
-/// takes its parts as taps of one channel that has them all.
+/// Splits the reduction so that no thread exceeds [`MAX_LOOP_ITERATIONS`]: at most one iteration of the channel loop
+/// per channel, one of the tap loop per tap, and the exit of each. The loop over runs around them fits into the
+/// remaining reserve. `tiled` has a single loop over all steps of the reduction and treats its parts as taps of one
+/// channel.
 ///
-/// Parts of several channels have an even number of steps, since `direct_subgroup` takes two at a time.
+/// Parts of several channels have an even number of steps, since `direct_subgroup` processes two at a time.
 pub(super) fn parts(shape: &ConvShape, kernel: Kernel, tile: Tile) -> Vec<Part> {
     let group_in = shape.in_channels / shape.groups;
     let taps: usize = shape.kernel.iter().product();
@@ -99,7 +100,7 @@ pub(super) fn parts(shape: &ConvShape, kernel: Kernel, tile: Tile) -> Vec<Part> 
 
 pub(super) fn layer_params(shape: &ConvShape, column_blocks: usize, channel_blocks: usize) -> Params {
     let (_, h, w) = axes(shape.input);
-    // A step along an axis with one position is never taken, however large the parameter.
+    // A step along an axis with one position is never taken, so its parameter may be of any size.
     let stride: [usize; AXES] =
         std::array::from_fn(|a| if shape.output[a] == 1 { 1 } else { shape.stride[a] });
     let dilation: [usize; AXES] =

@@ -1,4 +1,4 @@
-//! The kernels there are, and which one suits a layer on a device.
+//! The convolution kernels, and the choice of one for a layer on a device.
 
 use std::fmt;
 
@@ -7,20 +7,20 @@ use super::tile::Window;
 use crate::array::DType;
 use crate::conv::ConvShape;
 
-/// Threads on either side of a workgroup of the `tiled` kernel.
+/// Threads along each side of a workgroup of the `tiled` kernel.
 pub(super) const TILED_SIDE: u32 = 16;
 
-/// A convolution kernel; its name is that of its file in `shaders/` and of its pipelines.
+/// A convolution kernel; its name is also that of its file in `shaders/` and of its pipelines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kernel {
-    /// One thread per output element: the readable twin and baseline.
+    /// One thread for each output element: the readable baseline.
     Naive,
-    /// Several columns of one channel a thread: groups of few output channels, depthwise above all. Where a plan knows
-    /// the window, a patch of rows and columns: `patch.wgsl`.
+    /// Several columns of one channel for each thread: groups of few output channels, depthwise above all. If the plan
+    /// knows the window, each thread computes a patch of rows and columns: `patch.wgsl`.
     Single,
     /// Register blocking without shared memory, weights as vec4: software adapters without subgroups.
     Direct,
-    /// Register blocking with weights spread over subgroups: software adapters.
+    /// Register blocking with weights distributed over subgroups: software adapters.
     DirectSubgroup,
     /// Implicit GEMM in shared memory: real GPUs.
     Tiled,
@@ -45,8 +45,8 @@ impl Kernel {
     #[must_use]
     pub fn choose(shape: &ConvShape, caps: &Caps, dtype: DType) -> Self {
         let group_out = shape.out_channels / shape.groups;
-        // Below this, most of a block of channels would be padding. Patches keep up with any block that is not full,
-        // once windows have so many taps that each element they load meets several.
+        // Below this number, most of a block of channels would be padding. Patches are as fast as blocks that are not
+        // full once windows have enough taps that each loaded element serves several.
         let patches = caps.software && Window::of(shape).is_some_and(|window| window.taps() >= 9);
         if group_out < if patches { 8 } else { 4 } {
             return Self::Single;

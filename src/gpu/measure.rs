@@ -1,11 +1,12 @@
-//! Which of several ways to compute a layer is fastest here: verified first, then measured.
+//! Selects the fastest of several candidates for a layer on a device: each is verified, then measured.
 //!
-//! Layers that differ little share a class ([`class`]); a class is measured on one of its layers, cut down where the
-//! device is slow ([`trial_shape`]). Each candidate computes it once and is compared with the CPU's result; whoever is
-//! right, and not far behind, is timed in turns with the others ([`measure`]); the fastest is chosen ([`choose`]).
-//! Nothing here touches a device or a file: see [`tuner`](super::tuner) and [`tuning_cache`](super::tuning_cache).
+//! Similar layers share a class ([`class`]); a class is measured on one of its layers, reduced in size if the device is
+//! slow ([`trial_shape`]). Each candidate computes it once and is compared with the result of the CPU. Candidates that
+//! are correct and not far slower than the fastest are timed in turns ([`measure`]); the fastest is chosen
+//! ([`choose`]). This module uses no device and no file: see [`tuner`](super::tuner) and
+//! [`tuning_cache`](super::tuning_cache).
 //!
-//! Invariant: only a candidate whose result was right has a time, and only one that has a time is ever chosen.
+//! Invariant: only a candidate with a correct result has a time, and only one with a time is ever chosen.
 
 use std::collections::BTreeMap;
 
@@ -13,63 +14,63 @@ use serde::{Deserialize, Serialize};
 
 use crate::conv::{AXES, ConvParams, ConvShape};
 
-/// Where a worker's choice of kernels comes from.
+/// The source of a worker's choice of kernels.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TuneMode {
-    /// Built in: what is expected to be fastest.
+    /// Built-in: the candidate expected to be fastest.
     #[default]
     Off,
-    /// What was measured on such an adapter before; else built in.
+    /// An earlier measurement on such an adapter; otherwise built-in.
     CacheOnly,
-    /// What was measured before; else measured now, when the first layer of a class is installed, and kept.
+    /// An earlier measurement; otherwise measured when the first layer of a class is installed, and saved.
     Measure,
-    /// Measured now, once a process, whatever is kept; and kept.
+    /// Measured once per process regardless of earlier measurements, and saved.
     Remeasure,
 }
 
-/// What became of a candidate.
+/// The outcome of a candidate.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Verdict {
-    /// Its result was right; median seconds of a trial.
+    /// The result was correct; median seconds of a trial.
     Seconds(f64),
-    /// It does not compile, is wrong, or takes too long: why. Never tried again.
+    /// The candidate does not compile, is wrong, or takes too long: the reason. Never tried again.
     Failed(String),
-    /// There was no time left for it.
+    /// The time budget ended before the candidate was measured.
     Unmeasured,
 }
 
-/// The verdicts on a class by the names of the candidates.
+/// The verdicts of a class, by candidate name.
 pub(super) type Verdicts = BTreeMap<String, Verdict>;
 
-/// What ends the trials of a candidate.
+/// The cause of a failed trial.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Trouble {
-    /// It does not compile, or is wrong.
+    /// The candidate does not compile, or its result is wrong.
     Candidate(String),
-    /// The device was lost over it: nobody can be tried any more.
+    /// The device was lost during the trial; no further candidate can be tried.
     Device(String),
 }
 
-/// Carries out trials of candidates, which are named by their position in a list.
+/// Runs trials of candidates, which are given by their index in a list.
 pub(super) trait Bench {
-    /// Prepares a candidate, computes the trial with it and compares: seconds of the trial.
+    /// Prepares a candidate, computes the trial and verifies the result. Returns the seconds of the trial.
     fn verify(&mut self, candidate: usize) -> Result<f64, Trouble>;
-    /// Seconds of one more trial of a verified candidate.
+    /// Runs one more trial of a verified candidate. Returns its seconds.
     fn time(&mut self, candidate: usize) -> Result<f64, Trouble>;
-    /// Seconds since the bench was made.
+    /// Seconds since the bench was created.
     fn spent(&self) -> f64;
 }
 
-/// Times of a candidate that a median is taken of.
+/// Number of times of a candidate that the median is taken of.
 const ROUNDS: usize = 5;
-/// Who takes so many times as long as the fastest in the first trial takes no part in the rounds.
+/// Candidates that take this multiple of the fastest time in the first trial are not timed further.
 const BEHIND: f64 = 2.0;
-/// Differences below this are noise: the earlier candidate, which is the one expected to be fastest, is kept.
+/// Ratios below this are noise; the earlier candidate, which is expected to be faster, is then preferred.
 const NOISE: f64 = 1.03;
 
-/// Verifies and times the candidates `names`, the most promising first, for about `budget` seconds. Those that failed
-/// `before` are not tried again.
+/// Verifies and times the candidates `names`, most promising first, for about `budget` seconds. Candidates that failed
+/// in `before` are not tried again.
 pub(super) fn measure(names: &[String], before: &Verdicts, bench: &mut dyn Bench, budget: f64) -> Verdicts {
     let failed = |(name, verdict): (&String, &Verdict)| {
         matches!(verdict, Verdict::Failed(_)).then(|| (name.clone(), verdict.clone()))
@@ -77,7 +78,7 @@ pub(super) fn measure(names: &[String], before: &Verdicts, bench: &mut dyn Bench
     let mut trials = Trials { names, verdicts: before.iter().filter_map(failed).collect(), gone: false };
     let mut times: Vec<Vec<f64>> = vec![Vec::new(); names.len()];
     for at in 0..names.len() {
-        // One that is right suffices when time is up.
+        // After the budget is spent, one correct candidate suffices.
         if !trials.may_go_on(at) || (bench.spent() > budget && times.iter().any(|t| !t.is_empty())) {
             continue;
         }
@@ -96,7 +97,7 @@ pub(super) fn measure(names: &[String], before: &Verdicts, bench: &mut dyn Bench
             && let Some(seconds) = trials.noted(at, bench.time(at))
         {
             if round == 0 {
-                // The first trial met cold caches.
+                // The first trial ran with cold caches.
                 times[at].clear();
             }
             times[at].push(seconds);
@@ -112,11 +113,11 @@ pub(super) fn measure(names: &[String], before: &Verdicts, bench: &mut dyn Bench
     verdicts
 }
 
-/// Who failed so far.
+/// The trials so far and the failed candidates.
 struct Trials<'a> {
     names: &'a [String],
     verdicts: Verdicts,
-    /// The device is.
+    /// Whether the device was lost.
     gone: bool,
 }
 
@@ -125,7 +126,7 @@ impl Trials<'_> {
         !self.gone && !self.verdicts.contains_key(&self.names[at])
     }
 
-    /// The seconds of a trial; if there are none, nobody asks that candidate again.
+    /// The seconds of a trial. After a failure the candidate is marked as failed and not tried again.
     fn noted(&mut self, at: usize, trial: Result<f64, Trouble>) -> Option<f64> {
         let (gone, cause) = match trial {
             Ok(seconds) => return Some(seconds),
@@ -139,7 +140,7 @@ impl Trials<'_> {
     }
 }
 
-/// The candidate to use: the fastest, or an earlier one that is as fast but for noise; `None` if none was timed.
+/// The candidate to use: the fastest, or an earlier one that is equally fast up to noise; `None` if none was timed.
 pub(super) fn choose(names: &[String], verdicts: &Verdicts) -> Option<usize> {
     let time = |name: &String| match verdicts.get(name) {
         Some(Verdict::Seconds(seconds)) if seconds.is_finite() && *seconds >= 0.0 => Some(*seconds),
@@ -149,18 +150,18 @@ pub(super) fn choose(names: &[String], verdicts: &Verdicts) -> Option<usize> {
     names.iter().position(|name| time(name).is_some_and(|t| t <= fastest * NOISE))
 }
 
-/// The candidate expected to be fastest of those that have not failed, if there is one.
+/// The candidate expected to be fastest among those that have not failed; `None` if all have.
 pub(super) fn expected(names: &[String], verdicts: &Verdicts) -> Option<usize> {
     names.iter().position(|name| !matches!(verdicts.get(name), Some(Verdict::Failed(_))))
 }
 
-/// The exponent of the nearest power of two: sizes that share it are alike to a kernel.
+/// The exponent of the nearest power of two; a kernel performs alike on sizes that share it.
 fn octave(size: usize) -> u32 {
     let size = size.max(1) as u128;
     (2 * size * size).ilog2() / 2
 }
 
-/// The class of a layer: everything about its window and groups, and the octaves of its channels and pixels.
+/// The class of a layer: its exact window and groups, and the octaves of its channels and pixels.
 pub(super) fn class(shape: &ConvShape) -> String {
     let axes = |a: [usize; AXES]| format!("{}x{}x{}", a[0], a[1], a[2]);
     let columns = shape.batch * shape.output.iter().product::<usize>();
@@ -176,11 +177,11 @@ pub(super) fn class(shape: &ConvShape) -> String {
     )
 }
 
-/// `shape` with as much of its batch, depth and height as makes at most about `macs` multiply-adds.
+/// `shape` with batch, depth and height reduced until it takes at most about `macs` multiply-adds.
 pub(super) fn trial_shape(shape: &ConvShape, macs: u64) -> ConvShape {
     let (mut batch, mut output) = (shape.batch, shape.output);
     let limit = usize::try_from(macs).unwrap_or(usize::MAX).max(1);
-    // How many times too large.
+    // The factor by which the shape is too large.
     let over = |batch: usize, output: [usize; AXES]| {
         let columns = batch * output.iter().product::<usize>();
         shape.weight_elems().saturating_mul(columns).div_ceil(limit)
@@ -204,10 +205,10 @@ pub(super) fn trial_shape(shape: &ConvShape, macs: u64) -> ConvShape {
 mod tests {
     use super::*;
 
-    /// What a trial comes to: seconds, or an error, after which the device is gone if it begins so.
+    /// The outcome of a trial: seconds or an error. The device is lost if the error begins with "gone".
     type Scripted = Result<f64, &'static str>;
 
-    /// Each trial in turn, the first being the one that verifies; the last one from then on.
+    /// The outcomes of successive trials, starting with the verification; the last one repeats.
     struct Script {
         trials: Vec<Vec<Scripted>>,
         done: Vec<usize>,
@@ -254,11 +255,11 @@ mod tests {
         let mut bench = Script::new(&[&[Ok(0.04)], &[Err("wrong")], &[Ok(0.05), Ok(0.02)], &[Ok(0.9)]]);
         let verdicts = measure(&names(4), &Verdicts::new(), &mut bench, 10.0);
         assert_eq!(verdicts["b"], Verdict::Failed("wrong".to_owned()));
-        // Its first trial was slow, as first trials are.
+        // Its first trial was slow, as usual.
         assert_eq!(verdicts["c"], Verdict::Seconds(0.02));
         assert_eq!(verdicts["d"], Verdict::Seconds(0.9));
         assert_eq!(choose(&names(4), &verdicts), Some(2));
-        // Who is wrong is asked once; who is far behind is not timed again; the others take turns.
+        // A wrong candidate runs once, a far slower one is not timed again, the others take turns.
         assert_eq!(bench.done, [6, 1, 6, 1]);
     }
 
@@ -306,7 +307,7 @@ mod tests {
         assert_eq!(verdicts["c"], Verdict::Failed("hung".to_owned()));
         assert_eq!(verdicts["d"], Verdict::Unmeasured);
         assert_eq!(choose(&names(4), &verdicts), Some(1));
-        // The same device again: who lost it stays out, the others have their turn.
+        // The same device again: the candidate that lost it is left out, the others are tried.
         let again = measure(&names(4), &verdicts, &mut bench, 10.0);
         assert_eq!((choose(&names(4), &again), bench.done[2]), (Some(3), 1));
         assert_eq!(expected(&names(4), &again), Some(1));
@@ -318,7 +319,7 @@ mod tests {
             measure(&names(2), &Verdicts::new(), &mut Script::new(&[&[Err("wrong")], &[Err("lost")]]), 2.0);
         assert_eq!((verdicts.len(), choose(&names(2), &verdicts)), (2, None));
         assert_eq!([2, 3].map(|count| expected(&names(count), &verdicts)), [None, Some(2)]);
-        // Times that no measurement gives, as a damaged file may hold.
+        // Times that no measurement gives, as in a damaged file.
         let odd = Verdicts::from([
             ("a".to_owned(), Verdict::Seconds(-1.0)),
             ("b".to_owned(), Verdict::Seconds(f64::NAN)),
@@ -357,7 +358,7 @@ mod tests {
         let trial = trial_shape(&whole, 10_000_000);
         assert!((5_000_000..=10_000_000).contains(&macs(&trial)), "{trial:?}");
         assert_eq!((trial.kernel, trial.stride, trial.output[2]), (whole.kernel, whole.stride, 28));
-        // One pixel is the least.
+        // One pixel is the minimum.
         assert_eq!(trial_shape(&whole, 1).output, [1, 1, 1]);
     }
 }

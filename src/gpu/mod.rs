@@ -1,15 +1,14 @@
 //! Convolutions on GPU adapters through wgpu: devices, WGSL kernels, buffers, and the engine that drives them.
 //!
-//! Three steps: [`adapters`] lists what there is, [`GpuDevice::open`] opens a queue on one of them, and a
-//! [`ConvEngine`] on that queue holds filters ([`ConvEngine::install`]) and convolves slabs
-//! ([`ConvEngine::run`]). What runs where is decided beforehand, by a pure function of the layer's shape and the
-//! device's abilities ([`ConvPlan`]); [`Candidate`] lists the alternatives, and a [`Tuner`] finds out which is fastest.
-//! Who uses the library through workers
-//! ([`GpuWorker`](crate::worker::GpuWorker)) can skip this module, except for [`AdapterSelector`].
+//! Relevant if you want to convolve on a GPU without workers; with workers ([`GpuWorker`](crate::worker::GpuWorker))
+//! only [`AdapterSelector`] is needed. It takes three steps: [`adapters`] lists the adapters, [`GpuDevice::open`] opens
+//! a queue on one of them, and a [`ConvEngine`] on that queue holds filters ([`ConvEngine::install`]) and convolves
+//! slabs ([`ConvEngine::run`]). The plan is a pure function of the shape of the layer and the capabilities of the
+//! device ([`ConvPlan`]); [`Candidate`] lists the alternatives, and a [`Tuner`] finds the fastest.
 //!
-//! Invariant: a result reaches the caller only after the device confirmed, without an error or a loss recorded in
-//! between, the submission that wrote it; every wait has a limit. Failures are values ([`crate::Error::Gpu`]),
-//! never panics, and never zeros that look like a result.
+//! Invariant: a result is returned only after the device confirmed the submission that wrote it, without an error or
+//! loss recorded in between; every wait has a limit. Failures are values ([`crate::Error::Gpu`]), never panics, and
+//! never zeros that look like a result.
 
 mod adapter;
 mod buffers;

@@ -1,8 +1,8 @@
-//! Filters and offsets in the layouts that kernels read, which their files describe.
+//! Filters and offsets in the layouts of the kernels, which the shader files describe.
 //!
-//! Pure functions of a plan. Who only runs convolutions can skip this.
+//! Relevant if you want to change a kernel's layout. Pure functions of a plan.
 //!
-//! Invariant: what fills a layout up is zero.
+//! Invariant: padding is zero.
 
 use super::dispatch::{axes, small};
 use super::kernel::Kernel;
@@ -12,7 +12,7 @@ use super::winograd;
 use crate::array::Element;
 
 impl ConvPlan {
-    /// Filters `[O, C/g, taps]` in the layout the kernel reads, which its file describes.
+    /// Packs filters `[O, C/g, taps]` into the layout of the kernel, which its file describes.
     pub(super) fn pack<T: Element>(&self, filters: &[T]) -> Vec<T> {
         if let Some(products) = self.products.as_deref() {
             return products.pack(&winograd::filters(filters));
@@ -51,8 +51,8 @@ impl ConvPlan {
         packed
     }
 
-    /// For the `tiled` kernel: the slab offset of each step of the reduction from its window's first element,
-    /// padded like the filters.
+    /// For the `tiled` kernel: the slab offset of each step of the reduction, relative to the first element of the
+    /// window, padded like the filters.
     pub(super) fn offsets(&self) -> Vec<u32> {
         let shape = &self.products().shape;
         let (_, h, w) = axes(shape.input);

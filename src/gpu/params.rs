@@ -1,7 +1,7 @@
-//! The uniform block of every kernel, as the shaders see it.
+//! The uniform block of all kernels, in the layout of the shaders.
 //!
-//! Field for field the `Params` of `shaders/common.wgsl`, which documents them; a test in `shaders.rs` compares
-//! the offsets. Invariant: only 32-bit fields, so Rust and WGSL lay the struct out alike.
+//! Matches the `Params` of `shaders/common.wgsl` field for field, which documents them; a test in `shaders.rs` compares
+//! the offsets. Invariant: only 32-bit fields, so Rust and WGSL use the same layout.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -46,7 +46,7 @@ pub(super) struct Params {
     pub(super) outputs: u32,
 }
 
-/// Name and offset of every field, for the test that compares them with the shaders.
+/// Name and offset of every field, for comparison with the shaders in a test.
 #[cfg(test)]
 pub(super) fn offsets() -> Vec<(&'static str, usize)> {
     macro_rules! offsets {

@@ -1,11 +1,11 @@
-//! What one convolution becomes on a device: kernel, tiles, and a list of dispatches.
+//! The plan of one convolution on a device: kernel, tiles, and a list of dispatches.
 //!
-//! Pure functions of the shape and the device's [`Caps`], so they are tested without one. Who only runs
-//! convolutions can skip this module.
+//! Relevant if you want to change how convolutions run on devices. Pure functions of the shape and the [`Caps`] of the
+//! device, so they are tested without a device.
 //!
-//! Invariant: no dispatch runs more than [`MAX_LOOP_ITERATIONS`](super::dispatch::MAX_LOOP_ITERATIONS) loop iterations a
-//! thread, exceeds the adapter's grid, or indexes past 32 bits; each output element is written by exactly one thread of
-//! each part of the reduction, the first part overwriting and the later ones adding.
+//! Invariant: no dispatch runs more than [`MAX_LOOP_ITERATIONS`](super::dispatch::MAX_LOOP_ITERATIONS) loop iterations
+//! per thread, exceeds the adapter's grid, or indexes past 32 bits; each output element is written by exactly one
+//! thread in each part of the reduction, the first part overwriting and the later ones adding.
 
 use std::ops::Range;
 
@@ -21,13 +21,13 @@ use crate::array::DType;
 use crate::conv::{AXES, ConvShape};
 use crate::error::{Error, Result};
 
-/// Bytes of an element that is kept in 16 bits.
+/// Bytes of an element stored in 16 bits.
 const HALF_BYTES: u64 = 2;
 
-/// Elements one array may have, so that rounding up to whole tiles stays inside 32 bits.
+/// Maximum number of elements of an array, so that rounding up to whole tiles stays inside 32 bits.
 const MAX_ELEMS: usize = 1 << 31;
 
-/// Everything about one convolution on one device that does not depend on data.
+/// All properties of one convolution on one device that do not depend on data.
 #[derive(Clone, Debug)]
 pub struct ConvPlan {
     pub(super) variant: Variant,
@@ -36,13 +36,12 @@ pub struct ConvPlan {
     pub(super) slab_bytes: u64,
     pub(super) bank_bytes: u64,
     pub(super) output_bytes: u64,
-    /// Parts that the reduction is split into among workgroups.
+    /// Parts of the reduction that are divided among workgroups.
     splits: usize,
-    /// Bytes of what lies between the passes of one sub-result, if there are several: the slab as the main pass reads it,
-    /// and what it writes instead of the output.
+    /// Bytes between the passes of one sub-result, if there are several: the input of the main pass, and its output.
     pub(super) transformed_bytes: u64,
     pub(super) sums_bytes: u64,
-    /// The convolution of the main pass, where that is another one than the layer's: see [`winograd`].
+    /// The convolution of the main pass, if it differs from that of the layer: see [`winograd`].
     pub(super) products: Option<Box<Self>>,
     pub(super) steps: Vec<Step>,
     /// Ranges of `steps` that make one submission each.
@@ -53,14 +52,14 @@ impl ConvPlan {
     /// Plans `shape` for a device, with `kernel` or the one [`Kernel::choose`] picks.
     ///
     /// # Errors
-    /// [`Error::InvalidParameter`] for a shape with padding (slabs carry theirs); [`Error::Mismatch`], naming both
-    /// numbers, when an array is larger than the device can bind; [`Error::Unavailable`] when the device cannot
-    /// run the kernel or the element type.
+    /// [`Error::InvalidParameter`] for a shape with padding (slabs include theirs); [`Error::Mismatch`], naming both
+    /// numbers, when an array is larger than the device can bind; [`Error::Unavailable`] when the device does not
+    /// support the kernel or the element type.
     pub fn new(shape: &ConvShape, dtype: DType, caps: &Caps, kernel: Option<Kernel>) -> Result<Self> {
         Self::of(shape, dtype, caps, Candidate::best(kernel, shape, caps, dtype))
     }
 
-    /// Plans `shape` to be run in one of the ways that [`Candidate::all`] and [`Candidate::of`] list for it.
+    /// Plans `shape` for one of the candidates that [`Candidate::all`] and [`Candidate::of`] list for it.
     ///
     /// # Errors
     /// Those of [`Self::new`].
@@ -153,7 +152,7 @@ impl ConvPlan {
         Ok(plan)
     }
 
-    /// Plans a layer's transformation, products and transformation back.
+    /// Plans the forward transformation, products and inverse transformation of a layer.
     fn winograd(shape: &ConvShape, dtype: DType, caps: &Caps, candidate: Candidate) -> Result<Self> {
         if caps.half || !shape.suits_filtering() {
             let help = "it is for 3 x 3 filters without strides and dilation, of 16 channels or more, kept in 32 bits";
@@ -162,7 +161,7 @@ impl ConvPlan {
         let inner = winograd::products(shape)?;
         let mut plan = Self::of(&inner, dtype, caps, Candidate { winograd: false, ..candidate })?;
         let products = Box::new(plan.clone());
-        // As large as what the main pass reads and writes are by now, so no check fails that has not.
+        // These are at most as large as the arrays of the main pass, whose checks have passed.
         let bytes = |elems: usize| elems as u64 * dtype.size_bytes() as u64;
         (plan.transformed_bytes, plan.sums_bytes) = (plan.slab_bytes, plan.output_bytes);
         (plan.slab_bytes, plan.output_bytes) = (bytes(shape.input_elems()), bytes(shape.output_elems()));
@@ -185,7 +184,7 @@ impl ConvPlan {
         self.variant.kernel
     }
 
-    /// What runs, each stage once.
+    /// The variants that run, one for each stage.
     pub(super) fn variants(&self) -> Vec<Variant> {
         let pass = |stage| Variant::pass(stage, self.variant.dtype);
         if self.products.is_some() {
@@ -228,7 +227,7 @@ impl ConvPlan {
             )
         })?;
         let reduction = shape.weight_elems() / shape.out_channels;
-        // Whole runs, so that splits begin at whole steps of the kernel whatever its tile.
+        // Rounded to whole runs, so that splits begin at whole steps of the kernel for any tile.
         let split_steps = match self.splits {
             1 => reduction,
             splits => reduction.div_ceil(splits).next_multiple_of(SPLIT_UNIT),
@@ -288,14 +287,14 @@ impl ConvPlan {
         Ok(())
     }
 
-    /// Adds `steps` to the last submission: they read a few elements each.
+    /// Adds `steps` to the last submission, since they read only a few elements each.
     fn finish(&mut self, steps: Vec<Step>) {
         self.steps.extend(steps);
         self.submissions.last_mut().expect("a plan has steps").end = self.steps.len();
     }
 }
 
-/// Every variant a plan can ask for.
+/// Every variant that a plan can use.
 #[cfg(test)]
 pub(super) fn every_variant() -> Vec<Variant> {
     let caps = tests::caps();
@@ -386,7 +385,7 @@ pub(super) mod tests {
                     assert!(s.end_workgroup * PASS_THREADS >= s.outputs && s.splits > 1);
                     continue;
                 }
-                // The splits of K leave nothing out and none of them begins inside a step.
+                // The splits of K cover everything, and none begins inside a step.
                 assert!(s.splits * s.split_steps >= s.tap_end - s.tap_begin || !split);
                 assert!(!split || (s.split_steps as usize).is_multiple_of(SPLIT_UNIT));
                 assert!(step.grid.iter().all(|n| (1..=65_535).contains(n)));

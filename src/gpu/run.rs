@@ -1,12 +1,12 @@
-//! Running a subtask: slabs up, submissions, sub-results back.
+//! Runs a subtask: uploads slabs, submits work, reads sub-results back.
 //!
-//! The sub-results asked for one by one have a submission each (or several, where one would take too long); those of
-//! which all are wanted share submissions as long as these stay small ([`Grouping`]). At most two submissions are in
-//! flight: while one computes, the host writes the slabs of the next and reads the results of the last. What a run
-//! needs (buffers, bind groups) is kept for the next one.
+//! Sub-results requested one by one get a submission each (or several, if one would take too long). If all sub-results
+//! are wanted, they share submissions as long as these stay small ([`Grouping`]). At most two submissions are in
+//! flight: while one computes, the host writes the slabs of the next and reads the results of the last. Buffers and
+//! bind groups are reused by later runs.
 //!
-//! Invariant: the submissions in flight are waited for before a run returns, so between calls the device is idle, no
-//! output buffer is mapped, and every buffer may be replaced.
+//! Invariant: a run waits for its submissions before it returns. So between calls the device is idle, no output buffer
+//! is mapped, and every buffer may be replaced.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -24,25 +24,26 @@ use crate::error::{Error, Result};
 /// Submissions in flight: one computes while the host reads back or prepares the next.
 const IN_FLIGHT: usize = 2;
 
-/// Sub-results share a submission up to this part of what one may hold: enough that what a submission costs does not
-/// matter (some 0.1 ms of 5), and little enough that a large subtask is read back while the rest is computed.
+/// Sub-results share a submission up to this fraction of its maximum size: large enough to amortize the cost of a
+/// submission (some 0.1 ms of 5), and small enough that parts of a large subtask are read back while the rest is
+/// computed.
 const SHARED_PART: u64 = 8;
-/// Bytes of outputs after which reading back should begin.
+/// Bytes of outputs after which readback should begin.
 const SHARED_BYTES: u64 = 4 << 20;
-/// Sub-results of one submission at most: each has an output buffer of its own, so that none waits for another.
+/// Maximum number of sub-results of one submission; each has its own output buffer, so that none waits for another.
 const SHARED_RESULTS: u64 = 64;
 
-/// How many sub-results share a submission.
+/// The number of sub-results that share a submission.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Grouping {
-    /// None do: each is handed over before the next but one is begun.
+    /// Each has its own submission and is returned before the submission after the next begins.
     Each,
-    /// So many.
+    /// The number of sub-results of a submission.
     Together(usize),
 }
 
 impl Grouping {
-    /// For sub-results of which all are wanted.
+    /// The grouping if all sub-results are wanted.
     pub(super) fn all(plan: &ConvPlan, caps: &Caps) -> Self {
         if plan.submissions.len() > 1 {
             return Self::Each;
@@ -63,22 +64,22 @@ impl Grouping {
         }
     }
 
-    /// Output buffers that a run of `results` sub-results needs.
+    /// Number of output buffers that a run of `results` sub-results needs.
     pub(super) fn outputs(self, results: usize) -> usize {
         (IN_FLIGHT * self.size()).min(results.next_multiple_of(self.size())).max(1)
     }
 }
 
-/// What a submission does for one sub-result.
+/// The part of a submission that belongs to one sub-result.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Part {
-    /// Which sub-result, slab * banks + bank.
+    /// The sub-result, slab * banks + bank.
     index: usize,
-    /// Where its output goes.
+    /// The number of its output buffer.
     output: usize,
-    /// Which steps of the plan.
+    /// Its steps of the plan.
     steps: Range<usize>,
-    /// Whether these are its first and last.
+    /// Whether these are the first and the last steps of the sub-result.
     first: bool,
     last: bool,
 }
@@ -107,30 +108,30 @@ fn submissions(plan: &ConvPlan, order: &[usize], grouping: Grouping) -> Vec<Vec<
     }
 }
 
-/// What was submitted and not yet waited for, oldest first.
+/// The submissions that have not been waited for, oldest first.
 type InFlight = VecDeque<(Vec<Part>, wgpu::SubmissionIndex)>;
 
-/// What a run is asked for.
+/// The request of a run.
 struct Task<'a, T> {
     filters: &'a ConvFilters,
     slabs: &'a [T],
     stop: &'a dyn Fn() -> bool,
     emit: &'a mut dyn FnMut(usize, Values),
-    /// Slabs that are on the device.
+    /// Whether each slab is on the device.
     written: Vec<bool>,
     timing: RunTiming,
 }
 
 impl ConvEngine {
     /// Convolves `slabs` slabs `[N, C, spatial...]`, one after the other in `values`, with the banks of `filters`:
-    /// result `slab * banks + bank` is `[N, O, spatial...]`. Computes the results that `order` names, in that order,
-    /// or all in ascending order, and hands each to `emit` with its index as soon as it is there: those that are named
-    /// each while the next is computed, all of them in groups. `stop` is asked between submissions.
+    /// result `slab * banks + bank` is `[N, O, spatial...]`. Computes the results in `order`, or all in ascending
+    /// order, and passes each with its index to `emit` as soon as it is available. Results in `order` are passed one by
+    /// one, each while the next is computed; all results are passed in groups. `stop` is checked between submissions.
     ///
     /// # Errors
     /// [`Error::Mismatch`] for a wrong number or type of elements; [`Error::InvalidParameter`] for an order with an
-    /// index beyond the results; [`Error::Cancelled`] when `stop` said so; [`Error::Gpu`] when the device fails, after
-    /// which [`GpuDevice::lost`](super::GpuDevice::lost) tells whether it is gone for good.
+    /// index beyond the results; [`Error::Cancelled`] when `stop` returned true; [`Error::Gpu`] when the device fails,
+    /// after which [`GpuDevice::lost`](super::GpuDevice::lost) tells whether it was lost.
     pub fn run(
         &mut self,
         filters: &ConvFilters,
@@ -187,7 +188,7 @@ impl ConvEngine {
         let mut task = Task { filters, slabs: values, stop, emit, written, timing: RunTiming::default() };
         let mut in_flight = VecDeque::with_capacity(IN_FLIGHT);
         let outcome = self.pump(&mut task, submissions(plan, order, grouping), &mut in_flight);
-        // Also after an error or a cancellation: whoever comes next finds an idle device and buffers to use.
+        // Also after an error or a cancellation, so that the next run finds an idle device and usable buffers.
         let drained = if in_flight.is_empty() { Ok(()) } else { self.gpu.wait(None) };
         for (parts, _) in in_flight {
             for part in parts {
@@ -237,7 +238,7 @@ impl ConvEngine {
         Ok(())
     }
 
-    /// Uploads what `parts` need and submits them.
+    /// Uploads the slabs that `parts` need and submits their steps.
     fn submit<T: Element>(
         &mut self,
         task: &mut Task<'_, T>,
@@ -271,7 +272,7 @@ impl ConvEngine {
                     [(&self.transformed, plan.transformed_bytes), (&self.sums, plan.sums_bytes)]
                 {
                     if let (Some(kept), true) = (kept, bytes > 0) {
-                        // Bytes that make a NaN in either type.
+                        // Bytes that form a NaN in either type.
                         let bytes = usize::try_from(bytes).expect("an adapter binds less than memory holds");
                         self.gpu.queue.write_buffer(kept, 0, &vec![0xff; bytes]);
                     }
@@ -294,14 +295,14 @@ impl ConvEngine {
         }
         let submission = self.gpu.queue.submit([encoder.finish()]);
         task.timing.submissions += 1;
-        // The wait for the submission then maps them too.
+        // The wait for the submission then also completes the mappings.
         for part in parts.iter().filter(|part| part.last) {
             self.outputs[part.output].prepare(plan.output_bytes);
         }
         Ok(submission)
     }
 
-    /// Waits for the oldest submission and hands out the sub-results it completes.
+    /// Waits for the oldest submission and emits the sub-results that it completes.
     fn retire<T: Element>(&mut self, task: &mut Task<'_, T>, in_flight: &mut InFlight) -> Result<()> {
         let Some((parts, submission)) = in_flight.front() else { return Ok(()) };
         self.gpu.wait(Some(submission.clone()))?;
@@ -348,12 +349,12 @@ mod tests {
         // 577 * 74 * 74 = 3.0e6 multiply-adds: eight make 2.5e7.
         let middle = plan(76, &caps);
         assert_eq!(Grouping::all(&middle, &caps), Grouping::Together(7));
-        // 1.4e7: one by one, for the rest is computed while one is read back.
+        // 1.4e7: one by one, so that the rest is computed while one is read back.
         assert_eq!(Grouping::all(&plan(160, &caps), &caps), Grouping::Each);
-        // Large outputs of little work, likewise.
+        // Large outputs with little work also go one by one.
         let wide = Caps { submission_macs: u64::MAX / 2, ..caps };
         assert_eq!(Grouping::all(&plan(400, &wide), &wide), Grouping::Each);
-        // Who is asked for one by one is never kept waiting for another.
+        // A result requested individually never waits for another.
         assert!(submissions(&small, &[2, 0], Grouping::Each).iter().all(|parts| parts.len() == 1));
     }
 
@@ -374,7 +375,7 @@ mod tests {
             let all = submissions(plan, &order, grouping);
             let mut completed = Vec::new();
             for window in all.windows(IN_FLIGHT) {
-                // While the second is under way the outputs of the first are read.
+                // While the second is in flight, the outputs of the first are read.
                 for part in &window[1] {
                     let other = |p: &&Part| p.output == part.output && p.index != part.index;
                     assert_eq!(window[0].iter().find(other), None);

@@ -1,13 +1,12 @@
-//! The table of WGSL kernels and the text substitution that turns one into a variant.
+//! The table of WGSL kernels and the text substitution that makes variants of them.
 //!
-//! WGSL has neither generics nor unrolling, and accumulators must be named registers: an array that a loop variable
-//! indexes spills to memory. So a kernel's file may repeat text, with counts fixed when the variant is made:
-//! `#[p:PIXELS, j:4] text` repeats one line, `#{p:PIXELS, j:4` ... `#}` a block, and `${p}` is the number, `${p*4+j}`
-//! one calculated from several.
-//! In front of the file come the element types, the counts as constants, and `common.wgsl`. Workgroup sizes are
-//! ordinary `override`s. Only who changes a kernel needs this module.
+//! Relevant if you want to change a kernel. WGSL has neither generics nor unrolling, and accumulators must be named
+//! registers, since an array indexed by a loop variable spills to memory. So a kernel file may repeat text, with counts
+//! fixed for each variant: `#[p:PIXELS, j:4] text` repeats one line, `#{p:PIXELS, j:4` ... `#}` a block; `${p}` is the
+//! number, `${p*4+j}` is calculated from several. The text of a variant starts with the element types, the counts as
+//! constants, and `common.wgsl`. Workgroup sizes are ordinary `override`s.
 //!
-//! Invariant: every variant a plan can ask for parses and validates (tested with naga, without a device).
+//! Invariant: every variant that a plan can use parses and validates (tested with naga, without a device).
 
 use std::fmt::Write as _;
 
@@ -21,28 +20,28 @@ const WINOGRAD_FORWARD: &str = include_str!("../../shaders/winograd_forward.wgsl
 const WINOGRAD_INVERSE: &str = include_str!("../../shaders/winograd_inverse.wgsl");
 const PATCH: &str = include_str!("../../shaders/patch.wgsl");
 
-/// What distinguishes one compiled pipeline from another.
+/// The key of a compiled pipeline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Variant {
     pub(super) kernel: Kernel,
     pub(super) stage: Stage,
     pub(super) dtype: DType,
     pub(super) tile: Tile,
-    /// What `patch.wgsl` unrolls, in its variants.
+    /// The window that `patch.wgsl` unrolls.
     pub(super) window: Option<Window>,
-    /// Whether dispatches may add to what earlier ones left in the output: where no part of the reduction is left to
-    /// later ones, none of the text that does so needs to be compiled, which on software adapters is most of the time.
+    /// Whether dispatches may add to earlier contents of the output. If one part covers the whole reduction, the text
+    /// that adds is not compiled, which on software adapters saves most of the compile time.
     pub(super) adds: bool,
-    /// Whether slabs and filters are kept in 16 bits.
+    /// Whether slabs and filters are stored in 16 bits.
     pub(super) half: bool,
 }
 
-/// Which pass of a layer.
+/// The pass of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Stage {
     /// Transforms the slab, for [`winograd`](super::winograd).
     Forward,
-    /// Convolves: the only one of most.
+    /// Convolves; the only pass of most layers.
     Main,
     /// Adds up the sums of a split reduction.
     Merge,
@@ -50,7 +49,7 @@ pub(super) enum Stage {
     Inverse,
 }
 
-/// Threads of a workgroup of every pass but the main one.
+/// Threads of a workgroup of every pass except the main one.
 pub(super) const PASS_THREADS: u32 = 64;
 
 impl Kernel {
@@ -65,14 +64,14 @@ impl Kernel {
     }
 }
 
-/// The text of everything that variants are made of.
+/// All text that variants are made of.
 pub(super) fn sources() -> String {
     let kernels = Kernel::ALL.map(Kernel::source);
     [&[COMMON, MERGE, PATCH, WINOGRAD_FORWARD, WINOGRAD_INVERSE], kernels.as_slice()].concat().concat()
 }
 
 impl Variant {
-    /// The counts that the kernel's text is repeated by.
+    /// The repetition counts of the kernel text.
     fn counts(self) -> Vec<(&'static str, u32)> {
         let Tile { channels, columns, .. } = self.tile;
         if self.stage != Stage::Main {
@@ -90,7 +89,7 @@ impl Variant {
                 vec![
                     ("CHANNELS", channels),
                     ("PIXELS", columns),
-                    // Blocks of eight lanes' weights, and weights a lane: in vectors of four or two, or one.
+                    // Blocks of eight lanes' weights, and weights per lane: in vectors of four or two, or single.
                     ("BLOCKS", channels / 8 / width),
                     ("WIDTH", width),
                     ("QUADS", width / 4),
@@ -107,7 +106,7 @@ impl Variant {
                     ("COLS", columns),
                     ("DEPTH", depth),
                     ("DEPTH_QUADS", depth / 4),
-                    // Rows come in vectors of four or two.
+                    // Rows are vectors of four or two.
                     ("WIDTH", width),
                     ("QUADS", width / 4),
                     ("PAIRS", 1 - width / 4),
@@ -120,13 +119,13 @@ impl Variant {
         counts
     }
 
-    /// A pass beside the main one, which is the same for all kernels.
+    /// A pass other than the main one, which is the same for all kernels.
     pub(super) fn pass(stage: Stage, dtype: DType) -> Self {
         let tile = Tile { channels: 1, columns: 1, rows: 0, workgroup_x: PASS_THREADS };
         Self { kernel: Kernel::Naive, stage, dtype, tile, window: None, adds: false, half: false }
     }
 
-    /// `naive_f32`, as pipelines are labelled.
+    /// The label of the pipeline, such as `naive_f32`.
     pub(super) fn label(self) -> String {
         let name = match self.stage {
             Stage::Main => self.kernel.to_string(),
@@ -137,7 +136,7 @@ impl Variant {
         format!("{name}_{}{}", self.dtype, if self.half { "_f16" } else { "" })
     }
 
-    /// Arrays that it reads.
+    /// Number of arrays that it reads.
     pub(super) fn inputs(self) -> u32 {
         match (self.stage, self.kernel) {
             (Stage::Main, Kernel::Tiled) => 3,
@@ -185,7 +184,7 @@ impl Variant {
     }
 }
 
-/// Writes `lines` with all repetitions unrolled; `bound` holds the numbers of the enclosing ones.
+/// Writes `lines` with all repetitions unrolled; `bound` holds the numbers of the enclosing loops.
 fn expand(lines: &[&str], counts: &[(&str, u32)], bound: &[(&str, u32)], text: &mut String) {
     let mut rest = lines;
     while let Some((line, following)) = rest.split_first() {

@@ -1,41 +1,41 @@
-//! How kernels are cut: tiles, and the windows that are unrolled.
+//! Tile sizes of kernels, and the windows that are unrolled.
 //!
-//! Pure data of a layer's shape. Only who changes a kernel needs this module.
+//! Relevant if you want to change a kernel. Pure data of a layer's shape.
 //!
-//! Invariant: what a window says is what every output of the layer sees.
+//! Invariant: a window describes the inputs of every output of the layer.
 
 use crate::array::DType;
 use crate::conv::{AXES, ConvShape};
 
-/// Tile sizes of a kernel: registers a thread, threads a workgroup.
+/// Tile sizes of a kernel: registers per thread, threads per workgroup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Tile {
-    /// Output channels a thread.
+    /// Output channels per thread.
     pub(super) channels: u32,
-    /// Columns a thread.
+    /// Columns per thread.
     pub(super) columns: u32,
-    /// Rows of so many columns a thread in `patch.wgsl`; 0 elsewhere, where columns know no rows.
+    /// Rows of that many columns per thread in `patch.wgsl`; 0 for other kernels, whose columns are flattened pixels.
     pub(super) rows: u32,
     /// Threads along the columns; all threads of a workgroup except in `tiled`, which is 16 x 16.
     pub(super) workgroup_x: u32,
 }
 
-/// How the outputs of a layer see its slab, where that is simple enough for `patch.wgsl`. Along y and x.
+/// The window of each output, along y and x, for layers that `patch.wgsl` supports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Window {
     kernel: [u32; 2],
     stride: [u32; 2],
-    /// Whether there is more than one input channel a group, and whether all of them make more than one run.
+    /// Whether a group has more than one input channel, and whether all of them make more than one run.
     channels: bool,
     long: bool,
 }
 
 impl Window {
-    /// Taps and steps along an axis at most: what is unrolled has to be compiled.
+    /// Maximum number of taps and maximum step along an axis, since unrolled code has to be compiled.
     const MOST_TAPS: usize = 7;
     const MOST_STRIDE: usize = 2;
 
-    /// That of `shape`, where it is simple enough.
+    /// The window of `shape`; `None` if `patch.wgsl` does not support it.
     pub(super) fn of(shape: &ConvShape) -> Option<Self> {
         let mut window = [(1, 1); AXES];
         for (axis, (taps, step)) in window.iter_mut().enumerate() {
@@ -58,12 +58,12 @@ impl Window {
         })
     }
 
-    /// Taps of all rows.
+    /// Number of taps in all rows.
     pub(super) fn taps(self) -> u32 {
         self.kernel[0] * self.kernel[1]
     }
 
-    /// What a thread does for each input channel: loads, and other instructions on vectors.
+    /// Work of a thread for each input channel: loads, and other vector instructions.
     pub(super) fn work(self, tile: Tile) -> (u32, u32) {
         let counts = self.counts(tile, DType::F32);
         let count = |name| number(name, &counts);
@@ -72,7 +72,7 @@ impl Window {
         (loads, 2 * (self.taps() * tile.rows * tile.columns + shifts))
     }
 
-    /// What the text of `patch.wgsl` is repeated by.
+    /// The repetition counts of the text of `patch.wgsl`.
     pub(super) fn counts(self, tile: Tile, dtype: DType) -> Vec<(&'static str, u32)> {
         let Self { kernel: [kh, kw], stride: [stride_y, stride_x], channels, long } = self;
         let (rows, pixels) = (tile.rows, tile.columns);
@@ -85,7 +85,7 @@ impl Window {
             ("STRIDE_Y", stride_y),
             ("STRIDE_X", stride_x),
             ("TAP_QUADS", self.taps().div_ceil(4)),
-            // Of the slab: rows, elements of each, and the quads that hold those wherever the first one lies.
+            // The slab: rows, elements per row, and the quads that hold them for any position of the first element.
             ("IN_ROWS", (rows - 1) * stride_y + kh),
             ("ELEMS", elems),
             ("ELEMS_1", elems + 1),
@@ -100,12 +100,12 @@ impl Window {
 /// Terms that an f32 kernel sums before it adds them to a total (see `common.wgsl`).
 pub(super) const F32_RUN: u32 = 128;
 
-/// Steps of K a tile of the `tiled` kernel holds: so many that each of its 256 threads fetches four steps of one column.
+/// Steps of K in a tile of the `tiled` kernel, such that each of its 256 threads fetches four steps of one column.
 pub(super) fn depth(tile: Tile) -> usize {
     (64 / tile.columns) as usize
 }
 
-/// A count by its name, or the number it is.
+/// A count by name, or a literal number.
 pub(super) fn number(name: &str, known: &[(&str, u32)]) -> u32 {
     known
         .iter()

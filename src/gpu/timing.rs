@@ -1,29 +1,29 @@
-//! Where the time of a run goes: on the host by its clock, on the device by the device's own.
+//! Measures the time of a run: on the host by its clock, on the device by the device clock.
 //!
-//! A [`DeviceClock`] exists only while somebody asks for it; the hot path then pays two timestamps a submission.
+//! A [`DeviceClock`] exists only if requested; it costs two timestamps per submission on the hot path.
 
 use super::device::GpuDevice;
 use crate::error::Result;
 
-/// Where the time of one [`ConvEngine::run`](super::ConvEngine::run) went.
+/// Breakdown of the time of one [`ConvEngine::run`](super::ConvEngine::run).
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct RunTiming {
-    /// From call to return, seconds.
+    /// From call to return, in seconds.
     pub wall_s: f64,
-    /// The host copying slabs into memory that the device reads or copies from, seconds.
+    /// Time of the host to copy slabs into memory that the device reads or copies from, in seconds.
     pub upload_s: f64,
-    /// The host copying outputs out of memory that the device wrote, seconds; waiting for them is not in it.
+    /// Time of the host to copy outputs out of memory that the device wrote, in seconds, without waiting for them.
     pub readback_s: f64,
-    /// The device computing, by its own clock, seconds: `None` unless [asked for](super::ConvEngine::time_device) and
-    /// offered by the adapter.
+    /// Computing time of the device by its own clock, in seconds; `None` unless
+    /// [requested](super::ConvEngine::time_device) and supported by the adapter.
     pub device_s: Option<f64>,
     /// Submissions to the queue.
     pub submissions: usize,
-    /// Dispatches in them.
+    /// Dispatches in these submissions.
     pub dispatches: usize,
 }
 
-/// Compute passes between two collections.
+/// Maximum number of compute passes between two collections.
 const PASSES: u32 = 512;
 const TICK: u64 = size_of::<u64>() as u64;
 
@@ -40,7 +40,7 @@ pub(super) struct DeviceClock {
 }
 
 impl DeviceClock {
-    /// A clock for `gpu`; `None` where its adapter has none.
+    /// Creates a clock for `gpu`; `None` if its adapter has none.
     pub(super) fn new(gpu: &GpuDevice) -> Result<Option<Self>> {
         use wgpu::BufferUsages as U;
         let Some(tick_ns) = gpu.tick_ns else { return Ok(None) };
@@ -55,7 +55,7 @@ impl DeviceClock {
         Ok(Some(Self { queries, resolved, host, tick_ns, passes: 0, seconds: 0.0 }))
     }
 
-    /// What has to be given to a compute pass for it to be timed. Collects first where there is no room.
+    /// The timestamp writes for a compute pass to be timed. Collects first if all slots are used.
     pub(super) fn pass(&mut self, gpu: &GpuDevice) -> Result<wgpu::ComputePassTimestampWrites<'_>> {
         if self.passes == PASSES {
             self.collect(gpu)?;
@@ -69,12 +69,12 @@ impl DeviceClock {
         })
     }
 
-    /// Forgets all passes so far.
+    /// Discards all passes so far.
     pub(super) fn reset(&mut self) {
         (self.passes, self.seconds) = (0, 0.0);
     }
 
-    /// Seconds of all passes since the last [`Self::take`] or [`Self::reset`]; waits until they are complete.
+    /// Seconds of all passes since the last [`Self::take`] or [`Self::reset`]; waits until the passes are complete.
     pub(super) fn take(&mut self, gpu: &GpuDevice) -> Result<f64> {
         let collected = self.collect(gpu);
         let seconds = self.seconds;
@@ -94,7 +94,7 @@ impl DeviceClock {
         let submission = gpu.queue.submit([encoder.finish()]);
         self.passes = 0;
         let slice = self.host.slice(..bytes);
-        // Nobody is told of the outcome: a failed mapping shows in the next line but one.
+        // The outcome is ignored here: a failed mapping shows when the range is read below.
         slice.map_async(wgpu::MapMode::Read, |_| {});
         let waited = gpu.wait(Some(submission));
         let ticks = waited.and_then(|()| {
@@ -102,7 +102,7 @@ impl DeviceClock {
             Ok(bytemuck::pod_collect_to_vec::<u8, u64>(&view))
         });
         self.host.unmap();
-        // A clock that ran backwards says nothing.
+        // A clock that ran backwards counts as zero.
         let passed = ticks?.chunks_exact(2).map(|t| t[1].saturating_sub(t[0])).sum::<u64>();
         self.seconds += passed as f64 * self.tick_ns * 1e-9;
         Ok(())

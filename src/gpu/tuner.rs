@@ -1,10 +1,10 @@
-//! Choosing by measurement: what is known comes from a file, what is not is found out on the device.
+//! Chooses kernels by measurement: known results come from a file, others are measured on the device.
 //!
-//! All tuners of a process share what they know of a file and measure one at a time, so that neither two queues of one
-//! adapter disturb each other nor several workers measure the same. Who cannot wait any longer takes what is expected to
-//! be fastest.
+//! All tuners of a process share the contents of a file and measure one at a time, so that queues of one adapter do not
+//! disturb each other and workers do not repeat a measurement. After a timeout, the candidate expected to be fastest is
+//! used.
 //!
-//! Invariant: what a device that was lost said is kept only of the candidate it was lost over.
+//! Invariant: after a device was lost, only the verdict on the candidate that lost it is kept.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -25,26 +25,25 @@ use crate::cache;
 use crate::conv::{ConvShape, conv_uncoded};
 use crate::error::{Error, Result};
 
-/// Multiply-adds of a trial, at most: some 20 ms of a software adapter (fewer would not show what Winograd's filtering
-/// saves on deep layers), a fraction of a millisecond of a large GPU, whose
-/// results the CPU has to check.
+/// Maximum multiply-adds of a trial: some 20 ms on a software adapter (fewer would not show the gain of Winograd's
+/// filtering on deep layers), a fraction of a millisecond on a large GPU, whose results the CPU has to check.
 const SOFTWARE_MACS: u64 = 500_000_000;
 const HARDWARE_MACS: u64 = 2_000_000_000;
-/// Seconds that trials of a class take, about; compilers take most of them.
+/// Approximate duration of the trials of a class in seconds, most of which is compilation.
 const BUDGET_S: f64 = 2.0;
-/// How long to wait for others who measure.
+/// Maximum wait for other measurements.
 const WAIT: Duration = Duration::from_secs(20);
-/// Relative L2 error that a candidate may have: what every kernel is tested for, twice.
+/// Maximum relative L2 error of a candidate: twice the bound that every kernel is tested for.
 const MOST_ERROR_F32: f64 = 2e-5;
 const MOST_ERROR_F64: f64 = 1e-12;
 
-/// `kernels.json` in [`cache::folder`].
+/// The path of `kernels.json` in [`cache::folder`].
 #[must_use]
 pub fn kept_kernels() -> Option<PathBuf> {
     Some(cache::folder()?.join("kernels.json"))
 }
 
-/// Picks ways to run layers.
+/// Picks candidates for layers.
 #[derive(Clone, Debug, Default)]
 pub struct Tuner {
     tune: TuneMode,
@@ -52,27 +51,27 @@ pub struct Tuner {
 }
 
 impl Tuner {
-    /// One that reads and writes [`kept_kernels`].
+    /// A tuner that reads and writes [`kept_kernels`].
     #[must_use]
     pub fn new(tune: TuneMode) -> Self {
         Self::with_file(tune, kept_kernels())
     }
 
-    /// One that keeps what it measures in `file`, or in this process alone.
+    /// A tuner that stores its measurements in `file`, or in this process only if `None`.
     #[must_use]
     pub fn with_file(tune: TuneMode, file: Option<PathBuf>) -> Self {
         Self { tune, file }
     }
 
-    /// Which of [`Candidate::all`] to run layers of `shape` with. Where nothing is known and this is to be measured, it
-    /// is, for a few seconds, in `engine`.
+    /// Picks one of [`Candidate::all`] for layers of `shape`. If nothing is known and the mode allows, measures for a
+    /// few seconds in `engine`.
     ///
     /// # Errors
     /// Those of [`ConvPlan::new`]; [`Error::Gpu`] when the device is lost, or when every candidate is known to be wrong
     /// on it.
     pub fn pick(&self, engine: &mut ConvEngine, shape: &ConvShape, dtype: DType) -> Result<Candidate> {
         let caps = engine.device().caps();
-        // What the device cannot run at all is no candidate's fault.
+        // A shape that the device cannot run at all fails here, not as a candidate.
         ConvPlan::new(shape, dtype, caps, None)?;
         let list = Candidate::all(shape, caps, dtype);
         if self.tune == TuneMode::Off {
@@ -96,10 +95,10 @@ impl Tuner {
             }
             return engine.some(&list, measure::expected(&names, &known), &known);
         }
-        // Whoever measured meanwhile may have measured this.
+        // Another thread may have measured this class in the meantime.
         let mut known = self.known(&key).unwrap_or_default();
         if measure::choose(&names, &known).is_none() && measure::expected(&names, &known).is_some() {
-            // Else the first candidate would be blamed for a loss before its time.
+            // An earlier loss of the device would otherwise be attributed to the first candidate.
             engine.device().check()?;
             known = match dtype {
                 DType::F32 => trials::<f32>(engine, shape, &list, &names, &known),
@@ -112,7 +111,7 @@ impl Tuner {
         engine.some(&list, measure::choose(&names, &known), &known)
     }
 
-    /// What is known of a device's class.
+    /// The known verdicts of a device and class.
     fn known(&self, key: &(String, String)) -> Option<Verdicts> {
         let mut tables = locked(&TABLES);
         let table = tables.entry(self.file.clone()).or_insert_with(|| Table {
@@ -141,7 +140,7 @@ impl Tuner {
 }
 
 impl ConvEngine {
-    /// The `chosen` one of `list`, or what is wrong with all of them.
+    /// The `chosen` one of `list`, or an error that says what is wrong with all of them.
     fn some(&self, list: &[Candidate], chosen: Option<usize>, verdicts: &Verdicts) -> Result<Candidate> {
         chosen.map(|at| list[at]).ok_or_else(|| {
             let failed = |(name, verdict): (&String, &Verdict)| match verdict {
@@ -154,15 +153,15 @@ impl ConvEngine {
     }
 }
 
-/// What a process knows of a file.
+/// The known contents of a file in this process.
 struct Table {
     known: Known,
-    /// What it measured itself, and why.
+    /// The keys measured by this process, with the mode.
     measured: BTreeMap<(String, String), TuneMode>,
 }
 
 impl Table {
-    /// Adds what was measured here to the file, which other processes write too.
+    /// Adds the measurements of this process to the file, which other processes write too.
     fn merge(&self, file: &Path) -> std::io::Result<()> {
         let fingerprint = tuning_cache::fingerprint();
         tuning_cache::update(file, &fingerprint, |whole| {
@@ -179,16 +178,16 @@ static TABLES: Mutex<BTreeMap<Option<PathBuf>, Table>> = Mutex::new(BTreeMap::ne
 static MEASURING: Mutex<bool> = Mutex::new(false);
 static MEASURED: Condvar = Condvar::new();
 
-/// The right to measure; given back when dropped.
+/// Permission to measure; released on drop.
 struct Turn;
 
 impl Turn {
-    /// Waits for it.
+    /// Waits for the permission; `None` after `limit`.
     fn take(limit: Duration) -> Option<Self> {
         let busy = locked(&MEASURING);
         let waited = MEASURED.wait_timeout_while(busy, limit, |busy| *busy);
         let (mut busy, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        // Made only where it is due: dropping it would give somebody else's back.
+        // Constructed only if granted, since dropping it would release the permission of another thread.
         (!std::mem::replace(&mut *busy, true)).then(|| Self)
     }
 }
@@ -200,7 +199,7 @@ impl Drop for Turn {
     }
 }
 
-/// Tries the candidates on random data.
+/// Measures the candidates on random data.
 fn trials<T: Element>(
     engine: &mut ConvEngine,
     shape: &ConvShape,
@@ -212,7 +211,7 @@ fn trials<T: Element>(
     let macs = if engine.device().caps().software { SOFTWARE_MACS } else { HARDWARE_MACS };
     let shape = measure::trial_shape(shape, macs);
     let mut rng = ChaCha8Rng::seed_from_u64(0);
-    // Few enough bits that no storage rounds them.
+    // Few enough bits that no storage type rounds them.
     let eighths = |number: f64| (8.0 * number).round() / 8.0;
     let mut draw =
         |count: usize| -> Vec<T> { (0..count).map(|_| T::from_f64(eighths(normal(&mut rng)))).collect() };
@@ -233,14 +232,14 @@ fn trials<T: Element>(
     };
     let verdicts = measure::measure(names, before, &mut bench, BUDGET_S);
     drop(bench);
-    // A device that is lost says so at its next use.
+    // A lost device reports that at its next use.
     if engine.device().lost().is_none() {
         engine.time_device(clocked)?;
     }
     Ok(verdicts)
 }
 
-/// Trials on a device.
+/// Runs trials on a device.
 struct DeviceBench<'a, T> {
     engine: &'a mut ConvEngine,
     list: &'a [Candidate],
@@ -260,7 +259,7 @@ impl<T: Element> DeviceBench<'_, T> {
         }
     }
 
-    /// Computes the trial, into `result` if given.
+    /// Computes the trial, and copies the result into `result` if given.
     fn compute(&mut self, candidate: usize, mut result: Option<&mut Vec<T>>) -> Result<f64> {
         let filters = self.installed[candidate].as_ref().expect("a candidate is verified before it is timed");
         self.engine.run(filters, 1, &self.slab, None, &|| false, &mut |_, values| {
@@ -280,7 +279,7 @@ impl<T: Element> DeviceBench<'_, T> {
         let seconds = self.compute(candidate, Some(&mut result)).map_err(|error| self.trouble(&error))?;
         let error = relative_error(&result, &self.truth);
         let most = if T::DTYPE == DType::F32 { MOST_ERROR_F32 } else { MOST_ERROR_F64 };
-        // NaN is not within it.
+        // NaN fails this comparison.
         if error <= most {
             return Ok(seconds);
         }
@@ -290,7 +289,7 @@ impl<T: Element> DeviceBench<'_, T> {
 
 impl<T: Element> Bench for DeviceBench<'_, T> {
     fn verify(&mut self, candidate: usize) -> Result<f64, Trouble> {
-        // Elements that are not written show.
+        // Makes unwritten elements visible.
         let poison = self.engine.poison;
         self.engine.poison_outputs(true);
         let verified = self.verified(candidate);
@@ -307,7 +306,7 @@ impl<T: Element> Bench for DeviceBench<'_, T> {
     }
 }
 
-/// Relative L2; NaN if anything is.
+/// Relative L2 error; NaN if any element is.
 fn relative_error<T: Element>(result: &[T], truth: &[T]) -> f64 {
     if result.len() != truth.len() {
         return f64::NAN;
@@ -358,7 +357,7 @@ mod tests {
         tuner.keep(key("one"), verdicts.clone());
         let all = tuning_cache::read(&file, &tuning_cache::fingerprint());
         assert_eq!(all["adapter"].keys().collect::<Vec<_>>(), ["one", "two"]);
-        // Who measures again wants to know what was measured so here, and only that.
+        // Remeasuring uses only what was measured in this mode by this process.
         let again = Tuner::with_file(TuneMode::Remeasure, Some(file.clone()));
         assert_eq!(again.known(&key("one")), None);
         again.keep(key("one"), verdicts.clone());

@@ -1,6 +1,6 @@
-//! The file that keeps what was measured: verdicts by adapter, driver, element type and class of layers.
+//! The file of measurements: verdicts by adapter, driver, element type and class of layers.
 //!
-//! One of other kernels than these is forgotten; see [`crate::cache`] for damaged ones.
+//! A file about other kernels is ignored; see [`crate::cache`] for damaged files.
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -22,25 +22,25 @@ pub(super) type Known = BTreeMap<String, BTreeMap<String, Verdicts>>;
 #[derive(Serialize, Deserialize)]
 struct File {
     schema: u32,
-    /// Of the kernels that were measured.
+    /// Fingerprint of the kernels that were measured.
     kernels: String,
     devices: Known,
 }
 
-/// Changes with the text of any kernel, and with this crate's version: what was measured may no longer hold.
+/// Changes with the text of any kernel and with the version of this crate, which invalidate measurements.
 pub(super) fn fingerprint() -> String {
     let mut hasher = DefaultHasher::new();
     shaders::sources().hash(&mut hasher);
     format!("{} {:016x}", env!("CARGO_PKG_VERSION"), hasher.finish())
 }
 
-/// What tells an adapter from others, and one driver from the next.
+/// The key of an adapter with its driver version.
 pub(super) fn device(adapter: &AdapterSummary) -> String {
     let AdapterSummary { name, vendor, device, backend, driver, driver_info, .. } = adapter;
     format!("{name} {vendor:x}:{device:x} | {backend} {driver} {driver_info}")
 }
 
-/// What the file at `path` keeps about kernels with this `fingerprint`.
+/// The contents of the file at `path` for kernels with this `fingerprint`; empty if it is about others or unreadable.
 pub(super) fn read(path: &Path, fingerprint: &str) -> Known {
     match cache::read(path) {
         Ok(Some(text)) => parse(path, &text, fingerprint),
@@ -70,10 +70,10 @@ fn parse(path: &Path, text: &str, fingerprint: &str) -> Known {
     }
 }
 
-/// Adds to what the file at `path` keeps, which other processes add to as well.
+/// Adds to the contents of the file at `path`, which other processes add to as well.
 ///
 /// # Errors
-/// What the file system says; the old file is then as it was.
+/// Those of the file system; the old file is then unchanged.
 pub(super) fn update(path: &Path, fingerprint: &str, add: impl FnOnce(&mut Known)) -> io::Result<()> {
     cache::update(path, |text| {
         let mut devices = text.map_or_else(Known::new, |text| parse(path, &text, fingerprint));
@@ -110,11 +110,11 @@ mod tests {
         assert_eq!(read(&path, "1"), Known::new());
         write(&path, "1", known()).unwrap();
         assert_eq!(read(&path, "1"), known());
-        // Other kernels: nothing is known of them.
+        // Nothing is known of other kernels.
         assert_eq!(read(&path, "2"), Known::new());
         write(&path, "2", Known::new()).unwrap();
         assert_eq!(read(&path, "1"), Known::new());
-        // Nothing lies beside it.
+        // The folder contains no other file.
         assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
     }
 

@@ -1,11 +1,11 @@
-//! Winograd's minimal filtering F(2 x 2, 3 x 3): 2 x 2 outputs from 16 products a channel where 36 are defined.
+//! Winograd's minimal filtering F(2 x 2, 3 x 3): 2 x 2 outputs from 16 products per channel instead of 36.
 //!
 //! A layer becomes three passes: windows of 4 x 4 elements are transformed, a 1 x 1 convolution with 16 times as many
-//! groups multiplies (by any kernel there is), and its outputs are transformed back. Filters are transformed here, in f64.
-//! A. Lavin and S. Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016.
+//! groups multiplies (by any kernel), and its outputs are transformed back. Filters are transformed here, in f64. A.
+//! Lavin and S. Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016.
 //!
-//! The price is memory (four times the slab and four times the output), rounding (some two to three times the direct
-//! kernels'), and that a NaN or infinity spreads to the whole 2 x 2 outputs whose windows see it.
+//! Costs: memory (four times the slab and four times the output), rounding (some two to three times that of the direct
+//! kernels), and a NaN or infinity spreads to the whole 2 x 2 outputs whose windows contain it.
 
 use crate::array::Element;
 use crate::conv::{ConvParams, ConvShape};
@@ -13,7 +13,7 @@ use crate::error::Result;
 
 /// Products of a tile of outputs.
 pub(super) const PRODUCTS: usize = 16;
-/// Tiles of outputs, in all images.
+/// Number of output tiles, in all images.
 pub(super) fn tiles(shape: &ConvShape) -> usize {
     shape.batch * shape.output[1].div_ceil(2) * shape.output[2].div_ceil(2)
 }
@@ -29,7 +29,7 @@ pub(super) fn products(shape: &ConvShape) -> Result<ConvShape> {
     ConvShape::new(&input, &weight, &ConvParams::default().groups(groups))
 }
 
-/// Filters `[O, C/g, 3, 3]` as `[16, O, C/g]`: G g G^T of each.
+/// Transforms filters `[O, C/g, 3, 3]` to `[16, O, C/g]`: G g G^T of each.
 pub(super) fn filters<T: Element>(filters: &[T]) -> Vec<T> {
     let count = filters.len() / 9;
     let mut transformed = vec![T::default(); count * PRODUCTS];
@@ -54,7 +54,7 @@ mod tests {
     use super::*;
     use crate::conv::reference;
 
-    /// B^T d B and A^T m A as matrices, the way papers write them.
+    /// B^T d B and A^T m A as matrices, in the notation of the literature.
     const B: [[f64; 4]; 4] =
         [[1.0, 0.0, -1.0, 0.0], [0.0, 1.0, 1.0, 0.0], [0.0, -1.0, 1.0, 0.0], [0.0, 1.0, 0.0, -1.0]];
     const A: [[f64; 4]; 2] = [[1.0, 1.0, 1.0, 0.0], [0.0, 1.0, -1.0, -1.0]];

@@ -1,10 +1,10 @@
-//! Along which axis the outputs of several runs belong together.
+//! Finds the axis along which the outputs of several runs can be concatenated.
 //!
-//! A model of a fixed batch is run as often as the data need it. What comes out may be put together only along an axis
-//! that holds the items of the batch, and only if no item has met another on the way: a network that answers
-//! `[time, batch, class]`, or lists boxes of all pictures together, is not put together along its first axis.
+//! Relevant if you want to run a model of fixed batch size on more data. Outputs of several runs may be concatenated
+//! only along an axis that holds the items of the batch, and only if no operator mixes items: a network that returns
+//! `[time, batch, class]`, or lists boxes of all pictures together, is not concatenated along its first axis.
 //!
-//! Invariant: an axis is named only where every operator between input and output is known to keep the items apart.
+//! Invariant: an axis is returned only if every operator between input and output is known to keep the items separate.
 
 use std::collections::HashMap;
 
@@ -27,25 +27,25 @@ use super::load::Model;
 use super::resize::Nearest;
 use crate::error::Result;
 
-/// What is known of a value.
+/// The batch items in a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Items {
-    /// It is the same whatever the data are.
+    /// The value is independent of the data.
     None,
-    /// They lie along this axis, none of them influenced by another.
+    /// The items lie along this axis, and none is influenced by another.
     Along(usize),
-    /// Lost at this node.
+    /// The items may be mixed from this node on.
     Lost(usize),
 }
 
 impl Model {
-    /// The axis of each output along which the outputs of several runs, on batches that follow one another along
-    /// axis 0 of the model's only input, make the output of the whole.
+    /// The axis of each output along which the outputs of several runs are concatenated to the output of the whole. The
+    /// runs are on consecutive batches along axis 0 of the model's only input.
     ///
     /// # Errors
-    /// [`Error::Model`](crate::Error::Model) when the model has several inputs, or naming the output for which there
-    /// is no such axis and the operator where the items of a batch are joined; those of [`Model::prepare`] that concern
-    /// the model.
+    /// [`Error::Model`](crate::Error::Model) when the model has several inputs, or when an output has no such axis,
+    /// naming the output and the operator that mixes the items of a batch; those of [`Model::prepare`] that concern the
+    /// model.
     pub fn batch_axes(&self) -> Result<Vec<usize>> {
         let graph = self.typed()?;
         let [input] = graph.input_outlets().unwrap_or_default() else {
@@ -94,7 +94,7 @@ fn follow(graph: &TypedModel, input: OutletId) -> TractResult<HashMap<OutletId, 
                 None if of.iter().all(|items| *items == Items::None) => Items::None,
                 None => {
                     let axis = through(node, &of, &facts, &output.fact);
-                    // The axis must also look like it.
+                    // The axis must also have the right size.
                     let size = graph.outlet_fact(input)?.shape.first();
                     axis.filter(|axis| output.fact.shape.get(*axis) == size)
                         .map_or(Items::Lost(id), Items::Along)
@@ -106,13 +106,13 @@ fn follow(graph: &TypedModel, input: OutletId) -> TractResult<HashMap<OutletId, 
     Ok(known)
 }
 
-/// The items' axis behind a node, if the node is known to keep them apart.
+/// The axis of the items after a node, if the node is known to keep them separate.
 fn through(node: &TypedNode, of: &[Items], facts: &[&TypedFact], output: &TypedFact) -> Option<usize> {
     let first = match of.first()? {
         Items::Along(axis) => Some(*axis),
         _ => None,
     };
-    // Inputs beside the first that depend on the data.
+    // Whether only the first input depends on the data.
     let only_first = || of.iter().skip(1).all(|items| *items == Items::None);
     let op = &node.op;
     if op.is::<Identity>() || op.is::<ElementWiseOp>() || op.is::<Cast>() {
@@ -153,20 +153,20 @@ fn through(node: &TypedNode, of: &[Items], facts: &[&TypedFact], output: &TypedF
     } else if let Some(resize) = op.downcast_ref::<Nearest>() {
         resize.keeps(axis)
     } else if let Some(gather) = op.downcast_ref::<Gather>() {
-        // Indices take the place of the axis that they choose from.
+        // Indices replace the axis that they select from.
         return match axis.cmp(&gather.axis) {
             std::cmp::Ordering::Less => Some(axis),
             std::cmp::Ordering::Equal => None,
             std::cmp::Ordering::Greater => (axis + facts.get(1)?.rank()).checked_sub(1),
         };
     } else {
-        // Local response normalization goes over channels, which are axis 1.
+        // Local response normalization mixes channels, which are axis 1.
         op.name() == "Lrn" && axis == 0
     };
     keeps.then_some(axis)
 }
 
-/// Operators on elements of inputs of one rank, which are repeated where an axis has one element.
+/// Elementwise operators on inputs of one rank, with broadcasting along axes of one element.
 fn element_by_element(of: &[Items], facts: &[&TypedFact], output: &TypedFact) -> Option<usize> {
     let axis = the_same_axis(of)?;
     let fits = |(items, fact): (&Items, &&TypedFact)| {
@@ -191,8 +191,8 @@ fn joined(concat: &TypedConcat, of: &[Items], facts: &[&TypedFact], output: &Typ
     (ranks && concat.axis != axis).then_some(axis)
 }
 
-/// The items' axis must be on every side that depends on the data, be summed nowhere, and meet nothing but one element
-/// on the sides that do not.
+/// The axis of the items must be on every operand that depends on the data, must not be summed over, and must have one
+/// element on the other operands.
 fn product_axis(product: &EinSum, of: &[Items], facts: &[&TypedFact]) -> Option<usize> {
     let mut found = None;
     for (slot, items) in of.iter().enumerate() {
@@ -240,7 +240,7 @@ mod tests {
             net.node("Sigmoid", &["r"], "y");
         });
         assert_eq!(plain.unwrap(), [0]);
-        // Time first, as recognizers of text answer.
+        // Time first, as the output of text recognizers.
         let time = axes(|net| {
             net.integers("two", &[2]);
             net.node("ReduceMean", &["r"], "m").ints("axes", &[2]).int("keepdims", 0);
@@ -292,7 +292,7 @@ mod tests {
             },
             "Concat",
         );
-        // Nothing that depends on the data.
+        // An output that does not depend on the data.
         let why = axes(|net| {
             net.floats("k", &[1, 2], &[1.0, 2.0]);
             net.node("Identity", &["k"], "y");

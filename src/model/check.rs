@@ -1,17 +1,17 @@
-//! What a file says about its nodes, checked before anything is made of it.
+//! Checks the nodes of a file before a graph is built from them.
 //!
-//! Here is refused what the library would read in one of several ways without a word: attributes that contradict one
-//! another or have no meaning, nodes in training mode, operators of foreign domains, names that are given twice. Every
-//! refusal names node, operator and attribute and says how to mend it.
+//! Rejects what tract would silently read in one of several ways: attributes that contradict each other or have no
+//! meaning, nodes in training mode, operators of unknown domains, duplicate names. Every refusal names node, operator
+//! and attribute and contains a help.
 
 use std::collections::{HashMap, HashSet};
 
 use tract_onnx::pb::{AttributeProto, GraphProto, NodeProto, TensorProto};
 
-/// What is wrong, in one line.
+/// The description of an error, in one line.
 type Refusal = String;
 
-/// Operators of the domain ai.onnx.ml that are known.
+/// Known operators of the domain ai.onnx.ml.
 const ML: &[&str] = &[
     "ArrayFeatureExtractor",
     "CategoryMapper",
@@ -20,7 +20,7 @@ const ML: &[&str] = &[
     "Normalizer",
     "TreeEnsembleClassifier",
 ];
-/// Operators of the domain com.microsoft that are known.
+/// Known operators of the domain com.microsoft.
 const CONTRIBUTED: &[&str] = &[
     "BiasGelu",
     "FastGelu",
@@ -39,7 +39,7 @@ const CONTRIBUTED: &[&str] = &[
 const WINDOWED: &[&str] =
     &["Conv", "ConvInteger", "QLinearConv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool"];
 
-/// Checks a graph and those inside its nodes; `opset` is the version of the standard operators.
+/// Checks a graph and the graphs inside its nodes; `opset` is the version of the standard operators.
 pub(super) fn graph(graph: &GraphProto, opset: i64) -> Result<(), Refusal> {
     names(graph)?;
     let constants = constants(graph);
@@ -54,7 +54,7 @@ pub(super) fn graph(graph: &GraphProto, opset: i64) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// A node as messages speak of it.
+/// The description of a node in messages.
 pub(super) fn called(node: &NodeProto) -> String {
     match (node.name.as_str(), node.output.first()) {
         ("", Some(output)) => format!("{} node that makes {output}", node.op_type),
@@ -70,7 +70,7 @@ pub(super) fn text<'a>(node: &'a NodeProto, name: &str) -> Option<&'a str> {
     attribute(node, name).and_then(|a| std::str::from_utf8(&a.s).ok())
 }
 
-/// Values that are defined by more than one node, input or initializer.
+/// Rejects values that are defined by more than one node, input or initializer.
 fn names(graph: &GraphProto) -> Result<(), Refusal> {
     let mut makers: HashMap<&str, String> = HashMap::new();
     let inputs = graph.input.iter().map(|i| (i.name.as_str(), format!("input {}", i.name)));
@@ -101,7 +101,7 @@ fn names(graph: &GraphProto) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Constants of a graph by name, of initializers and of Constant nodes.
+/// The constants of a graph by name, from initializers and Constant nodes.
 fn constants(graph: &GraphProto) -> HashMap<&str, &TensorProto> {
     let nodes = graph
         .node
@@ -111,7 +111,7 @@ fn constants(graph: &GraphProto) -> HashMap<&str, &TensorProto> {
     graph.initializer.iter().map(|t| (t.name.as_str(), t)).chain(nodes).collect()
 }
 
-/// An operator is known by its domain and its name.
+/// Rejects operators whose domain and name are unknown.
 fn domain(node: &NodeProto) -> Result<(), Refusal> {
     let known = match node.domain.as_str() {
         "" | "ai.onnx" => true,
@@ -130,7 +130,7 @@ fn domain(node: &NodeProto) -> Result<(), Refusal> {
     ))
 }
 
-/// Strides, dilations, kernels and padding.
+/// Checks strides, dilations, kernels and padding.
 fn window(node: &NodeProto) -> Result<(), Refusal> {
     if !WINDOWED.contains(&node.op_type.as_str()) {
         return Ok(());
@@ -199,7 +199,7 @@ fn window(node: &NodeProto) -> Result<(), Refusal> {
 
 const FOR_INFERENCE: &str = "export the model for inference (eval mode)";
 
-/// Nodes that compute something else while a model is trained.
+/// Rejects nodes that compute something else in training mode.
 fn training(node: &NodeProto, opset: i64, constants: &HashMap<&str, &TensorProto>) -> Result<(), Refusal> {
     let flag = |name: &str| attribute(node, name).is_some_and(|a| a.i != 0);
     match node.op_type.as_str() {
@@ -229,11 +229,11 @@ fn training(node: &NodeProto, opset: i64, constants: &HashMap<&str, &TensorProto
     Ok(())
 }
 
-/// The value of a tensor of one truth value, integer or float.
+/// The value of a tensor that holds one boolean, integer or float.
 pub(super) fn scalar(tensor: &TensorProto) -> Option<f64> {
     let first = |bytes: usize| tensor.raw_data.get(..bytes);
     let raw = match tensor.data_type {
-        // As `tensor_proto::DataType` numbers them: f32, f64, bool, i32, i64.
+        // Numbers of `tensor_proto::DataType`: f32, f64, bool, i32, i64.
         1 => first(4).and_then(|b| Some(f64::from(f32::from_le_bytes(b.try_into().ok()?)))),
         11 => first(8).and_then(|b| Some(f64::from_le_bytes(b.try_into().ok()?))),
         9 => first(1).map(|b| f64::from(b[0])),

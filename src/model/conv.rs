@@ -1,8 +1,8 @@
-//! The convolution of a graph as an operator of ours, coded or not.
+//! The convolution of a graph as an operator of this crate, before coding or for the host.
 //!
-//! Invariant: no rewrite looks into it. Nothing else in a graph knows that it is a convolution, so no constant is moved
-//! into its filters, no stride out of it and no axis through it; what is folded into a layer is folded by
-//! [`fold`](super::fold) alone.
+//! Invariant: no rewrite changes it. Nothing else in a graph knows that the operator is a convolution, so no constant
+//! is moved into its filters, no stride out of it and no axis through it. Only [`fold`](super::fold) folds operators
+//! into a layer.
 
 use tract_onnx::prelude::{DatumType, TractResult};
 use tract_onnx::tract_core::internal::{
@@ -16,19 +16,19 @@ use crate::array::Element;
 use crate::conv::{ConvParams, ConvShape, conv_uncoded, reference};
 use crate::error::Result;
 
-/// How a convolution that stays on this machine is computed.
+/// The method for a convolution that stays on this machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Way {
-    /// By the CPU kernel, on all threads.
+    /// The CPU kernel, on all threads.
     Kernel,
-    /// Straight from its definition, every sum in f64: what other ways are compared with.
+    /// By definition, with every sum in f64: the reference for other methods.
     Definition,
 }
 
 /// Inputs are the data `[N, C, spatial...]`, the filters `[O, C/groups, kernel...]` and the bias, `[O]` or one value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ConvOp {
-    /// Its node's.
+    /// The name of its node.
     name: String,
     pool: PoolSpec,
     groups: usize,
@@ -36,7 +36,7 @@ pub(super) struct ConvOp {
 }
 
 impl ConvOp {
-    /// The same convolution, if it is one of floats in the layout of ONNX; quantised ones stay as they are.
+    /// Converts `conv` if it is a convolution of floats in the layout of ONNX; quantised ones give `None`.
     pub(super) fn of(name: &str, conv: &Conv) -> Option<Self> {
         let plain = conv.q_params.is_none()
             && conv.pool_spec.data_format == DataFormat::NCHW
@@ -49,22 +49,22 @@ impl ConvOp {
         })
     }
 
-    /// Its node's name in the file.
+    /// The name of its node in the file.
     pub(super) fn name(&self) -> &str {
         &self.name
     }
 
-    /// Filters, and so channels of the output.
+    /// The number of filters, and so of output channels.
     pub(super) fn out_channels(&self) -> usize {
         self.pool.output_channels
     }
 
-    /// The shape of the convolution on `data`, with the padding worked out.
+    /// The shape of the convolution on `data`, with resolved padding.
     pub(super) fn shape(&self, data: &[usize], weight: &[usize]) -> Result<ConvShape> {
         let pads = if data.len() == self.pool.rank() + 2 {
             self.pool.computed_padding(&data[2..])
         } else {
-            // `ConvShape` says what is wrong.
+            // `ConvShape` reports the error.
             tvec!()
         };
         let params = ConvParams {
@@ -76,7 +76,7 @@ impl ConvOp {
         ConvShape::new(data, weight, &params)
     }
 
-    /// As [`ConvOp::shape`], for those who see no node.
+    /// As [`ConvOp::shape`], for callers inside tract.
     fn own_shape(&self, data: &[usize], weight: &[usize]) -> TractResult<ConvShape> {
         self.shape(data, weight).map_err(|error| format_err!("Conv node {}: {error}", self.name))
     }
@@ -149,7 +149,7 @@ impl TypedOp for ConvOp {
     as_op!();
 }
 
-/// Makes every convolution of `graph` be computed in this way.
+/// Sets the method of every convolution of `graph`.
 pub(super) fn compute_by(graph: &mut TypedModel, way: Way) {
     for node in graph.nodes_mut() {
         if let Some(conv) = node.op_as_mut::<ConvOp>() {

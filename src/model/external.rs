@@ -1,9 +1,9 @@
-//! Tensors that an ONNX file keeps in other files.
+//! Tensors that an ONNX file stores in other files.
 //!
-//! Relevant if you want to know which files a model may read. A location is what the *file* says, and may only name
-//! something below the folder of the model. A link is what the *user's* disk says, and may lead out of it to where a model
-//! cache keeps its files: to the folder in which the model itself really lies, or to a folder `blobs` beside the model's
-//! folder or beside the `snapshots` that it is in (Hugging Face).
+//! Relevant if you want to know which files a model may read. A location is given by the *file*, so it may only name
+//! something below the folder of the model. A link is made by the *user*, so it may lead out of that folder to the
+//! places where a model cache stores files: the folder that really contains the model, or a folder `blobs` beside the
+//! model's folder or beside the `snapshots` folder around it (Hugging Face).
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -15,20 +15,20 @@ use tract_onnx::pb::tensor_proto::DataLocation;
 use tract_onnx::pb::{GraphProto, ModelProto, TensorProto};
 use tract_onnx::prelude::TractResult;
 
-/// What the tensors of a model need from other files.
+/// The external files of a model.
 pub(super) struct External {
-    /// The folder that tract is to look in: the root, from which the locations of the model now start.
+    /// The folder in which tract looks: the root, which the locations in the model are now relative to.
     pub(super) root: String,
-    /// Every file once, without links.
+    /// Every file once, with links resolved.
     pub(super) files: Vec<PathBuf>,
 }
 
-/// Finds the files that tensors are in, and makes their locations paths from the root, so that tract, which follows no
-/// link out of its folder, finds them. `None` where there are none.
+/// Finds the files of external tensors and rewrites their locations relative to the root, so that tract, which follows
+/// no link out of its folder, finds them. `None` if there are none.
 ///
 /// # Errors
-/// What is wrong, with the tensor's name: a location outside the folder, a link to elsewhere, a file that is missing, too
-/// short or no regular file.
+/// A description with the tensor's name: a location outside the folder, a link to elsewhere, or a file that is missing,
+/// too short or not a regular file.
 pub(super) fn settle(proto: &mut ModelProto, model: Option<&Path>) -> Result<Option<External>, String> {
     let mut files: BTreeMap<PathBuf, u64> = BTreeMap::new();
     let mut home = None;
@@ -65,7 +65,7 @@ pub(super) fn settle(proto: &mut ModelProto, model: Option<&Path>) -> Result<Opt
     Ok(root.map(|root| External { root, files: files.into_keys().collect() }))
 }
 
-/// Every tensor of a graph and of the graphs within it.
+/// Visits every tensor of a graph and of the graphs inside it.
 fn tensors(
     graph: &mut GraphProto,
     each: &mut dyn FnMut(&mut TensorProto) -> Result<(), String>,
@@ -85,9 +85,9 @@ fn tensors(
     Ok(())
 }
 
-/// Where the files of a model may lie.
+/// The folders that may contain the files of a model.
 struct Home {
-    /// Its folder, without links.
+    /// The folder of the model, with links resolved.
     folder: PathBuf,
     /// Folders that links may lead to.
     allowed: Vec<PathBuf>,
@@ -102,7 +102,7 @@ impl Home {
         };
         let folder = beside.canonicalize().map_err(unknown)?;
         let mut allowed = vec![folder.clone()];
-        // Where the model itself lies, if its name is a link.
+        // The folder that really contains the model, if its path is a link.
         allowed.extend(model.canonicalize().map_err(unknown)?.parent().map(Path::to_owned));
         let snapshots =
             folder.ancestors().filter(|above| above.file_name().is_some_and(|n| n == "snapshots"));
@@ -112,7 +112,7 @@ impl Home {
         Ok(Self { folder, allowed })
     }
 
-    /// The file at `location`, without links.
+    /// The file at `location`, with links resolved.
     fn find(&self, location: &str) -> Result<PathBuf, String> {
         let within = Path::new(location);
         let inside = |part: Component<'_>| matches!(part, Component::Normal(_) | Component::CurDir);
@@ -148,7 +148,7 @@ fn length(path: &Path) -> Result<u64, String> {
     Err(format!("{} is no regular file: put the file beside the model", path.display()))
 }
 
-/// The root of a path without links, and the path from there.
+/// The root of a path without links, and the rest of the path.
 fn below_root(path: &Path) -> Result<(String, String), String> {
     let root = path.ancestors().last().unwrap_or(path);
     let below = path.strip_prefix(root).unwrap_or(path);
@@ -158,7 +158,7 @@ fn below_root(path: &Path) -> Result<(String, String), String> {
     }
 }
 
-/// Whether the part that a tensor needs is within a file of `length` bytes.
+/// Whether the part needed by a tensor is within a file of `length` bytes.
 fn fits(tensor: &TensorProto, length: u64) -> Result<(), String> {
     let number = |key: &str| -> Result<Option<u64>, String> {
         let entry = tensor.external_data.iter().find(|entry| entry.key == key);
@@ -178,7 +178,7 @@ fn fits(tensor: &TensorProto, length: u64) -> Result<(), String> {
     }
 }
 
-/// Reads a part of a file, for tract.
+/// Reads a part of a file for tract.
 pub(super) struct Resolver;
 
 impl ModelDataResolver for Resolver {
@@ -192,7 +192,7 @@ impl ModelDataResolver for Resolver {
         let mut file = File::open(path)?;
         let rest = file.metadata()?.len().saturating_sub(offset as u64);
         let length = length.map_or(rest, |length| length as u64);
-        // `settle` has compared them; a file that changes meanwhile is an error, not a crash.
+        // `settle` has checked the length; a file that changed since then gives an error, not a panic.
         if length > rest {
             return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into());
         }

@@ -1,4 +1,4 @@
-//! Finding the layers of a model that can be coded: Conv nodes, and matrix products with constant weights.
+//! Finds the layers of a model that can be coded: Conv nodes, and matrix products with constant weights.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use super::guard::guarded;
 use crate::conv::{ConvParams, ConvShape};
 use crate::error::Result;
 
-/// What a layer is in the file.
+/// The operator of a layer in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LayerOp {
     Conv,
@@ -32,7 +32,7 @@ impl LayerOp {
     }
 }
 
-/// A layer as the file has it: to be coded, or to stay because of a reason.
+/// A layer of the file: one that can be coded, or the reason why it stays on the host.
 #[derive(Debug)]
 pub(super) struct Layer {
     pub(super) name: String,
@@ -44,19 +44,19 @@ pub(super) struct Layer {
 #[derive(Debug)]
 pub(super) struct Found {
     pub(super) node: usize,
-    /// Which of the node's inputs is the data.
+    /// The index of the node's data input.
     pub(super) data: usize,
-    /// The layer as a convolution of the data, seen as `[N, C, spatial...]`.
+    /// The layer as a convolution of the data, with the data viewed as `[N, C, spatial...]`.
     pub(super) shape: ConvShape,
     pub(super) dtype: DatumType,
-    /// The filters in the file's own order.
+    /// The filters in the order of the file.
     pub(super) weight: Arc<Tensor>,
     /// Whether they are `[C, O]` instead of `[O, C, kernel...]`.
     pub(super) transposed: bool,
     pub(super) folded: Folded,
 }
 
-/// All layers of a typed graph, every one after those it depends on.
+/// All layers of a typed graph, each after the layers it depends on.
 pub(super) fn layers(model_name: &str, model: &TypedModel) -> Result<Vec<Layer>> {
     guarded(model_name, || {
         let order = model.eval_order()?;
@@ -78,7 +78,7 @@ pub(super) fn layers(model_name: &str, model: &TypedModel) -> Result<Vec<Layer>>
                     None => continue,
                 },
             };
-            // tract names the product of a Gemm node so, and the sum with its bias as the node.
+            // tract gives the product of a Gemm node this suffix, and names the sum with its bias like the node.
             let own = node.name.strip_suffix(".ab").unwrap_or(&node.name);
             let name = node.op_as::<ConvOp>().map_or(own, ConvOp::name);
             layers.push(Layer { name: name.to_owned(), op, found });
@@ -120,8 +120,8 @@ fn conv(model: &TypedModel, node: &TypedNode) -> TractResult<Result<Found, Strin
     Ok(Ok(Found { node: node.id, data: 0, shape, dtype, weight, transposed: false, folded }))
 }
 
-/// A matrix product of data and constant weights, as a convolution with kernels of one element; `None` for a product
-/// of other things.
+/// A matrix product of data and constant weights, as a convolution with kernels of one element; `None` for other
+/// products.
 fn gemm(model: &TypedModel, node: &TypedNode) -> TractResult<Option<Result<Found, String>>> {
     let Some(product) = node.op_as::<EinSum>() else { bail!("{} is no product", node.name) };
     let not = |why: &str| Ok(Some(Err(why.to_owned())));
@@ -149,7 +149,7 @@ fn gemm(model: &TypedModel, node: &TypedNode) -> TractResult<Option<Result<Found
         [one] => Some(Some(*one)),
         _ => None,
     };
-    // Where each axis is in data, weights and output.
+    // The position of each axis in data, weights and output.
     let place =
         |axis: &Axis| Some((at(&axis.inputs[data])?, at(&axis.inputs[1 - data])?, at(&axis.outputs[0])?));
     let Some(axes) = product.axes.iter_all_axes().map(place).collect::<Option<Vec<_>>>() else {
@@ -174,7 +174,7 @@ fn gemm(model: &TypedModel, node: &TypedNode) -> TractResult<Option<Result<Found
         return not("it is no product with a matrix of weights");
     }
     let (c_in, c_out) = (from[*c_data], weight.shape()[*o_weight]);
-    // The axes that stay must lie alike on both sides of the channel axis, so that nothing has to be moved.
+    // The remaining axes must have the same order on both sides of the channel axis, so that no data has to be moved.
     if c_data != o_out || kept.iter().any(|(d, o)| d != o) {
         return not("its data would have to be transposed");
     }

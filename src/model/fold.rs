@@ -1,7 +1,7 @@
-//! What follows a convolution and can be done while its output is decoded.
+//! Folds operators after a convolution into the decoding of its output.
 //!
-//! Invariant: only operators whose sole input is the layer's output, and that treat every element of a channel
-//! alike, are folded; the first that does not ends the chain.
+//! Invariant: an operator is folded only if its sole input is the layer's output and it treats every element of a
+//! channel alike; the first other operator ends the chain.
 
 use std::sync::Arc;
 
@@ -13,10 +13,10 @@ use tract_onnx::tract_core::ops::identity::Identity;
 
 use crate::coding::Clamp;
 
-/// How deep a constant's computation is followed.
+/// Maximum depth to which the computation of a constant is followed.
 const MOST_STEPS: usize = 16;
 
-/// The value of an outlet that depends on constants alone.
+/// The value of an outlet that depends only on constants.
 pub(super) fn constant(model: &TypedModel, outlet: OutletId) -> Option<Arc<Tensor>> {
     constant_within(model, outlet, MOST_STEPS)
 }
@@ -38,7 +38,7 @@ fn constant_within(model: &TypedModel, outlet: OutletId, steps: usize) -> Option
     (outlet.slot < outputs.len()).then(|| outputs.remove(outlet.slot).into_arc_tensor())
 }
 
-/// `clamp(scale * x + shift)` for each output channel, and the outlet it reaches.
+/// `clamp(scale * x + shift)` for each output channel, and the outlet that holds the result.
 #[derive(Clone, Debug)]
 pub(super) struct Folded {
     pub(super) scale: Vec<f64>,
@@ -48,7 +48,8 @@ pub(super) struct Folded {
 }
 
 impl Folded {
-    /// Follows the graph from `outlet`, whose axis `axis` holds `channels` channels that have `shift` added already.
+    /// Follows the graph from `outlet`, whose axis `axis` holds `channels` channels, to which `shift` has already been
+    /// added.
     pub(super) fn from(
         model: &TypedModel,
         outlet: OutletId,
@@ -57,14 +58,14 @@ impl Folded {
         shift: Vec<f64>,
     ) -> TractResult<Self> {
         let mut folded = Self { scale: vec![1.0; channels], shift, clamp: None, last: outlet };
-        // A graph has no circles, so this ends.
+        // A graph has no cycles, so this ends.
         while let Some(next) = folded.step(model, axis)? {
             folded = next;
         }
         Ok(folded)
     }
 
-    /// Whether the filters themselves stay as they are.
+    /// Whether the filters stay unscaled.
     pub(super) fn keeps_filters(&self) -> bool {
         self.scale.iter().all(|s| *s == 1.0)
     }
@@ -90,7 +91,7 @@ impl Folded {
         Ok(self.with(op.0.name(), ours_first, &values).map(|next| Self { last, ..next }))
     }
 
-    /// After one more operator with a constant, if that is possible.
+    /// Folds one more operator with a constant, if possible.
     fn with(&self, op: &str, ours_first: bool, values: &[f64]) -> Option<Self> {
         if !values.iter().all(|v| v.is_finite()) {
             return None;
@@ -124,7 +125,7 @@ impl Folded {
     }
 }
 
-/// One value a channel from a constant that is the same along every axis but the channels'.
+/// One value for each channel, from a constant that is the same along all other axes.
 fn per_channel(tensor: &Tensor, axis: usize, channels: usize) -> TractResult<Option<Vec<f64>>> {
     let fits = |(at, size): (usize, &usize)| *size == 1 || (at == axis && *size == channels);
     if !tensor.datum_type().is_float() || !tensor.shape().iter().enumerate().all(fits) {
@@ -143,7 +144,7 @@ mod tests {
         Folded { scale: vec![1.0; 2], shift: vec![1.0, -1.0], clamp: None, last: OutletId::new(0, 0) }
     }
 
-    /// What the fold says, at x.
+    /// The value of the fold at x.
     fn at(folded: &Folded, x: f64) -> Vec<f64> {
         let clamp = folded.clamp.map(Clamp::of::<f64>);
         let affine = folded.scale.iter().zip(&folded.shift).map(|(scale, shift)| scale * x + shift);
@@ -188,7 +189,7 @@ mod tests {
         none("Div", true, &[1.0, 0.0]);
         none("Pow", true, &[1.0, 1.0]);
         none("Mul", true, &[1.0, f64::INFINITY]);
-        // A lower bound above the upper one leaves a constant: no clamp.
+        // A lower bound above the upper one gives a constant, not a clamp.
         let six = start().with("Min", true, &[6.0, 6.0]).unwrap();
         assert!(six.with("Max", true, &[7.0, 7.0]).is_none());
     }

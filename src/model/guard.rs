@@ -1,4 +1,4 @@
-//! The wall around tract: its errors and panics become this crate's errors.
+//! Converts errors and panics of tract to errors of this crate.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -6,11 +6,11 @@ use tract_onnx::prelude::TractResult;
 
 use crate::error::{Error, Result, panic_text};
 
-/// Longest part of a foreign message that is passed on: some quote whole shapes and graphs.
+/// Maximum length of a message passed on from tract, since some quote whole shapes and graphs.
 const MOST_CHARS: usize = 300;
 
-/// Calls into tract on behalf of `model`. A panic in there means that the file led it somewhere its authors did not
-/// foresee: for the caller that is a file that cannot be used.
+/// Calls tract on behalf of `model`. A panic means that the file led to a state that tract does not handle; it is
+/// returned as an error about the file.
 pub(super) fn guarded<T>(model: &str, call: impl FnOnce() -> TractResult<T>) -> Result<T> {
     match catch_unwind(AssertUnwindSafe(call)) {
         Ok(Ok(value)) => Ok(value),
@@ -24,7 +24,7 @@ pub(super) fn guarded<T>(model: &str, call: impl FnOnce() -> TractResult<T>) -> 
     }
 }
 
-/// [`Error::Model`] with a message of several lines and any length made fit to print.
+/// [`Error::Model`] with a message of any length and number of lines, shortened to fit one line.
 pub(super) fn refused(model: &str, cause: &str) -> Error {
     let flat = cause.split_whitespace().collect::<Vec<_>>().join(" ");
     let cause = match flat.char_indices().nth(MOST_CHARS) {
@@ -48,7 +48,7 @@ mod tests {
         assert_eq!(text, "m.onnx: the ONNX library gave up on it: index out of bounds");
         let long = guarded::<()>("m", || Err(tract_onnx::prelude::TractError::msg("x ".repeat(1000))));
         assert!(long.unwrap_err().to_string().len() < 320);
-        // An error of this crate keeps its kind on the way through.
+        // An error of this crate keeps its kind.
         let own = guarded::<()>("m", || Err(Error::Cancelled.into()));
         assert!(matches!(own, Err(Error::Cancelled)));
     }

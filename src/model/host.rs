@@ -1,7 +1,7 @@
-//! A model computed whole on this machine, as the file has it: what coded runs are compared with.
+//! A whole model computed on this machine exactly as in the file: the reference for coded runs.
 //!
 //! Invariant: shares nothing with a prepared model but the translation of single nodes. Nothing is folded, joined or
-//! moved, and every convolution is computed from its definition with sums in f64.
+//! moved, and every convolution is computed by definition with sums in f64.
 
 use std::sync::Arc;
 
@@ -17,8 +17,8 @@ use super::tensor::Tensor;
 use crate::error::Result;
 use crate::memory;
 
-/// A model that is computed node by node as its file has it, every convolution from its definition
-/// ([`conv::reference`](crate::conv::reference())): slow, and independent of everything that makes coded runs fast.
+/// A model that is computed node by node as in its file, with every convolution computed by definition
+/// ([`conv::reference`](crate::conv::reference())): slow, and independent of all optimizations of coded runs.
 #[derive(Debug)]
 pub struct HostModel {
     signature: Signature,
@@ -26,10 +26,10 @@ pub struct HostModel {
 }
 
 impl Model {
-    /// The whole model on this machine, nothing coded, folded or rewritten: what a coded run is compared with.
+    /// The whole model on this machine, without coding, folding or rewriting: the reference for coded runs.
     ///
     /// # Errors
-    /// As [`Model::prepare`], but for what concerns workers.
+    /// As [`Model::prepare`], except those that concern workers.
     pub fn on_host(&self) -> Result<HostModel> {
         let mut graph = self.typed()?;
         let signature = Signature::of(self)?;
@@ -48,7 +48,7 @@ impl HostModel {
     /// Computes every output from `inputs`, in the model's order.
     ///
     /// # Errors
-    /// [`Error::Mismatch`](crate::Error::Mismatch) for inputs of another number, shape or type,
+    /// [`Error::Mismatch`](crate::Error::Mismatch) for a wrong number, shape or type of inputs,
     /// [`Error::Model`](crate::Error::Model) when an operator fails.
     pub fn run(&self, inputs: &[Tensor]) -> Result<Vec<Output>> {
         let inputs = self.signature.accept(inputs)?;

@@ -1,4 +1,4 @@
-//! From an ONNX file to a graph with named inputs and outputs.
+//! Loads an ONNX file as a graph with named inputs and outputs.
 
 use std::collections::HashSet;
 use std::io::{Read, Take};
@@ -20,9 +20,9 @@ use crate::error::{Error, Result};
 use crate::files::Input;
 use crate::memory;
 
-/// Largest array a model may hold at any point: far beyond what a machine has, so only nonsense is refused early.
+/// Maximum size of an array of a model: far beyond the memory of a machine, so only absurd sizes are rejected early.
 const MOST_BYTES: usize = 1 << 40;
-/// Largest model file: its format has no larger ones.
+/// Maximum size of a model file, which is the limit of its format.
 const MOST_FILE_BYTES: u64 = 1 << 31;
 
 /// A parsed ONNX model; nothing is computed yet.
@@ -34,7 +34,7 @@ pub struct Model {
     outputs: Vec<String>,
     /// Names of the Conv nodes.
     convolutions: Vec<String>,
-    /// Files that tensors were read from.
+    /// The external files that tensors were read from.
     data_files: Vec<PathBuf>,
 }
 
@@ -45,10 +45,10 @@ pub struct InputInfo {
     pub name: String,
     /// Element type: `f32`, `i64` and so on.
     pub dtype: String,
-    /// Sizes of the axes, where the file leaves one open `None`; `None` as a whole when not even their number is
-    /// given.
+    /// Sizes of the axes, `None` for a size that the file leaves open; `None` as a whole if even the number of axes is
+    /// open.
     pub shape: Option<Vec<Option<usize>>>,
-    /// The shape as the file words it, such as `[batch, 3, 224, 224]`.
+    /// The shape in the words of the file, such as `[batch, 3, 224, 224]`.
     pub described: String,
 }
 
@@ -59,7 +59,7 @@ impl InputInfo {
         self.shape.as_ref()?.iter().copied().collect()
     }
 
-    /// Whether data of this shape fits what the file says.
+    /// Whether data of this shape match the file.
     #[must_use]
     pub fn admits(&self, shape: &[usize]) -> bool {
         self.shape.as_ref().is_none_or(|own| {
@@ -69,17 +69,17 @@ impl InputInfo {
 }
 
 impl Model {
-    /// Reads and parses an ONNX file. External data files are looked for in its folder; links there may lead to the
-    /// `blobs` of a cache beside it (Hugging Face), what the file itself names may not lie outside.
+    /// Reads and parses an ONNX file. External data files must be in its folder; links there may also lead to the
+    /// `blobs` of a cache beside it (Hugging Face).
     ///
     /// # Errors
-    /// [`Error::File`] when it cannot be read, [`Error::Model`] when it is no ONNX model, is damaged, or uses an
-    /// operator that cannot be run; [`Error::Memory`] when it does not fit into this machine.
+    /// [`Error::File`] when it cannot be read, [`Error::Model`] when it is not an ONNX model, is damaged, or uses an
+    /// unsupported operator; [`Error::Memory`] when it does not fit into the memory of this machine.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let name = path.display().to_string();
         let mut file = Input::open(path)?;
-        // No message begins with a zero byte, and what is endless often does.
+        // No message begins with a zero byte, and endless files such as /dev/zero often do.
         if file.head(1)?.first() == Some(&0) {
             return Err(refused(&name, "is not an ONNX model: it begins with a zero byte"));
         }
@@ -87,7 +87,7 @@ impl Model {
         if let Some(length) = length.filter(|length| *length > MOST_FILE_BYTES) {
             return Err(too_long(&name, &format!("has {length} bytes")));
         }
-        // Its data are there twice for a while: as they lie in the file, and as tensors.
+        // The data are in memory twice for a while: as file contents, and as tensors.
         memory::require(&format!("reading {name}"), length.unwrap_or(0).saturating_mul(2))?;
         Self::parse(name, &mut file, length, Some(path))
     }
@@ -95,15 +95,15 @@ impl Model {
     /// Parses an ONNX model held in memory, called `name` in messages.
     ///
     /// # Errors
-    /// Those of [`Model::load`] but for reading; also when the model's data are in files of their own.
+    /// Those of [`Model::load`] except for reading; also when the model has external data files.
     pub fn from_bytes(name: impl Into<String>, bytes: &[u8]) -> Result<Self> {
         let mut rest = bytes;
         Self::parse(name.into(), &mut rest, Some(bytes.len() as u64), None)
     }
 
-    /// Models can be large: what is read is held once, and let go of as soon as it is parsed.
+    /// Keeps a single copy of the data, since models can be large, and drops it once it is parsed.
     fn parse(name: String, source: &mut dyn Read, length: Option<u64>, path: Option<&Path>) -> Result<Self> {
-        // Value hints in the file may speak of sizes by name; here every size becomes a number.
+        // Value hints in the file may use symbolic sizes; here every size becomes a number.
         let mut onnx = tract_onnx::onnx().with_ignore_value_info(true);
         onnx.provider = Arc::new(external::Resolver);
         let mut source = Source { bytes: source.take(MOST_FILE_BYTES + 1), length };
@@ -161,12 +161,12 @@ impl Model {
         }
         memory::require(&format!("reading the data beside {name}"), external_bytes(graph))?;
         let outputs: Vec<String> = graph.output.iter().map(|o| o.name.clone()).collect();
-        // Behind `tidy`, by whose names the layers go.
+        // After `tidy`, since layers use its names.
         let convolutions = graph
             .node
             .iter()
             .filter(|node| node.op_type == "Conv")
-            // tract's name for it.
+            // The name that tract uses.
             .filter_map(|node| if node.name.is_empty() { node.output.first() } else { Some(&node.name) })
             .cloned()
             .collect();
@@ -191,39 +191,40 @@ impl Model {
         Ok(Self { name, graph: parsed.model, inputs, outputs, convolutions, data_files })
     }
 
-    /// Path or name.
+    /// Path or name of the model.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// What it wants to be given, in order.
+    /// The inputs of the model, in order.
     #[must_use]
     pub fn inputs(&self) -> &[InputInfo] {
         &self.inputs
     }
 
-    /// Names of what it computes, in order.
+    /// Names of the outputs, in order.
     #[must_use]
     pub fn outputs(&self) -> &[String] {
         &self.outputs
     }
 
-    /// The files beside the model's own that tensors were read from, without links.
+    /// The external files that tensors were read from, with links resolved.
     #[must_use]
     pub fn data_files(&self) -> &[PathBuf] {
         &self.data_files
     }
 
-    /// Names of the Conv nodes of the file; a node without one goes by its output.
+    /// Names of the Conv nodes of the file; a node without a name has that of its output.
     pub(super) fn convolutions(&self) -> &[String] {
         &self.convolutions
     }
 
-    /// Fixes the shape of an input; needed where the file leaves a size open, and overrides what it says elsewhere.
+    /// Sets the shape of an input. Needed for sizes that the file leaves open; overrides the shape in the file
+    /// otherwise.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] for an unknown name or another number of axes, [`Error::InvalidParameter`] for a size of
+    /// [`Error::Mismatch`] for an unknown name or a wrong number of axes, [`Error::InvalidParameter`] for a size of
     /// zero.
     pub fn with_input_shape(mut self, input: &str, shape: &[usize]) -> Result<Self> {
         let names: Vec<&str> = self.inputs.iter().map(|i| i.name.as_str()).collect();
@@ -255,7 +256,7 @@ impl Model {
         Ok(self)
     }
 
-    /// The graph with every type and shape worked out.
+    /// The graph with all types and shapes inferred.
     pub(super) fn typed(&self) -> Result<TypedModel> {
         for input in &self.inputs {
             let Some(shape) = input.fixed_shape() else {
@@ -292,7 +293,7 @@ impl Model {
         Ok(typed)
     }
 
-    /// The input's element type as tract has it.
+    /// The element type of an input, as a tract type.
     pub(super) fn input_type(&self, index: usize) -> Result<DatumType> {
         let fact = guarded(&self.name, || Ok(self.graph.input_fact(index)?.clone()))?;
         let plain = |dt: &DatumType| dt.is_float() || dt.is_integer() || *dt == DatumType::Bool;
@@ -306,13 +307,13 @@ impl Model {
     }
 }
 
-/// The version of the standard operators that a file asks for.
+/// The version of the standard operators that a file requires.
 fn opset(proto: &ModelProto) -> i64 {
     let standard = proto.opset_import.iter().find(|import| matches!(import.domain.as_str(), "" | "ai.onnx"));
     standard.map_or(0, |import| import.version)
 }
 
-/// A file of bounded length, read into memory of that length and not of twice as much.
+/// Reads a file of bounded length into memory of exactly that length, without over-allocation.
 struct Source<'a> {
     bytes: Take<&'a mut dyn Read>,
     length: Option<u64>,
@@ -338,13 +339,13 @@ fn too_long(name: &str, what: &str) -> Error {
     refused(name, &cause)
 }
 
-/// Bytes of the tensors that lie in files of their own, as the model describes them.
+/// Bytes of the external tensors, by the description in the model.
 fn external_bytes(graph: &GraphProto) -> u64 {
     let external = graph.initializer.iter().filter(|tensor| {
         tensor.data_location.is_some_and(|place| place == tensor_proto::DataLocation::External as i32)
     });
     let bytes = |tensor: &TensorProto| {
-        // Of an element, by ONNX's numbers of types: bytes and truth values, then 16, 64 and 32 bits.
+        // Bytes per element by ONNX type number: bytes and booleans, then 16, 64 and 32 bits.
         let element = match tensor.data_type {
             2 | 3 | 9 => 1,
             4 | 5 | 10 | 16 => 2,

@@ -1,8 +1,8 @@
-//! From a parsed graph to one with every type and shape, node by node.
+//! Translates a parsed graph, node by node, into one with all types and shapes.
 //!
-//! Invariant: nothing is rewritten. What a node of the file becomes depends on that node and on the types, shapes and
+//! Invariant: nothing is rewritten. The translation of a node depends on that node and on the types, shapes and
 //! constants of its inputs, never on the nodes around it. Time and memory are proportional to the number of nodes,
-//! which the library's own way from one to the other, made for graphs of some hundred nodes, is not.
+//! unlike those of tract's own translation, which is made for graphs of some hundred nodes.
 
 use std::collections::{HashMap, HashSet};
 
@@ -19,7 +19,7 @@ use tract_onnx::tract_hir::ops::source::Source;
 
 use super::conv::ConvOp;
 
-/// The graph with every type and shape worked out, its convolutions behind operators of ours.
+/// The graph with all types and shapes inferred, and with convolutions replaced by operators of this crate.
 pub(super) fn lower(mut parsed: InferenceModel) -> TractResult<TypedModel> {
     parsed.analyse(false)?;
     let parsed = parsed.incorporate()?;
@@ -32,7 +32,7 @@ pub(super) fn lower(mut parsed: InferenceModel) -> TractResult<TypedModel> {
         let node = parsed.node(id);
         lowering.node(&parsed, node).map_err(|e| e.context(format!("node {}", node.name)))?;
     }
-    // Inputs that nothing uses are inputs all the same.
+    // Unused inputs remain inputs.
     for input in parsed.input_outlets()? {
         if !lowering.places.contains_key(input) {
             lowering.node(&parsed, parsed.node(input.node))?;
@@ -45,19 +45,19 @@ pub(super) fn lower(mut parsed: InferenceModel) -> TractResult<TypedModel> {
     Ok(target)
 }
 
-/// What the library makes a softmax and its logarithm of, which is minus infinity where the softmax is too small for a
-/// float: both become the operator that subtracts the logarithm of the sum.
+/// tract's name of log-softmax. tract translates it to a softmax and a logarithm, which give minus infinity if the
+/// softmax underflows; both are replaced by the operator that subtracts the logarithm of the sum.
 const LOG_SOFTMAX: &str = "LayerLogSoftmax";
 
 struct Lowering {
     target: TypedModel,
-    /// Where the outlets of the parsed graph are.
+    /// The outlet in the target of each outlet of the parsed graph.
     places: HashMap<OutletId, OutletId>,
     names: HashSet<String>,
 }
 
 impl Lowering {
-    /// A name that no node has yet: values, nodes and what nodes are made of share names in files.
+    /// A name that no node has yet: in files, values, nodes and the nodes made of them share names.
     fn unique(&mut self, name: &str) -> String {
         let numbered = (2..).map(|number| format!("{name} ({number})"));
         let mut names = std::iter::once(name.to_owned()).chain(numbered);
@@ -91,12 +91,12 @@ impl Lowering {
         Ok(())
     }
 
-    /// Translates one node into a graph of its own and moves that into the target. A node is wired to many others at
-    /// the end, but its translation looks at its inputs alone.
+    /// Translates one node into a separate graph and moves that into the target. A node may be wired to many others in
+    /// the end, but its translation uses its inputs alone.
     fn part(&mut self, parsed: &InferenceModel, node: &InferenceNode) -> TractResult<Vec<OutletId>> {
         let mut part = TypedModel { symbols: parsed.symbols.clone(), ..TypedModel::default() };
         let mut inner = HashMap::new();
-        // Where the part's outlets, those of its inputs first, are in the target.
+        // The outlets in the target of the outlets of the part, starting with its inputs.
         let mut outlets = HashMap::new();
         for input in &node.inputs {
             if inner.contains_key(input) {
@@ -137,13 +137,13 @@ impl Lowering {
     }
 }
 
-/// Whether all that a node computes is known before anything runs.
+/// Whether all outputs of a node are known before the model runs.
 fn is_known(node: &InferenceNode) -> TractResult<bool> {
     let known = node.outputs.iter().all(|output| output.fact.value.is_concrete());
     Ok(known && node.op.state(&EvalContext::out_of_plan())?.is_none())
 }
 
-/// The operator in its place: a convolution of ours for the library's, and a refusal of what has no output.
+/// The operator to use for `op`: the convolution of this crate for that of tract, and an error for one without output.
 fn ours(name: &str, op: Box<dyn TypedOp>, inputs: &[&TypedFact]) -> TractResult<Box<dyn TypedOp>> {
     if let Some(conv) = op.downcast_ref::<Conv>() {
         let Some(conv) = ConvOp::of(name, conv) else {
@@ -162,7 +162,7 @@ fn ours(name: &str, op: Box<dyn TypedOp>, inputs: &[&TypedFact]) -> TractResult<
     Ok(op)
 }
 
-/// Refuses a window that fits nowhere into what it slides over.
+/// Rejects a window that does not fit into its input anywhere.
 fn covers(kind: &str, name: &str, pool: &PoolSpec, inputs: &[&TypedFact]) -> TractResult<()> {
     let Some(input) = inputs.first().and_then(|fact| fact.shape.as_concrete()) else { return Ok(()) };
     if input.len() != pool.rank() + 2 {
@@ -176,7 +176,7 @@ fn covers(kind: &str, name: &str, pool: &PoolSpec, inputs: &[&TypedFact]) -> Tra
     for (axis, sizes) in pool.computed_padding(&input[2..]).iter().enumerate() {
         let padded = input[axis + 2] + sizes.pad_before + sizes.pad_after;
         let extent = extent(pool, axis);
-        // Rounded up, a last window may reach beyond the end.
+        // When rounding up, the last window may reach beyond the end.
         let beyond = match pool.padding {
             PaddingSpec::ExplicitOnnxPool(_, _, true) => pool.stride(axis).saturating_sub(1),
             _ => 0,
@@ -191,7 +191,7 @@ fn covers(kind: &str, name: &str, pool: &PoolSpec, inputs: &[&TypedFact]) -> Tra
     Ok(())
 }
 
-/// Refuses a transposed convolution whose padding takes all that it makes.
+/// Rejects a transposed convolution whose padding removes its whole output.
 fn makes_something(name: &str, deconv: &Deconv, inputs: &[&TypedFact]) -> TractResult<()> {
     let Some(input) = inputs.first().and_then(|fact| fact.shape.as_concrete()) else { return Ok(()) };
     let PaddingSpec::Explicit(begin, end) = &deconv.pool_spec.padding else { return Ok(()) };

@@ -1,9 +1,9 @@
-//! What a model needs of this machine's memory, estimated before it is taken.
+//! Estimates the memory that a model needs on this machine, before it is allocated.
 //!
-//! Relevant if you want to know why a model is refused, or how much to give it. `scripts/memory_estimates.py` holds the
-//! estimate against measured peaks.
+//! Relevant if you want to know why a model is rejected, or how much memory to provide. `scripts/memory_estimates.py`
+//! compares the estimate with measured peaks.
 //!
-//! Invariant: nothing is allocated here but what describes the graph.
+//! Invariant: only descriptions of the graph are allocated here.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,25 +15,25 @@ use super::guard::guarded;
 use crate::error::Result;
 use crate::planner::LayerMemory;
 
-/// What a model needs, in bytes.
+/// The memory that a model needs, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ModelMemory {
     /// The constants of the file.
     pub constants: u64,
-    /// Filters that differ from the file's: another element type, order or scale.
+    /// Filters that differ from those of the file in element type, order or scale.
     pub copies: u64,
-    /// Coded filters held by workers that are threads of this process.
+    /// Coded filters of workers that are threads of this process.
     pub filters: u64,
-    /// Coded filters on their way to other workers, of one layer at a time.
+    /// Coded filters in transit to other workers, of one layer at a time.
     pub filters_sent: u64,
-    /// Coded slabs and sub-results, kept by each layer from run to run.
+    /// Coded slabs and sub-results, kept by each layer between runs.
     pub buffers: u64,
-    /// Arrays that the host holds between layers, at the most at a time.
+    /// Peak of the arrays that the host holds between layers.
     pub host: u64,
 }
 
 impl ModelMemory {
-    /// Of the constants and host arrays of a graph, no layer coded yet.
+    /// The memory of the constants and host arrays of a graph, before any layer is coded.
     pub(super) fn of(name: &str, graph: &TypedModel) -> Result<Self> {
         guarded(name, || {
             let order = graph.eval_order()?;
@@ -48,7 +48,7 @@ impl ModelMemory {
             for (step, id) in order.iter().enumerate() {
                 last_use.extend(graph.node(*id).inputs.iter().map(|input| (*input, step)));
             }
-            // What the caller is given lives to the end.
+            // The outputs live to the end.
             last_use.extend(graph.output_outlets()?.iter().map(|output| (*output, order.len())));
             let mut constants: HashMap<*const u8, u64> = HashMap::new();
             let mut ends: HashMap<usize, u64> = HashMap::new();
@@ -77,7 +77,7 @@ impl ModelMemory {
         })
     }
 
-    /// Takes a coded layer in, and the copy of its filters.
+    /// Adds a coded layer and the copy of its filters.
     pub(super) fn add(&mut self, layer: &LayerMemory, copied: u64) {
         self.copies = self.copies.saturating_add(copied);
         self.filters = self.filters.saturating_add(layer.filters);
@@ -85,18 +85,19 @@ impl ModelMemory {
         self.buffers = self.buffers.saturating_add(layer.slabs).saturating_add(layer.results);
     }
 
-    /// What preparing and running take beside the constants, which are there when the model is loaded.
+    /// The memory of preparing and running beside the constants, which exist once the model is loaded.
     #[must_use]
     pub fn additional(&self) -> u64 {
         let run = self.buffers.saturating_add(self.host);
         self.copies.saturating_add(self.filters).saturating_add(self.filters_sent.max(run))
     }
 
-    /// All of it. Where the caller lets go of the model once it is prepared, copies take the place of the file's filters.
+    /// The total memory. Assumes that the caller drops the model once it is prepared, so that copies replace the file's
+    /// filters.
     #[must_use]
     pub fn total(&self) -> u64 {
         let prepared = self.constants.saturating_add(self.additional());
-        // While a file is read its constants are there twice.
+        // While a file is read, its constants are in memory twice.
         prepared.saturating_sub(self.copies.min(self.constants)).max(self.constants.saturating_mul(2))
     }
 }

@@ -1,11 +1,11 @@
-//! Whole CNNs from ONNX files, their convolutions coded.
+//! Whole CNNs from ONNX files, with coded convolutions.
 //!
-//! [`Model::load`] parses a file; [`Model::prepare`] replaces every Conv node (and the fully connected layers for
-//! which it pays) by a coded layer on the workers of a [`Pool`](crate::Pool) and leaves everything else, node by node, to
-//! [tract](https://docs.rs/tract-onnx) on this machine; [`PreparedModel::run`] gives the outputs and a report for
-//! every layer. A constant scale and shift for each channel (a batch normalisation, a bias) is folded into filters
-//! and bias, and a following ReLU or clip is applied in the pass that writes the decoded output. Layers that cannot
-//! be coded run locally, and the report says why.
+//! [`Model::load`] parses a file. [`Model::prepare`] replaces every Conv node (and the fully connected layers for which
+//! it pays) by a coded layer on the workers of a [`Pool`](crate::Pool); all other nodes run one by one in
+//! [tract](https://docs.rs/tract-onnx) on this machine. [`PreparedModel::run`] returns the outputs and a report for
+//! every layer. A constant scale and shift for each channel (a batch normalisation, a bias) is folded into filters and
+//! bias, and a following ReLU or clip is applied in the pass that writes the decoded output. Layers that cannot be
+//! coded run locally, and the report says why.
 //!
 //! ```no_run
 //! use fcdcc::model::{Model, ModelOptions};
@@ -20,10 +20,10 @@
 //! # Ok::<(), fcdcc::Error>(())
 //! ```
 //!
-//! Who runs single layers can skip this module. Only it knows tract.
+//! Relevant if you want to run whole models rather than single layers. No other module uses tract.
 //!
-//! Invariant: the graph that runs computes the same function as the file; only where and in what order of additions
-//! differs.
+//! Invariant: the graph that runs computes the same function as the file; only the place and the order of additions
+//! differ.
 
 mod batch;
 mod check;

@@ -1,12 +1,12 @@
-//! The node that stands in tract's graph where a coded layer was put.
+//! The node that replaces a coded layer in the graph of tract.
 
 use tract_onnx::tract_core::internal::{
     DatumType, DatumTypeExt, EvalOp, Op, StaticName, TValue, TVec, TractResult, TypedFact, TypedOp, as_op,
     not_out_of_plan, op_as_typed_op, tvec,
 };
 
-/// Layer `index` of a prepared model. The plan's evaluation intercepts it: the op itself cannot compute, because
-/// layers report and fail in ways that tract's evaluation has no room for.
+/// Layer `index` of a prepared model. The evaluation of the plan intercepts it. The operator itself cannot compute,
+/// because tract's evaluation does not support the reports and errors of layers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct CodedOp {
     pub(super) index: usize,

@@ -1,4 +1,4 @@
-//! What a caller may choose about a model.
+//! The options of a model.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,15 +7,15 @@ use crate::array::DType;
 use crate::engine::LayerOptions;
 use crate::error::{Error, Result};
 
-/// Which fully connected layers (Gemm or MatMul with constant weights) are coded, as 1x1 convolutions.
+/// The fully connected layers (Gemm or MatMul with constant weights) that are coded, as 1x1 convolutions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum GemmChoice {
-    /// Those for which the cost model expects the workers to be faster than the host.
+    /// Layers for which the cost model expects the workers to be faster than the host.
     #[default]
     Auto,
-    /// All that can be split.
+    /// All layers that can be split.
     On,
-    /// None.
+    /// No layer.
     Off,
 }
 
@@ -40,44 +40,44 @@ impl FromStr for GemmChoice {
     }
 }
 
-/// What the planner may choose of its own accord, layer by layer, beside the partitions.
+/// The choices left to the planner for each layer, beside the partitions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AutoChoices {
-    /// Replication instead of CRME; [`LayerOptions::code`] is then not looked at.
+    /// Replication instead of CRME; [`LayerOptions::code`] is then ignored.
     pub code: bool,
-    /// Fewer subtasks than workers; [`LayerOptions::subtasks`] is then not looked at.
+    /// Fewer subtasks than workers; [`LayerOptions::subtasks`] is then ignored.
     pub subtasks: bool,
-    /// Leaving convolutions on the host because that is predicted to be faster, not only where they cannot be split.
+    /// Leaving convolutions on the host if that is predicted to be faster, not only if they cannot be split.
     pub local: bool,
 }
 
 impl AutoChoices {
-    /// Everything.
+    /// All choices.
     pub const ALL: Self = Self { code: true, subtasks: true, local: true };
 }
 
 /// Options of a model; the defaults are those of the command line.
 #[derive(Clone, Debug, Default)]
 pub struct ModelOptions {
-    /// For every layer. Its name, partitions where they fit, and activation come from the model instead: partitions
-    /// that a layer is too small for are replaced by the planner's.
+    /// Options of every layer, except its name and activation, which come from the model, and partitions for which a
+    /// layer is too small, which the planner replaces.
     pub layer: LayerOptions,
-    /// Which fully connected layers are coded.
+    /// The fully connected layers that are coded.
     pub gemm: GemmChoice,
-    /// Arithmetic of the workers; by default the element type of the model. What the host computes stays in the
-    /// model's type.
+    /// Arithmetic of the workers; by default the element type of the model. The host always computes in the type of the
+    /// model.
     pub precision: Option<DType>,
-    /// What the planner may choose; by default nothing but partitions.
+    /// The choices left to the planner; by default only partitions.
     pub freedom: AutoChoices,
 }
 
-/// How far preparing or running a model has come.
+/// Progress of preparing or running a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress<'a> {
-    /// Coded layers done.
+    /// Number of coded layers finished.
     pub done: usize,
-    /// Coded layers in all.
+    /// Total number of coded layers.
     pub total: usize,
-    /// The layer that was done last.
+    /// The layer finished last.
     pub layer: &'a str,
 }

@@ -1,4 +1,4 @@
-//! Where the layers of a model go.
+//! Decides where each layer of a model runs.
 
 use tract_onnx::tract_core::internal::Datum;
 
@@ -10,19 +10,19 @@ use crate::conv::ConvShape;
 use crate::error::{Error, Result};
 use crate::planner::{LayerPlan, PlanOptions, Rates, plan_layer};
 
-/// A layer of a model and what becomes of it.
+/// A layer of a model and its planned placement.
 #[derive(Clone, Debug)]
 pub struct PlannedLayer {
     /// Its name in the file.
     pub name: String,
     /// `Conv` or `Gemm`.
     pub op: &'static str,
-    /// The layer as a convolution, and its plan; or why it can be no other than the host's.
+    /// The layer as a convolution, and its plan; or the reason why only the host can run it.
     pub plan: Result<(ConvShape, LayerPlan), String>,
 }
 
 impl Model {
-    /// What [`Model::prepare`] would do with each layer on `workers` workers that `rates` are of; needs no workers.
+    /// The plan of [`Model::prepare`] for each layer on `workers` workers with `rates`; needs no workers.
     ///
     /// # Errors
     /// Those of [`Model::prepare`] that concern the model or the options.
@@ -48,15 +48,15 @@ pub(super) fn of_layer(name: &str, source: Error) -> Error {
     Error::Layer { layer: name.to_owned(), source: Box::new(source) }
 }
 
-/// Why a fully connected layer is left alone where none is wanted on the workers.
+/// The reason for leaving a fully connected layer on the host if none is wanted on the workers.
 pub(super) const STAYS: &str = "fully connected layers are to stay on the host";
 
-/// Whether a layer is not to be placed at all.
+/// Whether a layer stays on the host without being planned.
 pub(super) fn stays(op: LayerOp, options: &ModelOptions) -> bool {
     op == LayerOp::Gemm && options.gemm == GemmChoice::Off
 }
 
-/// What becomes of a layer: the caller's partitions where they fit, else the planner's.
+/// The plan of a layer: with the caller's partitions if they fit, otherwise with the planner's.
 pub(super) fn place(
     found: &Found,
     op: LayerOp,
@@ -70,7 +70,7 @@ pub(super) fn place(
         subtasks: (!free.subtasks).then_some(layer.subtasks.unwrap_or(workers)),
         tolerate: layer.tolerate,
         code: (!free.code).then_some(layer.code),
-        // Partitions are said with convolutions in mind.
+        // The caller's partitions are meant for convolutions.
         partitions: layer.partitions.filter(|_| op == LayerOp::Conv),
         local_if_faster: free.local || (op == LayerOp::Gemm && options.gemm == GemmChoice::Auto),
         rates: *rates,

@@ -1,4 +1,4 @@
-//! From a parsed model to one whose layers lie on workers.
+//! Prepares a parsed model: codes its layers and places them on workers.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -29,9 +29,9 @@ impl Model {
     /// Codes the model's layers and installs their filters on the workers of `pool`, once for any number of runs.
     ///
     /// # Errors
-    /// [`Error::Model`] when a size is not known or the graph does not fit together, [`Error::Layer`] with what
-    /// [`CodedConv::prepare`] says of a layer, [`Error::InvalidParameter`] for options that no layer can have,
-    /// [`Error::Memory`] where it does not fit into this machine.
+    /// [`Error::Model`] when a size is not known or the graph is inconsistent, [`Error::Layer`] with an error of
+    /// [`CodedConv::prepare`] for a layer, [`Error::InvalidParameter`] for options that no layer can have,
+    /// [`Error::Memory`] when the model does not fit into the memory of this machine.
     ///
     /// [`Error::Memory`]: crate::Error::Memory
     /// [`Error::Model`]: crate::Error::Model
@@ -82,7 +82,7 @@ impl Model {
                 }
             }
         }
-        // tract drops what leads to no output, and the file's layers are to be accounted for.
+        // tract drops nodes that lead to no output, but every layer of the file must be accounted for.
         let named = |place: &LayerPlacement| match place {
             LayerPlacement::Local(local) => local.name.clone(),
             LayerPlacement::Coded(index) => to_code[*index].0.clone(),
@@ -116,7 +116,7 @@ impl Model {
                 clamp: found.folded.clamp,
                 ..options.layer.clone()
             };
-            // From here on the graph needs the layer's filters no longer.
+            // From here on the graph no longer needs the filters of the layer.
             guarded(self.name(), || replace(&mut graph, &name, &found, index))?;
             coded.push(
                 prepare_layer(pool, found, op, layer, options.precision).map_err(|e| of_layer(&name, e))?,
@@ -128,7 +128,7 @@ impl Model {
     }
 }
 
-/// Puts a [`CodedOp`] where the layer and what is folded into it were.
+/// Replaces the layer and the operators folded into it by a [`CodedOp`].
 fn replace(graph: &mut TypedModel, name: &str, found: &Found, index: usize) -> TractResult<()> {
     let data = graph.node(found.node).inputs[found.data];
     let output = graph.outlet_fact(found.folded.last)?.shape.as_concrete().unwrap_or_default().to_vec();
@@ -139,13 +139,13 @@ fn replace(graph: &mut TypedModel, name: &str, found: &Found, index: usize) -> T
     shunt(graph, found.folded.last, OutletId::new(coded, 0))
 }
 
-/// The type a layer is computed in.
+/// The arithmetic type of a layer.
 fn arithmetic(found: &Found, precision: Option<DType>) -> DType {
     let own = if found.dtype == f64::datum_type() { DType::F64 } else { DType::F32 };
     precision.unwrap_or(own)
 }
 
-/// Bytes of the filters that a layer does not share with the model.
+/// Bytes of filters that a layer does not share with the model.
 fn copied_bytes(found: &Found, precision: Option<DType>) -> u64 {
     let dtype = arithmetic(found, precision);
     let shared = match dtype {
@@ -184,7 +184,7 @@ fn convolution<S: Element + Datum, T: Element>(
     CodedConv::prepare_shared(pool, found.shape, weight, Some(bias), options)
 }
 
-/// The model's own filters, where neither order, type nor scale have to change.
+/// The filters of the model itself, usable if neither order, type nor scale have to change.
 struct Shared<T> {
     tensor: Arc<TractTensor>,
     element: std::marker::PhantomData<T>,
@@ -205,12 +205,12 @@ impl<T: Element> Shared<T> {
 impl<T: Element> AsRef<[T]> for Shared<T> {
     fn as_ref(&self) -> &[T] {
         let bytes = self.tensor.as_plain_ram().map_or(&[][..], |view| view.as_bytes());
-        // Tensors are aligned to more than any element; were one not, `Shared::of` would see a wrong length.
+        // Tensors are aligned to more than any element; otherwise `Shared::of` would see a wrong length.
         bytemuck::try_cast_slice(bytes).unwrap_or_default()
     }
 }
 
-/// A copy of the filters `[O, C/g, kernel...]`, each multiplied by its channel's scale.
+/// A copy of the filters `[O, C/g, kernel...]`, each multiplied by the scale of its channel.
 fn scaled<S: Element + Datum, T: Element>(found: &Found) -> Result<Vec<T>> {
     guarded("filters", || {
         let view = found.weight.try_as_plain_ram()?;
@@ -272,7 +272,7 @@ mod tests {
         (model_of(net).unwrap(), data.into())
     }
 
-    /// A prepared model whose only layer was folded with a mistake in it.
+    /// A prepared model whose only layer is folded with an injected mistake.
     fn with_mistake(model: &Model, pool: &Pool, mistake: impl FnOnce(&mut Found)) -> PreparedModel {
         let mut graph = model.typed().unwrap();
         let Layer { name, op, found } = layers(model.name(), &graph).unwrap().remove(0);
@@ -291,7 +291,7 @@ mod tests {
         }
     }
 
-    /// What a run is compared with shares nothing of what folds and codes.
+    /// The reference of a run shares nothing with the code that folds and codes.
     #[test]
     fn a_wrongly_folded_scale_is_noticed() {
         let (model, data) = constant_minus_normalized(8, 12);
@@ -309,7 +309,7 @@ mod tests {
         assert!(deviation(&sign) > 0.1);
     }
 
-    /// The layer is too small to be coded; what is around it must not be moved into it.
+    /// The layer is too small to be coded; operators around it must not be moved into it.
     #[test]
     fn a_layer_on_the_host_keeps_its_sign() {
         let (model, data) = constant_minus_normalized(1, 3);
@@ -326,7 +326,7 @@ mod tests {
         assert!((got[0].tensor.to_f64()[0] - (one(2) - normalized)).abs() < 1e-5);
     }
 
-    /// With time that grows with the square of the nodes this takes a quarter of an hour.
+    /// If time grew with the square of the number of nodes, this would take a quarter of an hour.
     #[test]
     fn a_chain_of_many_nodes_is_prepared_in_seconds() {
         const NODES: usize = 20_000;
@@ -337,7 +337,7 @@ mod tests {
             _ => format!("v{index}"),
         };
         for index in 0..NODES {
-            // Every other node with a constant of its own.
+            // Every other node has its own constant.
             if index % 2 == 0 {
                 net.node("Relu", &[&name(index)], &name(index + 1));
             } else {
@@ -357,7 +357,7 @@ mod tests {
         );
         let run = prepared.run(&[data]).unwrap();
         assert_eq!(run.outputs[0].tensor.to_f64(), [19_999.0, 2.0, 2.0, 19_999.0, 1.0, 6.0]);
-        // Two seconds of processor time, on a machine that may be busy with much else.
+        // Takes two seconds of processor time; the machine may be busy.
         assert!(took < std::time::Duration::from_secs(150), "{took:?}");
     }
 

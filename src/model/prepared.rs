@@ -1,4 +1,4 @@
-//! A model whose layers lie on workers, and its runs.
+//! A model whose layers are placed on workers, and its runs.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -31,10 +31,10 @@ pub struct PreparedModel {
     pub(super) memory: ModelMemory,
 }
 
-/// Where a layer of the file went.
+/// The placement of a layer of the file.
 #[derive(Debug)]
 pub(super) enum LayerPlacement {
-    /// To the workers: its index among the coded ones.
+    /// On the workers: its index among the coded layers.
     Coded(usize),
     Local(LocalLayer),
 }
@@ -46,17 +46,17 @@ pub(super) struct LocalLayer {
     pub(super) why: String,
 }
 
-/// What a run gives back.
+/// The outcome of a run of a model.
 #[derive(Clone, Debug)]
 pub struct ModelRun {
-    /// In the model's order.
+    /// The outputs, in the order of the model.
     pub outputs: Vec<Output>,
     /// One report for every Conv node of the file, coded or left on the host, and for every coded fully connected
     /// layer, in the order of the graph.
     pub layers: Vec<LayerReport>,
-    /// The whole run.
+    /// Duration of the whole run.
     pub total: Duration,
-    /// What the host computed itself meanwhile.
+    /// Time that the host spent on its own computations.
     pub host: Duration,
 }
 
@@ -108,7 +108,7 @@ impl CodedLayer {
     }
 }
 
-/// Runs a layer of arithmetic `T` on a tensor of `S` and gives the output in `S` again.
+/// Runs a layer of arithmetic `T` on a tensor of `S` and returns the output in `S`.
 fn run_as<S, T>(
     conv: &CodedConv<T>,
     op: &CodedOp,
@@ -129,7 +129,7 @@ where
     }
     .map_err(failed)?;
     let output = run.output.into_raw_vec_and_offset().0;
-    // f32 and f64 differ in alignment, so the cast succeeds for equal types alone.
+    // f32 and f64 differ in alignment, so the cast succeeds only for equal types.
     let output: Vec<S> = bytemuck::allocation::try_cast_vec::<T, S>(output)
         .unwrap_or_else(|(_, other)| other.into_iter().map(|v| S::from_f64(v.to_f64())).collect());
     let output = ArrayD::from_shape_vec(IxDyn(&op.output), output)?;
@@ -140,8 +140,8 @@ impl PreparedModel {
     /// Computes every output from `inputs`, in the model's order.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] for inputs of another number, shape or type, [`Error::Layer`] with what
-    /// [`CodedConv::run`] says of a layer, [`Error::Model`] when an operator on the host fails.
+    /// [`Error::Mismatch`] for a wrong number, shape or type of inputs, [`Error::Layer`] with an error of
+    /// [`CodedConv::run`] for a layer, [`Error::Model`] when an operator on the host fails.
     pub fn run(&self, inputs: &[Tensor]) -> Result<ModelRun> {
         self.run_observed(inputs, &mut |_| {})
     }
@@ -185,13 +185,13 @@ impl PreparedModel {
         Ok(ModelRun { outputs, layers, total, host: total.saturating_sub(Duration::from_secs_f64(coded)) })
     }
 
-    /// What it wants to be given.
+    /// The inputs of the model.
     #[must_use]
     pub fn input_shapes(&self) -> Vec<(&str, &[usize])> {
         self.signature.inputs.iter().map(|i| (i.name.as_str(), i.shape.as_slice())).collect()
     }
 
-    /// What it was estimated to need.
+    /// The estimated memory.
     #[must_use]
     pub fn memory(&self) -> ModelMemory {
         self.memory
@@ -221,7 +221,7 @@ impl std::fmt::Debug for PreparedModel {
     }
 }
 
-/// Names, shapes and types at a model's borders.
+/// Names, shapes and types of the inputs and outputs of a model.
 #[derive(Clone, Debug)]
 pub(super) struct Signature {
     pub(super) model: String,
@@ -237,7 +237,7 @@ struct InputFact {
 }
 
 impl Signature {
-    /// Of a model whose shapes are known ([`Model::typed`] has checked that).
+    /// The signature of a model whose shapes are known, as checked by [`Model::typed`].
     pub(super) fn of(model: &Model) -> Result<Self> {
         let input = |(index, info): (usize, &super::load::InputInfo)| {
             let shape = info.fixed_shape().unwrap_or_default();
@@ -275,7 +275,7 @@ impl Signature {
             .collect()
     }
 
-    /// Gives the outputs of the graph their names.
+    /// Adds the names to the outputs of the graph.
     pub(super) fn name(&self, outputs: &[TValue]) -> Result<Vec<Output>> {
         let named = self.outputs.iter().zip(outputs);
         named

@@ -1,8 +1,7 @@
-//! Resize to the nearest element, with positions that are exact.
+//! Resize to the nearest element, with exact positions.
 //!
-//! Which element is nearest is decided by fractions: a position that is a whole number, or a half, is one, where
-//! arithmetic in floats lands beside it and takes the neighbour. Interpolation, which has no such steps, stays with the
-//! library.
+//! Positions are computed as fractions, because the nearest element changes at whole or half positions, where
+//! floating-point rounding may select the neighbour. Interpolation has no such steps and is left to tract.
 
 use tract_onnx::model::{ParsingContext, optional_inputs};
 use tract_onnx::pb::NodeProto;
@@ -17,10 +16,10 @@ use tract_onnx::tract_hir::internal::{Expansion, expand};
 
 use super::check::{attribute, text};
 
-/// What the node is called once it is known to be of this kind; no file can say so.
+/// The operator name given to nodes of this kind; it cannot occur in a file.
 pub(super) const NAME: &str = "Resize to nearest";
 
-/// The opset in which the nearest element was left to the implementation.
+/// The opset that left the choice of the nearest element to the implementation.
 const UNSPECIFIED: i64 = 10;
 
 /// Whether a Resize node is of this kind.
@@ -31,7 +30,7 @@ pub(super) fn takes(node: &NodeProto) -> bool {
         && is("keep_aspect_ratio_policy", "stretch", "stretch")
 }
 
-/// Where the middle, or the corner, of an output element is in the input.
+/// The position in the input of an output element, by its middle or corner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Coordinates {
     HalfPixel,
@@ -62,7 +61,7 @@ enum Rounding {
     Ceil,
     PreferFloor,
     PreferCeil,
-    /// Up where the output is smaller, down where it is larger: what opset 10 meant in practice.
+    /// Up if the output is smaller, down if it is larger, as implementations of opset 10 do.
     Shrinking,
 }
 
@@ -86,7 +85,7 @@ struct Fraction {
 }
 
 impl Fraction {
-    /// The fraction with the smallest terms that `value` is the nearest float of: 3/5 for 0.6.
+    /// The fraction with the smallest terms whose nearest float is `value`: 3/5 for 0.6.
     fn meant_by(value: f32) -> Option<Self> {
         if !value.is_finite() || !(2e-6..=1e6).contains(&value) {
             return None;
@@ -95,7 +94,8 @@ impl Fraction {
         let middle = |other: f32| f64::midpoint(f64::from(value), f64::from(other));
         #[expect(clippy::cast_possible_truncation, reason = "rounding to f32 is the question")]
         let back = |of: &Self| (of.over as f64 / of.under as f64) as f32 == value;
-        // Itself, where rounding on the way has led astray: a multiple of 2^-44, as it is above 2^-20.
+        // If intermediate rounding gives another float, uses the exact value: a multiple of 2^-44, since it is above
+        // 2^-20.
         #[expect(clippy::cast_possible_truncation, reason = "a whole number below 2^64")]
         let exact = || Self { over: (f64::from(value) * 2f64.powi(44)) as i128, under: 1 << 44 };
         let simplest = simplest_between(middle(below), middle(above), 40);
@@ -103,10 +103,10 @@ impl Fraction {
     }
 }
 
-/// By continued fractions.
+/// The simplest fraction in the range, by continued fractions.
 fn simplest_between(low: f64, high: f64, steps: usize) -> Option<Fraction> {
     let whole = low.floor();
-    // Below 2^53, as the first is below 2^21 and terms of later steps are below 2^25.
+    // Below 2^53, as the first term is below 2^21 and later terms are below 2^25.
     #[expect(clippy::cast_possible_truncation, reason = "small")]
     let term = whole as i128;
     if whole == low {
@@ -119,7 +119,7 @@ fn simplest_between(low: f64, high: f64, steps: usize) -> Option<Fraction> {
     Some(Fraction { over: term.checked_mul(rest.over)?.checked_add(rest.under)?, under: rest.over })
 }
 
-/// The input element that output element `x` of `out` is, of `own` elements at `scale`.
+/// The input element for output element `x` of `out`, for an axis of `own` elements and `scale`.
 fn source(
     x: usize,
     own: usize,
@@ -151,7 +151,7 @@ fn source(
     usize::try_from(at.clamp(0, own - 1)).unwrap_or(0)
 }
 
-/// The node as the file has it; the first input is the data.
+/// A parsed Resize node; the first input is the data.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Parsed {
     scales: Option<usize>,
@@ -161,10 +161,10 @@ struct Parsed {
     rounding: Rounding,
 }
 
-/// For the library's register of operators.
+/// The parser for tract's operator register.
 ///
 /// # Errors
-/// For attributes that have no meaning.
+/// For attributes without meaning.
 pub(super) fn parse(
     ctx: &ParsingContext,
     node: &NodeProto,
@@ -193,7 +193,7 @@ pub(super) fn parse(
 }
 
 impl Parsed {
-    /// Sizes of the output, and the scale of each axis that changes. `scales` count where they have elements.
+    /// Sizes of the output, and the scale of each axis that changes. `scales` are used if they have elements.
     fn resized(
         &self,
         input: &[TDim],
@@ -229,7 +229,7 @@ impl Parsed {
                 let Some(fraction) = Fraction::meant_by(scale) else {
                     bail!("scale {scale} of axis {axis} has no meaning")
                 };
-                // Rounded as other engines do, so that sizes agree.
+                // Rounded as in other engines, so that sizes agree.
                 #[expect(
                     clippy::cast_possible_truncation,
                     clippy::cast_sign_loss,
@@ -332,14 +332,14 @@ impl Expansion for Parsed {
     }
 }
 
-/// Copies elements; for each axis which ones, where they are not all.
+/// Copies elements: for each axis the source indices, or `None` if the axis is unchanged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Nearest {
     sources: Vec<Option<Vec<usize>>>,
 }
 
 impl Nearest {
-    /// Whether an axis stays as it is.
+    /// Whether an axis is unchanged.
     pub(super) fn keeps(&self, axis: usize) -> bool {
         self.sources.get(axis).is_some_and(Option::is_none)
     }
@@ -416,7 +416,7 @@ mod tests {
         for nonsense in [0.0, -1.0, f32::NAN, f32::INFINITY, 1e-30] {
             assert_eq!(Fraction::meant_by(nonsense), None);
         }
-        // Every float comes back from its fraction.
+        // Every float is recovered from its fraction.
         let mut value = 0.01f32;
         while value < 50.0 {
             assert!(Fraction::meant_by(value).is_some(), "{value}");
@@ -437,7 +437,7 @@ mod tests {
         // The middle of seven elements is the fourth.
         assert_eq!(all(7, 1, Coordinates::HalfPixel, Rounding::Floor), [3]);
         assert_eq!(all(7, 1, Coordinates::PytorchHalfPixel, Rounding::Floor), [0]);
-        // Half way between two elements the name decides.
+        // Half way between two elements the rounding mode decides.
         assert_eq!(all(4, 2, Coordinates::HalfPixel, Rounding::PreferFloor), [0, 2]);
         assert_eq!(all(4, 2, Coordinates::HalfPixel, Rounding::PreferCeil), [1, 3]);
         assert_eq!(all(2, 6, Coordinates::Asymmetric, Rounding::Shrinking), [0, 0, 0, 1, 1, 1]);

@@ -1,8 +1,8 @@
-//! From a graph to a plan that can be run.
+//! Makes an executable plan of a graph.
 //!
-//! Invariant: nodes are computed as they are. Constants are computed once; products and loops, each by itself, in the
-//! library's fast form. No rewrite joins two nodes or moves one past another: those of the library are wrong for some
-//! graphs and take time that grows with the square of the number of nodes.
+//! Invariant: nodes are computed as they are. Constants are computed once; products and loops are individually put into
+//! tract's optimized form. No rewrite joins two nodes or moves one past another: tract's own rewrites are wrong for
+//! some graphs and take time that grows with the square of the number of nodes.
 
 use std::sync::Arc;
 
@@ -16,10 +16,10 @@ use tract_onnx::tract_core::ops::einsum::EinSum;
 use tract_onnx::tract_core::ops::konst::Const;
 use tract_onnx::tract_core::ops::scan::Scan;
 
-/// Constants that are computed from smaller ones beforehand have at most so many bytes.
+/// Maximum bytes of a precomputed constant that is larger than its inputs.
 const MOST_GROWTH_BYTES: usize = 4 << 20;
 
-/// The plan of a graph whose coded layers are in their places.
+/// The plan of a graph that contains its coded layers.
 pub(super) fn runnable(mut graph: TypedModel) -> TractResult<Arc<TypedSimplePlan>> {
     graph.compact()?;
     compute_constants(&mut graph)?;
@@ -29,7 +29,7 @@ pub(super) fn runnable(mut graph: TypedModel) -> TractResult<Arc<TypedSimplePlan
     graph.into_runnable()
 }
 
-/// Replaces nodes whose inputs are all constant by what they compute.
+/// Replaces nodes whose inputs are all constant by their values.
 fn compute_constants(graph: &mut TypedModel) -> TractResult<()> {
     for id in graph.eval_order()? {
         let node = graph.node(id);
@@ -53,7 +53,7 @@ fn compute_constants(graph: &mut TypedModel) -> TractResult<()> {
             continue;
         }
         let known = known.into_iter().map(IntoTValue::into_tvalue).collect();
-        // What cannot be computed now fails, if it must, where it is run.
+        // A node that cannot be computed now may fail when it runs.
         let Ok(Some(mut values)) = node.op.eval_out_of_plan(known) else { continue };
         let (Some(value), true) = (values.pop(), values.is_empty()) else { continue };
         let value = value.into_arc_tensor();
@@ -69,14 +69,14 @@ fn compute_constants(graph: &mut TypedModel) -> TractResult<()> {
     Ok(())
 }
 
-/// Puts products and loops into the form in which the library computes them fast.
+/// Puts products and loops into tract's optimized form.
 fn compile(graph: &mut TypedModel) -> TractResult<()> {
     for id in 0..graph.nodes().len() {
         let node = graph.node(id);
         if !(node.op_is::<EinSum>() || node.op_is::<Scan>() || node.op_is::<Conv>()) {
             continue;
         }
-        // In an order of inputs of its own: constants become a part of the operator.
+        // Has its own order of inputs, since constants become a part of the operator.
         let Some(compiled) = Compiled::of(graph, node)? else { continue };
         let facts = node.outputs.iter().map(|output| output.fact.clone()).collect();
         let (name, wires) = (node.name.clone(), node.inputs.clone());
@@ -96,7 +96,7 @@ fn compile(graph: &mut TypedModel) -> TractResult<()> {
     Ok(())
 }
 
-/// Lets everything that uses `from` use `to`; the node of `from` is dropped when the graph is compacted.
+/// Redirects all uses of `from` to `to`; compacting the graph then drops the node of `from`.
 pub(super) fn shunt(graph: &mut TypedModel, from: OutletId, to: OutletId) -> TractResult<()> {
     for successor in graph.outlet_successors(from).to_vec() {
         graph.add_edge(to, successor)?;
@@ -106,7 +106,7 @@ pub(super) fn shunt(graph: &mut TypedModel, from: OutletId, to: OutletId) -> Tra
     graph.select_output_outlets(&outputs)
 }
 
-/// One node in the library's fast form, with its constants packed.
+/// One node in tract's optimized form, with its constants packed.
 #[derive(Clone, Debug)]
 struct Compiled {
     name: StaticName,
@@ -115,7 +115,7 @@ struct Compiled {
 }
 
 impl Compiled {
-    /// `None` where a size is not known.
+    /// Compiles a node; `None` if a size is not known.
     fn of(graph: &TypedModel, node: &TypedNode) -> TractResult<Option<Self>> {
         let mut alone = TypedModel { symbols: graph.symbols.clone(), ..TypedModel::default() };
         let mut wires = TVec::new();

@@ -1,4 +1,4 @@
-//! Arrays whose element type is known only at run time: what goes into a model and comes out.
+//! Arrays whose element type is known only at run time: the inputs and outputs of models.
 
 use ndarray::{ArrayD, Axis};
 use tract_onnx::prelude::{DatumType, IntoTensor, TractResult};
@@ -7,11 +7,11 @@ use tract_onnx::tract_core::internal::Tensor as TractTensor;
 use super::guard::guarded;
 use crate::error::{Error, Result};
 
-/// An array of one of the element types that ONNX models have at their borders.
+/// An array of one of the element types of model inputs and outputs.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Tensor {
-    /// 32-bit floats. Half floats of a model come out as these too.
+    /// 32-bit floats. Half floats of a model are converted to these.
     F32(ArrayD<f32>),
     /// 64-bit floats.
     F64(ArrayD<f64>),
@@ -19,11 +19,11 @@ pub enum Tensor {
     I32(ArrayD<i32>),
     /// 64-bit integers: class indices, sizes.
     I64(ArrayD<i64>),
-    /// Signed bytes.
+    /// 8-bit signed integers.
     I8(ArrayD<i8>),
-    /// Bytes.
+    /// 8-bit unsigned integers.
     U8(ArrayD<u8>),
-    /// Truth values.
+    /// Booleans.
     Bool(ArrayD<bool>),
 }
 
@@ -74,7 +74,8 @@ impl Tensor {
         }
     }
 
-    /// Cut along the first axis into pieces of `size`, the last of what is left; one piece if there is no axis.
+    /// Splits along the first axis into pieces of `size`, of which the last may be smaller; one piece if there is no
+    /// axis.
     #[must_use]
     pub fn chunks(&self, size: usize) -> Vec<Self> {
         each!(self, array => if array.ndim() == 0 {
@@ -84,7 +85,7 @@ impl Tensor {
         })
     }
 
-    /// Put one after the other along the first axis, as [`Tensor::chunks`] cut them; values without an axis become
+    /// Concatenates pieces along the first axis, as [`Tensor::chunks`] split them; values without an axis become
     /// elements of a vector.
     ///
     /// # Errors
@@ -93,11 +94,11 @@ impl Tensor {
         Self::concat_along(pieces, 0)
     }
 
-    /// Put one after the other along an axis; values without an axis become elements of a vector.
+    /// Concatenates pieces along an axis; values without an axis become elements of a vector.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] for none at all, for different element types, for different sizes of the other axes, or for
-    /// an axis that they do not have.
+    /// [`Error::Mismatch`] for no pieces, different element types, different sizes of the other axes, or an axis that
+    /// does not exist.
     pub fn concat_along(pieces: &[Self], axis: usize) -> Result<Self> {
         let differ = |got: String, expected: String| {
             Error::mismatch(
@@ -144,7 +145,7 @@ impl Tensor {
         }
     }
 
-    /// The elements in row-major order as f64: exact but for integers beyond 2^53; truth values are 0 and 1.
+    /// The elements in row-major order as f64: exact except for integers beyond 2^53; booleans are 0 and 1.
     #[must_use]
     pub fn to_f64(&self) -> Vec<f64> {
         match self {
@@ -158,8 +159,8 @@ impl Tensor {
         }
     }
 
-    /// As tract has it, in the element type the model wants. Floats are rounded to it; anything else must survive
-    /// the way there and back.
+    /// Converts to a tract tensor of the element type `wanted`. Floats are rounded; all other conversions must be
+    /// lossless.
     pub(super) fn for_model(&self, name: &str, wanted: DatumType) -> Result<TractTensor> {
         let own: TractTensor = each!(self, array => array.clone().into_tensor());
         if own.datum_type() == wanted {
@@ -182,7 +183,7 @@ impl Tensor {
         }
     }
 
-    /// From tract.
+    /// Converts from a tract tensor.
     pub(super) fn from_model(name: &str, tensor: &TractTensor) -> Result<Self> {
         guarded(name, || {
             Ok(match tensor.datum_type() {
@@ -192,7 +193,7 @@ impl Tensor {
                 DatumType::I8 => Self::I8(tensor.to_plain_array_view()?.to_owned()),
                 DatumType::U8 => Self::U8(tensor.to_plain_array_view()?.to_owned()),
                 DatumType::Bool => Self::Bool(tensor.to_plain_array_view()?.to_owned()),
-                // Small integers and tract's own sizes fit into i64, half floats into f32.
+                // Small integers and tract's sizes fit into i64, half floats into f32.
                 dt if dt.is_float() => Self::F32(tensor.cast_to::<f32>()?.to_plain_array_view()?.to_owned()),
                 _ => Self::I64(tensor.cast_to::<i64>()?.to_plain_array_view()?.to_owned()),
             })
@@ -200,7 +201,7 @@ impl Tensor {
     }
 }
 
-/// The element type as users know it.
+/// The user-visible name of an element type.
 pub(super) fn dtype_name(dtype: DatumType) -> String {
     format!("{dtype:?}").to_lowercase()
 }
@@ -244,7 +245,7 @@ mod tests {
                 Tensor::from(tensor(&[wrong])).for_model("x", DatumType::U8).unwrap_err().to_string();
             assert!(refused.contains("input x is f64 where u8"), "{refused}");
         }
-        // Rounding between floats is what is asked for.
+        // Rounding between floats is allowed.
         let rounded = Tensor::from(tensor(&[0.1f64])).for_model("x", DatumType::F32).unwrap();
         assert_eq!(Tensor::from_model("x", &rounded).unwrap(), Tensor::F32(tensor(&[0.1f32])));
     }

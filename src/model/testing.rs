@@ -1,4 +1,4 @@
-//! Small models, made where tests need them.
+//! Small models for tests.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -59,7 +59,7 @@ impl Net {
         self.graph.node.last_mut().unwrap()
     }
 
-    /// One more output.
+    /// Adds an output.
     pub(super) fn output(&mut self, name: &str) {
         self.graph.output.push(ValueInfoProto { name: name.to_owned(), ..ValueInfoProto::default() });
     }
@@ -68,7 +68,7 @@ impl Net {
         self.graph
     }
 
-    /// With opset 17.
+    /// The model as a message, with opset 17.
     pub(super) fn proto(self) -> ModelProto {
         let opset = OperatorSetIdProto { version: 17, ..OperatorSetIdProto::default() };
         let graph = Some(self.graph);

@@ -1,7 +1,7 @@
-//! What a file says in several ways, said in one before the library reads it.
+//! Normalizes a file before tract reads it, for constructs that have several spellings.
 //!
-//! Invariant: the file means the same before and after. Runs behind [`check`](super::check), which refuses what has no
-//! single meaning.
+//! Invariant: the meaning of the file does not change. Runs after [`check`](super::check), which rejects files without
+//! a single meaning.
 
 use std::collections::{HashMap, HashSet};
 
@@ -10,15 +10,15 @@ use tract_onnx::pb::{AttributeProto, GraphProto, NodeProto, TensorProto, attribu
 use super::check::{attribute, called, scalar};
 use super::resize;
 
-/// Rewrites a graph and those inside its nodes; `opset` is the version of the standard operators.
+/// Rewrites a graph and the graphs inside its nodes; `opset` is the version of the standard operators.
 ///
 /// # Errors
-/// One line, where something cannot be said in another way.
+/// One line, for a construct that cannot be rewritten.
 pub(super) fn graph(graph: &mut GraphProto, opset: i64) -> Result<(), String> {
     let constants = small_constants(graph);
     let mut fresh = Fresh::of(graph);
     let mut nodes = Vec::with_capacity(graph.node.len());
-    // As nodes of their own: the library compares every initializer with every other.
+    // Initializers become nodes, because tract compares every initializer with every other.
     let initial: HashSet<String> = graph.initializer.iter().map(|tensor| tensor.name.clone()).collect();
     graph.input.retain(|input| !initial.contains(&input.name));
     for tensor in std::mem::take(&mut graph.initializer) {
@@ -31,14 +31,14 @@ pub(super) fn graph(graph: &mut GraphProto, opset: i64) -> Result<(), String> {
                 self::graph(inner, opset)?;
             }
         }
-        // Optional values at the end that are not there.
+        // Drops omitted optional values at the end.
         for values in [&mut node.input, &mut node.output] {
             while values.last().is_some_and(String::is_empty) {
                 values.pop();
             }
         }
         if !node.name.is_empty() && !names.insert(node.name.clone()) {
-            // Names of nodes may repeat, but layers are told apart by them; those of values never repeat.
+            // Node names may repeat, but layers are identified by them; names of values are unique.
             if let Some(output) = node.output.first() {
                 node.name = format!("{} ({output})", node.name);
             }
@@ -69,7 +69,7 @@ pub(super) fn graph(graph: &mut GraphProto, opset: i64) -> Result<(), String> {
     Ok(())
 }
 
-/// Names of values that a graph does not have.
+/// Generates names of values that a graph does not contain.
 struct Fresh {
     taken: HashSet<String>,
     next: usize,
@@ -92,7 +92,7 @@ impl Fresh {
         }
     }
 
-    /// A node that makes a constant, and the constant's name.
+    /// A node that produces a constant, and the name of the constant.
     fn constant(&mut self, base: &str, tensor: TensorProto) -> (String, NodeProto) {
         let name = self.name(base);
         let node = constant_node(name.clone(), tensor);
@@ -115,7 +115,7 @@ fn constant_node(output: String, tensor: TensorProto) -> NodeProto {
     }
 }
 
-/// Constants that say sizes, axes and flags.
+/// Constants that hold sizes, axes and flags.
 fn small_constants(graph: &GraphProto) -> HashMap<String, TensorProto> {
     const MOST_ELEMS: i64 = 64;
     let nodes = graph.node.iter().filter(|node| node.op_type == "Constant").filter_map(|node| {
@@ -154,7 +154,7 @@ fn values(tensor: &TensorProto) -> Option<Vec<i64>> {
     chunks.map(|bytes| Some(i64::from_le_bytes(bytes.try_into().ok()?))).collect()
 }
 
-/// Whether a Dropout passes its input on and nothing else.
+/// Whether a Dropout only passes its input on.
 fn is_identity(node: &NodeProto, constants: &HashMap<String, TensorProto>) -> bool {
     let off = match node.input.get(2).filter(|name| !name.is_empty()) {
         None => true,
@@ -163,7 +163,7 @@ fn is_identity(node: &NodeProto, constants: &HashMap<String, TensorProto>) -> bo
     off && node.output.len() == 1
 }
 
-/// Gives Resize a constant without elements where its region or scales are left out: the library counts inputs.
+/// Gives Resize an empty constant for an omitted region or omitted scales, because tract counts inputs.
 fn name_empties(node: &mut NodeProto, fresh: &mut Fresh, nodes: &mut Vec<NodeProto>) {
     for slot in 1..3 {
         if node.input.get(slot).is_some_and(String::is_empty) {
@@ -175,7 +175,7 @@ fn name_empties(node: &mut NodeProto, fresh: &mut Fresh, nodes: &mut Vec<NodePro
     }
 }
 
-/// Takes the axis off a constant of one element: exporters write one where the operator asks for none.
+/// Removes the axis of a constant of one element, since some exporters write one where the operator expects a scalar.
 fn without_axis(
     node: &mut NodeProto,
     slot: usize,
@@ -191,7 +191,7 @@ fn without_axis(
     }
 }
 
-/// Puts a Slice before a Pad whose amounts are negative in part: what is to be cut off is cut off there.
+/// Inserts a Slice before a Pad with negative amounts, which does the cropping.
 fn crop(
     node: &mut NodeProto,
     constants: &HashMap<String, TensorProto>,
@@ -278,7 +278,7 @@ mod tests {
         net.node("Dropout", &["x"], "a");
         net.node("Dropout", &["a", "", "x"], "y");
         let nodes = tidied(net, 17).node;
-        // Whether the second drops is not known before it runs.
+        // Whether the second Dropout is active is known only when it runs.
         assert_eq!(nodes.iter().map(|n| n.op_type.as_str()).collect::<Vec<_>>(), ["Identity", "Dropout"]);
     }
 

@@ -8,13 +8,13 @@ use crate::error::{Error, Result};
 
 /// The input of a layer as k_A equally shaped slabs that overlap by their halo.
 ///
-/// Slab a holds the padded input rows behind output rows `a*rows .. (a+1)*rows` of the split axis; zero rows are
+/// Slab a holds the padded input rows needed for output rows `a*rows .. (a+1)*rows` of the split axis; zero rows are
 /// appended at the bottom until the last slab is full.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InputPartition {
     /// k_A.
     pub parts: usize,
-    /// Output rows (of the split axis) behind each slab: ceil(H' / k_A).
+    /// Output rows (of the split axis) for each slab: ceil(H' / k_A).
     pub rows: usize,
     /// Spatial size of one slab, padding included.
     pub slab: [usize; AXES],
@@ -24,7 +24,7 @@ pub struct InputPartition {
     pub step_rows: usize,
     /// Size of the padded and extended input.
     size: [usize; AXES],
-    /// The input as it lies in memory is that already.
+    /// Whether the input in memory already has that form.
     in_place: bool,
     shape: ConvShape,
 }
@@ -44,7 +44,7 @@ fn convert<T: Element, A: Element>(from: &[T], scale: f64, to: &mut [A]) {
 }
 
 impl InputPartition {
-    /// Cuts the input of `shape` into `k_a` slabs.
+    /// Splits the input of `shape` into `k_a` slabs.
     ///
     /// # Errors
     /// [`Error::InvalidParameter`] when `k_a` is zero or above the number of output rows.
@@ -104,7 +104,7 @@ impl InputPartition {
         self.step_rows * self.row_elems()
     }
 
-    /// Whether the input as it lies in memory already is its own padded and extended form.
+    /// Whether the input in memory already is its padded and extended form.
     #[must_use]
     pub fn is_in_place(&self) -> bool {
         self.in_place
@@ -126,7 +126,7 @@ impl InputPartition {
         while !rest.is_empty() {
             let (run, after) = rest.split_at_mut((width - x).min(rest.len()));
             rest = after;
-            // Rows of zeros before and behind wrap around or lie past the end.
+            // Rows of padding before and after the input wrap around or exceed its end.
             let z = (row / self.size[1]).wrapping_sub(shape.pad_begin[0]);
             let y = (row % self.size[1]).wrapping_sub(shape.pad_begin[1]);
             if z < shape.input[0] && y < shape.input[1] {
@@ -169,7 +169,7 @@ mod tests {
         InputPartition::new(&ConvShape::new(input, weight, &params).unwrap(), k_a).unwrap()
     }
 
-    /// The whole padded and extended channel; every run of it, however long, must be the same.
+    /// The whole padded and extended channel; every run of it must be the same, whatever its length.
     fn covered(p: &InputPartition, plane: &[f32]) -> Vec<f64> {
         let mut covered = vec![9.0; p.covered_plane()];
         p.read(plane, 0, 1.0, &mut covered);
@@ -192,10 +192,10 @@ mod tests {
         assert_eq!((p.rows, p.slab, p.step_rows), (7, [1, 35, 227], 28));
         assert_eq!(p.covered_rows, 55 * 4 + 11);
         assert!(!p.is_in_place());
-        // Six rows in four parts: two rows each, the last part pure padding.
+        // Six rows in four parts: two rows each, so the last part is pure padding.
         let p = partition(&[1, 1, 6, 4], &[1, 1, 1, 1], ConvParams::default(), 4);
         assert_eq!((p.rows, p.covered_rows), (2, 8));
-        // Nothing to pad and nothing to extend: slabs lie in the input itself.
+        // No padding and no extension: slabs are read from the input in place.
         assert!(partition(&[1, 1, 8, 4], &[1, 1, 1, 1], ConvParams::default(), 4).is_in_place());
     }
 

@@ -22,10 +22,10 @@ pub struct FilterPartition {
 }
 
 impl FilterPartition {
-    /// Cuts the filters of `shape` into `k_b` banks.
+    /// Splits the filters of `shape` into `k_b` banks.
     ///
-    /// More banks than a group has channels are allowed (the surplus banks are zero filters) but wasteful; the
-    /// planner never asks for them.
+    /// More banks than a group has channels are allowed but wasteful, since the surplus banks are zero filters; the
+    /// planner never chooses them.
     ///
     /// # Errors
     /// [`Error::InvalidParameter`] when `k_b` is zero.
@@ -65,15 +65,15 @@ impl FilterPartition {
         self.filter_elems
     }
 
-    /// The output channel of the layer that filter `filter` of bank `bank` is; none where it fills the bank up.
+    /// The output channel of the layer for filter `filter` of bank `bank`; `None` for a padding filter.
     #[must_use]
     pub fn channel(&self, bank: usize, filter: usize) -> Option<usize> {
         let (group, of_group) = (filter / self.per_group, bank * self.per_group + filter % self.per_group);
         (of_group < self.group_out).then_some(group * self.group_out + of_group)
     }
 
-    /// The banks one after the other, `[k_B, g * per_group, C/g, kernel...]`, from `[O, C/g, kernel...]`: the
-    /// weight itself where the banks are its consecutive parts.
+    /// The banks one after the other, `[k_B, g * per_group, C/g, kernel...]`, from `[O, C/g, kernel...]`: borrows the
+    /// weight itself if the banks are its consecutive parts.
     #[must_use]
     pub fn split<'a, T: Element>(&self, weight: &'a [T]) -> Cow<'a, [T]> {
         if (self.groups == 1 || self.parts == 1) && self.parts * self.per_group == self.group_out {
@@ -126,7 +126,7 @@ mod tests {
 
     #[test]
     fn a_bank_may_be_pure_padding() {
-        // Five filters in four banks of two: the last bank holds none of them.
+        // Five filters in four banks of two: the last bank is empty.
         let shape = ConvShape::new(&[1, 1, 1], &[5, 1, 1], &ConvParams::default()).unwrap();
         let p = FilterPartition::new(&shape, 4).unwrap();
         assert_eq!(*p.split(&[1.0, 2.0, 3.0, 4.0, 5.0]), [1.0, 2.0, 3.0, 4.0, 5.0, 0.0, 0.0, 0.0]);

@@ -1,9 +1,9 @@
-//! How a layer is cut into parts: APCP for the input, KCCP for the filters, and how their products tile the
+//! Partitions of a layer: APCP splits the input, KCCP splits the filters, and the products of their parts tile the
 //! output.
 //!
-//! Pure functions of shapes. The invariant: `Y[a, b] = conv(X_a, K_b)` for all a, b are equally shaped, tile the
-//! output (a along the split axis, b along the output channels of each group) and what they hold beyond it is
-//! cropped by [`OutputTiling`]. Both maps are linear, which is all a code needs.
+//! Pure functions of shapes. Invariant: the parts `Y[a, b] = conv(X_a, K_b)` have equal shapes and tile the output (a
+//! along the split axis, b along the output channels of each group); [`OutputTiling`] crops the elements beyond it.
+//! Both maps are linear, as a code requires.
 
 mod apcp;
 mod kccp;

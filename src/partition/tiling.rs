@@ -1,13 +1,13 @@
-//! Where each decoded part lies in the output, and how the work of writing it is shared out.
+//! The position of each decoded part in the output, and the division of the output into runs for writing.
 
 use super::{FilterPartition, InputPartition};
 use crate::conv::ConvShape;
 
 /// The map from (part a, part b, element of a part) to the output.
 ///
-/// A part is `[N * g * per_group, rows * inner]`: its channel planes one after the other. With `a` it fills the
-/// rows from `a * rows` of an output plane, with `b` the channels from `b * per_group` of each group; what lies
-/// beyond the output is cropped.
+/// A part is `[N * g * per_group, rows * inner]`: its channel planes one after the other. Part (a, b) covers the rows
+/// from `a * rows` on of an output plane and the channels from `b * per_group` on of each group; elements beyond the
+/// output are cropped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OutputTiling {
     /// k_A.
@@ -51,7 +51,7 @@ impl OutputTiling {
         self.batch * self.groups * self.group_out * self.output_plane
     }
 
-    /// O, output channels of the layer.
+    /// Output channels O of the layer.
     #[must_use]
     pub fn out_channels(&self) -> usize {
         self.groups * self.group_out
@@ -63,7 +63,7 @@ impl OutputTiling {
         self.batch * self.groups * self.per_group
     }
 
-    /// Groups of all images.
+    /// Number of groups over all images.
     #[must_use]
     pub fn image_groups(&self) -> usize {
         self.batch * self.groups
@@ -75,8 +75,8 @@ impl OutputTiling {
         self.part_plane
     }
 
-    /// The output channel that plane `plane` of the parts with filters `b` belongs to, for the bias; none where that
-    /// plane is filled up.
+    /// The output channel of the layer (for the bias) of plane `plane` of the parts with filters `b`; `None` for a
+    /// padding plane.
     #[must_use]
     pub fn channel(&self, plane: usize, b: usize) -> Option<usize> {
         let (group, filter) = (plane / self.per_group % self.groups, plane % self.per_group);
@@ -90,10 +90,9 @@ impl OutputTiling {
         plane / self.per_group
     }
 
-    /// The output in runs of at most `columns` columns: run (plane, block, part) is element
-    /// `(plane * blocks + block) * k_A k_B + part` of the answer, where a plane of a part has
-    /// `part_plane().div_ceil(columns)` blocks and part (a, b) is `a * k_B + b`. Every output element is in exactly one
-    /// run; runs lack what is cropped.
+    /// Splits the output into runs of at most `columns` columns: run (plane, block, part) has index
+    /// `(plane * blocks + block) * k_A k_B + part`, where a plane of a part has `part_plane().div_ceil(columns)` blocks
+    /// and part (a, b) is `a * k_B + b`. Every output element is in exactly one run; runs omit cropped elements.
     pub fn runs<'a, T>(&self, output: &'a mut [T], columns: usize) -> Vec<&'a mut [T]> {
         let columns = columns.max(1);
         let (blocks, parts) = (self.part_plane.div_ceil(columns), self.k_a * self.k_b);
