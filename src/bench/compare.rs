@@ -15,7 +15,7 @@ use crate::conv::ConvShape;
 use crate::engine::LayerOptions;
 use crate::error::Result;
 
-/// Up to this number of trials the 99.9th percentile equals the greatest latency.
+/// Below this number of trials the 99.9th percentile is little more than the greatest latency.
 const ENOUGH_FOR_P999: usize = 1000;
 
 /// What is compared, and the results so far.

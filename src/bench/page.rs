@@ -234,7 +234,8 @@ impl Table {
     fn write(&self, html: &mut String) {
         let columns = self.rows.iter().map(Vec::len).fold(self.head.len(), usize::max);
         let group = |row: &[Cell]| row.len() == 1 && columns > 1;
-        // A column's name is aligned as its numbers are. The first column names the rows, even if a name begins with a digit.
+        // A column's name is aligned as its numbers are.
+        // The first column names the rows, even if a name begins with a digit.
         let numeric = |column: usize| {
             if column == 0 {
                 return false;
