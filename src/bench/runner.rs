@@ -256,7 +256,7 @@ impl Runner<'_, '_> {
         (self.observe)(Progress::Begins { study: self.name, estimate });
     }
 
-    /// `count` trials of every method, by method. Trials before `from` of the same scenario are different ones.
+    /// Runs the trials `from..from + count` of a scenario by every method; the results by method.
     fn trials(
         &mut self,
         name: &str,
@@ -276,7 +276,7 @@ impl Runner<'_, '_> {
                 let outcome = contestant.run(&fates, trial - from < CHECKED)?;
                 check(&outcome, self.name, &plan.method, name)?;
                 trials[*method].push(outcome);
-                // The estimate is reported first.
+                // Steps are reported only after the estimate.
                 if self.total > 0 {
                     self.done += 1;
                     let (study, done, total) = (self.name, self.done, self.total);
