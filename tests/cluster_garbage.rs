@@ -68,7 +68,7 @@ fn answer(query: &Query, header: Vec<u8>, payload: Vec<u8>) {
 /// How an impostor handles a request.
 type Misdeed = Box<dyn Fn(&Query, Request) + Send + Sync>;
 
-/// Announces a worker called `name` that handles requests by `deed`; it lasts as long as the returned value.
+/// A worker called `name` that describes itself by `says` and handles requests by `does`; it lasts as long as the result.
 fn impostor(
     at: &fcdcc::cluster::Endpoint,
     name: &str,

@@ -1,12 +1,12 @@
-//! Checks the layers of ARCHITECTURE.md: a file imports only from lower layers, and imports have no cycles.
+//! Checks the floors of ARCHITECTURE.md: a file imports only from lower floors, and imports have no cycles.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-/// Folders (or files) directly under src/ and their layers, in tenths: an import goes to a lower layer, or stays in its
-/// layer if that makes no cycle.
+/// Folders (or files) directly under src/ and their floors, in tenths: an import goes to a lower floor, or stays on its
+/// floor if that makes no cycle.
 const FLOORS: &[(&str, u32)] = &[
     ("error", 10),
     // Independent of the content of files.
@@ -35,7 +35,7 @@ const FLOORS: &[(&str, u32)] = &[
     ("cli", 100),
 ];
 
-/// Only declarations and re-exports, above all layers.
+/// Only declarations and re-exports, above all floors.
 const ROOTS: &[&str] = &["lib", "main"];
 
 fn floor(module: &str) -> Option<u32> {
