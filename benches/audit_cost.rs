@@ -1,13 +1,13 @@
-//! What the default audit costs: layers of VGG-16 with `Audit::Watch` beside the same layers with `Audit::Off`, n = 6,
-//! delta = 4, nobody late.
+//! The cost of the default audit: layers of VGG-16 with `Audit::Watch` beside the same layers with `Audit::Off`, n = 6,
+//! delta = 4, without stragglers.
 //!
 //!     cargo bench --bench audit_cost
 //!
-//! **The measure.** Both layers are prepared on the same pool of six one-thread CPU workers, with the partitions that the
-//! planner chooses. A hundred runs of each, in turns; a run's processor time is what the whole process spends (all threads,
-//! user and system) from before `CodedConv::run_into` until every worker is idle again, its time what the caller waits. The
-//! mean of the hundred counts, since four of them are audited and the others are not; the sum over the layers is to be at most
-//! 1 % more. A pair of unaudited layers beside them says what of it is noise.
+//! **The measure.** Both layers are prepared on the same pool of six one-thread CPU workers, with the partitions chosen by
+//! the planner. A hundred runs of each take turns. The processor time of a run is that of the whole process (all threads,
+//! user and system) from before `CodedConv::run_into` until every worker is idle again; its time is the caller's wait. The
+//! mean of the hundred runs counts, because only four of them are audited; the sum over the layers should increase by at
+//! most 1 %. A second series of unaudited runs shows the noise.
 //!
 //! `FCDCC_BENCH_ROUNDS` is the number of runs (default 100).
 
@@ -22,9 +22,9 @@ use fcdcc::{Audit, CodedConv, CpuWorker, LayerOptions, Pool};
 use ndarray::{ArrayD, IxDyn};
 use rustix::time::{ClockId, clock_gettime};
 
-/// Longest wait for workers to be idle, after which something is wrong.
+/// Maximum wait for idle workers; beyond it something is wrong.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// Two without audits, to be compared with each other, and one with.
+/// Two series without audits, to compare with each other, and one with.
 const SIDES: [Audit; 3] = [Audit::Off, Audit::Off, Audit::Watch];
 
 fn cpu_ms() -> f64 {
@@ -61,7 +61,7 @@ fn main() {
         let mut means = [[0.0; SIDES.len()]; 2];
         let mut audited = 0;
         for round in 0..rounds {
-            // Whoever comes first finds other caches.
+            // Takes turns at the first place, because the first series finds other cache contents.
             for turn in 0..SIDES.len() {
                 let side = (turn + round) % SIDES.len();
                 let (cpu, started) = (cpu_ms(), Instant::now());

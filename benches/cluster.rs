@@ -1,9 +1,9 @@
-//! What the network costs: installing and sending against raw TCP, and a layer's overhead against local workers.
+//! The cost of the network: installing and sending against raw TCP, and a layer's overhead against local workers.
 //!
 //!     [MB=20] cargo bench --bench cluster [-- --tls DIR]
 //!
-//! Everything is on loopback, the worker a process of its own, in turns, medians. `MB`: that size alone, in MiB. `--tls DIR`: with the certificates that
-//! `scripts/dev_ca.sh DIR alpha master` made.
+//! Everything is on loopback, with the worker in a process of its own; both sides take turns, and medians count. `MB`: only
+//! this size, in MiB. `--tls DIR`: with the certificates made by `scripts/dev_ca.sh DIR alpha master`.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::cast_possible_truncation, reason = "a bench")]
 
@@ -35,7 +35,7 @@ fn timed(work: impl FnOnce()) -> Duration {
     started.elapsed()
 }
 
-/// Another end that takes `bytes` and says one byte when it has them.
+/// A TCP peer that receives `bytes` and then answers with one byte.
 fn raw_peer(bytes: usize) -> TcpStream {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -51,10 +51,10 @@ fn raw_peer(bytes: usize) -> TcpStream {
     stream
 }
 
-/// A subtask of one product an output element, whose filters or slabs are `megabytes` large.
+/// A subtask of one product per output element, with `filters` or `slab` megabytes.
 fn shape(filters: usize, slab: usize) -> SubtaskShape {
     let conv = if filters > 0 {
-        // A million filters of one weight each make nothing but filters.
+        // A million filters of one weight each are all filters and hardly any slab.
         ConvShape::new(&[1, 64, 1, 1], &[(filters << 20) / 256, 64, 1, 1], &ConvParams::default())
     } else {
         let side = 512;
@@ -78,13 +78,13 @@ fn traffic(worker: &mut dyn Worker, megabytes: usize) {
             raw.write_all(&payload).unwrap();
             raw.read_exact(&mut [0]).unwrap();
         });
-        // Other filters each time: what is held is not sent.
+        // New filters each time: filters that the worker holds are not sent.
         let banks = Values::F32(vec![round as f32 + 2.0; filters.filter_elems()]);
         let install = timed(|| worker.install(key(1), &filters, banks).unwrap());
         let slab = timed(|| {
             worker.execute(key(0), &data, Order::All, &CancelToken::new(), &mut |_, _| {}).unwrap();
         });
-        // The first round warms everything up.
+        // The first round is a warm-up.
         if round > 0 {
             by_raw.push(raw);
             by_install.push(install);
@@ -122,7 +122,7 @@ fn overhead(remote: &Pool, local: &Pool) {
 }
 
 fn main() {
-    // SAFETY: the first call of the process.
+    // SAFETY: this is the first call of the process.
     #[allow(unsafe_code, reason = "see there")]
     unsafe {
         fleet::prepare_environment();

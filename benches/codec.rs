@@ -1,5 +1,5 @@
-//! Encoding and decoding of VGG-16 and AlexNet layers, beside a plain copy of as many bytes: what the code costs
-//! the master.
+//! Encoding and decoding of VGG-16 and AlexNet layers, beside a plain copy of as many bytes: the cost of the code for the
+//! master.
 //!
 //!     cargo bench --bench codec
 
@@ -77,7 +77,7 @@ fn decode_layers(c: &mut Criterion) {
         let slabs = InputPartition::new(&shape, code.k_a()).unwrap();
         let filters = FilterPartition::new(&shape, code.k_b()).unwrap();
         let tiling = OutputTiling::new(&shape, &slabs, &filters);
-        // Every other subtask missing first: a middling condition number.
+        // Every other subtask is missing, from the first on: an average condition number.
         let spare = code.n() - code.recovery_threshold();
         let set: Vec<usize> = (0..code.n()).filter(|i| i % 2 == 0 || *i >= 2 * spare).collect();
         let fast = Decoder::for_subtasks(&code, &set).unwrap();

@@ -1,17 +1,16 @@
-//! What a coded layer costs in processor time beside the same layer uncoded: the 13 convolutions of VGG-16, n = 6,
-//! delta = 4, nobody late.
+//! The processor time of a coded layer beside the same layer uncoded: the 13 convolutions of VGG-16, n = 6, delta = 4,
+//! without stragglers.
 //!
 //!     cargo bench --bench coded_cost
 //!
-//! **The measure.** Both are prepared on pools of six one-thread CPU workers, with the partitions that the planner
-//! chooses. A run's processor time is what the whole process spends (all threads, user and system) from before
-//! `CodedConv::run_into` until every worker is idle again. Nothing of the n subtasks is spared: no worker begins before
-//! all six have their task, and workers do not hear of cancellation, so that all are computed to the end (the wrapper
-//! `Steadfast`; checked by counting). Coded and uncoded runs of a layer alternate; medians count. The sum over the layers is
-//! to be at most n/delta times 1.06 of the uncoded one.
+//! **The measure.** Both are prepared on pools of six one-thread CPU workers, with the partitions chosen by the planner. The
+//! processor time of a run is that of the whole process (all threads, user and system) from before `CodedConv::run_into`
+//! until every worker is idle again. All n subtasks are computed to the end: no worker begins before all six have their
+//! task, and workers do not receive cancellations (by the wrapper `Steadfast`; checked by counting). Coded and uncoded runs
+//! of a layer alternate; medians count. The sum over the layers should be at most n/delta times 1.06 of the uncoded sum.
 //!
-//! Beside it, on the calling thread alone: encoding and decoding (each by itself, medians), and the layer as one pass of
-//! `ConvKernel` over the input, with no worker, no partition, no bias and no copy of the output.
+//! In addition, on the calling thread alone: encoding and decoding (each by itself, medians), and the layer as one pass of
+//! `ConvKernel` over the input, without workers, partitions, bias and copy of the output.
 //!
 //! `FCDCC_BENCH_ROUNDS` is the number of runs of each layer and kind (default 15).
 
@@ -34,18 +33,18 @@ use rustix::time::{ClockId, clock_gettime};
 
 const N: usize = 6;
 const DELTA: usize = 4;
-/// Of the sum over the layers.
+/// Limit of the ratio of the sums over the layers.
 const TARGET: f64 = 1.06 * N as f64 / DELTA as f64;
-/// Longest wait of a worker for the others, after which something is wrong.
+/// Maximum wait of a worker for the others; beyond it something is wrong.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Processor time in milliseconds.
+/// Processor time in milliseconds by this clock.
 fn cpu_ms(clock: ClockId) -> f64 {
     let time = clock_gettime(clock);
     time.tv_sec as f64 * 1e3 + time.tv_nsec as f64 / 1e6
 }
 
-/// What the workers of a pool have in common.
+/// State shared by the workers of a pool.
 #[derive(Default)]
 struct Together {
     begun: Mutex<usize>,
@@ -53,11 +52,11 @@ struct Together {
     ended: Mutex<usize>,
     last: Condvar,
     completed: AtomicUsize,
-    /// Of all workers, inside [`Worker::execute`].
+    /// Processor time of all workers inside [`Worker::execute`].
     cpu_ns: AtomicU64,
 }
 
-/// A worker that begins with the others and computes to the end whatever is cancelled.
+/// A worker that begins together with the others and computes to the end in spite of cancellation.
 struct Steadfast {
     inner: Box<dyn Worker>,
     together: Arc<Together>,
@@ -156,7 +155,7 @@ impl Side {
         self.together.cpu_ns.store(0, Ordering::Relaxed);
         let started = cpu_ms(ClockId::ProcessCPUTime);
         self.layer.run_into(input.view(), &mut self.output).unwrap();
-        // Asleep: looking for idle workers every now and then would cost more than some layers do.
+        // Waits asleep: polling for idle workers would cost more than some layers do.
         let ended = self.together.ended.lock().unwrap();
         let all = |ended: &mut usize| !ended.is_multiple_of(N);
         assert!(!self.together.last.wait_timeout_while(ended, PATIENCE, all).unwrap().1.timed_out());
@@ -175,7 +174,7 @@ impl Side {
         let mut spare = Vec::new();
         let encode =
             timed(|| spare = encode_distinct(code, shape, &slabs, input, &[], std::mem::take(&mut spare)));
-        // Every set is as likely; the first has neighbours missing.
+        // Every set is equally likely; in the first one the missing subtasks are adjacent.
         let set: Vec<usize> = (0..code.recovery_threshold()).collect();
         let decoder = Decoder::for_subtasks(code, &set).unwrap();
         let results = vec![vec![0.5_f32; tiling.part_elems()]; decoder.inputs().len()];
@@ -210,7 +209,7 @@ fn numbers(len: usize, seed: usize) -> Vec<f32> {
     (0..len).map(|i| (((i + seed) * 7919 % 1009) as f32 - 504.0) / 504.0).collect()
 }
 
-/// The layer as one pass of one thread.
+/// The layer as one single-threaded pass.
 fn plain(shape: &ConvShape, input: &[f32], weight: &[f32]) -> impl FnMut() + use<> {
     let kernel = ConvKernel::new(shape);
     let (input, weight) = (input.to_vec(), kernel.pack(weight).unwrap());
@@ -267,7 +266,7 @@ fn main() {
             let started = cpu_ms(ClockId::ThreadCPUTime);
             pass();
             passes.push(cpu_ms(ClockId::ThreadCPUTime) - started);
-            // The first runs make buffers and experience.
+            // The first runs allocate buffers and fill the latency history.
             if round == 2 {
                 passes.clear();
                 for side in &mut sides {

@@ -1,4 +1,4 @@
-//! What one condition number costs, and what a decoder does: for each code family at three sizes.
+//! The cost of one condition number and of a decoder, for each code family at three sizes.
 //!
 //!     cargo bench --bench condition
 
@@ -19,11 +19,11 @@ fn families(c: &mut Criterion) {
         group.sample_size(20).measurement_time(std::time::Duration::from_secs(2));
         for (n, delta) in SIZES {
             let code = comparable(kind, n, delta, Room::ANY).unwrap();
-            // Every other subtask missing first: a middling condition number.
+            // Every other subtask is missing, from the first on: an average condition number.
             let missing = code.tolerated();
             let set: Vec<usize> = (0..n).filter(|i| i % 2 == 0 || *i >= 2 * missing).collect();
             group.bench_function(format!("condition {n},{delta}"), |b| b.iter(|| code.condition(&set)));
-            // Of the real polynomial code at 40 nothing is left to invert.
+            // With n = 40 the real polynomial code is too badly conditioned to invert.
             if code.condition(&set) < 1e13 {
                 group.bench_function(format!("decoder {n},{delta}"), |b| {
                     b.iter(|| Decoder::for_subtasks(&code, &set).unwrap().condition());

@@ -1,4 +1,4 @@
-//! Rates of the CPU convolution beside a plain GEMM of the same multiply-adds, on one thread.
+//! Rates of the CPU convolution beside a plain GEMM with the same multiply-adds, on one thread.
 //!
 //! Throughput counts multiply-adds: GFLOP/s are twice the reported Gelem/s.
 
@@ -15,7 +15,7 @@ struct Layer {
     params: ConvParams,
 }
 
-/// What a worker sees: slabs carry their padding.
+/// The layers as a worker gets them: slabs include their padding.
 fn layers() -> Vec<Layer> {
     let p = ConvParams::default;
     vec![
@@ -73,7 +73,7 @@ fn convolutions(c: &mut Criterion) {
                     .expect("all lengths fit");
             });
         });
-        // A GEMM of one group's size; for depthwise layers there is none worth comparing with.
+        // A GEMM of one group's size; depthwise layers have no comparable one.
         let (rows, terms, cols) =
             (shape.out_channels / shape.groups, shape.reduction(), shape.batch * shape.output_plane());
         if shape.groups == 1 {
@@ -90,7 +90,7 @@ fn convolutions(c: &mut Criterion) {
     }
 }
 
-/// The rate everything above is measured against: a square product that fits the caches well.
+/// The reference for all rates above: a square product that fits the caches well.
 fn peak(c: &mut Criterion) {
     const SIZE: usize = 768;
     let (a, b, mut y) = (numbers(SIZE * SIZE), numbers(SIZE * SIZE), numbers(SIZE * SIZE));

@@ -1,7 +1,7 @@
-//! The kernels side by side, each in every way to run it (tiles, splits of the reduction), on two layers: 128 -> 128
-//! channels, 3x3, 58x58 (padded) -> 56x56, as in VGG; and 512 -> 512, 3x3, 9x9 -> 7x7, whose grid is small.
+//! The kernels side by side, each in every variant (tiles, splits of the reduction), on two layers: 128 -> 128 channels,
+//! 3x3, 58x58 (padded) -> 56x56, as in VGG; and 512 -> 512, 3x3, 9x9 -> 7x7, with a small grid.
 //!
-//! One run gives the ratios; the throughput is in multiply-adds (2 flops each). A whole call is timed: upload,
+//! Compare the results of one run only; the throughput is in multiply-adds (2 flops each). A whole call is timed: upload,
 //! dispatch, read-back.
 
 use std::hint::black_box;

@@ -1,9 +1,8 @@
 //! Every candidate kernel and tile on layers of VGG-16, ResNet-50 and a depthwise network, f32.
 //!
-//! `cargo bench --bench gpu_layers [part of a layer's name]`, on the adapter that `WGPU_ADAPTER_NAME` names. The
-//! candidates take turns, so that whatever else the machine does meets all of them alike. A whole call is timed:
-//! upload, dispatch, read-back. Printed are the fastest call, the median, and GFLOP/s (two flops a multiply-add) of
-//! the fastest.
+//! `cargo bench --bench gpu_layers [part of a layer's name]`, on the adapter named by `WGPU_ADAPTER_NAME`. The candidates
+//! take turns, so that other load of the machine affects all of them alike. A whole call is timed: upload, dispatch,
+//! read-back. The output shows the fastest call, the median, and the GFLOP/s of the fastest (two flops per multiply-add).
 
 #![expect(clippy::expect_used, reason = "a bench ends with a message")]
 #![expect(clippy::print_stdout, reason = "a bench prints its measurements")]
@@ -15,7 +14,7 @@ use fcdcc::array::{DType, Values};
 use fcdcc::conv::{ConvParams, ConvShape};
 use fcdcc::gpu::{Candidate, ConvEngine, GpuDevice, select};
 
-/// Rounds of a layer end after this time, or after [`MOST_ROUNDS`].
+/// The rounds of a layer end after this time, or after [`MOST_ROUNDS`].
 const BUDGET: Duration = Duration::from_secs(4);
 const FEWEST_ROUNDS: usize = 3;
 const MOST_ROUNDS: usize = 200;
@@ -67,7 +66,7 @@ fn layer(engine: &mut ConvEngine, name: &str, shape: &ConvShape) {
                 black_box(values);
             };
             engine.run(filters, 1, &slab, None, &|| false, emit).expect("the device works");
-            // The first round warms up.
+            // The first round is a warm-up.
             if round > 0 {
                 times.push(call.elapsed());
             }

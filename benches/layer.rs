@@ -1,4 +1,4 @@
-//! Whole coded layers on CPU workers, with and without stragglers, beside the same layer uncoded on as many.
+//! Whole coded layers on CPU workers, with and without stragglers, beside the same layer uncoded on as many workers.
 //!
 //!     cargo bench --bench layer
 

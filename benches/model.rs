@@ -1,7 +1,7 @@
-//! Whole models: coded over six CPU workers, with nobody late and with two late, and uncoded over the same.
+//! Whole models: coded over six CPU workers, without stragglers and with two, and uncoded over the same workers.
 //!
 //!     cargo bench --bench model
-//!     FCDCC_BENCH_MODELS=a.onnx:b.onnx cargo bench --bench model      other models, whose inputs are all known
+//!     FCDCC_BENCH_MODELS=a.onnx:b.onnx cargo bench --bench model      other models, with known input sizes
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use ndarray::ArrayD;
 
 const WORKERS: usize = 6;
 
-/// LeNet-5 for one digit and for ninety, or the models that the environment names.
+/// LeNet-5 for one digit and for ninety, or the models named in the environment.
 fn models() -> Vec<(String, Model)> {
     if let Ok(paths) = std::env::var("FCDCC_BENCH_MODELS") {
         let load = |path: &str| (path.to_owned(), Model::load(path).expect("the model can be loaded"));

@@ -1,8 +1,8 @@
-//! What each policy of the scheduler does under the same faults: the tables of docs/stragglers.md.
+//! The effect of each scheduler policy under the same faults: the tables of docs/stragglers.md.
 //!
-//! `cargo bench --bench stragglers [-- TABLE...]` with TABLE among `faults`, `lies`, `uneven`, `audit`, `overhead`. Two cores
-//! cannot stand for a dozen machines, so workers are paced: each computes its (small) sub-results for real and then waits
-//! until its pace allows to hand them on. Everything else is the library as it is.
+//! `cargo bench --bench stragglers [-- TABLE...]` with TABLE among `faults`, `lies`, `uneven`, `audit`, `overhead`. Two
+//! cores cannot simulate a dozen machines at full speed, so workers are paced: each computes its (small) sub-results for
+//! real and delivers them at its pace. Everything else is the unmodified library.
 
 #![allow(
     clippy::unwrap_used,
@@ -25,7 +25,7 @@ use ndarray::{ArrayD, IxDyn};
 
 const MS: Duration = Duration::from_millis(1);
 
-/// Hands on a sub-result every `pace`.
+/// Delivers a sub-result every `pace`.
 struct Paced {
     inner: CpuWorker,
     pace: Duration,
@@ -33,7 +33,7 @@ struct Paced {
 
 impl Worker for Paced {
     fn info(&self) -> WorkerInfo {
-        // A machine of its own, as far as the scheduler can tell.
+        // The scheduler treats it as a machine of its own.
         let own = self.inner.info();
         WorkerInfo { kind: WorkerKind::Remote, host: own.name.clone(), ..own }
     }
@@ -95,7 +95,7 @@ fn layer(input: &[usize], weight: &[usize]) -> Layer {
     Layer { x, w, params, truth }
 }
 
-/// Latencies in ms (sorted), runs that were off by more than their own error bound, refused or failed runs.
+/// Latencies in ms (sorted), runs that exceeded their own error bound, refused or failed runs.
 struct Sample {
     ms: Vec<f64>,
     wrong: usize,
@@ -141,7 +141,7 @@ fn sample(layer: &Layer, pool: &Pool, options: LayerOptions, warm: usize, runs: 
     found
 }
 
-/// Named changes of the plain options.
+/// A named change of the plain options.
 type Policy = (&'static str, fn(LayerOptions) -> LayerOptions);
 
 fn plain() -> LayerOptions {
@@ -200,7 +200,7 @@ fn uneven() {
     println!("|---|---|---|");
     let layer = layer(&[1, 8, 16, 12], &[16, 8, 3, 3]);
     let paces: Vec<Duration> = (0..8).map(|i| if i % 2 == 0 { 2 * MS } else { 8 * MS }).collect();
-    // Subtasks of four sub-results a second.
+    // Total speed in subtasks (of four sub-results) per second.
     let speed: f64 = paces.iter().map(|pace| 0.25 / pace.as_secs_f64()).sum();
     let ideal = 20.0 / speed * 1e3;
     let fixed = |o: LayerOptions| o.on_shortfall(OnShortfall::Fail);

@@ -17,12 +17,12 @@ fn main() -> Result<()> {
     let workers = inject(CpuWorker::fleet(6), &["1,4:crash".parse()?], 0)?;
     let pool = Pool::new(workers)?;
 
-    // The file leaves the batch open: it is given here. Preparing encodes and installs the filters, once.
+    // Fixes the batch size, which the file leaves open. Preparing encodes and installs the filters, once.
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/digits/lenet5.onnx");
     let model = Model::load(path)?.with_input_shape("image", &[COUNT, 1, 32, 32])?;
     let prepared = model.prepare(&pool, &ModelOptions::default())?;
 
-    // Digits of 8x8 pixels, 0 to 16, enlarged to what the model takes.
+    // Digits of 8x8 pixels, 0 to 16, enlarged to the model's input size.
     let digits: Array3<u8> = Array3::read_npy(DIGITS).expect("the file belongs to the repository");
     let images = ArrayD::from_shape_fn(vec![COUNT, 1, 32, 32], |i| {
         f32::from(digits[[i[0], i[2] / 4, i[3] / 4]]) / 16.0

@@ -1,4 +1,4 @@
-//! A layer on workers of other machines, one of which goes away. Here both machines are in this process, on loopback.
+//! A layer on workers of other machines, one of which leaves. Here both machines are in this process, on loopback.
 //!
 //! ```sh
 //! cargo run --release --example cluster
@@ -11,14 +11,14 @@ use fcdcc::cluster::{Cluster, ClusterOptions, Endpoint, Seats, Security, ServeOp
 use fcdcc::{CodedConv, ConvParams, CpuWorker, LayerOptions, Pool, Result};
 use ndarray::ArrayD;
 
-/// A machine that lends three workers: what `fcdcc worker --connect ENDPOINT --name NAME --workers 3` does.
+/// A machine that lends three workers, like `fcdcc worker --connect ENDPOINT --name NAME --workers 3`.
 fn machine(name: &str, master: &Endpoint) -> Result<WorkerServer> {
     let options = ServeOptions {
         name: name.to_owned(),
         cluster: "default".to_owned(),
         listen: Vec::new(),
         connect: vec![master.clone()],
-        // Beyond loopback: certificates, see docs/cluster.md.
+        // Beyond loopback use certificates, see docs/cluster.md.
         security: Security::default(),
         masters: Vec::new(),
         memory_bytes: 1 << 30,
@@ -34,12 +34,12 @@ fn main() -> Result<()> {
     let alpha = machine("alpha", &endpoint)?;
     let _beta = machine("beta", &endpoint)?;
 
-    // Three devices of each. A seat that stays empty is one of whoever comes later.
+    // Three devices of each machine. A machine may fill an empty seat later.
     let seats = ["alpha", "beta"].map(|name| Seats { machine: Some(name.to_owned()), count: Some(3) });
     let pool = Pool::new(cluster.workers(&seats, Duration::from_secs(10)))?;
 
     let (input, weight) = (ArrayD::<f32>::ones(vec![1, 8, 32, 32]), ArrayD::<f32>::ones(vec![16, 8, 3, 3]));
-    // Any three of six subtasks decode, so either machine alone is enough.
+    // Any three of six subtasks decode, so one machine alone is enough.
     let options = LayerOptions { tolerate: 3, ..LayerOptions::default() };
     let layer =
         CodedConv::prepare(&pool, input.shape(), weight.view(), None, &ConvParams::default(), options)?;

@@ -1,5 +1,5 @@
 //! AlexNet's first layer over twenty coded subtasks, decoded after every possible loss of four: all 4,845 of them.
-//! Shows the low-level modules without a pool, and what the error bound is worth.
+//! Shows the low-level modules without a pool, and how close errors come to the error bound.
 //!
 //!     cargo run --release --example every_loss [cpu|gpu]
 
@@ -60,7 +60,7 @@ fn main() -> Result<()> {
         worker.execute(key, &Values::F32(coded), Order::All, &CancelToken::new(), &mut keep)?;
     }
 
-    // And decoded after every loss of four.
+    // Decodes after every loss of four.
     let tiling = OutputTiling::new(&layer, &slabs, &filters);
     let mut output = vec![0.0; layer.output_elems()];
     let (mut losses, mut over_bound, mut worst) = (0, 0, (0.0, 0.0, Vec::new()));

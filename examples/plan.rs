@@ -1,4 +1,4 @@
-//! Measures what a worker computes and asks the planner how a layer is best divided, and what it thought of.
+//! Measures the rates of a worker and asks the planner for the best division of a layer, with the rejected candidates.
 //!
 //! `cargo run --release --example plan`
 
@@ -17,7 +17,7 @@ fn main() -> Result<()> {
     for (channels, size) in [(64, 224), (256, 56), (512, 14)] {
         let params = ConvParams::default().padding([1]);
         let layer = ConvShape::new(&[1, channels, size, size], &[channels, channels, 3, 3], &params)?;
-        // Twelve workers, any three of which may straggle; code and number of subtasks are the planner's to choose.
+        // Twelve workers, any three of which may straggle; the planner chooses code and number of subtasks.
         let options =
             PlanOptions { code: None, subtasks: None, rates: found.rates, ..PlanOptions::new(12, 3) };
         let plan = plan_layer::<f32>(&layer, &options)?;

@@ -9,7 +9,7 @@ use fcdcc::{CodedConv, ConvParams, LayerOptions, Pool, Result};
 use ndarray::ArrayD;
 
 fn main() -> Result<()> {
-    // Six CPU workers; `inject` makes two of them fall silent, so that there is something to survive.
+    // Six CPU workers; `inject` makes two of them silent.
     let workers = inject(CpuWorker::fleet(6), &["1,4:drop".parse()?], 0)?;
     let pool = Pool::new(workers)?;
 
@@ -20,7 +20,7 @@ fn main() -> Result<()> {
         ArrayD::from_shape_fn(vec![64, 64, 3, 3], |i| ((i[0] + i[1] * 5 + i[2] + i[3]) as f32).cos() / 24.0);
     let params = ConvParams::default().padding([1]);
 
-    // Prepare once (encodes the filters and installs them), run as often as you like.
+    // Prepare once (encodes the filters and installs them), then run any number of times.
     let layer =
         CodedConv::prepare(&pool, input.shape(), weight.view(), None, &params, LayerOptions::default())?;
     let run = layer.run(input.view())?;

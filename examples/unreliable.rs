@@ -1,5 +1,5 @@
-//! One layer, many runs, on workers of which one lies, one loses its device and one is slow: every output is exact, and
-//! the pool knows who did what.
+//! One layer, many runs, on workers of which one computes wrongly, one loses its device and one is slow: every output is
+//! exact, and the pool shows the state of each worker.
 //!
 //! `cargo run --release --example unreliable`
 
@@ -10,7 +10,7 @@ use fcdcc::{Audit, CodedConv, ConvParams, CpuWorker, LayerOptions, Pool, Result}
 use ndarray::ArrayD;
 
 fn main() -> Result<()> {
-    // The liar is the fastest of them: nobody else answers within three milliseconds.
+    // The faulty worker is the fastest: the others need at least three milliseconds.
     let faults = ["0,2,3,4,5,6,7,8:delay=3ms", "1:corrupt=1e-2", "4:device-lost", "6:slow=5x"];
     let faults: Vec<FaultSpec> = faults.iter().map(|f| f.parse()).collect::<Result<_>>()?;
     let pool = Pool::new(inject(CpuWorker::fleet(9), &faults, 7)?)?;
@@ -25,7 +25,7 @@ fn main() -> Result<()> {
     };
     let (input, weight) = (wave(&[1, 16, 48, 48], 1.7), wave(&[32, 16, 3, 3], 2.3));
     let params = ConvParams::default().padding([1]);
-    // Any four of nine decode; spare results are checksums of the others.
+    // Any four of nine decode; spare results serve as checksums.
     let options = LayerOptions::default().partitions(4, 4).audit(Audit::Correct);
     let layer = CodedConv::prepare(&pool, input.shape(), weight.view(), None, &params, options)?;
 

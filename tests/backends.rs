@@ -1,6 +1,6 @@
-//! The same coded layers over CPU and GPU workers: every responder set exact, both backends in agreement.
+//! The same coded layers on CPU and GPU workers: every responder set is exact, and both backends agree.
 //!
-//! Without a GPU adapter the tests are shown as ignored; where `CI=true` they fail instead.
+//! Without a GPU adapter the tests are shown as ignored; with `CI=true` they fail instead.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -28,12 +28,12 @@ use ndarray::{ArrayD, IxDyn};
 
 /// f32 workers at the condition numbers of these small codes (below 30).
 const EXACT_F32: f64 = 3e-5;
-/// f64 workers, likewise.
+/// f64 workers at the same condition numbers.
 const EXACT_F64: f64 = 1e-12;
-/// Two f32 backends on one well conditioned set: they differ in the order of their sums only.
+/// Two f32 backends on one well conditioned set: only the order of their sums differs.
 const AGREEMENT: f64 = 1e-5;
 
-/// Answers only while its bit is set, so that one pool can show every responder set.
+/// Answers only while its bit is set, so that one pool can test every responder set.
 struct Switched {
     inner: Box<dyn Worker>,
     bit: usize,
@@ -65,7 +65,7 @@ impl Worker for Switched {
     }
 }
 
-/// Counts how often it was made anew.
+/// Counts how often it was respawned.
 struct Counted {
     inner: Box<dyn Worker>,
     made: Arc<AtomicU64>,
@@ -138,7 +138,7 @@ fn every_responder_set<T: Element>(make: fn(usize) -> Vec<Box<dyn Worker>>, tole
             assert!(error < tolerance, "{set:?}: {error:e}");
             assert_eq!(run.report.used, set);
         }
-        // One fewer is a named error, and so the passes above were no accident of who answered.
+        // One responder fewer is a named error, so the runs above depend on exactly these responders.
         for set in subsets(n, delta - 1).into_iter().step_by(7) {
             responders.store(set.iter().map(|i| 1 << i).sum(), Ordering::SeqCst);
             let error = layer.run(x.view()).unwrap_err();
@@ -168,8 +168,8 @@ fn backends_agree() {
     assert!(relative_l2(off.as_slice().unwrap(), on_cpu.output.as_slice().unwrap()) > AGREEMENT);
 }
 
-/// Workers that keep 16 bits: results are off by what that costs, which the bound says, and no more; one such worker in a
-/// pool is enough for the bound.
+/// Workers with 16-bit storage: the error bound includes the loss of precision and holds; one such worker in a pool
+/// determines the bound.
 fn half_storage_is_within_its_bound() {
     let params = ConvParams::default().padding([1]);
     let (x, w) = (array::<f32>(&[1, 24, 20, 18], 3), array::<f32>(&[16, 24, 3, 3], 4));
@@ -192,19 +192,20 @@ fn half_storage_is_within_its_bound() {
     let (exact, full) = run(gpu(6));
     // Responder sets differ in their condition number, 1.4 to 18.4, and both bounds go with it.
     assert!(exact < full.error_bound && full.error_bound < report.error_bound / 20.0, "{exact:e}, {full:?}");
-    // Four are needed and two of these are exact: some are not.
+    // Four results are needed and only two of these workers are exact, so some results are not.
     let mut mixed = half(4);
     mixed.extend(CpuWorker::fleet(2));
     let (error, report) = run(mixed);
     assert!((1e-5..report.error_bound).contains(&error), "{error:e}, bound {:e}", report.error_bound);
-    // f64 is not for them.
+    // These workers do not support f64.
     let pool = Pool::new(half(2)).unwrap();
     let (x, w) = (array::<f64>(&[1, 3, 8, 8], 1), array::<f64>(&[4, 3, 3, 3], 2));
     let refused = CodedConv::prepare(&pool, x.shape(), w.view(), None, &params, options(1, 1));
     assert!(matches!(refused, Err(Error::Unavailable { .. })));
 }
 
-/// A device that is really lost in the middle of a run costs that run a spare; a new one takes its place, with the filters.
+/// A device that is really lost in the middle of a run costs that run one spare result; a new one replaces it, filters
+/// included.
 fn a_lost_device_is_replaced() {
     let params = ConvParams::default().padding([1]);
     let (x, w) = (array::<f32>(&[1, 3, 12, 10], 1), array::<f32>(&[8, 3, 3, 3], 2));
@@ -218,7 +219,7 @@ fn a_lost_device_is_replaced() {
     let pool = Pool::new(inject(workers, &[fault], 0).unwrap()).unwrap();
     let layer = CodedConv::prepare(&pool, x.shape(), w.view(), None, &params, options(4, 4)).unwrap();
     let started = Instant::now();
-    // What became of subtask 1 in one more run.
+    // The outcome of subtask 1 in one more run.
     let outcome = || {
         assert!(started.elapsed() < Duration::from_mins(2), "in vain: {:?}", pool.health(1));
         let run = layer.run(x.view()).unwrap();
@@ -252,7 +253,7 @@ fn alexnet_conv1_survives_the_worst_loss() {
         let error = relative_l2(run.output.as_slice().unwrap(), &truth);
         assert!(error < 1e-4, "{}: {error:e}", run.report.backend);
         assert!((run.report.condition_number / 1551.0 - 1.0).abs() < 0.01);
-        // Unless it is asked for, it is computed locally.
+        // By default such a loss is computed locally instead.
         let workers = inject(make(20), &["0,1,2,3:crash".parse::<FaultSpec>().unwrap()], 0).unwrap();
         let pool = Pool::new(workers).unwrap();
         let layer = CodedConv::prepare(&pool, x.shape(), w.view(), None, &params, options(8, 8)).unwrap();
@@ -283,7 +284,7 @@ fn mixed_pools_and_uncoded_layers_work() {
     assert!(relative_l2(run.output.as_slice().unwrap(), &truth) < EXACT_F32);
 }
 
-/// LeNet-5 on GPU workers of which two hang is LeNet-5 on CPU workers, and so is a pool of both.
+/// LeNet-5 gives the same on GPU workers, two of which hang, as on CPU workers, and on a pool of both.
 #[cfg(feature = "onnx")]
 fn a_model_runs_on_gpu_workers() {
     use fcdcc::model::{GemmChoice, Model, ModelOptions, Tensor};
@@ -313,10 +314,10 @@ fn half(n: usize) -> Vec<Box<dyn Worker>> {
     GpuWorker::fleet_with(n, &options).unwrap()
 }
 
-/// Every element of uneven data is within the bounds of its report, which are within `limit`.
+/// For uneven data, every element is within the bounds of its report, and these are within `limit`.
 fn uneven_data_are_exact(make: fn(usize) -> Vec<Box<dyn Worker>>, limit: f64) {
     let pool = Pool::new(make(6)).unwrap();
-    // One layer that Winograd's filtering suits, and one that it does not.
+    // One layer that suits Winograd's filtering, and one that does not.
     for (input, weight) in [([1, 8, 32, 20], [16, 8, 3, 3]), ([1, 16, 20, 18], [16, 16, 3, 3])] {
         for kind in Kind::ALL {
             let params = ConvParams::default().padding([1]);

@@ -1,4 +1,4 @@
-//! The benchmark harness on real workers: every method gives what it should, and numbers that are wrong are caught.
+//! The benchmark harness on real workers: every method gives correct outputs, and wrong numbers are detected.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -65,7 +65,7 @@ fn every_method_is_exact_with_nobody_late_with_stragglers_and_with_crashes() {
     assert_eq!(study.plans.len(), Method::ALL.len());
     check_all(&study);
     let late = &study.scenarios[1];
-    // Whoever needs everybody waits; whoever does not, does not.
+    // Methods that need all workers wait for the stragglers; the others do not.
     assert!(median(late, "uncoded") >= 60.0);
     for method in ["replication", "mds", "crme", "chebyshev"] {
         assert!(median(late, method) < 60.0, "{method}: {}", median(late, method));
@@ -73,7 +73,7 @@ fn every_method_is_exact_with_nobody_late_with_stragglers_and_with_crashes() {
     let of = |name: &str| study.plans.iter().find(|plan| plan.method == name).unwrap();
     assert_eq!((of("mds").k_b, of("mds").recovery_threshold, of("crme").recovery_threshold), (1, 4, 4));
     assert_eq!((of("uncoded").tolerated, of("replication").tolerated), (0, 2));
-    // Work that is begun without need: three copies of everything.
+    // Unneeded work: three copies of everything.
     let calm = |name: &str| study.scenarios[0].methods.iter().find(|m| m.method == name).unwrap();
     assert!(calm("uncoded").wasted < 0.01);
     assert!(calm("replication").work > calm("uncoded").work * 1.3);
@@ -148,7 +148,7 @@ fn simulated_workers_meet_the_same_scenarios_and_repeat_exactly() {
     assert!(median(late, "uncoded") > 200.0 && median(late, "crme") < 50.0, "{late:?}");
     assert!(median(late, "replication") < 50.0 && median(late, "hedged") < median(late, "uncoded"));
     assert!(study.scenarios.iter().flat_map(|s| &s.methods).all(|m| m.failed == 0 && m.max_error.is_none()));
-    // One, three and all six that are tolerated, against four methods.
+    // One, three and all six tolerated stragglers, each against four methods.
     assert_eq!(study.break_even.len(), 12);
     assert!(study.break_even.iter().all(|sweep| sweep.against != "uncoded" || sweep.delay_ms.is_some()));
 }

@@ -1,10 +1,10 @@
-//! A seeded soak: hundreds of layers over workers that are late, lost, silent, wrong and back again, on CPU threads and
+//! A seeded soak test: hundreds of layers over workers that are late, lost, silent, wrong and back again, on CPU threads and
 //! on GPU queues.
 //!
-//! Every output that is returned is exact, every run ends by its deadline with an output or a typed refusal, and
-//! afterwards there are no more threads and hardly more memory than before. `FCDCC_CHAOS_SEED` runs another seed, and a
-//! failure names the one it had; what the faults are depends on it alone, when they strike also on the machine. (The
-//! library has a soak of its own in virtual time, which repeats exactly.)
+//! Every returned output is exact, every run ends by its deadline with an output or a typed error, and at the end there are
+//! no more threads and hardly more memory than before. `FCDCC_CHAOS_SEED` sets another seed; a failure names its seed. The
+//! seed alone determines the faults; when they strike depends on the machine too. (The library's own soak test in virtual
+//! time repeats exactly.)
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -28,23 +28,23 @@ use rand_chacha::ChaCha8Rng;
 
 const WORKERS: usize = 9;
 /// The least corruption below is 2e-3 of a result; clean f32 results at the condition numbers of these codes are a
-/// thousand times better.
+/// thousand times more accurate.
 const EXACT: f64 = 1e-4;
 /// Far more than any run takes, far less than a hang.
 const DEADLINE: Duration = Duration::from_secs(6);
 
-/// What has happened to the tasks of a pool, by kind of event.
+/// Counts of the events in a pool's tasks, by kind.
 #[derive(Default)]
 struct Tally([AtomicU64; 9]);
 
-/// Does something else with every task. A lost one comes back with another fate.
+/// A worker with another fault in every task. A lost one comes back with another sequence of faults.
 struct Chaotic {
     inner: Box<dyn Worker>,
-    /// Makes the inner worker again.
+    /// Respawns the inner worker.
     again: Respawn,
     seed: u64,
     tasks: u64,
-    /// Whether it may lie: at most two of a pool.
+    /// Whether it may give wrong results: at most two workers of a pool.
     liar: bool,
     lost: bool,
     tally: Arc<Tally>,
@@ -126,7 +126,7 @@ impl Worker for Chaotic {
                 return Err(Error::Cancelled);
             }
             3 => {
-                // A GPU loses its device for real; what has none is lost without.
+                // A GPU worker really loses its device; for other workers the error is returned without one.
                 self.inner.lose_device();
                 let result = self.inner.execute(key, slabs, order, cancel, emit);
                 return if matches!(result, Err(Error::WorkerLost { .. })) {
@@ -151,7 +151,7 @@ impl Worker for Chaotic {
                 match fate {
                     4 => values[at] = f32::NAN,
                     7 => values.truncate(at),
-                    // A scale is as wrong as noise is, and no sum of squares betrays it.
+                    // A wrong scale has as much error as noise, but no sum of squares reveals it.
                     8 => values.iter_mut().for_each(|v| *v *= 1.002),
                     _ => {}
                 }
@@ -186,7 +186,7 @@ fn soak(recipes: Vec<Respawn>, rounds: usize, seed: u64) -> Result<(), Failed> {
         max_backoff: Duration::from_millis(20),
         ..HealthOptions::default()
     };
-    // Threads that stay for good are started once.
+    // Starts the threads that stay for the life of the process.
     let warm = Pool::new(CpuWorker::fleet(4))?;
     layers[0].prepare(&warm, LayerOptions::default().partitions(4, 4))?.run(layers[0].input.view())?;
     drop(warm);
@@ -201,7 +201,7 @@ fn soak(recipes: Vec<Respawn>, rounds: usize, seed: u64) -> Result<(), Failed> {
     let mut prepared: Vec<_> = Vec::new();
     for round in 0..rounds {
         if round % 60 == 0 {
-            // Layers come and go while workers do.
+            // Layers are prepared and dropped while workers are lost and return.
             prepared =
                 layers.iter().map(|l| l.prepare(&pool, with(Audit::Correct))).collect::<Result<_>>()?;
         }
@@ -229,7 +229,7 @@ fn soak(recipes: Vec<Respawn>, rounds: usize, seed: u64) -> Result<(), Failed> {
                     _ => 2,
                 }] += 1;
             }
-            // More liars at once than the spare results tell apart.
+            // More faulty workers at once than the spare results can locate.
             Err(error) if error.kind() == ErrorKind::Refused => refused += 1,
             Err(error) => return Err(format!("seed {seed}, round {round}: {error}").into()),
         }
@@ -241,7 +241,7 @@ fn soak(recipes: Vec<Respawn>, rounds: usize, seed: u64) -> Result<(), Failed> {
         "seed {seed}: fates {counts:?}, exact {by_completion:?}, refused {refused}, {grown} bytes more in the second half"
     );
     println(&story);
-    // Where some workers are much faster than others they take over often.
+    // If some workers are much faster than others, they take over subtasks often.
     if refused * 10 > rounds || counts.contains(&0) || by_completion[0] * 3 < rounds {
         return Err(story.into());
     }
@@ -275,7 +275,7 @@ fn gpu_trial(seed: u64) -> Trial {
     let ignored = available.is_err() && !in_ci;
     Trial::test("gpu queues", move || {
         available?;
-        // Most are CPU workers: every device of a software adapter has threads of its own.
+        // Most workers are CPU workers: every device of a software adapter has threads of its own.
         let gpu = |queue: usize| -> Respawn {
             Arc::new(move |_| {
                 let options = GpuOptions { queue, ..GpuOptions::default() };
@@ -288,10 +288,10 @@ fn gpu_trial(seed: u64) -> Trial {
 }
 
 fn main() {
-    // Panics are part of the plan; printing a trace of each takes longer than the run.
+    // Panics are intended here; printing a trace of each would take longer than the run.
     std::panic::set_hook(Box::new(|_| {}));
     let mut arguments = Arguments::from_args();
-    // They count threads.
+    // The tests count threads.
     arguments.test_threads = Some(1);
     let given = std::env::var("FCDCC_CHAOS_SEED").ok().and_then(|seed| seed.parse().ok());
     let seed = given.unwrap_or(20_261_122);

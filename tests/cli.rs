@@ -1,4 +1,4 @@
-//! The binary, driven as a script would: exit statuses, files and what it prints.
+//! The binary as scripts use it: exit statuses, files, and output.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -41,7 +41,7 @@ fn agrees<T: Element + ReadableElement + WritableElement>(
         let mut got = got.as_slice().unwrap().to_vec();
         let error = relative_l2(&got, &truth);
         assert!(error < tolerance, "{args}: {error:e}");
-        // Negative control: one wrong element is noticed.
+        // Negative control: one wrong element is detected.
         got[0] += T::from_f64(0.1);
         assert!(relative_l2(&got, &truth) > tolerance);
     }
@@ -88,7 +88,7 @@ fn every_code_survives_two_dead_workers_and_says_its_name() {
         assert_eq!(folder.json("r.json")["layers"][0]["code"], code.name());
     }
     let folder = Folder::new();
-    // Both copies of part 1 of three: the other four results are not enough.
+    // Both copies of part 1 of three are lost: the other four results are not enough.
     let error = folder.refused(
         3,
         "--code replication --partitions 3,1 --on-shortfall fail --fault 1,4:crash",
@@ -119,7 +119,7 @@ fn column_major_files_are_read_as_what_they_mean() {
     let bytes: Vec<u8> = x.t().iter().flat_map(|v| v.to_le_bytes()).collect();
     folder.write("x.npy", npy(&header("<f4", "(1, 3, 12, 10)").replace("False", "True"), &bytes));
     assert_eq!(folder.load::<f32>("x.npy"), x);
-    // The code of one worker is that of all: no difference in rounding between responder sets.
+    // With one worker there is one responder set: no difference in rounding.
     folder.exact("--workers 1 --partitions 1,1 --output a.npy");
     let (a, b) = (folder.load::<f32>("a.npy"), folder.load::<f32>("y.npy"));
     assert!(relative_l2(a.as_slice().unwrap(), b.as_slice().unwrap()) < EXACT_F32);
@@ -232,10 +232,10 @@ fn a_result_over_the_tolerance_is_refused() {
 #[test]
 fn liars_are_found_or_refused() {
     let folder = Folder::new();
-    // Without an audit the lie is in the output. Four of four are needed, the liar among them.
+    // Without an audit the error is in the output: four of four are needed, the faulty worker included.
     folder.exact("--workers 4 --partitions 4,4 --fault 2:corrupt=1e-2");
     assert!(error_of_output(&folder) > 1e-3);
-    // Whether the liar is heard before five honest ones is luck, with these delays very likely.
+    // Whether the faulty worker answers before five correct ones is random; with these delays it is very likely.
     let caught = (0..20).any(|_| {
         folder.exact(
             "--partitions 4,4 --audit correct --fault 2:corrupt=1e-2 --fault 0,1,3,4,5:delay=100ms --report r.json",
@@ -257,7 +257,7 @@ fn liars_are_found_or_refused() {
     let error = folder.refused(4, &format!("{five} --audit detect"), Folder::conv);
     assert!(error.contains("contradict") && error.contains("--audit correct"), "{error}");
     assert_eq!(folder.json("r.json")["layers"][0]["completion"], "refused");
-    // One spare result finds a lie, but not the liar.
+    // One spare result detects an error, but cannot locate the faulty worker.
     let error = folder.refused(2, "--workers 5 --partitions 4,4 --audit correct", Folder::conv);
     assert!(error.contains("is 1 where at least 2"), "{error}");
 }
@@ -265,7 +265,7 @@ fn liars_are_found_or_refused() {
 #[test]
 fn scheduling_is_chosen_by_options() {
     let folder = Folder::new();
-    // Two more than the code survives are silent: only copies help.
+    // Two more workers than the code tolerates are silent: only copies help.
     let silent = "--partitions 4,4 --fault 0,1,2:drop --report r.json";
     let layer = |folder: &Folder| folder.json("r.json")["layers"][0].clone();
     folder.exact(silent);
@@ -275,7 +275,7 @@ fn scheduling_is_chosen_by_options() {
     assert!(error_of_output(&folder) < EXACT_F32);
     let second = layer(&folder);
     assert!(second["hedged"] == 0 && second["wait_ms"].as_f64() >= Some(1000.0), "{second}");
-    // Whole subtasks alone: one that is used has given all.
+    // Whole subtasks only: a worker that is used has delivered all sub-results.
     folder.exact("--partitions 4,4 --partial-work off --report r.json");
     assert!(error_of_output(&folder) < EXACT_F32);
     let workers = layer(&folder)["workers"].as_array().unwrap().clone();

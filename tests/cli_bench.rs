@@ -1,4 +1,4 @@
-//! `fcdcc bench`, driven as a script would.
+//! `fcdcc bench` as scripts use it.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -37,7 +37,7 @@ fn a_network_is_compared_and_the_report_has_everything() {
         for scenario in &study.scenarios {
             assert!(html.contains(&scenario.name) && said.out.contains(&scenario.name), "{}", scenario.name);
             let methods: Vec<&str> = scenario.methods.iter().map(|m| m.method.as_str()).collect();
-            // The last layer has one row: nothing to split for a code over the input alone.
+            // The last layer has one row, which a code over the input alone cannot split.
             let there = |m: &&str| study.name != "lenet5/conv3" || *m != "mds";
             assert_eq!(methods, METHODS.into_iter().filter(there).collect::<Vec<_>>());
             assert!(scenario.methods.iter().all(|m| m.failed == 0 && m.latencies_ms.len() == 5));

@@ -1,4 +1,4 @@
-//! What the command line does with files: where outputs go, what inputs may be, and what neither of them may do.
+//! Files of the command line: where outputs go, what inputs may be, and what is refused for either.
 
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
@@ -20,14 +20,14 @@ use std::time::{Duration, Instant};
 use folder::{Folder, Said};
 use rustix::fs::{CWD, FileType, Mode, makedev, mkfifoat, mknodat};
 
-/// Longest wait for what takes a second.
+/// Maximum wait for what takes a second.
 const LIMIT: Duration = Duration::from_mins(1);
 
-/// Everything that a conv needs but for where its results go. One worker: results are the same to the last bit.
+/// All options of a conv except its output. With one worker, results are bit-identical.
 const CONV: &str =
     "$FCDCC conv --input x.npy --weight w.npy --backend cpu --code uncoded --workers 1 --tolerate 0";
 
-/// A script of bash in which `$FCDCC` is the binary.
+/// Runs a bash script in which `$FCDCC` is the binary.
 fn script(folder: &Folder, text: &str) -> Said {
     let out = Command::new("bash")
         .args(["-c", text])
@@ -50,7 +50,7 @@ fn exact(folder: &Folder, text: &str) -> Said {
     said
 }
 
-/// A folder with x.npy, w.npy and the result of their conv, as a file of its own makes it.
+/// A folder with x.npy, w.npy, and the result of their conv, computed by a run of its own.
 fn with_result() -> (Folder, Vec<u8>) {
     let folder = Folder::new();
     exact(&folder, &format!("{CONV} --output result.npy --quiet"));
@@ -73,7 +73,7 @@ fn what_is_no_regular_file_is_written_into() {
     fifo(&folder, "pipe");
     exact(&folder, &format!("cat pipe > got.npy & {CONV} --output pipe --quiet; wait"));
     assert!(kind("pipe").is_fifo() && fs::read(folder.path("got.npy")).unwrap() == result);
-    // A reader that comes late.
+    // A reader that opens the pipe late.
     exact(&folder, &format!("{CONV} --output pipe --quiet & sleep 1; cat pipe > late.npy; wait"));
     assert!(fs::read(folder.path("late.npy")).unwrap() == result);
 
@@ -85,11 +85,11 @@ fn what_is_no_regular_file_is_written_into() {
     });
     exact(&folder, &format!("{CONV} --output socket --quiet"));
     assert!(kind("socket").is_socket() && reader.join().unwrap() == result);
-    // Nobody listens to it any more.
+    // The listener is closed.
     let said = folder.conv("--output socket");
     assert!(said.status == 2 && said.err.contains("nobody listens"), "{}", said.err);
 
-    // A descriptor: what is in the file stays, and its place is kept.
+    // A file descriptor: the file keeps its content, and writing continues at its position.
     fs::write(folder.path("log"), "before\n").unwrap();
     let inode = fs::metadata(folder.path("log")).unwrap().ino();
     exact(&folder, &format!("{CONV} --output y.npy --report /dev/fd/3 --quiet 3>>log"));
@@ -109,7 +109,7 @@ fn what_is_no_regular_file_is_written_into() {
 #[test]
 fn devices_are_written_into() {
     let (folder, _) = with_result();
-    // The numbers of the null device.
+    // The device numbers of the null device.
     let made =
         mknodat(CWD, folder.path("null"), FileType::CharacterDevice, Mode::RUSR | Mode::WUSR, makedev(1, 3));
     if made.is_err() || File::options().write(true).open(folder.path("null")).is_err() {
@@ -149,7 +149,7 @@ fn links_are_followed_and_rights_are_kept() {
         }
     }
     assert_eq!(fs::read_dir(folder.path("there")).unwrap().count(), 1);
-    // Folders too.
+    // Symbolic links to folders too.
     symlink("there", folder.path("folder")).unwrap();
     exact(&folder, "$FCDCC stability --n 5 --delta 4 --layers none --output folder --quiet");
     assert!(folder.path("there/stability.json").exists());
@@ -183,12 +183,12 @@ fn a_dash_is_standard_output_for_one() {
         );
         assert_eq!(said.err.lines().count(), 1);
     }
-    // Nobody reads all of it: not a success.
+    // The reader ends early: not a success.
     let said = script(&folder, &format!("set -o pipefail; {CONV} --output - --quiet | true"));
     assert_eq!(said.status, 1, "{}", said.err);
 }
 
-/// What is asked of a command that would take minutes, if it began.
+/// Options for a run that would take minutes if it began.
 const LONG: &str = "--fault all:delay=100s --deadline 200s --on-shortfall fail";
 
 #[test]
@@ -208,7 +208,7 @@ fn places_that_cannot_be_written_are_found_before_any_work() {
         ("--output x.npy/y.npy".to_owned(), "x.npy"),
     ];
     if cfg!(target_os = "linux") {
-        // No file can be made there, not even by root.
+        // Not even root can create a file there.
         rows.push(("--output /proc/y.npy".to_owned(), "/proc"));
     }
     let started = Instant::now();
@@ -247,7 +247,7 @@ fn rights_are_looked_at_before_any_work() {
         command.current_dir(folder.path(".")).env("FCDCC_CACHE", "open/cache").uid(65_534).gid(65_534);
         command.output()
     };
-    // Only root may become somebody else; somebody else's rights count already.
+    // Only root can change its user; any other user already meets the permissions.
     let root = rustix::process::geteuid().is_root();
     let run = |output: &str| {
         if root {
@@ -318,7 +318,7 @@ fn inputs_are_never_written_over() {
             }
         }
     }
-    // A folder that gets a file called as an input.
+    // A folder that receives a file with the name of an input.
     fs::create_dir(folder.path("out")).unwrap();
     fs::hard_link(folder.path("x.npy"), folder.path("out/logits.npy")).unwrap();
     let error = folder.refused(2, "run lenet5.onnx --backend cpu --input x.npy --outputs out", Folder::run);
@@ -344,7 +344,7 @@ fn what_dead_processes_left_is_cleared() {
     assert_eq!(folder.content().keys().filter(|name| name.starts_with(".fcdcc-")).count(), 1);
 }
 
-/// Whether process `id` has a file open that is in `folder` and is being written.
+/// Whether process `id` has a file in `folder` open for writing.
 fn writes(id: u32, folder: &Path) -> bool {
     let Ok(descriptors) = fs::read_dir(format!("/proc/{id}/fd")) else { return false };
     descriptors.filter_map(Result::ok).any(|entry| {
@@ -390,7 +390,7 @@ fn a_kill_in_the_middle_leaves_no_part_of_a_file() {
                 }
             }
             if child.wait().unwrap().success() {
-                // It was faster than we looked.
+                // The write ended before it was observed.
                 fs::remove_file(folder.path("y.npy")).unwrap();
                 if old {
                     folder.write("y.npy", "old");
@@ -468,7 +468,7 @@ fn a_stream_that_ends_early_is_an_error() {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        // It may have seen enough before it has read all.
+        // The command may stop reading early.
         let _ = child.stdin.take().unwrap().write_all(part);
         let out = child.wait_with_output().unwrap();
         (out.status.code(), String::from_utf8(out.stderr).unwrap())

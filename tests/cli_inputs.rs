@@ -1,4 +1,4 @@
-//! What the command line reads: arrays of every type, archives, pictures, streams; and how much of what has no end.
+//! Inputs of the command line: arrays of every type, archives, pictures, streams, and limits for endless inputs.
 
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
@@ -24,7 +24,7 @@ use image::{GrayImage, ImageFormat};
 use rustix::fs::{CWD, Mode, mkfifoat};
 use zip::write::{SimpleFileOptions, ZipWriter};
 
-/// Longest that anything here takes.
+/// Maximum time of anything here.
 const LIMIT: Duration = Duration::from_mins(1);
 
 fn script(folder: &Folder, text: &str) -> Said {
@@ -43,7 +43,7 @@ fn script(folder: &Folder, text: &str) -> Said {
     }
 }
 
-/// One worker: results are the same to the last bit.
+/// With one worker, results are bit-identical.
 const ALONE: &str = "--backend cpu --code uncoded --workers 1 --tolerate 0 --quiet";
 
 /// The result of the folder's conv for this input.
@@ -59,18 +59,18 @@ fn header(dtype: &str, fortran: bool) -> String {
     format!("{{'descr': '{dtype}', 'fortran_order': {fortran}, 'shape': (1, 3, 12, 10), }}")
 }
 
-/// An element type by numpy's name, and how a value is written in it.
+/// An element type by numpy's name, and how to write a value in it.
 type Writer = (&'static str, fn(i8) -> Vec<u8>);
 
 const SHAPE: [usize; 4] = [1, 3, 12, 10];
 
-/// Whole numbers that every type holds.
+/// Integers that every type can represent.
 fn values(least: i8) -> Vec<i8> {
     let count: usize = SHAPE.iter().product();
     (0..count).map(|i| i8::try_from(i * 37 % 101).unwrap().max(least)).collect()
 }
 
-/// The same elements, first axis fastest.
+/// The same elements in column-major order.
 fn transposed<T: Copy>(values: &[T]) -> Vec<T> {
     let [n, c, h, w] = SHAPE;
     let mut all = Vec::with_capacity(values.len());
@@ -121,7 +121,7 @@ fn arrays_of_every_type_order_and_layout_give_one_result() {
             assert!(conv(&folder, "x.npy") == expected, "{dtype}, fortran {fortran}");
         }
     }
-    // Truth values are 0 and 1.
+    // Booleans become 0 and 1.
     let truth: Vec<u8> = numbers.iter().map(|v| u8::from(*v > 50)).collect();
     folder.write("x.npy", npy(&header("|b1", false), &truth));
     let booleans = conv(&folder, "x.npy");
@@ -136,7 +136,7 @@ fn arrays_of_every_type_order_and_layout_give_one_result() {
     }
 }
 
-/// A zip archive as numpy.savez writes it.
+/// A zip archive as written by numpy.savez.
 fn archive(arrays: &[(&str, &[u8])], deflated: bool) -> Vec<u8> {
     let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
     let method = if deflated { zip::CompressionMethod::Deflated } else { zip::CompressionMethod::Stored };
@@ -165,7 +165,7 @@ fn archives_give_the_array_that_is_meant() {
     }
     let whole = archive(&[("arr_0.npy", &x)], true);
     let mut wrong = archive(&[("arr_0.npy", &x)], false);
-    // A bit of the data: the checksum tells.
+    // One bit of the data is flipped: the checksum detects it.
     wrong[600] ^= 1;
     for (bytes, says) in [
         (archive(&[("a.npy", &x), ("b.npy", &x)], false), "holds 2 arrays (a, b) and none called input or x"),
@@ -196,9 +196,9 @@ fn streams_are_read_like_files() {
         format!("$FCDCC conv --input <(cat x.npy) --weight <(cat w.npy) {rest}"),
         format!("$FCDCC conv --input /dev/stdin --weight w.npy {rest} < x.npy"),
         format!("cat x.npy > pipe & $FCDCC conv --input pipe --weight w.npy {rest}; wait"),
-        // The descriptor stands behind what was read before.
+        // The file descriptor is not at the beginning of the file.
         format!("{{ head -c 5 > /dev/null; $FCDCC conv --input - --weight w.npy {rest}; }} < behind"),
-        // A writer that is slow.
+        // A slow writer.
         format!(
             "(head -c 100 x.npy; sleep 1; tail -c +101 x.npy) | $FCDCC conv --input - --weight w.npy {rest}"
         ),
@@ -212,7 +212,7 @@ fn streams_are_read_like_files() {
     assert!(said.status == 2 && said.err.contains("read only once"), "{}", said.err);
 }
 
-/// LeNet-5 and a digit in `digit.png`.
+/// A folder with LeNet-5 and a digit in `digit.png`.
 fn material() -> Folder {
     let folder = Folder::empty();
     let said = folder.run("demo --backend cpu --write . --quiet --fault 0:delay=0ms");
@@ -232,11 +232,11 @@ fn pictures_are_told_by_their_content() {
     let expected = logits(&folder, "digit.png");
     let digit = image::open(folder.path("digit.png")).unwrap();
     let save = |name: &str, format| {
-        // WebP knows no grey.
+        // WebP has no grey format.
         let digit = if format == ImageFormat::WebP { digit.to_rgb8().into() } else { digit.clone() };
         digit.save_with_format(folder.path(name), format).unwrap();
     };
-    // Names that say something else.
+    // Misleading file names.
     for (name, format) in [
         ("a.npy", ImageFormat::Png),
         ("b.jpg", ImageFormat::WebP),
@@ -247,12 +247,12 @@ fn pictures_are_told_by_their_content() {
         let got = logits(&folder, name);
         assert!(relative_l2(&got, &expected) < 1e-5, "{name}");
     }
-    // It loses detail: close, and not the same.
+    // JPEG is lossy: close, but not the same.
     save("e.webp", ImageFormat::Jpeg);
     let off = relative_l2(&logits(&folder, "e.webp"), &expected);
     assert!(off > 1e-5 && off < 0.2, "{off}");
     assert_eq!(logits(&folder, "a.npy b.jpg c d.png").len(), 40);
-    // And an array that is called a picture.
+    // An array with the name of a picture.
     let digits = folder.load::<f32>("digits.npy");
     let one = digits.slice_axis(ndarray::Axis(0), ndarray::Slice::from(..1)).to_owned();
     ndarray_npy::write_npy(folder.path("array.png"), &one).unwrap();
@@ -286,7 +286,7 @@ fn pictures_are_told_by_their_content() {
     assert!(error.contains("not a .npy or .npz array but a PNG picture"), "{error}");
 }
 
-/// A PNG that claims to have this size and has no pixels.
+/// A PNG that claims this size and has no pixels.
 fn claimed(width: u32, height: u32) -> Vec<u8> {
     let chunk = |kind: &[u8; 4], data: &[u8]| {
         let body = [kind.as_slice(), data].concat();
@@ -308,7 +308,7 @@ fn what_has_no_end_or_is_too_large_is_refused_with_both_numbers() {
     let folder = material();
     folder.random::<f32>("x.npy", &SHAPE, 1);
     folder.random::<f32>("w.npy", &[8, 3, 3, 3], 2);
-    // Sparse: 20 MiB that take no room.
+    // Sparse: 20 MiB that take no disk space.
     File::create(folder.path("long.txt")).unwrap().set_len(20 << 20).unwrap();
     folder.write("large.png", claimed(30_000, 30_000));
     folder.write("wide.png", claimed(40_000, 2));
@@ -354,7 +354,7 @@ fn what_has_no_end_or_is_too_large_is_refused_with_both_numbers() {
         (format!("{conv} huge.npy"), vec!["4000.0 GB", "left"]),
         (format!("{piped}{conv} -"), vec!["4000.0 GB", "left"]),
     ] {
-        // Within a limit of memory that what has no end would soon exceed.
+        // Under a memory limit that an endless input would soon exceed.
         let said = script(&folder, &format!("ulimit -v 16777216; {command}"));
         assert_eq!(said.status, 2, "{command}: {}", said.err);
         assert!(says.iter().all(|says| said.err.contains(says)), "{command}: {}", said.err);
@@ -362,7 +362,7 @@ fn what_has_no_end_or_is_too_large_is_refused_with_both_numbers() {
     }
     assert!(started.elapsed() < 2 * LIMIT, "{:?}", started.elapsed());
     assert_eq!(fs::metadata(before).unwrap().len(), 20 << 20);
-    // Negative control: what is just as long as it may be is read.
+    // Negative control: a file of exactly the maximum length is read.
     let labels = "zero\none\ntwo\nthree\nfour\nfive\nsix\nseven\neight\n";
     let last = "n".repeat((16 << 20) - labels.len());
     folder.write("longest.txt", format!("{labels}{last}"));
@@ -370,7 +370,7 @@ fn what_has_no_end_or_is_too_large_is_refused_with_both_numbers() {
     assert_eq!((said.status, said.err.as_str()), (0, ""));
 }
 
-/// A cache as Hugging Face's: the names in a snapshot lead to blobs.
+/// A cache like that of Hugging Face: the names in a snapshot are links to blobs.
 fn cache(folder: &Folder, location: &str, offset: usize, filters: &[f32]) {
     for path in ["hub/blobs", "hub/snapshots/abc/onnx", "elsewhere"] {
         fs::create_dir_all(folder.path(path)).unwrap();
@@ -395,11 +395,11 @@ fn weights_beside_a_model_are_read_where_they_may_lie() {
     link("../../../blobs/d", "hub/snapshots/abc/onnx/model.onnx_data");
     link("../../blobs/m", "hub/snapshots/abc/model.onnx");
     link("../../blobs/d", "hub/snapshots/abc/model.onnx_data");
-    // Copied, beside one another.
+    // Copies, beside one another.
     fs::create_dir(folder.path("plain")).unwrap();
     fs::copy(folder.path("hub/blobs/m"), folder.path("plain/model.onnx")).unwrap();
     fs::copy(folder.path("hub/blobs/d"), folder.path("plain/model.onnx_data")).unwrap();
-    // A name for the folder.
+    // A link to the folder.
     link("hub/snapshots/abc", "current");
     let run = |model: &str| {
         folder
@@ -422,7 +422,7 @@ fn weights_beside_a_model_are_read_where_they_may_lie() {
         if model == "plain/model.onnx" {
             continue;
         }
-        // What the weights are in is an input, too.
+        // The file of the weights is an input, too.
         let args = format!("run {model} --backend cpu --input x.npy --report hub/blobs/d");
         let error = folder.refused(2, &args, Folder::run);
         assert!(error.contains("never written over"), "{error}");
@@ -453,7 +453,7 @@ fn weights_elsewhere_are_not_read() {
     symlink("../elsewhere/d", folder.path("models/d")).unwrap();
     let error = folder.refused(2, "run models/m.onnx --backend cpu --input x.npy", Folder::run);
     assert!(error.contains("is a link to") && error.contains("elsewhere"), "{error}");
-    // Where it is no link, but the same file, it is read.
+    // As a hard link instead of a symbolic one it is read.
     fs::remove_file(folder.path("models/d")).unwrap();
     fs::hard_link(folder.path("elsewhere/d"), folder.path("models/d")).unwrap();
     let said = folder.run("run models/m.onnx --backend cpu --calibrate never --input x.npy --quiet");
@@ -472,7 +472,7 @@ fn weights_elsewhere_are_not_read() {
 #[test]
 fn a_grey_picture_of_any_depth_is_grey() {
     let folder = material();
-    // Every level of 16 bits that is one of 8.
+    // 16-bit levels that equal the 8-bit ones.
     let deep = image::open(folder.path("digit.png")).unwrap().to_luma16();
     deep.save_with_format(folder.path("deep"), ImageFormat::Tiff).unwrap();
     let (eight, sixteen) = (logits(&folder, "digit.png"), logits(&folder, "deep"));

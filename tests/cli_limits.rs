@@ -1,6 +1,6 @@
-//! What the command does where memory or threads are short: it says so before it begins, or does with less.
+//! The command under limits of memory or threads: it refuses before it begins, or works with less.
 //!
-//! Limits are those of a process (`ulimit -v`, `prlimit --nproc`): the machine's own are left alone.
+//! The limits are those of a process (`ulimit -v`, `prlimit --nproc`); the machine's own limits are not changed.
 
 #![cfg(unix)]
 #![allow(
@@ -23,10 +23,10 @@ use folder::{Folder, INPUT, Said, WEIGHT};
 
 /// f32 workers at condition numbers below 100.
 const EXACT: f64 = 3e-5;
-/// Address space that the command gets: enough for what is small.
+/// Address space of the command, enough for small inputs.
 const SPACE_KIB: u32 = 8 << 20;
 
-/// The command with arguments as they stand, below `wrapper`.
+/// Runs the command with unchanged arguments under `wrapper`.
 fn below(folder: &Folder, wrapper: &[&str], args: &str) -> Said {
     let binary = env!("CARGO_BIN_EXE_fcdcc");
     let out = Command::new(wrapper[0])
@@ -45,13 +45,13 @@ fn below(folder: &Folder, wrapper: &[&str], args: &str) -> Said {
     }
 }
 
-/// With little address space.
+/// Runs the command with little address space.
 fn confined(folder: &Folder, args: &str) -> Said {
     let limit = format!("ulimit -v {SPACE_KIB}; exec \"$@\"");
     below(folder, &["sh", "-c", &limit, "sh"], args)
 }
 
-/// Protocol buffers, as much of them as one Conv takes.
+/// A minimal protocol buffer encoder, enough for one Conv.
 mod onnx {
     fn number(mut value: u64) -> Vec<u8> {
         let mut bytes = Vec::new();
@@ -118,7 +118,7 @@ fn what_does_not_fit_into_memory_is_refused_with_both_numbers_before_it_is_alloc
         }
         assert!(error.matches("GB").count() + error.matches("MB").count() == 2, "{error}");
     }
-    // The same with little padding fits, and is right.
+    // The same layer with little padding fits, and is correct.
     for (args, expected) in [(format!("{conv} --padding 1"), None), (format!("{run} small.onnx"), Some(9.0))]
     {
         let said = confined(&folder, &args);
@@ -134,7 +134,7 @@ fn what_does_not_fit_into_memory_is_refused_with_both_numbers_before_it_is_alloc
 #[test]
 fn where_threads_are_short_fewer_workers_do_the_work() {
     let folder = Folder::new();
-    // A user whose processes are this test's alone: a limit counts all of a user.
+    // A user id that only this test uses: the limit counts all processes of a user.
     let user = (3_000_000 + std::process::id()).to_string();
     std::fs::set_permissions(folder.path("."), std::fs::Permissions::from_mode(0o777)).unwrap();
     let limited = |threads: usize, args: &str| {
@@ -152,7 +152,7 @@ fn where_threads_are_short_fewer_workers_do_the_work() {
     let truth = reference(&shape, x.as_slice().unwrap(), w.as_slice().unwrap(), None).unwrap();
     let args = "conv --backend cpu --workers 6 --input x.npy --weight w.npy --output y.npy";
     let cores = std::thread::available_parallelism().unwrap().get();
-    // The first thread, those of the cores, and one for each worker.
+    // The main thread, one for each core, and one for each worker.
     let enough = 1 + cores + 6;
     for threads in (2..=enough).rev() {
         let _ = std::fs::remove_file(folder.path("y.npy"));
@@ -165,7 +165,7 @@ fn where_threads_are_short_fewer_workers_do_the_work() {
         let notice = format!("{there} of 6 workers do the work");
         assert_eq!(said.err.contains(&notice), threads < enough, "{threads} threads: {}", said.err);
     }
-    // Not one beside the first: nothing can run, and that is said in one line.
+    // No thread besides the main one: nothing can run, and one line says so.
     let said = limited(1, args);
     assert_eq!(said.status, 2, "{}", said.err);
     assert!(said.err.starts_with("error: a thread") && said.err.contains("pids.max"), "{}", said.err);

@@ -1,4 +1,4 @@
-//! `fcdcc plan`: what it says is what `run` does, and its files.
+//! `fcdcc plan`: its plan is the one that `run` uses; its files.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -62,7 +62,7 @@ fn costs_of_a_shape_are_the_formulas() {
     let sum =
         ["encode_ms", "wait_ms", "decode_ms"].map(|key| layer[key].as_f64().unwrap()).iter().sum::<f64>();
     assert!((sum - layer["predicted_ms"].as_f64().unwrap()).abs() < 1e-9);
-    // Half the precision, twice the bytes.
+    // Double precision, twice the bytes.
     let double = json(&folder, &format!("{args} --precision f64"));
     assert_eq!(double["layers"][0]["upload_bytes"], 2 * 64 * 9 * 58 * 8);
 }
@@ -97,7 +97,7 @@ fn rates_are_measured_once_and_kept() {
     assert_ne!(measured["worker"], builtin["worker"]);
     assert_eq!(plan("auto"), measured, "from the file");
     assert_ne!(plan("always")["worker"], measured["worker"]);
-    // It is only a cache: one that cannot be read is made again.
+    // An unreadable cache is replaced.
     std::fs::write(cache.join("rates.json"), "{\"schema\":1,").unwrap();
     let again = plan("auto");
     assert_eq!(plan("auto"), again);

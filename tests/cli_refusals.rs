@@ -1,4 +1,4 @@
-//! Bad input and bad usage: exit status 2, one line that helps, nothing written.
+//! Bad input and bad usage: exit status 2, one helpful line, and no output files.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 

@@ -1,4 +1,4 @@
-//! `fcdcc run` and `fcdcc demo`, driven as a script would, on what the demonstration writes.
+//! `fcdcc run` and `fcdcc demo` as scripts use them, on files written by the demo.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -92,7 +92,7 @@ fn a_picture_is_recognised_and_named() {
     let said = exact(&folder, "--input digit.png --top 2 --labels labels.txt --quiet --output y.npy");
     let lines: Vec<&str> = said.out.lines().collect();
     assert_eq!(lines.len(), 2, "{lines:?}");
-    // The first held-out digit, whose logits the array gives as well.
+    // The first held-out digit, compared with its logits from the array.
     digits(&folder, 1);
     exact(&folder, "--input some.npy --output some_y.npy --quiet");
     let (picture, array) = (folder.load::<f32>("y.npy"), folder.load::<f32>("some_y.npy"));
@@ -131,7 +131,7 @@ fn a_batch_with_two_dead_workers_equals_the_uncoded_run() {
         let got = folder.load::<f32>(file);
         assert!(relative_l2(got.as_slice().unwrap(), clean.as_slice().unwrap()) < EXACT);
     }
-    // Fully connected layers over the workers as well, in double precision, uncoded: the same function.
+    // Fully connected layers on the workers too, in double precision, and uncoded: the same function.
     for args in ["--gemm on", "--precision f64", "--code uncoded --gemm on", "--partitions 4,4 --workers 8"] {
         exact(&folder, &format!("--input some.npy --output z.npy --report g.json {args}"));
         let got = folder.load::<f32>("z.npy");
@@ -148,7 +148,7 @@ fn every_code_runs_the_whole_model() {
     exact(&folder, "--input some.npy --output clean.npy --quiet");
     let clean = folder.load::<f32>("clean.npy");
     for code in fcdcc::CodeKind::ALL {
-        // The third layer has one output row: what it is too small for is chosen for it.
+        // The third layer has one output row: the planner replaces partitions that do not fit.
         for partitions in ["", "--partitions 2,2"] {
             let args = format!("--code {code} {partitions} --gemm on --fault 1,4:crash");
             exact(&folder, &format!("--input some.npy --output y.npy --report r.json {args}"));
@@ -204,7 +204,7 @@ fn too_few_workers_end_by_the_options_and_the_deadline() {
     assert!(error.contains("layer conv1") && error.contains("needs 4 of 6"), "{error}");
     let error = folder.refused(4, &few("--max-error 1e-12"), Folder::run);
     assert!(error.contains("layer conv1") && error.contains("exceeds the tolerance"), "{error}");
-    // Nobody ever answers: every layer is computed here, before its deadline.
+    // No worker answers: every layer is computed locally, before its deadline.
     let said = exact(&folder, "--input some.npy --fault all:drop --deadline 200ms");
     assert!(said.out.contains("fallback"), "{}", said.out);
 }

@@ -1,4 +1,4 @@
-//! `fcdcc stability`, driven as a script would.
+//! `fcdcc stability` as scripts use it.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -29,7 +29,7 @@ fn a_quick_study_writes_its_page_and_its_figures() {
     assert!(report.setting.command.ends_with("stability --quick --output study --seed 3"));
     assert!(html.contains("stability --quick --output study --seed 3") && html.contains("1\u{202f}551"));
     assert!(html.contains("<svg") && !html.contains("src=") && !html.contains("NaN"));
-    // Nothing that is decoded is worse than a run would have said.
+    // No decoded output exceeds the error bound of a run.
     assert!(report.errors.len() > 50);
     assert!(report.errors.iter().all(|e| e.relative_l2 <= e.bound));
     let crme =
@@ -45,7 +45,7 @@ fn other_figures_can_be_asked_for() {
     let said = folder.run(&format!("{args} --json"));
     assert_eq!((said.status, said.err.as_str()), (0, ""));
     let report: StabilityReport = serde_json::from_str(&said.out).unwrap();
-    // Nine of seven is no cell; four numbers of responders by two codes.
+    // delta = 9 of n = 7 is not a cell; four numbers of responders for two codes.
     let labels: Vec<&str> = report.tables.iter().map(|t| &*t.label).collect();
     assert_eq!((labels, report.responders.len()), (vec!["n = 12, delta = 9"], 4 * 2));
     assert!(report.tables[0].rows.iter().all(|row| !row.exhaustive && row.sets > 30 && row.sets < 60));

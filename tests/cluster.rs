@@ -1,5 +1,5 @@
-//! Workers of other machines, on loopback and in this process: the same answers, filters sent once, cancellation, several
-//! masters, memory, the disk, devices that are lost.
+//! Remote workers, on loopback and in this process: the same results, filters sent once, cancellation, several masters,
+//! memory, disk cache, lost devices.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -23,7 +23,7 @@ use fcdcc::{Completion, ConvParams, ConvShape, CpuWorker, Error, Pool, Result, W
 use fleet::{endpoint, master, master_to, pool_of, server, serving, until, usable, workers};
 use ndarray::ArrayD;
 
-/// One device, of one machine, for calls of the trait itself.
+/// One device of one machine, for direct calls of the trait.
 fn one_worker() -> (WorkerServer, Box<dyn Worker>) {
     let at = endpoint();
     let cluster = master(&at);
@@ -54,7 +54,7 @@ fn every_kind_of_subtask_gives_what_the_same_worker_gives_here() {
         (vec![1, 3, 9, 8], vec![4, 3, 3, 3], plain(), 2, 2),
         (vec![2, 4, 17], vec![6, 2, 5], plain().groups(2).stride([2]), 1, 2),
         (vec![1, 2, 5, 6, 7], vec![3, 2, 2, 3, 2], plain().dilation([1, 2, 1]), 2, 1),
-        // Slabs of 2 MiB and results of 1.6 MiB go in chunks, filters of 36 kB at once.
+        // Slabs of 2 MiB and results of 1.6 MiB are sent in chunks, filters of 36 kB in one message.
         (vec![1, 32, 90, 91], vec![32, 32, 3, 3], plain(), 2, 1),
     ];
     for (at, (input, weight, params, slabs, banks)) in cases.into_iter().enumerate() {
@@ -82,7 +82,7 @@ fn every_kind_of_subtask_gives_what_the_same_worker_gives_here() {
                 assert!(!there.is_empty());
             }
         }
-        // A result that is off by one bit is not equal: the comparison above means something.
+        // Negative control: a result that is off by one bit is not equal.
         assert_ne!(wrap(DType::F32, &[1.0]), Values::F32(vec![f32::from_bits(1.0f32.to_bits() + 1)]));
     }
     for dtype in [DType::F32, DType::F64] {
@@ -141,7 +141,7 @@ fn filters_are_sent_once_also_to_a_server_that_was_restarted() {
     let output = prepared.run(layer.input.view()).unwrap().output;
     let sent = first.traffic().received_bytes;
     assert!(sent > size, "{sent} of {size}");
-    // The same layer again: nothing is sent but slabs. So too for a layer that was dropped meanwhile.
+    // The same layer again: only slabs are sent. The same holds for a layer that was dropped meanwhile.
     let again = layer.prepare(&pool, options(2, 8)).unwrap();
     drop((prepared, again));
     let third = layer.prepare(&pool, options(2, 8)).unwrap();
@@ -153,7 +153,7 @@ fn filters_are_sent_once_also_to_a_server_that_was_restarted() {
     until("the cache is written", || std::fs::read_dir(folder.path()).unwrap().count() >= 6);
     drop(first);
     until("the loss is seen", || {
-        // Whatever comes of it: somebody has to notice.
+        // The result does not matter: a run must notice the loss.
         let _ = third.run(layer.input.view());
         usable(&pool) == 0
     });
@@ -171,7 +171,7 @@ fn a_disk_that_takes_nothing_costs_the_cache_and_no_result() {
     let folder = tempfile::tempdir().unwrap();
     let at = endpoint();
     let cluster = master(&at);
-    // No filter fits.
+    // Too small for any filter.
     let cache = Some((folder.path().join("filters"), 10));
     let options = fcdcc::cluster::ServeOptions { cache, ..serving("alpha", &at) };
     let server = WorkerServer::start(CpuWorker::fleet(6), &options).unwrap();
@@ -260,7 +260,7 @@ fn a_cancellation_reaches_the_other_side_at_once() {
     assert!(cancelled.elapsed() < Duration::from_secs(5));
     assert_eq!(computed.load(Ordering::SeqCst), 0);
     assert_eq!(server.info().devices[0].cancelled, 1);
-    // It is ready for the next one.
+    // The worker is ready for the next task.
     let mut remote = thread.join().unwrap();
     Probe::new(DType::F32).check(remote.as_mut(), &CancelToken::new()).unwrap();
 }
@@ -270,7 +270,7 @@ fn a_task_that_outlives_its_requests_is_answered() {
     let at = endpoint();
     let cluster = master(&at);
     let computed = Arc::new(AtomicUsize::new(0));
-    // Longer than one request lasts, in parts that each come under another.
+    // A task that lasts longer than one request: its parts arrive under several requests.
     let slow = Slow {
         inner: CpuWorker::new("slow", 1),
         pause: Duration::from_millis(2300),
@@ -278,7 +278,7 @@ fn a_task_that_outlives_its_requests_is_answered() {
     };
     let _server = WorkerServer::start(vec![Box::new(slow)], &serving("alpha", &at)).unwrap();
     let mut remote = workers(&cluster, 1).remove(0);
-    // Results that go inline, and others that are fetched.
+    // Results that are sent inline, and others that are fetched.
     for (layer, size) in [(1, 30), (2, 150)] {
         let conv = ConvShape::new(&[1, 2, size, size], &[2, 2, 3, 3], &ConvParams::default()).unwrap();
         let shape = SubtaskShape { conv, slabs: 2, banks: 2, plain: false };
@@ -311,7 +311,7 @@ fn masters_share_machines_without_mixing_their_layers() {
     let server = WorkerServer::start(CpuWorker::fleet(6), &listening).unwrap();
     let run = |seed: usize, rounds: usize| {
         let pool = pool_of(workers(&master_to(&at), 6));
-        // Equal shapes, other filters for each: a mixed-up key would show.
+        // Equal shapes with different filters: a confusion of keys would be noticed.
         let mut layer = Layer::<f32>::without_truth(&[1, 4, 14, 11], &[8, 4, 3, 3], ConvParams::default());
         layer.weight.mapv_inplace(|v| v * seed as f32);
         let (x, w) = (layer.input.as_slice().unwrap(), layer.weight.as_slice().unwrap());
@@ -324,12 +324,12 @@ fn masters_share_machines_without_mixing_their_layers() {
     };
     std::thread::scope(|scope| {
         for seed in 1..=3 {
-            // The first leaves early.
+            // The first master leaves early.
             scope.spawn(move || run(seed, if seed == 1 { 5 } else { 60 }));
         }
     });
     until("all have left", || server.info().masters == 0);
-    // What they held is free to make room, and does.
+    // Filters of disconnected masters may be evicted, and are.
     assert!(server.info().devices.iter().all(|d| d.load == 0));
 }
 
@@ -343,7 +343,7 @@ fn memory_is_bounded_and_what_nobody_needs_makes_room() {
     // Six times 148 kB of filters.
     let layer = |seed: f32| {
         let mut layer = Layer::<f32>::without_truth(&[1, 64, 6, 6], &[256, 64, 3, 3], ConvParams::default());
-        // Not only another size: powers of two make equal filters of those.
+        // The seed is added: multiplying by powers of two would give equal filters.
         layer.weight.mapv_inplace(|v| v + 0.1 * seed);
         layer
     };
@@ -354,7 +354,7 @@ fn memory_is_bounded_and_what_nobody_needs_makes_room() {
         assert_eq!(run.report.completion, Completion::Exact);
         assert!(server.info().memory_used_bytes <= 1_200_000);
     }
-    // Two at a time do not fit: the second is told so, with the numbers, and computed here where that is allowed.
+    // Both do not fit: the second is refused with the numbers, and computed locally if that is allowed.
     let (first, second) = (layer(1.0), layer(2.0));
     let held = first.prepare(&pool, fail(1, 8)).unwrap();
     held.run(first.input.view()).unwrap();
@@ -409,7 +409,7 @@ fn machines_join_late_leave_and_take_each_others_seats() {
     let prepared = layer.prepare(&pool, options(4, 4)).unwrap();
     let alone = prepared.run(layer.input.view()).unwrap();
     assert_eq!(alone.report.completion, Completion::ExactLocally);
-    // Others than alpha do not get its seats.
+    // Other machines do not get alpha's seats.
     let beta = server("beta", &at, 6);
     until("beta sits down", || usable(&pool) == 3);
     let _alpha = server("alpha", &at, 3);

@@ -1,5 +1,5 @@
-//! Whoever speaks the engine's language but not ours: workers and masters that send nonsense, other versions, wrong sizes,
-//! wrong checksums. Nobody believes them, nobody falls over, nobody waits.
+//! Foreign zenoh peers: workers and masters that send garbage, other protocol versions, wrong sizes or wrong checksums.
+//! Such messages are rejected, and cause no crash and no wait.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -23,7 +23,7 @@ use rand_chacha::ChaCha8Rng;
 use zenoh::Wait;
 use zenoh::query::Query;
 
-/// A session that connects to whoever listens at `at`, with nothing of ours in it.
+/// A plain zenoh session that connects to the listener at `at`.
 fn raw(at: &fcdcc::cluster::Endpoint) -> zenoh::Session {
     let mut config = zenoh::Config::default();
     config.insert_json5("mode", "\"client\"").unwrap();
@@ -59,16 +59,16 @@ fn info(name: &str, boot: u64) -> HostInfo {
     }
 }
 
-/// Answers with this header and payload.
+/// Answers a query with this header and payload.
 fn answer(query: &Query, header: Vec<u8>, payload: Vec<u8>) {
-    // The asker may be gone.
+    // The other side may be gone.
     let _ = query.reply(query.key_expr().clone(), payload).attachment(header).wait();
 }
 
-/// What an impostor does with a request.
+/// How an impostor handles a request.
 type Misdeed = Box<dyn Fn(&Query, Request) + Send + Sync>;
 
-/// A worker that is there as `name` and does with requests what it likes; it lasts as long as what is returned.
+/// A worker called `name` that describes itself by `says` and handles requests by `does`; it lasts as long as the result.
 fn impostor(
     at: &fcdcc::cluster::Endpoint,
     name: &str,
@@ -130,7 +130,7 @@ fn machines_that_say_nonsense_of_themselves_are_named_and_not_used() {
     }
     let seats = [Seats { machine: None, count: Some(1) }];
     assert!(cluster.workers(&seats, Duration::from_millis(200))[0].unavailable_reason().is_some());
-    // Positive control: one that says the truth is used.
+    // Positive control: an impostor with valid information is used.
     let _honest = impostor(&at, "honest", || pack(&Answer::Info(Box::new(info("honest", 7)))), |_, _| {});
     assert_eq!(cluster.workers(&seats, SOON)[0].info().host, "honest");
 }
@@ -244,7 +244,7 @@ fn a_worker_survives_whatever_it_is_sent() {
         Request::Install { device: 0, content, spec: huge },
         Request::Install { device: 0, content, spec: Spec { groups: 0, ..spec.clone() } },
         Request::Install { device: 0, content, spec: Spec { slabs: u64::MAX, ..spec.clone() } },
-        // Not what its name says.
+        // The content does not match its id.
         Request::Install { device: 0, content: ContentId([1; 32]), spec: spec.clone() },
         Request::Chunk { object: Object::Filters(content), offset: 0, total: u64::MAX, crc: 0 },
         Request::Chunk {
@@ -276,7 +276,7 @@ fn a_worker_survives_whatever_it_is_sent() {
         send(header.clone(), Vec::new());
         send(header.clone(), vec![7; 2 << 20]);
         sent += 3;
-        // The same with bytes changed, cut off, or added.
+        // The same requests with bytes changed, cut off, or added.
         for _ in 0..40 {
             let mut other = header.clone();
             match random.random_range(0..3) {
@@ -300,7 +300,7 @@ fn a_worker_survives_whatever_it_is_sent() {
     session.put(key.replace("/call", "/ctl"), vec![9; 1000]).wait().unwrap();
     let all = || answered.load(Ordering::Relaxed) >= sent;
     until(&format!("every one of {sent} is answered"), all);
-    // And still it computes, for those who ask properly, with nothing left of the others.
+    // The server still computes for a proper master, and nothing is left of the others.
     server.check_ready(SOON).unwrap();
     for worker in &mut honest {
         fcdcc::worker::Probe::new(DType::F32).check(worker.as_mut(), &fcdcc::CancelToken::new()).unwrap();

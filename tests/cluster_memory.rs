@@ -1,8 +1,8 @@
-//! A soak over remote workers: the memory of a master (and of the machines, here in the same process) does not grow with the
-//! number of tasks it has had.
+//! A soak test over remote workers: the memory of a master (and of the machines, here in the same process) does not grow
+//! with the number of its tasks.
 //!
-//! `scripts/soak_remote.sh` runs it with 50,000 tasks (`FCDCC_SOAK_TASKS`). A file of its own, because the allocator that
-//! counts is everybody's in the process.
+//! `scripts/soak_remote.sh` runs it with 50,000 tasks (`FCDCC_SOAK_TASKS`). It has a file of its own, because the counting
+//! allocator counts for the whole process.
 
 #![allow(
     clippy::unwrap_used,
@@ -28,16 +28,16 @@ use fleet::{endpoint, master, server, until, workers};
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Tasks of a soak in the suite.
+/// Number of tasks in the regular test suite.
 const TASKS: usize = 6000;
-/// Parts of a soak between which memory is looked at.
+/// Number of parts; memory is measured after each.
 const PARTS: usize = 5;
-/// What a task may leave behind, rounded up from nothing: a timer of the engine beneath alone is several times as much.
+/// Tolerated growth in bytes per task. It should be 0; a leaked timer of the network engine is several times as much.
 const BYTES_A_TASK: usize = 100;
-/// Requests are over by then, whatever the engine keeps of them.
+/// After this time the network engine has dropped all its records of requests.
 const OVER: Duration = Duration::from_secs(20);
 
-/// Slabs that go inline with small results, and such that both go in chunks.
+/// Slabs that are sent inline, with small results; and slabs and results that are sent in chunks.
 fn shapes() -> [SubtaskShape; 2] {
     let conv = |size| ConvShape::new(&[1, 2, size, size], &[2, 2, 3, 3], &ConvParams::default()).unwrap();
     [
@@ -46,7 +46,7 @@ fn shapes() -> [SubtaskShape; 2] {
     ]
 }
 
-/// So many tasks on one worker, every twentieth of them a large one.
+/// Runs `tasks` tasks on one worker; every twentieth is a large one.
 fn work(worker: &mut dyn Worker, tasks: usize) {
     let slabs = shapes().map(|shape| Values::F32(vec![1.0; shape.upload_elems()]));
     for task in 0..tasks {
@@ -59,7 +59,7 @@ fn work(worker: &mut dyn Worker, tasks: usize) {
     }
 }
 
-/// Live bytes as soon as they are below `most`, or what is left when everything is over.
+/// Live bytes as soon as they are below `most`, or after [`OVER`].
 fn settled(most: usize) -> usize {
     let end = Instant::now() + OVER;
     loop {
@@ -91,7 +91,7 @@ fn a_master_keeps_nothing_of_the_tasks_it_has_had() {
             }
         });
     };
-    // Queues, caches and the engine's own tables have their size by then.
+    // Warm-up: queues, caches and the engine's tables reach their size.
     run(TASKS / 4);
     settled(0);
     let before = live_bytes();
@@ -105,7 +105,7 @@ fn a_master_keeps_nothing_of_the_tasks_it_has_had() {
     let after = settled(allowed);
     println!("afterwards     : {after:>9} bytes alive, {:>10} resident", fleet::memory());
     assert!(after <= allowed, "{after} bytes are alive after {tasks} tasks, {before} were before");
-    // Negative control: as much as timers that outlive their tasks would keep shows.
+    // Negative control: leaked memory of the size of timers is detected.
     let left: Vec<Vec<u8>> = (0..tasks).map(|_| vec![0; 2 * BYTES_A_TASK]).collect();
     assert!(live_bytes() > allowed, "{} blocks are not seen", left.len());
     drop(left);

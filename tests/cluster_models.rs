@@ -1,7 +1,8 @@
-//! Whole models over six worker processes of which any two are killed at any moment: the same class, and within 1e-4 of
-//! what this machine computes alone.
+//! Whole models over six worker processes, any two of which are killed at any moment: the same class, and within 1e-4 of
+//! the local result.
 //!
-//! LeNet-5 is shipped; `scripts/onnx_model_cases.py` makes ResNet-50, without a Python for it that test is shown as ignored.
+//! LeNet-5 is shipped; `scripts/onnx_model_cases.py` makes ResNet-50; without a suitable Python that test is shown as
+//! ignored.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -24,7 +25,7 @@ const PACKAGES: &str = "onnx, onnxruntime, numpy";
 const MACHINES: usize = 6;
 const TOLERANCE: f64 = 1e-4;
 
-/// Batch items whose largest value is elsewhere, and the relative L2 distance.
+/// Number of batch items with another largest value, and the relative L2 distance.
 fn difference(got: &Tensor, want: &Tensor) -> (usize, f64) {
     let classes = want.shape()[1..].iter().product();
     let (got, want) = (got.to_f64(), want.to_f64());
@@ -61,10 +62,10 @@ fn survives(path: &Path, input: (&str, Tensor), rounds: usize, seed: u64) -> Res
     let pool = pool_of(workers(&cluster, MACHINES));
     let prepared = model.prepare(&pool, &ModelOptions::default())?;
     let mut random = ChaCha8Rng::seed_from_u64(seed);
-    // Nobody dies yet: this is how long a run takes.
+    // Without losses: the duration of a run.
     let (output, calm) = one_run(&prepared, &inputs)?;
     check(&output, &truth)?;
-    // Negative control: one class with another's score is noticed, and so is a small error everywhere.
+    // Negative control: another class's score in one item is detected, and so is a small error everywhere.
     let Tensor::F32(mut spoilt) = output else { return Err("the model is not f32".into()) };
     spoilt.mapv_inplace(|v| v * 1.0003);
     if check(&spoilt.clone().into(), &truth).is_ok() {
@@ -81,7 +82,7 @@ fn survives(path: &Path, input: (&str, Tensor), rounds: usize, seed: u64) -> Res
                     victim.kill();
                 });
             }
-            // As many runs as it takes for both to die in one of them.
+            // Repeats runs until both kills have happened during one of them.
             let end = Instant::now() + calm.mul_f64(2.0);
             loop {
                 let (output, _) = one_run(&prepared, &inputs)?;
@@ -124,7 +125,7 @@ fn resnet(folder: &Path) -> Result<(), Failed> {
 }
 
 fn main() {
-    // SAFETY: the first call of the process.
+    // SAFETY: this is the first call of the process.
     #[allow(unsafe_code, reason = "see there")]
     unsafe {
         fleet::prepare_environment();

@@ -1,4 +1,4 @@
-//! Many worker processes, and what happens to them: stopped, killed, restarted, all day long.
+//! Many worker processes that are stopped, killed and restarted.
 
 #![allow(
     clippy::unwrap_used,
@@ -23,8 +23,8 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// Three of four workers are stopped while megabytes are on their way to them: the fourth does not notice. What others do
-/// on this machine may hold it up once; what the stopped ones do, every time.
+/// Three of four workers are stopped while megabytes are being sent to them: the fourth does not notice. Other load on this
+/// machine may delay it once; a stopped peer would delay it every time.
 fn stopped_workers_hold_up_nobody() -> Result<(), Failed> {
     let attempts = (0..3).map(|_| the_fourth_while_three_are_stopped());
     let mut failed = None;
@@ -38,7 +38,7 @@ fn stopped_workers_hold_up_nobody() -> Result<(), Failed> {
 }
 
 fn the_fourth_while_three_are_stopped() -> Result<(), Failed> {
-    /// What the fourth may be held up.
+    /// Tolerated delay of the fourth worker.
     const LIMIT: Duration = Duration::from_millis(50);
     let at = endpoint();
     let cluster = master(&at);
@@ -76,7 +76,7 @@ fn the_fourth_while_three_are_stopped() -> Result<(), Failed> {
         times.sort();
         Ok(times)
     };
-    // The others are kept busy in both phases, so that only their being stopped differs.
+    // The other workers are kept busy in both phases, so that the phases differ only in the stop.
     let closing = AtomicBool::new(false);
     let (before, during) = std::thread::scope(|scope| {
         for mut worker in all {
@@ -95,7 +95,7 @@ fn the_fourth_while_three_are_stopped() -> Result<(), Failed> {
         for process in processes.iter().filter(|p| p.name != "m3") {
             process.signal("STOP");
         }
-        // Beyond the time after which the connections to them are closed.
+        // Longer than the timeout that closes their connections.
         let during = latencies(Duration::from_secs(7));
         closing.store(true, Ordering::Relaxed);
         for process in &processes {
@@ -114,7 +114,7 @@ fn the_fourth_while_three_are_stopped() -> Result<(), Failed> {
         worst(&during)
     );
     println!("{story}");
-    // The worst of a busy machine is its own; what a peer holds up lasts for seconds.
+    // A busy machine may cause the worst latency itself; a stopped peer causes delays of seconds.
     let limit = worst(&before) + LIMIT;
     if worst(&during) > limit || median(&during) > median(&before) + LIMIT {
         Err(story.into())
@@ -134,13 +134,13 @@ fn sixty_four_join_serve_and_leave() -> Result<(), Failed> {
     let pool = pool_of(workers(&cluster, MACHINES));
     println!("{MACHINES} joined within {:?}", started.elapsed());
     let layer = Layer::<f32>::new(&[1, 6, 40, 16], &[64, 6, 3, 3], ConvParams::default().padding([1]));
-    // Whatever digits a set leaves: every machine is to serve.
+    // Any error is accepted, because every machine must serve.
     let any = fcdcc::LayerOptions { max_windowwise: fcdcc::engine::WindowwiseLimit::Off, ..options(8, 16) };
     let prepared = layer.prepare(&pool, any)?;
     for _ in 0..20 {
         let run = prepared.run(layer.input.view())?;
         let error = layer.error(&run.output);
-        // delta = 32 of 64: badly conditioned sets occur, and say so.
+        // delta = 32 of 64: badly conditioned sets occur, and are reported as such.
         if error > run.report.error_bound || run.report.completion == Completion::ExactLocally {
             return Err(format!("off by {error:e}: {:#?}", run.report).into());
         }
@@ -160,11 +160,11 @@ fn sixty_four_join_serve_and_leave() -> Result<(), Failed> {
     Ok(())
 }
 
-/// A day's work, scaled down: thousands of layers while processes are killed and come back.
+/// A day of work, scaled down: thousands of layers while processes are killed and restarted.
 fn a_days_soak() -> Result<(), Failed> {
     const MACHINES: usize = 6;
     const ROUNDS: usize = 2000;
-    /// Rounds from one kill to the next, about.
+    /// Approximate number of rounds between kills.
     const PACE: u32 = 40;
     let seed =
         std::env::var("FCDCC_CHAOS_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(20_261_125);
@@ -172,7 +172,7 @@ fn a_days_soak() -> Result<(), Failed> {
     let layers = [
         Layer::<f32>::new(&[1, 3, 12, 10], &[8, 3, 3, 3], ConvParams::default().padding([1])),
         Layer::<f32>::new(&[2, 8, 9, 9], &[16, 4, 3, 3], ConvParams::default().groups(2)),
-        // Chunks and fetches: 300 kB of filters and of slabs a subtask.
+        // Sent in chunks and fetched: 300 kB of filters and of slabs per subtask.
         Layer::<f32>::new(&[1, 48, 38, 40], &[192, 48, 3, 3], ConvParams::default()),
     ];
     let at = endpoint();
@@ -190,7 +190,7 @@ fn a_days_soak() -> Result<(), Failed> {
         if random.random_range(0..PACE) == 0 {
             let victim = &mut processes[random.random_range(0..MACHINES)];
             kills += 1;
-            // Some come back at once, some are stopped for a while before they die.
+            // Some are restarted at once, some are stopped for a while before they are killed.
             if random.random_range(0..4) == 0 {
                 victim.signal("STOP");
             }
@@ -222,13 +222,13 @@ fn a_days_soak() -> Result<(), Failed> {
 }
 
 fn main() {
-    // SAFETY: the first call of the process.
+    // SAFETY: this is the first call of the process.
     #[allow(unsafe_code, reason = "see there")]
     unsafe {
         fleet::prepare_environment();
     }
     let mut arguments = Arguments::from_args();
-    // They measure times and memory.
+    // The tests measure times and memory.
     arguments.test_threads = Some(1);
     let trials = vec![
         Trial::test("stopped_workers_hold_up_nobody", stopped_workers_hold_up_nobody),

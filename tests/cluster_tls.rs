@@ -1,7 +1,7 @@
-//! Who may do what where a cluster uses mutual TLS: the command as machines, masters, viewers and intruders, on loopback,
-//! with certificates from `scripts/dev_ca.sh`. What must not work is held against what does in the same set-up.
+//! Access control of a cluster with mutual TLS: the command as machine, master, viewer and intruder, on loopback, with
+//! certificates from `scripts/dev_ca.sh`. Every denied access is compared with an allowed one in the same set-up.
 //!
-//! Without the openssl command every test is shown as ignored, never as passed; where `CI=true` it fails them.
+//! Without the openssl command every test is shown as ignored, never as passed; with `CI=true` they fail.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -24,14 +24,14 @@ use libtest_mimic::{Arguments, Trial};
 use site::{Site, certificate, free_port, soon, tls};
 use zenoh::Wait;
 
-/// What must not happen is watched for so long: those who connect try again every second at least.
+/// How long to watch that something does not happen: connections are retried at least every second.
 const WINDOW: Duration = Duration::from_millis(2500);
 
 fn names(cluster: &Cluster) -> Vec<String> {
     cluster.members().into_iter().map(|member| member.machine).collect()
 }
 
-/// `there` must come to be seen, and for a while nobody else.
+/// Exactly the machines `there` become visible, and stay the only ones for a while.
 fn only(cluster: &Cluster, there: &[&str]) {
     soon("those who may join", || {
         there.iter().all(|name| names(cluster).iter().any(|n| n == name)).then_some(())
@@ -71,7 +71,7 @@ fn named_masters_connect_to_a_listening_machine() {
     site.exact(&["alpha"]);
     pool("master", "2s");
     site.nobody_joins();
-    // It did not go away meanwhile.
+    // The machine has not left meanwhile.
     pool("boss", "30s");
     site.exact(&["alpha"]);
 }
@@ -97,7 +97,7 @@ fn a_machine_cannot_take_the_name_of_another() {
     let _thief = site.impostor("alpha", "beta");
     let _beta = site.worker(&format!("{connect} --name beta {}", certificate("beta")));
     only(&cluster, &["beta"]);
-    // Under its own name the same would be seen.
+    // Positive control: under its own name it is visible.
     let _gamma = site.impostor("gamma", "gamma");
     let _alpha = site.worker(&format!("{connect} --name alpha {}", certificate("alpha")));
     only(&cluster, &["alpha", "beta", "gamma"]);
@@ -115,10 +115,10 @@ fn a_name_that_is_not_the_certificates_ends_a_worker_at_its_start() {
         assert!(error.contains(part), "{part} is not in {error}");
     }
     refused(&format!("--name alpha --listen {} --connect {}", site.endpoint(), site.endpoint()));
-    // Masters that connect to it know it by whatever name it has; and its own name is fine.
+    // Masters that connect to a machine accept any name; its own name works too.
     drop(site.worker(&format!("--name alpha --listen {} {}", site.endpoint(), certificate("beta"))));
     drop(site.worker(&format!("--name beta --connect {} {}", site.endpoint(), certificate("beta"))));
-    // In the open there is no certificate to differ from.
+    // Without TLS there is no certificate that the name could differ from.
     drop(site.worker(&format!("--name alpha --connect tcp/{} {}", site.endpoint(), certificate("beta"))));
 }
 
@@ -135,7 +135,7 @@ fn strangers_cannot_join() {
     only(&cluster, &["alpha"]);
     assert_eq!(names(&cluster).len(), 1);
 
-    // The checks of this crate are left out: it is the other side that refuses.
+    // Without the checks of this crate, the other side refuses.
     let locator = format!("quic/{}", site.endpoint());
     let joined = |ca: &str, certificate: Option<&str>| site.raw(&locator, ca, certificate).map(drop);
     joined("certs/ca.pem", Some("certs/operator")).unwrap();
@@ -184,7 +184,7 @@ fn viewers_see_and_do_nothing_else_at_a_machine() {
             &["alpha"],
         );
     };
-    // The operator sees the machine, and that is all: nothing is computed for it.
+    // The operator sees the machine, but cannot compute on it.
     for name in ["operator", "stranger"] {
         pool(name, "2s");
         let said = site.run();
@@ -197,7 +197,7 @@ fn viewers_see_and_do_nothing_else_at_a_machine() {
     site.exact(&["alpha"]);
 }
 
-/// What comes back for a request under a key, in words.
+/// The answers to a request under a key, in words.
 fn answers(session: &zenoh::Session, key: &str, request: Request) -> Vec<String> {
     let call = Call { from: MasterId(7), request };
     let replies = session
@@ -245,14 +245,14 @@ fn nothing_listens_in_the_open_by_accident() {
             assert!(error.contains(part), "{part} is not in {error}");
         }
     }
-    // Certificates do not help who says tcp.
+    // Certificates do not protect a tcp endpoint.
     let tcp = format!("worker --backend cpu --workers 1 --name alpha --listen tcp/{open}");
     assert!(refused(&format!("{tcp} {}", certificate("alpha"))).contains("without mutual TLS"));
     site.pool(&format!("listen = \"{open}\""), &["alpha"]);
     let error = site.folder.refused(2, "--pool pool.toml", Folder::conv);
     assert!(error.contains("without mutual TLS"), "{error}");
 
-    // With certificates, or where it is meant.
+    // Allowed with certificates, or with explicit consent.
     drop(site.worker(&format!("--listen {open} --name alpha {}", certificate("alpha"))));
     drop(site.worker(&format!("--listen {open} --name alpha --insecure")));
 }
@@ -287,7 +287,7 @@ fn certificates_that_cannot_be_used_are_named() {
             assert!(error.contains(at) && error.contains(why), "{at}, {why}: {error}");
         }
     }
-    // All three or none.
+    // All three files or none.
     for args in
         ["--ca certs/ca.pem", "--certificate certs/alpha.pem", "--key certs/alpha.key --ca certs/ca.pem"]
     {

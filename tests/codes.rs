@@ -1,4 +1,4 @@
-//! The code families side by side: what decodes, how well, and what a pool of workers makes of it.
+//! The code families side by side: which sets decode, how well, and runs on a pool of workers.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -13,7 +13,7 @@ use fcdcc::coding::{Code, CodeKind, Decoder};
 use fcdcc::conv::{ConvParams, ConvShape};
 use fcdcc::{Audit, CodedConv, Completion, Error, LayerOptions};
 
-/// Those that combine all parts in every subtask, with one coded slab and bank.
+/// The families that combine all parts in every subtask, with one coded slab and bank.
 const DENSE: [CodeKind; 3] = [CodeKind::Chebyshev, CodeKind::Vandermonde, CodeKind::KhatriRao];
 
 /// (k_A, k_B, n)
@@ -28,12 +28,12 @@ fn with(code: CodeKind, options: LayerOptions) -> LayerOptions {
     LayerOptions { code, ..options }
 }
 
-/// Under the code that is asked for, however few digits it leaves.
+/// Keeps the requested code, however few correct digits it leaves.
 fn as_asked(options: LayerOptions) -> LayerOptions {
     LayerOptions { max_windowwise: fcdcc::engine::WindowwiseLimit::Off, ..options }
 }
 
-/// Which of `n` are not in the set.
+/// The complement of the set in `0..n`.
 fn others(n: usize, set: &[usize]) -> Vec<usize> {
     (0..n).filter(|i| !set.contains(i)).collect()
 }
@@ -76,7 +76,7 @@ fn thresholds_parts_and_what_may_be_missing_fit_each_other() {
     }
     assert_eq!(CodeKind::Crme.degree(4, 8).unwrap(), 8);
     assert_eq!(CodeKind::Chebyshev.degree(4, 8).unwrap(), 32);
-    // Any five of seven subtasks over three parts leave no part out: of two there are but two copies.
+    // Any six of seven subtasks over three parts include every part: two parts have only two copies.
     assert_eq!(CodeKind::Replication.recovery_threshold(3, 1, 7).unwrap(), 6);
     assert_eq!(Code::new(CodeKind::Replication, 3, 1, 7).unwrap().tolerated(), 1);
     assert!(CodeKind::Replication.recovery_threshold(3, 3, 7).unwrap() > 7);
@@ -108,11 +108,11 @@ fn every_set_of_the_threshold_decodes_and_no_smaller_one() {
                 assert_eq!(computed.code.condition(&set), f64::INFINITY);
                 assert!(!computed.code.determines(&|i| set.contains(&i)));
             }
-            // The same subtask again is no further one.
+            // The same subtask again does not count.
             let again = vec![0; delta];
             assert_eq!(computed.code.condition(&again) == f64::INFINITY, delta > 1);
             assert_eq!(Decoder::for_subtasks(&computed.code, &again).is_err(), delta > 1);
-            // Negative control: one element of one result.
+            // Negative control: one changed element of one result.
             let set: Vec<usize> = (0..delta).collect();
             let clean = computed.error(&set).0;
             computed.results[0][3] += 1e-3;
@@ -139,7 +139,7 @@ fn copies_decode_when_they_cover_the_parts_and_only_then() {
                     assert!(covers, "{set:?}");
                     assert_eq!(computed.decode(&decoder), expected, "{set:?}");
                     assert_eq!((decoder.condition(), computed.code.condition(&set)), (1.0, 1.0));
-                    // One copy of each, the first.
+                    // One copy of each part, the first.
                     for (part, of) in decoder.inputs().iter().enumerate() {
                         assert_eq!(set.iter().find(|i| **i % parts == part), Some(&of.subtask));
                     }
@@ -154,7 +154,7 @@ fn copies_decode_when_they_cover_the_parts_and_only_then() {
                 }
             }
         }
-        // One fewer than the threshold may leave a part out, and with it does not.
+        // One fewer than the threshold may miss a part; the threshold does not.
         assert!(subsets(n, threshold - 1).iter().any(|set| computed.code.condition(set).is_infinite()));
         let all: Vec<usize> = (0..n).collect();
         assert!(computed.error(&all).0 < 1e-14);
@@ -163,7 +163,7 @@ fn copies_decode_when_they_cover_the_parts_and_only_then() {
     }
 }
 
-/// Worst and median condition number over all sets of the threshold.
+/// Worst and median condition number over all sets of delta subtasks.
 fn conditions(code: &Code) -> (f64, f64) {
     let sets = subsets(code.n(), code.recovery_threshold());
     let mut all: Vec<f64> = sets.iter().map(|set| code.condition(set)).collect();
@@ -173,7 +173,7 @@ fn conditions(code: &Code) -> (f64, f64) {
 
 #[test]
 fn condition_numbers_at_twenty_subtasks_are_as_documented() {
-    // Orders of magnitude lie between the families: what CRME is for.
+    // The families differ by orders of magnitude: this is the purpose of CRME.
     for (kind, k, worst, median) in [
         (CodeKind::Crme, 8, 1551.0, 18.79),
         (CodeKind::Chebyshev, 4, 4.870e5, 43.36),
@@ -190,7 +190,7 @@ fn condition_numbers_at_twenty_subtasks_are_as_documented() {
 
 #[test]
 fn condition_numbers_are_known_beyond_what_decodes() {
-    // 36 powers of 40 points: no digit of f64 results would be left.
+    // 36 powers of 40 points would leave no correct digit of f64 results.
     let code = Code::new(CodeKind::Vandermonde, 6, 6, 40).unwrap();
     let set: Vec<usize> = (0..36).collect();
     assert!(code.condition(&set) > 1e13 && code.condition(&set).is_finite());
@@ -215,7 +215,7 @@ fn a_random_code_is_the_same_for_everybody_and_another_for_other_numbers() {
     for other in [blocks(3, 2, 8), blocks(2, 3, 9)] {
         assert!(other.iter().zip(&blocks(2, 3, 8)).all(|(a, b)| a != b));
     }
-    // Standard normal: mean and variance of 40,000 numbers, to five deviations.
+    // Standard normal: mean and variance of 40,000 numbers, to five standard errors.
     let many = blocks(10, 10, 2000);
     let mean = |of: &dyn Fn(f64) -> f64| many.iter().map(|v| of(*v)).sum::<f64>() / many.len() as f64;
     assert!(mean(&|v| v).abs() < 0.025 && (mean(&|v| v * v) - 1.0).abs() < 0.04);
@@ -292,7 +292,7 @@ fn a_run_waits_for_the_parts_and_not_for_a_number_of_copies() {
     assert_eq!(prepared.code().recovery_threshold(), 5);
     let run = prepared.run(layer.input.view()).unwrap();
     assert_eq!((layer.error(&run.output) < EXACT_F32, run.report.used), (true, vec![0, 2, 4]));
-    // Both copies of part 2 are lost: one of them is computed again, and nothing else.
+    // Both copies of part 2 are lost: only one of them is computed again.
     let two = pool(6, &["2,5:crash"]);
     let options = LayerOptions { hedge: None, ..with(CodeKind::Replication, options(3, 1)) };
     let run = layer.prepare(&two, options).unwrap().run(layer.input.view()).unwrap();
@@ -335,7 +335,7 @@ fn a_nan_passes_where_nothing_is_mixed_and_is_refused_elsewhere() {
     for kind in CodeKind::ALL {
         let prepared = layer.prepare(&pool(6, &["0:crash"]), with(kind, options(2, 1))).unwrap();
         match prepared.run(poisoned.view()) {
-            // The 3 x 3 windows that see it, in each of the 8 output channels.
+            // The 3 x 3 windows that include the NaN, in each of the 8 output channels.
             Ok(run) => {
                 assert!(!kind.mixes());
                 assert_eq!(run.output.iter().filter(|v| v.is_nan()).count(), 8 * 9, "{kind}");
@@ -345,7 +345,7 @@ fn a_nan_passes_where_nothing_is_mixed_and_is_refused_elsewhere() {
             }
         }
     }
-    // Copies that are to be compared must be numbers.
+    // Copies can be compared only if they are numbers.
     let audited = with(CodeKind::Replication, options(2, 1)).audit(Audit::Detect);
     let error = layer.prepare(&pool(6, &[]), audited).unwrap().run(poisoned.view()).unwrap_err();
     assert!(matches!(error, Error::NonFinite { .. }), "{error}");
@@ -372,12 +372,12 @@ fn audits_find_liars_whatever_the_code() {
         assert!(clean.report.audit_floor.unwrap() <= 1e-3, "{kind}");
         let (mut refused, mut named) = (0, 0);
         for liar in 0..6 {
-            // The others answer a little later, so that the lie is among what is compared.
+            // The others answer a little later, so that the wrong result is among the compared ones.
             let late = format!("{}:delay=10ms", list(&others(6, &[liar])));
             let faults = [&*format!("{liar}:corrupt=1e-2"), &late];
             let detected = audit(Audit::Detect, &faults);
             match detected.output {
-                // On a busy machine enough others may be there before.
+                // On a busy machine enough other results may arrive earlier.
                 Ok(output) => assert!(layer.error(&output) < EXACT_F32, "{kind} {liar}"),
                 Err(Error::Corrupted { .. }) => refused += 1,
                 Err(error) => panic!("{kind} {liar}: {error}"),
@@ -403,11 +403,11 @@ fn audits_that_a_code_cannot_carry_are_refused_with_the_mend() {
     assert!(error.contains("is 0 where at least 1") && error.contains("--workers"), "{error}");
     let error = refused(6, with(CodeKind::Replication, fail(3, 1)).audit(Audit::Correct));
     assert!(error.contains("is 1 where at least 2"), "{error}");
-    // Three workers with two subtasks each: worker i has both copies of part i, and would agree with itself.
+    // Three workers with two subtasks each: worker i has both copies of part i, which would agree.
     let doubled = LayerOptions { subtasks: Some(6), ..with(CodeKind::Replication, fail(3, 1)) };
     let error = refused(3, doubled.audit(Audit::Detect));
     assert!(error.contains("same part is 1 where at least 2") && error.contains("6 subtasks"), "{error}");
-    // At the ends of [-1, 1] powers say little of each other's errors.
+    // At the ends of [-1, 1] the results of powers hardly check each other.
     let ends = LayerOptions { subtasks: Some(12), ..with(CodeKind::Vandermonde, fail(11, 1)) };
     let error = refused(12, ends.audit(Audit::Detect));
     assert!(error.contains("audit of this code would find"), "{error}");

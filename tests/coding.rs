@@ -1,6 +1,6 @@
 //! The scheme without workers: partition, encode, convolve by the reference, decode, compare.
 //!
-//! What a pool adds (who answers when) is tested elsewhere; here every responder set is decoded.
+//! Every responder set is decoded. Pools are tested elsewhere.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -13,9 +13,9 @@ use fcdcc::conv::{ConvParams, ConvShape};
 use fcdcc::partition::{FilterPartition, InputPartition, OutputTiling};
 use proptest::prelude::*;
 
-/// f64 all the way: cond * eps * growth of the sums; cond stays below 2e3 and sums below 1e3 terms here.
+/// f64 throughout: condition number (below 2e3 here) times epsilon times growth of the sums (below 1e3 terms).
 const EXACT_F64: f64 = 1e-10;
-/// f32 workers at condition below 100: 100 * 1.2e-7 * a small factor.
+/// f32 workers at condition numbers below 100: 100 * 1.2e-7 * a small factor.
 const EXACT_F32: f64 = 3e-5;
 
 fn shape(input: &[usize], weight: &[usize], params: ConvParams) -> ConvShape {
@@ -69,7 +69,7 @@ fn a_corrupted_sub_result_is_seen_by_the_comparison() {
     assert!(computed.error(&[0, 2, 3, 5]).0 < EXACT_F64);
     computed.results[2 * 4][5] += 0.01;
     assert!(computed.error(&[0, 2, 3, 5]).0 > 1e-6);
-    // A set that does not contain the corrupted subtask is untouched.
+    // A set without the corrupted subtask is correct.
     assert!(computed.error(&[0, 1, 3, 5]).0 < EXACT_F64);
 }
 
@@ -92,7 +92,7 @@ fn the_generic_decoder_agrees_with_the_fast_path_and_takes_partial_subtasks() {
     let decoder = Decoder::generic(&computed.code, &partial).unwrap();
     assert!(decoder.condition() < 1e4);
     assert!(relative_l2(&computed.decode(&decoder), &computed.truth) < EXACT_F64 * 10.0);
-    // One sub-result four times is one equation: named as singular, not decoded.
+    // Four copies of one sub-result are one equation: an error says that the set is singular.
     let mut singular = partial[..12].to_vec();
     singular.extend([partial[0]; 4]);
     assert!(Decoder::generic(&computed.code, &singular).unwrap_err().to_string().contains("singular"));
@@ -129,7 +129,7 @@ fn condition_numbers_match_the_published_table() {
         assert!((conditions[conditions.len() - 1] / worst - 1.0).abs() < 1e-3, "worst of {n}");
         assert!((got / median - 1.0).abs() < 1e-3, "median of {n}: {got}");
     }
-    // Four adjacent subtasks missing of twenty is the worst case of that code, four spread ones are harmless.
+    // Four adjacent missing subtasks of twenty are the worst case of that code; four evenly spaced ones are harmless.
     let code = Code::new(CodeKind::Crme, 8, 8, 20).unwrap();
     let without = |missing: [usize; 4]| {
         let set: Vec<usize> = (0..20).filter(|i| !missing.contains(i)).collect();
@@ -137,7 +137,7 @@ fn condition_numbers_match_the_published_table() {
     };
     assert!((without([0, 1, 2, 3]) / 1551.0 - 1.0).abs() < 0.01, "{}", without([0, 1, 2, 3]));
     assert!((without([0, 5, 10, 15]) / 7.4 - 1.0).abs() < 0.02, "{}", without([0, 5, 10, 15]));
-    // With all of an odd n the Vandermonde matrix is unitary up to scale.
+    // With all subtasks and an odd n the Vandermonde matrix is unitary up to scale.
     let code = Code::new(CodeKind::Crme, 4, 4, 5).unwrap();
     assert!((Decoder::for_subtasks(&code, &[0, 1, 2, 3, 4]).unwrap().condition() - 1.0).abs() < 1e-12);
 }
@@ -170,7 +170,7 @@ fn a_selection_without_a_bias_keeps_the_sign_of_zero() {
     };
     let zeros = |bits: &[u32]| bits.iter().filter(|b| **b == (-0.0_f32).to_bits()).count();
     assert_eq!(zeros(&decoded(None)), 4);
-    // Negative control: an addition turns it.
+    // Negative control: adding 0.0 changes the sign of a zero.
     assert_eq!(zeros(&decoded(Some(&[0.0, 0.0]))), 0);
 }
 
@@ -223,10 +223,10 @@ fn wrong_lengths_are_refused_by_the_decoder() {
     assert!(decode(&decoder, &computed.tiling, &results, none, &mut output).is_ok());
 }
 
-/// f64 mean squared error of AlexNet's first layer at the level the paper reports.
+/// f64 mean squared error of AlexNet's first layer, at the level of the paper.
 #[test]
 fn f64_error_of_a_large_code_is_at_machine_precision() {
-    // The layer's channels and kernel on a smaller picture: the reference is slow, the sums are as long.
+    // The layer's channels and kernel on a smaller picture: the reference is slow, and the sums are equally long.
     let layer = shape(&[1, 3, 67, 35], &[32, 3, 11, 11], ConvParams::default().stride([4]));
     let computed = Computed::<f64>::new(CodeKind::Crme, &layer, 8, 8, 20, 9);
     let set: Vec<usize> = (0..20).filter(|i| i % 5 != 2).collect();
@@ -275,7 +275,7 @@ fn any_layer() -> impl Strategy<Value = (ConvShape, usize)> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 
-    /// Any layer, any CRME code that fits it, any responder set: exact.
+    /// Any layer with any CRME code that fits and any responder set is exact.
     #[test]
     fn any_layer_any_code_any_responders(
         (layer, _) in any_layer(),

@@ -1,22 +1,22 @@
-//! The CPU convolution of depthwise layers against its definition: shapes around the size of a vector, what is seen, and
-//! bits that do not depend on the place.
+//! The CPU convolution of depthwise layers against its definition: widths around a vector's, inputs of each output, and
+//! results that are bit-identical at every position.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests may fail the test")]
 
 use fcdcc::array::Element;
 use fcdcc::conv::{ConvKernel, ConvParams, ConvPath, ConvShape, Scratch, reference};
 
-/// Small whole numbers: their sums are exact in either type.
+/// Small integers: their sums are exact in both types.
 fn whole<T: Element>(len: usize, step: usize) -> Vec<T> {
     (0..len).map(|i| T::from_f64((i * step % 17) as f64 - 8.0)).collect()
 }
 
-/// Numbers whose sums depend on the order of their terms.
+/// Numbers whose sums depend on the order of the terms.
 fn uneven<T: Element>(len: usize, step: usize) -> Vec<T> {
     (0..len).map(|i| T::from_f64(((i * step % 1009) as f64 - 504.0) / 7.0)).collect()
 }
 
-/// The outputs of all banks in `k`, poisoned before.
+/// The outputs of all banks in `k`, with NaN written to the buffers before.
 fn run<T: Element>(shape: &ConvShape, x: &[T], k: &[T], threads: usize) -> Vec<Vec<T>> {
     let kernel = ConvKernel::new(shape);
     let banks: Vec<_> = k.chunks(shape.weight_elems()).map(|bank| kernel.pack(bank).unwrap()).collect();
@@ -44,7 +44,7 @@ fn every_shape_agrees_with_the_definition() {
         for (step, width) in sides.into_iter().enumerate() {
             for (pad, padding) in pads.iter().enumerate() {
                 for stride in [1, 2] {
-                    // Not all of them together: every value meets every other of each axis.
+                    // Not every combination: every value of an axis meets every value of each other axis.
                     let (multiplier, batch) = (1 + (at + step + pad) % 3, 1 + (at + pad) % 2);
                     let dilation = if (at + step) % 5 == 4 { 2 } else { 1 };
                     let params = ConvParams::default().padding(padding.clone()).stride([stride]);
@@ -106,7 +106,7 @@ fn bits_depend_neither_on_threads_nor_on_banks() {
 
 #[test]
 fn bits_do_not_depend_on_the_place() {
-    // Rows of one value each: all columns that see no padding have the same sums, in every vector and at its ends.
+    // Rows of one value each: all columns without padding have the same sums, anywhere in a vector.
     for width in 3..80 {
         for stride in [1, 2] {
             let params = ConvParams::default().groups(2).stride([stride]).padding([1]);

@@ -12,9 +12,8 @@ use proptest::prelude::*;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// What rounding can do to each output element at most: a sum of K products in any order, fused or not, is off
-/// by no more than about K * eps / 2 times the sum of the products' magnitudes. Twice that covers the rounding
-/// of the reference itself.
+/// The maximum rounding error of each output element: a sum of K products in any order, fused or not, is off by at most
+/// about K * eps / 2 times the sum of the products' magnitudes. Twice that includes the rounding of the reference.
 struct Bound<T> {
     want: Vec<T>,
     allowed: Vec<f64>,
@@ -36,7 +35,7 @@ impl<T: Element> Bound<T> {
         assert_eq!(got.len(), self.want.len());
         for (at, ((got, want), allowed)) in got.iter().zip(&self.want).zip(&self.allowed).enumerate() {
             let off = (got.to_f64() - want.to_f64()).abs();
-            // A NaN must not pass for a small error.
+            // A NaN must not count as a small error.
             if off.is_nan() || off > *allowed {
                 return Err(format!("element {at} is {got} instead of {want}, {allowed:e} were allowed"));
             }
@@ -45,7 +44,7 @@ impl<T: Element> Bound<T> {
     }
 }
 
-/// The promise for C = 512 3x3 filters on unit-normal data in f32.
+/// The documented tolerance for C = 512 3x3 filters on unit-normal data in f32.
 const DEEP_LAYER_TOLERANCE: f64 = 1e-5;
 
 fn never() -> bool {
@@ -115,13 +114,13 @@ fn cases() -> Vec<Case> {
         (&[1, 2, 7, 9, 8], &[1, 2, 3, 3, 2], p().stride([2, 2, 3]).dilation([2, 1, 2]).padding([1]), Staged),
         (&[1, 1, 4], &[5, 1, 3], p().padding([9, 9]), Staged),
         (&[1, 6, 12, 13], &[8, 6, 3, 3], p().stride([4]).dilation([2]).padding([3]), Staged),
-        // As few points as a vector has, one fewer, and a vector more.
+        // Exactly as many points as a vector, one fewer, and one vector more.
         (&[1, 3, 18], &[9, 3, 3], p(), InPlace),
         (&[1, 3, 17], &[9, 3, 3], p(), Staged),
         (&[1, 3, 4, 4], &[9, 3, 1, 1], p(), InPlace),
         (&[1, 3, 3, 5], &[9, 3, 1, 1], p(), Staged),
         (&[1, 3, 34], &[9, 3, 3], p(), InPlace),
-        // Every number of channels in a block, with every width of tile that is left over.
+        // Every number of channels in a block, with every width of a remaining tile.
         (&[1, 2, 18], &[1, 2, 3], p(), InPlace),
         (&[1, 2, 51], &[2, 2, 3], p(), InPlace),
         (&[1, 2, 83], &[3, 2, 3], p(), InPlace),
@@ -146,7 +145,7 @@ fn cases() -> Vec<Case> {
         (&[1, 19, 6, 5], &[23, 19, 1, 1], p().padding([1]).stride([3, 2]), Staged),
         (&[2, 8, 9], &[12, 4, 1], p().groups(2), Staged),
         (&[1, 8, 9, 9], &[8, 1, 1, 1], p().groups(8), InPlace),
-        // One output point: kernel = input, a lone point, leftovers past the kernel, taps on padding.
+        // One output point: kernel = input, a single point, remainders past the kernel, taps on padding.
         (&[3, 4, 5, 6], &[10, 4, 5, 6], p(), Dense),
         (&[5, 30, 1, 1], &[11, 30, 1, 1], p(), Dense),
         (&[1, 30, 1], &[11, 30, 1], p(), Dense),
@@ -217,7 +216,7 @@ fn the_local_convolution_adds_the_bias() {
     }
 }
 
-/// One shape for each path.
+/// One shape for each code path.
 fn one_of_each_path() -> Vec<ConvShape> {
     let shapes: Vec<ConvShape> =
         [([2, 6, 1, 1], [9, 6, 1, 1]), ([2, 6, 9, 9], [9, 6, 3, 3]), ([2, 6, 4, 4], [9, 6, 3, 3])]
@@ -262,7 +261,7 @@ fn stopping_midway_leaves_kernel_and_scratch_usable() {
                 let stop = || asked.fetch_add(1, Ordering::Relaxed) >= after;
                 let mut y = vec![f32::NAN; shape.output_elems()];
                 let result = kernel.run(&mut scratch, &x, &[&k], &mut [&mut y], threads, &stop);
-                // The dense path asks twice in all; every other path asks once, and then once a block of a strip.
+                // The dense path checks twice in all; every other path checks once, and then once per block of a strip.
                 if kernel.path() == ConvPath::Dense && after == 2 {
                     result.unwrap();
                 } else {
@@ -331,7 +330,7 @@ proptest! {
     }
 }
 
-/// Bank after bank over one input gives what all together give, also after a call that was stopped half way.
+/// Computing bank after bank over one input gives the same as all together, even after a call that was stopped half way.
 fn one_by_one<T: Element>(shape: &ConvShape, threads: usize) {
     let kernel = ConvKernel::new(shape);
     let weights = normals::<T>(3 * shape.weight_elems(), 2);
@@ -339,7 +338,7 @@ fn one_by_one<T: Element>(shape: &ConvShape, threads: usize) {
         weights.chunks_exact(shape.weight_elems()).map(|bank| kernel.pack(bank).unwrap()).collect();
     let banks: Vec<&Filters<T>> = banks.iter().collect();
     let mut scratch = Scratch::new();
-    // Two inputs: nothing of the first may be left in the second's results.
+    // Two inputs: the second's results must not contain anything of the first.
     for seed in [1, 7] {
         let x = normals::<T>(shape.input_elems(), seed);
         let mut together = vec![vec![T::default(); shape.output_elems()]; 3];
@@ -430,7 +429,7 @@ fn a_cancelled_worker_stops_and_goes_on_with_the_next_task() {
     let result =
         worker.execute(KEY, &slabs, Order::All, &cancelled, &mut |_, _| panic!("nothing was to be computed"));
     assert!(matches!(result, Err(Error::Cancelled)));
-    // Cancelled from the emission of the first slab's last sub-result: the second slab is never computed.
+    // Cancelled during the emission of the first slab's last sub-result: the second slab is never computed.
     let (cancel, mut emitted) = (CancelToken::new(), 0);
     let result = worker.execute(KEY, &slabs, Order::All, &cancel, &mut |index, _| {
         emitted += 1;
@@ -468,7 +467,7 @@ fn sub_results_come_one_by_one_in_the_order_asked_for() {
         let (seen, end) = run(Order::Each(&[0, beyond]));
         assert!(matches!(end, Err(Error::InvalidParameter { .. })) && seen.is_empty());
     }
-    // Cut short after the first, which is all that was begun.
+    // Stopped after the first sub-result, which is the only one begun.
     let (cancel, mut seen) = (CancelToken::new(), Vec::new());
     let order = Order::Each(&[5, 4]);
     let end = worker.execute(KEY, &slabs, order, &cancel, &mut |index, _| {

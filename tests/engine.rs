@@ -1,4 +1,4 @@
-//! Coded layers over pools of CPU workers with injected faults: exact, in time, and honest about what they used.
+//! Coded layers over pools of CPU workers with injected faults: exact, in time, and correctly reported.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -104,7 +104,7 @@ fn one_fewer_than_the_threshold_fails_when_the_dead_are_known_not_at_the_deadlin
         for subtask in dead {
             assert!(text.contains(&format!("subtask {subtask} on cpu-{subtask}")), "{text}");
         }
-        // The dead stay dead: the next run knows at once.
+        // Lost workers stay lost: the next run knows at once.
         assert!(matches!(prepared.run(layer.input.view()), Err(Error::Shortfall { .. })));
     }
 }
@@ -133,7 +133,7 @@ fn missing_subtasks_are_redispatched_to_the_living_and_computed_locally_when_nob
         let run = prepared.run(layer.input.view()).unwrap();
         assert!(layer.error(&run.output) < EXACT_F32);
         assert_eq!((run.report.used.len(), run.report.fallback), (4, None));
-        // From then on others may hold the subtasks of the dead for good.
+        // From then on other workers may hold the subtasks of the lost ones permanently.
         assert!(run.report.redispatched == 1 || round > 0 && run.report.redispatched == 0);
         assert!(round > 0 || run.report.completion == Completion::ExactAfterRedispatch);
     }
@@ -169,7 +169,7 @@ fn dead_in_the_middle_stays_dead_and_costs_only_its_share() {
     let pool = pool(6, &["2:crash"]);
     let (first, second) =
         (layer.prepare(&pool, fail(4, 4)).unwrap(), layer.prepare(&pool, fail(4, 4)).unwrap());
-    // The others may decode before it gets to its first task; within some runs it does.
+    // The others may decode before this worker gets its first task; within some runs it gets one.
     let started = Instant::now();
     while pool.lost(2).is_none() && started.elapsed() < Duration::from_secs(20) {
         first.run(layer.input.view()).unwrap();
@@ -178,7 +178,7 @@ fn dead_in_the_middle_stays_dead_and_costs_only_its_share() {
     let run = second.run(layer.input.view()).unwrap();
     assert!(layer.error(&run.output) < EXACT_F32);
     assert!(!run.report.used.contains(&2));
-    // A layer prepared after the loss is none the worse.
+    // A layer prepared after the loss is not affected.
     let third = layer.prepare(&pool, fail(4, 4)).unwrap();
     assert!(layer.error(&third.run(layer.input.view()).unwrap().output) < EXACT_F32);
 }
@@ -249,13 +249,13 @@ fn shapes_of_every_rank_groups_and_batch_run_coded() {
 #[test]
 fn corrupt_and_nan_results() {
     let layer = small();
-    // NaN is stopped at the door, flagged, and costs a spare.
+    // NaN results are rejected on arrival, flagged, and replaced by a spare.
     let nan = pool(6, &["0,3:nan"]);
     let run = layer.prepare(&nan, fail(4, 4)).unwrap().run(layer.input.view()).unwrap();
     assert!(layer.error(&run.output) < EXACT_F32);
     assert_eq!(run.report.used, [1, 2, 4, 5]);
     assert!(run.report.flagged.iter().all(|s| [0, 3].contains(s)));
-    // One NaN too many is a refusal, not a shortfall; a living worker can still take over.
+    // One NaN too many is a refusal, not a shortfall; a healthy worker can still take over.
     let prepared = |on| layer.prepare(&pool(6, &["0,1,3:nan"]), options(4, 4).on_shortfall(on)).unwrap();
     assert!(matches!(
         prepared(OnShortfall::Fail).run(layer.input.view()),
@@ -263,7 +263,7 @@ fn corrupt_and_nan_results() {
     ));
     let run = prepared(OnShortfall::Redispatch).run(layer.input.view()).unwrap();
     assert!(layer.error(&run.output) < EXACT_F32 && run.report.redispatched == 1);
-    // Relative corruption is not looked for: it shows in the output, which proves that the comparisons here can
+    // Without an audit, relative corruption is not detected: it shows in the output, which proves that these comparisons can
     // fail.
     let corrupt = pool(4, &["2:corrupt=1e-2"]);
     let run = layer.prepare(&corrupt, fail(4, 4)).unwrap().run(layer.input.view()).unwrap();
@@ -278,7 +278,7 @@ fn slow_workers_are_late_not_wrong() {
     for _ in 0..20 {
         let run = prepared.run(layer.input.view()).unwrap();
         assert!(layer.error(&run.output) < EXACT_F32);
-        // Parts of more may have been as good as the whole of four.
+        // Parts of more than four subtasks may have replaced four whole ones.
         assert!((4..=6).contains(&run.report.used.len()), "{:?}", run.report.used);
     }
 }
@@ -335,7 +335,7 @@ fn unfit_inputs_are_refused_with_both_sides() {
     poisoned[[0, 1, 2, 3]] = f32::NAN;
     let error = prepared.run(poisoned.view()).unwrap_err();
     assert!(matches!(error, Error::NonFinite { what: "input", index: 143, .. }), "{error}");
-    // Uncoded, a NaN stays in the windows that see it: 3 x 3 pixels of each of the 8 output channels.
+    // Uncoded, a NaN stays in the windows that include it: 3 x 3 pixels of each of the 8 output channels.
     let uncoded = LayerOptions { code: CodeKind::Uncoded, ..options(6, 1) };
     let run = layer.prepare(&pool, uncoded).unwrap().run(poisoned.view()).unwrap();
     assert_eq!(run.output.iter().filter(|v| v.is_nan()).count(), 8 * 9);

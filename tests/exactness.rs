@@ -1,7 +1,7 @@
-//! Exact for every element, whatever the data: layers of uneven data against f64, element by element.
+//! Layers of uneven data are exact for every element, compared with f64 element by element.
 //!
-//! Errors are measured as the reports promise them: windowwise (each output's error over the largest magnitude in its window
-//! times the sum of magnitudes of its filter) and normwise (relative L2).
+//! Errors are measured by the definitions of the reports: windowwise (each output's error over the largest magnitude in its
+//! window times the sum of magnitudes of its filter) and normwise (relative L2).
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -21,7 +21,7 @@ use ndarray::ArrayD;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// A pool of `n` CPU workers of which those named crash at their first task.
+/// A pool of `n` CPU workers; those in `crashed` crash at their first task.
 fn pool(n: usize, crashed: &[usize]) -> Pool {
     let names: Vec<String> = crashed.iter().map(ToString::to_string).collect();
     let faults: Vec<FaultSpec> = if crashed.is_empty() {
@@ -56,7 +56,7 @@ fn table(kind: Kind) -> Wild {
 
 #[test]
 fn every_responder_set_gives_every_element_of_uneven_data() {
-    // In units of the epsilon, times the condition number; what takes another way is at condition 9 at most, too.
+    // In units of epsilon times the condition number; other computations count with a condition number of at most 9.
     const MOST: f64 = 10.0;
     let mut ways = std::collections::BTreeMap::new();
     for missing in subsets(6, 2) {
@@ -79,10 +79,11 @@ fn every_responder_set_gives_every_element_of_uneven_data() {
             }
         }
     }
-    // A spare result to compare with may have taken another attempt.
+    // A spare result to compare with may have required another attempt.
     let count = |kind, mixed, way| ways.get(&(kind, mixed, way)).copied().unwrap_or(0);
     let decoded = |kind, mixed| count(kind, mixed, "exact") + count(kind, mixed, "exact-after-redispatch");
-    // Even data are decoded; what scaling and single windows cannot mend takes another way, unless the input is not mixed.
+    // Even data is decoded. Data that scaling and single windows cannot correct is computed in another way, unless the
+    // input is not mixed.
     for kind in [Kind::Normal, Kind::Channels, Kind::SmoothRows, Kind::ZeroRows, Kind::Pixel] {
         assert!(decoded(kind, true) == 45, "{kind:?}: {ways:?}");
     }
@@ -92,7 +93,7 @@ fn every_responder_set_gives_every_element_of_uneven_data() {
 
 #[test]
 fn without_other_ways_uneven_data_lose_their_digits() {
-    // The negative control: what the test above finds exact is not, as soon as scaling alone has to do.
+    // Negative control: with scaling alone, the data of the test above is not exact.
     let pool = pool(6, &[]);
     for kind in [Kind::Rows, Kind::EachRow] {
         let wild = table(kind);
@@ -106,7 +107,7 @@ fn without_other_ways_uneven_data_lose_their_digits() {
         let got: Vec<f64> = run.output.iter().map(|v| f64::from(*v)).collect();
         let Measured { windowwise, .. } = measure::<f32>(&wild, &got);
         assert!(windowwise > 1e-4, "{kind:?}: {windowwise:e}");
-        // It is bounded all the same.
+        // The bound holds nevertheless.
         assert!(windowwise <= run.report.windowwise_bound, "{kind:?}: {:?}", run.report);
     }
 }
@@ -142,7 +143,7 @@ fn zero_windows_and_zero_filters_give_exactly_the_bias() {
 
 #[test]
 fn cancelling_outputs_say_so() {
-    // Zero-sum filters on nearly flat data: the errors are those of the large terms, the outputs small.
+    // Zero-sum filters on nearly constant data: outputs are small, but their errors are those of the large terms.
     let pool = pool(6, &[]);
     let params = ConvParams::default();
     let shape = ConvShape::new(&[1, 4, 34, 34], &[8, 4, 3, 3], &params).unwrap();
@@ -150,7 +151,7 @@ fn cancelling_outputs_say_so() {
         let mut wild = Wild::of(Kind::Normal, shape.clone(), params.clone(), 3);
         wild.input = wild.input.iter().map(|v| f64::from(f32::from_f64(100.0 + v * noise))).collect();
         for filter in wild.weight.chunks_mut(36) {
-            // Whole numbers that add up to nothing, exactly.
+            // Integers whose sum is exactly zero.
             filter.iter_mut().enumerate().for_each(|(i, w)| *w = if i % 2 == 0 { 1.0 } else { -1.0 });
         }
         for partitions in [(8, 1), (4, 4), (1, 8)] {
@@ -184,7 +185,7 @@ fn limits_hold_for_what_is_computed_locally_too() {
 
 #[test]
 fn badly_conditioned_sets_are_computed_locally_instead_of_refused() {
-    // Eight neighbours of forty: the condition number is beyond a million.
+    // Eight adjacent subtasks of forty are missing: the condition number exceeds a million.
     let missing: Vec<usize> = (0..8).collect();
     let pool = pool(40, &missing);
     let params = ConvParams::default().padding([1]);
@@ -202,7 +203,7 @@ fn badly_conditioned_sets_are_computed_locally_instead_of_refused() {
     assert!(measure::<f32>(&wild, &got).windowwise <= run.report.windowwise_bound);
 }
 
-/// One layer of wild data; the largest error over its bound.
+/// Runs one layer of random uneven data; records the largest error over its bound.
 fn trial<T: Element>(seed: u64, tally: &mut Tally) {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     let wild = Wild::random(T::DTYPE, &mut random);
@@ -233,7 +234,7 @@ fn trial<T: Element>(seed: u64, tally: &mut Tally) {
     };
     let run = match run::<T>(&pool, &wild, options.clone()) {
         Ok(run) => run,
-        // Sums that the type cannot hold, and codes that decode nothing.
+        // Sums beyond the range of the type, and codes that cannot decode.
         Err(fcdcc::Error::NonFiniteResults { .. } | fcdcc::Error::Mismatch { .. }) => {
             tally.refused += 1;
             return;
@@ -263,7 +264,7 @@ struct Tally {
     ways: std::collections::BTreeMap<&'static str, usize>,
 }
 
-/// What a script is to see of a long run.
+/// Prints progress of a long run for scripts.
 #[expect(clippy::print_stdout, reason = "figures for the documentation")]
 fn tell(text: &str) {
     println!("{text}");
@@ -274,8 +275,8 @@ fn errors_of_wild_data_never_exceed_either_bound() {
     let given = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let (trials, first) = (given("FCDCC_TRIALS").unwrap_or(300), given("FCDCC_SEED").unwrap_or(1));
     let mut tally = Tally::default();
-    // Those whose bounds were too small once: squares beyond f64, outlying windows that were computed here and are small, and
-    // parts that are large where they are cropped.
+    // The first seeds once had too small bounds: squares beyond f64, small outlying windows computed locally, and parts that
+    // are large where they are cropped.
     for seed in [26155, 57894, 78090].into_iter().chain(first..first + trials) {
         if seed % 4 == 3 {
             trial::<f64>(seed, &mut tally);
@@ -285,7 +286,7 @@ fn errors_of_wild_data_never_exceed_either_bound() {
     }
     tell(&format!("{trials} layers of wild data: {tally:?}"));
     assert!(tally.refused * 10 < usize::try_from(trials).unwrap(), "{tally:?}");
-    // Bounds that are never neared, or ways that are never taken, would prove nothing.
+    // The test is meaningful only if errors come near their bounds and every way is taken.
     assert!(tally.windowwise > 0.02 && tally.normwise > 0.02, "{tally:?}");
     for way in ["exact", "exact-locally", "exact-filters-split", "exact-replicated"] {
         assert!(tally.ways.contains_key(way), "{way}: {tally:?}");
@@ -295,8 +296,8 @@ fn errors_of_wild_data_never_exceed_either_bound() {
 
 #[test]
 fn squares_beyond_the_range_of_f64_are_bounded_too() {
-    // An element whose square is infinite in one slab, a smaller one that its slab's scale makes larger in another; and all of
-    // it where squares are zero.
+    // An element with an infinite square in one slab, and a smaller one in another slab whose scale enlarges it; and the
+    // same with squares that underflow.
     let params = ConvParams::default().padding([1]);
     let shape = ConvShape::new(&[1, 3, 8, 7], &[6, 3, 3, 3], &params).unwrap();
     for by in [1e111, 1e-230] {
@@ -321,7 +322,7 @@ fn squares_beyond_the_range_of_f64_are_bounded_too() {
             let report = run.report;
             assert!(normwise <= report.error_bound, "{by:e}, {missing}: {normwise:e}, {report:?}");
             assert!(windowwise <= report.windowwise_bound, "{by:e}, {missing}: {windowwise:e}, {report:?}");
-            // The larger element costs the slab of the other one its digits: that is what the bound has to say.
+            // The larger element costs the other slab its digits; the bound must include that.
             assert!(by < 1.0 || normwise > 1e-13, "{by:e}, {missing}: {normwise:e}, {report:?}");
         }
     }

@@ -1,4 +1,4 @@
-//! Workers that fail as they are told to, run by run.
+//! Workers that fail by a schedule, run by run.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -41,7 +41,7 @@ fn a_worker_that_obeys_fates_lives_on_and_is_not_quarantined() {
     board.set(&[SILENT, HEALTHY]);
     let run = layer.run(x.view()).unwrap();
     assert_eq!(run.report.used, [1], "it is back");
-    // A crash says so.
+    // A crash is reported as an error.
     let mut worker = ScheduledFaultWorker::new(Box::new(CpuWorker::new("w", 1)), board.clone(), 1);
     board.set(&[HEALTHY, CRASH]);
     let (key, slabs) = (FilterKey { layer: 1, subtask: 0 }, Values::F32(Vec::new()));

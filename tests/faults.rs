@@ -1,4 +1,4 @@
-//! Fault injection: what is accepted, what each fault does, and that a run repeats.
+//! Fault injection: accepted specifications, the effect of each fault, and repeatability.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests may fail the test")]
 
@@ -15,9 +15,9 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 const MS: Duration = Duration::from_millis(1);
-/// Long enough that no test could pass by waiting it out.
+/// So long that no test could pass by waiting for its end.
 const AGES: &str = "delay=1h";
-/// Whoever is back by then was woken, and did not sleep its hour.
+/// A worker that returns within this time was woken, and did not sleep its hour.
 const SOON: Duration = Duration::from_mins(10);
 
 #[test]
@@ -55,7 +55,7 @@ fn every_documented_form_is_read_and_printed_back() {
         assert_eq!(text.parse::<FaultSpec>().unwrap(), spec, "{text}");
         assert_eq!(spec.to_string(), text);
     }
-    // Accepted, printed in the form above.
+    // Accepted, and printed in canonical form.
     for (text, printed) in [
         ("all:slow=5", "all:slow=5x"),
         (" 0 , 3 : delay=shifted-exp( 1s , 500ms ) ", "0,3:delay=shifted-exp(1s,500ms)"),
@@ -219,7 +219,7 @@ fn probes_are_answered_honestly_until_the_worker_is_lost() {
     let probe = |worker: &mut dyn Worker| Probe::new(DType::F32).check(worker, &CancelToken::new());
     for kind in [AGES, "slow=1e18x", "crash", "drop", "corrupt=1", "nan", "device-lost"] {
         let mut worker = worker("cpu", &[kind, "delay=0s"], 3);
-        // Probes are no tasks: however many there were, the worker is as it was before its first.
+        // Probes are not tasks: they do not advance the worker's faults.
         for _ in 0..3 {
             probe(&mut *worker).unwrap_or_else(|error| panic!("{kind}: {error}"));
         }
@@ -239,7 +239,7 @@ fn probes_are_answered_honestly_until_the_worker_is_lost() {
 
 #[test]
 fn what_comes_back_has_its_other_faults_and_not_the_spent_one() {
-    // The worker made anew from a stack of faults, with its filters; `None` where none comes back.
+    // The respawned worker of a stack of faults, with its filters; `None` if it cannot be respawned.
     let again = |kinds: &[&str]| {
         let made = worker("cpu-3", kinds, 7).respawn()?;
         let mut worker = made(&CancelToken::new()).unwrap();
@@ -253,13 +253,13 @@ fn what_comes_back_has_its_other_faults_and_not_the_spent_one() {
         assert_eq!(complete(&mut *worker), right);
         assert_eq!(complete(&mut *worker), right);
     }
-    // The same fault, name and seed: the noise of a first task.
+    // The same fault, name and seed give the noise of a first task.
     let noise = complete(&mut *worker("cpu-3", &["corrupt=1e-2"], 7));
     assert_ne!(noise, right);
     for kept in [&["corrupt=1e-2"][..], &["corrupt=1e-2", "device-lost"], &["device-lost", "corrupt=1e-2"]] {
         let mut worker = again(kept).unwrap();
         assert_eq!(complete(&mut *worker), noise, "{kept:?}");
-        // And it can be lost and made a second time.
+        // It can be lost and respawned a second time.
         assert!(worker.respawn().is_some());
     }
     for gone in [&["crash"][..], &["crash", "device-lost"], &["device-lost", "crash"], &["crash", "delay=1s"]]
@@ -305,13 +305,13 @@ fn waiting_faults_end_when_cancelled() {
     assert!(ends_when_cancelled(&["drop"]));
     assert!(ends_when_cancelled(&[AGES]));
     assert!(ends_when_cancelled(&["delay=exp(1h)", "delay=shifted-exp(1h,1h)"]));
-    // Even the fastest sub-result takes a nanosecond: 1e18 of them outlast everybody.
+    // Even the fastest sub-result takes a nanosecond, so the wait is 1e18 ns.
     assert!(ends_when_cancelled(&["slow=1e18x"]));
 }
 
 #[test]
 fn a_slow_worker_cancelled_at_its_last_sub_result_says_so() {
-    // Cancelling from the emission before the last makes the last one wait in vain.
+    // Cancelled from the emission before the last: the last sub-result never comes.
     let mut worker = worker("cpu", &["slow=1.001x"], 0);
     let (cancel, mut seen) = (CancelToken::new(), 0);
     let last = shape().sub_results() - 1;
@@ -332,7 +332,7 @@ fn delayed_and_slow_results_are_late_but_right() {
     let started = Instant::now();
     assert_eq!(complete(&mut *worker("cpu", &["delay=20ms"], 0)), right);
     assert!(started.elapsed() >= 20 * MS);
-    // Stacked, the slow wrapper stretches the delay too: 20 ms become at least 60 ms.
+    // Stacked faults: the slow wrapper stretches the delay too, so 20 ms become at least 60 ms.
     let started = Instant::now();
     assert_eq!(complete(&mut *worker("cpu", &["delay=20ms", "slow=3x"], 0)), right);
     assert!(started.elapsed() >= 60 * MS);

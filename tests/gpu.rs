@@ -1,7 +1,7 @@
-//! The GPU kernels against the reference, on whatever adapter there is.
+//! The GPU kernels against the reference, on the available adapter.
 //!
-//! Without an adapter every test is shown as ignored, never as passed; where `CI=true`, a missing adapter fails
-//! them. Runs on the adapter that `WGPU_ADAPTER_NAME` names, or the preferred one.
+//! Without an adapter every test is shown as ignored, never as passed; with `CI=true`, a missing adapter fails them. Runs on
+//! the adapter named by `WGPU_ADAPTER_NAME`, or the preferred one.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails, here as under the usual harness")]
 
@@ -64,7 +64,7 @@ fn layers() -> Vec<(&'static str, ConvShape)> {
     ]
 }
 
-/// Layers whose plan splits: over the loop limit of lavapipe, over one submission, over one dimension of a grid.
+/// Layers whose plan is split: beyond the loop limit of lavapipe, beyond one submission, beyond one dimension of a grid.
 fn split_layers() -> Vec<(&'static str, ConvShape)> {
     let p = ConvParams::default;
     vec![
@@ -89,7 +89,7 @@ fn error_of(
     Ok(worst)
 }
 
-/// The error of one way to run a layer, with one weight of the reference's copy off by `corruption`.
+/// The error of one way to run a layer; `corruption` is added to one weight of the reference's copy.
 fn error_as(
     engine: &mut ConvEngine,
     way: Candidate,
@@ -141,7 +141,7 @@ fn corrupted_weight_is_noticed() -> Outcome {
     Ok(())
 }
 
-/// Winograd's minimal filtering over each kernel: tiles that hang over either edge, batches, groups, one row, many
+/// Winograd's minimal filtering over each kernel: tiles beyond either edge, batches, groups, one row, many submissions.
 /// submissions.
 fn winograd_matches() -> Outcome {
     let p = ConvParams::default;
@@ -183,7 +183,7 @@ fn winograd_matches() -> Outcome {
     Ok(())
 }
 
-/// A NaN reaches the outputs that see it and no others, whatever else their threads read.
+/// A NaN reaches only the outputs that depend on it, whatever else their threads read.
 fn elements_reach_only_the_outputs_that_see_them() -> Outcome {
     let mut engine = engine()?;
     for (side, kernel, stride) in [(13, 3, 1), (14, 3, 2), (11, 5, 1)] {
@@ -207,8 +207,8 @@ fn elements_reach_only_the_outputs_that_see_them() -> Outcome {
     Ok(())
 }
 
-/// Each way to run `tiled` on the deep, small layers whose reduction it splits: as accurate as sums of short runs are,
-/// the same bits every time, whatever the submissions, and nothing left of another layer's sums.
+/// Each way to run `tiled` on deep, small layers with a split reduction: as accurate as sums of short runs, bit-identical
+/// for any submissions, and without leftovers of another layer's sums.
 fn split_reductions_are_accurate_and_repeatable() -> Outcome {
     let shape = shape(&[1, 512, 7, 6], &[70, 512, 3, 3], &ConvParams::default());
     let (x, w) = (random(shape.input_elems(), 1), random(shape.weight_elems(), 2));
@@ -217,7 +217,7 @@ fn split_reductions_are_accurate_and_repeatable() -> Outcome {
     let mut engines = [ConvEngine::new(gpu()?), ConvEngine::new(gpu()?.with_submission_macs(1_000_000))];
     let ways = Candidate::of(Kernel::Tiled, &shape, engines[0].device().caps(), DType::F32);
     assert!(ways[0].to_string().ends_with("splits") && ways.len() > 3, "{ways:?}");
-    // A sum less would be noticed: the tolerance is far below a single product's share.
+    // A missing sum would be detected: the tolerance is far below the share of a single product.
     let mut off = w.clone();
     off[4607] += 0.5;
     let missing = relative_l2(&reference(&shape, &x, &off, None)?, &expected);
@@ -239,7 +239,7 @@ fn split_reductions_are_accurate_and_repeatable() -> Outcome {
     Ok(())
 }
 
-/// Slabs and filters in 16 bits are rounded, and that is all: sums are those of f32.
+/// 16-bit slabs and filters are rounded once; sums are those of f32.
 fn half_storage_rounds_and_nothing_else() -> Outcome {
     let mut engine = ConvEngine::new(GpuDevice::open(&select(None)?[0], "test")?.with_half_storage()?);
     let caps = *engine.device().caps();
@@ -248,7 +248,7 @@ fn half_storage_rounds_and_nothing_else() -> Outcome {
         |numbers: &[f64]| -> Vec<f64> { numbers.iter().map(|n| half::f16::from_f64(*n).to_f64()).collect() };
     let p = ConvParams::default;
     let layers = [
-        // Odd numbers of elements: buffers hold whole words.
+        // Odd numbers of elements: buffers hold whole 32-bit words.
         shape(&[1, 5, 9, 11], &[17, 5, 3, 3], &p()),
         shape(&[1, 7, 9, 9], &[7, 1, 3, 3], &p().groups(7)),
         shape(&[1, 115, 6, 5], &[37, 115, 3, 3], &p()),
@@ -268,7 +268,7 @@ fn half_storage_rounds_and_nothing_else() -> Outcome {
                 .run(&filters, 2, &values(&x, DType::F32), None, &|| false, &mut |_, v| got = widened(&v))?;
             let error = relative_l2(&got, &expected);
             assert!(error <= TOLERANCE_F32, "{way}: {error:.2e}");
-            // What rounding costs, so that it is known to have happened.
+            // The error of rounding, to check that it happened.
             let error = relative_l2(&got, &exact);
             assert!((5e-5..1e-3).contains(&error), "{way}: {error:.2e}");
         }
@@ -292,7 +292,7 @@ fn half_storage_refuses_what_it_cannot_hold() -> Outcome {
     x[40] = 70_000.0;
     let error = run(&x).unwrap_err().to_string();
     assert!(error.contains("number 40 of a coded slab") && error.contains("65504"), "{error}");
-    // The next run is as good as any.
+    // The next run is not affected.
     x[40] = random(shape.input_elems(), 1)[40];
     assert_eq!(run(&x)?, before);
     w[7] = -1e6;
@@ -301,7 +301,7 @@ fn half_storage_refuses_what_it_cannot_hold() -> Outcome {
     Ok(())
 }
 
-/// Normal data of variance 1: what the bound on the rounding of an f32 worker is stated for.
+/// Normal data of variance 1, for which the rounding bound of an f32 worker is stated.
 fn every_candidate_is_accurate_at_512_channels() -> Outcome {
     const BOUND: f64 = 1e-5;
     let mut engine = engine()?;
@@ -310,7 +310,7 @@ fn every_candidate_is_accurate_at_512_channels() -> Outcome {
     let (x, mut w) = (data(shape.input_elems(), 1), data(shape.weight_elems(), 2));
     let expected = reference(&shape, &x, &w, None)?;
     let (slab, bank) = (values(&x, DType::F32), values(&w, DType::F32));
-    // A reference that lacks one product of each sum: what a kernel that drops a term would look like.
+    // Negative control: a reference without one product of each sum, as from a kernel that drops a term.
     let reduction = 512 * 9;
     w.chunks_exact_mut(reduction).for_each(|filter| filter[reduction - 1] = 0.0);
     let dropped = reference(&shape, &x, &w, None)?;
@@ -335,7 +335,7 @@ fn every_candidate_is_accurate_at_512_channels() -> Outcome {
 
 fn more_workgroups_than_a_dimension_holds() -> Outcome {
     let mut engine = engine()?;
-    // One column block, 70,000 channels: as many workgroups. Small numbers, so that sums are exact.
+    // One column block and 70,000 channels: as many workgroups. The numbers are small, so that sums are exact.
     let shape = shape(&[1, 1, 2], &[70_000, 1, 2], &ConvParams::default());
     let w: Vec<f64> = (0..140_000).map(|i| f64::from(i % 1009)).collect();
     let filters = engine.install(&shape, 1, 1, &values(&w, DType::F32), Some(Kernel::Naive))?;
@@ -348,7 +348,7 @@ fn more_workgroups_than_a_dimension_holds() -> Outcome {
     Ok(())
 }
 
-/// Submissions of 5,000 multiply-adds: every plan has several, and results must not depend on it.
+/// Submissions of 5,000 multiply-adds: every plan has several, and results do not depend on it.
 fn many_submissions_give_the_same() -> Outcome {
     let gpu = GpuDevice::open(&select(None)?[0], "test")?.with_submission_macs(5_000);
     let mut engine = ConvEngine::new(gpu);
@@ -359,7 +359,7 @@ fn many_submissions_give_the_same() -> Outcome {
             assert!(error <= TOLERANCE_F32, "{kernel}: {error:.2e}");
         }
     }
-    // Cancelled in the middle of the second sub-result: the first has come, and the next run is right.
+    // Cancelled in the middle of the second sub-result: the first was delivered, and the next run is correct.
     let (x, w) = (random(shape.input_elems(), 1), random(2 * shape.weight_elems(), 2));
     let filters = engine.install(&shape, 1, 2, &values(&w, DType::F32), None)?;
     let emitted = Cell::new(0);

@@ -1,7 +1,7 @@
-//! Choosing GPU kernels by measurement, on whatever adapter there is: who is wrong is never chosen, what was measured is
-//! kept, and what is kept is used.
+//! Selection of GPU kernels by measurement, on the available adapter: a wrong kernel is never chosen, measurements are
+//! cached, and the cache is used.
 //!
-//! Without an adapter every test is shown as ignored, never as passed; where `CI=true`, a missing adapter fails them.
+//! Without an adapter every test is shown as ignored, never as passed; with `CI=true`, a missing adapter fails them.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails, here as under the usual harness")]
 
@@ -26,7 +26,7 @@ fn tuner(tune: TuneMode, file: &Path) -> Tuner {
     Tuner::with_file(tune, Some(file.to_path_buf()))
 }
 
-/// The verdicts that a file keeps about the one class in it, by the names of candidates.
+/// The cached verdicts on the only layer class in a file, by candidate name.
 fn verdicts(file: &Path) -> serde_json::Map<String, Value> {
     let text: Value = serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
     let devices = text["devices"].as_object().unwrap();
@@ -39,7 +39,7 @@ fn all(engine: &ConvEngine) -> Vec<Candidate> {
     Candidate::all(&layer(), engine.device().caps(), DType::F32)
 }
 
-/// Computes the layer as `candidate` does and says how far off it is.
+/// Computes the layer by `candidate` and returns the error.
 fn error(engine: &mut ConvEngine, candidate: Candidate) -> fcdcc::Result<f64> {
     let layer = layer();
     let (slab, bank) = (random(layer.input_elems(), 1), random(layer.weight_elems(), 2));
@@ -54,7 +54,7 @@ fn what_is_measured_is_kept_and_used() -> Outcome {
     let file = folder.path().join("kernels.json");
     let mut engine = engine()?;
     let list = all(&engine);
-    // Nobody has measured: what is built in, and no file.
+    // Nothing is measured yet: uses the built-in choice and writes no file.
     assert_eq!(tuner(TuneMode::CacheOnly, &file).pick(&mut engine, &layer(), DType::F32)?, list[0]);
     assert!(!file.exists());
     let chosen = tuner(TuneMode::Measure, &file).pick(&mut engine, &layer(), DType::F32)?;
@@ -64,7 +64,7 @@ fn what_is_measured_is_kept_and_used() -> Outcome {
     assert!(measured[&chosen.way()]["seconds"].as_f64().unwrap() > 0.0);
     assert!(error(&mut engine, chosen)? <= tolerance(DType::F32));
 
-    // As another process would find it, if another candidate had been the fastest.
+    // The cache of another process in which another candidate was the fastest.
     for (number, other) in list.iter().enumerate() {
         let elsewhere = folder.path().join(format!("{number}.json"));
         let mut text: Value = serde_json::from_str(&std::fs::read_to_string(&file)?)?;
@@ -78,7 +78,7 @@ fn what_is_measured_is_kept_and_used() -> Outcome {
         for tune in [TuneMode::CacheOnly, TuneMode::Measure] {
             assert_eq!(tuner(tune, &elsewhere).pick(&mut engine, &layer(), DType::F32)?, *other);
         }
-        // Who measures again finds out for itself.
+        // A new measurement ignores the cached choice.
         tuner(TuneMode::Remeasure, &elsewhere).pick(&mut engine, &layer(), DType::F32)?;
         let again = verdicts(&elsewhere);
         assert_ne!(again[&other.way()], serde_json::json!({ "seconds": 1e-9 }));
@@ -99,12 +99,12 @@ fn a_wrong_kernel_is_never_chosen() -> Outcome {
         assert_ne!(chosen, *wrong);
         assert!(error(&mut engine, chosen)? <= tolerance(DType::F32));
         let verdict = &verdicts(&file)[&wrong.way()];
-        // The last ones may not have had their turn.
+        // The last candidates may not have been measured.
         assert!(
             verdict["failed"].as_str().is_some_and(|why| why.contains("off by")) || verdict == "unmeasured"
         );
     }
-    // Where all are wrong nothing is computed, now or later.
+    // If all candidates are wrong, nothing is computed, now or later.
     engine.spoil(&list);
     let file = folder.path().join("all.json");
     for tune in [TuneMode::Measure, TuneMode::Measure, TuneMode::CacheOnly] {
@@ -112,7 +112,7 @@ fn a_wrong_kernel_is_never_chosen() -> Outcome {
         let Err(Error::Gpu { cause, .. }) = refused else { panic!("{refused:?}") };
         assert!(cause.contains("no kernel computes this layer right") && cause.contains(&list[0].way()));
     }
-    // It is known of this device, driver and class: measuring again is the way back.
+    // This verdict is cached for device, driver and class; only a new measurement replaces it.
     engine.spoil(&[]);
     assert!(tuner(TuneMode::Measure, &file).pick(&mut engine, &layer(), DType::F32).is_err());
     let chosen = tuner(TuneMode::Remeasure, &file).pick(&mut engine, &layer(), DType::F32)?;
@@ -128,7 +128,7 @@ fn a_lost_device_leaves_no_verdicts() -> Outcome {
     let refused = tuner(TuneMode::Measure, &file).pick(&mut lost, &layer(), DType::F32);
     assert!(matches!(refused, Err(Error::Gpu { .. })));
     assert!(!file.exists());
-    // Nobody holds the turn to measure.
+    // The measurement lock is free.
     tuner(TuneMode::Measure, &file).pick(&mut engine()?, &layer(), DType::F32)?;
     assert!(file.exists());
     Ok(())

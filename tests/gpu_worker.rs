@@ -1,7 +1,7 @@
-//! The GPU worker: results, cancellation, refusals and lost devices, on whatever adapter there is.
+//! The GPU worker: results, cancellation, refusals and lost devices, on the available adapter.
 //!
-//! Without an adapter every test is shown as ignored, never as passed; where `CI=true`, a missing adapter fails
-//! them. Runs on the adapter that `WGPU_ADAPTER_NAME` names, or the preferred one.
+//! Without an adapter every test is shown as ignored, never as passed; with `CI=true`, a missing adapter fails them. Runs on
+//! the adapter named by `WGPU_ADAPTER_NAME`, or the preferred one.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails, here as under the usual harness")]
 #![expect(clippy::unnecessary_wraps, reason = "all tests have one signature")]
@@ -22,7 +22,7 @@ use fcdcc::worker::{
     WorkerKind,
 };
 
-/// Seconds, far below the minute a submission may take: whoever is back by then did not wait for that.
+/// Seconds, far below the minute that a submission may take: a call that returns within them did not wait for it.
 const SOON: u64 = 20;
 
 /// A subtask of two slabs and two banks with its data and results.
@@ -55,7 +55,7 @@ impl Subtask {
         worker.install(key, &self.shape, values(&self.banks, dtype))
     }
 
-    /// Executes and compares; true if everything matches.
+    /// Executes the subtask and compares; true if everything matches.
     fn matches(&self, worker: &mut dyn Worker, key: FilterKey, dtype: DType) -> fcdcc::Result<bool> {
         let mut good = Vec::new();
         worker.execute(key, &values(&self.slabs, dtype), Order::All, &CancelToken::new(), &mut |i, v| {
@@ -156,14 +156,14 @@ fn sub_results_come_in_the_order_asked_for() -> Outcome {
             })
             .map(|()| seen)
     };
-    // Neighbours with indices of one parity must not share an output buffer.
+    // Adjacent sub-results with indices of equal parity must not share an output buffer.
     for order in [&[3, 1, 0, 2][..], &[2, 0], &[1, 3, 1], &[2, 2], &[3], &[]] {
         assert_eq!(run(order)?, order);
     }
     for beyond in [4, usize::MAX] {
         assert!(matches!(run(&[0, beyond]), Err(Error::InvalidParameter { .. })));
     }
-    // The same where every sub-result takes several submissions.
+    // The same with several submissions for every sub-result.
     let gpu = GpuDevice::open(&select(None)?[0], "test")?.with_submission_macs(1_000);
     let mut engine = ConvEngine::new(gpu);
     let filters = engine.install(&task.shape.conv, 2, 2, &values(&task.banks, DType::F32), None)?;
@@ -260,14 +260,14 @@ fn a_lost_device_is_a_lost_worker() -> Outcome {
     }
     assert!(matches!(task.install(&mut worker, KEY, DType::F32), Err(Error::WorkerLost { .. })));
     assert!(started.elapsed().as_secs() < 30);
-    // A new worker on the same adapter is what recovery looks like.
+    // Recovery makes a new worker on the same adapter.
     let mut next = self::worker()?;
     task.install(&mut next, KEY, DType::F32)?;
     assert!(task.matches(&mut next, KEY, DType::F32)?);
     Ok(())
 }
 
-/// Lost at every moment of a run, and from another thread while the run waits: an error soon, and no panic.
+/// A device lost at any moment of a run, or by another thread while the run waits, causes an error soon, and no panic.
 fn a_device_lost_in_the_middle_of_a_run_ends_it() -> Outcome {
     let task = subtask(shape(&[1, 32, 40, 40], &[32, 32, 3, 3], &ConvParams::default()), 1);
     let slabs = values(&task.slabs, DType::F32);
@@ -278,7 +278,7 @@ fn a_device_lost_in_the_middle_of_a_run_ends_it() -> Outcome {
         Ok((engine, filters))
     };
     for staging in [false, true] {
-        // Before the n-th submission or retirement; some of these are between two submissions of a sub-result.
+        // Before the n-th submission or retirement; some of these lie between two submissions of a sub-result.
         for moment in 0..8 {
             let (mut engine, filters) = open(staging, 6_000_000)?;
             let lose = engine.device().destroyer();
@@ -301,7 +301,7 @@ fn a_device_lost_in_the_middle_of_a_run_ends_it() -> Outcome {
             assert!(matches!(install, Err(Error::Gpu { .. })), "{moment}");
             assert!(started.elapsed().as_secs() < SOON, "{moment}: {:?}", started.elapsed());
         }
-        // From another thread, at some time between beginning and end of a run: also inside a submission.
+        // By another thread, at any time of a run, including during a submission.
         let one_submission = 1 << 40;
         let (mut engine, filters) = open(staging, one_submission)?;
         let started = Instant::now();
@@ -334,7 +334,7 @@ fn a_device_lost_in_the_middle_of_a_run_ends_it() -> Outcome {
     Ok(())
 }
 
-/// A worker is lost and made again, several times over, on a stack of faults as the pool sees it.
+/// A worker under a stack of faults is lost and respawned several times, as the pool does it.
 fn a_lost_worker_is_made_again_by_its_recipe() -> Outcome {
     let task = Subtask::small(4);
     let mut worker: Box<dyn Worker> = Box::new(worker()?);
@@ -348,7 +348,7 @@ fn a_lost_worker_is_made_again_by_its_recipe() -> Outcome {
         let Err(Error::WorkerLost { cause, .. }) = task.matches(worker.as_mut(), KEY, DType::F32) else {
             panic!("the device was not lost");
         };
-        // In the words of the device, not of the fault.
+        // The cause is the device's message, not the fault's.
         assert!(!cause.contains("injected"), "{cause}");
         let refused = task.install(worker.as_mut(), KEY, DType::F32);
         assert!(matches!(refused, Err(Error::WorkerLost { .. })));
@@ -366,7 +366,7 @@ fn a_lost_worker_is_made_again_by_its_recipe() -> Outcome {
     Ok(())
 }
 
-/// In a process of its own, for other tests' threads would be counted too.
+/// Runs in a process of its own, because threads of other tests would be counted too.
 fn losses_leave_no_threads_behind() -> Outcome {
     const ALONE: &str = "FCDCC_TEST_ALONE";
     if std::env::var_os(ALONE).is_none() {

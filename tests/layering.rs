@@ -1,30 +1,30 @@
-//! The floors of ARCHITECTURE.md, held: a file imports only from lower floors, and no circles.
+//! Checks the floors of ARCHITECTURE.md: a file imports only from lower floors, and imports have no cycles.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-/// Folders (or files) directly under src/ and their floors, in tenths: an import goes downwards, or stays on its
-/// floor if that makes no circle.
+/// Folders (or files) directly under src/ and their floors, in tenths: an import goes to a lower floor, or stays on its
+/// floor if that makes no cycle.
 const FLOORS: &[(&str, u32)] = &[
     ("error", 10),
-    // Knows nothing of what files hold.
+    // Independent of the content of files.
     ("files", 10),
     ("cache", 10),
-    // What the system has of memory: asked by whatever is about to take much.
+    // Available memory, for every module that allocates much.
     ("memory", 12),
     // Above the errors it reports, below everything that computes.
     ("array", 15),
     ("conv", 20),
     ("partition", 30),
-    // Sizes of what partitions cut.
+    // Scales of partitions.
     ("scaling", 32),
-    // Codes combine what partitions cut; partitions know nothing of codes.
+    // Codes combine partitions; partitions do not depend on codes.
     ("coding", 35),
     ("gpu", 40),
     ("worker", 50),
-    // Weighs the subtasks that workers are given (worker's `SubtaskShape`), hence above the workers.
+    // Estimates subtasks of workers (`SubtaskShape` of worker), hence above the workers.
     ("planner", 55),
     ("cluster", 60),
     ("scheduler", 60),
@@ -108,7 +108,7 @@ fn heads(code: &str, prefix: &str) -> BTreeSet<String> {
     found
 }
 
-/// What is wrong, one line each.
+/// The violations, one line each.
 fn violations(sources: &[Source]) -> Vec<String> {
     let mut wrong = Vec::new();
     let mut folders: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
@@ -122,7 +122,7 @@ fn violations(sources: &[Source]) -> Vec<String> {
             wrong.push(format!("{path}: src/{from} is on no floor: give it one in tests/layering.rs"));
             continue;
         };
-        // The command line is a crate of its own: it sees the library by name.
+        // The command line is a crate of its own and imports the library by name.
         let imports = heads(&code, if from == "cli" { "fcdcc::" } else { "crate::" });
         for to in imports.iter().filter(|to| *to != from) {
             match floor(to) {
@@ -154,8 +154,8 @@ fn violations(sources: &[Source]) -> Vec<String> {
     wrong
 }
 
-/// Some circle of imports, if there is one: what remains when everything that imports or is imported by nothing left is
-/// taken away.
+/// A cycle of imports, if there is one: what remains after repeatedly removing files that import nothing, or are imported
+/// by nothing, among those left.
 fn circle(imports: &BTreeMap<String, BTreeSet<String>>) -> Option<String> {
     let mut left = imports.clone();
     loop {

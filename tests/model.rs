@@ -1,4 +1,4 @@
-//! Prepared models as a library: reuse, workers that die or hang in the middle, files that were tampered with.
+//! Prepared models through the library: reuse, workers that crash or hang in the middle of a run, tampered files.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -25,7 +25,7 @@ const WORKERS: usize = 6;
 /// Two f32 runs decoded from different workers, at condition numbers below 10.
 const SAME: f64 = 1e-5;
 
-/// A CPU worker that counts, and at chosen calls dies or hangs.
+/// A CPU worker that counts its tasks, and crashes or hangs at chosen ones.
 struct Scripted {
     inner: CpuWorker,
     installs: Arc<AtomicUsize>,
@@ -41,7 +41,7 @@ impl Worker for Scripted {
     }
 
     fn install(&mut self, key: FilterKey, shape: &SubtaskShape, banks: Values) -> Result<()> {
-        // The script is about layers; probes are answered at once and do not count.
+        // The script is about layers; probes are answered at once and not counted.
         if key.is_probe() {
             return self.inner.install(key, shape, banks);
         }
@@ -77,7 +77,7 @@ impl Worker for Scripted {
     }
 }
 
-/// Six workers, the first `special.len()` of them as given by (dies at task, hangs until).
+/// Six workers; the first `special.len()` of them crash or hang as given (crash at task, hang until).
 fn pool(special: &[(Option<usize>, Option<Arc<AtomicBool>>)]) -> (Pool, Arc<AtomicUsize>) {
     let installs = Arc::new(AtomicUsize::new(0));
     let workers = (0..WORKERS).map(|i| -> Box<dyn Worker> {
@@ -152,7 +152,7 @@ fn filters_are_installed_once_for_any_number_of_runs_on_any_number_of_threads() 
         }
     });
     assert_eq!(installs.load(Ordering::SeqCst), 5 * WORKERS);
-    // Negative control: other images, other logits.
+    // Negative control: other images give other logits.
     let other = ArrayD::from_shape_vec(vec![3, 1, 32, 32], normal::<f32>(3072, 8)).unwrap();
     assert!(relative_l2(&logits(&prepared.run(&[other.into()]).unwrap()), &first) > 0.1);
 }
@@ -162,8 +162,8 @@ fn workers_that_die_in_the_middle_cost_their_share_alone() {
     let (model, images) = lenet(4);
     let truth =
         logits(&model.prepare(&pool(&[]).0, &options()).unwrap().run(std::slice::from_ref(&images)).unwrap());
-    // One dies at its second task, another at its fifth. A task that is cancelled before its worker comes to it does
-    // not count, so how many layers that takes is open; each run has three.
+    // One worker crashes at its second task, another at its fifth. Tasks cancelled before they begin do not count, so the
+    // number of layers until then is open; each run has three.
     let (pool, _) = pool(&[(Some(1), None), (Some(4), None)]);
     let prepared = model.prepare(&pool, &options()).unwrap();
     let gone = || [0, 1].map(|worker| pool.lost(worker).is_some());
@@ -174,7 +174,7 @@ fn workers_that_die_in_the_middle_cost_their_share_alone() {
         for layer in &done.layers {
             assert_eq!((layer.used.len(), layer.redispatched, &layer.fallback), (4, 0, &None));
             for worker in (0..2).filter(|worker| before[*worker]) {
-                // Whoever was dead when the run began answers nothing; that is known at once, nobody waits for it.
+                // A worker lost before the run has no outcome; this is known at once, so the run does not wait for it.
                 let outcome = layer.workers.iter().find(|w| w.subtask == Some(worker)).unwrap().outcome;
                 assert!(matches!(outcome, Outcome::Failed | Outcome::Cancelled), "{outcome:?}");
             }
@@ -196,7 +196,7 @@ fn a_worker_that_hangs_while_filters_are_installed_is_waited_for_once() {
     let started = Instant::now();
     let all = ModelOptions { gemm: GemmChoice::On, ..options() };
     let prepared = model.prepare(&pool, &all).unwrap();
-    // One second of patience with the first layer, none with the other four.
+    // The first layer waits for one second, the other four do not wait.
     assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
     let run = prepared.run(std::slice::from_ref(&images)).unwrap();
     assert!(run.layers.iter().all(|l| !l.used.contains(&0)));
@@ -234,13 +234,13 @@ fn options_that_no_layer_can_have_are_refused() {
     assert!(refused(LayerOptions::default().partitions(8, 8)).contains("is 6 where at least 16"));
 }
 
-/// Bytes changed, removed and doubled anywhere: an error or a model, never a panic and never a hang.
+/// Bytes changed, removed or duplicated anywhere give an error or a model, never a panic or a hang.
 #[test]
 fn tampered_files_are_refused_or_run() {
     let mut rng = ChaCha8Rng::seed_from_u64(11);
     let (pool, _) = pool(&[]);
     let images = lenet(1).1;
-    // Where the structure is: names, sizes and attributes lie between the weights and at both ends.
+    // The structure (names, sizes, attributes) lies between the weights and at both ends.
     let structure: Vec<usize> = (0..LENET5.len())
         .filter(|at| {
             LENET5[at.saturating_sub(8)..].iter().take(16).filter(|b| b.is_ascii_graphic()).count() > 9

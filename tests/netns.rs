@@ -1,8 +1,8 @@
-//! LeNet-5 over four machines that fail as machines do: network namespaces, each with an address of its own, whose processes
-//! are killed, whose cables are pulled, whose links are slow, far away or cut.
+//! LeNet-5 over four machines with realistic failures: network namespaces with their own addresses, whose processes are
+//! killed, whose cables are unplugged, and whose links are slow, distant or cut.
 //!
-//! Where namespaces may not be made (it takes root and iproute2) every test is shown as ignored, with `CI=true` as well,
-//! and a notice says so. All traffic stays within them.
+//! If namespaces cannot be created (this requires root and iproute2), every test is shown as ignored, even with `CI=true`,
+//! with a notice. All traffic stays within the namespaces.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -28,17 +28,17 @@ type Outcome = Result<(), Failed>;
 
 const FCDCC: &str = env!("CARGO_BIN_EXE_fcdcc");
 const WORKERS: [&str; 4] = ["w1", "w2", "w3", "w4"];
-/// Coded f32 logits of three layers at condition numbers below 1000 are a hundred times better, one wrong logit is ten times
-/// worse.
+/// Coded f32 logits of three layers at condition numbers below 1000 are a hundred times more accurate; one wrong logit
+/// exceeds it ten times.
 const EXACT: f64 = 1e-4;
-/// A layer's. All of them take tens of milliseconds; waiting for a lease, or for TCP to give up, takes longer than this.
+/// Deadline of a layer. Layers take tens of milliseconds; waiting for a lease, or for TCP to give up, takes longer.
 const DEADLINE: Duration = Duration::from_secs(3);
-/// For what takes a few seconds where nothing else runs.
+/// Limit for what takes a few seconds on an idle machine.
 const SOON: Duration = Duration::from_secs(20);
-/// A machine that falls silent is given up after 4 s; its connection may take 10 s more to close.
+/// A silent machine is given up after 4 s; closing its connection may take 10 s more.
 const GIVEN_UP: Duration = Duration::from_secs(25);
 
-/// Five machines, the demonstration's model and what it makes of all 450 digits on this machine alone.
+/// Five machines, the demo's model, and its local outputs for all 450 digits.
 struct Site {
     net: Net,
     folder: Folder,
@@ -49,7 +49,7 @@ struct Site {
 #[derive(Debug)]
 struct Seen {
     boot: String,
-    /// Tasks it has done; `None` when it does not answer.
+    /// Number of completed tasks; `None` if the machine does not answer.
     done: Option<u64>,
 }
 
@@ -71,7 +71,7 @@ impl Site {
         format!("tcp/{}:7447", self.net.address("master"))
     }
 
-    /// pool.toml: two devices of each machine, which wait so many milliseconds before each task.
+    /// Writes pool.toml: two devices of each machine, delayed by these milliseconds before each task.
     fn pool(&self, delays: [u64; 4], insecure: bool, wait: &str) {
         let seat = |(name, delay): (&&str, u64)| {
             format!(
@@ -101,7 +101,7 @@ impl Site {
         Process::start(&mut command, self.folder.path(&format!("{machine}.log")))
     }
 
-    /// The model on all digits over the pool, `batch` at a time.
+    /// Starts the model on all digits over the pool, `batch` digits at a time.
     fn run(&self, batch: usize) -> Process {
         let args = format!(
             "run lenet5.onnx --input digits.npy --shape {batch},1,32,32 --pool pool.toml --workers 8 --tolerate 4 \
@@ -111,7 +111,7 @@ impl Site {
         self.start("master", FCDCC, &args)
     }
 
-    /// Waits for the end of a run, which must have been exact at every layer. Its report.
+    /// Waits for the end of a run, which must be exact at every layer; returns its report.
     fn exact(&self, mut run: Process, limit: Duration) -> Result<Value, Failed> {
         let status = run.end(limit)?;
         if !status.success() {
@@ -122,7 +122,7 @@ impl Site {
         assert!(deviation < EXACT, "{deviation:e} from the uncoded run");
         let mut got: ArrayD<f32> = self.folder.load("y.npy");
         agree(&got, &self.want)?;
-        // It would be noticed.
+        // Negative control: a difference is detected.
         got[[7, 3]] += 1.0;
         assert!(agree(&got, &self.want).is_err(), "one wrong logit passes");
         for (at, layer) in layers(&report).iter().enumerate() {
@@ -134,7 +134,7 @@ impl Site {
         Ok(report)
     }
 
-    /// How the cluster lists a machine; `None` when it does not.
+    /// The machine as the cluster lists it; `None` if it is not listed.
     fn seen(&self, name: &str) -> Option<Seen> {
         let args = format!("cluster --connect {} --wait 500ms --json", self.meeting_point());
         let out = self.net.command("master", FCDCC).args(args.split_whitespace()).output().unwrap();
@@ -145,20 +145,20 @@ impl Site {
         Some(Seen { boot: machine["boot"].as_str()?.to_owned(), done })
     }
 
-    /// Waits until a machine has done more than `tasks` tasks.
+    /// Waits until a machine has completed more than `tasks` tasks.
     fn works(&self, name: &str, tasks: u64) -> Result<Seen, Failed> {
         let works = || self.seen(name).filter(|seen| seen.done.is_some_and(|done| done > tasks));
         Ok(until(&format!("{name} to do more than {tasks} tasks"), SOON, works)?)
     }
 
-    /// Waits until a machine is no longer listed while the run goes on.
+    /// Waits until a machine is no longer listed, while the run continues.
     fn is_gone(&self, name: &str) -> Outcome {
         let gone = || self.seen("w3").filter(|_| self.seen(name).is_none());
         Ok(until(&format!("{name} to be given up"), GIVEN_UP, gone).map(|_| ())?)
     }
 }
 
-/// Same classes, and equal but for rounding.
+/// The same classes, and logits that are equal up to rounding.
 fn agree(got: &ArrayD<f32>, want: &ArrayD<f32>) -> Outcome {
     let classes = |logits: &ArrayD<f32>| -> Vec<Option<usize>> {
         let largest =
@@ -174,7 +174,7 @@ fn layers(report: &Value) -> &[Value] {
     report["layers"].as_array().unwrap()
 }
 
-/// Machines of which a result was used, in any of these layers.
+/// The machines with a result that was used in any of these layers.
 fn used(layers: &[Value]) -> HashSet<&str> {
     let workers = layers.iter().flat_map(|layer| layer["workers"].as_array().unwrap());
     let used = workers.filter(|worker| worker["outcome"] == "used");
@@ -201,13 +201,13 @@ fn two_of_four_machines_are_lost_and_come_back() -> Outcome {
     let mut workers = site.workers();
     // 225 batches of three layers, each of which waits 40 ms.
     let run = site.run(2);
-    // Two tasks for each of them a layer, at most.
+    // At most two tasks of each machine per layer.
     let before = WORKERS.map(|name| site.works(name, 40));
     let [first, second] = [&before[0], &before[1]].map(|seen| seen.as_ref().unwrap());
     workers[0].kill();
     site.net.unplug("w2");
     site.is_gone("w1")?;
-    // Packets to it vanish: nobody is told.
+    // Packets to it vanish, without an error to the sender.
     assert!(site.seen("w2").is_some_and(|seen| seen.done.is_none()));
     site.is_gone("w2")?;
     workers[0] = site.worker("w1", &site.meeting_point());
@@ -227,7 +227,7 @@ fn a_slow_link_costs_its_own_share_alone() -> Outcome {
     let site = Site::new(&[])?;
     site.pool([20; 4], true, "10s");
     let _workers = site.workers();
-    // 30 batches, whose tasks have some 40 KB each: 90 layers of two for each machine would take a minute over the link.
+    // 30 batches with tasks of about 40 KB: 90 layers with two tasks per machine would take a minute over the slow link.
     let fast = site.exact(site.run(15), SOON)?;
     site.net.limit("w3", "1mbit")?;
     let slow = site.exact(site.run(15), SOON)?;
@@ -242,7 +242,7 @@ fn a_slow_link_costs_its_own_share_alone() -> Outcome {
 
 fn a_long_lossy_way_delays_and_a_cut_is_mended() -> Outcome {
     let site = Site::new(&["relay"])?;
-    // The results of w4 come in time to be used for all its way.
+    // The others are delayed, so that results of w4 are used in spite of its distance.
     site.pool([100, 100, 100, 0], true, "10s");
     let between = format!("{}:7447 {}:7447", site.net.address("relay"), site.net.address("master"));
     let mut command = site.net.command("relay", std::env::current_exe().unwrap());
@@ -273,7 +273,7 @@ fn main() {
         return relay::serve(&addresses);
     }
     let mut arguments = Arguments::from_args();
-    // They measure time.
+    // The tests measure time.
     arguments.test_threads = Some(1);
     let probe = Net::new(&["probe"]);
     let limited = probe.as_ref().map_err(Clone::clone).and_then(|net| net.limit("probe", "1mbit"));

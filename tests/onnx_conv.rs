@@ -1,8 +1,8 @@
-//! Every Conv case of the ONNX backend test suite, coded and uncoded: an oracle nobody here wrote.
+//! Every Conv case of the ONNX backend test suite, an independent oracle, coded and uncoded.
 //!
-//! `scripts/onnx_conv_cases.py` extracts the cases, with the Python that `FCDCC_PYTHON` names, else
-//! `.venv/bin/python`, else `python3`; it must have the onnx package. Without one the suite is shown as ignored,
-//! never as passed; where `CI=true` that fails it.
+//! `scripts/onnx_conv_cases.py` extracts the cases, with the Python named by `FCDCC_PYTHON`, else `.venv/bin/python`, else
+//! `python3`; it must have the onnx package. Without one the suite is shown as ignored, never as passed; with `CI=true` it
+//! fails.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -18,18 +18,18 @@ use ndarray::{Array1, ArrayD};
 
 /// The tolerances of the ONNX backend suite's own runner for float32, relative to each element.
 const RTOL: f32 = 1e-3;
-/// Absolute, relative to the largest output: decoding in f32 at condition numbers below 100 costs at most about
-/// 100 * 6e-8 of that, near which elements close to zero say nothing.
+/// Absolute tolerance relative to the largest output: decoding in f32 at condition numbers below 100 costs at most about
+/// 100 * 6e-8 of it, so elements near zero have no relative accuracy.
 const ATOL: f32 = 1e-5;
 
-/// Subtasks of the coded run; two of them crash, as many as it tolerates.
+/// Subtasks of the coded run; two of them crash, the tolerated number.
 const SUBTASKS: usize = 6;
 const CRASHED: &str = "1,4:crash";
 
-/// What the Python that extracts the cases must have.
+/// Packages that the Python must have.
 const PACKAGES: &str = "onnx, numpy";
 
-/// Cases that the suite has had since it was first used here.
+/// Minimum number of cases of the suite.
 const CASES_AT_LEAST: usize = 25;
 
 struct Case {
@@ -78,7 +78,7 @@ fn difference(got: &ArrayD<f32>, want: &ArrayD<f32>) -> Option<String> {
     }
     let largest = want.iter().fold(1.0_f32, |most, v| most.max(v.abs()));
     got.iter().zip(want).enumerate().find_map(|(i, (g, w))| {
-        // A NaN is within no tolerance.
+        // A NaN is never within the tolerance.
         let within = (g - w).abs() <= RTOL * w.abs() + ATOL * largest;
         (!within).then(|| format!("element {i} is {g} where {w} was expected"))
     })

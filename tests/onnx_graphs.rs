@@ -1,9 +1,9 @@
 //! Random graphs around convolutions against onnxruntime with all its optimisations off.
 //!
-//! `scripts/onnx_graph_cases.py` draws the graphs, some hundreds from one seed; `FCDCC_GRAPHS=COUNT` and
-//! `FCDCC_SEED=S` ask for others (scripts/test_graphs.sh). Each is run coded, and node by node as `--compare` does it.
-//! Where the items of a batch are said to stay apart, one item is changed: the others must not notice.
-//! Without a Python that has the packages the suite is shown as ignored, never as passed; where `CI=true` that fails it.
+//! `scripts/onnx_graph_cases.py` draws the graphs, some hundreds from one seed; `FCDCC_GRAPHS=COUNT` and `FCDCC_SEED=S`
+//! select others (scripts/test_graphs.sh). Each graph is run coded, and node by node as by `--compare`. If the items of a
+//! batch are independent by the graph, one item is changed, which must not affect the others.
+//! Without a Python with the packages the suite is shown as ignored, never as passed; with `CI=true` it fails.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -21,10 +21,10 @@ use serde_json::Value;
 const PACKAGES: &str = "onnx, onnxruntime, numpy";
 const COUNT: usize = 300;
 const SEED: usize = 1;
-/// Graphs of one trial.
+/// Number of graphs in one trial.
 const TOGETHER: usize = 50;
 const WORKERS: usize = 6;
-/// Of each hundred graphs: how many have a batch of several items that are known to stay apart.
+/// Minimum number, in a hundred graphs, of graphs with a batch of several independent items.
 const APART_IN_A_HUNDRED: usize = 2;
 
 struct Case {
@@ -79,7 +79,7 @@ fn options() -> ModelOptions {
     ModelOptions { layer, gemm: GemmChoice::On, ..ModelOptions::default() }
 }
 
-/// What is wrong with a graph; otherwise whether the items of its batch are known to stay apart.
+/// Checks a graph; returns whether the items of its batch are known to be independent.
 fn check(pool: &Pool, folder: &Path) -> Result<bool, String> {
     let attempt = || -> fcdcc::Result<_> {
         let case = Case::load(folder)?;
@@ -108,7 +108,7 @@ fn check(pool: &Pool, folder: &Path) -> Result<bool, String> {
     }
 }
 
-/// Whether an output changed beside the first item of the batch, or not at all there.
+/// An error if an output changed outside the first item of the batch, or did not change in it.
 fn others(was: &Output, is: &Output, axis: usize) -> Option<String> {
     let (Tensor::F32(was_all), Tensor::F32(is_all)) = (&was.tensor, &is.tensor) else { return None };
     let name = &was.name;
@@ -139,7 +139,7 @@ fn all(folders: &[(String, PathBuf)]) -> Result<(), Failed> {
     Ok(())
 }
 
-/// Negative control: an expected output moved by three tolerances, and an item that is not apart.
+/// Negative control: an expected output moved by three tolerances, and an item that is not independent.
 fn a_difference_is_noticed(folder: &Path) -> Result<(), Failed> {
     let pool = Pool::new(CpuWorker::fleet(WORKERS))?;
     let mut case = Case::load(folder)?;

@@ -1,9 +1,9 @@
 //! Whole models against onnxruntime, with two of six workers crashed from the start.
 //!
-//! `scripts/onnx_model_cases.py` makes the models (topologies of the onnx package with random weights, and small
-//! ones for every rule of the graph rewriting), their inputs and onnxruntime's answers; files that are no model must
-//! be refused. Without a Python that has the packages the suite is shown as ignored, never as passed; where
-//! `CI=true` that fails it. `FCDCC_MODELS=large` adds the models of hundreds of megabytes (scripts/test_models.sh).
+//! `scripts/onnx_model_cases.py` makes the models (topologies of the onnx package with random weights, and small ones for
+//! every rule of the graph rewriting), their inputs and onnxruntime's outputs; files that are not models must be refused.
+//! Without a Python with the packages the suite is shown as ignored, never as passed; with `CI=true` it fails.
+//! `FCDCC_MODELS=large` adds the models of hundreds of megabytes (scripts/test_models.sh).
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -22,11 +22,11 @@ use serde_json::Value;
 const PACKAGES: &str = "onnx, onnxruntime, numpy";
 const LARGE: &[&str] = &["bvlc_alexnet", "vgg19", "densenet121", "inception_v1", "inception_v2", "zfnet512"];
 
-/// Subtasks; two of them crash at their first task, as many as the code tolerates.
+/// Subtasks; two of them crash at their first task, the number that the code tolerates.
 const SUBTASKS: usize = 6;
 const CRASHED: &str = "1,4:crash";
 
-/// Cases that the script has had since it was first used here.
+/// Minimum number of cases of the script.
 const CASES_AT_LEAST: usize = 85;
 
 struct Case {
@@ -81,7 +81,7 @@ impl Case {
         Ok((prepared, run))
     }
 
-    /// What is wrong with the outputs of a run.
+    /// The first wrong output of a run, if any.
     fn difference(&self, run: &ModelRun, tolerance: f64) -> Option<String> {
         if run.outputs.len() != self.outputs.len() {
             return Some(format!("{} outputs where {} were expected", run.outputs.len(), self.outputs.len()));
@@ -92,7 +92,7 @@ impl Case {
                 return Some(format!("{} where {} was expected", of(&got.name, &got.tensor), of(name, want)));
             }
             let error = relative_l2(&got.tensor.to_f64(), &want.to_f64());
-            // Class indices are right or wrong.
+            // Class indices have no tolerance.
             let tolerance = if matches!(want, Tensor::I64(_)) { 0.0 } else { tolerance };
             let within = error <= tolerance;
             (!within).then(|| format!("{name} differs by {error:.3e}, allowed is {tolerance:.0e}"))
@@ -111,7 +111,7 @@ fn options(code: CodeKind, gemm: GemmChoice) -> ModelOptions {
     ModelOptions { layer, gemm, ..ModelOptions::default() }
 }
 
-/// Coded with two workers dead, every layer is in the report, and the outputs are those of onnxruntime.
+/// Coded with two crashed workers, every layer is in the report, and the outputs equal those of onnxruntime.
 fn agrees(folder: &Path) -> Result<(), Failed> {
     let case = Case::load(folder);
     let small = folder.file_name().unwrap().to_string_lossy().starts_with("small_");
@@ -141,7 +141,7 @@ fn agrees(folder: &Path) -> Result<(), Failed> {
             }
         }
     }
-    // The graph as the file has it, which `--compare` uses, must agree as well.
+    // The unmodified graph of the file, which `--compare` uses, must agree too.
     let host = case.model.on_host()?.run(&case.inputs)?;
     for (host, (name, want)) in host.iter().zip(&case.outputs) {
         let error = relative_l2(&host.tensor.to_f64(), &want.to_f64());
@@ -150,7 +150,7 @@ fn agrees(folder: &Path) -> Result<(), Failed> {
     Ok(())
 }
 
-/// Whoever gives a broken file is told so in one line, and nothing panics.
+/// A broken file is refused with one line, and nothing panics.
 fn is_refused(folder: &Path) -> Result<(), Failed> {
     let input = folder.join("input_0.npy");
     let attempt = || -> fcdcc::Result<()> {
@@ -162,7 +162,7 @@ fn is_refused(folder: &Path) -> Result<(), Failed> {
         prepared.run(&inputs).map(drop)
     };
     match attempt() {
-        // A valid graph whose nodes are merely listed in another order may well be run.
+        // A valid graph with nodes merely listed in another order may be accepted.
         Ok(()) if folder.ends_with("broken_unsorted_nodes") => Ok(()),
         Ok(()) => Err(format!("ran, but: {}", described(folder)["expect"]).into()),
         Err(error) => {

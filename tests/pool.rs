@@ -1,6 +1,6 @@
-//! Pools of scripted workers: what a worker may do to a run, and what it must not.
+//! Pools of scripted workers: tolerated misbehaviour, and its limits.
 //!
-//! Scripts decide by channels what happens when; no test sleeps.
+//! Scripts order events by channels; no test sleeps.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -25,7 +25,7 @@ struct Scripted {
     shape: Option<SubtaskShape>,
     script: Box<Script>,
     installed: Arc<AtomicUsize>,
-    /// Answers probes: a script is about tasks.
+    /// Answers probes, which are not part of a script.
     honest: CpuWorker,
 }
 
@@ -98,7 +98,7 @@ fn wrong_values(shape: &SubtaskShape, index: usize, emit: &mut dyn FnMut(usize, 
 fn late_results_of_an_old_run_never_enter_a_new_one() {
     let (gate, opened): (_, Receiver<()>) = unbounded();
     let (entered, entries) = unbounded();
-    // Ignores cancellation, and answers its first task with nonsense when the gate opens.
+    // Ignores cancellation, and answers its first task with garbage when the gate opens.
     let stubborn = Scripted::boxed("stubborn", move |shape, _, emit| {
         entered.send(()).unwrap();
         if opened.recv().is_err() {
@@ -117,13 +117,13 @@ fn late_results_of_an_old_run_never_enter_a_new_one() {
         assert!(layer.error(&run.output) < EXACT_F32);
         assert!(!run.report.used.contains(&5));
     };
-    // Whether it begins before the others have decoded is the scheduler's luck; within some runs it does.
+    // The worker may begin only after the others have decoded; within some runs it begins earlier.
     let started = Instant::now();
     while entries.try_recv().is_err() {
         assert!(started.elapsed() < Duration::from_mins(1), "it never got to a task");
         run();
     }
-    // The next runs happen while it still works for an old one, and while it delivers for that.
+    // The next runs take place while it still works for an old run, and while it delivers results for that.
     run();
     gate.send(()).unwrap();
     for _ in 0..10 {
@@ -136,7 +136,7 @@ fn late_results_of_an_old_run_never_enter_a_new_one() {
 fn a_hung_worker_neither_blocks_runs_nor_the_shutdown() {
     let (release, held): (_, Receiver<()>) = bounded(0);
     let hung = Scripted::boxed("hung", move |_, _, _| {
-        // Ends when the test does, long after the pool gave up on it.
+        // Ends with the test, long after the pool has given up on it.
         let _ = held.recv();
         Ok(())
     });
@@ -146,7 +146,7 @@ fn a_hung_worker_neither_blocks_runs_nor_the_shutdown() {
     for _ in 0..3 {
         assert!(layer.error(&prepared.run(layer.input.view()).unwrap().output) < EXACT_F32);
     }
-    // A layer prepared while it hangs does not wait for it either.
+    // A layer prepared during the hang does not wait for the worker either.
     let started = Instant::now();
     let second = layer.prepare(&pool, fail(4, 4)).unwrap();
     assert!(layer.error(&second.run(layer.input.view()).unwrap().output) < EXACT_F32);
@@ -188,14 +188,14 @@ fn workers_that_panic_or_answer_nonsense_are_stragglers_not_disasters() {
     for worker in nonsense {
         let name = worker.info().name;
         let pool = with_scripted(worker);
-        // Whole subtasks alone: the one finite sub-result that some of them give would be believed like any other.
+        // Whole subtasks only: a single finite sub-result of the worker would be accepted.
         let prepared = layer.prepare(&pool, LayerOptions { partial: false, ..fail(4, 4) }).unwrap();
         for _ in 0..2 {
             let run = prepared.run(layer.input.view()).unwrap();
             assert!(layer.error(&run.output) < EXACT_F32, "{name}");
             assert!(!run.report.used.contains(&5), "{name}");
         }
-        // Whether the scripted worker gets to a run before the others have decoded it is the scheduler's luck.
+        // The scripted worker may begin only after the others have decoded.
         let started = Instant::now();
         while name == "panics" && pool.lost(5).is_none() && started.elapsed() < Duration::from_secs(20) {
             prepared.run(layer.input.view()).unwrap();
@@ -226,10 +226,10 @@ fn dropping_a_layer_frees_its_filters_and_cancels_its_work() {
         layers[0].run(layer.input.view()).unwrap();
     }
     drop(layers);
-    // The pool's threads end with it, so all removals have happened when it is gone.
+    // The pool's threads end with it, so all removals have happened after the drop.
     drop(pool);
     assert_eq!(installed.load(Ordering::SeqCst), 0);
-    // Whether a task was begun before its run was over is a race; that every begun one was cancelled is not.
+    // A task may begin before or after the end of its run; every task that began was cancelled.
     assert!(begun.load(Ordering::SeqCst) <= 5);
     assert_eq!(begun.load(Ordering::SeqCst), ended.load(Ordering::SeqCst));
 }

@@ -1,7 +1,6 @@
-//! What the scheduler does about workers that are slow, late, unfinished, wrong, lost or hung, over real pools.
+//! The scheduler with workers that are slow, late, unfinished, wrong, lost or hung, over real pools.
 //!
-//! Scripts decide what happens in which order. Loops wait for what must come about, up to a limit that only a defect
-//! reaches.
+//! Scripts define the order of events. Loops wait for events up to a limit that only a defect reaches.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -29,10 +28,10 @@ use fcdcc::{
 use ndarray::ArrayD;
 use scripted::{Call, Scripted};
 
-/// Only a defect takes so long.
+/// A limit that only a defect reaches.
 const LIMIT: Duration = Duration::from_mins(1);
 
-/// Repeats until it is so.
+/// Repeats until the condition holds.
 fn until(what: &str, mut so: impl FnMut() -> bool) {
     let started = Instant::now();
     while !so() {
@@ -41,7 +40,7 @@ fn until(what: &str, mut so: impl FnMut() -> bool) {
     }
 }
 
-/// Runs the layer, whose output must be as exact as it says.
+/// Runs the layer; the output must be within its error bound.
 fn exact(layer: &Layer<f32>, prepared: &CodedConv<f32>) -> Run<f32> {
     let run = prepared.run(layer.input.view()).unwrap();
     let (error, bound) = (layer.error(&run.output), run.report.error_bound);
@@ -73,7 +72,7 @@ fn silent(call: &Call<'_>) -> Result<()> {
     Err(Error::Cancelled)
 }
 
-/// Waits with its task until something else has happened.
+/// Delays a task until something else has happened.
 fn after(call: &Call<'_>, happened: impl Fn() -> bool) -> Result<()> {
     while !happened() {
         if call.cancel.sleep(Duration::from_millis(1)) {
@@ -83,7 +82,7 @@ fn after(call: &Call<'_>, happened: impl Fn() -> bool) -> Result<()> {
     Ok(())
 }
 
-/// `n` workers of which the i-th does with its tasks what `script` says of i.
+/// `n` workers; `script` handles the tasks of the i-th one.
 fn scripted(
     n: usize,
     script: impl Fn(usize, &mut CpuWorker, Call<'_>) -> Result<()> + Clone + Send + 'static,
@@ -95,7 +94,7 @@ fn scripted(
     (0..n).map(worker).collect()
 }
 
-/// Sixteen rows and eight channels: k_A = k_B = 8 parts.
+/// A layer with sixteen rows and eight channels, for k_A = k_B = 8.
 fn wide() -> Layer<f32> {
     Layer::new(&[1, 3, 16, 10], &[8, 3, 3, 3], ConvParams::default().padding([1]))
 }
@@ -119,10 +118,10 @@ fn subtasks_are_not_workers_and_move_away_from_one_that_is_lost() {
     assert_eq!(state(&pool, 2), State::Lost);
     let homes = prepared.assignment();
     assert!([0, 1, 3, 4].iter().all(|worker| count(&homes, *worker) > 0), "{homes:?}");
-    // From now on nothing is asked of it.
+    // From now on the worker gets no tasks.
     let run = exact(&layer, &prepared);
     assert!(run.report.workers.iter().all(|row| row.outcome != Outcome::Failed), "{:#?}", run.report);
-    // Without the loss it keeps work.
+    // Without the loss it keeps its work.
     let (_pool, prepared) = prepare(&[]);
     for _ in 0..runs {
         exact(&layer, &prepared);
@@ -133,7 +132,7 @@ fn subtasks_are_not_workers_and_move_away_from_one_that_is_lost() {
 #[test]
 fn a_lost_host_is_spread_over_the_circle() {
     let layer = wide();
-    // Five hosts of four workers, listed host by host, of which one fails.
+    // Five hosts of four workers, listed host by host; one host fails.
     let condition = |lost: usize, host: fn(usize) -> String| {
         let worker = |i: usize| {
             let script = move |worker: &mut CpuWorker, call: Call<'_>| {
@@ -152,7 +151,7 @@ fn a_lost_host_is_spread_over_the_circle() {
         let spread = condition(lost, |i| format!("host {}", i / 4));
         assert!(spread < 8.0, "host {lost}: {spread}");
     }
-    // As if each worker were a machine of its own: the lost ones are neighbours.
+    // With a host name per worker the lost workers hold adjacent subtasks.
     let naive = condition(0, |i| format!("host {i}"));
     assert!((naive / 1551.0 - 1.0).abs() < 0.01, "{naive}");
 }
@@ -182,7 +181,7 @@ fn fast_workers_get_more_subtasks() {
         runs += 1;
         shares(&prepared) == [4, 4, 1, 1]
     });
-    // Equal ones keep about what they have.
+    // Equal workers keep about the work they have.
     let prepared = prepare(2);
     for _ in 0..runs {
         exact(&layer, &prepared);
@@ -205,13 +204,13 @@ fn unfinished_subtasks_are_decoded_from() {
         }));
         exact(&layer, &layer.prepare(&pool.unwrap(), options).unwrap())
     };
-    // Three of four of each: 18 sub-results where 16 are needed, and no subtask is complete.
+    // Three of four sub-results of each worker: 18 where 16 are needed, and no subtask is complete.
     let report = run(options(4, 4)).report;
     assert_eq!((report.completion, report.fallback), (Completion::Exact, None));
     assert_eq!(report.used, [0, 1, 2, 3, 4, 5]);
     assert!(report.workers.iter().all(|row| row.outcome == Outcome::Used && row.sub_results <= 3));
     assert!(report.workers.iter().map(|row| row.sub_results).sum::<usize>() >= 16);
-    // The same pool is of no use to whoever takes whole subtasks only.
+    // With whole subtasks only, the same pool cannot decode.
     let whole = LayerOptions { partial: false, ..options(4, 4) };
     let report = run(whole.on_shortfall(OnShortfall::Local).deadline(Duration::from_secs(1))).report;
     assert_eq!((report.completion, report.used.len()), (Completion::ExactLocally, 0));
@@ -222,7 +221,7 @@ fn unfinished_subtasks_are_decoded_from() {
 fn overdue_subtasks_are_hedged_long_before_they_are_given_up() {
     let layer = small();
     let run = |options: LayerOptions| {
-        // With three of six silent one copy is needed.
+        // With three of six workers silent one copy is needed.
         let silent = |i, worker: &mut CpuWorker, call: Call<'_>| {
             if i % 2 == 1 { silent(&call) } else { call.answer(worker) }
         };
@@ -241,10 +240,10 @@ fn overdue_subtasks_are_hedged_long_before_they_are_given_up() {
     assert!(report.redispatched > 0 && took >= deadline / 2, "{} in {took:?}", report.redispatched);
 }
 
-/// What the four workers do that hold neighbouring subtasks, 0 to 3 of 20.
+/// Behaviour of the four workers with the adjacent subtasks 0 to 3 of 20.
 #[derive(Clone, Copy, PartialEq)]
 enum Withheld {
-    /// Number 1 answers when all others have and there was time to decode, the rest never.
+    /// Number 1 answers after all others, with enough time to decode in between; the rest never answer.
     One,
     All,
     Fail,
@@ -256,7 +255,7 @@ fn badly_placed(layer: &Layer<f32>, withheld: Withheld, options: LayerOptions) -
         match (i, withheld) {
             (1, Withheld::One) => {
                 after(&call, || answered.load(Ordering::SeqCst) == 16)?;
-                // Who does not wait for it decodes meanwhile, and cancels it.
+                // A run that does not wait for it decodes meanwhile, and cancels it.
                 if call.cancel.sleep(Duration::from_millis(30)) {
                     return Err(Error::Cancelled);
                 }
@@ -284,20 +283,20 @@ fn a_set_that_would_be_refused_waits_for_a_better_one() {
     let better: Vec<usize> = [1].into_iter().chain(4..20).collect();
     let limit = (bound(&first) * bound(&better)).sqrt();
     assert!(bound(&better) * 1.5 < limit && limit * 1.5 < bound(&first), "one more must make a difference");
-    // The windowwise bound is not what this is about.
+    // The windowwise bound is not under test.
     let any = |options: LayerOptions| LayerOptions { max_windowwise: WindowwiseLimit::Off, ..options };
     let strict = |options: LayerOptions| LayerOptions { max_error: Some(limit), ..any(options) };
 
     let run = badly_placed(&layer, Withheld::One, strict(fail(8, 8))).unwrap();
     assert_eq!(run.report.used, better);
     assert!(run.report.error_bound < limit && layer.error(&run.output) < run.report.error_bound);
-    // Who takes any error does not wait.
+    // With patience 0 the run does not wait.
     let lax = LayerOptions { patience: 0.0, ..any(fail(8, 8)) };
     let run = badly_placed(&layer, Withheld::All, lax).unwrap();
     assert_eq!(run.report.used, first);
     assert!(run.report.condition_number > 1000.0 && run.report.error_bound > limit);
 
-    // Nothing more can come: computed locally at once, or when it is too late.
+    // No more results can come: computed locally at once, or at the deadline.
     let started = Instant::now();
     let run = badly_placed(&layer, Withheld::Fail, strict(fail(8, 8).deadline(LIMIT))).unwrap();
     assert_eq!(run.report.completion, Completion::ExactLocally);
@@ -306,13 +305,13 @@ fn a_set_that_would_be_refused_waits_for_a_better_one() {
     let run = badly_placed(&layer, Withheld::All, strict(fail(8, 8).deadline(deadline))).unwrap();
     assert_eq!(run.report.completion, Completion::ExactLocally);
     assert!(started.elapsed() >= deadline / 4 * 3, "{:?}", started.elapsed());
-    // Where that is not good enough either, it is refused.
+    // If local computation is not accurate enough either, the layer is refused.
     let nothing = LayerOptions { max_error: Some(1e-9), ..fail(8, 8).deadline(deadline) };
     let error = badly_placed(&layer, Withheld::Fail, nothing).unwrap_err();
     assert!(matches!(error, Error::ErrorBound { .. }), "{error}");
 }
 
-/// Answers that are off by a hundredth.
+/// Results that are wrong by 1 %.
 fn scaled(mut values: Values) -> Values {
     if let Values::F32(values) = &mut values {
         for value in values {
@@ -322,7 +321,7 @@ fn scaled(mut values: Values) -> Values {
     values
 }
 
-/// Six workers of which the `faulty` are wrong while `lying`. Nobody else answers before the first of them has.
+/// Six workers; the `faulty` ones are wrong while `lying`. The others answer only after the first of these.
 fn with_liars(faulty: &'static [usize], lying: &Arc<AtomicBool>, backoff: Duration) -> Pool {
     let (lying, answered) = (Arc::clone(lying), Arc::new(AtomicBool::new(faulty.is_empty())));
     let workers = scripted(6, move |i, worker, call| {
@@ -360,7 +359,7 @@ fn audits_accept_what_is_right() {
 fn a_liar_is_found_left_out_and_quarantined_until_it_mends_its_ways() {
     let layer = small();
     let lying = Arc::new(AtomicBool::new(true));
-    // Without an audit the lie gets into the output: the comparison that follows can fail.
+    // Without an audit the wrong result reaches the output, so the comparison below can fail.
     let pool = with_liars(&[2], &lying, LIMIT);
     let unaudited = LayerOptions { partial: false, ..fail(4, 4).audit(Audit::Off) };
     let prepared = layer.prepare(&pool, unaudited).unwrap();
@@ -382,7 +381,7 @@ fn a_liar_is_found_left_out_and_quarantined_until_it_mends_its_ways() {
     let health = pool.health(2).unwrap();
     assert_eq!(health.state, State::Quarantined);
     assert!(health.cause.as_deref().is_some_and(|cause| cause.contains("contradicts")), "{health:?}");
-    // In quarantine it is given nothing, and the others suffice.
+    // In quarantine it gets no tasks, and the others suffice.
     let run = exact(&layer, &prepared);
     assert_eq!((run.report.flagged.len(), outcome(&run, 2)), (0, Outcome::Failed));
 
@@ -395,7 +394,7 @@ fn a_liar_is_found_left_out_and_quarantined_until_it_mends_its_ways() {
         let run = exact(&layer, &prepared);
         assert_eq!(run.report.flagged.len(), 0);
         on_probation |= state(&pool, 2) == State::Probation;
-        // On a busy machine it may be slow as well.
+        // On a busy machine it may also be slow.
         matches!(state(&pool, 2), State::Healthy | State::Straggling)
     });
     assert!(on_probation);
@@ -412,7 +411,7 @@ fn more_liars_than_the_spares_can_tell_are_refused() {
         assert!(matches!(error, Error::Corrupted { .. }), "{error}");
         assert_eq!(error.kind(), ErrorKind::Refused);
     }
-    // Nobody knows who it was: nobody is quarantined.
+    // The faulty worker is unknown, so none is quarantined.
     assert!((0..6).all(|worker| state(&pool, worker) != State::Quarantined));
 }
 
@@ -436,10 +435,10 @@ fn audits_without_spares_are_refused_before_anything_runs() {
 
 #[test]
 fn sums_that_cancel_raise_no_alarm() {
-    // Twelve rows are four parts: a part that had to be filled up with zeros would not cancel at its end.
+    // Twelve rows make four full parts: zero padding at the end of a part would not cancel.
     let mut layer = Layer::<f32>::without_truth(&[1, 24, 14, 10], &[8, 24, 3, 3], ConvParams::default());
     assert!(layer.shape().reduction() >= 200);
-    // Filters whose taps add up to zero see nothing of what is constant.
+    // Filters with zero sums cancel constants.
     for mut filter in layer.weight.outer_iter_mut() {
         let mean = filter.iter().sum::<f32>() / filter.len() as f32;
         filter.iter_mut().for_each(|tap| *tap -= mean);
@@ -458,7 +457,7 @@ fn sums_that_cancel_raise_no_alarm() {
             let run = prepared.run(layer.input.view());
             let run = run.unwrap_or_else(|error| panic!("{audit}, round {round}: {error}"));
             assert_eq!(run.report.flagged.len(), 0, "{audit}, round {round}");
-            // What is left of the sums is far less exact than sums that do not cancel: that is what could alarm.
+            // The remainders are far less accurate than ordinary sums; this must not raise an alarm.
             let truth = reference(&layer.shape(), &wide(&layer.input), &wide(&layer.weight), None).unwrap();
             let error = relative_l2(run.output.as_slice().unwrap(), &truth);
             assert!((10.0 * usual..0.1).contains(&error), "{error:e} where {usual:e} is usual");
@@ -466,7 +465,7 @@ fn sums_that_cancel_raise_no_alarm() {
     }
 }
 
-/// Computes everything wrongly, its probe too.
+/// Computes everything wrongly, even its probe.
 struct Biased {
     inner: CpuWorker,
     tasks: Arc<AtomicUsize>,
@@ -540,8 +539,8 @@ fn a_worker_whose_device_was_lost_comes_back_with_its_filters() {
     assert_eq!(made.load(Ordering::SeqCst), 1);
 }
 
-/// Number 0 of six workers ignores cancellation: its tasks end when the sender is dropped, as the flag tells. Being the
-/// first to be asked it is also the first to be heard.
+/// Six workers; number 0 ignores cancellation: its tasks end when the sender is dropped, as the flag shows. It gets the
+/// first task and gives the first answer.
 fn with_hung(
     comes_back: Option<&Arc<AtomicUsize>>,
 ) -> (Pool, crossbeam_channel::Sender<()>, Arc<AtomicBool>) {
@@ -551,7 +550,7 @@ fn with_hung(
     let hung = Scripted::new("hung", move |worker, call| {
         let _ = held.recv();
         told.store(true, Ordering::SeqCst);
-        // What it says now is for nobody.
+        // This late answer is discarded.
         call.answer_with(worker, scaled)
     });
     let mut workers = CpuWorker::fleet(6);
@@ -573,7 +572,7 @@ fn a_hung_worker_is_given_up() {
         pool.lost(0).is_some()
     });
     assert!(pool.lost(0).unwrap().contains("hung"), "{:?}", pool.lost(0));
-    // Nothing waits for it any more: who asks is told at once.
+    // No run waits for the hung worker any more: its subtask fails at once.
     for _ in 0..10 {
         assert_eq!(outcome(&exact(&layer, &prepared), 0), Outcome::Failed);
     }
@@ -598,7 +597,7 @@ fn a_hung_worker_is_replaced_while_its_call_still_hangs() {
         exact(&layer, &prepared);
         released.load(Ordering::SeqCst)
     });
-    // Which changes nothing.
+    // This changes nothing.
     for _ in 0..10 {
         assert_ne!(outcome(&exact(&layer, &prepared), 0), Outcome::Failed);
     }

@@ -1,7 +1,7 @@
-//! A layer that runs again and again allocates no large block: slabs, results and outputs are used again. And what it
-//! allocates in small blocks it frees: nothing grows with the number of runs.
+//! A layer that runs repeatedly allocates no large blocks: slabs, results and outputs are recycled. It frees all small
+//! blocks: memory does not grow with the number of runs.
 //!
-//! A file of its own, because the allocator that counts is everybody's in the process.
+//! It has a file of its own, because the counting allocator counts for the whole process.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 #![expect(unsafe_code, reason = "an allocator is unsafe to write")]
@@ -19,15 +19,15 @@ use ndarray::ArrayD;
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Runs before memory is looked at: caches and histories have filled by then.
+/// Warm-up runs, after which caches and histories are filled.
 const WARM: usize = 400;
-/// Runs that memory must not grow over.
+/// Runs during which memory must not grow.
 const RUNS: usize = 1200;
-/// Blocks that may be more or fewer at one moment than at another: queues of threads that are just being emptied.
+/// Tolerated fluctuation of blocks, from thread queues that are being emptied.
 const BLOCKS: usize = 200;
 const BYTES: usize = 64 << 10;
 
-/// One at a time: what is counted is everybody's.
+/// Serializes the tests, because the allocator counts for the whole process.
 fn alone() -> MutexGuard<'static, ()> {
     static ONE: Mutex<()> = Mutex::new(());
     ONE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -41,7 +41,7 @@ fn a_layer_in_use_allocates_no_large_block() {
     let weight = ArrayD::from_shape_fn(vec![32, 32, 3, 3], |i| ((i[0] * 5 + i[1] + i[2]) as f32).cos());
     for code in [CodeKind::Crme, CodeKind::Uncoded] {
         let pool = Pool::new(CpuWorker::fleet(4)).unwrap();
-        // All are needed: what a straggler still holds when the next run begins would be made anew.
+        // All results are needed: buffers still held by a straggler would have to be allocated again.
         let options = LayerOptions { code, tolerate: 0, hedge: None, ..LayerOptions::default() };
         let layer = CodedConv::prepare(&pool, input.shape(), weight.view(), None, &params, options).unwrap();
         let mut output = ArrayD::default(vec![0]);
@@ -62,7 +62,7 @@ fn a_layer_in_use_allocates_no_large_block() {
         }
         let later: Vec<usize> = (0..5).map(|_| blocks(false)).collect();
         assert_eq!(later, [0; 5], "{code}");
-        // Negative control: an output of its own is a large block.
+        // Negative control: a new output is a large block.
         assert!(blocks(true) >= 1);
     }
 }
@@ -78,7 +78,7 @@ fn nothing_of_any_size_grows_with_the_number_of_runs() {
         let params = ConvParams::default();
         let layer = CodedConv::prepare(&pool, input.shape(), weight.view(), None, &params, options).unwrap();
         let mut kept: Vec<LayerReport> = Vec::new();
-        // Growth of blocks and bytes over so many runs.
+        // Growth of blocks and bytes over this number of runs.
         let mut growth = |runs: usize, keep: bool| {
             let before = (live_blocks(), live_bytes());
             for _ in 0..runs {
@@ -93,7 +93,7 @@ fn nothing_of_any_size_grows_with_the_number_of_runs() {
         growth(WARM, false);
         let (blocks, bytes) = growth(RUNS, false);
         assert!(blocks < BLOCKS && bytes < BYTES, "{code}: {blocks} blocks, {bytes} bytes in {RUNS} runs");
-        // Negative control: reports that are kept show.
+        // Negative control: kept reports are detected.
         let (blocks, bytes) = growth(RUNS, true);
         assert!(blocks >= RUNS && bytes >= BYTES, "{code}: {blocks} blocks, {bytes} bytes of {RUNS} reports");
     }

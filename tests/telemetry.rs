@@ -1,4 +1,4 @@
-//! The metrics endpoints of masters and worker processes, read over HTTP.
+//! The metrics endpoints of masters and worker processes, over HTTP.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -17,7 +17,7 @@ use fcdcc::worker::{Fault, FaultyWorker};
 use fcdcc::{CpuWorker, LayerOptions, Worker};
 use fleet::{endpoint, master, pool_of, serving, until, workers};
 
-/// Status line and body.
+/// Returns status line and body.
 fn get(address: SocketAddr, path: &str) -> (String, String) {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(fleet::SOON)).unwrap();
@@ -28,7 +28,7 @@ fn get(address: SocketAddr, path: &str) -> (String, String) {
     (head.lines().next().unwrap().to_owned(), body.to_owned())
 }
 
-/// The value of a metric, by how its line begins.
+/// The value of the metric whose line begins with `name`.
 fn value(text: &str, name: &str) -> f64 {
     let line = text.lines().find(|line| line.starts_with(name));
     let line = line.unwrap_or_else(|| panic!("{name} is not in\n{text}"));
@@ -72,7 +72,7 @@ fn both_sides_of_a_cluster_show_what_they_did() {
         assert_eq!(get(exporter.address(), "/healthz").0, "HTTP/1.1 200 OK");
         assert_eq!(get(exporter.address(), "/other").0, "HTTP/1.1 404 Not Found");
     }
-    // Without its machine the master can compute nothing, and says so.
+    // Without its machine the master cannot compute anything, and reports this.
     drop((there, server));
     until("the loss is noticed", || get(here.address(), "/readyz").0 == "HTTP/1.1 503 Service Unavailable");
     let (_, text) = get(here.address(), "/metrics");
@@ -92,7 +92,7 @@ fn a_worker_process_that_computes_wrongly_or_not_at_all_is_not_ready() {
     let (status, text) = ready(Box::new(Liar(CpuWorker::new("bad", 1))));
     assert_eq!(status, "HTTP/1.1 503 Service Unavailable");
     assert!(text.contains("bad failed its probe"), "{text}");
-    // What fails in service only passes: a probe is no service.
+    // A worker that fails tasks but passes its probe.
     let late = FaultyWorker::new(Box::new(CpuWorker::new("late", 1)), Fault::Crash, 0);
     assert_eq!(ready(Box::new(late)).0, "HTTP/1.1 200 OK");
     assert!(Exporter::start("256.0.0.1:1", WorkerProcess::new(&Arc::new(idle()))).is_err());
@@ -102,7 +102,7 @@ fn idle() -> WorkerServer {
     WorkerServer::start(CpuWorker::fleet(1), &serving("idle", &endpoint())).unwrap()
 }
 
-/// Always one off.
+/// A worker whose results are wrong by one.
 struct Liar(CpuWorker);
 
 impl Worker for Liar {

@@ -1,4 +1,4 @@
-//! The scheduler on simulated workers: worked by hand, compared with real ones, and at scale.
+//! The scheduler on simulated workers: checked by hand, against real workers, and at scale.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -33,7 +33,7 @@ fn shape() -> ConvShape {
     ConvShape::new(&[1, 2, 64, 10], &[64, 2, 3, 3], &ConvParams::default()).unwrap()
 }
 
-/// First delta and nothing else.
+/// Decodes from the first delta results, without any other policy.
 fn plain(code: CodeKind, partitions: (usize, usize), n: usize) -> LayerOptions {
     LayerOptions {
         code,
@@ -49,12 +49,12 @@ fn plain(code: CodeKind, partitions: (usize, usize), n: usize) -> LayerOptions {
     }
 }
 
-/// So many one-part subtasks, all needed.
+/// `n` uncoded subtasks of one part, all needed.
 fn uncoded(n: usize) -> LayerOptions {
     plain(CodeKind::Uncoded, (n, 1), n)
 }
 
-/// Sub-results of 10 ms, 1000 bytes up and 500 down.
+/// Sub-results that take 10 ms, with 1000 bytes up and 500 bytes down.
 fn work() -> SimulatedWork {
     SimulatedWork {
         upload_bytes: 1000,
@@ -70,7 +70,7 @@ fn layer(fleet: &mut SimulatedFleet, options: LayerOptions) -> SimulatedLayer {
     SimulatedLayer::prepare(fleet, shape(), options, SimulatedCosts::of(work())).unwrap()
 }
 
-/// Workers on machines of their own, at these paces, that see the master's memory.
+/// Workers on separate machines at these paces; the memory is the master's.
 fn at_paces(paces: &[f64]) -> SimulatedFleet {
     let host = |i: usize| SimulatedHost { name: format!("host-{i}"), cores: 1.0 };
     let worker = |(i, pace): (usize, &f64)| SimulatedWorker {
@@ -103,7 +103,7 @@ fn links_and_paces_take_the_time_that_arithmetic_says() {
     for run in 0..3 {
         assert_eq!(fleet.elapsed(), ms(27) * run);
         let run = layer.run(&mut fleet);
-        // 1 to send, 1 under way, 11 to compute, 5 to send, 1 under way; the other (1 + 10) * 2.
+        // 1 to send, 1 latency, 11 to compute, 5 to send, 1 latency; the other worker: (1 + 10) * 2.
         assert_eq!(run.attempts.iter().map(|a| a.latency).collect::<Vec<_>>(), [Some(ms(19)), Some(ms(22))]);
         assert_eq!((run.encode, run.wait, run.decode, run.total), (ms(2), ms(22), ms(3), ms(27)));
         assert_eq!((run.bytes_up, run.bytes_down, run.used_sub_results), (2000, 1000, 2));
@@ -117,9 +117,9 @@ fn links_and_paces_take_the_time_that_arithmetic_says() {
 fn sub_results_are_sent_while_the_next_is_computed_and_slabs_by_slab_unless_parts_count() {
     let link = Link { latency: ms(2), up_bytes_s: f64::INFINITY, down_bytes_s: 500.0 / 0.015 };
     for (partial, wait) in [
-        // Computed at 10, 20, 30, 40; 15 each to send: gone at 25, 40, 55, 70.
+        // Computed at 10, 20, 30, 40; 15 each to send: sent at 25, 40, 55, 70.
         (true, 2 + 70 + 2),
-        // Both banks of a slab leave together: the first at 20.
+        // Both banks of a slab are sent together: the first at 20.
         (false, 2 + 20 + 4 * 15 + 2),
     ] {
         let mut fleet = SimulatedFleet::remote(1, link).unwrap();
@@ -157,7 +157,7 @@ fn fates_delay_and_slow_for_one_run() {
         assert_eq!(run.attempts.iter().map(|a| a.latency.unwrap()).collect::<Vec<_>>(), latencies.map(ms));
         fleet.advance(ms(50));
     }
-    // Being slow is waiting.
+    // The extra time of a slow worker counts as waiting, not as computing.
     assert_eq!(fleet.usage().iter().map(|u| u.computing).collect::<Vec<_>>(), [ms(30), ms(30)]);
 }
 
@@ -180,7 +180,7 @@ fn a_cancelled_worker_lets_go_within_one_sub_result() {
         fleet.advance(ms(1000));
         let usage = fleet.usage()[1];
         assert_eq!((usage.busy, usage.sub_results), (ms(busy), computed), "{stops_within:?} {fate:?}");
-        // What it was at does not disturb what it is given next.
+        // The interrupted task does not affect its next one.
         fleet.set_fates(&[]);
         assert_eq!(layer.run(&mut fleet).wait, ms(40));
     }
@@ -192,8 +192,8 @@ fn overdue_subtasks_are_hedged_in_virtual_time() {
     fleet.set_fates(&[SILENT]);
     let options = LayerOptions { hedge: Some(0.5), on_shortfall: OnShortfall::Redispatch, ..uncoded(2) };
     let run = layer(&mut fleet, options).run(&mut fleet);
-    // Half of all was there after 10: the rest is overdue after three times as long, and of the idle ones one is known to
-    // be fast.
+    // Half of the results came after 10, so the rest is overdue after three times as long; one of the idle workers is known
+    // to be fast.
     assert_eq!((run.hedged, run.redispatched, run.wait), (1, 0, ms(40)));
     assert_eq!((run.attempts[2].worker, run.attempts[2].since), (1, ms(30)));
     assert_eq!(run.completion, Completion::ExactAfterRedispatch);
@@ -205,14 +205,14 @@ fn subtasks_of_the_dead_are_handed_out_again() {
     fleet.set_fates(&[CRASH, CRASH, CRASH, CRASH]);
     let options = LayerOptions { on_shortfall: OnShortfall::Redispatch, ..plain(CodeKind::Crme, (4, 4), 6) };
     let mut coded = layer(&mut fleet, options);
-    // Four of six are needed and two live: each of them does its own and one more.
+    // Four of six are needed and two workers are left: each of them computes two subtasks.
     let run = coded.run(&mut fleet);
     assert_eq!(run.completion, Completion::ExactAfterRedispatch, "{:?}", run.failure);
     assert!(run.redispatched >= 2 && run.wait == ms(80), "{run:?}");
     assert!(run.condition.unwrap() > 1.0);
     fleet.set_fates(&[]);
     assert_eq!(coded.run(&mut fleet).completion, Completion::Exact);
-    // Without that it is a failure, at once.
+    // Otherwise the run fails at once.
     fleet.set_fates(&[CRASH, CRASH, CRASH]);
     let failed = layer(&mut fleet, plain(CodeKind::Crme, (4, 4), 6)).run(&mut fleet);
     assert_eq!((failed.completion, failed.wait), (Completion::Failed, Duration::ZERO));
@@ -224,7 +224,7 @@ fn silence_ends_at_the_deadline_or_with_the_local_computation() {
     for (local, on_shortfall, completion, total) in [
         (ms(100), OnShortfall::Fail, Completion::Failed, ms(1000)),
         (ms(100), OnShortfall::Redispatch, Completion::ExactLocally, ms(850)),
-        // It is begun early enough, where that is possible.
+        // Local computation begins early enough, if possible.
         (ms(300), OnShortfall::Local, Completion::ExactLocally, ms(700)),
         (ms(800), OnShortfall::Local, Completion::Failed, ms(1000)),
     ] {
@@ -241,7 +241,7 @@ fn silence_ends_at_the_deadline_or_with_the_local_computation() {
     }
 }
 
-/// Fates of one run: each worker waits, a few are slow, dead or silent.
+/// Random faults of one run: every worker is delayed, a few are slow, crashed or silent.
 fn any_fates(workers: usize, rng: &mut ChaCha8Rng) -> Vec<TaskFault> {
     let fate = |_| {
         let delay = Duration::from_secs_f64(-0.005 * (1.0 - rng.random::<f64>()).ln());
@@ -280,7 +280,7 @@ fn what_is_repeated_is_the_same() {
         let again = many_runs(workers, partitions, runs);
         assert!(first == again.0 && usage == again.1);
         assert!(first.iter().any(|run| run.hedged > 0));
-        // The books agree: what arrived was computed, and nobody did more than there was time for.
+        // Consistent accounts: every result that arrived was computed, and no worker worked longer than the elapsed time.
         for run in &first {
             assert!(run.attempts.iter().all(|a| a.arrived <= a.computed));
             assert!(run.wait <= run.total && run.used_sub_results * 4 >= run.used.len());
@@ -325,7 +325,7 @@ fn what_cannot_be_simulated_is_refused() {
     assert!(error.to_string().contains("audit"), "{error}");
 }
 
-/// A machine of its own that hands on a sub-result every `pace`.
+/// A worker like a separate machine, which delivers a sub-result every `pace`.
 struct Paced {
     inner: CpuWorker,
     pace: Duration,
@@ -377,7 +377,7 @@ fn median(mut times: Vec<Duration>) -> f64 {
 const PACE: Duration = ms(4);
 const RUNS: usize = 30;
 
-/// Medians of the waits, real and simulated, of the same runs under the same fates.
+/// Median waits of the same runs under the same faults, real and simulated.
 fn both(options: &LayerOptions, fates: &[Vec<TaskFault>]) -> [f64; 2] {
     let shape = shape();
     let numbers = |shape: &[usize]| ArrayD::from_shape_fn(IxDyn(shape), |at| (at[1] + at[2]) as f32 * 0.1);
@@ -406,7 +406,7 @@ fn both(options: &LayerOptions, fates: &[Vec<TaskFault>]) -> [f64; 2] {
 fn real_workers_under_the_same_fates_take_the_same_time() {
     let delayed = TaskFault { delay: ms(12), ..HEALTHY };
     let slow = TaskFault { slow: 4.0, ..HEALTHY };
-    // More than the code tolerates suffer, so that the wait depends on it.
+    // More workers are delayed than the code tolerates, so that the wait depends on the delays.
     let fates: Vec<Vec<TaskFault>> = (0..RUNS)
         .map(|run| (0..6).map(|w| [delayed, slow, delayed, CRASH, HEALTHY, HEALTHY][(w + run) % 6]).collect())
         .collect();
@@ -420,7 +420,7 @@ fn real_workers_under_the_same_fates_take_the_same_time() {
         let agree = |[real, simulated]: [f64; 2]| (real / simulated - 1.0).abs() < 0.15;
         let first = both(&options, &fates);
         if !agree(first) {
-            // This machine may have been busy with something else.
+            // The machine may have been busy; measures again.
             let again = both(&options, &fates);
             assert!(agree(again), "{first:?} {again:?}, hedge {:?}", options.hedge);
         }

@@ -1,4 +1,4 @@
-//! The default audit: the first run of a layer and one in 32 are checked, and a worker that computes wrongly is found.
+//! The default audit checks the first run of a layer and one in 32, and locates a worker that computes wrongly.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -17,10 +17,10 @@ use fcdcc::scheduler::{HealthOptions, PoolOptions, State};
 use fcdcc::{Audit, CodeKind, Completion, ConvParams, Error, OnShortfall, Outcome, Pool, Result};
 use scripted::{Call, Scripted};
 
-/// Long enough that a worker that was caught stays away for the whole test.
+/// So long that a quarantined worker stays away for the whole test.
 const AWAY: Duration = Duration::from_mins(10);
 
-/// Answers that are off by a hundredth in every element.
+/// Results with every element wrong by 1 %.
 fn off(mut values: Values) -> Values {
     if let Values::F32(values) = &mut values {
         for value in values {
@@ -30,7 +30,7 @@ fn off(mut values: Values) -> Values {
     values
 }
 
-/// A pool of `n` workers, each of which does with its tasks what `script` says.
+/// A pool of `n` workers; `script` handles the tasks of each.
 fn pool<S>(n: usize, backoff: Duration, script: S) -> Pool
 where
     S: Fn(usize, &mut fcdcc::CpuWorker, Call<'_>) -> Result<()> + Send + Sync + 'static,
@@ -45,7 +45,7 @@ where
         .unwrap()
 }
 
-/// Six workers of which `leader` answers first, with what `change` makes of its results.
+/// Six workers; `leader` answers first, with results modified by `change`.
 fn led_by(leader: usize, change: fn(Values) -> Values) -> Pool {
     let answered = Arc::new(AtomicBool::new(false));
     pool(6, AWAY, move |i, worker, call| {
@@ -96,7 +96,7 @@ fn the_first_run_is_audited_and_right_whoever_is_wrong() {
             caught += usize::from(pool.health(liar).unwrap().state == State::Quarantined);
         }
     }
-    // What answers first is compared.
+    // The first result is compared with others.
     assert!(caught >= 20, "{caught} of 24");
 }
 
@@ -125,7 +125,7 @@ fn whoever_begins_to_lie_slips_in_at_most_31_results_of_a_layer() {
     for begin in [1, 7, 31] {
         let lying = Arc::new(AtomicBool::new(false));
         let lies = Arc::clone(&lying);
-        // The liar is always among the first, so that it is always decoded from.
+        // The faulty worker is always among the first, so that its result is always used for decoding.
         let first = Arc::new(AtomicUsize::new(0));
         let answered = Arc::clone(&first);
         let pool = pool(6, AWAY, move |i, worker, call| {
@@ -144,7 +144,7 @@ fn whoever_begins_to_lie_slips_in_at_most_31_results_of_a_layer() {
             let run = prepared.run(layer.input.view()).unwrap();
             let error = layer.error(&run.output);
             wrong += usize::from(error > EXACT_F32);
-            // The promise is about runs that were audited; others say that they were not.
+            // The guarantee covers audited runs; the reports of other runs say that they were not audited.
             assert!(error <= EXACT_F32 || !run.report.audited, "round {round}: {error:e}, {:?}", run.report);
         }
         assert!(wrong <= 31, "{wrong} wrong results");
@@ -157,14 +157,14 @@ fn after_a_worker_was_caught_every_run_is_audited_for_a_while() {
     let layer = small();
     let lying = Arc::new(AtomicBool::new(true));
     let lies = Arc::clone(&lying);
-    // It is back at once.
+    // The worker returns at once.
     let pool = pool(6, Duration::from_millis(1), move |i, worker, call| {
         let lies = i == 0 && lies.load(Ordering::SeqCst);
         call.answer_with(worker, |values| if lies { off(values) } else { values })
     });
     let prepared = layer.prepare(&pool, options(4, 4)).unwrap();
     let run = || prepared.run(layer.input.view()).unwrap();
-    // Whoever answers first is decoded from, so some run catches it: the first, or one that is audited later.
+    // Results that come first are used, so some run detects the error: the first, or a later audited one.
     let caught = (0..400).any(|round| {
         let run = run();
         assert!(
@@ -178,9 +178,9 @@ fn after_a_worker_was_caught_every_run_is_audited_for_a_while() {
     lying.store(false, Ordering::SeqCst);
     let audited = |runs: usize| (0..runs).filter(|_| run().report.audited).count();
     let strict = audited(Audit::WATCH_EVERY as usize);
-    // A busy machine may leave some without a spare result in time.
+    // On a busy machine some runs may lack a timely spare result.
     assert!(strict >= 16, "{strict} of {}", Audit::WATCH_EVERY);
-    // A late result of the time when it lied may be found in one of those runs, which then starts a second such time.
+    // A late wrong result may be found in one of those runs, which then starts another series of audits.
     audited(Audit::WATCH_EVERY as usize);
     let after = audited(64);
     assert!(after < 32, "{after} of 64");
@@ -188,7 +188,7 @@ fn after_a_worker_was_caught_every_run_is_audited_for_a_while() {
 
 #[test]
 fn workers_in_step_are_compared_too() {
-    // All have sent three of four sub-results before any sends its fourth: 18, of which 16 are enough to decode from.
+    // All workers have sent three of four sub-results before any sends its fourth: 18, of which 16 suffice for decoding.
     let layer = small();
     let sent = Arc::new(AtomicUsize::new(0));
     let all = Arc::clone(&sent);
@@ -199,7 +199,7 @@ fn workers_in_step_are_compared_too() {
             while all.load(Ordering::SeqCst) < 6 * step && started.elapsed() < Duration::from_secs(10) {
                 std::thread::yield_now();
             }
-            // Parts count only after some time, and a spare result is awaited for as long again.
+            // Parts count only after some time, and the run waits as long again for a spare result.
             std::thread::sleep(Duration::from_millis(if step == 3 { 20 } else { 50 }));
             call.answer_one(worker, index)?;
             all.fetch_add(1, Ordering::SeqCst);
@@ -220,7 +220,7 @@ fn runs_without_a_spare_result_say_that_they_were_not_checked() {
     let report = layer.prepare(&pool, none).unwrap().run(layer.input.view()).unwrap().report;
     assert!(!report.audited && report.audit_floor.is_none(), "{report:?}");
     assert_eq!(report.completion, Completion::Exact);
-    // Whether there is an audit at all changes nothing for the output.
+    // The audit does not change the output.
     let off = options(2, 4).audit(Audit::Off);
     let report = layer.prepare(&pool, off).unwrap().run(layer.input.view()).unwrap().report;
     assert!(!report.audited, "{report:?}");
@@ -229,7 +229,7 @@ fn runs_without_a_spare_result_say_that_they_were_not_checked() {
 #[test]
 fn without_a_way_out_a_contradiction_is_refused() {
     let layer = small();
-    // One spare result, and nothing else allowed: who is wrong cannot be told.
+    // With one spare result and no other fallback, the faulty worker cannot be located.
     let pool = pool(5, AWAY, |i, worker, call| {
         call.answer_with(worker, |values| if i == 1 { off(values) } else { values })
     });
@@ -247,7 +247,7 @@ fn without_a_way_out_a_contradiction_is_refused() {
         }
     }
     assert!(refused >= 1);
-    // Where it may be computed here, it is, and the liar is found by it.
+    // With local computation allowed, the result is computed locally and locates the faulty worker.
     let free = layer.prepare(&pool, options(4, 4)).unwrap();
     let run = free.run(layer.input.view()).unwrap();
     assert!(layer.error(&run.output) < EXACT_F32, "{:?}", run.report);
@@ -258,7 +258,8 @@ fn without_a_way_out_a_contradiction_is_refused() {
 
 #[test]
 fn copies_of_small_parts_are_checked_as_well_as_large_ones() {
-    // The upper half of the picture is a million times larger than the lower one, which is all the liar computes.
+    // The upper half of the picture is a million times larger than the lower half. The faulty worker computes only the
+    // lower half.
     let mut layer = Layer::<f32>::without_truth(&[1, 3, 12, 10], &[8, 3, 1, 1], ConvParams::default());
     layer.bias.fill(0.0);
     for (i, value) in layer.input.iter_mut().enumerate() {
@@ -266,7 +267,7 @@ fn copies_of_small_parts_are_checked_as_well_as_large_ones() {
     }
     let (x, w) = (layer.input.as_slice().unwrap(), layer.weight.as_slice().unwrap());
     let truth = fcdcc::conv::reference(&layer.shape(), x, w, None).unwrap();
-    // Twice of what is right: a part that is 100 % off.
+    // Twice the correct values: a part with an error of 100 %.
     let pool = led_by(5, |mut values| {
         if let Values::F32(values) = &mut values {
             for value in values {
@@ -291,7 +292,7 @@ fn copies_of_small_parts_are_checked_as_well_as_large_ones() {
 
 #[test]
 fn a_liar_in_a_small_channel_is_found() {
-    // Channels from 1e-4 to 1e4; the liar is off in the smallest alone.
+    // Channels from 1e-4 to 1e4; the faulty worker is wrong only in the smallest.
     let mut layer =
         Layer::<f32>::without_truth(&[1, 3, 12, 10], &[8, 3, 3, 3], ConvParams::default().padding([1]));
     layer.bias.fill(0.0);

@@ -1,6 +1,6 @@
-//! The wire decoder against the corpus of the fuzzer (`fuzz/`), and against random changes of it.
+//! The wire decoder on the corpus of the fuzzer (`fuzz/`), and on random changes of it.
 //!
-//! `FCDCC_CORPUS=write cargo test --test wire` writes the corpus anew.
+//! `FCDCC_CORPUS=write cargo test --test wire` rewrites the corpus.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -19,7 +19,7 @@ fn folder() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/wire")
 }
 
-/// One message of every kind, and some that are none.
+/// One message of every kind, and some invalid ones.
 fn messages() -> Vec<(&'static str, Vec<u8>)> {
     let spec = Spec {
         dtype: DType::F32,

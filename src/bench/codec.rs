@@ -1,4 +1,4 @@
-//! What the codes themselves cost and promise: processor time of encoding and decoding, condition numbers.
+//! Measures the cost of coding (processor time of encoding and decoding) and the condition numbers of the codes.
 
 use super::conditions::conditions;
 use super::real_workers::LayerCase;
@@ -13,20 +13,20 @@ use crate::planner::subtask_shape;
 use crate::scaling::{FilterScales, InputScan, ScanOptions, ScanPlan, ScanRoom};
 use crate::worker::{CancelToken, CpuWorker, FilterKey, Order, Worker};
 
-/// What is timed is repeated for so long.
+/// Minimum duration of a timed loop.
 const TIMED_MS: f64 = 10.0;
-/// All responder sets are looked at up to this number, else so many that are drawn and the runs of missing neighbours.
+/// Up to this number of responder sets all are examined; beyond it, random sets and runs of missing neighbours.
 const MOST_SETS: usize = 5000;
 const DRAWN_SETS: usize = 1000;
-/// A singular value decomposition of k x k takes about k cubed steps: sets are looked at for so many in all.
+/// Budget for examining responder sets: a singular value decomposition of a k x k matrix takes about k^3 steps.
 const STEPS: f64 = 2e10;
 
-/// Processor time of encoding, decoding and of all subtasks of a layer, one after the other on one thread: threads that
-/// share a core or its memory take longer for the same, and would for all three. The scheduler's own time is not in it.
+/// Processor time of encoding, of decoding and of all subtasks of a layer, one after the other on one thread. (Threads
+/// that share a core or its memory would take longer, for all three.) The scheduler's own time is not included.
 /// `None` where processor time cannot be measured.
 ///
 /// # Errors
-/// Those of the code and the worker.
+/// The errors of the code and of the worker.
 pub fn codec_cost<T: Element>(case: &LayerCase<T>, options: &LayerOptions) -> Result<Option<CodecCost>> {
     if cpu_ms().is_nan() {
         return Ok(None);
@@ -53,7 +53,7 @@ fn on_this_thread<T: Element>(case: &LayerCase<T>, options: &LayerOptions) -> Re
     let mut scan = InputScan::default();
     let scales = FilterScales::new(&case.weight, shape.reduction());
     let mut coded = Vec::new();
-    // As the engine does it: looking at the input, then encoding.
+    // The engine does the same: it scans the input, then encodes.
     let encode_cpu_ms = timed(|| {
         scan = plan.scan(input, &room);
         coded = encode_distinct(&code, shape, &slabs, input, &scan.slab_scales, std::mem::take(&mut coded));
@@ -78,7 +78,7 @@ fn on_this_thread<T: Element>(case: &LayerCase<T>, options: &LayerOptions) -> Re
         worker.remove(key);
         outputs.push(parts);
     }
-    // The first: those missing are neighbours, which is as badly conditioned as it gets.
+    // The first delta subtasks: the missing ones are neighbours, which is the worst conditioning.
     let chosen: Vec<usize> = (0..code.recovery_threshold()).collect();
     let decoder = Decoder::for_subtasks(&code, &chosen)?;
     let parts: Vec<&[T]> = decoder
@@ -94,7 +94,7 @@ fn on_this_thread<T: Element>(case: &LayerCase<T>, options: &LayerOptions) -> Re
     Ok(CodecCost { name: case.name.clone(), encode_cpu_ms, decode_cpu_ms, total_cpu_ms })
 }
 
-/// Processor time of one call, after one that warms up.
+/// Processor time of one call in milliseconds, after one warm-up call.
 fn timed(mut call: impl FnMut() -> Result<()>) -> Result<f64> {
     call()?;
     let started = cpu_ms();
@@ -109,7 +109,7 @@ fn timed(mut call: impl FnMut() -> Result<()>) -> Result<f64> {
     }
 }
 
-/// Processor time of this process, all threads together; NaN where it cannot be measured.
+/// Processor time of all threads of this process, in milliseconds; NaN where it cannot be measured.
 #[cfg(unix)]
 fn cpu_ms() -> f64 {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
@@ -121,8 +121,8 @@ fn cpu_ms() -> f64 {
     f64::NAN
 }
 
-/// Condition numbers of a code over its responder sets, as many of them as can be looked at in a second or so. `None` for
-/// codes too large to look at.
+/// Condition numbers of a code over as many of its responder sets as can be examined in about a second. `None` for
+/// codes that are too large to examine.
 #[must_use]
 pub fn affordable_conditions(code: &Code, seed: u64) -> Option<Conditions> {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a small positive number")]

@@ -1,8 +1,8 @@
-//! Errors of real convolutions: a layer is encoded, every subtask is computed, and its output is decoded from one
-//! responder set after the other.
+//! Errors of real convolutions: encodes a layer, computes every subtask, and decodes the output from one responder set
+//! after the other.
 //!
-//! Truth is the uncoded convolution in f64 of the very numbers that were encoded (for f32, after rounding them).
-//! Invariant: the same seed gives the same numbers whatever the code.
+//! The reference is the uncoded convolution, in f64, of the numbers that were encoded (for f32: after rounding them).
+//! Invariant: the same seed gives the same numbers for every code.
 
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -14,7 +14,7 @@ use crate::conv::{ConvKernel, ConvShape, Filters, Scratch, conv_uncoded};
 use crate::error::{Error, Result};
 use crate::partition::{FilterPartition, InputPartition, OutputTiling};
 
-/// Unit-normal input and filters of one layer, and what the convolution of these is.
+/// Unit-normal input and filters of one layer, with the reference output.
 #[derive(Clone, Debug)]
 pub struct Numbers<T> {
     shape: ConvShape,
@@ -23,7 +23,7 @@ pub struct Numbers<T> {
     truth: Vec<f64>,
 }
 
-/// How far an output is from the truth.
+/// Distance of an output from the reference.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Deviation {
     /// Mean squared error.
@@ -33,10 +33,10 @@ pub struct Deviation {
 }
 
 impl<T: Element> Numbers<T> {
-    /// Those of `seed`.
+    /// The numbers of `seed`.
     ///
     /// # Errors
-    /// Those of the convolution.
+    /// The errors of the convolution.
     pub fn new(shape: &ConvShape, seed: u64) -> Result<Self> {
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         let mut normal =
@@ -48,7 +48,7 @@ impl<T: Element> Numbers<T> {
         Ok(Self { shape: shape.clone(), input, weight, truth })
     }
 
-    /// Of `output` from the truth; infinite where it is not finite.
+    /// Deviation of `output` from the reference; infinite if a number is not finite.
     fn deviation(&self, output: &[T]) -> Deviation {
         let (mut error, mut norm) = (0.0, 0.0);
         for (got, want) in output.iter().zip(&self.truth) {
@@ -62,30 +62,30 @@ impl<T: Element> Numbers<T> {
         }
     }
 
-    /// Of the convolution in `T` without a code.
+    /// Deviation of the uncoded convolution in `T`.
     ///
     /// # Errors
-    /// Those of the convolution.
+    /// The errors of the convolution.
     pub fn uncoded(&self) -> Result<Deviation> {
         let threads = rayon::current_num_threads();
         let output = conv_uncoded(&self.shape, &self.input, &self.weight, None, threads, &|| false)?;
         Ok(self.deviation(&output))
     }
 
-    /// What a code of condition number 1 should stay below.
+    /// Error bound of a code with this condition number.
     #[must_use]
     pub fn bound(&self, condition: f64) -> f64 {
         error_bound(condition, T::EPSILON, self.shape.reduction())
     }
 }
 
-/// A layer of which every subtask has been computed.
+/// A layer with all sub-results computed.
 #[derive(Clone, Debug)]
 pub struct Computed<'a, T> {
     numbers: &'a Numbers<T>,
     code: &'a Code,
     tiling: OutputTiling,
-    /// By subtask, then slab, then bank.
+    /// Sub-results by subtask, then slab, then bank.
     results: Vec<Vec<T>>,
     output: Vec<T>,
 }
@@ -94,7 +94,7 @@ impl<'a, T: Element> Computed<'a, T> {
     /// Encodes `numbers` with `code` and computes all n subtasks on the threads of the current rayon pool.
     ///
     /// # Errors
-    /// Those of partitions that the layer does not have.
+    /// An error if the layer cannot be split into the partitions of the code.
     pub fn new(numbers: &'a Numbers<T>, code: &'a Code) -> Result<Self> {
         let shape = &numbers.shape;
         let slabs = InputPartition::new(shape, code.k_a())?;
@@ -126,8 +126,8 @@ impl<'a, T: Element> Computed<'a, T> {
         })
     }
 
-    /// Of what is decoded from the subtasks `responders`: infinite where these are so badly conditioned that no decoder
-    /// takes them.
+    /// Deviation of the output that is decoded from the subtasks `responders`; infinite if their recovery matrix is so
+    /// badly conditioned that no decoder accepts it.
     ///
     /// # Errors
     /// [`Error::Mismatch`] for too few responders.
@@ -164,7 +164,7 @@ mod tests {
         for set in [[0, 1, 2, 3], [0, 2, 4, 5], [1, 2, 3, 5]] {
             let (found, bound) = (computed.deviation(&set).unwrap(), numbers.bound(code.condition(&set)));
             assert!(found.relative_l2 <= bound && found.relative_l2 > 0.0, "{kind}: {found:?}, {bound}");
-            // Unit-normal operands: the outputs have a variance of about the number of terms.
+            // Unit-normal operands: the variance of an output is about the number of its terms.
             let square = found.mse / found.relative_l2.powi(2);
             assert!((20.0..60.0).contains(&square), "{square}");
         }
@@ -176,7 +176,7 @@ mod tests {
         };
         wrong(&mut computed, &[0, 1, 2, 3]);
         assert!(computed.deviation(&[1, 2, 3, 4]).unwrap().relative_l2 < 1e-3);
-        // With eight, not seven: rotation codes of six and seven subtasks are one.
+        // Eight subtasks, because rotation codes of six and of seven subtasks are the same.
         let other = Code::new(kind, code.k_a(), code.k_b(), 8).unwrap();
         let mut perturbed = Computed::new(&numbers, &code).unwrap();
         perturbed.code = &other;

@@ -1,6 +1,6 @@
-//! Studies one after the other, gathered into a report.
+//! Runs studies one after the other and gathers them into a report.
 //!
-//! Invariant: what is missing from the report is accounted for in its findings.
+//! Invariant: the findings of a report account for everything that is missing from it.
 
 use super::codec::{affordable_conditions, codec_cost};
 use super::findings::findings;
@@ -15,16 +15,16 @@ use crate::conv::ConvShape;
 use crate::engine::LayerOptions;
 use crate::error::Result;
 
-/// Most trials with which the 99.9th percentile is the greatest latency.
+/// Below this number of trials the 99.9th percentile is little more than the greatest latency.
 const ENOUGH_FOR_P999: usize = 1000;
 
-/// What is compared with what, and what has been found so far.
+/// What is compared, and the results so far.
 pub struct Comparison {
-    /// Workers, trials, scenarios.
+    /// Number of workers and trials, scenarios.
     pub plan: Plan,
-    /// In the order of the tables: the first is what others are compared to, the last what is to be judged.
+    /// In the order of the tables: the first method is the baseline, the last one is the method to be judged.
     pub methods: Vec<Method>,
-    /// What all methods have in common, and a user's choice of policies for the coded ones.
+    /// Options that all methods share, and the policies that a user chose for the coded methods.
     pub base: LayerOptions,
     studies: Vec<Study>,
     codec: Vec<CodecCost>,
@@ -33,7 +33,7 @@ pub struct Comparison {
 }
 
 impl Comparison {
-    /// Nothing found yet.
+    /// A comparison without studies.
     #[must_use]
     pub fn new(plan: Plan, methods: Vec<Method>, base: LayerOptions) -> Self {
         let (studies, codec, conditions, left_out) = <(Vec<_>, Vec<_>, Vec<_>, Vec<_>)>::default();
@@ -43,7 +43,7 @@ impl Comparison {
     /// Studies one layer on real workers that compute in `T`.
     ///
     /// # Errors
-    /// Those of [`study`] and [`layer_contestants`].
+    /// The errors of [`study`] and [`layer_contestants`].
     pub fn layer<T: Element>(
         &mut self,
         layer: &NamedLayer,
@@ -66,7 +66,7 @@ impl Comparison {
         Ok(&self.studies[done])
     }
 
-    /// Runs a study and keeps it; the answer is its index.
+    /// Runs a study, keeps its result and returns its index.
     pub(super) fn take(
         &mut self,
         frame: Study,
@@ -84,7 +84,7 @@ impl Comparison {
         &self.studies[index]
     }
 
-    /// Looks at the codes of a study that nobody has looked at yet.
+    /// Computes the condition numbers of those codes of a study that have none yet.
     pub(super) fn condition(&mut self, plans: &[MethodPlan]) -> Result<()> {
         for plan in plans {
             let kind: CodeKind = plan.code.parse()?;
@@ -99,7 +99,7 @@ impl Comparison {
         Ok(())
     }
 
-    /// Everything, with `notes` before what the data say.
+    /// The whole report. Its findings begin with `notes`.
     #[must_use]
     pub fn report(self, setting: Environment, notes: Vec<String>) -> BenchReport {
         let mut said = notes;

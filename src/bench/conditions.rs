@@ -1,6 +1,6 @@
-//! Condition numbers of a code over its responder sets, and how to divide a layer so that families can be compared.
+//! Condition numbers of a code over its responder sets, and codes of different families that can be compared.
 //!
-//! Invariant: figures depend on code, sampling and seed alone, not on the number of threads.
+//! Invariant: the results depend on code, sampling and seed alone, not on the number of threads.
 
 use rayon::prelude::*;
 
@@ -10,27 +10,27 @@ use super::stats::quantile;
 use crate::coding::{Code, CodeKind};
 use crate::error::{Error, Result};
 
-/// Condition numbers over sets of a size, with the sets that stand for them.
+/// Condition numbers over responder sets of one size, with the sets of the median and of the worst.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Survey {
-    /// Quantiles are over all sets, or over the random ones; the worst is over the structured ones as well.
+    /// Quantiles over all sets, or over the random sets; the worst includes the structured sets.
     pub conditions: Conditions,
-    /// Responders that give the median (the lower one of two).
+    /// Responders of the median condition number (the lower one of two).
     pub median: Vec<usize>,
-    /// Responders that give the worst.
+    /// Responders of the worst condition number.
     pub worst: Vec<usize>,
 }
 
-/// Condition numbers over sets of exactly the recovery threshold.
+/// Condition numbers over responder sets of exactly delta subtasks.
 #[must_use]
 pub fn conditions(code: &Code, sampling: &Sampling) -> Conditions {
     survey(code, code.recovery_threshold(), sampling).conditions
 }
 
-/// Condition numbers over sets of `answered` subtasks: more than the threshold are decoded by least squares.
+/// Condition numbers over sets of `answered` subtasks. More than delta subtasks are decoded by least squares.
 ///
 /// # Panics
-/// When more are to answer than there are, or where no samples are asked for and none of all sets are looked at.
+/// If `answered` exceeds n, or if `sampling` asks neither for all sets nor for samples.
 #[must_use]
 pub fn survey(code: &Code, answered: usize, sampling: &Sampling) -> Survey {
     let n = code.n();
@@ -62,28 +62,28 @@ pub fn survey(code: &Code, answered: usize, sampling: &Sampling) -> Survey {
     }
 }
 
-/// Greatest numbers of parts that a layer takes.
+/// The greatest numbers of partitions that a layer allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Room {
-    /// Of the input: rows of the output.
+    /// Partitions of the input: rows of the output.
     pub rows: usize,
-    /// Of the filters: output channels of a group.
+    /// Partitions of the filters: output channels of a group.
     pub channels: usize,
 }
 
 impl Room {
-    /// For codes without a layer.
+    /// No limit, for codes without a layer.
     pub const ANY: Self = Self { rows: usize::MAX, channels: usize::MAX };
 }
 
-/// The code of a family that survives the loss of any n - delta of n subtasks, with the two sides split as evenly as they
-/// can be.
+/// The code of a family that survives the loss of any n - delta of n subtasks, with both sides split as evenly as
+/// possible.
 ///
-/// Such a subtask is a delta-th of the layer with every family but replication, where it is a floor(n / (n - delta + 1))-th.
+/// A subtask is 1 / delta of the layer for every family but replication, where it is 1 / floor(n / (n - delta + 1)).
 ///
 /// # Errors
-/// [`Error::InvalidParameter`] where there is none: delta is 0 or above n, an uncoded layer is to miss subtasks, or
-/// `room` does not hold the parts.
+/// [`Error::InvalidParameter`] if there is no such code: delta is 0 or above n, an uncoded layer is to miss subtasks, or
+/// `room` does not allow the partitions.
 pub fn comparable(kind: CodeKind, n: usize, delta: usize, room: Room) -> Result<Code> {
     if delta == 0 || delta > n {
         return Err(Error::invalid("delta", delta, format!("use 1 to n = {n}")));
@@ -101,7 +101,7 @@ pub fn comparable(kind: CodeKind, n: usize, delta: usize, room: Room) -> Result<
         _ => pairs.collect(),
     };
     splits.retain(|(a, b)| *a <= room.rows && *b <= room.channels && kind.allows(*a) && kind.allows(*b));
-    // The greater side as small as can be; of two that mirror each other the one with fewer slabs.
+    // Minimizes the greater side; of two mirror images it takes the one with fewer slabs.
     let Some((k_a, k_b)) = splits.into_iter().min_by_key(|(a, b)| (*a.max(b), a.abs_diff(*b), *a)) else {
         let (rows, channels) = (room.rows, room.channels);
         let help =
@@ -121,7 +121,7 @@ mod tests {
         Code::new(CodeKind::Crme, k_a, k_b, n).unwrap()
     }
 
-    /// To three significant digits.
+    /// Equal to three significant digits.
     fn same(got: f64, want: f64) -> bool {
         (got / want - 1.0).abs() < 5e-4
     }
@@ -182,7 +182,7 @@ mod tests {
             assert!(all.exhaustive && !some.exhaustive && some.sets < all.sets);
             assert!(some.worst <= all.worst, "{kind}: {} and {}", some.worst, all.worst);
             if kind == CodeKind::Crme {
-                // The structured sets hold its worst case.
+                // The structured sets include the worst case.
                 assert!(same(some.worst, all.worst));
             }
             if kind == CodeKind::Replication {

@@ -1,4 +1,4 @@
-//! Every feasible (k_A, k_B) of a layer: what the planner predicts, what it takes, and what the paper's formula says.
+//! Every feasible (k_A, k_B) of a layer: predicted time, measured time, and the cost by the paper's formula.
 //!
 //! Invariant: pairs are measured in turns, so that whatever slows the machine slows all of them.
 
@@ -20,10 +20,10 @@ use crate::error::{Error, Result};
 use crate::planner::{PaperCost, Rates, SubtaskCost, feasible_partitions, subtask_shape};
 use crate::scheduler::{OnShortfall, Pool};
 
-/// Between two runs, for workers whose results were not needed.
+/// Maximum wait between two runs for workers that still compute unneeded results.
 const IDLE: Duration = Duration::from_mins(1);
 
-/// All pairs of one layer.
+/// All feasible pairs of one layer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Convexity {
     /// The layer's name.
@@ -34,38 +34,38 @@ pub struct Convexity {
     pub n: usize,
     /// delta.
     pub recovery_threshold: usize,
-    /// By k_A, ascending.
+    /// The pairs by ascending k_A.
     pub pairs: Vec<Pair>,
-    /// k_A at which the paper's cost is least, over the real numbers.
+    /// The real k_A that minimizes the paper's cost.
     pub paper_k_a: f64,
     /// The pair that the planner chooses.
     pub chosen: (usize, usize),
 }
 
-/// One pair.
+/// One pair (k_A, k_B).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Pair {
     /// k_A.
     pub k_a: usize,
     /// k_B.
     pub k_b: usize,
-    /// What the planner predicts, in milliseconds.
+    /// Time predicted by the planner, in milliseconds.
     pub predicted_ms: f64,
-    /// Median, in milliseconds; `None` where nothing was measured.
+    /// Median of the measured times in milliseconds; `None` if nothing was measured.
     pub measured_ms: Option<f64>,
-    /// Elements that a subtask uploads.
+    /// Elements uploaded for a subtask.
     pub upload_elems: usize,
-    /// Elements of coded filters that it needs.
+    /// Elements of the coded filters of a subtask.
     pub storage_elems: usize,
     /// The paper's cost of a subtask.
     pub paper_cost: f64,
 }
 
 impl Convexity {
-    /// Predictions alone.
+    /// Predictions without measurements.
     ///
     /// # Errors
-    /// Those of [`feasible_partitions`].
+    /// The errors of [`feasible_partitions`].
     pub fn predict<T: Element>(
         layer: &NamedLayer,
         code: CodeKind,
@@ -103,11 +103,11 @@ impl Convexity {
         })
     }
 
-    /// Runs every pair `trials` times on `pool`, after one run that does not count. `observe` is told how many of
-    /// how many rounds are done.
+    /// Runs every pair `trials` times on `pool`, after one warm-up run. `observe` receives the number of completed rounds
+    /// and their total.
     ///
     /// # Errors
-    /// Those of preparing and running the layer.
+    /// The errors of preparing and running the layer.
     pub fn measure<T: Element>(
         &mut self,
         layer: &NamedLayer,
@@ -123,7 +123,7 @@ impl Convexity {
             ArrayD::from_shape_vec(IxDyn(&shape.input_shape()), numbers(shape.input_elems(), &mut rng))
                 .expect("as many numbers as the shape has elements");
         let prepare = |pair: &Pair| {
-            // Nothing but the first results that decode: what is measured is the pair.
+            // Decodes from the first results and does nothing else, so that the time is that of the pair.
             let options = LayerOptions {
                 name: layer.name.clone(),
                 code: self.code.parse()?,
@@ -170,7 +170,7 @@ impl Convexity {
         self.pairs.iter().find(|pair| (pair.k_a, pair.k_b) == self.chosen)
     }
 
-    /// Measured time of the chosen pair over that of the fastest; 1 where nothing is faster.
+    /// Measured time of the chosen pair over that of the fastest pair; 1 if no pair is faster.
     #[must_use]
     pub fn regret(&self) -> Option<f64> {
         let best = self.pairs.iter().filter_map(|p| p.measured_ms).min_by(f64::total_cmp)?;

@@ -1,4 +1,4 @@
-//! What a reader of the numbers should not miss: where coding loses, and what the measurement cannot say.
+//! The findings of a report, as sentences: where coding loses, and what the measurement cannot tell.
 //!
 //! Invariant: every sentence has the numbers that it rests on.
 
@@ -17,7 +17,7 @@ pub fn findings(studies: &[Study]) -> Vec<String> {
     said
 }
 
-/// What coding costs when nobody is late.
+/// The cost of coding without stragglers.
 fn calm(study: &Study, said: &mut Vec<String>) {
     let Some(calm) = study.scenarios.iter().find(|s| s.faults.is_empty()) else { return };
     let Some((coded, first)) = calm.methods.last().zip(calm.methods.first()) else { return };
@@ -40,7 +40,7 @@ fn calm(study: &Study, said: &mut Vec<String>) {
     ));
 }
 
-/// Where another method is certainly faster in the median, or in the 90th percentile.
+/// Scenarios where another method is significantly faster in the median or in the 90th percentile.
 fn lost(study: &Study, said: &mut Vec<String>) {
     let Some(coded) = study.scenarios.first().and_then(|s| s.methods.last()) else { return };
     let others = study.scenarios[0].methods.iter().map(|m| &m.method).filter(|m| **m != coded.method);
@@ -49,7 +49,7 @@ fn lost(study: &Study, said: &mut Vec<String>) {
             let find = |name: &str| scenario.methods.iter().find(|m| m.method == name).cloned();
             find(&coded.method).zip(find(other))
         };
-        // With nobody late the first method has its own sentence.
+        // Without stragglers the first method has its own sentence.
         let own =
             |s: &&ScenarioResult| !(s.faults.is_empty() && *other == study.scenarios[0].methods[0].method);
         let beaten: Vec<String> = study
@@ -74,10 +74,10 @@ fn lost(study: &Study, said: &mut Vec<String>) {
     }
 }
 
-/// Sweeps in which coding never began to win.
+/// Sweeps in which coding never wins.
 fn never(study: &Study, said: &mut Vec<String>) {
     let Some(coded) = study.scenarios.first().and_then(|s| s.methods.last()) else { return };
-    // Equals take turns in front: that says nothing.
+    // Two equally fast methods win by turns: that is no finding.
     let behind = |sweep: &&BreakEven| {
         sweep.delay_ms.is_none() && sweep.points.last().is_some_and(|[_, coded, other]| *coded > 1.05 * other)
     };

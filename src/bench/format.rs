@@ -1,4 +1,4 @@
-//! Numbers and words as a report shows them: short, escaped, and fitted to a width.
+//! Formats numbers and text for a report: short, escaped, and fitted to a width.
 //!
 //! Invariant: what [`escape`] returns is plain text inside an element or an attribute of XML and HTML.
 
@@ -19,7 +19,7 @@ pub fn escape(text: &str) -> String {
     safe
 }
 
-/// Whether XML may hold a character at all.
+/// Whether XML allows a character at all.
 pub(super) fn allowed(c: char) -> bool {
     matches!(c, '\t' | '\n' | ' '..='\u{d7ff}' | '\u{e000}'..='\u{fffd}' | '\u{10000}'..) && c != '\u{7f}'
 }
@@ -40,7 +40,7 @@ pub fn number(value: f64) -> String {
     if !(1e-4..1e7).contains(&size) {
         return format!("{sign}{}", scientific(size, 2));
     }
-    // 9.996 has three digits only as 10.0.
+    // 9.996 must be rounded first: as 10.0 it has three significant digits.
     let rounded: f64 = format!("{size:.2e}").parse().expect("a formatted number");
     let decimals = decimals_for(rounded, 3);
     if rounded >= 1000.0 {
@@ -49,7 +49,7 @@ pub fn number(value: f64) -> String {
     format!("{sign}{rounded:.decimals$}")
 }
 
-/// Milliseconds with their unit, as seconds from ten thousand on: `12.3 ms`, `12.3 s`, `45.0 µs`.
+/// A time with its unit: `12.3 ms`, `12.3 s` (from ten thousand milliseconds on), `45.0 µs`.
 #[must_use]
 pub fn time(ms: f64) -> String {
     match ms.abs() {
@@ -82,7 +82,7 @@ pub fn percent(share: f64) -> String {
     }
 }
 
-/// `1.23×10⁷`, and `10⁷` where nothing but a power of ten is left.
+/// `1.23×10⁷`, or `10⁷` if the factor is 1.
 pub(super) fn scientific(size: f64, decimals: usize) -> String {
     let text = format!("{size:.decimals$e}");
     let (digits, exponent) = text.split_once('e').expect("the format has an exponent");
@@ -108,7 +108,7 @@ fn decimals_for(size: f64, significant: i32) -> usize {
     usize::try_from(significant - 1 - leading).unwrap_or(0)
 }
 
-/// Groups of three, apart by thin spaces that do not break.
+/// Groups of three digits, separated by narrow no-break spaces.
 pub(super) fn thousands(digits: &str) -> String {
     let mut grouped = String::new();
     for (i, c) in digits.chars().enumerate() {
@@ -120,7 +120,7 @@ pub(super) fn thousands(digits: &str) -> String {
     grouped
 }
 
-/// Width of a line in a sans-serif font of size 1, rather too great than too small: nothing here can ask the font.
+/// Estimated width of a line in a sans-serif font of size 1, rather too great than too small: the font is not known here.
 pub(super) fn width(text: &str) -> f64 {
     let of = |c: char| match c {
         'i' | 'j' | 'l' | '.' | ',' | ':' | ';' | '\'' | '|' | '!' => 0.29,
@@ -133,7 +133,7 @@ pub(super) fn width(text: &str) -> f64 {
     text.chars().map(of).sum::<f64>() * 1.03
 }
 
-/// `text` in lines of at most `most` (see [`width`]), broken between words, and within those that are longer.
+/// Wraps `text` into lines of at most `most` (see [`width`]), between words, or within words that are longer.
 pub(super) fn wrap(text: &str, most: f64) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     let mut line = String::new();
@@ -155,8 +155,7 @@ pub(super) fn wrap(text: &str, most: f64) -> Vec<String> {
     lines
 }
 
-/// What is wrong with a document or element of XML, by its tags and escapes: enough to notice text that was not
-/// escaped.
+/// The first defect of an XML document, judged by its tags and escapes: enough to notice text that was not escaped.
 #[cfg(test)]
 pub(super) fn malformed(xml: &str) -> Option<String> {
     let mut open: Vec<&str> = Vec::new();

@@ -1,4 +1,4 @@
-//! Convolutions to measure: those of well-known networks, or a file's.
+//! The catalogue of convolutions to measure: those of well-known networks.
 //!
 //! Invariant: a [`NamedLayer`] has a valid shape.
 
@@ -12,14 +12,14 @@ pub struct NamedLayer {
     pub name: String,
     /// Its shape, for a batch of one.
     pub shape: ConvShape,
-    /// How often the network has it.
+    /// How often the network has this layer.
     pub count: usize,
 }
 
 /// (name, channels, height = width, filters, kernel, stride, padding, groups, count)
 type Row = (&'static str, usize, usize, usize, usize, usize, usize, usize, usize);
 
-/// LeCun et al. 1998, on 32 x 32 pictures; the second layer with all connections.
+/// LeCun et al. 1998, on 32 x 32 pictures; the second layer is fully connected between channels.
 const LENET5: [Row; 3] = [
     ("conv1", 1, 32, 6, 5, 1, 0, 1, 1),
     ("conv2", 6, 14, 16, 5, 1, 0, 1, 1),
@@ -35,7 +35,7 @@ const ALEXNET: [Row; 5] = [
     ("conv5", 384, 13, 256, 3, 1, 1, 1, 1),
 ];
 
-/// Simonyan and Zisserman 2014, configuration D; equal layers once.
+/// Simonyan and Zisserman 2014, configuration D; equal layers are listed once.
 const VGG16: [Row; 9] = [
     ("conv1_1", 3, 224, 64, 3, 1, 1, 1, 1),
     ("conv1_2", 64, 224, 64, 3, 1, 1, 1, 1),
@@ -48,8 +48,8 @@ const VGG16: [Row; 9] = [
     ("conv5_1", 512, 14, 512, 3, 1, 1, 1, 3),
 ];
 
-/// He et al. 2015, with the stride in the 3x3 convolution of a block (as most implementations have it); equal layers
-/// once.
+/// He et al. 2015, with the stride in the 3x3 convolution of a block (as in most implementations); equal layers are
+/// listed once.
 const RESNET50: [Row; 23] = [
     ("conv1", 3, 224, 64, 7, 2, 3, 1, 1),
     ("conv2_reduce_first", 64, 56, 64, 1, 1, 0, 1, 1),
@@ -79,16 +79,16 @@ const RESNET50: [Row; 23] = [
 const NETWORKS: [(&str, &[Row]); 4] =
     [("lenet5", &LENET5), ("alexnet", &ALEXNET), ("vgg16", &VGG16), ("resnet50", &RESNET50)];
 
-/// Names that [`network`] knows.
+/// The names that [`network`] accepts.
 #[must_use]
 pub fn networks() -> [&'static str; 4] {
     NETWORKS.map(|(name, _)| name)
 }
 
-/// The convolutions of a network in their order, equal ones once.
+/// The convolutions of a network in order; equal ones are listed once.
 ///
 /// # Errors
-/// [`Error::InvalidParameter`] with the known names.
+/// [`Error::InvalidParameter`] for an unknown name, with the known ones.
 pub fn network(name: &str) -> Result<Vec<NamedLayer>> {
     let rows = NETWORKS.iter().find(|(known, _)| *known == name).map(|(_, rows)| *rows);
     let rows = rows.ok_or_else(|| {
@@ -107,10 +107,10 @@ pub fn network(name: &str) -> Result<Vec<NamedLayer>> {
         .collect()
 }
 
-/// Layers by name, with commas between several: a network (`vgg16`) or one of its layers (`vgg16/conv3_2`).
+/// Layers by name, separated by commas: a network (`vgg16`) or one of its layers (`vgg16/conv3_2`).
 ///
 /// # Errors
-/// [`Error::InvalidParameter`] with what is known.
+/// [`Error::InvalidParameter`] for an unknown name, with the known ones.
 pub fn resolve(names: &str) -> Result<Vec<NamedLayer>> {
     let mut layers = Vec::new();
     for name in names.split(',').map(str::trim) {
@@ -136,8 +136,8 @@ mod tests {
 
     #[test]
     fn the_networks_have_the_multiply_adds_they_are_known_for() {
-        // Convolutions alone, in millions: 0.42 (LeNet-5 with its last convolution), 1077 (AlexNet in one tower), 15347
-        // (VGG-16), 4087 (ResNet-50).
+        // Multiply-adds of the convolutions alone, in millions: 0.42 (LeNet-5 with its last convolution), 1077 (AlexNet
+        // in one tower), 15347 (VGG-16), 4087 (ResNet-50).
         for (name, millions) in
             [("lenet5", 0.4), ("alexnet", 1077.0), ("vgg16", 15_347.0), ("resnet50", 4087.0)]
         {

@@ -1,4 +1,4 @@
-//! What a figure was measured on.
+//! Describes the machine, the command line and the date of a measurement.
 
 use std::time::SystemTime;
 
@@ -15,7 +15,7 @@ pub fn cores() -> usize {
 pub fn hardware() -> String {
     let cores = cores();
     let name = std::fs::read_to_string("/proc/cpuinfo").ok().and_then(|text| {
-        // x86 names its model; many ARM kernels only the board.
+        // x86 names its model; many ARM kernels name only the board.
         let value = |key: &str| {
             let line = text.lines().find(|line| line.starts_with(key))?;
             Some(line.split_once(':')?.1.trim().to_owned())
@@ -38,7 +38,7 @@ pub fn now() -> String {
     humantime::format_rfc3339_seconds(SystemTime::now()).to_string()
 }
 
-/// What this very command measures, here and now.
+/// The [`Environment`] of this process, now.
 #[must_use]
 pub fn setting(mode: &str, workers: String, precision: String, seed: u64, trials: usize) -> Environment {
     let given: Vec<String> = std::env::args().skip(1).map(quoted).collect();
@@ -56,7 +56,7 @@ pub fn setting(mode: &str, workers: String, precision: String, seed: u64, trials
     }
 }
 
-/// As a shell would have to be given it.
+/// The word quoted for a shell.
 fn quoted(word: String) -> String {
     let plain = |c: char| c.is_alphanumeric() || "-_=.,:/+".contains(c);
     if !word.is_empty() && word.chars().all(plain) { word } else { format!("'{word}'") }

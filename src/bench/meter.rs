@@ -1,6 +1,6 @@
-//! A worker that counts what it begins, also what nobody waits for any more.
+//! A worker that counts the work it begins, including work whose results are no longer needed.
 //!
-//! Invariant: every sub-result that was begun is counted once, whole.
+//! Invariant: every sub-result that is begun is counted exactly once, as a whole.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,18 +10,18 @@ use crate::array::Values;
 use crate::error::{Error, Result};
 use crate::worker::{CancelToken, FilterKey, Order, Respawn, SubtaskShape, Worker, WorkerInfo};
 
-/// What the workers of a pool have begun since it was last asked.
+/// Work begun by the workers of a pool since the last [`Meter::take`].
 #[derive(Clone, Debug, Default)]
 pub(super) struct Meter(Arc<Counts>);
 
 #[derive(Debug, Default)]
 struct Counts {
     sub_results: AtomicU64,
-    /// Whole multiply-adds: below 2^53 for a thousand large layers.
+    /// Multiply-adds: below 2^53 for a thousand large layers.
     macs: AtomicU64,
 }
 
-/// Work on workers.
+/// Work begun on workers.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Work {
     pub(super) sub_results: f64,
@@ -29,13 +29,13 @@ pub(super) struct Work {
 }
 
 impl Meter {
-    /// Puts it into every worker.
+    /// Wraps every worker.
     pub(super) fn wrap(&self, workers: Vec<Box<dyn Worker>>) -> Vec<Box<dyn Worker>> {
         let wrap = |inner| -> Box<dyn Worker> { Box::new(Metered::new(inner, self.clone())) };
         workers.into_iter().map(wrap).collect()
     }
 
-    /// What was begun since the last call.
+    /// Returns the work begun since the last call.
     pub(super) fn take(&self) -> Work {
         Work {
             sub_results: self.0.sub_results.swap(0, Ordering::Relaxed) as f64,
@@ -47,7 +47,7 @@ impl Meter {
 struct Metered {
     inner: Box<dyn Worker>,
     meter: Meter,
-    /// Sub-results that are begun together, and all of a subtask, and what one of them takes.
+    /// By filters: sub-results that begin together, sub-results of a subtask, and multiply-adds of one sub-result.
     sizes: HashMap<FilterKey, (usize, usize, u64)>,
 }
 
@@ -97,7 +97,7 @@ impl Worker for Metered {
             Order::All => (together, all),
             Order::Each(indices) => (1, indices.len()),
         };
-        // What was in hand when it was cut short was begun too.
+        // The sub-results in progress at the cancellation were begun too.
         let cut_short = matches!(result, Err(Error::Cancelled)) && !idle;
         let begun = if cut_short { (done + together).min(wanted) } else { done };
         if !key.is_probe() {
@@ -152,7 +152,7 @@ mod tests {
         assert_eq!(run(key, Order::All, 99), Work { sub_results: 4.0, macs: 4.0 * macs });
         assert_eq!(run(key, Order::Each(&[3, 1, 0]), 99).sub_results, 3.0);
         assert_eq!(run(FilterKey::PROBE, Order::All, 99), Work::default());
-        // One came, the next was in hand.
+        // One sub-result arrived, the next was in progress.
         assert_eq!(run(key, Order::Each(&[3, 1, 0]), 1).sub_results, 2.0);
         assert_eq!(meter.take(), Work::default());
     }

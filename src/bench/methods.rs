@@ -1,7 +1,7 @@
-//! What is compared: ways of spreading a layer over workers.
+//! The methods under comparison: ways to distribute a layer over workers.
 //!
-//! Invariant: methods differ in code, partitions and the policies that make them what they are; workers, deadline and what
-//! happens when workers fail are the same for all.
+//! Invariant: methods differ only in code, partitions and the policies that define them; workers, deadline and the handling
+//! of failed workers are the same for all.
 
 use std::fmt;
 use std::str::FromStr;
@@ -15,25 +15,25 @@ use crate::error::{Error, Result};
 use crate::planner::{SubtaskCost, choose_partitions, subtask_shape};
 use crate::scheduler::Audit;
 
-/// A way of computing a layer on unreliable workers.
+/// A way to compute a layer on unreliable workers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Method {
-    /// One part a worker, all needed. Parts of workers that fail are handed out again, late ones are waited for.
+    /// One part for each worker, all needed. Parts of failed workers are dispatched again; late ones are waited for.
     Uncoded,
-    /// The same, and idle workers get copies of what is overdue.
+    /// [`Method::Uncoded`], with copies of overdue parts on idle workers.
     Hedged,
-    /// So many copies of each part as survive the stragglers; the first of each counts.
+    /// Enough copies of each part to survive the stragglers; the first copy of each counts.
     Replication,
-    /// A maximum distance separable code over the input alone, as CoCoI (arXiv 2501.06856) has it: every worker keeps all
-    /// filters. Its Vandermonde generator would spoil the accuracy, and the comparison with it: the nodes are Chebyshev's.
+    /// A maximum distance separable code over the input alone, as in CoCoI (arXiv 2501.06856): every worker holds all
+    /// filters. Uses Chebyshev nodes, because the paper's Vandermonde generator would spoil the accuracy.
     Mds,
-    /// This library as it is: CRME over input and filters, with its policies.
+    /// This library with its policies and CRME over input and filters.
     Crme,
-    /// Likewise, with Chebyshev polynomial codes.
+    /// This library with Chebyshev polynomial codes.
     Chebyshev,
-    /// Likewise, with polynomial codes at equally spaced points.
+    /// This library with polynomial codes at equally spaced points.
     Vandermonde,
-    /// Likewise, with random Khatri-Rao product codes.
+    /// This library with random Khatri-Rao product codes.
     KhatriRao,
 }
 
@@ -65,7 +65,7 @@ impl Method {
         }
     }
 
-    /// What it is, in a few words.
+    /// A description in a few words.
     #[must_use]
     pub fn about(self) -> &'static str {
         match self {
@@ -93,7 +93,7 @@ impl Method {
         }
     }
 
-    /// The method that is this library with a certain code.
+    /// The method that uses this library with the given code.
     #[must_use]
     pub fn of(code: CodeKind) -> Self {
         match code {
@@ -106,15 +106,15 @@ impl Method {
         }
     }
 
-    /// Whether it is this library with all its policies, for which alone a user's choice of policies and partitions is
-    /// meant.
+    /// Whether the method is this library with all its policies. A user's choice of policies and partitions applies to
+    /// these methods only.
     #[must_use]
     pub fn is_ours(self) -> bool {
         matches!(self, Self::Crme | Self::Chebyshev | Self::Vandermonde | Self::KhatriRao)
     }
 
-    /// Its policies, for a layer of any shape. `base` has what is common to all methods, and what a user chose for the
-    /// coded ones.
+    /// The policies of this method, for a layer of any shape. `base` has the options that all methods share, and the
+    /// policies that a user chose for the coded methods.
     #[must_use]
     pub fn policies(self, n: usize, tolerate: usize, base: &LayerOptions) -> LayerOptions {
         let own = LayerOptions {
@@ -138,7 +138,7 @@ impl Method {
         }
     }
 
-    /// Everything about this method on `n` workers for one layer, partitions included.
+    /// All options of this method on `n` workers for one layer, partitions included.
     ///
     /// # Errors
     /// [`Error::InvalidParameter`] where the layer is too small for it, or `tolerate` leaves it no worker to wait for.
@@ -161,7 +161,7 @@ impl Method {
         Ok(LayerOptions { partitions: Some(pair), ..policies })
     }
 
-    /// As many parts of the input as leave `tolerate` subtasks over, or as it has rows.
+    /// Partitions of the input alone: n - `tolerate`, or fewer if the output has fewer rows.
     fn input_alone(self, shape: &ConvShape, n: usize, tolerate: usize) -> Result<(usize, usize)> {
         let rows = shape.output[shape.split_axis()];
         match self.code().parts(n, tolerate) {
@@ -183,10 +183,10 @@ impl Method {
         )
     }
 
-    /// How `options` divide a layer among workers that compute in `T`.
+    /// The division of a layer by `options` among workers that compute in `T`.
     ///
     /// # Errors
-    /// Those of the code.
+    /// The errors of the code.
     pub fn plan<T: Element>(self, shape: &ConvShape, options: &LayerOptions) -> Result<MethodPlan> {
         let (k_a, k_b) = options.partitions.unwrap_or((1, 1));
         let code = Code::new(self.code(), k_a, k_b, options.subtasks.unwrap_or(1))?;

@@ -1,12 +1,13 @@
-//! The benchmark harness: coded execution against uncoded, replicated and hedged, under the same faults in one run.
+//! The benchmark harness: compares coded execution with uncoded, replicated and hedged execution under the same faults.
 //!
-//! [`layers`] is the catalogue of shapes, [`Scenario`] what goes wrong, [`Method`] who is compared; [`Comparison`] runs them
-//! in turns into a [`schema`] (`bench.json`). [`stats`] is how trials become numbers with intervals, [`page`] how reports
-//! become HTML files, with what [`chart`] draws and [`mod@format`] words. [`convexity`] measures what the planner predicts, and
-//! [`stability`] is about digits instead of time: condition numbers and errors of the code families. Everything is measured by the library's own scheduler,
-//! on real workers or in virtual time. Who only runs layers or models can skip this module.
+//! Relevant if you want to measure; to run layers or models you can skip this module. [`layers`] is the catalogue of
+//! shapes, [`Scenario`] describes the faults, [`Method`] the methods, and [`Comparison`] runs them in turns into a
+//! [`schema`] (`bench.json`). [`stats`] turns trials into numbers with intervals. [`page`] turns reports into HTML files,
+//! with the charts of [`chart`] and the wording of [`mod@format`]. [`convexity`] checks the planner's predictions, and
+//! [`stability`] studies digits instead of time: condition numbers and errors of the code families. Everything is
+//! measured by the library's own scheduler, on real workers or in virtual time.
 //!
-//! Invariant: methods that are compared met the same inputs, the same number of workers and the same faults, in turns.
+//! Invariant: compared methods meet the same inputs, the same number of workers and the same faults, in turns.
 
 pub mod chart;
 mod codec;

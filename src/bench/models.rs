@@ -1,6 +1,6 @@
-//! Whole models on real workers.
+//! Studies whole models on real workers.
 //!
-//! A trial is one run of the model: its fates are drawn once and hold for every layer of it.
+//! A trial is one run of the model: its faults are drawn once and hold for every layer.
 
 use std::time::Instant;
 
@@ -18,14 +18,14 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Model, ModelOptions, Output, PreparedModel, Tensor};
 use crate::worker::{TaskFault, TaskFaults};
 
-/// Layers add up their errors, and what lies between them may enlarge them: outputs may be off by this, or by the sum of
-/// the layers' bounds.
+/// Tolerated relative error of a model's outputs, unless the sum of the layers' bounds is greater: layers add up their
+/// errors, and what lies between them may enlarge them.
 const MODEL_ERROR: f64 = 1e-3;
 
-/// The model with every size known, an open batch being 1, and evenly distributed numbers for its inputs.
+/// Fixes the open sizes of a model (an open batch becomes 1) and draws uniformly distributed inputs for it.
 ///
 /// # Errors
-/// [`Error::Model`] for an input that is no array of floats of a known shape.
+/// [`Error::Model`] for an input that is not an array of floats of a known shape.
 pub fn random_inputs(mut model: Model, seed: u64) -> Result<(Model, Vec<Tensor>)> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut inputs = Vec::new();
@@ -81,7 +81,7 @@ impl MethodRunner for ModelContestant<'_> {
                 });
             }
         };
-        // Layers differ in size: by sub-results, what is wasted can only be counted.
+        // Waste is counted in sub-results, although the layers differ in size.
         let used: f64 = run.layers.iter().map(used).sum();
         let bound: f64 = run.layers.iter().map(|layer| layer.error_bound).sum();
         let error = || [furthest(&run.outputs, self.truth), bound.max(MODEL_ERROR)];
@@ -99,7 +99,7 @@ impl MethodRunner for ModelContestant<'_> {
     }
 }
 
-/// The greatest relative L2 distance of an output from what it should be.
+/// The greatest relative L2 error of an output.
 fn furthest(outputs: &[Output], truth: &[Vec<f64>]) -> f64 {
     let distance = |(output, truth): (&Output, &Vec<f64>)| {
         let (error, norm) = output
@@ -110,15 +110,15 @@ fn furthest(outputs: &[Output], truth: &[Vec<f64>]) -> f64 {
             .fold((0.0, 0.0), |(e, n), (got, want)| (e + (got - want).powi(2), n + want * want));
         if error == 0.0 { 0.0 } else { (error / norm).sqrt() }
     };
-    // `max` would pass over a NaN.
+    // `max` would ignore a NaN.
     outputs.iter().zip(truth).map(distance).fold(0.0, |a, b| if b.is_nan() || b > a { b } else { a })
 }
 
 impl Comparison {
-    /// Studies a whole model, whose sizes must be known, on real workers.
+    /// Studies a whole model, with all sizes known, on real workers.
     ///
     /// # Errors
-    /// Those of [`study`](super::study()) and of preparing the model.
+    /// The errors of [`study`](super::study()) and of preparing the model.
     pub fn model(
         &mut self,
         model: &Model,
@@ -166,7 +166,7 @@ impl Comparison {
     }
 }
 
-/// What can be said of a method before it meets a layer.
+/// The part of a method's plan that does not depend on a layer.
 fn model_plan(method: Method, tolerate: usize, options: &LayerOptions) -> MethodPlan {
     let n = options.subtasks.unwrap_or(0);
     let tolerated = if method.code() == crate::coding::CodeKind::Uncoded { 0 } else { tolerate };

@@ -1,6 +1,6 @@
-//! A report as one HTML file: text, pictures and tables, with nothing to load and nothing to run.
+//! A report as one self-contained HTML file of text, pictures and tables, without scripts.
 //!
-//! Invariant: every text is escaped, so what is written is well-formed XML too, whatever the names in it.
+//! Invariant: every text is escaped, so the file is well-formed XML too, whatever names it contains.
 
 use super::chart::colors;
 use super::format::escape;
@@ -11,54 +11,54 @@ const STYLE: &str = include_str!("page.css");
 /// A whole report.
 #[derive(Clone, Debug, Default)]
 pub struct Page {
-    /// Of the file as well.
+    /// The heading, and the title of the file.
     pub title: String,
-    /// Paragraphs under it.
+    /// Paragraphs under the title.
     pub lead: Vec<String>,
     /// Where, when and how: names and values.
     pub facts: Vec<(String, String)>,
-    /// In order; their headings make the table of contents.
+    /// The sections in order; their headings make the table of contents.
     pub sections: Vec<Section>,
 }
 
 /// A part of a [`Page`].
 #[derive(Clone, Debug, Default)]
 pub struct Section {
-    /// What links to it end with; characters other than letters and digits become hyphens.
+    /// Fragment identifier for links; characters other than letters and digits become hyphens.
     pub id: String,
-    /// Its name.
+    /// The heading.
     pub heading: String,
     /// Paragraphs.
     pub text: Vec<String>,
-    /// Under them.
+    /// Blocks under the paragraphs.
     pub blocks: Vec<Block>,
 }
 
-/// What a section consists of.
+/// The content of a section.
 #[derive(Clone, Debug)]
 pub enum Block {
     /// A paragraph.
     Text(String),
-    /// Short sentences.
+    /// A list of short sentences.
     List(Vec<String>),
-    /// What is typed.
+    /// Preformatted code.
     Code(String),
     /// A picture.
     Figure {
-        /// An `<svg>` element, which is trusted.
+        /// An `<svg>` element. It is trusted and not escaped.
         svg: String,
-        /// Under it; may be empty.
+        /// Under the picture; may be empty.
         caption: String,
     },
     /// Pictures with their captions, side by side where there is room.
     Figures(Vec<(String, String)>),
     /// A table.
     Table(Table),
-    /// What is shown when it is asked for, and on paper.
+    /// Collapsed content, shown on demand and on paper.
     Details {
-        /// What it is.
+        /// The text that is always shown.
         summary: String,
-        /// What it holds.
+        /// The collapsed content.
         blocks: Vec<Block>,
     },
 }
@@ -66,15 +66,15 @@ pub enum Block {
 /// Rows and columns.
 #[derive(Clone, Debug, Default)]
 pub struct Table {
-    /// Above it.
+    /// Above the table.
     pub caption: String,
     /// Names of the columns.
     pub head: Vec<String>,
-    /// A row of a single cell is the heading of those that follow.
+    /// A row with a single cell is the heading of the rows that follow.
     pub rows: Vec<Vec<Cell>>,
 }
 
-/// What a cell is like.
+/// How a cell is highlighted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Class {
     /// Nothing special.
@@ -82,7 +82,7 @@ pub enum Class {
     Plain,
     /// The best of its row.
     Best,
-    /// Worse than what it is compared with.
+    /// Worse than the cell it is compared with.
     Worse,
     /// Less important.
     Muted,
@@ -91,20 +91,20 @@ pub enum Class {
 /// One field of a [`Table`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cell {
-    /// Numbers are set to the right; what follows a line break is set small.
+    /// Numbers are right-aligned; text after a line break is small.
     pub text: String,
-    /// How it stands out.
+    /// The highlighting.
     pub class: Class,
 }
 
 impl Cell {
-    /// With a class.
+    /// A cell with highlighting.
     #[must_use]
     pub fn new(text: impl Into<String>, class: Class) -> Self {
         Cell { text: text.into(), class }
     }
 
-    /// Whether it is a number, perhaps with a unit, and not a name that begins with one.
+    /// Whether the text is a number, perhaps with a unit, and not a name that begins with a digit.
     fn numeric(&self) -> bool {
         let text = self.text.lines().next().unwrap_or("");
         let number = text.trim_start_matches(['−', '-', '<', '>', '≥', '≤', '~', '≈', '×']);
@@ -120,7 +120,7 @@ impl<T: Into<String>> From<T> for Cell {
 }
 
 impl Page {
-    /// The file.
+    /// The HTML file.
     #[must_use]
     pub fn html(&self) -> String {
         let title = escape(&self.title);
@@ -163,7 +163,7 @@ impl Page {
         html
     }
 
-    /// Of the sections, each another one.
+    /// Fragment identifiers of the sections, all different.
     fn ids(&self) -> Vec<String> {
         let mut ids: Vec<String> = Vec::new();
         for section in &self.sections {
@@ -181,7 +181,7 @@ impl Page {
     }
 }
 
-/// A string takes everything.
+/// Appends formatted text; writing to a string cannot fail.
 fn put(html: &mut String, text: std::fmt::Arguments<'_>) {
     html.write_fmt(text).expect("a string takes everything");
 }
@@ -234,8 +234,8 @@ impl Table {
     fn write(&self, html: &mut String) {
         let columns = self.rows.iter().map(Vec::len).fold(self.head.len(), usize::max);
         let group = |row: &[Cell]| row.len() == 1 && columns > 1;
-        // A column's name stands where its numbers do.
-        // The first column names the rows, even where a name begins with a digit.
+        // A column's name is aligned as its numbers are.
+        // The first column names the rows, even if a name begins with a digit.
         let numeric = |column: usize| {
             if column == 0 {
                 return false;
@@ -244,7 +244,7 @@ impl Table {
             let mut cells = cells.filter(|cell| !cell.text.is_empty()).peekable();
             cells.peek().is_some() && cells.all(Cell::numeric)
         };
-        // Not in the table, where it would be as wide as that is, and be scrolled away with it.
+        // The caption stays outside the table: inside it would be as wide as the table and would scroll with it.
         if !self.caption.is_empty() {
             put(html, format_args!("<p class=\"caption\">{}</p>\n", escape(&self.caption)));
         }
@@ -322,10 +322,10 @@ mod tests {
         let html = page(HOSTILE).html();
         assert_eq!(malformed(&html), None);
         assert!(!html.contains("<b>") && html.matches("</style>").count() == 1);
-        // Twice in the head, once in the lead, twice in the facts; in each section its heading, in the contents as
-        // well, a paragraph, and two sets of blocks with a summary.
+        // Twice in the head, once in the lead, twice in the facts; in each section twice for the heading (once in the
+        // contents), once in a paragraph, and in two sets of blocks with a summary.
         assert_eq!(html.matches("&lt;b&gt;").count(), 2 + 1 + 2 + 2 * (2 + 1 + 2 * 11 + 1));
-        // Negative control: what is trusted is not escaped.
+        // Negative control: trusted text is not escaped.
         let broken = Block::Figure { svg: HOSTILE.to_owned(), caption: String::new() };
         let mut page = page("a");
         page.sections[0].blocks.push(broken);

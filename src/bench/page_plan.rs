@@ -1,5 +1,5 @@
-//! The page of `fcdcc plan`: the time of every feasible pair (k_A, k_B), as predicted, as measured, and as the paper's
-//! cost has it.
+//! The page of `fcdcc plan`: the time of every feasible pair (k_A, k_B) as predicted, as measured, and by the paper's
+//! cost.
 
 use super::chart::{Chart, Kind, Mark, Series};
 use super::convexity::{Convexity, Pair};
@@ -7,9 +7,9 @@ use super::format::{number, time};
 use super::page::{Block, Cell, Class, Page, Section, Table};
 use super::schema::Environment;
 
-/// A chosen pair that takes at most this many times as long as the fastest counts as right.
+/// A chosen pair counts as right if it takes at most this many times as long as the fastest.
 const CLOSE: f64 = 1.1;
-/// A prediction is good within this factor of what was measured.
+/// A prediction counts as good within this factor of the measured time.
 const GOOD: f64 = 1.25;
 
 /// The page of these layers.
@@ -153,7 +153,7 @@ fn figure(layer: &Convexity) -> (String, String) {
         x_label: "k_A (input partitions)".to_owned(),
         y_label: "time of the layer, ms".to_owned(),
         x_log: true,
-        // The paper's curve may leave the picture: its shape is what it is there for.
+        // The paper's curve may leave the picture: only its shape matters.
         y_range: Some((0.0, greatest * 1.3)),
         series,
         marks,

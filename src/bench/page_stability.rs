@@ -1,6 +1,6 @@
-//! A study of condition numbers and errors as a page: stability.html.
+//! The page of a study of condition numbers and errors: stability.html.
 //!
-//! Invariant: a pure function of the report; parts that were not studied are not mentioned.
+//! Invariant: the page is a pure function of the report; it does not mention parts that were not studied.
 
 use super::chart::{Chart, Kind, Mark, Series};
 use super::format::number;
@@ -10,7 +10,7 @@ use super::stability_findings::{Reach, codes, condition, reach};
 use super::stability_record::{CodingError, StabilityReport, Sweep, USABLE};
 use super::stats::{median, quantile};
 
-/// Colours by family, the same in every picture.
+/// Colours by code family, the same in every picture.
 const COLORS: [(&str, usize); 4] = [("crme", 1), ("chebyshev", 2), ("vandermonde", 3), ("khatri-rao", 4)];
 
 fn color(code: &str) -> usize {
@@ -82,7 +82,7 @@ fn head(names: &[&str]) -> Vec<String> {
     names.iter().map(|name| (*name).to_owned()).collect()
 }
 
-/// How far each code reaches.
+/// Up to which n each code is usable.
 fn stops(report: &StabilityReport) -> Option<Section> {
     let codes = codes(report.sweep.first()?);
     let mut rows = Vec::new();
@@ -319,7 +319,7 @@ fn hosts(report: &StabilityReport) -> Option<Section> {
     Some(section("hosts", "Losing a host", &[&text], vec![Block::Table(table)]))
 }
 
-/// Errors of one (n, delta) in one arithmetic.
+/// Errors of one (n, delta) in one precision.
 struct Group<'a> {
     n: usize,
     delta: usize,
@@ -493,7 +493,7 @@ fn reproduce(report: &StabilityReport) -> Section {
     section("reproduce", "Reproduce", &[&text], vec![Block::Code(command(report))])
 }
 
-/// The command line, with the program by its name alone.
+/// The command line, with the program's path reduced to its name.
 fn command(report: &StabilityReport) -> String {
     let command = &report.setting.command;
     match command.split_once(' ') {

@@ -1,6 +1,6 @@
-//! Layers on real workers.
+//! Studies layers on real workers.
 //!
-//! Invariant: a run begins when the workers of the one before are idle again, so that nobody's stragglers slow another.
+//! Invariant: a run begins only after all workers of the previous run are idle, so that its stragglers cannot slow this one.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,13 +21,13 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::scheduler::{Outcome, Pool};
 use crate::worker::{ScheduledFaultWorker, TaskFault, TaskFaults, Worker};
 
-/// So long a run waits for the workers of the last one to stop. They stop within one sub-result.
+/// Maximum wait for the workers of the previous run to stop. They stop within one sub-result.
 const SETTLE_LIMIT: Duration = Duration::from_secs(10);
 
-/// Makes so many workers, for each method anew.
+/// Makes this number of workers; called once for each method.
 pub type Workers<'a> = &'a dyn Fn(usize) -> Result<Vec<Box<dyn Worker>>>;
 
-/// A layer with data and the output it should have.
+/// A layer with input, filters and reference output.
 pub struct LayerCase<T> {
     /// Its name.
     pub name: String,
@@ -35,12 +35,12 @@ pub struct LayerCase<T> {
     pub shape: ConvShape,
     pub(super) input: ArrayD<T>,
     pub(super) weight: Arc<Vec<T>>,
-    /// Computed in f64.
+    /// The reference output, computed in f64.
     truth: Vec<f64>,
 }
 
 impl<T: Element> LayerCase<T> {
-    /// Evenly distributed numbers between -1 and 1 for input and filters.
+    /// A case with uniformly distributed input and filters between -1 and 1.
     ///
     /// # Errors
     /// None for a valid shape.
@@ -57,14 +57,14 @@ impl<T: Element> LayerCase<T> {
         Ok(Self { name: layer.name.clone(), shape, input, weight: Arc::new(weight), truth })
     }
 
-    /// Relative L2 error of an output, and the most it may be where its report promises `bound`.
+    /// Relative L2 error of an output, and its limit if the report promises `bound`.
     fn error(&self, output: &ArrayD<T>, bound: f64) -> [f64; 2] {
         let (mut error, mut norm) = (0.0, 0.0);
         for (got, want) in output.iter().zip(&self.truth) {
             error += (got.to_f64() - want).powi(2);
             norm += want * want;
         }
-        // The reference rounds as well.
+        // The reference has rounding errors too.
         [(error / norm).sqrt(), bound + error_bound(1.0, f64::EPSILON, self.shape.reduction())]
     }
 }
@@ -73,7 +73,7 @@ pub(super) fn numbers<T: Element>(count: usize, rng: &mut impl Rng) -> Vec<T> {
     (0..count).map(|_| T::from_f64(rng.random::<f64>() * 2.0 - 1.0)).collect()
 }
 
-/// A pool whose workers obey a board of fates and count what they begin.
+/// A pool of workers with scheduled faults and work counters.
 pub(super) struct TestPool {
     pub(super) pool: Pool,
     fates: TaskFaults,
@@ -87,7 +87,7 @@ impl TestPool {
         Ok(Self { pool, fates: fates.clone(), meter })
     }
 
-    /// Runs something under these fates and waits until nobody is at work any more; also what was begun for it.
+    /// Calls `run` under these faults and waits until all workers are idle; returns also the work that was begun for it.
     pub(super) fn run<R>(&self, fates: &[TaskFault], run: impl FnOnce() -> R) -> (R, Work) {
         self.settle();
         self.fates.set(fates);
@@ -104,12 +104,12 @@ impl TestPool {
     }
 }
 
-/// One method of running a layer.
+/// Runs one layer by one method.
 struct LayerContestant<'a, T: Element> {
     case: &'a LayerCase<T>,
     arena: TestPool,
     options: LayerOptions,
-    /// `None` only while it is prepared again.
+    /// `None` only while the layer is prepared again.
     layer: Option<CodedConv<T>>,
 }
 
@@ -152,13 +152,13 @@ impl<T: Element> MethodRunner for LayerContestant<'_, T> {
     }
 }
 
-/// Sub-results that an output was decoded from.
+/// The number of sub-results that an output was decoded from.
 pub(super) fn used(report: &LayerReport) -> f64 {
     let used = report.workers.iter().filter(|w| w.outcome == Outcome::Used);
     used.map(|w| w.sub_results as f64).sum()
 }
 
-/// What the layers of one run took together.
+/// The sums over the layers of one run.
 pub(super) fn of_layers<'r>(reports: impl IntoIterator<Item = &'r LayerReport>) -> Trial {
     let mut trial = Trial::default();
     for report in reports {
@@ -175,12 +175,12 @@ pub(super) fn of_layers<'r>(reports: impl IntoIterator<Item = &'r LayerReport>) 
     trial
 }
 
-/// The methods that this layer can be run by, each on workers of its own that share one board of fates; and why others are
-/// left out.
+/// The methods that can run this layer, each with its own workers under shared fault schedules, and the reasons why
+/// others are left out.
 ///
 /// # Errors
-/// [`Error::InvalidParameter`] where `base` has partitions that no coded method can have; what workers and preparing meet
-/// otherwise.
+/// [`Error::InvalidParameter`] if no coded method allows the partitions of `base`; the errors of making workers and of
+/// preparing the layer.
 pub fn layer_contestants<'a, T: Element>(
     case: &'a LayerCase<T>,
     methods: &[Method],
@@ -207,7 +207,7 @@ pub fn layer_contestants<'a, T: Element>(
     Ok((contestants, left_out))
 }
 
-/// Why a method is missing from a study; other errors than those of the method and the layer stay errors.
+/// The reason why a method is missing from a study; errors that are neither the method's nor the layer's stay errors.
 pub(super) fn without(study: &str, method: Method, error: Error) -> Result<String> {
     let fits_not = matches!(error, Error::InvalidParameter { .. } | Error::Mismatch { .. })
         || error.kind() == ErrorKind::Refused;

@@ -1,6 +1,6 @@
-//! Which subtasks may be missing: every choice where they are few, else a sample with those known to be bad.
+//! Enumerates or samples the sets of missing subtasks. If they are too many, the sample includes sets known to be bad.
 //!
-//! Invariant: sets are ascending and of the size asked for; equal arguments give equal sets in equal order.
+//! Invariant: sets are ascending and have the requested size; equal arguments give equal sets in equal order.
 
 use std::collections::BTreeSet;
 
@@ -8,29 +8,29 @@ use rand::SeedableRng;
 use rand::seq::index;
 use rand_chacha::ChaCha8Rng;
 
-/// How many sets to look at, and which.
+/// How to choose the sets to examine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sampling {
-    /// All sets where there are no more than this.
+    /// All sets are examined if there are at most this many.
     pub limit: usize,
-    /// Random sets to draw where there are more.
+    /// Random sets to draw if there are more.
     pub samples: usize,
-    /// Of the draws.
+    /// Seed of the draws.
     pub seed: u64,
 }
 
 /// Sets of missing subtasks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MissingSets {
-    /// Every set, or random ones, each once: what quantiles are taken over.
+    /// Every set, or distinct random sets. Quantiles are taken over these.
     pub typical: Vec<Vec<usize>>,
-    /// Chosen for being bad, where not every set is in `typical`.
+    /// Sets known to be bad; empty if `typical` has every set.
     pub structured: Vec<Vec<usize>>,
-    /// Whether `typical` are all there are.
+    /// Whether `typical` has every set.
     pub exhaustive: bool,
 }
 
-/// Ways to choose k of n, or the greatest u128 where there are more than that (or nearly so many).
+/// The binomial coefficient C(n, k); `u128::MAX` if it (or an intermediate product) overflows.
 #[must_use]
 pub fn binomial(n: usize, k: usize) -> u128 {
     if k > n {
@@ -38,7 +38,7 @@ pub fn binomial(n: usize, k: usize) -> u128 {
     }
     let mut ways = 1_u128;
     for i in 0..k.min(n - k) {
-        // Exact: what has been multiplied so far is C(n, i + 1) times (i + 1).
+        // Exact: the product so far is C(n, i + 1) times (i + 1).
         let Some(product) = ways.checked_mul((n - i) as u128) else { return u128::MAX };
         ways = product / (i as u128 + 1);
     }
@@ -49,7 +49,7 @@ impl MissingSets {
     /// Sets of `missing` of `n` subtasks.
     ///
     /// # Panics
-    /// When more are to be missing than there are.
+    /// If `missing` exceeds `n`.
     #[must_use]
     pub fn new(n: usize, missing: usize, sampling: &Sampling) -> Self {
         assert!(missing <= n, "no more can be missing than there are");
@@ -57,7 +57,7 @@ impl MissingSets {
             return Self { typical: all(n, missing), structured: Vec::new(), exhaustive: true };
         }
         let mut random = ChaCha8Rng::seed_from_u64(sampling.seed);
-        // Another (n, missing) draws from another stream; another code of the same size meets the same sets.
+        // Each (n, missing) has its own random stream; codes of the same size meet the same sets.
         random.set_stream((n as u64) << 32 | missing as u64);
         let draws =
             (0..sampling.samples).map(|_| ascending(index::sample(&mut random, n, missing).into_vec()));
@@ -66,20 +66,20 @@ impl MissingSets {
         Self { typical, structured: structured(n, missing), exhaustive: false }
     }
 
-    /// Sets looked at.
+    /// The number of sets.
     #[must_use]
     pub fn len(&self) -> usize {
         self.typical.len() + self.structured.len()
     }
 
-    /// Whether there is none, which is so where no samples were asked for.
+    /// Whether there are no sets, because no samples were requested.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
 
-/// Who has answered when these have not.
+/// The complement of `missing`: the subtasks that have answered.
 #[must_use]
 pub fn responders(n: usize, missing: &[usize]) -> Vec<usize> {
     (0..n).filter(|i| missing.binary_search(i).is_err()).collect()
@@ -90,7 +90,7 @@ fn ascending(mut set: Vec<usize>) -> Vec<usize> {
     set
 }
 
-/// Every choice, in lexical order.
+/// Every subset of this size, in lexicographic order.
 fn all(n: usize, size: usize) -> Vec<Vec<usize>> {
     let mut sets = Vec::new();
     let mut set: Vec<usize> = (0..size).collect();
@@ -104,8 +104,8 @@ fn all(n: usize, size: usize) -> Vec<Vec<usize>> {
     }
 }
 
-/// Runs of neighbours (the worst of rotation codes; at the ends, of polynomial ones), every second subtask, two runs
-/// opposite each other, and as even a spread as there is.
+/// Known bad sets: runs of neighbours (the worst case of rotation codes and, at the ends, of polynomial codes), every
+/// second subtask, two opposite runs, and the most even spread.
 fn structured(n: usize, size: usize) -> Vec<Vec<usize>> {
     let run = |first: usize, size: usize| (first..first + size).map(move |i| i % n);
     let mut sets: BTreeSet<Vec<usize>> = (0..n).map(|first| ascending(run(first, size).collect())).collect();

@@ -1,7 +1,6 @@
-//! One layer or model under every scenario, all methods in turns.
+//! Runs one layer or model under every scenario, by all methods in turns, on real or simulated workers.
 //!
-//! Nothing here knows whether workers are real. Invariant: the methods of a trial meet the same fates, in an order that
-//! changes from trial to trial.
+//! Invariant: all methods of a trial meet the same faults, in an order that changes from trial to trial.
 
 use std::time::Duration;
 
@@ -17,36 +16,36 @@ use crate::worker::TaskFault;
 
 /// First trials of a scenario whose outputs are compared with the reference.
 const CHECKED: usize = 2;
-/// Trials that measure how long each method takes with nobody late, before anything else.
+/// Initial trials without stragglers that measure the latency of each method.
 const PROBES: usize = 5;
-/// Runs of every method before a scenario counts: a layer looks at what it has learned every eight runs, and does not hedge
-/// before it has done so once.
+/// Warm-up runs of every method before a scenario counts: a layer evaluates its latency history every eight runs, and does
+/// not hedge before the first evaluation.
 const WARM_UP: usize = 9;
-/// Likewise, where only the delay has changed.
+/// Warm-up runs if only the delay has changed.
 const WARM_UP_AGAIN: usize = 3;
-/// The delays of a break-even sweep, over the default delay.
+/// The delays of a break-even sweep, as multiples of the default delay.
 const SWEEP: [f64; 6] = [0.0, 0.25, 0.5, 1.0, 2.0, 4.0];
-/// A break-even point has this share of the trials, but at least so many.
+/// A break-even point has the trials of a scenario divided by this, at least [`LEAST_SWEEP`].
 const SWEEP_SHARE: usize = 4;
 const LEAST_SWEEP: usize = 5;
-/// Most numbers of stragglers that a break-even is looked for at.
+/// Maximum number of straggler counts with a break-even sweep.
 const MOST_SWEEPS: usize = 3;
-/// Trials that the estimate of the time looks into.
+/// Number of trials that the time estimate simulates.
 const FORESEEN: usize = 20;
 
-/// Something that runs one layer or model by one method.
+/// Runs one layer or model by one method.
 pub trait MethodRunner {
-    /// Runs once, as the workers' fates are, and is done with it: afterwards nothing is at work any more. With `check` the
-    /// output is compared with the reference.
+    /// Runs once under these faults and returns when no worker computes any more. With `check`, compares the output with
+    /// the reference.
     ///
     /// # Errors
-    /// What has nothing to do with the fates; a run without output is a [`Trial`] too.
+    /// Errors unrelated to the faults; a run without output is a [`Trial`] too.
     fn run(&mut self, fates: &[TaskFault], check: bool) -> Result<Trial>;
 
-    /// Forgets, as far as it can, what earlier runs taught it about its workers.
+    /// Forgets, as far as possible, what earlier runs have measured of its workers.
     ///
     /// # Errors
-    /// What preparing the layer again may meet.
+    /// The errors of preparing the layer again.
     fn forget(&mut self) -> Result<()> {
         Ok(())
     }
@@ -57,36 +56,36 @@ pub trait MethodRunner {
 pub struct Trial {
     /// From the input to the output, or to the end of a run that failed.
     pub latency_ms: f64,
-    /// Of it: padding, cutting and encoding.
+    /// Part of the latency: padding, cutting and encoding.
     pub encode_ms: f64,
-    /// Of it: from first dispatch to the result that made decoding possible.
+    /// Part of the latency: from the first dispatch to the result that made decoding possible.
     pub wait_ms: f64,
-    /// Of it: decoding.
+    /// Part of the latency: decoding.
     pub decode_ms: f64,
-    /// Sent to workers.
+    /// Bytes sent to workers.
     pub bytes_up: f64,
-    /// Received.
+    /// Bytes received from workers.
     pub bytes_down: f64,
     /// Multiply-adds begun on workers.
     pub macs: f64,
     /// Share of the begun work whose results were not used.
     pub wasted: f64,
-    /// Subtasks handed out again.
+    /// Subtasks dispatched again.
     pub redispatched: f64,
     /// Subtasks copied to idle workers.
     pub hedged: f64,
-    /// Condition number of what was decoded.
+    /// Condition number of the recovery matrix that was used.
     pub condition: f64,
-    /// Relative L2 error against the reference and the most it may be, where it was checked.
+    /// Relative L2 error against the reference and its limit, if the output was checked.
     pub error: Option<[f64; 2]>,
-    /// Why there is no output.
+    /// Why there is no output; `None` if there is one.
     pub failure: Option<String>,
 }
 
-/// Each method that can be had, with its plan.
+/// The available methods with their plans.
 pub type Contestants<'a> = Vec<(MethodPlan, Box<dyn MethodRunner + 'a>)>;
 
-/// What is to be studied.
+/// What to study.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// Workers of each method.
@@ -95,28 +94,28 @@ pub struct Plan {
     pub tolerate: usize,
     /// Trials of each method in each scenario.
     pub trials: usize,
-    /// Of everything random.
+    /// Seed of everything random.
     pub seed: u64,
-    /// Instead of the suite.
+    /// Scenarios that replace the default suite.
     pub scenarios: Option<Vec<Scenario>>,
-    /// How late the stragglers of the suite and in the middle of a break-even sweep are; by default
-    /// [`straggler_delay`] of the first method's latency.
+    /// Delay of the stragglers, in the suite and in the middle of a break-even sweep; by default [`straggler_delay`] of the
+    /// first method's latency.
     pub delay: Option<Duration>,
-    /// Whether to look for the break-even delay.
+    /// Whether to search for the break-even delay.
     pub break_even: bool,
 }
 
-/// How far a study has come.
+/// Progress of a study.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Progress<'a> {
-    /// It begins, and will take about so long.
+    /// The study begins.
     Begins {
-        /// Its name.
+        /// The study's name.
         study: &'a str,
-        /// Of the whole study.
+        /// Estimated duration of the whole study.
         estimate: Duration,
     },
-    /// Trials done of how many, and what is under way.
+    /// A trial is done.
     Step {
         /// The study's name.
         study: &'a str,
@@ -124,12 +123,12 @@ pub enum Progress<'a> {
         scenario: &'a str,
         /// Trials done, of all methods together.
         done: usize,
-        /// Of so many.
+        /// Total number of trials.
         total: usize,
     },
 }
 
-/// The study's frame, which the runner fills in.
+/// A study in progress; the runner fills in the frame.
 struct Runner<'a, 'b> {
     plan: &'a Plan,
     name: &'a str,
@@ -140,12 +139,12 @@ struct Runner<'a, 'b> {
     total: usize,
 }
 
-/// Runs all methods under all scenarios. `frame` has the names and numbers of the study; its plans, scenarios and
-/// break-even delays are filled in, and its multiply-adds where they are 0 (those of the first method are taken).
+/// Runs all methods under all scenarios. `frame` has the names and numbers of the study. Its plans, scenarios and
+/// break-even delays are filled in, and its multiply-adds if they are 0 (with those of the first method).
 ///
 /// # Errors
-/// [`Error::InvalidParameter`] for no methods, no trials or scenarios with workers that are not there;
-/// [`Error::Inexact`] when an output is not what it should be; what the contestants meet.
+/// [`Error::InvalidParameter`] for no methods, no trials or scenarios that name nonexistent workers; [`Error::Inexact`] if
+/// an output exceeds its error bound; the errors of the method runners.
 pub fn study(
     plan: &Plan,
     frame: Study,
@@ -185,7 +184,7 @@ pub fn study(
     let macs = runner.macs;
     let mut plans: Vec<MethodPlan> = contestants.into_iter().map(|(plan, _)| plan).collect();
     if frame.kind == "model" {
-        // Each layer has its own.
+        // Each layer has its own plans.
         plans.clear();
     }
     Ok(Study { macs, plans, scenarios, break_even, ..frame })
@@ -196,7 +195,7 @@ fn fitting(mut suite: Vec<Scenario>, workers: usize) -> Vec<Scenario> {
     suite
 }
 
-/// For some numbers of stragglers, the scenarios of all delays of the sweep.
+/// The scenarios of a break-even sweep, for some numbers of stragglers, with their delays.
 fn sweeps(plan: &Plan, delay: Duration) -> Vec<(usize, Vec<(f64, Scenario)>)> {
     let most = plan.tolerate.min(plan.workers);
     let mut stragglers: Vec<usize> =
@@ -219,8 +218,7 @@ impl Runner<'_, '_> {
         (self.plan.trials / SWEEP_SHARE).max(LEAST_SWEEP).min(self.plan.trials)
     }
 
-    /// Median latency of each method with nobody late. What the first method does is the layer's work, if that is not
-    /// known.
+    /// Median latency of each method without stragglers. If the layer's work is unknown, it is taken from the first method.
     fn probe(&mut self) -> Result<Vec<f64>> {
         let trials = self.trials("nobody late", &Scenario::default(), 0, PROBES, self.plan.seed)?;
         if self.macs == 0.0 {
@@ -232,8 +230,8 @@ impl Runner<'_, '_> {
             .collect())
     }
 
-    /// Counts the trials to come and says how long they will take, if the first method waits for everybody and the
-    /// others for all but those that they need not.
+    /// Counts the trials to come and estimates their duration: the first method waits for all workers, the others for all
+    /// but those that may be missing.
     fn foresee(&mut self, calm: &[f64], scenarios: &[Scenario], sweeps: &[(usize, Vec<(f64, Scenario)>)]) {
         let (trials, sweep) = (self.plan.trials, self.sweep_trials());
         let points = sweeps.iter().flat_map(|(_, points)| points.iter().enumerate());
@@ -258,7 +256,7 @@ impl Runner<'_, '_> {
         (self.observe)(Progress::Begins { study: self.name, estimate });
     }
 
-    /// So many trials of every method, by method. Those before `from` are other ones of the same scenario.
+    /// Runs the trials `from..from + count` of a scenario by every method; the results by method.
     fn trials(
         &mut self,
         name: &str,
@@ -278,7 +276,7 @@ impl Runner<'_, '_> {
                 let outcome = contestant.run(&fates, trial - from < CHECKED)?;
                 check(&outcome, self.name, &plan.method, name)?;
                 trials[*method].push(outcome);
-                // The estimate comes first.
+                // Steps are reported only after the estimate.
                 if self.total > 0 {
                     self.done += 1;
                     let (study, done, total) = (self.name, self.done, self.total);
@@ -289,7 +287,7 @@ impl Runner<'_, '_> {
         Ok(trials)
     }
 
-    /// Trials after a warm-up that does not count; `anew`, by contestants that know nothing yet.
+    /// Trials after a warm-up that does not count; with `anew`, the methods first forget earlier runs.
     fn measured(
         &mut self,
         name: &str,
@@ -322,7 +320,7 @@ impl Runner<'_, '_> {
         })
     }
 
-    /// The last method against each other one.
+    /// The break-even delays of the last method against each other method.
     fn break_even(&mut self, sweeps: &[(usize, Vec<(f64, Scenario)>)]) -> Result<Vec<BreakEven>> {
         let mut found = Vec::new();
         let count = self.sweep_trials();
@@ -352,7 +350,7 @@ fn warm_up(anew: bool) -> usize {
     if anew { WARM_UP } else { WARM_UP_AGAIN }
 }
 
-/// Numbers that are not right are worth nothing, however fast they came.
+/// Fails if the output of a checked trial exceeds its error bound.
 fn check(trial: &Trial, study: &str, method: &str, scenario: &str) -> Result<()> {
     match trial.error {
         Some([error, bound]) if error.is_nan() || error > bound => {

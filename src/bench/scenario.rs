@@ -1,7 +1,7 @@
-//! What goes wrong in a trial, drawn anew for each.
+//! Fault scenarios of a benchmark. Faults are redrawn for each trial.
 //!
-//! Invariant: the fates of a trial depend on scenario, number of workers, trial and seed alone, never on the method, so
-//! that all methods meet the same.
+//! Invariant: the faults of a trial depend on scenario, number of workers, trial and seed alone, never on the method, so
+//! that all methods meet the same faults.
 
 use std::fmt;
 use std::path::Path;
@@ -16,31 +16,31 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::worker::{Delay, Fault, FaultSpec, TaskFault, WorkerSet};
 
-/// A delay shorter than this drowns in the noise of a machine's clock and scheduler.
+/// A shorter delay would drown in the noise of a machine's clock and scheduler.
 const LEAST_DELAY: Duration = Duration::from_millis(20);
-/// Times the uncoded latency that a straggler of the default suite is late.
+/// Delay of a straggler in the default suite, as a multiple of the uncoded latency.
 const DELAY_FACTOR: f64 = 5.0;
-/// How many times slower the slow workers of the default suite are.
+/// Slowdown factor of the slow workers in the default suite.
 const SLOW_FACTOR: f64 = 5.0;
 
-/// One kind of trouble: what befalls which workers in every trial.
+/// The faults of workers in every trial of a scenario.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Scenario {
-    /// Acting together; none: nobody is late.
+    /// The faults, which act together; empty: no stragglers.
     pub faults: Vec<TrialFault>,
 }
 
-/// Something that befalls workers for the length of a trial.
+/// A fault that affects workers for the length of a trial.
 #[derive(Clone, Debug, PartialEq)]
 pub enum TrialFault {
-    /// Delay, slowness, crash or silence of some workers; `random:2` are two others in every trial.
+    /// Delay, slowness, crash or silence of some workers; `random:2` selects two workers in every trial.
     Spec(FaultSpec),
-    /// Delays that were recorded elsewhere: `trace=FILE`.
+    /// Delays recorded elsewhere: `trace=FILE`.
     Trace(Trace),
 }
 
-/// Recorded delays: a line for each trial, a column for each worker; `None` is a crash. Both repeat from the beginning
-/// when there are more trials or workers.
+/// Recorded delays: a line for each trial, a column for each worker; `None` is a crash. Lines and columns repeat from the
+/// beginning if there are more trials or workers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Trace {
     path: String,
@@ -57,7 +57,7 @@ impl Trace {
         Self::parse(path.as_ref().display().to_string(), &text)
     }
 
-    /// The file that it was read from.
+    /// The path of the file.
     #[must_use]
     pub fn path(&self) -> &str {
         &self.path
@@ -66,7 +66,7 @@ impl Trace {
     /// Reads the text of a trace file; `path` names it in errors.
     ///
     /// # Errors
-    /// As [`Trace::load`].
+    /// The errors of [`Trace::load`].
     pub fn parse(path: impl Into<String>, text: &str) -> Result<Self> {
         let path = path.into();
         let bad = |cause: String| Error::File { path: path.clone(), cause, input: true };
@@ -101,31 +101,32 @@ impl Trace {
     }
 }
 
-/// Milliseconds in a cell of a trace.
+/// The delay in a cell of a trace, given in milliseconds.
 fn delay(cell: &str) -> Option<Duration> {
     let ms: f64 = cell.parse().ok()?;
     Duration::try_from_secs_f64(ms / 1e3).ok()
 }
 
 impl Scenario {
-    /// The scenario of these faults.
+    /// A scenario with these faults.
     ///
     /// # Errors
-    /// [`Error::InvalidParameter`] for faults that do not end with their trial or make results wrong.
+    /// [`Error::InvalidParameter`] for faults that do not end with their trial or corrupt results.
     pub fn new(faults: Vec<FaultSpec>) -> Result<Self> {
         let faults = faults.into_iter().map(|spec| checked(spec).map(TrialFault::Spec));
         Ok(Self { faults: faults.collect::<Result<_>>()? })
     }
 
-    /// Nobody is late; 1 to `tolerate` + 1 workers (some of these numbers, of many) are late by `delay`; all are by an exponential time of mean `delay`
-    /// / 2, and by a quarter of it and such a time; `tolerate` workers are five times slower; as many crash.
+    /// The default suite: no stragglers; 1 to `tolerate` + 1 workers late by `delay` (if `tolerate` is large, some of these
+    /// numbers); all workers late by an exponential time of mean `delay` / 2, and by a quarter of `delay` plus such a time;
+    /// `tolerate` workers five times slower; `tolerate` workers crashed.
     #[must_use]
     pub fn suite(tolerate: usize, delay: Duration) -> Vec<Self> {
         let random = |count, fault| one(WorkerSet::Random(count), fault);
         let late = |count| random(count, Fault::Delay(Delay::Constant(delay)));
         let (mean, shift) = (delay / 2, delay / 4);
         let mut suite = vec![Self::default()];
-        // Of many that are tolerated: one, half of them, all, one more.
+        // If many are tolerated: one, half of them, all, one more.
         let mut counts: Vec<usize> = if tolerate <= 4 {
             (1..=tolerate + 1).collect()
         } else {
@@ -140,13 +141,13 @@ impl Scenario {
         suite
     }
 
-    /// `stragglers` workers, others in every trial, late by `delay`.
+    /// `stragglers` workers, redrawn in every trial, are late by `delay`.
     #[must_use]
     pub fn late(stragglers: usize, delay: Duration) -> Self {
         one(WorkerSet::Random(stragglers), Fault::Delay(Delay::Constant(delay)))
     }
 
-    /// Checks that `workers` workers include those that are named.
+    /// Checks that every worker named by the faults is among `workers` workers.
     ///
     /// # Errors
     /// [`Error::InvalidParameter`] with both numbers.
@@ -157,7 +158,7 @@ impl Scenario {
         })
     }
 
-    /// What befalls each worker in a trial.
+    /// The faults of each worker in a trial.
     #[must_use]
     pub fn fates(&self, workers: usize, trial: usize, seed: u64) -> Vec<TaskFault> {
         let mut fates = vec![TaskFault::default(); workers];
@@ -174,7 +175,7 @@ impl Scenario {
                 }
                 TrialFault::Spec(spec) => {
                     let mut rng = ChaCha8Rng::seed_from_u64(mix(seed, 1));
-                    // `check` has refused what cannot be resolved.
+                    // `check` has refused whatever cannot be resolved.
                     for worker in spec.workers.resolve(workers, seed).unwrap_or_default() {
                         let fate = &mut fates[worker];
                         match spec.fault {
@@ -193,7 +194,7 @@ impl Scenario {
         fates
     }
 
-    /// Readable, for so many workers: `2 of 6 workers 100 ms late`.
+    /// A readable name for this number of workers: `2 of 6 workers 100 ms late`.
     #[must_use]
     pub fn name(&self, workers: usize) -> String {
         if self.faults.is_empty() {
@@ -203,7 +204,7 @@ impl Scenario {
         parts.join(", ")
     }
 
-    /// How many workers straggle in a trial, where that is certain and not all.
+    /// Number of stragglers in a trial, if it is fixed and not all workers.
     #[must_use]
     pub fn stragglers(&self) -> Option<usize> {
         match self.faults.as_slice() {
@@ -222,7 +223,7 @@ impl Scenario {
         }
     }
 
-    /// The delay of the stragglers, where it is one and fixed.
+    /// Delay of the stragglers, if there is one and it is fixed.
     #[must_use]
     pub fn delay(&self) -> Option<Duration> {
         match self.faults.as_slice() {
@@ -265,7 +266,7 @@ impl TrialFault {
 impl FromStr for Scenario {
     type Err = Error;
 
-    /// `none`, or faults between spaces: `random:2:delay=100ms 0:crash`, `trace=delays.txt`. Trace files are read.
+    /// `none`, or faults separated by spaces: `random:2:delay=100ms 0:crash`, `trace=delays.txt`. Reads trace files.
     fn from_str(text: &str) -> Result<Self> {
         let fault = |text: &str| match text.strip_prefix("trace=") {
             Some(path) => Trace::load(path).map(TrialFault::Trace),
@@ -292,8 +293,8 @@ impl fmt::Display for TrialFault {
     }
 }
 
-/// How late the stragglers of the default suite are where an uncoded run takes `uncoded`: five times as long, at least 20
-/// ms, in two significant digits.
+/// Delay of the stragglers in the default suite if an uncoded run takes `uncoded`: five times as long, at least 20 ms, to
+/// two significant digits.
 #[must_use]
 pub fn straggler_delay(uncoded: Duration) -> Duration {
     let ms = (uncoded.as_secs_f64() * 1e3 * DELAY_FACTOR).max(LEAST_DELAY.as_secs_f64() * 1e3);
@@ -323,7 +324,7 @@ fn ms(time: Duration) -> String {
     format!("{} ms", text.trim_end_matches('0').trim_end_matches('.'))
 }
 
-/// One number from two, as good as random (the finalizer of SplitMix64).
+/// A pseudo-random number from two numbers (the finalizer of SplitMix64).
 pub(super) fn mix(seed: u64, salt: u64) -> u64 {
     let mut z = seed.wrapping_add(salt.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -369,7 +370,7 @@ mod tests {
         assert!((mean("all:delay=exp(10ms)") - 10.0).abs() < 0.8);
         assert!((mean("all:delay=shifted-exp(5ms,10ms)") - 15.0).abs() < 0.8);
         assert!((mean("random:2:delay=8ms") - 2.0).abs() < 1e-9);
-        // Negative control: another mean is told from it.
+        // Negative control: a different mean is detected.
         assert!((mean("all:delay=exp(12ms)") - 10.0).abs() > 0.8);
     }
 
@@ -433,7 +434,7 @@ mod tests {
         assert!(suite.iter().all(|s| s.check(6).is_ok()));
         assert_eq!((suite[2].stragglers(), suite[2].delay()), (Some(2), Some(100 * MS)));
         assert_eq!((suite[0].stragglers(), suite[4].stragglers(), suite[4].delay()), (Some(0), None, None));
-        // What is shown can be given.
+        // The displayed form can be parsed.
         for s in &suite[1..] {
             assert_eq!(scenario(&s.faults[0].to_string()), *s);
         }

@@ -1,6 +1,6 @@
-//! What a comparison measured: the structure of `bench.json`.
+//! The structure of `bench.json`: the results of a comparison.
 //!
-//! Plain data. All times are milliseconds, all sizes bytes.
+//! Plain data. All times are in milliseconds, all sizes in bytes.
 
 use serde::{Deserialize, Serialize};
 
@@ -16,11 +16,11 @@ pub struct BenchReport {
     pub setting: Environment,
     /// One entry for each layer or model.
     pub studies: Vec<Study>,
-    /// What encoding and decoding cost, by layer.
+    /// Cost of encoding and decoding, by layer.
     pub codec: Vec<CodecCost>,
     /// Condition numbers of the codes in use.
     pub conditions: Vec<Conditions>,
-    /// What a reader should not miss, where coding loses above all: sentences.
+    /// The main findings as sentences, above all where coding loses.
     pub findings: Vec<String>,
 }
 
@@ -39,11 +39,11 @@ pub struct Environment {
     pub system: String,
     /// `real`, or `virtual` for simulated workers in virtual time.
     pub mode: String,
-    /// The workers, readable: `6 x CPU thread`.
+    /// The workers, in readable form: `6 x CPU thread`.
     pub workers: String,
     /// Arithmetic of the workers: `f32` or `f64`.
     pub precision: String,
-    /// Of everything random.
+    /// Seed of everything random.
     pub seed: u64,
     /// Trials of each method in each scenario.
     pub trials: usize,
@@ -56,28 +56,28 @@ pub struct Study {
     pub name: String,
     /// `layer` or `model`.
     pub kind: String,
-    /// Readable: `256x56x56, 256 3x3`.
+    /// In readable form: `256x56x56, 256 3x3`.
     pub shape: String,
     /// Multiply-adds of the uncoded computation.
     pub macs: f64,
-    /// Workers, which every method has.
+    /// Number of workers of every method.
     pub workers: usize,
-    /// gamma: stragglers that the coded methods are to survive.
+    /// gamma: the number of stragglers that the coded methods are to survive.
     pub tolerate: usize,
-    /// How each method divides the layer; empty for models.
+    /// The division of the layer by each method.
     pub plans: Vec<MethodPlan>,
-    /// In the order they were asked for.
+    /// The results, in the order of the scenarios.
     pub scenarios: Vec<ScenarioResult>,
-    /// From which straggler delay on the coded method (the last of [`Study::plans`]) wins.
+    /// Straggler delays from which on the coded method (the last of [`Study::plans`]) wins.
     pub break_even: Vec<BreakEven>,
 }
 
-/// How a method divides a layer.
+/// The division of a layer by one method.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MethodPlan {
     /// `uncoded`, `hedged`, `replication`, `mds`, `crme` or another code's name.
     pub method: String,
-    /// What it is, in a few words.
+    /// A description in a few words.
     pub about: String,
     /// Code family.
     pub code: String,
@@ -99,20 +99,20 @@ pub struct MethodPlan {
     pub download_bytes: f64,
     /// Bytes of coded filters that a worker holds for one subtask.
     pub filter_bytes: f64,
-    /// The planner's prediction for a run with nobody late.
+    /// The planner's prediction for a run without stragglers.
     pub predicted_ms: Option<f64>,
 }
 
-/// All methods under one kind of fault.
+/// The results of all methods in one scenario.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ScenarioResult {
-    /// Readable: `2 of 6 workers 100 ms late`.
+    /// In readable form: `2 of 6 workers 100 ms late`.
     pub name: String,
-    /// As on the command line: `random:2:delay=100ms`.
+    /// The faults as on the command line: `random:2:delay=100ms`.
     pub faults: Vec<String>,
-    /// How many workers a trial makes straggle; `None` where that is random or all of them.
+    /// Number of stragglers in a trial; `None` if it is random or all workers.
     pub stragglers: Option<usize>,
-    /// The fixed delay of stragglers.
+    /// The delay of the stragglers; `None` if it is not fixed.
     pub delay_ms: Option<f64>,
     /// In the order of [`Study::plans`].
     pub methods: Vec<MethodResult>,
@@ -121,21 +121,21 @@ pub struct ScenarioResult {
 /// A statistic with its 95 % bootstrap interval.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Estimate {
-    /// Of the sample.
+    /// The statistic of the sample.
     pub value: f64,
-    /// Lower end.
+    /// Lower end of the interval.
     pub low: f64,
-    /// Upper end.
+    /// Upper end of the interval.
     pub high: f64,
 }
 
-/// One method under one kind of fault.
+/// The results of one method in one scenario.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MethodResult {
-    /// As in [`MethodPlan::method`].
+    /// The name in [`MethodPlan::method`].
     pub method: String,
     /// Latency of each trial, encoding and decoding included, in the order of the trials, which is the same for all
-    /// methods. A run that failed counts with the time it took to fail.
+    /// methods. For a failed run, the time until it failed.
     pub latencies_ms: Vec<f64>,
     /// Runs without an output.
     pub failed: usize,
@@ -145,53 +145,53 @@ pub struct MethodResult {
     pub p90: Estimate,
     /// 99th percentile.
     pub p99: Estimate,
-    /// 99.9th percentile; of fewer than a thousand trials the greatest latency, in effect.
+    /// 99.9th percentile; with fewer than a thousand trials, practically the greatest latency.
     pub p999: Estimate,
     /// Mean latency.
     pub mean: Estimate,
-    /// Median over trials of this method's latency to the first method's in the same trial.
+    /// Median over trials of the ratio of this method's latency to the first method's in the same trial.
     pub to_first: Estimate,
-    /// Median.
+    /// Median time of padding, cutting and encoding.
     pub encode_ms: f64,
-    /// Median.
+    /// Median time from the first dispatch to the result that made decoding possible.
     pub wait_ms: f64,
-    /// Median.
+    /// Median time of decoding.
     pub decode_ms: f64,
-    /// Mean.
+    /// Mean bytes sent to workers.
     pub bytes_up: f64,
-    /// Mean.
+    /// Mean bytes received from workers.
     pub bytes_down: f64,
-    /// Mean multiply-adds begun on workers, also in vain, over those of the layer.
+    /// Mean multiply-adds begun on workers, unused ones included, over those of the layer.
     pub work: f64,
     /// Mean share of that work whose results were not used.
     pub wasted: f64,
-    /// Mean subtasks handed out again.
+    /// Mean number of subtasks dispatched again.
     pub redispatched: f64,
-    /// Mean subtasks copied to idle workers.
+    /// Mean number of subtasks copied to idle workers.
     pub hedged: f64,
-    /// Greatest relative L2 error against the uncoded reference; `None` where no numbers were computed.
+    /// Greatest relative L2 error against the uncoded reference; `None` if no numbers were computed.
     pub max_error: Option<f64>,
     /// Median condition number.
     pub condition: f64,
 }
 
-/// From which straggler delay on coding is faster.
+/// The straggler delay from which on coding is faster.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BreakEven {
-    /// The method it is compared with.
+    /// The method that coding is compared with.
     pub against: String,
-    /// How many workers straggle in a trial.
+    /// Number of stragglers in a trial.
     pub stragglers: usize,
-    /// What was measured: (delay in ms, median of the coded method, median of the other).
+    /// Measured points (delay in ms, median of the coded method, median of the other).
     pub points: Vec<[f64; 3]>,
-    /// Where the medians cross; 0 where coding always wins, `None` where it never does.
+    /// The delay at which the medians cross; 0 if coding always wins, `None` if it never does.
     pub delay_ms: Option<f64>,
 }
 
-/// What encoding and decoding cost in processor time, measured apart.
+/// Processor time of encoding and decoding, measured apart from the trials.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CodecCost {
-    /// As in [`Study::name`].
+    /// The name in [`Study::name`].
     pub name: String,
     /// CPU time of encoding one input.
     pub encode_cpu_ms: f64,
@@ -202,7 +202,7 @@ pub struct CodecCost {
 }
 
 impl CodecCost {
-    /// Encoding and decoding over everything.
+    /// Share of encoding and decoding in the total.
     #[must_use]
     pub fn share(&self) -> f64 {
         (self.encode_cpu_ms + self.decode_cpu_ms) / self.total_cpu_ms
@@ -222,9 +222,9 @@ pub struct Conditions {
     pub k_a: usize,
     /// Filter partitions.
     pub k_b: usize,
-    /// Responder sets looked at.
+    /// Number of responder sets examined.
     pub sets: usize,
-    /// Whether those are all there are.
+    /// Whether every responder set was examined.
     pub exhaustive: bool,
     /// Median.
     #[serde(with = "infinite")]
@@ -235,12 +235,12 @@ pub struct Conditions {
     /// 99th percentile.
     #[serde(with = "infinite")]
     pub p99: f64,
-    /// The worst one seen; infinite for a set that does not decode.
+    /// The worst condition number found; infinite for a set that cannot be decoded.
     #[serde(with = "infinite")]
     pub worst: f64,
 }
 
-/// JSON knows no infinity: it is written as `null`.
+/// Writes infinity as `null`, because JSON has no infinity.
 pub(super) mod infinite {
     use serde::{Deserialize, Deserializer, Serializer};
 

@@ -1,7 +1,7 @@
-//! Layers on simulated workers, in virtual time: the same methods, scenarios and scheduler, on more machines than there
-//! are.
+//! Studies layers on simulated workers in virtual time: the same methods, scenarios and scheduler, with more machines than
+//! are available.
 //!
-//! Invariant: nothing here looks at the clock, so a study repeats exactly.
+//! Invariant: this module never reads the clock, so a study repeats exactly.
 
 use std::time::Duration;
 
@@ -20,16 +20,16 @@ use crate::planner::{Rates, Work, subtask_shape};
 use crate::scheduler::{Link, SimulatedFleet, SimulatedWork};
 use crate::worker::TaskFault;
 
-/// How many times a run's latency passes before the next: cancelled workers have let go by then, slow ones too.
+/// Pause before the next run, as a multiple of the run's latency, so that cancelled workers have stopped, slow ones too.
 const PAUSE: u32 = 10;
 
-/// What is simulated: machines of one worker each, all alike, or threads that share the master's cores.
+/// The simulated machines: one worker each, all alike, or threads that share the master's cores.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SimulatedSetting {
-    /// Between the master and each worker.
+    /// The link between the master and each worker.
     pub link: Link,
-    /// What workers and master need for their work. Its `cores`, where it has any, are shared by all workers, which are
-    /// then threads of the master's machine and need no link.
+    /// Compute and codec rates of workers and master. If `cores` is set, all workers share these cores: they are threads of
+    /// the master's machine and need no link.
     pub rates: Rates,
 }
 
@@ -62,7 +62,7 @@ impl MethodRunner for SimulatedContestant {
         fleet.set_fates(fates);
         fleet.reset_usage();
         let run = layer.run(fleet);
-        // Nobody's stragglers are to slow the next run. What is cancelled still completes what it has in hand.
+        // The stragglers of this run must not slow the next one. Cancelled workers still complete the current sub-result.
         let slowest = fates.iter().map(|fate| fate.delay).max().unwrap_or_default();
         fleet.advance(run.total.saturating_mul(PAUSE) + slowest);
         let begun: f64 = fleet.reset_usage().iter().map(|usage| usage.sub_results as f64).sum();
@@ -91,7 +91,7 @@ impl MethodRunner for SimulatedContestant {
     }
 }
 
-/// What a layer takes by these rates, if its workers compute in `T`.
+/// Simulated costs of a layer at these rates, for workers that compute in `T`.
 fn costs<T: Element>(shape: &ConvShape, code: &Code, rates: &Rates) -> Result<SimulatedCosts> {
     let subtask = subtask_shape(shape, code)?;
     let prediction = rates.predict::<T>(shape, code)?;
@@ -112,10 +112,10 @@ fn costs<T: Element>(shape: &ConvShape, code: &Code, rates: &Rates) -> Result<Si
 }
 
 impl Comparison {
-    /// Studies one layer on simulated workers that compute in `T`. No numbers are computed, so none are compared.
+    /// Studies one layer on simulated workers that compute in `T`. No numbers are computed, so no errors are measured.
     ///
     /// # Errors
-    /// Those of [`study`](super::study()) and of preparing the layer.
+    /// The errors of [`study`](super::study()) and of preparing the layer.
     pub fn simulated_layer<T: Element>(
         &mut self,
         layer: &NamedLayer,

@@ -1,7 +1,7 @@
-//! The study behind `fcdcc stability`: condition numbers of every code family, and what they do to real convolutions.
+//! The study behind `fcdcc stability`: condition numbers of every code family, and their effect on real convolutions.
 //!
-//! [`Options`] says what is looked at, [`run`] looks. Invariant: all figures depend on the options alone; time and the
-//! machine are in the [`Environment`] only.
+//! [`Options`] selects what [`run`] computes. Invariant: all figures depend on the options alone; time and the machine
+//! are in the [`Environment`] only.
 
 use std::collections::HashMap;
 
@@ -18,16 +18,16 @@ use crate::array::{DType, Element};
 use crate::coding::{Code, CodeKind};
 use crate::error::{Error, Result};
 
-/// Most subtasks: one condition number takes seconds beyond.
+/// Maximum number of subtasks; beyond it, one condition number takes seconds.
 const MAX_N: usize = 256;
-/// Most responder sets of one code.
+/// Maximum number of responder sets of one code.
 const MAX_SETS: usize = 1_000_000;
 
-/// Partitions and n of CRME as layers use it.
+/// (k_A, k_B, n) of CRME as layers use it.
 const CRME: [(usize, usize, usize); 7] =
     [(4, 4, 5), (4, 4, 6), (4, 8, 10), (8, 8, 18), (8, 8, 20), (2, 32, 20), (8, 8, 24)];
 
-/// How delta follows from n in the sweep.
+/// Rules that give delta for n in the sweep.
 const RULES: [(&str, fn(usize) -> usize); 4] = [
     ("n - delta = 1", |n| n - 1),
     ("n - delta = 2", |n| n - 2),
@@ -35,32 +35,32 @@ const RULES: [(&str, fn(usize) -> usize); 4] = [
     ("delta = 0.8 n", |n| (4 * n + 2) / 5),
 ];
 
-/// What to look at.
+/// What to compute.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// (n, delta) of the condition tables.
     pub cells: Vec<(usize, usize)>,
-    /// Families, in the order of the tables.
+    /// Code families, in the order of the tables.
     pub codes: Vec<CodeKind>,
-    /// Responder sets of tables and of waiting for more.
+    /// Responder sets of the tables and of [`Options::waiting`].
     pub sampling: Sampling,
     /// n of the sweep, at least 5; empty for no sweep.
     pub sweep: Vec<usize>,
     /// Responder sets of each point of the sweep.
     pub sweep_sampling: Sampling,
-    /// (n, delta) for which more and more responders are waited for.
+    /// (n, delta) for which the number of awaited responders is varied.
     pub waiting: Option<(usize, usize)>,
-    /// (n, delta, hosts) of which one host is lost.
+    /// (n, delta, hosts) for the loss of one host.
     pub hosts: Option<(usize, usize, usize)>,
-    /// CRME by partitions, as well.
+    /// Whether to study CRME by partitions too.
     pub crme: bool,
     /// Layers to convolve.
     pub layers: Vec<NamedLayer>,
-    /// (n, delta) with which they are.
+    /// (n, delta) of the codes for these layers.
     pub error_cells: Vec<(usize, usize)>,
-    /// Arithmetics.
+    /// Precisions of the convolutions.
     pub precisions: Vec<DType>,
-    /// Random responder sets decoded beside the median and the worst one.
+    /// Number of random responder sets decoded besides the median and the worst one.
     pub random_sets: usize,
 }
 
@@ -84,7 +84,7 @@ impl Options {
         }
     }
 
-    /// Some of everything, in seconds.
+    /// A study with a little of everything, in seconds.
     #[must_use]
     pub fn quick(seed: u64) -> Self {
         Self {
@@ -99,7 +99,7 @@ impl Options {
         }
     }
 
-    /// The study at `cells` alone: no sweep, and only what these say.
+    /// This study for `cells` alone, without a sweep.
     #[must_use]
     pub fn at(self, cells: Vec<(usize, usize)>) -> Self {
         Self {
@@ -113,10 +113,10 @@ impl Options {
         }
     }
 
-    /// Whether all of this can be computed.
+    /// Checks that all of this can be computed.
     ///
     /// # Errors
-    /// [`Error::InvalidParameter`] saying what cannot.
+    /// [`Error::InvalidParameter`] for an option that cannot be computed.
     pub fn check(&self) -> Result<()> {
         let used = self.cells.iter().chain(&self.error_cells).chain(&self.waiting);
         for &(n, delta) in used {
@@ -146,7 +146,7 @@ impl Options {
         Ok(())
     }
 
-    /// Steps that [`run`] reports.
+    /// Number of steps that [`run`] reports.
     fn steps(&self) -> usize {
         let waits = self.waiting.map_or(0, |(n, delta)| n - delta + 1);
         let errors = self.error_cells.len() * self.layers.len() * self.precisions.len();
@@ -155,10 +155,10 @@ impl Options {
     }
 }
 
-/// Computes everything. `observe` is told how many of how many steps are done, and what the last was about.
+/// Runs the whole study. `observe` receives the number of completed steps, their total, and the name of the last step.
 ///
 /// # Errors
-/// Those of [`Options::check`], before anything is computed.
+/// The errors of [`Options::check`], before anything is computed.
 pub fn run(
     options: &Options,
     setting: Environment,
@@ -196,12 +196,12 @@ impl Study<'_> {
         (self.observe)(self.done, self.options.steps(), about);
     }
 
-    /// Families whose condition numbers are worth plotting.
+    /// The code families that encode by linear combinations; the condition numbers of the others are trivial.
     fn mixing(&self) -> impl Iterator<Item = CodeKind> + use<> {
         self.options.codes.clone().into_iter().filter(|kind| kind.mixes())
     }
 
-    /// The code, or a note why there is none.
+    /// The code; if there is none, records the reason and returns `None`.
     fn code(&mut self, kind: CodeKind, (n, delta): (usize, usize), room: Room, layer: &str) -> Option<Code> {
         match comparable(kind, n, delta, room) {
             Ok(code) => Some(code),
@@ -331,7 +331,7 @@ impl Study<'_> {
     }
 }
 
-/// A name and responders.
+/// The name of a responder set, and its subtasks.
 type Chosen = (&'static str, Vec<usize>);
 
 fn chosen(survey: &Survey, code: &Code, options: &Options) -> Vec<Chosen> {
@@ -344,7 +344,7 @@ fn chosen(survey: &Survey, code: &Code, options: &Options) -> Vec<Chosen> {
     sets
 }
 
-/// A layer under the codes of one (n, delta).
+/// A layer with the codes of one (n, delta).
 struct Job<'a> {
     layer: &'a NamedLayer,
     codes: &'a [Code],
@@ -372,7 +372,7 @@ impl Job<'_> {
             bound: numbers.bound(condition),
         };
         let mut errors = Vec::new();
-        // The truth is f64 itself: there it has no error to show.
+        // The reference is computed in f64, so f64 has no error of its own to show.
         if T::DTYPE == DType::F32 {
             errors.push(row(CodeKind::Uncoded.name(), (1, 1), "all", 1.0, numbers.uncoded()?));
         }
@@ -415,14 +415,14 @@ mod tests {
                 .unwrap();
         let last = steps.last().unwrap();
         assert_eq!((last.0, last.1, steps.len()), (last.1, small().steps(), small().steps()));
-        // Six families where all answer, five where two may be missing.
+        // Six families if all subtasks must answer, five if two may be missing.
         assert_eq!(report.tables.iter().map(|t| t.rows.len()).collect::<Vec<_>>(), [5, 6]);
         assert!(report.left_out.iter().any(|out| out.what == "uncoded, n = 6, delta = 4"));
         assert_eq!(report.sweep.len(), 4);
         assert!(report.sweep.iter().all(|sweep| sweep.points.len() == 4 * 2));
         assert_eq!(report.responders.len(), 4 * 3);
         assert!((report.hosts[0].adjacent - 1551.0).abs() < 1.0 && report.hosts[0].interleaved < 7.5);
-        // Four codes with four sets in two arithmetics, and two layers; a f32 row without a code.
+        // Four codes with four sets in two precisions, for two layers, and an uncoded f32 row.
         assert_eq!(report.errors.len(), 2 * (4 * 4 * 2 + 1));
         for error in &report.errors {
             assert!(error.relative_l2 <= error.bound && error.mse.is_finite(), "{error:?}");

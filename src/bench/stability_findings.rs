@@ -1,31 +1,31 @@
-//! Sentences drawn from a study, the code families' rank among them whoever wins.
+//! The findings of a stability study as sentences. The families are ranked by the data, whichever is best.
 
 use super::format::{number, thousands};
 use super::schema::Conditions;
 use super::stability_record::{CodingError, StabilityReport, Sweep, USABLE};
 use super::stats::median;
 
-/// Up to which n every point of a sweep is usable in an arithmetic.
+/// The n up to which every point of a sweep is usable in a given precision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reach {
-    /// The last n from the first on; 0 if not even the first is usable.
+    /// The last usable n; 0 if the first point is not usable.
     pub n: usize,
-    /// Whether the sweep ends there.
+    /// Whether this is the end of the sweep.
     pub whole: bool,
 }
 
-/// A condition number as reports show it: what rounding limits is no more than a bound.
+/// A condition number as reports show it; beyond the limit of rounding, only as a bound.
 #[must_use]
 pub fn condition(value: f64) -> String {
     match value {
         value if value > 1e15 => ">10¹⁵".to_owned(),
-        // Four digits where four are as easily read.
+        // Four digits if they are as easily read as three.
         value if (1e3..9999.5).contains(&value) => thousands(&format!("{value:.0}")),
         value => number(value),
     }
 }
 
-/// Where worst condition number times `epsilon` first exceeds [`USABLE`].
+/// The n up to which the worst condition number times `epsilon` stays below [`USABLE`].
 #[must_use]
 pub fn reach(sweep: &Sweep, code: &str, epsilon: f64) -> Reach {
     let points: Vec<&Conditions> = sweep.points.iter().filter(|point| point.code == code).collect();
@@ -33,7 +33,7 @@ pub fn reach(sweep: &Sweep, code: &str, epsilon: f64) -> Reach {
     Reach { n: good.checked_sub(1).map_or(0, |last| points[last].n), whole: good == points.len() }
 }
 
-/// Codes of a sweep in their order.
+/// The codes of a sweep, in order.
 #[must_use]
 pub fn codes(sweep: &Sweep) -> Vec<&str> {
     let mut codes: Vec<&str> = sweep.points.iter().map(|point| &*point.code).collect();
@@ -41,7 +41,7 @@ pub fn codes(sweep: &Sweep) -> Vec<&str> {
     codes
 }
 
-/// What a reader should not miss.
+/// The main findings.
 #[must_use]
 pub fn findings(report: &StabilityReport) -> Vec<String> {
     let mut all = Vec::new();
@@ -56,7 +56,7 @@ pub fn findings(report: &StabilityReport) -> Vec<String> {
     all
 }
 
-/// The table that the paper's claim is about, or the first.
+/// The finding from the table that the paper's claim is about, or from the first table.
 fn worst_sets(report: &StabilityReport) -> Option<String> {
     let table = report.tables.iter().find(|t| t.label == "n = 20, delta = 16").or(report.tables.first())?;
     let mixing = table.rows.iter().filter(|row| row.code != "replication" && row.code != "uncoded");
@@ -95,7 +95,7 @@ fn list(items: &[String]) -> String {
     }
 }
 
-/// Of errors: the codes in their order, each with the least and the greatest mean squared error of a kind of set.
+/// Findings on errors: the codes in order, each with the least and the greatest mean squared error for a kind of set.
 fn errors(report: &StabilityReport) -> Vec<String> {
     let Some(first) = report.errors.first() else { return Vec::new() };
     let cell = (first.n, first.recovery_threshold);
@@ -187,7 +187,7 @@ fn hosts(report: &StabilityReport) -> Option<String> {
     ))
 }
 
-/// Where another code has a better worst case than CRME.
+/// Cases where another code has a better worst case than CRME.
 fn beaten(report: &StabilityReport) -> Option<String> {
     let mut better = Vec::new();
     for table in &report.tables {
@@ -203,7 +203,7 @@ fn beaten(report: &StabilityReport) -> Option<String> {
     (!better.is_empty()).then(|| format!("The worst case of crme is beaten by {}.", list(&better)))
 }
 
-/// Where another code decodes its median set with less error than CRME does.
+/// Cases where another code decodes its median set with less error than CRME.
 fn beaten_in_the_median(report: &StabilityReport) -> Option<String> {
     let medians = || report.errors.iter().filter(|e| e.set == "median");
     let mut better: Vec<String> = Vec::new();

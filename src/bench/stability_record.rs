@@ -1,6 +1,6 @@
-//! What a study of condition numbers and errors found: the structure of `stability.json`.
+//! The structure of `stability.json`: the results of a study of condition numbers and errors.
 //!
-//! Plain data. What is infinite (a set that does not decode) is written as `null`.
+//! Plain data. Infinite values (of sets that cannot be decoded) are written as `null`.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,7 +9,7 @@ use super::schema::{Conditions, Environment, infinite};
 /// Version of [`StabilityReport`].
 pub const SCHEMA: u32 = 1;
 
-/// A relative error of so much is the most that anybody would call usable: three digits.
+/// The greatest relative error that is still usable: three correct digits.
 pub const USABLE: f64 = 1e-3;
 
 /// A whole study.
@@ -23,15 +23,15 @@ pub struct StabilityReport {
     pub tables: Vec<ConditionTable>,
     /// Condition numbers against n, one entry for each rule that gives delta.
     pub sweep: Vec<Sweep>,
-    /// Condition numbers against the number of subtasks waited for.
+    /// Condition numbers against the number of awaited subtasks.
     pub responders: Vec<Waiting>,
-    /// What is lost with a host.
+    /// The effect of losing a host.
     pub hosts: Vec<HostLoss>,
     /// Errors of decoded convolutions.
     pub errors: Vec<CodingError>,
-    /// What was asked for and does not exist.
+    /// Requested cells that do not exist.
     pub left_out: Vec<LeftOut>,
-    /// What a reader should not miss: sentences.
+    /// The main findings as sentences.
     pub findings: Vec<String>,
 }
 
@@ -58,11 +58,11 @@ pub struct Sweep {
 pub struct Waiting {
     /// Subtasks that have answered.
     pub responders: usize,
-    /// Over sets of these.
+    /// Condition numbers over sets of this size.
     pub conditions: Conditions,
 }
 
-/// What happens when a host with several subtasks is lost.
+/// The effect of losing a host with several subtasks.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HostLoss {
     /// Code family.
@@ -71,10 +71,10 @@ pub struct HostLoss {
     pub n: usize,
     /// Hosts, with n / hosts subtasks each.
     pub hosts: usize,
-    /// Worst condition number where a host holds neighbours.
+    /// Worst condition number if each host holds adjacent subtasks.
     #[serde(with = "infinite")]
     pub adjacent: f64,
-    /// Worst condition number where host h holds h, h + hosts, h + 2 hosts and so on.
+    /// Worst condition number if host h holds subtasks h, h + hosts, h + 2 hosts and so on.
     #[serde(with = "infinite")]
     pub interleaved: f64,
 }
@@ -94,11 +94,11 @@ pub struct CodingError {
     pub k_a: usize,
     /// Filter partitions.
     pub k_b: usize,
-    /// Arithmetic: `f32` or `f64`.
+    /// Precision: `f32` or `f64`.
     pub dtype: String,
-    /// Which responders: `median` or `worst` by condition number, `random`, or `all` without a code.
+    /// The responder set: `median` or `worst` by condition number, `random`, or `all` without a code.
     pub set: String,
-    /// Of the recovery matrix.
+    /// Condition number of the recovery matrix.
     #[serde(with = "infinite")]
     pub condition: f64,
     /// Mean squared error.
@@ -107,7 +107,7 @@ pub struct CodingError {
     /// Norm of the error over the norm of the output.
     #[serde(with = "infinite")]
     pub relative_l2: f64,
-    /// What `relative_l2` is predicted to stay below.
+    /// Predicted upper bound of `relative_l2`.
     #[serde(with = "infinite")]
     pub bound: f64,
 }
@@ -117,7 +117,7 @@ pub struct CodingError {
 pub struct LeftOut {
     /// Readable: `uncoded, n = 20, delta = 16`.
     pub what: String,
-    /// Why.
+    /// The reason.
     pub reason: String,
 }
 

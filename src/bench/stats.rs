@@ -1,4 +1,4 @@
-//! Quantiles, bootstrap intervals and crossings: what turns trials into numbers that can be compared.
+//! Quantiles, bootstrap intervals and crossings: turns trials into numbers that can be compared.
 //!
 //! Invariant: equal values and an equal seed give equal estimates, on every platform.
 
@@ -6,17 +6,17 @@ use super::schema::Estimate;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
-/// Resamples behind an interval.
+/// Resamples of a bootstrap interval.
 const RESAMPLES: usize = 1000;
-/// Fewer are drawn where the sample is so large that they would need more draws than this; its interval is narrow then.
+/// Limit of draws: a large sample gets fewer resamples; its interval is narrow.
 const MAX_DRAWS: usize = 20_000_000;
-/// Never fewer: the ends of a 95 % interval are the fifth smallest and fifth greatest of two hundred.
+/// Minimum number of resamples: the ends of a 95 % interval are then the fifth smallest and fifth greatest of two hundred.
 const MIN_RESAMPLES: usize = 200;
 /// Share of the resamples outside either end of an interval.
 const TAIL: f64 = 0.025;
 
-/// The `q`-quantile of an ascending sample without NaN, interpolated between neighbours (type 7 of Hyndman and Fan);
-/// NaN of an empty one.
+/// The `q`-quantile of an ascending sample without NaN, interpolated between neighbours (type 7 of Hyndman and Fan); NaN
+/// for an empty sample.
 #[must_use]
 pub fn quantile(sorted: &[f64], q: f64) -> f64 {
     let Some(last) = sorted.len().checked_sub(1) else { return f64::NAN };
@@ -25,30 +25,30 @@ pub fn quantile(sorted: &[f64], q: f64) -> f64 {
     let below = at as usize;
     let (low, high) = (sorted[below], sorted[(below + 1).min(last)]);
     let part = at - below as f64;
-    // Not computed where it does not matter: infinity times zero is not a number.
+    // Skips the product if it does not matter: infinity times zero is NaN.
     if part == 0.0 || low == high { low } else { low + part * (high - low) }
 }
 
-/// The median of a sample in any order, without NaN; NaN of an empty one.
+/// The median of a sample without NaN, in any order; NaN for an empty sample.
 #[must_use]
 pub fn median(values: &[f64]) -> f64 {
     quantile(&sorted(values), 0.5)
 }
 
-/// The arithmetic mean; NaN of an empty sample.
+/// The arithmetic mean; NaN for an empty sample.
 #[must_use]
 pub fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
 }
 
-/// A statistic with its 95 % percentile bootstrap interval; `statistic` gets ascending samples.
+/// A statistic with its 95 % percentile bootstrap interval; `statistic` receives ascending samples.
 #[must_use]
 pub fn estimate(values: &[f64], statistic: impl Fn(&[f64]) -> f64, seed: u64) -> Estimate {
     let [one] = estimates(values, [&statistic], seed);
     one
 }
 
-/// Several statistics of one sample from the same resamples, at little more than the price of one [`estimate`].
+/// Several statistics of one sample from the same resamples, at little more than the cost of one [`estimate`].
 #[must_use]
 pub fn estimates<const K: usize>(
     values: &[f64],
@@ -82,7 +82,7 @@ pub fn estimates<const K: usize>(
     })
 }
 
-/// Median over trials of `values` to `base`, which were measured in the same trials, with its interval.
+/// Median over trials of the ratio of `values` to `base`, which come from the same trials, with its interval.
 #[must_use]
 pub fn paired_ratio(values: &[f64], base: &[f64], seed: u64) -> Estimate {
     let ratios = values.iter().zip(base).map(|(value, base)| value / base);
@@ -90,9 +90,9 @@ pub fn paired_ratio(values: &[f64], base: &[f64], seed: u64) -> Estimate {
     estimate(&ratios, |sorted| quantile(sorted, 0.5), seed)
 }
 
-/// Where coding begins to win and wins from there on, in `points` of (delay, median of the coded method, median of the
-/// other), ascending in delay: interpolated between the last that it does not win and the next; 0 where it wins them
-/// all, `None` where it does not win the last.
+/// The delay from which on coding wins, in `points` of (delay, median of the coded method, median of the other), ascending
+/// in delay: interpolated between the last point that coding does not win and the next one; 0 if it wins every point,
+/// `None` if it does not win the last.
 #[must_use]
 pub fn crossing(points: &[[f64; 3]]) -> Option<f64> {
     let wins = |[_, coded, other]: &[f64; 3]| coded < other;
@@ -111,7 +111,7 @@ fn sorted(values: &[f64]) -> Vec<f64> {
     values
 }
 
-/// One of `len` equally likely indices; the bias is below `len` in four thousand million.
+/// One of `len` equally likely indices; the bias is below `len` / 2^32.
 fn below(len: usize, random: u32) -> usize {
     ((len as u64 * u64::from(random)) >> 32) as usize
 }
@@ -153,10 +153,10 @@ mod tests {
             };
             (0..REPEATS).filter(within).count() as f64 / REPEATS as f64
         };
-        // Four standard errors of a 95 % share over 300 repeats are 5 points.
+        // Four standard errors of a share of 95 % over 300 repeats are 5 percentage points.
         let share = covered(std::f64::consts::LN_2);
         assert!((0.90..=0.99).contains(&share), "{share}");
-        // Negative control: something that is not the median of this distribution, its mean.
+        // Negative control: the mean of this distribution is not its median.
         assert!(covered(1.0) < 0.5);
     }
 
@@ -166,7 +166,7 @@ mod tests {
             let found = estimate(&exponential(len, 3), mean, 7);
             found.high - found.low
         };
-        // The standard error of the mean is 1 / sqrt(len), the interval 3.92 of them.
+        // The standard error of the mean is 1 / sqrt(len); the interval is 3.92 standard errors wide.
         for len in [100, 1600] {
             let expected = 3.92 / (len as f64).sqrt();
             assert!((width(len) / expected - 1.0).abs() < 0.3, "{len}: {} for {expected}", width(len));
@@ -189,7 +189,7 @@ mod tests {
 
     #[test]
     fn ratios_are_of_pairs() {
-        // Trials differ a hundredfold, the methods twofold in each.
+        // Latencies differ a hundredfold between trials, and twofold between the methods of each trial.
         let base: Vec<f64> = exponential(50, 2).iter().map(|x| 10f64.powf(*x)).collect();
         let values: Vec<f64> = base.iter().map(|x| 2.0 * x).collect();
         assert_eq!(paired_ratio(&values, &base, 4), Estimate { value: 2.0, low: 2.0, high: 2.0 });
@@ -208,7 +208,7 @@ mod tests {
             (&[[0.0, 5.0, 4.0], [10.0, 5.0, 6.0]], Some(5.0)),
             (&[[0.0, 5.0, 4.0], [10.0, 5.0, 5.0]], None),
             (&[[0.0, 5.0, 9.0], [10.0, 5.0, 4.0]], None),
-            // Ahead, behind and ahead for good: the second time counts.
+            // Ahead, behind, and ahead to the end: the second crossing counts.
             (&[[0.0, 5.0, 9.0], [10.0, 6.0, 4.0], [20.0, 4.0, 10.0]], Some(12.5)),
             (&[[0.0, 5.0, f64::NAN], [10.0, 4.0, 5.0]], Some(10.0)),
             (&[[0.0, 5.0, 4.0], [10.0, 5.0, f64::INFINITY]], Some(0.0)),

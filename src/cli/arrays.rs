@@ -1,4 +1,4 @@
-//! Arrays in files: `.npy` and `.npz` in, `.npy` out.
+//! Reads arrays from `.npy` and `.npz` files and writes `.npy` files.
 
 use std::io::{Cursor, Read, Seek};
 use std::path::Path;
@@ -16,18 +16,18 @@ use super::content::{self, Content, HEAD};
 use super::npy::{Kind, Npy};
 use fcdcc::memory;
 
-/// Most bytes of an archive that comes through a pipe and has to be held as a whole.
+/// Maximum bytes of an archive that comes through a pipe and must be buffered as a whole.
 const MOST_PIPED: u64 = 4 << 30;
 
 fn bad(name: &str, cause: String) -> Error {
     Error::File { path: name.to_owned(), cause, input: true }
 }
 
-/// A file that holds an array, and which one.
+/// A file and the array to read from it.
 pub(crate) struct Source<'a> {
     input: Input,
     content: Content,
-    /// Where an archive holds several, the one that is wanted.
+    /// The names to select from an archive of several arrays.
     wanted: &'a [&'a str],
 }
 
@@ -35,20 +35,20 @@ impl<'a> Source<'a> {
     /// Opens `path`, `-` for standard input.
     ///
     /// # Errors
-    /// [`Error::File`] where it cannot be opened.
+    /// [`Error::File`] if it cannot be opened.
     pub(crate) fn open(path: &Path, wanted: &'a [&'a str]) -> Result<Self> {
         let mut input = Input::open(path)?;
         let content = content::of(input.head(HEAD)?);
         Ok(Self { input, content, wanted })
     }
 
-    /// Of an input whose content is known.
+    /// A source with known content.
     #[cfg(feature = "onnx")]
     pub(crate) fn new(input: Input, content: Content, wanted: &'a [&'a str]) -> Self {
         Self { input, content, wanted }
     }
 
-    /// Hands the array to `take`, of which only the header was read, and a maker of errors.
+    /// Reads the header and passes the array to `take`, with a function that makes errors.
     fn read<T>(
         self,
         take: impl FnOnce(Npy<&mut dyn Read>, &dyn Fn(String) -> Error) -> Result<T>,
@@ -114,16 +114,16 @@ fn from_archive<T>(
     };
     let fail = |cause: String| bad(&format!("{name}/{chosen}"), cause);
     let mut entry = archive.by_name(&format!("{chosen}.npy")).map_err(damaged)?;
-    // What the archive says of the size is believed only so far as it contradicts the header.
+    // The archive's length is only compared with the header; nothing is allocated by it.
     let length = entry.size();
     take(Npy::open(&mut entry as &mut dyn Read, Some(length), &fail)?, &fail)
 }
 
-/// Reads an array of any element type, converted to `T`: floats are rounded to it, truth values are 0 and 1.
+/// Reads an array of any element type, converted to `T`: floats are rounded, booleans become 0 and 1.
 ///
 /// # Errors
-/// [`Error::File`] naming both sides: no array, another element type, another number of bytes than the header announces,
-/// or a number beyond `T`.
+/// [`Error::File`] naming both sides: not an array, an unsupported element type, a number of bytes other than the header
+/// announces, or a number beyond the range of `T`.
 pub(crate) fn read_array<T: Element>(path: &Path, wanted: &[&str]) -> Result<ArrayD<T>> {
     Source::open(path, wanted)?.read(|npy, bad| {
         macro_rules! of {
@@ -158,10 +158,10 @@ pub(crate) fn read_array<T: Element>(path: &Path, wanted: &[&str]) -> Result<Arr
     })
 }
 
-/// Reads an array of any element type; one that models do not have becomes the next wider one that holds its values.
+/// Reads an array of any element type; a type that models do not have becomes the next wider one that holds its values.
 ///
 /// # Errors
-/// Those of [`read_array`]; also for unsigned integers beyond i64.
+/// The errors of [`read_array`]; also for unsigned integers beyond i64.
 #[cfg(feature = "onnx")]
 pub(crate) fn read_tensor(source: Source<'_>) -> Result<Tensor> {
     source.read(|npy, bad| {
@@ -226,7 +226,7 @@ pub(crate) fn write_array<T: Element + ndarray_npy::WritableElement>(
     output.write(|out| array.write_npy(out).map_err(std::io::Error::other))
 }
 
-/// Writes bytes as they are.
+/// Writes raw bytes.
 pub(crate) fn write_bytes(output: Output, bytes: &[u8]) -> Result<()> {
     output.write(|out| out.write_all(bytes))
 }

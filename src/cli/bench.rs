@@ -1,4 +1,4 @@
-//! `fcdcc bench`: coded against uncoded, hedged and replicated, under the same faults in one run.
+//! `fcdcc bench`: compares coded with uncoded, hedged and replicated execution under the same faults.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -84,7 +84,7 @@ const VIRTUAL_EXCLUDES: [&str; 4] = ["model", "pool", "backend", "adapter"];
 #[cfg(not(feature = "onnx"))]
 const VIRTUAL_EXCLUDES: [&str; 3] = ["pool", "backend", "adapter"];
 
-/// Most simulated workers.
+/// Maximum number of simulated workers.
 const MAX_SIMULATED: usize = 10_000;
 
 pub(crate) fn run(args: &BenchArgs, console: Console) -> Result<()> {
@@ -92,7 +92,7 @@ pub(crate) fn run(args: &BenchArgs, console: Console) -> Result<()> {
     let places = Places::plan(args, &mut ledger)?;
     let console = console.beside(&ledger);
     let layers = layers(args)?;
-    // What is refused is refused before anything is measured.
+    // Invalid options are refused before anything is measured.
     check(args)?;
     let report = if args.simulated {
         simulated(args, &layers, console)?
@@ -131,7 +131,7 @@ fn simulated(args: &BenchArgs, layers: &[NamedLayer], console: Console) -> Resul
     let bytes_s = bandwidth * 1e6 / 8.0;
     let link = Link { latency, up_bytes_s: bytes_s, down_bytes_s: bytes_s };
     let own = SimulatedSetting { link, rates };
-    // What the planner weighs is what a run will meet: the link as well.
+    // The planner's rates include the link, as the runs do.
     let element_s = dtype(&args.layer).size_bytes() as f64 / bytes_s;
     let mut seen = rates;
     seen.worker.call_s += 2.0 * latency.as_secs_f64();
@@ -157,7 +157,7 @@ fn simulated(args: &BenchArgs, layers: &[NamedLayer], console: Console) -> Resul
     Ok(comparison.report(setting(args, "virtual", crew), vec![note.to_owned()]))
 }
 
-/// How far it has come, and, if time is real, how long it may take.
+/// Shows progress and, in real time, the estimated duration.
 fn show(bar: &Bar, console: Console, real: bool, progress: Progress<'_>) {
     match progress {
         Progress::Begins { study, estimate } if real => {
@@ -171,7 +171,7 @@ fn show(bar: &Bar, console: Console, real: bool, progress: Progress<'_>) {
     }
 }
 
-/// Where results go.
+/// Where results are written.
 struct Places {
     /// report.html and bench.json.
     folder: Option<(Output, Output)>,
@@ -266,7 +266,7 @@ fn load(
     Ok((model, inputs))
 }
 
-/// What needs no workers to be known to be wrong.
+/// Checks everything that can be checked without workers.
 fn check(args: &BenchArgs) -> Result<()> {
     args.layer.layer_options("")?;
     if args.trials == 0 {
@@ -303,7 +303,7 @@ fn check(args: &BenchArgs) -> Result<()> {
         return Err(Error::invalid("option of simulated workers", option, "give --virtual as well"));
     }
     if args.layer.pool.is_none() {
-        // Everything that a pool file does not decide.
+        // Checks everything that a pool file does not decide.
         comparison(args, args.layer.worker_count(), Rates::default())?;
     }
     Ok(())
@@ -311,7 +311,7 @@ fn check(args: &BenchArgs) -> Result<()> {
 
 fn comparison(args: &BenchArgs, workers: usize, rates: Rates) -> Result<Comparison> {
     let options = args.layer.layer_options("")?;
-    // What is compared is what was asked for: nothing takes another way by itself, and no run waits for a spare result.
+    // Methods run as requested: no automatic change of the computation, and no waiting for spare results.
     let base = LayerOptions {
         rates,
         audit: args.layer.audit.unwrap_or(Audit::Off),
@@ -368,12 +368,12 @@ fn methods(args: &BenchArgs) -> Result<Vec<Method>> {
     Ok(methods)
 }
 
-/// Workers for one method after the other, without the faults, which are the scenarios'.
+/// Makes the workers of one method after the other. Faults are not included: they belong to the scenarios.
 struct Factory<'a> {
     args: &'a LayerArgs,
-    /// What the first of them say of themselves.
+    /// Properties of the first workers made.
     infos: Vec<WorkerInfo>,
-    /// The planner's.
+    /// The planner's rates.
     rates: Rates,
 }
 
@@ -397,7 +397,7 @@ impl<'a> Factory<'a> {
     }
 
     fn make(&self) -> Result<Vec<Box<dyn Worker>>> {
-        // What is to be said of the backend was said at first.
+        // Notices about the backend were printed for the first workers.
         pool::workers(self.args, true, Console::new(true))
     }
 }
@@ -409,7 +409,7 @@ fn dtype(args: &LayerArgs) -> DType {
     }
 }
 
-/// `6 x cpu (1 thread)`.
+/// The workers as text: `6 x cpu (1 thread)`.
 fn crew(infos: &[WorkerInfo]) -> String {
     let mut groups: Vec<(String, usize)> = Vec::new();
     for info in infos {
@@ -428,7 +428,7 @@ fn setting(args: &BenchArgs, mode: &str, workers: String) -> Environment {
     machine::setting(mode, workers, precision, args.layer.seed, args.trials)
 }
 
-/// What the workers share, and so what the numbers cannot show.
+/// Notes on what the workers share, which the numbers cannot show.
 fn notes(infos: &[WorkerInfo]) -> Vec<String> {
     let mut notes = Vec::new();
     let threads = infos.iter().filter(|i| i.kind == WorkerKind::Cpu && i.host == LOCAL_HOST).count();

@@ -1,4 +1,4 @@
-//! Which layers `bench` measures: those of well-known networks, or a file's.
+//! The layers that `bench` measures: of well-known networks, or from a file.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use fcdcc::bench::layers::{NamedLayer, networks, resolve};
 use fcdcc::{ConvParams, ConvShape, Error, Result};
 use serde::Deserialize;
 
-/// What plain `fcdcc bench` measures: a layer of each network, none of them long.
+/// The default layers of `fcdcc bench`: a fast one of each network.
 pub(crate) const DEFAULT: &str = "lenet5/conv2,alexnet/conv3,vgg16/conv5_1,resnet50/conv4_3x3";
 
 /// `[[layer]]` tables.
@@ -33,7 +33,7 @@ struct LayerEntry {
     groups: usize,
 }
 
-/// One number, or one an axis.
+/// One number, or one per axis.
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
 enum Axes {
@@ -60,7 +60,7 @@ fn one() -> usize {
     1
 }
 
-/// The layers that `--layers` names: networks, `network/layer`, files.
+/// The layers of `--layers`: networks, `network/layer`, files.
 pub(crate) fn chosen(names: &[String]) -> Result<Vec<NamedLayer>> {
     let mut layers = Vec::new();
     for name in names {
@@ -70,7 +70,7 @@ pub(crate) fn chosen(names: &[String]) -> Result<Vec<NamedLayer>> {
     Ok(layers)
 }
 
-/// The files among what `--layers` names.
+/// The files in `--layers`.
 pub(crate) fn files(names: &[String]) -> impl Iterator<Item = &Path> {
     let network =
         |name: &str| networks().contains(&name.split_once('/').map_or(name, |(network, _)| network));

@@ -1,11 +1,11 @@
-//! The table that `fcdcc bench` prints of one layer or model.
+//! The table that `fcdcc bench` prints for one layer or model.
 
 use fcdcc::Result;
 use fcdcc::bench::schema::{Estimate, Study};
 
 use super::print;
 
-/// Plans, scenarios and break-even delays of a study.
+/// Prints plans, scenarios and break-even delays of a study.
 pub(crate) fn one(study: &Study) -> Result<()> {
     print::out(format_args!(
         "{} ({}; {:.3} G multiply-adds), {} workers, {} stragglers tolerated",

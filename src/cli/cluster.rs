@@ -1,4 +1,4 @@
-//! `fcdcc cluster`: who is there, and how they are.
+//! `fcdcc cluster`: lists the machines of a cluster and their state.
 
 use std::time::Duration;
 
@@ -46,7 +46,7 @@ struct Listing {
 struct Machine {
     name: String,
     boot: String,
-    /// Why it cannot be used, if it cannot.
+    /// The reason if the machine cannot be used.
     problem: Option<String>,
     #[serde(flatten)]
     info: Option<HostInfoJson>,
@@ -70,7 +70,7 @@ struct Device {
     f64: bool,
     /// `ready`, `busy` or `lost`.
     state: &'static str,
-    /// Why it is lost.
+    /// The reason if it is `lost`.
     cause: Option<String>,
     load: u32,
     filters: u32,

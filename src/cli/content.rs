@@ -1,13 +1,13 @@
-//! What a file holds, told by its first bytes and never by its name.
+//! Detects the content of a file by its first bytes, never by its name.
 
 use image::ImageFormat;
 
-/// First bytes that are looked at.
+/// Number of first bytes that are examined.
 pub(crate) const HEAD: usize = 64;
-/// How a .npy array begins.
+/// The first bytes of a .npy array.
 pub(crate) const NPY: &[u8] = b"\x93NUMPY";
 
-/// What a file holds.
+/// The content of a file.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Content {
     /// A .npy array.
@@ -16,15 +16,15 @@ pub(crate) enum Content {
     Zip,
     /// A picture that can be decoded.
     Picture(ImageFormat),
-    /// Something else, in words.
+    /// Something else, described in words.
     Other(String),
 }
 
-/// Formats that are decoded.
+/// Picture formats that can be decoded.
 const PICTURES: [ImageFormat; 5] =
     [ImageFormat::Jpeg, ImageFormat::Png, ImageFormat::WebP, ImageFormat::Bmp, ImageFormat::Tiff];
 
-/// Beginnings of what people try, but for pictures.
+/// First bytes of other common formats, pictures excepted.
 const KNOWN: &[(&[u8], &str)] = &[
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
     (b"%PDF", "a PDF document"),
@@ -45,7 +45,7 @@ const KNOWN: &[(&[u8], &str)] = &[
     (b"version https://git-lfs", "a pointer of Git LFS (fetch the file itself with git lfs pull)"),
 ];
 
-/// What a file with these first bytes holds.
+/// The content of a file with these first bytes.
 pub(crate) fn of(head: &[u8]) -> Content {
     if head.starts_with(NPY) {
         return Content::Npy;
@@ -72,7 +72,7 @@ pub(crate) fn of(head: &[u8]) -> Content {
         return Content::Other("empty, 0 bytes".to_owned());
     }
     let text = std::str::from_utf8(head).or_else(|e| match e.error_len() {
-        // Cut within a character.
+        // The data end within a character.
         None => std::str::from_utf8(&head[..e.valid_up_to()]),
         Some(_) => Err(e),
     });
@@ -87,7 +87,7 @@ pub(crate) fn of(head: &[u8]) -> Content {
     Content::Other(format!("of an unknown type (it begins with {})", start.join(" ")))
 }
 
-/// The name of a picture format as people write it.
+/// The usual name of a picture format.
 pub(crate) fn name(format: ImageFormat) -> String {
     match format {
         ImageFormat::WebP => "WebP".to_owned(),

@@ -92,9 +92,9 @@ fn run_in<T: Element + ndarray_npy::WritableElement>(
         dilation: args.dilation.clone(),
         groups: args.groups,
     };
-    // Shapes are refused before devices are opened.
+    // Wrong shapes are refused before devices are opened.
     fcdcc::ConvShape::new(input.shape(), weight.shape(), &params)?;
-    // One layer alone is not worth measuring rates for.
+    // A single layer does not justify measuring rates.
     let pool;
     (pool, options.rates) = pool::assemble(&args.layer, T::DTYPE, false, console)?;
     let bias = bias.as_ref().map(|b| b.view());
@@ -109,7 +109,7 @@ fn run_in<T: Element + ndarray_npy::WritableElement>(
         total_ms: run.report.total_ms,
         layers: vec![run.report],
     };
-    // Also of a run that failed: who was late is then what one wants to know.
+    // A failed run has a report too: it names the late workers.
     if let Some(report) = report {
         arrays::write_report(report, &about)?;
     }

@@ -1,4 +1,4 @@
-//! `fcdcc demo`: LeNet-5 reads handwritten digits while workers straggle, against the same model uncoded.
+//! `fcdcc demo`: LeNet-5 reads handwritten digits while workers straggle; compares with the same model uncoded.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -19,7 +19,7 @@ use super::progress::Bar;
 use super::rates::{Calibrate, Measuring};
 use super::{Console, arrays, pool, print};
 
-/// LeNet-5, trained by scripts/train_lenet5.py on digits that are not among [`DIGITS`].
+/// LeNet-5, trained by scripts/train_lenet5.py on digits other than [`DIGITS`].
 const MODEL: &[u8] = include_bytes!("../../assets/digits/lenet5.onnx");
 /// u8 `[450, 8, 8]`, 0 (paper) to 16 (ink).
 const DIGITS: &[u8] = include_bytes!("../../assets/digits/digits.npy");
@@ -27,13 +27,13 @@ const DIGITS: &[u8] = include_bytes!("../../assets/digits/digits.npy");
 const LABELS: &[u8] = include_bytes!("../../assets/digits/labels.npy");
 
 const WORKERS: usize = 6;
-/// Two of the six answer each task late.
+/// Two of the six workers answer each task late.
 const FAULT: &str = "random:2:delay=200ms";
-/// Digits that go through the model at once.
+/// Number of digits in a batch.
 const BATCH: usize = 90;
-/// Digits that are shown.
+/// Number of digits that are printed.
 const SHOWN: usize = 4;
-/// Side of a digit as the model takes it.
+/// Side of the model's input.
 const SIDE: usize = 32;
 
 /// LeNet-5 classifies 450 handwritten digits over six coded workers while two of them straggle; then the same model
@@ -60,11 +60,11 @@ pub(crate) struct DemoArgs {
     write: Option<PathBuf>,
 }
 
-/// One way of running the model over all digits.
+/// The result of running the model over all digits.
 struct Outcome {
     logits: Vec<f64>,
     summary: Summary,
-    /// Every layer of every run.
+    /// Reports of every layer of every run.
     reports: Vec<LayerReport>,
     time: Duration,
 }
@@ -150,7 +150,7 @@ pub(crate) fn run(args: &DemoArgs, console: Console) -> Result<()> {
         let report = Report { schema: 1, command: "demo".to_owned(), total_ms, layers: coded.reports };
         arrays::write_report(place, &report)?;
     }
-    // A demonstration that computes something else must not look like success.
+    // A demonstration with wrong results must not look successful.
     let tolerance = 1e-3;
     if deviation.is_nan() || deviation > tolerance || predictions(&coded.logits) != predictions(&host) {
         return Err(Error::ErrorBound { bound: deviation, tolerance, condition });
@@ -166,7 +166,7 @@ fn classify(
     images: &Array4<f32>,
     console: Console,
 ) -> Result<Outcome> {
-    // Uncoded means what it says: without the hedging that would come to its rescue.
+    // Uncoded runs without hedging, which would hide the stragglers.
     let hedge = LayerOptions::default().hedge.filter(|_| code != CodeKind::Uncoded);
     let layer = LayerOptions { code, hedge, ..LayerOptions::default() };
     let options = ModelOptions { layer, ..ModelOptions::default() };
@@ -186,7 +186,7 @@ fn classify(
     Ok(Outcome { logits, summary, reports, time: started.elapsed() })
 }
 
-/// The same by an implementation that shares nothing with the coded one.
+/// Runs the model uncoded on this machine; shares no code with the coded convolutions.
 fn whole(model: &Model, images: &Array4<f32>) -> Result<Vec<f64>> {
     let host = model.on_host()?;
     let mut logits = Vec::new();
@@ -206,8 +206,8 @@ fn predictions(logits: &[f64]) -> Vec<usize> {
     logits.chunks(10).map(largest).collect()
 }
 
-/// The first digits, two characters a pixel because characters are about twice as high as wide, and their
-/// predictions below.
+/// Prints the first digits with their predictions below. A pixel is two characters wide, because characters are about
+/// twice as high as wide.
 fn show(digits: &Array3<u8>, logits: &[f64]) -> Result<()> {
     const INK: &[u8; 5] = b" .+%@";
     let first = digits.slice_axis(Axis(0), Slice::from(..SHOWN));
@@ -236,11 +236,11 @@ fn read_digits() -> Result<Array3<u8>> {
     read(DIGITS)
 }
 
-/// `[N, 8, 8]` of 0 to 16 becomes `[N, 1, 32, 32]` of 0 to 1: bilinear by a factor of 4, with half-pixel centres and
-/// clamped at the edges, as the model was trained.
+/// Scales `[N, 8, 8]` of 0 to 16 to `[N, 1, 32, 32]` of 0 to 1, as for the model's training: bilinear by a factor of 4,
+/// with half-pixel centres, clamped at the edges.
 fn enlarge(digits: &Array3<u8>) -> Array4<f32> {
     const OWN: usize = 8;
-    // Where output pixel i lies between two pixels of the digit, and how far from the first.
+    // For output pixel i: the two neighbouring pixels of the digit, and the weight of the second.
     let between: Vec<(usize, usize, f32)> = (0..SIDE)
         .map(|i| {
             let at = ((i as f32 + 0.5) / (SIDE / OWN) as f32 - 0.5).clamp(0.0, (OWN - 1) as f32);
@@ -257,7 +257,7 @@ fn enlarge(digits: &Array3<u8>) -> Array4<f32> {
     })
 }
 
-/// Where the model, the digits as an array and one as a picture, names of the classes, and filters for `fcdcc conv` go.
+/// Output files: the model, the digits as an array and one as a picture, names of the classes, filters for `fcdcc conv`.
 struct Material([Output; 5]);
 
 impl Material {
@@ -294,7 +294,7 @@ impl Material {
     }
 }
 
-/// Eight filters of 1x5x5, edges in eight directions.
+/// Eight filters of 1x5x5 that detect edges in eight directions.
 fn edges() -> ArrayD<f32> {
     Array4::from_shape_fn((8, 1, 5, 5), |(filter, _, row, column)| {
         let angle = std::f32::consts::FRAC_PI_4 * filter as f32;
@@ -321,7 +321,7 @@ mod tests {
         let mut digit = Array3::zeros((1, 8, 8));
         digit[[0, 0, 0]] = 16;
         let image = enlarge(&digit);
-        // The first two rows and columns lie outside the first centre: clamped. Then it fades over four pixels.
+        // The first two rows and columns lie outside the first centre and are clamped; then four pixels fade.
         let first: Vec<f32> = image.slice(ndarray::s![0, 0, 0, ..8]).to_vec();
         assert_eq!(first, [1.0, 1.0, 0.875, 0.625, 0.375, 0.125, 0.0, 0.0]);
         assert_eq!(image[[0, 0, 2, 3]], 0.875 * 0.625);

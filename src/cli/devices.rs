@@ -1,4 +1,4 @@
-//! `fcdcc devices`: every adapter and what it can do.
+//! `fcdcc devices`: lists the GPU adapters and their capabilities.
 
 use clap::Args;
 use fcdcc::Result;
@@ -31,11 +31,11 @@ struct Cpu {
     arch: &'static str,
 }
 
-/// What `--backend auto` would use.
+/// The choice of `--backend auto`.
 #[derive(Serialize)]
 struct Auto {
     backend: &'static str,
-    /// Indices of the adapters, none for CPU workers.
+    /// Indices of the adapters; empty for CPU workers.
     adapters: Vec<usize>,
     reason: String,
 }
@@ -53,7 +53,7 @@ fn adapters() -> Vec<AdapterSummary> {
     Vec::new()
 }
 
-/// The adapters that `--backend auto` takes, or why it takes CPU workers.
+/// The adapters that `--backend auto` uses, or the reason for CPU workers.
 pub(crate) fn auto() -> Result<Vec<usize>, String> {
     auto_of(&adapters())
 }

@@ -1,4 +1,4 @@
-//! What `run` is given: a model, and a file or several for each of its inputs.
+//! The inputs of `run`: a model, and one or several files for each of its inputs.
 
 use std::path::PathBuf;
 
@@ -30,7 +30,7 @@ pub(crate) struct InputArgs {
 }
 
 impl InputArgs {
-    /// The model, with the shapes that are given. Everything that is read for it, now or later, is entered in `ledger`.
+    /// Loads the model with the given shapes. Enters all files to be read, now or later, in `ledger`.
     pub(crate) fn model(&self, ledger: &mut Ledger) -> Result<Model> {
         ledger.input("the model", &self.model)?;
         let mut model = Model::load(&self.model)?;
@@ -47,8 +47,8 @@ impl InputArgs {
         Ok(model)
     }
 
-    /// The model with every shape fixed, and its inputs in order, once for each run: a model of one input and a
-    /// fixed batch is run as often as the data need it.
+    /// Fixes every shape of the model and reads its inputs in order, for each run. A model with one input and a fixed batch
+    /// is run as often as the data need it.
     pub(crate) fn read(&self, mut model: Model) -> Result<(Model, Vec<Vec<Tensor>>)> {
         let files = assign(&self.input, model.inputs())?;
         let mut inputs = Vec::with_capacity(files.len());
@@ -104,14 +104,14 @@ impl InputArgs {
     }
 }
 
-/// The model's own batch where data of this shape are several of them.
+/// The model's fixed batch size, if data of this shape are several batches.
 fn pieces_of(info: &InputInfo, shape: &[usize]) -> Option<usize> {
     let own = info.fixed_shape()?;
     let ([batch, own @ ..], [count, rest @ ..]) = (own.as_slice(), shape) else { return None };
     (*batch > 0 && own == rest && count > batch && count.is_multiple_of(*batch)).then_some(*batch)
 }
 
-/// `[NAME=]SIZE,SIZE,...`
+/// Parses `[NAME=]SIZE,SIZE,...`.
 pub(crate) fn shape_of(text: &str, model: &Model) -> Result<(String, Vec<usize>)> {
     let (name, sizes) = match (text.rsplit_once('='), model.inputs()) {
         (Some((name, sizes)), _) => (name.to_owned(), sizes),
@@ -129,7 +129,7 @@ pub(crate) fn shape_of(text: &str, model: &Model) -> Result<(String, Vec<usize>)
     Ok((name, sizes))
 }
 
-/// Which files belong to which input.
+/// Assigns the given files to the inputs.
 fn assign(given: &[String], inputs: &[InputInfo]) -> Result<Vec<Vec<PathBuf>>> {
     let mut files = vec![Vec::new(); inputs.len()];
     let mut unnamed = Vec::new();
@@ -148,7 +148,7 @@ fn assign(given: &[String], inputs: &[InputInfo]) -> Result<Vec<Vec<PathBuf>>> {
         only.extend(unnamed);
     } else if !unnamed.is_empty() {
         let first = unnamed[0].display().to_string();
-        // Neither an input's name nor a lone file: say which of the two it may have been meant to be.
+        // The text is neither an input's name nor a single file: the message covers both readings.
         let help = "name each file's input: --input NAME=FILE";
         return Err(Error::mismatch("input", first, names.join(" or "), help));
     }

@@ -1,4 +1,4 @@
-//! The table of a model's layers: where each ran, who was not needed, what it cost.
+//! The table of a model's layers: where each layer ran, which workers were not needed, and the cost.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -8,13 +8,13 @@ use fcdcc::{Completion, LayerReport, Outcome, Result};
 
 use super::print::{bytes, out};
 
-/// Straggling workers that are named in a row; of more only the number is said.
+/// Maximum number of straggling workers named in a row; if there are more, only their number is printed.
 const MOST_NAMES: usize = 3;
 
-/// Values of a series that are kept at most; of longer ones every second is dropped, and so on.
+/// Maximum number of values kept of a series; beyond it, every second value is dropped, repeatedly.
 const MOST_VALUES: usize = 1024;
 
-/// What is said of all runs of one model: bounded, however many there are.
+/// Summary of all runs of one model; its size does not grow with the number of runs.
 #[derive(Default)]
 pub(crate) struct Summary {
     runs: usize,
@@ -24,13 +24,13 @@ pub(crate) struct Summary {
     coded: usize,
     /// Largest error bound of a layer on the workers.
     pub(crate) bound: f64,
-    /// Likewise the windowwise one.
+    /// Largest windowwise error bound of a layer on the workers.
     pub(crate) window: f64,
-    /// Outputs of outlying windows that were computed on this machine.
+    /// Number of outputs of outlying windows that were computed on this machine.
     recomputed: usize,
 }
 
-/// All runs of one layer.
+/// Summary of all runs of one layer.
 struct Row {
     name: String,
     why_local: Option<String>,
@@ -40,9 +40,9 @@ struct Row {
     recovery_threshold: usize,
     partitions: (usize, usize),
     condition: f64,
-    /// Ways that it took, each once.
+    /// The distinct ways in which its runs were completed.
     completions: Vec<Completion>,
-    /// Workers that were not needed, and in which way how often.
+    /// Workers that were not needed: how often, by outcome.
     stragglers: BTreeMap<String, BTreeMap<&'static str, usize>>,
     encode: Series,
     wait: Series,
@@ -52,18 +52,18 @@ struct Row {
     bytes_down: usize,
 }
 
-/// What a worker did.
+/// Summary of a worker's tasks.
 struct Work {
     outcomes: BTreeMap<&'static str, usize>,
     latencies: Series,
     state: State,
 }
 
-/// Values in the order they come: their sum, and for the median a part of them, evenly spaced.
+/// A series of values: their sum, and an evenly spaced sample for the median.
 #[derive(Default)]
 struct Series {
     kept: Vec<f64>,
-    /// Every so manieth is kept, as a power of two.
+    /// The sample has every 2^`spacing`-th value.
     spacing: u32,
     seen: usize,
     sum: f64,
@@ -80,7 +80,7 @@ impl Series {
                 });
                 self.spacing += 1;
             }
-            // The one that is dropped now would have been dropped with every second.
+            // Halving the sample drops this value if it was not at the new spacing.
             if self.seen.is_multiple_of(1 << self.spacing) {
                 self.kept.push(value);
             }
@@ -136,7 +136,7 @@ impl Row {
         }
     }
 
-    /// Who was not needed, and in which way most often.
+    /// The workers that were not needed, each with its most frequent outcome.
     fn not_needed(&self) -> String {
         if self.stragglers.len() > MOST_NAMES {
             return format!("{} workers", self.stragglers.len());
@@ -151,7 +151,7 @@ impl Row {
     }
 }
 
-/// The entry under `name`, whose text is copied only when it is new.
+/// The entry under `name`; copies the text only for a new entry.
 fn entry<'m, V>(map: &'m mut BTreeMap<String, V>, name: &str, new: impl FnOnce() -> V) -> &'m mut V {
     if !map.contains_key(name) {
         map.insert(name.to_owned(), new());
@@ -160,7 +160,7 @@ fn entry<'m, V>(map: &'m mut BTreeMap<String, V>, name: &str, new: impl FnOnce()
 }
 
 impl Summary {
-    /// Takes one run in.
+    /// Adds one run.
     pub(crate) fn add(&mut self, reports: &[LayerReport]) {
         if self.runs == 0 {
             self.layers = reports.iter().map(Row::of).collect();
@@ -192,22 +192,22 @@ impl Summary {
         }
     }
 
-    /// How many runs there were.
+    /// The number of runs.
     pub(crate) fn runs(&self) -> usize {
         self.runs
     }
 
-    /// Whether any layer was on the workers.
+    /// Whether any layer ran on the workers.
     pub(crate) fn any_coded(&self) -> bool {
         self.coded > 0
     }
 
-    /// Largest condition number of a layer.
+    /// Largest condition number of all layers.
     pub(crate) fn condition(&self) -> f64 {
         self.layers.iter().map(|row| row.condition).fold(0.0, f64::max)
     }
 
-    /// Prints a row for each layer over all runs: times are medians over the runs.
+    /// Prints a row for each layer, with median times over all runs.
     pub(crate) fn table(&self) -> Result<()> {
         if self.layers.is_empty() {
             return Ok(());
@@ -248,7 +248,7 @@ impl Summary {
         ))
     }
 
-    /// Prints what each worker did over all layers and runs.
+    /// Prints the outcomes of each worker over all layers and runs.
     pub(crate) fn workers(&self) -> Result<()> {
         let width = self.workers.keys().map(|n| n.chars().count()).max().unwrap_or(0).clamp(6, 40);
         out(format_args!(
@@ -273,7 +273,7 @@ impl Summary {
         Ok(())
     }
 
-    /// Says which layers took another way than their code's, and how many elements were computed here.
+    /// Prints which layers were not completed by their code, and how many elements were computed on this machine.
     pub(crate) fn other_ways(&self) -> Result<()> {
         for (completion, how) in [
             (Completion::ExactFiltersSplit, "split their filters instead of the input"),
@@ -294,7 +294,7 @@ impl Summary {
         Ok(())
     }
 
-    /// Prints the sums of all runs in a line.
+    /// Prints the sums over all runs in one line.
     pub(crate) fn totals(&self, total_ms: f64, host_ms: f64) -> Result<()> {
         let sum = |of: fn(&Row) -> f64| self.layers.iter().map(of).sum::<f64>();
         out(format_args!(
@@ -331,7 +331,7 @@ fn median(mut values: Vec<f64>) -> f64 {
     }
 }
 
-/// At most `width` characters: the end of a long name tells more than its beginning.
+/// At most `width` characters of a name; keeps the end, which tells more than the beginning.
 fn shortened(name: &str, width: usize) -> String {
     let count = name.chars().count();
     if count <= width {

@@ -1,4 +1,4 @@
-//! What a command reads and writes, compared as a whole before it works.
+//! Checks the inputs and outputs of a command against each other before it starts.
 //!
 //! Invariant: no output goes to a place that is read, or that another output goes to.
 
@@ -14,7 +14,7 @@ pub(crate) struct Ledger {
 }
 
 struct Entry {
-    /// Such as `--input x.npy`.
+    /// The option with its value, such as `--input x.npy`.
     what: String,
     reads: bool,
     /// Whether it is `-`.
@@ -23,7 +23,7 @@ struct Entry {
 }
 
 impl Ledger {
-    /// A file that is read; what cannot be reached is left to whoever reads it.
+    /// Enters an input file. A file that cannot be reached is ignored here; reading it gives the error.
     pub(crate) fn input(&mut self, option: &str, path: &Path) -> Result<()> {
         let standard = files::is_standard(path);
         let place = if standard { Identity::standard_input() } else { Identity::of(path) };
@@ -33,13 +33,13 @@ impl Ledger {
         }
     }
 
-    /// A place that is written to, if it can be; `-` is standard output.
+    /// Enters an output file, if it can be written; `-` is standard output.
     pub(crate) fn output(&mut self, option: &str, path: &Path) -> Result<Output> {
         let output = Output::plan(path)?;
         self.planned(option, path, output)
     }
 
-    /// A file called `name` in a folder, which is made if only it is missing.
+    /// Enters an output file called `name` in a folder; creates the folder if its parent exists.
     pub(crate) fn output_within(&mut self, option: &str, folder: &Path, name: &str) -> Result<Output> {
         if files::is_standard(folder) {
             let help = "several files are written, and standard output takes one: name a folder";
@@ -49,10 +49,10 @@ impl Ledger {
         self.planned(option, &folder.join(name), output)
     }
 
-    /// Checks a folder that gets files whose names are known only later.
+    /// Checks a folder for files whose names are known only later.
     #[cfg(feature = "onnx")]
     pub(crate) fn check_folder(option: &str, folder: &Path) -> Result<()> {
-        // A name like those to come.
+        // Tries a name like the later ones.
         Self::default().output_within(option, folder, ".fcdcc-output").map(drop)
     }
 
@@ -62,7 +62,7 @@ impl Ledger {
         Ok(output)
     }
 
-    /// Something that is printed to standard output where an output goes there too.
+    /// Refuses to print `what` to standard output if an output is written there too.
     pub(crate) fn printed(&self, what: &str) -> Result<()> {
         match self.entries.iter().find(|entry| !entry.reads && entry.standard) {
             None => Ok(()),
@@ -74,11 +74,11 @@ impl Ledger {
         }
     }
 
-    /// Whether standard output carries an output, so that nothing else may be printed there.
+    /// Whether an output is written to standard output, so that nothing else may be printed there.
     pub(crate) fn takes_standard_output(&self) -> bool {
         let standard = Identity::standard_output().ok();
         let mut outputs = self.entries.iter().filter(|entry| !entry.reads);
-        // A terminal shows both.
+        // A terminal can show both.
         outputs.any(|o| o.standard || o.place.kind != Kind::Device && Some(&o.place) == standard.as_ref())
     }
 
@@ -106,17 +106,17 @@ fn said(option: &str, path: &Path) -> String {
     format!("{option} {}", path.display())
 }
 
-/// Whether two may not be the same place, and are.
+/// Whether two entries are the same place and must not be.
 fn clash(a: &Entry, b: &Entry) -> bool {
-    // Two streams through `-` mix, whatever is behind it.
+    // Two streams through `-` would mix, whatever is behind it.
     let both_standard = a.standard && b.standard && a.reads == b.reads;
     let stream = matches!(a.place.kind, Kind::Pipe | Kind::Socket);
     let may_share = match (a.reads, b.reads) {
-        // A file can be read twice, a stream not.
+        // A file can be read twice, a stream cannot.
         (true, true) => !stream,
-        // Null devices and terminals take anything.
+        // Null devices and terminals can be written twice.
         (false, false) => a.place.kind == Kind::Device,
-        // One socket carries both ways.
+        // A socket carries both directions.
         _ => matches!(a.place.kind, Kind::Device | Kind::Socket),
     };
     both_standard || (a.place == b.place && !may_share)
@@ -153,7 +153,7 @@ mod tests {
         let mut ledger = Ledger::default();
         ledger.output("--output", &path("to_new")).unwrap();
         assert!(ledger.output("--report", &path("new")).is_err());
-        // Negative control: other places, and reading twice.
+        // Negative control: different places, and reading twice.
         ledger.input("--input", &path("x")).unwrap();
         ledger.input("--weight", &path("hard")).unwrap();
         ledger.input("--bias", &path("missing")).unwrap();

@@ -19,13 +19,13 @@ pub(crate) struct MetricsArgs {
 }
 
 impl MetricsArgs {
-    /// The address; `file`: what a file says, where the option says nothing.
+    /// The address of the option, else that of `file`, a configuration file.
     #[cfg(feature = "cluster")]
     pub(crate) fn address<'a>(&'a self, file: Option<&'a str>) -> Option<&'a str> {
         self.metrics.as_deref().or(file)
     }
 
-    /// Serves the metrics of a pool, if that is asked for.
+    /// Serves the metrics of a pool, if requested.
     #[cfg(feature = "onnx")]
     pub(crate) fn of_pool(&self, pool: &Pool) -> Result<Option<Metrics>> {
         self.metrics.as_deref().map(|address| Metrics::of_pool(address, pool)).transpose()
@@ -95,7 +95,7 @@ impl Metrics {
 
 #[cfg(feature = "onnx")]
 impl Metrics {
-    /// Counts layers; for their options.
+    /// An observer that counts layers, for their options.
     pub(crate) fn observer(&self) -> Option<ReportObserver> {
         self.observer.clone()
     }

@@ -1,4 +1,4 @@
-//! The command line: one file a subcommand. Everything here prints; nothing here computes.
+//! The command line, one file per subcommand. It parses and prints; the library computes.
 
 mod arrays;
 mod bench;
@@ -109,7 +109,7 @@ enum Command {
     Cluster(cluster::ClusterArgs),
 }
 
-/// What every command may say besides its result.
+/// Which messages a command prints besides its result.
 #[derive(Clone, Copy)]
 struct Console {
     quiet: bool,
@@ -122,12 +122,12 @@ impl Console {
         Self { quiet, tables: !quiet }
     }
 
-    /// The same, but for tables where standard output carries an output.
+    /// The console of a command: without tables if an output is written to standard output.
     fn beside(self, ledger: &Ledger) -> Self {
         Self { tables: self.tables && !ledger.takes_standard_output(), ..self }
     }
 
-    /// A line of progress or a notice, on stderr.
+    /// Prints a line of progress or a notice on stderr.
     fn notice(self, text: impl std::fmt::Display) {
         if !self.quiet {
             say(text);
@@ -135,7 +135,7 @@ impl Console {
     }
 }
 
-/// Parses, runs, and turns the outcome into an exit status and at most one line on stderr.
+/// Parses the arguments, runs the command, and returns the exit status; an error is one line on stderr.
 pub(crate) fn main() -> ExitCode {
     let cli = match Cli::command().try_get_matches().and_then(|m| Cli::from_arg_matches(&m)) {
         Ok(cli) => cli,
@@ -175,13 +175,12 @@ pub(crate) fn main() -> ExitCode {
 }
 
 thread_local! {
-    /// What the last panic on this thread said.
+    /// The message of the last panic on this thread.
     static PANIC: RefCell<String> = const { RefCell::new(String::new()) };
 }
 
-/// Panics print nothing by themselves. One that nobody catches on the main thread is a defect of this program and
-/// becomes an error line like any other; on a worker's thread it is the loss of that worker, and within the ONNX
-/// library a file that cannot be used.
+/// Suppresses the output of panics. An uncaught panic on the main thread is a defect of this program and becomes an
+/// ordinary error line; on a worker's thread it is the loss of that worker, and in the ONNX library it is an unusable file.
 fn report_panics() {
     std::panic::set_hook(Box::new(|panic| {
         let text = one_line(&panic.to_string());
@@ -190,7 +189,7 @@ fn report_panics() {
     }));
 }
 
-/// One line on stderr. Where even that is closed there is nobody left to tell.
+/// Prints one line on stderr; if that is closed, the line is lost.
 fn say(line: impl std::fmt::Display) {
     let _ = writeln!(std::io::stderr().lock(), "{line}");
 }
@@ -204,10 +203,10 @@ fn status(error: &Error) -> u8 {
     }
 }
 
-/// clap's message as one line and exit status 2; help and version as they are and 0.
+/// Prints clap's message as one line, for exit status 2; prints help and version unchanged, for exit status 0.
 fn usage(error: &clap::Error) -> ExitCode {
     if matches!(error.kind(), ClapKind::DisplayHelp | ClapKind::DisplayVersion) {
-        // A closed stdout (`fcdcc --help | head -1`) is no failure.
+        // A closed stdout (`fcdcc --help | head -1`) is not a failure.
         let _ = error.print();
         return ExitCode::SUCCESS;
     }
@@ -233,9 +232,9 @@ fn one_line(text: &str) -> String {
 }
 
 fn start_log(cli: &Cli) {
-    // Off unless asked for: libraries beneath would add lines to the one that an error is.
+    // Off by default: log lines of libraries would surround the single line of an error.
     let default = match cli.verbose {
-        // What runs for weeks says who comes and goes.
+        // A worker runs for weeks, so by default it logs which masters connect and disconnect.
         0 if matches!(cli.command, Command::Worker(_)) && !cli.quiet => "fcdcc=info",
         0 => "off",
         1 => "fcdcc=info",

@@ -1,4 +1,4 @@
-//! Endpoints and certificates, from options and from TOML files.
+//! Reads endpoints and certificates from options and from TOML files.
 
 use std::path::{Path, PathBuf};
 
@@ -27,7 +27,7 @@ pub(crate) struct SecurityArgs {
     pub(crate) insecure: bool,
 }
 
-/// `[tls]` in a file. Paths are relative to the file.
+/// `[tls]` in a file. Paths are relative to the folder of that file.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct TlsEntry {
@@ -36,7 +36,7 @@ pub(crate) struct TlsEntry {
     key: PathBuf,
 }
 
-/// One endpoint or several.
+/// One endpoint or a list.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(untagged)]
 #[cfg_attr(not(feature = "cluster"), expect(dead_code, reason = "read to say what this binary lacks"))]
@@ -62,7 +62,7 @@ impl Endpoints {
 }
 
 impl TlsEntry {
-    /// The files that it names, seen from the folder of `file`.
+    /// The files it names; relative paths are resolved from the folder of `file`.
     pub(crate) fn files(&self, file: &Path) -> [PathBuf; 3] {
         let folder = file.parent().unwrap_or(Path::new(""));
         [&self.ca, &self.certificate, &self.key].map(|path| folder.join(path))
@@ -71,7 +71,7 @@ impl TlsEntry {
 
 #[cfg(feature = "cluster")]
 impl TlsEntry {
-    /// With paths seen from the folder of `file`.
+    /// The settings with paths resolved from the folder of `file`.
     pub(crate) fn beside(&self, file: &Path) -> Tls {
         let [ca, certificate, key] = self.files(file);
         Tls { ca, certificate, key }
@@ -80,7 +80,7 @@ impl TlsEntry {
 
 #[cfg(feature = "cluster")]
 impl SecurityArgs {
-    /// What the options say; `file`: what a file says, where they say nothing.
+    /// The settings of the options, else those of `file`, a configuration file.
     pub(crate) fn security(&self, file: Option<Tls>) -> Security {
         let given = match (&self.ca, &self.certificate, &self.key) {
             (Some(ca), Some(certificate), Some(key)) => {
@@ -92,7 +92,7 @@ impl SecurityArgs {
     }
 }
 
-/// Reads a TOML file, with the line of what is wrong with it.
+/// Reads a TOML file; errors name the line.
 pub(crate) fn read_toml<T: serde::de::DeserializeOwned>(path: &Path, what: &str) -> Result<T> {
     let bad = |cause: String| Error::File { path: path.display().to_string(), cause, input: true };
     let text = fcdcc::files::read_text(path)?;

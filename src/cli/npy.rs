@@ -1,7 +1,7 @@
-//! `.npy` arrays, read as they come: header first, then the elements, without a copy of the bytes.
+//! Reads `.npy` arrays as streams: first the header, then the elements, without a copy of the bytes.
 //!
-//! Invariant: nothing is allocated because a header says so before it was compared with the file or with the memory there
-//! is.
+//! Invariant: nothing is allocated by the size in a header before that size was compared with the file or with the
+//! available memory.
 
 use std::io::Read;
 
@@ -12,12 +12,12 @@ use ndarray_npy::npy::header::{Header, Layout};
 use super::content::NPY;
 use fcdcc::memory;
 
-/// Longest header: numpy itself refuses more than 10,000 bytes unless told otherwise.
+/// Maximum length of a header. (By default, numpy itself refuses more than 10,000 bytes.)
 const MOST_HEADER: usize = 1 << 20;
-/// Bytes that are read at once; a multiple of every element's size.
+/// Bytes read at once; a multiple of every element size.
 const CHUNK: usize = 1 << 16;
 
-/// Element types of arrays that can be read.
+/// Element types that can be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     F16,
@@ -34,7 +34,7 @@ pub(crate) enum Kind {
     Bool,
 }
 
-/// numpy's letters and sizes.
+/// numpy's type letters with sizes.
 const KINDS: [(&str, Kind); 12] = [
     ("f2", Kind::F16),
     ("f4", Kind::F32),
@@ -61,7 +61,7 @@ impl Kind {
     }
 }
 
-/// An array of which the header was read.
+/// An array whose header has been read.
 pub(crate) struct Npy<R> {
     pub(crate) kind: Kind,
     big_endian: bool,
@@ -72,7 +72,7 @@ pub(crate) struct Npy<R> {
 }
 
 impl<R: Read> Npy<R> {
-    /// Reads the header. `length`: bytes of the whole, where they are known. `bad` makes an error of a cause.
+    /// Reads the header. `length`: total bytes, if known. `bad` makes an error from its cause.
     pub(crate) fn open(
         mut source: R,
         length: Option<u64>,
@@ -112,7 +112,7 @@ impl<R: Read> Npy<R> {
         })
     }
 
-    /// The elements, each made by `of` from its `N` bytes in little-endian order and its position in the file.
+    /// Reads the elements; `of` makes each from its `N` bytes in little-endian order and its position in the file.
     pub(crate) fn decode<T, const N: usize>(
         self,
         bad: &dyn Fn(String) -> fcdcc::Error,
@@ -143,7 +143,7 @@ impl<R: Read> Npy<R> {
                 values.push(value);
             }
         }
-        // The end of a stream shows only now.
+        // Only reading past the data shows whether the stream ends here.
         if fill(&mut data, &mut [0]).map_err(|e| bad(format!("cannot be read: {e}")))? > 0 {
             return Err(bad(damaged(&format!("more than {needed}"), &shape, needed)));
         }
@@ -170,7 +170,7 @@ fn kind(descriptor: &str) -> Option<(Kind, bool)> {
     }
 }
 
-/// The bytes of the header; its own length is checked before anything of that length is allocated.
+/// Reads the header's bytes; checks the length before allocating it.
 fn header(source: &mut impl Read, length: Option<u64>) -> Result<Vec<u8>, String> {
     let unread = |e: std::io::Error| format!("cannot be read: {e}");
     let mut bytes = vec![0; 12];
@@ -209,7 +209,7 @@ fn header(source: &mut impl Read, length: Option<u64>) -> Result<Vec<u8>, String
     if read < size { Err(short((start + read) as u64)) } else { Ok(bytes) }
 }
 
-/// Reads until `buffer` is full or there is no more.
+/// Reads until `buffer` is full or the source ends.
 fn fill(source: &mut impl Read, buffer: &mut [u8]) -> std::io::Result<usize> {
     let mut read = 0;
     while read < buffer.len() {
@@ -223,7 +223,7 @@ fn fill(source: &mut impl Read, buffer: &mut [u8]) -> std::io::Result<usize> {
     Ok(read)
 }
 
-/// A message without most of a header that it quotes.
+/// A message with at most a short part of the header that it quotes.
 fn brief(message: &impl std::fmt::Display) -> String {
     const MOST: usize = 200;
     let text = message.to_string();

@@ -36,7 +36,7 @@ pub(crate) enum Precision {
     F64,
 }
 
-/// `--hedge`: a quantile, or off.
+/// `--hedge`: a quantile, or `off`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Hedge(Option<f64>);
 
@@ -173,12 +173,12 @@ pub(crate) struct LayerArgs {
 }
 
 impl LayerArgs {
-    /// Workers to make when no pool file says.
+    /// The number of workers to make without a pool file.
     pub(crate) fn worker_count(&self) -> usize {
         self.workers.unwrap_or(WORKERS)
     }
 
-    /// The library's options.
+    /// The options for the library.
     pub(crate) fn layer_options(&self, name: &str) -> Result<LayerOptions> {
         if self.workers == Some(0) {
             return Err(Error::invalid("number of workers (--workers)", 0, "use at least one"));

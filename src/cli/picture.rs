@@ -1,4 +1,4 @@
-//! Pictures as model input: decoded, fitted to the input's size, scaled, normalised, laid out.
+//! Pictures as model input: decodes, fits to the input's size, scales, normalises, and arranges the axes.
 
 use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,13 +16,13 @@ use ndarray::{Array4, ArrayD};
 use super::content::{self, Content, HEAD};
 use fcdcc::memory;
 
-/// Largest side of a picture that is decoded: a file of a few kilobytes may claim billions of pixels.
+/// Maximum side of a decoded picture: a file of a few kilobytes may claim billions of pixels.
 const MOST_SIDE: u32 = 32_768;
-/// Most pixels of one: 8192 x 8192. As floats they take 12 bytes each.
+/// Maximum pixels of a picture: 8192 x 8192. As floats they take 12 bytes each.
 const MOST_PIXELS: u64 = 1 << 26;
-/// Most bytes of a file.
+/// Maximum bytes of a file.
 const MOST_FILE_BYTES: u64 = 1 << 29;
-/// Most bytes that a decoder may hold beside the picture itself.
+/// Maximum bytes that a decoder may allocate besides the picture itself.
 const MOST_DECODER_BYTES: u64 = 1 << 30;
 
 /// How a picture of other proportions comes to the input's size.
@@ -59,7 +59,7 @@ enum Color {
     Bgr,
 }
 
-/// Numbers separated by commas: one for all channels, or one a channel.
+/// Numbers separated by commas: one for all channels, or one per channel.
 #[derive(Clone, Debug, PartialEq)]
 struct PerChannel(Vec<f32>);
 
@@ -122,7 +122,7 @@ pub(crate) struct PictureArgs {
     color: Color,
 }
 
-/// Channels, height, width and whether channels come last.
+/// Channels, height, width and the order of the axes.
 struct Target {
     channels: usize,
     size: [Option<usize>; 2],
@@ -130,11 +130,11 @@ struct Target {
 }
 
 impl PictureArgs {
-    /// One batch of all `pictures` for `input`, whose open sizes they decide. `first`: the first of them, opened already.
+    /// One batch of all `pictures` for `input`, whose open sizes are taken from them. `first`: the first picture, opened.
     ///
     /// # Errors
-    /// [`Error::File`] for what cannot be read or would take too much memory, [`Error::Mismatch`] for an input that takes
-    /// no such pictures.
+    /// [`Error::File`] for a picture that cannot be read or needs too much memory, [`Error::Mismatch`] for an input that
+    /// does not accept such pictures.
     pub(crate) fn read(&self, input: &InputInfo, first: Input, pictures: &[PathBuf]) -> Result<ArrayD<f32>> {
         let target = self.target(input, pictures.len())?;
         self.mean.check("--mean", target.channels)?;
@@ -165,7 +165,7 @@ impl PictureArgs {
             for (x, y, pixel) in fitted.enumerate_pixels() {
                 for channel in 0..target.channels {
                     let value = match (target.channels, self.color) {
-                        // The luma of ITU-R BT.601, as grey pictures are made everywhere.
+                        // The luma of ITU-R BT.601, the usual conversion to grey.
                         (1, _) => 0.299 * pixel[0] + 0.587 * pixel[1] + 0.114 * pixel[2],
                         (_, Color::Rgb) => pixel[channel],
                         (_, Color::Bgr) => pixel[2 - channel],
@@ -194,7 +194,7 @@ impl PictureArgs {
         let Some([batch, a, b, c]) = input.shape.as_deref() else {
             return not("convert the pictures to a .npy array of the model's shape");
         };
-        // A model that takes fewer at a time is run several times.
+        // A model with a smaller batch is run several times.
         if let Some(batch) = batch.filter(|b| !count.is_multiple_of(*b)) {
             let expected = format!("a multiple of {batch} (input {} is {})", input.name, input.described);
             let help = "give as many, or another --shape if the model allows it";
@@ -250,7 +250,7 @@ fn u32_of(size: usize) -> Result<u32> {
     })
 }
 
-/// Decodes a picture, the way up that its camera was held.
+/// Decodes a picture and turns it upright by its orientation tag.
 fn decode(mut input: Input) -> Result<Rgb32FImage> {
     let name = input.name().to_owned();
     let bad = |cause: String| Error::File { path: name.clone(), cause, input: true };
@@ -264,7 +264,7 @@ fn decode(mut input: Input) -> Result<Rgb32FImage> {
         }
     };
     let bytes = input.into_bytes(MOST_FILE_BYTES, "save it smaller")?;
-    // A decoder that panics has met a damaged file, as one that fails has.
+    // A panic of the decoder means a damaged file, as an error does.
     let decoded = catch_unwind(AssertUnwindSafe(|| decode_bytes(bytes, format)));
     let failed = |cause: String| {
         bad(format!("is a {} picture that cannot be decoded: {cause}", content::name(format)))
@@ -277,9 +277,9 @@ fn decode(mut input: Input) -> Result<Rgb32FImage> {
     }
 }
 
-/// Why there is no picture.
+/// Why a picture was not decoded.
 enum Undecoded {
-    /// It is larger than may be.
+    /// It exceeds a limit.
     Unfit(String),
     Decoder(ImageError),
 }
@@ -308,7 +308,7 @@ fn decode_bytes(bytes: Vec<u8>, format: ImageFormat) -> Result<Rgb32FImage, Unde
     let needed = 2 * decoder.total_bytes() + pixels * 12;
     memory::require_all(&format!("the picture of {width} x {height}"), needed)
         .map_err(|e| Undecoded::Unfit(e.to_string()))?;
-    // Cameras write the way they were held beside the pixels.
+    // Cameras store their orientation beside the pixels.
     let orientation = decoder.orientation()?;
     let mut picture = DynamicImage::from_decoder(decoder)?;
     picture.apply_orientation(orientation);
@@ -388,7 +388,7 @@ mod tests {
         assert_eq!(red(Fit::Crop), [1.0, 0.0, 1.0]);
         let [left, right, _] = red(Fit::Stretch);
         assert!(left > 0.8 && right < 0.2, "{left} {right}");
-        // A strip of one row that keeps both colours, and black around it.
+        // A strip of one row with both colours, and black around it.
         let [top, _, bottom] = red(Fit::Pad);
         assert!(top.max(bottom) > 0.8 && top.min(bottom) == 0.0, "{top} {bottom}");
     }
@@ -401,7 +401,7 @@ mod tests {
         let open = input(&[None, Some(1), None, None]);
         let lying = read(&args(), &open, std::slice::from_ref(&path)).unwrap();
         assert_eq!(lying.shape(), [1, 1, 8, 16]);
-        // Exif: one entry, orientation 6, to be turned clockwise by a quarter.
+        // Exif with one entry: orientation 6, a clockwise turn by 90 degrees.
         let mut exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0".to_vec();
         let length = u16::try_from(exif.len() + 2).unwrap().to_be_bytes();
         exif.splice(0..0, [0xff, 0xe1, length[0], length[1]]);

@@ -1,4 +1,4 @@
-//! `fcdcc plan`: what the planner makes of a model's layers, and why.
+//! `fcdcc plan`: shows how the planner divides a model's layers, and why.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -76,7 +76,7 @@ pub(crate) struct PlanArgs {
     layer: LayerArgs,
 }
 
-/// plan.json.
+/// The structure of plan.json.
 #[derive(Serialize)]
 struct PlanReport {
     schema: u32,
@@ -86,7 +86,7 @@ struct PlanReport {
     precision: &'static str,
     rates: Rates,
     layers: Vec<Row>,
-    /// Every feasible pair of every layer; not for models.
+    /// Every feasible pair of every layer; empty for models.
     pairs: Vec<Convexity>,
 }
 
@@ -94,7 +94,7 @@ struct PlanReport {
 struct Row {
     name: String,
     op: &'static str,
-    /// Readable: 1x64x56x56 * 128x64x3x3.
+    /// In readable form: 1x64x56x56 * 128x64x3x3.
     shape: String,
     /// A code family, or `local`.
     code: String,
@@ -105,7 +105,7 @@ struct Row {
     upload_bytes: usize,
     download_bytes: usize,
     storage_bytes: usize,
-    /// Multiply-adds of one subtask, or of the layer where it is local.
+    /// Multiply-adds of one subtask, or of a `local` layer.
     macs: f64,
     encode_ms: f64,
     wait_ms: f64,
@@ -152,7 +152,7 @@ pub(crate) fn run(args: &PlanArgs, console: Console) -> Result<()> {
         Precision::F32 => DType::F32,
         Precision::F64 => DType::F64,
     };
-    // What cannot be read is refused before devices are opened.
+    // Unreadable files are refused before devices are opened.
     let subject = Subject::load(args)?;
     #[cfg(feature = "onnx")]
     if let Subject::Model(model) = &subject {
@@ -216,7 +216,7 @@ pub(crate) fn run(args: &PlanArgs, console: Console) -> Result<()> {
     Ok(())
 }
 
-/// What is to be planned.
+/// What to plan.
 enum Subject {
     #[cfg(feature = "onnx")]
     Model(Box<fcdcc::Model>),
@@ -268,7 +268,7 @@ impl Subject {
     }
 }
 
-/// `1,3,224,224`, a part of `whole`.
+/// Parses sizes such as `1,3,224,224`; `whole` is the text that contains them, for errors.
 fn sizes(text: &str, whole: &str) -> Result<Vec<usize>> {
     let sizes = text.split(',').map(|size| size.trim().parse()).collect::<Result<_, _>>();
     sizes.map_err(|_| Error::invalid("shape (--shape)", format!("{whole:?}"), "write it as 1,64,56,56"))

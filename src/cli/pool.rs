@@ -1,4 +1,4 @@
-//! From options or a pool file to a pool of workers. The only place that names concrete workers.
+//! Makes a pool of workers from options or a pool file. No other module names concrete workers.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -16,10 +16,10 @@ use super::network::{Endpoints, TlsEntry};
 use super::options::{Backend, LayerArgs};
 use super::rates::{self, Measuring};
 
-/// Most workers one machine is asked to hold: each has a thread.
+/// Maximum number of workers of one machine: each has a thread.
 const MAX_WORKERS: usize = 4096;
 
-/// A pool file: `[[worker]]` tables, one for each worker or group of equal workers, and where machines meet.
+/// A pool file: `[[worker]]` tables, one for each worker or group of equal workers, and `[cluster]`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct PoolFile {
@@ -28,7 +28,7 @@ struct PoolFile {
     worker: Vec<WorkerEntry>,
 }
 
-/// `[cluster]`: where machines meet.
+/// `[cluster]`: how to reach other machines.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[cfg_attr(not(feature = "cluster"), expect(dead_code, reason = "read to say what this binary lacks"))]
@@ -45,7 +45,7 @@ struct ClusterEntry {
     tls: Option<TlsEntry>,
     #[serde(default)]
     insecure: bool,
-    /// Machines that may join beside those that workers name.
+    /// Machines that may join besides those named by workers.
     #[serde(default)]
     machines: Vec<String>,
     /// Common names of certificates that may list the cluster.
@@ -65,7 +65,7 @@ pub(crate) fn default_viewers() -> Vec<String> {
     vec!["operator".to_owned()]
 }
 
-/// A duration as users write it.
+/// Parses a duration such as `500ms`.
 fn duration<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     let text = String::deserialize(deserializer)?;
     super::options::duration(&text).map_err(serde::de::Error::custom)
@@ -92,23 +92,23 @@ pub(crate) enum WorkerEntry {
         storage: Storage,
         fault: Option<String>,
     },
-    /// Devices of another machine; of any that joins where it has no name.
+    /// Devices of the named machine, or of any machine that joins.
     #[cfg_attr(not(feature = "cluster"), expect(dead_code, reason = "read to say what this binary lacks"))]
     Remote {
         name: Option<String>,
-        /// All that the machine has where it has a name, else one.
+        /// By default all devices of a named machine, or one device of any machine.
         count: Option<usize>,
         fault: Option<String>,
     },
 }
 
-/// What GPU workers keep slabs and filters in.
+/// Storage type of slabs and filters on GPU workers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Storage {
     /// 16 bits.
     F16,
-    /// The type that is computed in.
+    /// The type of the arithmetic.
     #[default]
     Full,
 }
@@ -117,8 +117,8 @@ fn one() -> usize {
     1
 }
 
-/// The workers that the options describe, without the faults of `--fault`.
-/// `measure`: whether to measure what is not known of them.
+/// The workers described by the options, without the faults of `--fault`. `measure`: whether to measure unknown properties
+/// of the workers.
 pub(crate) fn workers(args: &LayerArgs, measure: bool, console: Console) -> Result<Vec<Box<dyn Worker>>> {
     let measuring = Measuring { how: args.calibrate, unknown: measure };
     if let Some(path) = &args.pool {
@@ -128,8 +128,8 @@ pub(crate) fn workers(args: &LayerArgs, measure: bool, console: Console) -> Resu
     from_backend(args.backend, args.adapter.as_deref(), args.worker_count(), measuring, console)
 }
 
-/// The pool that the options describe, faults included, and the planner's rates of its workers. `measure`: whether to
-/// measure what is not known of them.
+/// The pool described by the options, faults included, and the planner's rates of its workers. `measure`: whether to
+/// measure unknown properties of the workers.
 pub(crate) fn assemble(
     args: &LayerArgs,
     dtype: DType,
@@ -137,13 +137,13 @@ pub(crate) fn assemble(
     console: Console,
 ) -> Result<(Pool, Rates)> {
     let mut workers = workers(args, measure, console)?;
-    // Where the partitions are given there is nothing to choose.
+    // With given partitions there is nothing to plan.
     let unknown = measure && args.partitions.is_none();
     let rates = rates::of(&mut workers, dtype, Measuring { how: args.calibrate, unknown }, console)?;
     Ok((start(inject(workers, &args.fault, args.seed)?, console)?, rates))
 }
 
-/// A pool of `workers`; says so where some of them got no thread.
+/// A pool of `workers`; prints a notice if some of them got no thread.
 pub(crate) fn start(workers: Vec<Box<dyn Worker>>, console: Console) -> Result<Pool> {
     let pool = Pool::new(workers)?;
     let lost: Vec<String> = (0..pool.len()).filter_map(|worker| pool.lost(worker)).collect();
@@ -215,7 +215,7 @@ fn gpu_workers(_: usize, _: Option<&str>, _: Storage, _: Measuring) -> Result<Ve
     })
 }
 
-/// Enters the pool file, and the files that it names, in `ledger`, and plans the report.
+/// Enters the pool file and the files that it names in `ledger`, and plans the report's file.
 pub(crate) fn files(args: &LayerArgs, ledger: &mut Ledger) -> Result<Option<Output>> {
     if let Some(path) = &args.pool {
         ledger.input("--pool", path)?;
@@ -226,10 +226,10 @@ pub(crate) fn files(args: &LayerArgs, ledger: &mut Ledger) -> Result<Option<Outp
     args.report.as_ref().map(|path| ledger.output("--report", path)).transpose()
 }
 
-/// The files that a pool file names. One that is no regular file can be read only once, and is left to that.
+/// The files named by a pool file. A pool file that is not a regular file can be read only once, so it is skipped here.
 fn named(path: &Path) -> Vec<PathBuf> {
     let regular = path.metadata().is_ok_and(|about| about.is_file());
-    // What is wrong with it is said when it is opened.
+    // Errors in the file are reported when it is opened.
     let file = regular.then(|| super::network::read_toml::<PoolFile>(path, "a pool file").ok()).flatten();
     let tls = file.and_then(|file| file.cluster).and_then(|cluster| cluster.tls);
     tls.map_or_else(Vec::new, |tls| tls.files(path).to_vec())
@@ -269,7 +269,7 @@ fn from_file(path: &Path, seed: u64, measuring: Measuring, console: Console) -> 
     Ok(workers)
 }
 
-/// The workers of this machine that the entries of the file at `path` describe.
+/// The workers of this machine described by the entries of the file at `path`.
 #[cfg(feature = "cluster")]
 pub(crate) fn local_workers(
     entries: &[WorkerEntry],
@@ -286,7 +286,7 @@ pub(crate) fn local_workers(
 }
 
 impl WorkerEntry {
-    /// Its workers, the first of which is number `from` of the pool.
+    /// Makes the workers of this entry; `from` is the pool's number of the first one.
     fn open(&self, from: usize, path: &Path, measuring: Measuring) -> Result<Vec<Box<dyn Worker>>> {
         let bad = |cause: String| Error::File { path: path.display().to_string(), cause, input: true };
         match self {
@@ -322,7 +322,7 @@ impl WorkerEntry {
         }
     }
 
-    /// `group` with the entry's fault.
+    /// Wraps `group` in the entry's fault.
     fn injected(&self, group: Vec<Box<dyn Worker>>, seed: u64) -> Result<Vec<Box<dyn Worker>>> {
         match self {
             Self::Cpu { fault, .. } | Self::Gpu { fault, .. } | Self::Remote { fault, .. } => match fault {
@@ -348,7 +348,7 @@ mod with_cluster {
 
     use super::{ClusterEntry, Console, Error, Path, Result, Worker, WorkerEntry};
 
-    /// The clusters of this process by their pool files. A command that makes several pools of one file opens it once.
+    /// The clusters of this process by pool file. A command that makes several pools from one file opens the cluster once.
     static OPENED: Mutex<BTreeMap<PathBuf, Cluster>> = Mutex::new(BTreeMap::new());
 
     fn opened(path: &Path, options: &ClusterOptions) -> Result<Cluster> {
@@ -361,7 +361,7 @@ mod with_cluster {
         Ok(cluster)
     }
 
-    /// The remote workers of a pool file, group by group.
+    /// The remote workers of a pool file, in groups.
     pub(super) struct Remotes {
         groups: std::vec::IntoIter<Vec<Box<dyn Worker>>>,
         places: String,
@@ -422,7 +422,7 @@ mod with_cluster {
             self.groups.next().unwrap_or_default()
         }
 
-        /// The error of a pool to which nobody came.
+        /// The error of a pool without any workers.
         pub(super) fn nobody(&self) -> Error {
             Error::Unavailable {
                 what: format!("every remote worker (none joined at {} within {:?})", self.places, self.wait),
@@ -440,7 +440,7 @@ mod without_cluster {
 
     use super::{ClusterEntry, Console, Error, Path, Result, Worker, WorkerEntry};
 
-    /// There are none.
+    /// Never exists in this build.
     pub(super) struct Remotes(Infallible);
 
     impl Remotes {

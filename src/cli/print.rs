@@ -1,4 +1,4 @@
-//! Results on stdout: lines, JSON, and the table of who did what.
+//! Prints results on stdout: lines, JSON, and the table of one layer's workers.
 
 use std::fmt::Display;
 use std::io::Write;
@@ -7,7 +7,7 @@ use fcdcc::scheduler::State;
 use fcdcc::{Completion, Error, LayerReport, Result};
 use serde::Serialize;
 
-/// One line on stdout. Who closed the pipe (`| head`) has read enough: that is no failure.
+/// Prints one line on stdout. A closed pipe (`| head`) is not a failure.
 pub(crate) fn out(line: impl Display) -> Result<()> {
     match writeln!(std::io::stdout().lock(), "{line}") {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(failed(error)),
@@ -15,7 +15,7 @@ pub(crate) fn out(line: impl Display) -> Result<()> {
     }
 }
 
-/// A value as JSON on stdout.
+/// Prints a value as JSON on stdout.
 pub(crate) fn out_json(value: &impl Serialize) -> Result<()> {
     let text = serde_json::to_string_pretty(value).map_err(|e| failed(e.into()))?;
     out(text)
@@ -25,7 +25,7 @@ fn failed(error: std::io::Error) -> Error {
     Error::File { path: "stdout".to_owned(), cause: error.to_string(), input: false }
 }
 
-/// Who did what in one layer, and what it cost.
+/// Prints the outcome of each worker in one layer, and the cost.
 pub(crate) fn layer_table(report: &LayerReport) -> Result<()> {
     out(format_args!(
         "{}: code {} with n={}, recovery threshold {}, partitions {},{} on {} workers",

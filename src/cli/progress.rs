@@ -1,4 +1,4 @@
-//! Progress bars on stderr: a step for each layer or run. Nothing where stderr is no terminal, or with --quiet.
+//! Progress bars on stderr, a step for each layer or run. Hidden if stderr is no terminal, or with --quiet.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::Console;
 
-/// One bar; it vanishes when it is done, results are printed by others.
+/// A progress bar. It disappears at the end; results are printed by other code.
 pub(crate) struct Bar(ProgressBar);
 
 impl Bar {
@@ -15,26 +15,26 @@ impl Bar {
         let bar = ProgressBar::with_draw_target(None, target).with_message(what);
         let style = ProgressStyle::with_template("{msg:10} {bar:30} {pos}/{len} {prefix} {elapsed}");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-        // A layer may take long: the time goes on meanwhile. Where nobody sees it, or there is no thread to be had (the bar
-        // would panic), it moves with the steps alone.
+        // Updates the time during a long layer. If the bar is hidden, or no thread can be started (the bar would panic),
+        // it is updated only by steps.
         if !bar.is_hidden() && std::thread::Builder::new().spawn(|| {}).is_ok() {
             bar.enable_steady_tick(Duration::from_millis(200));
         }
         Self(bar)
     }
 
-    /// The next layer is done.
+    /// Reports that the next layer is done.
     #[cfg(feature = "onnx")]
     pub(crate) fn step(&self, progress: fcdcc::model::Progress<'_>) {
         self.steps(progress.done, progress.total, progress.layer);
     }
 
-    /// Says something while the bar is out of the way.
+    /// Hides the bar while `say` prints.
     pub(crate) fn suspend(&self, say: impl FnOnce()) {
         self.0.suspend(say);
     }
 
-    /// So many steps are done, the last of them on `what`.
+    /// Reports that `done` steps are done, the last of them on `what`.
     pub(crate) fn steps(&self, done: usize, total: usize, what: &str) {
         self.0.set_length(total as u64);
         self.0.set_position(done as u64);

@@ -1,5 +1,5 @@
-//! The planner's rates: measured once on this machine's workers, kept in a file, used from then on. How to come by them
-//! also goes for the choice of GPU kernels, which the library keeps.
+//! The planner's rates: measured once on the workers of this machine, then read from a cache file. The same choice of
+//! source applies to GPU kernels, whose cache the library keeps.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -29,16 +29,16 @@ pub(crate) enum Calibrate {
     Never,
 }
 
-/// How to come by figures of this machine.
+/// How to obtain the rates of this machine.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Measuring {
     pub(crate) how: Calibrate,
-    /// Whether what is not known yet is to be measured where `how` leaves that open.
+    /// Whether to measure unknown rates, if `how` leaves that open.
     pub(crate) unknown: bool,
 }
 
 impl Measuring {
-    /// Where GPU workers have their choice of kernels from.
+    /// The corresponding source for the choice of GPU kernels.
     #[cfg(feature = "gpu")]
     pub(crate) fn tune(self) -> fcdcc::gpu::TuneMode {
         use fcdcc::gpu::TuneMode;
@@ -51,7 +51,7 @@ impl Measuring {
     }
 }
 
-/// Measured rates by what they were measured on.
+/// Measured rates by hardware.
 #[derive(Default, Serialize, Deserialize)]
 struct Cache {
     schema: u32,
@@ -64,7 +64,7 @@ fn cache_file() -> Option<PathBuf> {
     Some(cache::folder()?.join("rates.json"))
 }
 
-/// What is kept. A file that is not there, is damaged or of another version counts as empty: it is only a cache.
+/// Reads the cache. A file that is missing, damaged or of another version counts as empty.
 fn read() -> Cache {
     let text = cache_file().and_then(|path| match cache::read(&path) {
         Ok(text) => text,
@@ -81,7 +81,7 @@ fn parse(text: Option<&str>) -> Cache {
     cache.filter(|cache| cache.schema == SCHEMA).unwrap_or(Cache { schema: SCHEMA, rates: BTreeMap::new() })
 }
 
-/// Keeps rates for the next time; where nothing can be written they are measured again then.
+/// Caches rates; if the file cannot be written, they are measured again next time.
 fn keep(key: String, calibration: Calibration) {
     let Some(path) = cache_file() else { return };
     let kept = cache::update(&path, |text| {
@@ -94,11 +94,11 @@ fn keep(key: String, calibration: Calibration) {
     }
 }
 
-/// The rates of the workers of a pool that is about to be made. Workers of one kind and device are taken to be alike and
-/// the slowest kind decides, since a layer waits for most of its workers.
+/// The rates of the workers of a pool that is about to be made. Workers of one kind and device are assumed to be alike. The
+/// slowest kind decides, because a layer waits for most of its workers.
 ///
 /// # Errors
-/// What a worker says that cannot be measured although that is asked for.
+/// The worker's error if rates must be measured and cannot be.
 pub(crate) fn of(
     workers: &mut [Box<dyn Worker>],
     dtype: DType,
@@ -136,7 +136,7 @@ pub(crate) fn of(
                 };
                 let measured = match measured {
                     Ok(measured) => measured,
-                    // A worker that fails is what runs are made for; the planner does without it.
+                    // Runs tolerate failed workers, so the planner ignores them.
                     Err(error) if how == Calibrate::Auto => {
                         tracing::warn!(device, %error, "could not be measured");
                         continue;

@@ -1,4 +1,4 @@
-//! `fcdcc run`: a whole ONNX model with its convolutions coded.
+//! `fcdcc run`: runs a whole ONNX model with coded convolutions.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -57,20 +57,20 @@ pub(crate) struct RunArgs {
     metrics: MetricsArgs,
 }
 
-/// report.json of a model: the common part and what only a model has.
+/// report.json of a model: the common part, and fields that only models have.
 #[derive(Serialize)]
 struct ModelReport {
     #[serde(flatten)]
     report: Report,
     model: String,
-    /// What the host computed itself.
+    /// Time of the operators computed by the host.
     host_ms: f64,
-    /// Encoding and installing filters, once.
+    /// Time of encoding and installing filters, once.
     prepare_ms: f64,
     /// Fully connected layers left on the host.
     local_gemms: Vec<LocalGemm>,
     outputs: Vec<OutputReport>,
-    /// Against the uncoded run, with --compare.
+    /// Comparison with the uncoded run (--compare).
     compare: Option<Vec<Deviation>>,
 }
 
@@ -87,7 +87,7 @@ struct OutputReport {
     shape: Vec<usize>,
 }
 
-/// How far a coded output is from the uncoded one.
+/// Distance of a coded output from the uncoded one.
 #[derive(Serialize)]
 struct Deviation {
     output: String,
@@ -104,7 +104,7 @@ pub(crate) fn run(args: &RunArgs, console: Console) -> Result<()> {
     places.plan_each(args, model.outputs(), &mut ledger)?;
     let console = console.beside(&ledger);
     let (model, batches) = args.inputs.read(model)?;
-    // Found out before any work: outputs that cannot be put together are of no use.
+    // Checked before any work: outputs that cannot be concatenated would be useless.
     let axes = if batches.len() > 1 { model.batch_axes()? } else { Vec::new() };
     let pool;
     (pool, options.layer.rates) =
@@ -117,7 +117,7 @@ pub(crate) fn run(args: &RunArgs, console: Console) -> Result<()> {
         model.prepare_observed(&pool, &options, &mut |p| bar.step(p))?
     };
     let prepare_ms = started.elapsed().as_secs_f64() * 1e3;
-    // The model's own copy of the weights is needed for a comparison only.
+    // The model's own copy of the weights is needed only for a comparison.
     let host = if args.compare { Some(model.on_host()?) } else { None };
     drop(model);
     let mut runs = Runs::default();
@@ -128,7 +128,7 @@ pub(crate) fn run(args: &RunArgs, console: Console) -> Result<()> {
             let run = prepared.run_observed(inputs, &mut |p| bar.step(p))?;
             runs.summary.add(&run.layers);
             (runs.total, runs.host) = (runs.total + run.total, runs.host + run.host);
-            // Of many runs only what is asked for is kept.
+            // Keeps only what is requested of many runs.
             if places.report.is_some() {
                 runs.layers.extend(run.layers);
             }
@@ -163,19 +163,19 @@ pub(crate) fn run(args: &RunArgs, console: Console) -> Result<()> {
 #[derive(Default)]
 struct Runs {
     summary: Summary,
-    /// Every layer of every run; only where a report is asked for.
+    /// Reports of every layer of every run, if a report is requested.
     layers: Vec<LayerReport>,
     total: Duration,
     host: Duration,
 }
 
-/// The outputs of several runs, each put together along its axis of the batch.
+/// Concatenates the outputs of several runs, each along its batch axis.
 fn joined(mut runs: Vec<Vec<Output>>, axes: &[usize]) -> Result<Vec<Output>> {
     if runs.len() <= 1 {
         return Ok(runs.pop().unwrap_or_default());
     }
     let mut outputs = Vec::new();
-    // From the last one on, so that the pieces of each are let go of once they are put together.
+    // Begins with the last output, so that the pieces of each are dropped after they are concatenated.
     for axis in axes.iter().rev() {
         let Some(name) = runs.first().and_then(|run| run.last()).map(|output| output.name.clone()) else {
             break;
@@ -231,16 +231,16 @@ fn summary(report: &ModelReport, summary: &Summary, outputs: &[Output]) -> Resul
     Ok(())
 }
 
-/// Where results go.
+/// Where results are written.
 struct Places {
     output: Option<Place>,
-    /// One for each output of the model, with --outputs.
+    /// One for each output of the model (--outputs).
     each: Vec<Place>,
     report: Option<Place>,
 }
 
 impl Places {
-    /// What can be checked before the model is read.
+    /// Checks what can be checked before the model is read.
     fn plan(args: &RunArgs, ledger: &mut Ledger) -> Result<Self> {
         if args.top == Some(0) {
             return Err(Error::invalid("number of values (--top)", 0, "use at least one"));
@@ -259,7 +259,7 @@ impl Places {
         Ok(Self { output, each: Vec::new(), report })
     }
 
-    /// The files of --outputs, whose names the model gives.
+    /// Plans the files of --outputs, which are named after the model's outputs.
     fn plan_each(&mut self, args: &RunArgs, names: &[String], ledger: &mut Ledger) -> Result<()> {
         let Some(folder) = &args.outputs else { return Ok(()) };
         let names = file_names(names);
@@ -304,7 +304,7 @@ fn read_labels(path: &Path) -> Result<Vec<String>> {
     Ok(labels)
 }
 
-/// Lines with the `k` largest values of each item of the batch.
+/// Lines with the `k` largest values for each item of the batch.
 fn top(output: &Output, k: usize, labels: Option<&[String]>) -> Result<Vec<String>> {
     let values = output.tensor.to_f64();
     let batch = if output.tensor.shape().len() < 2 { 1 } else { output.tensor.shape()[0] };
@@ -335,7 +335,7 @@ fn top(output: &Output, k: usize, labels: Option<&[String]>) -> Result<Vec<Strin
     Ok(lines)
 }
 
-/// Each output's name as a file name, all different.
+/// Distinct file names for the outputs, made from their names.
 fn file_names(outputs: &[String]) -> Vec<String> {
     let plain = |c: char| if c.is_alphanumeric() || "-_.".contains(c) { c } else { '_' };
     let mut names: Vec<String> = Vec::with_capacity(outputs.len());

@@ -1,4 +1,4 @@
-//! `fcdcc stability`: condition numbers and errors of every code family.
+//! `fcdcc stability`: computes condition numbers and errors of every code family.
 
 use std::path::PathBuf;
 
@@ -97,7 +97,7 @@ impl StabilityArgs {
     }
 }
 
-/// Naming something twice is a slip.
+/// Refuses duplicates, which are probably a mistake.
 fn once<T: PartialEq + std::fmt::Debug>(values: &[T], what: &str) -> Result<()> {
     match (1..values.len()).find(|at| values[..*at].contains(&values[*at])) {
         Some(at) => Err(Error::invalid(

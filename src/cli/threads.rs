@@ -1,17 +1,17 @@
-//! Threads for what runs on all cores: as many as the system gives.
+//! Starts the threads that use all cores: as many as the system grants.
 //!
-//! Relevant if the process may have few threads (`ulimit -u`, a container's `pids.max`): rayon's own start panics where it
-//! cannot have all that it wants.
+//! Relevant if the process may have few threads (`ulimit -u`, a container's `pids.max`): rayon's own start panics if it
+//! cannot get all the threads it wants.
 
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use fcdcc::{Error, Result};
 
-/// Starts rayon's threads: one a core (or `RAYON_NUM_THREADS`), or as many as can be had.
+/// Starts rayon's threads: one per core (or `RAYON_NUM_THREADS`), or as many as possible.
 ///
 /// # Errors
-/// [`Error::Unavailable`] where not one can be started.
+/// [`Error::Unavailable`] if not even one thread can be started.
 pub(crate) fn start() -> Result<()> {
     let asked = std::env::var("RAYON_NUM_THREADS").ok().and_then(|count| count.parse::<usize>().ok());
     let cores = || std::thread::available_parallelism().map_or(1, usize::from);
@@ -20,7 +20,7 @@ pub(crate) fn start() -> Result<()> {
         what: format!("a thread beside the first ({cause})"),
         help: "allow this process more threads (ulimit -u, the pids.max of its cgroup)".to_owned(),
     };
-    // The threads are there before rayon is told how many there are: it cannot begin twice.
+    // Starts the threads before rayon learns their number: rayon cannot be initialized twice.
     let (hand_over, begin) = mpsc::channel::<rayon::ThreadBuilder>();
     let begin = Arc::new(Mutex::new(begin));
     let mut started = 0;
@@ -30,7 +30,7 @@ pub(crate) fn start() -> Result<()> {
         let thread = std::thread::Builder::new().name(format!("fcdcc core {started}"));
         let serve = move || {
             let next = begin.lock().unwrap_or_else(PoisonError::into_inner).recv();
-            // An error: rayon did not start.
+            // An error means that rayon was not initialized.
             if let Ok(thread) = next {
                 thread.run();
             }

@@ -1,4 +1,4 @@
-//! What `worker`, `cluster` and remote workers in pool files say in a binary that was built without clusters.
+//! Errors of `worker`, `cluster` and remote workers in pool files in a binary without feature `cluster`.
 
 use fcdcc::{Error, Result};
 
@@ -9,10 +9,10 @@ pub(crate) struct WorkerArgs {
     rest: Vec<String>,
 }
 
-/// Likewise.
+/// The arguments of `cluster`, equally missing.
 pub(crate) type ClusterArgs = WorkerArgs;
 
-/// How to get what is not there.
+/// The error, with how to get a binary that has the feature.
 pub(crate) fn without_cluster() -> Error {
     Error::Unavailable {
         what: "working with other machines".to_owned(),

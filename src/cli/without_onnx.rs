@@ -1,4 +1,4 @@
-//! What `run` and `demo` say in a binary that was built without ONNX.
+//! Errors of `run` and `demo` in a binary without feature `onnx`.
 
 use fcdcc::{Error, Result};
 

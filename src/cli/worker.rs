@@ -1,4 +1,4 @@
-//! `fcdcc worker`: lends this machine's workers to masters until it is told to stop.
+//! `fcdcc worker`: lends this machine's workers to masters until it is stopped.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,9 +17,9 @@ use super::options::Backend;
 use super::pool::{self, WorkerEntry};
 use super::rates::{Calibrate, Measuring};
 
-/// What the filter cache may take when nothing is said.
+/// Default limit of the filter cache.
 const CACHE_LIMIT: ByteSize = ByteSize::gib(8);
-/// What filters, slabs and results may take where the system does not say how much memory there is.
+/// Default limit for filters, slabs and results if the system does not report its available memory.
 const MEMORY: ByteSize = ByteSize::gib(4);
 
 /// Lend this machine's GPUs and cores to masters on other machines.
@@ -134,7 +134,7 @@ pub(crate) fn run(args: &WorkerArgs, console: Console) -> Result<()> {
     if let Some(metrics) = &metrics {
         console.notice(format_args!("metrics at http://{}/metrics", metrics.address()));
     }
-    // The sender lives in the handler for as long as the process.
+    // The sender lives in the handler until the process ends.
     let _ = stopped.recv();
     let info = server.info();
     let done: u64 = info.devices.iter().map(|device| device.done).sum();
@@ -216,7 +216,7 @@ fn serve_options(args: &WorkerArgs, config: &Config, path: &Path) -> Result<Serv
     })
 }
 
-/// The machine's name, with `-` for what names in a cluster may not hold.
+/// The machine's host name, with `-` for characters that names in a cluster must not contain.
 fn host_name() -> String {
     #[cfg(unix)]
     let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
@@ -227,7 +227,7 @@ fn host_name() -> String {
     if name.is_empty() { "worker".to_owned() } else { name }
 }
 
-/// Half of what the system says is available to this process.
+/// Half of the memory that the system reports as available to this process.
 fn half_of_the_memory() -> ByteSize {
     fcdcc::memory::available().map_or(MEMORY, |available| ByteSize::b(available.bytes / 2))
 }

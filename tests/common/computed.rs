@@ -7,7 +7,7 @@ use fcdcc::partition::{FilterPartition, InputPartition, OutputTiling};
 
 use super::{normal, relative_l2};
 
-/// A layer whose subtasks have all been computed.
+/// A layer with all sub-results computed.
 pub struct Computed<T> {
     pub code: Code,
     pub tiling: OutputTiling,

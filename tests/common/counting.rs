@@ -1,11 +1,11 @@
-//! The system's allocator, which counts: how many blocks and bytes are alive, and how many large blocks were made.
+//! The system's allocator with counters: live blocks, live bytes, and large blocks allocated so far.
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// From this size on a block counts as large.
+/// Blocks from this size on count as large.
 pub const LARGE: usize = 64 << 10;
 
 static LARGE_BLOCKS: AtomicUsize = AtomicUsize::new(0);
@@ -14,20 +14,20 @@ static FREED: AtomicUsize = AtomicUsize::new(0);
 static MADE_BYTES: AtomicUsize = AtomicUsize::new(0);
 static FREED_BYTES: AtomicUsize = AtomicUsize::new(0);
 
-/// Everybody's in the process: a test that counts has a file of its own.
+/// Counts for the whole process, so a test that counts has a file of its own.
 pub struct Counting;
 
-/// Large blocks made so far.
+/// Large blocks allocated so far.
 pub fn large_blocks() -> usize {
     LARGE_BLOCKS.load(Ordering::Relaxed)
 }
 
-/// Blocks of any size that are alive.
+/// Live blocks of any size.
 pub fn live_blocks() -> usize {
     MADE.load(Ordering::Relaxed).saturating_sub(FREED.load(Ordering::Relaxed))
 }
 
-/// Bytes of the blocks that are alive.
+/// Bytes of the live blocks.
 pub fn live_bytes() -> usize {
     MADE_BYTES.load(Ordering::Relaxed).saturating_sub(FREED_BYTES.load(Ordering::Relaxed))
 }
@@ -43,30 +43,30 @@ fn freed(size: usize) {
     FREED_BYTES.fetch_add(size, Ordering::Relaxed);
 }
 
-// SAFETY: every call goes to the system's allocator unchanged; counting allocates nothing.
+// SAFETY: every call goes unchanged to the system's allocator; counting does not allocate.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         made(layout.size());
-        // SAFETY: the caller's promises are those of `System.alloc`.
+        // SAFETY: the caller upholds the contract of `System.alloc`.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         made(layout.size());
-        // SAFETY: likewise.
+        // SAFETY: the caller upholds the contract of `System.alloc_zeroed`.
         unsafe { System.alloc_zeroed(layout) }
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         made(size);
         freed(layout.size());
-        // SAFETY: likewise; `block` came from `System`, as all blocks do.
+        // SAFETY: the caller upholds the contract of `System.realloc`; `block` came from `System`, as all blocks do.
         unsafe { System.realloc(block, layout, size) }
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         freed(layout.size());
-        // SAFETY: likewise.
+        // SAFETY: the caller upholds the contract of `System.dealloc`; `block` came from `System`, as all blocks do.
         unsafe { System.dealloc(block, layout) }
     }
 }

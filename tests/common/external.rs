@@ -1,4 +1,4 @@
-//! An ONNX model of one convolution whose filters are in a file of their own, byte by byte.
+//! An ONNX model of one convolution with its filters in a separate file, byte by byte.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
 
 /// Filters of the model: `[2, 1, 3, 3]`.
@@ -41,7 +41,7 @@ fn value(field: u64, name: &str, shape: &[u64]) -> Vec<u8> {
     nested(field, &[text(1, name), nested(2, &[tensor])])
 }
 
-/// The model: `x [1, 1, 6, 6]` convolved with filters that are at `location`, from `offset` on.
+/// The model: `x [1, 1, 6, 6]` convolved with filters at `location`, from `offset` on.
 pub fn model(location: &str, offset: u64) -> Vec<u8> {
     let entry = |key: &str, value: &str| nested(13, &[text(1, key), text(2, value)]);
     let sizes: Vec<Vec<u8>> = [2, 1, 3, 3].iter().map(|size| number(1, *size)).collect();
@@ -62,7 +62,7 @@ pub fn model(location: &str, offset: u64) -> Vec<u8> {
     [number(1, 8), nested(7, &graph), nested(8, &[text(1, ""), number(2, 17)])].concat()
 }
 
-/// The file that the filters are in, after `offset` other bytes.
+/// The content of the file of filters, after `offset` other bytes.
 pub fn data(offset: usize, filters: &[f32]) -> Vec<u8> {
     assert_eq!(filters.len(), FILTERS);
     let mut bytes = vec![0xee; offset];

@@ -1,4 +1,4 @@
-//! Worker processes, servers in this process, and the masters they work for, on loopback.
+//! Worker processes, servers in this process, and their masters, on loopback.
 
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "each test binary uses its own part")]
 
@@ -10,30 +10,30 @@ use fcdcc::cluster::{Cluster, ClusterOptions, Endpoint, Seats, Security, ServeOp
 use fcdcc::scheduler::{HealthOptions, State};
 use fcdcc::{CpuWorker, Pool, PoolOptions, Worker};
 
-/// How long anything that is to happen soon may take on a busy machine.
+/// Limit for what should happen soon, on a busy machine.
 pub const SOON: Duration = Duration::from_secs(30);
 
-/// Sets what the engine beneath reads from the environment, as the command does.
+/// Sets the environment variables of the network engine, as the command does.
 ///
 /// # Safety
-/// To be called before the process has a second thread.
+/// The process must not have a second thread yet.
 #[allow(unsafe_code, reason = "a test binary's first call")]
 pub unsafe fn prepare_environment() {
     let (name, value) = fcdcc::cluster::RUNTIME_VARIABLE;
     if std::env::var_os(name).is_none() {
-        // SAFETY: the caller vouches for it.
+        // SAFETY: guaranteed by the caller.
         unsafe { std::env::set_var(name, value) };
     }
 }
 
-/// An endpoint on loopback that nobody else has.
+/// A free endpoint on loopback.
 pub fn endpoint() -> Endpoint {
-    // The system does not give a port out again soon after it was closed.
+    // The system does not reuse a port soon after it was closed.
     let address: SocketAddr = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     address.to_string().parse().unwrap()
 }
 
-/// Waits until `done`; panics with `what` when that takes too long.
+/// Waits until `done`; panics with `what` after [`SOON`].
 pub fn until(what: &str, mut done: impl FnMut() -> bool) {
     let end = Instant::now() + SOON;
     while !done() {
@@ -56,7 +56,7 @@ impl Process {
         Self { name: name.to_owned(), arguments, child }
     }
 
-    /// One with `workers` CPU workers that connects to a master.
+    /// A process with `workers` CPU workers that connects to a master.
     pub fn connect(name: &str, master: &Endpoint, workers: usize) -> Self {
         let (master, workers) = (master.to_string(), workers.to_string());
         Self::start(name, &["--connect", &master, "--backend", "cpu", "--workers", &workers])
@@ -66,7 +66,7 @@ impl Process {
         Command::new(env!("CARGO_BIN_EXE_fcdcc"))
             .args(["worker", "--quiet", "--name", name])
             .args(arguments)
-            // Many of them share few cores.
+            // Many processes share few cores.
             .env("ZENOH_RUNTIME", "(tx:(worker_threads:2),rx:(worker_threads:1))")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -80,19 +80,19 @@ impl Process {
         assert!(Command::new("kill").args([&format!("-{signal}"), &id]).status().unwrap().success());
     }
 
-    /// kill -9, and nothing else.
+    /// Kills it (kill -9).
     pub fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
-    /// The same again, after it was killed.
+    /// Starts the same process again after it was killed.
     pub fn restart(&mut self) {
         self.kill();
         self.child = Self::spawn(&self.name, &self.arguments);
     }
 
-    /// Ends it as an operator does; its exit status.
+    /// Terminates it as an operator would; returns its exit status.
     pub fn terminate(mut self) -> Option<i32> {
         self.signal("TERM");
         let end = Instant::now() + SOON;
@@ -108,13 +108,13 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It may be dead already.
+        // It may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// How a test's server serves `name` to those at `connect`.
+/// Options of a test's server `name` for masters at `connect`.
 pub fn serving(name: &str, connect: &Endpoint) -> ServeOptions {
     ServeOptions {
         name: name.to_owned(),
@@ -143,14 +143,14 @@ pub fn master_to(at: &Endpoint) -> Cluster {
     Cluster::open(&ClusterOptions { connect: vec![at.clone()], ..ClusterOptions::default() }).unwrap()
 }
 
-/// `count` workers of any machine, all of them there.
+/// `count` workers of any machines, after all of them have joined.
 pub fn workers(cluster: &Cluster, count: usize) -> Vec<Box<dyn Worker>> {
     let workers = cluster.workers(&[Seats { machine: None, count: Some(count) }], SOON);
     assert!(workers.iter().all(|w| w.unavailable_reason().is_none()), "{:?}", cluster.members());
     workers
 }
 
-/// A pool that takes lost workers back at once.
+/// A pool that readmits lost workers at once.
 pub fn pool_of(workers: Vec<Box<dyn Worker>>) -> Pool {
     let health = HealthOptions {
         backoff: Duration::from_millis(20),
@@ -160,7 +160,7 @@ pub fn pool_of(workers: Vec<Box<dyn Worker>>) -> Pool {
     Pool::with_options(workers, PoolOptions { health, ..PoolOptions::default() }).unwrap()
 }
 
-/// Workers that can be given work.
+/// Number of workers that can get tasks.
 pub fn usable(pool: &Pool) -> usize {
     let state = |w| pool.health(w).unwrap().state;
     (0..pool.len()).filter(|w| !matches!(state(*w), State::Lost | State::Quarantined)).count()

@@ -1,4 +1,4 @@
-//! A folder of its own in which the binary runs, and what is put there for it.
+//! A temporary folder in which the binary runs, with its input files.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "each test binary uses its own part")]
 
 use std::collections::BTreeMap;
@@ -17,11 +17,11 @@ use crate::common::normal;
 pub const INPUT: [usize; 4] = [1, 3, 12, 10];
 pub const WEIGHT: [usize; 4] = [8, 3, 3, 3];
 
-/// What a conv is given unless the test says otherwise.
+/// Default options of `conv` in tests.
 pub const DEFAULTS: [(&str, &str); 4] =
     [("--backend", "cpu"), ("--input", "x.npy"), ("--weight", "w.npy"), ("--output", "y.npy")];
 
-/// A folder of its own, in which the binary runs.
+/// A temporary folder in which the binary runs.
 pub struct Folder(TempDir);
 
 pub struct Said {
@@ -35,7 +35,7 @@ impl Folder {
         Self(tempfile::tempdir().unwrap())
     }
 
-    /// With x.npy and w.npy of the usual shapes.
+    /// A folder with x.npy and w.npy of the usual shapes.
     pub fn new() -> Self {
         let folder = Self::empty();
         folder.random::<f32>("x.npy", &INPUT, 1);
@@ -62,7 +62,7 @@ impl Folder {
         values
     }
 
-    /// The array in a file, which must have this very element type.
+    /// The array in a file, which must have exactly this element type.
     pub fn load<T: ReadableElement>(&self, name: &str) -> ArrayD<T> {
         ndarray_npy::read_npy(self.path(name)).unwrap()
     }
@@ -71,7 +71,7 @@ impl Folder {
         serde_json::from_str(&fs::read_to_string(self.path(name)).unwrap()).unwrap()
     }
 
-    /// Every file with its content; folders with none.
+    /// Every file with its content; folders with empty content.
     pub fn content(&self) -> BTreeMap<String, Vec<u8>> {
         let entries = fs::read_dir(self.0.path()).unwrap().map(Result::unwrap);
         entries
@@ -83,15 +83,15 @@ impl Folder {
         self.run_with(args, &[])
     }
 
-    /// With environment variables of its own.
+    /// Runs the binary with additional environment variables.
     pub fn run_with(&self, args: &str, variables: &[(&str, &str)]) -> Said {
         let out = Command::new(env!("CARGO_BIN_EXE_fcdcc"))
-            // The user's own cache is left alone.
+            // Does not use the user's own cache.
             .env("FCDCC_CACHE", env!("CARGO_TARGET_TMPDIR"))
             .args(args.split_whitespace())
             .current_dir(self.0.path())
             .env_remove("RUST_LOG")
-            // As on a machine without a desktop session, where Mesa would add a line of its own to stderr.
+            // As without a desktop session, where Mesa would print a line on stderr.
             .env_remove("XDG_RUNTIME_DIR")
             .env_remove("NODEVICE_SELECT")
             .envs(variables.iter().copied())
@@ -104,10 +104,10 @@ impl Folder {
         }
     }
 
-    /// `fcdcc conv` with the defaults for everything that `args` does not give.
+    /// `fcdcc conv` with default options for everything that `args` does not set.
     pub fn conv(&self, args: &str) -> Said {
         let given = |option: &str| args.split_whitespace().any(|a| a == option);
-        // A pool file stands instead of a backend.
+        // A pool file replaces the backend.
         let wanted = |option: &str| !given(option) && (option != "--backend" || !given("--pool"));
         let defaults = DEFAULTS.into_iter().filter(|(option, _)| wanted(option));
         let defaults: Vec<&str> = defaults.flat_map(|(option, value)| [option, value]).collect();
@@ -120,8 +120,8 @@ impl Folder {
         said
     }
 
-    /// Must end with `status`, one line on stderr, and nothing else said or changed, but for the report of a run that
-    /// was begun.
+    /// The command must end with `status` and one line on stderr, and print and change nothing else, except for the report
+    /// of a run that began.
     pub fn refused(&self, status: i32, args: &str, run: impl Fn(&Self, &str) -> Said) -> String {
         let begun = [3, 4].contains(&status) && args.contains("--report r.json");
         let before = self.content();

@@ -1,5 +1,4 @@
-//! What the suites of the GPU share: data that is exact in both types, tolerances, and a harness for machines without an
-//! adapter.
+//! Shared by the GPU suites: data that is exact in both types, tolerances, and a harness for machines without an adapter.
 
 use fcdcc::Error;
 use fcdcc::array::{DType, Values};
@@ -14,7 +13,7 @@ pub type Outcome = Result<(), Failed>;
 /// K reaches 73,728 here: 270 * 6e-8 = 1.6e-5 in the worst case, and most cases stay near 1e-6. A wrong element in
 /// the largest output compared (34,848 elements) moves the error by at least 5e-3.
 pub const TOLERANCE_F32: f64 = 2e-5;
-/// The same with eps = 2.2e-16 (270 * 1.1e-16 = 3e-14), with room for the reference rounding likewise.
+/// The same with eps = 2.2e-16 (270 * 1.1e-16 = 3e-14), with room for the rounding of the reference.
 pub const TOLERANCE_F64: f64 = 1e-12;
 
 pub fn tolerance(dtype: DType) -> f64 {
@@ -61,8 +60,8 @@ pub fn engine() -> Result<ConvEngine, Error> {
     Ok(ConvEngine::new(GpuDevice::open(&select(None)?[0], "test")?))
 }
 
-/// Runs `tests` and exits. Without an adapter all are shown as ignored, or fail with `CI=true`; those that `unable` names
-/// are beyond the adapter there is.
+/// Runs `tests` and exits. Without an adapter all are shown as ignored, or fail with `CI=true`; the tests in `unable` exceed
+/// the limits of the adapter.
 pub fn run(tests: Vec<(String, Box<dyn FnOnce() -> Outcome + Send>)>, unable: &[String]) -> ! {
     let present = !adapters().is_empty();
     let required = std::env::var("CI").is_ok_and(|v| v == "true");

@@ -1,4 +1,4 @@
-//! Layers over pools of CPU workers, as the engine's tests use them.
+//! Layers over pools of CPU workers, for the tests of the engine.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use super::{normal, relative_l2};
 /// f32 workers at condition numbers below 100.
 pub const EXACT_F32: f64 = 3e-5;
 
-/// A layer with data and, where it is affordable, its true output.
+/// A layer with data and, if affordable, its true output.
 pub struct Layer<T> {
     pub input: ArrayD<T>,
     pub weight: ArrayD<T>,
@@ -22,7 +22,7 @@ pub struct Layer<T> {
 }
 
 impl<T: Element> Layer<T> {
-    /// Unit-normal data; the truth comes from the naive reference.
+    /// Unit-normal data; the true output comes from the naive reference.
     pub fn new(input: &[usize], weight: &[usize], params: ConvParams) -> Self {
         let mut layer = Self::without_truth(input, weight, params);
         let (x, w) = (layer.input.as_slice().unwrap(), layer.weight.as_slice().unwrap());
@@ -30,8 +30,8 @@ impl<T: Element> Layer<T> {
         layer
     }
 
-    /// For layers on which the naive reference would take minutes: the local kernel, in f64, is tested against it
-    /// elsewhere.
+    /// For layers on which the naive reference would take minutes; uses the local kernel in f64, which is tested against the
+    /// reference elsewhere.
     pub fn large(input: &[usize], weight: &[usize], params: ConvParams) -> (Self, Vec<f64>) {
         let layer = Self::without_truth(input, weight, params);
         let wide = |values: &[T]| values.iter().map(|v| v.to_f64()).collect::<Vec<f64>>();

@@ -1,4 +1,4 @@
-//! What several test suites share: seeded data, error measures, responder sets.
+//! Shared by several test suites: seeded data, error measures, responder sets.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "each test binary uses its own part")]
 
 pub mod computed;
@@ -23,7 +23,7 @@ pub fn normal<T: Element>(len: usize, seed: u64) -> Vec<T> {
         .collect()
 }
 
-/// ‖got − want‖ / ‖want‖, infinite for a NaN anywhere or for different lengths.
+/// ‖got − want‖ / ‖want‖; infinite if there is a NaN or the lengths differ.
 pub fn relative_l2<T: Element, U: Element>(got: &[T], want: &[U]) -> f64 {
     if got.len() != want.len() {
         return f64::INFINITY;

@@ -1,8 +1,8 @@
-//! Machines for tests: network namespaces on a bridge, and the processes that run in them.
+//! Machines for tests: network namespaces on a bridge, and the processes in them.
 //!
-//! A machine that is [unplugged](Net::unplug) vanishes without a word: both ends of its cable stay up, only the bridge passes
-//! nothing on any more. Names hold the process id; whatever was made is removed on drop, and what a killed test left behind
-//! when the next one begins.
+//! An [unplugged](Net::unplug) machine vanishes silently: both ends of its cable stay up, but the bridge drops its packets.
+//! Names contain the process id. Namespaces are deleted on drop; those of a killed test are deleted when the next test
+//! begins.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "each test binary uses its own part")]
 
 use std::fs::File;
@@ -12,17 +12,17 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// Pause between two looks at something that is waited for.
+/// Pause between two checks of an awaited condition.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
-/// Namespaces of their own, one for each machine and one for the bridge.
+/// A namespace for each machine and one for the bridge.
 pub struct Net {
     prefix: String,
     machines: Vec<&'static str>,
 }
 
 impl Net {
-    /// Machines of these names (a dozen letters at most).
+    /// Machines of these names (at most a dozen letters each).
     pub fn new(machines: &[&'static str]) -> Result<Self, String> {
         static NETS: AtomicUsize = AtomicUsize::new(0);
         remove_leftovers();
@@ -52,7 +52,7 @@ impl Net {
         format!("{}-{machine}", self.prefix)
     }
 
-    /// A machine's address, which exists nowhere but here.
+    /// A machine's address, valid only within the namespaces.
     pub fn address(&self, machine: &str) -> String {
         let index = self.machines.iter().position(|name| *name == machine).unwrap();
         format!("10.77.0.{}", index + 1)
@@ -65,7 +65,7 @@ impl Net {
         command
     }
 
-    /// From now on packets to and from the machine are lost.
+    /// Drops all packets to and from the machine from now on.
     pub fn unplug(&self, machine: &str) {
         ip(&format!("-n {} link set dev {machine} nomaster", self.hub())).unwrap();
     }
@@ -74,7 +74,7 @@ impl Net {
         ip(&format!("-n {} link set dev {machine} master switch", self.hub())).unwrap();
     }
 
-    /// Limits what a machine sends and receives to `rate`, such as 1mbit.
+    /// Limits the traffic of a machine in both directions to `rate`, such as 1mbit.
     pub fn limit(&self, machine: &str, rate: &str) -> Result<(), String> {
         for (namespace, device) in [(self.hub(), machine), (self.namespace(machine), "cable")] {
             let tbf =
@@ -95,19 +95,19 @@ impl Net {
 impl Drop for Net {
     fn drop(&mut self) {
         for machine in self.machines.iter().chain(&["hub"]) {
-            // Where it failed half way some were never made.
+            // After a failed creation some do not exist.
             let _ = ip(&format!("netns delete {}", self.namespace(machine)));
         }
     }
 }
 
-/// Removes namespaces of tests that were killed.
+/// Deletes the namespaces of tests that were killed.
 fn remove_leftovers() {
     for line in ip("netns list").unwrap_or_default().lines() {
         let name = line.split(' ').next().unwrap_or_default();
         let pid = name.strip_prefix("fcdcc-").and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
         if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
-            // Another test may be faster.
+            // Another test may delete it first.
             let _ = ip(&format!("netns delete {name}"));
         }
     }
@@ -117,7 +117,7 @@ fn ip(args: &str) -> Result<String, String> {
     said("ip", args)
 }
 
-/// What a command says that must succeed.
+/// The output of a command, which must succeed.
 fn said(program: &str, args: &str) -> Result<String, String> {
     let out = Command::new(program).args(args.split_whitespace()).output();
     let out = out.map_err(|e| format!("no command {program}: {e}"))?;
@@ -128,10 +128,10 @@ fn said(program: &str, args: &str) -> Result<String, String> {
     Err(format!("{program} {args}: {}", error.trim()))
 }
 
-/// A process that does not outlive this value. `ip netns exec` becomes what it executes, so the child is the process itself.
+/// A process that is killed on drop. `ip netns exec` replaces itself, so the child is the process itself.
 pub struct Process {
     child: Child,
-    /// What it says, on both streams.
+    /// Its output on both streams.
     log: PathBuf,
 }
 
@@ -143,7 +143,7 @@ impl Process {
         Self { child, log }
     }
 
-    /// Ends it as a power cut would: it says goodbye to nobody.
+    /// Kills it, as a power failure would, without any goodbye to its peers.
     pub fn kill(&mut self) {
         // It may have ended already.
         let _ = self.child.kill();
@@ -172,7 +172,7 @@ impl Drop for Process {
     }
 }
 
-/// What `look` finds, as soon as it finds something.
+/// Repeats `look` until it finds something; returns that.
 pub fn until<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Option<T>) -> Result<T, String> {
     let end = Instant::now() + limit;
     loop {

@@ -1,4 +1,4 @@
-//! Cases that a Python script makes with packages of the ONNX project, once for each script and Python.
+//! Cases that a Python script makes with packages of the ONNX project, once per script and Python.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "each test binary uses its own part")]
 
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -10,12 +10,12 @@ use libtest_mimic::Trial;
 pub enum Unavailable {
     /// Shown as ignored, unless CI=true.
     NoPython(String),
-    /// A defect.
+    /// The script failed.
     Failed(String),
 }
 
-/// Where the cases of `scripts/{script}` lie. It is run with a folder and `arguments`, by the Python that
-/// `FCDCC_PYTHON` names, else `.venv/bin/python`, else `python3`, which must have all `packages`.
+/// The folder of the cases of `scripts/{script}`. Runs it with a folder and `arguments`, by the Python named by
+/// `FCDCC_PYTHON`, else `.venv/bin/python`, else `python3`, which must have all `packages`.
 pub fn cases(script: &str, arguments: &[&str], packages: &str) -> Result<PathBuf, Unavailable> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let path = root.join("scripts").join(script);
@@ -41,8 +41,7 @@ pub fn cases(script: &str, arguments: &[&str], packages: &str) -> Result<PathBuf
         if !out.status.success() {
             return Err(Unavailable::Failed(String::from_utf8_lossy(&out.stderr).into_owned()));
         }
-        // Test runners list tests in several processes at once: the first puts its cases in place, the others find
-        // them.
+        // Test runners list tests in several processes at once: the first one renames its cases, the others use these.
         return match std::fs::rename(fresh.path(), &found) {
             Err(error) if !found.is_dir() => Err(Unavailable::Failed(error.to_string())),
             _ => Ok(found),
@@ -53,7 +52,7 @@ pub fn cases(script: &str, arguments: &[&str], packages: &str) -> Result<PathBuf
     )))
 }
 
-/// The only trial of a suite that has no cases: ignored where that is for want of Python and not in CI, else failed.
+/// The only trial of a suite without cases: ignored if Python is missing and this is not CI, else failed.
 pub fn instead(suite: &str, packages: &str, why: Unavailable) -> Vec<Trial> {
     let (why, ignored) = match why {
         Unavailable::NoPython(why) => (why, !std::env::var("CI").is_ok_and(|v| v == "true")),
@@ -63,7 +62,7 @@ pub fn instead(suite: &str, packages: &str, why: Unavailable) -> Vec<Trial> {
     vec![trial.with_kind(format!("needs Python with {packages}")).with_ignored_flag(ignored)]
 }
 
-/// The cases' folders, by name.
+/// The folders of the cases, by name.
 pub fn folders(cases: &Path) -> Vec<(String, PathBuf)> {
     let entries = std::fs::read_dir(cases).unwrap().map(|entry| entry.unwrap().path());
     let mut folders: Vec<PathBuf> = entries.filter(|path| path.is_dir()).collect();

@@ -1,7 +1,7 @@
-//! A relay with a long and lossy way behind it, in a process of its own: delays what passes, holds the stream back now and
-//! then as TCP does while it repeats a lost packet, and cuts its connections when it is told to.
+//! A relay process that simulates a long and lossy link: it delays data, sometimes holds the stream back as TCP does during
+//! a retransmission, and cuts its connections on command.
 //!
-//! It ends with its standard input, so at the latest with the test.
+//! It ends when its standard input ends, at the latest with the test.
 #![allow(unreachable_pub, reason = "each test binary uses its own part")]
 
 use std::io::{BufRead, Read, Write};
@@ -11,18 +11,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Set to `LISTEN TARGET`, two addresses, it turns a test binary into a relay.
+/// Set to two addresses `LISTEN TARGET`, it turns a test binary into a relay.
 pub const VARIABLE: &str = "FCDCC_TEST_RELAY";
 /// The line that cuts all connections.
 pub const CUT: &str = "cut";
 
-/// One way.
+/// One-way delay.
 const DELAY: Duration = Duration::from_millis(25);
-/// So many pieces pass until one is lost.
+/// One piece in this number is lost.
 const LOST_EVERY: usize = 100;
-/// Linux repeats a packet after 200 ms at the soonest.
+/// Minimum retransmission timeout of Linux.
 const REPEATED_AFTER: Duration = Duration::from_millis(200);
-/// Pieces on their way in one direction.
+/// Pieces in flight in one direction.
 const ON_THEIR_WAY: usize = 256;
 
 /// Relays between `LISTEN` and `TARGET` until standard input ends.
@@ -43,7 +43,7 @@ pub fn serve(addresses: &str) {
     for line in std::io::stdin().lock().lines().map_while(Result::ok) {
         if line == CUT {
             for end in open.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
-                // It may be closed already.
+                // The connection may be closed already.
                 let _ = end.shutdown(Shutdown::Both);
             }
         }
@@ -77,7 +77,7 @@ fn one_way(mut from: TcpStream, mut to: TcpStream) {
                 break;
             }
         }
-        // The other direction ends as well then.
+        // This ends the other direction too.
         let _ = to.shutdown(Shutdown::Both);
     });
 }

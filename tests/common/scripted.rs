@@ -1,4 +1,4 @@
-//! CPU workers that do with a task what a test's script says.
+//! CPU workers whose tasks are handled by a test's script.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "each test binary uses its own part")]
 
 use std::sync::Arc;
@@ -14,13 +14,13 @@ pub struct Call<'a> {
     slabs: &'a Values,
     pub order: Order<'a>,
     pub cancel: &'a CancelToken,
-    /// Sub-results of the subtask.
+    /// Number of sub-results of the subtask.
     pub sub_results: usize,
     emit: &'a mut dyn FnMut(usize, Values),
 }
 
 impl Call<'_> {
-    /// Computes what was asked for; each sub-result passes through `change`.
+    /// Computes the requested sub-results; each passes through `change`.
     pub fn answer_with(self, worker: &mut CpuWorker, mut change: impl FnMut(Values) -> Values) -> Result<()> {
         let Self { key, slabs, order, cancel, emit, .. } = self;
         worker.execute(key, slabs, order, cancel, &mut |index, values| emit(index, change(values)))
@@ -30,7 +30,7 @@ impl Call<'_> {
         self.answer_with(worker, |values| values)
     }
 
-    /// The indices asked for, in order.
+    /// The requested indices, in order.
     pub fn wanted(&self) -> Vec<usize> {
         match self.order {
             Order::All => (0..self.sub_results).collect(),
@@ -46,13 +46,13 @@ impl Call<'_> {
 
 type Script = dyn FnMut(&mut CpuWorker, Call<'_>) -> Result<()> + Send;
 
-/// A CPU worker with a script for its tasks; probes it answers properly.
+/// A CPU worker with a script for its tasks; it answers probes correctly.
 pub struct Scripted {
     inner: CpuWorker,
     host: Option<String>,
     sub_results: usize,
     script: Box<Script>,
-    /// Counts how often its recipe was used. What it makes is a plain CPU worker.
+    /// Counts the respawns. A respawned worker is a plain CPU worker.
     made: Option<Arc<AtomicUsize>>,
 }
 

@@ -1,4 +1,4 @@
-//! The command as machines and masters of a cluster with certificates from `scripts/dev_ca.sh`, on loopback.
+//! The command as machines and masters of a cluster with certificates of `scripts/dev_ca.sh`, on loopback.
 
 #![allow(unreachable_pub, clippy::unwrap_used, reason = "of a test")]
 
@@ -19,14 +19,14 @@ use crate::folder::{Folder, Said};
 
 /// f32 workers at condition numbers below 100.
 pub const EXACT: f64 = 3e-5;
-/// What must happen happens within this, or the test fails.
+/// Limit for expected events; beyond it the test fails.
 pub const PATIENCE: Duration = Duration::from_secs(30);
-/// Large enough that filters, slabs and results cross on every connection.
+/// So large that filters, slabs and results are sent on every connection.
 pub const SHAPES: ([usize; 4], [usize; 4]) = ([4, 16, 64, 64], [32, 16, 3, 3]);
-/// Runs of a layer over one set-up.
+/// Number of runs of a layer in one set-up.
 pub const RUNS: usize = 5;
 
-/// A folder with certificates of `names` in `certs`, and arrays.
+/// A folder with the certificates of `names` in `certs`, and arrays.
 pub struct Site {
     pub folder: Folder,
     pub truth: Vec<f32>,
@@ -45,7 +45,7 @@ impl Site {
         site
     }
 
-    /// An authority of its own with certificates of `names`.
+    /// Creates another authority, with certificates of `names`.
     pub fn authority(&self, certs: &str, names: &[&str]) {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/dev_ca.sh");
         let made =
@@ -57,11 +57,11 @@ impl Site {
         format!("127.0.0.1:{}", self.port)
     }
 
-    /// `fcdcc worker` with two CPU workers, on its way.
+    /// Starts `fcdcc worker` with two CPU workers.
     pub fn worker(&self, args: &str) -> Process {
         static NUMBER: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
         let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        // Beside the certificates: it goes on while a test looks for files that a command changed.
+        // Beside the certificates: the log grows while a test looks for files changed by a command.
         let log = self.folder.path(&format!("certs/worker-{number}.log"));
         let child = Command::new(env!("CARGO_BIN_EXE_fcdcc"))
             .args("worker --backend cpu --workers 2 --memory 512MiB".split(' '))
@@ -78,7 +78,7 @@ impl Site {
         process
     }
 
-    /// A pool file whose `[cluster]` has these lines, with two workers of `machines` each.
+    /// Writes a pool file with these lines in `[cluster]` and two workers of each of `machines`.
     pub fn pool(&self, cluster: &str, machines: &[&str]) {
         let worker = |name: &&str| format!("[[worker]]\nkind = \"remote\"\nname = \"{name}\"\ncount = 2\n");
         let workers: String = machines.iter().map(worker).collect();
@@ -89,7 +89,7 @@ impl Site {
         self.folder.conv("--pool pool.toml --workers 6 --tolerate 1 --on-shortfall fail --report r.json")
     }
 
-    /// Runs must be exact by the work of `machines` alone.
+    /// Checks that runs are exact and use `machines` alone.
     pub fn exact(&self, machines: &[&str]) {
         for run in 0..RUNS {
             let said = self.run();
@@ -110,16 +110,16 @@ impl Site {
         }
     }
 
-    /// A run must end for want of workers.
+    /// Checks that a run fails for lack of workers.
     pub fn nobody_joins(&self) {
         let error = self.folder.refused(2, "--pool pool.toml", |folder, args| {
-            // Notices are no part of the one line.
+            // Notices would add lines to stderr.
             folder.conv(&format!("{args} --quiet"))
         });
         assert!(error.contains("none joined"), "{error}");
     }
 
-    /// What `fcdcc cluster --json` says with a certificate: names of machines, and whether each can be used.
+    /// The output of `fcdcc cluster --json` with a certificate: names of machines, and whether each can be used.
     pub fn listing(&self, name: &str) -> Vec<(String, bool)> {
         let said =
             self.folder.run(&format!("cluster --json --connect {} {}", self.endpoint(), certificate(name)));
@@ -154,7 +154,7 @@ impl Site {
         .unwrap()
     }
 
-    /// Somebody with a certificate that claims to be `machine`, bound by none of this crate's checks.
+    /// A peer with a certificate that claims to be `machine`, without the checks of this crate.
     pub fn impostor(&self, machine: &str, certificate: &str) -> (zenoh::Session, impl Sized + use<>) {
         let (locator, certificate) = (format!("quic/{}", self.endpoint()), format!("certs/{certificate}"));
         let session = self.raw(&locator, "certs/ca.pem", Some(&certificate)).unwrap();
@@ -163,7 +163,7 @@ impl Site {
         (session, token)
     }
 
-    /// A session of the engine itself, bound by none of this crate's checks.
+    /// A plain session of the network engine, without the checks of this crate.
     pub fn raw(&self, locator: &str, ca: &str, certificate: Option<&str>) -> Result<zenoh::Session, String> {
         let mut config = zenoh::Config::default();
         let mut set = |key: &str, value: Value| config.insert_json5(key, &value.to_string()).unwrap();
@@ -183,7 +183,7 @@ impl Site {
     }
 }
 
-/// A process that ends with the test.
+/// A process that is killed at the end of the test.
 pub struct Process {
     child: Child,
     log: std::path::PathBuf,
@@ -197,7 +197,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It may have ended by itself, which the test has noticed then.
+        // It may have ended already, as the test has noticed.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -207,7 +207,7 @@ pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// What `look` finds, as soon as it does.
+/// Repeats `look` until it finds something; returns that.
 pub fn soon<R>(what: &str, mut look: impl FnMut() -> Option<R>) -> R {
     let end = Instant::now() + PATIENCE;
     loop {
@@ -219,7 +219,7 @@ pub fn soon<R>(what: &str, mut look: impl FnMut() -> Option<R>) -> R {
     }
 }
 
-/// Options of the command for a certificate.
+/// Command line options for a certificate.
 pub fn certificate(name: &str) -> String {
     let (folder, _) = name.split_once('/').unwrap_or(("certs", name));
     let file = if name.contains('/') { name.to_owned() } else { format!("certs/{name}") };

@@ -1,4 +1,4 @@
-//! Layers of uneven data, and their errors element by element.
+//! Layers of uneven data, and their errors by element.
 
 use std::fmt::Write as _;
 
@@ -8,26 +8,26 @@ use rand::{Rng, RngExt};
 
 use super::normal;
 
-/// Kinds of data that coding found hard.
+/// Kinds of data that are hard for coding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     Normal,
-    /// Filters of very different size.
+    /// Filters of very different magnitude.
     Channels,
-    /// Rows from small to large.
+    /// Rows of gradually increasing magnitude.
     SmoothRows,
-    /// Rows of any size one after the other.
+    /// Rows of unordered magnitudes.
     Rows,
     /// A corner, or one pixel, of 1e7.
     Corner,
     Pixel,
-    /// One pixel in each row, each at another column.
+    /// One large pixel in each row, each in another column.
     EachRow,
-    /// One pixel, and filters that only move the picture.
+    /// One large pixel, and filters that only shift the picture.
     Shift,
-    /// Input channels of different size, pruned filters, one of them zero.
+    /// Input channels of different magnitude, pruned filters, one of them zero.
     Pruned,
-    /// As below a picture that does not fill its frame.
+    /// Zero rows at the bottom, as for a picture that does not fill its frame.
     ZeroRows,
 }
 
@@ -46,16 +46,16 @@ impl Kind {
     ];
 }
 
-/// A layer. Values are representable in the element type it is meant for.
+/// A layer whose values can be represented in the intended element type.
 #[derive(Clone)]
 pub struct Wild {
     pub shape: ConvShape,
     pub params: ConvParams,
     pub input: Vec<f64>,
     pub weight: Vec<f64>,
-    /// Empty: none.
+    /// The bias; empty for none.
     pub bias: Vec<f64>,
-    /// What was done to the data.
+    /// How the data was made.
     pub made: String,
 }
 
@@ -84,7 +84,7 @@ impl Wild {
         let (plane, width, height) = (shape.input_plane(), shape.input[2], shape.input[1]);
         let size = normal::<f64>(256, seed + 2);
         let power = |i: usize, from: f64, to: f64| {
-            // Uniform enough.
+            // Uniform enough for a test.
             let part = (size[i % 256] * 1e3).rem_euclid(1.0);
             10.0_f64.powf(from + (to - from) * part)
         };
@@ -138,7 +138,7 @@ impl Wild {
         Self { shape, params, input, weight, bias: Vec::new(), made: format!("{kind:?}") }
     }
 
-    /// Any layer: odd shapes, scales by row, column, channel and filter, outliers, zeros, tiny and huge numbers.
+    /// A random layer: odd shapes, scales by row, column, channel and filter, outliers, zeros, tiny and huge numbers.
     pub fn random(dtype: DType, random: &mut impl Rng) -> Self {
         let pick = |random: &mut dyn Rng, from: usize, to: usize| random.random_range(from..=to);
         let groups = [1, 1, 1, 2, 4][pick(random, 0, 4)];
@@ -220,7 +220,7 @@ impl Wild {
                     let _ = write!(made, "({by:.0e}) ");
                 }
                 _ => {
-                    // ReLU, and all of one sign.
+                    // As after ReLU, and all of one sign.
                     map(&mut x, |v| v.max(0.0));
                     if random.random_bool(0.5) {
                         map(&mut k, f64::abs);
@@ -229,7 +229,7 @@ impl Wild {
             }
         }
         if dtype == DType::F32 {
-            // Large enough sums stay within the type.
+            // Keeps large sums within the range of the type.
             let limit = 1e33;
             map(&mut x, |v| v.clamp(-limit, limit));
             single(&mut x);
@@ -244,8 +244,8 @@ impl Wild {
         Self { shape, params, input: x, weight: k, bias, made }
     }
 
-    /// For each output, in order: its value from exact products and sums of twice the digits of f64 (rounded to f64 once), and
-    /// what its error is measured by: the largest magnitude in its window times the sum of magnitudes of its filter.
+    /// For each output, in order: its value from products and sums in twice the precision of f64 (rounded to f64 once), and
+    /// the measure of its error: the largest magnitude in its window times the sum of magnitudes of its filter.
     pub fn exact(&self) -> Vec<(f64, f64)> {
         let shape = &self.shape;
         let (group_in, group_out) = (shape.in_channels / shape.groups, shape.out_channels / shape.groups);
@@ -290,13 +290,13 @@ impl Wild {
     }
 }
 
-/// x y as a rounded product and what the rounding left out.
+/// The rounded product of x and y, and its rounding error.
 fn product(x: f64, y: f64) -> (f64, f64) {
     let rounded = x * y;
     (rounded, x.mul_add(y, -rounded))
 }
 
-/// x + y likewise.
+/// The rounded sum of x and y, and its rounding error.
 fn total(x: f64, y: f64) -> (f64, f64) {
     let rounded = x + y;
     let part = rounded - x;
@@ -310,8 +310,8 @@ pub struct Measured {
     pub normwise: f64,
 }
 
-/// The errors of `got`. The rounding of each output itself to `T` is not counted windowwise: a bias may be larger than what
-/// was added to it. Where nothing is multiplied, any error is infinite.
+/// The errors of `got`. The windowwise error excludes the rounding of each output itself to `T`, because a bias may be
+/// larger than the sum it is added to. If nothing is multiplied, any error is infinite.
 pub fn measure<T: Element>(wild: &Wild, got: &[f64]) -> Measured {
     let want = wild.exact();
     assert_eq!(got.len(), want.len());
@@ -321,7 +321,7 @@ pub fn measure<T: Element>(wild: &Wild, got: &[f64]) -> Measured {
         let off = (got - want).abs();
         error += (off / largest).powi(2);
         norm += (want / largest).powi(2);
-        // What is exact is rounded to f64 as well.
+        // The exact value is rounded to f64 as well.
         let roundings = if T::DTYPE == DType::F64 { 1.0 } else { 0.5 };
         let counted = (off - T::EPSILON * roundings * want.abs()).max(0.0);
         if counted > 0.0 {

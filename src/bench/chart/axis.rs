@@ -1,10 +1,10 @@
-//! The scales of a chart: where a value lies between the ends of an axis, and which values get a tick.
+//! The scales of a chart: the position of a value between the ends of an axis, and the ticks.
 //!
-//! Invariant: both ends are finite, the lower one is less, and positive on a logarithmic axis.
+//! Invariant: both ends are finite, the lower one is less, and it is positive on a logarithmic axis.
 
 use crate::bench::format;
 
-/// Values beyond are as good as infinite: spans stay finite.
+/// Values beyond are treated as infinite, so that spans stay finite.
 const HUGE: f64 = 1e300;
 
 /// One axis.
@@ -16,7 +16,7 @@ pub(super) struct Axis {
 }
 
 impl Axis {
-    /// Over `wanted` if that is a range, else over `values` with some room; over something if there is nothing.
+    /// An axis over `wanted` if that is a range, else over `values` with some margin, else over a default range.
     pub(super) fn new(values: impl Iterator<Item = f64>, wanted: Option<(f64, f64)>, log: bool) -> Self {
         let shown = |v: f64| drawable(v, log);
         if let Some((low, high)) = wanted.filter(|(low, high)| shown(*low) && shown(*high) && low < high) {
@@ -46,7 +46,7 @@ impl Axis {
         }
     }
 
-    /// Where `value` lies: 0 at the lower end, 1 at the upper, beyond outside; `None` if it cannot be drawn.
+    /// The position of `value`: 0 at the lower end, 1 at the upper end, beyond these outside; `None` if it cannot be drawn.
     pub(super) fn at(&self, value: f64) -> Option<f64> {
         drawable(value, self.log).then(|| {
             if self.log {
@@ -57,7 +57,7 @@ impl Axis {
         })
     }
 
-    /// About `count` values with their labels, ascending.
+    /// About `count` tick values with their labels, ascending.
     pub(super) fn ticks(&self, count: usize) -> Vec<(f64, String)> {
         let decades = if self.log { self.high.log10() - self.low.log10() } else { 0.0 };
         if !self.log || decades <= 0.9 {
@@ -93,12 +93,12 @@ impl Axis {
         let step = [1.0, 2.0, 2.5, 5.0, 10.0].map(|d| d * power).into_iter().find(|s| *s >= rough * 0.999);
         let step = step.filter(|s| s.is_normal()).unwrap_or(rough);
         let (first, last) = ((self.low / step).ceil(), (self.high / step).floor());
-        // So near to each other, or so small, that steps between them cannot be told apart.
+        // The values are so close to each other, or so small, that steps between them cannot be told apart.
         if !(0.0..=100.0).contains(&(last - first)) || first.abs() > 1e9 {
             return self.ends();
         }
         let largest = self.low.abs().max(self.high.abs());
-        // As many as the step has; 2.5 has one more than 2 or 5.
+        // As many decimals as the step has; 2.5 has one more than 2 or 5.
         let decimals =
             (0..9).find(|d| (step * 10f64.powi(*d) - (step * 10f64.powi(*d)).round()).abs() < 1e-3);
         let decimals = decimals.and_then(|d| usize::try_from(d).ok());
@@ -130,17 +130,17 @@ impl Axis {
     }
 }
 
-/// Whether an axis has a place for `value`.
+/// Whether `value` has a position on an axis.
 fn drawable(value: f64, log: bool) -> bool {
     value.abs() <= HUGE && (!log || value >= 1.0 / HUGE)
 }
 
-/// A tick of a logarithmic axis: `0.01`, `500`, `10⁶`.
+/// The label of a tick on a logarithmic axis: `0.01`, `500`, `10⁶`.
 fn plain(value: f64) -> String {
     if !(0.000_99..99_999.0).contains(&value) {
         return format::scientific(value, 0);
     }
-    // One digit, whichever decade.
+    // One significant digit in every decade.
     let digits: f64 = format!("{value:.0e}").parse().unwrap_or(value);
     if digits >= 10_000.0 { format::thousands(&digits.to_string()) } else { digits.to_string() }
 }

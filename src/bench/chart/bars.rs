@@ -1,4 +1,4 @@
-//! Stacked bars in groups: where time went, method by method.
+//! Groups of stacked bars: the parts of a time, method by method.
 //!
 //! Invariant: as in [the module](super).
 
@@ -12,24 +12,24 @@ const BAR: f64 = 15.0;
 const PITCH: f64 = 19.0;
 const GROUP: Font = Font::new(13.0).bold();
 const GROUP_LINE: f64 = 17.0;
-/// Between groups.
+/// Space between groups.
 const BETWEEN: f64 = 12.0;
 
-/// Groups of horizontal bars, each of parts that add up.
+/// Groups of horizontal stacked bars.
 #[derive(Clone, Debug, Default)]
 pub struct Bars {
     /// Above the picture; may be empty.
     pub title: String,
-    /// What the lengths are, with their unit.
+    /// The label of the lengths, with their unit.
     pub y_label: String,
-    /// Names of the parts, in the order in which they are stacked.
+    /// Names of the parts, in stacking order.
     pub parts: Vec<String>,
-    /// Groups of bars with one length for each part.
+    /// Groups of bars, each with one length per part.
     pub groups: Vec<(String, Vec<(String, Vec<f64>)>)>,
 }
 
 impl Bars {
-    /// As an `<svg>` element.
+    /// The chart as an `<svg>` element.
     #[must_use]
     pub fn svg(&self) -> String {
         let lengths = |bar: &'_ [f64]| -> Vec<f64> {

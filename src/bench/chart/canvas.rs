@@ -1,6 +1,6 @@
-//! What charts are drawn with: lines, shapes and text in the units of a view box, over plotters' SVG backend.
+//! Drawing primitives of charts: lines, shapes and text in view box units, over plotters' SVG backend.
 //!
-//! Colours are roles that the page around may redefine, `--c0` and so on, so that one picture serves light and dark
+//! Colours are CSS variables (`--c0` and so on) that the page may redefine, so that one picture serves light pages, dark
 //! pages and paper.
 //!
 //! Invariant: drawing cannot fail, whatever the coordinates.
@@ -12,13 +12,13 @@ use plotters::prelude::{
 };
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-/// Plotters has whole-numbered coordinates: pictures are drawn this much larger.
+/// Plotters has integer coordinates, so pictures are drawn this much larger.
 const SCALE: f64 = 10.0;
-/// Plotters writes sizes over this.
+/// Plotters divides font sizes by this.
 const PLOTTERS_EM: f64 = 1.24;
 
-/// Colours that differ for colour-blind readers too: a grey and those of Okabe and Ito for series, then some of Paul
-/// Tol's for the parts of bars, which are no series. Light page, dark page.
+/// Colours that colour-blind readers can tell apart, for light and for dark pages: a grey and those of Okabe and Ito for
+/// series, then some of Paul Tol's for the parts of bars.
 pub(super) const PALETTE: [(&str, &str); 13] = [
     ("#5F6670", "#AEB6C2"),
     ("#009E73", "#2BC79B"),
@@ -34,21 +34,21 @@ pub(super) const PALETTE: [(&str, &str); 13] = [
     ("#882255", "#D06A9C"),
     ("#44AA99", "#6BD0C0"),
 ];
-/// Colours of series; those of parts come after them.
+/// The first colours of [`PALETTE`] are for series, the others for parts of bars.
 pub(super) const SERIES_COLORS: usize = 8;
 
-/// What something is painted with.
+/// The colour of a shape.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Paint {
     /// The colour of text.
     Ink,
     /// The colour behind everything.
     Paper,
-    /// Of [`PALETTE`].
+    /// An index into [`PALETTE`].
     Color(usize),
 }
 
-/// Stand-ins, since plotters knows no names of colours.
+/// Placeholder colours, because plotters does not support named colours.
 const INK: RGBColor = RGBColor(1, 2, 3);
 const PAPER: RGBColor = RGBColor(254, 253, 252);
 
@@ -58,29 +58,29 @@ impl Paint {
             Paint::Ink => INK.mix(opacity),
             Paint::Paper => PAPER.mix(opacity),
             Paint::Color(index) => {
-                // Its index; the page's names come in when the picture is complete.
+                // Encodes the index; the CSS variable replaces it in the complete picture.
                 RGBColor(250, 251, u8::try_from(index % PALETTE.len()).unwrap_or(0)).mix(opacity)
             }
         }
     }
 }
 
-/// How a dashed line looks.
+/// The style of a dashed line.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Dash {
-    /// A series.
+    /// For a series.
     Bold,
-    /// Something to compare with.
+    /// For a reference.
     Fine,
 }
 
 impl Dash {
-    /// A width that no line has, since plotters knows no dashes.
+    /// A placeholder width that no other line has, because plotters does not support dashes.
     fn stand_in(self) -> u32 {
         9001 + self as u32
     }
 
-    /// What belongs in its place.
+    /// The attributes that replace the placeholder.
     fn style(self) -> &'static str {
         match self {
             Dash::Bold => "\"22\" stroke-dasharray=\"70 40\"",
@@ -89,7 +89,7 @@ impl Dash {
     }
 }
 
-/// How a line of text lies about its place.
+/// The alignment of a line of text.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Anchor {
     Left,
@@ -97,7 +97,7 @@ pub(super) enum Anchor {
     Right,
 }
 
-/// A picture being drawn.
+/// A picture that is being drawn.
 pub(super) struct Canvas<'a>(SVGBackend<'a>);
 
 impl Canvas<'_> {
@@ -109,7 +109,7 @@ impl Canvas<'_> {
         }
     }
 
-    /// A line through points, in dashes.
+    /// A dashed line through points.
     pub(super) fn dashes(&mut self, points: &[(f64, f64)], dash: Dash, paint: (Paint, f64)) {
         self.path(points, f64::from(dash.stand_in()) / SCALE, paint);
     }
@@ -132,7 +132,7 @@ impl Canvas<'_> {
         written(self.0.draw_rect(place((x, y)), place((x + width, y + height)), &style, true));
     }
 
-    /// A filled shape about a point, another one for each color: where colours fail, shapes tell series apart.
+    /// A filled shape centred on a point, different for each colour, so that series can be told apart without colour.
     pub(super) fn marker(&mut self, (x, y): (f64, f64), size: f64, color: usize) {
         let paint = Paint::Color(color);
         let corner = |(dx, dy): (f64, f64)| (x + dx * size, y + dy * size);
@@ -157,7 +157,7 @@ impl Canvas<'_> {
         written(self.0.draw_circle(place(center), whole(radius), &style, false));
     }
 
-    /// A line of text, vertically centred about its place.
+    /// A line of text, vertically centred on `at`.
     pub(super) fn text(&mut self, at: (f64, f64), text: &str, font: Font, anchor: Anchor) {
         let clean: String = text.chars().filter(|c| format::allowed(*c) && !c.is_control()).collect();
         let horizontal = match anchor {
@@ -182,7 +182,7 @@ impl Canvas<'_> {
     }
 }
 
-/// How text looks.
+/// The style of text.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Font {
     pub(super) size: f64,
@@ -192,7 +192,7 @@ pub(super) struct Font {
 }
 
 impl Font {
-    /// Of this size, in ink.
+    /// A regular font of this size in the colour of text.
     pub(super) const fn new(size: f64) -> Self {
         Font { size, bold: false, paint: Paint::Ink, opacity: 1.0 }
     }
@@ -220,7 +220,7 @@ impl Font {
     }
 }
 
-/// An SVG element of this size, named `label` for who cannot see it.
+/// An SVG element of this size; `label` is its accessible name.
 pub(super) fn svg(size: (f64, f64), label: &str, draw: impl FnOnce(&mut Canvas<'_>)) -> String {
     let (width, height) = place(size);
     let mut drawn = String::new();
@@ -231,7 +231,7 @@ pub(super) fn svg(size: (f64, f64), label: &str, draw: impl FnOnce(&mut Canvas<'
         written(canvas.0.present());
     }
     let body = drawn.split_once(">\n").map_or("", |(_, body)| body);
-    // In text, quotes are escaped: these are attributes.
+    // Quotes in text are escaped, so these match attributes only.
     let mut body = body
         .replace(&attribute(INK), "\"currentColor\"")
         .replace(&attribute(PAPER), "\"var(--paper,#FFFFFF)\"")
@@ -267,7 +267,7 @@ fn whole(size: f64) -> u32 {
     place((size, 0.0)).0.unsigned_abs()
 }
 
-/// The backend writes into a string, which takes everything.
+/// Checks a drawing result: the backend writes into a string, which cannot fail.
 fn written<E>(result: Result<(), E>) {
     debug_assert!(result.is_ok(), "an SVG was not written");
 }

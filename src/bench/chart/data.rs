@@ -1,16 +1,16 @@
-//! What a chart shows.
+//! The data of a chart.
 
 /// How a series is drawn.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Kind {
-    /// Straight from point to point.
+    /// Straight lines between the points.
     #[default]
     Line,
-    /// The same in dashes.
+    /// Dashed straight lines between the points.
     Dashed,
-    /// Level until the next point, then up or down: distributions.
+    /// Level until the next point, then up or down; for distributions.
     Steps,
-    /// Points alone.
+    /// Points only.
     Markers,
     /// Points joined by lines.
     LineMarkers,
@@ -22,43 +22,43 @@ impl Kind {
     }
 }
 
-/// One method, code or quantity.
+/// The points of one method, code or quantity.
 #[derive(Clone, Debug, Default)]
 pub struct Series {
-    /// In the legend; equal labels appear there once, empty ones not at all.
+    /// Name in the legend; equal names appear once, empty ones not at all.
     pub label: String,
-    /// In the order in which they are joined; one that has no place leaves a gap.
+    /// The points, in joining order; a point that cannot be drawn leaves a gap.
     pub points: Vec<(f64, f64)>,
-    /// How they are drawn.
+    /// How the points are drawn.
     pub kind: Kind,
-    /// Intervals (x, low, high): an area behind lines, whiskers through markers. May be empty.
+    /// Intervals (x, low, high), drawn as an area behind lines or as whiskers through markers. May be empty.
     pub band: Vec<(f64, f64, f64)>,
-    /// Of the palette: 0 is grey, 1 to 7 are colours. Chooses the shape of markers as well.
+    /// Index into the palette: 0 is grey, 1 to 7 are colours. Selects the shape of markers too.
     pub color: usize,
 }
 
-/// Something to compare with, or to point out.
+/// A reference line or a highlighted point.
 #[derive(Clone, Debug)]
 pub enum Mark {
     /// A line at this x, labelled above the plot.
     Vertical {
         /// Its x.
         at: f64,
-        /// What it is.
+        /// Its text.
         label: String,
     },
     /// A line at this y, labelled to the right of the plot.
     Horizontal {
         /// Its y.
         at: f64,
-        /// What it is.
+        /// Its text.
         label: String,
     },
-    /// A ring about a point, labelled beside it.
+    /// A ring around a point, labelled beside it.
     Point {
         /// x and y.
         at: (f64, f64),
-        /// What it is.
+        /// Its text.
         label: String,
     },
 }
@@ -68,22 +68,22 @@ pub enum Mark {
 pub struct Chart {
     /// Above the picture; may be empty.
     pub title: String,
-    /// With its unit.
+    /// Label of the x axis, with its unit.
     pub x_label: String,
-    /// With its unit.
+    /// Label of the y axis, with its unit.
     pub y_label: String,
-    /// Logarithmic.
+    /// Whether the x axis is logarithmic.
     pub x_log: bool,
-    /// Logarithmic.
+    /// Whether the y axis is logarithmic.
     pub y_log: bool,
-    /// From and to; what lies beyond is cut off. Without it, what holds everything.
+    /// Ends of the x axis; data beyond are clipped. By default the axis holds all data.
     pub x_range: Option<(f64, f64)>,
-    /// Likewise.
+    /// Ends of the y axis; data beyond are clipped. By default the axis holds all data.
     pub y_range: Option<(f64, f64)>,
-    /// The first is drawn first, under the others.
+    /// The series, drawn in order, so that later ones cover earlier ones.
     pub series: Vec<Series>,
-    /// Over the series.
+    /// The marks, drawn over the series.
     pub marks: Vec<Mark>,
-    /// Names of x = 0, 1, 2 and so on instead of numbers. Markers of several series then stand side by side.
+    /// Names for x = 0, 1, 2 and so on instead of numbers; markers of several series then stand side by side.
     pub x_names: Vec<String>,
 }

@@ -1,8 +1,8 @@
-//! Lines and labels within the frame of a plot: cut at its edges, thinned to what can be seen, kept apart.
+//! Geometry of lines and labels in the frame of a plot: clipping, thinning, placing labels without overlap.
 //!
-//! Invariant: what comes back is finite and lies within the frame.
+//! Invariant: results are finite and lie within the frame.
 
-/// A place on the picture.
+/// A position in the picture.
 pub(super) type Point = (f64, f64);
 
 /// A rectangle of the picture: left, top, width, height.
@@ -33,7 +33,7 @@ impl Frame {
         (x.clamp(self.x, self.right()), y.clamp(self.y, self.bottom()))
     }
 
-    /// The part of a segment that lies within (Liang and Barsky).
+    /// The part of a segment inside the frame (Liang and Barsky).
     fn cut(&self, from: Point, to: Point) -> Option<(Point, Point)> {
         let (dx, dy) = (to.0 - from.0, to.1 - from.1);
         let (mut enter, mut leave) = (0.0_f64, 1.0_f64);
@@ -56,7 +56,7 @@ impl Frame {
         (enter <= leave).then(|| (along(enter), along(leave)))
     }
 
-    /// A line as the lines that are left of it within, without points that nobody could tell from their neighbours.
+    /// The parts of a line inside the frame, without points that are indistinguishable from their neighbours.
     pub(super) fn cut_line(&self, line: &[Point]) -> Vec<Vec<Point>> {
         let mut lines: Vec<Vec<Point>> = Vec::new();
         for pair in line.windows(2) {
@@ -76,7 +76,7 @@ fn thinned(line: &[Point]) -> Vec<Point> {
     for (i, point) in line.iter().enumerate() {
         let far = |last: &Point| (point.0 - last.0).abs() > SEEN || (point.1 - last.1).abs() > SEEN;
         if kept.last().is_none_or(far) || i + 1 == line.len() {
-            // On a straight way along an axis only its ends matter.
+            // Of collinear points along an axis only the ends are kept.
             if let [.., a, b] = kept[..]
                 && ((a.0 == b.0 && b.0 == point.0) || (a.1 == b.1 && b.1 == point.1))
                 && (b.0 - a.0) * (point.0 - b.0) + (b.1 - a.1) * (point.1 - b.1) >= 0.0
@@ -89,7 +89,7 @@ fn thinned(line: &[Point]) -> Vec<Point> {
     kept
 }
 
-/// Points with places, in runs between those that have none.
+/// Splits points into runs at those without a position.
 pub(super) fn runs(points: impl Iterator<Item = Option<Point>>) -> Vec<Vec<Point>> {
     let mut runs = vec![Vec::new()];
     for point in points {
@@ -102,7 +102,7 @@ pub(super) fn runs(points: impl Iterator<Item = Option<Point>>) -> Vec<Vec<Point
     runs
 }
 
-/// The corners of a stair through points: level until the next one, then up or down.
+/// The corners of a step line through points: level until the next point, then up or down.
 pub(super) fn stairs(points: &[Point]) -> Vec<Point> {
     let mut stairs: Vec<Point> = Vec::with_capacity(2 * points.len());
     for point in points {
@@ -114,7 +114,7 @@ pub(super) fn stairs(points: &[Point]) -> Vec<Point> {
     stairs
 }
 
-/// Lays intervals of these lengths, wanted at these places, side by side within `from..to`: their beginnings.
+/// Places intervals (wanted position, length) side by side within `from..to`; returns their starts.
 pub(super) fn apart(wanted: &[(f64, f64)], from: f64, to: f64) -> Vec<f64> {
     let mut order: Vec<usize> = (0..wanted.len()).collect();
     order.sort_by(|a, b| wanted[*a].0.total_cmp(&wanted[*b].0));
@@ -132,7 +132,7 @@ pub(super) fn apart(wanted: &[(f64, f64)], from: f64, to: f64) -> Vec<f64> {
     places
 }
 
-/// Where around `at` a label of this size covers least of `lines` and of `others`.
+/// The position around `at` where a label of this size covers least of `lines` and of `others`.
 pub(super) fn beside(
     at: Point,
     size: (f64, f64),
@@ -143,7 +143,7 @@ pub(super) fn beside(
     const GAP: f64 = 9.0;
     let (width, height) = size;
     let (x, y) = at;
-    // Beside, above or below it, then further away, where there may be more room.
+    // Candidates: beside, above and below the point, then further away, where there may be more room.
     let around = |far: f64| {
         let (right, left) = (x + far, x - far - width);
         let (above, below) = (y - far - height, y + far);
@@ -196,7 +196,7 @@ mod tests {
     fn what_cannot_be_told_apart_is_drawn_once() {
         let line: Vec<Point> = (0..=1000).map(|i| (f64::from(i) / 100.0, 3.0)).collect();
         assert_eq!(thinned(&line), [(0.0, 3.0), (10.0, 3.0)]);
-        // There and back again is not straight.
+        // There and back again is not a straight line.
         let turned = [(0.0, 3.0), (8.0, 3.0), (2.0, 3.0)];
         assert_eq!(thinned(&turned), turned);
     }

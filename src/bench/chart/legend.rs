@@ -1,4 +1,4 @@
-//! The names of what a chart shows, in rows above the plot, where they cover nothing.
+//! The legend of a chart, in rows above the plot, where it covers nothing.
 //!
 //! Invariant: rows fit the width they were laid out for.
 
@@ -6,21 +6,21 @@ use super::canvas::{Anchor, Canvas, Font};
 
 const FONT: Font = Font::new(13.0);
 const ROW: f64 = 20.0;
-/// Of the sample before a name, and of the room between them.
+/// Width of the sample before a name, then the space between them.
 pub(super) const SAMPLE: f64 = 24.0;
 const GAP: f64 = 6.0;
-/// Between a name and the next sample.
+/// Space between a name and the next sample.
 const BETWEEN: f64 = 20.0;
 
-/// Names with their places.
+/// Names with their positions.
 pub(super) struct Legend {
-    /// The lines of a name and where its sample begins.
+    /// The lines of a name, then x and y of its sample.
     entries: Vec<(Vec<String>, f64, f64)>,
     rows: usize,
 }
 
 impl Legend {
-    /// In as many rows as it takes.
+    /// A legend with as many rows as necessary.
     pub(super) fn new<'a>(names: impl Iterator<Item = &'a str>, width: f64) -> Self {
         let (mut entries, mut x, mut row): (Vec<_>, f64, usize) = (Vec::new(), 0.0, 0);
         for name in names {
@@ -41,7 +41,7 @@ impl Legend {
         if self.rows == 0 { 0.0 } else { self.rows as f64 * ROW + 4.0 }
     }
 
-    /// `sample` draws that of the entry with this index, from a place on to the right.
+    /// Draws the legend; `sample` draws the sample of the entry with this index, from a position to the right.
     pub(super) fn draw(
         &self,
         canvas: &mut Canvas<'_>,

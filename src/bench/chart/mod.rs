@@ -1,9 +1,9 @@
-//! Charts as SVG text, to be put into a page: lines, stairs and markers with bands, and stacked bars.
+//! Charts as SVG text: lines, steps and markers with bands, and stacked bars.
 //!
-//! Pure functions of data: equal data gives equal text. Who only reads numbers can skip this module.
+//! Relevant if you want to draw your own figures. Charts are pure functions of their data: equal data gives equal text.
 //!
-//! Invariant: any data gives a well-formed picture. Values that have no place (not finite, or not positive on a
-//! logarithmic axis) are left out, and what is left empty says so.
+//! Invariant: any data gives a well-formed picture. Values without a position (not finite, or not positive on a
+//! logarithmic axis) are left out, and an empty picture says so.
 
 mod axis;
 mod bars;
@@ -20,7 +20,7 @@ use canvas::{Anchor, Canvas, Dash, Font, Paint, SERIES_COLORS, svg};
 use geometry::{Frame, Point, apart, beside, runs, stairs};
 use legend::{Legend, SAMPLE};
 
-/// Of every picture, in its own units, which are pixels where it is as wide as that.
+/// Width of every picture in its own units (pixels at natural size).
 const WIDTH: f64 = 600.0;
 const PLOT_HEIGHT: f64 = 260.0;
 const HEADING: Font = Font::new(15.0).bold();
@@ -28,12 +28,12 @@ const HEADING_LINE: f64 = 20.0;
 const TICK: Font = Font::new(12.5);
 const TICK_LINE: f64 = 15.0;
 
-/// Colours of series as CSS: name of the variable, on light pages, on dark pages.
+/// Colours of series as CSS: name of the variable, colour on light pages, colour on dark pages.
 pub fn colors() -> impl Iterator<Item = (String, &'static str, &'static str)> {
     canvas::PALETTE.iter().enumerate().map(|(i, (light, dark))| (format!("--c{i}"), *light, *dark))
 }
 
-/// A chart with its measures taken.
+/// A chart with its layout.
 struct Plot<'a> {
     chart: &'a Chart,
     x: Axis,
@@ -45,12 +45,12 @@ struct Plot<'a> {
     x_lines: Vec<String>,
     names: Vec<Vec<String>>,
     legend: Legend,
-    /// Series in the legend.
+    /// Indices of the series in the legend.
     listed: Vec<usize>,
 }
 
 impl Chart {
-    /// As an `<svg>` element, as wide as what it is put into.
+    /// The chart as an `<svg>` element, as wide as its container.
     #[must_use]
     pub fn svg(&self) -> String {
         let plot = Plot::new(self);
@@ -115,7 +115,7 @@ impl<'a> Plot<'a> {
         Plot { chart, x, y, frame, tops, titles, y_lines, x_lines, names, legend, listed }
     }
 
-    /// Height of what stands under the plot.
+    /// Height of the labels under the plot.
     fn below(&self) -> f64 {
         let names = self.names.iter().map(Vec::len).max().unwrap_or(0).max(1);
         12.0 + TICK_LINE * (names + self.x_lines.len()) as f64 + 6.0
@@ -162,7 +162,7 @@ impl<'a> Plot<'a> {
         self.marks(canvas, y, &drawn);
     }
 
-    /// How far the markers of a series stand beside the place of their name.
+    /// Horizontal offset of a series' markers from the position of their name.
     fn aside(&self, index: usize) -> f64 {
         let marked = |s: &&Series| s.kind.marked();
         if self.names.is_empty() || !self.chart.series[index].kind.marked() {
@@ -170,7 +170,7 @@ impl<'a> Plot<'a> {
         }
         let all = self.chart.series.iter().filter(marked).count();
         let before = self.chart.series[..index].iter().filter(marked).count();
-        // Lines lean when their ends move: only as far as markers need to be told apart.
+        // The offset slants lines, so it is only as large as the markers need to be told apart.
         let most = if self.chart.series[index].kind == Kind::LineMarkers { 4.0 } else { 14.0 };
         let step = (0.7 * self.frame.width / self.names.len() as f64 / all as f64).min(most);
         (before as f64 - (all as f64 - 1.0) / 2.0) * step
@@ -243,7 +243,7 @@ impl<'a> Plot<'a> {
             }
             return;
         }
-        // Where edges lie too close to be told apart, some are enough.
+        // Of edges too close to be told apart, some are enough.
         let mut ends: Vec<Option<(Point, Point)>> = ends.collect();
         ends.dedup_by(|b, a| matches!((a, b), (Some((a, _)), Some((b, _))) if (a.0 - b.0).abs() < 0.4));
         for run in ends.split(Option::is_none) {
@@ -253,7 +253,7 @@ impl<'a> Plot<'a> {
         }
     }
 
-    /// Draws them and gives them back.
+    /// Draws the lines of a series and returns them.
     fn lines(&self, canvas: &mut Canvas<'_>, series: &Series, aside: f64) -> Vec<Vec<Point>> {
         if series.kind == Kind::Markers {
             return Vec::new();
@@ -263,7 +263,7 @@ impl<'a> Plot<'a> {
         let mut all = Vec::new();
         for run in runs(places) {
             let run = if series.kind == Kind::Steps { stairs(&run) } else { run };
-            // A point between two gaps has no line, but is data.
+            // A point between two gaps has no line, but is drawn as data.
             if let [point] = run[..]
                 && self.frame.holds(point)
                 && !series.kind.marked()
@@ -281,7 +281,7 @@ impl<'a> Plot<'a> {
         all
     }
 
-    /// `top` is where the rows of labels above the plot begin.
+    /// Draws the marks; `top` is the upper end of the rows of labels above the plot.
     fn marks(&self, canvas: &mut Canvas<'_>, top: f64, drawn: &[Vec<Point>]) {
         let (frame, thin) = (&self.frame, (Paint::Ink, 0.65));
         for mark in &self.tops {
@@ -334,10 +334,10 @@ impl<'a> Plot<'a> {
     }
 }
 
-/// Greatest width of labels to the right of the plot.
+/// Maximum width of labels to the right of the plot.
 const SIDE: f64 = 104.0;
 
-/// Vertical marks with rows for their labels, so that none covers another, and how many rows there are.
+/// Vertical marks, each with a row for its label so that labels do not overlap, and the number of rows.
 fn tops(chart: &Chart, x: &Axis, frame: &Frame) -> (Vec<Top>, usize) {
     let mut tops: Vec<Top> = Vec::new();
     for mark in &chart.marks {
@@ -355,8 +355,8 @@ fn tops(chart: &Chart, x: &Axis, frame: &Frame) -> (Vec<Top>, usize) {
             fits,
         });
     }
-    // A label begins at its line and those of lines further right stand lower, so lines run down beside them; where
-    // there is no room to the right, the mirror image of that.
+    // A label begins at its line, and labels of lines further right are lower, so that lines run down beside the labels.
+    // Labels that do not fit to the right of their line are laid out as the mirror image.
     let order = |a: &Top, b: &Top| {
         a.fits.cmp(&b.fits).then(if a.fits { a.x.total_cmp(&b.x) } else { b.x.total_cmp(&a.x) })
     };
@@ -376,16 +376,16 @@ struct Top {
     width: f64,
     left: f64,
     row: usize,
-    /// Whether there is room for the label to the right of the line.
+    /// Whether the label fits to the right of the line.
     fits: bool,
 }
 
-/// Where a vertical line at `value` runs, if within the frame.
+/// x coordinate of a vertical line at `value`, if it is within the frame.
 fn across(x: &Axis, frame: &Frame, value: f64) -> Option<f64> {
     x.at(value).filter(|part| (0.0..=1.0).contains(part)).map(|part| frame.x + part * frame.width)
 }
 
-/// What a series looks like.
+/// Draws a legend sample of a series.
 fn sample(canvas: &mut Canvas<'_>, series: &Series, (x, y): Point) {
     let color = series.color % SERIES_COLORS;
     let (line, paint) = ([(x, y), (x + SAMPLE, y)], (Paint::Color(color), 1.0));
@@ -399,7 +399,7 @@ fn sample(canvas: &mut Canvas<'_>, series: &Series, (x, y): Point) {
     }
 }
 
-/// Height of a title.
+/// Height of a title in the picture.
 fn heading(titles: &[String]) -> f64 {
     if titles.is_empty() { 4.0 } else { HEADING_LINE * titles.len() as f64 + 6.0 }
 }
@@ -411,7 +411,7 @@ fn draw_heading(canvas: &mut Canvas<'_>, titles: &[String], y: &mut f64) {
     *y += heading(titles);
 }
 
-/// As much of a text as fits.
+/// The text, shortened to fit.
 fn shortened(font: Font, text: &str, most: f64) -> String {
     if font.width(text) <= most {
         return text.to_owned();

@@ -23,7 +23,7 @@ fn marks(label: &str, at: f64) -> Vec<Mark> {
     ]
 }
 
-/// Places of everything that is drawn: attributes x, y, points and so on, with the size of the picture.
+/// Positions of everything that is drawn (attributes x, y, points and so on), with the size of the picture.
 fn places(svg: &str) -> (Vec<(f64, f64)>, (f64, f64)) {
     let number = |text: &str| text.parse::<f64>().unwrap();
     let attribute = |tag: &str, name: &str| {
@@ -68,7 +68,7 @@ fn names_are_written_and_escaped() {
         assert_eq!(malformed(&svg), None);
         assert!(svg.contains("&lt;b&gt;&amp;&quot;") && !svg.contains("<b>") && !svg.contains('\u{0}'));
     }
-    // Equal labels stand in the legend once; the other five are title, axes, and marks.
+    // Equal labels appear in the legend once; the others are title, axes and marks.
     let label = "&lt;b&gt;&amp;&quot;&apos;&lt;/svg&gt;";
     assert_eq!(chart.svg().matches(label).count(), 3 + 1 + 3 + 2);
 }

@@ -1,4 +1,4 @@
-//! What holds for all layers: where coding breaks even, what it costs, how well it is conditioned, and the words used.
+//! The sections for all layers together: break-even points, cost of coding, conditioning, and a glossary.
 //!
 //! Invariant: as in [the module](super).
 
@@ -9,7 +9,7 @@ use crate::bench::format::{number, percent, time};
 use crate::bench::page::{Block, Cell, Class, Section, Table};
 use crate::bench::schema::{BenchReport, ScenarioResult};
 
-/// Encoding and decoding should cost less than this share of a run's processor time.
+/// Encoding and decoding should use less than this share of a run's processor time.
 const CODEC_SHARE: f64 = 0.05;
 
 fn head<const N: usize>(names: [&str; N]) -> Vec<String> {
@@ -101,7 +101,7 @@ pub(super) fn codec(report: &BenchReport) -> Section {
         ..Chart::default()
     };
     let mut blocks = vec![Block::Table(table)];
-    // More names than this would not be readable under a picture.
+    // More names would not be readable under a picture.
     if (2..=12).contains(&report.codec.len()) {
         blocks.push(Block::Figure { svg: chart.svg(), caption: String::new() });
     }
@@ -143,7 +143,7 @@ pub(super) fn conditions(report: &BenchReport) -> Section {
     }
 }
 
-/// What a method is, where no plan says it.
+/// The description of a method that no plan describes.
 fn about(method: &str) -> &'static str {
     match method {
         "uncoded" => "the layer is cut into as many parts as there are workers, and every part is needed",

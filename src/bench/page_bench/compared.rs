@@ -1,26 +1,26 @@
-//! Who was faster where: the paired ratios that the words and colours of a report rest on.
+//! Paired comparisons of methods: the ratios behind the words and colours of a report.
 //!
-//! Invariant: a difference is only called one where its interval excludes 1, and a run that failed never counts as fast.
+//! Invariant: a difference counts only if its interval excludes 1, and a failed run never counts as fast.
 
 use crate::bench::format::number;
 use crate::bench::schema::{BenchReport, Estimate, MethodResult, ScenarioResult, Study};
 use crate::bench::stats::paired_ratio;
 
-/// A difference less than this share is not called one, however narrow its interval.
+/// A smaller relative difference does not count, however narrow its interval.
 const TO_SPEAK_OF: f64 = 0.01;
 
-/// How one method did against another in the same trials.
+/// How one method compares with another in the same trials.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
-    /// The interval of the ratio lies under 1, and the ratio clearly so.
+    /// The interval of the ratio is below 1, and the ratio is clearly below 1.
     Faster,
-    /// It holds 1, or the ratio is as good as 1.
+    /// The interval includes 1, or the ratio is practically 1.
     Same,
-    /// It lies above 1, and the ratio clearly so.
+    /// The interval of the ratio is above 1, and the ratio is clearly above 1.
     Slower,
-    /// It had an output in every trial, the other had not.
+    /// This method had an output in every trial, the other had not.
     OtherFailed,
-    /// The other way round.
+    /// The other method had an output in every trial, this one had not.
     Failed,
 }
 
@@ -31,7 +31,7 @@ pub(super) struct Pair<'a> {
     pub(super) scenario: &'a ScenarioResult,
     pub(super) one: &'a MethodResult,
     pub(super) other: &'a MethodResult,
-    /// Median over trials of the one's latency to the other's.
+    /// Median over trials of the ratio of `one`'s latency to `other`'s.
     pub(super) ratio: Estimate,
 }
 
@@ -43,7 +43,7 @@ impl<'a> Pair<'a> {
         seed: u64,
     ) -> Self {
         let first = scenario.methods.first().is_some_and(|first| first.method == other.method);
-        // As recorded; the others are made from the trials.
+        // Ratios to the first method are recorded; the others are computed from the trials.
         let ratio =
             if first { one.to_first } else { paired_ratio(&one.latencies_ms, &other.latencies_ms, seed) };
         Pair { study, scenario, one, other, ratio }
@@ -55,33 +55,33 @@ impl<'a> Pair<'a> {
             (false, true) => Outcome::OtherFailed,
             (false, false) if is_less(&self.ratio) => Outcome::Faster,
             (false, false) if is_greater(&self.ratio) => Outcome::Slower,
-            // Where both failed: how long it takes to fail says nothing of how long it takes to finish.
+            // If both failed, the time until they failed says nothing about the time they need to finish.
             _ => Outcome::Same,
         }
     }
 
-    /// Whether the one's 99th percentile lies under the other's, intervals and all.
+    /// Whether the 99th percentile of `one` is below that of `other`, intervals included.
     pub(super) fn lower_tail(&self) -> bool {
         self.one.failed == 0 && self.other.failed == 0 && self.one.p99.high < self.other.p99.low
     }
 
-    /// Whether it lies above.
+    /// Whether the 99th percentile of `one` is above that of `other`, intervals included.
     pub(super) fn higher_tail(&self) -> bool {
         self.one.failed == 0 && self.other.failed == 0 && self.one.p99.low > self.other.p99.high
     }
 }
 
-/// Whether a ratio is seen to lie under 1.
+/// Whether a ratio is significantly below 1.
 fn is_less(ratio: &Estimate) -> bool {
     ratio.high < 1.0 && ratio.value < 1.0 - TO_SPEAK_OF
 }
 
-/// Whether a ratio is seen to lie above 1.
+/// Whether a ratio is significantly above 1.
 pub(super) fn is_greater(ratio: &Estimate) -> bool {
     ratio.low > 1.0 && ratio.value > 1.0 + TO_SPEAK_OF
 }
 
-/// What was slower by a ratio seen the other way round.
+/// The inverse ratio with its interval.
 pub(super) fn inverse(ratio: &Estimate) -> Estimate {
     Estimate { value: 1.0 / ratio.value, low: 1.0 / ratio.high, high: 1.0 / ratio.low }
 }
@@ -102,18 +102,18 @@ pub(super) fn interval(estimate: &Estimate) -> String {
 /// All comparisons of a report.
 pub(super) struct Compared<'a> {
     pub(super) report: &'a BenchReport,
-    /// The method that the report is about, and those that it is compared with, the uncoded one first.
+    /// The method that the report is about; then the methods it is compared with, the uncoded one first.
     pub(super) coded: String,
     pub(super) others: Vec<String>,
     /// Every method with its colour.
     methods: Vec<(String, usize)>,
-    /// The coded method against each of the others.
+    /// Comparisons of the coded method with each of the others.
     pairs: Vec<Pair<'a>>,
-    /// Methods as fast as the fastest, by study and scenario.
+    /// Methods indistinguishable from the fastest, by study and scenario.
     best: Vec<Vec<Vec<&'a str>>>,
 }
 
-/// Methods that keep their colour in every report.
+/// Methods with the same colour in every report.
 const COLORS: [(&str, usize); 5] =
     [("uncoded", 0), ("replication", 1), ("hedged", 2), ("mds", 3), ("crme", 4)];
 
@@ -158,7 +158,7 @@ impl<'a> Compared<'a> {
         Compared { report, coded, others, methods, pairs, best }
     }
 
-    /// Of every method, in the order of the report.
+    /// All methods, in the order of the report.
     pub(super) fn methods(&self) -> impl Iterator<Item = &str> {
         self.methods.iter().map(|(name, _)| name.as_str())
     }
@@ -167,30 +167,30 @@ impl<'a> Compared<'a> {
         self.methods.iter().find(|(name, _)| name == method).map_or(7, |(_, color)| *color)
     }
 
-    /// The coded method against another one, everywhere.
+    /// All comparisons of the coded method with `other`.
     pub(super) fn against(&self, other: &str) -> Vec<&Pair<'a>> {
         self.pairs.iter().filter(|pair| pair.other.method == other).collect()
     }
 
-    /// The same in the scenario of this name.
+    /// Comparisons of the coded method with `other` in the scenario of this name.
     pub(super) fn within(&self, scenario: &str, other: &str) -> Vec<&Pair<'a>> {
         self.against(other).into_iter().filter(|pair| pair.scenario.name == scenario).collect()
     }
 
-    /// The coded method against another one in one scenario of one study.
+    /// The comparison of the coded method with `other` in one scenario of one study.
     pub(super) fn pair(&self, study: &Study, scenario: &ScenarioResult, other: &str) -> Option<&Pair<'a>> {
         self.pairs.iter().find(|p| {
             p.other.method == other && std::ptr::eq(p.study, study) && std::ptr::eq(p.scenario, scenario)
         })
     }
 
-    /// Whether no other method was faster.
+    /// Whether the method is indistinguishable from the fastest.
     pub(super) fn is_best(&self, study: usize, scenario: usize, method: &str) -> bool {
         self.best[study][scenario].contains(&method)
     }
 }
 
-/// The method with the least median, and those that no difference to it is seen of.
+/// The method with the least median, and the methods without a significant difference to it.
 fn fastest<'a>(study: &'a Study, scenario: &'a ScenarioResult, seed: u64) -> Vec<&'a str> {
     let finished = || scenario.methods.iter().filter(|m| m.failed == 0 && !m.median.value.is_nan());
     let Some(first) = finished().min_by(|a, b| a.median.value.total_cmp(&b.median.value)) else {

@@ -1,7 +1,8 @@
-//! The report of a comparison: who is faster where, by how much and how surely, and where coding loses.
+//! The report of a comparison: which methods are faster in which scenario, by how much and how surely, and where coding
+//! loses.
 //!
-//! Invariant: everything that is claimed follows from the numbers of the [`BenchReport`]; a difference is only called
-//! one where the interval of its paired ratio excludes 1.
+//! Invariant: every statement follows from the numbers of the [`BenchReport`]; a difference counts only if the interval of
+//! its paired ratio excludes 1.
 
 mod appendix;
 mod compared;
@@ -12,7 +13,7 @@ use super::page::{Block, Cell, Class, Page, Section, Table};
 use super::schema::BenchReport;
 use compared::{Compared, Outcome, Pair, interval, inverse, is_greater, with_interval};
 
-/// How many losses are told one by one before a table takes over.
+/// Maximum number of losses described one by one; a table shows more.
 const TOLD: usize = 6;
 
 /// The report as a page.
@@ -74,7 +75,7 @@ fn listed<'a>(names: impl Iterator<Item = &'a str>) -> String {
     }
 }
 
-/// Names of scenarios, each once, in their order.
+/// Names of scenarios, each once, in order.
 fn scenarios(report: &BenchReport) -> Vec<&str> {
     let mut names: Vec<&str> = Vec::new();
     for scenario in report.studies.iter().flat_map(|study| &study.scenarios) {
@@ -104,7 +105,7 @@ fn range(pairs: &[&Pair<'_>]) -> String {
     }
 }
 
-/// One sentence for one scenario: `faster on 3 of 4, no difference seen on 1`.
+/// A sentence on one scenario: `faster on 3 of 4, no difference seen on 1`.
 fn verdict(pairs: &[&Pair<'_>]) -> String {
     if let [pair] = pairs {
         return match pair.outcome() {
@@ -308,7 +309,7 @@ fn losses(all: &Compared<'_>) -> Section {
     Section { id: "losses".to_owned(), heading, text, blocks }
 }
 
-/// Everything at once: layers and scenarios down, methods across.
+/// The overview table: a row for each layer and scenario, a column for each method.
 fn overview(all: &Compared<'_>) -> Section {
     let methods: Vec<&str> = all.methods().collect();
     let first = methods.first().copied().unwrap_or_default();

@@ -1,4 +1,4 @@
-//! One layer or model under every scenario: charts first, tables on demand.
+//! The section of one layer or model under every scenario: charts first, tables on demand.
 //!
 //! Invariant: a method has the same colour in all charts.
 
@@ -9,7 +9,7 @@ use crate::bench::format::{bytes, number, percent, time};
 use crate::bench::page::{Block, Cell, Class, Section, Table};
 use crate::bench::schema::{BreakEven, Estimate, MethodResult, ScenarioResult, Study};
 
-/// Steps of a distribution that are drawn; of its last hundredth, all.
+/// Maximum number of steps drawn for a distribution, besides its last hundredth, which is drawn in full.
 const STEPS: usize = 160;
 
 pub(super) fn section(all: &Compared<'_>, index: usize) -> Section {
@@ -90,7 +90,7 @@ fn marked(all: &Compared<'_>, method: &str, kind: Kind, estimates: Vec<(f64, Est
     }
 }
 
-/// Median and tail against the number of stragglers, for each delay that was tried with several numbers of them.
+/// Median and tail against the number of stragglers, for each delay measured with several numbers of stragglers.
 fn by_stragglers(all: &Compared<'_>, study: &Study) -> Vec<(String, String)> {
     let mut delays: Vec<f64> = study.scenarios.iter().filter_map(|s| s.delay_ms).collect();
     delays.sort_by(f64::total_cmp);
@@ -134,7 +134,7 @@ fn by_stragglers(all: &Compared<'_>, study: &Study) -> Vec<(String, String)> {
     figures
 }
 
-/// For each number of stragglers, medians against their delay.
+/// Medians against the delay, for each number of stragglers.
 fn break_even(all: &Compared<'_>, study: &Study) -> Vec<(String, String)> {
     let mut numbers: Vec<usize> = study.break_even.iter().map(|b| b.stragglers).collect();
     numbers.sort_unstable();
@@ -183,7 +183,7 @@ fn distributions(all: &Compared<'_>, study: &Study) -> Vec<(String, String)> {
         results.flat_map(|m| m.latencies_ms.iter().copied()).filter(|ms| ms.is_finite() && *ms > 0.0)
     };
     let (low, high) = latencies().fold((f64::INFINITY, 0.0_f64), |(l, h), ms| (l.min(ms), h.max(ms)));
-    // The same for all scenarios, so that they can be compared.
+    // All scenarios have the same axis, so that they can be compared.
     let x_range = (low < high).then_some((low / 1.1, high * 1.1));
     let figure = |scenario: &ScenarioResult| {
         let failed = scenario.methods.iter().filter(|m| m.failed > 0);
@@ -211,7 +211,7 @@ fn distributions(all: &Compared<'_>, study: &Study) -> Vec<(String, String)> {
     study.scenarios.iter().map(figure).collect()
 }
 
-/// The empirical distribution, from 0 on.
+/// The empirical distribution function, from 0 on.
 fn distribution(result: &MethodResult, color: usize) -> Series {
     let mut sorted: Vec<f64> = result.latencies_ms.iter().copied().filter(|ms| !ms.is_nan()).collect();
     sorted.sort_by(f64::total_cmp);

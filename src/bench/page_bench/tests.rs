@@ -24,7 +24,7 @@ fn uniform(rng: &mut ChaCha8Rng) -> f64 {
     (f64::from(rng.next_u32()) + 0.5) / 4_294_967_296.0
 }
 
-/// A made-up latency: slower by its overhead, and late if more straggle than the method can spare.
+/// A made-up latency: the base with the method's overhead, and late if more workers straggle than the method tolerates.
 fn latency(method: usize, base: f64, (_, _, stragglers, delay): &Kind, rng: &mut ChaCha8Rng) -> f64 {
     let overhead = [1.0, 1.9, 1.02, 1.35, 1.4][method];
     let spares = [0, 1, 1, 2, 2][method];
@@ -173,7 +173,7 @@ fn report(trials: usize) -> BenchReport {
     }
 }
 
-/// With `FCDCC_PAGE` set to a path, leaves the page there to be looked at.
+/// If `FCDCC_PAGE` is set to a path, writes the page there for inspection.
 #[test]
 fn a_page_names_everything_and_is_well_formed() {
     let html = page(&report(60)).html();
@@ -190,7 +190,7 @@ fn a_page_names_everything_and_is_well_formed() {
         assert!(html.contains(word), "{word}");
     }
     assert_eq!(html, page(&report(60)).html());
-    // Ten studies with thousands of trials are to stay within what a browser likes.
+    // The page of ten studies with thousands of trials stays within what a browser handles well.
     assert!(html.len() < 1_500_000, "{}", html.len());
 }
 
@@ -239,7 +239,7 @@ fn what_is_missing_or_infinite_is_no_harm() {
     assert!(malformed(&html).is_none() && html.contains("nothing to compare"));
 }
 
-/// Two methods with these latencies, in a report of a single scenario.
+/// The findings of a report on two methods with these latencies in a single scenario.
 fn duel(uncoded: &[f64], coded: &[f64], failed: [usize; 2]) -> String {
     let mut report = report(3);
     report.findings.clear();
@@ -269,9 +269,9 @@ fn only_what_the_intervals_bear_out_is_claimed() {
     assert!(said(&times(2.0), [0, 0]).contains("slower by a factor of 2.00"));
     assert!(said(&times(2.0), [0, 0]).contains("In 1 of 1 comparisons"));
     assert!(said(&noisy, [0, 0]).contains("no difference seen"));
-    // An interval that excludes 1 by a hair is no reason to speak of a difference.
+    // An interval that barely excludes 1 does not count as a difference.
     assert!(said(&times(1.005), [0, 0]).contains("no difference seen"));
-    // However fast, who fails does not win.
+    // A method that fails does not win, however fast.
     let fast_failure = said(&times(0.1), [0, 2]);
     assert!(fast_failure.contains("failed 2 of 40") && !fast_failure.contains("faster by"), "{fast_failure}");
     assert!(said(&times(2.0), [2, 0]).contains("finished every run"));

@@ -3,7 +3,7 @@ use std::rc::Rc;
 
 use super::*;
 
-/// Takes `calm_ms` and as long as the last worker that it needs is late.
+/// Takes `calm_ms` plus the delay of the last worker it needs.
 struct Fake {
     name: &'static str,
     calm_ms: f64,
@@ -82,7 +82,7 @@ fn all_methods_meet_the_same_fates_in_changing_order() {
     let first = |name| turns.iter().filter(|turn| turn[0].0 == name).count();
     assert!(["plain", "copies", "coded"].iter().all(|name| first(*name) > turns.len() / 6));
     assert_eq!((found.scenarios.len(), found.plans.len(), found.macs), (8, 3, 10.0));
-    // Five uncoded runs of 10 ms late.
+    // Uncoded runs of 10 ms with a straggler 50 ms late: five latencies.
     let late = &found.scenarios[2];
     assert_eq!((late.name.as_str(), late.delay_ms), ("2 of 6 workers 50 ms late", Some(50.0)));
     let medians: Vec<f64> = late.methods.iter().map(|m| m.median.value).collect();
@@ -98,7 +98,7 @@ fn the_break_even_is_where_the_medians_cross() {
     let found = study(&plan(), frame(), contestants(&Seen::default(), 0.0), &mut |_| {}).unwrap();
     let pairs: Vec<_> =
         found.break_even.iter().map(|b| (b.against.as_str(), b.stragglers, b.delay_ms)).collect();
-    // Coding takes 5 ms more than nothing, 15 less than copies.
+    // Coding takes 5 ms more than the uncoded run, 15 ms less than copies.
     assert_eq!(
         pairs,
         [
