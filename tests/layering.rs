@@ -300,7 +300,7 @@ fn lengths(sources: &[Source], longer: &[(&str, usize)]) -> Vec<String> {
         unseen.remove(name);
         match listed {
             None if lines > most => {
-                wrong.push(format!("{name} has {lines} lines, at most {most}: divide it"))
+                wrong.push(format!("{name} has {lines} lines, at most {most}: divide it"));
             }
             Some(listed) if lines > listed => {
                 wrong.push(format!("{name} has {lines} lines, {listed} before: divide it"));
