@@ -17,10 +17,11 @@ import zlib
 
 import numpy as np
 import onnx
+import onnx.inliner
 from onnx import TensorProto, helper, numpy_helper
 
-VERSION = 5  # of the cases: raise it with any change of what is written
-OPSET = [helper.make_opsetid("", 17)]
+VERSION = 6  # of the cases: raise it with any change of what is written
+OPSET = 17
 IR_VERSION = 8
 # Conv nodes of the networks whose graphs (without weights) the onnx package ships.
 LARGE = {
@@ -52,6 +53,7 @@ class Net:
     def __init__(self, rng):
         self.rng, self.dtype, self.tolerance = rng, np.float32, 1e-4
         self.nodes, self.constants, self.inputs, self.outputs, self.feeds = [], [], [], [], {}
+        self.opset, self.functions = OPSET, []
         self.accept = lambda outputs: True  # whether the data are fit for a comparison, otherwise drawn anew
 
     def normal(self, *shape, scale=1.0):
@@ -106,7 +108,9 @@ class Net:
         # Neither type nor shape: inferred below, as exporters write them.
         outputs = [onnx.ValueInfoProto(name=name) for name in self.outputs]
         graph = helper.make_graph(self.nodes, "net", self.inputs, outputs, self.constants)
-        model = helper.make_model(graph, opset_imports=OPSET, ir_version=IR_VERSION)
+        opsets = [helper.make_opsetid("", self.opset)]
+        opsets += [helper.make_opsetid(domain, 1) for domain in {f.domain for f in self.functions}]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, functions=self.functions)
         model = onnx.shape_inference.infer_shapes(model, strict_mode=True)
         onnx.checker.check_model(model, full_check=True)
         return model
@@ -437,6 +441,50 @@ def log_softmax_far_apart(net):
 # What a file may say in several ways.
 
 
+def reference(name, to, kind=onnx.AttributeProto.INTS):
+    """An attribute of a node in a function that takes the value of the function's attribute."""
+    return onnx.AttributeProto(name=name, ref_attr_name=to, type=kind)
+
+
+@small
+def functions_of_the_file(net):
+    conv = helper.make_node("Conv", ["x", "w"], ["c"], "conv")
+    conv.attribute.extend([reference("pads", "border"), reference("strides", "steps")])
+    body = [conv, helper.make_node("Relu", ["c"], ["y"], "relu")]
+    opsets = [helper.make_opsetid("", OPSET)]
+    block = helper.make_function("own", "Block", ["x", "w"], ["y"], body, opsets, ["border", "steps"])
+    calls = [
+        helper.make_node("Block", ["x", "v"], ["c"], "first", domain="own", border=[1, 1, 1, 1], steps=[2, 1]),
+        helper.make_node("Block", ["c", "w"], ["z"], "second", domain="own", border=[0, 1, 0, 1]),
+    ]
+    own = opsets + [helper.make_opsetid("own", 1)]
+    pair = helper.make_function("own", "Pair", ["x", "v", "w"], ["z", "c"], calls, own)
+    net.functions = [block, pair]
+    x = net.input(1, 3, 12, 11)
+    weights = [net.const(net.weight(*shape)) for shape in [(6, 3, 3, 3), (8, 6, 3, 3)]]
+    y = net.op("Pair", x, *weights, domain="own")
+    net.nodes[-1].output.append("inner")
+    last = net.op("Block", y, net.const(net.weight(5, 8, 3, 3)), domain="own", border=[0, 0, 0, 0])
+    return [last, "inner"]
+
+
+def upsample(net, opset, mode, scales):
+    net.opset = opset
+    x = net.relu(net.conv(net.input(1, 3, 6, 5), 8, 3, pads=[1, 1, 1, 1]))
+    if opset < 9:
+        x = net.op("Upsample", x, mode=mode, scales=scales)
+    else:
+        x = net.op("Upsample", x, net.const(np.array(scales, np.float32)), mode=mode)
+    return [net.conv(x, 6, 8)]
+
+
+SMALL.update({
+    "small_upsample_nearest": lambda net: upsample(net, 9, "nearest", [1.0, 1.0, 2.0, 3.0]),
+    "small_upsample_linear": lambda net: upsample(net, 9, "linear", [1.0, 1.0, 2.0, 2.0]),
+    "small_upsample_opset_7": lambda net: upsample(net, 7, "nearest", [1.0, 1.0, 2.0, 2.0]),
+})  # fmt: skip
+
+
 @small
 def bias_without_name(net):
     x, weight = net.input(2, 6, 12, 11), net.const(net.weight(10, 6, 3, 3))
@@ -487,7 +535,7 @@ def one_conv(rng, shape=(1, 3, 8, 8), nodes=None, weights=(8, 3, 3, 3), elem=Ten
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, (shape[0], 8, None, None))],
         [weight],
     )
-    return helper.make_model(graph, opset_imports=OPSET, ir_version=IR_VERSION)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
 
 
 @broken("the file ends too early")
@@ -549,7 +597,7 @@ def undefined_output(rng):
 @broken("nothing to compute", feed=None)
 def no_nodes(rng):
     graph = helper.make_graph([], "net", [], [])
-    return helper.make_model(graph, opset_imports=OPSET, ir_version=IR_VERSION)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
 
 
 @broken("a file of weights, absent.bin, is missing")
@@ -834,7 +882,7 @@ def write_model(name, folder, rng):
             net.outputs = SMALL[name](net)
             model, feeds, accept, tolerance = net.model(), net.feeds, net.accept, net.tolerance
         onnx.save(model, path)
-        conv, gemm = count_nodes(model.graph)
+        conv, gemm = count_nodes(onnx.inliner.inline_local_functions(model).graph)
         del model  # half a gigabyte, which onnxruntime is about to read again
         names, outputs = answers(path, feeds)
         if accept(outputs):

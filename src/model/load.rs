@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tract_onnx::Onnx;
-use tract_onnx::pb::{GraphProto, ModelProto, TensorProto, tensor_proto};
+use tract_onnx::pb::{GraphProto, ModelProto, NodeProto, TensorProto, tensor_proto};
 use tract_onnx::prelude::{Framework, InferenceModel};
 use tract_onnx::tract_core::internal::{DatumType, TypedModel};
 use tract_onnx::tract_hir::infer::{Factoid, InferenceFact};
@@ -15,7 +15,7 @@ use super::external::{self, External};
 use super::guard::{guarded, refused};
 use super::lower::lower;
 use super::tensor::dtype_name;
-use super::{check, resize, tidy};
+use super::{check, functions, resize, tidy, upsample};
 use crate::error::{Error, Result};
 use crate::files::Input;
 use crate::memory;
@@ -126,6 +126,7 @@ impl Model {
         size: u64,
         path: Option<&Path>,
     ) -> Result<Self> {
+        functions::inline(&mut proto).map_err(|why| refused(&name, &why))?;
         let opset = opset(&proto);
         let Some(graph) = proto.graph.as_mut().filter(|g| !g.node.is_empty()) else {
             return Err(refused(
@@ -133,17 +134,7 @@ impl Model {
                 &format!("is not an ONNX model: its {size} bytes hold no graph of operators"),
             ));
         };
-        let mut unknown: Vec<String> = graph
-            .node
-            .iter()
-            .filter(|node| !onnx.op_register.0.contains_key(&node.op_type))
-            .map(|node| match node.domain.as_str() {
-                "" | "ai.onnx" => node.op_type.clone(),
-                domain => format!("{} of domain {domain}", node.op_type),
-            })
-            .collect();
-        unknown.sort_unstable();
-        unknown.dedup();
+        let unknown = unknown_operators(graph, &onnx);
         if !unknown.is_empty() {
             let which = unknown.join(", ");
             let help = "export the model with other operators";
@@ -153,6 +144,7 @@ impl Model {
             .and_then(|()| tidy::graph(graph, opset))
             .map_err(|why| refused(&name, &why))?;
         onnx.op_register.insert(resize::NAME, resize::parse);
+        onnx.op_register.insert(upsample::LINEAR, upsample::parse_linear);
         let made = graph.node.iter().flat_map(|n| &n.output).chain(graph.initializer.iter().map(|i| &i.name));
         let defined: HashSet<&String> = made.chain(graph.input.iter().map(|i| &i.name)).collect();
         if let Some(output) = graph.output.iter().find(|o| !defined.contains(&o.name)) {
@@ -305,6 +297,19 @@ impl Model {
             )
         })
     }
+}
+
+/// Operators that neither tract nor this crate has, each once.
+fn unknown_operators(graph: &GraphProto, onnx: &Onnx) -> Vec<String> {
+    let known = |node: &&NodeProto| onnx.op_register.0.contains_key(&node.op_type) || upsample::takes(node);
+    let name = |node: &NodeProto| match node.domain.as_str() {
+        "" | "ai.onnx" => node.op_type.clone(),
+        domain => format!("{} of domain {domain}", node.op_type),
+    };
+    let mut unknown: Vec<String> = graph.node.iter().filter(|node| !known(node)).map(name).collect();
+    unknown.sort_unstable();
+    unknown.dedup();
+    unknown
 }
 
 /// The version of the standard operators that a file requires.

@@ -31,6 +31,7 @@ mod conv;
 mod external;
 mod find;
 mod fold;
+mod functions;
 mod guard;
 mod host;
 mod load;
@@ -47,6 +48,7 @@ mod tensor;
 #[cfg(test)]
 mod testing;
 mod tidy;
+mod upsample;
 
 pub use host::HostModel;
 pub use load::{InputInfo, Model};

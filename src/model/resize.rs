@@ -176,7 +176,9 @@ pub(super) fn parse(
         bail!("it has neither scales nor sizes: give one of the two");
     }
     let (place, rounding) = if unspecified {
-        (Coordinates::Asymmetric, Rounding::Shrinking)
+        // Upsample defines the rounding (`upsample`), Resize of opset 10 does not.
+        let rounding = text(node, "nearest_mode").and_then(Rounding::parse);
+        (Coordinates::Asymmetric, rounding.unwrap_or(Rounding::Shrinking))
     } else {
         let place = text(node, "coordinate_transformation_mode").unwrap_or("half_pixel");
         let rounding = text(node, "nearest_mode").unwrap_or("round_prefer_floor");

@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 use tract_onnx::pb::{AttributeProto, GraphProto, NodeProto, TensorProto, attribute_proto};
 
 use super::check::{attribute, called, scalar};
-use super::resize;
+use super::{resize, upsample};
 
 /// Rewrites a graph and the graphs inside its nodes; `opset` is the version of the standard operators.
 ///
@@ -55,6 +55,13 @@ pub(super) fn graph(graph: &mut GraphProto, opset: i64) -> Result<(), String> {
                 }
                 if resize::takes(&node) {
                     resize::NAME.clone_into(&mut node.op_type);
+                }
+            }
+            _ if upsample::takes(&node) => {
+                if let Some(scales) = upsample::as_resize(&mut node, opset)? {
+                    let (name, constant) = fresh.constant("scales", scales);
+                    nodes.push(constant);
+                    node.input.push(name);
                 }
             }
             "Pad" if opset >= 11 => {

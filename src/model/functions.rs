@@ -1,0 +1,429 @@
+//! Replaces calls of functions that a file defines by the bodies of these functions.
+//!
+//! Exporters such as PyTorch's write modules as functions of the model (`ModelProto.functions`); tract knows none. Each call
+//! becomes the nodes of the body, with the values and node names of the body renamed so that they are unique in the graph.
+//!
+//! Invariant: the rewritten model computes the same function, defines no functions, and has at most [`MOST_NODES`] nodes.
+
+use std::collections::{HashMap, HashSet};
+
+use tract_onnx::pb::{AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto};
+
+use super::check::called;
+
+/// Functions can call functions: without a limit, a small file could describe a graph of any size.
+const MOST_NODES: usize = 200_000;
+
+/// Replaces all calls in `proto`, also inside the graphs of nodes.
+///
+/// # Errors
+/// One line, for a function that calls itself, is defined twice, or was written for another version of the standard operators,
+/// and for a model that would become too large.
+pub(super) fn inline(proto: &mut ModelProto) -> Result<(), String> {
+    if proto.functions.is_empty() {
+        return Ok(());
+    }
+    let mut functions = HashMap::new();
+    for function in std::mem::take(&mut proto.functions) {
+        let key = (domain(function.domain()).to_owned(), function.name().to_owned());
+        let name = readable(&key);
+        if functions.insert(key, function).is_some() {
+            return Err(format!("function {name} is defined twice: export the model again"));
+        }
+    }
+    let Some(graph) = proto.graph.as_mut() else { return Ok(()) };
+    let mut inlining = Inlining {
+        functions: &functions,
+        taken: HashSet::new(),
+        next: 0,
+        calls: 0,
+        nodes: 0,
+        used: HashSet::new(),
+    };
+    inlining.collect(graph);
+    inlining.graph(graph, &mut Vec::new())?;
+    let used = inlining.used;
+    // Bodies that are not called may be written for any version.
+    for key in used {
+        for import in &functions[&key].opset_import {
+            let own = proto.opset_import.iter().find(|own| domain(&own.domain) == domain(&import.domain));
+            match own {
+                Some(own) if own.version != import.version && domain(&import.domain).is_empty() => {
+                    return Err(format!(
+                        "function {} is written for opset {} where the model is for opset {}: export both for one opset",
+                        readable(&key),
+                        import.version,
+                        own.version
+                    ));
+                }
+                Some(_) => {}
+                None => proto.opset_import.push(import.clone()),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The domain and name of a function.
+type Key = (String, String);
+
+/// The standard domain has two names.
+fn domain(name: &str) -> &str {
+    if name == "ai.onnx" { "" } else { name }
+}
+
+fn readable((domain, name): &Key) -> String {
+    if domain.is_empty() { name.clone() } else { format!("{name} of domain {domain}") }
+}
+
+struct Inlining<'a> {
+    functions: &'a HashMap<Key, FunctionProto>,
+    /// Names of values and nodes that exist.
+    taken: HashSet<String>,
+    /// Numbers up to this one are in names.
+    next: usize,
+    calls: usize,
+    nodes: usize,
+    used: HashSet<Key>,
+}
+
+impl Inlining<'_> {
+    /// Records the names in a graph and in the graphs of its nodes.
+    fn collect(&mut self, graph: &GraphProto) {
+        let values = graph.input.iter().chain(&graph.output).map(|value| &value.name);
+        self.taken.extend(values.chain(graph.initializer.iter().map(|tensor| &tensor.name)).cloned());
+        for node in &graph.node {
+            self.taken.extend(node.input.iter().chain(&node.output).chain([&node.name]).cloned());
+            for inner in node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs)) {
+                self.collect(inner);
+            }
+        }
+    }
+
+    /// Replaces the calls in a graph. `within` are the functions whose bodies the graph comes from.
+    fn graph(&mut self, graph: &mut GraphProto, within: &mut Vec<Key>) -> Result<(), String> {
+        graph.node = self.expanded(std::mem::take(&mut graph.node), within)?;
+        Ok(())
+    }
+
+    fn expanded(&mut self, nodes: Vec<NodeProto>, within: &mut Vec<Key>) -> Result<Vec<NodeProto>, String> {
+        let mut expanded = Vec::with_capacity(nodes.len());
+        for mut node in nodes {
+            for inner in &mut node.attribute {
+                for inner in inner.g.iter_mut().chain(&mut inner.graphs) {
+                    self.graph(inner, within)?;
+                }
+            }
+            let key = (domain(&node.domain).to_owned(), node.op_type.clone());
+            let Some(function) = self.functions.get(&key) else {
+                self.nodes += 1;
+                if self.nodes > MOST_NODES {
+                    return Err(format!(
+                        "its functions make more than {MOST_NODES} nodes: export a smaller model"
+                    ));
+                }
+                expanded.push(node);
+                continue;
+            };
+            if within.contains(&key) {
+                return Err(format!("function {} calls itself: export the model again", readable(&key)));
+            }
+            self.calls += 1;
+            // Calls without nodes are limited too.
+            if self.calls > MOST_NODES {
+                return Err(format!(
+                    "its functions are called more than {MOST_NODES} times: export a smaller model"
+                ));
+            }
+            let body = self.body(function, &node)?;
+            self.used.insert(key.clone());
+            within.push(key);
+            expanded.extend(self.expanded(body, within)?);
+            within.pop();
+        }
+        Ok(expanded)
+    }
+
+    /// The nodes of `function` in place of the call `node`.
+    fn body(&mut self, function: &FunctionProto, node: &NodeProto) -> Result<Vec<NodeProto>, String> {
+        if node.input.len() > function.input.len() || node.output.len() > function.output.len() {
+            return Err(format!(
+                "{} has {} inputs and {} outputs where its function has {} and {}: export the model again",
+                called(node),
+                node.input.len(),
+                node.output.len(),
+                function.input.len(),
+                function.output.len()
+            ));
+        }
+        let label = if node.name.is_empty() { &node.op_type } else { &node.name };
+        let mut names = Names { label, taken: &mut self.taken, next: &mut self.next, new: HashMap::new() };
+        for (slot, formal) in function.input.iter().enumerate() {
+            // An omitted input is an empty name.
+            names.new.insert(formal.clone(), node.input.get(slot).cloned().unwrap_or_default());
+        }
+        // What the body passes through or gives twice needs a node of its own.
+        let mut copies = Vec::new();
+        for (formal, actual) in
+            function.output.iter().zip(&node.output).filter(|(_, actual)| !actual.is_empty())
+        {
+            if names.new.contains_key(formal) {
+                copies.push((formal.clone(), actual.clone()));
+            } else {
+                names.new.insert(formal.clone(), actual.clone());
+            }
+        }
+        let mut body = Vec::with_capacity(function.node.len() + copies.len());
+        for inner in &function.node {
+            let mut inner = inner.clone();
+            names.node(&mut inner);
+            bind(&mut inner, function, node)?;
+            body.push(inner);
+        }
+        for (formal, actual) in copies {
+            let mut copy = NodeProto {
+                op_type: "Identity".to_owned(),
+                input: vec![formal],
+                output: vec![String::new()],
+                ..NodeProto::default()
+            };
+            names.node(&mut copy);
+            copy.output[0] = actual;
+            body.push(copy);
+        }
+        Ok(body)
+    }
+}
+
+/// The names in one copy of a body.
+struct Names<'a> {
+    label: &'a str,
+    taken: &'a mut HashSet<String>,
+    /// Numbers up to this one have been used.
+    next: &'a mut usize,
+    new: HashMap<String, String>,
+}
+
+impl Names<'_> {
+    fn unique(&mut self, base: &str) -> String {
+        let name = format!("{}/{base}", self.label);
+        if self.taken.insert(name.clone()) {
+            return name;
+        }
+        // One counter for all names, since many calls may be of the same name.
+        loop {
+            *self.next += 1;
+            let unique = format!("{name}.{}", self.next);
+            if self.taken.insert(unique.clone()) {
+                return unique;
+            }
+        }
+    }
+
+    fn rename(&mut self, value: &mut String) {
+        if value.is_empty() {
+            return;
+        }
+        if let Some(new) = self.new.get(value) {
+            value.clone_from(new);
+            return;
+        }
+        let new = self.unique(value);
+        self.new.insert(std::mem::replace(value, new.clone()), new);
+    }
+
+    fn node(&mut self, node: &mut NodeProto) {
+        node.input.iter_mut().chain(&mut node.output).for_each(|value| self.rename(value));
+        if !node.name.is_empty() {
+            node.name = self.unique(&node.name);
+        }
+        for inner in &mut node.attribute {
+            inner.g.iter_mut().chain(&mut inner.graphs).for_each(|graph| self.graph(graph));
+        }
+    }
+
+    fn graph(&mut self, graph: &mut GraphProto) {
+        for value in graph.input.iter_mut().chain(&mut graph.value_info) {
+            self.rename(&mut value.name);
+        }
+        graph.initializer.iter_mut().for_each(|tensor| self.rename(&mut tensor.name));
+        graph.node.iter_mut().for_each(|node| self.node(node));
+        graph.output.iter_mut().for_each(|value| self.rename(&mut value.name));
+    }
+}
+
+/// Gives attributes that refer to those of the function the values of the call. Attributes that the call omits are removed.
+///
+/// # Errors
+/// One line, for an omitted attribute that has a default value: tract's description of the format has no such values, so
+/// they are lost when the file is read.
+fn bind(node: &mut NodeProto, function: &FunctionProto, call: &NodeProto) -> Result<(), String> {
+    for attribute in std::mem::take(&mut node.attribute) {
+        let mut attribute = match attribute.ref_attr_name.as_str() {
+            "" => attribute,
+            name => match call.attribute.iter().find(|given| given.name == name) {
+                Some(value) => AttributeProto { name: attribute.name, ..value.clone() },
+                // Those without a default are listed by name.
+                None if function.attribute.iter().any(|listed| listed == name) => continue,
+                None => {
+                    return Err(format!(
+                        "{}: attribute {name} of its function has a default value, which is not read: export the model with \
+                         the attribute given, or without functions",
+                        called(call)
+                    ));
+                }
+            },
+        };
+        for graph in attribute.g.iter_mut().chain(&mut attribute.graphs) {
+            for inner in &mut graph.node {
+                bind(inner, function, call)?;
+            }
+        }
+        node.attribute.push(attribute);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+mod tests {
+    use tract_onnx::pb::OperatorSetIdProto;
+
+    use super::super::testing::{Attributes, Net};
+    use super::*;
+
+    fn node(op: &str, inputs: &[&str], outputs: &[&str]) -> NodeProto {
+        let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        NodeProto {
+            op_type: op.to_owned(),
+            input: owned(inputs),
+            output: owned(outputs),
+            ..NodeProto::default()
+        }
+    }
+
+    fn call(op: &str, inputs: &[&str], outputs: &[&str]) -> NodeProto {
+        NodeProto { domain: "own".to_owned(), ..node(op, inputs, outputs) }
+    }
+
+    fn function(name: &str, inputs: &[&str], outputs: &[&str], body: Vec<NodeProto>) -> FunctionProto {
+        let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        FunctionProto {
+            name: Some(name.to_owned()),
+            domain: Some("own".to_owned()),
+            input: owned(inputs),
+            output: owned(outputs),
+            node: body,
+            opset_import: vec![OperatorSetIdProto { version: 17, ..OperatorSetIdProto::default() }],
+            ..FunctionProto::default()
+        }
+    }
+
+    fn model(nodes: Vec<NodeProto>, functions: Vec<FunctionProto>) -> ModelProto {
+        let mut proto = Net::new(&[1, 2]).proto();
+        proto.graph.as_mut().unwrap().node = nodes;
+        proto.functions = functions;
+        proto
+    }
+
+    /// The nodes after inlining, as `op(inputs) -> outputs`.
+    fn inlined(nodes: Vec<NodeProto>, functions: Vec<FunctionProto>) -> Vec<String> {
+        let mut proto = model(nodes, functions);
+        inline(&mut proto).unwrap();
+        assert!(proto.functions.is_empty());
+        let described =
+            |n: &NodeProto| format!("{}({}) -> {}", n.op_type, n.input.join(","), n.output.join(","));
+        proto.graph.unwrap().node.iter().map(described).collect()
+    }
+
+    #[test]
+    fn calls_become_bodies_with_names_of_their_own() {
+        let twice =
+            function("F", &["a"], &["b"], vec![node("Relu", &["a"], &["t"]), node("Neg", &["t"], &["b"])]);
+        let got = inlined(vec![call("F", &["x"], &["m"]), call("F", &["m"], &["y"])], vec![twice]);
+        assert_eq!(got, ["Relu(x) -> F/t", "Neg(F/t) -> m", "Relu(m) -> F/t.1", "Neg(F/t.1) -> y"]);
+    }
+
+    #[test]
+    fn functions_call_functions_and_pass_values_through() {
+        let inner = function("I", &["a", "b"], &["a", "c", "c"], vec![node("Add", &["a", "b"], &["c"])]);
+        let outer = function("O", &["p"], &["q"], vec![call("I", &["p", ""], &["r", "s", "q"])]);
+        let got = inlined(vec![call("O", &["x"], &["y"])], vec![inner, outer]);
+        assert_eq!(got, ["Add(x,) -> O/s", "Identity(x) -> O/r", "Identity(O/s) -> y"]);
+    }
+
+    #[test]
+    fn attributes_come_from_the_call() {
+        let refer = |name: &str, to: &str| AttributeProto {
+            name: name.to_owned(),
+            ref_attr_name: to.to_owned(),
+            ..AttributeProto::default()
+        };
+        let mut body = node("Conv", &["a", "a"], &["b"]);
+        body.attribute = vec![refer("pads", "border"), refer("group", "parts"), refer("strides", "steps")];
+        let mut conv = function("F", &["a"], &["b"], vec![body]);
+        conv.attribute = vec!["border".to_owned(), "steps".to_owned()];
+        let mut caller = call("F", &["x"], &["y"]);
+        caller.ints("border", &[1, 2]);
+        // An attribute that is not listed has a default.
+        let said = inline(&mut model(vec![caller.clone()], vec![conv.clone()])).unwrap_err();
+        assert!(said.contains("parts") && said.contains("makes y"), "{said}");
+        caller.int("parts", 3);
+        let mut proto = model(vec![caller], vec![conv]);
+        inline(&mut proto).unwrap();
+        let attributes = &proto.graph.unwrap().node[0].attribute;
+        assert_eq!(attributes.len(), 2, "an attribute without a value is removed");
+        assert_eq!((attributes[0].name.as_str(), &attributes[0].ints), ("pads", &vec![1, 2]));
+        assert_eq!((attributes[1].name.as_str(), attributes[1].i), ("group", 3));
+    }
+
+    #[test]
+    fn inner_graphs_are_renamed_with_the_values_they_capture() {
+        let inner = GraphProto {
+            node: vec![node("Relu", &["a"], &["z"])],
+            output: vec![tract_onnx::pb::ValueInfoProto { name: "z".to_owned(), ..Default::default() }],
+            ..GraphProto::default()
+        };
+        let mut choice = node("If", &["a"], &["b"]);
+        choice.attribute.push(AttributeProto {
+            name: "then_branch".to_owned(),
+            g: Some(inner),
+            ..Default::default()
+        });
+        let mut proto =
+            model(vec![call("F", &["x"], &["y"])], vec![function("F", &["a"], &["b"], vec![choice])]);
+        inline(&mut proto).unwrap();
+        let graph = proto.graph.unwrap();
+        let inner = graph.node[0].attribute[0].g.as_ref().unwrap();
+        assert_eq!((inner.node[0].input[0].as_str(), inner.output[0].name.as_str()), ("x", "F/z"));
+        assert_eq!(inner.node[0].output[0], "F/z");
+    }
+
+    #[test]
+    fn what_cannot_be_inlined_is_refused() {
+        let refused = |nodes, functions| inline(&mut model(nodes, functions)).unwrap_err();
+        let own = || vec![call("F", &["x"], &["y"])];
+        let around = function("F", &["a"], &["b"], vec![call("F", &["a"], &["b"])]);
+        assert!(refused(own(), vec![around]).contains("calls itself"));
+        let plain = || function("F", &["a"], &["b"], vec![node("Relu", &["a"], &["b"])]);
+        assert!(refused(own(), vec![plain(), plain()]).contains("defined twice"));
+        let many = vec![call("F", &["x", "x"], &["y"])];
+        assert!(refused(many, vec![plain()]).contains("2 inputs and 1 outputs"));
+        let mut older = plain();
+        older.opset_import[0].version = 11;
+        let said = refused(own(), vec![older.clone()]);
+        assert!(said.contains("opset 11") && said.contains("opset 17"), "{said}");
+        // A function that is not called may be anything.
+        assert!(inline(&mut model(vec![node("Relu", &["x"], &["y"])], vec![older])).is_ok());
+        // Each of thirty functions calls the next one twice.
+        let name = |i: usize| format!("F{i}");
+        let doubling = |i: usize| {
+            let next = name(i + 1);
+            let body = vec![call(&next, &["a"], &["t"]), call(&next, &["t"], &["b"])];
+            function(&name(i), &["a"], &["b"], body)
+        };
+        let mut functions: Vec<FunctionProto> = (0..30).map(doubling).collect();
+        functions.push(function(&name(30), &["a"], &["b"], vec![node("Relu", &["a"], &["b"])]));
+        assert!(refused(vec![call("F0", &["x"], &["y"])], functions).contains("more than 200000"));
+    }
+}
