@@ -15,7 +15,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 const MS: Duration = Duration::from_millis(1);
-/// So long that no test could pass by waiting for its end.
+/// A delay that outlasts every test, so that no test passes by waiting for its end.
 const AGES: &str = "delay=1h";
 /// A worker that returns within this time was woken, and did not sleep its hour.
 const SOON: Duration = Duration::from_mins(10);

@@ -242,7 +242,6 @@ const LONGER: &[(&str, usize)] = &[
     ("cluster/wire", 554),
     ("engine/simulated", 509),
     ("engine/soak", 799),
-    ("scaling/input", 570),
     ("scheduler/assign", 549),
     ("scheduler/gather", 551),
     ("scheduler/gather/tests", 530),

@@ -17,7 +17,7 @@ use fcdcc::scheduler::{HealthOptions, PoolOptions, State};
 use fcdcc::{Audit, CodeKind, Completion, ConvParams, Error, OnShortfall, Outcome, Pool, Result};
 use scripted::{Call, Scripted};
 
-/// So long that a quarantined worker stays away for the whole test.
+/// Quarantine that outlasts the test.
 const AWAY: Duration = Duration::from_mins(10);
 
 /// Results with every element wrong by 1 %.

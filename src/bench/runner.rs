@@ -287,20 +287,20 @@ impl Runner<'_, '_> {
         Ok(trials)
     }
 
-    /// Trials after a warm-up that does not count; with `anew`, the methods first forget earlier runs.
+    /// Trials after a warm-up that does not count; with `fresh`, the methods first forget earlier runs.
     fn measured(
         &mut self,
         name: &str,
         scenario: &Scenario,
         count: usize,
         salt: u64,
-        anew: bool,
+        fresh: bool,
     ) -> Result<Vec<Vec<Trial>>> {
-        if anew {
+        if fresh {
             self.contestants.iter_mut().try_for_each(|(_, contestant)| contestant.forget())?;
         }
         let seed = mix(self.plan.seed, salt);
-        self.trials(name, scenario, count, warm_up(anew), seed)?;
+        self.trials(name, scenario, count, warm_up(fresh), seed)?;
         self.trials(name, scenario, 0, count, seed)
     }
 
@@ -346,8 +346,8 @@ impl Runner<'_, '_> {
     }
 }
 
-fn warm_up(anew: bool) -> usize {
-    if anew { WARM_UP } else { WARM_UP_AGAIN }
+fn warm_up(fresh: bool) -> usize {
+    if fresh { WARM_UP } else { WARM_UP_AGAIN }
 }
 
 /// Fails if the output of a checked trial exceeds its error bound.

@@ -346,6 +346,6 @@ impl Worker for RemoteWorker {
 fn take(wanted: &mut Vec<usize>, index: u32) -> Result<usize, CallError> {
     let at = wanted.iter().position(|w| *w == index as usize);
     let at =
-        at.ok_or_else(|| CallError::Failed(format!("sub-result {index} came, which nobody asked for")))?;
+        at.ok_or_else(|| CallError::Failed(format!("sub-result {index} came, which was not requested")))?;
     Ok(wanted.remove(at))
 }

@@ -7,18 +7,23 @@
 
 use std::collections::{HashMap, HashSet};
 
-use tract_onnx::pb::{AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto};
+use tract_onnx::pb::{AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto};
 
 use super::check::called;
+use crate::memory;
 
 /// Functions can call functions: without a limit, a small file could describe a graph of any size.
 const MOST_NODES: usize = 200_000;
+/// Calls within calls. Exported modules are some ten deep.
+const MOST_DEPTH: usize = 100;
+/// Bodies are copied, with the tensors in them: what a file may hold is the limit for its copies too.
+const MOST_BYTES: u64 = 1 << 31;
 
 /// Replaces all calls in `proto`, also inside the graphs of nodes.
 ///
 /// # Errors
 /// One line, for a function that calls itself, is defined twice, or was written for another version of the standard operators,
-/// and for a model that would become too large.
+/// and for a model that would become too large or whose calls are nested too deeply.
 pub(super) fn inline(proto: &mut ModelProto) -> Result<(), String> {
     if proto.functions.is_empty() {
         return Ok(());
@@ -32,19 +37,11 @@ pub(super) fn inline(proto: &mut ModelProto) -> Result<(), String> {
         }
     }
     let Some(graph) = proto.graph.as_mut() else { return Ok(()) };
-    let mut inlining = Inlining {
-        functions: &functions,
-        taken: HashSet::new(),
-        next: 0,
-        calls: 0,
-        nodes: 0,
-        used: HashSet::new(),
-    };
+    let mut inlining = Inlining::of(&functions);
     inlining.collect(graph);
     inlining.graph(graph, &mut Vec::new())?;
-    let used = inlining.used;
     // Bodies that are not called may be written for any version.
-    for key in used {
+    for key in inlining.used {
         for import in &functions[&key].opset_import {
             let own = proto.opset_import.iter().find(|own| domain(&own.domain) == domain(&import.domain));
             match own {
@@ -84,10 +81,26 @@ struct Inlining<'a> {
     next: usize,
     calls: usize,
     nodes: usize,
+    /// Bytes of the copied bodies, and how many of them are known to fit into memory.
+    bytes: u64,
+    bytes_allowed: u64,
     used: HashSet<Key>,
 }
 
-impl Inlining<'_> {
+impl<'a> Inlining<'a> {
+    fn of(functions: &'a HashMap<Key, FunctionProto>) -> Self {
+        Self {
+            functions,
+            taken: HashSet::new(),
+            next: 0,
+            calls: 0,
+            nodes: 0,
+            bytes: 0,
+            bytes_allowed: 0,
+            used: HashSet::new(),
+        }
+    }
+
     /// Records the names in a graph and in the graphs of its nodes.
     fn collect(&mut self, graph: &GraphProto) {
         let values = graph.input.iter().chain(&graph.output).map(|value| &value.name);
@@ -128,13 +141,13 @@ impl Inlining<'_> {
             if within.contains(&key) {
                 return Err(format!("function {} calls itself: export the model again", readable(&key)));
             }
-            self.calls += 1;
-            // Calls without nodes are limited too.
-            if self.calls > MOST_NODES {
+            if within.len() == MOST_DEPTH {
                 return Err(format!(
-                    "its functions are called more than {MOST_NODES} times: export a smaller model"
+                    "function {} is called within {MOST_DEPTH} others: export the model without functions",
+                    readable(&key)
                 ));
             }
+            self.admit(function)?;
             let body = self.body(function, &node)?;
             self.used.insert(key.clone());
             within.push(key);
@@ -142,6 +155,35 @@ impl Inlining<'_> {
             within.pop();
         }
         Ok(expanded)
+    }
+
+    /// Counts a call of `function`.
+    ///
+    /// # Errors
+    /// One line, where the copies of bodies become too many or too large.
+    fn admit(&mut self, function: &FunctionProto) -> Result<(), String> {
+        self.calls += 1;
+        // Calls without nodes are limited too.
+        if self.calls > MOST_NODES {
+            return Err(format!(
+                "its functions are called more than {MOST_NODES} times: export a smaller model"
+            ));
+        }
+        self.bytes += function.node.iter().map(bytes).sum::<u64>();
+        if self.bytes > MOST_BYTES {
+            return Err(format!(
+                "copies of its functions have more than {MOST_BYTES} bytes: keep large tensors out of functions"
+            ));
+        }
+        if self.bytes > self.bytes_allowed {
+            // The question costs a few files, so it is asked for twice as much as is needed now, if there is so much.
+            let ahead = (2 * self.bytes).min(MOST_BYTES);
+            let what = "copies of the functions in the model";
+            let allowed = memory::require_all(what, ahead).map(|()| ahead);
+            let allowed = allowed.or_else(|_| memory::require_all(what, self.bytes).map(|()| self.bytes));
+            self.bytes_allowed = allowed.map_err(|error| error.to_string())?;
+        }
+        Ok(())
     }
 
     /// The nodes of `function` in place of the call `node`.
@@ -193,6 +235,28 @@ impl Inlining<'_> {
         }
         Ok(body)
     }
+}
+
+/// The bytes of a tensor's elements.
+fn tensor_bytes(tensor: &TensorProto) -> u64 {
+    let words = tensor.float_data.len() + tensor.int32_data.len();
+    let double_words = tensor.double_data.len() + tensor.int64_data.len() + tensor.uint64_data.len();
+    (tensor.raw_data.len() + 4 * words + 8 * double_words) as u64
+}
+
+fn graph_bytes(graph: &GraphProto) -> u64 {
+    graph.initializer.iter().map(tensor_bytes).chain(graph.node.iter().map(bytes)).sum()
+}
+
+/// The bytes in the attributes of a node, apart from names.
+fn bytes(node: &NodeProto) -> u64 {
+    let attribute = |attribute: &AttributeProto| -> u64 {
+        let tensors: u64 = attribute.t.iter().chain(&attribute.tensors).map(tensor_bytes).sum();
+        let lists = attribute.s.len() + 4 * attribute.floats.len() + 8 * attribute.ints.len();
+        let graphs: u64 = attribute.g.iter().chain(&attribute.graphs).map(graph_bytes).sum();
+        tensors + lists as u64 + graphs
+    };
+    node.attribute.iter().map(attribute).sum()
 }
 
 /// The names in one copy of a body.
@@ -415,8 +479,21 @@ mod tests {
         assert!(said.contains("opset 11") && said.contains("opset 17"), "{said}");
         // A function that is not called may be anything.
         assert!(inline(&mut model(vec![node("Relu", &["x"], &["y"])], vec![older])).is_ok());
-        // Each of thirty functions calls the next one twice.
+        // Each function calls the next one, deeper than a thread's stack would allow.
         let name = |i: usize| format!("F{i}");
+        let chain = |i: usize| function(&name(i), &["a"], &["b"], vec![call(&name(i + 1), &["a"], &["b"])]);
+        let mut functions: Vec<FunctionProto> = (0..20_000).map(chain).collect();
+        functions.push(function(&name(20_000), &["a"], &["b"], vec![node("Relu", &["a"], &["b"])]));
+        assert!(refused(vec![call("F0", &["x"], &["y"])], functions).contains("within 100 others"));
+        // A hundred megabytes in a body that is called forty times.
+        let mut constant = node("Constant", &[], &["b"]);
+        let tensor = TensorProto { raw_data: vec![0; 100 << 20], ..TensorProto::default() };
+        constant.attribute.push(AttributeProto { t: Some(tensor), ..AttributeProto::default() });
+        let (none, large) = (HashMap::new(), function("I", &["a"], &["b"], vec![constant]));
+        let mut inlining = Inlining::of(&none);
+        let admitted = (0..40).take_while(|_| inlining.admit(&large).is_ok()).count();
+        assert!(admitted <= 20, "{admitted} copies");
+        // Each of thirty functions calls the next one twice.
         let doubling = |i: usize| {
             let next = name(i + 1);
             let body = vec![call(&next, &["a"], &["t"]), call(&next, &["t"], &["b"])];

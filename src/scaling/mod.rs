@@ -22,6 +22,7 @@
 
 mod filters;
 mod input;
+mod magnitudes;
 mod power;
 mod spread;
 mod windows;

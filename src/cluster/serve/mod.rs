@@ -188,7 +188,7 @@ impl WorkerServer {
             help: "the system is out of threads".to_owned(),
         };
         let sent = Arc::new(AtomicU64::new(0));
-        let default_outbox = Outbox::start("whoever asks", &sent).map_err(no_thread)?;
+        let default_outbox = Outbox::start("default", &sent).map_err(no_thread)?;
         let shared = Arc::new(Shared {
             name: options.name.clone(),
             boot: random(),
