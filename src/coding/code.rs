@@ -112,6 +112,24 @@ impl Code {
         self.l_b
     }
 
+    /// Number of sub-results of a subtask, l_A * l_B.
+    #[must_use]
+    pub fn sub_results(&self) -> usize {
+        self.l_a * self.l_b
+    }
+
+    /// The index of a sub-result in its subtask, slab * l_B + bank.
+    #[must_use]
+    pub fn index_of(&self, of: SubResult) -> usize {
+        of.slab * self.l_b + of.bank
+    }
+
+    /// The sub-result of this index in its subtask.
+    #[must_use]
+    pub fn sub_result(&self, subtask: usize, index: usize) -> SubResult {
+        SubResult { subtask, slab: index / self.l_b, bank: index % self.l_b }
+    }
+
     /// The recovery threshold delta: any delta whole subtasks give the exact result. With replication certain smaller
     /// sets do too ([`determines`](Self::determines)).
     #[must_use]
@@ -173,13 +191,8 @@ impl Code {
     /// All sub-results of whole subtasks, in the order decoders take them: by subtask as given, then p, then r.
     #[must_use]
     pub fn sub_results_of(&self, subtasks: &[usize]) -> Vec<SubResult> {
-        subtasks
-            .iter()
-            .flat_map(|&subtask| {
-                (0..self.l_a)
-                    .flat_map(move |slab| (0..self.l_b).map(move |bank| SubResult { subtask, slab, bank }))
-            })
-            .collect()
+        let of = |&subtask: &usize| (0..self.sub_results()).map(move |index| self.sub_result(subtask, index));
+        subtasks.iter().flat_map(of).collect()
     }
 
     /// Column of the recovery matrix of one sub-result: `A_i[:,p] (x) B_i[:,r]`, k_A k_B values.

@@ -11,6 +11,7 @@ use crate::coding::{Clamp, Code, Rounding};
 use crate::conv::{ConvShape, conv_uncoded};
 use crate::error::{Error, Result};
 use crate::scaling::{FilterScales, InputScan, ScanPlan, ScanRoom, power_of_two};
+use crate::worker::CancelToken;
 
 /// The plain filters `[O, C/groups, kernel...]`, row-major. A layer keeps them to encode them again or to compute locally.
 /// Share them this way instead of copying them if the caller keeps them as well.
@@ -45,6 +46,26 @@ pub(super) struct Quality {
     pub(super) amplification: f64,
     /// Number of outputs computed on this machine because their windows stand out.
     pub(super) recomputed: usize,
+}
+
+/// The input of a run, and what is known about it.
+#[derive(Clone, Copy)]
+pub(super) struct RunInput<'a, T: Element> {
+    pub(super) common: &'a Common<T>,
+    /// `[N, C, spatial...]`, row-major.
+    pub(super) input: &'a [T],
+    pub(super) scan: &'a InputScan,
+    /// Windows whose amplification exceeds this are computed on this machine.
+    pub(super) amplification: f64,
+    /// Ends the run.
+    pub(super) cancel: &'a CancelToken,
+}
+
+impl<T: Element> RunInput<'_, T> {
+    /// Whether input, filters and bias are free of NaN and infinity.
+    pub(super) fn finite(&self) -> bool {
+        self.common.finite && self.scan.finite
+    }
 }
 
 impl<T: Element> Common<T> {
@@ -98,21 +119,21 @@ impl<T: Element> Common<T> {
 
     /// Computes the whole layer on this machine, within the time `left`.
     ///
-    /// `scan` is the scan of the input by `plan`. `code` gives the numbers for the error if the time is not enough.
+    /// The scan of the input is one by `plan`. `code` gives the numbers for the error if the time is not enough.
     pub(super) fn compute_locally(
         &self,
-        input: &[T],
-        scan: &InputScan,
+        run: &RunInput<'_, T>,
         plan: &ScanPlan,
         code: &Code,
         left: Duration,
     ) -> Result<(Vec<T>, Quality)> {
+        let RunInput { input, scan, cancel, .. } = *run;
         let started = Instant::now();
-        let late = || started.elapsed() > left;
+        let late = || started.elapsed() > left || cancel.is_cancelled();
         let output = conv_uncoded(&self.shape, input, self.weight(), self.bias.as_deref(), threads(), &late);
         let mut output = match output {
             Ok(output) => output,
-            Err(Error::Cancelled) => return Err(self.too_late(code)),
+            Err(Error::Cancelled) if !cancel.is_cancelled() => return Err(self.too_late(code)),
             Err(other) => return Err(other),
         };
         let unit = self.unit(scan);

@@ -7,12 +7,13 @@ use std::time::Instant;
 use ndarray::{ArrayD, ArrayView1, ArrayViewD, IxDyn};
 
 use super::accuracy::Assessment;
-use super::common::{Common, Quality, SharedWeight};
+use super::common::{Common, Quality, RunInput, SharedWeight};
 use super::fitness::{check_audit, check_condition};
 use super::options::LayerOptions;
 use super::placement::{INSTALL_LIMIT, locked};
 use super::report::{Completion, LayerReport};
-use super::variant::{CACHED_DECODERS, Variant, VariantRun};
+use super::rules::CACHED_DECODERS;
+use super::variant::{Variant, VariantRun};
 use crate::array::{Element, check_elems, first_non_finite};
 use crate::coding::{Code, ParityCheckCache};
 use crate::conv::{ConvParams, ConvShape};
@@ -20,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::memory;
 use crate::planner::{LayerMemory, choose_partitions, subtask_shape, unmixed_partitions};
 use crate::scheduler::{Audit, Decision, Fleet, Pool};
-use crate::worker::SubtaskShape;
+use crate::worker::{CancelToken, SubtaskShape};
 
 /// Runs with uneven inputs that are computed on this machine before another code is tried again.
 const RUNS_UNTIL_TRIED_AGAIN: u32 = 32;
@@ -166,7 +167,7 @@ impl<T: Element> CodedConv<T> {
     /// The worker currently assigned to each subtask, by its index in the pool.
     #[must_use]
     pub fn assignment(&self) -> Vec<usize> {
-        self.main.placement.assignment().clone()
+        self.main.placement.assignment()
     }
 
     /// Computes the layer for `input` `[N, C, spatial...]`, which must have the shape that the layer was prepared for.
@@ -187,7 +188,8 @@ impl<T: Element> CodedConv<T> {
     /// Those of [`CodedConv::run`].
     pub fn run_into(&self, input: ArrayViewD<'_, T>, output: &mut ArrayD<T>) -> Result<LayerReport> {
         let old = std::mem::replace(output, ArrayD::default(IxDyn(&[0])));
-        let Attempted { output: new, report } = self.attempt_in(input, old.into_raw_vec_and_offset().0)?;
+        let Attempted { output: new, report } =
+            self.attempt_in(input, old.into_raw_vec_and_offset().0, &CancelToken::new())?;
         *output = new?;
         Ok(report)
     }
@@ -197,11 +199,26 @@ impl<T: Element> CodedConv<T> {
     /// # Errors
     /// [`Error::Mismatch`] or [`Error::NonFinite`] for an invalid input, before anything is dispatched.
     pub fn attempt(&self, input: ArrayViewD<'_, T>) -> Result<Attempted<T>> {
-        self.attempt_in(input, Vec::new())
+        self.attempt_in(input, Vec::new(), &CancelToken::new())
+    }
+
+    /// As [`CodedConv::run`], but ends with [`Error::Cancelled`] as soon as `cancel` is cancelled, from any thread. Workers
+    /// then stop within one sub-result; the layer stays ready for the next run.
+    ///
+    /// # Errors
+    /// Those of [`CodedConv::run`], and [`Error::Cancelled`].
+    pub fn run_cancellable(&self, input: ArrayViewD<'_, T>, cancel: &CancelToken) -> Result<Run<T>> {
+        let Attempted { output, report } = self.attempt_in(input, Vec::new(), cancel)?;
+        Ok(Run { output: output?, report })
     }
 
     /// As [`CodedConv::attempt`], with the output in the memory of `room` if it fits.
-    fn attempt_in(&self, input: ArrayViewD<'_, T>, room: Vec<T>) -> Result<Attempted<T>> {
+    fn attempt_in(
+        &self,
+        input: ArrayViewD<'_, T>,
+        room: Vec<T>,
+        cancel: &CancelToken,
+    ) -> Result<Attempted<T>> {
         let (common, main) = (&self.common, &self.main);
         let _span = tracing::info_span!("layer", name = common.options.name).entered();
         let started = Instant::now();
@@ -218,26 +235,28 @@ impl<T: Element> CodedConv<T> {
         let flaw = if scan.finite { None } else { non_finite("input", &input) };
         refuse_unless_passed(main.code(), common.options.audit, flaw)?;
         let assessment = if scan.finite && common.finite {
-            main.accuracy.assess(&scan.spread)
+            main.rules.accuracy.assess(&scan.spread)
         } else {
             // NaN and infinity pass through: nothing is mixed.
             Assessment::Decode { amplification: f64::INFINITY }
         };
         if let Assessment::Decode { amplification } = assessment {
-            let run = main.run(common, &input, &scan, amplification, room);
+            let run = main.run(&RunInput { common, input: &input, scan: &scan, amplification, cancel }, room);
             return Ok(self.attempted(main, run, None, started));
         }
         if let Some(other) = self.other() {
             let scan = other.scan.scan(&input, &common.rooms);
-            if let Assessment::Decode { amplification } = other.accuracy.assess(&scan.spread) {
+            if let Assessment::Decode { amplification } = other.rules.accuracy.assess(&scan.spread) {
                 let way = Completion::by(main.code(), other.code());
-                let run = other.run(common, &input, &scan, amplification, room);
+                let run = RunInput { common, input: &input, scan: &scan, amplification, cancel };
+                let run = other.run(&run, room);
                 return Ok(self.attempted(&other, run, Some(way), started));
             }
         }
         tracing::info!(amplification = scan.spread.largest(), "uneven data: computing the layer locally");
         let deadline = common.options.deadline;
-        let output = common.compute_locally(&input, &scan, &main.scan, main.code(), deadline);
+        let run = RunInput { common, input: &input, scan: &scan, amplification: f64::INFINITY, cancel };
+        let output = common.compute_locally(&run, &main.scan, main.code(), deadline);
         let quality = output.as_ref().map_or(Quality::default(), |(_, quality)| *quality);
         let report = LayerReport {
             completion: Completion::of(&output, true, false),
@@ -256,7 +275,7 @@ impl<T: Element> CodedConv<T> {
     ) -> Attempted<T> {
         let VariantRun { output, gathered, decoder, times } = run;
         let local = matches!(gathered.end, Decision::Local);
-        let completion = Completion::of(&output, local, gathered.redispatched + gathered.hedged > 0);
+        let completion = Completion::of(&output, local, gathered.traffic.repeated());
         let completion = way.filter(|_| output.is_ok() && !local).unwrap_or(completion);
         let quality = output.as_ref().map_or(Quality::default(), |(_, quality)| *quality);
         let report = LayerReport {
@@ -339,7 +358,7 @@ impl<T: Element> CodedConv<T> {
         tracing::info!(layer = common.options.name, code = %kind, k_a, k_b, "uneven data: coding the layer another way");
         let limit = INSTALL_LIMIT.min(common.options.deadline / 2);
         match Variant::new(&self.pool, common, code, true, checkers, limit) {
-            Ok(variant) => variant.accuracy.is_met_by_even_data().then_some(variant),
+            Ok(variant) => variant.rules.accuracy.is_met_by_even_data().then_some(variant),
             Err(error) => {
                 tracing::warn!(%error, "no other way to code the layer");
                 None

@@ -10,10 +10,12 @@ mod accuracy;
 mod common;
 mod fitness;
 mod history;
+mod holdings;
 mod layer;
 mod options;
 mod placement;
 mod report;
+mod rules;
 mod selftest;
 mod simulated;
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //! Invariant: tasks are queued under the same lock under which filters are removed from a worker, so that no task
 //! finds its filters gone.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,12 +11,13 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::unbounded;
 
 use super::common::{Common, SharedWeight};
+use super::holdings::{Holdings, TakeOver};
 use crate::array::{Element, Values};
 use crate::coding::{Code, encode_filters};
 use crate::error::{Error, Result};
 use crate::partition::FilterPartition;
 use crate::scaling::FilterScales;
-use crate::scheduler::{Audit, FilterSource, Fleet, InstallRequest, Pool, assign, rebalance};
+use crate::scheduler::{Audit, FilterHolders, FilterSource, Fleet, InstallRequest, Pool, assign, rebalance};
 use crate::worker::{FilterKey, SubtaskShape};
 
 /// The least time that preparing waits for filters to be installed: enough for a GPU to compile its kernels.
@@ -24,9 +25,6 @@ pub(super) const INSTALL_LIMIT: Duration = Duration::from_mins(1);
 
 /// Once enough workers to decode hold their filters, the others get this many times the time that took.
 const INSTALL_PATIENCE: u32 = 3;
-
-/// Runs between two checks of whether the assignment still fits the workers' speeds.
-pub(super) const RUNS_BETWEEN: u32 = 8;
 
 /// The coded filters of one layer and the workers that hold them.
 pub(super) struct FilterPlacement<T: Element> {
@@ -37,8 +35,6 @@ pub(super) struct FilterPlacement<T: Element> {
     filters: FilterPartition,
     weight: SharedWeight<T>,
     scales: Arc<FilterScales>,
-    /// The worker that subtask i is dispatched to.
-    assignment: Mutex<Vec<usize>>,
     placed: Mutex<Placed>,
     /// Whether a thread is moving subtasks.
     moving: AtomicBool,
@@ -46,17 +42,10 @@ pub(super) struct FilterPlacement<T: Element> {
     energies: OnceLock<Vec<f64>>,
 }
 
-#[derive(Default)]
 struct Placed {
-    /// (worker, subtask) of all filters that were sent.
-    held: HashSet<(usize, usize)>,
-    /// Copies on workers beside the assigned ones, oldest first.
-    copies: VecDeque<(usize, usize)>,
+    holdings: Holdings,
     /// The layer was dropped: filters sent from now on must be removed again.
     closed: bool,
-    runs: u32,
-    /// [`Pool::changes`] at the last check of the assignment.
-    seen: u64,
 }
 
 impl<T: Element> FilterPlacement<T> {
@@ -73,9 +62,9 @@ impl<T: Element> FilterPlacement<T> {
         common: &Common<T>,
         limit: Duration,
     ) -> Result<Arc<Self>> {
-        let placed = Placed { seen: pool.changes(), ..Placed::default() };
+        let changes = pool.changes();
+        let holdings = Holdings::new(assign(code.n(), &pool.seats()), changes);
         let placement = Arc::new(Self {
-            assignment: Mutex::new(assign(code.n(), &pool.seats())),
             pool: pool.clone(),
             id,
             code,
@@ -83,7 +72,7 @@ impl<T: Element> FilterPlacement<T> {
             filters,
             weight: Arc::clone(&common.weight),
             scales: Arc::clone(&common.filters),
-            placed: Mutex::new(placed),
+            placed: Mutex::new(Placed { holdings, closed: false }),
             moving: AtomicBool::new(false),
             energies: OnceLock::new(),
         });
@@ -102,16 +91,16 @@ impl<T: Element> FilterPlacement<T> {
         encode_filters(&self.code, &self.filters, weight, factors, subtask)
     }
 
-    /// The worker of each subtask. Hold the lock while dispatching.
-    pub(super) fn assignment(&self) -> MutexGuard<'_, Vec<usize>> {
-        locked(&self.assignment)
+    /// The worker of each subtask.
+    pub(super) fn assignment(&self) -> Vec<usize> {
+        locked(&self.placed).holdings.assignment().to_vec()
     }
 
     /// Encodes the filters of every subtask and installs them on the assigned worker.
     fn install(&self, audited: bool, limit: Duration) -> Result<()> {
         let (reply, replies) = unbounded();
         let started = Instant::now();
-        let assignment = self.assignment().clone();
+        let assignment = self.assignment();
         // A worker that still installs an earlier layer's filters is known to be slow: do not wait for it again.
         let behind: Vec<bool> = (0..self.pool.len()).map(|w| self.pool.is_installing(w)).collect();
         let mut energies = Vec::new();
@@ -122,7 +111,7 @@ impl<T: Element> FilterPlacement<T> {
                 energies.extend(coded.chunks(self.filters.bank_elems()).map(energy));
             }
             let coded = T::wrap(coded);
-            locked(&self.placed).held.insert((*worker, subtask));
+            locked(&self.placed).holdings.send(*worker, subtask);
             self.pool.install(*worker, self.request(subtask, coded), &reply);
         }
         drop(reply);
@@ -146,7 +135,7 @@ impl<T: Element> FilterPlacement<T> {
                 }
                 Err(error) => {
                     tracing::warn!(worker = self.pool.name(answer.worker), %error, "filters not installed");
-                    locked(&self.placed).held.remove(&(answer.worker, answer.key.subtask));
+                    locked(&self.placed).holdings.remove(answer.worker, answer.key.subtask);
                     first_error = first_error.or(Some(error));
                 }
             }
@@ -160,7 +149,7 @@ impl<T: Element> FilterPlacement<T> {
 
     /// Expected squared norm of each sub-result, by subtask and index, from the sizes of its operands.
     pub(super) fn expected_energies(&self, slabs: &[Arc<Values>]) -> Vec<f64> {
-        let (conv, banks) = (&self.subtask.conv, self.code.l_b());
+        let (conv, banks) = (&self.subtask.conv, self.subtask.banks);
         let filters = self.energies.get().map_or(&[][..], Vec::as_slice);
         // Each output element is a sum of products of all elements of one filter with as many elements of the slab.
         let outputs = conv.output_elems() as f64 / conv.out_channels as f64;
@@ -181,42 +170,18 @@ impl<T: Element> FilterPlacement<T> {
         InstallRequest { key, shape: Arc::clone(&self.subtask), banks }
     }
 
-    /// Whether a worker holds the filters of a subtask, or they are on their way to it.
-    pub(super) fn holds(&self, subtask: usize, worker: usize) -> bool {
-        locked(&self.placed).held.contains(&(worker, subtask))
-    }
-
-    /// Coded filters for a worker that takes over a subtask; `None` if it holds them. The oldest copy is removed when there
-    /// would be more copies than subtasks.
-    pub(super) fn filters_for(&self, subtask: usize, worker: usize) -> Option<Values> {
-        let mut placed = locked(&self.placed);
-        if !placed.held.insert((worker, subtask)) {
-            return None;
-        }
-        placed.copies.push_back((worker, subtask));
-        if placed.copies.len() > self.code.n()
-            && let Some(old) = placed.copies.pop_front()
-        {
-            placed.held.remove(&old);
-            self.pool.remove(old.0, FilterKey { layer: self.id, subtask: old.1 });
-        }
-        drop(placed);
-        Some(self.coded_filters(subtask))
-    }
-
     /// Checks after a run whether the assignment still fits the speeds and states of the workers, and moves subtasks in
     /// the background where it does not.
     pub(super) fn follow_the_speeds(self: &Arc<Self>) {
         let changes = self.pool.changes();
         {
             let mut placed = locked(&self.placed);
-            placed.runs += 1;
-            if placed.runs < RUNS_BETWEEN && placed.seen == changes {
+            placed.holdings.count_run();
+            if !placed.holdings.check_due(changes) {
                 return;
             }
-            (placed.runs, placed.seen) = (0, changes);
         }
-        let assignment = self.assignment().clone();
+        let assignment = self.assignment();
         let Some(better) = rebalance(&assignment, &self.pool.seats()) else { return };
         if self.moving.swap(true, Ordering::AcqRel) {
             return;
@@ -239,8 +204,7 @@ impl<T: Element> FilterPlacement<T> {
                 if placed.closed {
                     return;
                 }
-                placed.copies.retain(|copy| *copy != (*new, subtask));
-                placed.held.insert((*new, subtask))
+                placed.holdings.begin_move(subtask, *new)
             };
             if fresh {
                 let (reply, replies) = unbounded();
@@ -249,16 +213,16 @@ impl<T: Element> FilterPlacement<T> {
                 let installed = replies.recv_timeout(INSTALL_LIMIT).is_ok_and(|answer| answer.result.is_ok());
                 let mut placed = locked(&self.placed);
                 if !installed || placed.closed {
-                    placed.held.remove(&(*new, subtask));
+                    placed.holdings.remove(*new, subtask);
                     self.pool.remove(*new, FilterKey { layer: self.id, subtask });
                     continue;
                 }
             }
             tracing::info!(subtask, from = self.pool.name(*old), to = self.pool.name(*new), "moved");
-            let mut assignment = self.assignment();
-            assignment[subtask] = *new;
-            locked(&self.placed).held.remove(&(*old, subtask));
-            self.pool.remove(*old, FilterKey { layer: self.id, subtask });
+            // Under the lock under which tasks are queued.
+            let mut placed = locked(&self.placed);
+            let old = placed.holdings.end_move(subtask, *new);
+            self.pool.remove(old, FilterKey { layer: self.id, subtask });
         }
     }
 
@@ -267,9 +231,33 @@ impl<T: Element> FilterPlacement<T> {
         self.pool.unregister(self.id);
         let mut placed = locked(&self.placed);
         placed.closed = true;
-        for (worker, subtask) in placed.held.drain() {
+        for (worker, subtask) in placed.holdings.drain() {
             self.pool.remove(worker, FilterKey { layer: self.id, subtask });
         }
+    }
+}
+
+impl<T: Element> FilterHolders for FilterPlacement<T> {
+    fn dispatch_all(&self, dispatch: &mut dyn FnMut(usize, usize)) {
+        // Commands already queued are served first: once the tasks are queued, subtasks may be moved again.
+        let placed = locked(&self.placed);
+        for (subtask, worker) in placed.holdings.assignment().iter().enumerate() {
+            dispatch(subtask, *worker);
+        }
+    }
+
+    fn holds(&self, subtask: usize, worker: usize) -> bool {
+        locked(&self.placed).holdings.holds(subtask, worker)
+    }
+
+    fn take_over(&self, subtask: usize, worker: usize) -> Option<Values> {
+        let mut placed = locked(&self.placed);
+        let TakeOver::Send { evicted } = placed.holdings.take_over(subtask, worker) else { return None };
+        if let Some((worker, subtask)) = evicted {
+            self.pool.remove(worker, FilterKey { layer: self.id, subtask });
+        }
+        drop(placed);
+        Some(self.coded_filters(subtask))
     }
 }
 

@@ -7,29 +7,27 @@
 //! [`SimulatedLayer`].
 
 use std::cell::RefCell;
-use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
 
 use super::accuracy::Accuracy;
-use super::history::{LatencyHistory, RunContext};
+use super::holdings::{Holdings, TakeOver};
 use super::options::LayerOptions;
-use super::placement::RUNS_BETWEEN;
 use super::report::Completion;
-use super::tracker::{DecodingTracker, RecoveryContext};
-use super::variant::CACHED_DECODERS;
+use super::rules::{CACHED_DECODERS, RunRules};
+use super::tracker::DecodingTracker;
 use crate::array::{DType, Values};
-use crate::coding::{Code, DecoderCache, ParityCheckCache, Rounding, Sketch};
+use crate::coding::{Code, ParityCheckCache, Rounding};
 use crate::conv::ConvShape;
 use crate::error::{Error, Result};
 use crate::planner::{choose_partitions, subtask_shape};
 use crate::scheduler::{
-    Audit, AuditRecord, Decision, Fleet, InstallRequest, JobPlan, OnShortfall, Outcome, Policy, Recovery,
-    RunOutcome, SimulatedFleet, SimulatedWork, assign, rebalance, run_job,
+    Arrivals, Audit, Decision, FilterHolders, Fleet, InstallRequest, JobLayer, JobPlan, OnShortfall, Outcome,
+    Policy, Recovery, RunOutcome, SimulatedFleet, SimulatedWork, assign, rebalance, run_job,
 };
-use crate::worker::{FilterKey, SubtaskShape};
+use crate::worker::{CancelToken, FilterKey, SubtaskShape};
 
 /// Up to this recovery threshold, responder sets are inverted for their condition numbers, which takes time in delta^3.
 const EXACT_UP_TO: usize = 64;
@@ -124,26 +122,19 @@ pub struct SimulatedAttempt {
 pub struct SimulatedLayer {
     id: u64,
     options: LayerOptions,
-    code: Code,
+    rules: RunRules,
     subtask: Arc<SubtaskShape>,
     costs: SimulatedCosts,
-    accuracy: Accuracy,
     counted: bool,
-    decoders: DecoderCache,
-    checkers: ParityCheckCache,
-    history: RefCell<LatencyHistory>,
-    assignment: Vec<usize>,
-    placed: RefCell<Placed>,
+    holdings: RefCell<Holdings>,
     /// (subtask, worker) of filters on their way to newly assigned workers.
     moves: Vec<(usize, usize)>,
-    runs: u32,
 }
 
-/// (worker, subtask) of all filters sent, and the copies on workers beside the assigned ones, oldest first.
-#[derive(Default)]
-struct Placed {
-    held: HashSet<(usize, usize)>,
-    copies: VecDeque<(usize, usize)>,
+/// A layer's filters on the fleet that it runs on.
+struct Placement<'a> {
+    layer: &'a SimulatedLayer,
+    fleet: &'a SimulatedFleet,
 }
 
 impl SimulatedLayer {
@@ -183,28 +174,21 @@ impl SimulatedLayer {
             windows: shape.batch * shape.groups * shape.output_plane(),
             window_macs: shape.macs(),
         };
-        let assignment = assign(code.n(), &fleet.seats());
+        let mut holdings = Holdings::new(assign(code.n(), &fleet.seats()), 0);
         let id = fleet.add_layer(costs.work);
-        let mut placed = Placed::default();
-        for (subtask, worker) in assignment.iter().enumerate() {
-            fleet.hold(*worker, FilterKey { layer: id, subtask });
-            placed.held.insert((*worker, subtask));
+        for (subtask, worker) in holdings.assignment().to_vec().into_iter().enumerate() {
+            fleet.hold(worker, FilterKey { layer: id, subtask });
+            holdings.send(worker, subtask);
         }
         Ok(Self {
             id,
             counted: code.recovery_threshold() > EXACT_UP_TO,
-            history: RefCell::new(LatencyHistory::new(code.n())),
-            decoders: DecoderCache::new(CACHED_DECODERS),
-            checkers: ParityCheckCache::new(CACHED_DECODERS),
-            placed: RefCell::new(placed),
-            accuracy,
+            rules: RunRules::new(code, accuracy, ParityCheckCache::new(CACHED_DECODERS)),
+            holdings: RefCell::new(holdings),
             moves: Vec::new(),
-            runs: 0,
             options,
-            code,
             subtask,
             costs,
-            assignment,
         })
     }
 
@@ -217,7 +201,7 @@ impl SimulatedLayer {
     /// The code in use.
     #[must_use]
     pub fn code(&self) -> &Code {
-        &self.code
+        &self.rules.code
     }
 
     /// What each subtask computes.
@@ -228,8 +212,8 @@ impl SimulatedLayer {
 
     /// The worker currently assigned to each subtask, by its index in the fleet.
     #[must_use]
-    pub fn assignment(&self) -> &[usize] {
-        &self.assignment
+    pub fn assignment(&self) -> Vec<usize> {
+        self.holdings.borrow().assignment().to_vec()
     }
 
     /// Runs the layer from the fleet's current time on, and advances that to the time at which the output is ready.
@@ -237,11 +221,13 @@ impl SimulatedLayer {
     pub fn run(&mut self, fleet: &mut SimulatedFleet) -> SimulatedRun {
         self.arrive(fleet);
         let run = if self.counted {
-            self.attempt(fleet, Counting::new(&self.code), |_| None)
+            self.attempt(fleet, Counting { code: self.code() }, |_| None)
         } else {
-            self.attempt(fleet, DecodingTracker::new(self.scheme()), |responses| {
-                responses.chosen().map(|decoder| decoder.condition())
-            })
+            self.attempt(
+                fleet,
+                DecodingTracker::new(self.rules.recovery(&self.options, Audit::Off, Vec::new())),
+                |responses| responses.chosen().map(|decoder| decoder.condition()),
+            )
         };
         if self.options.on_shortfall == OnShortfall::Redispatch {
             self.follow_the_speeds(fleet);
@@ -249,7 +235,7 @@ impl SimulatedLayer {
         run
     }
 
-    fn attempt<R: AuditRecord>(
+    fn attempt<R: Recovery>(
         &self,
         fleet: &SimulatedFleet,
         recovery: R,
@@ -257,23 +243,18 @@ impl SimulatedLayer {
     ) -> SimulatedRun {
         let started = fleet.elapsed();
         fleet.spend(self.costs.encode);
-        let terms = self.history.borrow_mut().terms(&self.about(fleet));
-        let slabs = Arc::new(Values::F32(Vec::new()));
-        let plan = JobPlan {
+        let crowded = fleet.is_crowded();
+        let mut gathered = run_job(JobPlan {
             fleet,
-            layer: self.id,
-            shape: &self.subtask,
+            layer: JobLayer { id: self.id, shape: Arc::clone(&self.subtask), finite: true, sketcher: None },
+            filters: &Placement { layer: self, fleet },
             policy: Policy { audit: Audit::Off, ..self.options.policy() },
-            terms,
-            finite: true,
-            slabs: vec![slabs; self.code.n()],
+            estimates: self.rules.estimates(&self.options, 1.0, crowded, self.costs.local),
+            slabs: vec![Arc::new(Values::F32(Vec::new())); self.code().n()],
             spent: Vec::new(),
-            sketcher: None,
             recovery,
-            filters: &|subtask, worker| self.filters_for(fleet, subtask, worker),
-            holds: &|subtask, worker| self.placed.borrow().held.contains(&(worker, subtask)),
-        };
-        let mut gathered = run_job(plan, &self.assignment);
+            cancel: &CancelToken::new(),
+        });
         let decoding = fleet.elapsed();
         let end = std::mem::replace(&mut gathered.end, Decision::Decode);
         let condition = condition(&gathered.recovery);
@@ -291,13 +272,12 @@ impl SimulatedLayer {
             }
         };
         let decode = fleet.elapsed().saturating_sub(decoding);
-        gathered.settle();
-        self.history.borrow_mut().learn(self.code.n(), &gathered);
+        self.rules.learn(&mut gathered);
         let times = [self.costs.encode, decode, fleet.elapsed().saturating_sub(started)];
         self.report(fleet, &gathered, &result, local, condition, times)
     }
 
-    fn report<R: AuditRecord>(
+    fn report<R: Recovery>(
         &self,
         fleet: &SimulatedFleet,
         gathered: &RunOutcome<R>,
@@ -307,7 +287,7 @@ impl SimulatedLayer {
         [encode, decode, total]: [Duration; 3],
     ) -> SimulatedRun {
         let decoded = result.is_ok() && !local;
-        let decoder_inputs = if decoded { gathered.recovery.used() } else { Vec::new() };
+        let decoder_inputs = if decoded { gathered.recovery.used(&gathered.arrivals) } else { Vec::new() };
         let mut used: Vec<usize> = decoder_inputs.iter().map(|(subtask, _)| *subtask).collect();
         let used_sub_results = used.len();
         used.sort_unstable();
@@ -328,7 +308,7 @@ impl SimulatedLayer {
             .collect();
         let arrived: usize = attempts.iter().map(|a| a.arrived).sum();
         SimulatedRun {
-            completion: Completion::of(result, local, gathered.redispatched + gathered.hedged > 0),
+            completion: Completion::of(result, local, gathered.traffic.repeated()),
             failure: result.as_ref().err().map(ToString::to_string),
             encode,
             wait: gathered.wait,
@@ -336,8 +316,8 @@ impl SimulatedLayer {
             total,
             bytes_up: attempts.len() * self.costs.work.upload_bytes,
             bytes_down: arrived * self.costs.work.result_bytes,
-            redispatched: gathered.redispatched,
-            hedged: gathered.hedged,
+            redispatched: gathered.traffic.redispatched,
+            hedged: gathered.traffic.hedged,
             used,
             used_sub_results,
             attempts,
@@ -345,33 +325,10 @@ impl SimulatedLayer {
         }
     }
 
-    fn scheme(&self) -> RecoveryContext<'_> {
-        RecoveryContext {
-            code: &self.code,
-            decoders: &self.decoders,
-            checkers: &self.checkers,
-            rounding: self.accuracy.rounding,
-            audit: Audit::Off,
-            partial: self.options.partial,
-            energies: Vec::new(),
-        }
-    }
-
-    fn about(&self, fleet: &SimulatedFleet) -> RunContext<'_> {
-        RunContext {
-            options: &self.options,
-            code: &self.code,
-            rounding: self.accuracy.rounding,
-            max_error: self.accuracy.max_error(1.0, self.options.max_error),
-            crowded: fleet.is_crowded(),
-            local: self.costs.local,
-        }
-    }
-
     /// Whether results decoded at `condition` from even data meet the error limits.
     fn suffices(&self, condition: Option<f64>) -> bool {
-        let limit = self.accuracy.max_error(1.0, self.options.max_error);
-        let bound = condition.map(|condition| self.accuracy.rounding.normwise(condition));
+        let limit = self.rules.accuracy.max_error(1.0, self.options.max_error);
+        let bound = condition.map(|condition| self.rules.accuracy.rounding.normwise(condition));
         bound.zip(limit).is_none_or(|(bound, limit)| bound <= limit)
     }
 
@@ -382,8 +339,8 @@ impl SimulatedLayer {
             return Ok(());
         }
         Err(Error::Shortfall {
-            needed: self.code.recovery_threshold(),
-            total: self.code.n(),
+            needed: self.code().recovery_threshold(),
+            total: self.code().n(),
             arrived: 0,
             waited_ms: u64::try_from(self.options.deadline.as_millis()).unwrap_or(u64::MAX),
             missing: "too few workers answered, and computing the layer locally took too long".to_owned(),
@@ -391,32 +348,14 @@ impl SimulatedLayer {
         })
     }
 
-    /// Filters for a worker that takes over a subtask; `None` if it holds them. The oldest copies make room.
-    fn filters_for(&self, fleet: &SimulatedFleet, subtask: usize, worker: usize) -> Option<Values> {
-        let mut placed = self.placed.borrow_mut();
-        if !placed.held.insert((worker, subtask)) {
-            return None;
-        }
-        placed.copies.push_back((worker, subtask));
-        if placed.copies.len() > self.code.n()
-            && let Some(old) = placed.copies.pop_front()
-        {
-            placed.held.remove(&old);
-            fleet.forget(old.0, FilterKey { layer: self.id, subtask: old.1 });
-        }
-        fleet.spend(self.costs.encode_filters);
-        Some(Values::F32(Vec::new()))
-    }
-
     /// Reassigns subtasks whose filters have arrived at their new workers.
     fn arrive(&mut self, fleet: &SimulatedFleet) {
-        let (id, placed) = (self.id, self.placed.get_mut());
+        let (id, holdings) = (self.id, self.holdings.get_mut());
         self.moves.retain(|(subtask, worker)| {
-            let there = fleet.holds(*worker, FilterKey { layer: id, subtask: *subtask });
+            let key = FilterKey { layer: id, subtask: *subtask };
+            let there = fleet.holds(*worker, key);
             if there {
-                let old = std::mem::replace(&mut self.assignment[*subtask], *worker);
-                placed.held.remove(&(old, *subtask));
-                fleet.forget(old, FilterKey { layer: id, subtask: *subtask });
+                fleet.forget(holdings.end_move(*subtask, *worker), key);
             }
             !there
         });
@@ -424,19 +363,18 @@ impl SimulatedLayer {
 
     /// Sends filters to the workers that the current speeds call for, beside their other work.
     fn follow_the_speeds(&mut self, fleet: &SimulatedFleet) {
-        self.runs += 1;
-        if self.runs < RUNS_BETWEEN || !self.moves.is_empty() {
+        let holdings = self.holdings.get_mut();
+        holdings.count_run();
+        if !self.moves.is_empty() || !holdings.check_due(0) {
             return;
         }
-        self.runs = 0;
-        let Some(better) = rebalance(&self.assignment, &fleet.seats()) else { return };
-        let placed = self.placed.get_mut();
-        for (subtask, (old, new)) in self.assignment.iter().zip(better).enumerate() {
-            if *old == new {
+        let assignment = holdings.assignment().to_vec();
+        let Some(better) = rebalance(&assignment, &fleet.seats()) else { return };
+        for (subtask, (old, new)) in assignment.into_iter().zip(better).enumerate() {
+            if old == new {
                 continue;
             }
-            placed.copies.retain(|copy| *copy != (new, subtask));
-            if placed.held.insert((new, subtask)) {
+            if holdings.begin_move(subtask, new) {
                 let key = FilterKey { layer: self.id, subtask };
                 let (shape, banks) = (Arc::clone(&self.subtask), Values::F32(Vec::new()));
                 fleet.equip(new, InstallRequest { key, shape, banks });
@@ -446,60 +384,61 @@ impl SimulatedLayer {
     }
 }
 
+impl FilterHolders for Placement<'_> {
+    fn dispatch_all(&self, dispatch: &mut dyn FnMut(usize, usize)) {
+        for (subtask, worker) in self.layer.assignment().into_iter().enumerate() {
+            dispatch(subtask, worker);
+        }
+    }
+
+    fn holds(&self, subtask: usize, worker: usize) -> bool {
+        self.layer.holdings.borrow().holds(subtask, worker)
+    }
+
+    fn take_over(&self, subtask: usize, worker: usize) -> Option<Values> {
+        let taken = self.layer.holdings.borrow_mut().take_over(subtask, worker);
+        let TakeOver::Send { evicted } = taken else { return None };
+        if let Some((worker, subtask)) = evicted {
+            self.fleet.forget(worker, FilterKey { layer: self.layer.id, subtask });
+        }
+        self.fleet.spend(self.layer.costs.encode_filters);
+        Some(Values::F32(Vec::new()))
+    }
+}
+
 /// Counts responders: any `delta` whole subtasks decode, exactly.
 struct Counting<'a> {
     code: &'a Code,
-    /// Number of missing sub-results of each subtask.
-    missing: Vec<usize>,
 }
 
-impl<'a> Counting<'a> {
-    fn new(code: &'a Code) -> Self {
-        Self { missing: vec![code.l_a() * code.l_b(); code.n()], code }
-    }
-
-    fn decodes(&self) -> bool {
-        self.code.determines(&|i| self.missing[i] == 0)
+impl Counting<'_> {
+    fn decodes(&self, arrivals: &Arrivals) -> bool {
+        self.code.determines(&|i| arrivals.is_complete(i))
     }
 }
 
 impl Recovery for Counting<'_> {
-    fn arrived(&mut self, subtask: usize, _: usize) {
-        self.missing[subtask] -= 1;
+    fn error(&mut self, arrivals: &Arrivals) -> f64 {
+        if self.decodes(arrivals) { 0.0 } else { f64::INFINITY }
     }
 
-    fn error(&mut self) -> f64 {
-        if self.decodes() { 0.0 } else { f64::INFINITY }
+    fn error_with(&mut self, arrivals: &Arrivals, _: &[usize]) -> f64 {
+        self.error(arrivals)
     }
 
-    fn error_with(&mut self, _: &[usize]) -> f64 {
-        self.error()
+    fn suffices_with(&self, arrivals: &Arrivals, also: &dyn Fn(usize) -> bool) -> bool {
+        self.code.determines(&|i| arrivals.is_complete(i) || also(i))
     }
 
-    fn suffices_with(&self, also: &dyn Fn(usize) -> bool) -> bool {
-        self.code.determines(&|i| self.missing[i] == 0 || also(i))
-    }
-
-    fn wants(&self, subtask: usize) -> bool {
+    fn wants(&self, arrivals: &Arrivals, subtask: usize) -> bool {
         // Of several copies of a part, one is enough.
         let part = self.code.part_of(subtask);
-        let there =
-            |part| (0..self.missing.len()).any(|i| self.missing[i] == 0 && self.code.part_of(i) == part);
-        part.is_none() || !there(part)
-    }
-}
-
-impl AuditRecord for Counting<'_> {
-    fn note(&mut self, _: usize, _: usize, _: usize, _: Option<Box<Sketch>>) {}
-
-    fn used(&self) -> Vec<(usize, usize)> {
-        let sub_results = self.code.l_a() * self.code.l_b();
-        let complete = (0..self.missing.len()).filter(|i| self.missing[*i] == 0);
-        complete.flat_map(|subtask| (0..sub_results).map(move |index| (subtask, index))).collect()
+        part.is_none() || !arrivals.complete().iter().any(|i| self.code.part_of(*i) == part)
     }
 
-    fn faulty(&self) -> &[usize] {
-        &[]
+    fn used(&self, arrivals: &Arrivals) -> Vec<(usize, usize)> {
+        let each = |subtask: &usize| arrivals.of(*subtask).map(|a| (a.subtask, a.index));
+        arrivals.complete().iter().flat_map(each).collect()
     }
 
     fn needed(&self) -> usize {

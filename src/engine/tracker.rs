@@ -8,7 +8,7 @@ use crate::coding::{
     AUDIT_TARGET, Basis, Code, Decoder, DecoderCache, ParityCheckCache, Rounding, Sketch, SubResult,
     locate_errors,
 };
-use crate::scheduler::{Audit, AuditRecord, Recovery, Verdict};
+use crate::scheduler::{Arrival, Arrivals, Audit, Recovery, Verdict};
 
 /// Largest condition number at which parts of subtasks are used for decoding (f32 then keeps four digits). Whole subtasks
 /// are decoded at any condition number.
@@ -41,17 +41,9 @@ pub(super) struct RecoveryContext<'a> {
 /// The results of one run so far.
 pub(super) struct DecodingTracker<'a> {
     scheme: RecoveryContext<'a>,
-    /// Number of sub-results of each subtask that arrived.
-    counts: Vec<usize>,
-    /// Complete subtasks, ascending.
-    complete: Vec<usize>,
-    /// All sub-results that arrived, in order.
-    arrived: Vec<SubResult>,
     /// Whether parts of subtasks may count, and their basis once they do.
     partial: bool,
     basis: Option<Basis>,
-    /// The worker and the sketch of each sub-result, by subtask and index.
-    notes: Vec<Option<(usize, Option<Box<Sketch>>)>>,
     /// Results that an audit compares beyond those that decode: the number wanted, and the number required.
     wished: usize,
     needed: usize,
@@ -75,14 +67,10 @@ impl<'a> DecodingTracker<'a> {
         let needed = if scheme.audit == Audit::Watch { 0 } else { wished };
         // An audit compares whole subtasks only, so parts must not count.
         let audited = matches!(scheme.audit, Audit::Detect | Audit::Correct);
-        let partial = scheme.partial && !audited && code.l_a() * code.l_b() > 1;
+        let partial = scheme.partial && !audited && code.sub_results() > 1;
         Self {
-            counts: vec![0; code.n()],
-            complete: Vec::with_capacity(code.n()),
-            arrived: Vec::new(),
             basis: None,
             partial,
-            notes: vec![None; code.n() * code.l_a() * code.l_b()],
             wished,
             needed,
             first: Vec::new(),
@@ -117,78 +105,42 @@ impl<'a> DecodingTracker<'a> {
         self.floor.is_some_and(|floor| floor < 1.0)
     }
 
-    /// Complete subtasks, ascending.
-    pub(super) fn complete(&self) -> &[usize] {
-        &self.complete
-    }
-
-    /// The worker that computed a sub-result; `None` if it has not arrived.
-    pub(super) fn worker_of(&self, subtask: usize, index: usize) -> Option<usize> {
-        self.note_of(self.sub_result(subtask, index)).map(|(worker, _)| *worker)
-    }
-
     /// Whether more results arrived than needed to decode, and they were not compared.
-    pub(super) fn has_unchecked_spares(&self) -> bool {
+    pub(super) fn has_unchecked_spares(&self, arrivals: &Arrivals) -> bool {
         let code = self.scheme.code;
         let decodes = match code.part_of(0) {
             None => code.recovery_threshold(),
             Some(_) => code.k_a() * code.k_b(),
         };
-        self.scheme.audit == Audit::Off && self.complete.len() > decodes
+        self.scheme.audit == Audit::Off && arrivals.complete().len() > decodes
     }
 
-    /// Compares the spare results that arrived anyway. `sketch` computes the sketch of a sub-result; `energies` are as in
+    /// Compares the spare results that arrived anyway, by the sketches in `arrivals`. `energies` are as in
     /// [`RecoveryContext`]. Afterwards [`DecodingTracker::chosen`] uses no result found wrong, unless `in_doubt` holds.
-    pub(super) fn check_spares(
-        &mut self,
-        sketch: impl Fn(usize, usize) -> Option<Sketch>,
-        energies: Vec<f64>,
-    ) {
+    pub(super) fn check_spares(&mut self, arrivals: &Arrivals, energies: Vec<f64>) {
         self.scheme.energies = energies;
         self.scheme.audit = Audit::Watch;
-        let sub_results = self.scheme.code.l_a() * self.scheme.code.l_b();
-        for subtask in self.complete.clone() {
-            for index in 0..sub_results {
-                if let Some((_, note)) = &mut self.notes[subtask * sub_results + index] {
-                    *note = sketch(subtask, index).map(Box::new);
-                }
-            }
-        }
-        self.check();
+        self.check(arrivals);
     }
 
-    fn sub_result(&self, subtask: usize, index: usize) -> SubResult {
-        let banks = self.scheme.code.l_b();
-        SubResult { subtask, slab: index / banks, bank: index % banks }
-    }
-
-    fn index(&self, of: SubResult) -> usize {
-        of.slab * self.scheme.code.l_b() + of.bank
-    }
-
-    fn note_of(&self, of: SubResult) -> Option<&(usize, Option<Box<Sketch>>)> {
-        let sub_results = self.scheme.code.l_a() * self.scheme.code.l_b();
-        self.notes[of.subtask * sub_results + self.index(of)].as_ref()
+    fn arrival<'b>(&self, arrivals: &'b Arrivals, of: SubResult) -> Option<&'b Arrival> {
+        arrivals.get(of.subtask, self.scheme.code.index_of(of))
     }
 
     fn energy_of(&self, of: SubResult) -> f64 {
-        let sub_results = self.scheme.code.l_a() * self.scheme.code.l_b();
-        self.scheme.energies.get(of.subtask * sub_results + self.index(of)).copied().unwrap_or(0.0)
-    }
-
-    fn is_complete(&self, subtask: usize) -> bool {
-        self.counts[subtask] == self.scheme.code.l_a() * self.scheme.code.l_b()
+        let code = self.scheme.code;
+        self.scheme.energies.get(of.subtask * code.sub_results() + code.index_of(of)).copied().unwrap_or(0.0)
     }
 
     /// Number of workers that confirm a part, where whole subtasks are copies. Two copies from one worker do not check each
     /// other: it makes the same mistake in both. Subtasks that `holds` names before they are complete are assumed to come
     /// from different workers.
-    fn witnesses(&self, part: usize, holds: &dyn Fn(usize) -> bool) -> usize {
+    fn witnesses(&self, arrivals: &Arrivals, part: usize, holds: &dyn Fn(usize) -> bool) -> usize {
         let parts = self.scheme.code.k_a() * self.scheme.code.k_b();
         let (mut workers, mut to_come) = (Vec::new(), 0);
-        for subtask in (part..self.counts.len()).step_by(parts).filter(|i| holds(*i)) {
-            match self.note_of(SubResult { subtask, slab: 0, bank: 0 }) {
-                Some((worker, _)) if !workers.contains(worker) => workers.push(*worker),
+        for subtask in (part..arrivals.n()).step_by(parts).filter(|i| holds(*i)) {
+            match arrivals.get(subtask, 0) {
+                Some(arrival) if !workers.contains(&arrival.worker) => workers.push(arrival.worker),
                 Some(_) => {}
                 None => to_come += 1,
             }
@@ -197,31 +149,31 @@ impl<'a> DecodingTracker<'a> {
     }
 
     /// Whether the subtasks that `holds` names are enough to decode from and, for an audit, to compare.
-    fn enough(&self, holds: &dyn Fn(usize) -> bool) -> bool {
+    fn enough(&self, arrivals: &Arrivals, holds: &dyn Fn(usize) -> bool) -> bool {
         let code = self.scheme.code;
-        let count = (0..self.counts.len()).filter(|i| holds(*i)).count();
+        let count = (0..arrivals.n()).filter(|i| holds(*i)).count();
         if count < self.doubted {
             return false;
         }
         match code.part_of(0) {
             None => count >= code.recovery_threshold() + self.needed,
-            Some(_) => self.vouch(holds, self.needed),
+            Some(_) => self.vouch(arrivals, holds, self.needed),
         }
     }
 
     /// Where whole subtasks are copies of parts: whether more than `spare` workers confirm every part by those that `holds`
     /// names.
-    fn vouch(&self, holds: &dyn Fn(usize) -> bool, spare: usize) -> bool {
+    fn vouch(&self, arrivals: &Arrivals, holds: &dyn Fn(usize) -> bool, spare: usize) -> bool {
         let code = self.scheme.code;
-        (0..code.k_a() * code.k_b()).all(|part| self.witnesses(part, holds) > spare)
+        (0..code.k_a() * code.k_b()).all(|part| self.witnesses(arrivals, part, holds) > spare)
     }
 
     /// Whether there are enough complete subtasks to compare.
-    fn comparable(&self) -> bool {
+    fn comparable(&self, arrivals: &Arrivals) -> bool {
         let code = self.scheme.code;
         match code.part_of(0) {
-            None => self.complete.len() > code.recovery_threshold(),
-            Some(_) => self.vouch(&|i| self.is_complete(i), 1),
+            None => arrivals.complete().len() > code.recovery_threshold(),
+            Some(_) => self.vouch(arrivals, &|i| arrivals.is_complete(i), 1),
         }
     }
 
@@ -245,22 +197,22 @@ impl<'a> DecodingTracker<'a> {
     /// Relative rounding error of a sub-result. Rounding is relative to the terms of a sum. Where the terms cancel (filters
     /// that sum to zero on nearly constant data), the error is large beside the result without being a contradiction. The
     /// usual bound has room for some of that.
-    fn noise(&self, inputs: &[SubResult]) -> f64 {
+    fn noise(&self, arrivals: &Arrivals, inputs: &[SubResult]) -> f64 {
         let expected: f64 = inputs.iter().map(|of| self.energy_of(*of)).sum();
-        let sketches = inputs.iter().filter_map(|of| self.note_of(*of)?.1.as_deref());
+        let sketches = inputs.iter().filter_map(|of| self.arrival(arrivals, *of)?.sketch.as_deref());
         let found: f64 = sketches.flat_map(|sketch| sketch.0).map(|v| v * v).sum();
         let cancelled = if found > 0.0 { (expected / found).sqrt() } else { 1.0 };
         self.bound(1.0) * (cancelled * CANCELLED).max(1.0)
     }
 
     /// The smallest error that an audit of the complete subtasks is certain to find.
-    fn audit_floor(&self) -> f64 {
+    fn audit_floor(&self, arrivals: &Arrivals) -> f64 {
         let code = self.scheme.code;
-        let inputs = code.sub_results_of(&self.complete);
+        let inputs = code.sub_results_of(arrivals.complete());
         let groups: Vec<usize> =
-            inputs.iter().map(|of| self.note_of(*of).map_or(0, |(worker, _)| *worker)).collect();
+            inputs.iter().map(|of| self.arrival(arrivals, *of).map_or(0, |arrival| arrival.worker)).collect();
         let checker = self.scheme.checkers.checker(code, &inputs);
-        checker.map_or(f64::INFINITY, |checker| checker.floor(&groups, self.noise(&inputs)))
+        checker.map_or(f64::INFINITY, |checker| checker.floor(&groups, self.noise(arrivals, &inputs)))
     }
 
     fn choose(&mut self, subtasks: &[usize]) -> bool {
@@ -269,16 +221,16 @@ impl<'a> DecodingTracker<'a> {
     }
 
     /// Compares the complete subtasks; `None` where that is impossible, or where [`Audit::Detect`] found a contradiction.
-    fn examine(&self) -> Option<Finding> {
+    fn examine(&self, arrivals: &Arrivals) -> Option<Finding> {
         let code = self.scheme.code;
-        let inputs = code.sub_results_of(&self.complete);
-        let notes = inputs.iter().map(|of| {
-            let (worker, sketch) = self.note_of(*of)?;
-            Some((*worker, sketch.as_deref()?))
+        let inputs = code.sub_results_of(arrivals.complete());
+        let compared = inputs.iter().map(|of| {
+            let arrival = self.arrival(arrivals, *of)?;
+            Some((arrival.worker, arrival.sketch.as_deref()?))
         });
         let (groups, sketches): (Vec<usize>, Vec<&Sketch>) =
-            notes.collect::<Option<Vec<_>>>()?.into_iter().unzip();
-        let noise = self.noise(&inputs);
+            compared.collect::<Option<Vec<_>>>()?.into_iter().unzip();
+        let noise = self.noise(arrivals, &inputs);
         let checker = self.scheme.checkers.checker(code, &inputs).ok()?;
         if checker.is_consistent(&sketches, noise) {
             return Some(Finding::Consistent { floor: checker.floor(&groups, noise) });
@@ -291,17 +243,17 @@ impl<'a> DecodingTracker<'a> {
         let wrong = |subtask: &usize| {
             inputs.iter().zip(&groups).any(|(of, worker)| of.subtask == *subtask && faulty.contains(worker))
         };
-        let (flagged, honest) = self.complete.iter().partition(|subtask| wrong(subtask));
+        let (flagged, honest) = arrivals.complete().iter().partition(|subtask| wrong(subtask));
         Some(if faulty.is_empty() { Finding::Unclear } else { Finding::Liars { faulty, flagged, honest } })
     }
 
-    fn check(&mut self) -> Verdict {
+    fn check(&mut self, arrivals: &Arrivals) -> Verdict {
         self.in_doubt = true;
-        match self.examine() {
-            None if self.scheme.audit == Audit::Watch => return self.accept_unchecked(),
+        match self.examine(arrivals) {
+            None if self.scheme.audit == Audit::Watch => return self.accept_unchecked(arrivals),
             None => return Verdict::Refuse,
             Some(Finding::Consistent { floor }) => {
-                let set = self.to_decode();
+                let set = self.to_decode(arrivals);
                 if self.choose(&set) {
                     (self.in_doubt, self.floor) = (false, Some(floor));
                     return Verdict::Accept;
@@ -310,7 +262,7 @@ impl<'a> DecodingTracker<'a> {
             Some(Finding::Liars { faulty, flagged, honest }) => {
                 // The remaining copies must still confirm each other.
                 let copies = self.scheme.code.part_of(0).is_some();
-                let vouched = !copies || self.vouch(&|i| honest.contains(&i), self.wished);
+                let vouched = !copies || self.vouch(arrivals, &|i| honest.contains(&i), self.wished);
                 if vouched && self.choose(&honest) {
                     (self.in_doubt, self.floor) = (false, Some(AUDIT_TARGET));
                     (self.faulty, self.flagged) = (faulty, flagged);
@@ -320,27 +272,27 @@ impl<'a> DecodingTracker<'a> {
             Some(Finding::Unclear) => {}
         }
         // Wait for one more result: it may resolve the doubt.
-        self.doubted = self.complete.len() + 1;
+        self.doubted = arrivals.complete().len() + 1;
         Verdict::Doubt
     }
 
     /// The subtasks to decode from when all agree: those that came before a spare one was waited for, unless they are
     /// conditioned much worse.
-    fn to_decode(&self) -> Vec<usize> {
+    fn to_decode(&self, arrivals: &Arrivals) -> Vec<usize> {
         let decodes = !self.first.is_empty() && self.doubted == 0;
         if decodes
-            && self.whole(&self.first) <= self.bound(COMPARABLE_CONDITION).max(self.whole(&self.complete))
+            && self.whole(&self.first)
+                <= self.bound(COMPARABLE_CONDITION).max(self.whole(arrivals.complete()))
         {
             return self.first.clone();
         }
-        self.complete.clone()
+        arrivals.complete().to_vec()
     }
 
     /// Decodes from complete subtasks without comparing them.
-    fn accept_unchecked(&mut self) -> Verdict {
+    fn accept_unchecked(&mut self, arrivals: &Arrivals) -> Verdict {
         self.in_doubt = false;
-        let complete = self.complete.clone();
-        if self.choose(&complete) { Verdict::Accept } else { Verdict::Doubt }
+        if self.choose(arrivals.complete()) { Verdict::Accept } else { Verdict::Doubt }
     }
 }
 
@@ -359,46 +311,40 @@ enum Finding {
 }
 
 impl Recovery for DecodingTracker<'_> {
-    fn arrived(&mut self, subtask: usize, index: usize) {
-        let of = self.sub_result(subtask, index);
+    fn arrived(&mut self, _: &Arrivals, subtask: usize, index: usize) {
+        let code = self.scheme.code;
         self.error = None;
-        self.arrived.push(of);
-        self.counts[subtask] += 1;
         if let Some(basis) = &mut self.basis {
-            basis.add(self.scheme.code.recovery_column(of));
-        }
-        if self.counts[subtask] == self.scheme.code.l_a() * self.scheme.code.l_b() {
-            let at = self.complete.partition_point(|other| *other < subtask);
-            self.complete.insert(at, subtask);
+            basis.add(code.recovery_column(code.sub_result(subtask, index)));
         }
     }
 
-    fn count_parts(&mut self) {
+    fn count_parts(&mut self, arrivals: &Arrivals) {
         if self.partial {
             let code = self.scheme.code;
             let mut basis = Basis::new(code.k_a() * code.k_b());
-            for of in &self.arrived {
-                basis.add(code.recovery_column(*of));
+            for arrival in arrivals.in_order() {
+                basis.add(code.recovery_column(code.sub_result(arrival.subtask, arrival.index)));
             }
             self.basis = Some(basis);
             self.error = None;
         }
     }
 
-    fn error(&mut self) -> f64 {
+    fn error(&mut self, arrivals: &Arrivals) -> f64 {
         if let Some(error) = self.error {
             return error;
         }
-        let error = if self.enough(&|i| self.is_complete(i)) {
+        let error = if self.enough(arrivals, &|i| arrivals.is_complete(i)) {
             // Where even all results together cannot reach the target, the report gives the error that they can detect.
-            let awaited = self.complete.len() < self.counts.len();
-            if self.needed > 0 && awaited && self.audit_floor() > AUDIT_TARGET {
+            let awaited = arrivals.complete().len() < arrivals.n();
+            if self.needed > 0 && awaited && self.audit_floor(arrivals) > AUDIT_TARGET {
                 f64::INFINITY
             } else {
                 if self.scheme.audit == Audit::Watch && self.first.is_empty() {
-                    self.first = self.complete.clone();
+                    self.first = arrivals.complete().to_vec();
                 }
-                self.whole(&self.complete)
+                self.whole(arrivals.complete())
             }
         } else {
             // While whole subtasks are in doubt, parts are too.
@@ -409,8 +355,8 @@ impl Recovery for DecodingTracker<'_> {
         error
     }
 
-    fn error_with(&mut self, more: &[usize]) -> f64 {
-        let mut union = self.complete.clone();
+    fn error_with(&mut self, arrivals: &Arrivals, more: &[usize]) -> f64 {
+        let mut union = arrivals.complete().to_vec();
         union.extend(more);
         union.sort_unstable();
         union.dedup();
@@ -420,41 +366,44 @@ impl Recovery for DecodingTracker<'_> {
         let Some(basis) = &self.basis else { return f64::INFINITY };
         let mut basis = basis.clone();
         let code = self.scheme.code;
-        let coming = code.sub_results_of(more).into_iter().filter(|of| self.note_of(*of).is_none());
+        let coming = code.sub_results_of(more).into_iter().filter(|of| self.arrival(arrivals, *of).is_none());
         for of in coming {
             basis.add(code.recovery_column(of));
         }
         self.of_basis(&basis)
     }
 
-    fn suffices_with(&self, also: &dyn Fn(usize) -> bool) -> bool {
-        let complete = |i: usize| self.is_complete(i);
-        let more = || (0..self.counts.len()).any(|i| !complete(i) && also(i));
+    fn suffices_with(&self, arrivals: &Arrivals, also: &dyn Fn(usize) -> bool) -> bool {
+        let complete = |i: usize| arrivals.is_complete(i);
+        let more = || (0..arrivals.n()).any(|i| !complete(i) && also(i));
         // Where nothing more comes, the results at hand must do; an audit may decide otherwise.
-        self.enough(&|i| complete(i) || also(i)) && (self.error.is_some_and(f64::is_finite) || more())
+        self.enough(arrivals, &|i| complete(i) || also(i))
+            && (self.error.is_some_and(f64::is_finite) || more())
     }
 
-    fn wants(&self, subtask: usize) -> bool {
-        let witnesses = |part| self.witnesses(part, &|i| self.is_complete(i));
+    fn wants(&self, arrivals: &Arrivals, subtask: usize) -> bool {
+        let witnesses = |part| self.witnesses(arrivals, part, &|i| arrivals.is_complete(i));
         let part = self.scheme.code.part_of(subtask);
         self.doubted > 0 || part.is_none_or(|part| witnesses(part) <= self.wished)
     }
 
-    fn judge(&mut self) -> Verdict {
+    fn judge(&mut self, arrivals: &Arrivals) -> Verdict {
         let watched = self.scheme.audit == Audit::Watch && self.doubted == 0;
-        if self.scheme.audit != Audit::Off && (!watched || self.comparable()) {
-            let verdict = self.check();
+        if self.scheme.audit != Audit::Off && (!watched || self.comparable(arrivals)) {
+            let verdict = self.check(arrivals);
             if verdict == Verdict::Doubt {
                 self.error = Some(f64::INFINITY);
             }
             return verdict;
         }
-        let found = if self.enough(&|i| self.is_complete(i)) {
-            let complete = self.complete.clone();
-            self.choose(&complete)
+        let found = if self.enough(arrivals, &|i| arrivals.is_complete(i)) {
+            self.choose(arrivals.complete())
         } else {
             // Such a set rarely occurs twice: its decoder is not cached.
-            self.chosen = Decoder::generic(self.scheme.code, &self.arrived).ok().map(Arc::new);
+            let code = self.scheme.code;
+            let arrived: Vec<_> =
+                arrivals.in_order().map(|arrival| code.sub_result(arrival.subtask, arrival.index)).collect();
+            self.chosen = Decoder::generic(code, &arrived).ok().map(Arc::new);
             self.chosen.is_some()
         };
         if found {
@@ -470,22 +419,15 @@ impl Recovery for DecodingTracker<'_> {
         self.in_doubt
     }
 
-    fn wishes(&self) -> bool {
+    fn wishes(&self, arrivals: &Arrivals) -> bool {
         // Also where parts of subtasks are enough to decode: otherwise workers that advance in step are never compared.
         let watches = self.scheme.audit == Audit::Watch && self.doubted == 0;
-        watches && !(self.comparable() && self.audit_floor() <= AUDIT_TARGET)
-    }
-}
-
-impl AuditRecord for DecodingTracker<'_> {
-    fn note(&mut self, subtask: usize, index: usize, worker: usize, sketch: Option<Box<Sketch>>) {
-        let sub_results = self.scheme.code.l_a() * self.scheme.code.l_b();
-        self.notes[subtask * sub_results + index] = Some((worker, sketch));
+        watches && !(self.comparable(arrivals) && self.audit_floor(arrivals) <= AUDIT_TARGET)
     }
 
-    fn used(&self) -> Vec<(usize, usize)> {
+    fn used(&self, _: &Arrivals) -> Vec<(usize, usize)> {
         let inputs = self.chosen.iter().flat_map(|decoder| decoder.inputs());
-        inputs.map(|of| (of.subtask, self.index(*of))).collect()
+        inputs.map(|of| (of.subtask, self.scheme.code.index_of(*of))).collect()
     }
 
     fn faulty(&self) -> &[usize] {

@@ -12,27 +12,22 @@ use std::time::{Duration, Instant};
 use rayon::prelude::*;
 
 use super::accuracy::{Accuracy, typical_condition};
-use super::common::{Common, Quality, relative_to, threads};
-use super::history::{LatencyHistory, RunContext};
+use super::common::{Common, Quality, RunInput, relative_to, threads};
 use super::placement::{FilterPlacement, locked};
-use super::tracker::{DecodingTracker, RecoveryContext};
+use super::rules::RunRules;
+use super::tracker::DecodingTracker;
 use super::watch::Watch;
 use crate::array::{Element, Values, first_non_finite, sized};
-use crate::coding::{
-    Code, Decoder, DecoderCache, Epilogue, ParityCheckCache, Rounding, Sketcher, decode, encode_distinct,
-};
+use crate::coding::{Code, Decoder, Epilogue, ParityCheckCache, Rounding, Sketcher, decode, encode_distinct};
 use crate::conv::{conv_uncoded, outputs_at};
 use crate::error::{Error, Result};
 use crate::partition::{FilterPartition, InputPartition, OutputTiling};
 use crate::planner::subtask_shape;
 use crate::scaling::{InputScan, ScanOptions, ScanPlan};
 use crate::scheduler::{
-    Audit, AuditRecord, Decision, Fleet, JobPlan, OnShortfall, Pool, Recovery, RunOutcome, run_job,
+    Audit, Decision, Fleet, JobLayer, JobPlan, OnShortfall, Pool, Recovery, RunOutcome, run_job,
 };
 use crate::worker::{SubtaskShape, WorkerKind};
-
-/// Maximum number of decoders that a layer caches, one for each responder set.
-pub(super) const CACHED_DECODERS: usize = 256;
 
 /// A sub-result whose error exceeds this many times the rounding bound is wrong.
 const LIE: f64 = 8.0;
@@ -40,19 +35,16 @@ const LIE: f64 = 8.0;
 /// See the module documentation.
 pub(super) struct Variant<T: Element> {
     pub(super) placement: Arc<FilterPlacement<T>>,
-    pub(super) accuracy: Accuracy,
+    pub(super) rules: RunRules,
     pub(super) scan: ScanPlan,
     slabs: InputPartition,
     tiling: OutputTiling,
-    decoders: DecoderCache,
-    checkers: ParityCheckCache,
     sketcher: Option<Arc<Sketcher>>,
     watch: Watch,
     /// Slab buffers of earlier runs. A straggler may still read some of them.
     spare: Mutex<Vec<Arc<Values>>>,
     /// Result buffers of earlier runs.
     spent: Mutex<Vec<Values>>,
-    history: Mutex<LatencyHistory>,
 }
 
 /// A run under one code, with or without an output.
@@ -108,63 +100,57 @@ impl<T: Element> Variant<T> {
             sketcher: (options.audit != Audit::Off).then(sketcher),
             watch: Watch::new(options.audit, pool.caught()),
             tiling: OutputTiling::new(shape, &slabs, &filters),
-            history: Mutex::new(LatencyHistory::new(code.n())),
+            rules: RunRules::new(code.clone(), accuracy, checkers),
             placement: FilterPlacement::new(pool, id, code, subtask, filters, common, install_limit)?,
-            decoders: DecoderCache::new(CACHED_DECODERS),
-            checkers,
             spare: Mutex::new(Vec::new()),
             spent: Mutex::new(Vec::new()),
-            accuracy,
             scan,
             slabs,
         })
     }
 
     pub(super) fn code(&self) -> &Code {
-        &self.placement.code
+        &self.rules.code
     }
 
-    /// Computes the layer. Windows whose amplification exceeds `amplification` are computed on this machine.
-    pub(super) fn run(
-        &self,
-        common: &Common<T>,
-        input: &[T],
-        scan: &InputScan,
-        amplification: f64,
-        room: Vec<T>,
-    ) -> VariantRun<'_, T> {
+    /// Computes the layer, with the output in the memory of `room` if it fits.
+    pub(super) fn run(&self, run: &RunInput<'_, T>, room: Vec<T>) -> VariantRun<'_, T> {
+        let RunInput { common, input, scan, amplification, cancel } = *run;
         let started = Instant::now();
-        let finite = common.finite && scan.finite;
         let slabs = tracing::debug_span!("encode").in_scope(|| self.encode(common, input, scan));
         let encode = started.elapsed();
         let audit = self.watch.next(self.placement.pool.caught());
-        let terms = locked(&self.history).terms(&self.about(common, amplification));
-        let plan = JobPlan {
-            fleet: &self.placement.pool,
-            layer: self.placement.id,
-            shape: &self.placement.subtask,
-            policy: common.options.policy(),
-            terms,
-            finite,
+        let energies = match audit {
+            Audit::Off => Vec::new(),
+            Audit::Watch | Audit::Detect | Audit::Correct => self.placement.expected_energies(&slabs),
+        };
+        let (options, pool) = (&common.options, &self.placement.pool);
+        let mut gathered = run_job(JobPlan {
+            fleet: pool,
+            layer: JobLayer {
+                id: self.placement.id,
+                shape: Arc::clone(&self.placement.subtask),
+                finite: run.finite(),
+                sketcher: self.sketcher.clone().filter(|_| audit != Audit::Off),
+            },
+            filters: &*self.placement,
+            policy: options.policy(),
+            estimates: self.rules.estimates(options, amplification, pool.is_crowded(), common.local),
             slabs: slabs.clone(),
             spent: std::mem::take(&mut *locked(&self.spent)),
-            sketcher: self.sketcher.clone().filter(|_| audit != Audit::Off),
-            recovery: DecodingTracker::new(self.scheme(common, &slabs, audit)),
-            filters: &|subtask, worker| self.placement.filters_for(subtask, worker),
-            holds: &|subtask, worker| self.placement.holds(subtask, worker),
-        };
-        let mut gathered = run_job(plan, self.placement.assignment());
+            recovery: DecodingTracker::new(self.rules.recovery(options, audit, energies)),
+            cancel,
+        });
         let decoding = Instant::now();
         if matches!(gathered.end, Decision::Decode) && common.options.audit == Audit::Watch {
             self.check_spares(&slabs, &mut gathered);
         }
         let mut decoder = gathered.recovery.chosen().cloned();
         let end = std::mem::replace(&mut gathered.end, Decision::Decode);
-        let job = Finishing { common, input, scan, amplification, finite };
         let output = match (end, &decoder) {
             (Decision::Failed(error), _) => Err(error),
             (Decision::Decode, Some(decoder)) => {
-                tracing::debug_span!("decode").in_scope(|| self.decode(&job, decoder, &gathered, room))
+                tracing::debug_span!("decode").in_scope(|| self.decode(run, decoder, &gathered, room))
             }
             // A run ends with `Decode` only after a verdict that chose a decoder.
             (Decision::Local | Decision::Decode, _) => {
@@ -176,7 +162,7 @@ impl<T: Element> Variant<T> {
             Ok(Some(decoded)) => Ok(decoded),
             Ok(None) => {
                 (gathered.end, decoder) = (Decision::Local, None);
-                common.compute_locally(input, scan, &self.scan, self.code(), gathered.left)
+                common.compute_locally(run, &self.scan, self.code(), gathered.left)
             }
             Err(error) => Err(error),
         };
@@ -188,8 +174,7 @@ impl<T: Element> Variant<T> {
             self.watch.done(local || gathered.recovery.audited() || !gathered.recovery.faulty().is_empty());
         }
         let decode = decoding.elapsed();
-        gathered.settle();
-        locked(&self.history).learn(self.code().n(), &gathered);
+        self.rules.learn(&mut gathered);
         self.keep_slabs(slabs);
         // Subtasks are moved only where the policy allows other workers to take them over.
         if common.options.on_shortfall == OnShortfall::Redispatch {
@@ -236,45 +221,18 @@ impl<T: Element> Variant<T> {
         spare.drain(..surplus);
     }
 
-    fn scheme(&self, common: &Common<T>, slabs: &[Arc<Values>], audit: Audit) -> RecoveryContext<'_> {
-        RecoveryContext {
-            code: self.code(),
-            decoders: &self.decoders,
-            checkers: &self.checkers,
-            rounding: self.accuracy.rounding,
-            audit,
-            partial: common.options.partial,
-            energies: match audit {
-                Audit::Off => Vec::new(),
-                Audit::Watch | Audit::Detect | Audit::Correct => self.placement.expected_energies(slabs),
-            },
-        }
-    }
-
-    /// The context for which [`LatencyHistory`] gives its estimates.
-    fn about<'a>(&'a self, common: &'a Common<T>, amplification: f64) -> RunContext<'a> {
-        RunContext {
-            options: &common.options,
-            code: self.code(),
-            rounding: self.accuracy.rounding,
-            max_error: self.accuracy.max_error(amplification, common.options.max_error),
-            crowded: self.placement.pool.is_crowded(),
-            local: common.local,
-        }
-    }
-
     /// Compares spare results that arrived although no audit waited for them.
     fn check_spares(&self, slabs: &[Arc<Values>], gathered: &mut RunOutcome<DecodingTracker<'_>>) {
-        let Some(sketcher) = self.sketcher.as_ref().filter(|_| gathered.recovery.has_unchecked_spares())
-        else {
-            return;
-        };
-        let results = &gathered.results;
-        let sketch = |subtask: usize, index: usize| {
-            let values = results[subtask][index].as_ref()?.as_slice::<T>().ok()?;
-            Some(sketcher.sketch(values))
-        };
-        gathered.recovery.check_spares(sketch, self.placement.expected_energies(slabs));
+        let unchecked = gathered.recovery.has_unchecked_spares(&gathered.arrivals);
+        let Some(sketcher) = self.sketcher.as_ref().filter(|_| unchecked) else { return };
+        for subtask in gathered.arrivals.complete().to_vec() {
+            for index in 0..self.code().sub_results() {
+                let Some(arrival) = gathered.arrivals.get_mut(subtask, index) else { continue };
+                arrival.sketch = arrival.values.as_slice::<T>().ok().map(|v| Box::new(sketcher.sketch(v)));
+            }
+        }
+        let RunOutcome { recovery, arrivals, .. } = gathered;
+        recovery.check_spares(arrivals, self.placement.expected_energies(slabs));
         if gathered.recovery.in_doubt() {
             gathered.end = Decision::Local;
         }
@@ -291,18 +249,19 @@ impl<T: Element> Variant<T> {
         since: Instant,
     ) {
         let shape = &self.placement.subtask;
-        let (rounding, banks) = (self.accuracy.rounding, shape.banks);
+        let rounding = self.rules.accuracy.rounding;
         let mut faulty = Vec::new();
-        for subtask in gathered.recovery.complete().to_vec() {
+        for subtask in gathered.arrivals.complete().to_vec() {
             if since.elapsed() > gathered.left {
                 break;
             }
             let filters = self.placement.filters_of(subtask);
             let Ok(inputs) = slabs[subtask].as_slice::<T>() else { continue };
-            for (index, values) in gathered.results[subtask].iter().enumerate() {
-                let Some(Ok(got)) = values.as_ref().map(Values::as_slice::<T>) else { continue };
-                let slab = inputs.chunks(shape.conv.input_elems()).nth(index / banks).unwrap_or_default();
-                let bank = filters.chunks(shape.conv.weight_elems()).nth(index % banks).unwrap_or_default();
+            for arrival in gathered.arrivals.of(subtask) {
+                let Ok(got) = arrival.values.as_slice::<T>() else { continue };
+                let of = self.code().sub_result(subtask, arrival.index);
+                let slab = inputs.chunks(shape.conv.input_elems()).nth(of.slab).unwrap_or_default();
+                let bank = filters.chunks(shape.conv.weight_elems()).nth(of.bank).unwrap_or_default();
                 let late = || since.elapsed() > gathered.left;
                 let Ok(want) = conv_uncoded(&shape.conv, slab, bank, None, threads(), &late) else {
                     continue;
@@ -315,7 +274,7 @@ impl<T: Element> Variant<T> {
                 let outputs = got.len() as f64 / shape.conv.out_channels as f64;
                 let size = operands(&want).max(mean * operands(bank) * outputs);
                 if error.sqrt() > LIE * rounding.normwise(1.0) * size.sqrt() {
-                    faulty.extend(gathered.recovery.worker_of(subtask, index));
+                    faulty.push(arrival.worker);
                 }
             }
         }
@@ -335,16 +294,17 @@ impl<T: Element> Variant<T> {
     /// Decodes and applies bias and activation; `None` if the error may exceed the limit and computing locally is better.
     fn decode(
         &self,
-        job: &Finishing<'_, T>,
+        run: &RunInput<'_, T>,
         decoder: &Decoder,
         gathered: &RunOutcome<DecodingTracker<'_>>,
         room: Vec<T>,
     ) -> Result<Option<(Vec<T>, Quality)>> {
-        let Finishing { common, scan, amplification, finite, .. } = *job;
-        let (condition, rounding) = (decoder.condition(), self.accuracy.rounding);
+        let RunInput { common, scan, amplification, .. } = *run;
+        let finite = run.finite();
+        let (condition, rounding) = (decoder.condition(), self.rules.accuracy.rounding);
         let amplification = scan.spread.largest().min(amplification);
         let windowwise = rounding.windowwise(condition, amplification);
-        if self.accuracy.limit.is_some_and(|limit| windowwise > limit) {
+        if self.rules.accuracy.limit.is_some_and(|limit| windowwise > limit) {
             tracing::warn!(
                 condition,
                 windowwise,
@@ -353,8 +313,8 @@ impl<T: Element> Variant<T> {
             return Ok(None);
         }
         let results = decoder.inputs().iter().map(|of| {
-            let values = &gathered.results[of.subtask][of.slab * self.code().l_b() + of.bank];
-            values.as_ref().expect("a decoder takes what has arrived").as_slice::<T>()
+            let arrival = gathered.arrivals.get(of.subtask, self.code().index_of(*of));
+            arrival.expect("a decoder takes what has arrived").values.as_slice::<T>()
         });
         let results = results.collect::<Result<Vec<&[T]>>>()?;
         let mut output = sized(room, common.shape.output_elems());
@@ -368,7 +328,7 @@ impl<T: Element> Variant<T> {
         };
         let norm = decode(decoder, &self.tiling, &results, epilogue, &mut output)?;
         let repaired =
-            if finite { self.repair(job, amplification, unit, &mut output) } else { Repaired::default() };
+            if finite { self.repair(run, amplification, unit, &mut output) } else { Repaired::default() };
         let recomputed = repaired.outputs;
         // No element is larger than the norm, so only a norm beyond the type's range calls for a search. Every result is
         // finite: then it is the output that exceeds the range of its type.
@@ -407,8 +367,8 @@ impl<T: Element> Variant<T> {
 
     /// Overwrites outputs that decoding does not give exactly: the bias where a window is all zeros, sums of products where
     /// a window stands out.
-    fn repair(&self, job: &Finishing<'_, T>, amplification: f64, unit: f64, output: &mut [T]) -> Repaired {
-        let Finishing { common, input, scan, .. } = *job;
+    fn repair(&self, run: &RunInput<'_, T>, amplification: f64, unit: f64, output: &mut [T]) -> Repaired {
+        let RunInput { common, input, scan, .. } = *run;
         let shape = &common.shape;
         let (group_out, plane) = (shape.out_channels / shape.groups, shape.output_plane());
         for run in &scan.zeros {
@@ -459,16 +419,6 @@ struct Repaired {
     /// For each image and group with such windows: the sum of squares of the largest magnitudes of all other windows, times
     /// the unit squared.
     others: Vec<(usize, f64)>,
-}
-
-/// The parts of a run that finishing its output needs.
-#[derive(Clone, Copy)]
-struct Finishing<'a, T: Element> {
-    common: &'a Common<T>,
-    input: &'a [T],
-    scan: &'a InputScan,
-    amplification: f64,
-    finite: bool,
 }
 
 /// Rounding of the layer's results on the workers of a pool.

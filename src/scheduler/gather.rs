@@ -10,18 +10,12 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use super::arrivals::{Arrival, Arrivals, Recorded};
 use super::policy::{Audit, OnShortfall, Policy};
 
-/// An event of a run.
+/// An event of a run other than an [`Arrival`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// A usable sub-result of a subtask arrived.
-    SubResult {
-        /// The subtask.
-        subtask: usize,
-        /// The index of the sub-result in its subtask.
-        index: usize,
-    },
     /// An attempt at a subtask ended without all its results; no more results will come from it.
     Failed {
         /// The subtask.
@@ -74,30 +68,30 @@ pub enum Verdict {
     Refuse,
 }
 
-/// The properties of a code and its audit that gathering depends on.
+/// The properties of a code and its audit that gathering depends on. `arrivals` are the sub-results so far.
 pub trait Recovery {
-    /// Called for the first arrival of each sub-result.
-    fn arrived(&mut self, subtask: usize, index: usize);
+    /// Called for the first arrival of each sub-result, once it is in `arrivals`.
+    fn arrived(&mut self, _arrivals: &Arrivals, _subtask: usize, _index: usize) {}
 
     /// Lets parts of subtasks count from now on. Called at most once.
-    fn count_parts(&mut self) {}
+    fn count_parts(&mut self, _arrivals: &Arrivals) {}
 
-    /// Predicted relative error of decoding from the results so far; infinite while they do not decode.
-    fn error(&mut self) -> f64;
+    /// Predicted relative error of decoding from `arrivals`; infinite while they do not decode.
+    fn error(&mut self, arrivals: &Arrivals) -> f64;
 
     /// [`Recovery::error`] if the subtasks `more` were complete as well.
-    fn error_with(&mut self, more: &[usize]) -> f64;
+    fn error_with(&mut self, arrivals: &Arrivals, more: &[usize]) -> f64;
 
     /// Whether the complete subtasks together with those of `also` are enough. Monotone: more subtasks never hurt.
-    fn suffices_with(&self, also: &dyn Fn(usize) -> bool) -> bool;
+    fn suffices_with(&self, arrivals: &Arrivals, also: &dyn Fn(usize) -> bool) -> bool;
 
     /// Whether an incomplete subtask would add anything. With copies of parts, a subtask may not.
-    fn wants(&self, _subtask: usize) -> bool {
+    fn wants(&self, _arrivals: &Arrivals, _subtask: usize) -> bool {
         true
     }
 
     /// Examines the results before they are decoded.
-    fn judge(&mut self) -> Verdict {
+    fn judge(&mut self, _arrivals: &Arrivals) -> Verdict {
         Verdict::Accept
     }
 
@@ -107,9 +101,20 @@ pub trait Recovery {
     }
 
     /// Whether one more result is wanted for comparison, although decoding does not need it.
-    fn wishes(&self) -> bool {
+    fn wishes(&self, _arrivals: &Arrivals) -> bool {
         false
     }
+
+    /// After [`Verdict::Accept`]: the sub-results to decode from, as (subtask, index).
+    fn used(&self, arrivals: &Arrivals) -> Vec<(usize, usize)>;
+
+    /// Workers whose results contradict the others.
+    fn faulty(&self) -> &[usize] {
+        &[]
+    }
+
+    /// Number of complete subtasks that decoding needs, spare ones of an audit included.
+    fn needed(&self) -> usize;
 }
 
 /// Estimates made before a run begins.
@@ -139,19 +144,12 @@ const LEAST_WISH: Duration = Duration::from_millis(20);
 const LEAST_SETTLE: Duration = Duration::from_millis(2);
 const OVERDUE_LEAST: Duration = Duration::from_millis(20);
 
+/// The attempts at one subtask.
 #[derive(Clone, Debug)]
 struct Subtask {
-    arrived: Vec<bool>,
-    missing: usize,
     /// Attempts that may still deliver.
     outstanding: usize,
     attempts: usize,
-}
-
-impl Subtask {
-    fn complete(&self) -> bool {
-        self.missing == 0
-    }
 }
 
 /// One run of one layer. Feed it events in the order in which they happen; it returns actions.
@@ -160,8 +158,7 @@ pub struct Gather<R> {
     terms: RunEstimates,
     recovery: R,
     subtasks: Vec<Subtask>,
-    /// Complete subtasks in order of completion.
-    complete: Vec<usize>,
+    arrivals: Arrivals,
     pending: VecDeque<Action>,
     hedge_at: Option<Duration>,
     parts_at: Option<Duration>,
@@ -182,8 +179,7 @@ pub struct Gather<R> {
 impl<R: Recovery> Gather<R> {
     /// A run of `n` subtasks of `sub_results` each, all dispatched at time zero.
     pub fn new(policy: Policy, terms: RunEstimates, n: usize, sub_results: usize, recovery: R) -> Self {
-        let subtask =
-            Subtask { arrived: vec![false; sub_results], missing: sub_results, outstanding: 1, attempts: 1 };
+        let subtask = Subtask { outstanding: 1, attempts: 1 };
         let hedge_at = policy.hedges().map(|_| terms.hedge_at.unwrap_or(policy.deadline / 8));
         Self {
             parts_at: terms.parts_at.filter(|_| policy.partial),
@@ -191,7 +187,7 @@ impl<R: Recovery> Gather<R> {
             terms,
             recovery,
             subtasks: vec![subtask; n],
-            complete: Vec::with_capacity(n),
+            arrivals: Arrivals::new(n, sub_results),
             pending: VecDeque::new(),
             hedge_at,
             hedges: 0,
@@ -204,13 +200,31 @@ impl<R: Recovery> Gather<R> {
         }
     }
 
+    /// Records a sub-result that arrived at time `now` since the first dispatch, unless the run is over.
+    pub fn deliver(&mut self, now: Duration, arrival: Arrival) -> Recorded {
+        if self.over {
+            return Recorded::Repeated;
+        }
+        let (subtask, index) = (arrival.subtask, arrival.index);
+        let recorded = self.arrivals.record(arrival);
+        if recorded == Recorded::First {
+            self.recovery.arrived(&self.arrivals, subtask, index);
+            let half = self.arrivals.complete().len() * 2 >= self.subtasks.len();
+            let unknown = self.hedges == 0 && self.terms.hedge_at.is_none();
+            if half && unknown && self.arrivals.is_complete(subtask) {
+                self.hedge_at = self.hedge_at.map(|at| at.min((now * OVERDUE).max(OVERDUE_LEAST)));
+            }
+        }
+        self.decide(now);
+        recorded
+    }
+
     /// Handles one event at time `now` since the first dispatch.
     pub fn handle(&mut self, now: Duration, event: Event) {
         if self.over {
             return;
         }
         match event {
-            Event::SubResult { subtask, index } => self.sub_result(now, subtask, index),
             Event::Failed { subtask } => {
                 if let Some(of) = self.subtasks.get_mut(subtask) {
                     of.outstanding = of.outstanding.saturating_sub(1);
@@ -222,7 +236,9 @@ impl<R: Recovery> Gather<R> {
                     of.attempts = of.attempts.saturating_sub(1);
                 }
             }
-            Event::Idle if self.hedges > 0 && !self.recovery.error().is_finite() => self.hedge(),
+            Event::Idle if self.hedges > 0 && !self.recovery.error(&self.arrivals).is_finite() => {
+                self.hedge()
+            }
             Event::Idle | Event::Tick => {}
         }
         self.decide(now);
@@ -247,23 +263,10 @@ impl<R: Recovery> Gather<R> {
         rungs.into_iter().flatten().min().unwrap_or(self.policy.deadline)
     }
 
-    /// Subtasks complete so far, in order of completion.
+    /// The sub-results that have arrived.
     #[must_use]
-    pub fn complete(&self) -> &[usize] {
-        &self.complete
-    }
-
-    /// Whether all sub-results of a subtask have arrived.
-    #[must_use]
-    pub fn is_complete(&self, subtask: usize) -> bool {
-        self.subtasks.get(subtask).is_some_and(Subtask::complete)
-    }
-
-    /// Sub-results of a subtask that have not arrived, in ascending order.
-    #[must_use]
-    pub fn missing(&self, subtask: usize) -> Vec<usize> {
-        let arrived = self.subtasks.get(subtask).map_or(&[][..], |of| &of.arrived);
-        (0..arrived.len()).filter(|index| !arrived[*index]).collect()
+    pub fn arrivals(&self) -> &Arrivals {
+        &self.arrivals
     }
 
     /// The recovery.
@@ -271,41 +274,17 @@ impl<R: Recovery> Gather<R> {
         &self.recovery
     }
 
-    /// The recovery, mutable.
-    pub fn recovery_mut(&mut self) -> &mut R {
-        &mut self.recovery
-    }
-
-    /// The recovery, with the results so far.
-    pub fn into_recovery(self) -> R {
-        self.recovery
-    }
-
-    fn sub_result(&mut self, now: Duration, subtask: usize, index: usize) {
-        let Some(of) = self.subtasks.get_mut(subtask) else { return };
-        let Some(slot) = of.arrived.get_mut(index) else { return };
-        // Two attempts at one subtask may both deliver: the first counts.
-        if std::mem::replace(slot, true) {
-            return;
-        }
-        of.missing -= 1;
-        let complete = of.complete();
-        self.recovery.arrived(subtask, index);
-        if complete {
-            self.complete.push(subtask);
-            let half = self.complete.len() * 2 >= self.subtasks.len();
-            if half && self.hedges == 0 && self.terms.hedge_at.is_none() {
-                self.hedge_at = self.hedge_at.map(|at| at.min((now * OVERDUE).max(OVERDUE_LEAST)));
-            }
-        }
+    /// The recovery and the sub-results, once the run is over.
+    pub fn into_parts(self) -> (R, Arrivals) {
+        (self.recovery, self.arrivals)
     }
 
     fn decide(&mut self, now: Duration) {
         if self.parts_at.is_some_and(|at| now >= at) {
             self.parts_at = None;
-            self.recovery.count_parts();
+            self.recovery.count_parts(&self.arrivals);
         }
-        let error = self.recovery.error();
+        let error = self.recovery.error(&self.arrivals);
         if error.is_finite() {
             if self.good_enough(now, error) && !self.awaits_a_spare(now) && self.concludes() {
                 return;
@@ -314,7 +293,7 @@ impl<R: Recovery> Gather<R> {
             self.decodable_since = None;
             self.settle_at = None;
         }
-        if !self.recovery.error().is_finite() {
+        if !self.recovery.error(&self.arrivals).is_finite() {
             self.replace_the_dead();
         }
         self.watch_the_clock(now);
@@ -322,7 +301,7 @@ impl<R: Recovery> Gather<R> {
 
     /// Decodes or refuses; false when the audit needs more results first.
     fn concludes(&mut self) -> bool {
-        match self.recovery.judge() {
+        match self.recovery.judge(&self.arrivals) {
             Verdict::Accept => self.finish(Action::Decode),
             Verdict::Refuse => self.finish(Action::Refuse),
             Verdict::Doubt => {
@@ -337,7 +316,7 @@ impl<R: Recovery> Gather<R> {
     /// Whether to wait for a result to compare with: until twice the time at which the results became decodable, and at
     /// least [`LEAST_WISH`]. If no such result can come any more, one missing subtask is redispatched for it.
     fn awaits_a_spare(&mut self, now: Duration) -> bool {
-        if !self.recovery.wishes() {
+        if !self.recovery.wishes(&self.arrivals) {
             return false;
         }
         let most = self.policy.deadline / 4 * 3;
@@ -345,7 +324,7 @@ impl<R: Recovery> Gather<R> {
         if now >= until {
             return false;
         }
-        if !(0..self.subtasks.len()).any(|i| self.lives(i) && self.recovery.wants(i)) {
+        if !(0..self.subtasks.len()).any(|i| self.lives(i) && self.recovery.wants(&self.arrivals, i)) {
             let again = |i: &usize| self.subtasks[*i].attempts < Policy::MAX_ATTEMPTS;
             let next = self.missing_subtasks().into_iter().find(again);
             let Some(subtask) = next.filter(|_| self.policy.on_shortfall == OnShortfall::Redispatch) else {
@@ -359,7 +338,7 @@ impl<R: Recovery> Gather<R> {
 
     fn lives(&self, subtask: usize) -> bool {
         let of = &self.subtasks[subtask];
-        of.outstanding > 0 && !of.complete()
+        of.outstanding > 0 && !self.arrivals.is_complete(subtask)
     }
 
     /// Whether to decode now, at the predicted `error`, instead of waiting for something better.
@@ -376,7 +355,11 @@ impl<R: Recovery> Gather<R> {
         }
         let until = if refused {
             // The set is not good enough. It is refused at once only if no result still to come would help.
-            if self.terms.max_error.is_some_and(|limit| self.recovery.error_with(&coming) > limit) {
+            if self
+                .terms
+                .max_error
+                .is_some_and(|limit| self.recovery.error_with(&self.arrivals, &coming) > limit)
+            {
                 return !self.replaces_for_a_better_set();
             }
             // Computing locally is a fallback: do not wait much longer than that takes.
@@ -385,7 +368,7 @@ impl<R: Recovery> Gather<R> {
             if self.policy.on_shortfall == OnShortfall::Fail { last } else { last.min(local) }
         } else {
             let Some((next, at)) = self.next_arrival(now, &coming) else { return true };
-            let digits = (error / self.recovery.error_with(&[next])).log10().max(0.0);
+            let digits = (error / self.recovery.error_with(&self.arrivals, &[next])).log10().max(0.0);
             let until = since + since.mul_f64((self.policy.patience * digits).clamp(0.0, 1e3));
             if at > until {
                 return true;
@@ -410,7 +393,7 @@ impl<R: Recovery> Gather<R> {
             }
             chosen.push(subtask);
             again.push(subtask);
-            if self.recovery.error_with(&chosen) <= limit {
+            if self.recovery.error_with(&self.arrivals, &chosen) <= limit {
                 self.hand_out(&again, Action::Redispatch);
                 return true;
             }
@@ -420,7 +403,7 @@ impl<R: Recovery> Gather<R> {
 
     /// The subtask expected next, and its time. An overdue subtask is expected to take again as long as it is late.
     fn next_arrival(&self, now: Duration, coming: &[usize]) -> Option<(usize, Duration)> {
-        let gap = now / u32::try_from(self.complete.len().max(1)).unwrap_or(u32::MAX);
+        let gap = now / u32::try_from(self.arrivals.complete().len().max(1)).unwrap_or(u32::MAX);
         let expected = |subtask: usize| match self.terms.expected.get(subtask).copied().flatten() {
             Some(at) if at > now => at,
             Some(at) => now + now.saturating_sub(at),
@@ -432,7 +415,7 @@ impl<R: Recovery> Gather<R> {
     /// Where the results that may still come are not enough: redispatches, else computes locally or gives up.
     fn replace_the_dead(&mut self) {
         let living = |i: usize| self.subtasks[i].outstanding > 0;
-        if self.recovery.suffices_with(&living) {
+        if self.recovery.suffices_with(&self.arrivals, &living) {
             return;
         }
         if self.policy.on_shortfall == OnShortfall::Redispatch {
@@ -440,12 +423,16 @@ impl<R: Recovery> Gather<R> {
             for subtask in 0..self.subtasks.len() {
                 let of = &self.subtasks[subtask];
                 let spent = of.outstanding > 0 || of.attempts >= Policy::MAX_ATTEMPTS;
-                if of.complete() || spent || !self.recovery.wants(subtask) {
+                if self.arrivals.is_complete(subtask)
+                    || spent
+                    || !self.recovery.wants(&self.arrivals, subtask)
+                {
                     continue;
                 }
                 revived.push(subtask);
-                if self.recovery.suffices_with(&|i| self.subtasks[i].outstanding > 0 || revived.contains(&i))
-                {
+                if self.recovery.suffices_with(&self.arrivals, &|i| {
+                    self.subtasks[i].outstanding > 0 || revived.contains(&i)
+                }) {
                     self.hand_out(&revived, Action::Redispatch);
                     return;
                 }
@@ -479,7 +466,7 @@ impl<R: Recovery> Gather<R> {
         if self.over {
             return;
         }
-        let decodable = self.recovery.error().is_finite();
+        let decodable = self.recovery.error(&self.arrivals).is_finite();
         if now >= self.policy.deadline {
             if !(decodable && self.concludes()) {
                 self.finish(if self.recovery.in_doubt() { Action::Refuse } else { Action::Fail });
@@ -519,9 +506,9 @@ impl<R: Recovery> Gather<R> {
 
     /// Incomplete subtasks that would be of use, those with the most missing sub-results first.
     fn missing_subtasks(&self) -> Vec<usize> {
-        let of_use = |i: &usize| !self.subtasks[*i].complete() && self.recovery.wants(*i);
+        let of_use = |i: &usize| !self.arrivals.is_complete(*i) && self.recovery.wants(&self.arrivals, *i);
         let mut missing: Vec<usize> = (0..self.subtasks.len()).filter(of_use).collect();
-        missing.sort_by_key(|i| std::cmp::Reverse(self.subtasks[*i].missing));
+        missing.sort_by_key(|i| std::cmp::Reverse(self.arrivals.count_missing(*i)));
         missing
     }
 
@@ -529,7 +516,7 @@ impl<R: Recovery> Gather<R> {
     fn enough_of(&self) -> Vec<usize> {
         let mut chosen: Vec<usize> = Vec::new();
         for subtask in self.missing_subtasks() {
-            if self.recovery.suffices_with(&|i| chosen.contains(&i)) {
+            if self.recovery.suffices_with(&self.arrivals, &|i| chosen.contains(&i)) {
                 break;
             }
             if self.subtasks[subtask].attempts < Policy::MAX_ATTEMPTS {

@@ -1,57 +1,68 @@
 //! One run of one layer: dispatch, gather, cancel the rest.
+//!
+//! Invariant: a run ends at its deadline at the latest, or as soon as its caller cancels it; no worker computes for it
+//! afterwards.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::arrivals::{Arrival, Recorded};
 use super::fleet::Fleet;
 use super::gather::{Action, Event, Gather, Recovery, RunEstimates};
 use super::mailbox::{Mailbox, Taken};
-use super::outcome::{Attempt, Decision, Outcome, RunOutcome};
+use super::outcome::{Attempt, Decision, Outcome, RunOutcome, Traffic};
 use super::policy::{Audit, OnShortfall, Policy};
 use super::slot::{InstallRequest, Replies, Reply, ReplyKind, Task};
 use crate::array::Values;
-use crate::coding::{Sketch, Sketcher};
+use crate::coding::Sketcher;
 use crate::error::Error;
 use crate::worker::{CancelToken, FilterKey, SubtaskShape};
 
-/// A [`Recovery`] that also records what an audit needs.
-pub(crate) trait AuditRecord: Recovery {
-    /// Records the worker and the sketch of sub-result `index` of `subtask`, just before it is counted.
-    fn note(&mut self, subtask: usize, index: usize, worker: usize, sketch: Option<Box<Sketch>>);
-    /// The sub-results to decode from, as (subtask, index).
-    fn used(&self) -> Vec<(usize, usize)>;
-    /// Workers whose results contradict the others.
-    fn faulty(&self) -> &[usize];
-    /// Number of complete subtasks that decoding needs, spare ones of an audit included.
-    fn needed(&self) -> usize;
+/// The coded filters of a layer, and the workers that hold them.
+pub(crate) trait FilterHolders {
+    /// Calls `dispatch` with every subtask and its worker, in order. Meanwhile no worker loses its filters, so that every
+    /// task that is queued finds them.
+    fn dispatch_all(&self, dispatch: &mut dyn FnMut(usize, usize));
+
+    /// Whether a worker holds the filters of a subtask, or they are on their way to it.
+    fn holds(&self, subtask: usize, worker: usize) -> bool;
+
+    /// Coded filters for a worker that takes over a subtask; `None` if it holds them.
+    fn take_over(&self, subtask: usize, worker: usize) -> Option<Values>;
+}
+
+/// What all tasks of a run have in common.
+pub(crate) struct JobLayer {
+    /// The layer's number in filter keys.
+    pub(crate) id: u64,
+    pub(crate) shape: Arc<SubtaskShape>,
+    /// Whether input and filters are finite, so that results must be finite too.
+    pub(crate) finite: bool,
+    /// Computes sketches; `None` without an audit.
+    pub(crate) sketcher: Option<Arc<Sketcher>>,
 }
 
 /// The inputs of a run.
 pub(crate) struct JobPlan<'a, F, R> {
     pub(crate) fleet: &'a F,
-    pub(crate) layer: u64,
-    pub(crate) shape: &'a Arc<SubtaskShape>,
+    pub(crate) layer: JobLayer,
+    pub(crate) filters: &'a dyn FilterHolders,
     pub(crate) policy: Policy,
-    pub(crate) terms: RunEstimates,
-    /// Whether input and filters are finite, so that results must be finite too.
-    pub(crate) finite: bool,
+    pub(crate) estimates: RunEstimates,
     /// Coded slabs of each subtask.
     pub(crate) slabs: Vec<Arc<Values>>,
     /// Result buffers of earlier runs, to be recycled by the workers.
     pub(crate) spent: Vec<Values>,
-    /// Computes sketches; `None` without an audit.
-    pub(crate) sketcher: Option<Arc<Sketcher>>,
     pub(crate) recovery: R,
-    /// Coded filters of (subtask, worker), for a worker that does not hold them yet; `None` if it holds them.
-    pub(crate) filters: &'a dyn Fn(usize, usize) -> Option<Values>,
-    /// Whether the filters of (subtask, worker) are held by that worker.
-    pub(crate) holds: &'a dyn Fn(usize, usize) -> bool,
+    /// Ends the run with [`Error::Cancelled`].
+    pub(crate) cancel: &'a CancelToken,
 }
 
 /// Cancels the job when its run ends, however it ends. Late replies are dropped once the job is dropped.
 struct CancelOnDrop<'a, F: Fleet> {
     fleet: &'a F,
+    /// One for each subtask, so that copies of a complete one stop while the run continues.
     tokens: Vec<CancelToken>,
 }
 
@@ -63,64 +74,21 @@ impl<F: Fleet> Drop for CancelOnDrop<'_, F> {
     }
 }
 
-/// Dispatches every subtask to its worker in `assignment` and gathers until the layer decodes, must be computed locally,
-/// or fails. Releases `assignment` as soon as every subtask is dispatched.
-pub(crate) fn run_job<F: Fleet, R: AuditRecord>(
-    plan: JobPlan<'_, F, R>,
-    assignment: impl std::ops::Deref<Target = Vec<usize>>,
-) -> RunOutcome<R> {
-    let (n, sub_results) = (plan.slabs.len(), plan.shape.sub_results());
-    let replies = Arc::new(Mailbox::new());
-    // One token for each subtask, so that copies of a complete one stop while the run continues.
-    let tokens = CancelOnDrop { fleet: plan.fleet, tokens: (0..n).map(|_| CancelToken::new()).collect() };
-    let JobPlan {
-        fleet,
-        layer,
-        shape,
-        policy,
-        terms,
-        finite,
-        slabs,
-        spent,
-        sketcher,
-        recovery,
-        filters,
-        holds,
-    } = plan;
-    let mut run = Run {
-        fleet,
-        layer,
-        shape,
-        policy,
-        finite,
-        slabs,
-        spent,
-        sketcher,
-        filters,
-        holds,
-        tokens: &tokens.tokens,
-        replies: Arc::clone(&replies),
-        started: fleet.now(),
-        gather: Gather::new(policy, terms, n, sub_results, recovery),
-        results: (0..n).map(|_| (0..sub_results).map(|_| None).collect()).collect(),
-        sources: vec![None; n * sub_results],
-        attempts: Vec::with_capacity(n),
-        bytes_up: 0,
-        bytes_down: 0,
-        redispatched: 0,
-        hedged: 0,
-    };
-    {
-        let _span = tracing::debug_span!("dispatch", layer).entered();
-        for (subtask, worker) in assignment.iter().enumerate() {
-            run.dispatch(subtask, *worker, false, false);
-        }
-        // Release the assignment lock so that subtasks can be moved: commands already queued are served first.
-        drop(assignment);
-    }
+/// Dispatches every subtask to its worker and gathers until the layer decodes, must be computed locally, or fails.
+pub(crate) fn run_job<F: Fleet, R: Recovery>(plan: JobPlan<'_, F, R>) -> RunOutcome<R> {
+    let (fleet, filters, cancel) = (plan.fleet, plan.filters, plan.cancel);
+    let mut run = Run::new(plan);
+    let layer = run.layer.id;
+    tracing::debug_span!("dispatch", layer).in_scope(|| {
+        filters.dispatch_all(&mut |subtask, worker| run.dispatch(subtask, worker, false, false));
+    });
     let _span = tracing::debug_span!("gather", layer).entered();
+    // A closed mailbox wakes the run at once.
+    let replies = Arc::clone(&run.replies);
+    let _hook = cancel.on_cancel(move || replies.close());
     let end = loop {
-        let event = match fleet.wait(&replies, run.started + run.gather.next_wake()) {
+        let event = match fleet.wait(&run.replies, run.started + run.gather.next_wake()) {
+            _ if cancel.is_cancelled() => break Decision::Failed(Error::Cancelled),
             Taken::Item(reply) => run.take(reply),
             Taken::Timeout | Taken::Closed => Some(Event::Tick),
         };
@@ -134,32 +102,41 @@ pub(crate) fn run_job<F: Fleet, R: AuditRecord>(
     run.close(end)
 }
 
-struct Run<'a, F, R> {
+struct Run<'a, F: Fleet, R> {
     fleet: &'a F,
-    layer: u64,
-    shape: &'a Arc<SubtaskShape>,
+    layer: JobLayer,
+    filters: &'a dyn FilterHolders,
     policy: Policy,
-    finite: bool,
     slabs: Vec<Arc<Values>>,
     spent: Vec<Values>,
-    sketcher: Option<Arc<Sketcher>>,
-    filters: &'a dyn Fn(usize, usize) -> Option<Values>,
-    holds: &'a dyn Fn(usize, usize) -> bool,
-    tokens: &'a [CancelToken],
+    cancel: CancelOnDrop<'a, F>,
     replies: Arc<Replies>,
     started: Instant,
     gather: Gather<R>,
-    results: Vec<Vec<Option<Values>>>,
-    /// The attempt that delivered each sub-result.
-    sources: Vec<Option<usize>>,
     attempts: Vec<Attempt>,
-    bytes_up: usize,
-    bytes_down: usize,
-    redispatched: usize,
-    hedged: usize,
+    traffic: Traffic,
 }
 
-impl<F: Fleet, R: AuditRecord> Run<'_, F, R> {
+impl<'a, F: Fleet, R: Recovery> Run<'a, F, R> {
+    fn new(plan: JobPlan<'a, F, R>) -> Self {
+        let JobPlan { fleet, layer, filters, policy, estimates, slabs, spent, recovery, .. } = plan;
+        let n = slabs.len();
+        Self {
+            cancel: CancelOnDrop { fleet, tokens: (0..n).map(|_| CancelToken::new()).collect() },
+            replies: Arc::new(Mailbox::new()),
+            started: fleet.now(),
+            gather: Gather::new(policy, estimates, n, layer.shape.sub_results(), recovery),
+            attempts: Vec::with_capacity(n),
+            traffic: Traffic::default(),
+            fleet,
+            layer,
+            filters,
+            policy,
+            slabs,
+            spent,
+        }
+    }
+
     fn elapsed(&self) -> Duration {
         self.fleet.now().saturating_duration_since(self.started)
     }
@@ -167,11 +144,11 @@ impl<F: Fleet, R: AuditRecord> Run<'_, F, R> {
     /// Dispatches a subtask to a worker. A `copy` computes the missing sub-results, last first, so that it meets the first
     /// attempt half-way.
     fn dispatch(&mut self, subtask: usize, worker: usize, copy: bool, spare: bool) {
-        self.bytes_up += self.slabs[subtask].size_bytes();
-        let sub_results = self.shape.sub_results();
+        self.traffic.bytes_up += self.slabs[subtask].size_bytes();
+        let sub_results = self.layer.shape.sub_results();
         let rotated = |index: usize| (subtask + index) % sub_results;
         let order: Option<Vec<usize>> = if copy {
-            let missing = self.gather.missing(subtask);
+            let missing = self.gather.arrivals().missing(subtask);
             Some((0..sub_results).rev().map(rotated).filter(|index| missing.contains(index)).collect())
         } else {
             self.policy.partial.then(|| (0..sub_results).map(rotated).collect())
@@ -196,13 +173,13 @@ impl<F: Fleet, R: AuditRecord> Run<'_, F, R> {
             ended: false,
         });
         let task = Task {
-            key: FilterKey { layer: self.layer, subtask },
-            shape: Arc::clone(self.shape),
+            key: FilterKey { layer: self.layer.id, subtask },
+            shape: Arc::clone(&self.layer.shape),
             slabs: Arc::clone(&self.slabs[subtask]),
             order,
-            finite: self.finite,
-            sketcher: self.sketcher.clone(),
-            cancel: self.tokens[subtask].clone(),
+            finite: self.layer.finite,
+            sketcher: self.layer.sketcher.clone(),
+            cancel: self.cancel.tokens[subtask].clone(),
             attempt,
             replies: Arc::clone(&self.replies),
             spent,
@@ -242,7 +219,7 @@ impl<F: Fleet, R: AuditRecord> Run<'_, F, R> {
             // Encoding filters takes longer than most waits, so workers that hold them come first.
             Some(spare) => self
                 .fleet
-                .fastest_idle(spare, |w| sound(w) && (self.holds)(subtask, w))
+                .fastest_idle(spare, |w| sound(w) && self.filters.holds(subtask, w))
                 .or_else(|| self.fleet.fastest_idle(spare, sound))
                 .or_else(|| self.fleet.fastest_idle(spare, admitted)),
             None => self.fleet.least_loaded(sound).or_else(|| self.fleet.least_loaded(admitted)),
@@ -254,15 +231,15 @@ impl<F: Fleet, R: AuditRecord> Run<'_, F, R> {
         };
         let how = if hedge { "hedged" } else { "redispatched" };
         tracing::info!(subtask, worker = self.fleet.name(worker), "{how}");
-        if let Some(banks) = (self.filters)(subtask, worker) {
-            let key = FilterKey { layer: self.layer, subtask };
-            let request = InstallRequest { key, shape: Arc::clone(self.shape), banks };
+        if let Some(banks) = self.filters.take_over(subtask, worker) {
+            let key = FilterKey { layer: self.layer.id, subtask };
+            let request = InstallRequest { key, shape: Arc::clone(&self.layer.shape), banks };
             self.fleet.equip(worker, request);
         }
         if hedge {
-            self.hedged += 1;
+            self.traffic.hedged += 1;
         } else {
-            self.redispatched += usize::from(needed);
+            self.traffic.redispatched += usize::from(needed);
         }
         self.dispatch(subtask, worker, true, !needed);
     }
@@ -283,34 +260,27 @@ impl<F: Fleet, R: AuditRecord> Run<'_, F, R> {
         };
         match reply.what {
             ReplyKind::SubResult { index, values, sketch } => {
-                let Some(slot) = self.results[subtask].get_mut(index) else {
+                let bytes = values.size_bytes();
+                let (worker, attempt_number) = (attempt.worker, reply.attempt);
+                let arrival = Arrival { subtask, index, worker, attempt: attempt_number, values, sketch };
+                let now = self.fleet.now().saturating_duration_since(self.started);
+                if self.gather.deliver(now, arrival) == Recorded::Unknown {
                     return end(Outcome::Corrupt, format!("returned an unknown sub-result {index}"));
-                };
-                self.bytes_down += values.size_bytes();
+                }
+                self.traffic.bytes_down += bytes;
                 attempt.arrived += 1;
                 // The last sub-result completes the attempt, whether or not its `Finished` has arrived.
                 attempt.ended = attempt.arrived == attempt.wanted;
                 attempt.complete = attempt.ended;
-                if slot.is_some() {
-                    // A copy was faster. If both attempts returned only the same indices, the subtask is still incomplete
-                    // when this attempt ends.
-                    return (attempt.ended && !self.gather.is_complete(subtask))
-                        .then_some(Event::Failed { subtask });
-                }
-                *slot = Some(values);
-                self.sources[subtask * self.shape.sub_results() + index] = Some(reply.attempt);
-                let worker = attempt.worker;
-                self.gather.recovery_mut().note(subtask, index, worker, sketch);
                 let ended = attempt.ended;
-                let now = self.elapsed();
-                self.gather.handle(now, Event::SubResult { subtask, index });
-                if self.gather.is_complete(subtask) {
-                    if self.attempts.len() > self.results.len() {
-                        self.fleet.cancel(&self.tokens[subtask]);
+                if self.gather.arrivals().is_complete(subtask) {
+                    if self.attempts.len() > self.slabs.len() {
+                        self.fleet.cancel(&self.cancel.tokens[subtask]);
                     }
                     return None;
                 }
-                // The attempt delivered everything it was asked for, but the subtask still lacks sub-results.
+                // The attempt delivered everything it was asked for, but the subtask still lacks sub-results: a copy was
+                // faster with some, and has not delivered the others.
                 ended.then_some(Event::Failed { subtask })
             }
             ReplyKind::Finished => end(Outcome::Failed, "it stopped before its last sub-result".to_owned()),
@@ -325,14 +295,13 @@ impl<F: Fleet, R: AuditRecord> Run<'_, F, R> {
     /// Records the outcome of every attempt, and its effect on the worker's health.
     fn close(self, end: Decision) -> RunOutcome<R> {
         let wait = self.elapsed();
-        let Self { fleet, policy, gather, results, sources, mut attempts, .. } = self;
-        let sub_results = self.shape.sub_results();
-        let recovery = gather.into_recovery();
+        let Self { fleet, policy, gather, mut attempts, traffic, replies, .. } = self;
+        let (recovery, arrivals) = gather.into_parts();
         let mut used = vec![false; attempts.len()];
         if matches!(end, Decision::Decode) {
-            for (subtask, index) in recovery.used() {
-                if let Some(attempt) = sources[subtask * sub_results + index] {
-                    used[attempt] = true;
+            for (subtask, index) in recovery.used(&arrivals) {
+                if let Some(arrival) = arrivals.get(subtask, index) {
+                    used[arrival.attempt] = true;
                 }
             }
         }
@@ -355,21 +324,18 @@ impl<F: Fleet, R: AuditRecord> Run<'_, F, R> {
         RunOutcome {
             end,
             recovery,
-            results,
+            arrivals,
             attempts,
             wait,
             left: policy.deadline.saturating_sub(wait),
-            bytes_up: self.bytes_up,
-            bytes_down: self.bytes_down,
-            redispatched: self.redispatched,
-            hedged: self.hedged,
+            traffic,
             unread: Vec::new(),
-            replies: self.replies,
+            replies,
         }
     }
 
     /// The names of the workers of some attempts, each once.
-    fn names<'a>(&self, attempts: impl Iterator<Item = &'a Attempt>) -> String {
+    fn names<'b>(&self, attempts: impl Iterator<Item = &'b Attempt>) -> String {
         let mut names: Vec<&str> = attempts.map(|a| self.fleet.name(a.worker)).collect();
         names.sort_unstable();
         names.dedup();
@@ -379,7 +345,7 @@ impl<F: Fleet, R: AuditRecord> Run<'_, F, R> {
     /// The error for a contradiction that the audit cannot resolve.
     fn contradiction(&self) -> Error {
         Error::Corrupted {
-            results: self.gather.complete().len(),
+            results: self.gather.arrivals().complete().len(),
             threshold: self.gather.recovery().needed(),
             workers: self.names(self.attempts.iter().filter(|a| a.arrived > 0)),
             help: match self.policy.audit {
@@ -395,7 +361,7 @@ impl<F: Fleet, R: AuditRecord> Run<'_, F, R> {
     /// The error for too few results: which subtasks are missing, and why.
     fn shortfall(&self) -> Error {
         let (fleet, needed) = (self.fleet, self.gather.recovery().needed());
-        let arrived = self.gather.complete().len();
+        let arrived = self.gather.arrivals().complete().len();
         let corrupt = || self.attempts.iter().filter(|a| a.outcome == Outcome::Corrupt);
         let failed =
             |subtask| self.attempts.iter().any(|a| a.subtask == subtask && a.outcome == Outcome::Failed);
@@ -413,7 +379,7 @@ impl<F: Fleet, R: AuditRecord> Run<'_, F, R> {
         let waited = self.elapsed();
         let mut missing = String::new();
         for attempt in &self.attempts {
-            if self.gather.is_complete(attempt.subtask) {
+            if self.gather.arrivals().is_complete(attempt.subtask) {
                 continue;
             }
             let why = match &attempt.cause {

@@ -1,6 +1,7 @@
 //! Schedules subtasks on workers, and decides when enough results have come back.
 //!
 //! * [`Policy`]: deadline, hedging, partial work, patience, audit, and what to do when too few results can come.
+//! * [`Arrivals`]: the sub-results of a run that have arrived.
 //! * [`Gather`]: a state machine without I/O. Events with times go in, actions come out. It asks a [`Recovery`] what
 //!   decodes and how well, and does not depend on codes, devices or networks.
 //! * [`assign()`], [`rebalance`]: which worker holds which subtask, by speed and failure domain.
@@ -14,6 +15,7 @@
 //! Invariant: every task given to a worker is answered (result or failure), or its job is over. Each job has its own
 //! channel, so a late result of an old job cannot reach a new one.
 
+mod arrivals;
 mod assign;
 mod fleet;
 mod gather;
@@ -21,6 +23,7 @@ mod health;
 mod job;
 mod latency;
 mod mailbox;
+mod message_faults;
 mod outcome;
 mod policy;
 mod pool;
@@ -33,12 +36,14 @@ mod simulation;
 mod slot;
 mod speed;
 
+pub use arrivals::{Arrival, Arrivals, Recorded};
 pub use assign::{Seat, assign, rebalance};
 pub(crate) use fleet::Fleet;
 pub use gather::{Action, Event, Gather, Recovery, RunEstimates, Verdict};
 pub use health::{Health, HealthOptions, State};
-pub(crate) use job::{AuditRecord, JobPlan, run_job};
+pub(crate) use job::{FilterHolders, JobLayer, JobPlan, run_job};
 pub use latency::{Expected, Latencies};
+pub use message_faults::{Direction, MessageFaults, Partition};
 pub use outcome::Outcome;
 pub(crate) use outcome::{Decision, RunOutcome};
 pub use policy::{Audit, OnShortfall, Policy};

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use super::arrivals::Arrivals;
 use super::slot::{Replies, ReplyKind};
 use crate::array::Values;
 use crate::error::Error;
@@ -51,7 +52,7 @@ pub(crate) struct Attempt {
     pub(crate) cause: Option<String>,
     pub(super) dispatched: Instant,
     /// No more replies are expected.
-    pub(super) ended: bool,
+    pub(crate) ended: bool,
 }
 
 impl Attempt {
@@ -72,21 +73,37 @@ pub(crate) enum Decision {
     Failed(Error),
 }
 
+/// What a run sent, received and repeated.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Traffic {
+    /// Bytes of coded slabs sent to workers.
+    pub(crate) bytes_up: usize,
+    /// Bytes of sub-results received before the decision.
+    pub(crate) bytes_down: usize,
+    /// Subtasks that were redispatched because decoding needed them.
+    pub(crate) redispatched: usize,
+    /// Subtasks of which an idle worker got a copy.
+    pub(crate) hedged: usize,
+}
+
+impl Traffic {
+    /// Whether any subtask was given to a second worker.
+    pub(crate) fn repeated(&self) -> bool {
+        self.redispatched + self.hedged > 0
+    }
+}
+
 /// The outcome of the gathering.
 pub(crate) struct RunOutcome<R> {
     pub(crate) end: Decision,
     pub(crate) recovery: R,
-    /// Sub-results by subtask, then by index.
-    pub(crate) results: Vec<Vec<Option<Values>>>,
+    pub(crate) arrivals: Arrivals,
     pub(crate) attempts: Vec<Attempt>,
     /// Time from the first dispatch to the decision.
     pub(crate) wait: Duration,
     /// The rest of the deadline after the decision.
     pub(crate) left: Duration,
-    pub(crate) bytes_up: usize,
-    pub(crate) bytes_down: usize,
-    pub(crate) redispatched: usize,
-    pub(crate) hedged: usize,
+    pub(crate) traffic: Traffic,
     /// Results that arrived after the decision.
     pub(super) unread: Vec<Values>,
     pub(super) replies: Arc<Replies>,
@@ -128,7 +145,6 @@ impl<R> RunOutcome<R> {
         // Results posted from here on are returned to their workers.
         self.replies.close();
         self.settle();
-        let (results, unread) = (std::mem::take(&mut self.results), std::mem::take(&mut self.unread));
-        results.into_iter().flatten().flatten().chain(unread)
+        self.arrivals.take_buffers().chain(std::mem::take(&mut self.unread))
     }
 }

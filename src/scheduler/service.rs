@@ -13,8 +13,7 @@ use super::health::State;
 use super::mailbox::{Mailbox, Taken};
 use super::revive;
 use super::slot::{Command, InstallRequest, Installed, ReplyKind, Shared, Status, Task, locked};
-use crate::array::{DType, Values};
-use crate::coding::{Sketch, Sketcher};
+use crate::array::DType;
 use crate::error::{Error, Result, panic_text};
 use crate::worker::{CancelToken, FilterKey, Order, Probe, Respawn, Worker};
 
@@ -136,11 +135,8 @@ impl Service {
             let mut unwanted = Vec::new();
             let result = w.execute(task.key, &task.slabs, order, &task.cancel, &mut |index, values| {
                 done += 1;
-                match check(&values, &task) {
-                    Ok(()) => {
-                        let sketch = task.sketcher.as_ref().map(|s| Box::new(sketch(s, &values)));
-                        unwanted.extend(task.deliver(index, values, sketch));
-                    }
+                match task.inspect(&values) {
+                    Ok(sketch) => unwanted.extend(task.deliver(index, values, sketch)),
                     Err(cause) => {
                         unusable = true;
                         reply(ReplyKind::Unusable { cause });
@@ -239,29 +235,5 @@ impl Service {
             name: self.name.clone(),
             dtypes: self.dtypes(),
         });
-    }
-}
-
-fn sketch(sketcher: &Sketcher, values: &Values) -> Sketch {
-    match values {
-        Values::F32(values) => sketcher.sketch(values),
-        Values::F64(values) => sketcher.sketch(values),
-    }
-}
-
-/// Rejects sub-results that cannot be part of an exact output, on the worker's own thread.
-fn check(values: &Values, task: &Task) -> Result<(), String> {
-    let expected = task.shape.conv.output_elems();
-    if values.len() != expected || values.dtype() != task.slabs.dtype() {
-        return Err(format!(
-            "returned {} {} elements where {expected} {} were expected",
-            values.len(),
-            values.dtype(),
-            task.slabs.dtype()
-        ));
-    }
-    match values.first_non_finite().filter(|_| task.finite) {
-        Some((index, value)) => Err(format!("returned {value} at element {index}")),
-        None => Ok(()),
     }
 }

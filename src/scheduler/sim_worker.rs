@@ -3,6 +3,7 @@
 //! Invariant: a worker does one command at a time, and its step number shows whether an event is still current.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::health::{Health, HealthOptions};
@@ -93,6 +94,8 @@ pub(super) struct SimWorker {
     pub(super) health: Health,
     pub(super) speed: Speed,
     pub(super) rate: Option<f64>,
+    /// It is lost: its tasks fail at once.
+    pub(super) lost: bool,
     pub(super) usage: Usage,
     /// Time up to which `usage` has been accumulated.
     pub(super) counted: u64,
@@ -109,7 +112,7 @@ pub(super) enum Current {
 }
 
 pub(super) struct Serving {
-    pub(super) task: Task,
+    pub(super) task: Arc<Task>,
     pub(super) job: u64,
     pub(super) fate: TaskFault,
     pub(super) work: SimulatedWork,
@@ -162,6 +165,7 @@ impl SimWorker {
             health,
             speed: Speed::new(),
             rate: None,
+            lost: false,
             usage: Usage::default(),
             counted: 0,
         }
@@ -206,7 +210,7 @@ impl Serving {
             None => ((0..task.shape.sub_results()).collect(), task.shape.banks.max(1)),
         };
         Self {
-            task,
+            task: Arc::new(task),
             job,
             fate,
             work,

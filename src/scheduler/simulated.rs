@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 use super::fleet::Fleet;
 use super::health::State;
 use super::mailbox::Taken;
+use super::message_faults::MessageFaults;
 use super::processor_sharing::Cores;
-use super::sim_worker::{Link, SimWorker, SimulatedWork, Usage};
+use super::sim_worker::{Link, SimWorker, SimulatedWork, Usage, ns};
 use super::simulation::Simulation;
 use super::slot::{InstallRequest, Replies, Reply, Task};
 use crate::error::{Error, Result};
@@ -133,6 +134,23 @@ impl SimulatedFleet {
         }
     }
 
+    /// Sets the faults of all messages sent from now on.
+    pub fn set_message_faults(&mut self, faults: MessageFaults) {
+        self.simulation.get_mut().set_message_faults(faults);
+    }
+
+    /// Loses a worker at virtual time `at`, with its tasks. It is back at `until`, if that is given, with all filters that
+    /// it should hold.
+    pub fn lose(&mut self, worker: usize, at: Duration, until: Option<Duration>) {
+        self.simulation.get_mut().lose(worker, ns(at), until.map(ns));
+    }
+
+    /// Lets workers compute sub-results of the next runs. Without it sub-results are empty.
+    #[cfg(test)]
+    pub(crate) fn compute_with(&mut self, compute: super::simulation::Compute) {
+        self.simulation.get_mut().compute = Some(compute);
+    }
+
     /// Virtual time since the beginning.
     #[must_use]
     pub fn elapsed(&self) -> Duration {
@@ -215,6 +233,7 @@ impl Fleet for SimulatedFleet {
         let until = until.saturating_duration_since(self.base);
         let until = u64::try_from(until.as_nanos()).unwrap_or(u64::MAX);
         let mut state = self.state();
+        state.check_progress(until);
         loop {
             if let Some(reply) = replies.try_take() {
                 return Taken::Item(reply);

@@ -4,16 +4,32 @@
 //! they were scheduled. Times are nanoseconds since the beginning.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashSet};
+use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::message_faults::{Direction, MessageFates, MessageFaults};
 use super::processor_sharing::{Cores, nanos};
 use super::sim_worker::{Command, Current, Phase, Serving, SimWorker, SimulatedWork, ns, transfer};
 use super::slot::{BACKLOG, Replies, ReplyKind, Task};
 use crate::array::Values;
-use crate::error::Error;
+use crate::error::{Error, Result};
 use crate::worker::{FilterKey, TaskFault};
+
+/// The cause of injected losses.
+const LOSS: &str = "injected loss";
+
+/// A run may wait this often in a row for a time that has passed: for every reply that has arrived at that time.
+const MOST_IDLE_WAITS: u32 = 100_000;
+
+/// Computes sub-result `index` of a task on a worker.
+pub(crate) type Compute = Box<dyn FnMut(usize, &Task, usize) -> Result<Values>>;
+
+/// A reply on its way to the master.
+struct Message {
+    task: Arc<Task>,
+    what: ReplyKind,
+}
 
 pub(super) struct Simulation {
     /// The [`Instant`] at which `now` is 0.
@@ -32,6 +48,13 @@ pub(super) struct Simulation {
     /// The job of the latest task and its number, and the sub-results computed for each of its attempts.
     job: Option<(Arc<Replies>, u64)>,
     pub(super) computed: Vec<usize>,
+    /// Without it sub-results are empty.
+    pub(super) compute: Option<Compute>,
+    fates_of_messages: MessageFates,
+    /// Replies on their way, by number.
+    messages: HashMap<u64, Message>,
+    /// Number of successive waits for a time that has passed.
+    idle_waits: u32,
 }
 
 struct Host {
@@ -46,8 +69,12 @@ enum SimEvent {
     Step { worker: usize, step: u64 },
     /// The next computation on a host ends, unless the event is out of date.
     Computed { host: usize, watch: u64 },
-    /// A sub-result arrives.
-    Arrived { worker: usize, index: usize },
+    /// A reply arrives.
+    Arrived { message: u64 },
+    /// A worker is lost.
+    Lost { worker: usize },
+    /// A lost worker is back.
+    Returned { worker: usize },
     /// A worker learns that its task is cancelled.
     Noticed { worker: usize, served: u64 },
     /// A cancelled worker stops computing.
@@ -69,6 +96,32 @@ impl Simulation {
             cancelled: false,
             job: None,
             computed: Vec::new(),
+            compute: None,
+            fates_of_messages: MessageFates::new(MessageFaults::default()),
+            messages: HashMap::new(),
+            idle_waits: 0,
+        }
+    }
+
+    /// Sets the faults of all messages sent from now on.
+    pub(super) fn set_message_faults(&mut self, faults: MessageFaults) {
+        self.fates_of_messages = MessageFates::new(faults);
+    }
+
+    /// A run waits until time `until`.
+    ///
+    /// # Panics
+    /// If it waits again and again for a time that has passed: it would never end.
+    pub(super) fn check_progress(&mut self, until: u64) {
+        self.idle_waits = if until > self.now { 0 } else { self.idle_waits + 1 };
+        assert!(self.idle_waits < MOST_IDLE_WAITS, "a run wakes again and again at {} ns", self.now);
+    }
+
+    /// A worker is lost at time `at`, and back at `until` if that is given.
+    pub(super) fn lose(&mut self, worker: usize, at: u64, until: Option<u64>) {
+        self.schedule(at, SimEvent::Lost { worker });
+        if let Some(until) = until {
+            self.schedule(until, SimEvent::Returned { worker });
         }
     }
 
@@ -86,7 +139,12 @@ impl Simulation {
                 number
             }
         };
+        let at = self.instant();
         let of = &mut self.workers[worker];
+        if of.lost {
+            let lost = Error::WorkerLost { worker: of.name.clone(), cause: LOSS.to_owned() };
+            return task.reply_at(at, ReplyKind::Failed(lost));
+        }
         if of.load >= BACKLOG {
             let before = of.queue.len();
             of.queue.retain(|c| !matches!(c, Command::Execute(task, _) if task.cancel.is_cancelled()));
@@ -143,11 +201,18 @@ impl Simulation {
                 }
                 self.watch(host);
             }
-            SimEvent::Arrived { worker, index } => {
-                let at = self.instant();
-                if let Some(serving) = self.workers[worker].serving() {
-                    let values = Values::F32(Vec::new());
-                    serving.task.reply_at(at, ReplyKind::SubResult { index, values, sketch: None });
+            SimEvent::Arrived { message } => {
+                if let Some(Message { task, what }) = self.messages.remove(&message) {
+                    task.reply_at(self.instant(), what);
+                }
+            }
+            SimEvent::Lost { worker } => self.lost(worker),
+            SimEvent::Returned { worker } => {
+                let of = &mut self.workers[worker];
+                if std::mem::take(&mut of.lost) {
+                    let now = Duration::from_nanos(self.now);
+                    of.health.rejoined(now);
+                    of.health.probed(now, Ok(()));
                 }
             }
             SimEvent::Noticed { worker, served } => self.notice(worker, served),
@@ -170,7 +235,9 @@ impl Simulation {
             let of = &mut self.workers[worker];
             let (latency, served) = (ns(of.link.latency), of.served);
             if of.serving().is_some_and(|serving| !serving.noticed && serving.task.cancel.is_cancelled()) {
-                self.schedule(self.now.saturating_add(latency), SimEvent::Noticed { worker, served });
+                let sent = self.fates_of_messages.cut_until(self.now, worker, Direction::ToWorker);
+                let at = sent.unwrap_or(self.now).saturating_add(latency);
+                self.schedule(at, SimEvent::Noticed { worker, served });
             }
         }
     }
@@ -235,7 +302,10 @@ impl Simulation {
                         Error::WorkerFailed { worker: of.name.clone(), cause: "injected crash".to_owned() }
                     } else {
                         let work = self.work(task.key.layer);
-                        let there = now.saturating_add(transfer(work.upload_bytes, up));
+                        let arrives = self.fates_of_messages.draw(now, worker, Direction::ToWorker);
+                        let fate = TaskFault { silent: fate.silent || arrives.is_none(), ..fate };
+                        let sent = now.saturating_add(arrives.unwrap_or(0));
+                        let there = sent.saturating_add(transfer(work.upload_bytes, up));
                         self.workers[worker].serve(Serving::new(task, job, fate, work, now));
                         self.enter(worker, Phase::Uploading, Some(there.saturating_add(latency)));
                         return;
@@ -352,10 +422,74 @@ impl Simulation {
             arrivals.push((serving.down_free.saturating_add(ns(link.latency)), index));
         }
         let last = serving.done == serving.order.len();
+        let task = Arc::clone(&serving.task);
         for (at, index) in arrivals {
-            self.schedule(at, SimEvent::Arrived { worker, index });
+            let values = match &mut self.compute {
+                Some(compute) => compute(worker, &task, index),
+                None => Ok(Values::F32(Vec::new())),
+            };
+            let inspected = |values: Values| match task.inspect(&values) {
+                Ok(sketch) => ReplyKind::SubResult { index, values, sketch },
+                Err(cause) => ReplyKind::Unusable { cause },
+            };
+            let what = match values {
+                Ok(values) if self.compute.is_some() => inspected(values),
+                Ok(values) => ReplyKind::SubResult { index, values, sketch: None },
+                Err(error) => return self.answer(worker, Some(error)),
+            };
+            self.post(worker, at, &task, what);
         }
         if last { self.answer(worker, None) } else { self.compute(worker, Duration::ZERO) }
+    }
+
+    /// Sends a reply that arrives at time `at`, unless a fault delays or loses it.
+    fn post(&mut self, worker: usize, at: u64, task: &Arc<Task>, what: ReplyKind) {
+        let Some(delay) = self.fates_of_messages.draw(self.now, worker, Direction::ToMaster) else { return };
+        self.post_at(at.saturating_add(delay), task, what);
+    }
+
+    fn post_at(&mut self, at: u64, task: &Arc<Task>, what: ReplyKind) {
+        let message = self.scheduled;
+        self.messages.insert(message, Message { task: Arc::clone(task), what });
+        self.schedule(at, SimEvent::Arrived { message });
+    }
+
+    /// A worker is lost, with its filters and its tasks.
+    fn lost(&mut self, worker: usize) {
+        let (now, at) = (self.now, self.instant());
+        let of = &mut self.workers[worker];
+        if std::mem::replace(&mut of.lost, true) {
+            return;
+        }
+        of.count(now);
+        of.health.lost(LOSS.to_owned());
+        of.load = 0;
+        of.step += 1;
+        let (host, name) = (of.host, of.name.clone());
+        let (mut tasks, mut keys) = (Vec::new(), Vec::new());
+        match of.current.take() {
+            Some(Current::Serving(mut serving)) => {
+                if let Some(ticket) = serving.ticket.take() {
+                    self.hosts[host].cores.end(now, ticket);
+                }
+                tasks.push(serving.task);
+            }
+            Some(Current::Installing(key)) => keys.push(key),
+            None => {}
+        }
+        for command in std::mem::take(&mut self.workers[worker].queue) {
+            match command {
+                Command::Execute(task, _) => tasks.push(Arc::new(task)),
+                Command::Install(key) => keys.push(key),
+            }
+        }
+        // A pool gives a worker that returns all filters that it should hold.
+        self.installed.extend(keys.into_iter().map(|key| (worker, key)));
+        for task in tasks {
+            let lost = Error::WorkerLost { worker: name.clone(), cause: LOSS.to_owned() };
+            task.reply_at(at, ReplyKind::Failed(lost));
+        }
+        self.watch(host);
     }
 
     /// A worker stops computing.
@@ -394,7 +528,13 @@ impl Simulation {
         of.speed.ended(&result, serving.task.shape.conv.macs(), done, busy);
         of.rate = of.speed.estimate();
         of.load -= 1;
-        serving.task.reply_at(at, result.map_or_else(ReplyKind::Failed, |()| ReplyKind::Finished));
+        let task = Arc::clone(&serving.task);
+        let what = result.map_or_else(ReplyKind::Failed, |()| ReplyKind::Finished);
+        match self.fates_of_messages.draw(now, worker, Direction::ToMaster) {
+            Some(0) => task.reply_at(at, what),
+            Some(delay) => self.post_at(now.saturating_add(delay), &task, what),
+            None => {}
+        }
         self.finish(worker);
     }
 

@@ -180,6 +180,29 @@ impl Task {
         }
     }
 
+    /// Checks a sub-result and computes its sketch.
+    ///
+    /// # Errors
+    /// Why it cannot be part of an exact output: its size, its element type, or a NaN or infinity.
+    pub(super) fn inspect(&self, values: &Values) -> std::result::Result<Option<Box<Sketch>>, String> {
+        let expected = self.shape.conv.output_elems();
+        if values.len() != expected || values.dtype() != self.slabs.dtype() {
+            return Err(format!(
+                "returned {} {} elements where {expected} {} were expected",
+                values.len(),
+                values.dtype(),
+                self.slabs.dtype()
+            ));
+        }
+        if let Some((index, value)) = values.first_non_finite().filter(|_| self.finite) {
+            return Err(format!("returned {value} at element {index}"));
+        }
+        Ok(self.sketcher.as_ref().map(|sketcher| match values {
+            Values::F32(values) => Box::new(sketcher.sketch(values)),
+            Values::F64(values) => Box::new(sketcher.sketch(values)),
+        }))
+    }
+
     fn post(&self, at: Instant, what: ReplyKind) -> std::result::Result<(), Reply> {
         self.replies.post(Reply { attempt: self.attempt, at, what })
     }

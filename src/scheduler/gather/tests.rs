@@ -1,6 +1,7 @@
 //! Scripted runs: which actions follow which events.
 
 use super::*;
+use crate::array::Values;
 
 const SECOND: Duration = Duration::from_secs(1);
 const MS: Duration = Duration::from_millis(1);
@@ -10,8 +11,6 @@ const MS: Duration = Duration::from_millis(1);
 #[derive(Default)]
 struct Counted {
     delta: usize,
-    sub_results: usize,
-    counts: Vec<usize>,
     /// Number of sub-results of any subtasks that decode, once parts count.
     parts: Option<usize>,
     counts_parts: bool,
@@ -25,10 +24,6 @@ struct Counted {
 }
 
 impl Counted {
-    fn complete(&self) -> usize {
-        self.counts.iter().filter(|c| **c == self.sub_results).count()
-    }
-
     fn error_of(&self, complete: usize) -> f64 {
         match complete.checked_sub(self.delta) {
             None => f64::INFINITY,
@@ -38,41 +33,44 @@ impl Counted {
 }
 
 impl Recovery for Counted {
-    fn arrived(&mut self, subtask: usize, _: usize) {
-        self.counts[subtask] += 1;
-    }
-    fn count_parts(&mut self) {
+    fn count_parts(&mut self, _: &Arrivals) {
         self.counts_parts = true;
     }
-    fn error(&mut self) -> f64 {
-        if self.doubt.is_some_and(|since| self.complete() <= since) {
+    fn error(&mut self, arrivals: &Arrivals) -> f64 {
+        let complete = arrivals.complete().len();
+        if self.doubt.is_some_and(|since| complete <= since) {
             return f64::INFINITY;
         }
-        if self.counts_parts && self.parts.is_some_and(|parts| self.counts.iter().sum::<usize>() >= parts) {
+        if self.counts_parts && self.parts.is_some_and(|parts| arrivals.in_order().count() >= parts) {
             return 0.0;
         }
-        self.error_of(self.complete())
+        self.error_of(complete)
     }
-    fn error_with(&mut self, more: &[usize]) -> f64 {
-        let new = more.iter().filter(|i| self.counts[**i] < self.sub_results).count();
-        self.error_of(self.complete() + new)
+    fn error_with(&mut self, arrivals: &Arrivals, more: &[usize]) -> f64 {
+        let new = more.iter().filter(|i| !arrivals.is_complete(**i)).count();
+        self.error_of(arrivals.complete().len() + new)
     }
-    fn suffices_with(&self, also: &dyn Fn(usize) -> bool) -> bool {
-        let complete = |i: usize| self.counts[i] == self.sub_results || also(i);
-        let needed = self.doubt.map_or(self.delta, |since| since + 1);
-        (0..self.counts.len()).filter(|i| complete(*i)).count() >= needed
+    fn suffices_with(&self, arrivals: &Arrivals, also: &dyn Fn(usize) -> bool) -> bool {
+        let complete = |i: usize| arrivals.is_complete(i) || also(i);
+        (0..arrivals.n()).filter(|i| complete(*i)).count() >= self.needed()
     }
-    fn judge(&mut self) -> Verdict {
-        self.judged.push((0..self.counts.len()).filter(|i| self.counts[*i] == self.sub_results).collect());
+    fn judge(&mut self, arrivals: &Arrivals) -> Verdict {
+        self.judged.push(arrivals.complete().to_vec());
         let verdict = self.verdicts.pop().unwrap_or(Verdict::Accept);
-        self.doubt = (verdict == Verdict::Doubt).then(|| self.complete());
+        self.doubt = (verdict == Verdict::Doubt).then(|| arrivals.complete().len());
         verdict
     }
     fn in_doubt(&self) -> bool {
         self.doubt.is_some()
     }
-    fn wishes(&self) -> bool {
+    fn wishes(&self, _: &Arrivals) -> bool {
         self.wishes
+    }
+    fn used(&self, arrivals: &Arrivals) -> Vec<(usize, usize)> {
+        arrivals.in_order().map(|a| (a.subtask, a.index)).collect()
+    }
+    fn needed(&self) -> usize {
+        self.doubt.map_or(self.delta, |since| since + 1)
     }
 }
 
@@ -80,18 +78,23 @@ fn policy(on_shortfall: OnShortfall) -> Policy {
     Policy { deadline: 8 * SECOND, on_shortfall, hedge: None, audit: Audit::Correct, ..Policy::default() }
 }
 
-fn counted(n: usize, delta: usize) -> Counted {
-    Counted { delta, sub_results: 2, counts: vec![0; n], ..Counted::default() }
+fn counted(delta: usize) -> Counted {
+    Counted { delta, ..Counted::default() }
 }
 
 /// n subtasks of two sub-results, any `delta` of which decode.
 fn gather(on_shortfall: OnShortfall, n: usize, delta: usize) -> Gather<Counted> {
-    Gather::new(policy(on_shortfall), RunEstimates::default(), n, 2, counted(n, delta))
+    Gather::new(policy(on_shortfall), RunEstimates::default(), n, 2, counted(delta))
+}
+
+fn arrive(g: &mut Gather<Counted>, now: Duration, subtask: usize, index: usize) -> Recorded {
+    let values = Values::F32(Vec::new());
+    g.deliver(now, Arrival { subtask, index, worker: 0, attempt: 0, values, sketch: None })
 }
 
 fn deliver_at(g: &mut Gather<Counted>, now: Duration, subtask: usize) {
     for index in 0..2 {
-        g.handle(now, Event::SubResult { subtask, index });
+        arrive(g, now, subtask, index);
     }
 }
 
@@ -109,13 +112,13 @@ fn decodes_at_the_first_decodable_set_in_any_order_and_then_is_deaf() {
     for subtask in [5, 2, 0] {
         deliver(&mut g, subtask);
     }
-    g.handle(Duration::ZERO, Event::SubResult { subtask: 3, index: 1 });
+    arrive(&mut g, Duration::ZERO, 3, 1);
     assert_eq!(actions(&mut g), []);
-    assert_eq!((g.missing(3), g.missing(4), g.missing(5)), (vec![0], vec![0, 1], vec![]));
-    g.handle(Duration::ZERO, Event::SubResult { subtask: 3, index: 0 });
+    assert_eq!(([3, 4, 5].map(|i| g.arrivals().missing(i))), [vec![0], vec![0, 1], vec![]]);
+    arrive(&mut g, Duration::ZERO, 3, 0);
     assert_eq!(actions(&mut g), [Action::Decode]);
     assert_eq!(g.recovery().judged, [[0, 2, 3, 5]]);
-    assert_eq!(g.complete(), [5, 2, 0, 3]);
+    assert_eq!(g.arrivals().complete(), [0, 2, 3, 5]);
     deliver(&mut g, 1);
     g.handle(100 * SECOND, Event::Tick);
     assert_eq!(actions(&mut g), []);
@@ -124,14 +127,16 @@ fn decodes_at_the_first_decodable_set_in_any_order_and_then_is_deaf() {
 #[test]
 fn repeated_and_unknown_sub_results_do_not_count() {
     let mut g = gather(OnShortfall::Fail, 2, 1);
-    for event in [
-        Event::SubResult { subtask: 0, index: 0 },
-        Event::SubResult { subtask: 0, index: 0 },
-        Event::SubResult { subtask: 7, index: 0 },
-        Event::SubResult { subtask: 1, index: 9 },
-        Event::Failed { subtask: 7 },
-        Event::Declined { subtask: 7 },
+    for (subtask, index, expected) in [
+        (0, 0, Recorded::First),
+        (0, 0, Recorded::Repeated),
+        (7, 0, Recorded::Unknown),
+        (1, 9, Recorded::Unknown),
     ] {
+        assert_eq!(arrive(&mut g, Duration::ZERO, subtask, index), expected);
+        assert_eq!(actions(&mut g), []);
+    }
+    for event in [Event::Failed { subtask: 7 }, Event::Declined { subtask: 7 }] {
         g.handle(Duration::ZERO, event);
         assert_eq!(actions(&mut g), []);
     }
@@ -221,7 +226,7 @@ fn silent_workers_are_replaced_at_half_time_and_given_up_at_three_quarters() {
 #[test]
 fn a_slow_host_begins_its_own_computation_earlier() {
     let terms = RunEstimates { local: 3 * SECOND, ..RunEstimates::default() };
-    let mut g = Gather::new(policy(OnShortfall::Local), terms, 6, 2, counted(6, 4));
+    let mut g = Gather::new(policy(OnShortfall::Local), terms, 6, 2, counted(4));
     assert_eq!(g.next_wake(), 2 * SECOND);
     g.handle(2 * SECOND, Event::Tick);
     assert_eq!(actions(&mut g), [Action::Local]);
@@ -246,11 +251,11 @@ fn hedge(subtask: usize, spare: bool) -> Action {
 fn overdue_subtasks_are_hedged_twice_as_far_as_needed_and_once() {
     let policy = Policy { hedge: Some(0.9), ..policy(OnShortfall::Redispatch) };
     let terms = RunEstimates { hedge_at: Some(50 * MS), ..RunEstimates::default() };
-    let mut g = Gather::new(policy, terms, 9, 2, counted(9, 4));
+    let mut g = Gather::new(policy, terms, 9, 2, counted(4));
     deliver(&mut g, 0);
     deliver(&mut g, 1);
     // Subtask 2 has begun: subtasks that have not are hedged first.
-    g.handle(10 * MS, Event::SubResult { subtask: 2, index: 0 });
+    arrive(&mut g, 10 * MS, 2, 0);
     assert_eq!((g.next_wake(), actions(&mut g)), (50 * MS, vec![]));
     g.handle(49 * MS, Event::Tick);
     assert_eq!(actions(&mut g), []);
@@ -280,7 +285,7 @@ fn overdue_subtasks_are_hedged_twice_as_far_as_needed_and_once() {
 fn copies_that_are_silent_too_are_hedged_again_after_as_long_again() {
     let policy = Policy { hedge: Some(0.9), ..policy(OnShortfall::Redispatch) };
     let terms = RunEstimates { hedge_at: Some(50 * MS), ..RunEstimates::default() };
-    let mut g = Gather::new(policy, terms, 2, 2, counted(2, 1));
+    let mut g = Gather::new(policy, terms, 2, 2, counted(1));
     for (at, next) in [(50, 100), (100, 200), (200, 400)] {
         assert_eq!(g.next_wake(), at * MS);
         g.handle(at * MS, Event::Tick);
@@ -293,7 +298,7 @@ fn copies_that_are_silent_too_are_hedged_again_after_as_long_again() {
 #[test]
 fn without_experience_the_run_itself_tells_what_is_overdue() {
     let policy = Policy { hedge: Some(0.9), ..policy(OnShortfall::Redispatch) };
-    let mut g = Gather::new(policy, RunEstimates::default(), 6, 2, counted(6, 4));
+    let mut g = Gather::new(policy, RunEstimates::default(), 6, 2, counted(4));
     deliver_at(&mut g, 10 * MS, 0);
     deliver_at(&mut g, 12 * MS, 1);
     assert_eq!(g.next_wake(), SECOND);
@@ -304,7 +309,7 @@ fn without_experience_the_run_itself_tells_what_is_overdue() {
     for on_shortfall in [OnShortfall::Fail, OnShortfall::Local] {
         let policy = Policy { hedge: Some(0.9), ..self::policy(on_shortfall) };
         let terms = RunEstimates { hedge_at: Some(MS), ..RunEstimates::default() };
-        let mut g = Gather::new(policy, terms, 6, 2, counted(6, 4));
+        let mut g = Gather::new(policy, terms, 6, 2, counted(4));
         g.handle(SECOND, Event::Tick);
         assert_eq!(actions(&mut g), [], "hedging is a kind of redispatch");
     }
@@ -313,14 +318,14 @@ fn without_experience_the_run_itself_tells_what_is_overdue() {
 #[test]
 fn parts_of_subtasks_count_from_their_time_on() {
     let with = |partial| {
-        let recovery = Counted { parts: Some(8), ..counted(6, 4) };
+        let recovery = Counted { parts: Some(8), ..counted(4) };
         let terms = RunEstimates { parts_at: Some(2 * MS), ..RunEstimates::default() };
         let policy = Policy { partial, ..policy(OnShortfall::Fail) };
         let mut g = Gather::new(policy, terms, 6, 2, recovery);
         deliver(&mut g, 0);
         deliver(&mut g, 1);
         for subtask in 2..6 {
-            g.handle(MS, Event::SubResult { subtask, index: 0 });
+            arrive(&mut g, MS, subtask, 0);
             assert_eq!(actions(&mut g), []);
         }
         g
@@ -342,7 +347,7 @@ fn parts_of_subtasks_count_from_their_time_on() {
 fn badly_conditioned(patience: f64, expected: [Option<Duration>; 6]) -> Gather<Counted> {
     let policy = Policy { patience, ..policy(OnShortfall::Fail) };
     let terms = RunEstimates { comfortable: 1e-4, expected: expected.to_vec(), ..RunEstimates::default() };
-    let recovery = Counted { errors: vec![1e-3, 1e-5], ..counted(6, 4) };
+    let recovery = Counted { errors: vec![1e-3, 1e-5], ..counted(4) };
     let mut g = Gather::new(policy, terms, 6, 2, recovery);
     for subtask in 0..4 {
         deliver_at(&mut g, 100 * MS, subtask);
@@ -386,7 +391,7 @@ fn one_more_result_is_worth_waiting_for_while_the_gain_pays_for_the_wait() {
 fn what_would_be_refused_waits_for_whatever_may_help_and_no_longer() {
     let with = |max_error: f64| {
         let terms = RunEstimates { comfortable: 1e-2, max_error: Some(max_error), ..RunEstimates::default() };
-        let recovery = Counted { errors: vec![1e-3, 1e-5], ..counted(6, 4) };
+        let recovery = Counted { errors: vec![1e-3, 1e-5], ..counted(4) };
         let mut g = Gather::new(policy(OnShortfall::Fail), terms, 6, 2, recovery);
         for subtask in 0..4 {
             deliver_at(&mut g, 100 * MS, subtask);
@@ -408,7 +413,7 @@ fn what_would_be_refused_waits_for_whatever_may_help_and_no_longer() {
 #[test]
 fn waiting_for_something_better_sleeps_through_the_rungs_that_are_for_too_few_results() {
     let terms = RunEstimates { comfortable: 1e-2, max_error: Some(1e-4), ..RunEstimates::default() };
-    let recovery = Counted { errors: vec![1e-3, 1e-5], ..counted(6, 4) };
+    let recovery = Counted { errors: vec![1e-3, 1e-5], ..counted(4) };
     let policy = Policy { hedge: Some(0.9), ..policy(OnShortfall::Redispatch) };
     let mut g = Gather::new(policy, terms, 6, 2, recovery);
     assert_eq!(g.next_wake(), SECOND);
@@ -427,7 +432,7 @@ fn waiting_for_something_better_sleeps_through_the_rungs_that_are_for_too_few_re
 #[test]
 fn doubt_waits_for_more_results_and_is_never_covered_up() {
     let with = |on_shortfall, verdicts: Vec<Verdict>| {
-        let recovery = Counted { verdicts, ..counted(6, 4) };
+        let recovery = Counted { verdicts, ..counted(4) };
         let mut g = Gather::new(policy(on_shortfall), RunEstimates::default(), 6, 2, recovery);
         for subtask in 0..4 {
             deliver(&mut g, subtask);
@@ -461,7 +466,7 @@ fn doubt_waits_for_more_results_and_is_never_covered_up() {
 #[test]
 fn a_result_to_compare_with_is_waited_for_as_long_again_and_no_longer() {
     let watched = |on_shortfall| {
-        let recovery = Counted { wishes: true, ..counted(6, 4) };
+        let recovery = Counted { wishes: true, ..counted(4) };
         let policy = Policy { audit: Audit::Watch, ..policy(on_shortfall) };
         let mut g = Gather::new(policy, RunEstimates::default(), 6, 2, recovery);
         for subtask in 0..4 {

@@ -1,0 +1,174 @@
+//! The sub-results of one run that have arrived.
+//!
+//! Invariant: this is a run's only record of them. Gathering, audits, decoding and reports read it here.
+
+use crate::array::Values;
+use crate::coding::Sketch;
+
+/// A usable sub-result and its origin.
+#[derive(Debug)]
+pub struct Arrival {
+    /// The subtask.
+    pub subtask: usize,
+    /// The index of the sub-result in its subtask, slab * l_B + bank.
+    pub index: usize,
+    /// The worker that computed it.
+    pub worker: usize,
+    /// The attempt that delivered it, in order of dispatch.
+    pub attempt: usize,
+    /// `[N, O', spatial...]`, row-major.
+    pub values: Values,
+    /// Its sketch, where the run is audited.
+    pub sketch: Option<Box<Sketch>>,
+}
+
+/// What [`Arrivals::record`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recorded {
+    /// It is the first arrival of this sub-result.
+    First,
+    /// The sub-result had arrived before: this copy was dropped.
+    Repeated,
+    /// There is no such sub-result: it was dropped.
+    Unknown,
+}
+
+/// The first arrival of each sub-result of a run.
+#[derive(Debug)]
+pub struct Arrivals {
+    sub_results: usize,
+    /// By subtask, then by index.
+    slots: Vec<Option<Arrival>>,
+    /// Positions in `slots`, in order of arrival.
+    order: Vec<usize>,
+    /// Number of sub-results of each subtask that arrived.
+    counts: Vec<usize>,
+    /// Complete subtasks, ascending.
+    complete: Vec<usize>,
+}
+
+impl Arrivals {
+    /// The record of a run of `n` subtasks with `sub_results` each.
+    #[must_use]
+    pub fn new(n: usize, sub_results: usize) -> Self {
+        Self {
+            sub_results,
+            slots: (0..n * sub_results).map(|_| None).collect(),
+            order: Vec::with_capacity(n * sub_results),
+            counts: vec![0; n],
+            complete: Vec::with_capacity(n),
+        }
+    }
+
+    /// Records an arrival. Of several arrivals of one sub-result the first counts.
+    pub fn record(&mut self, arrival: Arrival) -> Recorded {
+        let (subtask, index) = (arrival.subtask, arrival.index);
+        if subtask >= self.counts.len() || index >= self.sub_results {
+            return Recorded::Unknown;
+        }
+        let place = subtask * self.sub_results + index;
+        let slot = &mut self.slots[place];
+        if slot.is_some() {
+            return Recorded::Repeated;
+        }
+        *slot = Some(arrival);
+        self.order.push(place);
+        self.counts[subtask] += 1;
+        if self.is_complete(subtask) {
+            let at = self.complete.partition_point(|other| *other < subtask);
+            self.complete.insert(at, subtask);
+        }
+        Recorded::First
+    }
+
+    /// Number of subtasks n.
+    #[must_use]
+    pub fn n(&self) -> usize {
+        self.counts.len()
+    }
+
+    /// The first arrival of a sub-result.
+    #[must_use]
+    pub fn get(&self, subtask: usize, index: usize) -> Option<&Arrival> {
+        let known = index < self.sub_results;
+        self.slots.get(subtask * self.sub_results + index).filter(|_| known)?.as_ref()
+    }
+
+    /// [`Arrivals::get`], mutable.
+    pub(crate) fn get_mut(&mut self, subtask: usize, index: usize) -> Option<&mut Arrival> {
+        let known = index < self.sub_results;
+        self.slots.get_mut(subtask * self.sub_results + index).filter(|_| known)?.as_mut()
+    }
+
+    /// The arrivals of a subtask, by index.
+    pub fn of(&self, subtask: usize) -> impl Iterator<Item = &Arrival> {
+        (0..self.sub_results).filter_map(move |index| self.get(subtask, index))
+    }
+
+    /// All arrivals, in order.
+    pub fn in_order(&self) -> impl Iterator<Item = &Arrival> {
+        self.order.iter().filter_map(|place| self.slots[*place].as_ref())
+    }
+
+    /// Complete subtasks, ascending.
+    #[must_use]
+    pub fn complete(&self) -> &[usize] {
+        &self.complete
+    }
+
+    /// Whether all sub-results of a subtask have arrived.
+    #[must_use]
+    pub fn is_complete(&self, subtask: usize) -> bool {
+        self.counts.get(subtask) == Some(&self.sub_results)
+    }
+
+    /// Number of sub-results of a subtask that have not arrived; 0 for an unknown subtask.
+    #[must_use]
+    pub fn count_missing(&self, subtask: usize) -> usize {
+        self.counts.get(subtask).map_or(0, |count| self.sub_results - count)
+    }
+
+    /// Sub-results of a subtask that have not arrived, ascending; none for an unknown subtask.
+    #[must_use]
+    pub fn missing(&self, subtask: usize) -> Vec<usize> {
+        let known = subtask < self.counts.len();
+        (0..self.sub_results).filter(|index| known && self.get(subtask, *index).is_none()).collect()
+    }
+
+    /// The buffers of all arrivals.
+    pub(crate) fn take_buffers(&mut self) -> impl Iterator<Item = Values> + use<> {
+        std::mem::take(&mut self.slots).into_iter().flatten().map(|arrival| arrival.values)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arrival(subtask: usize, index: usize, attempt: usize) -> Arrival {
+        Arrival { subtask, index, worker: 0, attempt, values: Values::F32(Vec::new()), sketch: None }
+    }
+
+    #[test]
+    fn the_first_arrival_counts_and_unknown_ones_do_not() {
+        let mut arrivals = Arrivals::new(3, 2);
+        assert_eq!(arrivals.record(arrival(2, 1, 0)), Recorded::First);
+        assert_eq!(arrivals.record(arrival(2, 1, 1)), Recorded::Repeated);
+        for (subtask, index) in [(3, 0), (0, 2), (2, 2)] {
+            assert_eq!(arrivals.record(arrival(subtask, index, 2)), Recorded::Unknown);
+            assert!(arrivals.get(subtask, index).is_none());
+        }
+        assert_eq!((arrivals.missing(2), arrivals.count_missing(2)), (vec![0], 1));
+        assert_eq!((arrivals.missing(3), arrivals.count_missing(3)), (vec![], 0));
+        assert!(arrivals.complete().is_empty());
+        arrivals.record(arrival(2, 0, 3));
+        arrivals.record(arrival(0, 0, 4));
+        arrivals.record(arrival(0, 1, 4));
+        assert_eq!(arrivals.complete(), [0, 2]);
+        assert!(arrivals.is_complete(2) && !arrivals.is_complete(1) && !arrivals.is_complete(3));
+        let attempts: Vec<usize> = arrivals.in_order().map(|a| a.attempt).collect();
+        assert_eq!(attempts, [0, 3, 4, 4]);
+        assert_eq!(arrivals.of(2).map(|a| a.index).collect::<Vec<_>>(), [0, 1]);
+        assert_eq!(arrivals.take_buffers().count(), 4);
+    }
+}
