@@ -5,4 +5,4 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 FCDCC_TRIALS="${1-100000}" FCDCC_SEED="${2-1}" \
-    cargo test --locked --test exactness -- --nocapture errors_of_wild_data_never_exceed_either_bound
+    cargo test --locked --test library -- --nocapture errors_of_wild_data_never_exceed_either_bound

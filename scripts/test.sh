@@ -31,7 +31,7 @@ has_onnx() {
     "$1" -c 'import onnx, onnxruntime, numpy' >/dev/null 2>&1
 }
 
-# tests/onnx_conv.rs and tests/onnx_models.rs make their cases with these packages.
+# tests/onnx makes its cases with these packages.
 if [[ -z "${FCDCC_PYTHON-}" ]] && ! has_onnx .venv/bin/python; then
     printf '\n== Python environment in .venv\n'
     if python3 -m venv .venv && .venv/bin/python -m pip install --quiet onnx==1.23.2 onnxruntime==1.32.0 numpy; then
@@ -42,17 +42,17 @@ if [[ -z "${FCDCC_PYTHON-}" ]] && ! has_onnx .venv/bin/python; then
     fi
 fi
 
-step cargo fmt --check
+step cargo fmt --all --check
 step cargo fmt --check --manifest-path benches/peers/Cargo.toml
 step cargo clippy --all-targets --locked -- -D warnings
-step cargo clippy --locked --no-default-features --features cli -- -D warnings
+step cargo clippy --locked -p fcdcc-cli --no-default-features -- -D warnings
 if $all; then
-    step cargo clippy --locked --no-default-features -- -D warnings
+    step cargo clippy --locked -p fcdcc --no-default-features -- -D warnings
 fi
 if cargo nextest --version >/dev/null 2>&1; then
     step cargo nextest run --locked
     # nextest does not show what a binary says whose tests are all ignored.
-    step cargo test --locked --quiet --test netns -- --list --ignored
+    step cargo test --locked --quiet --test processes -- --list --ignored netns::
 else
     step cargo test --locked --lib --bins --tests
 fi

@@ -7,4 +7,4 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export CI=true FCDCC_GRAPHS="${1-5000}" FCDCC_SEED="${2-2}"
-exec cargo test --locked --test onnx_graphs
+exec cargo test --locked --test onnx -- graphs::

@@ -6,4 +6,4 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 export CI=true FCDCC_MODELS=large
 # One after the other: what is wanted here is the memory, not the time.
-exec cargo test --release --locked --test onnx_models -- --test-threads 1
+exec cargo test --release --locked --test onnx -- --test-threads 1 models::

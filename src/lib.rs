@@ -1,9 +1,6 @@
 #![doc = include_str!("../README.md")]
 
 pub mod array;
-#[cfg(feature = "bench")]
-pub mod bench;
-#[cfg(any(feature = "cli", feature = "gpu"))]
 pub mod cache;
 #[cfg(feature = "cluster")]
 pub mod cluster;
@@ -14,6 +11,8 @@ pub mod error;
 pub mod files;
 #[cfg(feature = "gpu")]
 pub mod gpu;
+#[doc(hidden)]
+pub mod internal;
 pub mod memory;
 #[cfg(feature = "onnx")]
 pub mod model;

@@ -1,7 +1,7 @@
 //! A soak test over remote workers: the memory of a master (and of the machines, here in the same process) does not grow
 //! with the number of its tasks.
 //!
-//! `scripts/soak_remote.sh` runs it with 50,000 tasks (`FCDCC_SOAK_TASKS`). It has a file of its own, because the counting
+//! `scripts/soak_remote.sh` runs it with 50,000 tasks (`FCDCC_SOAK_TASKS`). It has a binary of its own, because the counting
 //! allocator counts for the whole process.
 
 #![allow(
@@ -9,21 +9,14 @@
     clippy::print_stdout,
     reason = "a failed unwrap is a failed test; what it measures is shown"
 )]
-#![expect(unsafe_code, reason = "an allocator is unsafe to write")]
-
-mod common;
-#[path = "common/counting.rs"]
-mod counting;
-#[path = "common/fleet.rs"]
-mod fleet;
 
 use std::time::{Duration, Instant};
 
-use counting::{Counting, live_bytes};
 use fcdcc::array::Values;
 use fcdcc::worker::{CancelToken, FilterKey, Order, SubtaskShape};
 use fcdcc::{ConvParams, ConvShape, Worker};
-use fleet::{endpoint, master, server, until, workers};
+use fcdcc_test_support::counting::{Counting, live_bytes};
+use fcdcc_test_support::fleet::{self, endpoint, master, server, until, workers};
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;

@@ -1,19 +1,15 @@
 //! A layer that runs repeatedly allocates no large blocks: slabs, results and outputs are recycled. It frees all small
 //! blocks: memory does not grow with the number of runs.
 //!
-//! It has a file of its own, because the counting allocator counts for the whole process.
+//! It has a binary of its own, because the counting allocator counts for the whole process.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
-#![expect(unsafe_code, reason = "an allocator is unsafe to write")]
-
-#[path = "common/counting.rs"]
-mod counting;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use counting::{Counting, large_blocks, live_blocks, live_bytes};
 use fcdcc::{CodeKind, CodedConv, ConvParams, CpuWorker, LayerOptions, LayerReport, Pool};
+use fcdcc_test_support::counting::{Counting, large_blocks, live_blocks, live_bytes};
 use ndarray::ArrayD;
 
 #[global_allocator]

@@ -3,7 +3,7 @@
 
 use libfuzzer_sys::fuzz_target;
 
-#[path = "../../tests/common/wire.rs"]
+#[path = "../../tests/cluster/wire_properties.rs"]
 mod wire;
 
 fuzz_target!(|data: &[u8]| wire::check(data));

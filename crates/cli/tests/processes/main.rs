@@ -1,0 +1,34 @@
+//! The command as masters and workers of a cluster, in many processes.
+
+mod models;
+mod net;
+mod netns;
+mod relay;
+mod site;
+mod tls;
+mod workers;
+
+use fcdcc_test_support::fleet::prepare_environment;
+use fcdcc_test_support::suites::Suites;
+
+fn main() {
+    // SAFETY: this is the first call of the process.
+    #[expect(
+        unsafe_code,
+        reason = "setting an environment variable is unsafe in Rust; nothing else runs yet"
+    )]
+    unsafe {
+        prepare_environment();
+    }
+    if let Ok(addresses) = std::env::var(relay::VARIABLE) {
+        return relay::serve(&addresses);
+    }
+    // One at a time: the tests measure times and memory.
+    let suites = Suites::from_arguments().one_at_a_time();
+    suites
+        .add("models", models::trials)
+        .add("netns", netns::trials)
+        .add("tls", tls::trials)
+        .add("workers", workers::trials)
+        .run();
+}

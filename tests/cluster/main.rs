@@ -1,0 +1,8 @@
+//! Workers on other machines, here in one process: the protocol, foreign peers, metrics.
+
+mod garbage;
+#[cfg(feature = "metrics")]
+mod telemetry;
+mod wire;
+mod wire_properties;
+mod workers;

@@ -1,0 +1,134 @@
+//! The metrics endpoints of masters and worker processes, over HTTP.
+
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+
+use fcdcc::cluster::WorkerServer;
+use fcdcc::telemetry::{Exporter, Master, WorkerProcess};
+use fcdcc::worker::{Fault, FaultyWorker};
+use fcdcc::{CpuWorker, LayerOptions, Worker};
+use fcdcc_test_support::fleet::{self, endpoint, master, pool_of, serving, until, workers};
+use fcdcc_test_support::layer::small;
+
+/// Returns status line and body.
+fn get(address: SocketAddr, path: &str) -> (String, String) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(fleet::SOON)).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    (head.lines().next().unwrap().to_owned(), body.to_owned())
+}
+
+/// The value of the metric whose line begins with `name`.
+fn value(text: &str, name: &str) -> f64 {
+    let line = text.lines().find(|line| line.starts_with(name));
+    let line = line.unwrap_or_else(|| panic!("{name} is not in\n{text}"));
+    line.rsplit(' ').next().unwrap().parse().unwrap()
+}
+
+#[test]
+fn both_sides_of_a_cluster_show_what_they_did() {
+    let at = endpoint();
+    let cluster = master(&at);
+    let server = Arc::new(WorkerServer::start(CpuWorker::fleet(6), &serving("alpha", &at)).unwrap());
+    let there = Exporter::start("127.0.0.1:0", WorkerProcess::new(&server)).unwrap();
+    let pool = pool_of(workers(&cluster, 6));
+    let counting = Master::new(&pool);
+    let observer = Some(counting.observer());
+    let here = Exporter::start("127.0.0.1:0", counting).unwrap();
+    let layer = small();
+    let prepared = layer.prepare(&pool, LayerOptions { observer, ..LayerOptions::default() }).unwrap();
+    for _ in 0..3 {
+        prepared.run(layer.input.view()).unwrap();
+    }
+    let (status, text) = get(here.address(), "/metrics");
+    assert_eq!(status, "HTTP/1.1 200 OK");
+    let layers: f64 = ["exact", "exact-after-redispatch", "exact-locally"]
+        .iter()
+        .filter(|how| text.contains(&format!("completion=\"{how}\"")))
+        .map(|how| value(&text, &format!("fcdcc_layers_total{{completion=\"{how}\"}}")))
+        .sum();
+    assert_eq!(layers, 3.0);
+    assert_eq!(value(&text, "fcdcc_layer_seconds_count{phase=\"total\"}"), 3.0);
+    assert!(value(&text, "fcdcc_payload_bytes_total{direction=\"down\"}") > 0.0);
+    assert!(text.contains("outcome=\"used\",worker=\"remote-"), "{text}");
+    let (status, text) = get(there.address(), "/metrics");
+    assert_eq!(status, "HTTP/1.1 200 OK");
+    assert!(value(&text, "fcdcc_worker_payload_bytes_total{direction=\"received\"}") > 0.0);
+    assert_eq!(value(&text, "fcdcc_worker_up{device=\"cpu-0\"}"), 1.0);
+    assert!(value(&text, "fcdcc_worker_tasks_total{device=\"cpu-0\",outcome=\"done\"}") > 0.0);
+    assert!(text.ends_with("# EOF\n"));
+    for exporter in [&here, &there] {
+        assert_eq!(get(exporter.address(), "/readyz"), ("HTTP/1.1 200 OK".to_owned(), "ready\n".to_owned()));
+        assert_eq!(get(exporter.address(), "/healthz").0, "HTTP/1.1 200 OK");
+        assert_eq!(get(exporter.address(), "/other").0, "HTTP/1.1 404 Not Found");
+    }
+    // Without its machine the master cannot compute anything, and reports this.
+    drop((there, server));
+    until("the loss is noticed", || get(here.address(), "/readyz").0 == "HTTP/1.1 503 Service Unavailable");
+    let (_, text) = get(here.address(), "/metrics");
+    assert!(value(&text, "fcdcc_workers{state=\"lost\"}") > 0.0, "{text}");
+}
+
+#[test]
+fn a_worker_process_that_computes_wrongly_or_not_at_all_is_not_ready() {
+    let ready = |device: Box<dyn Worker>| {
+        let at = endpoint();
+        let _cluster = master(&at);
+        let server = Arc::new(WorkerServer::start(vec![device], &serving("alpha", &at)).unwrap());
+        let exporter = Exporter::start("127.0.0.1:0", WorkerProcess::new(&server)).unwrap();
+        get(exporter.address(), "/readyz")
+    };
+    assert_eq!(ready(Box::new(CpuWorker::new("good", 1))).0, "HTTP/1.1 200 OK");
+    let (status, text) = ready(Box::new(Liar(CpuWorker::new("bad", 1))));
+    assert_eq!(status, "HTTP/1.1 503 Service Unavailable");
+    assert!(text.contains("bad failed its probe"), "{text}");
+    // A worker that fails tasks but passes its probe.
+    let late = FaultyWorker::new(Box::new(CpuWorker::new("late", 1)), Fault::Crash, 0);
+    assert_eq!(ready(Box::new(late)).0, "HTTP/1.1 200 OK");
+    assert!(Exporter::start("256.0.0.1:1", WorkerProcess::new(&Arc::new(idle()))).is_err());
+}
+
+fn idle() -> WorkerServer {
+    WorkerServer::start(CpuWorker::fleet(1), &serving("idle", &endpoint())).unwrap()
+}
+
+/// A worker whose results are wrong by one.
+struct Liar(CpuWorker);
+
+impl Worker for Liar {
+    fn info(&self) -> fcdcc::worker::WorkerInfo {
+        self.0.info()
+    }
+    fn install(
+        &mut self,
+        key: fcdcc::worker::FilterKey,
+        shape: &fcdcc::worker::SubtaskShape,
+        banks: fcdcc::array::Values,
+    ) -> fcdcc::Result<()> {
+        self.0.install(key, shape, banks)
+    }
+    fn remove(&mut self, key: fcdcc::worker::FilterKey) {
+        self.0.remove(key);
+    }
+    fn execute(
+        &mut self,
+        key: fcdcc::worker::FilterKey,
+        slabs: &fcdcc::array::Values,
+        order: fcdcc::worker::Order<'_>,
+        cancel: &fcdcc::CancelToken,
+        emit: &mut dyn FnMut(usize, fcdcc::array::Values),
+    ) -> fcdcc::Result<()> {
+        self.0.execute(key, slabs, order, cancel, &mut |index, mut values| {
+            if let fcdcc::array::Values::F32(values) = &mut values {
+                values[0] += 1.0;
+            }
+            emit(index, values);
+        })
+    }
+}

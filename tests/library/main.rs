@@ -1,0 +1,18 @@
+//! The library on CPU workers: codes, kernels, layers, models, pools, faults and the scheduler.
+
+mod codes;
+mod coding;
+mod computed;
+mod cpu_depthwise;
+mod cpu_kernels;
+mod engine;
+mod exactness;
+mod fated;
+mod faults;
+#[cfg(feature = "onnx")]
+mod model;
+mod pool;
+mod scheduling;
+mod scripted;
+mod virtual_time;
+mod watch;

@@ -1,0 +1,253 @@
+//! Pools of scripted workers: tolerated misbehaviour, and its limits.
+//!
+//! Scripts order events by channels; no test sleeps.
+
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, bounded, unbounded};
+use fcdcc::array::Values;
+use fcdcc::worker::{
+    CancelToken, CpuWorker, Fault, FaultyWorker, FilterKey, Order, SubtaskShape, WorkerInfo,
+};
+use fcdcc::{ConvParams, Error, LayerOptions, Pool, Result, Worker};
+use fcdcc_test_support::layer::{EXACT_F32, Layer, fail, small};
+
+/// What a scripted worker does with a task instead of computing it.
+type Script = dyn FnMut(&SubtaskShape, &CancelToken, &mut dyn FnMut(usize, Values)) -> Result<()> + Send;
+
+struct Scripted {
+    shape: Option<SubtaskShape>,
+    script: Box<Script>,
+    installed: Arc<AtomicUsize>,
+    /// Answers probes, which are not part of a script.
+    honest: CpuWorker,
+}
+
+impl Scripted {
+    fn boxed(
+        name: &'static str,
+        script: impl FnMut(&SubtaskShape, &CancelToken, &mut dyn FnMut(usize, Values)) -> Result<()>
+        + Send
+        + 'static,
+    ) -> Box<dyn Worker> {
+        Box::new(Self::new(name, script, Arc::default()))
+    }
+
+    fn new(
+        name: &'static str,
+        script: impl FnMut(&SubtaskShape, &CancelToken, &mut dyn FnMut(usize, Values)) -> Result<()>
+        + Send
+        + 'static,
+        installed: Arc<AtomicUsize>,
+    ) -> Self {
+        Self { shape: None, script: Box::new(script), installed, honest: CpuWorker::new(name, 1) }
+    }
+}
+
+impl Worker for Scripted {
+    fn info(&self) -> WorkerInfo {
+        WorkerInfo { device: "script".to_owned(), f64: false, ..self.honest.info() }
+    }
+    fn install(&mut self, key: FilterKey, shape: &SubtaskShape, banks: Values) -> Result<()> {
+        if key.is_probe() {
+            return self.honest.install(key, shape, banks);
+        }
+        self.shape = Some(shape.clone());
+        self.installed.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+    fn remove(&mut self, key: FilterKey) {
+        if key.is_probe() {
+            return self.honest.remove(key);
+        }
+        self.installed.fetch_sub(1, Ordering::SeqCst);
+    }
+    fn execute(
+        &mut self,
+        key: FilterKey,
+        slabs: &Values,
+        order: Order<'_>,
+        cancel: &CancelToken,
+        emit: &mut dyn FnMut(usize, Values),
+    ) -> Result<()> {
+        if key.is_probe() {
+            return self.honest.execute(key, slabs, order, cancel, emit);
+        }
+        (self.script)(self.shape.as_ref().unwrap(), cancel, emit)
+    }
+}
+
+/// Five CPU workers and a scripted one as number 5.
+fn with_scripted(worker: Box<dyn Worker>) -> Pool {
+    let mut workers = CpuWorker::fleet(5);
+    workers.push(worker);
+    Pool::new(workers).unwrap()
+}
+
+fn wrong_values(shape: &SubtaskShape, index: usize, emit: &mut dyn FnMut(usize, Values)) {
+    emit(index, Values::F32(vec![1e6; shape.conv.output_elems()]));
+}
+
+#[test]
+fn late_results_of_an_old_run_never_enter_a_new_one() {
+    let (gate, opened): (_, Receiver<()>) = unbounded();
+    let (entered, entries) = unbounded();
+    // Ignores cancellation, and answers its first task with garbage when the gate opens.
+    let stubborn = Scripted::boxed("stubborn", move |shape, _, emit| {
+        entered.send(()).unwrap();
+        if opened.recv().is_err() {
+            return Err(Error::Cancelled);
+        }
+        for index in 0..shape.sub_results() {
+            wrong_values(shape, index, emit);
+        }
+        Ok(())
+    });
+    let layer = small();
+    let pool = with_scripted(stubborn);
+    let prepared = layer.prepare(&pool, fail(4, 4)).unwrap();
+    let run = || {
+        let run = prepared.run(layer.input.view()).unwrap();
+        assert!(layer.error(&run.output) < EXACT_F32);
+        assert!(!run.report.used.contains(&5));
+    };
+    // The worker may begin only after the others have decoded; within some runs it begins earlier.
+    let started = Instant::now();
+    while entries.try_recv().is_err() {
+        assert!(started.elapsed() < Duration::from_mins(1), "it never got to a task");
+        run();
+    }
+    // The next runs take place while it still works for an old run, and while it delivers results for that.
+    run();
+    gate.send(()).unwrap();
+    for _ in 0..10 {
+        run();
+    }
+    drop(gate);
+}
+
+#[test]
+fn a_hung_worker_neither_blocks_runs_nor_the_shutdown() {
+    let (release, held): (_, Receiver<()>) = bounded(0);
+    let hung = Scripted::boxed("hung", move |_, _, _| {
+        // Ends with the test, long after the pool has given up on it.
+        let _ = held.recv();
+        Ok(())
+    });
+    let layer = small();
+    let pool = with_scripted(hung);
+    let prepared = layer.prepare(&pool, fail(4, 4)).unwrap();
+    for _ in 0..3 {
+        assert!(layer.error(&prepared.run(layer.input.view()).unwrap().output) < EXACT_F32);
+    }
+    // A layer prepared during the hang does not wait for the worker either.
+    let started = Instant::now();
+    let second = layer.prepare(&pool, fail(4, 4)).unwrap();
+    assert!(layer.error(&second.run(layer.input.view()).unwrap().output) < EXACT_F32);
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+    let started = Instant::now();
+    drop((prepared, second, pool));
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+    drop(release);
+}
+
+#[test]
+fn workers_that_panic_or_answer_nonsense_are_stragglers_not_disasters() {
+    let layer = small();
+    let nonsense: Vec<Box<dyn Worker>> = vec![
+        Scripted::boxed("panics", |_, _, _| panic!("scripted")),
+        Scripted::boxed("short", |_, _, emit| {
+            emit(0, Values::F32(vec![0.0; 3]));
+            Ok(())
+        }),
+        Scripted::boxed("typed", |shape, _, emit| {
+            emit(0, Values::F64(vec![0.0; shape.conv.output_elems()]));
+            Ok(())
+        }),
+        Scripted::boxed("numbers", |shape, _, emit| {
+            wrong_values(shape, 99, emit);
+            Ok(())
+        }),
+        Scripted::boxed("lazy", |shape, _, emit| {
+            wrong_values(shape, 0, emit);
+            Ok(())
+        }),
+        Scripted::boxed("repeats", |shape, _, emit| {
+            for _ in 0..3 {
+                wrong_values(shape, 1, emit);
+            }
+            Err(Error::WorkerFailed { worker: "repeats".to_owned(), cause: "scripted".to_owned() })
+        }),
+    ];
+    for worker in nonsense {
+        let name = worker.info().name;
+        let pool = with_scripted(worker);
+        // Whole subtasks only: a single finite sub-result of the worker would be accepted.
+        let prepared = layer.prepare(&pool, LayerOptions { partial: false, ..fail(4, 4) }).unwrap();
+        for _ in 0..2 {
+            let run = prepared.run(layer.input.view()).unwrap();
+            assert!(layer.error(&run.output) < EXACT_F32, "{name}");
+            assert!(!run.report.used.contains(&5), "{name}");
+        }
+        // The scripted worker may begin only after the others have decoded.
+        let started = Instant::now();
+        while name == "panics" && pool.lost(5).is_none() && started.elapsed() < Duration::from_secs(20) {
+            prepared.run(layer.input.view()).unwrap();
+        }
+        assert_eq!(pool.lost(5).is_some(), name == "panics");
+    }
+}
+
+#[test]
+fn dropping_a_layer_frees_its_filters_and_cancels_its_work() {
+    let layer = small();
+    let installed = Arc::new(AtomicUsize::new(0));
+    let (begun, ended) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let worker = {
+        let (begun, ended) = (Arc::clone(&begun), Arc::clone(&ended));
+        let script = move |_: &SubtaskShape, cancel: &CancelToken, _: &mut dyn FnMut(usize, Values)| {
+            begun.fetch_add(1, Ordering::SeqCst);
+            cancel.wait();
+            ended.fetch_add(1, Ordering::SeqCst);
+            Err(Error::Cancelled)
+        };
+        Box::new(Scripted::new("counts", script, Arc::clone(&installed)))
+    };
+    let pool = with_scripted(worker);
+    let layers: Vec<_> = (0..3).map(|_| layer.prepare(&pool, fail(4, 4)).unwrap()).collect();
+    assert_eq!(installed.load(Ordering::SeqCst), 3);
+    for _ in 0..5 {
+        layers[0].run(layer.input.view()).unwrap();
+    }
+    drop(layers);
+    // The pool's threads end with it, so all removals have happened after the drop.
+    drop(pool);
+    assert_eq!(installed.load(Ordering::SeqCst), 0);
+    // A task may begin before or after the end of its run; every task that began was cancelled.
+    assert!(begun.load(Ordering::SeqCst) <= 5);
+    assert_eq!(begun.load(Ordering::SeqCst), ended.load(Ordering::SeqCst));
+}
+
+#[test]
+fn a_type_no_worker_computes_is_refused_before_anything_is_sent() {
+    let layer = Layer::<f64>::new(&[1, 3, 12, 10], &[8, 3, 3, 3], ConvParams::default());
+    let pool = with_scripted(Scripted::boxed("f32-only", |_, _, _| Ok(())));
+    let error = layer.prepare(&pool, fail(4, 4)).err().unwrap();
+    assert!(matches!(error, Error::Unavailable { .. }) && error.to_string().contains("f32-only"), "{error}");
+}
+
+#[test]
+fn names_that_occur_twice_are_told_apart() {
+    let twins: Vec<Box<dyn Worker>> = vec![
+        Box::new(CpuWorker::new("twin", 1)),
+        Box::new(FaultyWorker::new(Box::new(CpuWorker::new("twin", 1)), Fault::Drop, 1)),
+    ];
+    let pool = Pool::new(twins).unwrap();
+    let names: Vec<String> = pool.workers().map(|w| w.name.clone()).collect();
+    assert_eq!(names, ["twin", "twin-1"]);
+    assert_eq!((pool.len(), pool.is_empty()), (2, false));
+}

@@ -1,0 +1,604 @@
+//! The scheduler with workers that are slow, late, unfinished, wrong, lost or hung, over real pools.
+//!
+//! Scripts define the order of events. Loops wait for events up to a limit that only a defect reaches.
+
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::scripted::{Call, Scripted};
+use crossbeam_channel::bounded;
+use fcdcc::array::Values;
+use fcdcc::coding::{Code, Decoder, error_bound};
+use fcdcc::conv::reference;
+use fcdcc::engine::WindowwiseLimit;
+use fcdcc::scheduler::{HealthOptions, State};
+use fcdcc::worker::{CpuWorker, FaultSpec, FilterKey, Order, SubtaskShape, WorkerInfo, inject};
+use fcdcc::{
+    Audit, CancelToken, CodeKind, CodedConv, Completion, ConvParams, Error, ErrorKind, LayerOptions,
+    OnShortfall, Outcome, Pool, PoolOptions, Result, Run, Worker,
+};
+use fcdcc_test_support::layer::{Layer, fail, options, pool, small};
+use fcdcc_test_support::relative_l2;
+use ndarray::ArrayD;
+
+/// A limit that only a defect reaches.
+const LIMIT: Duration = Duration::from_mins(1);
+
+/// Repeats until the condition holds.
+fn until(what: &str, mut so: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !so() {
+        assert!(started.elapsed() < LIMIT, "in vain: {what}");
+        std::thread::yield_now();
+    }
+}
+
+/// Runs the layer; the output must be within its error bound.
+fn exact(layer: &Layer<f32>, prepared: &CodedConv<f32>) -> Run<f32> {
+    let run = prepared.run(layer.input.view()).unwrap();
+    let (error, bound) = (layer.error(&run.output), run.report.error_bound);
+    assert!(error < bound && bound < 1e-2, "off by {error:e} of {bound:e}: {:#?}", run.report);
+    let mut off = run.output.as_slice().unwrap().to_vec();
+    off[7] += 1.0;
+    assert!(relative_l2(&off, &layer.truth) > bound, "a wrong element must show");
+    run
+}
+
+fn outcome(run: &Run<f32>, subtask: usize) -> Outcome {
+    run.report.workers.iter().find(|row| row.subtask == Some(subtask)).unwrap().outcome
+}
+
+fn count(homes: &[usize], worker: usize) -> usize {
+    homes.iter().filter(|home| **home == worker).count()
+}
+
+fn state(pool: &Pool, worker: usize) -> State {
+    pool.health(worker).unwrap().state
+}
+
+fn failed(worker: &CpuWorker) -> Result<()> {
+    Err(Error::WorkerFailed { worker: worker.info().name, cause: "scripted".to_owned() })
+}
+
+fn silent(call: &Call<'_>) -> Result<()> {
+    call.cancel.wait();
+    Err(Error::Cancelled)
+}
+
+/// Delays a task until something else has happened.
+fn after(call: &Call<'_>, happened: impl Fn() -> bool) -> Result<()> {
+    while !happened() {
+        if call.cancel.sleep(Duration::from_millis(1)) {
+            return Err(Error::Cancelled);
+        }
+    }
+    Ok(())
+}
+
+/// `n` workers; `script` handles the tasks of the i-th one.
+fn scripted(
+    n: usize,
+    script: impl Fn(usize, &mut CpuWorker, Call<'_>) -> Result<()> + Clone + Send + 'static,
+) -> Vec<Box<dyn Worker>> {
+    let worker = |i: usize| {
+        let script = script.clone();
+        Scripted::new(format!("w{i}"), move |worker, call| script(i, worker, call)).boxed()
+    };
+    (0..n).map(worker).collect()
+}
+
+/// A layer with sixteen rows and eight channels, for k_A = k_B = 8.
+fn wide() -> Layer<f32> {
+    Layer::new(&[1, 3, 16, 10], &[8, 3, 3, 3], ConvParams::default().padding([1]))
+}
+
+#[test]
+fn subtasks_are_not_workers_and_move_away_from_one_that_is_lost() {
+    let layer = wide();
+    let prepare = |faults: &[&str]| {
+        let pool = pool(5, faults);
+        let prepared = layer.prepare(&pool, LayerOptions { subtasks: Some(20), ..options(8, 8) }).unwrap();
+        assert_eq!(prepared.assignment(), (0..20).map(|i| i % 5).collect::<Vec<_>>());
+        (pool, prepared)
+    };
+    let (pool, prepared) = prepare(&["2:crash"]);
+    let mut runs = 0;
+    until("the subtasks of the lost worker move", || {
+        exact(&layer, &prepared);
+        runs += 1;
+        !prepared.assignment().contains(&2)
+    });
+    assert_eq!(state(&pool, 2), State::Lost);
+    let homes = prepared.assignment();
+    assert!([0, 1, 3, 4].iter().all(|worker| count(&homes, *worker) > 0), "{homes:?}");
+    // From now on the worker gets no tasks.
+    let run = exact(&layer, &prepared);
+    assert!(run.report.workers.iter().all(|row| row.outcome != Outcome::Failed), "{:#?}", run.report);
+    // Without the loss it keeps its work.
+    let (_pool, prepared) = prepare(&[]);
+    for _ in 0..runs {
+        exact(&layer, &prepared);
+    }
+    assert!(prepared.assignment().contains(&2));
+}
+
+#[test]
+fn a_lost_host_is_spread_over_the_circle() {
+    let layer = wide();
+    // Five hosts of four workers, listed host by host; one host fails.
+    let condition = |lost: usize, host: fn(usize) -> String| {
+        let worker = |i: usize| {
+            let script = move |worker: &mut CpuWorker, call: Call<'_>| {
+                if i / 4 == lost { failed(worker) } else { call.answer(worker) }
+            };
+            Scripted::new(format!("w{i}"), script).on_host(host(i)).boxed()
+        };
+        let pool = Pool::new((0..20).map(worker).collect()).unwrap();
+        let any = LayerOptions { max_windowwise: WindowwiseLimit::Off, ..fail(8, 8) };
+        let prepared = layer.prepare(&pool, any).unwrap();
+        let run = exact(&layer, &prepared);
+        assert_eq!(run.report.used.len(), 16);
+        run.report.condition_number
+    };
+    for lost in 0..5 {
+        let spread = condition(lost, |i| format!("host {}", i / 4));
+        assert!(spread < 8.0, "host {lost}: {spread}");
+    }
+    // With a host name per worker the lost workers hold adjacent subtasks.
+    let naive = condition(0, |i| format!("host {i}"));
+    assert!((naive / 1551.0 - 1.0).abs() < 0.01, "{naive}");
+}
+
+#[test]
+fn fast_workers_get_more_subtasks() {
+    let layer = small();
+    let prepare = |slow: u64| {
+        let pace = move |i: usize| Duration::from_millis(if i < 2 { 2 } else { slow });
+        let pool = Pool::new(scripted(4, move |i, worker, mut call| {
+            for index in call.wanted() {
+                if call.cancel.sleep(pace(i)) {
+                    return Err(Error::Cancelled);
+                }
+                call.answer_one(worker, index)?;
+            }
+            Ok(())
+        }));
+        layer.prepare(&pool.unwrap(), LayerOptions { subtasks: Some(10), ..options(4, 8) }).unwrap()
+    };
+    let shares = |prepared: &CodedConv<f32>| [0, 1, 2, 3].map(|worker| count(&prepared.assignment(), worker));
+    let prepared = prepare(8);
+    assert_eq!(shares(&prepared), [3, 3, 2, 2]);
+    let mut runs = 0;
+    until("the fast ones have four times as many", || {
+        exact(&layer, &prepared);
+        runs += 1;
+        shares(&prepared) == [4, 4, 1, 1]
+    });
+    // Equal workers keep about the work they have.
+    let prepared = prepare(2);
+    for _ in 0..runs {
+        exact(&layer, &prepared);
+    }
+    let [a, b, c, d] = shares(&prepared);
+    assert!(a + b < 3 * (c + d), "{:?}", prepared.assignment());
+}
+
+#[test]
+fn unfinished_subtasks_are_decoded_from() {
+    let layer = small();
+    let run = |options: LayerOptions| {
+        let pool = Pool::new(scripted(6, |_, worker, mut call| {
+            let wanted = call.wanted();
+            assert_eq!(wanted.len(), 4);
+            for index in &wanted[..3] {
+                call.answer_one(worker, *index)?;
+            }
+            silent(&call)
+        }));
+        exact(&layer, &layer.prepare(&pool.unwrap(), options).unwrap())
+    };
+    // Three of four sub-results of each worker: 18 where 16 are needed, and no subtask is complete.
+    let report = run(options(4, 4)).report;
+    assert_eq!((report.completion, report.fallback), (Completion::Exact, None));
+    assert_eq!(report.used, [0, 1, 2, 3, 4, 5]);
+    assert!(report.workers.iter().all(|row| row.outcome == Outcome::Used && row.sub_results <= 3));
+    assert!(report.workers.iter().map(|row| row.sub_results).sum::<usize>() >= 16);
+    // With whole subtasks only, the same pool cannot decode.
+    let whole = LayerOptions { partial: false, ..options(4, 4) };
+    let report = run(whole.on_shortfall(OnShortfall::Local).deadline(Duration::from_secs(1))).report;
+    assert_eq!((report.completion, report.used.len()), (Completion::ExactLocally, 0));
+    assert_eq!(report.workers.iter().map(|row| row.sub_results).collect::<Vec<_>>(), [3; 6]);
+}
+
+#[test]
+fn overdue_subtasks_are_hedged_long_before_they_are_given_up() {
+    let layer = small();
+    let run = |options: LayerOptions| {
+        // With three of six workers silent one copy is needed.
+        let silent = |i, worker: &mut CpuWorker, call: Call<'_>| {
+            if i % 2 == 1 { silent(&call) } else { call.answer(worker) }
+        };
+        let pool = Pool::new(scripted(6, silent)).unwrap();
+        let prepared = layer.prepare(&pool, options).unwrap();
+        let started = Instant::now();
+        (exact(&layer, &prepared).report, started.elapsed())
+    };
+    let (report, took) = run(options(4, 4).deadline(LIMIT));
+    assert_eq!((report.completion, report.redispatched), (Completion::ExactAfterRedispatch, 0));
+    assert!(report.hedged > 0 && took < LIMIT / 4, "{} hedged in {took:?}", report.hedged);
+    // Without hedging half of the deadline passes.
+    let deadline = Duration::from_secs(3);
+    let (report, took) = run(LayerOptions { hedge: None, ..options(4, 4).deadline(deadline) });
+    assert_eq!((report.completion, report.hedged), (Completion::ExactAfterRedispatch, 0));
+    assert!(report.redispatched > 0 && took >= deadline / 2, "{} in {took:?}", report.redispatched);
+}
+
+/// Behaviour of the four workers with the adjacent subtasks 0 to 3 of 20.
+#[derive(Clone, Copy, PartialEq)]
+enum Withheld {
+    /// Number 1 answers after all others, with enough time to decode in between; the rest never answer.
+    One,
+    All,
+    Fail,
+}
+
+fn badly_placed(layer: &Layer<f32>, withheld: Withheld, options: LayerOptions) -> Result<Run<f32>> {
+    let answered = Arc::new(AtomicUsize::new(0));
+    let workers = scripted(20, move |i, worker, call| {
+        match (i, withheld) {
+            (1, Withheld::One) => {
+                after(&call, || answered.load(Ordering::SeqCst) == 16)?;
+                // A run that does not wait for it decodes meanwhile, and cancels it.
+                if call.cancel.sleep(Duration::from_millis(30)) {
+                    return Err(Error::Cancelled);
+                }
+            }
+            (0..4, Withheld::Fail) => return failed(worker),
+            (0..4, _) => return silent(&call),
+            _ => {}
+        }
+        let result = call.answer(worker);
+        answered.fetch_add(1, Ordering::SeqCst);
+        result
+    });
+    layer.prepare(&Pool::new(workers).unwrap(), options)?.run(layer.input.view())
+}
+
+#[test]
+fn a_set_that_would_be_refused_waits_for_a_better_one() {
+    let layer = wide();
+    let code = Code::new(CodeKind::Crme, 8, 8, 20).unwrap();
+    let bound = |subtasks: &[usize]| {
+        let decoder = Decoder::for_subtasks(&code, subtasks).unwrap();
+        decoder.error_bound(f32::EPSILON.into(), layer.shape().reduction())
+    };
+    let first: Vec<usize> = (4..20).collect();
+    let better: Vec<usize> = [1].into_iter().chain(4..20).collect();
+    let limit = (bound(&first) * bound(&better)).sqrt();
+    assert!(bound(&better) * 1.5 < limit && limit * 1.5 < bound(&first), "one more must make a difference");
+    // The windowwise bound is not under test.
+    let any = |options: LayerOptions| LayerOptions { max_windowwise: WindowwiseLimit::Off, ..options };
+    let strict = |options: LayerOptions| LayerOptions { max_error: Some(limit), ..any(options) };
+
+    let run = badly_placed(&layer, Withheld::One, strict(fail(8, 8))).unwrap();
+    assert_eq!(run.report.used, better);
+    assert!(run.report.error_bound < limit && layer.error(&run.output) < run.report.error_bound);
+    // With patience 0 the run does not wait.
+    let lax = LayerOptions { patience: 0.0, ..any(fail(8, 8)) };
+    let run = badly_placed(&layer, Withheld::All, lax).unwrap();
+    assert_eq!(run.report.used, first);
+    assert!(run.report.condition_number > 1000.0 && run.report.error_bound > limit);
+
+    // No more results can come: computed locally at once, or at the deadline.
+    let started = Instant::now();
+    let run = badly_placed(&layer, Withheld::Fail, strict(fail(8, 8).deadline(LIMIT))).unwrap();
+    assert_eq!(run.report.completion, Completion::ExactLocally);
+    assert!(run.report.error_bound < limit && started.elapsed() < LIMIT / 4);
+    let (started, deadline) = (Instant::now(), Duration::from_secs(2));
+    let run = badly_placed(&layer, Withheld::All, strict(fail(8, 8).deadline(deadline))).unwrap();
+    assert_eq!(run.report.completion, Completion::ExactLocally);
+    assert!(started.elapsed() >= deadline / 4 * 3, "{:?}", started.elapsed());
+    // If local computation is not accurate enough either, the layer is refused.
+    let nothing = LayerOptions { max_error: Some(1e-9), ..fail(8, 8).deadline(deadline) };
+    let error = badly_placed(&layer, Withheld::Fail, nothing).unwrap_err();
+    assert!(matches!(error, Error::ErrorBound { .. }), "{error}");
+}
+
+/// Results that are wrong by 1 %.
+fn scaled(mut values: Values) -> Values {
+    if let Values::F32(values) = &mut values {
+        for value in values {
+            *value *= 1.01;
+        }
+    }
+    values
+}
+
+/// Six workers; the `faulty` ones are wrong while `lying`. The others answer only after the first of these.
+fn with_liars(faulty: &'static [usize], lying: &Arc<AtomicBool>, backoff: Duration) -> Pool {
+    let (lying, answered) = (Arc::clone(lying), Arc::new(AtomicBool::new(faulty.is_empty())));
+    let workers = scripted(6, move |i, worker, call| {
+        if !faulty.contains(&i) {
+            after(&call, || answered.load(Ordering::SeqCst))?;
+            return call.answer(worker);
+        }
+        let lies = lying.load(Ordering::SeqCst);
+        let result = call.answer_with(worker, |values| if lies { scaled(values) } else { values });
+        answered.store(true, Ordering::SeqCst);
+        result
+    });
+    let health = HealthOptions { backoff, max_backoff: backoff, ..HealthOptions::default() };
+    Pool::with_options(workers, PoolOptions { health, ..PoolOptions::default() }).unwrap()
+}
+
+#[test]
+fn audits_accept_what_is_right() {
+    let layer = small();
+    for audit in [Audit::Detect, Audit::Correct] {
+        let pool = pool(6, &[]);
+        let prepared = layer.prepare(&pool, fail(4, 4).audit(audit)).unwrap();
+        for _ in 0..20 {
+            let report = exact(&layer, &prepared).report;
+            assert_eq!((report.completion, report.flagged.len()), (Completion::Exact, 0));
+            assert!(report.used.len() >= 5 && report.audit_floor.is_some_and(|floor| floor <= 1e-3));
+        }
+    }
+    let off = fail(4, 4).audit(Audit::Off);
+    let report = exact(&layer, &layer.prepare(&pool(6, &[]), off).unwrap()).report;
+    assert_eq!((report.audit_floor, report.audited), (None, false));
+}
+
+#[test]
+fn a_liar_is_found_left_out_and_quarantined_until_it_mends_its_ways() {
+    let layer = small();
+    let lying = Arc::new(AtomicBool::new(true));
+    // Without an audit the wrong result reaches the output, so the comparison below can fail.
+    let pool = with_liars(&[2], &lying, LIMIT);
+    let unaudited = LayerOptions { partial: false, ..fail(4, 4).audit(Audit::Off) };
+    let prepared = layer.prepare(&pool, unaudited).unwrap();
+    let run = prepared.run(layer.input.view()).unwrap();
+    assert!(run.report.used.contains(&2) && layer.error(&run.output) > 1e-3);
+
+    let pool = with_liars(&[2], &lying, LIMIT);
+    let prepared = layer.prepare(&pool, fail(4, 4).audit(Audit::Detect)).unwrap();
+    let attempted = prepared.attempt(layer.input.view()).unwrap();
+    let error = attempted.output.unwrap_err();
+    assert!(matches!(error, Error::Corrupted { threshold: 5, .. }), "{error}");
+    assert_eq!((error.kind(), attempted.report.completion), (ErrorKind::Refused, Completion::Refused));
+
+    let pool = with_liars(&[2], &lying, LIMIT);
+    let prepared = layer.prepare(&pool, fail(4, 4).audit(Audit::Correct)).unwrap();
+    let run = exact(&layer, &prepared);
+    assert_eq!((run.report.flagged.as_slice(), outcome(&run, 2)), (&[2][..], Outcome::Corrupt));
+    assert_eq!(run.report.used, [0, 1, 3, 4, 5]);
+    let health = pool.health(2).unwrap();
+    assert_eq!(health.state, State::Quarantined);
+    assert!(health.cause.as_deref().is_some_and(|cause| cause.contains("contradicts")), "{health:?}");
+    // In quarantine it gets no tasks, and the others suffice.
+    let run = exact(&layer, &prepared);
+    assert_eq!((run.report.flagged.len(), outcome(&run, 2)), (0, Outcome::Failed));
+
+    let pool = with_liars(&[2], &lying, Duration::from_millis(2));
+    let prepared = layer.prepare(&pool, fail(4, 4).audit(Audit::Correct)).unwrap();
+    assert_eq!(exact(&layer, &prepared).report.flagged, [2]);
+    lying.store(false, Ordering::SeqCst);
+    let mut on_probation = false;
+    until("it is trusted again", || {
+        let run = exact(&layer, &prepared);
+        assert_eq!(run.report.flagged.len(), 0);
+        on_probation |= state(&pool, 2) == State::Probation;
+        // On a busy machine it may also be slow.
+        matches!(state(&pool, 2), State::Healthy | State::Straggling)
+    });
+    assert!(on_probation);
+    until("it is used again", || outcome(&exact(&layer, &prepared), 2) == Outcome::Used);
+}
+
+#[test]
+fn more_liars_than_the_spares_can_tell_are_refused() {
+    let layer = small();
+    let pool = with_liars(&[1, 4], &Arc::new(AtomicBool::new(true)), LIMIT);
+    for options in [fail(4, 4), options(4, 4)] {
+        let prepared = layer.prepare(&pool, options.audit(Audit::Correct)).unwrap();
+        let error = prepared.run(layer.input.view()).unwrap_err();
+        assert!(matches!(error, Error::Corrupted { .. }), "{error}");
+        assert_eq!(error.kind(), ErrorKind::Refused);
+    }
+    // The faulty worker is unknown, so none is quarantined.
+    assert!((0..6).all(|worker| state(&pool, worker) != State::Quarantined));
+}
+
+#[test]
+fn audits_without_spares_are_refused_before_anything_runs() {
+    let layer = small();
+    let refused = |n, audit| {
+        let error =
+            layer.prepare(&pool(n, &[]), fail(4, 4).audit(audit)).err().map(|e| (e.kind(), e.to_string()));
+        error.unwrap_or_else(|| panic!("{audit} with {n} workers"))
+    };
+    for (n, audit, spares, least) in
+        [(4, Audit::Detect, 0, 1), (4, Audit::Correct, 0, 2), (5, Audit::Correct, 1, 2)]
+    {
+        let (kind, text) = refused(n, audit);
+        assert_eq!(kind, ErrorKind::BadInput);
+        assert!(text.contains(&format!("is {spares} where at least {least}")), "{text}");
+    }
+    assert!(layer.prepare(&pool(5, &[]), fail(4, 4).audit(Audit::Detect)).is_ok());
+}
+
+#[test]
+fn sums_that_cancel_raise_no_alarm() {
+    // Twelve rows make four full parts: zero padding at the end of a part would not cancel.
+    let mut layer = Layer::<f32>::without_truth(&[1, 24, 14, 10], &[8, 24, 3, 3], ConvParams::default());
+    assert!(layer.shape().reduction() >= 200);
+    // Filters with zero sums cancel constants.
+    for mut filter in layer.weight.outer_iter_mut() {
+        let mean = filter.iter().sum::<f32>() / filter.len() as f32;
+        filter.iter_mut().for_each(|tap| *tap -= mean);
+    }
+    let wide = |values: &ArrayD<f32>| values.iter().copied().map(f64::from).collect::<Vec<_>>();
+    layer.bias.fill(0.0);
+    let usual = error_bound(1.0, f32::EPSILON.into(), layer.shape().reduction());
+    for audit in [Audit::Detect, Audit::Correct] {
+        let pool = pool(6, &[]);
+        let prepared = layer.prepare(&pool, fail(4, 4).audit(audit)).unwrap();
+        for round in 0..50 {
+            let noise = fcdcc_test_support::normal::<f32>(layer.input.len(), round);
+            for (value, noise) in layer.input.iter_mut().zip(noise) {
+                *value = 100.0 + 0.01 * noise;
+            }
+            let run = prepared.run(layer.input.view());
+            let run = run.unwrap_or_else(|error| panic!("{audit}, round {round}: {error}"));
+            assert_eq!(run.report.flagged.len(), 0, "{audit}, round {round}");
+            // The remainders are far less accurate than ordinary sums; this must not raise an alarm.
+            let truth = reference(&layer.shape(), &wide(&layer.input), &wide(&layer.weight), None).unwrap();
+            let error = relative_l2(run.output.as_slice().unwrap(), &truth);
+            assert!((10.0 * usual..0.1).contains(&error), "{error:e} where {usual:e} is usual");
+        }
+    }
+}
+
+/// Computes everything wrongly, even its probe.
+struct Biased {
+    inner: CpuWorker,
+    tasks: Arc<AtomicUsize>,
+}
+
+impl Worker for Biased {
+    fn info(&self) -> WorkerInfo {
+        self.inner.info()
+    }
+    fn install(&mut self, key: FilterKey, shape: &SubtaskShape, banks: Values) -> Result<()> {
+        self.inner.install(key, shape, banks)
+    }
+    fn remove(&mut self, key: FilterKey) {
+        self.inner.remove(key);
+    }
+    fn execute(
+        &mut self,
+        key: FilterKey,
+        slabs: &Values,
+        order: Order<'_>,
+        cancel: &CancelToken,
+        emit: &mut dyn FnMut(usize, Values),
+    ) -> Result<()> {
+        self.tasks.fetch_add(usize::from(!key.is_probe()), Ordering::SeqCst);
+        self.inner.execute(key, slabs, order, cancel, &mut |index, values| emit(index, scaled(values)))
+    }
+}
+
+#[test]
+fn who_fails_the_probe_gets_no_task() {
+    let layer = small();
+    let tasks = Arc::new(AtomicUsize::new(0));
+    let mut workers = CpuWorker::fleet(6);
+    workers[0] = Box::new(Biased { inner: CpuWorker::new("biased", 1), tasks: Arc::clone(&tasks) });
+    let pool = Pool::new(workers).unwrap();
+    let prepared = layer.prepare(&pool, fail(4, 4)).unwrap();
+    for _ in 0..10 {
+        let run = exact(&layer, &prepared);
+        assert_eq!(outcome(&run, 0), Outcome::Failed);
+        assert_eq!(state(&pool, 0), State::Quarantined);
+    }
+    let cause = pool.health(0).unwrap().cause.unwrap();
+    assert!(cause.contains("biased") && cause.contains("off by"), "{cause}");
+    assert_eq!(tasks.load(Ordering::SeqCst), 0);
+}
+
+#[test]
+fn a_worker_whose_device_was_lost_comes_back_with_its_filters() {
+    let layer = small();
+    let made = Arc::new(AtomicUsize::new(0));
+    let mut workers = CpuWorker::fleet(6);
+    workers[1] = Scripted::new("cpu-1", |worker, call| call.answer(worker)).comes_back(&made).boxed();
+    let faults: [FaultSpec; 1] = ["1:device-lost".parse().unwrap()];
+    let pool = Pool::new(inject(workers, &faults, 0).unwrap()).unwrap();
+    let prepared = layer.prepare(&pool, fail(4, 4)).unwrap();
+    let back = || made.load(Ordering::SeqCst) > 0 && state(&pool, 1) != State::Lost;
+    until("it is lost at its first task, and made anew", || {
+        exact(&layer, &prepared);
+        back()
+    });
+    until("it works again", || {
+        let run = exact(&layer, &prepared);
+        assert!(
+            matches!(outcome(&run, 1), Outcome::Used | Outcome::Late | Outcome::Cancelled),
+            "{:#?}",
+            run.report
+        );
+        assert!(matches!(state(&pool, 1), State::Healthy | State::Probation | State::Straggling));
+        outcome(&run, 1) == Outcome::Used
+    });
+    assert_eq!(made.load(Ordering::SeqCst), 1);
+}
+
+/// Six workers; number 0 ignores cancellation: its tasks end when the sender is dropped, as the flag shows. It gets the
+/// first task and gives the first answer.
+fn with_hung(
+    comes_back: Option<&Arc<AtomicUsize>>,
+) -> (Pool, crossbeam_channel::Sender<()>, Arc<AtomicBool>) {
+    let (release, held) = bounded::<()>(0);
+    let released = Arc::new(AtomicBool::new(false));
+    let told = Arc::clone(&released);
+    let hung = Scripted::new("hung", move |worker, call| {
+        let _ = held.recv();
+        told.store(true, Ordering::SeqCst);
+        // This late answer is discarded.
+        call.answer_with(worker, scaled)
+    });
+    let mut workers = CpuWorker::fleet(6);
+    workers[0] = match comes_back {
+        Some(made) => hung.comes_back(made).boxed(),
+        None => hung.boxed(),
+    };
+    let options = PoolOptions { hang_grace: Duration::from_millis(50), ..PoolOptions::default() };
+    (Pool::with_options(workers, options).unwrap(), release, released)
+}
+
+#[test]
+fn a_hung_worker_is_given_up() {
+    let layer = small();
+    let (pool, release, released) = with_hung(None);
+    let prepared = layer.prepare(&pool, fail(4, 4)).unwrap();
+    until("it is given up", || {
+        exact(&layer, &prepared);
+        pool.lost(0).is_some()
+    });
+    assert!(pool.lost(0).unwrap().contains("hung"), "{:?}", pool.lost(0));
+    // No run waits for the hung worker any more: its subtask fails at once.
+    for _ in 0..10 {
+        assert_eq!(outcome(&exact(&layer, &prepared), 0), Outcome::Failed);
+    }
+    let started = Instant::now();
+    drop((prepared, pool));
+    assert!(started.elapsed() < LIMIT / 4, "{:?}", started.elapsed());
+    assert!(!released.load(Ordering::SeqCst));
+    drop(release);
+    until("its call ends", || released.load(Ordering::SeqCst));
+}
+
+#[test]
+fn a_hung_worker_is_replaced_while_its_call_still_hangs() {
+    let layer = small();
+    let made = Arc::new(AtomicUsize::new(0));
+    let (pool, release, released) = with_hung(Some(&made));
+    let prepared = layer.prepare(&pool, fail(4, 4)).unwrap();
+    until("another takes its place", || outcome(&exact(&layer, &prepared), 0) == Outcome::Used);
+    assert_eq!((made.load(Ordering::SeqCst), released.load(Ordering::SeqCst)), (1, false));
+    drop(release);
+    until("the old call ends", || {
+        exact(&layer, &prepared);
+        released.load(Ordering::SeqCst)
+    });
+    // This changes nothing.
+    for _ in 0..10 {
+        assert_ne!(outcome(&exact(&layer, &prepared), 0), Outcome::Failed);
+    }
+    assert_eq!((made.load(Ordering::SeqCst), pool.lost(0)), (1, None));
+    let started = Instant::now();
+    drop((prepared, pool));
+    assert!(started.elapsed() < LIMIT / 4, "{:?}", started.elapsed());
+}

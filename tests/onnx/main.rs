@@ -1,0 +1,16 @@
+//! Layers and models against the ONNX project's own: cases that Python makes, one test a case.
+
+mod conv;
+#[cfg(feature = "onnx")]
+mod graphs;
+#[cfg(feature = "onnx")]
+mod models;
+
+use fcdcc_test_support::suites::Suites;
+
+fn main() {
+    let suites = Suites::from_arguments().add("conv", conv::trials);
+    #[cfg(feature = "onnx")]
+    let suites = suites.add("graphs", graphs::trials).add("models", models::trials);
+    suites.run();
+}
