@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use fcdcc::Error;
 use fcdcc::array::{Element, Values};
 use fcdcc::conv::{ConvKernel, ConvParams, ConvPath, ConvShape, Filters, Scratch, conv_uncoded, reference};
-use fcdcc::worker::{CancelToken, CpuWorker, FilterKey, Order, SubtaskShape, Worker};
+use fcdcc::worker::{CancelToken, CpuWorker, FilterKey, Order, SubtaskShape, Task, Worker};
 use proptest::prelude::*;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -396,7 +396,7 @@ fn work<T: Element>(worker: &mut dyn Worker, shape: &SubtaskShape) {
     worker.install(KEY, shape, T::wrap(banks.clone())).unwrap();
     let mut seen = Vec::new();
     worker
-        .execute(KEY, &T::wrap(slabs.clone()), Order::All, &CancelToken::new(), &mut |index, values| {
+        .execute(Task::new(KEY, &T::wrap(slabs.clone()), &CancelToken::new()), &mut |index, values| {
             let (p, r) = (index / shape.banks, index % shape.banks);
             let slab = &slabs[p * shape.conv.input_elems()..][..shape.conv.input_elems()];
             let bank = &banks[r * shape.conv.weight_elems()..][..shape.conv.weight_elems()];
@@ -427,11 +427,11 @@ fn a_cancelled_worker_stops_and_goes_on_with_the_next_task() {
     let cancelled = CancelToken::new();
     cancelled.cancel();
     let result =
-        worker.execute(KEY, &slabs, Order::All, &cancelled, &mut |_, _| panic!("nothing was to be computed"));
+        worker.execute(Task::new(KEY, &slabs, &cancelled), &mut |_, _| panic!("nothing was to be computed"));
     assert!(matches!(result, Err(Error::Cancelled)));
     // Cancelled during the emission of the first slab's last sub-result: the second slab is never computed.
     let (cancel, mut emitted) = (CancelToken::new(), 0);
-    let result = worker.execute(KEY, &slabs, Order::All, &cancel, &mut |index, _| {
+    let result = worker.execute(Task::new(KEY, &slabs, &cancel), &mut |index, _| {
         emitted += 1;
         if index + 1 == shape.banks {
             cancel.cancel();
@@ -449,8 +449,10 @@ fn sub_results_come_one_by_one_in_the_order_asked_for() {
     worker.install(KEY, &shape, Values::F32(normals(shape.filter_elems(), 6))).unwrap();
     let mut run = |order: Order<'_>| {
         let mut seen = Vec::new();
-        let end =
-            worker.execute(KEY, &slabs, order, &CancelToken::new(), &mut |i, values| seen.push((i, values)));
+        let end = worker
+            .execute(Task::new(KEY, &slabs, &CancelToken::new()).with_order(order), &mut |i, values| {
+                seen.push((i, values))
+            });
         (seen, end)
     };
     let (all, end) = run(Order::All);
@@ -470,7 +472,7 @@ fn sub_results_come_one_by_one_in_the_order_asked_for() {
     // Stopped after the first sub-result, which is the only one begun.
     let (cancel, mut seen) = (CancelToken::new(), Vec::new());
     let order = Order::Each(&[5, 4]);
-    let end = worker.execute(KEY, &slabs, order, &cancel, &mut |index, _| {
+    let end = worker.execute(Task::new(KEY, &slabs, &cancel).with_order(order), &mut |index, _| {
         seen.push(index);
         cancel.cancel();
     });
@@ -486,7 +488,7 @@ fn a_worker_names_what_does_not_fit() {
     let short = Values::F32(vec![0.0; 3]);
     let double = Values::F64(normals(shape.upload_elems(), 5));
     let execute = |worker: &mut CpuWorker, slabs: &Values| {
-        worker.execute(KEY, slabs, Order::All, &CancelToken::new(), &mut |_, _| {}).map_err(|e| e.to_string())
+        worker.execute(Task::new(KEY, slabs, &CancelToken::new()), &mut |_, _| {}).map_err(|e| e.to_string())
     };
     assert!(execute(&mut worker, &slabs).unwrap_err().contains("no filters for subtask 3 of layer 7"));
     assert!(matches!(worker.install(KEY, &shape, short.clone()), Err(Error::Mismatch { .. })));

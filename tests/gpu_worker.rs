@@ -18,8 +18,8 @@ use fcdcc::array::{DType, Values};
 use fcdcc::conv::{ConvParams, ConvShape, reference};
 use fcdcc::gpu::{AdapterSelector, ConvEngine, ConvPlan, GpuDevice, adapters, select};
 use fcdcc::worker::{
-    CancelToken, Fault, FaultyWorker, FilterKey, GpuOptions, GpuWorker, Order, Probe, SubtaskShape, Worker,
-    WorkerKind,
+    CancelToken, Fault, FilterKey, GpuOptions, GpuWorker, Order, Probe, SubtaskShape, Task, Worker,
+    WorkerKind, faulty,
 };
 
 /// Seconds, far below the minute that a submission may take: a call that returns within them did not wait for it.
@@ -58,7 +58,7 @@ impl Subtask {
     /// Executes the subtask and compares; true if everything matches.
     fn matches(&self, worker: &mut dyn Worker, key: FilterKey, dtype: DType) -> fcdcc::Result<bool> {
         let mut good = Vec::new();
-        worker.execute(key, &values(&self.slabs, dtype), Order::All, &CancelToken::new(), &mut |i, v| {
+        worker.execute(Task::new(key, &values(&self.slabs, dtype), &CancelToken::new()), &mut |i, v| {
             good.push((i, relative_l2(&widened(&v), &self.expected[i]) <= tolerance(dtype)));
         })?;
         Ok(good == [(0, true), (1, true), (2, true), (3, true)])
@@ -127,12 +127,12 @@ fn cancelled_work_ends_and_the_next_is_right() -> Outcome {
     let cancelled = CancelToken::new();
     cancelled.cancel();
     let before =
-        worker.execute(KEY, &slabs, Order::All, &cancelled, &mut |_, _| panic!("nothing may be emitted"));
+        worker.execute(Task::new(KEY, &slabs, &cancelled), &mut |_, _| panic!("nothing may be emitted"));
     assert!(matches!(before, Err(Error::Cancelled)));
     assert!(task.matches(&mut worker, KEY, DType::F32)?);
     let token = CancelToken::new();
     let mut emitted = 0;
-    let during = worker.execute(KEY, &slabs, Order::All, &token, &mut |_, _| {
+    let during = worker.execute(Task::new(KEY, &slabs, &token), &mut |_, _| {
         emitted += 1;
         token.cancel();
     });
@@ -150,10 +150,13 @@ fn sub_results_come_in_the_order_asked_for() -> Outcome {
     let mut run = |order: &[usize]| {
         let mut seen = Vec::new();
         worker
-            .execute(KEY, &slabs, Order::Each(order), &CancelToken::new(), &mut |i, v| {
-                assert!(relative_l2(&widened(&v), &task.expected[i]) <= TOLERANCE_F32, "sub-result {i}");
-                seen.push(i);
-            })
+            .execute(
+                Task::new(KEY, &slabs, &CancelToken::new()).with_order(Order::Each(order)),
+                &mut |i, v| {
+                    assert!(relative_l2(&widened(&v), &task.expected[i]) <= TOLERANCE_F32, "sub-result {i}");
+                    seen.push(i);
+                },
+            )
             .map(|()| seen)
     };
     // Adjacent sub-results with indices of equal parity must not share an output buffer.
@@ -187,8 +190,7 @@ fn wrong_sizes_and_types_are_refused() -> Outcome {
     let refused = worker.install(KEY, &task.shape, values(&few, DType::F32));
     assert!(matches!(refused, Err(Error::Mismatch { .. })));
     task.install(&mut worker, KEY, DType::F32)?;
-    let mut run =
-        |slabs: &Values| worker.execute(KEY, slabs, Order::All, &CancelToken::new(), &mut |_, _| {});
+    let mut run = |slabs: &Values| worker.execute(Task::new(KEY, slabs, &CancelToken::new()), &mut |_, _| {});
     assert!(matches!(run(&values(&task.slabs[1..], DType::F32)), Err(Error::Mismatch { .. })));
     assert!(matches!(run(&values(&task.slabs, DType::F64)), Err(Error::Mismatch { .. })));
     assert!(task.matches(&mut worker, KEY, DType::F32)?);
@@ -341,7 +343,7 @@ fn a_lost_worker_is_made_again_by_its_recipe() -> Outcome {
     let info = worker.info();
     assert!(info.adapter.as_ref().is_some_and(|adapter| info.device.starts_with(&adapter[2..])), "{info:?}");
     for _ in 0..3 {
-        worker = Box::new(FaultyWorker::new(worker, Fault::DeviceLost, 0));
+        worker = faulty(worker, Fault::DeviceLost, 0).boxed();
         let respawn = worker.respawn().unwrap();
         task.install(worker.as_mut(), KEY, DType::F32)?;
         Probe::new(DType::F32).check(worker.as_mut(), &CancelToken::new())?;

@@ -9,7 +9,7 @@ use super::gather::{Action, Event, Gather, Recovery, RunEstimates};
 use super::mailbox::{Mailbox, Taken};
 use super::outcome::{Attempt, Decision, Outcome, RunOutcome};
 use super::policy::{Audit, OnShortfall, Policy};
-use super::slot::{InstallRequest, Replies, Reply, ReplyKind, Task};
+use super::slot::{InstallRequest, QueuedTask, Replies, Reply, ReplyKind};
 use crate::array::Values;
 use crate::coding::{Sketch, Sketcher};
 use crate::error::Error;
@@ -195,7 +195,7 @@ impl<F: Fleet, R: AuditRecord> Run<'_, F, R> {
             dispatched,
             ended: false,
         });
-        let task = Task {
+        let task = QueuedTask {
             key: FilterKey { layer: self.layer, subtask },
             shape: Arc::clone(self.shape),
             slabs: Arc::clone(&self.slabs[subtask]),

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::processor_sharing::{Cores, nanos};
 use super::sim_worker::{Command, Current, Phase, Serving, SimWorker, SimulatedWork, ns, transfer};
-use super::slot::{BACKLOG, Replies, ReplyKind, Task};
+use super::slot::{BACKLOG, QueuedTask, Replies, ReplyKind};
 use crate::array::Values;
 use crate::error::Error;
 use crate::worker::{FilterKey, TaskFault};
@@ -76,7 +76,7 @@ impl Simulation {
         self.base + Duration::from_nanos(self.now)
     }
 
-    pub(super) fn execute(&mut self, worker: usize, task: Task) {
+    pub(super) fn execute(&mut self, worker: usize, task: QueuedTask) {
         let number = match &self.job {
             Some((replies, number)) if Arc::ptr_eq(replies, &task.replies) => *number,
             before => {
