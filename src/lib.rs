@@ -23,6 +23,8 @@ pub mod scaling;
 pub mod scheduler;
 #[cfg(feature = "metrics")]
 pub mod telemetry;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod worker;
 
 pub use array::{DType, Element};

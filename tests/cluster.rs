@@ -16,6 +16,7 @@ use common::normal;
 use fcdcc::array::{DType, Element, Values};
 use fcdcc::cluster::{Seats, WorkerServer, survey};
 use fcdcc::conv::reference;
+use fcdcc::testing::check_worker;
 use fcdcc::worker::{
     CancelToken, Fault, FilterKey, Order, Probe, SubtaskShape, Task, WorkerKind, faulty, intercept,
 };
@@ -93,34 +94,12 @@ fn every_kind_of_subtask_gives_what_the_same_worker_gives_here() {
 }
 
 #[test]
-fn what_a_local_worker_refuses_a_remote_one_refuses_and_lives_on() {
-    let (server, mut remote) = one_worker();
-    let conv = ConvShape::new(&[1, 2, 6, 6], &[2, 2, 3, 3], &ConvParams::default()).unwrap();
-    let shape = SubtaskShape { conv, slabs: 1, banks: 1, plain: false };
-    let (slabs, banks) = (Values::F32(vec![1.0; 72]), Values::F32(vec![1.0; 36]));
-    let run = |remote: &mut dyn Worker, slabs: &Values, order: Order<'_>| {
-        remote.execute(Task::new(key(1), slabs, &CancelToken::new()).with_order(order), &mut |_, _| {})
-    };
-    assert!(matches!(run(remote.as_mut(), &slabs, Order::All), Err(Error::WorkerFailed { .. })));
-    assert!(matches!(remote.install(key(1), &shape, slabs.clone()), Err(Error::Mismatch { .. })));
-    remote.install(key(1), &shape, banks).unwrap();
-    assert!(matches!(
-        run(remote.as_mut(), &Values::F32(vec![1.0; 71]), Order::All),
-        Err(Error::Mismatch { .. })
-    ));
-    assert!(matches!(
-        run(remote.as_mut(), &Values::F64(vec![1.0; 72]), Order::All),
-        Err(Error::Mismatch { .. })
-    ));
-    assert!(matches!(run(remote.as_mut(), &slabs, Order::Each(&[1])), Err(Error::InvalidParameter { .. })));
-    let cancelled = CancelToken::new();
-    cancelled.cancel();
-    let early = remote.execute(Task::new(key(1), &slabs, &cancelled), &mut |_, _| panic!("cancelled"));
-    assert!(matches!(early, Err(Error::Cancelled)));
-    run(remote.as_mut(), &slabs, Order::All).unwrap();
-    remote.remove(key(1));
-    remote.remove(key(2));
-    assert!(run(remote.as_mut(), &slabs, Order::All).is_err());
+fn a_remote_worker_keeps_the_contract_and_its_device() {
+    let at = endpoint();
+    let cluster = master(&at);
+    let server = server("alpha", &at, 1);
+    let findings = check_worker(fleet::SOON, || Ok(workers(&cluster, 1).remove(0)));
+    assert!(findings.is_empty(), "{findings:#?}");
     assert_eq!(server.info().devices[0].lost, None);
 }
 

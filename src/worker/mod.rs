@@ -5,7 +5,8 @@
 //! [pool](crate::scheduler::Pool) owns each worker and calls it; the calls may block, which is why the trait needs no async
 //! and no interior locking.
 //!
-//! A worker that differs from another one in a few respects is an [`Intercept`] around it.
+//! A worker that differs from another one in a few respects is an [`Intercept`] around it. The module `testing` (feature
+//! `testing`) checks any worker against the contract of the trait.
 //!
 //! Invariant: a call to `execute` whose [`CancelToken`] is cancelled returns within one sub-result, and the worker is then
 //! ready for the next call.
@@ -29,6 +30,8 @@ pub use faulty::{faulty, inject};
 pub use gpu::{GpuOptions, GpuWorker};
 pub use intercept::{Intercept, intercept};
 pub use probe::Probe;
+#[cfg(feature = "testing")]
+pub(crate) use probe::{distance, numbers, tolerance, values};
 pub use scheduled_fault::TaskFaults;
 pub use task::Task;
 

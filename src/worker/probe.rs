@@ -36,7 +36,7 @@ pub struct Probe {
 
 /// Uniform numbers in [-1, 1), exact in f32, so that the same expected results serve both types. All 23 mantissa bits are
 /// in use, so that computing with fewer bits is detected.
-fn numbers(len: usize, seed: u64) -> Vec<f64> {
+pub(crate) fn numbers(len: usize, seed: u64) -> Vec<f64> {
     let mut state = seed;
     (0..len)
         .map(|_| {
@@ -62,7 +62,7 @@ impl Known {
     }
 }
 
-fn values(numbers: &[f64], dtype: DType) -> Values {
+pub(crate) fn values(numbers: &[f64], dtype: DType) -> Values {
     fn narrow<T: Element>(numbers: &[f64]) -> Values {
         T::wrap(numbers.iter().map(|n| T::from_f64(*n)).collect())
     }
@@ -73,7 +73,7 @@ fn values(numbers: &[f64], dtype: DType) -> Values {
 }
 
 /// Relative L2 distance; NaN if either side holds a NaN.
-fn distance(got: &Values, answer: &[f64]) -> f64 {
+pub(crate) fn distance(got: &Values, answer: &[f64]) -> f64 {
     fn off<T: Element>(got: &[T], answer: &[f64]) -> f64 {
         got.iter().zip(answer).map(|(g, a)| (g.to_f64() - a).powi(2)).sum()
     }
@@ -85,7 +85,7 @@ fn distance(got: &Values, answer: &[f64]) -> f64 {
 }
 
 /// The tolerance of [`Probe::tolerance`] for sums of `reduction` products.
-fn tolerance(reduction: usize, dtype: DType, half: bool) -> f64 {
+pub(crate) fn tolerance(reduction: usize, dtype: DType, half: bool) -> f64 {
     if half {
         return 2.0 * HALF_EPSILON;
     }
