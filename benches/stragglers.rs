@@ -14,60 +14,32 @@
 
 use std::time::{Duration, Instant};
 
-use fcdcc::array::Values;
 use fcdcc::conv::reference;
-use fcdcc::worker::{CpuWorker, FaultSpec, FilterKey, Order, SubtaskShape, WorkerInfo, WorkerKind, inject};
-use fcdcc::{
-    Audit, CancelToken, CodedConv, ConvParams, ConvShape, Error, LayerOptions, OnShortfall, Pool, Result,
-    Worker,
-};
+use fcdcc::worker::{CpuWorker, FaultSpec, WorkerInfo, WorkerKind, inject, intercept};
+use fcdcc::{Audit, CodedConv, ConvParams, ConvShape, Error, LayerOptions, OnShortfall, Pool, Worker};
 use ndarray::{ArrayD, IxDyn};
 
 const MS: Duration = Duration::from_millis(1);
 
-/// Delivers a sub-result every `pace`.
-struct Paced {
-    inner: CpuWorker,
-    pace: Duration,
-}
-
-impl Worker for Paced {
-    fn info(&self) -> WorkerInfo {
-        // The scheduler treats it as a machine of its own.
-        let own = self.inner.info();
-        WorkerInfo { kind: WorkerKind::Remote, host: own.name.clone(), ..own }
-    }
-    fn install(&mut self, key: FilterKey, shape: &SubtaskShape, banks: Values) -> Result<()> {
-        self.inner.install(key, shape, banks)
-    }
-    fn remove(&mut self, key: FilterKey) {
-        self.inner.remove(key);
-    }
-    fn execute(
-        &mut self,
-        key: FilterKey,
-        slabs: &Values,
-        order: Order<'_>,
-        cancel: &CancelToken,
-        emit: &mut dyn FnMut(usize, Values),
-    ) -> Result<()> {
-        let mut due = Instant::now();
-        let mut late = false;
-        let pace = if key.is_probe() { Duration::ZERO } else { self.pace };
-        self.inner.execute(key, slabs, order, cancel, &mut |index, values| {
-            due += pace;
-            late |= cancel.sleep(due.saturating_duration_since(Instant::now()));
-            if !late {
-                emit(index, values);
-            }
-        })?;
-        if late { Err(Error::Cancelled) } else { Ok(()) }
-    }
-}
-
+/// Workers that each deliver a sub-result in every time of their pace. The scheduler treats each as a machine of its own.
 fn workers(paces: &[Duration]) -> Vec<Box<dyn Worker>> {
-    let paced = |(i, pace): (usize, &Duration)| -> Box<dyn Worker> {
-        Box::new(Paced { inner: CpuWorker::new(format!("cpu-{i}"), 1), pace: *pace })
+    let paced = |(i, pace): (usize, &Duration)| {
+        let pace = *pace;
+        intercept(CpuWorker::new(format!("cpu-{i}"), 1))
+            .with_info(|own| WorkerInfo { kind: WorkerKind::Remote, host: own.name.clone(), ..own })
+            .on_execute(move |inner, task, emit| {
+                let (mut due, mut late) = (Instant::now(), false);
+                inner.execute(task, &mut |index, values| {
+                    due += pace;
+                    late |= task.cancel.sleep(due.saturating_duration_since(Instant::now()));
+                    if !late {
+                        emit(index, values);
+                    }
+                })?;
+                if late { Err(Error::Cancelled) } else { Ok(()) }
+            })
+            .never_respawned()
+            .boxed()
     };
     paces.iter().enumerate().map(paced).collect()
 }

@@ -10,7 +10,7 @@ use fcdcc::coding::{Code, CodeKind, Decoder, Epilogue, decode, encode_filters, e
 use fcdcc::conv::{ConvParams, ConvShape, conv_uncoded};
 use fcdcc::partition::{FilterPartition, InputPartition, OutputTiling};
 use fcdcc::planner::subtask_shape;
-use fcdcc::worker::{CancelToken, CpuWorker, FilterKey, Order, Worker};
+use fcdcc::worker::{CancelToken, CpuWorker, FilterKey, Task, Worker};
 use fcdcc::{Error, Result};
 
 const N: usize = 20;
@@ -57,7 +57,7 @@ fn main() -> Result<()> {
                 results[subtask * shape.sub_results() + index] = values;
             }
         };
-        worker.execute(key, &Values::F32(coded), Order::All, &CancelToken::new(), &mut keep)?;
+        worker.execute(Task::new(key, &Values::F32(coded), &CancelToken::new()), &mut keep)?;
     }
 
     // Decodes after every loss of four.

@@ -57,7 +57,7 @@ else
     step cargo test --locked --lib --bins --tests
 fi
 step cargo test --locked --doc
-RUSTDOCFLAGS="-D warnings" step cargo doc --locked --no-deps
+RUSTDOCFLAGS="-D warnings" step cargo doc --locked --no-deps --features testing
 step cargo build --locked --examples
 step cargo run --locked --quiet --example quickstart
 step cargo run --locked --quiet --example classify

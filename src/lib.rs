@@ -22,6 +22,8 @@ pub mod scaling;
 pub mod scheduler;
 #[cfg(feature = "metrics")]
 pub mod telemetry;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod worker;
 
 pub use array::{DType, Element};

@@ -13,7 +13,7 @@
 use std::time::{Duration, Instant};
 
 use fcdcc::array::Values;
-use fcdcc::worker::{CancelToken, FilterKey, Order, SubtaskShape};
+use fcdcc::worker::{CancelToken, FilterKey, SubtaskShape, Task};
 use fcdcc::{ConvParams, ConvShape, Worker};
 use fcdcc_test_support::counting::{Counting, live_bytes};
 use fcdcc_test_support::fleet::{self, endpoint, master, server, until, workers};
@@ -47,7 +47,7 @@ fn work(worker: &mut dyn Worker, tasks: usize) {
         let key = FilterKey { layer: which as u64, subtask: 0 };
         let mut results = 0;
         let emit = &mut |_, values: Values| results += values.len();
-        worker.execute(key, &slabs[which], Order::All, &CancelToken::new(), emit).unwrap();
+        worker.execute(Task::new(key, &slabs[which], &CancelToken::new()), emit).unwrap();
         assert_eq!(results, shapes()[which].download_elems());
     }
 }

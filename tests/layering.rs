@@ -24,6 +24,8 @@ const FLOORS: &[(&str, u32)] = &[
     ("coding", 35),
     ("gpu", 40),
     ("worker", 50),
+    // Checks workers.
+    ("testing", 52),
     // Estimates subtasks of workers (`SubtaskShape` of worker), hence above the workers.
     ("planner", 55),
     ("cluster", 60),

@@ -22,7 +22,7 @@ use super::wire::{Answer, ContentId, MAX_CHUNK_BYTES, Object, Request, Spec};
 use crate::array::{DType, Values};
 use crate::error::{Error, Result};
 use crate::worker::{
-    CancelToken, FilterKey, Order, Respawn, SubtaskShape, Worker, WorkerInfo, WorkerKind, not_installed,
+    FilterKey, Order, Respawn, SubtaskShape, Task, Worker, WorkerInfo, WorkerKind, not_installed,
 };
 
 /// Filters of at most this size are sent along with the question whether the device holds them.
@@ -226,14 +226,8 @@ impl Worker for RemoteWorker {
         }
     }
 
-    fn execute(
-        &mut self,
-        key: FilterKey,
-        slabs: &Values,
-        order: Order<'_>,
-        cancel: &CancelToken,
-        emit: &mut dyn FnMut(usize, Values),
-    ) -> Result<()> {
+    fn execute(&mut self, task: Task<'_>, emit: &mut dyn FnMut(usize, Values)) -> Result<()> {
+        let Task { key, slabs, order, cancel } = task;
         if cancel.is_cancelled() {
             return Err(Error::Cancelled);
         }

@@ -16,7 +16,7 @@ use crate::coding::{Code, CodeKind, Decoder, Epilogue, decode, encode_input};
 use crate::conv::{ConvParams, ConvShape, conv_uncoded};
 use crate::error::{Error, Result};
 use crate::partition::{FilterPartition, InputPartition, OutputTiling};
-use crate::worker::{CancelToken, CpuWorker, FilterKey, Order, SubtaskShape, Worker};
+use crate::worker::{CancelToken, CpuWorker, FilterKey, Order, SubtaskShape, Task, Worker};
 
 /// Time limit of a single measurement; a worker that exceeds it has no rates.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -109,7 +109,8 @@ fn time_subtask<T: Element>(worker: &mut dyn Worker, shape: &SubtaskShape) -> Re
         let cancel = CancelToken::new();
         let mut kept = Vec::with_capacity(order.len());
         let mut keep = |_, values| kept.push(values);
-        worker.execute(FilterKey::PROBE, &slabs, Order::Each(&order), &cancel, &mut keep)
+        let task = Task::new(FilterKey::PROBE, &slabs, &cancel);
+        worker.execute(task.with_order(Order::Each(&order)), &mut keep)
     });
     worker.remove(FilterKey::PROBE);
     found
@@ -234,6 +235,7 @@ fn numbers<T: Element>(len: usize) -> Vec<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::worker::intercept;
 
     #[test]
     fn rates_explain_what_they_were_fitted_to() {
@@ -245,39 +247,17 @@ mod tests {
         assert!(rates.worker.mac_s > 1e-12 && rates.worker.mac_s < 1e-8, "{rates:?}");
         assert!(rates.host.parallel >= 1.0 && rates.cores == Some(2));
         // The filters were removed.
-        let order = worker.execute(
-            FilterKey::PROBE,
-            &f32::wrap(vec![0.0; 9]),
-            Order::All,
-            &CancelToken::new(),
-            &mut |_, _| {},
-        );
-        assert!(order.is_err());
+        let (slabs, token) = (f32::wrap(vec![0.0; 9]), CancelToken::new());
+        let without = worker.execute(Task::new(FilterKey::PROBE, &slabs, &token), &mut |_, _| {});
+        assert!(without.is_err());
     }
 
     #[test]
     fn a_worker_that_fails_is_an_error() {
-        struct Broken;
-        impl Worker for Broken {
-            fn info(&self) -> crate::worker::WorkerInfo {
-                CpuWorker::new("broken", 1).info()
-            }
-            fn install(&mut self, _: FilterKey, _: &SubtaskShape, _: crate::array::Values) -> Result<()> {
-                Ok(())
-            }
-            fn remove(&mut self, _: FilterKey) {}
-            fn execute(
-                &mut self,
-                _: FilterKey,
-                _: &crate::array::Values,
-                _: Order<'_>,
-                _: &CancelToken,
-                _: &mut dyn FnMut(usize, crate::array::Values),
-            ) -> Result<()> {
-                Err(Error::WorkerLost { worker: "broken".to_owned(), cause: "unplugged".to_owned() })
-            }
-        }
-        let error = calibrate::<f32>(&mut Broken, None).unwrap_err();
+        let lost = || Error::WorkerLost { worker: "broken".to_owned(), cause: "unplugged".to_owned() };
+        let broken = intercept(CpuWorker::new("broken", 1)).including_probes();
+        let mut broken = broken.on_execute(move |_, _, _| Err(lost()));
+        let error = calibrate::<f32>(&mut broken, None).unwrap_err();
         assert!(error.to_string().contains("unplugged"), "{error}");
     }
 }

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use super::assign::Seat;
 use super::mailbox::Taken;
-use super::slot::{InstallRequest, Replies, Reply, Task};
+use super::slot::{InstallRequest, QueuedTask, Replies, Reply};
 use crate::worker::CancelToken;
 
 /// Workers by index, and their clock.
@@ -19,7 +19,7 @@ pub(crate) trait Fleet {
     fn wait(&self, replies: &Replies, until: Instant) -> Taken<Reply>;
 
     /// Queues a task. A worker that must not take it answers at once with a failure.
-    fn execute(&self, worker: usize, task: Task);
+    fn execute(&self, worker: usize, task: QueuedTask);
 
     /// Queues filters before the task that needs them. The task fails if they cannot be installed.
     fn equip(&self, worker: usize, request: InstallRequest);

@@ -13,7 +13,7 @@ use super::gather::{Action, Event, Gather, Recovery, RunEstimates};
 use super::mailbox::{Mailbox, Taken};
 use super::outcome::{Attempt, Decision, Outcome, RunOutcome, Traffic};
 use super::policy::{Audit, OnShortfall, Policy};
-use super::slot::{InstallRequest, Replies, Reply, ReplyKind, Task};
+use super::slot::{InstallRequest, QueuedTask, Replies, Reply, ReplyKind};
 use crate::array::Values;
 use crate::coding::Sketcher;
 use crate::error::Error;
@@ -172,7 +172,7 @@ impl<'a, F: Fleet, R: Recovery> Run<'a, F, R> {
             dispatched,
             ended: false,
         });
-        let task = Task {
+        let task = QueuedTask {
             key: FilterKey { layer: self.layer.id, subtask },
             shape: Arc::clone(&self.layer.shape),
             slabs: Arc::clone(&self.slabs[subtask]),

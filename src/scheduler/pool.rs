@@ -21,8 +21,8 @@ use super::health::State;
 use super::mailbox::Taken;
 use super::service::Service;
 use super::slot::{
-    BACKLOG, Command, FilterSource, InstallRequest, Installed, PoolOptions, Replies, Reply, Shared, Status,
-    Task, locked,
+    BACKLOG, Command, FilterSource, InstallRequest, Installed, PoolOptions, QueuedTask, Replies, Reply,
+    Shared, Status, locked,
 };
 use crate::array::DType;
 use crate::error::{Error, Result};
@@ -276,7 +276,7 @@ impl Fleet for Pool {
         replies.take(Some(until))
     }
 
-    fn execute(&self, worker: usize, task: Task) {
+    fn execute(&self, worker: usize, task: QueuedTask) {
         let slot = &self.inner.slots[worker];
         if !slot.status.is_usable() {
             return task.fail(slot.refusal());

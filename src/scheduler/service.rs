@@ -12,10 +12,10 @@ use std::time::Instant;
 use super::health::State;
 use super::mailbox::{Mailbox, Taken};
 use super::revive;
-use super::slot::{Command, InstallRequest, Installed, ReplyKind, Shared, Status, Task, locked};
+use super::slot::{Command, InstallRequest, Installed, QueuedTask, ReplyKind, Shared, Status, locked};
 use crate::array::DType;
 use crate::error::{Error, Result, panic_text};
-use crate::worker::{CancelToken, FilterKey, Order, Probe, Respawn, Worker};
+use crate::worker::{CancelToken, FilterKey, Order, Probe, Respawn, Task, Worker};
 
 pub(super) struct Service {
     pub(super) shared: Arc<Shared>,
@@ -105,7 +105,7 @@ impl Service {
         if self.qualified.is_empty() { vec![DType::F32] } else { self.qualified.clone() }
     }
 
-    fn execute(&mut self, mut task: Task) {
+    fn execute(&mut self, mut task: QueuedTask) {
         let spent = std::mem::take(&mut task.spent);
         let reply = |what| task.reply(what);
         if task.cancel.is_cancelled() || !self.status.is_usable() {
@@ -133,7 +133,8 @@ impl Service {
                 w.recycle(buffer);
             }
             let mut unwanted = Vec::new();
-            let result = w.execute(task.key, &task.slabs, order, &task.cancel, &mut |index, values| {
+            let call = Task { key: task.key, slabs: &task.slabs, order, cancel: &task.cancel };
+            let result = w.execute(call, &mut |index, values| {
                 done += 1;
                 match task.inspect(&values) {
                     Ok(sketch) => unwanted.extend(task.deliver(index, values, sketch)),

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::health::{Health, HealthOptions};
 use super::processor_sharing::{Ticket, nanos};
-use super::slot::Task;
+use super::slot::QueuedTask;
 use super::speed::Speed;
 use crate::array::DType;
 use crate::error::Error;
@@ -103,7 +103,7 @@ pub(super) struct SimWorker {
 
 pub(super) enum Command {
     Install(FilterKey),
-    Execute(Task, u64),
+    Execute(QueuedTask, u64),
 }
 
 pub(super) enum Current {
@@ -112,7 +112,7 @@ pub(super) enum Current {
 }
 
 pub(super) struct Serving {
-    pub(super) task: Arc<Task>,
+    pub(super) task: Arc<QueuedTask>,
     pub(super) job: u64,
     pub(super) fate: TaskFault,
     pub(super) work: SimulatedWork,
@@ -203,7 +203,7 @@ impl SimWorker {
 }
 
 impl Serving {
-    pub(super) fn new(task: Task, job: u64, fate: TaskFault, work: SimulatedWork, now: u64) -> Self {
+    pub(super) fn new(task: QueuedTask, job: u64, fate: TaskFault, work: SimulatedWork, now: u64) -> Self {
         // As CPU workers do: one by one where an order is given, else all sub-results of a slab together.
         let (order, group) = match &task.order {
             Some(order) => (order.clone(), 1),

@@ -15,7 +15,7 @@ use super::message_faults::MessageFaults;
 use super::processor_sharing::Cores;
 use super::sim_worker::{Link, SimWorker, SimulatedWork, Usage, ns};
 use super::simulation::Simulation;
-use super::slot::{InstallRequest, Replies, Reply, Task};
+use super::slot::{InstallRequest, QueuedTask, Replies, Reply};
 use crate::error::{Error, Result};
 use crate::worker::{CancelToken, FilterKey, LOCAL_HOST, TaskFault};
 
@@ -245,7 +245,7 @@ impl Fleet for SimulatedFleet {
         }
     }
 
-    fn execute(&self, worker: usize, task: Task) {
+    fn execute(&self, worker: usize, task: QueuedTask) {
         self.state().execute(worker, task);
     }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::message_faults::{Direction, MessageFates, MessageFaults};
 use super::processor_sharing::{Cores, nanos};
 use super::sim_worker::{Command, Current, Phase, Serving, SimWorker, SimulatedWork, ns, transfer};
-use super::slot::{BACKLOG, Replies, ReplyKind, Task};
+use super::slot::{BACKLOG, QueuedTask, Replies, ReplyKind};
 use crate::array::Values;
 use crate::error::{Error, Result};
 use crate::worker::{FilterKey, TaskFault};
@@ -23,11 +23,11 @@ const LOSS: &str = "injected loss";
 const MOST_IDLE_WAITS: u32 = 100_000;
 
 /// Computes sub-result `index` of a task on a worker.
-pub(crate) type Compute = Box<dyn FnMut(usize, &Task, usize) -> Result<Values>>;
+pub(crate) type Compute = Box<dyn FnMut(usize, &QueuedTask, usize) -> Result<Values>>;
 
 /// A reply on its way to the master.
 struct Message {
-    task: Arc<Task>,
+    task: Arc<QueuedTask>,
     what: ReplyKind,
 }
 
@@ -129,7 +129,7 @@ impl Simulation {
         self.base + Duration::from_nanos(self.now)
     }
 
-    pub(super) fn execute(&mut self, worker: usize, task: Task) {
+    pub(super) fn execute(&mut self, worker: usize, task: QueuedTask) {
         let number = match &self.job {
             Some((replies, number)) if Arc::ptr_eq(replies, &task.replies) => *number,
             before => {
@@ -443,12 +443,12 @@ impl Simulation {
     }
 
     /// Sends a reply that arrives at time `at`, unless a fault delays or loses it.
-    fn post(&mut self, worker: usize, at: u64, task: &Arc<Task>, what: ReplyKind) {
+    fn post(&mut self, worker: usize, at: u64, task: &Arc<QueuedTask>, what: ReplyKind) {
         let Some(delay) = self.fates_of_messages.draw(self.now, worker, Direction::ToMaster) else { return };
         self.post_at(at.saturating_add(delay), task, what);
     }
 
-    fn post_at(&mut self, at: u64, task: &Arc<Task>, what: ReplyKind) {
+    fn post_at(&mut self, at: u64, task: &Arc<QueuedTask>, what: ReplyKind) {
         let message = self.scheduled;
         self.messages.insert(message, Message { task: Arc::clone(task), what });
         self.schedule(at, SimEvent::Arrived { message });

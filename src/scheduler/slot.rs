@@ -94,7 +94,7 @@ struct Running {
 pub(super) enum Command {
     Install(InstallRequest, Sender<Installed>, usize),
     Remove(FilterKey),
-    Execute(Task),
+    Execute(QueuedTask),
     /// A respawned worker, with the filters it holds.
     Return(Box<dyn Worker>, HashSet<FilterKey>),
     /// The worker's health changed.
@@ -116,7 +116,7 @@ pub(crate) struct Installed {
 }
 
 /// One subtask for a worker to execute.
-pub(crate) struct Task {
+pub(crate) struct QueuedTask {
     pub(crate) key: FilterKey,
     pub(crate) shape: Arc<SubtaskShape>,
     pub(crate) slabs: Arc<Values>,
@@ -157,7 +157,7 @@ pub(crate) enum ReplyKind {
     Failed(Error),
 }
 
-impl Task {
+impl QueuedTask {
     pub(super) fn reply(&self, what: ReplyKind) {
         self.reply_at(Instant::now(), what);
     }

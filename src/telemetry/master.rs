@@ -216,7 +216,7 @@ mod tests {
     use super::*;
     use crate::conv::ConvParams;
     use crate::engine::{CodedConv, LayerOptions};
-    use crate::worker::{CpuWorker, Fault, FaultyWorker, Worker};
+    use crate::worker::{CpuWorker, Fault, Worker, faulty};
 
     #[test]
     fn layers_are_counted_by_outcome_and_readiness_is_earned() {
@@ -248,7 +248,7 @@ mod tests {
     #[test]
     fn a_pool_that_computes_wrongly_or_not_at_all_is_not_ready() {
         for fault in [Fault::Crash, Fault::Corrupt(0.1)] {
-            let faulty = |worker| -> Box<dyn Worker> { Box::new(FaultyWorker::new(worker, fault, 1)) };
+            let faulty = |worker: Box<dyn Worker>| faulty(worker, fault, 1).boxed();
             let pool = Pool::new(CpuWorker::fleet(6).into_iter().map(faulty).collect()).unwrap();
             let error = Master::new(&pool).ready().unwrap_err();
             assert!(!error.to_string().is_empty(), "{fault}");

@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::{
-    CancelToken, FilterKey, LOCAL_HOST, Order, Respawn, SubtaskShape, Worker, WorkerInfo, WorkerKind,
+    CancelToken, FilterKey, LOCAL_HOST, Order, Respawn, SubtaskShape, Task, Worker, WorkerInfo, WorkerKind,
     not_installed,
 };
 use crate::array::{DType, Element, Values, sized};
@@ -182,14 +182,8 @@ impl Worker for CpuWorker {
         self.installed.remove(&key);
     }
 
-    fn execute(
-        &mut self,
-        key: FilterKey,
-        slabs: &Values,
-        order: Order<'_>,
-        cancel: &CancelToken,
-        emit: &mut dyn FnMut(usize, Values),
-    ) -> Result<()> {
+    fn execute(&mut self, task: Task<'_>, emit: &mut dyn FnMut(usize, Values)) -> Result<()> {
+        let Task { key, slabs, order, cancel } = task;
         if cancel.is_cancelled() {
             return Err(Error::Cancelled);
         }

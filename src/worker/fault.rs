@@ -1,7 +1,7 @@
 //! Fault specifications such as `random:2:delay=exp(200ms)`.
 //!
 //! Relevant if you want to inject faults. The types are plain data with a text form;
-//! [`FaultyWorker`](super::FaultyWorker) carries a fault out.
+//! [`faulty`](super::faulty()) carries a fault out.
 //!
 //! Invariant: [`FromStr`] reads the output of [`Display`](fmt::Display) back as the same value.
 
@@ -75,7 +75,7 @@ pub enum Fault {
 
 /// The faults of one worker in one run, as drawn for a comparison of runs.
 ///
-/// [Real](super::ScheduledFaultWorker) and simulated workers (`scheduler::SimulatedFleet`) apply it in the same order: first
+/// [Real](super::TaskFaults) and simulated workers (`scheduler::SimulatedFleet`) apply it in the same order: first
 /// a fault that ends the task at once, then the delay, then the work.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct TaskFault {

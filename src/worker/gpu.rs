@@ -10,8 +10,7 @@ use std::sync::Arc;
 use std::thread;
 
 use super::{
-    CancelToken, FilterKey, LOCAL_HOST, Order, Respawn, SubtaskShape, Worker, WorkerInfo, WorkerKind,
-    not_installed,
+    FilterKey, LOCAL_HOST, Order, Respawn, SubtaskShape, Task, Worker, WorkerInfo, WorkerKind, not_installed,
 };
 use crate::array::Values;
 use crate::error::{Error, Result};
@@ -188,14 +187,8 @@ impl Worker for GpuWorker {
         }
     }
 
-    fn execute(
-        &mut self,
-        key: FilterKey,
-        slabs: &Values,
-        order: Order<'_>,
-        cancel: &CancelToken,
-        emit: &mut dyn FnMut(usize, Values),
-    ) -> Result<()> {
+    fn execute(&mut self, task: Task<'_>, emit: &mut dyn FnMut(usize, Values)) -> Result<()> {
+        let Task { key, slabs, order, cancel } = task;
         self.with(|held, name| {
             let installed = held.filters.get(&key).ok_or_else(|| not_installed(name, key))?;
             installed.shape.check_slabs(slabs, installed.filters.dtype())?;

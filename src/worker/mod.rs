@@ -1,9 +1,12 @@
 //! Workers: the trait that computes subtasks, and its implementations.
 //!
-//! A worker holds coded filters ([`Worker::install`]). Given coded slabs, it returns the sub-results of one subtask one by
-//! one ([`Worker::execute`]). It has no knowledge of codes, deadlines or other workers. One thread of the
+//! A worker holds coded filters ([`Worker::install`]). Given a [`Task`] with coded slabs, it returns the sub-results of one
+//! subtask one by one ([`Worker::execute`]). It has no knowledge of codes, deadlines or other workers. One thread of the
 //! [pool](crate::scheduler::Pool) owns each worker and calls it; the calls may block, which is why the trait needs no async
 //! and no interior locking.
+//!
+//! A worker that differs from another one in a few respects is an [`Intercept`] around it. The module `testing` (feature
+//! `testing`) checks any worker against the contract of the trait.
 //!
 //! Invariant: a call to `execute` whose [`CancelToken`] is cancelled returns within one sub-result, and the worker is then
 //! ready for the next call.
@@ -14,17 +17,23 @@ mod fault;
 mod faulty;
 #[cfg(feature = "gpu")]
 mod gpu;
+mod intercept;
 mod probe;
 mod scheduled_fault;
+mod task;
 
 pub use cancel::{CancelHook, CancelToken};
 pub use cpu::CpuWorker;
 pub use fault::{Delay, Fault, FaultSpec, TaskFault, WorkerSet};
-pub use faulty::{FaultyWorker, inject};
+pub use faulty::{faulty, inject};
 #[cfg(feature = "gpu")]
 pub use gpu::{GpuOptions, GpuWorker};
+pub use intercept::{Intercept, intercept};
 pub use probe::Probe;
-pub use scheduled_fault::{ScheduledFaultWorker, TaskFaults};
+#[cfg(feature = "testing")]
+pub(crate) use probe::{distance, numbers, tolerance, values};
+pub use scheduled_fault::TaskFaults;
+pub use task::Task;
 
 use std::sync::Arc;
 
@@ -215,29 +224,22 @@ pub trait Worker: Send {
     /// filters.
     ///
     /// # Errors
-    /// [`Error::WorkerLost`] when the worker can do no further work; any other error when it cannot hold these
-    /// filters (element type, memory) but can still work.
+    /// [`Error::Mismatch`] for filters of another size; [`Error::WorkerLost`] when the worker can do no further work; any
+    /// other error when it cannot hold these filters (element type, memory) but can still work.
     fn install(&mut self, key: FilterKey, shape: &SubtaskShape, banks: Values) -> Result<()>;
 
     /// Removes the filters of `key`; unknown keys are ignored.
     fn remove(&mut self, key: FilterKey);
 
-    /// Computes the sub-results that `order` names of the subtask `key` from `slabs` (`shape.slabs` slabs of
-    /// `[N, C, slab spatial...]`, row-major) and hands each to `emit` as (sub-result index,
-    /// `[N, O', spatial...]` row-major) as soon as it is complete.
+    /// Computes the sub-results that `task` names and hands each to `emit` as (sub-result index, `[N, O', spatial...]`
+    /// row-major) as soon as it is complete.
     ///
     /// # Errors
-    /// [`Error::InvalidParameter`] for an index out of range in `order`; [`Error::Mismatch`] for slabs of another size or
-    /// type; [`Error::Cancelled`] when `cancel` was set first; [`Error::WorkerLost`] when the worker can do no further work;
-    /// any other error when this task failed but the worker can still work. Sub-results emitted before an error are valid.
-    fn execute(
-        &mut self,
-        key: FilterKey,
-        slabs: &Values,
-        order: Order<'_>,
-        cancel: &CancelToken,
-        emit: &mut dyn FnMut(usize, Values),
-    ) -> Result<()>;
+    /// [`Error::InvalidParameter`] for an index out of range in the order; [`Error::Mismatch`] for slabs of another size or
+    /// type; [`Error::Cancelled`] when the token was cancelled first; [`Error::WorkerLost`] when the worker can do no further
+    /// work; any other error when this task failed but the worker can still work. Sub-results emitted before an error are
+    /// valid.
+    fn execute(&mut self, task: Task<'_>, emit: &mut dyn FnMut(usize, Values)) -> Result<()>;
 
     /// Takes a buffer of sub-results that is no longer needed, of any length and content, to reuse its memory: fresh memory
     /// costs more than some layers. Called before [`execute`](Worker::execute), about once for each sub-result to come. A

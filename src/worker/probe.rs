@@ -8,7 +8,7 @@
 
 use std::sync::OnceLock;
 
-use super::{CancelToken, FilterKey, Order, SubtaskShape, Worker};
+use super::{CancelToken, FilterKey, SubtaskShape, Task, Worker};
 use crate::array::{DType, Element, HALF_EPSILON, Values};
 use crate::conv::{ConvParams, ConvShape, reference};
 use crate::error::{Error, Result};
@@ -36,7 +36,7 @@ pub struct Probe {
 
 /// Uniform numbers in [-1, 1), exact in f32, so that the same expected results serve both types. All 23 mantissa bits are
 /// in use, so that computing with fewer bits is detected.
-fn numbers(len: usize, seed: u64) -> Vec<f64> {
+pub(crate) fn numbers(len: usize, seed: u64) -> Vec<f64> {
     let mut state = seed;
     (0..len)
         .map(|_| {
@@ -62,7 +62,7 @@ impl Known {
     }
 }
 
-fn values(numbers: &[f64], dtype: DType) -> Values {
+pub(crate) fn values(numbers: &[f64], dtype: DType) -> Values {
     fn narrow<T: Element>(numbers: &[f64]) -> Values {
         T::wrap(numbers.iter().map(|n| T::from_f64(*n)).collect())
     }
@@ -73,7 +73,7 @@ fn values(numbers: &[f64], dtype: DType) -> Values {
 }
 
 /// Relative L2 distance; NaN if either side holds a NaN.
-fn distance(got: &Values, answer: &[f64]) -> f64 {
+pub(crate) fn distance(got: &Values, answer: &[f64]) -> f64 {
     fn off<T: Element>(got: &[T], answer: &[f64]) -> f64 {
         got.iter().zip(answer).map(|(g, a)| (g.to_f64() - a).powi(2)).sum()
     }
@@ -82,6 +82,18 @@ fn distance(got: &Values, answer: &[f64]) -> f64 {
         Values::F64(got) => off(got, answer),
     };
     (off / answer.iter().map(|a| a * a).sum::<f64>()).sqrt()
+}
+
+/// The tolerance of [`Probe::tolerance`] for sums of `reduction` products.
+pub(crate) fn tolerance(reduction: usize, dtype: DType, half: bool) -> f64 {
+    if half {
+        return 2.0 * HALF_EPSILON;
+    }
+    let eps = match dtype {
+        DType::F32 => f64::from(f32::EPSILON),
+        DType::F64 => f64::EPSILON,
+    };
+    reduction as f64 * eps
 }
 
 impl Probe {
@@ -101,14 +113,7 @@ impl Probe {
     /// fused multiply-adds. Computing with 10-bit mantissas exceeds the limit of f32 a hundredfold.
     #[must_use]
     pub fn tolerance(&self, half: bool) -> f64 {
-        if half {
-            return 2.0 * HALF_EPSILON;
-        }
-        let eps = match self.dtype {
-            DType::F32 => f64::from(f32::EPSILON),
-            DType::F64 => f64::EPSILON,
-        };
-        self.known.shape.conv.reduction() as f64 * eps
+        tolerance(self.known.shape.conv.reduction(), self.dtype, half)
     }
 
     /// Installs the known filters, computes all sub-results, removes the filters and compares. Only `cancel` limits the time
@@ -135,7 +140,7 @@ impl Probe {
         };
         worker.install(FilterKey::PROBE, shape, values(banks, self.dtype))?;
         let slabs = values(slabs, self.dtype);
-        let end = worker.execute(FilterKey::PROBE, &slabs, Order::All, cancel, &mut judge);
+        let end = worker.execute(Task::new(FilterKey::PROBE, &slabs, cancel), &mut judge);
         worker.remove(FilterKey::PROBE);
         end?;
         let missing = came.iter().position(|came| !came);
@@ -171,49 +176,35 @@ impl Probe {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicIsize, Ordering};
+
     use super::*;
-    use crate::worker::{CpuWorker, WorkerInfo};
+    use crate::worker::{CpuWorker, intercept};
 
     type Emit<'a> = &'a mut dyn FnMut(usize, Values);
 
-    /// A CPU worker whose sub-results pass through `flaw`.
-    struct Flawed {
-        inner: CpuWorker,
-        flaw: fn(usize, Values, Emit<'_>),
-        end: fn() -> Result<()>,
-        held: i32,
-    }
-
-    impl Worker for Flawed {
-        fn info(&self) -> WorkerInfo {
-            self.inner.info()
-        }
-        fn install(&mut self, key: FilterKey, shape: &SubtaskShape, banks: Values) -> Result<()> {
-            assert!(key.is_probe());
-            self.held += 1;
-            self.inner.install(key, shape, banks)
-        }
-        fn remove(&mut self, key: FilterKey) {
-            self.held -= 1;
-            self.inner.remove(key);
-        }
-        fn execute(
-            &mut self,
-            key: FilterKey,
-            slabs: &Values,
-            order: Order<'_>,
-            cancel: &CancelToken,
-            emit: Emit<'_>,
-        ) -> Result<()> {
-            self.inner.execute(key, slabs, order, cancel, &mut |i, v| (self.flaw)(i, v, emit))?;
-            (self.end)()
-        }
-    }
-
+    /// Probes a CPU worker whose sub-results pass through `flaw`.
     fn flawed(flaw: fn(usize, Values, Emit<'_>), end: fn() -> Result<()>, dtype: DType) -> Result<()> {
-        let mut worker = Flawed { inner: CpuWorker::new("flawed", 1), flaw, end, held: 0 };
+        let held = Arc::new(AtomicIsize::new(0));
+        let (installed, removed) = (Arc::clone(&held), Arc::clone(&held));
+        let mut worker = intercept(CpuWorker::new("flawed", 1))
+            .including_probes()
+            .on_install(move |inner, key, shape, banks| {
+                assert!(key.is_probe());
+                installed.fetch_add(1, Ordering::SeqCst);
+                inner.install(key, shape, banks)
+            })
+            .on_remove(move |inner, key| {
+                removed.fetch_sub(1, Ordering::SeqCst);
+                inner.remove(key);
+            })
+            .on_execute(move |inner, task, emit| {
+                inner.execute(task, &mut |i, v| flaw(i, v, emit))?;
+                end()
+            });
         let outcome = Probe::new(dtype).check(&mut worker, &CancelToken::new());
-        assert_eq!(worker.held, 0, "filters were left behind");
+        assert_eq!(held.load(Ordering::SeqCst), 0, "filters were left behind");
         outcome
     }
 
@@ -241,7 +232,7 @@ mod tests {
         let mut cpu = CpuWorker::new("cpu", 1);
         cpu.install(FilterKey::PROBE, &known.shape, values(&known.banks, DType::F32)).unwrap();
         let slabs = values(&known.slabs, DType::F32);
-        cpu.execute(FilterKey::PROBE, &slabs, Order::All, &CancelToken::new(), &mut |i, v| {
+        cpu.execute(Task::new(FilterKey::PROBE, &slabs, &CancelToken::new()), &mut |i, v| {
             worst = worst.max(distance(&v, &known.answers[i]));
         })
         .unwrap();

@@ -6,9 +6,10 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 
+use fcdcc::array::Values;
 use fcdcc::cluster::WorkerServer;
 use fcdcc::telemetry::{Exporter, Master, WorkerProcess};
-use fcdcc::worker::{Fault, FaultyWorker};
+use fcdcc::worker::{Fault, faulty, intercept};
 use fcdcc::{CpuWorker, LayerOptions, Worker};
 use fcdcc_test_support::fleet::{self, endpoint, master, pool_of, serving, until, workers};
 use fcdcc_test_support::layer::small;
@@ -85,12 +86,12 @@ fn a_worker_process_that_computes_wrongly_or_not_at_all_is_not_ready() {
         get(exporter.address(), "/readyz")
     };
     assert_eq!(ready(Box::new(CpuWorker::new("good", 1))).0, "HTTP/1.1 200 OK");
-    let (status, text) = ready(Box::new(Liar(CpuWorker::new("bad", 1))));
+    let (status, text) = ready(liar("bad"));
     assert_eq!(status, "HTTP/1.1 503 Service Unavailable");
     assert!(text.contains("bad failed its probe"), "{text}");
     // A worker that fails tasks but passes its probe.
-    let late = FaultyWorker::new(Box::new(CpuWorker::new("late", 1)), Fault::Crash, 0);
-    assert_eq!(ready(Box::new(late)).0, "HTTP/1.1 200 OK");
+    let late = faulty(CpuWorker::new("late", 1), Fault::Crash, 0);
+    assert_eq!(ready(late.boxed()).0, "HTTP/1.1 200 OK");
     assert!(Exporter::start("256.0.0.1:1", WorkerProcess::new(&Arc::new(idle()))).is_err());
 }
 
@@ -99,36 +100,14 @@ fn idle() -> WorkerServer {
 }
 
 /// A worker whose results are wrong by one.
-struct Liar(CpuWorker);
-
-impl Worker for Liar {
-    fn info(&self) -> fcdcc::worker::WorkerInfo {
-        self.0.info()
-    }
-    fn install(
-        &mut self,
-        key: fcdcc::worker::FilterKey,
-        shape: &fcdcc::worker::SubtaskShape,
-        banks: fcdcc::array::Values,
-    ) -> fcdcc::Result<()> {
-        self.0.install(key, shape, banks)
-    }
-    fn remove(&mut self, key: fcdcc::worker::FilterKey) {
-        self.0.remove(key);
-    }
-    fn execute(
-        &mut self,
-        key: fcdcc::worker::FilterKey,
-        slabs: &fcdcc::array::Values,
-        order: fcdcc::worker::Order<'_>,
-        cancel: &fcdcc::CancelToken,
-        emit: &mut dyn FnMut(usize, fcdcc::array::Values),
-    ) -> fcdcc::Result<()> {
-        self.0.execute(key, slabs, order, cancel, &mut |index, mut values| {
-            if let fcdcc::array::Values::F32(values) = &mut values {
+fn liar(name: &str) -> Box<dyn Worker> {
+    let liar = intercept(CpuWorker::new(name, 1)).including_probes().on_execute(|inner, task, emit| {
+        inner.execute(task, &mut |index, mut values| {
+            if let Values::F32(values) = &mut values {
                 values[0] += 1.0;
             }
             emit(index, values);
         })
-    }
+    });
+    liar.boxed()
 }

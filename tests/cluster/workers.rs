@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 use fcdcc::array::{DType, Element, Values};
 use fcdcc::cluster::{Seats, WorkerServer, survey};
 use fcdcc::conv::reference;
+use fcdcc::testing::check_worker;
 use fcdcc::worker::{
-    CancelToken, Fault, FaultyWorker, FilterKey, Order, Probe, Respawn, SubtaskShape, WorkerInfo, WorkerKind,
+    CancelToken, Fault, FilterKey, Order, Probe, SubtaskShape, Task, WorkerKind, faulty, intercept,
 };
-use fcdcc::{Completion, ConvParams, ConvShape, CpuWorker, Error, Pool, Result, Worker};
+use fcdcc::{Completion, ConvParams, ConvShape, CpuWorker, Error, Pool, Worker};
 use fcdcc_test_support::fleet::{
     self, endpoint, master, master_to, pool_of, server, serving, until, usable, workers,
 };
@@ -71,7 +72,9 @@ fn every_kind_of_subtask_gives_what_the_same_worker_gives_here() {
                 let mut results = Vec::new();
                 let mut emit = |index, values| results.push((index, values));
                 let token = CancelToken::new();
-                worker.execute(key(at as u64), &wrap(dtype, &x), order, &token, &mut emit).unwrap();
+                worker
+                    .execute(Task::new(key(at as u64), &wrap(dtype, &x), &token).with_order(order), &mut emit)
+                    .unwrap();
                 results
             };
             for order in [Order::All, Order::Each(&all), Order::Each(&all[..1])] {
@@ -89,34 +92,12 @@ fn every_kind_of_subtask_gives_what_the_same_worker_gives_here() {
 }
 
 #[test]
-fn what_a_local_worker_refuses_a_remote_one_refuses_and_lives_on() {
-    let (server, mut remote) = one_worker();
-    let conv = ConvShape::new(&[1, 2, 6, 6], &[2, 2, 3, 3], &ConvParams::default()).unwrap();
-    let shape = SubtaskShape { conv, slabs: 1, banks: 1, plain: false };
-    let (slabs, banks) = (Values::F32(vec![1.0; 72]), Values::F32(vec![1.0; 36]));
-    let run = |remote: &mut dyn Worker, slabs: &Values, order: Order<'_>| {
-        remote.execute(key(1), slabs, order, &CancelToken::new(), &mut |_, _| {})
-    };
-    assert!(matches!(run(remote.as_mut(), &slabs, Order::All), Err(Error::WorkerFailed { .. })));
-    assert!(matches!(remote.install(key(1), &shape, slabs.clone()), Err(Error::Mismatch { .. })));
-    remote.install(key(1), &shape, banks).unwrap();
-    assert!(matches!(
-        run(remote.as_mut(), &Values::F32(vec![1.0; 71]), Order::All),
-        Err(Error::Mismatch { .. })
-    ));
-    assert!(matches!(
-        run(remote.as_mut(), &Values::F64(vec![1.0; 72]), Order::All),
-        Err(Error::Mismatch { .. })
-    ));
-    assert!(matches!(run(remote.as_mut(), &slabs, Order::Each(&[1])), Err(Error::InvalidParameter { .. })));
-    let cancelled = CancelToken::new();
-    cancelled.cancel();
-    let early = remote.execute(key(1), &slabs, Order::All, &cancelled, &mut |_, _| panic!("cancelled"));
-    assert!(matches!(early, Err(Error::Cancelled)));
-    run(remote.as_mut(), &slabs, Order::All).unwrap();
-    remote.remove(key(1));
-    remote.remove(key(2));
-    assert!(run(remote.as_mut(), &slabs, Order::All).is_err());
+fn a_remote_worker_keeps_the_contract_and_its_device() {
+    let at = endpoint();
+    let cluster = master(&at);
+    let server = server("alpha", &at, 1);
+    let findings = check_worker(fleet::SOON, || Ok(workers(&cluster, 1).remove(0)));
+    assert!(findings.is_empty(), "{findings:#?}");
     assert_eq!(server.info().devices[0].lost, None);
 }
 
@@ -183,46 +164,24 @@ fn a_disk_that_takes_nothing_costs_the_cache_and_no_result() {
     until("the failures are counted", || server.traffic().cache_failures >= 6);
 }
 
-/// Sleeps before each sub-result, or until it is cancelled, and counts.
-struct Slow {
-    inner: CpuWorker,
-    pause: Duration,
-    computed: Arc<AtomicUsize>,
-}
-
-impl Worker for Slow {
-    fn info(&self) -> WorkerInfo {
-        self.inner.info()
-    }
-    fn install(&mut self, key: FilterKey, shape: &SubtaskShape, banks: Values) -> Result<()> {
-        self.inner.install(key, shape, banks)
-    }
-    fn remove(&mut self, key: FilterKey) {
-        self.inner.remove(key);
-    }
-    fn execute(
-        &mut self,
-        key: FilterKey,
-        slabs: &Values,
-        order: Order<'_>,
-        cancel: &CancelToken,
-        emit: &mut dyn FnMut(usize, Values),
-    ) -> Result<()> {
-        if slabs.len() < 1000 {
-            return self.inner.execute(key, slabs, order, cancel, emit);
+/// A worker that sleeps before each sub-result, or until it is cancelled, and counts.
+fn slow(pause: Duration, computed: &Arc<AtomicUsize>) -> Box<dyn Worker> {
+    let computed = Arc::clone(computed);
+    let slow = intercept(CpuWorker::new("slow", 1)).on_execute(move |inner, task, emit| {
+        // Over the network a probe has an ordinary key.
+        if task.slabs.len() < 1000 {
+            return inner.execute(task, emit);
         }
         for index in 0..4 {
-            if cancel.sleep(self.pause) {
+            if task.cancel.sleep(pause) {
                 return Err(Error::Cancelled);
             }
-            self.computed.fetch_add(1, Ordering::SeqCst);
-            self.inner.execute(key, slabs, Order::Each(&[index]), cancel, emit)?;
+            computed.fetch_add(1, Ordering::SeqCst);
+            inner.execute(task.with_order(Order::Each(&[index])), emit)?;
         }
         Ok(())
-    }
-    fn respawn(&self) -> Option<Respawn> {
-        None
-    }
+    });
+    slow.never_respawned().boxed()
 }
 
 #[test]
@@ -230,12 +189,8 @@ fn a_cancellation_reaches_the_other_side_at_once() {
     let at = endpoint();
     let cluster = master(&at);
     let computed = Arc::new(AtomicUsize::new(0));
-    let slow = Slow {
-        inner: CpuWorker::new("slow", 1),
-        pause: Duration::from_secs(20),
-        computed: Arc::clone(&computed),
-    };
-    let server = WorkerServer::start(vec![Box::new(slow)], &serving("alpha", &at)).unwrap();
+    let slow = slow(Duration::from_secs(20), &computed);
+    let server = WorkerServer::start(vec![slow], &serving("alpha", &at)).unwrap();
     let mut remote = workers(&cluster, 1).remove(0);
     let conv = ConvShape::new(&[1, 2, 30, 30], &[2, 2, 3, 3], &ConvParams::default()).unwrap();
     let shape = SubtaskShape { conv, slabs: 2, banks: 2, plain: false };
@@ -247,7 +202,7 @@ fn a_cancellation_reaches_the_other_side_at_once() {
     let (sender, went) = std::sync::mpsc::channel();
     let slabs = Values::F32(vec![1.0; shape.upload_elems()]);
     let thread = std::thread::spawn(move || {
-        let result = remote.execute(key(1), &slabs, Order::All, &token, &mut |_, _| {});
+        let result = remote.execute(Task::new(key(1), &slabs, &token), &mut |_, _| {});
         sender.send((Instant::now(), result)).unwrap();
         remote
     });
@@ -272,12 +227,8 @@ fn a_task_that_outlives_its_requests_is_answered() {
     let cluster = master(&at);
     let computed = Arc::new(AtomicUsize::new(0));
     // A task that lasts longer than one request: its parts arrive under several requests.
-    let slow = Slow {
-        inner: CpuWorker::new("slow", 1),
-        pause: Duration::from_millis(2300),
-        computed: Arc::clone(&computed),
-    };
-    let _server = WorkerServer::start(vec![Box::new(slow)], &serving("alpha", &at)).unwrap();
+    let slow = slow(Duration::from_millis(2300), &computed);
+    let _server = WorkerServer::start(vec![slow], &serving("alpha", &at)).unwrap();
     let mut remote = workers(&cluster, 1).remove(0);
     // Results that are sent inline, and others that are fetched.
     for (layer, size) in [(1, 30), (2, 150)] {
@@ -289,7 +240,7 @@ fn a_task_that_outlives_its_requests_is_answered() {
             worker.install(key(layer), &shape, banks.clone()).unwrap();
             let mut results = Vec::new();
             let mut emit = |index, values| results.push((index, values));
-            worker.execute(key(layer), &slabs, Order::All, &CancelToken::new(), &mut emit).unwrap();
+            worker.execute(Task::new(key(layer), &slabs, &CancelToken::new()), &mut emit).unwrap();
             results
         };
         let started = Instant::now();
@@ -372,7 +323,7 @@ fn a_device_that_is_lost_there_comes_back_here() {
     let at = endpoint();
     let cluster = master(&at);
     let mut devices = CpuWorker::fleet(5);
-    devices.push(Box::new(FaultyWorker::new(Box::new(CpuWorker::new("fragile", 1)), Fault::DeviceLost, 1)));
+    devices.push(faulty(CpuWorker::new("fragile", 1), Fault::DeviceLost, 1).boxed());
     let server = WorkerServer::start(devices, &serving("alpha", &at)).unwrap();
     let pool = pool_of(workers(&cluster, 6));
     let layer = layer::small();

@@ -9,16 +9,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::support;
-use fcdcc::array::Values;
 use fcdcc::conv::{conv_uncoded, reference};
 use fcdcc::engine::WindowwiseLimit;
 use fcdcc::scheduler::State;
-use fcdcc::worker::{
-    CpuWorker, FaultSpec, FilterKey, GpuOptions, GpuWorker, Order, Respawn, SubtaskShape, WorkerInfo, inject,
-};
+use fcdcc::worker::{CpuWorker, FaultSpec, GpuOptions, GpuWorker, inject, intercept};
 use fcdcc::{
-    CancelToken, CodeKind, CodedConv, Completion, ConvParams, ConvShape, Element, Error, LayerOptions,
-    OnShortfall, Outcome, Pool, Result, Worker,
+    CodeKind, CodedConv, Completion, ConvParams, ConvShape, Element, Error, LayerOptions, OnShortfall,
+    Outcome, Pool, Worker,
 };
 use fcdcc_test_support::uneven::{Kind, Measured, Wild, measure};
 use fcdcc_test_support::{normal, relative_l2, subsets};
@@ -32,75 +29,16 @@ const EXACT_F64: f64 = 1e-12;
 /// Two f32 backends on one well conditioned set: only the order of their sums differs.
 const AGREEMENT: f64 = 1e-5;
 
-/// Answers only while its bit is set, so that one pool can test every responder set.
-struct Switched {
-    inner: Box<dyn Worker>,
-    bit: usize,
-    responders: Arc<AtomicU64>,
-}
-
-impl Worker for Switched {
-    fn info(&self) -> WorkerInfo {
-        self.inner.info()
-    }
-    fn install(&mut self, key: FilterKey, shape: &SubtaskShape, banks: Values) -> Result<()> {
-        self.inner.install(key, shape, banks)
-    }
-    fn remove(&mut self, key: FilterKey) {
-        self.inner.remove(key);
-    }
-    fn execute(
-        &mut self,
-        key: FilterKey,
-        slabs: &Values,
-        order: Order<'_>,
-        cancel: &CancelToken,
-        emit: &mut dyn FnMut(usize, Values),
-    ) -> Result<()> {
-        if !key.is_probe() && self.responders.load(Ordering::SeqCst) >> self.bit & 1 == 0 {
-            return Err(Error::WorkerFailed { worker: self.info().name, cause: "switched off".to_owned() });
+/// A worker that answers only while its bit is set, so that one pool can test every responder set.
+fn switched(inner: Box<dyn Worker>, bit: usize, responders: &Arc<AtomicU64>) -> Box<dyn Worker> {
+    let (worker, responders) = (inner.info().name, Arc::clone(responders));
+    let switched = intercept(inner).on_execute(move |inner, task, emit| {
+        if responders.load(Ordering::SeqCst) >> bit & 1 == 0 {
+            return Err(Error::WorkerFailed { worker: worker.clone(), cause: "switched off".to_owned() });
         }
-        self.inner.execute(key, slabs, order, cancel, emit)
-    }
-}
-
-/// Counts how often it was respawned.
-struct Counted {
-    inner: Box<dyn Worker>,
-    made: Arc<AtomicU64>,
-}
-
-impl Worker for Counted {
-    fn info(&self) -> WorkerInfo {
-        self.inner.info()
-    }
-    fn install(&mut self, key: FilterKey, shape: &SubtaskShape, banks: Values) -> Result<()> {
-        self.inner.install(key, shape, banks)
-    }
-    fn remove(&mut self, key: FilterKey) {
-        self.inner.remove(key);
-    }
-    fn execute(
-        &mut self,
-        key: FilterKey,
-        slabs: &Values,
-        order: Order<'_>,
-        cancel: &CancelToken,
-        emit: &mut dyn FnMut(usize, Values),
-    ) -> Result<()> {
-        self.inner.execute(key, slabs, order, cancel, emit)
-    }
-    fn respawn(&self) -> Option<Respawn> {
-        let (again, made) = (self.inner.respawn()?, Arc::clone(&self.made));
-        Some(Arc::new(move |token| {
-            let worker = again(token)?;
-            made.fetch_add(1, Ordering::SeqCst);
-            Ok(worker)
-        }))
-    }
-    fn lose_device(&mut self) {
-        self.inner.lose_device();
-    }
+        inner.execute(task, emit)
+    });
+    switched.never_respawned().boxed()
 }
 
 fn gpu(n: usize) -> Vec<Box<dyn Worker>> {
@@ -125,9 +63,8 @@ fn every_responder_set<T: Element>(make: fn(usize) -> Vec<Box<dyn Worker>>, tole
     let truth = reference(&shape, x.as_slice().unwrap(), w.as_slice().unwrap(), None).unwrap();
     for (n, k_a, k_b, delta) in [(6, 4, 4, 4), (10, 4, 8, 8)] {
         let responders = Arc::new(AtomicU64::new(0));
-        let switched = make(n).into_iter().enumerate().map(|(bit, inner)| -> Box<dyn Worker> {
-            Box::new(Switched { inner, bit, responders: Arc::clone(&responders) })
-        });
+        let workers = make(n).into_iter().enumerate();
+        let switched = workers.map(|(bit, inner)| switched(inner, bit, &responders));
         let pool = Pool::new(switched.collect()).unwrap();
         let layer = CodedConv::prepare(&pool, x.shape(), w.view(), None, &params, options(k_a, k_b)).unwrap();
         for set in subsets(n, delta) {
@@ -211,8 +148,14 @@ fn a_lost_device_is_replaced() {
     let shape = ConvShape::new(x.shape(), w.shape(), &params).unwrap();
     let truth = reference(&shape, x.as_slice().unwrap(), w.as_slice().unwrap(), None).unwrap();
     let made = Arc::new(AtomicU64::new(0));
-    let counted =
-        |inner: Box<dyn Worker>| -> Box<dyn Worker> { Box::new(Counted { inner, made: Arc::clone(&made) }) };
+    let counted = |inner: Box<dyn Worker>| {
+        let made = Arc::clone(&made);
+        let counting = intercept(inner).respawned(move |again| {
+            made.fetch_add(1, Ordering::SeqCst);
+            again
+        });
+        counting.boxed()
+    };
     let workers: Vec<_> = gpu(6).into_iter().map(counted).collect();
     let fault: FaultSpec = "1:device-lost".parse().unwrap();
     let pool = Pool::new(inject(workers, &[fault], 0).unwrap()).unwrap();

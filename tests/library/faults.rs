@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use fcdcc::array::{DType, Values};
 use fcdcc::conv::{ConvParams, ConvShape};
 use fcdcc::worker::{
-    CancelToken, CpuWorker, Delay, Fault, FaultSpec, FaultyWorker, FilterKey, Order, Probe, SubtaskShape,
-    Worker, WorkerInfo, WorkerSet, inject,
+    CancelToken, CpuWorker, Delay, Fault, FaultSpec, FilterKey, Order, Probe, SubtaskShape, Task, Worker,
+    WorkerInfo, WorkerSet, faulty, inject,
 };
 use fcdcc::{Error, ErrorKind, Result};
 use rand::SeedableRng;
@@ -172,7 +172,7 @@ fn ramp(len: usize) -> Values {
 fn worker(name: &str, kinds: &[&str], seed: u64) -> Box<dyn Worker> {
     let mut worker: Box<dyn Worker> = Box::new(CpuWorker::new(name, 1));
     for kind in kinds {
-        worker = Box::new(FaultyWorker::new(worker, kind.parse().unwrap(), seed));
+        worker = faulty(worker, kind.parse().unwrap(), seed).boxed();
     }
     worker.install(KEY, &shape(), ramp(shape().filter_elems())).unwrap();
     worker
@@ -182,7 +182,7 @@ fn execute(worker: &mut dyn Worker, cancel: &CancelToken) -> (Vec<(usize, Values
     let mut results = Vec::new();
     let slabs = ramp(shape().upload_elems());
     let end =
-        worker.execute(KEY, &slabs, Order::All, cancel, &mut |index, values| results.push((index, values)));
+        worker.execute(Task::new(KEY, &slabs, cancel), &mut |index, values| results.push((index, values)));
     (results, end)
 }
 
@@ -273,7 +273,10 @@ fn a_lost_device_gives_nothing_of_the_task_it_was_lost_at() {
     for order in [Order::All, Order::Each(&[3, 1]), Order::Each(&[])] {
         let mut worker = worker("cpu", &["device-lost"], 0);
         let slabs = ramp(shape().upload_elems());
-        let end = worker.execute(KEY, &slabs, order, &CancelToken::new(), &mut |_, _| panic!("emitted"));
+        let end = worker
+            .execute(Task::new(KEY, &slabs, &CancelToken::new()).with_order(order), &mut |_, _| {
+                panic!("emitted")
+            });
         let Err(Error::WorkerLost { cause, .. }) = end else { panic!("{end:?}") };
         assert!(cause.contains("device lost"), "{cause}");
     }
@@ -315,7 +318,7 @@ fn a_slow_worker_cancelled_at_its_last_sub_result_says_so() {
     let mut worker = worker("cpu", &["slow=1.001x"], 0);
     let (cancel, mut seen) = (CancelToken::new(), 0);
     let last = shape().sub_results() - 1;
-    let end = worker.execute(KEY, &ramp(shape().upload_elems()), Order::All, &cancel, &mut |_, _| {
+    let end = worker.execute(Task::new(KEY, &ramp(shape().upload_elems()), &cancel), &mut |_, _| {
         seen += 1;
         if seen == last {
             cancel.cancel();

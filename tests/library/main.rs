@@ -16,3 +16,4 @@ mod scheduling;
 mod scripted;
 mod virtual_time;
 mod watch;
+mod worker_contract;

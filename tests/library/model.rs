@@ -6,12 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use fcdcc::array::Values;
 use fcdcc::model::{GemmChoice, Model, ModelOptions, ModelRun, Tensor};
-use fcdcc::worker::{FilterKey, Order, SubtaskShape, WorkerInfo};
-use fcdcc::{
-    CancelToken, CpuWorker, Error, ErrorKind, LayerOptions, OnShortfall, Outcome, Pool, Result, Worker,
-};
+use fcdcc::worker::{Intercept, intercept};
+use fcdcc::{CpuWorker, Error, ErrorKind, LayerOptions, OnShortfall, Outcome, Pool, Result, Worker};
 use fcdcc_test_support::{normal, relative_l2};
 use ndarray::ArrayD;
 use rand::{Rng, RngExt, SeedableRng};
@@ -23,56 +20,33 @@ const WORKERS: usize = 6;
 /// Two f32 runs decoded from different workers, at condition numbers below 10.
 const SAME: f64 = 1e-5;
 
-/// A CPU worker that counts its tasks, and crashes or hangs at chosen ones.
-struct Scripted {
-    inner: CpuWorker,
+/// A CPU worker that counts its filters, and crashes at a chosen task. Installing waits until `hangs_until` is set.
+fn scripted(
+    name: String,
     installs: Arc<AtomicUsize>,
-    tasks: usize,
     dies_at: Option<usize>,
-    /// Installing waits until this is set.
     hangs_until: Option<Arc<AtomicBool>>,
-}
-
-impl Worker for Scripted {
-    fn info(&self) -> WorkerInfo {
-        self.inner.info()
-    }
-
-    fn install(&mut self, key: FilterKey, shape: &SubtaskShape, banks: Values) -> Result<()> {
-        // The script is about layers; probes are answered at once and not counted.
-        if key.is_probe() {
-            return self.inner.install(key, shape, banks);
-        }
-        let end = Instant::now() + Duration::from_mins(1);
-        while self.hangs_until.as_ref().is_some_and(|released| !released.load(Ordering::SeqCst)) {
-            assert!(Instant::now() < end, "nobody released the worker");
-            std::thread::yield_now();
-        }
-        self.installs.fetch_add(1, Ordering::SeqCst);
-        self.inner.install(key, shape, banks)
-    }
-
-    fn remove(&mut self, key: FilterKey) {
-        self.inner.remove(key);
-    }
-
-    fn execute(
-        &mut self,
-        key: FilterKey,
-        slabs: &Values,
-        order: Order<'_>,
-        cancel: &CancelToken,
-        emit: &mut dyn FnMut(usize, Values),
-    ) -> Result<()> {
-        if key.is_probe() {
-            return self.inner.execute(key, slabs, order, cancel, emit);
-        }
-        if self.dies_at == Some(self.tasks) {
-            return Err(Error::WorkerLost { worker: "scripted".to_owned(), cause: "unplugged".to_owned() });
-        }
-        self.tasks += 1;
-        self.inner.execute(key, slabs, order, cancel, emit)
-    }
+) -> Intercept {
+    let mut tasks = 0;
+    intercept(CpuWorker::new(name, 1))
+        .on_install(move |inner, key, shape, banks| {
+            let end = Instant::now() + Duration::from_mins(1);
+            while hangs_until.as_ref().is_some_and(|released| !released.load(Ordering::SeqCst)) {
+                assert!(Instant::now() < end, "the worker was not released");
+                std::thread::yield_now();
+            }
+            installs.fetch_add(1, Ordering::SeqCst);
+            inner.install(key, shape, banks)
+        })
+        .on_execute(move |inner, task, emit| {
+            if dies_at == Some(tasks) {
+                let (worker, cause) = ("scripted".to_owned(), "unplugged".to_owned());
+                return Err(Error::WorkerLost { worker, cause });
+            }
+            tasks += 1;
+            inner.execute(task, emit)
+        })
+        .never_respawned()
 }
 
 /// Six workers; the first `special.len()` of them crash or hang as given (crash at task, hang until).
@@ -80,8 +54,7 @@ fn pool(special: &[(Option<usize>, Option<Arc<AtomicBool>>)]) -> (Pool, Arc<Atom
     let installs = Arc::new(AtomicUsize::new(0));
     let workers = (0..WORKERS).map(|i| -> Box<dyn Worker> {
         let (dies_at, hangs_until) = special.get(i).cloned().unwrap_or_default();
-        let inner = CpuWorker::new(format!("cpu-{i}"), 1);
-        Box::new(Scripted { inner, installs: Arc::clone(&installs), tasks: 0, dies_at, hangs_until })
+        scripted(format!("cpu-{i}"), Arc::clone(&installs), dies_at, hangs_until).boxed()
     });
     (Pool::new(workers.collect()).unwrap(), installs)
 }

@@ -4,81 +4,50 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, bounded, unbounded};
 use fcdcc::array::Values;
-use fcdcc::worker::{
-    CancelToken, CpuWorker, Fault, FaultyWorker, FilterKey, Order, SubtaskShape, WorkerInfo,
-};
+use fcdcc::worker::{CancelToken, CpuWorker, Fault, SubtaskShape, WorkerInfo, faulty, intercept};
 use fcdcc::{ConvParams, Error, LayerOptions, Pool, Result, Worker};
 use fcdcc_test_support::layer::{EXACT_F32, Layer, fail, small};
 
-/// What a scripted worker does with a task instead of computing it.
-type Script = dyn FnMut(&SubtaskShape, &CancelToken, &mut dyn FnMut(usize, Values)) -> Result<()> + Send;
-
-struct Scripted {
-    shape: Option<SubtaskShape>,
-    script: Box<Script>,
-    installed: Arc<AtomicUsize>,
-    /// Answers probes, which are not part of a script.
-    honest: CpuWorker,
+/// A worker that does not compute: a script handles its tasks, and it counts the filters it holds. Probes are answered
+/// correctly.
+fn counting(
+    name: &'static str,
+    mut script: impl FnMut(&SubtaskShape, &CancelToken, &mut dyn FnMut(usize, Values)) -> Result<()>
+    + Send
+    + 'static,
+    installed: &Arc<AtomicUsize>,
+) -> Box<dyn Worker> {
+    let shape = Arc::new(Mutex::new(None));
+    let (newest, held, removed) = (Arc::clone(&shape), Arc::clone(installed), Arc::clone(installed));
+    intercept(CpuWorker::new(name, 1))
+        .with_info(|info| WorkerInfo { device: "script".to_owned(), f64: false, ..info })
+        .on_install(move |_, _, shape, _| {
+            *newest.lock().unwrap() = Some(shape.clone());
+            held.fetch_add(1, Ordering::SeqCst);
+            Ok(())
+        })
+        .on_remove(move |_, _| {
+            removed.fetch_sub(1, Ordering::SeqCst);
+        })
+        .on_execute(move |_, task, emit| {
+            let shape = shape.lock().unwrap().clone().unwrap();
+            script(&shape, task.cancel, emit)
+        })
+        .never_respawned()
+        .boxed()
 }
 
-impl Scripted {
-    fn boxed(
-        name: &'static str,
-        script: impl FnMut(&SubtaskShape, &CancelToken, &mut dyn FnMut(usize, Values)) -> Result<()>
-        + Send
-        + 'static,
-    ) -> Box<dyn Worker> {
-        Box::new(Self::new(name, script, Arc::default()))
-    }
-
-    fn new(
-        name: &'static str,
-        script: impl FnMut(&SubtaskShape, &CancelToken, &mut dyn FnMut(usize, Values)) -> Result<()>
-        + Send
-        + 'static,
-        installed: Arc<AtomicUsize>,
-    ) -> Self {
-        Self { shape: None, script: Box::new(script), installed, honest: CpuWorker::new(name, 1) }
-    }
-}
-
-impl Worker for Scripted {
-    fn info(&self) -> WorkerInfo {
-        WorkerInfo { device: "script".to_owned(), f64: false, ..self.honest.info() }
-    }
-    fn install(&mut self, key: FilterKey, shape: &SubtaskShape, banks: Values) -> Result<()> {
-        if key.is_probe() {
-            return self.honest.install(key, shape, banks);
-        }
-        self.shape = Some(shape.clone());
-        self.installed.fetch_add(1, Ordering::SeqCst);
-        Ok(())
-    }
-    fn remove(&mut self, key: FilterKey) {
-        if key.is_probe() {
-            return self.honest.remove(key);
-        }
-        self.installed.fetch_sub(1, Ordering::SeqCst);
-    }
-    fn execute(
-        &mut self,
-        key: FilterKey,
-        slabs: &Values,
-        order: Order<'_>,
-        cancel: &CancelToken,
-        emit: &mut dyn FnMut(usize, Values),
-    ) -> Result<()> {
-        if key.is_probe() {
-            return self.honest.execute(key, slabs, order, cancel, emit);
-        }
-        (self.script)(self.shape.as_ref().unwrap(), cancel, emit)
-    }
+fn scripted(
+    name: &'static str,
+    script: impl FnMut(&SubtaskShape, &CancelToken, &mut dyn FnMut(usize, Values)) -> Result<()> + Send + 'static,
+) -> Box<dyn Worker> {
+    counting(name, script, &Arc::default())
 }
 
 /// Five CPU workers and a scripted one as number 5.
@@ -97,7 +66,7 @@ fn late_results_of_an_old_run_never_enter_a_new_one() {
     let (gate, opened): (_, Receiver<()>) = unbounded();
     let (entered, entries) = unbounded();
     // Ignores cancellation, and answers its first task with garbage when the gate opens.
-    let stubborn = Scripted::boxed("stubborn", move |shape, _, emit| {
+    let stubborn = scripted("stubborn", move |shape, _, emit| {
         entered.send(()).unwrap();
         if opened.recv().is_err() {
             return Err(Error::Cancelled);
@@ -133,7 +102,7 @@ fn late_results_of_an_old_run_never_enter_a_new_one() {
 #[test]
 fn a_hung_worker_neither_blocks_runs_nor_the_shutdown() {
     let (release, held): (_, Receiver<()>) = bounded(0);
-    let hung = Scripted::boxed("hung", move |_, _, _| {
+    let hung = scripted("hung", move |_, _, _| {
         // Ends with the test, long after the pool has given up on it.
         let _ = held.recv();
         Ok(())
@@ -159,24 +128,24 @@ fn a_hung_worker_neither_blocks_runs_nor_the_shutdown() {
 fn workers_that_panic_or_answer_nonsense_are_stragglers_not_disasters() {
     let layer = small();
     let nonsense: Vec<Box<dyn Worker>> = vec![
-        Scripted::boxed("panics", |_, _, _| panic!("scripted")),
-        Scripted::boxed("short", |_, _, emit| {
+        scripted("panics", |_, _, _| panic!("scripted")),
+        scripted("short", |_, _, emit| {
             emit(0, Values::F32(vec![0.0; 3]));
             Ok(())
         }),
-        Scripted::boxed("typed", |shape, _, emit| {
+        scripted("typed", |shape, _, emit| {
             emit(0, Values::F64(vec![0.0; shape.conv.output_elems()]));
             Ok(())
         }),
-        Scripted::boxed("numbers", |shape, _, emit| {
+        scripted("numbers", |shape, _, emit| {
             wrong_values(shape, 99, emit);
             Ok(())
         }),
-        Scripted::boxed("lazy", |shape, _, emit| {
+        scripted("lazy", |shape, _, emit| {
             wrong_values(shape, 0, emit);
             Ok(())
         }),
-        Scripted::boxed("repeats", |shape, _, emit| {
+        scripted("repeats", |shape, _, emit| {
             for _ in 0..3 {
                 wrong_values(shape, 1, emit);
             }
@@ -215,7 +184,7 @@ fn dropping_a_layer_frees_its_filters_and_cancels_its_work() {
             ended.fetch_add(1, Ordering::SeqCst);
             Err(Error::Cancelled)
         };
-        Box::new(Scripted::new("counts", script, Arc::clone(&installed)))
+        counting("counts", script, &installed)
     };
     let pool = with_scripted(worker);
     let layers: Vec<_> = (0..3).map(|_| layer.prepare(&pool, fail(4, 4)).unwrap()).collect();
@@ -235,17 +204,15 @@ fn dropping_a_layer_frees_its_filters_and_cancels_its_work() {
 #[test]
 fn a_type_no_worker_computes_is_refused_before_anything_is_sent() {
     let layer = Layer::<f64>::new(&[1, 3, 12, 10], &[8, 3, 3, 3], ConvParams::default());
-    let pool = with_scripted(Scripted::boxed("f32-only", |_, _, _| Ok(())));
+    let pool = with_scripted(scripted("f32-only", |_, _, _| Ok(())));
     let error = layer.prepare(&pool, fail(4, 4)).err().unwrap();
     assert!(matches!(error, Error::Unavailable { .. }) && error.to_string().contains("f32-only"), "{error}");
 }
 
 #[test]
 fn names_that_occur_twice_are_told_apart() {
-    let twins: Vec<Box<dyn Worker>> = vec![
-        Box::new(CpuWorker::new("twin", 1)),
-        Box::new(FaultyWorker::new(Box::new(CpuWorker::new("twin", 1)), Fault::Drop, 1)),
-    ];
+    let twins: Vec<Box<dyn Worker>> =
+        vec![Box::new(CpuWorker::new("twin", 1)), faulty(CpuWorker::new("twin", 1), Fault::Drop, 1).boxed()];
     let pool = Pool::new(twins).unwrap();
     let names: Vec<String> = pool.workers().map(|w| w.name.clone()).collect();
     assert_eq!(names, ["twin", "twin-1"]);

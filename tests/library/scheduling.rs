@@ -8,17 +8,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::scripted::{Call, Scripted};
+use crate::scripted::{self, Call, counted};
 use crossbeam_channel::bounded;
 use fcdcc::array::Values;
 use fcdcc::coding::{Code, Decoder, error_bound};
 use fcdcc::conv::reference;
 use fcdcc::engine::WindowwiseLimit;
 use fcdcc::scheduler::{HealthOptions, State};
-use fcdcc::worker::{CpuWorker, FaultSpec, FilterKey, Order, SubtaskShape, WorkerInfo, inject};
+use fcdcc::worker::{CpuWorker, FaultSpec, WorkerInfo, inject, intercept};
 use fcdcc::{
-    Audit, CancelToken, CodeKind, CodedConv, Completion, ConvParams, Error, ErrorKind, LayerOptions,
-    OnShortfall, Outcome, Pool, PoolOptions, Result, Run, Worker,
+    Audit, CodeKind, CodedConv, Completion, ConvParams, Error, ErrorKind, LayerOptions, OnShortfall, Outcome,
+    Pool, PoolOptions, Result, Run, Worker,
 };
 use fcdcc_test_support::layer::{Layer, fail, options, pool, small};
 use fcdcc_test_support::relative_l2;
@@ -59,19 +59,19 @@ fn state(pool: &Pool, worker: usize) -> State {
     pool.health(worker).unwrap().state
 }
 
-fn failed(worker: &CpuWorker) -> Result<()> {
+fn failed(worker: &dyn Worker) -> Result<()> {
     Err(Error::WorkerFailed { worker: worker.info().name, cause: "scripted".to_owned() })
 }
 
 fn silent(call: &Call<'_>) -> Result<()> {
-    call.cancel.wait();
+    call.task.cancel.wait();
     Err(Error::Cancelled)
 }
 
 /// Delays a task until something else has happened.
 fn after(call: &Call<'_>, happened: impl Fn() -> bool) -> Result<()> {
     while !happened() {
-        if call.cancel.sleep(Duration::from_millis(1)) {
+        if call.task.cancel.sleep(Duration::from_millis(1)) {
             return Err(Error::Cancelled);
         }
     }
@@ -81,11 +81,11 @@ fn after(call: &Call<'_>, happened: impl Fn() -> bool) -> Result<()> {
 /// `n` workers; `script` handles the tasks of the i-th one.
 fn scripted(
     n: usize,
-    script: impl Fn(usize, &mut CpuWorker, Call<'_>) -> Result<()> + Clone + Send + 'static,
+    script: impl Fn(usize, &mut dyn Worker, Call<'_>) -> Result<()> + Clone + Send + 'static,
 ) -> Vec<Box<dyn Worker>> {
     let worker = |i: usize| {
         let script = script.clone();
-        Scripted::new(format!("w{i}"), move |worker, call| script(i, worker, call)).boxed()
+        scripted::worker(format!("w{i}"), move |worker, call| script(i, worker, call)).boxed()
     };
     (0..n).map(worker).collect()
 }
@@ -131,10 +131,11 @@ fn a_lost_host_is_spread_over_the_circle() {
     // Five hosts of four workers, listed host by host; one host fails.
     let condition = |lost: usize, host: fn(usize) -> String| {
         let worker = |i: usize| {
-            let script = move |worker: &mut CpuWorker, call: Call<'_>| {
+            let script = move |worker: &mut dyn Worker, call: Call<'_>| {
                 if i / 4 == lost { failed(worker) } else { call.answer(worker) }
             };
-            Scripted::new(format!("w{i}"), script).on_host(host(i)).boxed()
+            let on_host = move |info| WorkerInfo { host: host(i), ..info };
+            scripted::worker(format!("w{i}"), script).with_info(on_host).boxed()
         };
         let pool = Pool::new((0..20).map(worker).collect()).unwrap();
         let any = LayerOptions { max_windowwise: WindowwiseLimit::Off, ..fail(8, 8) };
@@ -159,7 +160,7 @@ fn fast_workers_get_more_subtasks() {
         let pace = move |i: usize| Duration::from_millis(if i < 2 { 2 } else { slow });
         let pool = Pool::new(scripted(4, move |i, worker, mut call| {
             for index in call.wanted() {
-                if call.cancel.sleep(pace(i)) {
+                if call.task.cancel.sleep(pace(i)) {
                     return Err(Error::Cancelled);
                 }
                 call.answer_one(worker, index)?;
@@ -218,7 +219,7 @@ fn overdue_subtasks_are_hedged_long_before_they_are_given_up() {
     let layer = small();
     let run = |options: LayerOptions| {
         // With three of six workers silent one copy is needed.
-        let silent = |i, worker: &mut CpuWorker, call: Call<'_>| {
+        let silent = |i, worker: &mut dyn Worker, call: Call<'_>| {
             if i % 2 == 1 { silent(&call) } else { call.answer(worker) }
         };
         let pool = Pool::new(scripted(6, silent)).unwrap();
@@ -252,7 +253,7 @@ fn badly_placed(layer: &Layer<f32>, withheld: Withheld, options: LayerOptions) -
             (1, Withheld::One) => {
                 after(&call, || answered.load(Ordering::SeqCst) == 16)?;
                 // A run that does not wait for it decodes meanwhile, and cancels it.
-                if call.cancel.sleep(Duration::from_millis(30)) {
+                if call.task.cancel.sleep(Duration::from_millis(30)) {
                     return Err(Error::Cancelled);
                 }
             }
@@ -461,33 +462,15 @@ fn sums_that_cancel_raise_no_alarm() {
     }
 }
 
-/// Computes everything wrongly, even its probe.
-struct Biased {
-    inner: CpuWorker,
-    tasks: Arc<AtomicUsize>,
-}
-
-impl Worker for Biased {
-    fn info(&self) -> WorkerInfo {
-        self.inner.info()
-    }
-    fn install(&mut self, key: FilterKey, shape: &SubtaskShape, banks: Values) -> Result<()> {
-        self.inner.install(key, shape, banks)
-    }
-    fn remove(&mut self, key: FilterKey) {
-        self.inner.remove(key);
-    }
-    fn execute(
-        &mut self,
-        key: FilterKey,
-        slabs: &Values,
-        order: Order<'_>,
-        cancel: &CancelToken,
-        emit: &mut dyn FnMut(usize, Values),
-    ) -> Result<()> {
-        self.tasks.fetch_add(usize::from(!key.is_probe()), Ordering::SeqCst);
-        self.inner.execute(key, slabs, order, cancel, &mut |index, values| emit(index, scaled(values)))
-    }
+/// A worker that computes everything wrongly, even its probe. Counts the tasks of layers.
+fn biased(tasks: &Arc<AtomicUsize>) -> Box<dyn Worker> {
+    let tasks = Arc::clone(tasks);
+    let worker = intercept(CpuWorker::new("biased", 1)).including_probes();
+    let biased = worker.on_execute(move |inner, task, emit| {
+        tasks.fetch_add(usize::from(!task.key.is_probe()), Ordering::SeqCst);
+        inner.execute(task, &mut |index, values| emit(index, scaled(values)))
+    });
+    biased.boxed()
 }
 
 #[test]
@@ -495,7 +478,7 @@ fn who_fails_the_probe_gets_no_task() {
     let layer = small();
     let tasks = Arc::new(AtomicUsize::new(0));
     let mut workers = CpuWorker::fleet(6);
-    workers[0] = Box::new(Biased { inner: CpuWorker::new("biased", 1), tasks: Arc::clone(&tasks) });
+    workers[0] = biased(&tasks);
     let pool = Pool::new(workers).unwrap();
     let prepared = layer.prepare(&pool, fail(4, 4)).unwrap();
     for _ in 0..10 {
@@ -513,7 +496,8 @@ fn a_worker_whose_device_was_lost_comes_back_with_its_filters() {
     let layer = small();
     let made = Arc::new(AtomicUsize::new(0));
     let mut workers = CpuWorker::fleet(6);
-    workers[1] = Scripted::new("cpu-1", |worker, call| call.answer(worker)).comes_back(&made).boxed();
+    workers[1] =
+        scripted::worker("cpu-1", |worker, call| call.answer(worker)).respawned(counted(&made)).boxed();
     let faults: [FaultSpec; 1] = ["1:device-lost".parse().unwrap()];
     let pool = Pool::new(inject(workers, &faults, 0).unwrap()).unwrap();
     let prepared = layer.prepare(&pool, fail(4, 4)).unwrap();
@@ -543,7 +527,7 @@ fn with_hung(
     let (release, held) = bounded::<()>(0);
     let released = Arc::new(AtomicBool::new(false));
     let told = Arc::clone(&released);
-    let hung = Scripted::new("hung", move |worker, call| {
+    let hung = scripted::worker("hung", move |worker, call| {
         let _ = held.recv();
         told.store(true, Ordering::SeqCst);
         // This late answer is discarded.
@@ -551,7 +535,7 @@ fn with_hung(
     });
     let mut workers = CpuWorker::fleet(6);
     workers[0] = match comes_back {
-        Some(made) => hung.comes_back(made).boxed(),
+        Some(made) => hung.respawned(counted(made)).boxed(),
         None => hung.boxed(),
     };
     let options = PoolOptions { hang_grace: Duration::from_millis(50), ..PoolOptions::default() };

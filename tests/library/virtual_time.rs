@@ -4,18 +4,14 @@
 
 use std::time::{Duration, Instant};
 
-use fcdcc::array::Values;
 use fcdcc::coding::Code;
 use fcdcc::engine::{SimulatedCosts, SimulatedLayer, SimulatedRun};
 use fcdcc::planner::subtask_shape;
 use fcdcc::scheduler::{Link, SimulatedFleet, SimulatedHost, SimulatedWork, SimulatedWorker, Usage};
-use fcdcc::worker::{
-    FilterKey, Order, ScheduledFaultWorker, SubtaskShape, TaskFault, TaskFaults, Worker, WorkerInfo,
-    WorkerKind,
-};
+use fcdcc::worker::{TaskFault, TaskFaults, Worker, WorkerInfo, WorkerKind, intercept};
 use fcdcc::{
-    Audit, CancelToken, CodeKind, CodedConv, Completion, ConvParams, ConvShape, CpuWorker, DType, Error,
-    LayerOptions, OnShortfall, Outcome, Pool, Result,
+    Audit, CodeKind, CodedConv, Completion, ConvParams, ConvShape, CpuWorker, DType, Error, LayerOptions,
+    OnShortfall, Outcome, Pool,
 };
 use ndarray::{ArrayD, IxDyn};
 use rand::{RngExt, SeedableRng};
@@ -325,47 +321,25 @@ fn what_cannot_be_simulated_is_refused() {
     assert!(error.to_string().contains("audit"), "{error}");
 }
 
-/// A worker like a separate machine, which delivers a sub-result every `pace`.
-struct Paced {
-    inner: CpuWorker,
-    pace: Duration,
-}
-
-impl Worker for Paced {
-    fn info(&self) -> WorkerInfo {
-        let own = self.inner.info();
-        WorkerInfo { kind: WorkerKind::Remote, host: own.name.clone(), ..own }
-    }
-    fn install(&mut self, key: FilterKey, shape: &SubtaskShape, banks: Values) -> Result<()> {
-        self.inner.install(key, shape, banks)
-    }
-    fn remove(&mut self, key: FilterKey) {
-        self.inner.remove(key);
-    }
-    fn execute(
-        &mut self,
-        key: FilterKey,
-        slabs: &Values,
-        order: Order<'_>,
-        cancel: &CancelToken,
-        emit: &mut dyn FnMut(usize, Values),
-    ) -> Result<()> {
-        let pace = if key.is_probe() { Duration::ZERO } else { self.pace };
-        let (mut begun, mut late) = (Instant::now(), false);
-        self.inner.execute(key, slabs, order, cancel, &mut |index, values| {
-            late |= cancel.sleep(pace.saturating_sub(begun.elapsed()));
-            if !late {
-                emit(index, values);
-            }
-            begun = Instant::now();
-        })?;
-        if late { Err(Error::Cancelled) } else { Ok(()) }
-    }
-}
-
+/// Workers like separate machines, each of which delivers a sub-result every `pace`.
 fn paced(workers: usize, pace: Duration) -> Vec<Box<dyn Worker>> {
-    let worker =
-        |i| -> Box<dyn Worker> { Box::new(Paced { inner: CpuWorker::new(format!("w-{i}"), 1), pace }) };
+    let worker = |i| {
+        intercept(CpuWorker::new(format!("w-{i}"), 1))
+            .with_info(|own| WorkerInfo { kind: WorkerKind::Remote, host: own.name.clone(), ..own })
+            .on_execute(move |inner, task, emit| {
+                let (mut begun, mut late) = (Instant::now(), false);
+                inner.execute(task, &mut |index, values| {
+                    late |= task.cancel.sleep(pace.saturating_sub(begun.elapsed()));
+                    if !late {
+                        emit(index, values);
+                    }
+                    begun = Instant::now();
+                })?;
+                if late { Err(Error::Cancelled) } else { Ok(()) }
+            })
+            .never_respawned()
+            .boxed()
+    };
     (0..workers).map(worker).collect()
 }
 
@@ -384,7 +358,7 @@ fn both(options: &LayerOptions, fates: &[Vec<TaskFault>]) -> [f64; 2] {
     let (x, w) = (numbers(shape.input_shape().as_slice()), numbers(&[64, 2, 3, 3]));
     let workers = fates[0].len();
     let board = TaskFaults::new(workers);
-    let pool = Pool::new(ScheduledFaultWorker::wrap(paced(workers, PACE), &board)).unwrap();
+    let pool = Pool::new(board.wrap(paced(workers, PACE))).unwrap();
     let real = CodedConv::prepare(&pool, x.shape(), w.view(), None, &ConvParams::default(), options.clone())
         .unwrap();
     let mut fleet = at_paces(&vec![1.0; workers]);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::scripted::{Call, Scripted};
+use crate::scripted::{self, Call};
 use fcdcc::array::Values;
 use fcdcc::scheduler::{HealthOptions, PoolOptions, State};
 use fcdcc::{Audit, CodeKind, Completion, ConvParams, Error, OnShortfall, Outcome, Pool, Result};
@@ -29,12 +29,12 @@ fn off(mut values: Values) -> Values {
 /// A pool of `n` workers; `script` handles the tasks of each.
 fn pool<S>(n: usize, backoff: Duration, script: S) -> Pool
 where
-    S: Fn(usize, &mut fcdcc::CpuWorker, Call<'_>) -> Result<()> + Send + Sync + 'static,
+    S: Fn(usize, &mut dyn fcdcc::Worker, Call<'_>) -> Result<()> + Send + Sync + 'static,
 {
     let script = Arc::new(script);
     let worker = |i: usize| {
         let script = Arc::clone(&script);
-        Scripted::new(format!("cpu-{i}"), move |worker, call| script(i, worker, call)).boxed()
+        scripted::worker(format!("cpu-{i}"), move |worker, call| script(i, worker, call)).boxed()
     };
     let health = HealthOptions { backoff, max_backoff: backoff, ..HealthOptions::default() };
     Pool::with_options((0..n).map(worker).collect(), PoolOptions { health, ..PoolOptions::default() })

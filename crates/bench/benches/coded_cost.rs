@@ -6,7 +6,7 @@
 //! **The measure.** Both are prepared on pools of six one-thread CPU workers, with the partitions chosen by the planner. The
 //! processor time of a run is that of the whole process (all threads, user and system) from before `CodedConv::run_into`
 //! until every worker is idle again. All n subtasks are computed to the end: no worker begins before all six have their
-//! task, and workers do not receive cancellations (by the wrapper `Steadfast`; checked by counting). Coded and uncoded runs
+//! task, and workers do not receive cancellations (by the wrapper `steadfast`; checked by counting). Coded and uncoded runs
 //! of a layer alternate; medians count. The sum over the layers should be at most n/delta times 1.06 of the uncoded sum.
 //!
 //! In addition, on the calling thread alone: encoding and decoding (each by itself, medians), and the layer as one pass of
@@ -21,11 +21,10 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use fcdcc::array::Values;
 use fcdcc::coding::{Clamp, Decoder, Epilogue, decode, encode_distinct};
 use fcdcc::conv::{ConvKernel, Scratch};
 use fcdcc::partition::{FilterPartition, InputPartition, OutputTiling};
-use fcdcc::worker::{FilterKey, Order, Respawn, SubtaskShape, WorkerInfo};
+use fcdcc::worker::{Task, intercept};
 use fcdcc::{CancelToken, CodeKind, CodedConv, ConvShape, CpuWorker, LayerOptions, Pool, Worker};
 use fcdcc_bench::layers::network;
 use ndarray::{ArrayD, IxDyn};
@@ -57,63 +56,30 @@ struct Together {
 }
 
 /// A worker that begins together with the others and computes to the end in spite of cancellation.
-struct Steadfast {
-    inner: Box<dyn Worker>,
-    together: Arc<Together>,
-}
-
-impl Worker for Steadfast {
-    fn info(&self) -> WorkerInfo {
-        self.inner.info()
-    }
-
-    fn install(&mut self, key: FilterKey, shape: &SubtaskShape, banks: Values) -> fcdcc::Result<()> {
-        self.inner.install(key, shape, banks)
-    }
-
-    fn remove(&mut self, key: FilterKey) {
-        self.inner.remove(key);
-    }
-
-    fn recycle(&mut self, buffer: Values) {
-        self.inner.recycle(buffer);
-    }
-
-    fn execute(
-        &mut self,
-        key: FilterKey,
-        slabs: &Values,
-        order: Order<'_>,
-        _: &CancelToken,
-        emit: &mut dyn FnMut(usize, Values),
-    ) -> fcdcc::Result<()> {
-        if key.is_probe() {
-            return self.inner.execute(key, slabs, order, &CancelToken::new(), emit);
-        }
-        let mut begun = self.together.begun.lock().unwrap();
+fn steadfast(inner: Box<dyn Worker>, together: &Arc<Together>) -> Box<dyn Worker> {
+    let together = Arc::clone(together);
+    let steadfast = intercept(inner).on_execute(move |inner, task, emit| {
+        let mut begun = together.begun.lock().unwrap();
         *begun += 1;
         let goal = begun.div_ceil(N) * N;
-        self.together.all.notify_all();
+        together.all.notify_all();
         while *begun < goal {
-            let (guard, late) = self.together.all.wait_timeout(begun, PATIENCE).unwrap();
+            let (guard, late) = together.all.wait_timeout(begun, PATIENCE).unwrap();
             assert!(!late.timed_out(), "a worker got no task");
             begun = guard;
         }
         drop(begun);
         let started = cpu_ms(ClockId::ThreadCPUTime);
-        let result = self.inner.execute(key, slabs, order, &CancelToken::new(), emit);
+        let result = inner.execute(Task { cancel: &CancelToken::new(), ..task }, emit);
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a time of a task")]
         let spent = ((cpu_ms(ClockId::ThreadCPUTime) - started) * 1e6) as u64;
-        self.together.cpu_ns.fetch_add(spent, Ordering::Relaxed);
-        self.together.completed.fetch_add(usize::from(result.is_ok()), Ordering::Relaxed);
-        *self.together.ended.lock().unwrap() += 1;
-        self.together.last.notify_all();
+        together.cpu_ns.fetch_add(spent, Ordering::Relaxed);
+        together.completed.fetch_add(usize::from(result.is_ok()), Ordering::Relaxed);
+        *together.ended.lock().unwrap() += 1;
+        together.last.notify_all();
         result
-    }
-
-    fn respawn(&self) -> Option<Respawn> {
-        None
-    }
+    });
+    steadfast.never_respawned().boxed()
 }
 
 /// One layer on a pool of its own.
@@ -130,9 +96,7 @@ struct Side {
 impl Side {
     fn new(kind: CodeKind, shape: &ConvShape, weight: &Arc<Vec<f32>>, bias: &[f32]) -> Self {
         let together = Arc::new(Together::default());
-        let workers = CpuWorker::fleet(N).into_iter().map(|inner| -> Box<dyn Worker> {
-            Box::new(Steadfast { inner, together: Arc::clone(&together) })
-        });
+        let workers = CpuWorker::fleet(N).into_iter().map(|inner| steadfast(inner, &together));
         let pool = Pool::new(workers.collect()).unwrap();
         let options = LayerOptions {
             code: kind,

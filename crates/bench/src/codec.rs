@@ -11,7 +11,7 @@ use fcdcc::error::{Error, Result};
 use fcdcc::partition::{FilterPartition, InputPartition, OutputTiling};
 use fcdcc::planner::subtask_shape;
 use fcdcc::scaling::{FilterScales, InputScan, ScanOptions, ScanPlan, ScanRoom};
-use fcdcc::worker::{CancelToken, CpuWorker, FilterKey, Order, Worker};
+use fcdcc::worker::{CancelToken, CpuWorker, FilterKey, Order, Task, Worker};
 
 /// Minimum duration of a timed loop.
 const TIMED_MS: f64 = 10.0;
@@ -71,7 +71,8 @@ fn on_this_thread<T: Element>(case: &LayerCase<T>, options: &LayerOptions) -> Re
         let slabs = T::wrap(slabs.clone());
         let mut parts: Vec<Vec<T>> = vec![Vec::new(); subtask.sub_results()];
         compute_cpu_ms += timed(|| {
-            worker.execute(key, &slabs, order, &CancelToken::new(), &mut |index, values: Values| {
+            let task = Task { key, slabs: &slabs, order, cancel: &CancelToken::new() };
+            worker.execute(task, &mut |index, values: Values| {
                 parts[index] = T::take(values).unwrap_or_default();
             })
         })?;

@@ -3,12 +3,12 @@
 //! Invariant: every sub-result that is begun is counted exactly once, as a whole.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use fcdcc::array::Values;
 use fcdcc::error::{Error, Result};
-use fcdcc::worker::{CancelToken, FilterKey, Order, Respawn, SubtaskShape, Worker, WorkerInfo};
+use fcdcc::worker::{FilterKey, Intercept, Order, Task, Worker, intercept};
 
 /// Work begun by the workers of a pool since the last [`Meter::take`].
 #[derive(Clone, Debug, Default)]
@@ -31,8 +31,60 @@ pub(super) struct Work {
 impl Meter {
     /// Wraps every worker.
     pub(super) fn wrap(&self, workers: Vec<Box<dyn Worker>>) -> Vec<Box<dyn Worker>> {
-        let wrap = |inner| -> Box<dyn Worker> { Box::new(Metered::new(inner, self.clone())) };
-        workers.into_iter().map(wrap).collect()
+        workers.into_iter().map(|inner| self.around(inner).boxed()).collect()
+    }
+
+    /// Wraps `inner` and the worker that is respawned in its place.
+    fn around(&self, inner: Box<dyn Worker>) -> Intercept {
+        let installed = Arc::new(Mutex::new(Sizes::new()));
+        let (removed, sizes) = (Arc::clone(&installed), Arc::clone(&installed));
+        let (meter, again) = (self.clone(), self.clone());
+        intercept(inner)
+            .on_install(move |inner, key, shape, banks| {
+                #[expect(
+                    clippy::cast_possible_truncation,
+                    clippy::cast_sign_loss,
+                    reason = "a count of operations"
+                )]
+                let macs = shape.conv.macs() as u64;
+                locked(&installed).insert(key, (shape.banks, shape.sub_results(), macs));
+                inner.install(key, shape, banks)
+            })
+            .on_remove(move |inner, key| {
+                locked(&removed).remove(&key);
+                inner.remove(key);
+            })
+            .on_execute(move |inner, task, emit| {
+                let sizes = locked(&sizes).get(&task.key).copied().unwrap_or((1, 1, 0));
+                meter.execute(sizes, inner, task, emit)
+            })
+            .respawned(move |inner| again.around(inner).boxed())
+    }
+
+    /// Executes a task and counts the work it begins.
+    fn execute(
+        &self,
+        (together, all, macs): (usize, usize, u64),
+        inner: &mut dyn Worker,
+        task: Task<'_>,
+        emit: &mut dyn FnMut(usize, Values),
+    ) -> Result<()> {
+        let idle = task.cancel.is_cancelled();
+        let mut done = 0_usize;
+        let result = inner.execute(task, &mut |index, values| {
+            done += 1;
+            emit(index, values);
+        });
+        let (together, wanted) = match task.order {
+            Order::All => (together, all),
+            Order::Each(indices) => (1, indices.len()),
+        };
+        // The sub-results in progress at the cancellation were begun too.
+        let cut_short = matches!(result, Err(Error::Cancelled)) && !idle;
+        let begun = if cut_short { (done + together).min(wanted) } else { done };
+        self.0.sub_results.fetch_add(begun as u64, Ordering::Relaxed);
+        self.0.macs.fetch_add(begun as u64 * macs, Ordering::Relaxed);
+        result
     }
 
     /// Returns the work begun since the last call.
@@ -44,88 +96,18 @@ impl Meter {
     }
 }
 
-struct Metered {
-    inner: Box<dyn Worker>,
-    meter: Meter,
-    /// By filters: sub-results that begin together, sub-results of a subtask, and multiply-adds of one sub-result.
-    sizes: HashMap<FilterKey, (usize, usize, u64)>,
-}
+/// By filters: sub-results that begin together, sub-results of a subtask, and multiply-adds of one sub-result.
+type Sizes = HashMap<FilterKey, (usize, usize, u64)>;
 
-impl Metered {
-    fn new(inner: Box<dyn Worker>, meter: Meter) -> Self {
-        Self { inner, meter, sizes: HashMap::new() }
-    }
-}
-
-impl Worker for Metered {
-    fn info(&self) -> WorkerInfo {
-        self.inner.info()
-    }
-
-    fn install(&mut self, key: FilterKey, shape: &SubtaskShape, banks: Values) -> Result<()> {
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count of operations")]
-        let macs = shape.conv.macs() as u64;
-        self.sizes.insert(key, (shape.banks, shape.sub_results(), macs));
-        self.inner.install(key, shape, banks)
-    }
-
-    fn remove(&mut self, key: FilterKey) {
-        self.sizes.remove(&key);
-        self.inner.remove(key);
-    }
-
-    fn recycle(&mut self, buffer: Values) {
-        self.inner.recycle(buffer);
-    }
-
-    fn execute(
-        &mut self,
-        key: FilterKey,
-        slabs: &Values,
-        order: Order<'_>,
-        cancel: &CancelToken,
-        emit: &mut dyn FnMut(usize, Values),
-    ) -> Result<()> {
-        let idle = cancel.is_cancelled() || key.is_probe();
-        let mut done = 0_usize;
-        let result = self.inner.execute(key, slabs, order, cancel, &mut |index, values| {
-            done += 1;
-            emit(index, values);
-        });
-        let (together, all, macs) = self.sizes.get(&key).copied().unwrap_or((1, 1, 0));
-        let (together, wanted) = match order {
-            Order::All => (together, all),
-            Order::Each(indices) => (1, indices.len()),
-        };
-        // The sub-results in progress at the cancellation were begun too.
-        let cut_short = matches!(result, Err(Error::Cancelled)) && !idle;
-        let begun = if cut_short { (done + together).min(wanted) } else { done };
-        if !key.is_probe() {
-            self.meter.0.sub_results.fetch_add(begun as u64, Ordering::Relaxed);
-            self.meter.0.macs.fetch_add(begun as u64 * macs, Ordering::Relaxed);
-        }
-        result
-    }
-
-    fn respawn(&self) -> Option<Respawn> {
-        let (inner, meter) = (self.inner.respawn()?, self.meter.clone());
-        Some(Arc::new(move |token| Ok(Box::new(Self::new(inner(token)?, meter.clone())))))
-    }
-
-    fn unavailable_reason(&self) -> Option<String> {
-        self.inner.unavailable_reason()
-    }
-
-    fn lose_device(&mut self) {
-        self.inner.lose_device();
-    }
+fn locked(sizes: &Mutex<Sizes>) -> MutexGuard<'_, Sizes> {
+    sizes.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use fcdcc::conv::{ConvParams, ConvShape};
-    use fcdcc::worker::CpuWorker;
+    use fcdcc::worker::{CancelToken, CpuWorker, SubtaskShape};
 
     #[test]
     fn what_is_begun_is_counted_and_probes_are_not() {
@@ -141,7 +123,7 @@ mod tests {
         let mut run = |key, order: Order<'_>, cancel_after: usize| {
             let cancel = CancelToken::new();
             let mut seen = 0;
-            let _ = worker.execute(key, &slabs, order, &cancel, &mut |_, _| {
+            let _ = worker.execute(Task { key, slabs: &slabs, order, cancel: &cancel }, &mut |_, _| {
                 seen += 1;
                 if seen == cancel_after {
                     cancel.cancel();

@@ -19,7 +19,7 @@ use fcdcc::conv::{ConvShape, conv_uncoded};
 use fcdcc::engine::{CodedConv, LayerOptions, LayerReport};
 use fcdcc::error::{Error, ErrorKind, Result};
 use fcdcc::scheduler::{Outcome, Pool};
-use fcdcc::worker::{ScheduledFaultWorker, TaskFault, TaskFaults, Worker};
+use fcdcc::worker::{TaskFault, TaskFaults, Worker};
 
 /// Maximum wait for the workers of the previous run to stop. They stop within one sub-result.
 const SETTLE_LIMIT: Duration = Duration::from_secs(10);
@@ -83,7 +83,7 @@ pub(super) struct TestPool {
 impl TestPool {
     pub(super) fn new(workers: Vec<Box<dyn Worker>>, fates: &TaskFaults) -> Result<Self> {
         let meter = Meter::default();
-        let pool = Pool::new(ScheduledFaultWorker::wrap(meter.wrap(workers), fates))?;
+        let pool = Pool::new(fates.wrap(meter.wrap(workers)))?;
         Ok(Self { pool, fates: fates.clone(), meter })
     }
 

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use fcdcc::array::Values;
 use fcdcc::cluster::{Cluster, ClusterOptions, Security, Tls};
-use fcdcc::worker::{FilterKey, Order, SubtaskShape};
+use fcdcc::worker::{FilterKey, SubtaskShape, Task};
 use fcdcc::{CancelToken, CodedConv, ConvParams, ConvShape, CpuWorker, LayerOptions, Pool, Worker};
 use fcdcc_test_support::fleet::{self, Process, endpoint, workers};
 use ndarray::ArrayD;
@@ -79,7 +79,7 @@ fn traffic(worker: &mut dyn Worker, megabytes: usize) {
         let banks = Values::F32(vec![round as f32 + 2.0; filters.filter_elems()]);
         let install = timed(|| worker.install(key(1), &filters, banks).unwrap());
         let slab = timed(|| {
-            worker.execute(key(0), &data, Order::All, &CancelToken::new(), &mut |_, _| {}).unwrap();
+            worker.execute(Task::new(key(0), &data, &CancelToken::new()), &mut |_, _| {}).unwrap();
         });
         // The first round is a warm-up.
         if round > 0 {

@@ -23,7 +23,7 @@ use super::tasks::{Asker, Tasks};
 use crate::array::{DType, Values};
 use crate::error::{Error, Result, panic_text};
 use crate::worker::{
-    CancelToken, FilterKey, Order, Probe, Respawn, SubtaskShape, Worker, WorkerInfo, WorkerKind,
+    CancelToken, FilterKey, Order, Probe, Respawn, SubtaskShape, Task, Worker, WorkerInfo, WorkerKind,
 };
 
 /// Pause before a lost device is reopened; it doubles with each failure.
@@ -322,7 +322,7 @@ impl Thread {
                 let order = order.as_deref().map_or(Order::All, Order::Each);
                 let ran = self.guarded(|worker| {
                     if slabs.dtype() == dtype {
-                        worker.execute(filters, &slabs, order, &cancel, emit)
+                        worker.execute(Task { key: filters, slabs: &slabs, order, cancel: &cancel }, emit)
                     } else {
                         Err(Error::mismatch(
                             "element type of the slabs",

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use fcdcc::array::Values;
 use fcdcc::cluster::{Security, survey};
-use fcdcc::worker::{FilterKey, Order, SubtaskShape};
+use fcdcc::worker::{FilterKey, SubtaskShape, Task};
 use fcdcc::{CancelToken, Completion, ConvParams, ConvShape};
 use fcdcc_test_support::fleet::{Process, SOON, endpoint, master, memory, pool_of, until, usable, workers};
 use fcdcc_test_support::layer::{EXACT_F32, Layer, options};
@@ -65,7 +65,7 @@ fn the_fourth_while_three_are_stopped() -> Result<(), Failed> {
         let (mut times, end) = (Vec::new(), Instant::now() + during);
         while Instant::now() < end {
             let started = Instant::now();
-            fourth.execute(key, &slabs, Order::All, &CancelToken::new(), &mut |_, _| {})?;
+            fourth.execute(Task::new(key, &slabs, &CancelToken::new()), &mut |_, _| {})?;
             times.push(started.elapsed());
             std::thread::sleep(Duration::from_millis(2));
         }
@@ -81,7 +81,7 @@ fn the_fourth_while_three_are_stopped() -> Result<(), Failed> {
                 let slabs = Values::F32(vec![1.0; large.upload_elems()]);
                 while !closing.load(Ordering::Relaxed) {
                     let token = CancelToken::new();
-                    if worker.execute(key, &slabs, Order::All, &token, &mut |_, _| {}).is_err() {
+                    if worker.execute(Task::new(key, &slabs, &token), &mut |_, _| {}).is_err() {
                         return;
                     }
                 }

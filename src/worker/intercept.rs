@@ -1,0 +1,366 @@
+//! A worker around another worker, some of whose calls closures handle.
+//!
+//! Relevant if you want a worker that differs from another one in a few respects: one that counts, delays, fails or lies.
+//! Every wrapper of this crate, fault injection included, is an [`Intercept`].
+//!
+//! Invariant: a call without a closure goes to the inner worker, unchanged.
+
+use std::sync::Arc;
+
+use super::{FilterKey, Respawn, SubtaskShape, Task, Worker, WorkerInfo};
+use crate::array::Values;
+use crate::error::Result;
+
+type OnInfo = dyn Fn(WorkerInfo) -> WorkerInfo + Send;
+type OnInstall = dyn FnMut(&mut dyn Worker, FilterKey, &SubtaskShape, Values) -> Result<()> + Send;
+type OnRemove = dyn FnMut(&mut dyn Worker, FilterKey) + Send;
+type OnExecute = dyn FnMut(&mut dyn Worker, Task<'_>, &mut dyn FnMut(usize, Values)) -> Result<()> + Send;
+type OnRecycle = dyn FnMut(&mut dyn Worker, Values) + Send;
+type OnRespawn = dyn Fn(&dyn Worker) -> Option<Respawn> + Send;
+
+/// A worker that forwards every call to an inner worker, except those that a closure handles; made by [`intercept`].
+///
+/// **Probes.** The closures for `install`, `remove` and `execute` see the calls of layers only. Calls with the key of a
+/// [`Probe`](super::Probe) go to the inner worker, so that a pool accepts a worker whose closures misbehave.
+/// [`Self::including_probes`] shows them to the closures too.
+///
+/// ```
+/// use fcdcc::worker::intercept;
+/// use fcdcc::{CpuWorker, Worker};
+///
+/// // Computes every sub-result twice as large.
+/// let mut wrong = intercept(CpuWorker::new("wrong", 1)).on_execute(|inner, task, emit| {
+///     inner.execute(task, &mut |index, mut values| {
+///         if let fcdcc::array::Values::F32(values) = &mut values {
+///             values.iter_mut().for_each(|value| *value *= 2.0);
+///         }
+///         emit(index, values);
+///     })
+/// });
+/// assert_eq!(wrong.info().name, "wrong");
+/// ```
+pub struct Intercept {
+    inner: Box<dyn Worker>,
+    probes: bool,
+    info: Option<Box<OnInfo>>,
+    install: Option<Box<OnInstall>>,
+    remove: Option<Box<OnRemove>>,
+    execute: Option<Box<OnExecute>>,
+    recycle: Option<Box<OnRecycle>>,
+    respawn: Option<Box<OnRespawn>>,
+}
+
+/// A worker that is still like `inner`: the methods of [`Intercept`] make it different.
+#[must_use]
+pub fn intercept(inner: impl Into<Box<dyn Worker>>) -> Intercept {
+    Intercept {
+        inner: inner.into(),
+        probes: false,
+        info: None,
+        install: None,
+        remove: None,
+        execute: None,
+        recycle: None,
+        respawn: None,
+    }
+}
+
+impl<W: Worker + 'static> From<W> for Box<dyn Worker> {
+    fn from(worker: W) -> Self {
+        Box::new(worker)
+    }
+}
+
+impl Intercept {
+    /// Shows the calls of probes to the closures too, not only those of layers.
+    #[must_use]
+    pub fn including_probes(mut self) -> Self {
+        self.probes = true;
+        self
+    }
+
+    /// Changes the description of the inner worker; must always make the same of it.
+    #[must_use]
+    pub fn with_info(mut self, change: impl Fn(WorkerInfo) -> WorkerInfo + Send + 'static) -> Self {
+        self.info = Some(Box::new(change));
+        self
+    }
+
+    /// Handles [`Worker::install`].
+    #[must_use]
+    pub fn on_install(
+        mut self,
+        install: impl FnMut(&mut dyn Worker, FilterKey, &SubtaskShape, Values) -> Result<()> + Send + 'static,
+    ) -> Self {
+        self.install = Some(Box::new(install));
+        self
+    }
+
+    /// Handles [`Worker::remove`].
+    #[must_use]
+    pub fn on_remove(mut self, remove: impl FnMut(&mut dyn Worker, FilterKey) + Send + 'static) -> Self {
+        self.remove = Some(Box::new(remove));
+        self
+    }
+
+    /// Handles [`Worker::execute`]: may change the task and what is emitted, call the inner worker several times or not at
+    /// all.
+    #[must_use]
+    pub fn on_execute(
+        mut self,
+        execute: impl FnMut(&mut dyn Worker, Task<'_>, &mut dyn FnMut(usize, Values)) -> Result<()>
+        + Send
+        + 'static,
+    ) -> Self {
+        self.execute = Some(Box::new(execute));
+        self
+    }
+
+    /// Handles [`Worker::recycle`].
+    #[must_use]
+    pub fn on_recycle(mut self, recycle: impl FnMut(&mut dyn Worker, Values) + Send + 'static) -> Self {
+        self.recycle = Some(Box::new(recycle));
+        self
+    }
+
+    /// Wraps the worker that is respawned. Without this, [`Worker::respawn`] gives a worker like the inner one, without the
+    /// closures.
+    #[must_use]
+    pub fn respawned(
+        mut self,
+        wrap: impl Fn(Box<dyn Worker>) -> Box<dyn Worker> + Send + Sync + 'static,
+    ) -> Self {
+        let wrap = Arc::new(wrap);
+        self.respawn = Some(Box::new(move |inner| {
+            let (respawn, wrap) = (inner.respawn()?, Arc::clone(&wrap));
+            Some(Arc::new(move |token| Ok(wrap(respawn(token)?))))
+        }));
+        self
+    }
+
+    /// Makes it impossible to respawn the worker.
+    #[must_use]
+    pub fn never_respawned(mut self) -> Self {
+        self.respawn = Some(Box::new(|_| None));
+        self
+    }
+
+    /// The worker as a pool takes it.
+    #[must_use]
+    pub fn boxed(self) -> Box<dyn Worker> {
+        Box::new(self)
+    }
+
+    /// Whether the closures see calls with this key.
+    fn sees(&self, key: FilterKey) -> bool {
+        self.probes || !key.is_probe()
+    }
+}
+
+impl Worker for Intercept {
+    fn info(&self) -> WorkerInfo {
+        let info = self.inner.info();
+        match &self.info {
+            Some(change) => change(info),
+            None => info,
+        }
+    }
+
+    fn install(&mut self, key: FilterKey, shape: &SubtaskShape, banks: Values) -> Result<()> {
+        let seen = self.sees(key);
+        match &mut self.install {
+            Some(install) if seen => install(self.inner.as_mut(), key, shape, banks),
+            _ => self.inner.install(key, shape, banks),
+        }
+    }
+
+    fn remove(&mut self, key: FilterKey) {
+        let seen = self.sees(key);
+        match &mut self.remove {
+            Some(remove) if seen => remove(self.inner.as_mut(), key),
+            _ => self.inner.remove(key),
+        }
+    }
+
+    fn execute(&mut self, task: Task<'_>, emit: &mut dyn FnMut(usize, Values)) -> Result<()> {
+        let seen = self.sees(task.key);
+        match &mut self.execute {
+            Some(execute) if seen => execute(self.inner.as_mut(), task, emit),
+            _ => self.inner.execute(task, emit),
+        }
+    }
+
+    fn recycle(&mut self, buffer: Values) {
+        match &mut self.recycle {
+            Some(recycle) => recycle(self.inner.as_mut(), buffer),
+            None => self.inner.recycle(buffer),
+        }
+    }
+
+    fn respawn(&self) -> Option<Respawn> {
+        match &self.respawn {
+            Some(respawn) => respawn(self.inner.as_ref()),
+            None => self.inner.respawn(),
+        }
+    }
+
+    fn unavailable_reason(&self) -> Option<String> {
+        self.inner.unavailable_reason()
+    }
+
+    fn lose_device(&mut self) {
+        self.inner.lose_device();
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::array::DType;
+    use crate::worker::{CancelToken, CpuWorker, Order, Probe};
+
+    const KEY: FilterKey = FilterKey { layer: 1, subtask: 0 };
+
+    /// The calls that a worker got, by name.
+    #[derive(Clone, Default)]
+    struct Calls(Arc<Mutex<Vec<&'static str>>>);
+
+    impl Calls {
+        fn note(&self, call: &'static str) {
+            self.0.lock().unwrap().push(call);
+        }
+
+        fn take(&self) -> Vec<&'static str> {
+            std::mem::take(&mut self.0.lock().unwrap())
+        }
+    }
+
+    /// A worker without any ability that notes every call.
+    struct Noting(Calls);
+
+    impl Worker for Noting {
+        fn info(&self) -> WorkerInfo {
+            self.0.note("info");
+            CpuWorker::new("noting", 1).info()
+        }
+        fn install(&mut self, _: FilterKey, _: &SubtaskShape, _: Values) -> Result<()> {
+            self.0.note("install");
+            Ok(())
+        }
+        fn remove(&mut self, _: FilterKey) {
+            self.0.note("remove");
+        }
+        fn execute(&mut self, _: Task<'_>, _: &mut dyn FnMut(usize, Values)) -> Result<()> {
+            self.0.note("execute");
+            Ok(())
+        }
+        fn recycle(&mut self, _: Values) {
+            self.0.note("recycle");
+        }
+        fn respawn(&self) -> Option<Respawn> {
+            self.0.note("respawn");
+            CpuWorker::new("noting", 1).respawn()
+        }
+        fn unavailable_reason(&self) -> Option<String> {
+            self.0.note("unavailable_reason");
+            None
+        }
+        fn lose_device(&mut self) {
+            self.0.note("lose_device");
+        }
+    }
+
+    fn shape() -> SubtaskShape {
+        use crate::conv::{ConvParams, ConvShape};
+        let conv = ConvShape::new(&[1, 1, 4], &[1, 1, 2], &ConvParams::default()).unwrap();
+        SubtaskShape { conv, slabs: 1, banks: 1, plain: false }
+    }
+
+    /// Calls every method once, with `key`.
+    fn call_all(worker: &mut dyn Worker, key: FilterKey) {
+        let (slabs, token) = (Values::F32(vec![1.0; 4]), CancelToken::new());
+        let _ = worker.info();
+        worker.install(key, &shape(), Values::F32(vec![1.0; 2])).unwrap();
+        worker.execute(Task::new(key, &slabs, &token), &mut |_, _| {}).unwrap();
+        worker.remove(key);
+        worker.recycle(Values::F32(Vec::new()));
+        let _ = worker.respawn();
+        let _ = worker.unavailable_reason();
+        worker.lose_device();
+    }
+
+    const METHODS: [&str; 8] =
+        ["info", "install", "execute", "remove", "recycle", "respawn", "unavailable_reason", "lose_device"];
+
+    #[test]
+    fn what_no_closure_handles_is_forwarded() {
+        let calls = Calls::default();
+        call_all(&mut intercept(Noting(calls.clone())), KEY);
+        assert_eq!(calls.take(), METHODS);
+    }
+
+    /// A worker all of whose calls closures handle; the closures note the calls.
+    fn handled(inner: &Calls, calls: &Calls) -> Intercept {
+        let [install, remove, execute, recycle] = [(); 4].map(|()| calls.clone());
+        intercept(Noting(inner.clone()))
+            .with_info(|info| WorkerInfo { name: "handled".to_owned(), ..info })
+            .on_install(move |_, _, _, _| {
+                install.note("install");
+                Ok(())
+            })
+            .on_remove(move |_, _| remove.note("remove"))
+            .on_execute(move |_, _, _| {
+                execute.note("execute");
+                Ok(())
+            })
+            .on_recycle(move |_, _| recycle.note("recycle"))
+            .never_respawned()
+    }
+
+    #[test]
+    fn closures_handle_layers_and_on_request_probes() {
+        let (inner, calls) = (Calls::default(), Calls::default());
+        let mut worker = handled(&inner, &calls);
+        assert_eq!(worker.info().name, "handled");
+        assert!(worker.respawn().is_none());
+        inner.take();
+        call_all(&mut worker, KEY);
+        assert_eq!(calls.take(), ["install", "execute", "remove", "recycle"]);
+        assert_eq!(inner.take(), ["info", "unavailable_reason", "lose_device"]);
+        call_all(&mut worker, FilterKey::PROBE);
+        assert_eq!(calls.take(), ["recycle"]);
+        assert_eq!(
+            inner.take(),
+            ["info", "install", "execute", "remove", "unavailable_reason", "lose_device"]
+        );
+        call_all(&mut worker.including_probes(), FilterKey::PROBE);
+        assert_eq!(calls.take(), ["install", "execute", "remove", "recycle"]);
+    }
+
+    #[test]
+    fn a_respawned_worker_is_wrapped_where_that_is_asked_for() {
+        let fail = |inner: Box<dyn Worker>| {
+            intercept(inner).including_probes().on_execute(|_, _, _| Err(crate::error::Error::Cancelled))
+        };
+        let passes = |worker: &dyn Worker| {
+            let mut again = worker.respawn().unwrap()(&CancelToken::new()).unwrap();
+            Probe::new(DType::F32).check(again.as_mut(), &CancelToken::new()).is_ok()
+        };
+        assert!(passes(&fail(Box::new(CpuWorker::new("cpu", 1)))));
+        assert!(!passes(
+            &fail(Box::new(CpuWorker::new("cpu", 1))).respawned(move |inner| fail(inner).boxed())
+        ));
+    }
+
+    #[test]
+    fn a_task_is_changed_field_by_field() {
+        let (slabs, token) = (Values::F32(Vec::new()), CancelToken::new());
+        let task = Task::new(KEY, &slabs, &token);
+        assert_eq!((task.order, task.indices(3)), (Order::All, vec![0, 1, 2]));
+        let each = task.with_order(Order::Each(&[2, 2]));
+        assert_eq!((each.key, each.indices(3)), (KEY, vec![2, 2]));
+    }
+}
