@@ -33,7 +33,7 @@ pub fn codec_cost<T: Element>(case: &LayerCase<T>, options: &LayerOptions) -> Re
     }
     let one = rayon::ThreadPoolBuilder::new().num_threads(1).build().map_err(|e| Error::Unavailable {
         what: format!("a thread to measure encoding on ({e})"),
-        help: "raise the limit of threads".to_owned(),
+        help: "raise the limit of threads".into(),
     })?;
     one.install(|| on_this_thread(case, options)).map(Some)
 }

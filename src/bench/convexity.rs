@@ -145,7 +145,7 @@ impl Convexity {
             for &at in &order {
                 let run = prepared[at].run(input.view())?;
                 if !pool.wait_idle(IDLE) {
-                    let help = "a worker hangs: leave it out of the pool".to_owned();
+                    let help = "a worker hangs: leave it out of the pool".into();
                     return Err(Error::Timeout {
                         what: "waiting for idle workers".to_owned(),
                         limit: IDLE,

@@ -40,7 +40,7 @@ pub fn random_inputs(mut model: Model, seed: u64) -> Result<(Model, Vec<Tensor>)
                 "no numbers can be drawn for input {} of shape {} and type {}: give --input",
                 info.name, info.described, info.dtype
             );
-            return Err(Error::Model { model: model.name().to_owned(), cause });
+            return Err(Error::Model { model: model.name().to_owned(), cause: cause.into() });
         };
         let array =
             ndarray::ArrayD::from_shape_vec(sizes.clone(), numbers::<f32>(sizes.iter().product(), &mut rng))

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use fcdcc::bench::layers::{NamedLayer, networks, resolve};
+use fcdcc::bench::with_flags;
 use fcdcc::{ConvParams, ConvShape, Error, Result};
 use serde::Deserialize;
 
@@ -104,8 +105,8 @@ fn from_file(path: &Path) -> Result<Vec<NamedLayer>> {
                 dilation: dilation.into(),
                 groups,
             };
-            let shape =
-                ConvShape::new(&input, &weight, &params).map_err(|e| bad(format!("layer {name:?}: {e}")))?;
+            let shape = ConvShape::new(&input, &weight, &params)
+                .map_err(|e| bad(format!("layer {name:?}: {}", with_flags(e))))?;
             Ok(NamedLayer { name, shape, count: 1 })
         })
         .collect()

@@ -153,7 +153,7 @@ pub(crate) fn run(args: &DemoArgs, console: Console) -> Result<()> {
     // A demonstration with wrong results must not look successful.
     let tolerance = 1e-3;
     if deviation.is_nan() || deviation > tolerance || predictions(&coded.logits) != predictions(&host) {
-        return Err(Error::ErrorBound { bound: deviation, tolerance, condition });
+        return Err(Error::over_tolerance(deviation, tolerance, condition));
     }
     Ok(())
 }

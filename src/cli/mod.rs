@@ -45,6 +45,7 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind as ClapKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use fcdcc::bench::with_flags;
 use fcdcc::{Error, ErrorKind};
 use ledger::Ledger;
 use tracing_subscriber::EnvFilter;
@@ -164,6 +165,7 @@ pub(crate) fn main() -> ExitCode {
     match result {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(error)) => {
+            let error = with_flags(error);
             say(format_args!("error: {}", one_line(&error.to_string())));
             ExitCode::from(status(&error))
         }

@@ -3,7 +3,7 @@
 use super::generators::{Generators, Structure};
 use super::kind::CodeKind;
 use super::{crme, khatri_rao, polynomial, selection};
-use crate::error::{Error, Result};
+use crate::error::{Error, Message, Parameter, Result};
 
 /// Sub-result (p, r) of subtask i.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -47,7 +47,7 @@ impl Code {
                 _ => "the recovery threshold",
             };
             return Err(Error::mismatch(
-                "number of subtasks n (--workers)",
+                Message::about("number of subtasks n", Parameter::Subtasks),
                 n,
                 format!("at least {least}, {why} of {kind} for partitions {k_a},{k_b}"),
                 "use more workers or fewer partitions",

@@ -1,6 +1,6 @@
 //! Parameters of a convolution, and the validated shape of a convolution with its input and weight.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Message, Parameter, Result};
 
 /// Spatial axes in canonical form: a convolution of rank 1 or 2 is one of rank 3 with *leading* axes of size 1,
 /// so that the innermost axis is contiguous in every rank.
@@ -110,6 +110,12 @@ fn per_axis(what: &str, given: &[usize], rank: usize, absent: usize) -> Result<[
     Ok(axes)
 }
 
+fn layout_help() -> Message {
+    Message::from("check ")
+        .and(Parameter::Groups)
+        .and(" and the weight's layout [out, channels/groups, kernel...]")
+}
+
 fn at_least_one(what: &str, axes: &[usize]) -> Result<()> {
     match axes.iter().position(|v| *v == 0) {
         Some(_) => Err(Error::invalid(what, 0, format!("{what} must be at least 1 on every axis"))),
@@ -180,7 +186,7 @@ impl ConvShape {
                 "channels of the weight (its axis 1)",
                 weight[1],
                 format!("{} ({in_channels} input channels / {groups} groups)", in_channels / groups),
-                "check --groups and the weight's layout [out, channels/groups, kernel...]",
+                layout_help(),
             ));
         }
         let stride = per_axis("stride", &params.stride, rank, 1)?;

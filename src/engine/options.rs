@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::accuracy::WindowwiseLimit;
 use super::report::LayerReport;
 use crate::coding::{Clamp, CodeKind};
-use crate::error::{Error, Result};
+use crate::error::{Error, Message, Parameter, Result};
 use crate::planner::Rates;
 use crate::scheduler::{Audit, OnShortfall, Policy};
 
@@ -157,26 +157,27 @@ impl LayerOptions {
     pub(crate) fn check(&self) -> Result<()> {
         if self.deadline.is_zero() {
             return Err(Error::invalid(
-                "deadline (--deadline)",
+                Message::about("deadline", Parameter::Deadline),
                 "0",
                 "give a time above zero, such as 500ms or 2s",
             ));
         }
         if self.subtasks == Some(0) {
-            return Err(Error::invalid("number of subtasks n (--workers)", 0, "use at least one"));
+            let what = Message::about("number of subtasks n", Parameter::Subtasks);
+            return Err(Error::invalid(what, 0, "use at least one"));
         }
         if let Some(q) = self.hedge
             && !(q > 0.0 && q < 1.0)
         {
             return Err(Error::invalid(
-                "hedging quantile (--hedge)",
+                Message::about("hedging quantile", Parameter::Hedge),
                 q,
                 "give a number between 0 and 1, or off",
             ));
         }
         if !(self.patience.is_finite() && self.patience >= 0.0) {
             return Err(Error::invalid(
-                "patience (--patience)",
+                Message::about("patience", Parameter::Patience),
                 self.patience,
                 "give a number of at least 0",
             ));
@@ -191,11 +192,12 @@ impl LayerOptions {
             && (limit.is_nan() || limit <= 0.0)
         {
             let help = "give a relative error above zero, such as 1e-4, or off";
-            return Err(Error::invalid("windowwise limit (--max-windowwise)", limit, help));
+            let what = Message::about("windowwise limit", Parameter::MaxWindowwise);
+            return Err(Error::invalid(what, limit, help));
         }
         match self.max_error {
             Some(limit) if limit.is_nan() || limit <= 0.0 => Err(Error::invalid(
-                "tolerance (--max-error)",
+                Message::about("tolerance", Parameter::MaxError),
                 limit,
                 "give a relative error above zero, such as 1e-3",
             )),

@@ -10,7 +10,7 @@ use super::layer::CodedConv;
 use super::options::LayerOptions;
 use crate::array::{Element, normal};
 use crate::conv::{ConvParams, ConvShape, reference};
-use crate::error::{Error, Result};
+use crate::error::{Error, Message, Parameter, Result};
 use crate::scheduler::{OnShortfall, Pool};
 
 /// The deadline of a self-test.
@@ -67,7 +67,8 @@ impl SelfTest {
         if error <= bound {
             Ok(())
         } else {
-            Err(Error::Inexact { what: "self-test".to_owned(), error, bound })
+            let help = Message::from("check the workers with ").and(Parameter::Audit).and(" correct");
+            Err(Error::Inexact { what: "self-test".to_owned(), error, bound, help })
         }
     }
 }

@@ -387,7 +387,7 @@ impl SimulatedLayer {
             arrived: 0,
             waited_ms: u64::try_from(self.options.deadline.as_millis()).unwrap_or(u64::MAX),
             missing: "too few workers answered, and computing the layer locally took too long".to_owned(),
-            help: "raise the deadline".to_owned(),
+            help: "raise the deadline".into(),
         })
     }
 

@@ -12,11 +12,11 @@ use tract_onnx::tract_core::internal::{DatumType, TypedModel};
 use tract_onnx::tract_hir::infer::{Factoid, InferenceFact};
 
 use super::external::{self, External};
-use super::guard::{guarded, refused};
+use super::guard::{guarded, one_line, refused};
 use super::lower::lower;
 use super::tensor::dtype_name;
 use super::{check, functions, resize, tidy, upsample};
-use crate::error::{Error, Result};
+use crate::error::{Error, Message, Parameter, Result};
 use crate::files::Input;
 use crate::memory;
 
@@ -252,12 +252,13 @@ impl Model {
     pub(super) fn typed(&self) -> Result<TypedModel> {
         for input in &self.inputs {
             let Some(shape) = input.fixed_shape() else {
-                let cause = format!(
-                    "input {} has shape {}, and every size must be known: give them (--shape {}=SIZES, or \
-                     Model::with_input_shape)",
-                    input.name, input.described, input.name
-                );
-                return Err(refused(&self.name, &cause));
+                let cause = one_line(&format!(
+                    "input {} has shape {}, and every size must be known: give them",
+                    input.name, input.described
+                ));
+                let how = Parameter::InputShape { input: one_line(&input.name) };
+                let cause = Message::from(cause).and(" (").and(how).and(")");
+                return Err(Error::Model { model: self.name.clone(), cause });
             };
             if shape.contains(&0) {
                 let cause = format!("input {} has shape {shape:?}: there is nothing to compute", input.name);
@@ -365,7 +366,7 @@ fn external_bytes(graph: &GraphProto) -> u64 {
 
 fn cause(error: &Error) -> String {
     match error {
-        Error::Model { cause, .. } => cause.clone(),
+        Error::Model { cause, .. } => cause.to_string(),
         other => other.to_string(),
     }
 }

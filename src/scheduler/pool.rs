@@ -25,7 +25,7 @@ use super::slot::{
     Task, locked,
 };
 use crate::array::DType;
-use crate::error::{Error, Result};
+use crate::error::{Error, Message, Parameter, Result};
 use crate::planner::Rates;
 use crate::worker::{CancelToken, FilterKey, LOCAL_HOST, Respawn, Worker, WorkerInfo, WorkerKind};
 
@@ -168,7 +168,7 @@ impl Pool {
             None => Ok(()),
             Some(info) => Err(Error::Unavailable {
                 what: format!("f64 arithmetic on worker {} ({})", info.name, info.device),
-                help: "use --precision f32, or CPU workers".to_owned(),
+                help: Message::from("use ").and(Parameter::ElementType).and(" f32, or CPU workers"),
             }),
         }
     }
