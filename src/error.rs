@@ -5,11 +5,13 @@
 //! library can make the same distinction.
 
 mod message;
+mod value;
 
 use std::any::Any;
 use std::time::Duration;
 
 pub use message::{Message, Parameter};
+pub use value::Value;
 
 /// The result of every fallible call of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -37,7 +39,7 @@ pub enum Error {
         /// The parameter.
         what: Message,
         /// Its value.
-        got: String,
+        got: Value,
         /// What would be accepted.
         help: Message,
     },
@@ -47,9 +49,9 @@ pub enum Error {
         /// The quantity that disagrees.
         what: Message,
         /// The value found.
-        got: String,
+        got: Value,
         /// The value the other side requires.
-        expected: Message,
+        expected: Value,
         /// How to make them agree.
         help: Message,
     },
@@ -236,7 +238,19 @@ pub enum Error {
         /// What happened to it.
         source: Box<Error>,
     },
-    /// A file could not be read, written or understood.
+    /// The system refused to read or write a file.
+    #[error("{path}: {cause}: {source}")]
+    Io {
+        /// The path as the caller gave it.
+        path: String,
+        /// What could not be done.
+        cause: &'static str,
+        /// The system's error.
+        source: std::io::Error,
+        /// Whether the caller's file is at fault (true) or this side's attempt to write (false).
+        input: bool,
+    },
+    /// A file is not what it should be, or could not be understood.
     #[error("{path}: {cause}")]
     File {
         /// The path as the caller gave it.
@@ -273,6 +287,7 @@ impl Error {
             | Self::Unavailable { .. }
             | Self::Memory { .. }
             | Self::Model { .. }
+            | Self::Io { input: true, .. }
             | Self::File { input: true, .. } => ErrorKind::BadInput,
             Self::Layer { source, .. } => source.kind(),
             Self::Shortfall { .. } => ErrorKind::Shortfall,
@@ -287,6 +302,7 @@ impl Error {
             | Self::Cancelled
             | Self::Gpu { .. }
             | Self::Timeout { .. }
+            | Self::Io { input: false, .. }
             | Self::File { input: false, .. } => ErrorKind::Internal,
         }
     }
@@ -301,12 +317,14 @@ impl Error {
 
     fn rename(&mut self, names: &dyn Fn(&Parameter) -> String) {
         match self {
-            Self::InvalidParameter { what, help, .. } => {
+            Self::InvalidParameter { what, got, help } => {
                 what.replace(names);
+                got.replace(names);
                 help.replace(names);
             }
-            Self::Mismatch { what, expected, help, .. } => {
+            Self::Mismatch { what, got, expected, help } => {
                 what.replace(names);
+                got.replace(names);
                 expected.replace(names);
                 help.replace(names);
             }
@@ -327,28 +345,24 @@ impl Error {
             | Self::Cancelled
             | Self::Memory { .. }
             | Self::Gpu { .. }
+            | Self::Io { .. }
             | Self::File { .. } => {}
         }
     }
 
-    /// An [`Error::InvalidParameter`] from printable values.
-    pub fn invalid(what: impl Into<Message>, got: impl std::fmt::Display, help: impl Into<Message>) -> Self {
-        Self::InvalidParameter { what: what.into(), got: got.to_string(), help: help.into() }
+    /// An [`Error::InvalidParameter`].
+    pub fn invalid(what: impl Into<Message>, got: impl Into<Value>, help: impl Into<Message>) -> Self {
+        Self::InvalidParameter { what: what.into(), got: got.into(), help: help.into() }
     }
 
-    /// An [`Error::Mismatch`] from printable values.
+    /// An [`Error::Mismatch`].
     pub fn mismatch(
         what: impl Into<Message>,
-        got: impl std::fmt::Display,
-        expected: impl std::fmt::Display,
+        got: impl Into<Value>,
+        expected: impl Into<Value>,
         help: impl Into<Message>,
     ) -> Self {
-        Self::Mismatch {
-            what: what.into(),
-            got: got.to_string(),
-            expected: expected.to_string().into(),
-            help: help.into(),
-        }
+        Self::Mismatch { what: what.into(), got: got.into(), expected: expected.into(), help: help.into() }
     }
 
     /// An [`Error::ErrorBound`] with its usual help.

@@ -345,7 +345,7 @@ fn unfit_inputs_are_refused_with_both_sides() {
     assert!(refused(fail(24, 1)).contains("12 rows") || refused(fail(24, 1)).contains("at least 12"));
     assert!(refused(fail(4, 4).deadline(Duration::ZERO)).contains("deadline"));
     assert!(refused(LayerOptions { subtasks: Some(0), ..fail(4, 4) }).contains("number of subtasks"));
-    assert!(refused(LayerOptions { max_error: Some(f64::NAN), ..fail(4, 4) }).contains("--max-error"));
+    assert!(refused(LayerOptions { max_error: Some(f64::NAN), ..fail(4, 4) }).contains("max_error"));
     let bias = normal::<f32>(7, 1);
     let wrong = CodedConv::prepare(
         &pool,

@@ -117,6 +117,7 @@ fn everything_else_is_refused_with_the_text_and_the_mend() {
         assert!(matches!(error, Error::InvalidParameter { .. }), "{text}");
         assert_eq!(error.kind(), ErrorKind::BadInput);
         let Error::InvalidParameter { got, .. } = &error else { unreachable!() };
+        let got = got.to_string();
         assert!(text.contains(got.trim_matches('`')), "{text}: {got}");
         assert!(error.to_string().contains(help), "{text}: {error}");
     }

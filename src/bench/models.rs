@@ -135,7 +135,7 @@ impl Comparison {
             let admit = || {
                 if *method == Method::Mds {
                     let help = "a model's layers are divided by the planner; compare it by --layers";
-                    return Err(Error::invalid("method", method, help));
+                    return Err(Error::invalid("method", method.to_string(), help));
                 }
                 let layer = method.policies(self.plan.workers, self.plan.tolerate, &self.base);
                 let plan = model_plan(*method, self.plan.tolerate, &layer);

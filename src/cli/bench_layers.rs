@@ -80,11 +80,15 @@ pub(crate) fn files(names: &[String]) -> impl Iterator<Item = &Path> {
 
 fn from_file(path: &Path) -> Result<Vec<NamedLayer>> {
     let bad = |cause: String| Error::File { path: path.display().to_string(), cause, input: true };
-    let text = fcdcc::files::read_text(path).map_err(|error| match error {
-        Error::File { cause, .. } => bad(format!(
+    let help = |cause: String| {
+        bad(format!(
             "{cause}; --layers takes a TOML file, a network ({}) or network/layer",
             networks().join(", ")
-        )),
+        ))
+    };
+    let text = fcdcc::files::read_text(path).map_err(|error| match error {
+        Error::File { cause, .. } => help(cause),
+        Error::Io { cause, source, .. } => help(format!("{cause}: {source}")),
         other => other,
     })?;
     let file: LayerFile = toml::from_str(&text).map_err(|e| {

@@ -167,7 +167,7 @@ impl ConvShape {
             if shape.contains(&0) {
                 return Err(Error::invalid(
                     format!("shape of the {what}"),
-                    format!("{shape:?}"),
+                    shape,
                     "every axis must have at least one element",
                 ));
             }

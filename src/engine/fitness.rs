@@ -98,12 +98,12 @@ fn check_witnesses(code: &Code, audit: Audit, pool: &Pool) -> Result<()> {
     if least < wanted {
         let help = format!("give each of the {} subtasks a worker of its own, or use code crme", code.n());
         let least_for = Message::from(format!("at least {wanted} for "));
-        return Err(Error::Mismatch {
-            what: "number of workers that compute the same part".into(),
-            got: least.to_string(),
-            expected: least_for.and(Parameter::Audit).and(format!(" {audit}")),
-            help: help.into(),
-        });
+        return Err(Error::mismatch(
+            "number of workers that compute the same part",
+            least,
+            least_for.and(Parameter::Audit).and(format!(" {audit}")),
+            help,
+        ));
     }
     Ok(())
 }

@@ -35,7 +35,8 @@ impl SelfTest {
         let array = |shape: [usize; 4], seed: u64| -> Result<ArrayD<f32>> {
             let mut random = ChaCha8Rng::seed_from_u64(seed);
             let values = (0..shape.iter().product()).map(|_| f32::from_f64(normal(&mut random))).collect();
-            ArrayD::from_shape_vec(shape.to_vec(), values).map_err(|e| Error::invalid("shape", e, "must fit"))
+            ArrayD::from_shape_vec(shape.to_vec(), values)
+                .map_err(|e| Error::invalid("shape", e.to_string(), "must fit"))
         };
         let (input, weight) = (array(INPUT, 1)?, array(WEIGHT, 2)?);
         let params = ConvParams::default().padding([1]);

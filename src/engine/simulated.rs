@@ -162,7 +162,7 @@ impl SimulatedLayer {
         options.check()?;
         if matches!(options.audit, Audit::Detect | Audit::Correct) {
             let help = "simulated results have no numbers to compare: use off";
-            return Err(Error::invalid("audit of a simulated layer", options.audit, help));
+            return Err(Error::invalid("audit of a simulated layer", options.audit.to_string(), help));
         }
         let n = options.subtasks.unwrap_or(fleet.len());
         let (k_a, k_b) = match options.partitions {

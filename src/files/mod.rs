@@ -17,6 +17,7 @@ pub use output::Output;
 pub use place::{Identity, Kind};
 pub use whole::replace_regular;
 
+use std::io;
 use std::path::Path;
 
 use crate::error::Error;
@@ -49,7 +50,17 @@ fn unfit(name: &str, cause: impl Into<String>) -> Error {
     Error::File { path: name.to_owned(), cause: cause.into(), input: true }
 }
 
+/// The error of the system for a file that cannot be read, found before any work (exit status 2).
+fn unreadable(name: &str, source: io::Error) -> Error {
+    Error::Io { path: name.to_owned(), cause: "cannot be read", source, input: true }
+}
+
+/// The error of the system for a place that cannot be written to, found before any work (exit status 2).
+fn unwritable(name: &str, source: io::Error) -> Error {
+    Error::Io { path: name.to_owned(), cause: "cannot be written", source, input: true }
+}
+
 /// The error of a file that could not be written (exit status 1).
-fn unwritten(name: &str, cause: impl Into<String>) -> Error {
-    Error::File { path: name.to_owned(), cause: cause.into(), input: false }
+fn unwritten(name: &str, source: io::Error) -> Error {
+    Error::Io { path: name.to_owned(), cause: "cannot be written", source, input: false }
 }

@@ -227,7 +227,7 @@ impl Model {
         if let Some(own) = &info.shape
             && own.len() != shape.len()
         {
-            let (got, expected) = (format!("{shape:?}"), info.described.clone());
+            let (got, expected) = (shape, info.described.clone());
             return Err(Error::mismatch(
                 format!("shape of input {input}"),
                 got,
@@ -237,7 +237,7 @@ impl Model {
         }
         if shape.contains(&0) {
             let help = "every size must be at least 1";
-            return Err(Error::invalid(format!("shape of input {input}"), format!("{shape:?}"), help));
+            return Err(Error::invalid(format!("shape of input {input}"), shape, help));
         }
         let fact = guarded(&self.name, || {
             let fact = self.graph.input_fact(index)?.clone();

@@ -265,7 +265,7 @@ impl Signature {
                 if given.shape() != own.shape {
                     return Err(Error::mismatch(
                         format!("shape of input {}", own.name),
-                        format!("{:?}", given.shape()),
+                        given.shape(),
                         format!("{:?} {}", own.shape, dtype_name(own.dtype)),
                         "give data of that shape, or prepare the model for another one",
                     ));
