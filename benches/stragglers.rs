@@ -145,22 +145,16 @@ fn sample(layer: &Layer, pool: &Pool, options: LayerOptions, warm: usize, runs: 
 type Policy = (&'static str, fn(LayerOptions) -> LayerOptions);
 
 fn plain() -> LayerOptions {
-    LayerOptions {
-        hedge: None,
-        partial: false,
-        patience: 0.0,
-        deadline: Duration::from_secs(2),
-        ..LayerOptions::default()
-    }
+    LayerOptions::default().hedge(None).partial(false).patience(0.0).deadline(Duration::from_secs(2))
 }
 
 const POLICIES: [Policy; 6] = [
     ("plain first-delta", |o| o),
-    ("+ partial work", |o| LayerOptions { partial: true, ..o }),
-    ("+ hedging", |o| LayerOptions { hedge: Some(0.5), ..o }),
-    ("+ partial work, hedging", |o| LayerOptions { partial: true, hedge: Some(0.5), ..o }),
-    ("+ patience", |o| LayerOptions { patience: 0.1, ..o }),
-    ("all (the default)", |o| LayerOptions { partial: true, hedge: Some(0.5), patience: 0.1, ..o }),
+    ("+ partial work", |o| o.partial(true)),
+    ("+ hedging", |o| o.hedge(Some(0.5))),
+    ("+ partial work, hedging", |o| o.partial(true).hedge(Some(0.5))),
+    ("+ patience", |o| o.patience(0.1)),
+    ("all (the default)", |o| o.partial(true).hedge(Some(0.5)).patience(0.1)),
 ];
 
 fn table(faults: &[&str], policies: &[Policy], n: usize, partitions: (usize, usize), runs: usize) {
@@ -206,8 +200,8 @@ fn uneven() {
     let fixed = |o: LayerOptions| o.on_shortfall(OnShortfall::Fail);
     for (name, options, warm) in [
         ("assigned before anything was measured", fixed(plain()), 5),
-        ("plain first-delta, assigned by measured speed", LayerOptions { hedge: Some(0.999), ..plain() }, 60),
-        ("all policies", LayerOptions { deadline: Duration::from_secs(2), ..LayerOptions::default() }, 60),
+        ("plain first-delta, assigned by measured speed", plain().hedge(Some(0.999)), 60),
+        ("all policies", LayerOptions::default().deadline(Duration::from_secs(2)), 60),
     ] {
         let pool = Pool::new(workers(&paces)).unwrap();
         let s =
@@ -279,7 +273,7 @@ fn main() {
     }
     if wanted("lies") {
         let policies: [Policy; 3] = [
-            ("no audit", |o| LayerOptions { partial: true, hedge: Some(0.5), ..o }),
+            ("no audit", |o| o.partial(true).hedge(Some(0.5))),
             ("--audit detect", |o| o.audit(Audit::Detect)),
             ("--audit correct", |o| o.audit(Audit::Correct)),
         ];

@@ -294,7 +294,7 @@ fn a_run_waits_for_the_parts_and_not_for_a_number_of_copies() {
     assert_eq!((layer.error(&run.output) < EXACT_F32, run.report.used), (true, vec![0, 2, 4]));
     // Both copies of part 2 are lost: only one of them is computed again.
     let two = pool(6, &["2,5:crash"]);
-    let options = LayerOptions { hedge: None, ..with(CodeKind::Replication, options(3, 1)) };
+    let options = with(CodeKind::Replication, options(3, 1)).hedge(None);
     let run = layer.prepare(&two, options).unwrap().run(layer.input.view()).unwrap();
     assert!(layer.error(&run.output) < EXACT_F32);
     assert_eq!((run.report.completion, run.report.redispatched), (Completion::ExactAfterRedispatch, 1));
@@ -400,7 +400,7 @@ fn audits_that_a_code_cannot_carry_are_refused_with_the_mend() {
     let error = refused(6, with(CodeKind::Uncoded, fail(3, 2)).audit(Audit::Detect));
     assert!(error.contains("is 0 where at least 1"), "{error}");
     let error = refused(6, with(CodeKind::Replication, fail(2, 2)).audit(Audit::Detect));
-    assert!(error.contains("is 0 where at least 1") && error.contains("--workers"), "{error}");
+    assert!(error.contains("is 0 where at least 1") && error.contains("LayerOptions::subtasks"), "{error}");
     let error = refused(6, with(CodeKind::Replication, fail(3, 1)).audit(Audit::Correct));
     assert!(error.contains("is 1 where at least 2"), "{error}");
     // Three workers with two subtasks each: worker i has both copies of part i, which would agree.

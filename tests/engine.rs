@@ -119,7 +119,7 @@ fn silent_workers_cost_the_deadline_and_no_more() {
     assert!(started.elapsed() >= Duration::from_millis(200));
     assert!(started.elapsed() < Duration::from_secs(10));
     assert!(
-        error.contains("3 came") && error.contains("(no answer)") && error.contains("--deadline"),
+        error.contains("3 came") && error.contains("(no answer)") && error.contains("Policy::deadline"),
         "{error}"
     );
 }

@@ -20,7 +20,7 @@ fn a_worker_that_obeys_fates_lives_on_and_is_not_quarantined() {
     let pool = Pool::new(ScheduledFaultWorker::wrap(CpuWorker::fleet(2), &board)).unwrap();
     let x = ArrayD::<f32>::ones(IxDyn(&[1, 2, 64, 10]));
     let w = ArrayD::<f32>::ones(IxDyn(&[64, 2, 3, 3]));
-    let options = LayerOptions { hedge: None, partial: false, ..LayerOptions::default().partitions(2, 2) };
+    let options = LayerOptions::default().partitions(2, 2).hedge(None).partial(false);
     let layer =
         CodedConv::prepare(&pool, x.shape(), w.view(), None, &ConvParams::default(), options).unwrap();
     for fate in [

@@ -39,13 +39,10 @@ fn options_have_the_names_of_their_flags() {
         "number of subtasks n (--workers) is 0: use at least one",
     );
     check(
-        refused(LayerOptions { hedge: Some(2.0), ..defaults() }),
+        refused(defaults().hedge(Some(2.0))),
         "hedging quantile (--hedge) is 2: give a number between 0 and 1, or off",
     );
-    check(
-        refused(LayerOptions { patience: -1.0, ..defaults() }),
-        "patience (--patience) is -1: give a number of at least 0",
-    );
+    check(refused(defaults().patience(-1.0)), "patience (--patience) is -1: give a number of at least 0");
     check(
         refused(LayerOptions { max_windowwise: WindowwiseLimit::At(0.0), ..defaults() }),
         "windowwise limit (--max-windowwise) is 0: give a relative error above zero, such as 1e-4, or off",

@@ -64,7 +64,7 @@ impl Case {
     fn run(&self, code: CodeKind, faults: &[FaultSpec]) -> Result<ArrayD<f32>, fcdcc::Error> {
         let pool = Pool::new(inject(CpuWorker::fleet(SUBTASKS), faults, 0)?)?;
         let options =
-            LayerOptions { code, tolerate: 2, on_shortfall: OnShortfall::Fail, ..LayerOptions::default() };
+            LayerOptions { code, tolerate: 2, ..LayerOptions::default() }.on_shortfall(OnShortfall::Fail);
         let bias = self.b.as_ref().map(|b| b.view());
         let layer = CodedConv::prepare(&pool, self.x.shape(), self.w.view(), bias, &self.params, options)?;
         Ok(layer.run(self.x.view())?.output)

@@ -16,7 +16,7 @@ use fcdcc::array::Values;
 use fcdcc::worker::{
     CancelToken, CpuWorker, Fault, FaultyWorker, FilterKey, Order, SubtaskShape, WorkerInfo,
 };
-use fcdcc::{ConvParams, Error, LayerOptions, Pool, Result, Worker};
+use fcdcc::{ConvParams, Error, Pool, Result, Worker};
 
 /// What a scripted worker does with a task instead of computing it.
 type Script = dyn FnMut(&SubtaskShape, &CancelToken, &mut dyn FnMut(usize, Values)) -> Result<()> + Send;
@@ -189,7 +189,7 @@ fn workers_that_panic_or_answer_nonsense_are_stragglers_not_disasters() {
         let name = worker.info().name;
         let pool = with_scripted(worker);
         // Whole subtasks only: a single finite sub-result of the worker would be accepted.
-        let prepared = layer.prepare(&pool, LayerOptions { partial: false, ..fail(4, 4) }).unwrap();
+        let prepared = layer.prepare(&pool, fail(4, 4).partial(false)).unwrap();
         for _ in 0..2 {
             let run = prepared.run(layer.input.view()).unwrap();
             assert!(layer.error(&run.output) < EXACT_F32, "{name}");

@@ -42,7 +42,7 @@ fn a_layer_in_use_allocates_no_large_block() {
     for code in [CodeKind::Crme, CodeKind::Uncoded] {
         let pool = Pool::new(CpuWorker::fleet(4)).unwrap();
         // All results are needed: buffers still held by a straggler would have to be allocated again.
-        let options = LayerOptions { code, tolerate: 0, hedge: None, ..LayerOptions::default() };
+        let options = LayerOptions { code, tolerate: 0, ..LayerOptions::default() }.hedge(None);
         let layer = CodedConv::prepare(&pool, input.shape(), weight.view(), None, &params, options).unwrap();
         let mut output = ArrayD::default(vec![0]);
         let mut blocks = |fresh: bool| {

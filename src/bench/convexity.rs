@@ -129,12 +129,12 @@ impl Convexity {
                 code: self.code.parse()?,
                 subtasks: Some(self.n),
                 partitions: Some((pair.k_a, pair.k_b)),
-                hedge: None,
-                patience: 0.0,
-                on_shortfall: OnShortfall::Fail,
-                deadline: Duration::from_mins(5),
                 ..LayerOptions::default()
-            };
+            }
+            .hedge(None)
+            .patience(0.0)
+            .on_shortfall(OnShortfall::Fail)
+            .deadline(Duration::from_mins(5));
             CodedConv::prepare_shared(pool, shape.clone(), std::sync::Arc::clone(&weight), None, options)
         };
         let prepared = self.pairs.iter().map(prepare).collect::<Result<Vec<_>>>()?;

@@ -314,11 +314,11 @@ fn comparison(args: &BenchArgs, workers: usize, rates: Rates) -> Result<Comparis
     // Methods run as requested: no automatic change of the computation, and no waiting for spare results.
     let base = LayerOptions {
         rates,
-        audit: args.layer.audit.unwrap_or(Audit::Off),
         max_windowwise: args.layer.max_windowwise.unwrap_or(WindowwiseLimit::Off),
         max_error: options.max_error.or(Some(1.0)),
         ..options
-    };
+    }
+    .audit(args.layer.audit.unwrap_or(Audit::Off));
     if base.tolerate >= workers {
         return Err(Error::invalid(
             "stragglers to tolerate (--tolerate)",

@@ -167,8 +167,8 @@ fn classify(
     console: Console,
 ) -> Result<Outcome> {
     // Uncoded runs without hedging, which would hide the stragglers.
-    let hedge = LayerOptions::default().hedge.filter(|_| code != CodeKind::Uncoded);
-    let layer = LayerOptions { code, hedge, ..LayerOptions::default() };
+    let hedge = LayerOptions::default().policy.hedge.filter(|_| code != CodeKind::Uncoded);
+    let layer = LayerOptions { code, ..LayerOptions::default() }.hedge(hedge);
     let options = ModelOptions { layer, ..ModelOptions::default() };
     let prepared = {
         let bar = Bar::new(console, "preparing");

@@ -150,7 +150,7 @@ impl<T: Element> Common<T> {
             needed: code.recovery_threshold(),
             total: code.n(),
             arrived: 0,
-            waited_ms: u64::try_from(self.options.deadline.as_millis()).unwrap_or(u64::MAX),
+            waited_ms: u64::try_from(self.options.policy.deadline.as_millis()).unwrap_or(u64::MAX),
             missing: "too few workers answered, and computing the layer locally took too long".to_owned(),
             help: Message::from("raise ")
                 .and(Parameter::Deadline)

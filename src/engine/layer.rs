@@ -122,14 +122,14 @@ impl<T: Element> CodedConv<T> {
         let code = Code::new(options.code, k_a, k_b, n)?;
         check_condition(&code)?;
         let checkers = ParityCheckCache::new(CACHED_DECODERS);
-        check_audit::<T>(&code, options.audit, pool, &checkers, shape.reduction())?;
+        check_audit::<T>(&code, options.policy.audit, pool, &checkers, shape.reduction())?;
         let common = Common::new(shape, weight, bias, options);
         let flaw = || {
             let bias = common.bias.as_deref().unwrap_or_default();
             non_finite("weight", common.weight()).or_else(|| non_finite("bias", bias))
         };
         let flaw = if common.finite { None } else { flaw() };
-        refuse_unless_passed(&code, common.options.audit, flaw)?;
+        refuse_unless_passed(&code, common.options.policy.audit, flaw)?;
         let subtask = subtask_shape(&common.shape, &code)?;
         let needed =
             LayerMemory::of(&common.shape, &code, &subtask, T::DTYPE, pool.share_here(), pool.cores());
@@ -216,7 +216,7 @@ impl<T: Element> CodedConv<T> {
         let input = contiguous(&input);
         let scan = main.scan.scan(&input, &common.rooms);
         let flaw = if scan.finite { None } else { non_finite("input", &input) };
-        refuse_unless_passed(main.code(), common.options.audit, flaw)?;
+        refuse_unless_passed(main.code(), common.options.policy.audit, flaw)?;
         let assessment = if scan.finite && common.finite {
             main.accuracy.assess(&scan.spread)
         } else {
@@ -236,7 +236,7 @@ impl<T: Element> CodedConv<T> {
             }
         }
         tracing::info!(amplification = scan.spread.largest(), "uneven data: computing the layer locally");
-        let deadline = common.options.deadline;
+        let deadline = common.options.policy.deadline;
         let output = common.compute_locally(&input, &scan, &main.scan, main.code(), deadline);
         let quality = output.as_ref().map_or(Quality::default(), |(_, quality)| *quality);
         let report = LayerReport {
@@ -335,9 +335,10 @@ impl<T: Element> CodedConv<T> {
         };
         let code = Code::new(kind, k_a, k_b, main.n()).ok()?;
         let checkers = ParityCheckCache::new(CACHED_DECODERS);
-        check_audit::<T>(&code, common.options.audit, &self.pool, &checkers, shape.reduction()).ok()?;
+        check_audit::<T>(&code, common.options.policy.audit, &self.pool, &checkers, shape.reduction())
+            .ok()?;
         tracing::info!(layer = common.options.name, code = %kind, k_a, k_b, "uneven data: coding the layer another way");
-        let limit = INSTALL_LIMIT.min(common.options.deadline / 2);
+        let limit = INSTALL_LIMIT.min(common.options.policy.deadline / 2);
         match Variant::new(&self.pool, common, code, true, checkers, limit) {
             Ok(variant) => variant.accuracy.is_met_by_even_data().then_some(variant),
             Err(error) => {

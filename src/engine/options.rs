@@ -26,20 +26,8 @@ pub struct LayerOptions {
     pub partitions: Option<(usize, usize)>,
     /// Rates from which the planner predicts times.
     pub rates: Rates,
-    /// Time limit from the first dispatch to a result.
-    pub deadline: Duration,
-    /// What to do when fewer results than needed can come.
-    pub on_shortfall: OnShortfall,
-    /// The quantile of the layer's subtask latencies after which idle workers get copies of missing subtasks; `None`:
-    /// never. Requires [`OnShortfall::Redispatch`].
-    pub hedge: Option<f64>,
-    /// Whether sub-results of incomplete subtasks are used for decoding.
-    pub partial: bool,
-    /// Maximum extra wait for one more result in a badly conditioned run, as a fraction of the elapsed time per decimal
-    /// digit of predicted error gained. 0: the first results that decode are taken.
-    pub patience: f64,
-    /// Whether spare results are used as checksums of the others.
-    pub audit: Audit,
+    /// How long a run waits, what it checks, and what it does when waiting does not help.
+    pub policy: Policy,
     /// Seed of the audit's random signs.
     pub seed: u64,
     /// Largest acceptable error bound, normwise and windowwise, also for layers computed on this machine; `None`: any.
@@ -84,7 +72,6 @@ impl PartialEq for ReportObserver {
 
 impl Default for LayerOptions {
     fn default() -> Self {
-        let policy = Policy::default();
         Self {
             name: "conv".to_owned(),
             code: CodeKind::Crme,
@@ -92,12 +79,7 @@ impl Default for LayerOptions {
             tolerate: 2,
             partitions: None,
             rates: Rates::default(),
-            deadline: policy.deadline,
-            on_shortfall: policy.on_shortfall,
-            hedge: policy.hedge,
-            partial: policy.partial,
-            patience: policy.patience,
-            audit: policy.audit,
+            policy: Policy::default(),
             seed: 0,
             max_error: None,
             max_windowwise: WindowwiseLimit::Automatic,
@@ -108,6 +90,27 @@ impl Default for LayerOptions {
 }
 
 impl LayerOptions {
+    /// Sets the name in reports.
+    #[must_use]
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// Sets the code family.
+    #[must_use]
+    pub fn code(mut self, code: CodeKind) -> Self {
+        self.code = code;
+        self
+    }
+
+    /// Sets the number of coded subtasks n.
+    #[must_use]
+    pub fn subtasks(mut self, subtasks: usize) -> Self {
+        self.subtasks = Some(subtasks);
+        self
+    }
+
     /// Sets the partitions (k_A, k_B).
     #[must_use]
     pub fn partitions(mut self, k_a: usize, k_b: usize) -> Self {
@@ -122,65 +125,102 @@ impl LayerOptions {
         self
     }
 
-    /// Sets the deadline.
+    /// Sets the rates from which the planner predicts times.
+    #[must_use]
+    pub fn rates(mut self, rates: Rates) -> Self {
+        self.rates = rates;
+        self
+    }
+
+    /// Sets the whole policy of a run.
+    #[must_use]
+    pub fn policy(mut self, policy: Policy) -> Self {
+        self.policy = policy;
+        self
+    }
+
+    /// Sets [`Policy::deadline`].
     #[must_use]
     pub fn deadline(mut self, deadline: Duration) -> Self {
-        self.deadline = deadline;
+        self.policy.deadline = deadline;
         self
     }
 
-    /// Sets what to do when fewer results than needed can come.
+    /// Sets [`Policy::on_shortfall`].
     #[must_use]
     pub fn on_shortfall(mut self, on_shortfall: OnShortfall) -> Self {
-        self.on_shortfall = on_shortfall;
+        self.policy.on_shortfall = on_shortfall;
         self
     }
 
-    /// Sets the audit.
+    /// Sets [`Policy::hedge`], a quantile or `None`.
+    #[must_use]
+    pub fn hedge(mut self, hedge: impl Into<Option<f64>>) -> Self {
+        self.policy.hedge = hedge.into();
+        self
+    }
+
+    /// Sets [`Policy::partial`].
+    #[must_use]
+    pub fn partial(mut self, partial: bool) -> Self {
+        self.policy.partial = partial;
+        self
+    }
+
+    /// Sets [`Policy::patience`].
+    #[must_use]
+    pub fn patience(mut self, patience: f64) -> Self {
+        self.policy.patience = patience;
+        self
+    }
+
+    /// Sets [`Policy::audit`].
     #[must_use]
     pub fn audit(mut self, audit: Audit) -> Self {
-        self.audit = audit;
+        self.policy.audit = audit;
         self
     }
 
-    pub(super) fn policy(&self) -> Policy {
-        Policy {
-            deadline: self.deadline,
-            on_shortfall: self.on_shortfall,
-            hedge: self.hedge,
-            partial: self.partial,
-            patience: self.patience,
-            audit: self.audit,
-        }
+    /// Sets the seed of the audit's random signs.
+    #[must_use]
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
+    }
+
+    /// Sets the largest acceptable error bound; `None`: any.
+    #[must_use]
+    pub fn max_error(mut self, max_error: impl Into<Option<f64>>) -> Self {
+        self.max_error = max_error.into();
+        self
+    }
+
+    /// Sets the windowwise error bound above which the layer is computed differently.
+    #[must_use]
+    pub fn max_windowwise(mut self, max_windowwise: WindowwiseLimit) -> Self {
+        self.max_windowwise = max_windowwise;
+        self
+    }
+
+    /// Sets the activation applied after the bias.
+    #[must_use]
+    pub fn clamp(mut self, clamp: Clamp) -> Self {
+        self.clamp = Some(clamp);
+        self
+    }
+
+    /// Sets the observer of every run.
+    #[must_use]
+    pub fn observer(mut self, observer: ReportObserver) -> Self {
+        self.observer = Some(observer);
+        self
     }
 
     pub(crate) fn check(&self) -> Result<()> {
-        if self.deadline.is_zero() {
-            return Err(Error::invalid(
-                Message::about("deadline", Parameter::Deadline),
-                "0",
-                "give a time above zero, such as 500ms or 2s",
-            ));
-        }
+        self.policy.check()?;
         if self.subtasks == Some(0) {
             let what = Message::about("number of subtasks n", Parameter::Subtasks);
             return Err(Error::invalid(what, 0, "use at least one"));
-        }
-        if let Some(q) = self.hedge
-            && !(q > 0.0 && q < 1.0)
-        {
-            return Err(Error::invalid(
-                Message::about("hedging quantile", Parameter::Hedge),
-                q,
-                "give a number between 0 and 1, or off",
-            ));
-        }
-        if !(self.patience.is_finite() && self.patience >= 0.0) {
-            return Err(Error::invalid(
-                Message::about("patience", Parameter::Patience),
-                self.patience,
-                "give a number of at least 0",
-            ));
         }
         if let Some(clamp) = self.clamp
             && (clamp.low.is_nan() || clamp.high.is_nan() || clamp.low > clamp.high)

@@ -46,11 +46,11 @@ impl SelfTest {
         let options = LayerOptions {
             name: "self-test".to_owned(),
             tolerate: LayerOptions::default().tolerate.min(pool.len() - 1),
-            deadline: DEADLINE,
-            on_shortfall: OnShortfall::Fail,
-            hedge: None,
             ..LayerOptions::default()
-        };
+        }
+        .deadline(DEADLINE)
+        .on_shortfall(OnShortfall::Fail)
+        .hedge(None);
         let layer = CodedConv::prepare(pool, input.shape(), weight.view(), None, &params, options)?;
         Ok(Self { layer, input, answer })
     }

@@ -160,9 +160,9 @@ impl SimulatedLayer {
         costs: SimulatedCosts,
     ) -> Result<Self> {
         options.check()?;
-        if matches!(options.audit, Audit::Detect | Audit::Correct) {
+        if matches!(options.policy.audit, Audit::Detect | Audit::Correct) {
             let help = "simulated results have no numbers to compare: use off";
-            return Err(Error::invalid("audit of a simulated layer", options.audit.to_string(), help));
+            return Err(Error::invalid("audit of a simulated layer", options.policy.audit.to_string(), help));
         }
         let n = options.subtasks.unwrap_or(fleet.len());
         let (k_a, k_b) = match options.partitions {
@@ -243,7 +243,7 @@ impl SimulatedLayer {
                 responses.chosen().map(|decoder| decoder.condition())
             })
         };
-        if self.options.on_shortfall == OnShortfall::Redispatch {
+        if self.options.policy.on_shortfall == OnShortfall::Redispatch {
             self.follow_the_speeds(fleet);
         }
         run
@@ -263,7 +263,7 @@ impl SimulatedLayer {
             fleet,
             layer: self.id,
             shape: &self.subtask,
-            policy: Policy { audit: Audit::Off, ..self.options.policy() },
+            policy: Policy { audit: Audit::Off, ..self.options.policy },
             terms,
             finite: true,
             slabs: vec![slabs; self.code.n()],
@@ -352,7 +352,7 @@ impl SimulatedLayer {
             checkers: &self.checkers,
             rounding: self.accuracy.rounding,
             audit: Audit::Off,
-            partial: self.options.partial,
+            partial: self.options.policy.partial,
             energies: Vec::new(),
         }
     }
@@ -385,7 +385,7 @@ impl SimulatedLayer {
             needed: self.code.recovery_threshold(),
             total: self.code.n(),
             arrived: 0,
-            waited_ms: u64::try_from(self.options.deadline.as_millis()).unwrap_or(u64::MAX),
+            waited_ms: u64::try_from(self.options.policy.deadline.as_millis()).unwrap_or(u64::MAX),
             missing: "too few workers answered, and computing the layer locally took too long".to_owned(),
             help: "raise the deadline".into(),
         })

@@ -105,8 +105,8 @@ impl<T: Element> Variant<T> {
             window_macs: (shape.reduction() * (shape.out_channels / shape.groups)) as f64,
         };
         Ok(Self {
-            sketcher: (options.audit != Audit::Off).then(sketcher),
-            watch: Watch::new(options.audit, pool.caught()),
+            sketcher: (options.policy.audit != Audit::Off).then(sketcher),
+            watch: Watch::new(options.policy.audit, pool.caught()),
             tiling: OutputTiling::new(shape, &slabs, &filters),
             history: Mutex::new(LatencyHistory::new(code.n())),
             placement: FilterPlacement::new(pool, id, code, subtask, filters, common, install_limit)?,
@@ -143,7 +143,7 @@ impl<T: Element> Variant<T> {
             fleet: &self.placement.pool,
             layer: self.placement.id,
             shape: &self.placement.subtask,
-            policy: common.options.policy(),
+            policy: common.options.policy,
             terms,
             finite,
             slabs: slabs.clone(),
@@ -155,7 +155,7 @@ impl<T: Element> Variant<T> {
         };
         let mut gathered = run_job(plan, self.placement.assignment());
         let decoding = Instant::now();
-        if matches!(gathered.end, Decision::Decode) && common.options.audit == Audit::Watch {
+        if matches!(gathered.end, Decision::Decode) && common.options.policy.audit == Audit::Watch {
             self.check_spares(&slabs, &mut gathered);
         }
         let mut decoder = gathered.recovery.chosen().cloned();
@@ -192,7 +192,7 @@ impl<T: Element> Variant<T> {
         locked(&self.history).learn(self.code().n(), &gathered);
         self.keep_slabs(slabs);
         // Subtasks are moved only where the policy allows other workers to take them over.
-        if common.options.on_shortfall == OnShortfall::Redispatch {
+        if common.options.policy.on_shortfall == OnShortfall::Redispatch {
             self.placement.follow_the_speeds();
         }
         VariantRun { output, gathered, decoder, times: [encode, decode] }
@@ -243,7 +243,7 @@ impl<T: Element> Variant<T> {
             checkers: &self.checkers,
             rounding: self.accuracy.rounding,
             audit,
-            partial: common.options.partial,
+            partial: common.options.policy.partial,
             energies: match audit {
                 Audit::Off => Vec::new(),
                 Audit::Watch | Audit::Detect | Audit::Correct => self.placement.expected_energies(slabs),
