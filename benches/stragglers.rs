@@ -34,8 +34,9 @@ struct Paced {
 impl Worker for Paced {
     fn info(&self) -> WorkerInfo {
         // The scheduler treats it as a machine of its own.
-        let own = self.inner.info();
-        WorkerInfo { kind: WorkerKind::Remote, host: own.name.clone(), ..own }
+        let mut info = self.inner.info();
+        (info.kind, info.host) = (WorkerKind::Remote, info.name.clone());
+        info
     }
     fn install(&mut self, key: FilterKey, shape: &SubtaskShape, banks: Values) -> Result<()> {
         self.inner.install(key, shape, banks)
@@ -111,12 +112,15 @@ impl Sample {
 }
 
 fn sample(layer: &Layer, pool: &Pool, options: LayerOptions, warm: usize, runs: usize) -> Sample {
-    let prepared =
-        CodedConv::prepare(pool, layer.x.shape(), layer.w.view(), None, &layer.params, options).unwrap();
+    let prepared = CodedConv::builder(pool, layer.x.shape(), layer.w.view())
+        .params(layer.params.clone())
+        .options(options)
+        .prepare()
+        .unwrap();
     let mut found = Sample { ms: Vec::new(), wrong: 0, refused: 0, failed: 0, mean_used: 0.0 };
     for run in 0..warm + runs {
         let started = Instant::now();
-        let attempted = prepared.attempt(layer.x.view()).unwrap();
+        let attempted = prepared.try_run(layer.x.view()).unwrap();
         let ms = started.elapsed().as_secs_f64() * 1e3;
         if run < warm {
             continue;
@@ -222,7 +226,11 @@ fn audit() {
     let pool = Pool::new(CpuWorker::fleet(6)).unwrap();
     let prepared = |options: LayerOptions| {
         let options = options.deadline(Duration::from_mins(1));
-        CodedConv::prepare(&pool, layer.x.shape(), layer.w.view(), None, &layer.params, options).unwrap()
+        CodedConv::builder(&pool, layer.x.shape(), layer.w.view())
+            .params(layer.params.clone())
+            .options(options)
+            .prepare()
+            .unwrap()
     };
     let rows = [
         ("no audit", "4 of 6", prepared(plain().partitions(4, 4))),

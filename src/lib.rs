@@ -28,7 +28,9 @@ pub mod worker;
 pub use array::{DType, Element};
 pub use coding::CodeKind;
 pub use conv::{ConvParams, ConvShape};
-pub use engine::{Attempted, CodedConv, Completion, LayerOptions, LayerReport, Report, Run};
+pub use engine::{
+    CodedConv, CodedConvBuilder, Completion, LayerOptions, LayerOutcome, LayerReport, Report, Run,
+};
 pub use error::{Error, ErrorKind, Result};
 #[cfg(feature = "onnx")]
 pub use model::{Model, ModelOptions, PreparedModel};

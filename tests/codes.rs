@@ -200,7 +200,10 @@ fn condition_numbers_are_known_beyond_what_decodes() {
     let weight = ndarray::ArrayD::from_elem(ndarray::IxDyn(&[1, 1, 1, 1]), 1.0_f64);
     let options = LayerOptions { subtasks: Some(60), ..with(CodeKind::Vandermonde, options(55, 1)) };
     let params = ConvParams::default();
-    let layer = CodedConv::prepare(&pool(2, &[]), &[1, 1, 64, 1], weight.view(), None, &params, options);
+    let layer = CodedConv::builder(&pool(2, &[]), &[1, 1, 64, 1], weight.view())
+        .params(params.clone())
+        .options(options)
+        .prepare();
     let error = layer.err().unwrap().to_string();
     assert!(error.contains("code vandermonde from all 60 subtasks") && error.contains("1e13"), "{error}");
 }
@@ -365,7 +368,7 @@ fn audits_find_liars_whatever_the_code() {
     ] {
         let audit = |audit, faults: &[&str]| {
             let options = with(kind, fail(k_a, k_b)).audit(audit);
-            layer.prepare(&pool(6, faults), options).unwrap().attempt(layer.input.view()).unwrap()
+            layer.prepare(&pool(6, faults), options).unwrap().try_run(layer.input.view()).unwrap()
         };
         let clean = audit(Audit::Detect, &[]);
         assert!(layer.error(&clean.output.unwrap()) < EXACT_F32, "{kind}");

@@ -44,7 +44,12 @@ fn run<T: Element>(pool: &Pool, wild: &Wild, options: LayerOptions) -> fcdcc::Re
     let bias: Vec<T> = wild.bias.iter().map(|v| T::from_f64(*v)).collect();
     let bias = ndarray::ArrayView1::from(&bias);
     let bias = (!wild.bias.is_empty()).then_some(bias);
-    CodedConv::prepare(pool, x.shape(), k.view(), bias, &wild.params, options)?.run(x.view())
+    CodedConv::builder(pool, x.shape(), k.view())
+        .bias(bias)
+        .params(wild.params.clone())
+        .options(options)
+        .prepare()?
+        .run(x.view())
 }
 
 /// The layer of the table in the crate's documentation of [`fcdcc::scaling`].

@@ -8,7 +8,7 @@ use fcdcc::array::{DType, Values};
 use fcdcc::conv::{ConvParams, ConvShape};
 use fcdcc::worker::{
     CancelToken, CpuWorker, Delay, Fault, FaultSpec, FaultyWorker, FilterKey, Order, Probe, SubtaskShape,
-    Worker, WorkerInfo, WorkerSet, inject,
+    Worker, WorkerInfo, WorkerKind, WorkerSet, inject,
 };
 use fcdcc::{Error, ErrorKind, Result};
 use rand::SeedableRng;
@@ -284,7 +284,8 @@ fn a_lost_device_gives_nothing_of_the_task_it_was_lost_at() {
 fn workers_of_this_machine_fail_one_by_one_unless_they_share_an_adapter() {
     let cpu = CpuWorker::new("cpu-1", 1).info();
     assert_eq!(cpu.domain(), ["local", "cpu-1"]);
-    let gpu = WorkerInfo { name: "gpu-2".to_owned(), adapter: Some("0 llvmpipe".to_owned()), ..cpu };
+    let mut gpu = WorkerInfo::new("gpu-2", WorkerKind::Gpu, "llvmpipe");
+    gpu.adapter = Some("0 llvmpipe".to_owned());
     assert_eq!(gpu.domain(), ["local", "0 llvmpipe", "gpu-2"]);
 }
 

@@ -66,7 +66,11 @@ impl Case {
         let options =
             LayerOptions { code, tolerate: 2, ..LayerOptions::default() }.on_shortfall(OnShortfall::Fail);
         let bias = self.b.as_ref().map(|b| b.view());
-        let layer = CodedConv::prepare(&pool, self.x.shape(), self.w.view(), bias, &self.params, options)?;
+        let layer = CodedConv::builder(&pool, self.x.shape(), self.w.view())
+            .bias(bias)
+            .params(self.params.clone())
+            .options(options)
+            .prepare()?;
         Ok(layer.run(self.x.view())?.output)
     }
 }

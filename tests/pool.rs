@@ -14,7 +14,7 @@ use common::layer::{EXACT_F32, Layer, fail, small};
 use crossbeam_channel::{Receiver, bounded, unbounded};
 use fcdcc::array::Values;
 use fcdcc::worker::{
-    CancelToken, CpuWorker, Fault, FaultyWorker, FilterKey, Order, SubtaskShape, WorkerInfo,
+    CancelToken, CpuWorker, Fault, FaultyWorker, FilterKey, Order, SubtaskShape, WorkerInfo, WorkerKind,
 };
 use fcdcc::{ConvParams, Error, Pool, Result, Worker};
 
@@ -52,7 +52,7 @@ impl Scripted {
 
 impl Worker for Scripted {
     fn info(&self) -> WorkerInfo {
-        WorkerInfo { device: "script".to_owned(), f64: false, ..self.honest.info() }
+        WorkerInfo::new(self.honest.info().name, WorkerKind::Cpu, "script")
     }
     fn install(&mut self, key: FilterKey, shape: &SubtaskShape, banks: Values) -> Result<()> {
         if key.is_probe() {

@@ -368,7 +368,7 @@ fn a_liar_is_found_left_out_and_quarantined_until_it_mends_its_ways() {
 
     let pool = with_liars(&[2], &lying, LIMIT);
     let prepared = layer.prepare(&pool, fail(4, 4).audit(Audit::Detect)).unwrap();
-    let attempted = prepared.attempt(layer.input.view()).unwrap();
+    let attempted = prepared.try_run(layer.input.view()).unwrap();
     let error = attempted.output.unwrap_err();
     assert!(matches!(error, Error::Corrupted { threshold: 5, .. }), "{error}");
     assert_eq!((error.kind(), attempted.report.completion), (ErrorKind::Refused, Completion::Refused));

@@ -324,8 +324,9 @@ struct Paced {
 
 impl Worker for Paced {
     fn info(&self) -> WorkerInfo {
-        let own = self.inner.info();
-        WorkerInfo { kind: WorkerKind::Remote, host: own.name.clone(), ..own }
+        let mut info = self.inner.info();
+        (info.kind, info.host) = (WorkerKind::Remote, info.name.clone());
+        info
     }
     fn install(&mut self, key: FilterKey, shape: &SubtaskShape, banks: Values) -> Result<()> {
         self.inner.install(key, shape, banks)
@@ -376,8 +377,7 @@ fn both(options: &LayerOptions, fates: &[Vec<TaskFault>]) -> [f64; 2] {
     let workers = fates[0].len();
     let board = TaskFaults::new(workers);
     let pool = Pool::new(ScheduledFaultWorker::wrap(paced(workers, PACE), &board)).unwrap();
-    let real = CodedConv::prepare(&pool, x.shape(), w.view(), None, &ConvParams::default(), options.clone())
-        .unwrap();
+    let real = CodedConv::builder(&pool, x.shape(), w.view()).options(options.clone()).prepare().unwrap();
     let mut fleet = at_paces(&vec![1.0; workers]);
     let work = SimulatedWork { sub_result: PACE, stops_within: Duration::ZERO, ..work() };
     let mut simulated =
@@ -386,7 +386,7 @@ fn both(options: &LayerOptions, fates: &[Vec<TaskFault>]) -> [f64; 2] {
     for fates in fates {
         board.set(fates);
         fleet.set_fates(fates);
-        let report = real.attempt(x.view()).unwrap().report;
+        let report = real.try_run(x.view()).unwrap().report;
         waits[0].push(Duration::from_secs_f64(report.wait_ms / 1e3));
         waits[1].push(simulated.run(&mut fleet).wait);
     }

@@ -130,7 +130,7 @@ impl<T: Element> MethodRunner for LayerContestant<'_, T> {
     fn run(&mut self, fates: &[TaskFault], check: bool) -> Result<Trial> {
         self.prepare()?;
         let layer = self.layer.as_ref().expect("just prepared");
-        let (attempted, work) = self.arena.run(fates, || layer.attempt(self.case.input.view()));
+        let (attempted, work) = self.arena.run(fates, || layer.try_run(self.case.input.view()));
         let attempted = attempted?;
         let used = used(&attempted.report) * layer.subtask().conv.macs();
         let trial = Trial {

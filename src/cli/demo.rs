@@ -147,7 +147,7 @@ pub(crate) fn run(args: &DemoArgs, console: Console) -> Result<()> {
     let condition = coded.summary.condition();
     if let Some(place) = report {
         let total_ms = coded.time.as_secs_f64() * 1e3;
-        let report = Report { schema: 1, command: "demo".to_owned(), total_ms, layers: coded.reports };
+        let report = Report::new("demo", total_ms, coded.reports);
         arrays::write_report(place, &report)?;
     }
     // A demonstration with wrong results must not look successful.

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use ndarray::{ArrayD, ArrayView1, ArrayViewD, IxDyn};
+use ndarray::{ArrayD, ArrayViewD, IxDyn};
 
 use super::accuracy::Assessment;
 use super::common::{Common, Quality, SharedWeight};
@@ -15,7 +15,7 @@ use super::report::{Completion, LayerReport};
 use super::variant::{CACHED_DECODERS, Variant, VariantRun};
 use crate::array::{Element, check_elems, first_non_finite};
 use crate::coding::{Code, ParityCheckCache};
-use crate::conv::{ConvParams, ConvShape};
+use crate::conv::ConvShape;
 use crate::error::{Error, Result};
 use crate::memory;
 use crate::planner::{LayerMemory, choose_partitions, subtask_shape, unmixed_partitions};
@@ -46,6 +46,7 @@ enum Other<T: Element> {
 
 /// Output and report of a run.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Run<T> {
     /// The output `[N, O, spatial...]`, row-major.
     pub output: ArrayD<T>,
@@ -53,9 +54,10 @@ pub struct Run<T> {
     pub report: LayerReport,
 }
 
-/// A run that began, with or without an output.
+/// The outcome of a run that began, with or without an output.
 #[derive(Debug)]
-pub struct Attempted<T> {
+#[non_exhaustive]
+pub struct LayerOutcome<T> {
     /// The output `[N, O, spatial...]`, or the error.
     pub output: Result<ArrayD<T>>,
     /// Outcome and cost of every attempt; [`LayerReport::completion`] says how the run ended.
@@ -63,35 +65,11 @@ pub struct Attempted<T> {
 }
 
 impl<T: Element> CodedConv<T> {
-    /// Validates the layer, chooses its code, encodes its filters and installs them on the pool's workers.
-    ///
-    /// `input_shape` is `[N, C, spatial...]`, `weight` `[O, C/groups, kernel...]` with 1, 2 or 3 spatial axes,
-    /// `bias` `[O]`. Subtasks are assigned to workers by measured speed, and those of one failure domain are kept far apart
-    /// ([`assign`](crate::scheduler::assign())). With as many subtasks as workers and no speeds measured yet, subtask i goes
-    /// to worker i. Workers that fail to take their filters, or are much slower at it than the others, are stragglers
-    /// from the start.
+    /// As [`CodedConv::builder`] and [`prepare`](super::CodedConvBuilder::prepare), but shares the filters with the caller
+    /// instead of copying them.
     ///
     /// # Errors
-    /// [`Error::InvalidParameter`], [`Error::Mismatch`] or [`Error::NonFinite`] for a layer that cannot be
-    /// built; [`Error::Memory`] for one that does not fit into this machine; [`Error::Unavailable`] when a worker cannot
-    /// compute in this type; the first worker's error when too few workers could take their filters.
-    pub fn prepare(
-        pool: &Pool,
-        input_shape: &[usize],
-        weight: ArrayViewD<'_, T>,
-        bias: Option<ArrayView1<'_, T>>,
-        params: &ConvParams,
-        options: LayerOptions,
-    ) -> Result<Self> {
-        let shape = ConvShape::new(input_shape, weight.shape(), params)?;
-        let bias = bias.map(|b| b.to_vec());
-        Self::prepare_shared(pool, shape, Arc::new(contiguous(&weight).into_owned()), bias, options)
-    }
-
-    /// As [`CodedConv::prepare`], but shares the filters with the caller instead of copying them.
-    ///
-    /// # Errors
-    /// Those of [`CodedConv::prepare`].
+    /// Those of [`prepare`](super::CodedConvBuilder::prepare).
     pub fn prepare_shared(
         pool: &Pool,
         shape: ConvShape,
@@ -176,7 +154,7 @@ impl<T: Element> CodedConv<T> {
     /// came after every allowed fallback; [`Error::ErrorBound`], [`Error::NonFiniteResults`] or [`Error::Corrupted`]
     /// when a result was refused.
     pub fn run(&self, input: ArrayViewD<'_, T>) -> Result<Run<T>> {
-        let Attempted { output, report } = self.attempt(input)?;
+        let LayerOutcome { output, report } = self.try_run(input)?;
         Ok(Run { output: output?, report })
     }
 
@@ -187,7 +165,7 @@ impl<T: Element> CodedConv<T> {
     /// Those of [`CodedConv::run`].
     pub fn run_into(&self, input: ArrayViewD<'_, T>, output: &mut ArrayD<T>) -> Result<LayerReport> {
         let old = std::mem::replace(output, ArrayD::default(IxDyn(&[0])));
-        let Attempted { output: new, report } = self.attempt_in(input, old.into_raw_vec_and_offset().0)?;
+        let LayerOutcome { output: new, report } = self.try_run_in(input, old.into_raw_vec_and_offset().0)?;
         *output = new?;
         Ok(report)
     }
@@ -196,12 +174,12 @@ impl<T: Element> CodedConv<T> {
     ///
     /// # Errors
     /// [`Error::Mismatch`] or [`Error::NonFinite`] for an invalid input, before anything is dispatched.
-    pub fn attempt(&self, input: ArrayViewD<'_, T>) -> Result<Attempted<T>> {
-        self.attempt_in(input, Vec::new())
+    pub fn try_run(&self, input: ArrayViewD<'_, T>) -> Result<LayerOutcome<T>> {
+        self.try_run_in(input, Vec::new())
     }
 
-    /// As [`CodedConv::attempt`], with the output in the memory of `room` if it fits.
-    fn attempt_in(&self, input: ArrayViewD<'_, T>, room: Vec<T>) -> Result<Attempted<T>> {
+    /// As [`CodedConv::try_run`], with the output in the memory of `room` if it fits.
+    fn try_run_in(&self, input: ArrayViewD<'_, T>, room: Vec<T>) -> Result<LayerOutcome<T>> {
         let (common, main) = (&self.common, &self.main);
         let _span = tracing::info_span!("layer", name = common.options.name).entered();
         let started = Instant::now();
@@ -253,7 +231,7 @@ impl<T: Element> CodedConv<T> {
         run: VariantRun<'_, T>,
         way: Option<Completion>,
         started: Instant,
-    ) -> Attempted<T> {
+    ) -> LayerOutcome<T> {
         let VariantRun { output, gathered, decoder, times } = run;
         let local = matches!(gathered.end, Decision::Local);
         let completion = Completion::of(&output, local, gathered.redispatched + gathered.hedged > 0);
@@ -280,7 +258,7 @@ impl<T: Element> CodedConv<T> {
         output: Result<Vec<T>>,
         quality: Quality,
         report: LayerReport,
-    ) -> Attempted<T> {
+    ) -> LayerOutcome<T> {
         let output = output.map(|output| {
             ArrayD::from_shape_vec(IxDyn(&self.common.shape.output_shape()), output)
                 .expect("the decoder fills exactly the output's elements")
@@ -301,7 +279,7 @@ impl<T: Element> CodedConv<T> {
         if let Some(observer) = &self.common.options.observer {
             observer.observe(&report);
         }
-        Attempted { output, report }
+        LayerOutcome { output, report }
     }
 
     /// The layer under a code that does not mix inputs, created when it is first needed.

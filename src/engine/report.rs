@@ -11,6 +11,7 @@ use crate::scheduler::{Fleet, Outcome, Pool, RunOutcome, State};
 
 /// The report of a whole command.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct Report {
     /// Version of this structure.
     pub schema: u32,
@@ -22,9 +23,18 @@ pub struct Report {
     pub layers: Vec<LayerReport>,
 }
 
+impl Report {
+    /// The report of `command`, whose coded work took `total_ms`.
+    #[must_use]
+    pub fn new(command: impl Into<String>, total_ms: f64, layers: Vec<LayerReport>) -> Self {
+        Self { schema: 1, command: command.into(), total_ms, layers }
+    }
+}
+
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Completion {
     /// Decoded from the workers' results, all from first attempts.
     Exact,
@@ -85,6 +95,7 @@ impl Completion {
 
 /// One run of one layer. Times are wall-clock milliseconds.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct LayerReport {
     /// The layer's name.
     pub name: String,
@@ -265,6 +276,7 @@ impl LayerReport {
 
 /// One attempt of one worker.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct WorkerReport {
     /// The subtask; `null` for an idle worker.
     pub subtask: Option<usize>,
@@ -283,6 +295,20 @@ pub struct WorkerReport {
 }
 
 impl WorkerReport {
+    /// A row of the worker called `worker`, healthy and without a subtask.
+    #[must_use]
+    pub fn new(worker: impl Into<String>, outcome: Outcome) -> Self {
+        Self {
+            subtask: None,
+            worker: worker.into(),
+            outcome,
+            latency_ms: None,
+            sub_results: 0,
+            state: State::Healthy,
+            cause: None,
+        }
+    }
+
     fn idle(pool: &Pool, worker: usize) -> Self {
         Self {
             subtask: None,

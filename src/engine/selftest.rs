@@ -30,7 +30,7 @@ impl SelfTest {
     /// Prepares the layer on `pool`.
     ///
     /// # Errors
-    /// Those of [`CodedConv::prepare`].
+    /// Those of [`CodedConvBuilder::prepare`](super::CodedConvBuilder::prepare).
     pub fn prepare(pool: &Pool) -> Result<Self> {
         let array = |shape: [usize; 4], seed: u64| -> Result<ArrayD<f32>> {
             let mut random = ChaCha8Rng::seed_from_u64(seed);
@@ -51,7 +51,10 @@ impl SelfTest {
         .deadline(DEADLINE)
         .on_shortfall(OnShortfall::Fail)
         .hedge(None);
-        let layer = CodedConv::prepare(pool, input.shape(), weight.view(), None, &params, options)?;
+        let layer = CodedConv::builder(pool, input.shape(), weight.view())
+            .params(params.clone())
+            .options(options)
+            .prepare()?;
         Ok(Self { layer, input, answer })
     }
 

@@ -62,6 +62,7 @@ impl SimulatedCosts {
 
 /// Outcome of one run. Times are virtual.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct SimulatedRun {
     /// How it ended.
     pub completion: Completion,
@@ -95,6 +96,7 @@ pub struct SimulatedRun {
 
 /// One attempt of one worker.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct SimulatedAttempt {
     /// The subtask.
     pub subtask: usize,
@@ -147,11 +149,11 @@ struct Placed {
 }
 
 impl SimulatedLayer {
-    /// Chooses code and partitions as [`CodedConv::prepare`](super::CodedConv::prepare) does and assigns the subtasks.
+    /// Chooses code and partitions as [`CodedConvBuilder::prepare`](super::CodedConvBuilder::prepare) does and assigns the subtasks.
     /// Run the layer only on this fleet.
     ///
     /// # Errors
-    /// Those of [`CodedConv::prepare`](super::CodedConv::prepare) about shape and options, and
+    /// Those of [`CodedConvBuilder::prepare`](super::CodedConvBuilder::prepare) about shape and options, and
     /// [`Error::InvalidParameter`] for an audit.
     pub fn prepare(
         fleet: &mut SimulatedFleet,

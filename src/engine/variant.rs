@@ -71,7 +71,7 @@ impl<T: Element> Variant<T> {
     /// every output from its own window alone.
     ///
     /// # Errors
-    /// As [`CodedConv::prepare`](super::CodedConv::prepare).
+    /// As [`CodedConvBuilder::prepare`](super::CodedConvBuilder::prepare).
     pub(super) fn new(
         pool: &Pool,
         common: &Common<T>,

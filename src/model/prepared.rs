@@ -48,6 +48,7 @@ pub(super) struct LocalLayer {
 
 /// The outcome of a run of a model.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct ModelRun {
     /// The outputs, in the order of the model.
     pub outputs: Vec<Output>,

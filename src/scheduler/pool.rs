@@ -46,6 +46,7 @@ pub struct Pool {
 
 /// State and speed of a worker in the pool.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct WorkerHealth {
     /// Its state.
     pub state: State,

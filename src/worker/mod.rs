@@ -60,6 +60,7 @@ impl WorkerKind {
 
 /// Description of a worker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct WorkerInfo {
     /// Name, e.g. `cpu-0`. Unique within a pool, which appends an index to duplicates.
     pub name: String,
@@ -82,6 +83,20 @@ pub struct WorkerInfo {
 pub const LOCAL_HOST: &str = "local";
 
 impl WorkerInfo {
+    /// A worker of this machine that computes in f32 alone, stores operands in full width and fails on its own.
+    #[must_use]
+    pub fn new(name: impl Into<String>, kind: WorkerKind, device: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            kind,
+            device: device.into(),
+            f64: false,
+            half: false,
+            host: LOCAL_HOST.to_owned(),
+            adapter: None,
+        }
+    }
+
     /// The failure domains of the worker, from the widest to the worker itself: host, adapter if it has one, name. The
     /// longer the common prefix of two paths, the more likely the two workers are lost together.
     #[must_use]

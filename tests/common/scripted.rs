@@ -82,8 +82,9 @@ impl Scripted {
 
 impl Worker for Scripted {
     fn info(&self) -> WorkerInfo {
-        let info = self.inner.info();
-        WorkerInfo { host: self.host.clone().unwrap_or(info.host.clone()), ..info }
+        let mut info = self.inner.info();
+        info.host = self.host.clone().unwrap_or(info.host);
+        info
     }
     fn install(&mut self, key: FilterKey, shape: &SubtaskShape, banks: Values) -> Result<()> {
         if !key.is_probe() {
