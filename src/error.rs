@@ -30,6 +30,31 @@ pub enum ErrorKind {
 }
 
 /// Everything this crate reports as an error.
+///
+/// # Examples
+///
+/// A program can read both sides of a disagreement, and the kind decides what to do:
+///
+/// ```
+/// use fcdcc::coding::Code;
+/// use fcdcc::{CodeKind, Error, ErrorKind};
+///
+/// let error = Code::new(CodeKind::Chebyshev, 2, 2, 3).unwrap_err();
+/// assert_eq!(error.kind(), ErrorKind::BadInput);
+/// let Error::Mismatch { got, .. } = error else { unreachable!() };
+/// assert_eq!(got.as_usize(), Some(3));
+/// ```
+///
+/// Options appear under the names of this library, which [`Error::with_names`] replaces:
+///
+/// ```
+/// use fcdcc::planner::PlanOptions;
+///
+/// let error = PlanOptions::new(0, 2).check().unwrap_err();
+/// assert_eq!(error.to_string(), "number of workers (PlanOptions::workers) is 0: use at least one");
+/// let renamed = error.with_names(&|_| "workers =".to_owned());
+/// assert!(renamed.to_string().starts_with("number of workers (workers =)"));
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

@@ -10,6 +10,26 @@ use super::generators::{MAX_PARTS, product};
 use crate::error::{Error, Result};
 
 /// The code families.
+///
+/// # Examples
+///
+/// ```
+/// use fcdcc::CodeKind;
+///
+/// // CRME: any four of six subtasks give the result of 4 x 4 parts.
+/// assert_eq!(CodeKind::Crme.recovery_threshold(4, 4, 6)?, 4);
+/// assert_eq!(CodeKind::Chebyshev.recovery_threshold(2, 2, 6)?, 4);
+/// # Ok::<(), fcdcc::Error>(())
+/// ```
+///
+/// ```
+/// use fcdcc::CodeKind;
+///
+/// let kind: CodeKind = "khatri-rao".parse()?;
+/// assert_eq!(kind, CodeKind::KhatriRao);
+/// assert!("hamming".parse::<CodeKind>().is_err());
+/// # Ok::<(), fcdcc::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum CodeKind {

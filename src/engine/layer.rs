@@ -27,6 +27,40 @@ const RUNS_UNTIL_TRIED_AGAIN: u32 = 32;
 
 /// A convolution whose coded filters are installed on the workers of a pool. It can run many times, and from several
 /// threads at once.
+///
+/// # Examples
+///
+/// ```
+/// use fcdcc::{CodedConv, ConvParams, CpuWorker, Pool};
+/// use ndarray::ArrayD;
+///
+/// let pool = Pool::new(CpuWorker::fleet(6))?;
+/// let (input, weight) = (ArrayD::<f32>::ones(vec![1, 2, 8, 8]), ArrayD::<f32>::ones(vec![4, 2, 3, 3]));
+/// let params = ConvParams::default().padding([1]);
+/// let layer = CodedConv::builder(&pool, input.shape(), weight.view()).params(params).tolerate(2).prepare()?;
+///
+/// let run = layer.run(input.view())?;
+/// assert_eq!(run.output.shape(), [1, 4, 8, 8]);
+/// assert!((run.output[[0, 0, 4, 4]] - 18.0).abs() < 1e-3);
+/// # Ok::<(), fcdcc::Error>(())
+/// ```
+///
+/// Repeated runs reuse the memory of the output:
+///
+/// ```
+/// # use fcdcc::{CodedConv, CpuWorker, Pool};
+/// # use ndarray::ArrayD;
+/// # let pool = Pool::new(CpuWorker::fleet(6))?;
+/// # let (input, weight) = (ArrayD::<f32>::ones(vec![1, 2, 8, 8]), ArrayD::<f32>::ones(vec![4, 2, 3, 3]));
+/// let layer = CodedConv::builder(&pool, input.shape(), weight.view()).prepare()?;
+/// let mut output = ArrayD::default(vec![]);
+/// for _ in 0..3 {
+///     let report = layer.run_into(input.view(), &mut output)?;
+///     assert!(report.error_bound < 1e-3);
+/// }
+/// assert_eq!(output.shape(), [1, 4, 6, 6]);
+/// # Ok::<(), fcdcc::Error>(())
+/// ```
 pub struct CodedConv<T: Element> {
     common: Common<T>,
     main: Variant<T>,

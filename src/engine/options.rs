@@ -12,6 +12,40 @@ use crate::planner::Rates;
 use crate::scheduler::{Audit, OnShortfall, Policy};
 
 /// Options of a coded layer. The defaults are those of the command line.
+///
+/// # Examples
+///
+/// Each option has a method:
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use fcdcc::{Audit, CodeKind, LayerOptions};
+///
+/// let options = LayerOptions::default()
+///     .code(CodeKind::Chebyshev)
+///     .tolerate(3)
+///     .deadline(Duration::from_secs(2))
+///     .hedge(None)
+///     .audit(Audit::Correct);
+/// assert_eq!((options.tolerate, options.policy.hedge), (3, None));
+/// ```
+///
+/// Options that several layers share are values:
+///
+/// ```
+/// # use fcdcc::{CodedConv, CpuWorker, Pool};
+/// # use ndarray::ArrayD;
+/// # let pool = Pool::new(CpuWorker::fleet(6))?;
+/// # let (input, weight) = (ArrayD::<f32>::ones(vec![1, 2, 8, 8]), ArrayD::<f32>::ones(vec![4, 2, 3, 3]));
+/// use fcdcc::{LayerOptions, OnShortfall};
+///
+/// let shared = LayerOptions::default().on_shortfall(OnShortfall::Fail);
+/// let first = shared.clone().name("first");
+/// let layer = CodedConv::builder(&pool, input.shape(), weight.view()).options(first).prepare()?;
+/// assert_eq!(layer.name(), "first");
+/// # Ok::<(), fcdcc::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct LayerOptions {
     /// Name in reports.

@@ -94,6 +94,42 @@ impl Completion {
 }
 
 /// One run of one layer. Times are wall-clock milliseconds.
+///
+/// # Examples
+///
+/// ```
+/// # use fcdcc::{CodedConv, CpuWorker, Pool};
+/// # use ndarray::ArrayD;
+/// # let pool = Pool::new(CpuWorker::fleet(6))?;
+/// # let (input, weight) = (ArrayD::<f32>::ones(vec![1, 2, 8, 8]), ArrayD::<f32>::ones(vec![4, 2, 3, 3]));
+/// use fcdcc::Completion;
+///
+/// let layer = CodedConv::builder(&pool, input.shape(), weight.view()).prepare()?;
+/// let report = layer.run(input.view())?.report;
+/// assert!(matches!(report.completion, Completion::Exact | Completion::ExactAfterRedispatch));
+/// println!("{} of {} needed, bound {:.1e}", report.recovery_threshold, report.n, report.error_bound);
+/// # Ok::<(), fcdcc::Error>(())
+/// ```
+///
+/// A run without output has a report too:
+///
+/// ```
+/// # use fcdcc::{CodedConv, Completion, CpuWorker, OnShortfall, Pool};
+/// # use ndarray::ArrayD;
+/// use fcdcc::worker::inject;
+///
+/// # let (input, weight) = (ArrayD::<f32>::ones(vec![1, 2, 8, 8]), ArrayD::<f32>::ones(vec![4, 2, 3, 3]));
+/// let workers = inject(CpuWorker::fleet(6), &["0,1,2:crash".parse()?], 0)?;
+/// let pool = Pool::new(workers)?;
+/// let layer = CodedConv::builder(&pool, input.shape(), weight.view())
+///     .partitions(2, 4)
+///     .on_shortfall(OnShortfall::Fail)
+///     .prepare()?;
+/// let outcome = layer.try_run(input.view())?;
+/// assert!(outcome.output.is_ok() || outcome.report.completion == Completion::Failed);
+/// assert_eq!(outcome.report.n, 6);
+/// # Ok::<(), fcdcc::Error>(())
+/// ```
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct LayerReport {

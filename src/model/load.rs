@@ -26,6 +26,25 @@ const MOST_BYTES: usize = 1 << 40;
 const MOST_FILE_BYTES: u64 = 1 << 31;
 
 /// A parsed ONNX model; nothing is computed yet.
+///
+/// # Examples
+///
+/// ```
+/// use fcdcc::Model;
+///
+/// let model = Model::load("assets/digits/lenet5.onnx")?;
+/// assert_eq!(model.inputs()[0].name, "image");
+/// // The file leaves the batch size open.
+/// assert_eq!(model.inputs()[0].fixed_shape(), None);
+/// # Ok::<(), fcdcc::Error>(())
+/// ```
+///
+/// ```
+/// use fcdcc::{Error, Model};
+///
+/// let error = Model::from_bytes("empty.onnx", &[0]).err();
+/// assert!(matches!(error, Some(Error::Model { .. })));
+/// ```
 #[derive(Clone, Debug)]
 pub struct Model {
     name: String,

@@ -94,6 +94,37 @@ impl FromStr for Audit {
 
 /// The rules of one layer's runs. All times count from the first dispatch.
 /// [`LayerOptions`](crate::LayerOptions) holds them beside the options of the layer itself.
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use fcdcc::{LayerOptions, OnShortfall, Policy};
+///
+/// // Ten seconds for the workers, and no other way.
+/// let policy = Policy {
+///     deadline: Duration::from_secs(10),
+///     on_shortfall: OnShortfall::Fail,
+///     ..Policy::default()
+/// };
+/// let options = LayerOptions::default().policy(policy);
+/// assert_eq!(options.policy, policy);
+/// // Only redispatching layers hedge.
+/// assert_eq!(policy.hedges(), None);
+/// ```
+///
+/// The deadline determines when the later steps begin:
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use fcdcc::Policy;
+///
+/// let policy = Policy { deadline: Duration::from_secs(8), ..Policy::default() };
+/// assert_eq!(policy.redispatch_at(), Some(Duration::from_secs(4)));
+/// assert_eq!(policy.local_at(Duration::from_secs(2)), Some(Duration::from_secs(4)));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Policy {
     /// Time at which the run fails if it has not decoded.

@@ -39,6 +39,21 @@ const IDLE_POLL: Duration = Duration::from_micros(50);
 ///
 /// Dropping the last clone ends the threads. A hung worker delays that by at most two seconds; then its thread is left
 /// behind.
+///
+/// # Examples
+///
+/// ```
+/// assert_eq!(fcdcc::Pool::new(fcdcc::CpuWorker::fleet(3))?.len(), 3);
+/// # Ok::<(), fcdcc::Error>(())
+/// ```
+///
+/// ```
+/// # use fcdcc::{CodedConv, CpuWorker, Pool};
+/// let pool = Pool::new(CpuWorker::fleet(6))?;
+/// let weight = ndarray::ArrayD::<f32>::ones(vec![4, 2, 3, 3]);
+/// let layer = CodedConv::builder(&pool, &[1, 2, 16, 16], weight.view()).prepare()?;
+/// # Ok::<(), fcdcc::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct Pool {
     inner: Arc<Inner>,

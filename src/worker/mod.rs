@@ -220,6 +220,32 @@ pub enum Order<'a> {
 pub type Respawn = Arc<dyn Fn(&CancelToken) -> Result<Box<dyn Worker>> + Send + Sync>;
 
 /// Computes subtasks. See the module documentation for the contract.
+///
+/// # Examples
+///
+/// A pool takes workers of any kinds:
+///
+/// ```
+/// use fcdcc::{CpuWorker, Pool, Worker};
+///
+/// let workers: Vec<Box<dyn Worker>> =
+///     vec![Box::new(CpuWorker::new("one", 1)), Box::new(CpuWorker::new("four", 4))];
+/// let pool = Pool::new(workers)?;
+/// assert_eq!(pool.workers().map(|info| info.name.clone()).collect::<Vec<_>>(), ["one", "four"]);
+/// # Ok::<(), fcdcc::Error>(())
+/// ```
+///
+/// A wrapper around a worker passes its calls on, here with faults:
+///
+/// ```
+/// use fcdcc::worker::inject;
+/// use fcdcc::{CpuWorker, Pool};
+///
+/// // The second worker never answers.
+/// let workers = inject(CpuWorker::fleet(6), &["1:drop".parse()?], 0)?;
+/// assert_eq!(workers[1].info().name, CpuWorker::fleet(6)[1].info().name);
+/// # Ok::<(), fcdcc::Error>(())
+/// ```
 pub trait Worker: Send {
     /// Name, kind, device and abilities; constant over the worker's life. The worker that replaces a lost one may have
     /// another device and host.
