@@ -62,7 +62,6 @@ impl SimulatedCosts {
 
 /// Outcome of one run. Times are virtual.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-#[non_exhaustive]
 pub struct SimulatedRun {
     /// How it ended.
     pub completion: Completion,
@@ -96,7 +95,6 @@ pub struct SimulatedRun {
 
 /// One attempt of one worker.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-#[non_exhaustive]
 pub struct SimulatedAttempt {
     /// The subtask.
     pub subtask: usize,

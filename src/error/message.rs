@@ -90,7 +90,7 @@ impl fmt::Display for Parameter {
 
 /// A text that may name parameters. It displays as plain text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Message(Vec<Piece>);
+pub struct Message(Box<[Piece]>);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Piece {
@@ -107,9 +107,10 @@ impl Message {
 
     /// This message, followed by `next`.
     #[must_use]
-    pub fn and(mut self, next: impl Into<Self>) -> Self {
-        self.0.extend(next.into().0);
-        self
+    pub fn and(self, next: impl Into<Self>) -> Self {
+        let mut pieces = self.0.into_vec();
+        pieces.extend(next.into().0);
+        Self(pieces.into())
     }
 
     /// The parameters that the message names, in order.
@@ -141,7 +142,7 @@ impl fmt::Display for Message {
 
 impl From<String> for Message {
     fn from(words: String) -> Self {
-        Self(vec![Piece::Words(words)])
+        Self([Piece::Words(words)].into())
     }
 }
 
@@ -153,7 +154,7 @@ impl From<&str> for Message {
 
 impl From<Parameter> for Message {
     fn from(parameter: Parameter) -> Self {
-        Self(vec![Piece::Parameter(parameter)])
+        Self([Piece::Parameter(parameter)].into())
     }
 }
 

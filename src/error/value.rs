@@ -9,11 +9,11 @@ use super::message::{Message, Parameter};
 #[non_exhaustive]
 pub enum Value {
     /// A count, an index or a size.
-    Integer(i128),
+    Count(u64),
     /// Any other number.
     Real(f64),
     /// The sizes of the axes of an array.
-    Shape(Vec<usize>),
+    Shape(Box<[usize]>),
     /// Anything else, readable.
     Text(Message),
 }
@@ -23,7 +23,7 @@ impl Value {
     #[must_use]
     pub fn as_usize(&self) -> Option<usize> {
         match self {
-            Self::Integer(value) => usize::try_from(*value).ok(),
+            Self::Count(value) => usize::try_from(*value).ok(),
             _ => None,
         }
     }
@@ -32,7 +32,7 @@ impl Value {
     #[must_use]
     pub fn as_f64(&self) -> Option<f64> {
         match self {
-            Self::Integer(value) => Some(*value as f64),
+            Self::Count(value) => Some(*value as f64),
             Self::Real(value) => Some(*value),
             _ => None,
         }
@@ -48,7 +48,7 @@ impl Value {
 impl fmt::Display for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Integer(value) => value.fmt(f),
+            Self::Count(value) => value.fmt(f),
             Self::Real(value) => value.fmt(f),
             Self::Shape(sizes) => write!(f, "{sizes:?}"),
             Self::Text(text) => text.fmt(f),
@@ -58,25 +58,25 @@ impl fmt::Display for Value {
 
 impl From<i32> for Value {
     fn from(value: i32) -> Self {
-        Self::Integer(value.into())
+        u64::try_from(value).map_or(Self::Real(value.into()), Self::Count)
     }
 }
 
 impl From<u32> for Value {
     fn from(value: u32) -> Self {
-        Self::Integer(value.into())
+        Self::Count(value.into())
     }
 }
 
 impl From<u64> for Value {
     fn from(value: u64) -> Self {
-        Self::Integer(value.into())
+        Self::Count(value)
     }
 }
 
 impl From<usize> for Value {
     fn from(value: usize) -> Self {
-        Self::Integer(value as i128)
+        Self::Count(value as u64)
     }
 }
 
@@ -94,7 +94,7 @@ impl From<f64> for Value {
 
 impl From<&[usize]> for Value {
     fn from(sizes: &[usize]) -> Self {
-        Self::Shape(sizes.to_vec())
+        Self::Shape(sizes.into())
     }
 }
 
