@@ -14,6 +14,9 @@ pub mod error;
 pub mod files;
 #[cfg(feature = "gpu")]
 pub mod gpu;
+#[doc = include_str!("../docs/glossary.md")]
+pub mod glossary {}
+pub mod low_level;
 pub mod memory;
 #[cfg(feature = "onnx")]
 pub mod model;

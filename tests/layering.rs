@@ -31,6 +31,8 @@ const FLOORS: &[(&str, u32)] = &[
     ("engine", 70),
     ("telemetry", 75),
     ("model", 80),
+    // Re-exports of all below.
+    ("low_level", 72),
     ("bench", 90),
     ("cli", 100),
 ];

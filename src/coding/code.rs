@@ -82,13 +82,13 @@ impl Code {
         self.kind
     }
 
-    /// The number of subtasks n (of an uncoded layer: the number of its parts).
+    /// The number of subtasks [n](crate::glossary#symbols) (of an uncoded layer: the number of its parts).
     #[must_use]
     pub fn n(&self) -> usize {
         self.n
     }
 
-    /// k_A, input partitions.
+    /// [k_A](crate::glossary#symbols), input partitions.
     #[must_use]
     pub fn k_a(&self) -> usize {
         self.k_a
@@ -100,7 +100,7 @@ impl Code {
         self.k_b
     }
 
-    /// l_A, coded slabs of a subtask.
+    /// [l_A](crate::glossary#symbols), coded slabs of a subtask.
     #[must_use]
     pub fn l_a(&self) -> usize {
         self.l_a
@@ -112,14 +112,14 @@ impl Code {
         self.l_b
     }
 
-    /// The recovery threshold delta: any delta whole subtasks give the exact result. With replication certain smaller
+    /// The recovery threshold [delta](crate::glossary#symbols): any delta whole subtasks give the exact result. With replication certain smaller
     /// sets do too ([`determines`](Self::determines)).
     #[must_use]
     pub fn recovery_threshold(&self) -> usize {
         self.recovery_threshold
     }
 
-    /// gamma = n - delta: the number of subtasks that may be missing.
+    /// [gamma](crate::glossary#symbols) = n - delta: the number of subtasks that may be missing.
     #[must_use]
     pub fn tolerated(&self) -> usize {
         self.n - self.recovery_threshold

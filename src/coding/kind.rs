@@ -33,7 +33,7 @@ use crate::error::{Error, Result};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum CodeKind {
-    /// Circulant and rotation matrix embeddings (arXiv 1910.06515): any delta of n subtasks.
+    /// Circulant and rotation matrix embeddings (arXiv 1910.06515): any [delta](crate::glossary#symbols) of n subtasks.
     #[default]
     Crme,
     /// Orthogonal polynomial code at Chebyshev nodes (arXiv 1903.08326): any k_A k_B of n.
@@ -42,7 +42,7 @@ pub enum CodeKind {
     Vandermonde,
     /// Random Khatri-Rao product code (arXiv 1907.05965): any k_A k_B of n, with probability 1.
     KhatriRao,
-    /// Plain partitioning with copies: needs one copy of every part.
+    /// Plain partitioning with copies: needs one copy of every [part](crate::glossary#dividing-and-coding-a-layer).
     Replication,
     /// Plain partitioning: every subtask is needed.
     Uncoded,

@@ -80,7 +80,7 @@ impl<'a, T: Element> CodedConvBuilder<'a, T> {
         self.with(|options| options.tolerate(tolerate))
     }
 
-    /// Sets the partitions (k_A, k_B), which the planner otherwise chooses.
+    /// Sets the partitions ([k_A, k_B](crate::glossary#symbols)), which the planner otherwise chooses.
     pub fn partitions(self, k_a: usize, k_b: usize) -> Self {
         self.with(|options| options.partitions(k_a, k_b))
     }

@@ -1,8 +1,8 @@
 //! Coded layers: prepare once, run many times, get the exact output and a report.
 //!
-//! [`CodedConvBuilder::prepare`] partitions and encodes the filters and installs them on the workers of a
-//! [`Pool`](crate::Pool). [`CodedConv::run`] pads, partitions and encodes an input, gathers the first results that
-//! decode, and decodes them. Both take and return `ndarray` arrays.
+//! [`CodedConv::builder`] begins a layer, and [`prepare`](CodedConvBuilder::prepare) partitions and encodes its filters and
+//! installs them on the workers of a [`Pool`](crate::Pool). [`CodedConv::run`] pads, partitions and encodes an input,
+//! gathers the first results that decode, and decodes them. Both take and return `ndarray` arrays.
 //!
 //! Invariant: the output of `run` is either exact to the error bound in its report, or an error.
 

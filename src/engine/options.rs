@@ -52,11 +52,11 @@ pub struct LayerOptions {
     pub name: String,
     /// Code family.
     pub code: CodeKind,
-    /// Coded subtasks n; by default one for each worker of the pool.
+    /// Coded subtasks [n](crate::glossary#symbols); by default one for each worker of the pool.
     pub subtasks: Option<usize>,
-    /// Stragglers gamma to tolerate when the planner chooses the partitions.
+    /// Stragglers [gamma](crate::glossary#symbols) to tolerate when the planner chooses the partitions.
     pub tolerate: usize,
-    /// (k_A, k_B); by default the planner's choice for `tolerate`.
+    /// ([k_A, k_B](crate::glossary#symbols)); by default the planner's choice for `tolerate`.
     pub partitions: Option<(usize, usize)>,
     /// Rates from which the planner predicts times.
     pub rates: Rates,

@@ -142,13 +142,13 @@ pub struct LayerReport {
     pub code: String,
     /// Why it was left on the host, if it was.
     pub why_local: Option<String>,
-    /// Coded subtasks n.
+    /// Coded subtasks [n](crate::glossary#symbols).
     pub n: usize,
-    /// Recovery threshold delta.
+    /// Recovery threshold [delta](crate::glossary#symbols).
     pub recovery_threshold: usize,
-    /// Input partitions k_A.
+    /// Input partitions [k_A](crate::glossary#symbols).
     pub k_a: usize,
-    /// Filter partitions k_B.
+    /// Filter partitions [k_B](crate::glossary#symbols).
     pub k_b: usize,
     /// `cpu`, `gpu`, `remote` or `mixed`.
     pub backend: String,
@@ -322,7 +322,7 @@ pub struct WorkerReport {
     pub outcome: Outcome,
     /// Time from the dispatch to the last reply of the attempt; `null` without a reply.
     pub latency_ms: Option<f64>,
-    /// Sub-results delivered in time.
+    /// [Sub-results](crate::glossary#dividing-and-coding-a-layer) delivered in time.
     pub sub_results: usize,
     /// The worker's state after the run.
     pub state: State,

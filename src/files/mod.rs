@@ -1,5 +1,7 @@
 //! Files by path: inputs are read within limits, outputs appear complete or not at all.
 //!
+//! This is advanced API: not needed for ordinary use.
+//!
 //! Relevant if you want to read or write any file of this crate: [`Input`] reads a path given by the user, [`Output`] is
 //! checked before the work and written after it, and [`Identity`] tells whether two paths lead to the same place.
 //! Invariant: every read has a limit of bytes and of time, and no regular file ever holds a part of an output.

@@ -133,9 +133,11 @@ impl FilterKey {
 pub struct SubtaskShape {
     /// The convolution of one sub-result. Its padding is zero, since slabs include their padding.
     pub conv: ConvShape,
-    /// l_A: coded slabs of a subtask, each `[N, C, slab spatial...]`, stored one after the other.
+    /// [l_A](crate::glossary#symbols): coded [slabs](crate::glossary#dividing-and-coding-a-layer) of a
+    /// subtask, each `[N, C, slab spatial...]`, stored one after the other.
     pub slabs: usize,
-    /// l_B: coded filter banks of a subtask, each `[O', C/g, kernel...]`, stored one after the other.
+    /// [l_B](crate::glossary#symbols): coded filter [banks](crate::glossary#dividing-and-coding-a-layer) of a
+    /// subtask, each `[O', C/g, kernel...]`, stored one after the other.
     pub banks: usize,
     /// Whether a worker must store operands at full width and compute every output from its own window alone: neither 16-bit
     /// storage nor Winograd's algorithm. Needed for data of very uneven magnitude.
@@ -143,7 +145,7 @@ pub struct SubtaskShape {
 }
 
 impl SubtaskShape {
-    /// Number of sub-results of a subtask, l_A * l_B.
+    /// Number of [sub-results](crate::glossary#dividing-and-coding-a-layer) of a subtask, l_A * l_B.
     #[must_use]
     pub fn sub_results(&self) -> usize {
         self.slabs * self.banks
