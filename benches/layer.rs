@@ -29,7 +29,11 @@ fn layers(c: &mut Criterion) {
             let faults: Vec<FaultSpec> = fault.iter().map(|f| f.parse().unwrap()).collect();
             let pool = Pool::new(inject(CpuWorker::fleet(6), &faults, 0).unwrap()).unwrap();
             let options = LayerOptions { code, ..LayerOptions::default() };
-            let layer = CodedConv::prepare(&pool, x.shape(), w.view(), None, &params, options).unwrap();
+            let layer = CodedConv::builder(&pool, x.shape(), w.view())
+                .params(params.clone())
+                .options(options)
+                .prepare()
+                .unwrap();
             group.sample_size(10);
             group.bench_function(what, |b| b.iter(|| layer.run(x.view()).unwrap()));
         }

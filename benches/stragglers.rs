@@ -15,7 +15,7 @@
 use std::time::{Duration, Instant};
 
 use fcdcc::conv::reference;
-use fcdcc::worker::{CpuWorker, FaultSpec, WorkerInfo, WorkerKind, inject, intercept};
+use fcdcc::worker::{CpuWorker, FaultSpec, WorkerKind, inject, intercept};
 use fcdcc::{Audit, CodedConv, ConvParams, ConvShape, Error, LayerOptions, OnShortfall, Pool, Worker};
 use ndarray::{ArrayD, IxDyn};
 
@@ -26,7 +26,7 @@ fn workers(paces: &[Duration]) -> Vec<Box<dyn Worker>> {
     let paced = |(i, pace): (usize, &Duration)| {
         let pace = *pace;
         intercept(CpuWorker::new(format!("cpu-{i}"), 1))
-            .with_info(|own| WorkerInfo { kind: WorkerKind::Remote, host: own.name.clone(), ..own })
+            .with_info(|own| (own.kind, own.host) = (WorkerKind::Remote, own.name.clone()))
             .on_execute(move |inner, task, emit| {
                 let (mut due, mut late) = (Instant::now(), false);
                 inner.execute(task, &mut |index, values| {
@@ -83,12 +83,15 @@ impl Sample {
 }
 
 fn sample(layer: &Layer, pool: &Pool, options: LayerOptions, warm: usize, runs: usize) -> Sample {
-    let prepared =
-        CodedConv::prepare(pool, layer.x.shape(), layer.w.view(), None, &layer.params, options).unwrap();
+    let prepared = CodedConv::builder(pool, layer.x.shape(), layer.w.view())
+        .params(layer.params.clone())
+        .options(options)
+        .prepare()
+        .unwrap();
     let mut found = Sample { ms: Vec::new(), wrong: 0, refused: 0, failed: 0, mean_used: 0.0 };
     for run in 0..warm + runs {
         let started = Instant::now();
-        let attempted = prepared.attempt(layer.x.view()).unwrap();
+        let attempted = prepared.try_run(layer.x.view()).unwrap();
         let ms = started.elapsed().as_secs_f64() * 1e3;
         if run < warm {
             continue;
@@ -117,22 +120,16 @@ fn sample(layer: &Layer, pool: &Pool, options: LayerOptions, warm: usize, runs: 
 type Policy = (&'static str, fn(LayerOptions) -> LayerOptions);
 
 fn plain() -> LayerOptions {
-    LayerOptions {
-        hedge: None,
-        partial: false,
-        patience: 0.0,
-        deadline: Duration::from_secs(2),
-        ..LayerOptions::default()
-    }
+    LayerOptions::default().hedge(None).partial(false).patience(0.0).deadline(Duration::from_secs(2))
 }
 
 const POLICIES: [Policy; 6] = [
     ("plain first-delta", |o| o),
-    ("+ partial work", |o| LayerOptions { partial: true, ..o }),
-    ("+ hedging", |o| LayerOptions { hedge: Some(0.5), ..o }),
-    ("+ partial work, hedging", |o| LayerOptions { partial: true, hedge: Some(0.5), ..o }),
-    ("+ patience", |o| LayerOptions { patience: 0.1, ..o }),
-    ("all (the default)", |o| LayerOptions { partial: true, hedge: Some(0.5), patience: 0.1, ..o }),
+    ("+ partial work", |o| o.partial(true)),
+    ("+ hedging", |o| o.hedge(Some(0.5))),
+    ("+ partial work, hedging", |o| o.partial(true).hedge(Some(0.5))),
+    ("+ patience", |o| o.patience(0.1)),
+    ("all (the default)", |o| o.partial(true).hedge(Some(0.5)).patience(0.1)),
 ];
 
 fn table(faults: &[&str], policies: &[Policy], n: usize, partitions: (usize, usize), runs: usize) {
@@ -178,8 +175,8 @@ fn uneven() {
     let fixed = |o: LayerOptions| o.on_shortfall(OnShortfall::Fail);
     for (name, options, warm) in [
         ("assigned before anything was measured", fixed(plain()), 5),
-        ("plain first-delta, assigned by measured speed", LayerOptions { hedge: Some(0.999), ..plain() }, 60),
-        ("all policies", LayerOptions { deadline: Duration::from_secs(2), ..LayerOptions::default() }, 60),
+        ("plain first-delta, assigned by measured speed", plain().hedge(Some(0.999)), 60),
+        ("all policies", LayerOptions::default().deadline(Duration::from_secs(2)), 60),
     ] {
         let pool = Pool::new(workers(&paces)).unwrap();
         let s =
@@ -200,7 +197,11 @@ fn audit() {
     let pool = Pool::new(CpuWorker::fleet(6)).unwrap();
     let prepared = |options: LayerOptions| {
         let options = options.deadline(Duration::from_mins(1));
-        CodedConv::prepare(&pool, layer.x.shape(), layer.w.view(), None, &layer.params, options).unwrap()
+        CodedConv::builder(&pool, layer.x.shape(), layer.w.view())
+            .params(layer.params.clone())
+            .options(options)
+            .prepare()
+            .unwrap()
     };
     let rows = [
         ("no audit", "4 of 6", prepared(plain().partitions(4, 4))),
@@ -251,7 +252,7 @@ fn main() {
     }
     if wanted("lies") {
         let policies: [Policy; 3] = [
-            ("no audit", |o| LayerOptions { partial: true, hedge: Some(0.5), ..o }),
+            ("no audit", |o| o.partial(true).hedge(Some(0.5))),
             ("--audit detect", |o| o.audit(Audit::Detect)),
             ("--audit correct", |o| o.audit(Audit::Correct)),
         ];

@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use fcdcc::cluster::{Cluster, ClusterOptions, Endpoint, Seats, Security, ServeOptions, WorkerServer};
-use fcdcc::{CodedConv, ConvParams, CpuWorker, LayerOptions, Pool, Result};
+use fcdcc::{CodedConv, CpuWorker, Pool, Result};
 use ndarray::ArrayD;
 
 /// A machine that lends three workers, like `fcdcc worker --connect ENDPOINT --name NAME --workers 3`.
@@ -40,9 +40,7 @@ fn main() -> Result<()> {
 
     let (input, weight) = (ArrayD::<f32>::ones(vec![1, 8, 32, 32]), ArrayD::<f32>::ones(vec![16, 8, 3, 3]));
     // Any three of six subtasks decode, so one machine alone is enough.
-    let options = LayerOptions { tolerate: 3, ..LayerOptions::default() };
-    let layer =
-        CodedConv::prepare(&pool, input.shape(), weight.view(), None, &ConvParams::default(), options)?;
+    let layer = CodedConv::builder(&pool, input.shape(), weight.view()).tolerate(3).prepare()?;
 
     let run = layer.run(input.view())?;
     println!("both machines: {} on {} workers", run.report.completion.name(), run.report.backend);

@@ -5,7 +5,7 @@
 #![expect(clippy::print_stdout, reason = "printing is what an example is for")]
 
 use fcdcc::worker::{CpuWorker, inject};
-use fcdcc::{CodedConv, ConvParams, LayerOptions, Pool, Result};
+use fcdcc::{CodedConv, ConvParams, Pool, Result};
 use ndarray::ArrayD;
 
 fn main() -> Result<()> {
@@ -21,8 +21,7 @@ fn main() -> Result<()> {
     let params = ConvParams::default().padding([1]);
 
     // Prepare once (encodes the filters and installs them), then run any number of times.
-    let layer =
-        CodedConv::prepare(&pool, input.shape(), weight.view(), None, &params, LayerOptions::default())?;
+    let layer = CodedConv::builder(&pool, input.shape(), weight.view()).params(params).prepare()?;
     let run = layer.run(input.view())?;
 
     println!("output {:?} decoded from subtasks {:?}", run.output.shape(), run.report.used);

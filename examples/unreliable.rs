@@ -6,7 +6,7 @@
 #![allow(clippy::print_stdout, reason = "an example")]
 
 use fcdcc::worker::{FaultSpec, inject};
-use fcdcc::{Audit, CodedConv, ConvParams, CpuWorker, LayerOptions, Pool, Result};
+use fcdcc::{Audit, CodedConv, ConvParams, CpuWorker, Pool, Result};
 use ndarray::ArrayD;
 
 fn main() -> Result<()> {
@@ -26,8 +26,11 @@ fn main() -> Result<()> {
     let (input, weight) = (wave(&[1, 16, 48, 48], 1.7), wave(&[32, 16, 3, 3], 2.3));
     let params = ConvParams::default().padding([1]);
     // Any four of nine decode; spare results serve as checksums.
-    let options = LayerOptions::default().partitions(4, 4).audit(Audit::Correct);
-    let layer = CodedConv::prepare(&pool, input.shape(), weight.view(), None, &params, options)?;
+    let layer = CodedConv::builder(&pool, input.shape(), weight.view())
+        .params(params)
+        .partitions(4, 4)
+        .audit(Audit::Correct)
+        .prepare()?;
 
     let mut first = None;
     for run in 0..20 {

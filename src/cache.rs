@@ -1,5 +1,7 @@
 //! Cache files that only save time, with measured rates or chosen kernels.
 //!
+//! This is advanced API: not needed for ordinary use.
+//!
 //! Relevant if you want to keep measurements of a machine between runs. A file that is missing, damaged, foreign or not a
 //! regular file counts as empty. Invariant: one process at a time replaces a file as a whole, so that a reader finds the
 //! old or the new text, and no process loses an entry that another has stored.

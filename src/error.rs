@@ -1,11 +1,17 @@
 //! The errors of this crate, as one flat enum.
 //!
 //! Relevant if you want to handle errors by kind. Every variant has fields for both sides of a disagreement, and its text
-//! ends with a `help`. The command line maps variants to exit statuses through [`Error::kind`]; a program that embeds the
+//! ends with a `help`. Options are named by their paths in this library; [`Error::with_names`] renames them. The command line maps variants to exit statuses through [`Error::kind`]; a program that embeds the
 //! library can make the same distinction.
+
+mod message;
+mod value;
 
 use std::any::Any;
 use std::time::Duration;
+
+pub use message::{Message, Parameter};
+pub use value::Value;
 
 /// The result of every fallible call of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -24,30 +30,55 @@ pub enum ErrorKind {
 }
 
 /// Everything this crate reports as an error.
+///
+/// # Examples
+///
+/// A program can read both sides of a disagreement, and the kind decides what to do:
+///
+/// ```
+/// use fcdcc::coding::Code;
+/// use fcdcc::{CodeKind, Error, ErrorKind};
+///
+/// let error = Code::new(CodeKind::Chebyshev, 2, 2, 3).unwrap_err();
+/// assert_eq!(error.kind(), ErrorKind::BadInput);
+/// let Error::Mismatch { got, .. } = error else { unreachable!() };
+/// assert_eq!(got.as_usize(), Some(3));
+/// ```
+///
+/// Options appear under the names of this library, which [`Error::with_names`] replaces:
+///
+/// ```
+/// use fcdcc::planner::PlanOptions;
+///
+/// let error = PlanOptions::new(0, 2).check().unwrap_err();
+/// assert_eq!(error.to_string(), "number of workers (PlanOptions::workers) is 0: use at least one");
+/// let renamed = error.with_names(&|_| "workers =".to_owned());
+/// assert!(renamed.to_string().starts_with("number of workers (workers =)"));
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A parameter is outside what the operation is defined for.
     #[error("{what} is {got}: {help}")]
     InvalidParameter {
-        /// The parameter, under the name that the caller uses.
-        what: String,
+        /// The parameter.
+        what: Message,
         /// Its value.
-        got: String,
+        got: Value,
         /// What would be accepted.
-        help: String,
+        help: Message,
     },
     /// Two sizes that must agree do not.
     #[error("{what} is {got} where {expected} was expected: {help}")]
     Mismatch {
         /// The quantity that disagrees.
-        what: String,
+        what: Message,
         /// The value found.
-        got: String,
+        got: Value,
         /// The value the other side requires.
-        expected: String,
+        expected: Value,
         /// How to make them agree.
-        help: String,
+        help: Message,
     },
     /// An input holds a NaN or an infinity, which coding would spread over the whole output.
     #[error(
@@ -78,12 +109,11 @@ pub enum Error {
         /// The missing workers and the reasons, readable.
         missing: String,
         /// What the caller can change.
-        help: String,
+        help: Message,
     },
     /// The error bound of a decoded result exceeds the caller's tolerance.
     #[error(
-        "error bound {bound:.3e} exceeds the tolerance {tolerance:.3e} (condition number {condition:.3e}): \
-         use f64, lower the recovery threshold, or raise --max-error"
+        "error bound {bound:.3e} exceeds the tolerance {tolerance:.3e} (condition number {condition:.3e}): {help}"
     )]
     ErrorBound {
         /// Estimated relative L2 error of the result.
@@ -92,11 +122,12 @@ pub enum Error {
         tolerance: f64,
         /// Condition number of the recovery matrix.
         condition: f64,
+        /// What the caller can change.
+        help: Message,
     },
     /// A result is off by more than its report promises.
     #[error(
-        "{what}: off from the uncoded reference by {error:.3e} (relative L2) where at most {bound:.3e} was promised: no \
-         time measured with such results counts; check the workers with fcdcc conv --audit correct"
+        "{what}: off from the uncoded reference by {error:.3e} (relative L2) where at most {bound:.3e} was promised: {help}"
     )]
     Inexact {
         /// The result in question.
@@ -105,6 +136,8 @@ pub enum Error {
         error: f64,
         /// The error bound in its report.
         bound: f64,
+        /// How to find the cause.
+        help: Message,
     },
     /// The recovery matrix of a responder set is singular to working precision.
     #[error(
@@ -142,7 +175,7 @@ pub enum Error {
         /// Names of all workers whose results were compared.
         workers: String,
         /// What the caller can change.
-        help: String,
+        help: Message,
     },
     /// A worker can do no further work.
     #[error("worker {worker} is lost: {cause}")]
@@ -179,7 +212,7 @@ pub enum Error {
         /// What was asked for.
         what: String,
         /// What is available, and what to do.
-        help: String,
+        help: Message,
     },
     /// There is not enough memory for the request.
     #[error(
@@ -212,7 +245,7 @@ pub enum Error {
         /// Its limit.
         limit: Duration,
         /// What the caller can change.
-        help: String,
+        help: Message,
     },
     /// A model asks for something that cannot be carried out, or its operators disagree.
     #[error("{model}: {cause}")]
@@ -220,7 +253,7 @@ pub enum Error {
         /// Path or name of the model.
         model: String,
         /// What is wrong, and what to do if that is known.
-        cause: String,
+        cause: Message,
     },
     /// A layer of a model could not be prepared or run.
     #[error("layer {layer}: {source}")]
@@ -230,7 +263,19 @@ pub enum Error {
         /// What happened to it.
         source: Box<Error>,
     },
-    /// A file could not be read, written or understood.
+    /// The system refused to read or write a file.
+    #[error("{path}: {cause}: {source}")]
+    Io {
+        /// The path as the caller gave it.
+        path: String,
+        /// What could not be done.
+        cause: &'static str,
+        /// The system's error.
+        source: std::io::Error,
+        /// Whether the caller's file is at fault (true) or this side's attempt to write (false).
+        input: bool,
+    },
+    /// A file is not what it should be, or could not be understood.
     #[error("{path}: {cause}")]
     File {
         /// The path as the caller gave it.
@@ -267,6 +312,7 @@ impl Error {
             | Self::Unavailable { .. }
             | Self::Memory { .. }
             | Self::Model { .. }
+            | Self::Io { input: true, .. }
             | Self::File { input: true, .. } => ErrorKind::BadInput,
             Self::Layer { source, .. } => source.kind(),
             Self::Shortfall { .. } => ErrorKind::Shortfall,
@@ -281,27 +327,73 @@ impl Error {
             | Self::Cancelled
             | Self::Gpu { .. }
             | Self::Timeout { .. }
+            | Self::Io { input: false, .. }
             | Self::File { input: false, .. } => ErrorKind::Internal,
         }
     }
 
-    /// An [`Error::InvalidParameter`] from printable values.
-    pub fn invalid(what: impl Into<String>, got: impl std::fmt::Display, help: impl Into<String>) -> Self {
-        Self::InvalidParameter { what: what.into(), got: got.to_string(), help: help.into() }
+    /// This error with every [`Parameter`] in its text under the name that `names` gives it: for programs whose users
+    /// know the options by other names than this library's.
+    #[must_use]
+    pub fn with_names(mut self, names: &dyn Fn(&Parameter) -> String) -> Self {
+        self.rename(names);
+        self
     }
 
-    /// An [`Error::Mismatch`] from printable values.
-    pub fn mismatch(
-        what: impl Into<String>,
-        got: impl std::fmt::Display,
-        expected: impl std::fmt::Display,
-        help: impl Into<String>,
-    ) -> Self {
-        Self::Mismatch {
-            what: what.into(),
-            got: got.to_string(),
-            expected: expected.to_string(),
-            help: help.into(),
+    fn rename(&mut self, names: &dyn Fn(&Parameter) -> String) {
+        match self {
+            Self::InvalidParameter { what, got, help } => {
+                what.replace(names);
+                got.replace(names);
+                help.replace(names);
+            }
+            Self::Mismatch { what, got, expected, help } => {
+                what.replace(names);
+                got.replace(names);
+                expected.replace(names);
+                help.replace(names);
+            }
+            Self::Shortfall { help, .. }
+            | Self::ErrorBound { help, .. }
+            | Self::Inexact { help, .. }
+            | Self::Corrupted { help, .. }
+            | Self::Unavailable { help, .. }
+            | Self::Timeout { help, .. }
+            | Self::Model { cause: help, .. } => help.replace(names),
+            Self::Layer { source, .. } => source.rename(names),
+            Self::NonFinite { .. }
+            | Self::Singular { .. }
+            | Self::NonFiniteResults { .. }
+            | Self::WorkerLost { .. }
+            | Self::WorkerFailed { .. }
+            | Self::ProbeFailed { .. }
+            | Self::Cancelled
+            | Self::Memory { .. }
+            | Self::Gpu { .. }
+            | Self::Io { .. }
+            | Self::File { .. } => {}
         }
+    }
+
+    /// An [`Error::InvalidParameter`].
+    pub fn invalid(what: impl Into<Message>, got: impl Into<Value>, help: impl Into<Message>) -> Self {
+        Self::InvalidParameter { what: what.into(), got: got.into(), help: help.into() }
+    }
+
+    /// An [`Error::Mismatch`].
+    pub fn mismatch(
+        what: impl Into<Message>,
+        got: impl Into<Value>,
+        expected: impl Into<Value>,
+        help: impl Into<Message>,
+    ) -> Self {
+        Self::Mismatch { what: what.into(), got: got.into(), expected: expected.into(), help: help.into() }
+    }
+
+    /// An [`Error::ErrorBound`] with its usual help.
+    #[must_use]
+    pub fn over_tolerance(bound: f64, tolerance: f64, condition: f64) -> Self {
+        let help = Message::from("use f64, lower the recovery threshold, or raise ").and(Parameter::MaxError);
+        Self::ErrorBound { bound, tolerance, condition, help }
     }
 }

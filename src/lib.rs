@@ -11,8 +11,11 @@ pub mod error;
 pub mod files;
 #[cfg(feature = "gpu")]
 pub mod gpu;
+#[doc = include_str!("../docs/glossary.md")]
+pub mod glossary {}
 #[doc(hidden)]
 pub mod internal;
+pub mod low_level;
 pub mod memory;
 #[cfg(feature = "onnx")]
 pub mod model;
@@ -29,7 +32,9 @@ pub mod worker;
 pub use array::{DType, Element};
 pub use coding::CodeKind;
 pub use conv::{ConvParams, ConvShape};
-pub use engine::{Attempted, CodedConv, Completion, LayerOptions, LayerReport, Report, Run};
+pub use engine::{
+    CodedConv, CodedConvBuilder, Completion, LayerOptions, LayerOutcome, LayerReport, Report, Run,
+};
 pub use error::{Error, ErrorKind, Result};
 #[cfg(feature = "onnx")]
 pub use model::{Model, ModelOptions, PreparedModel};

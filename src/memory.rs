@@ -1,5 +1,7 @@
 //! The memory available to this process, and the refusal of work that needs more.
 //!
+//! This is advanced API: not needed for ordinary use.
+//!
 //! Relevant if you want to know why a layer or a model is refused for lack of memory. A failed allocation ends the process
 //! at once, and one that the system cannot back ends it later. Large needs are therefore checked beforehand against the
 //! least of three limits: the available memory of the machine (swap included), what each cgroup above this process leaves

@@ -33,6 +33,8 @@ const FLOORS: &[(&str, u32)] = &[
     ("engine", 70),
     ("telemetry", 75),
     ("model", 80),
+    // Re-exports of all below.
+    ("low_level", 72),
     ("bench", 90),
     ("cli", 100),
     ("test-support", 110),
@@ -386,4 +388,43 @@ fn what_is_too_long_is_reported() {
         assert_eq!(lengths(&source(text), listed).len(), 1, "{listed:?}");
     }
     assert!(lengths(&source(function(90)), &[("conv/a::long", 92)]).is_empty());
+}
+
+/// Where texts address users of the command line. Everywhere else options have the library's names.
+const FRONT_ENDS: [&str; 2] = ["bench", "cli"];
+
+/// The lines of the library's code that name a flag of the command line. (In Rust itself no name follows `--`.)
+fn flags(sources: &[Source]) -> Vec<String> {
+    let mut found = Vec::new();
+    for source in sources.iter().filter(|s| !FRONT_ENDS.contains(&s.folder())) {
+        for line in source.code().lines() {
+            let begins = |at: usize| !line[..at].ends_with(|c: char| c.is_alphanumeric() || c == '-');
+            let flag = |at: usize| begins(at) && line[at + 2..].starts_with(|c: char| c.is_ascii_lowercase());
+            if line.match_indices("--").any(|(at, _)| flag(at)) {
+                found.push(format!("{}: {} names a flag: name a `Parameter`", source.path, line.trim()));
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn texts_of_the_library_name_no_flags() {
+    let found = flags(&sources());
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+#[test]
+fn flags_in_texts_are_reported() {
+    let source = |path: &str, text: &str| [Source { path: path.to_owned(), text: text.to_owned() }];
+    for text in [r#"let help = "raise --deadline";"#, r#"f("a", "(--shape {}=SIZES)")"#, r#"what("--audit")"#]
+    {
+        assert_eq!(flags(&source("engine/options", text)).len(), 1, "{text}");
+        assert!(flags(&source("cli/options", text)).is_empty(), "{text}");
+    }
+    for text in
+        [r#"let a = "n -- delta";"#, "/// The option `--audit`.", r#"b("a") --c; d("e")"#, r#""a--b""#]
+    {
+        assert!(flags(&source("engine/options", text)).is_empty(), "{text}");
+    }
 }

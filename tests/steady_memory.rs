@@ -38,8 +38,12 @@ fn a_layer_in_use_allocates_no_large_block() {
     for code in [CodeKind::Crme, CodeKind::Uncoded] {
         let pool = Pool::new(CpuWorker::fleet(4)).unwrap();
         // All results are needed: buffers still held by a straggler would have to be allocated again.
-        let options = LayerOptions { code, tolerate: 0, hedge: None, ..LayerOptions::default() };
-        let layer = CodedConv::prepare(&pool, input.shape(), weight.view(), None, &params, options).unwrap();
+        let options = LayerOptions { code, tolerate: 0, ..LayerOptions::default() }.hedge(None);
+        let layer = CodedConv::builder(&pool, input.shape(), weight.view())
+            .params(params.clone())
+            .options(options)
+            .prepare()
+            .unwrap();
         let mut output = ArrayD::default(vec![0]);
         let mut blocks = |fresh: bool| {
             let before = large_blocks();
@@ -72,7 +76,11 @@ fn nothing_of_any_size_grows_with_the_number_of_runs() {
         let pool = Pool::new(CpuWorker::fleet(4)).unwrap();
         let options = LayerOptions { code, tolerate: 0, ..LayerOptions::default() };
         let params = ConvParams::default();
-        let layer = CodedConv::prepare(&pool, input.shape(), weight.view(), None, &params, options).unwrap();
+        let layer = CodedConv::builder(&pool, input.shape(), weight.view())
+            .params(params.clone())
+            .options(options)
+            .prepare()
+            .unwrap();
         let mut kept: Vec<LayerReport> = Vec::new();
         // Growth of blocks and bytes over this number of runs.
         let mut growth = |runs: usize, keep: bool| {

@@ -197,6 +197,9 @@ fn pem(what: &str, path: &Path) -> Result<Vec<u8>> {
         Error::File { path, cause, input } => {
             Error::File { path, cause: format!("the {what} {cause}"), input }
         }
+        Error::Io { path, cause, source, input } => {
+            Error::File { path, cause: format!("the {what} {cause}: {source}"), input }
+        }
         other => other,
     })
 }

@@ -174,11 +174,11 @@ impl Link {
             what: format!("the cluster at {place} ({})", brief(&error.to_string())),
             help: match side {
                 _ if error.to_string().contains("thread") => {
-                    "allow this process more threads (ulimit -u, the pids.max of its cgroup)".to_owned()
+                    "allow this process more threads (ulimit -u, the pids.max of its cgroup)".into()
                 }
-                Side::Listen(_) => "is the address this machine's, and the port free?".to_owned(),
+                Side::Listen(_) => "is the address this machine's, and the port free?".into(),
                 Side::Connect(_) => {
-                    "is the other side running, and do both use certificates or both none?".to_owned()
+                    "is the other side running, and do both use certificates or both none?".into()
                 }
             },
         };
@@ -221,7 +221,7 @@ impl Link {
     fn session(&self) -> Result<Session> {
         self.door.session().ok_or_else(|| Error::Unavailable {
             what: format!("the cluster at {} (no connection)", self.place()),
-            help: "is the other side running, and do both use certificates or both none?".to_owned(),
+            help: "is the other side running, and do both use certificates or both none?".into(),
         })
     }
 
@@ -331,7 +331,7 @@ impl Link {
     fn error(&self, error: zenoh::Error) -> Error {
         Error::Unavailable {
             what: format!("the cluster at {} ({})", self.place(), brief(&error.to_string())),
-            help: "is the network up?".to_owned(),
+            help: "is the network up?".into(),
         }
     }
 }

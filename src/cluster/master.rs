@@ -118,7 +118,7 @@ impl Cluster {
             .spawn(move || keeper.serve(&queue))
             .map_err(|e| Error::Unavailable {
                 what: format!("a thread ({e})"),
-                help: "the system is out of threads".to_owned(),
+                help: "the system is out of threads".into(),
             })?;
         Ok(Self { shared })
     }

@@ -3,7 +3,7 @@
 use super::generators::{Generators, Structure};
 use super::kind::CodeKind;
 use super::{crme, khatri_rao, polynomial, selection};
-use crate::error::{Error, Result};
+use crate::error::{Error, Message, Parameter, Result};
 
 /// Sub-result (p, r) of subtask i.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -47,7 +47,7 @@ impl Code {
                 _ => "the recovery threshold",
             };
             return Err(Error::mismatch(
-                "number of subtasks n (--workers)",
+                Message::about("number of subtasks n", Parameter::Subtasks),
                 n,
                 format!("at least {least}, {why} of {kind} for partitions {k_a},{k_b}"),
                 "use more workers or fewer partitions",
@@ -82,13 +82,13 @@ impl Code {
         self.kind
     }
 
-    /// The number of subtasks n (of an uncoded layer: the number of its parts).
+    /// The number of subtasks [n](crate::glossary#symbols) (of an uncoded layer: the number of its parts).
     #[must_use]
     pub fn n(&self) -> usize {
         self.n
     }
 
-    /// k_A, input partitions.
+    /// [k_A](crate::glossary#symbols), input partitions.
     #[must_use]
     pub fn k_a(&self) -> usize {
         self.k_a
@@ -100,7 +100,7 @@ impl Code {
         self.k_b
     }
 
-    /// l_A, coded slabs of a subtask.
+    /// [l_A](crate::glossary#symbols), coded slabs of a subtask.
     #[must_use]
     pub fn l_a(&self) -> usize {
         self.l_a
@@ -130,14 +130,14 @@ impl Code {
         SubResult { subtask, slab: index / self.l_b, bank: index % self.l_b }
     }
 
-    /// The recovery threshold delta: any delta whole subtasks give the exact result. With replication certain smaller
+    /// The recovery threshold [delta](crate::glossary#symbols): any delta whole subtasks give the exact result. With replication certain smaller
     /// sets do too ([`determines`](Self::determines)).
     #[must_use]
     pub fn recovery_threshold(&self) -> usize {
         self.recovery_threshold
     }
 
-    /// gamma = n - delta: the number of subtasks that may be missing.
+    /// [gamma](crate::glossary#symbols) = n - delta: the number of subtasks that may be missing.
     #[must_use]
     pub fn tolerated(&self) -> usize {
         self.n - self.recovery_threshold

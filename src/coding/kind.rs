@@ -10,10 +10,30 @@ use super::generators::{MAX_PARTS, product};
 use crate::error::{Error, Result};
 
 /// The code families.
+///
+/// # Examples
+///
+/// ```
+/// use fcdcc::CodeKind;
+///
+/// // CRME: any four of six subtasks give the result of 4 x 4 parts.
+/// assert_eq!(CodeKind::Crme.recovery_threshold(4, 4, 6)?, 4);
+/// assert_eq!(CodeKind::Chebyshev.recovery_threshold(2, 2, 6)?, 4);
+/// # Ok::<(), fcdcc::Error>(())
+/// ```
+///
+/// ```
+/// use fcdcc::CodeKind;
+///
+/// let kind: CodeKind = "khatri-rao".parse()?;
+/// assert_eq!(kind, CodeKind::KhatriRao);
+/// assert!("hamming".parse::<CodeKind>().is_err());
+/// # Ok::<(), fcdcc::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum CodeKind {
-    /// Circulant and rotation matrix embeddings (arXiv 1910.06515): any delta of n subtasks.
+    /// Circulant and rotation matrix embeddings (arXiv 1910.06515): any [delta](crate::glossary#symbols) of n subtasks.
     #[default]
     Crme,
     /// Orthogonal polynomial code at Chebyshev nodes (arXiv 1903.08326): any k_A k_B of n.
@@ -22,7 +42,7 @@ pub enum CodeKind {
     Vandermonde,
     /// Random Khatri-Rao product code (arXiv 1907.05965): any k_A k_B of n, with probability 1.
     KhatriRao,
-    /// Plain partitioning with copies: needs one copy of every part.
+    /// Plain partitioning with copies: needs one copy of every [part](crate::glossary#dividing-and-coding-a-layer).
     Replication,
     /// Plain partitioning: every subtask is needed.
     Uncoded,

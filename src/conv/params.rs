@@ -1,6 +1,6 @@
 //! Parameters of a convolution, and the validated shape of a convolution with its input and weight.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Message, Parameter, Result};
 
 /// Spatial axes in canonical form: a convolution of rank 1 or 2 is one of rank 3 with *leading* axes of size 1,
 /// so that the innermost axis is contiguous in every rank.
@@ -13,6 +13,29 @@ const MAX_ELEMS: usize = isize::MAX as usize / 64;
 ///
 /// `stride` and `dilation` are empty (all ones), one number for every axis, or one number for each axis; `padding` is
 /// empty (zero), one number, one for each axis, or all begins and then all ends (ONNX `pads` order).
+///
+/// # Examples
+///
+/// ```
+/// use fcdcc::{ConvParams, ConvShape};
+///
+/// // A 3x3 convolution that keeps the size of its input.
+/// let params = ConvParams::default().padding([1]);
+/// let shape = ConvShape::new(&[1, 3, 32, 32], &[8, 3, 3, 3], &params)?;
+/// assert_eq!(shape.output_shape(), [1, 8, 32, 32]);
+/// # Ok::<(), fcdcc::Error>(())
+/// ```
+///
+/// One number for each axis; a depthwise convolution has as many groups as channels:
+///
+/// ```
+/// use fcdcc::{ConvParams, ConvShape};
+///
+/// let params = ConvParams::default().stride([2, 1]).groups(8);
+/// let shape = ConvShape::new(&[1, 8, 9, 9], &[8, 1, 3, 3], &params)?;
+/// assert_eq!(shape.output_shape(), [1, 8, 4, 7]);
+/// # Ok::<(), fcdcc::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConvParams {
     /// Step of the window, at least 1.
@@ -62,6 +85,26 @@ impl ConvParams {
 }
 
 /// A validated convolution in canonical form (see [`AXES`]): every size is known and every axis is at least 1.
+///
+/// # Examples
+///
+/// ```
+/// use fcdcc::{ConvParams, ConvShape};
+///
+/// let shape = ConvShape::new(&[1, 16, 28, 28], &[32, 16, 3, 3], &ConvParams::default())?;
+/// assert_eq!(shape.output_shape(), [1, 32, 26, 26]);
+/// assert_eq!(shape.macs(), 32.0 * 26.0 * 26.0 * 16.0 * 9.0);
+/// # Ok::<(), fcdcc::Error>(())
+/// ```
+///
+/// Shapes that do not fit together are refused:
+///
+/// ```
+/// use fcdcc::{ConvParams, ConvShape, Error};
+///
+/// let wrong = ConvShape::new(&[1, 16, 28, 28], &[32, 8, 3, 3], &ConvParams::default());
+/// assert!(matches!(wrong, Err(Error::Mismatch { .. })));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ConvShape {
     /// Number of spatial axes of the user's arrays: 1, 2 or 3.
@@ -108,6 +151,12 @@ fn per_axis(what: &str, given: &[usize], rank: usize, absent: usize) -> Result<[
         }
     }
     Ok(axes)
+}
+
+fn layout_help() -> Message {
+    Message::from("check ")
+        .and(Parameter::Groups)
+        .and(" and the weight's layout [out, channels/groups, kernel...]")
 }
 
 fn at_least_one(what: &str, axes: &[usize]) -> Result<()> {
@@ -161,7 +210,7 @@ impl ConvShape {
             if shape.contains(&0) {
                 return Err(Error::invalid(
                     format!("shape of the {what}"),
-                    format!("{shape:?}"),
+                    shape,
                     "every axis must have at least one element",
                 ));
             }
@@ -180,7 +229,7 @@ impl ConvShape {
                 "channels of the weight (its axis 1)",
                 weight[1],
                 format!("{} ({in_channels} input channels / {groups} groups)", in_channels / groups),
-                "check --groups and the weight's layout [out, channels/groups, kernel...]",
+                layout_help(),
             ));
         }
         let stride = per_axis("stride", &params.stride, rank, 1)?;

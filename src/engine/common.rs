@@ -9,7 +9,7 @@ use super::options::LayerOptions;
 use crate::array::{Element, first_non_finite};
 use crate::coding::{Clamp, Code, Rounding};
 use crate::conv::{ConvShape, conv_uncoded};
-use crate::error::{Error, Result};
+use crate::error::{Error, Message, Parameter, Result};
 use crate::scaling::{FilterScales, InputScan, ScanPlan, ScanRoom, power_of_two};
 use crate::worker::CancelToken;
 
@@ -111,7 +111,7 @@ impl<T: Element> Common<T> {
         let bound = quality.error_bound.max(quality.windowwise);
         match self.options.max_error {
             Some(tolerance) if bound > tolerance => {
-                Err(Error::ErrorBound { bound, tolerance, condition: quality.condition })
+                Err(Error::over_tolerance(bound, tolerance, quality.condition))
             }
             _ => Ok(()),
         }
@@ -171,9 +171,11 @@ impl<T: Element> Common<T> {
             needed: code.recovery_threshold(),
             total: code.n(),
             arrived: 0,
-            waited_ms: u64::try_from(self.options.deadline.as_millis()).unwrap_or(u64::MAX),
+            waited_ms: u64::try_from(self.options.policy.deadline.as_millis()).unwrap_or(u64::MAX),
             missing: "too few workers answered, and computing the layer locally took too long".to_owned(),
-            help: "raise --deadline, or replace the workers that do not answer".to_owned(),
+            help: Message::from("raise ")
+                .and(Parameter::Deadline)
+                .and(", or replace the workers that do not answer"),
         }
     }
 

@@ -4,7 +4,7 @@
 
 use crate::array::Element;
 use crate::coding::{AUDIT_TARGET, Code, CodeKind, ParityCheckCache, Rounding, SINGULAR};
-use crate::error::{Error, Result};
+use crate::error::{Error, Message, Parameter, Result};
 use crate::scheduler::{Audit, Fleet, Pool, assign};
 
 /// Refuses a code that does not decode even from all subtasks: real polynomials of high degree. (CRME needs no check:
@@ -21,7 +21,11 @@ pub(super) fn check_condition(code: &Code) -> Result<()> {
         format!("condition number of code {} from all {} subtasks", code.kind(), code.n()),
         format!("{condition:.1e}"),
         format!("at most {SINGULAR:.0e}"),
-        "use fewer partitions (--partitions, --tolerate), or code crme",
+        Message::from("use fewer partitions (")
+            .and(Parameter::Partitions)
+            .and(", ")
+            .and(Parameter::Tolerate)
+            .and("), or code crme"),
     ))
 }
 
@@ -40,14 +44,17 @@ pub(super) fn check_audit<T: Element>(
     let spare = spare_for(audit);
     if code.tolerated() < spare {
         return Err(Error::mismatch(
-            format!("spare results for --audit {audit}"),
+            Message::from("spare results for ").and(Parameter::Audit).and(format!(" {audit}")),
             code.tolerated(),
             format!("at least {spare}"),
-            format!(
-                "{} subtasks of which {} are needed leave no more: raise --workers, or lower --partitions",
+            Message::from(format!(
+                "{} subtasks of which {} are needed leave no more: raise ",
                 code.n(),
                 code.recovery_threshold()
-            ),
+            ))
+            .and(Parameter::Subtasks)
+            .and(", or lower ")
+            .and(Parameter::Partitions),
         ));
     }
     check_witnesses(code, audit, pool)?;
@@ -89,11 +96,13 @@ fn check_witnesses(code: &Code, audit: Audit, pool: &Pool) -> Result<()> {
     };
     let (least, wanted) = ((0..parts).map(workers).min().unwrap_or(0), 1 + spare_for(audit));
     if least < wanted {
+        let help = format!("give each of the {} subtasks a worker of its own, or use code crme", code.n());
+        let least_for = Message::from(format!("at least {wanted} for "));
         return Err(Error::mismatch(
             "number of workers that compute the same part",
             least,
-            format!("at least {wanted} for --audit {audit}"),
-            format!("give each of the {} subtasks a worker of its own, or use code crme", code.n()),
+            least_for.and(Parameter::Audit).and(format!(" {audit}")),
+            help,
         ));
     }
     Ok(())

@@ -60,7 +60,7 @@ impl LatencyHistory {
         if self.fresh_for == 0 {
             let quantile = |q| self.latencies.quantile(q);
             // Where all latencies are similar, a subtask above the quantile is not yet overdue.
-            let overdue = options.hedge.and_then(quantile).zip(quantile(0.1));
+            let overdue = options.policy.hedge.and_then(quantile).zip(quantile(0.1));
             self.overdue = overdue.map(|(q, fast)| q.max(fast * 3 / 2).max(LEAST_HEDGE));
             self.fresh_for = RUNS_BETWEEN_QUANTILES;
         }

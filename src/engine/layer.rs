@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use ndarray::{ArrayD, ArrayView1, ArrayViewD, IxDyn};
+use ndarray::{ArrayD, ArrayViewD, IxDyn};
 
 use super::accuracy::Assessment;
 use super::common::{Common, Quality, RunInput, SharedWeight};
@@ -16,7 +16,7 @@ use super::rules::CACHED_DECODERS;
 use super::variant::{Variant, VariantRun};
 use crate::array::{Element, check_elems, first_non_finite};
 use crate::coding::{Code, ParityCheckCache};
-use crate::conv::{ConvParams, ConvShape};
+use crate::conv::ConvShape;
 use crate::error::{Error, Result};
 use crate::memory;
 use crate::planner::{LayerMemory, choose_partitions, subtask_shape, unmixed_partitions};
@@ -28,6 +28,40 @@ const RUNS_UNTIL_TRIED_AGAIN: u32 = 32;
 
 /// A convolution whose coded filters are installed on the workers of a pool. It can run many times, and from several
 /// threads at once.
+///
+/// # Examples
+///
+/// ```
+/// use fcdcc::{CodedConv, ConvParams, CpuWorker, Pool};
+/// use ndarray::ArrayD;
+///
+/// let pool = Pool::new(CpuWorker::fleet(6))?;
+/// let (input, weight) = (ArrayD::<f32>::ones(vec![1, 2, 8, 8]), ArrayD::<f32>::ones(vec![4, 2, 3, 3]));
+/// let params = ConvParams::default().padding([1]);
+/// let layer = CodedConv::builder(&pool, input.shape(), weight.view()).params(params).tolerate(2).prepare()?;
+///
+/// let run = layer.run(input.view())?;
+/// assert_eq!(run.output.shape(), [1, 4, 8, 8]);
+/// assert!((run.output[[0, 0, 4, 4]] - 18.0).abs() < 1e-3);
+/// # Ok::<(), fcdcc::Error>(())
+/// ```
+///
+/// Repeated runs reuse the memory of the output:
+///
+/// ```
+/// # use fcdcc::{CodedConv, CpuWorker, Pool};
+/// # use ndarray::ArrayD;
+/// # let pool = Pool::new(CpuWorker::fleet(6))?;
+/// # let (input, weight) = (ArrayD::<f32>::ones(vec![1, 2, 8, 8]), ArrayD::<f32>::ones(vec![4, 2, 3, 3]));
+/// let layer = CodedConv::builder(&pool, input.shape(), weight.view()).prepare()?;
+/// let mut output = ArrayD::default(vec![]);
+/// for _ in 0..3 {
+///     let report = layer.run_into(input.view(), &mut output)?;
+///     assert!(report.error_bound < 1e-3);
+/// }
+/// assert_eq!(output.shape(), [1, 4, 6, 6]);
+/// # Ok::<(), fcdcc::Error>(())
+/// ```
 pub struct CodedConv<T: Element> {
     common: Common<T>,
     main: Variant<T>,
@@ -47,6 +81,7 @@ enum Other<T: Element> {
 
 /// Output and report of a run.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Run<T> {
     /// The output `[N, O, spatial...]`, row-major.
     pub output: ArrayD<T>,
@@ -54,9 +89,10 @@ pub struct Run<T> {
     pub report: LayerReport,
 }
 
-/// A run that began, with or without an output.
+/// The outcome of a run that began, with or without an output.
 #[derive(Debug)]
-pub struct Attempted<T> {
+#[non_exhaustive]
+pub struct LayerOutcome<T> {
     /// The output `[N, O, spatial...]`, or the error.
     pub output: Result<ArrayD<T>>,
     /// Outcome and cost of every attempt; [`LayerReport::completion`] says how the run ended.
@@ -64,35 +100,11 @@ pub struct Attempted<T> {
 }
 
 impl<T: Element> CodedConv<T> {
-    /// Validates the layer, chooses its code, encodes its filters and installs them on the pool's workers.
-    ///
-    /// `input_shape` is `[N, C, spatial...]`, `weight` `[O, C/groups, kernel...]` with 1, 2 or 3 spatial axes,
-    /// `bias` `[O]`. Subtasks are assigned to workers by measured speed, and those of one failure domain are kept far apart
-    /// ([`assign`](crate::scheduler::assign())). With as many subtasks as workers and no speeds measured yet, subtask i goes
-    /// to worker i. Workers that fail to take their filters, or are much slower at it than the others, are stragglers
-    /// from the start.
+    /// As [`CodedConv::builder`] and [`prepare`](super::CodedConvBuilder::prepare), but shares the filters with the caller
+    /// instead of copying them.
     ///
     /// # Errors
-    /// [`Error::InvalidParameter`], [`Error::Mismatch`] or [`Error::NonFinite`] for a layer that cannot be
-    /// built; [`Error::Memory`] for one that does not fit into this machine; [`Error::Unavailable`] when a worker cannot
-    /// compute in this type; the first worker's error when too few workers could take their filters.
-    pub fn prepare(
-        pool: &Pool,
-        input_shape: &[usize],
-        weight: ArrayViewD<'_, T>,
-        bias: Option<ArrayView1<'_, T>>,
-        params: &ConvParams,
-        options: LayerOptions,
-    ) -> Result<Self> {
-        let shape = ConvShape::new(input_shape, weight.shape(), params)?;
-        let bias = bias.map(|b| b.to_vec());
-        Self::prepare_shared(pool, shape, Arc::new(contiguous(&weight).into_owned()), bias, options)
-    }
-
-    /// As [`CodedConv::prepare`], but shares the filters with the caller instead of copying them.
-    ///
-    /// # Errors
-    /// Those of [`CodedConv::prepare`].
+    /// Those of [`prepare`](super::CodedConvBuilder::prepare).
     pub fn prepare_shared(
         pool: &Pool,
         shape: ConvShape,
@@ -123,14 +135,14 @@ impl<T: Element> CodedConv<T> {
         let code = Code::new(options.code, k_a, k_b, n)?;
         check_condition(&code)?;
         let checkers = ParityCheckCache::new(CACHED_DECODERS);
-        check_audit::<T>(&code, options.audit, pool, &checkers, shape.reduction())?;
+        check_audit::<T>(&code, options.policy.audit, pool, &checkers, shape.reduction())?;
         let common = Common::new(shape, weight, bias, options);
         let flaw = || {
             let bias = common.bias.as_deref().unwrap_or_default();
             non_finite("weight", common.weight()).or_else(|| non_finite("bias", bias))
         };
         let flaw = if common.finite { None } else { flaw() };
-        refuse_unless_passed(&code, common.options.audit, flaw)?;
+        refuse_unless_passed(&code, common.options.policy.audit, flaw)?;
         let subtask = subtask_shape(&common.shape, &code)?;
         let needed =
             LayerMemory::of(&common.shape, &code, &subtask, T::DTYPE, pool.share_here(), pool.cores());
@@ -177,7 +189,7 @@ impl<T: Element> CodedConv<T> {
     /// came after every allowed fallback; [`Error::ErrorBound`], [`Error::NonFiniteResults`] or [`Error::Corrupted`]
     /// when a result was refused.
     pub fn run(&self, input: ArrayViewD<'_, T>) -> Result<Run<T>> {
-        let Attempted { output, report } = self.attempt(input)?;
+        let LayerOutcome { output, report } = self.try_run(input)?;
         Ok(Run { output: output?, report })
     }
 
@@ -188,8 +200,8 @@ impl<T: Element> CodedConv<T> {
     /// Those of [`CodedConv::run`].
     pub fn run_into(&self, input: ArrayViewD<'_, T>, output: &mut ArrayD<T>) -> Result<LayerReport> {
         let old = std::mem::replace(output, ArrayD::default(IxDyn(&[0])));
-        let Attempted { output: new, report } =
-            self.attempt_in(input, old.into_raw_vec_and_offset().0, &CancelToken::new())?;
+        let LayerOutcome { output: new, report } =
+            self.try_run_in(input, old.into_raw_vec_and_offset().0, &CancelToken::new())?;
         *output = new?;
         Ok(report)
     }
@@ -198,8 +210,8 @@ impl<T: Element> CodedConv<T> {
     ///
     /// # Errors
     /// [`Error::Mismatch`] or [`Error::NonFinite`] for an invalid input, before anything is dispatched.
-    pub fn attempt(&self, input: ArrayViewD<'_, T>) -> Result<Attempted<T>> {
-        self.attempt_in(input, Vec::new(), &CancelToken::new())
+    pub fn try_run(&self, input: ArrayViewD<'_, T>) -> Result<LayerOutcome<T>> {
+        self.try_run_in(input, Vec::new(), &CancelToken::new())
     }
 
     /// As [`CodedConv::run`], but ends with [`Error::Cancelled`] as soon as `cancel` is cancelled, from any thread. Workers
@@ -208,17 +220,17 @@ impl<T: Element> CodedConv<T> {
     /// # Errors
     /// Those of [`CodedConv::run`], and [`Error::Cancelled`].
     pub fn run_cancellable(&self, input: ArrayViewD<'_, T>, cancel: &CancelToken) -> Result<Run<T>> {
-        let Attempted { output, report } = self.attempt_in(input, Vec::new(), cancel)?;
+        let LayerOutcome { output, report } = self.try_run_in(input, Vec::new(), cancel)?;
         Ok(Run { output: output?, report })
     }
 
-    /// As [`CodedConv::attempt`], with the output in the memory of `room` if it fits.
-    fn attempt_in(
+    /// As [`CodedConv::try_run`], with the output in the memory of `room` if it fits.
+    fn try_run_in(
         &self,
         input: ArrayViewD<'_, T>,
         room: Vec<T>,
         cancel: &CancelToken,
-    ) -> Result<Attempted<T>> {
+    ) -> Result<LayerOutcome<T>> {
         let (common, main) = (&self.common, &self.main);
         let _span = tracing::info_span!("layer", name = common.options.name).entered();
         let started = Instant::now();
@@ -233,7 +245,7 @@ impl<T: Element> CodedConv<T> {
         let input = contiguous(&input);
         let scan = main.scan.scan(&input, &common.rooms);
         let flaw = if scan.finite { None } else { non_finite("input", &input) };
-        refuse_unless_passed(main.code(), common.options.audit, flaw)?;
+        refuse_unless_passed(main.code(), common.options.policy.audit, flaw)?;
         let assessment = if scan.finite && common.finite {
             main.rules.accuracy.assess(&scan.spread)
         } else {
@@ -254,7 +266,7 @@ impl<T: Element> CodedConv<T> {
             }
         }
         tracing::info!(amplification = scan.spread.largest(), "uneven data: computing the layer locally");
-        let deadline = common.options.deadline;
+        let deadline = common.options.policy.deadline;
         let run = RunInput { common, input: &input, scan: &scan, amplification: f64::INFINITY, cancel };
         let output = common.compute_locally(&run, &main.scan, main.code(), deadline);
         let quality = output.as_ref().map_or(Quality::default(), |(_, quality)| *quality);
@@ -272,7 +284,7 @@ impl<T: Element> CodedConv<T> {
         run: VariantRun<'_, T>,
         way: Option<Completion>,
         started: Instant,
-    ) -> Attempted<T> {
+    ) -> LayerOutcome<T> {
         let VariantRun { output, gathered, decoder, times } = run;
         let local = matches!(gathered.end, Decision::Local);
         let completion = Completion::of(&output, local, gathered.traffic.repeated());
@@ -299,7 +311,7 @@ impl<T: Element> CodedConv<T> {
         output: Result<Vec<T>>,
         quality: Quality,
         report: LayerReport,
-    ) -> Attempted<T> {
+    ) -> LayerOutcome<T> {
         let output = output.map(|output| {
             ArrayD::from_shape_vec(IxDyn(&self.common.shape.output_shape()), output)
                 .expect("the decoder fills exactly the output's elements")
@@ -320,7 +332,7 @@ impl<T: Element> CodedConv<T> {
         if let Some(observer) = &self.common.options.observer {
             observer.observe(&report);
         }
-        Attempted { output, report }
+        LayerOutcome { output, report }
     }
 
     /// The layer under a code that does not mix inputs, created when it is first needed.
@@ -354,9 +366,10 @@ impl<T: Element> CodedConv<T> {
         };
         let code = Code::new(kind, k_a, k_b, main.n()).ok()?;
         let checkers = ParityCheckCache::new(CACHED_DECODERS);
-        check_audit::<T>(&code, common.options.audit, &self.pool, &checkers, shape.reduction()).ok()?;
+        check_audit::<T>(&code, common.options.policy.audit, &self.pool, &checkers, shape.reduction())
+            .ok()?;
         tracing::info!(layer = common.options.name, code = %kind, k_a, k_b, "uneven data: coding the layer another way");
-        let limit = INSTALL_LIMIT.min(common.options.deadline / 2);
+        let limit = INSTALL_LIMIT.min(common.options.policy.deadline / 2);
         match Variant::new(&self.pool, common, code, true, checkers, limit) {
             Ok(variant) => variant.rules.accuracy.is_met_by_even_data().then_some(variant),
             Err(error) => {

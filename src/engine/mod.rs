@@ -1,12 +1,13 @@
 //! Coded layers: prepare once, run many times, get the exact output and a report.
 //!
-//! [`CodedConv::prepare`] partitions and encodes the filters and installs them on the workers of a
-//! [`Pool`](crate::Pool). [`CodedConv::run`] pads, partitions and encodes an input, gathers the first results that
-//! decode, and decodes them. Both take and return `ndarray` arrays.
+//! [`CodedConv::builder`] begins a layer, and [`prepare`](CodedConvBuilder::prepare) partitions and encodes its filters and
+//! installs them on the workers of a [`Pool`](crate::Pool). [`CodedConv::run`] pads, partitions and encodes an input,
+//! gathers the first results that decode, and decodes them. Both take and return `ndarray` arrays.
 //!
 //! Invariant: the output of `run` is either exact to the error bound in its report, or an error.
 
 mod accuracy;
+mod builder;
 mod common;
 mod fitness;
 mod history;
@@ -25,8 +26,9 @@ mod variant;
 mod watch;
 
 pub use accuracy::WindowwiseLimit;
+pub use builder::CodedConvBuilder;
 pub use common::SharedWeight;
-pub use layer::{Attempted, CodedConv, Run};
+pub use layer::{CodedConv, LayerOutcome, Run};
 pub use options::{LayerOptions, ReportObserver};
 pub use report::{Completion, LayerReport, Report, WorkerReport};
 pub use selftest::SelfTest;

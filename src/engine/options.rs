@@ -7,39 +7,61 @@ use std::time::Duration;
 use super::accuracy::WindowwiseLimit;
 use super::report::LayerReport;
 use crate::coding::{Clamp, CodeKind};
-use crate::error::{Error, Result};
+use crate::error::{Error, Message, Parameter, Result};
 use crate::planner::Rates;
 use crate::scheduler::{Audit, OnShortfall, Policy};
 
 /// Options of a coded layer. The defaults are those of the command line.
+///
+/// # Examples
+///
+/// Each option has a method:
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use fcdcc::{Audit, CodeKind, LayerOptions};
+///
+/// let options = LayerOptions::default()
+///     .code(CodeKind::Chebyshev)
+///     .tolerate(3)
+///     .deadline(Duration::from_secs(2))
+///     .hedge(None)
+///     .audit(Audit::Correct);
+/// assert_eq!((options.tolerate, options.policy.hedge), (3, None));
+/// ```
+///
+/// Options that several layers share are values:
+///
+/// ```
+/// # use fcdcc::{CodedConv, CpuWorker, Pool};
+/// # use ndarray::ArrayD;
+/// # let pool = Pool::new(CpuWorker::fleet(6))?;
+/// # let (input, weight) = (ArrayD::<f32>::ones(vec![1, 2, 8, 8]), ArrayD::<f32>::ones(vec![4, 2, 3, 3]));
+/// use fcdcc::{LayerOptions, OnShortfall};
+///
+/// let shared = LayerOptions::default().on_shortfall(OnShortfall::Fail);
+/// let first = shared.clone().name("first");
+/// let layer = CodedConv::builder(&pool, input.shape(), weight.view()).options(first).prepare()?;
+/// assert_eq!(layer.name(), "first");
+/// # Ok::<(), fcdcc::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct LayerOptions {
     /// Name in reports.
     pub name: String,
     /// Code family.
     pub code: CodeKind,
-    /// Coded subtasks n; by default one for each worker of the pool.
+    /// Coded subtasks [n](crate::glossary#symbols); by default one for each worker of the pool.
     pub subtasks: Option<usize>,
-    /// Stragglers gamma to tolerate when the planner chooses the partitions.
+    /// Stragglers [gamma](crate::glossary#symbols) to tolerate when the planner chooses the partitions.
     pub tolerate: usize,
-    /// (k_A, k_B); by default the planner's choice for `tolerate`.
+    /// ([k_A, k_B](crate::glossary#symbols)); by default the planner's choice for `tolerate`.
     pub partitions: Option<(usize, usize)>,
     /// Rates from which the planner predicts times.
     pub rates: Rates,
-    /// Time limit from the first dispatch to a result.
-    pub deadline: Duration,
-    /// What to do when fewer results than needed can come.
-    pub on_shortfall: OnShortfall,
-    /// The quantile of the layer's subtask latencies after which idle workers get copies of missing subtasks; `None`:
-    /// never. Requires [`OnShortfall::Redispatch`].
-    pub hedge: Option<f64>,
-    /// Whether sub-results of incomplete subtasks are used for decoding.
-    pub partial: bool,
-    /// Maximum extra wait for one more result in a badly conditioned run, as a fraction of the elapsed time per decimal
-    /// digit of predicted error gained. 0: the first results that decode are taken.
-    pub patience: f64,
-    /// Whether spare results are used as checksums of the others.
-    pub audit: Audit,
+    /// How long a run waits, what it checks, and what it does when waiting does not help.
+    pub policy: Policy,
     /// Seed of the audit's random signs.
     pub seed: u64,
     /// Largest acceptable error bound, normwise and windowwise, also for layers computed on this machine; `None`: any.
@@ -84,7 +106,6 @@ impl PartialEq for ReportObserver {
 
 impl Default for LayerOptions {
     fn default() -> Self {
-        let policy = Policy::default();
         Self {
             name: "conv".to_owned(),
             code: CodeKind::Crme,
@@ -92,12 +113,7 @@ impl Default for LayerOptions {
             tolerate: 2,
             partitions: None,
             rates: Rates::default(),
-            deadline: policy.deadline,
-            on_shortfall: policy.on_shortfall,
-            hedge: policy.hedge,
-            partial: policy.partial,
-            patience: policy.patience,
-            audit: policy.audit,
+            policy: Policy::default(),
             seed: 0,
             max_error: None,
             max_windowwise: WindowwiseLimit::Automatic,
@@ -108,6 +124,27 @@ impl Default for LayerOptions {
 }
 
 impl LayerOptions {
+    /// Sets the name in reports.
+    #[must_use]
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// Sets the code family.
+    #[must_use]
+    pub fn code(mut self, code: CodeKind) -> Self {
+        self.code = code;
+        self
+    }
+
+    /// Sets the number of coded subtasks n.
+    #[must_use]
+    pub fn subtasks(mut self, subtasks: usize) -> Self {
+        self.subtasks = Some(subtasks);
+        self
+    }
+
     /// Sets the partitions (k_A, k_B).
     #[must_use]
     pub fn partitions(mut self, k_a: usize, k_b: usize) -> Self {
@@ -122,64 +159,102 @@ impl LayerOptions {
         self
     }
 
-    /// Sets the deadline.
+    /// Sets the rates from which the planner predicts times.
+    #[must_use]
+    pub fn rates(mut self, rates: Rates) -> Self {
+        self.rates = rates;
+        self
+    }
+
+    /// Sets the whole policy of a run.
+    #[must_use]
+    pub fn policy(mut self, policy: Policy) -> Self {
+        self.policy = policy;
+        self
+    }
+
+    /// Sets [`Policy::deadline`].
     #[must_use]
     pub fn deadline(mut self, deadline: Duration) -> Self {
-        self.deadline = deadline;
+        self.policy.deadline = deadline;
         self
     }
 
-    /// Sets what to do when fewer results than needed can come.
+    /// Sets [`Policy::on_shortfall`].
     #[must_use]
     pub fn on_shortfall(mut self, on_shortfall: OnShortfall) -> Self {
-        self.on_shortfall = on_shortfall;
+        self.policy.on_shortfall = on_shortfall;
         self
     }
 
-    /// Sets the audit.
+    /// Sets [`Policy::hedge`], a quantile or `None`.
+    #[must_use]
+    pub fn hedge(mut self, hedge: impl Into<Option<f64>>) -> Self {
+        self.policy.hedge = hedge.into();
+        self
+    }
+
+    /// Sets [`Policy::partial`].
+    #[must_use]
+    pub fn partial(mut self, partial: bool) -> Self {
+        self.policy.partial = partial;
+        self
+    }
+
+    /// Sets [`Policy::patience`].
+    #[must_use]
+    pub fn patience(mut self, patience: f64) -> Self {
+        self.policy.patience = patience;
+        self
+    }
+
+    /// Sets [`Policy::audit`].
     #[must_use]
     pub fn audit(mut self, audit: Audit) -> Self {
-        self.audit = audit;
+        self.policy.audit = audit;
         self
     }
 
-    pub(super) fn policy(&self) -> Policy {
-        Policy {
-            deadline: self.deadline,
-            on_shortfall: self.on_shortfall,
-            hedge: self.hedge,
-            partial: self.partial,
-            patience: self.patience,
-            audit: self.audit,
-        }
+    /// Sets the seed of the audit's random signs.
+    #[must_use]
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
+    }
+
+    /// Sets the largest acceptable error bound; `None`: any.
+    #[must_use]
+    pub fn max_error(mut self, max_error: impl Into<Option<f64>>) -> Self {
+        self.max_error = max_error.into();
+        self
+    }
+
+    /// Sets the windowwise error bound above which the layer is computed differently.
+    #[must_use]
+    pub fn max_windowwise(mut self, max_windowwise: WindowwiseLimit) -> Self {
+        self.max_windowwise = max_windowwise;
+        self
+    }
+
+    /// Sets the activation applied after the bias.
+    #[must_use]
+    pub fn clamp(mut self, clamp: Clamp) -> Self {
+        self.clamp = Some(clamp);
+        self
+    }
+
+    /// Sets the observer of every run.
+    #[must_use]
+    pub fn observer(mut self, observer: ReportObserver) -> Self {
+        self.observer = Some(observer);
+        self
     }
 
     pub(crate) fn check(&self) -> Result<()> {
-        if self.deadline.is_zero() {
-            return Err(Error::invalid(
-                "deadline (--deadline)",
-                "0",
-                "give a time above zero, such as 500ms or 2s",
-            ));
-        }
+        self.policy.check()?;
         if self.subtasks == Some(0) {
-            return Err(Error::invalid("number of subtasks n (--workers)", 0, "use at least one"));
-        }
-        if let Some(q) = self.hedge
-            && !(q > 0.0 && q < 1.0)
-        {
-            return Err(Error::invalid(
-                "hedging quantile (--hedge)",
-                q,
-                "give a number between 0 and 1, or off",
-            ));
-        }
-        if !(self.patience.is_finite() && self.patience >= 0.0) {
-            return Err(Error::invalid(
-                "patience (--patience)",
-                self.patience,
-                "give a number of at least 0",
-            ));
+            let what = Message::about("number of subtasks n", Parameter::Subtasks);
+            return Err(Error::invalid(what, 0, "use at least one"));
         }
         if let Some(clamp) = self.clamp
             && (clamp.low.is_nan() || clamp.high.is_nan() || clamp.low > clamp.high)
@@ -191,11 +266,12 @@ impl LayerOptions {
             && (limit.is_nan() || limit <= 0.0)
         {
             let help = "give a relative error above zero, such as 1e-4, or off";
-            return Err(Error::invalid("windowwise limit (--max-windowwise)", limit, help));
+            let what = Message::about("windowwise limit", Parameter::MaxWindowwise);
+            return Err(Error::invalid(what, limit, help));
         }
         match self.max_error {
             Some(limit) if limit.is_nan() || limit <= 0.0 => Err(Error::invalid(
-                "tolerance (--max-error)",
+                Message::about("tolerance", Parameter::MaxError),
                 limit,
                 "give a relative error above zero, such as 1e-3",
             )),

@@ -78,7 +78,7 @@ impl<T: Element> FilterPlacement<T> {
         });
         let source: Arc<dyn FilterSource> = Arc::<Self>::clone(&placement);
         pool.register(id, Arc::downgrade(&source));
-        let installed = placement.install(common.options.audit != Audit::Off, limit);
+        let installed = placement.install(common.options.policy.audit != Audit::Off, limit);
         if installed.is_err() {
             placement.close();
         }

@@ -11,6 +11,7 @@ use crate::scheduler::{Fleet, Outcome, Pool, RunOutcome, State};
 
 /// The report of a whole command.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct Report {
     /// Version of this structure.
     pub schema: u32,
@@ -22,9 +23,18 @@ pub struct Report {
     pub layers: Vec<LayerReport>,
 }
 
+impl Report {
+    /// The report of `command`, whose coded work took `total_ms`.
+    #[must_use]
+    pub fn new(command: impl Into<String>, total_ms: f64, layers: Vec<LayerReport>) -> Self {
+        Self { schema: 1, command: command.into(), total_ms, layers }
+    }
+}
+
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Completion {
     /// Decoded from the workers' results, all from first attempts.
     Exact,
@@ -84,7 +94,44 @@ impl Completion {
 }
 
 /// One run of one layer. Times are wall-clock milliseconds.
+///
+/// # Examples
+///
+/// ```
+/// # use fcdcc::{CodedConv, CpuWorker, Pool};
+/// # use ndarray::ArrayD;
+/// # let pool = Pool::new(CpuWorker::fleet(6))?;
+/// # let (input, weight) = (ArrayD::<f32>::ones(vec![1, 2, 8, 8]), ArrayD::<f32>::ones(vec![4, 2, 3, 3]));
+/// use fcdcc::Completion;
+///
+/// let layer = CodedConv::builder(&pool, input.shape(), weight.view()).prepare()?;
+/// let report = layer.run(input.view())?.report;
+/// assert!(matches!(report.completion, Completion::Exact | Completion::ExactAfterRedispatch));
+/// println!("{} of {} needed, bound {:.1e}", report.recovery_threshold, report.n, report.error_bound);
+/// # Ok::<(), fcdcc::Error>(())
+/// ```
+///
+/// A run without output has a report too:
+///
+/// ```
+/// # use fcdcc::{CodedConv, Completion, CpuWorker, OnShortfall, Pool};
+/// # use ndarray::ArrayD;
+/// use fcdcc::worker::inject;
+///
+/// # let (input, weight) = (ArrayD::<f32>::ones(vec![1, 2, 8, 8]), ArrayD::<f32>::ones(vec![4, 2, 3, 3]));
+/// let workers = inject(CpuWorker::fleet(6), &["0,1,2:crash".parse()?], 0)?;
+/// let pool = Pool::new(workers)?;
+/// let layer = CodedConv::builder(&pool, input.shape(), weight.view())
+///     .partitions(2, 4)
+///     .on_shortfall(OnShortfall::Fail)
+///     .prepare()?;
+/// let outcome = layer.try_run(input.view())?;
+/// assert!(outcome.output.is_ok() || outcome.report.completion == Completion::Failed);
+/// assert_eq!(outcome.report.n, 6);
+/// # Ok::<(), fcdcc::Error>(())
+/// ```
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct LayerReport {
     /// The layer's name.
     pub name: String,
@@ -95,13 +142,13 @@ pub struct LayerReport {
     pub code: String,
     /// Why it was left on the host, if it was.
     pub why_local: Option<String>,
-    /// Coded subtasks n.
+    /// Coded subtasks [n](crate::glossary#symbols).
     pub n: usize,
-    /// Recovery threshold delta.
+    /// Recovery threshold [delta](crate::glossary#symbols).
     pub recovery_threshold: usize,
-    /// Input partitions k_A.
+    /// Input partitions [k_A](crate::glossary#symbols).
     pub k_a: usize,
-    /// Filter partitions k_B.
+    /// Filter partitions [k_B](crate::glossary#symbols).
     pub k_b: usize,
     /// `cpu`, `gpu`, `remote` or `mixed`.
     pub backend: String,
@@ -265,6 +312,7 @@ impl LayerReport {
 
 /// One attempt of one worker.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct WorkerReport {
     /// The subtask; `null` for an idle worker.
     pub subtask: Option<usize>,
@@ -274,7 +322,7 @@ pub struct WorkerReport {
     pub outcome: Outcome,
     /// Time from the dispatch to the last reply of the attempt; `null` without a reply.
     pub latency_ms: Option<f64>,
-    /// Sub-results delivered in time.
+    /// [Sub-results](crate::glossary#dividing-and-coding-a-layer) delivered in time.
     pub sub_results: usize,
     /// The worker's state after the run.
     pub state: State,
@@ -283,6 +331,20 @@ pub struct WorkerReport {
 }
 
 impl WorkerReport {
+    /// A row of the worker called `worker`, healthy and without a subtask.
+    #[must_use]
+    pub fn new(worker: impl Into<String>, outcome: Outcome) -> Self {
+        Self {
+            subtask: None,
+            worker: worker.into(),
+            outcome,
+            latency_ms: None,
+            sub_results: 0,
+            state: State::Healthy,
+            cause: None,
+        }
+    }
+
     fn idle(pool: &Pool, worker: usize) -> Self {
         Self {
             subtask: None,

@@ -48,7 +48,7 @@ impl RunRules {
             checkers: &self.checkers,
             rounding: self.accuracy.rounding,
             audit,
-            partial: options.partial,
+            partial: options.policy.partial,
             energies,
         }
     }

@@ -10,7 +10,7 @@ use super::layer::CodedConv;
 use super::options::LayerOptions;
 use crate::array::{Element, normal};
 use crate::conv::{ConvParams, ConvShape, reference};
-use crate::error::{Error, Result};
+use crate::error::{Error, Message, Parameter, Result};
 use crate::scheduler::{OnShortfall, Pool};
 
 /// The deadline of a self-test.
@@ -30,12 +30,13 @@ impl SelfTest {
     /// Prepares the layer on `pool`.
     ///
     /// # Errors
-    /// Those of [`CodedConv::prepare`].
+    /// Those of [`CodedConvBuilder::prepare`](super::CodedConvBuilder::prepare).
     pub fn prepare(pool: &Pool) -> Result<Self> {
         let array = |shape: [usize; 4], seed: u64| -> Result<ArrayD<f32>> {
             let mut random = ChaCha8Rng::seed_from_u64(seed);
             let values = (0..shape.iter().product()).map(|_| f32::from_f64(normal(&mut random))).collect();
-            ArrayD::from_shape_vec(shape.to_vec(), values).map_err(|e| Error::invalid("shape", e, "must fit"))
+            ArrayD::from_shape_vec(shape.to_vec(), values)
+                .map_err(|e| Error::invalid("shape", e.to_string(), "must fit"))
         };
         let (input, weight) = (array(INPUT, 1)?, array(WEIGHT, 2)?);
         let params = ConvParams::default().padding([1]);
@@ -45,12 +46,15 @@ impl SelfTest {
         let options = LayerOptions {
             name: "self-test".to_owned(),
             tolerate: LayerOptions::default().tolerate.min(pool.len() - 1),
-            deadline: DEADLINE,
-            on_shortfall: OnShortfall::Fail,
-            hedge: None,
             ..LayerOptions::default()
-        };
-        let layer = CodedConv::prepare(pool, input.shape(), weight.view(), None, &params, options)?;
+        }
+        .deadline(DEADLINE)
+        .on_shortfall(OnShortfall::Fail)
+        .hedge(None);
+        let layer = CodedConv::builder(pool, input.shape(), weight.view())
+            .params(params.clone())
+            .options(options)
+            .prepare()?;
         Ok(Self { layer, input, answer })
     }
 
@@ -67,7 +71,8 @@ impl SelfTest {
         if error <= bound {
             Ok(())
         } else {
-            Err(Error::Inexact { what: "self-test".to_owned(), error, bound })
+            let help = Message::from("check the workers with ").and(Parameter::Audit).and(" correct");
+            Err(Error::Inexact { what: "self-test".to_owned(), error, bound, help })
         }
     }
 }

@@ -138,11 +138,11 @@ struct Placement<'a> {
 }
 
 impl SimulatedLayer {
-    /// Chooses code and partitions as [`CodedConv::prepare`](super::CodedConv::prepare) does and assigns the subtasks.
+    /// Chooses code and partitions as [`CodedConvBuilder::prepare`](super::CodedConvBuilder::prepare) does and assigns the subtasks.
     /// Run the layer only on this fleet.
     ///
     /// # Errors
-    /// Those of [`CodedConv::prepare`](super::CodedConv::prepare) about shape and options, and
+    /// Those of [`CodedConvBuilder::prepare`](super::CodedConvBuilder::prepare) about shape and options, and
     /// [`Error::InvalidParameter`] for an audit.
     pub fn prepare(
         fleet: &mut SimulatedFleet,
@@ -151,9 +151,9 @@ impl SimulatedLayer {
         costs: SimulatedCosts,
     ) -> Result<Self> {
         options.check()?;
-        if matches!(options.audit, Audit::Detect | Audit::Correct) {
+        if matches!(options.policy.audit, Audit::Detect | Audit::Correct) {
             let help = "simulated results have no numbers to compare: use off";
-            return Err(Error::invalid("audit of a simulated layer", options.audit, help));
+            return Err(Error::invalid("audit of a simulated layer", options.policy.audit.to_string(), help));
         }
         let n = options.subtasks.unwrap_or(fleet.len());
         let (k_a, k_b) = match options.partitions {
@@ -229,7 +229,7 @@ impl SimulatedLayer {
                 |responses| responses.chosen().map(|decoder| decoder.condition()),
             )
         };
-        if self.options.on_shortfall == OnShortfall::Redispatch {
+        if self.options.policy.on_shortfall == OnShortfall::Redispatch {
             self.follow_the_speeds(fleet);
         }
         run
@@ -248,7 +248,7 @@ impl SimulatedLayer {
             fleet,
             layer: JobLayer { id: self.id, shape: Arc::clone(&self.subtask), finite: true, sketcher: None },
             filters: &Placement { layer: self, fleet },
-            policy: Policy { audit: Audit::Off, ..self.options.policy() },
+            policy: Policy { audit: Audit::Off, ..self.options.policy },
             estimates: self.rules.estimates(&self.options, 1.0, crowded, self.costs.local),
             slabs: vec![Arc::new(Values::F32(Vec::new())); self.code().n()],
             spent: Vec::new(),
@@ -342,9 +342,9 @@ impl SimulatedLayer {
             needed: self.code().recovery_threshold(),
             total: self.code().n(),
             arrived: 0,
-            waited_ms: u64::try_from(self.options.deadline.as_millis()).unwrap_or(u64::MAX),
+            waited_ms: u64::try_from(self.options.policy.deadline.as_millis()).unwrap_or(u64::MAX),
             missing: "too few workers answered, and computing the layer locally took too long".to_owned(),
-            help: "raise the deadline".to_owned(),
+            help: "raise the deadline".into(),
         })
     }
 

@@ -63,7 +63,7 @@ impl<T: Element> Variant<T> {
     /// every output from its own window alone.
     ///
     /// # Errors
-    /// As [`CodedConv::prepare`](super::CodedConv::prepare).
+    /// As [`CodedConvBuilder::prepare`](super::CodedConvBuilder::prepare).
     pub(super) fn new(
         pool: &Pool,
         common: &Common<T>,
@@ -97,8 +97,8 @@ impl<T: Element> Variant<T> {
             window_macs: (shape.reduction() * (shape.out_channels / shape.groups)) as f64,
         };
         Ok(Self {
-            sketcher: (options.audit != Audit::Off).then(sketcher),
-            watch: Watch::new(options.audit, pool.caught()),
+            sketcher: (options.policy.audit != Audit::Off).then(sketcher),
+            watch: Watch::new(options.policy.audit, pool.caught()),
             tiling: OutputTiling::new(shape, &slabs, &filters),
             rules: RunRules::new(code.clone(), accuracy, checkers),
             placement: FilterPlacement::new(pool, id, code, subtask, filters, common, install_limit)?,
@@ -134,7 +134,7 @@ impl<T: Element> Variant<T> {
                 sketcher: self.sketcher.clone().filter(|_| audit != Audit::Off),
             },
             filters: &*self.placement,
-            policy: options.policy(),
+            policy: options.policy,
             estimates: self.rules.estimates(options, amplification, pool.is_crowded(), common.local),
             slabs: slabs.clone(),
             spent: std::mem::take(&mut *locked(&self.spent)),
@@ -142,7 +142,7 @@ impl<T: Element> Variant<T> {
             cancel,
         });
         let decoding = Instant::now();
-        if matches!(gathered.end, Decision::Decode) && common.options.audit == Audit::Watch {
+        if matches!(gathered.end, Decision::Decode) && common.options.policy.audit == Audit::Watch {
             self.check_spares(&slabs, &mut gathered);
         }
         let mut decoder = gathered.recovery.chosen().cloned();
@@ -177,7 +177,7 @@ impl<T: Element> Variant<T> {
         self.rules.learn(&mut gathered);
         self.keep_slabs(slabs);
         // Subtasks are moved only where the policy allows other workers to take them over.
-        if common.options.on_shortfall == OnShortfall::Redispatch {
+        if common.options.policy.on_shortfall == OnShortfall::Redispatch {
             self.placement.follow_the_speeds();
         }
         VariantRun { output, gathered, decoder, times: [encode, decode] }

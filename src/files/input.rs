@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::patient::{PATIENCE, Patient, within};
 use super::place::{Kind, Place, follow};
-use super::{descriptor, is_standard, shown, unfit};
+use super::{descriptor, is_standard, shown, unfit, unreadable};
 use crate::error::Result;
 
 /// Maximum size of a text: labels, TOML, traces, JSON.
@@ -41,7 +41,7 @@ impl Input {
 
     fn open_within(path: &Path, limit: Duration) -> Result<Self> {
         let name = if is_standard(path) { "standard input".to_owned() } else { shown(path) };
-        let cannot = |e: io::Error| unfit(&name, format!("cannot be read: {e}"));
+        let cannot = |e: io::Error| unreadable(&name, e);
         let file = if is_standard(path) {
             descriptor::duplicate(0).map_err(cannot)?
         } else {
@@ -89,7 +89,7 @@ impl Input {
     /// The first `count` bytes, fewer if there are no more. Later reads return them again.
     ///
     /// # Errors
-    /// [`Error::File`](crate::Error::File) with the system's error.
+    /// [`Error::Io`](crate::Error::Io).
     pub fn head(&mut self, count: usize) -> Result<&[u8]> {
         while self.head.len() < count {
             let mut more = [0; STEP];
@@ -98,7 +98,7 @@ impl Input {
                 Ok(0) => break,
                 Ok(read) => self.head.extend_from_slice(&more[..read]),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(unfit(&self.name, format!("cannot be read: {error}"))),
+                Err(error) => return Err(unreadable(&self.name, error)),
             }
         }
         Ok(&self.head[..count.min(self.head.len())])
@@ -107,13 +107,13 @@ impl Input {
     /// A handle at the first byte, if this is a regular file that can be read in any order.
     ///
     /// # Errors
-    /// [`Error::File`](crate::Error::File) with the system's error.
+    /// [`Error::Io`](crate::Error::Io).
     pub fn reopen(&self) -> Result<Option<File>> {
         use io::Seek;
 
         let Some(file) = self.source.regular().filter(|_| self.length.is_some()) else { return Ok(None) };
         let handle = file.try_clone().and_then(|mut handle| handle.rewind().map(|()| handle));
-        handle.map(Some).map_err(|error| unfit(&self.name, format!("cannot be read: {error}")))
+        handle.map(Some).map_err(|error| unreadable(&self.name, error))
     }
 
     /// The whole content, at most `most` bytes.
@@ -129,7 +129,7 @@ impl Input {
         }
         let mut bytes = Vec::new();
         let read = (&mut self).take(most.saturating_add(1)).read_to_end(&mut bytes);
-        let read = read.map_err(|error| unfit(&self.name, format!("cannot be read: {error}")))?;
+        let read = read.map_err(|error| unreadable(&self.name, error))?;
         if read as u64 > most {
             let name = &self.name;
             return Err(unfit(

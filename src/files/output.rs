@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::part::{self, Part};
 use super::patient::{PATIENCE, Patient, within};
 use super::place::{self, Identity, Kind, Place, follow};
-use super::{descriptor, is_standard, shown, unfit, unwritten, whole};
+use super::{descriptor, is_standard, shown, unfit, unwritable, unwritten, whole};
 use crate::error::Result;
 
 /// Longest wait for a program that reads from a named pipe.
@@ -45,12 +45,11 @@ impl Output {
     /// destination with possible side effects is only opened.
     ///
     /// # Errors
-    /// [`Error::File`](crate::Error::File) of kind bad input with the reason.
+    /// [`Error::File`](crate::Error::File) or [`Error::Io`](crate::Error::Io) of kind bad input.
     pub fn plan(path: &Path) -> Result<Self> {
         if is_standard(path) {
             let identity = Identity::standard_output();
-            let identity =
-                identity.map_err(|e| unfit("standard output", format!("cannot be written: {e}")))?;
+            let identity = identity.map_err(|e| unwritable("standard output", e))?;
             return Self::open("standard output".to_owned(), identity, descriptor::duplicate(1));
         }
         let name = shown(path);
@@ -64,12 +63,12 @@ impl Output {
         let (identity, way) = match place {
             Place::Descriptor(number) => {
                 let identity = Identity::of(path);
-                let identity = identity.map_err(|e| unfit(&name, format!("cannot be written: {e}")))?;
+                let identity = identity.map_err(|e| unwritable(&name, e))?;
                 return Self::open(name, identity, descriptor::duplicate(number));
             }
             Place::Missing { folder, name: file } => {
                 let identity = Identity::below(&folder, Path::new(&file));
-                let identity = identity.map_err(|e| unfit(&name, format!("cannot be written: {e}")))?;
+                let identity = identity.map_err(|e| unwritable(&name, e))?;
                 check_folder(&folder).map_err(|cause| unfit(&name, cause))?;
                 (identity, Way::Whole(folder.join(file)))
             }
@@ -112,7 +111,7 @@ impl Output {
         }
         let below = Path::new(&made).join(name);
         let identity = Identity::below(&above, &below);
-        let identity = identity.map_err(|e| unfit(&name_shown, format!("cannot be written: {e}")))?;
+        let identity = identity.map_err(|e| unwritable(&name_shown, e))?;
         let way = Way::Within { folder: above.join(made), name: name.into() };
         Ok(Self { name: name_shown, identity, way })
     }
@@ -172,7 +171,7 @@ impl Output {
     }
 
     fn open(name: String, identity: Identity, file: io::Result<File>) -> Result<Self> {
-        let cannot = |e: io::Error| unfit(&name, format!("cannot be written: {e}"));
+        let cannot = |e: io::Error| unwritable(&name, e);
         let file = file.map_err(cannot)?;
         if identity.kind == Kind::Folder || !descriptor::allows(&file, true).map_err(cannot)? {
             return Err(unfit(&name, "is not open for writing: redirect it to a file or a program"));
@@ -196,7 +195,7 @@ impl Output {
     /// Writes the output that `write` produces.
     ///
     /// # Errors
-    /// [`Error::File`](crate::Error::File) of kind internal with the error of the system or of `write`. A regular file is
+    /// [`Error::Io`](crate::Error::Io) of kind internal with the error of the system or of `write`. A regular file is
     /// then unchanged.
     pub fn write(self, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
         let Self { name, way, .. } = self;
@@ -209,7 +208,7 @@ impl Output {
             Way::Into(open) => into(open, write),
             Way::Reader(path) => wait_for_reader(&path, READER).and_then(|pipe| into(pipe, write)),
         };
-        written.map_err(|error| unwritten(&name, format!("cannot be written: {error}")))
+        written.map_err(|error| unwritten(&name, error))
     }
 }
 

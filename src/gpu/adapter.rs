@@ -204,5 +204,5 @@ pub(super) fn unavailable(selector: Option<&AdapterSelector>, all: &[AdapterSumm
         let list: Vec<_> = all.iter().map(|a| format!("{} {} ({})", a.index, a.name, a.backend)).collect();
         format!("there are: {}; name one by its number or part of its name", list.join(", "))
     };
-    Error::Unavailable { what, help }
+    Error::Unavailable { what, help: help.into() }
 }

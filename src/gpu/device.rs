@@ -187,7 +187,7 @@ impl GpuDevice {
         if !self.caps.f16 {
             return Err(Error::Unavailable {
                 what: format!("f16 storage on {}", self.summary.name),
-                help: "leave storage at f32: `fcdcc devices` lists what each adapter can do".to_owned(),
+                help: "leave storage at f32: `fcdcc devices` lists what each adapter can do".into(),
             });
         }
         self.caps.half = true;

@@ -78,13 +78,13 @@ impl ConvPlan {
         if caps.half && dtype != DType::F32 {
             return Err(Error::Unavailable {
                 what: format!("{dtype} arithmetic on slabs and filters that are kept in 16 bits"),
-                help: "use f32, or leave storage at f32".to_owned(),
+                help: "use f32, or leave storage at f32".into(),
             });
         }
         if !kernel.runs_on(caps, dtype) {
             return Err(Error::Unavailable {
                 what: format!("kernel {kernel} in {dtype} on this adapter"),
-                help: "use f32, or another adapter: `fcdcc devices` lists what each can do".to_owned(),
+                help: "use f32, or another adapter: `fcdcc devices` lists what each can do".into(),
             });
         }
         let group_out = shape.out_channels / shape.groups;

@@ -26,12 +26,16 @@ pub(super) fn guarded<T>(model: &str, call: impl FnOnce() -> TractResult<T>) -> 
 
 /// [`Error::Model`] with a message of any length and number of lines, shortened to fit one line.
 pub(super) fn refused(model: &str, cause: &str) -> Error {
-    let flat = cause.split_whitespace().collect::<Vec<_>>().join(" ");
-    let cause = match flat.char_indices().nth(MOST_CHARS) {
+    Error::Model { model: model.to_owned(), cause: one_line(cause).into() }
+}
+
+/// A text of any length and number of lines, shortened to fit one line.
+pub(super) fn one_line(text: &str) -> String {
+    let flat = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    match flat.char_indices().nth(MOST_CHARS) {
         Some((end, _)) => format!("{} ...", &flat[..end]),
         None => flat,
-    };
-    Error::Model { model: model.to_owned(), cause }
+    }
 }
 
 #[cfg(test)]

@@ -12,11 +12,11 @@ use tract_onnx::tract_core::internal::{DatumType, TypedModel};
 use tract_onnx::tract_hir::infer::{Factoid, InferenceFact};
 
 use super::external::{self, External};
-use super::guard::{guarded, refused};
+use super::guard::{guarded, one_line, refused};
 use super::lower::lower;
 use super::tensor::dtype_name;
 use super::{check, functions, resize, tidy, upsample};
-use crate::error::{Error, Result};
+use crate::error::{Error, Message, Parameter, Result};
 use crate::files::Input;
 use crate::memory;
 
@@ -26,6 +26,25 @@ const MOST_BYTES: usize = 1 << 40;
 const MOST_FILE_BYTES: u64 = 1 << 31;
 
 /// A parsed ONNX model; nothing is computed yet.
+///
+/// # Examples
+///
+/// ```
+/// use fcdcc::Model;
+///
+/// let model = Model::load("assets/digits/lenet5.onnx")?;
+/// assert_eq!(model.inputs()[0].name, "image");
+/// // The file leaves the batch size open.
+/// assert_eq!(model.inputs()[0].fixed_shape(), None);
+/// # Ok::<(), fcdcc::Error>(())
+/// ```
+///
+/// ```
+/// use fcdcc::{Error, Model};
+///
+/// let error = Model::from_bytes("empty.onnx", &[0]).err();
+/// assert!(matches!(error, Some(Error::Model { .. })));
+/// ```
 #[derive(Clone, Debug)]
 pub struct Model {
     name: String,
@@ -227,7 +246,7 @@ impl Model {
         if let Some(own) = &info.shape
             && own.len() != shape.len()
         {
-            let (got, expected) = (format!("{shape:?}"), info.described.clone());
+            let (got, expected) = (shape, info.described.clone());
             return Err(Error::mismatch(
                 format!("shape of input {input}"),
                 got,
@@ -237,7 +256,7 @@ impl Model {
         }
         if shape.contains(&0) {
             let help = "every size must be at least 1";
-            return Err(Error::invalid(format!("shape of input {input}"), format!("{shape:?}"), help));
+            return Err(Error::invalid(format!("shape of input {input}"), shape, help));
         }
         let fact = guarded(&self.name, || {
             let fact = self.graph.input_fact(index)?.clone();
@@ -252,12 +271,13 @@ impl Model {
     pub(super) fn typed(&self) -> Result<TypedModel> {
         for input in &self.inputs {
             let Some(shape) = input.fixed_shape() else {
-                let cause = format!(
-                    "input {} has shape {}, and every size must be known: give them (--shape {}=SIZES, or \
-                     Model::with_input_shape)",
-                    input.name, input.described, input.name
-                );
-                return Err(refused(&self.name, &cause));
+                let cause = one_line(&format!(
+                    "input {} has shape {}, and every size must be known: give them",
+                    input.name, input.described
+                ));
+                let how = Parameter::InputShape { input: one_line(&input.name) };
+                let cause = Message::from(cause).and(" (").and(how).and(")");
+                return Err(Error::Model { model: self.name.clone(), cause });
             };
             if shape.contains(&0) {
                 let cause = format!("input {} has shape {shape:?}: there is nothing to compute", input.name);
@@ -365,7 +385,7 @@ fn external_bytes(graph: &GraphProto) -> u64 {
 
 fn cause(error: &Error) -> String {
     match error {
-        Error::Model { cause, .. } => cause.clone(),
+        Error::Model { cause, .. } => cause.to_string(),
         other => other.to_string(),
     }
 }

@@ -57,6 +57,31 @@ impl AutoChoices {
 }
 
 /// Options of a model; the defaults are those of the command line.
+///
+/// # Examples
+///
+/// ```
+/// use fcdcc::{CpuWorker, LayerOptions, Model, ModelOptions, Pool};
+///
+/// let pool = Pool::new(CpuWorker::fleet(6))?;
+/// let model = Model::load("assets/digits/lenet5.onnx")?.with_input_shape("image", &[1, 1, 32, 32])?;
+/// // Any three of the six workers may be late.
+/// let options = ModelOptions { layer: LayerOptions::default().tolerate(3), ..ModelOptions::default() };
+/// let prepared = model.prepare(&pool, &options)?;
+/// assert!(prepared.coded_layers() > 0);
+/// # Ok::<(), fcdcc::Error>(())
+/// ```
+///
+/// ```
+/// use fcdcc::ModelOptions;
+/// use fcdcc::array::DType;
+/// use fcdcc::model::AutoChoices;
+///
+/// // Codes, numbers of subtasks and places by the planner; arithmetic in f64 on the workers.
+/// let options =
+///     ModelOptions { freedom: AutoChoices::ALL, precision: Some(DType::F64), ..ModelOptions::default() };
+/// assert!(options.freedom.code);
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct ModelOptions {
     /// Options of every layer, except its name and activation, which come from the model, and partitions for which a

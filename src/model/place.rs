@@ -12,6 +12,7 @@ use crate::planner::{LayerPlan, PlanOptions, Rates, plan_layer};
 
 /// A layer of a model and its planned placement.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct PlannedLayer {
     /// Its name in the file.
     pub name: String,

@@ -30,8 +30,8 @@ impl Model {
     ///
     /// # Errors
     /// [`Error::Model`] when a size is not known or the graph is inconsistent, [`Error::Layer`] with an error of
-    /// [`CodedConv::prepare`] for a layer, [`Error::InvalidParameter`] for options that no layer can have,
-    /// [`Error::Memory`] when the model does not fit into the memory of this machine.
+    /// [`CodedConvBuilder::prepare`](crate::CodedConvBuilder::prepare) for a layer, [`Error::InvalidParameter`] for options
+    /// that no layer can have, [`Error::Memory`] when the model does not fit into the memory of this machine.
     ///
     /// [`Error::Memory`]: crate::Error::Memory
     /// [`Error::Model`]: crate::Error::Model

@@ -22,6 +22,32 @@ use crate::engine::{CodedConv, LayerReport};
 use crate::error::{Error, Result};
 
 /// A model ready to run any number of times, from several threads at once.
+///
+/// # Examples
+///
+/// ```
+/// # use fcdcc::{CpuWorker, Model, ModelOptions, Pool};
+/// # let pool = Pool::new(CpuWorker::fleet(6))?;
+/// # let model = Model::load("assets/digits/lenet5.onnx")?.with_input_shape("image", &[1, 1, 32, 32])?;
+/// use ndarray::ArrayD;
+///
+/// let prepared = model.prepare(&pool, &ModelOptions::default())?;
+/// let run = prepared.run(&[ArrayD::<f32>::zeros(vec![1, 1, 32, 32]).into()])?;
+/// assert_eq!(run.outputs[0].tensor.shape(), [1, 10]);
+/// # Ok::<(), fcdcc::Error>(())
+/// ```
+///
+/// ```
+/// # use fcdcc::{CpuWorker, Model, ModelOptions, Pool};
+/// # let pool = Pool::new(CpuWorker::fleet(6))?;
+/// # let model = Model::load("assets/digits/lenet5.onnx")?.with_input_shape("image", &[1, 1, 32, 32])?;
+/// let prepared = model.prepare(&pool, &ModelOptions::default())?;
+/// assert_eq!(prepared.input_shapes(), [("image", [1, 1, 32, 32].as_slice())]);
+/// for (name, op, why) in prepared.local_layers() {
+///     println!("{name} ({op}) stays on this machine: {why}");
+/// }
+/// # Ok::<(), fcdcc::Error>(())
+/// ```
 pub struct PreparedModel {
     pub(super) signature: Signature,
     pub(super) plan: Arc<TypedSimplePlan>,
@@ -48,6 +74,7 @@ pub(super) struct LocalLayer {
 
 /// The outcome of a run of a model.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct ModelRun {
     /// The outputs, in the order of the model.
     pub outputs: Vec<Output>,
@@ -265,7 +292,7 @@ impl Signature {
                 if given.shape() != own.shape {
                     return Err(Error::mismatch(
                         format!("shape of input {}", own.name),
-                        format!("{:?}", given.shape()),
+                        given.shape(),
                         format!("{:?} {}", own.shape, dtype_name(own.dtype)),
                         "give data of that shape, or prepare the model for another one",
                     ));

@@ -14,7 +14,7 @@ use super::rates::{CodecWork, HostRates, Rates, Work, WorkerRates};
 use crate::array::Element;
 use crate::coding::{Code, CodeKind, Decoder, Epilogue, decode, encode_input};
 use crate::conv::{ConvParams, ConvShape, conv_uncoded};
-use crate::error::{Error, Result};
+use crate::error::{Error, Message, Parameter, Result};
 use crate::partition::{FilterPartition, InputPartition, OutputTiling};
 use crate::worker::{CancelToken, CpuWorker, FilterKey, Order, SubtaskShape, Task, Worker};
 
@@ -209,7 +209,7 @@ fn repeated(what: &str, mut call: impl FnMut() -> Result<()>) -> Result<f64> {
     call()?;
     let limit = PATIENCE;
     if first.elapsed() > limit {
-        let help = "give partitions, or use --calibrate never".to_owned();
+        let help = Message::from("give partitions, or use ").and(Parameter::DefaultRates);
         return Err(Error::Timeout { what: what.to_owned(), limit, help });
     }
     let started = Instant::now();

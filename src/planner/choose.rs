@@ -3,7 +3,7 @@
 use crate::array::Element;
 use crate::coding::{Code, CodeKind};
 use crate::conv::ConvShape;
-use crate::error::{Error, Result};
+use crate::error::{Error, Message, Parameter, Result};
 
 use super::rates::{Prediction, Rates};
 
@@ -25,7 +25,7 @@ pub fn feasible_partitions(
     let wanted = kind.parts(n, tolerate);
     if wanted == 0 {
         return Err(Error::invalid(
-            "stragglers to tolerate (--tolerate)",
+            Message::about("stragglers to tolerate", Parameter::Tolerate),
             tolerate,
             format!("it must be below the number of subtasks, {n}"),
         ));

@@ -10,7 +10,7 @@ use super::rates::{Prediction, Rates};
 use crate::array::Element;
 use crate::coding::{Code, CodeKind};
 use crate::conv::ConvShape;
-use crate::error::{Error, Result};
+use crate::error::{Error, Message, Parameter, Result};
 
 /// The choices left to the planner, and its inputs.
 #[derive(Clone, Debug, PartialEq)]
@@ -244,7 +244,8 @@ impl PlanOptions {
     /// [`Error::InvalidParameter`] for no workers or no subtasks.
     pub fn check(&self) -> Result<()> {
         if self.workers == 0 || self.subtasks == Some(0) {
-            return Err(Error::invalid("number of workers (--workers)", 0, "use at least one"));
+            let what = Message::about("number of workers", Parameter::Workers);
+            return Err(Error::invalid(what, 0, "use at least one"));
         }
         Ok(())
     }

@@ -1,5 +1,7 @@
 //! Scales of inputs and filters, which keep coding exact for every element, whatever the data.
 //!
+//! This is advanced API: not needed for ordinary use.
+//!
 //! A coded operand is a sum of parts. Its rounding error is as large as that of the *largest* part, and decoding
 //! passes it on to every part. The parts are therefore first scaled to one size by powers of two, which is exact:
 //!

@@ -16,7 +16,7 @@ use super::policy::{Audit, OnShortfall, Policy};
 use super::slot::{InstallRequest, QueuedTask, Replies, Reply, ReplyKind};
 use crate::array::Values;
 use crate::coding::Sketcher;
-use crate::error::Error;
+use crate::error::{Error, Message, Parameter};
 use crate::worker::{CancelToken, FilterKey, SubtaskShape};
 
 /// The coded filters of a layer, and the workers that hold them.
@@ -349,12 +349,15 @@ impl<'a, F: Fleet, R: Recovery> Run<'a, F, R> {
             threshold: self.gather.recovery().needed(),
             workers: self.names(self.attempts.iter().filter(|a| a.arrived > 0)),
             help: match self.policy.audit {
-                Audit::Detect => {
-                    "use --audit correct with two spare results for each liar, or replace workers"
-                }
-                _ => "more spare results (--workers, --tolerate) would tell who: two for each liar",
-            }
-            .to_owned(),
+                Audit::Detect => Message::from("use ")
+                    .and(Parameter::Audit)
+                    .and(" correct with two spare results for each liar, or replace workers"),
+                _ => Message::from("more spare results (")
+                    .and(Parameter::Subtasks)
+                    .and(", ")
+                    .and(Parameter::Tolerate)
+                    .and(") would tell who: two for each liar"),
+            },
         }
     }
 
@@ -396,14 +399,14 @@ impl<'a, F: Fleet, R: Recovery> Run<'a, F, R> {
                 fleet.name(attempt.worker)
             );
         }
-        let mut help = String::new();
+        let mut help = Message::default();
         if waited >= self.policy.deadline {
-            help.push_str("raise --deadline, ");
+            help = help.and("raise ").and(Parameter::Deadline).and(", ");
         }
         if self.policy.on_shortfall == OnShortfall::Fail {
-            help.push_str("allow --on-shortfall redispatch, ");
+            help = help.and("allow ").and(Parameter::OnShortfall).and(" redispatch, ");
         }
-        help.push_str("add workers or lower the recovery threshold");
+        let help = help.and("add workers or lower the recovery threshold");
         Error::Shortfall {
             needed,
             total: self.slabs.len(),

@@ -6,7 +6,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Message, Parameter, Result};
 
 /// What to do when fewer results than the code needs can come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -93,6 +93,38 @@ impl FromStr for Audit {
 }
 
 /// The rules of one layer's runs. All times count from the first dispatch.
+/// [`LayerOptions`](crate::LayerOptions) holds them beside the options of the layer itself.
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use fcdcc::{LayerOptions, OnShortfall, Policy};
+///
+/// // Ten seconds for the workers, and no other way.
+/// let policy = Policy {
+///     deadline: Duration::from_secs(10),
+///     on_shortfall: OnShortfall::Fail,
+///     ..Policy::default()
+/// };
+/// let options = LayerOptions::default().policy(policy);
+/// assert_eq!(options.policy, policy);
+/// // Only redispatching layers hedge.
+/// assert_eq!(policy.hedges(), None);
+/// ```
+///
+/// The deadline determines when the later steps begin:
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use fcdcc::Policy;
+///
+/// let policy = Policy { deadline: Duration::from_secs(8), ..Policy::default() };
+/// assert_eq!(policy.redispatch_at(), Some(Duration::from_secs(4)));
+/// assert_eq!(policy.local_at(Duration::from_secs(2)), Some(Duration::from_secs(4)));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Policy {
     /// Time at which the run fails if it has not decoded.
@@ -127,6 +159,25 @@ impl Default for Policy {
 impl Policy {
     /// Maximum number of times that one subtask is dispatched.
     pub const MAX_ATTEMPTS: usize = 3;
+
+    /// Checks the values that no run can use.
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.deadline.is_zero() {
+            let what = Message::about("deadline", Parameter::Deadline);
+            return Err(Error::invalid(what, 0, "give a time above zero, such as 500ms or 2s"));
+        }
+        if let Some(quantile) = self.hedge
+            && !(quantile > 0.0 && quantile < 1.0)
+        {
+            let what = Message::about("hedging quantile", Parameter::Hedge);
+            return Err(Error::invalid(what, quantile, "give a number between 0 and 1, or off"));
+        }
+        if !(self.patience.is_finite() && self.patience >= 0.0) {
+            let what = Message::about("patience", Parameter::Patience);
+            return Err(Error::invalid(what, self.patience, "give a number of at least 0"));
+        }
+        Ok(())
+    }
 
     /// The quantile, if the policy allows hedging.
     #[must_use]

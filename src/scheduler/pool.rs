@@ -25,7 +25,7 @@ use super::slot::{
     Shared, Status, locked,
 };
 use crate::array::DType;
-use crate::error::{Error, Result};
+use crate::error::{Error, Message, Parameter, Result};
 use crate::planner::Rates;
 use crate::worker::{CancelToken, FilterKey, LOCAL_HOST, Respawn, Worker, WorkerInfo, WorkerKind};
 
@@ -39,6 +39,21 @@ const IDLE_POLL: Duration = Duration::from_micros(50);
 ///
 /// Dropping the last clone ends the threads. A hung worker delays that by at most two seconds; then its thread is left
 /// behind.
+///
+/// # Examples
+///
+/// ```
+/// assert_eq!(fcdcc::Pool::new(fcdcc::CpuWorker::fleet(3))?.len(), 3);
+/// # Ok::<(), fcdcc::Error>(())
+/// ```
+///
+/// ```
+/// # use fcdcc::{CodedConv, CpuWorker, Pool};
+/// let pool = Pool::new(CpuWorker::fleet(6))?;
+/// let weight = ndarray::ArrayD::<f32>::ones(vec![4, 2, 3, 3]);
+/// let layer = CodedConv::builder(&pool, &[1, 2, 16, 16], weight.view()).prepare()?;
+/// # Ok::<(), fcdcc::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct Pool {
     inner: Arc<Inner>,
@@ -46,6 +61,7 @@ pub struct Pool {
 
 /// State and speed of a worker in the pool.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct WorkerHealth {
     /// Its state.
     pub state: State,
@@ -168,7 +184,7 @@ impl Pool {
             None => Ok(()),
             Some(info) => Err(Error::Unavailable {
                 what: format!("f64 arithmetic on worker {} ({})", info.name, info.device),
-                help: "use --precision f32, or CPU workers".to_owned(),
+                help: Message::from("use ").and(Parameter::ElementType).and(" f32, or CPU workers"),
             }),
         }
     }

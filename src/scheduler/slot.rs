@@ -21,6 +21,32 @@ use crate::worker::{CancelToken, FilterKey, SubtaskShape, Worker, WorkerInfo};
 pub(super) const BACKLOG: usize = 16;
 
 /// Options of a pool.
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use fcdcc::{CpuWorker, Pool, PoolOptions};
+///
+/// // Replaces the thread of a worker that hangs for five seconds.
+/// let options = PoolOptions { hang_grace: Duration::from_secs(5), ..PoolOptions::default() };
+/// let pool = Pool::with_options(CpuWorker::fleet(2), options)?;
+/// assert_eq!(pool.len(), 2);
+/// # Ok::<(), fcdcc::Error>(())
+/// ```
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use fcdcc::PoolOptions;
+/// use fcdcc::scheduler::HealthOptions;
+///
+/// // A worker that gave a wrong result gets no work for ten seconds.
+/// let health = HealthOptions { backoff: Duration::from_secs(10), ..HealthOptions::default() };
+/// let options = PoolOptions { health, ..PoolOptions::default() };
+/// assert_eq!(options.health.backoff.as_secs(), 10);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PoolOptions {
     /// Quarantine and probation.

@@ -44,7 +44,7 @@ impl Exporter {
     pub fn start(address: &str, source: Arc<dyn Source>) -> Result<Self> {
         let failed = |cause: std::io::Error| Error::Unavailable {
             what: format!("the metrics endpoint {address} ({cause})"),
-            help: "give an address of this machine and a free port, such as 127.0.0.1:9464".to_owned(),
+            help: "give an address of this machine and a free port, such as 127.0.0.1:9464".into(),
         };
         let listener = TcpListener::bind(address).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;

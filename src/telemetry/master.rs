@@ -214,7 +214,6 @@ mod tests {
     use ndarray::ArrayD;
 
     use super::*;
-    use crate::conv::ConvParams;
     use crate::engine::{CodedConv, LayerOptions};
     use crate::worker::{CpuWorker, Fault, Worker, faulty};
 
@@ -226,8 +225,7 @@ mod tests {
         let (input, weight) =
             (ArrayD::<f32>::ones(vec![1, 4, 12, 12]), ArrayD::<f32>::ones(vec![8, 4, 3, 3]));
         let options = LayerOptions { observer: Some(master.observer()), ..LayerOptions::default() };
-        let layer =
-            CodedConv::prepare(&pool, input.shape(), weight.view(), None, &ConvParams::default(), options);
+        let layer = CodedConv::builder(&pool, input.shape(), weight.view()).options(options).prepare();
         layer.unwrap().run(input.view()).unwrap();
         let text = master.metrics();
         for line in [

@@ -6,6 +6,33 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// A flag shared by everything that works for one job; cancelling is final.
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use fcdcc::CancelToken;
+///
+/// let token = CancelToken::new();
+/// let other = token.clone();
+/// let thread = std::thread::spawn(move || other.sleep(Duration::from_secs(60)));
+/// token.cancel();
+/// // The sleep ended at once.
+/// assert!(thread.join().unwrap());
+/// ```
+///
+/// ```
+/// use std::sync::mpsc::channel;
+///
+/// use fcdcc::CancelToken;
+///
+/// let (token, (sender, receiver)) = (CancelToken::new(), channel());
+/// let hook = token.on_cancel(move || sender.send("stop").unwrap());
+/// token.cancel();
+/// assert_eq!(receiver.recv(), Ok("stop"));
+/// drop(hook);
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct CancelToken {
     shared: Arc<Shared>,

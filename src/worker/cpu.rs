@@ -22,6 +22,24 @@ use crate::error::{Error, Result};
 ///
 /// With one thread everything runs on the thread that calls [`Worker::execute`]; with more, tiles are packed
 /// and multiplied on the current rayon pool.
+///
+/// # Examples
+///
+/// ```
+/// use fcdcc::{CpuWorker, Pool};
+///
+/// // Four workers of one thread each.
+/// let pool = Pool::new(CpuWorker::fleet(4))?;
+/// assert_eq!(pool.len(), 4);
+/// # Ok::<(), fcdcc::Error>(())
+/// ```
+///
+/// ```
+/// use fcdcc::{CpuWorker, Worker};
+///
+/// let worker = CpuWorker::new("left", 2);
+/// assert_eq!((worker.info().name.as_str(), worker.info().device.as_str()), ("left", "2 threads"));
+/// ```
 #[derive(Debug)]
 pub struct CpuWorker {
     name: String,

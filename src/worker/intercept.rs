@@ -11,7 +11,7 @@ use super::{FilterKey, Respawn, SubtaskShape, Task, Worker, WorkerInfo};
 use crate::array::Values;
 use crate::error::Result;
 
-type OnInfo = dyn Fn(WorkerInfo) -> WorkerInfo + Send;
+type OnInfo = dyn Fn(&mut WorkerInfo) + Send;
 type OnInstall = dyn FnMut(&mut dyn Worker, FilterKey, &SubtaskShape, Values) -> Result<()> + Send;
 type OnRemove = dyn FnMut(&mut dyn Worker, FilterKey) + Send;
 type OnExecute = dyn FnMut(&mut dyn Worker, Task<'_>, &mut dyn FnMut(usize, Values)) -> Result<()> + Send;
@@ -81,7 +81,7 @@ impl Intercept {
 
     /// Changes the description of the inner worker; must always make the same of it.
     #[must_use]
-    pub fn with_info(mut self, change: impl Fn(WorkerInfo) -> WorkerInfo + Send + 'static) -> Self {
+    pub fn with_info(mut self, change: impl Fn(&mut WorkerInfo) + Send + 'static) -> Self {
         self.info = Some(Box::new(change));
         self
     }
@@ -159,11 +159,11 @@ impl Intercept {
 
 impl Worker for Intercept {
     fn info(&self) -> WorkerInfo {
-        let info = self.inner.info();
-        match &self.info {
-            Some(change) => change(info),
-            None => info,
+        let mut info = self.inner.info();
+        if let Some(change) = &self.info {
+            change(&mut info);
         }
+        info
     }
 
     fn install(&mut self, key: FilterKey, shape: &SubtaskShape, banks: Values) -> Result<()> {
@@ -306,7 +306,7 @@ mod tests {
     fn handled(inner: &Calls, calls: &Calls) -> Intercept {
         let [install, remove, execute, recycle] = [(); 4].map(|()| calls.clone());
         intercept(Noting(inner.clone()))
-            .with_info(|info| WorkerInfo { name: "handled".to_owned(), ..info })
+            .with_info(|info| info.name = "handled".to_owned())
             .on_install(move |_, _, _, _| {
                 install.note("install");
                 Ok(())

@@ -69,6 +69,7 @@ impl WorkerKind {
 
 /// Description of a worker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct WorkerInfo {
     /// Name, e.g. `cpu-0`. Unique within a pool, which appends an index to duplicates.
     pub name: String,
@@ -91,6 +92,20 @@ pub struct WorkerInfo {
 pub const LOCAL_HOST: &str = "local";
 
 impl WorkerInfo {
+    /// A worker of this machine that computes in f32 alone, stores operands in full width and fails on its own.
+    #[must_use]
+    pub fn new(name: impl Into<String>, kind: WorkerKind, device: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            kind,
+            device: device.into(),
+            f64: false,
+            half: false,
+            host: LOCAL_HOST.to_owned(),
+            adapter: None,
+        }
+    }
+
     /// The failure domains of the worker, from the widest to the worker itself: host, adapter if it has one, name. The
     /// longer the common prefix of two paths, the more likely the two workers are lost together.
     #[must_use]
@@ -127,9 +142,11 @@ impl FilterKey {
 pub struct SubtaskShape {
     /// The convolution of one sub-result. Its padding is zero, since slabs include their padding.
     pub conv: ConvShape,
-    /// l_A: coded slabs of a subtask, each `[N, C, slab spatial...]`, stored one after the other.
+    /// [l_A](crate::glossary#symbols): coded [slabs](crate::glossary#dividing-and-coding-a-layer) of a
+    /// subtask, each `[N, C, slab spatial...]`, stored one after the other.
     pub slabs: usize,
-    /// l_B: coded filter banks of a subtask, each `[O', C/g, kernel...]`, stored one after the other.
+    /// [l_B](crate::glossary#symbols): coded filter [banks](crate::glossary#dividing-and-coding-a-layer) of a
+    /// subtask, each `[O', C/g, kernel...]`, stored one after the other.
     pub banks: usize,
     /// Whether a worker must store operands at full width and compute every output from its own window alone: neither 16-bit
     /// storage nor Winograd's algorithm. Needed for data of very uneven magnitude.
@@ -137,7 +154,7 @@ pub struct SubtaskShape {
 }
 
 impl SubtaskShape {
-    /// Number of sub-results of a subtask, l_A * l_B.
+    /// Number of [sub-results](crate::glossary#dividing-and-coding-a-layer) of a subtask, l_A * l_B.
     #[must_use]
     pub fn sub_results(&self) -> usize {
         self.slabs * self.banks
@@ -214,6 +231,32 @@ pub enum Order<'a> {
 pub type Respawn = Arc<dyn Fn(&CancelToken) -> Result<Box<dyn Worker>> + Send + Sync>;
 
 /// Computes subtasks. See the module documentation for the contract.
+///
+/// # Examples
+///
+/// A pool takes workers of any kinds:
+///
+/// ```
+/// use fcdcc::{CpuWorker, Pool, Worker};
+///
+/// let workers: Vec<Box<dyn Worker>> =
+///     vec![Box::new(CpuWorker::new("one", 1)), Box::new(CpuWorker::new("four", 4))];
+/// let pool = Pool::new(workers)?;
+/// assert_eq!(pool.workers().map(|info| info.name.clone()).collect::<Vec<_>>(), ["one", "four"]);
+/// # Ok::<(), fcdcc::Error>(())
+/// ```
+///
+/// A wrapper around a worker passes its calls on, here with faults:
+///
+/// ```
+/// use fcdcc::worker::inject;
+/// use fcdcc::{CpuWorker, Pool};
+///
+/// // The second worker never answers.
+/// let workers = inject(CpuWorker::fleet(6), &["1:drop".parse()?], 0)?;
+/// assert_eq!(workers[1].info().name, CpuWorker::fleet(6)[1].info().name);
+/// # Ok::<(), fcdcc::Error>(())
+/// ```
 pub trait Worker: Send {
     /// Name, kind, device and abilities; constant over the worker's life. The worker that replaces a lost one may have
     /// another device and host.

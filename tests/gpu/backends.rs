@@ -66,7 +66,11 @@ fn every_responder_set<T: Element>(make: fn(usize) -> Vec<Box<dyn Worker>>, tole
         let workers = make(n).into_iter().enumerate();
         let switched = workers.map(|(bit, inner)| switched(inner, bit, &responders));
         let pool = Pool::new(switched.collect()).unwrap();
-        let layer = CodedConv::prepare(&pool, x.shape(), w.view(), None, &params, options(k_a, k_b)).unwrap();
+        let layer = CodedConv::builder(&pool, x.shape(), w.view())
+            .params(params.clone())
+            .options(options(k_a, k_b))
+            .prepare()
+            .unwrap();
         for set in subsets(n, delta) {
             responders.store(set.iter().map(|i| 1 << i).sum(), Ordering::SeqCst);
             let run = layer.run(x.view()).unwrap();
@@ -89,7 +93,10 @@ fn backends_agree() {
     let run = |workers| {
         let pool =
             Pool::new(inject(workers, &["0,3:drop".parse::<FaultSpec>().unwrap()], 0).unwrap()).unwrap();
-        CodedConv::prepare(&pool, x.shape(), w.view(), None, &params, options(4, 4))
+        CodedConv::builder(&pool, x.shape(), w.view())
+            .params(params.clone())
+            .options(options(4, 4))
+            .prepare()
             .unwrap()
             .run(x.view())
             .unwrap()
@@ -118,7 +125,11 @@ fn half_storage_is_within_its_bound() {
     let run = |workers: Vec<Box<dyn Worker>>| {
         let pool = Pool::new(inject(workers, &["1:drop".parse::<FaultSpec>().unwrap()], 0).unwrap()).unwrap();
         let options = LayerOptions { max_error: Some(10.0), ..options(4, 4).tolerate(1) };
-        let layer = CodedConv::prepare(&pool, x.shape(), w.view(), None, &params, options).unwrap();
+        let layer = CodedConv::builder(&pool, x.shape(), w.view())
+            .params(params.clone())
+            .options(options)
+            .prepare()
+            .unwrap();
         let run = layer.run(x.view()).unwrap();
         (relative_l2(run.output.as_slice().unwrap(), &truth), run.report)
     };
@@ -136,7 +147,10 @@ fn half_storage_is_within_its_bound() {
     // These workers do not support f64.
     let pool = Pool::new(half(2)).unwrap();
     let (x, w) = (array::<f64>(&[1, 3, 8, 8], 1), array::<f64>(&[4, 3, 3, 3], 2));
-    let refused = CodedConv::prepare(&pool, x.shape(), w.view(), None, &params, options(1, 1));
+    let refused = CodedConv::builder(&pool, x.shape(), w.view())
+        .params(params.clone())
+        .options(options(1, 1))
+        .prepare();
     assert!(matches!(refused, Err(Error::Unavailable { .. })));
 }
 
@@ -159,7 +173,11 @@ fn a_lost_device_is_replaced() {
     let workers: Vec<_> = gpu(6).into_iter().map(counted).collect();
     let fault: FaultSpec = "1:device-lost".parse().unwrap();
     let pool = Pool::new(inject(workers, &[fault], 0).unwrap()).unwrap();
-    let layer = CodedConv::prepare(&pool, x.shape(), w.view(), None, &params, options(4, 4)).unwrap();
+    let layer = CodedConv::builder(&pool, x.shape(), w.view())
+        .params(params.clone())
+        .options(options(4, 4))
+        .prepare()
+        .unwrap();
     let started = Instant::now();
     // The outcome of subtask 1 in one more run.
     let outcome = || {
@@ -190,7 +208,11 @@ fn alexnet_conv1_survives_the_worst_loss() {
         let workers = inject(make(20), &["0,1,2,3:crash".parse::<FaultSpec>().unwrap()], 0).unwrap();
         let pool = Pool::new(workers).unwrap();
         let any = LayerOptions { max_windowwise: WindowwiseLimit::Off, ..options(8, 8) };
-        let layer = CodedConv::prepare(&pool, x.shape(), w.view(), None, &params, any).unwrap();
+        let layer = CodedConv::builder(&pool, x.shape(), w.view())
+            .params(params.clone())
+            .options(any)
+            .prepare()
+            .unwrap();
         let run = layer.run(x.view()).unwrap();
         let error = relative_l2(run.output.as_slice().unwrap(), &truth);
         assert!(error < 1e-4, "{}: {error:e}", run.report.backend);
@@ -198,7 +220,11 @@ fn alexnet_conv1_survives_the_worst_loss() {
         // By default such a loss is computed locally instead.
         let workers = inject(make(20), &["0,1,2,3:crash".parse::<FaultSpec>().unwrap()], 0).unwrap();
         let pool = Pool::new(workers).unwrap();
-        let layer = CodedConv::prepare(&pool, x.shape(), w.view(), None, &params, options(8, 8)).unwrap();
+        let layer = CodedConv::builder(&pool, x.shape(), w.view())
+            .params(params.clone())
+            .options(options(8, 8))
+            .prepare()
+            .unwrap();
         let run = layer.run(x.view()).unwrap();
         assert_eq!(run.report.completion, Completion::ExactLocally);
         assert!(relative_l2(run.output.as_slice().unwrap(), &truth) < 1e-6);
@@ -213,14 +239,17 @@ fn mixed_pools_and_uncoded_layers_work() {
     let mut workers = CpuWorker::fleet(4);
     workers.extend(gpu(2));
     let pool = Pool::new(inject(workers, &["1:nan".parse::<FaultSpec>().unwrap()], 0).unwrap()).unwrap();
-    let layer =
-        CodedConv::prepare(&pool, x.shape(), w.view(), None, &params, LayerOptions::default()).unwrap();
+    let layer = CodedConv::builder(&pool, x.shape(), w.view()).params(params.clone()).prepare().unwrap();
     let run = layer.run(x.view()).unwrap();
     assert_eq!(run.report.backend, "mixed");
     assert!(relative_l2(run.output.as_slice().unwrap(), &truth) < EXACT_F32);
     let uncoded = LayerOptions { code: CodeKind::Uncoded, ..LayerOptions::default() };
     let pool = Pool::new(gpu(3)).unwrap();
-    let layer = CodedConv::prepare(&pool, x.shape(), w.view(), None, &params, uncoded).unwrap();
+    let layer = CodedConv::builder(&pool, x.shape(), w.view())
+        .params(params.clone())
+        .options(uncoded)
+        .prepare()
+        .unwrap();
     let run = layer.run(x.view()).unwrap();
     assert_eq!(run.report.used.len(), 3);
     assert!(relative_l2(run.output.as_slice().unwrap(), &truth) < EXACT_F32);
@@ -272,8 +301,11 @@ fn uneven_data_are_exact(make: fn(usize) -> Vec<Box<dyn Worker>>, limit: f64) {
             let (x, w) = (array(&input, &wild.input), array(&weight, &wild.weight));
             for (k_a, k_b) in [(8, 1), (1, 8), (4, 4)] {
                 let options = LayerOptions::default().partitions(k_a, k_b).deadline(Duration::from_mins(1));
-                let layer =
-                    CodedConv::prepare(&pool, x.shape(), w.view(), None, &wild.params, options).unwrap();
+                let layer = CodedConv::builder(&pool, x.shape(), w.view())
+                    .params(wild.params.clone())
+                    .options(options)
+                    .prepare()
+                    .unwrap();
                 let run = layer.run(x.view()).unwrap();
                 let got: Vec<f64> = run.output.iter().map(|v| f64::from(*v)).collect();
                 let Measured { windowwise, normwise } = measure::<f32>(&wild, &got);

@@ -175,7 +175,7 @@ fn soak(recipes: Vec<Respawn>, rounds: usize, seed: u64) -> Result<(), Failed> {
     let options = PoolOptions { health, ..PoolOptions::default() };
     let pool = Pool::with_options(workers.collect::<Result<Vec<_>>>()?, options)?;
     let with = |audit| {
-        let options = LayerOptions { audit, ..LayerOptions::default() };
+        let options = LayerOptions::default().audit(audit);
         options.partitions(4, 4).deadline(DEADLINE)
     };
     let (mut refused, mut by_completion, mut half_way) = (0, [0; 3], 0);

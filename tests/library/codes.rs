@@ -198,7 +198,10 @@ fn condition_numbers_are_known_beyond_what_decodes() {
     let weight = ndarray::ArrayD::from_elem(ndarray::IxDyn(&[1, 1, 1, 1]), 1.0_f64);
     let options = LayerOptions { subtasks: Some(60), ..with(CodeKind::Vandermonde, options(55, 1)) };
     let params = ConvParams::default();
-    let layer = CodedConv::prepare(&pool(2, &[]), &[1, 1, 64, 1], weight.view(), None, &params, options);
+    let layer = CodedConv::builder(&pool(2, &[]), &[1, 1, 64, 1], weight.view())
+        .params(params.clone())
+        .options(options)
+        .prepare();
     let error = layer.err().unwrap().to_string();
     assert!(error.contains("code vandermonde from all 60 subtasks") && error.contains("1e13"), "{error}");
 }
@@ -292,7 +295,7 @@ fn a_run_waits_for_the_parts_and_not_for_a_number_of_copies() {
     assert_eq!((layer.error(&run.output) < EXACT_F32, run.report.used), (true, vec![0, 2, 4]));
     // Both copies of part 2 are lost: only one of them is computed again.
     let two = pool(6, &["2,5:crash"]);
-    let options = LayerOptions { hedge: None, ..with(CodeKind::Replication, options(3, 1)) };
+    let options = with(CodeKind::Replication, options(3, 1)).hedge(None);
     let run = layer.prepare(&two, options).unwrap().run(layer.input.view()).unwrap();
     assert!(layer.error(&run.output) < EXACT_F32);
     assert_eq!((run.report.completion, run.report.redispatched), (Completion::ExactAfterRedispatch, 1));
@@ -363,7 +366,7 @@ fn audits_find_liars_whatever_the_code() {
     ] {
         let audit = |audit, faults: &[&str]| {
             let options = with(kind, fail(k_a, k_b)).audit(audit);
-            layer.prepare(&pool(6, faults), options).unwrap().attempt(layer.input.view()).unwrap()
+            layer.prepare(&pool(6, faults), options).unwrap().try_run(layer.input.view()).unwrap()
         };
         let clean = audit(Audit::Detect, &[]);
         assert!(layer.error(&clean.output.unwrap()) < EXACT_F32, "{kind}");
@@ -398,7 +401,7 @@ fn audits_that_a_code_cannot_carry_are_refused_with_the_mend() {
     let error = refused(6, with(CodeKind::Uncoded, fail(3, 2)).audit(Audit::Detect));
     assert!(error.contains("is 0 where at least 1"), "{error}");
     let error = refused(6, with(CodeKind::Replication, fail(2, 2)).audit(Audit::Detect));
-    assert!(error.contains("is 0 where at least 1") && error.contains("--workers"), "{error}");
+    assert!(error.contains("is 0 where at least 1") && error.contains("LayerOptions::subtasks"), "{error}");
     let error = refused(6, with(CodeKind::Replication, fail(3, 1)).audit(Audit::Correct));
     assert!(error.contains("is 1 where at least 2"), "{error}");
     // Three workers with two subtasks each: worker i has both copies of part i, which would agree.

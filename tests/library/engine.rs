@@ -72,14 +72,10 @@ fn shared_filters_are_checked_and_used_as_they_are() {
     let shared =
         CodedConv::prepare_shared(&pool(6, &[]), shape.clone(), weight.clone(), None, fail(4, 4)).unwrap();
     assert_eq!(Arc::strong_count(&weight), 3, "no copy was made");
-    let plain = CodedConv::prepare(
-        &pool(6, &[]),
-        layer.input.shape(),
-        layer.weight.view(),
-        None,
-        &layer.params,
-        fail(4, 4),
-    );
+    let plain = CodedConv::builder(&pool(6, &[]), layer.input.shape(), layer.weight.view())
+        .params(layer.params.clone())
+        .options(fail(4, 4))
+        .prepare();
     let (a, b) = (shared.run(layer.input.view()).unwrap(), plain.unwrap().run(layer.input.view()).unwrap());
     assert!(relative_l2(a.output.as_slice().unwrap(), b.output.as_slice().unwrap()) < EXACT_F32);
     let few = CodedConv::prepare_shared(&pool(6, &[]), shape, Arc::new(vec![0.0f32; 3]), None, fail(4, 4));
@@ -117,7 +113,7 @@ fn silent_workers_cost_the_deadline_and_no_more() {
     assert!(started.elapsed() >= Duration::from_millis(200));
     assert!(started.elapsed() < Duration::from_secs(10));
     assert!(
-        error.contains("3 came") && error.contains("(no answer)") && error.contains("--deadline"),
+        error.contains("3 came") && error.contains("(no answer)") && error.contains("Policy::deadline"),
         "{error}"
     );
 }
@@ -343,16 +339,13 @@ fn unfit_inputs_are_refused_with_both_sides() {
     assert!(refused(fail(24, 1)).contains("12 rows") || refused(fail(24, 1)).contains("at least 12"));
     assert!(refused(fail(4, 4).deadline(Duration::ZERO)).contains("deadline"));
     assert!(refused(LayerOptions { subtasks: Some(0), ..fail(4, 4) }).contains("number of subtasks"));
-    assert!(refused(LayerOptions { max_error: Some(f64::NAN), ..fail(4, 4) }).contains("--max-error"));
+    assert!(refused(LayerOptions { max_error: Some(f64::NAN), ..fail(4, 4) }).contains("max_error"));
     let bias = normal::<f32>(7, 1);
-    let wrong = CodedConv::prepare(
-        &pool,
-        layer.input.shape(),
-        layer.weight.view(),
-        Some(ArrayView1::from(&bias)),
-        &layer.params,
-        fail(4, 4),
-    );
+    let wrong = CodedConv::builder(&pool, layer.input.shape(), layer.weight.view())
+        .bias(ArrayView1::from(&bias))
+        .params(layer.params.clone())
+        .options(fail(4, 4))
+        .prepare();
     assert!(wrong.err().unwrap().to_string().contains("7 where 8"));
     assert!(Pool::new(Vec::new()).unwrap_err().to_string().contains("at least one worker"));
 }

@@ -42,7 +42,12 @@ fn run<T: Element>(pool: &Pool, wild: &Wild, options: LayerOptions) -> fcdcc::Re
     let bias: Vec<T> = wild.bias.iter().map(|v| T::from_f64(*v)).collect();
     let bias = ndarray::ArrayView1::from(&bias);
     let bias = (!wild.bias.is_empty()).then_some(bias);
-    CodedConv::prepare(pool, x.shape(), k.view(), bias, &wild.params, options)?.run(x.view())
+    CodedConv::builder(pool, x.shape(), k.view())
+        .bias(bias)
+        .params(wild.params.clone())
+        .options(options)
+        .prepare()?
+        .run(x.view())
 }
 
 /// The layer of the table in the crate's documentation of [`fcdcc::scaling`].
@@ -98,9 +103,9 @@ fn without_other_ways_uneven_data_lose_their_digits() {
         let options = LayerOptions {
             partitions: Some((8, 1)),
             max_windowwise: WindowwiseLimit::Off,
-            audit: Audit::Off,
             ..LayerOptions::default()
-        };
+        }
+        .audit(Audit::Off);
         let run = run::<f32>(&pool, &wild, options).unwrap();
         let got: Vec<f64> = run.output.iter().map(|v| f64::from(*v)).collect();
         let Measured { windowwise, .. } = measure::<f32>(&wild, &got);
@@ -189,12 +194,9 @@ fn badly_conditioned_sets_are_computed_locally_instead_of_refused() {
     let params = ConvParams::default().padding([1]);
     let shape = ConvShape::new(&[1, 4, 34, 10], &[32, 4, 3, 3], &params).unwrap();
     let wild = Wild::of(Kind::Normal, shape, params, 2);
-    let options = LayerOptions {
-        partitions: Some((8, 16)),
-        on_shortfall: fcdcc::OnShortfall::Local,
-        deadline: Duration::from_secs(20),
-        ..LayerOptions::default()
-    };
+    let options = LayerOptions { partitions: Some((8, 16)), ..LayerOptions::default() }
+        .on_shortfall(fcdcc::OnShortfall::Local)
+        .deadline(Duration::from_secs(20));
     let run = run::<f32>(&pool, &wild, options).unwrap();
     assert_eq!(run.report.completion, Completion::ExactLocally, "{:?}", run.report);
     let got: Vec<f64> = run.output.iter().map(|v| f64::from(*v)).collect();
@@ -227,9 +229,9 @@ fn trial<T: Element>(seed: u64, tally: &mut Tally) {
         } else {
             WindowwiseLimit::Automatic
         },
-        audit: [Audit::Off, Audit::Watch][random.random_range(0..2)],
         ..LayerOptions::default()
-    };
+    }
+    .audit([Audit::Off, Audit::Watch][random.random_range(0..2)]);
     let run = match run::<T>(&pool, &wild, options.clone()) {
         Ok(run) => run,
         // Sums beyond the range of the type, and codes that cannot decode.
@@ -311,9 +313,9 @@ fn squares_beyond_the_range_of_f64_are_bounded_too() {
                 code: CodeKind::Chebyshev,
                 partitions: Some((3, 1)),
                 max_windowwise: WindowwiseLimit::Off,
-                audit: Audit::Off,
                 ..LayerOptions::default()
-            };
+            }
+            .audit(Audit::Off);
             let run = run::<f64>(&pool(4, &[missing]), &wild, options).unwrap();
             let got: Vec<f64> = run.output.iter().copied().collect();
             let Measured { windowwise, normwise } = measure::<f64>(&wild, &got);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use fcdcc::array::Values;
 use fcdcc::scheduler::State;
 use fcdcc::worker::{FilterKey, Task, TaskFault, TaskFaults};
-use fcdcc::{CancelToken, CodedConv, ConvParams, CpuWorker, Error, LayerOptions, Pool, Worker};
+use fcdcc::{CancelToken, CodedConv, CpuWorker, Error, LayerOptions, Pool, Worker};
 use ndarray::{ArrayD, IxDyn};
 
 const HEALTHY: TaskFault = TaskFault { delay: Duration::ZERO, slow: 1.0, crash: false, silent: false };
@@ -20,9 +20,8 @@ fn a_worker_that_obeys_fates_lives_on_and_is_not_quarantined() {
     let pool = Pool::new(board.wrap(CpuWorker::fleet(2))).unwrap();
     let x = ArrayD::<f32>::ones(IxDyn(&[1, 2, 64, 10]));
     let w = ArrayD::<f32>::ones(IxDyn(&[64, 2, 3, 3]));
-    let options = LayerOptions { hedge: None, partial: false, ..LayerOptions::default().partitions(2, 2) };
-    let layer =
-        CodedConv::prepare(&pool, x.shape(), w.view(), None, &ConvParams::default(), options).unwrap();
+    let options = LayerOptions::default().partitions(2, 2).hedge(None).partial(false);
+    let layer = CodedConv::builder(&pool, x.shape(), w.view()).options(options).prepare().unwrap();
     for fate in [
         CRASH,
         SILENT,

@@ -8,7 +8,7 @@ use fcdcc::array::{DType, Values};
 use fcdcc::conv::{ConvParams, ConvShape};
 use fcdcc::worker::{
     CancelToken, CpuWorker, Delay, Fault, FaultSpec, FilterKey, Order, Probe, SubtaskShape, Task, Worker,
-    WorkerInfo, WorkerSet, faulty, inject,
+    WorkerInfo, WorkerKind, WorkerSet, faulty, inject,
 };
 use fcdcc::{Error, ErrorKind, Result};
 use rand::SeedableRng;
@@ -117,6 +117,7 @@ fn everything_else_is_refused_with_the_text_and_the_mend() {
         assert!(matches!(error, Error::InvalidParameter { .. }), "{text}");
         assert_eq!(error.kind(), ErrorKind::BadInput);
         let Error::InvalidParameter { got, .. } = &error else { unreachable!() };
+        let got = got.to_string();
         assert!(text.contains(got.trim_matches('`')), "{text}: {got}");
         assert!(error.to_string().contains(help), "{text}: {error}");
     }
@@ -286,7 +287,8 @@ fn a_lost_device_gives_nothing_of_the_task_it_was_lost_at() {
 fn workers_of_this_machine_fail_one_by_one_unless_they_share_an_adapter() {
     let cpu = CpuWorker::new("cpu-1", 1).info();
     assert_eq!(cpu.domain(), ["local", "cpu-1"]);
-    let gpu = WorkerInfo { name: "gpu-2".to_owned(), adapter: Some("0 llvmpipe".to_owned()), ..cpu };
+    let mut gpu = WorkerInfo::new("gpu-2", WorkerKind::Gpu, "llvmpipe");
+    gpu.adapter = Some("0 llvmpipe".to_owned());
     assert_eq!(gpu.domain(), ["local", "0 llvmpipe", "gpu-2"]);
 }
 

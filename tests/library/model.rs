@@ -67,7 +67,7 @@ fn lenet(batch: usize) -> (Model, Tensor) {
 }
 
 fn options() -> ModelOptions {
-    let layer = LayerOptions { partial: false, ..LayerOptions::default() };
+    let layer = LayerOptions::default().partial(false);
     let layer = layer.on_shortfall(OnShortfall::Fail).deadline(Duration::from_mins(1));
     ModelOptions { layer, ..ModelOptions::default() }
 }
@@ -200,7 +200,7 @@ fn options_that_no_layer_can_have_are_refused() {
         error.to_string()
     };
     assert!(refused(LayerOptions::default().deadline(Duration::ZERO)).contains("deadline"));
-    assert!(refused(LayerOptions::default().tolerate(6)).contains("--tolerate"));
+    assert!(refused(LayerOptions::default().tolerate(6)).contains("LayerOptions::tolerate"));
     assert!(refused(LayerOptions::default().partitions(3, 4)).contains('3'));
     assert!(refused(LayerOptions::default().partitions(8, 8)).contains("is 6 where at least 16"));
 }

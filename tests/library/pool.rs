@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, bounded, unbounded};
 use fcdcc::array::Values;
-use fcdcc::worker::{CancelToken, CpuWorker, Fault, SubtaskShape, WorkerInfo, faulty, intercept};
-use fcdcc::{ConvParams, Error, LayerOptions, Pool, Result, Worker};
+use fcdcc::worker::{CancelToken, CpuWorker, Fault, SubtaskShape, faulty, intercept};
+use fcdcc::{ConvParams, Error, Pool, Result, Worker};
 use fcdcc_test_support::layer::{EXACT_F32, Layer, fail, small};
 
 /// A worker that does not compute: a script handles its tasks, and it counts the filters it holds. Probes are answered
@@ -26,7 +26,7 @@ fn counting(
     let shape = Arc::new(Mutex::new(None));
     let (newest, held, removed) = (Arc::clone(&shape), Arc::clone(installed), Arc::clone(installed));
     intercept(CpuWorker::new(name, 1))
-        .with_info(|info| WorkerInfo { device: "script".to_owned(), f64: false, ..info })
+        .with_info(|info| (info.device, info.f64) = ("script".to_owned(), false))
         .on_install(move |_, _, shape, _| {
             *newest.lock().unwrap() = Some(shape.clone());
             held.fetch_add(1, Ordering::SeqCst);
@@ -156,7 +156,7 @@ fn workers_that_panic_or_answer_nonsense_are_stragglers_not_disasters() {
         let name = worker.info().name;
         let pool = with_scripted(worker);
         // Whole subtasks only: a single finite sub-result of the worker would be accepted.
-        let prepared = layer.prepare(&pool, LayerOptions { partial: false, ..fail(4, 4) }).unwrap();
+        let prepared = layer.prepare(&pool, fail(4, 4).partial(false)).unwrap();
         for _ in 0..2 {
             let run = prepared.run(layer.input.view()).unwrap();
             assert!(layer.error(&run.output) < EXACT_F32, "{name}");

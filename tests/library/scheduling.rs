@@ -134,7 +134,7 @@ fn a_lost_host_is_spread_over_the_circle() {
             let script = move |worker: &mut dyn Worker, call: Call<'_>| {
                 if i / 4 == lost { failed(worker) } else { call.answer(worker) }
             };
-            let on_host = move |info| WorkerInfo { host: host(i), ..info };
+            let on_host = move |info: &mut WorkerInfo| info.host = host(i);
             scripted::worker(format!("w{i}"), script).with_info(on_host).boxed()
         };
         let pool = Pool::new((0..20).map(worker).collect()).unwrap();
@@ -208,7 +208,7 @@ fn unfinished_subtasks_are_decoded_from() {
     assert!(report.workers.iter().all(|row| row.outcome == Outcome::Used && row.sub_results <= 3));
     assert!(report.workers.iter().map(|row| row.sub_results).sum::<usize>() >= 16);
     // With whole subtasks only, the same pool cannot decode.
-    let whole = LayerOptions { partial: false, ..options(4, 4) };
+    let whole = options(4, 4).partial(false);
     let report = run(whole.on_shortfall(OnShortfall::Local).deadline(Duration::from_secs(1))).report;
     assert_eq!((report.completion, report.used.len()), (Completion::ExactLocally, 0));
     assert_eq!(report.workers.iter().map(|row| row.sub_results).collect::<Vec<_>>(), [3; 6]);
@@ -232,7 +232,7 @@ fn overdue_subtasks_are_hedged_long_before_they_are_given_up() {
     assert!(report.hedged > 0 && took < LIMIT / 4, "{} hedged in {took:?}", report.hedged);
     // Without hedging half of the deadline passes.
     let deadline = Duration::from_secs(3);
-    let (report, took) = run(LayerOptions { hedge: None, ..options(4, 4).deadline(deadline) });
+    let (report, took) = run(options(4, 4).deadline(deadline).hedge(None));
     assert_eq!((report.completion, report.hedged), (Completion::ExactAfterRedispatch, 0));
     assert!(report.redispatched > 0 && took >= deadline / 2, "{} in {took:?}", report.redispatched);
 }
@@ -288,7 +288,7 @@ fn a_set_that_would_be_refused_waits_for_a_better_one() {
     assert_eq!(run.report.used, better);
     assert!(run.report.error_bound < limit && layer.error(&run.output) < run.report.error_bound);
     // With patience 0 the run does not wait.
-    let lax = LayerOptions { patience: 0.0, ..any(fail(8, 8)) };
+    let lax = any(fail(8, 8)).patience(0.0);
     let run = badly_placed(&layer, Withheld::All, lax).unwrap();
     assert_eq!(run.report.used, first);
     assert!(run.report.condition_number > 1000.0 && run.report.error_bound > limit);
@@ -358,14 +358,14 @@ fn a_liar_is_found_left_out_and_quarantined_until_it_mends_its_ways() {
     let lying = Arc::new(AtomicBool::new(true));
     // Without an audit the wrong result reaches the output, so the comparison below can fail.
     let pool = with_liars(&[2], &lying, LIMIT);
-    let unaudited = LayerOptions { partial: false, ..fail(4, 4).audit(Audit::Off) };
+    let unaudited = fail(4, 4).audit(Audit::Off).partial(false);
     let prepared = layer.prepare(&pool, unaudited).unwrap();
     let run = prepared.run(layer.input.view()).unwrap();
     assert!(run.report.used.contains(&2) && layer.error(&run.output) > 1e-3);
 
     let pool = with_liars(&[2], &lying, LIMIT);
     let prepared = layer.prepare(&pool, fail(4, 4).audit(Audit::Detect)).unwrap();
-    let attempted = prepared.attempt(layer.input.view()).unwrap();
+    let attempted = prepared.try_run(layer.input.view()).unwrap();
     let error = attempted.output.unwrap_err();
     assert!(matches!(error, Error::Corrupted { threshold: 5, .. }), "{error}");
     assert_eq!((error.kind(), attempted.report.completion), (ErrorKind::Refused, Completion::Refused));

@@ -8,7 +8,7 @@ use fcdcc::coding::Code;
 use fcdcc::engine::{SimulatedCosts, SimulatedLayer, SimulatedRun};
 use fcdcc::planner::subtask_shape;
 use fcdcc::scheduler::{Link, SimulatedFleet, SimulatedHost, SimulatedWork, SimulatedWorker, Usage};
-use fcdcc::worker::{TaskFault, TaskFaults, Worker, WorkerInfo, WorkerKind, intercept};
+use fcdcc::worker::{TaskFault, TaskFaults, Worker, WorkerKind, intercept};
 use fcdcc::{
     Audit, CodeKind, CodedConv, Completion, ConvParams, ConvShape, CpuWorker, DType, Error, LayerOptions,
     OnShortfall, Outcome, Pool,
@@ -31,18 +31,13 @@ fn shape() -> ConvShape {
 
 /// Decodes from the first delta results, without any other policy.
 fn plain(code: CodeKind, partitions: (usize, usize), n: usize) -> LayerOptions {
-    LayerOptions {
-        code,
-        subtasks: Some(n),
-        partitions: Some(partitions),
-        hedge: None,
-        partial: false,
-        patience: 0.0,
-        deadline: ms(1000),
-        on_shortfall: OnShortfall::Fail,
-        audit: Audit::Off,
-        ..LayerOptions::default()
-    }
+    LayerOptions { code, subtasks: Some(n), partitions: Some(partitions), ..LayerOptions::default() }
+        .hedge(None)
+        .partial(false)
+        .patience(0.0)
+        .deadline(ms(1000))
+        .on_shortfall(OnShortfall::Fail)
+        .audit(Audit::Off)
 }
 
 /// `n` uncoded subtasks of one part, all needed.
@@ -119,7 +114,7 @@ fn sub_results_are_sent_while_the_next_is_computed_and_slabs_by_slab_unless_part
         (false, 2 + 20 + 4 * 15 + 2),
     ] {
         let mut fleet = SimulatedFleet::remote(1, link).unwrap();
-        let options = LayerOptions { partial, ..plain(CodeKind::Crme, (2, 2), 1) };
+        let options = plain(CodeKind::Crme, (2, 2), 1).partial(partial);
         let run = layer(&mut fleet, options).run(&mut fleet);
         assert_eq!((run.wait, run.used_sub_results), (ms(wait), 4));
     }
@@ -186,7 +181,7 @@ fn a_cancelled_worker_lets_go_within_one_sub_result() {
 fn overdue_subtasks_are_hedged_in_virtual_time() {
     let mut fleet = at_paces(&[1.0, 1.0, 1.0]);
     fleet.set_fates(&[SILENT]);
-    let options = LayerOptions { hedge: Some(0.5), on_shortfall: OnShortfall::Redispatch, ..uncoded(2) };
+    let options = uncoded(2).hedge(Some(0.5)).on_shortfall(OnShortfall::Redispatch);
     let run = layer(&mut fleet, options).run(&mut fleet);
     // Half of the results came after 10, so the rest is overdue after three times as long; one of the idle workers is known
     // to be fast.
@@ -199,7 +194,7 @@ fn overdue_subtasks_are_hedged_in_virtual_time() {
 fn subtasks_of_the_dead_are_handed_out_again() {
     let mut fleet = at_paces(&[1.0; 6]);
     fleet.set_fates(&[CRASH, CRASH, CRASH, CRASH]);
-    let options = LayerOptions { on_shortfall: OnShortfall::Redispatch, ..plain(CodeKind::Crme, (4, 4), 6) };
+    let options = plain(CodeKind::Crme, (4, 4), 6).on_shortfall(OnShortfall::Redispatch);
     let mut coded = layer(&mut fleet, options);
     // Four of six are needed and two workers are left: each of them computes two subtasks.
     let run = coded.run(&mut fleet);
@@ -226,7 +221,7 @@ fn silence_ends_at_the_deadline_or_with_the_local_computation() {
     ] {
         let mut fleet = at_paces(&[1.0; 6]);
         fleet.set_fates(&[SILENT; 6]);
-        let options = LayerOptions { on_shortfall, ..plain(CodeKind::Crme, (4, 4), 6) };
+        let options = plain(CodeKind::Crme, (4, 4), 6).on_shortfall(on_shortfall);
         let costs = SimulatedCosts { local, ..SimulatedCosts::of(work()) };
         let mut layer = SimulatedLayer::prepare(&mut fleet, shape(), options, costs).unwrap();
         let run = layer.run(&mut fleet);
@@ -250,12 +245,8 @@ fn any_fates(workers: usize, rng: &mut ChaCha8Rng) -> Vec<TaskFault> {
 fn many_runs(workers: usize, partitions: (usize, usize), runs: usize) -> (Vec<SimulatedRun>, Vec<Usage>) {
     let link = Link { latency: Duration::from_micros(200), up_bytes_s: 1e9, down_bytes_s: 1e9 };
     let mut fleet = SimulatedFleet::remote(workers, link).unwrap();
-    let options = LayerOptions {
-        subtasks: None,
-        partitions: Some(partitions),
-        deadline: ms(2000),
-        ..LayerOptions::default()
-    };
+    let options = LayerOptions { subtasks: None, partitions: Some(partitions), ..LayerOptions::default() }
+        .deadline(ms(2000));
     let code = Code::new(options.code, partitions.0, partitions.1, workers).unwrap();
     let subtask = subtask_shape(&shape(), &code).unwrap();
     let costs = SimulatedCosts::of(SimulatedWork::of(&subtask, DType::F32, ms(2)));
@@ -300,7 +291,7 @@ fn a_thousand_workers_take_hardly_any_real_time() {
 #[test]
 fn faster_workers_are_given_more() {
     let mut fleet = at_paces(&[1.0, 1.0, 4.0, 4.0]);
-    let options = LayerOptions { on_shortfall: OnShortfall::Redispatch, ..uncoded(10) };
+    let options = uncoded(10).on_shortfall(OnShortfall::Redispatch);
     let mut layer = layer(&mut fleet, options);
     let runs: Vec<Duration> = (0..40).map(|_| layer.run(&mut fleet).wait).collect();
     assert_eq!((runs[0], runs[39]), (ms(80), ms(40)), "{:?}", layer.assignment());
@@ -325,7 +316,7 @@ fn what_cannot_be_simulated_is_refused() {
 fn paced(workers: usize, pace: Duration) -> Vec<Box<dyn Worker>> {
     let worker = |i| {
         intercept(CpuWorker::new(format!("w-{i}"), 1))
-            .with_info(|own| WorkerInfo { kind: WorkerKind::Remote, host: own.name.clone(), ..own })
+            .with_info(|own| (own.kind, own.host) = (WorkerKind::Remote, own.name.clone()))
             .on_execute(move |inner, task, emit| {
                 let (mut begun, mut late) = (Instant::now(), false);
                 inner.execute(task, &mut |index, values| {
@@ -359,8 +350,7 @@ fn both(options: &LayerOptions, fates: &[Vec<TaskFault>]) -> [f64; 2] {
     let workers = fates[0].len();
     let board = TaskFaults::new(workers);
     let pool = Pool::new(board.wrap(paced(workers, PACE))).unwrap();
-    let real = CodedConv::prepare(&pool, x.shape(), w.view(), None, &ConvParams::default(), options.clone())
-        .unwrap();
+    let real = CodedConv::builder(&pool, x.shape(), w.view()).options(options.clone()).prepare().unwrap();
     let mut fleet = at_paces(&vec![1.0; workers]);
     let work = SimulatedWork { sub_result: PACE, stops_within: Duration::ZERO, ..work() };
     let mut simulated =
@@ -369,7 +359,7 @@ fn both(options: &LayerOptions, fates: &[Vec<TaskFault>]) -> [f64; 2] {
     for fates in fates {
         board.set(fates);
         fleet.set_fates(fates);
-        let report = real.attempt(x.view()).unwrap().report;
+        let report = real.try_run(x.view()).unwrap().report;
         waits[0].push(Duration::from_secs_f64(report.wait_ms / 1e3));
         waits[1].push(simulated.run(&mut fleet).wait);
     }
@@ -384,19 +374,17 @@ fn real_workers_under_the_same_fates_take_the_same_time() {
     let fates: Vec<Vec<TaskFault>> = (0..RUNS)
         .map(|run| (0..6).map(|w| [delayed, slow, delayed, CRASH, HEALTHY, HEALTHY][(w + run) % 6]).collect())
         .collect();
-    let plain = LayerOptions { on_shortfall: OnShortfall::Redispatch, ..plain(CodeKind::Crme, (4, 4), 6) };
-    let policies = LayerOptions {
-        subtasks: Some(6),
-        deadline: ms(1000),
-        ..LayerOptions::default().partitions(4, 4).audit(Audit::Off)
-    };
+    let plain = plain(CodeKind::Crme, (4, 4), 6).on_shortfall(OnShortfall::Redispatch);
+    let policies =
+        LayerOptions { subtasks: Some(6), ..LayerOptions::default().partitions(4, 4).audit(Audit::Off) }
+            .deadline(ms(1000));
     for options in [plain, policies] {
         let agree = |[real, simulated]: [f64; 2]| (real / simulated - 1.0).abs() < 0.15;
         let first = both(&options, &fates);
         if !agree(first) {
             // The machine may have been busy; measures again.
             let again = both(&options, &fates);
-            assert!(agree(again), "{first:?} {again:?}, hedge {:?}", options.hedge);
+            assert!(agree(again), "{first:?} {again:?}, hedge {:?}", options.policy.hedge);
         }
     }
 }

@@ -75,7 +75,7 @@ fn the_first_run_is_audited_and_right_whoever_is_wrong() {
         for liar in 0..6 {
             let pool = led_by(liar, off);
             let options = fcdcc::LayerOptions { code, ..options(partitions.0, partitions.1) };
-            assert_eq!(options.audit, Audit::Watch, "the default");
+            assert_eq!(options.policy.audit, Audit::Watch, "the default");
             let prepared = layer.prepare(&pool, options).unwrap();
             for round in 0..3 {
                 let run = prepared.run(layer.input.view()).unwrap();
@@ -202,7 +202,7 @@ fn workers_in_step_are_compared_too() {
         }
         Ok(())
     });
-    let in_step = fcdcc::LayerOptions { hedge: None, ..options(4, 4) };
+    let in_step = options(4, 4).hedge(None);
     let run = layer.prepare(&pool, in_step).unwrap().run(layer.input.view()).unwrap();
     assert!(run.report.audited, "{:?}", run.report);
     assert!(layer.error(&run.output) < EXACT_F32);

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use fcdcc::array::Values;
 use fcdcc::testing::{Property, check_property, check_worker};
-use fcdcc::worker::{Fault, FilterKey, Intercept, Order, Task, TaskFaults, WorkerInfo, faulty, intercept};
+use fcdcc::worker::{Fault, FilterKey, Intercept, Order, Task, TaskFaults, faulty, intercept};
 use fcdcc::{CancelToken, CpuWorker, Error, Result, Worker};
 
 /// A limit that only a defect reaches.
@@ -34,7 +34,7 @@ fn cpu_workers_keep_the_contract() {
 #[test]
 fn wrapped_workers_keep_the_contract() {
     keeps_the_contract(|| intercept(cpu()).boxed());
-    keeps_the_contract(|| intercept(cpu()).with_info(|info| WorkerInfo { f64: false, ..info }).boxed());
+    keeps_the_contract(|| intercept(cpu()).with_info(|info| info.f64 = false).boxed());
     keeps_the_contract(|| faulty(cpu(), "delay=0ms".parse::<Fault>().unwrap(), 1).boxed());
     keeps_the_contract(|| TaskFaults::new(1).around(cpu(), 0).boxed());
     keeps_the_contract(|| intercept(cpu()).never_respawned().boxed());
@@ -137,8 +137,7 @@ fn lacking(property: Property) -> Intercept {
         Property::ConstantInfo => {
             let calls = AtomicUsize::new(0);
             intercept(cpu()).with_info(move |info| {
-                let device = format!("call {}", calls.fetch_add(1, Ordering::SeqCst));
-                WorkerInfo { device, ..info }
+                info.device = format!("call {}", calls.fetch_add(1, Ordering::SeqCst));
             })
         }
         Property::WrongSlabs => intercept(cpu()).on_execute(|inner, task, emit| {

@@ -62,9 +62,13 @@ impl Case {
     fn run(&self, code: CodeKind, faults: &[FaultSpec]) -> Result<ArrayD<f32>, fcdcc::Error> {
         let pool = Pool::new(inject(CpuWorker::fleet(SUBTASKS), faults, 0)?)?;
         let options =
-            LayerOptions { code, tolerate: 2, on_shortfall: OnShortfall::Fail, ..LayerOptions::default() };
+            LayerOptions { code, tolerate: 2, ..LayerOptions::default() }.on_shortfall(OnShortfall::Fail);
         let bias = self.b.as_ref().map(|b| b.view());
-        let layer = CodedConv::prepare(&pool, self.x.shape(), self.w.view(), bias, &self.params, options)?;
+        let layer = CodedConv::builder(&pool, self.x.shape(), self.w.view())
+            .bias(bias)
+            .params(self.params.clone())
+            .options(options)
+            .prepare()?;
         Ok(layer.run(self.x.view())?.output)
     }
 }

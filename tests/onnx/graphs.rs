@@ -73,7 +73,7 @@ fn relative_l2(got: &[f64], want: &ArrayD<f32>) -> f64 {
 }
 
 fn options() -> ModelOptions {
-    let layer = LayerOptions { on_shortfall: OnShortfall::Fail, ..LayerOptions::default() };
+    let layer = LayerOptions::default().on_shortfall(OnShortfall::Fail);
     ModelOptions { layer, gemm: GemmChoice::On, ..ModelOptions::default() }
 }
 

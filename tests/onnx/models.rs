@@ -105,7 +105,7 @@ fn relative_l2(got: &[f64], want: &[f64]) -> f64 {
 }
 
 fn options(code: CodeKind, gemm: GemmChoice) -> ModelOptions {
-    let layer = LayerOptions { code, on_shortfall: OnShortfall::Fail, ..LayerOptions::default() };
+    let layer = LayerOptions { code, ..LayerOptions::default() }.on_shortfall(OnShortfall::Fail);
     ModelOptions { layer, gemm, ..ModelOptions::default() }
 }
 

@@ -53,7 +53,7 @@ fn main() {
         let weight = Arc::new(numbers(shape.weight_elems(), 2));
         let sides = SIDES.map(|audit| {
             let options =
-                LayerOptions { subtasks: Some(6), tolerate: 2, hedge: None, ..LayerOptions::default() };
+                LayerOptions { subtasks: Some(6), tolerate: 2, ..LayerOptions::default() }.hedge(None);
             let weight: Arc<dyn AsRef<[f32]> + Send + Sync> = Arc::<Vec<f32>>::clone(&weight);
             CodedConv::prepare_shared(&pool, shape.clone(), weight, None, options.audit(audit)).unwrap()
         });

@@ -103,9 +103,9 @@ impl Side {
             subtasks: Some(N),
             tolerate: N - DELTA,
             clamp: Some(Clamp::RELU),
-            hedge: None,
             ..LayerOptions::default()
-        };
+        }
+        .hedge(None);
         let weight: Arc<dyn AsRef<[f32]> + Send + Sync> = Arc::<Vec<f32>>::clone(weight);
         let layer =
             CodedConv::prepare_shared(&pool, shape.clone(), weight, Some(bias.to_vec()), options).unwrap();

@@ -33,7 +33,7 @@ pub fn codec_cost<T: Element>(case: &LayerCase<T>, options: &LayerOptions) -> Re
     }
     let one = rayon::ThreadPoolBuilder::new().num_threads(1).build().map_err(|e| Error::Unavailable {
         what: format!("a thread to measure encoding on ({e})"),
-        help: "raise the limit of threads".to_owned(),
+        help: "raise the limit of threads".into(),
     })?;
     one.install(|| on_this_thread(case, options)).map(Some)
 }
@@ -60,7 +60,7 @@ fn on_this_thread<T: Element>(case: &LayerCase<T>, options: &LayerOptions) -> Re
         Ok(())
     })?;
     let indices: Vec<usize> = (0..subtask.sub_results()).collect();
-    let order = if options.partial { Order::Each(&indices) } else { Order::All };
+    let order = if options.policy.partial { Order::Each(&indices) } else { Order::All };
     let mut worker = CpuWorker::new("codec", 1);
     let mut outputs: Vec<Vec<Vec<T>>> = Vec::with_capacity(code.n());
     let mut compute_cpu_ms = 0.0;

@@ -129,12 +129,12 @@ impl Convexity {
                 code: self.code.parse()?,
                 subtasks: Some(self.n),
                 partitions: Some((pair.k_a, pair.k_b)),
-                hedge: None,
-                patience: 0.0,
-                on_shortfall: OnShortfall::Fail,
-                deadline: Duration::from_mins(5),
                 ..LayerOptions::default()
-            };
+            }
+            .hedge(None)
+            .patience(0.0)
+            .on_shortfall(OnShortfall::Fail)
+            .deadline(Duration::from_mins(5));
             CodedConv::prepare_shared(pool, shape.clone(), std::sync::Arc::clone(&weight), None, options)
         };
         let prepared = self.pairs.iter().map(prepare).collect::<Result<Vec<_>>>()?;
@@ -145,7 +145,7 @@ impl Convexity {
             for &at in &order {
                 let run = prepared[at].run(input.view())?;
                 if !pool.wait_idle(IDLE) {
-                    let help = "a worker hangs: leave it out of the pool".to_owned();
+                    let help = "a worker hangs: leave it out of the pool".into();
                     return Err(Error::Timeout {
                         what: "waiting for idle workers".to_owned(),
                         limit: IDLE,

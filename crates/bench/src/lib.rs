@@ -16,6 +16,7 @@ mod compare;
 pub mod conditions;
 pub mod convexity;
 mod findings;
+mod flags;
 pub mod format;
 pub mod layers;
 pub mod machine;
@@ -41,6 +42,7 @@ pub mod stats;
 pub use codec::{affordable_conditions, codec_cost};
 pub use compare::Comparison;
 pub use findings::findings;
+pub use flags::with_flags;
 pub use methods::Method;
 #[cfg(feature = "onnx")]
 pub use models::random_inputs;

@@ -128,14 +128,11 @@ impl Method {
             return own;
         }
         let defaults = LayerOptions::default();
-        LayerOptions {
-            partitions: None,
-            hedge: defaults.hedge.filter(|_| self == Self::Hedged),
-            partial: false,
-            patience: 0.0,
-            audit: Audit::Off,
-            ..own
-        }
+        LayerOptions { partitions: None, ..own }
+            .hedge(defaults.policy.hedge.filter(|_| self == Self::Hedged))
+            .partial(false)
+            .patience(0.0)
+            .audit(Audit::Off)
     }
 
     /// All options of this method on `n` workers for one layer, partitions included.

@@ -40,7 +40,7 @@ pub fn random_inputs(mut model: Model, seed: u64) -> Result<(Model, Vec<Tensor>)
                 "no numbers can be drawn for input {} of shape {} and type {}: give --input",
                 info.name, info.described, info.dtype
             );
-            return Err(Error::Model { model: model.name().to_owned(), cause });
+            return Err(Error::Model { model: model.name().to_owned(), cause: cause.into() });
         };
         let array =
             ndarray::ArrayD::from_shape_vec(sizes.clone(), numbers::<f32>(sizes.iter().product(), &mut rng))
@@ -135,7 +135,7 @@ impl Comparison {
             let admit = || {
                 if *method == Method::Mds {
                     let help = "a model's layers are divided by the planner; compare it by --layers";
-                    return Err(Error::invalid("method", method, help));
+                    return Err(Error::invalid("method", method.to_string(), help));
                 }
                 let layer = method.policies(self.plan.workers, self.plan.tolerate, &self.base);
                 let plan = model_plan(*method, self.plan.tolerate, &layer);

@@ -9,6 +9,7 @@ use ndarray::{ArrayD, IxDyn};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use super::flags::with_flags;
 use super::layers::NamedLayer;
 use super::meter::{Meter, Work};
 use super::methods::Method;
@@ -129,7 +130,7 @@ impl<T: Element> MethodRunner for LayerContestant<'_, T> {
     fn run(&mut self, fates: &[TaskFault], check: bool) -> Result<Trial> {
         self.prepare()?;
         let layer = self.layer.as_ref().expect("just prepared");
-        let (attempted, work) = self.arena.run(fates, || layer.attempt(self.case.input.view()));
+        let (attempted, work) = self.arena.run(fates, || layer.try_run(self.case.input.view()));
         let attempted = attempted?;
         let used = used(&attempted.report) * layer.subtask().conv.macs();
         let trial = Trial {
@@ -211,5 +212,5 @@ pub fn layer_contestants<'a, T: Element>(
 pub(super) fn without(study: &str, method: Method, error: Error) -> Result<String> {
     let fits_not = matches!(error, Error::InvalidParameter { .. } | Error::Mismatch { .. })
         || error.kind() == ErrorKind::Refused;
-    if fits_not { Ok(format!("{study}: {method} is left out: {error}.")) } else { Err(error) }
+    if fits_not { Ok(format!("{study}: {method} is left out: {}.", with_flags(error))) } else { Err(error) }
 }

@@ -354,7 +354,9 @@ fn warm_up(fresh: bool) -> usize {
 fn check(trial: &Trial, study: &str, method: &str, scenario: &str) -> Result<()> {
     match trial.error {
         Some([error, bound]) if error.is_nan() || error > bound => {
-            Err(Error::Inexact { what: format!("{study} by {method} ({scenario})"), error, bound })
+            let what = format!("{study} by {method} ({scenario})");
+            let help = "no time measured with such results counts; check the workers with fcdcc conv --audit correct";
+            Err(Error::Inexact { what, error, bound, help: help.into() })
         }
         _ => Ok(()),
     }

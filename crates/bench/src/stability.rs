@@ -7,6 +7,7 @@ use std::collections::HashMap;
 
 use super::coding_errors::{Computed, Deviation, Numbers};
 use super::conditions::{Room, Survey, comparable, survey};
+use super::flags::with_flags;
 use super::layers::{NamedLayer, resolve};
 use super::responder_sets::{MissingSets, Sampling, responders};
 use super::schema::{Conditions, Environment};
@@ -207,7 +208,7 @@ impl Study<'_> {
             Ok(code) => Some(code),
             Err(error) => {
                 let what = format!("{kind}, n = {n}, delta = {delta}{layer}");
-                self.left_out.push(LeftOut { what, reason: error.to_string() });
+                self.left_out.push(LeftOut { what, reason: with_flags(error).to_string() });
                 None
             }
         }

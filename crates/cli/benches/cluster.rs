@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use fcdcc::array::Values;
 use fcdcc::cluster::{Cluster, ClusterOptions, Security, Tls};
 use fcdcc::worker::{FilterKey, SubtaskShape, Task};
-use fcdcc::{CancelToken, CodedConv, ConvParams, ConvShape, CpuWorker, LayerOptions, Pool, Worker};
+use fcdcc::{CancelToken, CodedConv, ConvParams, ConvShape, CpuWorker, Pool, Worker};
 use fcdcc_test_support::fleet::{self, Process, endpoint, workers};
 use ndarray::ArrayD;
 
@@ -105,7 +105,7 @@ fn overhead(remote: &Pool, local: &Pool) {
         let w = ArrayD::<f32>::from_elem(vec![channels, channels, 3, 3], 0.25);
         let params = ConvParams::default().padding([1]);
         let prepare = |pool: &Pool| {
-            CodedConv::prepare(pool, x.shape(), w.view(), None, &params, LayerOptions::default()).unwrap()
+            CodedConv::builder(pool, x.shape(), w.view()).params(params.clone()).prepare().unwrap()
         };
         let (there, here) = (prepare(remote), prepare(local));
         let (mut far, mut near) = (Vec::new(), Vec::new());

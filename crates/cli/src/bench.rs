@@ -291,7 +291,7 @@ fn check(args: &BenchArgs) -> Result<()> {
         if args.layer.audit.is_some_and(|audit| audit != Audit::Off) {
             let help = "simulated workers compute no numbers to compare: use off";
             let audit = args.layer.audit.unwrap_or_default();
-            return Err(Error::invalid("audit (--audit)", audit, help));
+            return Err(Error::invalid("audit (--audit)", audit.to_string(), help));
         }
     }
     let alone = [
@@ -300,7 +300,7 @@ fn check(args: &BenchArgs) -> Result<()> {
         ("--mac-rate", args.mac_rate.is_some()),
     ];
     if let Some((option, _)) = alone.iter().find(|(_, given)| *given && !args.simulated) {
-        return Err(Error::invalid("option of simulated workers", option, "give --virtual as well"));
+        return Err(Error::invalid("option of simulated workers", *option, "give --virtual as well"));
     }
     if args.layer.pool.is_none() {
         // Checks everything that a pool file does not decide.
@@ -314,11 +314,11 @@ fn comparison(args: &BenchArgs, workers: usize, rates: Rates) -> Result<Comparis
     // Methods run as requested: no automatic change of the computation, and no waiting for spare results.
     let base = LayerOptions {
         rates,
-        audit: args.layer.audit.unwrap_or(Audit::Off),
         max_windowwise: args.layer.max_windowwise.unwrap_or(WindowwiseLimit::Off),
         max_error: options.max_error.or(Some(1.0)),
         ..options
-    };
+    }
+    .audit(args.layer.audit.unwrap_or(Audit::Off));
     if base.tolerate >= workers {
         return Err(Error::invalid(
             "stragglers to tolerate (--tolerate)",
@@ -358,11 +358,11 @@ fn methods(args: &BenchArgs) -> Result<Vec<Method>> {
         methods.push(judged);
     } else if args.layer.code != CodeKind::default() {
         let help = "leave --code out, and put the method to be judged last in --methods";
-        return Err(Error::invalid("code (--code) beside --methods", args.layer.code, help));
+        return Err(Error::invalid("code (--code) beside --methods", args.layer.code.to_string(), help));
     }
     for (index, method) in methods.iter().enumerate() {
         if methods[..index].contains(method) {
-            return Err(Error::invalid("method (--methods)", method, "name each method once"));
+            return Err(Error::invalid("method (--methods)", method.to_string(), "name each method once"));
         }
     }
     Ok(methods)

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use fcdcc::{ConvParams, ConvShape, Error, Result};
 use fcdcc_bench::layers::{NamedLayer, networks, resolve};
+use fcdcc_bench::with_flags;
 use serde::Deserialize;
 
 /// The default layers of `fcdcc bench`: a fast one of each network.
@@ -79,11 +80,15 @@ pub(crate) fn files(names: &[String]) -> impl Iterator<Item = &Path> {
 
 fn from_file(path: &Path) -> Result<Vec<NamedLayer>> {
     let bad = |cause: String| Error::File { path: path.display().to_string(), cause, input: true };
-    let text = fcdcc::files::read_text(path).map_err(|error| match error {
-        Error::File { cause, .. } => bad(format!(
+    let help = |cause: String| {
+        bad(format!(
             "{cause}; --layers takes a TOML file, a network ({}) or network/layer",
             networks().join(", ")
-        )),
+        ))
+    };
+    let text = fcdcc::files::read_text(path).map_err(|error| match error {
+        Error::File { cause, .. } => help(cause),
+        Error::Io { cause, source, .. } => help(format!("{cause}: {source}")),
         other => other,
     })?;
     let file: LayerFile = toml::from_str(&text).map_err(|e| {
@@ -104,8 +109,8 @@ fn from_file(path: &Path) -> Result<Vec<NamedLayer>> {
                 dilation: dilation.into(),
                 groups,
             };
-            let shape =
-                ConvShape::new(&input, &weight, &params).map_err(|e| bad(format!("layer {name:?}: {e}")))?;
+            let shape = ConvShape::new(&input, &weight, &params)
+                .map_err(|e| bad(format!("layer {name:?}: {}", with_flags(e))))?;
             Ok(NamedLayer { name, shape, count: 1 })
         })
         .collect()

@@ -98,17 +98,16 @@ fn run_in<T: Element + ndarray_npy::WritableElement>(
     let pool;
     (pool, options.rates) = pool::assemble(&args.layer, T::DTYPE, false, console)?;
     let bias = bias.as_ref().map(|b| b.view());
-    let layer = CodedConv::prepare(&pool, input.shape(), weight.view(), bias, &params, options)?;
-    let run = layer.attempt(input.view())?;
+    let layer = CodedConv::builder(&pool, input.shape(), weight.view())
+        .bias(bias)
+        .params(params.clone())
+        .options(options)
+        .prepare()?;
+    let run = layer.try_run(input.view())?;
     if let Ok(result) = &run.output {
         arrays::write_array(output, result)?;
     }
-    let about = Report {
-        schema: 1,
-        command: "conv".to_owned(),
-        total_ms: run.report.total_ms,
-        layers: vec![run.report],
-    };
+    let about = Report::new("conv", run.report.total_ms, vec![run.report]);
     // A failed run has a report too: it names the late workers.
     if let Some(report) = report {
         arrays::write_report(report, &about)?;

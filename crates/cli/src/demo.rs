@@ -141,13 +141,13 @@ pub(crate) fn run(args: &DemoArgs, console: Console) -> Result<()> {
     let condition = coded.summary.condition();
     if let Some(place) = report {
         let total_ms = coded.time.as_secs_f64() * 1e3;
-        let report = Report { schema: 1, command: "demo".to_owned(), total_ms, layers: coded.reports };
+        let report = Report::new("demo", total_ms, coded.reports);
         arrays::write_report(place, &report)?;
     }
     // A demonstration with wrong results must not look successful.
     let tolerance = 1e-3;
     if deviation.is_nan() || deviation > tolerance || predictions(&coded.logits) != predictions(&host) {
-        return Err(Error::ErrorBound { bound: deviation, tolerance, condition });
+        return Err(Error::over_tolerance(deviation, tolerance, condition));
     }
     Ok(())
 }
@@ -161,8 +161,8 @@ fn classify(
     console: Console,
 ) -> Result<Outcome> {
     // Uncoded runs without hedging, which would hide the stragglers.
-    let hedge = LayerOptions::default().hedge.filter(|_| code != CodeKind::Uncoded);
-    let layer = LayerOptions { code, hedge, ..LayerOptions::default() };
+    let hedge = LayerOptions::default().policy.hedge.filter(|_| code != CodeKind::Uncoded);
+    let layer = LayerOptions { code, ..LayerOptions::default() }.hedge(hedge);
     let options = ModelOptions { layer, ..ModelOptions::default() };
     let prepared = {
         let bar = Bar::new(console, "preparing");

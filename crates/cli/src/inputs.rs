@@ -66,7 +66,7 @@ impl InputArgs {
                 return Err(Error::mismatch(
                     format!("shape of input {}", info.name),
                     format!("{:?}", tensor.shape()),
-                    &info.described,
+                    info.described.as_str(),
                     "give data of that shape, or, where the model can be run for another, say so with --shape",
                 ));
             }

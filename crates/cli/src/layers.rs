@@ -367,14 +367,10 @@ mod tests {
     fn a_summary_of_many_runs_holds_no_more_than_that_of_few() {
         let mut report = LayerReport::local("conv1", "Conv", "");
         report.why_local = None;
-        let worker = |name: &str, outcome| fcdcc::engine::WorkerReport {
-            subtask: Some(0),
-            worker: name.to_owned(),
-            outcome,
-            latency_ms: Some(1.0),
-            sub_results: 1,
-            state: State::Healthy,
-            cause: None,
+        let worker = |name: &str, outcome| {
+            let mut row = fcdcc::engine::WorkerReport::new(name, outcome);
+            (row.subtask, row.latency_ms, row.sub_results) = (Some(0), Some(1.0), 1);
+            row
         };
         report.workers = vec![worker("a", Outcome::Used), worker("b", Outcome::Late)];
         let mut summary = Summary::default();

@@ -47,6 +47,7 @@ use std::process::ExitCode;
 use clap::error::ErrorKind as ClapKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use fcdcc::{Error, ErrorKind};
+use fcdcc_bench::with_flags;
 use ledger::Ledger;
 use tracing_subscriber::EnvFilter;
 #[cfg(not(feature = "cluster"))]
@@ -166,6 +167,7 @@ fn main() -> ExitCode {
     match result {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(error)) => {
+            let error = with_flags(error);
             say(format_args!("error: {}", one_line(&error.to_string())));
             ExitCode::from(status(&error))
         }

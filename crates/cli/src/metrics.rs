@@ -32,6 +32,21 @@ impl MetricsArgs {
     }
 }
 
+/// A source whose errors name the options of the command line.
+#[cfg(all(feature = "metrics", feature = "onnx"))]
+struct WithFlags(Arc<fcdcc::telemetry::Master>);
+
+#[cfg(all(feature = "metrics", feature = "onnx"))]
+impl fcdcc::telemetry::Source for WithFlags {
+    fn metrics(&self) -> String {
+        self.0.metrics()
+    }
+
+    fn ready(&self) -> Result<()> {
+        self.0.ready().map_err(fcdcc_bench::with_flags)
+    }
+}
+
 /// Serves until it is dropped.
 pub(crate) struct Metrics {
     #[cfg(feature = "metrics")]
@@ -48,8 +63,8 @@ impl Metrics {
     fn of_pool(address: &str, pool: &Pool) -> Result<Self> {
         let master = fcdcc::telemetry::Master::new(pool);
         let observer = Some(master.observer());
-        let source: Arc<dyn fcdcc::telemetry::Source> = master;
-        Ok(Self { exporter: fcdcc::telemetry::Exporter::start(address, source)?, observer })
+        let exporter = fcdcc::telemetry::Exporter::start(address, Arc::new(WithFlags(master)))?;
+        Ok(Self { exporter, observer })
     }
 
     #[cfg(feature = "cluster")]
@@ -88,7 +103,7 @@ impl Metrics {
     fn missing() -> fcdcc::Error {
         fcdcc::Error::Unavailable {
             what: "the metrics endpoint".to_owned(),
-            help: "this binary was built without it: build with feature `metrics`".to_owned(),
+            help: "this binary was built without it: build with feature `metrics`".into(),
         }
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use fcdcc::engine::WindowwiseLimit;
 use fcdcc::worker::FaultSpec;
-use fcdcc::{Audit, CodeKind, Error, LayerOptions, OnShortfall, Result};
+use fcdcc::{Audit, CodeKind, Error, LayerOptions, OnShortfall, Policy, Result};
 
 use super::rates::Calibrate;
 
@@ -191,12 +191,14 @@ impl LayerArgs {
             tolerate: self.tolerate.unwrap_or(defaults.tolerate),
             partitions: self.partitions.map(|Partitions(a, b)| (a, b)),
             rates: defaults.rates,
-            deadline: self.deadline,
-            on_shortfall: self.on_shortfall,
-            hedge: self.hedge.0,
-            partial: self.partial_work == Switch::On,
-            patience: self.patience,
-            audit: self.audit.unwrap_or(defaults.audit),
+            policy: Policy {
+                deadline: self.deadline,
+                on_shortfall: self.on_shortfall,
+                hedge: self.hedge.0,
+                partial: self.partial_work == Switch::On,
+                patience: self.patience,
+                audit: self.audit.unwrap_or(defaults.policy.audit),
+            },
             seed: self.seed,
             max_error: self.max_error,
             max_windowwise: self.max_windowwise.unwrap_or_default(),

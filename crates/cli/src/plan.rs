@@ -263,7 +263,7 @@ impl Subject {
     fn model(_: &std::path::Path, _: &[String]) -> Result<Self> {
         Err(Error::Unavailable {
             what: "reading ONNX models".to_owned(),
-            help: "build with feature `onnx`, or use --layers or --shape".to_owned(),
+            help: "build with feature `onnx`, or use --layers or --shape".into(),
         })
     }
 }

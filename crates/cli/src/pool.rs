@@ -211,7 +211,7 @@ fn gpu_workers(
 fn gpu_workers(_: usize, _: Option<&str>, _: Storage, _: Measuring) -> Result<Vec<Box<dyn Worker>>> {
     Err(Error::Unavailable {
         what: "the GPU backend".to_owned(),
-        help: "this binary was built without it: build with feature `gpu`, or use --backend cpu".to_owned(),
+        help: "this binary was built without it: build with feature `gpu`, or use --backend cpu".into(),
     })
 }
 
@@ -428,7 +428,7 @@ mod with_cluster {
                 what: format!("every remote worker (none joined at {} within {:?})", self.places, self.wait),
                 help:
                     "start `fcdcc worker` on the machines (see docs/cluster.md), or raise `wait` in [cluster]"
-                        .to_owned(),
+                        .into(),
             }
         }
     }

@@ -373,12 +373,7 @@ fn report(
     let ms = |d: Duration| d.as_secs_f64() * 1e3;
     let gemms = prepared.local_layers().filter(|(_, op, _)| *op == "Gemm");
     ModelReport {
-        report: Report {
-            schema: 1,
-            command: "run".to_owned(),
-            total_ms: ms(runs.total),
-            layers: std::mem::take(&mut runs.layers),
-        },
+        report: Report::new("run", ms(runs.total), std::mem::take(&mut runs.layers)),
         model: args.inputs.model.display().to_string(),
         host_ms: ms(runs.host),
         prepare_ms,

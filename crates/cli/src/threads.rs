@@ -18,7 +18,7 @@ pub(crate) fn start() -> Result<()> {
     let wanted = asked.filter(|count| *count > 0).unwrap_or_else(cores);
     let unavailable = |cause: &dyn std::fmt::Display| Error::Unavailable {
         what: format!("a thread beside the first ({cause})"),
-        help: "allow this process more threads (ulimit -u, the pids.max of its cgroup)".to_owned(),
+        help: "allow this process more threads (ulimit -u, the pids.max of its cgroup)".into(),
     };
     // Starts the threads before rayon learns their number: rayon cannot be initialized twice.
     let (hand_over, begin) = mpsc::channel::<rayon::ThreadBuilder>();

@@ -121,7 +121,7 @@ pub(crate) fn run(args: &WorkerArgs, console: Console) -> Result<()> {
     })
     .map_err(|e| Error::Unavailable {
         what: format!("the handler of signals ({e})"),
-        help: "run it without one of its own".to_owned(),
+        help: "run it without one of its own".into(),
     })?;
     console.notice(format_args!(
         "{} lends {} at {} (cluster {}, at most {} of memory); Ctrl-C ends it",

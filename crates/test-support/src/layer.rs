@@ -57,7 +57,11 @@ impl<T: Element> Layer<T> {
 
     pub fn prepare(&self, pool: &Pool, options: LayerOptions) -> Result<CodedConv<T>> {
         let bias = ArrayView1::from(&self.bias);
-        CodedConv::prepare(pool, self.input.shape(), self.weight.view(), Some(bias), &self.params, options)
+        CodedConv::builder(pool, self.input.shape(), self.weight.view())
+            .bias(bias)
+            .params(self.params.clone())
+            .options(options)
+            .prepare()
     }
 
     pub fn error(&self, output: &ArrayD<T>) -> f64 {

@@ -185,7 +185,7 @@ impl WorkerServer {
         }
         let no_thread = |e: std::io::Error| Error::Unavailable {
             what: format!("a thread ({e})"),
-            help: "the system is out of threads".to_owned(),
+            help: "the system is out of threads".into(),
         };
         let sent = Arc::new(AtomicU64::new(0));
         let default_outbox = Outbox::start("default", &sent).map_err(no_thread)?;

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+mod flags;
+
 use std::time::Duration;
 
 use fcdcc::planner::Rates;
