@@ -197,6 +197,14 @@ impl Values {
         }
     }
 
+    /// Number of elements that fit into its memory.
+    pub(super) fn capacity(&self) -> usize {
+        match self {
+            Self::F32(v) => v.capacity(),
+            Self::F64(v) => v.capacity(),
+        }
+    }
+
     /// Whether there are no elements.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -3,11 +3,13 @@
 //! Relevant if you want to change how the library computes; callers need only [`DType`]. All modules compute on flat
 //! row-major slices. Shapes are kept in the plans ([`crate::conv::ConvShape`]), never in the buffers.
 
+mod buffers;
 mod element;
 mod lanes;
 mod matmul;
 mod random;
 
+pub use buffers::{Buffers, Pooled};
 pub use element::{DType, Element, Values, first_non_finite};
 pub(crate) use element::{HALF_EPSILON, check_elems, check_indices, sized};
 pub(crate) use lanes::load;

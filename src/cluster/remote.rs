@@ -227,7 +227,7 @@ impl Worker for RemoteWorker {
     }
 
     fn execute(&mut self, task: Task<'_>, emit: &mut dyn FnMut(usize, Values)) -> Result<()> {
-        let Task { key, slabs, order, cancel } = task;
+        let Task { key, slabs, order, cancel, buffers } = task;
         if cancel.is_cancelled() {
             return Err(Error::Cancelled);
         }
@@ -276,7 +276,7 @@ impl Worker for RemoteWorker {
                         Event::Response(of, said) if of == number => match said {
                             Response::Answer(Answer::Part { index, crc }, payload) => {
                                 let index = take(&mut wanted, index)?;
-                                let mut values = Values::zeros(dtype, elems);
+                                let mut values = buffers.take_values(dtype, elems);
                                 let into = values.as_bytes_mut();
                                 if payload.len() != into.len() || payload.copy_and_check(into) != crc {
                                     return Err(CallError::Failed(format!(
@@ -289,7 +289,7 @@ impl Worker for RemoteWorker {
                             }
                             Response::Answer(Answer::Ready { index, bytes }, _) => {
                                 let at = take(&mut wanted, index)?;
-                                let mut values = Values::zeros(dtype, elems);
+                                let mut values = buffers.take_values(dtype, elems);
                                 let into = values.as_bytes_mut();
                                 if bytes != into.len() as u64 {
                                     return Err(CallError::Failed(format!(

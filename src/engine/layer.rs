@@ -300,7 +300,7 @@ impl<T: Element> CodedConv<T> {
                 [times[0], times[1], started.elapsed()],
             )
         };
-        variant.keep(gathered);
+        drop(gathered);
         self.finished(variant.code(), output.map(|(output, _)| output), quality, report)
     }
 

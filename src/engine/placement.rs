@@ -12,7 +12,7 @@ use crossbeam_channel::unbounded;
 
 use super::common::{Common, SharedWeight};
 use super::holdings::{Holdings, TakeOver};
-use crate::array::{Element, Values};
+use crate::array::{Element, Pooled, Values};
 use crate::coding::{Code, encode_filters};
 use crate::error::{Error, Result};
 use crate::partition::FilterPartition;
@@ -148,7 +148,7 @@ impl<T: Element> FilterPlacement<T> {
     }
 
     /// Expected squared norm of each sub-result, by subtask and index, from the sizes of its operands.
-    pub(super) fn expected_energies(&self, slabs: &[Arc<Values>]) -> Vec<f64> {
+    pub(super) fn expected_energies(&self, slabs: &[Arc<Pooled>]) -> Vec<f64> {
         let (conv, banks) = (&self.subtask.conv, self.subtask.banks);
         let filters = self.energies.get().map_or(&[][..], Vec::as_slice);
         // Each output element is a sum of products of all elements of one filter with as many elements of the slab.

@@ -18,7 +18,7 @@ use super::options::LayerOptions;
 use super::report::Completion;
 use super::rules::{CACHED_DECODERS, RunRules};
 use super::tracker::DecodingTracker;
-use crate::array::{DType, Values};
+use crate::array::{Buffers, DType, Pooled, Values};
 use crate::coding::{Code, ParityCheckCache, Rounding};
 use crate::conv::ConvShape;
 use crate::error::{Error, Result};
@@ -250,8 +250,8 @@ impl SimulatedLayer {
             filters: &Placement { layer: self, fleet },
             policy: Policy { audit: Audit::Off, ..self.options.policy },
             estimates: self.rules.estimates(&self.options, 1.0, crowded, self.costs.local),
-            slabs: vec![Arc::new(Values::F32(Vec::new())); self.code().n()],
-            spent: Vec::new(),
+            slabs: vec![Arc::new(Pooled::unpooled(Values::F32(Vec::new()))); self.code().n()],
+            buffers: Buffers::default(),
             recovery,
             cancel: &CancelToken::new(),
         });

@@ -5,19 +5,19 @@
 //!
 //! Invariant: a run returns an output together with error bounds that hold for it, or an error.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
 
 use super::accuracy::{Accuracy, typical_condition};
 use super::common::{Common, Quality, RunInput, relative_to, threads};
-use super::placement::{FilterPlacement, locked};
+use super::placement::FilterPlacement;
 use super::rules::RunRules;
 use super::tracker::DecodingTracker;
 use super::watch::Watch;
-use crate::array::{Element, Values, first_non_finite, sized};
+use crate::array::{Buffers, Element, Pooled, first_non_finite, sized};
 use crate::coding::{Code, Decoder, Epilogue, ParityCheckCache, Rounding, Sketcher, decode, encode_distinct};
 use crate::conv::{conv_uncoded, outputs_at};
 use crate::error::{Error, Result};
@@ -41,10 +41,8 @@ pub(super) struct Variant<T: Element> {
     tiling: OutputTiling,
     sketcher: Option<Arc<Sketcher>>,
     watch: Watch,
-    /// Slab buffers of earlier runs. A straggler may still read some of them.
-    spare: Mutex<Vec<Arc<Values>>>,
-    /// Result buffers of earlier runs.
-    spent: Mutex<Vec<Values>>,
+    /// Buffers of slabs and results.
+    buffers: Buffers,
 }
 
 /// A run under one code, with or without an output.
@@ -96,14 +94,16 @@ impl<T: Element> Variant<T> {
             windows: scan.windows(),
             window_macs: (shape.reduction() * (shape.out_channels / shape.groups)) as f64,
         };
+        // The slabs of two runs, since stragglers still read those of the last, and the results of one.
+        let most = code.n() * (2 + subtask.sub_results());
+        let buffers = Buffers::new(most, usize::MAX);
         Ok(Self {
             sketcher: (options.policy.audit != Audit::Off).then(sketcher),
             watch: Watch::new(options.policy.audit, pool.caught()),
             tiling: OutputTiling::new(shape, &slabs, &filters),
             rules: RunRules::new(code.clone(), accuracy, checkers),
             placement: FilterPlacement::new(pool, id, code, subtask, filters, common, install_limit)?,
-            spare: Mutex::new(Vec::new()),
-            spent: Mutex::new(Vec::new()),
+            buffers,
             scan,
             slabs,
         })
@@ -137,7 +137,7 @@ impl<T: Element> Variant<T> {
             policy: options.policy,
             estimates: self.rules.estimates(options, amplification, pool.is_crowded(), common.local),
             slabs: slabs.clone(),
-            spent: std::mem::take(&mut *locked(&self.spent)),
+            buffers: self.buffers.clone(),
             recovery: DecodingTracker::new(self.rules.recovery(options, audit, energies)),
             cancel,
         });
@@ -175,7 +175,6 @@ impl<T: Element> Variant<T> {
         }
         let decode = decoding.elapsed();
         self.rules.learn(&mut gathered);
-        self.keep_slabs(slabs);
         // Subtasks are moved only where the policy allows other workers to take them over.
         if common.options.policy.on_shortfall == OnShortfall::Redispatch {
             self.placement.follow_the_speeds();
@@ -183,46 +182,19 @@ impl<T: Element> Variant<T> {
         VariantRun { output, gathered, decoder, times: [encode, decode] }
     }
 
-    /// Keeps a finished run's result buffers for the next one.
-    pub(super) fn keep(&self, gathered: RunOutcome<DecodingTracker<'_>>) {
-        let mut spent = locked(&self.spent);
-        spent.extend(gathered.into_buffers());
-        spent.truncate(self.code().n() * self.placement.subtask.sub_results());
-    }
-
-    fn encode(&self, common: &Common<T>, input: &[T], scan: &InputScan) -> Vec<Arc<Values>> {
-        let spare = self.spare_slabs();
-        let coded = encode_distinct(self.code(), &common.shape, &self.slabs, input, &scan.slab_scales, spare);
-        let coded: Vec<_> = coded.into_iter().map(|slabs| Arc::new(T::wrap(slabs))).collect();
+    fn encode(&self, common: &Common<T>, input: &[T], scan: &InputScan) -> Vec<Arc<Pooled>> {
+        let distinct = if self.code().shares_slabs() { 1 } else { self.code().n() };
+        let elems = self.placement.subtask.upload_elems();
+        let room = (0..distinct).map(|_| self.buffers.take(elems)).collect();
+        let coded = encode_distinct(self.code(), &common.shape, &self.slabs, input, &scan.slab_scales, room);
+        let coded: Vec<_> =
+            coded.into_iter().map(|slabs| Arc::new(self.buffers.adopt(T::wrap(slabs)))).collect();
         // All subtasks may share the same slabs.
         coded.iter().cycle().take(self.code().n()).cloned().collect()
     }
 
-    /// Slab buffers that nothing reads any more.
-    fn spare_slabs(&self) -> Vec<Vec<T>> {
-        let mut spare = locked(&self.spare);
-        let (free, read) = spare.drain(..).partition(|slabs| Arc::strong_count(slabs) == 1);
-        *spare = read;
-        drop(spare);
-        let free: Vec<Arc<Values>> = free;
-        free.into_iter().filter_map(Arc::into_inner).filter_map(T::take).collect()
-    }
-
-    /// Recycles this run's slab buffers, also those that stragglers still read; keeps at most 2n.
-    fn keep_slabs(&self, slabs: Vec<Arc<Values>>) {
-        let mut spare = locked(&self.spare);
-        for slabs in slabs {
-            // All subtasks may share the same slabs.
-            if !spare.iter().any(|kept| Arc::ptr_eq(kept, &slabs)) {
-                spare.push(slabs);
-            }
-        }
-        let surplus = spare.len().saturating_sub(2 * self.code().n());
-        spare.drain(..surplus);
-    }
-
     /// Compares spare results that arrived although no audit waited for them.
-    fn check_spares(&self, slabs: &[Arc<Values>], gathered: &mut RunOutcome<DecodingTracker<'_>>) {
+    fn check_spares(&self, slabs: &[Arc<Pooled>], gathered: &mut RunOutcome<DecodingTracker<'_>>) {
         let unchecked = gathered.recovery.has_unchecked_spares(&gathered.arrivals);
         let Some(sketcher) = self.sketcher.as_ref().filter(|_| unchecked) else { return };
         for subtask in gathered.arrivals.complete().to_vec() {
@@ -244,7 +216,7 @@ impl<T: Element> Variant<T> {
     /// allows, to find the faulty workers.
     fn find_faulty(
         &self,
-        slabs: &[Arc<Values>],
+        slabs: &[Arc<Pooled>],
         gathered: &mut RunOutcome<DecodingTracker<'_>>,
         since: Instant,
     ) {

@@ -2,7 +2,7 @@
 //!
 //! Invariant: this is a run's only record of them. Gathering, audits, decoding and reports read it here.
 
-use crate::array::Values;
+use crate::array::Pooled;
 use crate::coding::Sketch;
 
 /// A usable sub-result and its origin.
@@ -17,7 +17,7 @@ pub struct Arrival {
     /// The attempt that delivered it, in order of dispatch.
     pub attempt: usize,
     /// `[N, O', spatial...]`, row-major.
-    pub values: Values,
+    pub values: Pooled,
     /// Its sketch, where the run is audited.
     pub sketch: Option<Box<Sketch>>,
 }
@@ -134,19 +134,22 @@ impl Arrivals {
         let known = subtask < self.counts.len();
         (0..self.sub_results).filter(|index| known && self.get(subtask, *index).is_none()).collect()
     }
-
-    /// The buffers of all arrivals.
-    pub(crate) fn take_buffers(&mut self) -> impl Iterator<Item = Values> + use<> {
-        std::mem::take(&mut self.slots).into_iter().flatten().map(|arrival| arrival.values)
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::array::Values;
 
     fn arrival(subtask: usize, index: usize, attempt: usize) -> Arrival {
-        Arrival { subtask, index, worker: 0, attempt, values: Values::F32(Vec::new()), sketch: None }
+        Arrival {
+            subtask,
+            index,
+            worker: 0,
+            attempt,
+            values: Pooled::unpooled(Values::F32(Vec::new())),
+            sketch: None,
+        }
     }
 
     #[test]
@@ -169,6 +172,5 @@ mod tests {
         let attempts: Vec<usize> = arrivals.in_order().map(|a| a.attempt).collect();
         assert_eq!(attempts, [0, 3, 4, 4]);
         assert_eq!(arrivals.of(2).map(|a| a.index).collect::<Vec<_>>(), [0, 1]);
-        assert_eq!(arrivals.take_buffers().count(), 4);
     }
 }

@@ -14,7 +14,7 @@ use super::mailbox::{Mailbox, Taken};
 use super::outcome::{Attempt, Decision, Outcome, RunOutcome, Traffic};
 use super::policy::{Audit, OnShortfall, Policy};
 use super::slot::{InstallRequest, QueuedTask, Replies, Reply, ReplyKind};
-use crate::array::Values;
+use crate::array::{Buffers, Pooled, Values};
 use crate::coding::Sketcher;
 use crate::error::{Error, Message, Parameter};
 use crate::worker::{CancelToken, FilterKey, SubtaskShape};
@@ -51,9 +51,9 @@ pub(crate) struct JobPlan<'a, F, R> {
     pub(crate) policy: Policy,
     pub(crate) estimates: RunEstimates,
     /// Coded slabs of each subtask.
-    pub(crate) slabs: Vec<Arc<Values>>,
-    /// Result buffers of earlier runs, to be recycled by the workers.
-    pub(crate) spent: Vec<Values>,
+    pub(crate) slabs: Vec<Arc<Pooled>>,
+    /// Where buffers for results come from, and return to.
+    pub(crate) buffers: Buffers,
     pub(crate) recovery: R,
     /// Ends the run with [`Error::Cancelled`].
     pub(crate) cancel: &'a CancelToken,
@@ -107,8 +107,8 @@ struct Run<'a, F: Fleet, R> {
     layer: JobLayer,
     filters: &'a dyn FilterHolders,
     policy: Policy,
-    slabs: Vec<Arc<Values>>,
-    spent: Vec<Values>,
+    slabs: Vec<Arc<Pooled>>,
+    buffers: Buffers,
     cancel: CancelOnDrop<'a, F>,
     replies: Arc<Replies>,
     started: Instant,
@@ -119,7 +119,7 @@ struct Run<'a, F: Fleet, R> {
 
 impl<'a, F: Fleet, R: Recovery> Run<'a, F, R> {
     fn new(plan: JobPlan<'a, F, R>) -> Self {
-        let JobPlan { fleet, layer, filters, policy, estimates, slabs, spent, recovery, .. } = plan;
+        let JobPlan { fleet, layer, filters, policy, estimates, slabs, buffers, recovery, .. } = plan;
         let n = slabs.len();
         Self {
             cancel: CancelOnDrop { fleet, tokens: (0..n).map(|_| CancelToken::new()).collect() },
@@ -133,7 +133,7 @@ impl<'a, F: Fleet, R: Recovery> Run<'a, F, R> {
             filters,
             policy,
             slabs,
-            spent,
+            buffers,
         }
     }
 
@@ -154,7 +154,6 @@ impl<'a, F: Fleet, R: Recovery> Run<'a, F, R> {
             self.policy.partial.then(|| (0..sub_results).map(rotated).collect())
         };
         let wanted = order.as_ref().map_or(sub_results, Vec::len);
-        let spent = self.spent.split_off(self.spent.len().saturating_sub(wanted));
         let attempt = self.attempts.len();
         let dispatched = self.fleet.now();
         self.attempts.push(Attempt {
@@ -182,7 +181,7 @@ impl<'a, F: Fleet, R: Recovery> Run<'a, F, R> {
             cancel: self.cancel.tokens[subtask].clone(),
             attempt,
             replies: Arc::clone(&self.replies),
-            spent,
+            buffers: self.buffers.clone(),
         };
         self.fleet.execute(worker, task);
     }
@@ -329,7 +328,6 @@ impl<'a, F: Fleet, R: Recovery> Run<'a, F, R> {
             wait,
             left: policy.deadline.saturating_sub(wait),
             traffic,
-            unread: Vec::new(),
             replies,
         }
     }

@@ -1,7 +1,6 @@
 //! The outcome of one layer run: its attempts, its results, and its decision.
 //!
-//! Invariant: once the outcome is dropped, or its buffers are taken, the mailbox is closed, and whatever is still posted
-//! is returned to its worker.
+//! Invariant: once the outcome is dropped, the mailbox is closed, and nothing more is posted.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,7 +9,6 @@ use serde::Serialize;
 
 use super::arrivals::Arrivals;
 use super::slot::{Replies, ReplyKind};
-use crate::array::Values;
 use crate::error::Error;
 
 /// Outcome of one attempt at a subtask.
@@ -104,8 +102,6 @@ pub(crate) struct RunOutcome<R> {
     /// The rest of the deadline after the decision.
     pub(crate) left: Duration,
     pub(crate) traffic: Traffic,
-    /// Results that arrived after the decision.
-    pub(super) unread: Vec<Values>,
     pub(super) replies: Arc<Replies>,
 }
 
@@ -120,14 +116,10 @@ impl<R> RunOutcome<R> {
     pub(crate) fn settle(&mut self) {
         for reply in self.replies.drain() {
             let attempt = &mut self.attempts[reply.attempt];
-            match (reply.what, attempt.outcome) {
-                (ReplyKind::Finished, Outcome::Cancelled) => {
-                    attempt.outcome = Outcome::Late;
-                    attempt.complete = true;
-                    attempt.latency = Some(reply.at.saturating_duration_since(attempt.dispatched));
-                }
-                (ReplyKind::SubResult { values, .. }, _) => self.unread.push(values),
-                _ => {}
+            if matches!((reply.what, attempt.outcome), (ReplyKind::Finished, Outcome::Cancelled)) {
+                attempt.outcome = Outcome::Late;
+                attempt.complete = true;
+                attempt.latency = Some(reply.at.saturating_duration_since(attempt.dispatched));
             }
         }
     }
@@ -138,13 +130,5 @@ impl<R> RunOutcome<R> {
             attempt.outcome = Outcome::Corrupt;
             attempt.cause = Some(cause.to_owned());
         }
-    }
-
-    /// The buffers of all results, to be recycled in the next run.
-    pub(crate) fn into_buffers(mut self) -> impl Iterator<Item = Values> {
-        // Results posted from here on are returned to their workers.
-        self.replies.close();
-        self.settle();
-        self.arrivals.take_buffers().chain(std::mem::take(&mut self.unread))
     }
 }

@@ -105,8 +105,7 @@ impl Service {
         if self.qualified.is_empty() { vec![DType::F32] } else { self.qualified.clone() }
     }
 
-    fn execute(&mut self, mut task: QueuedTask) {
-        let spent = std::mem::take(&mut task.spent);
+    fn execute(&mut self, task: QueuedTask) {
         let reply = |what| task.reply(what);
         if task.cancel.is_cancelled() || !self.status.is_usable() {
             let quarantined = || Error::WorkerFailed {
@@ -115,11 +114,6 @@ impl Service {
             };
             self.status.begin(self.epoch, &task.cancel);
             self.status.end(self.epoch, 1);
-            if let Some(worker) = self.worker.as_mut() {
-                for buffer in spent {
-                    worker.recycle(buffer);
-                }
-            }
             let error = if task.cancel.is_cancelled() { Error::Cancelled } else { quarantined() };
             return reply(ReplyKind::Failed(error));
         }
@@ -129,25 +123,19 @@ impl Service {
         let result = self.guarded(&task.cancel, 1, |w| {
             let _span = tracing::debug_span!("execute", worker = name, subtask = task.key.subtask).entered();
             let order = task.order.as_deref().map_or(Order::All, Order::Each);
-            for buffer in spent {
-                w.recycle(buffer);
-            }
-            let mut unwanted = Vec::new();
-            let call = Task { key: task.key, slabs: &task.slabs, order, cancel: &task.cancel };
-            let result = w.execute(call, &mut |index, values| {
+            let QueuedTask { key, slabs, cancel, buffers, .. } = &task;
+            let call = Task { key: *key, slabs, order, cancel, buffers };
+            w.execute(call, &mut |index, values| {
                 done += 1;
+                let values = buffers.adopt(values);
                 match task.inspect(&values) {
-                    Ok(sketch) => unwanted.extend(task.deliver(index, values, sketch)),
+                    Ok(sketch) => reply(ReplyKind::SubResult { index, values, sketch }),
                     Err(cause) => {
                         unusable = true;
                         reply(ReplyKind::Unusable { cause });
                     }
                 }
-            });
-            for buffer in unwanted {
-                w.recycle(buffer);
-            }
-            result
+            })
         });
         let (busy, each) = (started.elapsed(), task.shape.conv.macs());
         // A failure gives no speed.

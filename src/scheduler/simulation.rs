@@ -12,7 +12,7 @@ use super::message_faults::{Direction, MessageFates, MessageFaults};
 use super::processor_sharing::{Cores, nanos};
 use super::sim_worker::{Command, Current, Phase, Serving, SimWorker, SimulatedWork, ns, transfer};
 use super::slot::{BACKLOG, QueuedTask, Replies, ReplyKind};
-use crate::array::Values;
+use crate::array::{Pooled, Values};
 use crate::error::{Error, Result};
 use crate::worker::{FilterKey, TaskFault};
 
@@ -428,13 +428,13 @@ impl Simulation {
                 Some(compute) => compute(worker, &task, index),
                 None => Ok(Values::F32(Vec::new())),
             };
-            let inspected = |values: Values| match task.inspect(&values) {
+            let inspected = |values: Pooled| match task.inspect(&values) {
                 Ok(sketch) => ReplyKind::SubResult { index, values, sketch },
                 Err(cause) => ReplyKind::Unusable { cause },
             };
             let what = match values {
-                Ok(values) if self.compute.is_some() => inspected(values),
-                Ok(values) => ReplyKind::SubResult { index, values, sketch: None },
+                Ok(values) if self.compute.is_some() => inspected(Pooled::unpooled(values)),
+                Ok(values) => ReplyKind::SubResult { index, values: Pooled::unpooled(values), sketch: None },
                 Err(error) => return self.answer(worker, Some(error)),
             };
             self.post(worker, at, &task, what);

@@ -12,7 +12,7 @@ use crossbeam_channel::Sender;
 use super::health::{Health, HealthOptions};
 use super::mailbox::Mailbox;
 use super::speed::Speed;
-use crate::array::Values;
+use crate::array::{Buffers, Pooled, Values};
 use crate::coding::{Sketch, Sketcher};
 use crate::error::{Error, Result};
 use crate::worker::{CancelToken, FilterKey, SubtaskShape, Worker, WorkerInfo};
@@ -145,7 +145,7 @@ pub(crate) struct Installed {
 pub(crate) struct QueuedTask {
     pub(crate) key: FilterKey,
     pub(crate) shape: Arc<SubtaskShape>,
-    pub(crate) slabs: Arc<Values>,
+    pub(crate) slabs: Arc<Pooled>,
     /// The sub-results wanted, one by one in this order; `None`: all, in any order.
     pub(crate) order: Option<Vec<usize>>,
     /// Whether a NaN or infinity in a sub-result can only be a fault.
@@ -155,8 +155,8 @@ pub(crate) struct QueuedTask {
     pub(crate) cancel: CancelToken,
     pub(crate) attempt: usize,
     pub(crate) replies: Arc<Replies>,
-    /// Buffers for [`Worker::recycle`].
-    pub(crate) spent: Vec<Values>,
+    /// Where buffers for results come from, and return to.
+    pub(crate) buffers: Buffers,
 }
 
 /// The reply queue of a job. Closed when the job is over.
@@ -172,7 +172,7 @@ pub(crate) struct Reply {
 pub(crate) enum ReplyKind {
     SubResult {
         index: usize,
-        values: Values,
+        values: Pooled,
         sketch: Option<Box<Sketch>>,
     },
     /// A sub-result of the wrong size or with a NaN or infinity in it.
@@ -190,20 +190,7 @@ impl QueuedTask {
 
     pub(super) fn reply_at(&self, at: Instant, what: ReplyKind) {
         // A closed mailbox means that the job is over: its token is cancelled too, so the worker stops.
-        let _ = self.post(at, what);
-    }
-
-    /// Replies with a sub-result; returns it when the job is over.
-    pub(super) fn deliver(
-        &self,
-        index: usize,
-        values: Values,
-        sketch: Option<Box<Sketch>>,
-    ) -> Option<Values> {
-        match self.post(Instant::now(), ReplyKind::SubResult { index, values, sketch }) {
-            Err(Reply { what: ReplyKind::SubResult { values, .. }, .. }) => Some(values),
-            Ok(()) | Err(_) => None,
-        }
+        let _ = self.replies.post(Reply { attempt: self.attempt, at, what });
     }
 
     /// Checks a sub-result and computes its sketch.
@@ -227,10 +214,6 @@ impl QueuedTask {
             Values::F32(values) => Box::new(sketcher.sketch(values)),
             Values::F64(values) => Box::new(sketcher.sketch(values)),
         }))
-    }
-
-    fn post(&self, at: Instant, what: ReplyKind) -> std::result::Result<(), Reply> {
-        self.replies.post(Reply { attempt: self.attempt, at, what })
     }
 
     pub(super) fn fail(&self, error: Error) {

@@ -69,8 +69,8 @@ pub enum Property {
     /// A task whose token is cancelled during a sub-result gives [`Error::Cancelled`](crate::Error::Cancelled) after at
     /// most one more. (A worker on another machine may also give those that are on their way.)
     CancelledDuring,
-    /// Results do not depend on the buffers given to [`Worker::recycle`].
-    RecycledBuffers,
+    /// Results do not depend on what is in the buffers of [`Task::buffers`].
+    UsedBuffers,
     /// The worker that [`Worker::respawn`] creates has the same name, no filters, and works. A worker that cannot be
     /// respawned has this property too.
     Respawned,
@@ -92,7 +92,7 @@ impl Property {
         Self::SeparateFilters,
         Self::CancelledBefore,
         Self::CancelledDuring,
-        Self::RecycledBuffers,
+        Self::UsedBuffers,
         Self::Respawned,
     ];
 
@@ -111,7 +111,7 @@ impl Property {
             Self::SeparateFilters => filters::separate_filters,
             Self::CancelledBefore => properties::cancelled_before,
             Self::CancelledDuring => properties::cancelled_during,
-            Self::RecycledBuffers => properties::recycled_buffers,
+            Self::UsedBuffers => properties::used_buffers,
             Self::Respawned => properties::respawned,
         }
     }

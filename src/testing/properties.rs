@@ -5,7 +5,7 @@
 
 use super::cases::Case;
 use super::session::{Held, Mismatch, Verdict, close, execute, failure, refusal, success, wrong};
-use crate::array::{DType, Values};
+use crate::array::{Buffers, DType, Values};
 use crate::error::Error;
 use crate::worker::{CancelToken, FilterKey, Order, Task, Worker, WorkerKind, tolerance};
 
@@ -187,21 +187,24 @@ pub(super) fn cancelled_during(mut worker: Box<dyn Worker>) -> Verdict {
     verdict
 }
 
-pub(super) fn recycled_buffers(mut worker: Box<dyn Worker>) -> Verdict {
+pub(super) fn used_buffers(mut worker: Box<dyn Worker>) -> Verdict {
     let held = Held::install(worker.as_mut(), Case::small(1), KEY)?;
     let elems = held.case.shape.conv.output_elems();
-    let buffers = || {
-        let lengths = [0, 1, elems - 1, elems, elems + 1, 10 * elems];
-        lengths
-            .into_iter()
-            .flat_map(|len| [Values::F32(vec![f32::NAN; len]), Values::F64(vec![f64::NAN; len])])
+    let buffers = Buffers::new(64, usize::MAX);
+    let fill = || {
+        for len in [1, elems - 1, elems, elems, elems + 1, 10 * elems] {
+            drop(buffers.adopt(Values::F32(vec![f32::NAN; len])));
+            drop(buffers.adopt(Values::F64(vec![f64::NAN; len])));
+        }
     };
-    for order in [&[][..], &[3, 1]] {
-        buffers().for_each(|buffer| worker.recycle(buffer));
-        held.works(worker.as_mut(), "after recycled buffers")?;
-        buffers().for_each(|buffer| worker.recycle(buffer));
-        for (index, got) in held.each(worker.as_mut(), order).results {
-            held.same(index, &got, "after recycled buffers")?;
+    for order in [Order::All, Order::Each(&[3, 1])] {
+        fill();
+        let token = CancelToken::new();
+        let task = Task { buffers: &buffers, ..held.task(&token).with_order(order) };
+        let answer = execute(worker.as_mut(), task);
+        success("a task with used buffers", &answer.end)?;
+        for (index, got) in answer.results {
+            held.same(index, &got, "in used buffers")?;
         }
     }
     Ok(())

@@ -11,10 +11,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::{
-    CancelToken, FilterKey, LOCAL_HOST, Order, Respawn, SubtaskShape, Task, Worker, WorkerInfo, WorkerKind,
-    not_installed,
+    FilterKey, LOCAL_HOST, Order, Respawn, SubtaskShape, Task, Worker, WorkerInfo, WorkerKind, not_installed,
 };
-use crate::array::{DType, Element, Values, sized};
+use crate::array::{DType, Element, Values};
 use crate::conv::{ConvKernel, Filters, Scratch};
 use crate::error::{Error, Result};
 
@@ -45,37 +44,8 @@ pub struct CpuWorker {
     name: String,
     threads: usize,
     installed: HashMap<FilterKey, Installed>,
-    room_f32: Room<f32>,
-    room_f64: Room<f64>,
-}
-
-/// Maximum number of buffers kept for later results: those of a few subtasks, which rarely have more than four sub-results.
-const KEPT_BUFFERS: usize = 8;
-
-/// The memory shared by all layers of a worker.
-#[derive(Debug, Default)]
-struct Room<T> {
-    scratch: Scratch<T>,
-    /// Buffers of earlier results to reuse: fresh memory costs more than a small convolution.
-    spare: Vec<Vec<T>>,
-}
-
-impl<T: Element> Room<T> {
-    /// A buffer of `len` elements with arbitrary content.
-    fn buffer(spare: &mut Vec<Vec<T>>, len: usize) -> Vec<T> {
-        let fit = spare.iter().position(|buffer| buffer.capacity() >= len);
-        sized(fit.map(|at| spare.swap_remove(at)).unwrap_or_default(), len)
-    }
-
-    fn keep(&mut self, buffer: Vec<T>) {
-        if self.spare.len() < KEPT_BUFFERS {
-            self.spare.push(buffer);
-        } else if let Some(least) = self.spare.iter_mut().min_by_key(|kept| kept.capacity())
-            && least.capacity() < buffer.capacity()
-        {
-            *least = buffer;
-        }
-    }
+    scratch_f32: Scratch<f32>,
+    scratch_f64: Scratch<f64>,
 }
 
 /// The coded filters of one subtask, and the plan that uses them.
@@ -114,8 +84,8 @@ impl CpuWorker {
             name: name.into(),
             threads: threads.max(1),
             installed: HashMap::new(),
-            room_f32: Room::default(),
-            room_f64: Room::default(),
+            scratch_f32: Scratch::default(),
+            scratch_f64: Scratch::default(),
         }
     }
 
@@ -130,16 +100,14 @@ impl Installed {
     fn compute<T: Element>(
         &self,
         banks: &[Filters<T>],
-        (room, threads): (&mut Room<T>, usize),
-        slabs: &[T],
-        order: Order<'_>,
-        cancel: &CancelToken,
+        (scratch, threads): (&mut Scratch<T>, usize),
+        task: Task<'_>,
         emit: &mut dyn FnMut(usize, Values),
     ) -> Result<()> {
-        let shape = &self.shape;
+        let (shape, Task { order, cancel, buffers, .. }) = (&self.shape, task);
+        let slabs = task.slabs.as_slice::<T>()?;
         let slab = |p: usize| &slabs[p * shape.conv.input_elems()..][..shape.conv.input_elems()];
-        let Room { scratch, spare } = room;
-        let mut buffer = || Room::buffer(spare, shape.conv.output_elems());
+        let buffer = || buffers.take::<T>(shape.conv.output_elems());
         let stop = || cancel.is_cancelled();
         match order {
             Order::All => {
@@ -201,29 +169,16 @@ impl Worker for CpuWorker {
     }
 
     fn execute(&mut self, task: Task<'_>, emit: &mut dyn FnMut(usize, Values)) -> Result<()> {
-        let Task { key, slabs, order, cancel } = task;
-        if cancel.is_cancelled() {
+        let Task { key, slabs, order, .. } = task;
+        if task.cancel.is_cancelled() {
             return Err(Error::Cancelled);
         }
         let layer = self.installed.get(&key).ok_or_else(|| not_installed(&self.name, key))?;
         layer.shape.check_slabs(slabs, layer.banks.dtype())?;
         layer.shape.check_order(order)?;
         match &layer.banks {
-            Banks::F32(banks) => {
-                let room = (&mut self.room_f32, self.threads);
-                layer.compute(banks, room, slabs.as_slice()?, order, cancel, emit)
-            }
-            Banks::F64(banks) => {
-                let room = (&mut self.room_f64, self.threads);
-                layer.compute(banks, room, slabs.as_slice()?, order, cancel, emit)
-            }
-        }
-    }
-
-    fn recycle(&mut self, buffer: Values) {
-        match buffer {
-            Values::F32(buffer) => self.room_f32.keep(buffer),
-            Values::F64(buffer) => self.room_f64.keep(buffer),
+            Banks::F32(banks) => layer.compute(banks, (&mut self.scratch_f32, self.threads), task, emit),
+            Banks::F64(banks) => layer.compute(banks, (&mut self.scratch_f64, self.threads), task, emit),
         }
     }
 

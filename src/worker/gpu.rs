@@ -188,7 +188,7 @@ impl Worker for GpuWorker {
     }
 
     fn execute(&mut self, task: Task<'_>, emit: &mut dyn FnMut(usize, Values)) -> Result<()> {
-        let Task { key, slabs, order, cancel } = task;
+        let Task { key, slabs, order, cancel, .. } = task;
         self.with(|held, name| {
             let installed = held.filters.get(&key).ok_or_else(|| not_installed(name, key))?;
             installed.shape.check_slabs(slabs, installed.filters.dtype())?;

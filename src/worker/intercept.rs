@@ -15,7 +15,6 @@ type OnInfo = dyn Fn(&mut WorkerInfo) + Send;
 type OnInstall = dyn FnMut(&mut dyn Worker, FilterKey, &SubtaskShape, Values) -> Result<()> + Send;
 type OnRemove = dyn FnMut(&mut dyn Worker, FilterKey) + Send;
 type OnExecute = dyn FnMut(&mut dyn Worker, Task<'_>, &mut dyn FnMut(usize, Values)) -> Result<()> + Send;
-type OnRecycle = dyn FnMut(&mut dyn Worker, Values) + Send;
 type OnRespawn = dyn Fn(&dyn Worker) -> Option<Respawn> + Send;
 
 /// A worker that forwards every call to an inner worker, except those that a closure handles; made by [`intercept`].
@@ -46,7 +45,6 @@ pub struct Intercept {
     install: Option<Box<OnInstall>>,
     remove: Option<Box<OnRemove>>,
     execute: Option<Box<OnExecute>>,
-    recycle: Option<Box<OnRecycle>>,
     respawn: Option<Box<OnRespawn>>,
 }
 
@@ -60,7 +58,6 @@ pub fn intercept(inner: impl Into<Box<dyn Worker>>) -> Intercept {
         install: None,
         remove: None,
         execute: None,
-        recycle: None,
         respawn: None,
     }
 }
@@ -113,13 +110,6 @@ impl Intercept {
         + 'static,
     ) -> Self {
         self.execute = Some(Box::new(execute));
-        self
-    }
-
-    /// Handles [`Worker::recycle`].
-    #[must_use]
-    pub fn on_recycle(mut self, recycle: impl FnMut(&mut dyn Worker, Values) + Send + 'static) -> Self {
-        self.recycle = Some(Box::new(recycle));
         self
     }
 
@@ -190,13 +180,6 @@ impl Worker for Intercept {
         }
     }
 
-    fn recycle(&mut self, buffer: Values) {
-        match &mut self.recycle {
-            Some(recycle) => recycle(self.inner.as_mut(), buffer),
-            None => self.inner.recycle(buffer),
-        }
-    }
-
     fn respawn(&self) -> Option<Respawn> {
         match &self.respawn {
             Some(respawn) => respawn(self.inner.as_ref()),
@@ -257,9 +240,6 @@ mod tests {
             self.0.note("execute");
             Ok(())
         }
-        fn recycle(&mut self, _: Values) {
-            self.0.note("recycle");
-        }
         fn respawn(&self) -> Option<Respawn> {
             self.0.note("respawn");
             CpuWorker::new("noting", 1).respawn()
@@ -286,14 +266,13 @@ mod tests {
         worker.install(key, &shape(), Values::F32(vec![1.0; 2])).unwrap();
         worker.execute(Task::new(key, &slabs, &token), &mut |_, _| {}).unwrap();
         worker.remove(key);
-        worker.recycle(Values::F32(Vec::new()));
         let _ = worker.respawn();
         let _ = worker.unavailable_reason();
         worker.lose_device();
     }
 
-    const METHODS: [&str; 8] =
-        ["info", "install", "execute", "remove", "recycle", "respawn", "unavailable_reason", "lose_device"];
+    const METHODS: [&str; 7] =
+        ["info", "install", "execute", "remove", "respawn", "unavailable_reason", "lose_device"];
 
     #[test]
     fn what_no_closure_handles_is_forwarded() {
@@ -304,7 +283,7 @@ mod tests {
 
     /// A worker all of whose calls closures handle; the closures note the calls.
     fn handled(inner: &Calls, calls: &Calls) -> Intercept {
-        let [install, remove, execute, recycle] = [(); 4].map(|()| calls.clone());
+        let [install, remove, execute] = [(); 3].map(|()| calls.clone());
         intercept(Noting(inner.clone()))
             .with_info(|info| info.name = "handled".to_owned())
             .on_install(move |_, _, _, _| {
@@ -316,7 +295,6 @@ mod tests {
                 execute.note("execute");
                 Ok(())
             })
-            .on_recycle(move |_, _| recycle.note("recycle"))
             .never_respawned()
     }
 
@@ -328,16 +306,16 @@ mod tests {
         assert!(worker.respawn().is_none());
         inner.take();
         call_all(&mut worker, KEY);
-        assert_eq!(calls.take(), ["install", "execute", "remove", "recycle"]);
+        assert_eq!(calls.take(), ["install", "execute", "remove"]);
         assert_eq!(inner.take(), ["info", "unavailable_reason", "lose_device"]);
         call_all(&mut worker, FilterKey::PROBE);
-        assert_eq!(calls.take(), ["recycle"]);
+        assert!(calls.take().is_empty());
         assert_eq!(
             inner.take(),
             ["info", "install", "execute", "remove", "unavailable_reason", "lose_device"]
         );
         call_all(&mut worker.including_probes(), FilterKey::PROBE);
-        assert_eq!(calls.take(), ["install", "execute", "remove", "recycle"]);
+        assert_eq!(calls.take(), ["install", "execute", "remove"]);
     }
 
     #[test]

@@ -284,11 +284,6 @@ pub trait Worker: Send {
     /// valid.
     fn execute(&mut self, task: Task<'_>, emit: &mut dyn FnMut(usize, Values)) -> Result<()>;
 
-    /// Takes a buffer of sub-results that is no longer needed, of any length and content, to reuse its memory: fresh memory
-    /// costs more than some layers. Called before [`execute`](Worker::execute), about once for each sub-result to come. A
-    /// worker that allocates its buffers otherwise drops it.
-    fn recycle(&mut self, _buffer: Values) {}
-
     /// How to recreate this worker if it is lost; `None` when that is impossible. Called while the worker is healthy.
     fn respawn(&self) -> Option<Respawn> {
         None

@@ -1,7 +1,9 @@
 //! One call of [`Worker::execute`](super::Worker::execute): which sub-results to compute, from which data.
 
+use std::sync::LazyLock;
+
 use super::{CancelToken, FilterKey, Order};
-use crate::array::Values;
+use crate::array::{Buffers, Values};
 
 /// The task of one call of [`Worker::execute`](super::Worker::execute). A worker around another one changes the fields that
 /// it is about: `inner.execute(Task { order, ..task }, emit)`.
@@ -15,13 +17,17 @@ pub struct Task<'a> {
     pub order: Order<'a>,
     /// Ends the call when it is cancelled.
     pub cancel: &'a CancelToken,
+    /// Where buffers for results come from: what a worker emits returns there once it is no longer needed. Their content is
+    /// arbitrary. A worker may also allocate its buffers itself.
+    pub buffers: &'a Buffers,
 }
 
 impl<'a> Task<'a> {
-    /// All sub-results of the subtask `key`.
+    /// All sub-results of the subtask `key`, in new buffers.
     #[must_use]
     pub fn new(key: FilterKey, slabs: &'a Values, cancel: &'a CancelToken) -> Self {
-        Self { key, slabs, order: Order::All, cancel }
+        static NONE: LazyLock<Buffers> = LazyLock::new(Buffers::default);
+        Self { key, slabs, order: Order::All, cancel, buffers: &NONE }
     }
 
     /// The same task with another order.

@@ -3,7 +3,7 @@
 //! GPU workers and workers on other machines are checked in `tests/gpu` and `tests/cluster`.
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -109,22 +109,15 @@ fn lacking_results(property: Property) -> Intercept {
                 inner.execute(Task { cancel, ..task }, emit)
             })
         }
-        Property::RecycledBuffers => {
-            let dirty = Arc::new(AtomicBool::new(false));
-            let recycled = Arc::clone(&dirty);
-            intercept(cpu())
-                .on_recycle(move |_, buffer| {
-                    recycled.fetch_or(buffer.first_non_finite().is_some(), Ordering::SeqCst);
-                })
-                .on_execute(move |inner, task, emit| {
-                    inner.execute(task, &mut |index, mut values| {
-                        if dirty.load(Ordering::SeqCst) {
-                            spoil(&mut values);
-                        }
-                        emit(index, values);
-                    })
-                })
-        }
+        Property::UsedBuffers => intercept(cpu()).on_execute(|inner, task, emit| {
+            let used = task.buffers.take::<f32>(1);
+            inner.execute(task, &mut |index, mut values| {
+                if used[0].is_nan() {
+                    spoil(&mut values);
+                }
+                emit(index, values);
+            })
+        }),
         other => panic!("{other:?} is not about results"),
     }
 }

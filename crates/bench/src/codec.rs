@@ -71,7 +71,8 @@ fn on_this_thread<T: Element>(case: &LayerCase<T>, options: &LayerOptions) -> Re
         let slabs = T::wrap(slabs.clone());
         let mut parts: Vec<Vec<T>> = vec![Vec::new(); subtask.sub_results()];
         compute_cpu_ms += timed(|| {
-            let task = Task { key, slabs: &slabs, order, cancel: &CancelToken::new() };
+            let token = CancelToken::new();
+            let task = Task::new(key, &slabs, &token).with_order(order);
             worker.execute(task, &mut |index, values: Values| {
                 parts[index] = T::take(values).unwrap_or_default();
             })

@@ -123,7 +123,7 @@ mod tests {
         let mut run = |key, order: Order<'_>, cancel_after: usize| {
             let cancel = CancelToken::new();
             let mut seen = 0;
-            let _ = worker.execute(Task { key, slabs: &slabs, order, cancel: &cancel }, &mut |_, _| {
+            let _ = worker.execute(Task::new(key, &slabs, &cancel).with_order(order), &mut |_, _| {
                 seen += 1;
                 if seen == cancel_after {
                     cancel.cancel();

@@ -16,11 +16,10 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use super::super::budget::{Budget, Reservation};
 use super::super::link::{Payload, bytes_of};
 use super::super::wire::{Answer, ContentId, DeviceInfo, MasterId, Refusal, Spec};
-use super::buffer_pool::BufferPool;
 use super::cache::Cache;
 use super::outbox::{Outbox, Results};
 use super::tasks::{Asker, Tasks};
-use crate::array::{DType, Values};
+use crate::array::{Buffers, DType, Values};
 use crate::error::{Error, Result, panic_text};
 use crate::worker::{
     CancelToken, FilterKey, Order, Probe, Respawn, SubtaskShape, Task, Worker, WorkerInfo, WorkerKind,
@@ -133,7 +132,7 @@ pub(super) struct Common {
     pub(super) tasks: Tasks,
     pub(super) results: Results,
     pub(super) cache: Option<Cache>,
-    pub(super) spare: BufferPool,
+    pub(super) spare: Buffers,
     pub(super) budget: Budget,
 }
 
@@ -298,6 +297,7 @@ impl Thread {
     fn execute(&mut self, job: TaskJob) {
         let started = Instant::now();
         let TaskJob { key, content, order, slabs, reservation, inline_bytes, cancel, asker, outbox } = job;
+        let slabs = self.common.spare.adopt(slabs);
         let result = match self.held.get(&content).copied() {
             None => Err(None),
             Some((filters, dtype)) => {
@@ -322,7 +322,7 @@ impl Thread {
                 let order = order.as_deref().map_or(Order::All, Order::Each);
                 let ran = self.guarded(|worker| {
                     if slabs.dtype() == dtype {
-                        worker.execute(Task { key: filters, slabs: &slabs, order, cancel: &cancel }, emit)
+                        worker.execute(Task::new(filters, &slabs, &cancel).with_order(order), emit)
                     } else {
                         Err(Error::mismatch(
                             "element type of the slabs",
@@ -339,7 +339,7 @@ impl Thread {
                 }
             }
         };
-        self.common.spare.give(slabs);
+        drop(slabs);
         drop(reservation);
         self.common.tasks.end(key);
         let stats = &self.stats;

@@ -330,7 +330,7 @@ impl Dispatcher {
     fn room_for_slabs(&mut self, bytes: u64, dtype: DType) -> Result<Reassembly, (Refusal, String)> {
         let reservation = self.reserve(bytes)?;
         let spare = &self.common.spare;
-        let room = Reassembly::new(dtype, reservation, |dtype, elems| spare.take(dtype, elems));
+        let room = Reassembly::new(dtype, reservation, |dtype, elems| spare.take_values(dtype, elems));
         room.ok_or_else(|| not_whole(bytes, dtype))
     }
 

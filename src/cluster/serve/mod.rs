@@ -7,7 +7,6 @@
 //!
 //! Invariant: memory that others can make it allocate is bounded by [`ServeOptions::memory_bytes`].
 
-mod buffer_pool;
 mod cache;
 mod device;
 mod dispatcher;
@@ -23,7 +22,6 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, bounded, unbounded};
 
-use self::buffer_pool::BufferPool;
 use self::cache::Cache;
 use self::device::{Common, Device, Job, Stats};
 use self::dispatcher::{Dispatcher, Event};
@@ -35,8 +33,13 @@ use super::endpoint::{Endpoint, Grant, Role, Security, check_name, sides};
 use super::key_expr::Keys;
 use super::random;
 use super::wire::{Answer, HostInfo, MAX_DEVICES};
+use crate::array::Buffers;
 use crate::error::{Error, Result};
 use crate::worker::Worker;
+
+/// Maximum number and size of the slab buffers kept for later tasks.
+const MOST_SPARE: usize = 32;
+const MOST_SPARE_BYTES: usize = 64 << 20;
 
 /// A device that completed a task within this time needs no probe to count as ready.
 const RECENT: Duration = Duration::from_secs(10);
@@ -161,7 +164,7 @@ impl WorkerServer {
             tasks: Tasks::default(),
             results: Results::new(budget.clone()),
             cache: cache.clone(),
-            spare: BufferPool::default(),
+            spare: Buffers::new(MOST_SPARE, MOST_SPARE_BYTES),
             budget: budget.clone(),
         };
         let (events, queue) = unbounded();

@@ -23,7 +23,7 @@ use self::workers::{
 };
 use super::holdings::Holdings;
 use super::tracker::DecodingTracker;
-use crate::array::{DType, Values};
+use crate::array::{Buffers, DType, Pooled, Values};
 use crate::coding::{CodeKind, Rounding, encode_input};
 use crate::conv::reference;
 use crate::error::Error;
@@ -215,8 +215,8 @@ impl<'a> Run<'a> {
             filters: &filters,
             policy,
             estimates: self.estimates.clone(),
-            slabs: slabs.into_iter().map(|slabs| Arc::new(Values::F32(slabs))).collect(),
-            spent: Vec::new(),
+            slabs: slabs.into_iter().map(|slabs| Arc::new(Pooled::unpooled(Values::F32(slabs)))).collect(),
+            buffers: Buffers::default(),
             recovery: Observed { tracker, fleet: &fleet, decodable_at: None },
             cancel: &CancelToken::new(),
         });

@@ -1,7 +1,7 @@
 //! Scripted runs: which actions follow which events.
 
 use super::*;
-use crate::array::Values;
+use crate::array::{Pooled, Values};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MS: Duration = Duration::from_millis(1);
@@ -88,7 +88,7 @@ fn gather(on_shortfall: OnShortfall, n: usize, delta: usize) -> Gather<Counted> 
 }
 
 fn arrive(g: &mut Gather<Counted>, now: Duration, subtask: usize, index: usize) -> Recorded {
-    let values = Values::F32(Vec::new());
+    let values = Pooled::unpooled(Values::F32(Vec::new()));
     g.deliver(now, Arrival { subtask, index, worker: 0, attempt: 0, values, sketch: None })
 }
 
