@@ -20,6 +20,7 @@ use super::tensor::{Tensor, dtype_name};
 use crate::array::Element;
 use crate::engine::{CodedConv, LayerReport};
 use crate::error::{Error, Result};
+use crate::worker::CancelToken;
 
 /// A model ready to run any number of times, from several threads at once.
 ///
@@ -123,12 +124,17 @@ impl CodedLayer {
         }
     }
 
-    fn run(&self, op: &CodedOp, input: &TractTensor) -> TractResult<(TractTensor, LayerReport)> {
+    fn run(
+        &self,
+        op: &CodedOp,
+        input: &TractTensor,
+        cancel: &CancelToken,
+    ) -> TractResult<(TractTensor, LayerReport)> {
         let (output, mut report) = match (&self.conv, op.dtype) {
-            (Conv::F32(conv), DatumType::F32) => run_as::<f32, f32>(conv, op, input),
-            (Conv::F64(conv), DatumType::F32) => run_as::<f32, f64>(conv, op, input),
-            (Conv::F32(conv), _) => run_as::<f64, f32>(conv, op, input),
-            (Conv::F64(conv), _) => run_as::<f64, f64>(conv, op, input),
+            (Conv::F32(conv), DatumType::F32) => run_as::<f32, f32>(conv, op, input, cancel),
+            (Conv::F64(conv), DatumType::F32) => run_as::<f32, f64>(conv, op, input, cancel),
+            (Conv::F32(conv), _) => run_as::<f64, f32>(conv, op, input, cancel),
+            (Conv::F64(conv), _) => run_as::<f64, f64>(conv, op, input, cancel),
         }?;
         self.op.name().clone_into(&mut report.op);
         Ok((output, report))
@@ -140,6 +146,7 @@ fn run_as<S, T>(
     conv: &CodedConv<T>,
     op: &CodedOp,
     input: &TractTensor,
+    cancel: &CancelToken,
 ) -> TractResult<(TractTensor, LayerReport)>
 where
     S: Element + tract_onnx::prelude::Datum,
@@ -147,12 +154,15 @@ where
 {
     let shape = conv.shape().input_shape();
     let values = input.try_as_plain_ram()?.as_slice::<S>()?;
-    let failed = |error: Error| Error::Layer { layer: conv.name().to_owned(), source: Box::new(error) };
+    let failed = |error: Error| match error {
+        Error::Cancelled => Error::Cancelled,
+        error => Error::Layer { layer: conv.name().to_owned(), source: Box::new(error) },
+    };
     let view = ArrayViewD::from_shape(IxDyn(&shape), values)?;
     let same = (S::DTYPE == T::DTYPE).then(|| bytemuck::cast_slice::<S, T>(values));
     let run = match same {
-        Some(same) => conv.run(ArrayViewD::from_shape(IxDyn(&shape), same)?),
-        None => conv.run(view.mapv(|v| T::from_f64(v.to_f64())).view()),
+        Some(same) => conv.run_cancellable(ArrayViewD::from_shape(IxDyn(&shape), same)?, cancel),
+        None => conv.run_cancellable(view.mapv(|v| T::from_f64(v.to_f64())).view(), cancel),
     }
     .map_err(failed)?;
     let output = run.output.into_raw_vec_and_offset().0;
@@ -178,6 +188,20 @@ impl PreparedModel {
     /// # Errors
     /// Those of [`PreparedModel::run`].
     pub fn run_observed(&self, inputs: &[Tensor], observe: &mut dyn FnMut(Progress<'_>)) -> Result<ModelRun> {
+        self.run_cancellable(inputs, &CancelToken::new(), observe)
+    }
+
+    /// As [`PreparedModel::run_observed`], but ends with [`Error::Cancelled`] once `cancel` is cancelled, from any thread:
+    /// in a coded layer at once, else after the operator of the host that is being computed.
+    ///
+    /// # Errors
+    /// Those of [`PreparedModel::run`], and [`Error::Cancelled`].
+    pub fn run_cancellable(
+        &self,
+        inputs: &[Tensor],
+        cancel: &CancelToken,
+        observe: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<ModelRun> {
         let _span = tracing::info_span!("model", name = self.signature.model).entered();
         let inputs = self.signature.accept(inputs)?;
         let started = Instant::now();
@@ -186,9 +210,12 @@ impl PreparedModel {
         let outputs = guarded(&self.signature.model, || {
             let inputs: TVec<TValue> = inputs.into_iter().map(IntoTValue::into_tvalue).collect();
             self.plan.spawn()?.run_plan_with_eval(inputs, |context, state, node, inputs| {
+                if cancel.is_cancelled() {
+                    return Err(Error::Cancelled.into());
+                }
                 let Some(op) = node.op_as::<CodedOp>() else { return eval(context, state, node, inputs) };
                 let layer = &self.layers[op.index];
-                let (output, report) = layer.run(op, &inputs[0])?;
+                let (output, report) = layer.run(op, &inputs[0], cancel)?;
                 reports[op.index] = Some(report);
                 done += 1;
                 observe(Progress { done, total: self.layers.len(), layer: layer.name() });

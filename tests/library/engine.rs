@@ -3,10 +3,15 @@
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use fcdcc::coding::Clamp;
-use fcdcc::{CodeKind, CodedConv, Completion, ConvParams, Error, LayerOptions, OnShortfall, Pool};
+use fcdcc::worker::intercept;
+use fcdcc::{
+    CancelToken, CodeKind, CodedConv, Completion, ConvParams, CpuWorker, Error, LayerOptions, OnShortfall,
+    Pool,
+};
 use fcdcc_test_support::layer::{EXACT_F32, Layer, fail, list, options, pool, small};
 use fcdcc_test_support::{mean_squared_error, normal, relative_l2, subsets};
 use ndarray::{ArrayD, ArrayView1, IxDyn};
@@ -101,6 +106,47 @@ fn one_fewer_than_the_threshold_fails_when_the_dead_are_known_not_at_the_deadlin
         // Lost workers stay lost: the next run knows at once.
         assert!(matches!(prepared.run(layer.input.view()), Err(Error::Shortfall { .. })));
     }
+}
+
+#[test]
+fn a_caller_can_cancel_a_run_and_run_the_layer_again() {
+    let layer = small();
+    let (begun, waits) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(true)));
+    let worker = |i: usize| {
+        let (begun, waits) = (Arc::clone(&begun), Arc::clone(&waits));
+        let worker = intercept(CpuWorker::new(format!("cpu-{i}"), 1)).on_execute(move |inner, task, emit| {
+            begun.fetch_add(1, Ordering::SeqCst);
+            if waits.load(Ordering::SeqCst) {
+                task.cancel.wait();
+                return Err(Error::Cancelled);
+            }
+            inner.execute(task, emit)
+        });
+        worker.boxed()
+    };
+    let pool = Pool::new((0..6).map(worker).collect()).unwrap();
+    // Without the token the run would last until its deadline.
+    let prepared = layer.prepare(&pool, fail(4, 4).deadline(Duration::from_mins(5))).unwrap();
+    let cancel = CancelToken::new();
+    let started = Instant::now();
+    let end = std::thread::scope(|scope| {
+        let run = scope.spawn(|| prepared.run_cancellable(layer.input.view(), &cancel));
+        while begun.load(Ordering::SeqCst) < 6 && started.elapsed() < Duration::from_secs(30) {
+            std::thread::yield_now();
+        }
+        cancel.cancel();
+        run.join().unwrap()
+    });
+    assert!(matches!(end, Err(Error::Cancelled)));
+    assert!(pool.wait_idle(Duration::from_secs(10)), "the workers stop");
+    // A token that is cancelled already ends a run before it waits.
+    assert!(matches!(prepared.run_cancellable(layer.input.view(), &cancel), Err(Error::Cancelled)));
+    assert!(started.elapsed() < Duration::from_mins(1));
+    // Negative control: another token does not end a run, and nobody was blamed for the cancelled ones.
+    waits.store(false, Ordering::SeqCst);
+    let run = prepared.run_cancellable(layer.input.view(), &CancelToken::new()).unwrap();
+    assert!(layer.error(&run.output) < EXACT_F32);
+    assert!((0..6).all(|worker| pool.lost(worker).is_none()));
 }
 
 #[test]

@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use fcdcc::model::{GemmChoice, Model, ModelOptions, ModelRun, Tensor};
 use fcdcc::worker::{Intercept, intercept};
-use fcdcc::{CpuWorker, Error, ErrorKind, LayerOptions, OnShortfall, Outcome, Pool, Result, Worker};
+use fcdcc::{
+    CancelToken, CpuWorker, Error, ErrorKind, LayerOptions, OnShortfall, Outcome, Pool, Result, Worker,
+};
 use fcdcc_test_support::{normal, relative_l2};
 use ndarray::ArrayD;
 use rand::{Rng, RngExt, SeedableRng};
@@ -74,6 +76,23 @@ fn options() -> ModelOptions {
 
 fn logits(run: &ModelRun) -> Vec<f64> {
     run.outputs[0].tensor.to_f64()
+}
+
+#[test]
+fn a_run_of_a_model_ends_when_its_caller_cancels_it() {
+    let (model, images) = lenet(1);
+    let (pool, _) = pool(&[]);
+    let prepared = model.prepare(&pool, &options()).unwrap();
+    let cancel = CancelToken::new();
+    let mut layers = 0;
+    let end = prepared.run_cancellable(&[images.clone()], &cancel, &mut |_| {
+        layers += 1;
+        cancel.cancel();
+    });
+    assert!(matches!(end, Err(Error::Cancelled)), "{:?}", end.map(|run| run.layers.len()));
+    assert_eq!(layers, 1, "nothing is computed after the layer that was at work");
+    // Negative control.
+    assert_eq!(logits(&prepared.run(&[images]).unwrap()).len(), 10);
 }
 
 #[test]
