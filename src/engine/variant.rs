@@ -301,16 +301,37 @@ impl<T: Element> Variant<T> {
         let norm = decode(decoder, &self.tiling, &results, epilogue, &mut output)?;
         let repaired =
             if finite { self.repair(run, amplification, unit, &mut output) } else { Repaired::default() };
-        let recomputed = repaired.outputs;
         // No element is larger than the norm, so only a norm beyond the type's range calls for a search. Every result is
         // finite: then it is the output that exceeds the range of its type.
-        let fits = T::from_f64(norm).finite() && recomputed == 0;
+        let fits = T::from_f64(norm).finite() && repaired.outputs == 0;
         if finite && !fits && first_non_finite(&output).is_some() {
             return Err(overflow::<T>(gathered, &self.placement.pool));
         }
+        let quality = self.quality(run, condition, &repaired, norm, &output);
+        match common.check(&quality) {
+            Ok(()) => Ok(Some((output, quality))),
+            // Computing locally has a smaller error.
+            Err(_) if condition * amplification > 1.0 || rounding.half || rounding.filtering => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The error bounds of a decoded `output`, whose norm was `norm` before outputs were repaired.
+    fn quality(
+        &self,
+        run: &RunInput<'_, T>,
+        condition: f64,
+        repaired: &Repaired,
+        norm: f64,
+        output: &[T],
+    ) -> Quality {
+        let RunInput { common, scan, amplification, .. } = *run;
+        let (rounding, unit) = (self.rules.accuracy.rounding, common.unit(scan));
+        let amplification = scan.spread.largest().min(amplification);
         let normwise = rounding.normwise(condition);
+        let windowwise = rounding.windowwise(condition, amplification);
         let (mut norm, mut known) = (norm, Vec::new());
-        if recomputed > 0 {
+        if repaired.outputs > 0 {
             // Outlying windows were overwritten, and their errors with them. All others are within the windowwise bound.
             norm = output.iter().map(|value| (value.to_f64() * unit).powi(2)).sum::<f64>().sqrt() / unit;
             let squares = |(group, windows): &(usize, f64)| {
@@ -322,18 +343,12 @@ impl<T: Element> Variant<T> {
             known.extend(repaired.others.iter().map(squares));
         }
         let expected = self.scan.expected_norm(scan, &common.group_weights, unit, &known) / unit;
-        let quality = Quality {
+        Quality {
             condition,
             error_bound: relative_to(normwise, expected, norm) + rounding.underflow_of(output.len(), norm),
             windowwise: windowwise + rounding.underflow(scan.smallest, common.filters.smallest_sum()),
             amplification,
-            recomputed,
-        };
-        match common.check(&quality) {
-            Ok(()) => Ok(Some((output, quality))),
-            // Computing locally has a smaller error.
-            Err(_) if condition * amplification > 1.0 || rounding.half || rounding.filtering => Ok(None),
-            Err(error) => Err(error),
+            recomputed: repaired.outputs,
         }
     }
 

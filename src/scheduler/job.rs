@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 
 use super::arrivals::{Arrival, Recorded};
 use super::fleet::Fleet;
-use super::gather::{Action, Event, Gather, Recovery, RunEstimates};
+use super::gather::{Action, Event, Gather, RunEstimates};
 use super::mailbox::{Mailbox, Taken};
 use super::outcome::{Attempt, Decision, Outcome, RunOutcome, Traffic};
 use super::policy::{Audit, OnShortfall, Policy};
+use super::recovery::Recovery;
 use super::slot::{InstallRequest, QueuedTask, Replies, Reply, ReplyKind};
 use crate::array::{Buffers, Pooled, Values};
 use crate::coding::Sketcher;

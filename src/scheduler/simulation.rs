@@ -3,6 +3,8 @@
 //! Invariant: events depend only on the requests and their order. Events at the same time happen in the order in which
 //! they were scheduled. Times are nanoseconds since the beginning.
 
+mod faults;
+
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::sync::Arc;
@@ -103,11 +105,6 @@ impl Simulation {
         }
     }
 
-    /// Sets the faults of all messages sent from now on.
-    pub(super) fn set_message_faults(&mut self, faults: MessageFaults) {
-        self.fates_of_messages = MessageFates::new(faults);
-    }
-
     /// A run waits until time `until`.
     ///
     /// # Panics
@@ -115,14 +112,6 @@ impl Simulation {
     pub(super) fn check_progress(&mut self, until: u64) {
         self.idle_waits = if until > self.now { 0 } else { self.idle_waits + 1 };
         assert!(self.idle_waits < MOST_IDLE_WAITS, "a run wakes again and again at {} ns", self.now);
-    }
-
-    /// A worker is lost at time `at`, and back at `until` if that is given.
-    pub(super) fn lose(&mut self, worker: usize, at: u64, until: Option<u64>) {
-        self.schedule(at, SimEvent::Lost { worker });
-        if let Some(until) = until {
-            self.schedule(until, SimEvent::Returned { worker });
-        }
     }
 
     pub(super) fn instant(&self) -> Instant {
@@ -440,56 +429,6 @@ impl Simulation {
             self.post(worker, at, &task, what);
         }
         if last { self.answer(worker, None) } else { self.compute(worker, Duration::ZERO) }
-    }
-
-    /// Sends a reply that arrives at time `at`, unless a fault delays or loses it.
-    fn post(&mut self, worker: usize, at: u64, task: &Arc<QueuedTask>, what: ReplyKind) {
-        let Some(delay) = self.fates_of_messages.draw(self.now, worker, Direction::ToMaster) else { return };
-        self.post_at(at.saturating_add(delay), task, what);
-    }
-
-    fn post_at(&mut self, at: u64, task: &Arc<QueuedTask>, what: ReplyKind) {
-        let message = self.scheduled;
-        self.messages.insert(message, Message { task: Arc::clone(task), what });
-        self.schedule(at, SimEvent::Arrived { message });
-    }
-
-    /// A worker is lost, with its filters and its tasks.
-    fn lost(&mut self, worker: usize) {
-        let (now, at) = (self.now, self.instant());
-        let of = &mut self.workers[worker];
-        if std::mem::replace(&mut of.lost, true) {
-            return;
-        }
-        of.count(now);
-        of.health.lost(LOSS.to_owned());
-        of.load = 0;
-        of.step += 1;
-        let (host, name) = (of.host, of.name.clone());
-        let (mut tasks, mut keys) = (Vec::new(), Vec::new());
-        match of.current.take() {
-            Some(Current::Serving(mut serving)) => {
-                if let Some(ticket) = serving.ticket.take() {
-                    self.hosts[host].cores.end(now, ticket);
-                }
-                tasks.push(serving.task);
-            }
-            Some(Current::Installing(key)) => keys.push(key),
-            None => {}
-        }
-        for command in std::mem::take(&mut self.workers[worker].queue) {
-            match command {
-                Command::Execute(task, _) => tasks.push(Arc::new(task)),
-                Command::Install(key) => keys.push(key),
-            }
-        }
-        // A pool gives a worker that returns all filters that it should hold.
-        self.installed.extend(keys.into_iter().map(|key| (worker, key)));
-        for task in tasks {
-            let lost = Error::WorkerLost { worker: name.clone(), cause: LOSS.to_owned() };
-            task.reply_at(at, ReplyKind::Failed(lost));
-        }
-        self.watch(host);
     }
 
     /// A worker stops computing.
