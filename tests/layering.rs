@@ -272,9 +272,6 @@ const FUNCTION_LINES: usize = 70;
 /// them; nothing may be added without a reason beside it.
 const LONGER: &[(&str, usize)] = &[
     ("bench/page_stability", 503),
-    ("cluster/serve/dispatcher", 594),
-    ("cluster/wire", 554),
-    ("scheduler/assign", 549),
     ("bench/chart/bars::svg", 72),
     ("bench/page_bench/mod::headline", 91),
     ("bench/page_bench/mod::losses", 78),
