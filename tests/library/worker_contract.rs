@@ -170,7 +170,12 @@ fn lacking(property: Property) -> Intercept {
 #[test]
 fn a_lacking_property_is_found_and_no_other() {
     for property in Property::ALL {
-        let findings = check_worker(DEADLINE, || Ok(lacking(property).boxed()));
+        let worker = || match lacking(property) {
+            worker if property == Property::Respawned => worker,
+            // Its replacement would give other results than it gave.
+            worker => worker.never_respawned(),
+        };
+        let findings = check_worker(DEADLINE, || Ok(worker().boxed()));
         let found: Vec<Property> = findings.iter().map(|finding| finding.property).collect();
         assert_eq!(found, [property], "{findings:#?}");
     }

@@ -339,7 +339,6 @@ impl Thread {
                 }
             }
         };
-        drop(slabs);
         drop(reservation);
         self.common.tasks.end(key);
         let stats = &self.stats;
