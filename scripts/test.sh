@@ -3,6 +3,9 @@
 #
 #   scripts/test.sh           what CI runs
 #   scripts/test.sh --all     also the bare library, without any feature (compiles its dependencies once more)
+#
+# FCDCC_SECOND_VULKAN_ICD, the driver file of a second Vulkan implementation (scripts/fetch_swiftshader.sh prints one), runs
+# the GPU tests on that one too, and those of pools over both.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -15,16 +18,30 @@ case "${*-}" in
         ;;
 esac
 
-# Mesa says so on standard error of every process where this is not set.
-if [[ -z "${XDG_RUNTIME_DIR-}" ]]; then
-    XDG_RUNTIME_DIR="$(mktemp -d)"
-    export XDG_RUNTIME_DIR
-    trap 'rm -rf "$XDG_RUNTIME_DIR"' EXIT
+second_icd="${FCDCC_SECOND_VULKAN_ICD-}"
+if [[ -n "$second_icd" && ! -r "$second_icd" ]]; then
+    echo "FCDCC_SECOND_VULKAN_ICD names $second_icd, which cannot be read" >&2
+    exit 2
 fi
 
 step() {
     printf '\n== %s\n' "$*"
     "$@"
+}
+
+# Suites of the GPU tests once more, with the Vulkan drivers of the first argument, a variable of the Vulkan loader.
+gpu_tests() {
+    local drivers="$1" suite
+    shift
+    # Choices among the machine's own adapters would hide those of another driver.
+    local with=(env -u VK_DRIVER_FILES -u VK_ICD_FILENAMES -u WGPU_ADAPTER_NAME "$drivers")
+    if cargo nextest --version >/dev/null 2>&1; then
+        step "${with[@]}" cargo nextest run --locked --test gpu "$@"
+    else
+        for suite in "$@"; do
+            step "${with[@]}" cargo test --locked --test gpu -- "$suite"
+        done
+    fi
 }
 
 has_onnx() {
@@ -55,6 +72,12 @@ if cargo nextest --version >/dev/null 2>&1; then
     step cargo test --locked --quiet --test processes -- --list --ignored netns::
 else
     step cargo test --locked --lib --bins --tests
+fi
+if [[ -n "$second_icd" ]]; then
+    gpu_tests VK_DRIVER_FILES="$second_icd" backends:: "chaos::gpu queues" kernels:: tuning:: worker::
+    gpu_tests VK_ADD_DRIVER_FILES="$second_icd" backends:: two_adapters::
+else
+    printf '\nNOTICE: no FCDCC_SECOND_VULKAN_ICD: the GPU tests ran on one Vulkan implementation alone\n'
 fi
 step cargo test --locked --doc
 RUSTDOCFLAGS="-D warnings" step cargo doc --locked --no-deps --features testing

@@ -31,7 +31,7 @@ pub struct AdapterSummary {
     pub driver: String,
     /// Driver version, human-readable.
     pub driver_info: String,
-    /// Whether it computes on the CPU (lavapipe, WARP).
+    /// Whether it computes on the CPU (lavapipe, SwiftShader, WARP).
     pub software: bool,
     /// Optional features.
     pub features: AdapterFeatures,

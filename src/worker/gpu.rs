@@ -79,14 +79,15 @@ impl GpuWorker {
         if half {
             gpu = gpu.with_half_storage()?;
         }
+        // Some drivers report no version.
+        let driver = format!("{} {}", adapter.driver, adapter.driver_info);
         let info = WorkerInfo {
             name,
             kind: WorkerKind::Gpu,
             device: format!(
-                "{} ({} {}){}",
+                "{} ({}){}",
                 adapter.name,
-                adapter.driver,
-                adapter.driver_info,
+                driver.trim_end(),
                 if half { ", f16 storage" } else { "" }
             ),
             f64: gpu.caps().f64 && !half,

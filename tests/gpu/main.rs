@@ -10,6 +10,8 @@ mod support;
 #[cfg(feature = "gpu")]
 mod tuning;
 #[cfg(feature = "gpu")]
+mod two_adapters;
+#[cfg(feature = "gpu")]
 mod worker;
 
 use fcdcc_test_support::suites::Suites;
@@ -22,6 +24,7 @@ fn main() {
         .add("backends", backends::trials)
         .add("kernels", kernels::trials)
         .add("tuning", tuning::trials)
+        .add("two_adapters", two_adapters::trials)
         .add("worker", worker::trials);
     suites.run();
 }

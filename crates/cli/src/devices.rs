@@ -109,10 +109,9 @@ fn describe(a: &AdapterSummary) -> Result<()> {
     .collect();
     let kind = if a.software { "software" } else { a.device_type };
     out(format_args!("{}: {} ({kind}, {})", a.index, a.name, a.backend))?;
-    out(format_args!(
-        "   driver {} {}; vendor {:#06x}, device {:#06x}",
-        a.driver, a.driver_info, a.vendor, a.device
-    ))?;
+    // Some drivers report no version.
+    let driver = format!("{} {}", a.driver, a.driver_info);
+    out(format_args!("   driver {}; vendor {:#06x}, device {:#06x}", driver.trim_end(), a.vendor, a.device))?;
     out(format_args!(
         "   can: {}; largest binding {} MiB, largest buffer {} MiB, {} KiB shared memory, {} threads a workgroup",
         if can.is_empty() { "f32 only".to_owned() } else { can.join(", ") },
