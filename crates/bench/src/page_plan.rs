@@ -19,12 +19,7 @@ const SHOWN: usize = 4;
 #[must_use]
 pub fn page(setting: &Environment, layers: &[Convexity]) -> Page {
     let (first, others) = layers.split_at(layers.len().min(SHOWN));
-    let mut sections = vec![Section {
-        id: "choice".to_owned(),
-        heading: "What the planner chooses".to_owned(),
-        text: Vec::new(),
-        blocks: vec![Block::Table(choices(layers))],
-    }];
+    let mut sections = Vec::new();
     if !others.is_empty() {
         sections.push(Section {
             id: "layers".to_owned(),
@@ -33,6 +28,12 @@ pub fn page(setting: &Environment, layers: &[Convexity]) -> Page {
             blocks: vec![Block::Figures(others.iter().map(|l| (chart(l).svg(), String::new())).collect())],
         });
     }
+    sections.push(Section {
+        id: "choice".to_owned(),
+        heading: "What the planner chooses".to_owned(),
+        text: Vec::new(),
+        blocks: vec![Block::Table(choices(layers))],
+    });
     sections.push(Section {
         id: "tables".to_owned(),
         heading: "Every pair in numbers".to_owned(),

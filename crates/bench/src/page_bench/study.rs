@@ -356,7 +356,7 @@ fn plans(study: &Study) -> Table {
     ];
     Table {
         caption: format!(
-            "k_A and k_B: parts that input and filters are cut into. Predicted: the planner, for a run with nobody late. \
+            "k_A and k_B: parts that input and filters are cut into. Predicted: the planner, for a run with no worker late. \
              Measured: the median in “{}”.",
             quiet.map_or("no such scenario", |s| s.name.as_str())
         ),

@@ -33,7 +33,7 @@ pub fn page(report: &StabilityReport) -> Page {
     let lead = [
         "How far can a code be used before it loses the digits of a result? A coded layer is computed by n subtasks, any δ of which give the output: the missing ones are worked out of those \
          that came by solving a linear system. Its condition number is the factor by which that solution may amplify rounding \
-         errors, and it depends on the code and on who answered.",
+         errors, and it depends on the code and on which subtasks answered.",
         "Here are condition numbers of every code family over its responder sets, and what is left of real convolutions after \
          encoding, computing and decoding them. All families are compared at the same n and δ, where a subtask is a δ-th of \
          the layer with each of them; replication, whose subtasks are larger, only copies and has condition number 1.",
@@ -375,7 +375,7 @@ fn hosts(report: &StabilityReport) -> Option<Section> {
     };
     let each = first.n / first.hosts;
     let text = format!(
-        "Who holds several subtasks loses them together. Neighbouring roots are the bad case of rotation codes, so host h \
+        "A host that is lost takes all its subtasks with it. Neighbouring roots are the bad case of rotation codes, so host h \
          should hold subtasks h, h + {0}, h + {1} and so on ({each} each), which is how runs assign them.",
         first.hosts,
         2 * first.hosts
