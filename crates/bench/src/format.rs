@@ -1,6 +1,6 @@
 //! Formats numbers and text for a report: short, and fitted to a width.
 //!
-//! Invariant: a line of [`wrap`] is never wider than asked for.
+//! Invariant: wrapped lines are never wider than asked for.
 
 /// Whether XML allows a character at all.
 pub(super) fn allowed(c: char) -> bool {

@@ -94,7 +94,9 @@ fn answer(report: &StabilityReport) -> String {
         })
         .collect();
     let rule = greek(&sweep.label).replace(' ', "\u{a0}");
-    format!("Whichever subtasks answer, f32 keeps three digits {} ({rule}).", listed(&each))
+    // Of sets that are too many to look at each, a worse one may exist.
+    let seen = if sweep.points.iter().all(|point| point.exhaustive) { "" } else { " seen" };
+    format!("With the worst responders{seen}, f32 keeps three digits {} ({rule}).", listed(&each))
 }
 
 /// The worst condition numbers of a sweep, one line a code.

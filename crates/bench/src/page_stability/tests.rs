@@ -40,10 +40,14 @@ fn the_answer_ranks_codes_by_how_far_they_reach() {
     let page = page(&report(&[far, [near[0], near[1]], [near[2], near[3]]].concat()));
     assert_eq!(
         page.answer.replace('\u{a0}', " "),
-        "Whichever subtasks answer, f32 keeps three digits at every n up to 9 with crme, up to n = 5 with chebyshev and \
+        "With the worst responders, f32 keeps three digits at every n up to 9 with crme, up to n = 5 with chebyshev and \
          nowhere with vandermonde (n − δ = n/5)."
     );
     assert_eq!(page.picture.len(), 1);
+    // Of a sample only the worst seen is known.
+    let mut sampled = report(&near);
+    sampled.sweep[0].points[0].exhaustive = false;
+    assert!(super::page(&sampled).answer.starts_with("With the worst responders seen, "));
     let html = page.html();
     assert!(malformed(&html).is_none() && html.contains("limit of f32"), "{:?}", malformed(&html));
 }
