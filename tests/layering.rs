@@ -271,10 +271,6 @@ const FUNCTION_LINES: usize = 70;
 /// Files and functions (`file::name`) that are longer, and how long. A ratchet: they may shrink, and the number here with
 /// them; nothing may be added without a reason beside it.
 const LONGER: &[(&str, usize)] = &[
-    ("bench/page_stability", 503),
-    ("bench/chart/bars::svg", 72),
-    ("bench/page_bench/mod::headline", 91),
-    ("bench/page_bench/mod::losses", 78),
     ("cli/demo::run", 88),
     ("cli/plan::run", 91),
     ("cluster/remote::execute", 102),

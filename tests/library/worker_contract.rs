@@ -76,17 +76,14 @@ fn spoil(values: &mut Values) {
 /// A worker that lacks a property of its results.
 fn lacking_results(property: Property) -> Intercept {
     match property {
-        Property::CompleteResults => intercept(cpu())
-            .on_execute(|inner, task, emit| {
-                inner.execute(task, &mut |index, values| {
-                    if (task.order, index) == (Order::All, 0) {
-                        emit(index, values.clone());
-                    }
-                    emit(index, values);
-                })
+        Property::CompleteResults => intercept(cpu()).on_execute(|inner, task, emit| {
+            inner.execute(task, &mut |index, values| {
+                if (task.order, index) == (Order::All, 0) {
+                    emit(index, values.clone());
+                }
+                emit(index, values);
             })
-            // Its replacement would give other results than it gave.
-            .never_respawned(),
+        }),
         Property::RightNumbers => intercept(cpu()).on_execute(|inner, task, emit| {
             inner.execute(task, &mut |index, mut values| {
                 spoil(&mut values);

@@ -1,10 +1,10 @@
-//! A report as one self-contained HTML file of text, pictures and tables, without scripts.
+//! A report as one self-contained HTML file, without scripts: the answer and its picture first, then text and tables.
 //!
-//! Invariant: every text is escaped, so the file is well-formed XML too, whatever names it contains.
+//! Invariant: the templates escape every text, so tags match whatever names the report contains.
 
-use super::chart::colors;
-use super::format::escape;
-use std::fmt::Write as _;
+use super::chart::{Chart, Size, colors};
+use super::format::allowed;
+use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 const STYLE: &str = include_str!("page.css");
 
@@ -13,7 +13,13 @@ const STYLE: &str = include_str!("page.css");
 pub struct Page {
     /// The heading, and the title of the file.
     pub title: String,
-    /// Paragraphs under the title.
+    /// One sentence: what the report found.
+    pub answer: String,
+    /// The picture that shows the answer: a chart, or up to four side by side.
+    pub picture: Vec<Chart>,
+    /// Under the picture; may be empty.
+    pub caption: String,
+    /// Paragraphs after the picture: what the report is about.
     pub lead: Vec<String>,
     /// Where, when and how: names and values.
     pub facts: Vec<(String, String)>,
@@ -45,13 +51,13 @@ pub enum Block {
     Code(String),
     /// A picture.
     Figure {
-        /// An `<svg>` element. It is trusted and not escaped.
-        svg: String,
+        /// An `<svg>` element.
+        svg: Markup,
         /// Under the picture; may be empty.
         caption: String,
     },
     /// Pictures with their captions, side by side where there is room.
-    Figures(Vec<(String, String)>),
+    Figures(Vec<(Markup, String)>),
     /// A table.
     Table(Table),
     /// Collapsed content, shown on demand and on paper.
@@ -123,44 +129,82 @@ impl Page {
     /// The HTML file.
     #[must_use]
     pub fn html(&self) -> String {
-        let title = escape(&self.title);
         let dark: Vec<String> = colors().map(|(name, _, dark)| format!("{name}:{dark};")).collect();
         let style = STYLE.replace("%DARK%", &dark.concat());
-        let mut html = format!(
-            "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\"/>\n\
-             <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\"/>\n<title>{title}</title>\n\
-             <style>\n{style}</style>\n</head>\n<body>\n<div class=\"page\">\n<header>\n<h1>{title}</h1>\n"
-        );
-        paragraphs(&mut html, &self.lead);
-        html += "</header>\n";
-        if !self.facts.is_empty() {
-            html += "<dl class=\"facts\">\n";
-            for (name, value) in &self.facts {
-                put(
-                    &mut html,
-                    format_args!("<div><dt>{}</dt><dd>{}</dd></div>\n", escape(name), escape(value)),
-                );
+        let page = html! {
+            (DOCTYPE)
+            html lang="en" {
+                head {
+                    meta charset="utf-8";
+                    meta name="viewport" content="width=device-width,initial-scale=1";
+                    title { (self.title) }
+                    // The style sheet is a part of this program and contains no tags.
+                    style { (PreEscaped(style)) }
+                }
+                body { div class="page" { (self.first_screen()) (self.rest()) } }
             }
-            html += "</dl>\n";
+        };
+        let mut text = page.into_string();
+        // What no HTML or XML file may contain, escaped or not.
+        text.retain(allowed);
+        text
+    }
+
+    fn first_screen(&self) -> Markup {
+        let count = self.picture.len();
+        let wide = match count {
+            0 | 1 => Size { width: 1000.0, plot_height: 370.0 },
+            2 => Size { width: 560.0, plot_height: 330.0 },
+            _ => Size { width: 560.0, plot_height: 155.0 },
+        };
+        // Letters of a wide picture would be too small to read where it is shrunk.
+        let narrow = Size { width: 350.0, plot_height: 220.0 };
+        html! {
+            header {
+                h1 { (self.title) }
+                @if !self.answer.is_empty() { p class="answer" { (self.answer) } }
+            }
+            @if count > 0 {
+                figure class="picture" {
+                    @for (class, size) in [("wide-picture", wide), ("narrow-picture", narrow)] {
+                        div class=(class) {
+                            @for chart in &self.picture { (chart.svg_of(size)) }
+                        }
+                    }
+                    @if !self.caption.is_empty() { figcaption { (self.caption) } }
+                }
+            }
         }
+    }
+
+    fn rest(&self) -> Markup {
         let ids = self.ids();
-        if self.sections.len() > 1 {
-            html += "<nav aria-label=\"Contents\"><ul>\n";
-            for (section, id) in self.sections.iter().zip(&ids) {
-                let heading = escape(&section.heading);
-                put(&mut html, format_args!("<li><a href=\"#{id}\">{heading}</a></li>\n"));
+        html! {
+            @for text in &self.lead { p { (text) } }
+            @if self.sections.len() > 1 {
+                nav aria-label="Contents" {
+                    ul {
+                        @for (section, id) in self.sections.iter().zip(&ids) {
+                            li { a href={ "#" (id) } { (section.heading) } }
+                        }
+                    }
+                }
             }
-            html += "</ul></nav>\n";
+            main {
+                @for (section, id) in self.sections.iter().zip(&ids) {
+                    section id=(id) {
+                        h2 { (section.heading) }
+                        @for text in &section.text { p { (text) } }
+                        @for block in &section.blocks { (block.markup()) }
+                    }
+                }
+            }
+            @if !self.facts.is_empty() {
+                dl class="facts" {
+                    @for (name, value) in &self.facts { div { dt { (name) } dd { (value) } } }
+                }
+            }
         }
-        html += "<main>\n";
-        for (section, id) in self.sections.iter().zip(&ids) {
-            put(&mut html, format_args!("<section id=\"{id}\">\n<h2>{}</h2>\n", escape(&section.heading)));
-            paragraphs(&mut html, &section.text);
-            blocks(&mut html, &section.blocks);
-            html += "</section>\n";
-        }
-        html += "</main>\n</div>\n</body>\n</html>\n";
-        html
     }
 
     /// Fragment identifiers of the sections, all different.
@@ -181,105 +225,99 @@ impl Page {
     }
 }
 
-/// Appends formatted text; writing to a string cannot fail.
-fn put(html: &mut String, text: std::fmt::Arguments<'_>) {
-    html.write_fmt(text).expect("a string takes everything");
-}
-
-fn paragraphs(html: &mut String, paragraphs: &[String]) {
-    for text in paragraphs {
-        put(html, format_args!("<p>{}</p>\n", escape(text)));
-    }
-}
-
-fn blocks(html: &mut String, all: &[Block]) {
-    for block in all {
-        match block {
-            Block::Text(text) => put(html, format_args!("<p>{}</p>\n", escape(text))),
-            Block::List(items) => {
-                html.push_str("<ul>\n");
-                for item in items {
-                    put(html, format_args!("<li>{}</li>\n", escape(item)));
-                }
-                html.push_str("</ul>\n");
-            }
-            Block::Code(code) => put(html, format_args!("<pre>{}</pre>\n", escape(code))),
-            Block::Figure { svg, caption } => figure(html, svg, caption),
-            Block::Figures(figures) => {
-                html.push_str("<div class=\"grid\">\n");
-                for (svg, caption) in figures {
-                    figure(html, svg, caption);
-                }
-                html.push_str("</div>\n");
-            }
-            Block::Table(table) => table.write(html),
-            Block::Details { summary, blocks: inner } => {
-                put(html, format_args!("<details>\n<summary>{}</summary>\n", escape(summary)));
-                blocks(html, inner);
-                html.push_str("</details>\n");
+impl Block {
+    fn markup(&self) -> Markup {
+        html! {
+            @match self {
+                Block::Text(text) => p { (text) },
+                Block::List(items) => ul { @for item in items { li { (item) } } },
+                Block::Code(code) => pre { (code) },
+                Block::Figure { svg, caption } => (figure(svg, caption)),
+                Block::Figures(figures) => div class="grid" {
+                    @for (svg, caption) in figures { (figure(svg, caption)) }
+                },
+                Block::Table(table) => (table.markup()),
+                Block::Details { summary, blocks } => details {
+                    summary { (summary) }
+                    @for block in blocks { (block.markup()) }
+                },
             }
         }
     }
 }
 
-fn figure(html: &mut String, svg: &str, caption: &str) {
-    put(html, format_args!("<figure>\n{svg}\n"));
-    if !caption.is_empty() {
-        put(html, format_args!("<figcaption>{}</figcaption>\n", escape(caption)));
+fn figure(svg: &Markup, caption: &str) -> Markup {
+    html! {
+        figure {
+            (svg)
+            @if !caption.is_empty() { figcaption { (caption) } }
+        }
     }
-    html.push_str("</figure>\n");
 }
 
 impl Table {
-    fn write(&self, html: &mut String) {
-        let columns = self.rows.iter().map(Vec::len).fold(self.head.len(), usize::max);
-        let group = |row: &[Cell]| row.len() == 1 && columns > 1;
-        // A column's name is aligned as its numbers are.
-        // The first column names the rows, even if a name begins with a digit.
-        let numeric = |column: usize| {
-            if column == 0 {
-                return false;
-            }
-            let cells = self.rows.iter().filter(|row| !group(row)).filter_map(|row| row.get(column));
-            let mut cells = cells.filter(|cell| !cell.text.is_empty()).peekable();
-            cells.peek().is_some() && cells.all(Cell::numeric)
-        };
-        // The caption stays outside the table: inside it would be as wide as the table and would scroll with it.
-        if !self.caption.is_empty() {
-            put(html, format_args!("<p class=\"caption\">{}</p>\n", escape(&self.caption)));
-        }
-        html.push_str("<div class=\"wide\"><table>\n");
-        html.push_str("<thead><tr>");
-        for (column, name) in self.head.iter().enumerate() {
-            let class = if numeric(column) { " class=\"n\"" } else { "" };
-            put(html, format_args!("<th scope=\"col\"{class}>{}</th>", escape(name)));
-        }
-        html.push_str("</tr></thead>\n<tbody>\n");
-        for row in &self.rows {
-            if group(row) {
-                let text = escape(&row[0].text);
-                put(html, format_args!("<tr class=\"group\"><th colspan=\"{columns}\">{text}</th></tr>\n"));
-                continue;
-            }
-            html.push_str("<tr>");
-            for (column, cell) in row.iter().enumerate() {
-                let place = if column > 0 && cell.numeric() { "n" } else { "t" };
-                let class = match cell.class {
-                    Class::Plain => "",
-                    Class::Best => " best",
-                    Class::Worse => " worse",
-                    Class::Muted => " muted",
-                };
-                let (text, small) = cell.text.split_once('\n').unwrap_or((&cell.text, ""));
-                put(html, format_args!("<td class=\"{place}{class}\">{}", escape(text)));
-                if !small.is_empty() {
-                    put(html, format_args!("<small>{}</small>", escape(small)));
+    fn markup(&self) -> Markup {
+        let columns = self.columns();
+        html! {
+            // The caption stays outside the table: inside it would be as wide as the table and would scroll with it.
+            @if !self.caption.is_empty() { p class="caption" { (self.caption) } }
+            div class="wide" {
+                table {
+                    thead {
+                        tr {
+                            @for (column, name) in self.head.iter().enumerate() {
+                                th scope="col" class=[self.numeric(column).then_some("n")] { (name) }
+                            }
+                        }
+                    }
+                    tbody {
+                        @for row in &self.rows {
+                            @if self.is_heading(row) {
+                                tr class="group" { th colspan=(columns) { (row[0].text) } }
+                            } @else {
+                                tr { @for (column, cell) in row.iter().enumerate() { (cell.markup(column)) } }
+                            }
+                        }
+                    }
                 }
-                html.push_str("</td>");
             }
-            html.push_str("</tr>\n");
         }
-        html.push_str("</tbody></table></div>\n");
+    }
+
+    fn columns(&self) -> usize {
+        self.rows.iter().map(Vec::len).fold(self.head.len(), usize::max)
+    }
+
+    /// Whether a row is the heading of the rows that follow.
+    fn is_heading(&self, row: &[Cell]) -> bool {
+        row.len() == 1 && self.columns() > 1
+    }
+
+    /// Whether a column contains numbers only; its name is then aligned as they are.
+    fn numeric(&self, column: usize) -> bool {
+        // The first column names the rows, even if a name begins with a digit.
+        if column == 0 {
+            return false;
+        }
+        let cells = self.rows.iter().filter(|row| !self.is_heading(row)).filter_map(|row| row.get(column));
+        let mut cells = cells.filter(|cell| !cell.text.is_empty()).peekable();
+        cells.peek().is_some() && cells.all(Cell::numeric)
+    }
+}
+
+impl Cell {
+    fn markup(&self, column: usize) -> Markup {
+        let place = if column > 0 && self.numeric() { "n" } else { "t" };
+        let class = match self.class {
+            Class::Plain => "",
+            Class::Best => " best",
+            Class::Worse => " worse",
+            Class::Muted => " muted",
+        };
+        let (text, small) = self.text.split_once('\n').unwrap_or((&self.text, ""));
+        html! {
+            td class={ (place) (class) } { (text) @if !small.is_empty() { small { (small) } } }
+        }
     }
 }
 
@@ -298,8 +336,8 @@ mod tests {
             Block::Text(text.clone()),
             Block::List(vec![text.clone()]),
             Block::Code(text.clone()),
-            Block::Figure { svg: "<svg/>".to_owned(), caption: text.clone() },
-            Block::Figures(vec![("<svg/>".to_owned(), text.clone())]),
+            Block::Figure { svg: html! { svg {} }, caption: text.clone() },
+            Block::Figures(vec![(html! { svg {} }, text.clone())]),
             Block::Table(Table { caption: text.clone(), head: vec![text.clone(), text.clone()], rows }),
         ]
     }
@@ -311,6 +349,9 @@ mod tests {
             Section { id: text.to_owned(), heading: text.to_owned(), text: vec![text.to_owned()], blocks };
         Page {
             title: text.to_owned(),
+            answer: text.to_owned(),
+            picture: vec![Chart { title: text.to_owned(), ..Chart::default() }],
+            caption: text.to_owned(),
             lead: vec![text.to_owned()],
             facts: vec![(text.to_owned(), text.to_owned())],
             sections: vec![section.clone(), section],
@@ -322,11 +363,13 @@ mod tests {
         let html = page(HOSTILE).html();
         assert_eq!(malformed(&html), None);
         assert!(!html.contains("<b>") && html.matches("</style>").count() == 1);
-        // Twice in the head, once in the lead, twice in the facts; in each section twice for the heading (once in the
-        // contents), once in a paragraph, and in two sets of blocks with a summary.
-        assert_eq!(html.matches("&lt;b&gt;").count(), 2 + 1 + 2 + 2 * (2 + 1 + 2 * 11 + 1));
-        // Negative control: trusted text is not escaped.
-        let broken = Block::Figure { svg: HOSTILE.to_owned(), caption: String::new() };
+        // Twice in the title, once in the answer, twice in each of two pictures (its title, and the heading drawn), in the
+        // caption and in the lead, twice in the facts; in each section twice for the heading (once in the contents),
+        // once in a paragraph, and in two sets of blocks with a summary.
+        assert_eq!(html.matches("&lt;b&gt;").count(), 2 + 1 + 2 * 2 + 1 + 1 + 2 + 2 * (2 + 1 + 2 * 11 + 1));
+        assert!(!html.contains('\u{1}'));
+        // Negative control: markup is not escaped.
+        let broken = Block::Figure { svg: PreEscaped(HOSTILE.to_owned()), caption: String::new() };
         let mut page = page("a");
         page.sections[0].blocks.push(broken);
         assert!(malformed(&page.html()).is_some());
@@ -334,11 +377,29 @@ mod tests {
 
     #[test]
     fn nothing_is_loaded_or_run() {
-        let html = page("a").html();
+        let html = page("a").html().replace("xmlns=\"http://www.w3.org/2000/svg\"", "");
         for outside in ["src=", "http://", "https://", "<script", "@import", "url("] {
             assert!(!html.contains(outside), "{outside}");
         }
-        assert_eq!(html, page("a").html());
+        assert_eq!(page("a").html(), page("a").html());
+    }
+
+    #[test]
+    fn the_answer_and_its_picture_come_first() {
+        let html = Page {
+            answer: "Yes.".to_owned(),
+            picture: vec![Chart::default()],
+            lead: vec!["About.".to_owned()],
+            ..page("a")
+        }
+        .html();
+        let at = |text: &str| html.find(text).unwrap_or_else(|| panic!("{text}"));
+        let order = ["<h1>", "Yes.", "<svg", "About.", "<nav", "<section", "<table", "<dl"].map(at);
+        assert!(order.is_sorted(), "{order:?}");
+        // One for wide pages and one for narrow ones; without a picture there is no empty frame.
+        assert_eq!(html.matches("role=\"img\"").count(), 2);
+        let without = Page { picture: Vec::new(), ..page("a") }.html();
+        assert!(!without.contains("class=\"picture\"") && !without.contains("role=\"img\""));
     }
 
     #[test]
@@ -358,8 +419,7 @@ mod tests {
         let cells = ["2 of 6", "1.5 ms", "1 worker late"].map(Cell::from);
         let rows = vec![cells.into_iter().chain([Cell::new("−2", Class::Best)]).collect()];
         let head = ["a", "b", "c", "d"].map(str::to_owned).into();
-        let mut html = String::new();
-        Table { head, rows, ..Table::default() }.write(&mut html);
+        let html = Table { head, rows, ..Table::default() }.markup().into_string();
         assert!(
             html.contains("<td class=\"t\">2 of 6") && html.contains("<td class=\"n best\">−2"),
             "{html}"

@@ -1,5 +1,6 @@
 //! The findings of a stability study as sentences. The families are ranked by the data, whichever is best.
 
+use super::findings::listed as list;
 use super::format::{number, thousands};
 use super::schema::Conditions;
 use super::stability_record::{CodingError, StabilityReport, Sweep, USABLE};
@@ -87,60 +88,38 @@ fn reaches(report: &StabilityReport) -> Option<String> {
     ))
 }
 
-fn list(items: &[String]) -> String {
-    match items {
-        [] => String::new(),
-        [one] => one.clone(),
-        [all @ .., last] => format!("{} and {last}", all.join(", ")),
-    }
-}
-
-/// Findings on errors: the codes in order, each with the least and the greatest mean squared error for a kind of set.
-fn errors(report: &StabilityReport) -> Vec<String> {
-    let Some(first) = report.errors.first() else { return Vec::new() };
-    let cell = (first.n, first.recovery_threshold);
-    let mut said = Vec::new();
-    for dtype in ["f64", "f32"] {
-        let of = |code: &str, set: &str| -> Vec<f64> {
-            let wanted = |e: &&CodingError| {
-                (e.n, e.recovery_threshold) == cell && e.dtype == dtype && e.code == code && e.set == set
-            };
-            report.errors.iter().filter(wanted).map(|e| e.mse).collect()
-        };
-        let mut codes: Vec<&str> =
-            report.errors.iter().filter(|e| e.set == "median").map(|e| &*e.code).collect();
-        let mut seen = Vec::new();
-        codes.retain(|code| {
-            !seen.contains(code) && {
-                seen.push(*code);
-                true
-            }
-        });
-        let each: Vec<String> = codes
-            .into_iter()
-            .filter_map(|code| {
-                let (median, worst) = (of(code, "median"), of(code, "worst"));
-                let most = worst.iter().copied().fold(0.0, f64::max);
-                let (low, high) =
-                    (median.iter().copied().reduce(f64::min)?, median.iter().copied().reduce(f64::max)?);
-                Some(format!(
-                    "{} to {} with {code} (worst set: up to {})",
-                    number(low),
-                    number(high),
-                    number(most)
-                ))
-            })
-            .collect();
-        if !each.is_empty() {
-            said.push(format!(
-                "Decoded convolutions in {dtype}, n = {}, delta = {}, median responder set: mean squared error {}.",
-                cell.0,
-                cell.1,
-                list(&each)
-            ));
+/// The errors of every code: the least and the greatest mean squared error from its median responder set, and the
+/// greatest from its worst one.
+fn errors(report: &StabilityReport) -> Option<String> {
+    let first = report.errors.first()?;
+    let (n, delta) = (first.n, first.recovery_threshold);
+    let here = || report.errors.iter().filter(|e| (e.n, e.recovery_threshold) == (n, delta));
+    let mut codes: Vec<&str> = Vec::new();
+    for error in here().filter(|e| e.set == "median") {
+        if !codes.contains(&&*error.code) {
+            codes.push(&error.code);
         }
     }
-    said
+    let of_dtype = |dtype: &str| {
+        let each = codes.iter().filter_map(|code| {
+            let of = |set: &'static str| {
+                here().filter(move |e| e.dtype == dtype && e.code == **code && e.set == set).map(|e| e.mse)
+            };
+            let (low, high) = (of("median").reduce(f64::min)?, of("median").reduce(f64::max)?);
+            let worst = of("worst").fold(0.0, f64::max);
+            Some(format!("{} to {} ({}) with {code}", number(low), number(high), number(worst)))
+        });
+        let each: Vec<String> = each.collect();
+        (!each.is_empty()).then(|| format!("in {dtype} {}", list(&each)))
+    };
+    let parts: Vec<String> = ["f64", "f32"].into_iter().filter_map(of_dtype).collect();
+    (!parts.is_empty()).then(|| {
+        format!(
+            "Convolutions decoded from the median responder set (in brackets: from the worst) at n = {n}, delta = {delta} \
+             have mean squared errors {}.",
+            parts.join("; ")
+        )
+    })
 }
 
 fn bounds(report: &StabilityReport) -> Option<String> {

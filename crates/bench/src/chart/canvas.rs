@@ -1,4 +1,4 @@
-//! Drawing primitives of charts: lines, shapes and text in view box units, over plotters' SVG backend.
+//! Drawing primitives of charts: lines, shapes and text as SVG elements, in view box units.
 //!
 //! Colours are CSS variables (`--c0` and so on) that the page may redefine, so that one picture serves light pages, dark
 //! pages and paper.
@@ -6,16 +6,8 @@
 //! Invariant: drawing cannot fail, whatever the coordinates.
 
 use crate::format;
-use plotters::prelude::{
-    Color, DrawingBackend, FontFamily, FontStyle, FontTransform, IntoTextStyle, RGBAColor, RGBColor,
-    SVGBackend, ShapeStyle,
-};
-use plotters::style::text_anchor::{HPos, Pos, VPos};
-
-/// Plotters has integer coordinates, so pictures are drawn this much larger.
-const SCALE: f64 = 10.0;
-/// Plotters divides font sizes by this.
-const PLOTTERS_EM: f64 = 1.24;
+use maud::{Markup, html};
+use std::fmt::Write as _;
 
 /// Colours that colour-blind readers can tell apart, for light and for dark pages: a grey and those of Okabe and Ito for
 /// series, then some of Paul Tol's for the parts of bars.
@@ -48,18 +40,15 @@ pub(super) enum Paint {
     Color(usize),
 }
 
-/// Placeholder colours, because plotters does not support named colours.
-const INK: RGBColor = RGBColor(1, 2, 3);
-const PAPER: RGBColor = RGBColor(254, 253, 252);
-
 impl Paint {
-    fn solid(self, opacity: f64) -> RGBAColor {
+    /// The CSS colour.
+    fn css(self) -> String {
         match self {
-            Paint::Ink => INK.mix(opacity),
-            Paint::Paper => PAPER.mix(opacity),
+            Paint::Ink => "currentColor".to_owned(),
+            Paint::Paper => "var(--paper,#FFFFFF)".to_owned(),
             Paint::Color(index) => {
-                // Encodes the index; the CSS variable replaces it in the complete picture.
-                RGBColor(250, 251, u8::try_from(index % PALETTE.len()).unwrap_or(0)).mix(opacity)
+                let index = index % PALETTE.len();
+                format!("var(--c{index},{})", PALETTE[index].0)
             }
         }
     }
@@ -74,21 +63,6 @@ pub(super) enum Dash {
     Fine,
 }
 
-impl Dash {
-    /// A placeholder width that no other line has, because plotters does not support dashes.
-    fn stand_in(self) -> u32 {
-        9001 + self as u32
-    }
-
-    /// The attributes that replace the placeholder.
-    fn style(self) -> &'static str {
-        match self {
-            Dash::Bold => "\"22\" stroke-dasharray=\"70 40\"",
-            Dash::Fine => "\"12\" stroke-dasharray=\"30 30\"",
-        }
-    }
-}
-
 /// The alignment of a line of text.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Anchor {
@@ -98,26 +72,46 @@ pub(super) enum Anchor {
 }
 
 /// A picture that is being drawn.
-pub(super) struct Canvas<'a>(SVGBackend<'a>);
+#[derive(Default)]
+pub(super) struct Canvas {
+    elements: Vec<Markup>,
+}
 
-impl Canvas<'_> {
+impl Canvas {
     /// A line through points.
-    pub(super) fn path(&mut self, points: &[(f64, f64)], width: f64, (paint, opacity): (Paint, f64)) {
-        let style = ShapeStyle { color: paint.solid(opacity), filled: false, stroke_width: whole(width) };
-        if points.len() > 1 {
-            written(self.0.draw_path(points.iter().map(|p| place(*p)), &style));
-        }
+    pub(super) fn path(&mut self, points: &[(f64, f64)], width: f64, paint: (Paint, f64)) {
+        self.line(points, width, None, paint);
     }
 
     /// A dashed line through points.
     pub(super) fn dashes(&mut self, points: &[(f64, f64)], dash: Dash, paint: (Paint, f64)) {
-        self.path(points, f64::from(dash.stand_in()) / SCALE, paint);
+        match dash {
+            Dash::Bold => self.line(points, 2.2, Some("7 4"), paint),
+            Dash::Fine => self.line(points, 1.2, Some("3 3"), paint),
+        }
+    }
+
+    fn line(
+        &mut self,
+        points: &[(f64, f64)],
+        width: f64,
+        dashes: Option<&str>,
+        (paint, opacity): (Paint, f64),
+    ) {
+        if points.len() > 1 {
+            self.elements.push(html! {
+                polyline points=(list(points)) fill="none" stroke=(paint.css()) stroke-width=(width)
+                    stroke-dasharray=[dashes] opacity=[partial(opacity)] {}
+            });
+        }
     }
 
     /// A filled shape.
     pub(super) fn area(&mut self, corners: &[(f64, f64)], (paint, opacity): (Paint, f64)) {
         if corners.len() > 2 {
-            written(self.0.fill_polygon(corners.iter().map(|p| place(*p)), &paint.solid(opacity)));
+            self.elements.push(html! {
+                polygon points=(list(corners)) fill=(paint.css()) opacity=[partial(opacity)] {}
+            });
         }
     }
 
@@ -128,8 +122,11 @@ impl Canvas<'_> {
         (width, height): (f64, f64),
         (paint, opacity): (Paint, f64),
     ) {
-        let style = paint.solid(opacity);
-        written(self.0.draw_rect(place((x, y)), place((x + width, y + height)), &style, true));
+        let (width, height) = (unit(width).max(0.0), unit(height).max(0.0));
+        self.elements.push(html! {
+            rect x=(unit(x)) y=(unit(y)) width=(width) height=(height) fill=(paint.css())
+                opacity=[partial(opacity)] {}
+        });
     }
 
     /// A filled shape centred on a point, different for each colour, so that series can be told apart without colour.
@@ -144,40 +141,36 @@ impl Canvas<'_> {
             6 => &[(-1.3, -0.7), (1.3, -0.7), (1.3, 0.7), (-1.3, 0.7)],
             7 => &[(-0.7, -1.3), (0.7, -1.3), (0.7, 1.3), (-0.7, 1.3)],
             _ => {
-                let style = ShapeStyle { color: paint.solid(1.0), filled: true, stroke_width: 0 };
-                return written(self.0.draw_circle(place((x, y)), whole(size), &style, true));
+                return self.elements.push(html! {
+                    circle cx=(unit(x)) cy=(unit(y)) r=(unit(size)) fill=(paint.css()) {}
+                });
             }
         };
         self.area(&shape.iter().map(|d| corner(*d)).collect::<Vec<_>>(), (paint, 1.0));
     }
 
     /// A circle's outline.
-    pub(super) fn ring(&mut self, center: (f64, f64), radius: f64, width: f64, paint: Paint) {
-        let style = ShapeStyle { color: paint.solid(1.0), filled: false, stroke_width: whole(width) };
-        written(self.0.draw_circle(place(center), whole(radius), &style, false));
+    pub(super) fn ring(&mut self, (x, y): (f64, f64), radius: f64, width: f64, paint: Paint) {
+        self.elements.push(html! {
+            circle cx=(unit(x)) cy=(unit(y)) r=(unit(radius)) fill="none" stroke=(paint.css())
+                stroke-width=(width) {}
+        });
     }
 
     /// A line of text, vertically centred on `at`.
-    pub(super) fn text(&mut self, at: (f64, f64), text: &str, font: Font, anchor: Anchor) {
+    pub(super) fn text(&mut self, (x, y): (f64, f64), text: &str, font: Font, anchor: Anchor) {
         let clean: String = text.chars().filter(|c| format::allowed(*c) && !c.is_control()).collect();
-        let horizontal = match anchor {
-            Anchor::Left => HPos::Left,
-            Anchor::Middle => HPos::Center,
-            Anchor::Right => HPos::Right,
-        };
-        let color = font.paint.solid(font.opacity);
-        let style = (FontFamily::SansSerif, font.size * SCALE * PLOTTERS_EM)
-            .into_text_style(&(1, 1))
-            .pos(Pos::new(horizontal, VPos::Center))
-            .transform(FontTransform::None)
-            .color(&color);
-        let style = if font.bold {
-            plotters::style::TextStyle { font: style.font.clone().style(FontStyle::Bold), ..style }
-        } else {
-            style
+        let anchor = match anchor {
+            Anchor::Left => None,
+            Anchor::Middle => Some("middle"),
+            Anchor::Right => Some("end"),
         };
         if !clean.is_empty() {
-            written(self.0.draw_text(&clean, &style, place(at)));
+            self.elements.push(html! {
+                text x=(unit(x)) y=(unit(y)) dy="0.35em" text-anchor=[anchor] font-size=(font.size)
+                    font-weight=[font.bold.then_some("bold")] fill=(font.paint.css())
+                    opacity=[partial(font.opacity)] { (clean) }
+            });
         }
     }
 }
@@ -220,54 +213,45 @@ impl Font {
     }
 }
 
-/// An SVG element of this size; `label` is its accessible name.
-pub(super) fn svg(size: (f64, f64), label: &str, draw: impl FnOnce(&mut Canvas<'_>)) -> String {
-    let (width, height) = place(size);
-    let mut drawn = String::new();
-    {
-        let pixels = (width.unsigned_abs().max(1), height.unsigned_abs().max(1));
-        let mut canvas = Canvas(SVGBackend::with_string(&mut drawn, pixels));
-        draw(&mut canvas);
-        written(canvas.0.present());
+/// What a picture says to a reader who cannot see it: its name, and what is drawn.
+pub(super) struct Described {
+    pub(super) title: String,
+    pub(super) description: String,
+}
+
+/// An SVG element of this size.
+pub(super) fn svg((width, height): (f64, f64), told: &Described, draw: impl FnOnce(&mut Canvas)) -> Markup {
+    let mut canvas = Canvas::default();
+    draw(&mut canvas);
+    let (width, height) = (unit(width).max(1.0), unit(height).max(1.0));
+    let clean = |text: &str| text.chars().filter(|c| format::allowed(*c)).collect::<String>();
+    html! {
+        svg xmlns="http://www.w3.org/2000/svg" class="chart" width="100%" viewBox={ "0 0 " (width) " " (height) }
+            stroke-linejoin="round" font-family="sans-serif" role="img" {
+            title { (clean(&told.title)) }
+            desc { (clean(&told.description)) }
+            @for element in &canvas.elements { (element) }
+        }
     }
-    let body = drawn.split_once(">\n").map_or("", |(_, body)| body);
-    // Quotes in text are escaped, so these match attributes only.
-    let mut body = body
-        .replace(&attribute(INK), "\"currentColor\"")
-        .replace(&attribute(PAPER), "\"var(--paper,#FFFFFF)\"")
-        .replace(" opacity=\"1\"", "")
-        .replace(" font-family=\"sans-serif\"", "")
-        .replace(" text-anchor=\"start\"", "")
-        .replace("\n<", "<");
-    for dash in [Dash::Bold, Dash::Fine] {
-        body = body.replace(&format!("\"{}\"", dash.stand_in()), dash.style());
+}
+
+/// A coordinate or length with one decimal, within limits; 0 if it is not a number.
+fn unit(value: f64) -> f64 {
+    // Adding zero makes −0 a plain zero.
+    if value.is_nan() { 0.0 } else { (value.clamp(-1e5, 1e5) * 10.0).round() / 10.0 + 0.0 }
+}
+
+/// The value of a `points` attribute.
+fn list(points: &[(f64, f64)]) -> String {
+    let mut text = String::new();
+    for (i, (x, y)) in points.iter().enumerate() {
+        let space = if i == 0 { "" } else { " " };
+        write!(text, "{space}{},{}", unit(*x), unit(*y)).expect("a string takes everything");
     }
-    for (i, (light, _)) in PALETTE.iter().enumerate() {
-        let stand_in = RGBColor(250, 251, u8::try_from(i).unwrap_or(0));
-        body = body.replace(&attribute(stand_in), &format!("\"var(--c{i},{light})\""));
-    }
-    format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"chart\" width=\"100%\" viewBox=\"0 0 {width} {height}\" \
-         stroke-linejoin=\"round\" font-family=\"sans-serif\" role=\"img\" aria-label=\"{}\">{body}",
-        format::escape(label)
-    )
+    text
 }
 
-fn attribute(RGBColor(r, g, b): RGBColor) -> String {
-    format!("\"#{r:02X}{g:02X}{b:02X}\"")
-}
-
-#[expect(clippy::cast_possible_truncation, reason = "rounded and clamped")]
-fn place((x, y): (f64, f64)) -> (i32, i32) {
-    let whole = |v: f64| (v * SCALE).round().clamp(-1e6, 1e6) as i32;
-    (whole(x), whole(y))
-}
-
-fn whole(size: f64) -> u32 {
-    place((size, 0.0)).0.unsigned_abs()
-}
-
-/// Checks a drawing result: the backend writes into a string, which cannot fail.
-fn written<E>(result: Result<(), E>) {
-    debug_assert!(result.is_ok(), "an SVG was not written");
+/// The value of an `opacity` attribute, where one is needed.
+fn partial(opacity: f64) -> Option<f64> {
+    (opacity < 1.0).then_some(opacity)
 }

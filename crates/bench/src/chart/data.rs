@@ -63,6 +63,21 @@ pub enum Mark {
     },
 }
 
+/// The natural size of a chart, in pixels.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Size {
+    /// Width of the whole picture.
+    pub width: f64,
+    /// Height of the plot; titles, legend and labels are added.
+    pub plot_height: f64,
+}
+
+impl Default for Size {
+    fn default() -> Self {
+        Size { width: 600.0, plot_height: 260.0 }
+    }
+}
+
 /// Series over two axes.
 #[derive(Clone, Debug, Default)]
 pub struct Chart {
@@ -84,6 +99,8 @@ pub struct Chart {
     pub series: Vec<Series>,
     /// The marks, drawn over the series.
     pub marks: Vec<Mark>,
+    /// Whether each series has its name at the end of its line instead of in a legend above the plot.
+    pub end_labels: bool,
     /// Names for x = 0, 1, 2 and so on instead of numbers; markers of several series then stand side by side.
     pub x_names: Vec<String>,
 }

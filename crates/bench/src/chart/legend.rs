@@ -44,9 +44,9 @@ impl Legend {
     /// Draws the legend; `sample` draws the sample of the entry with this index, from a position to the right.
     pub(super) fn draw(
         &self,
-        canvas: &mut Canvas<'_>,
+        canvas: &mut Canvas,
         (left, top): (f64, f64),
-        mut sample: impl FnMut(&mut Canvas<'_>, usize, (f64, f64)),
+        mut sample: impl FnMut(&mut Canvas, usize, (f64, f64)),
     ) {
         for (i, (lines, x, y)) in self.entries.iter().enumerate() {
             let (x, y) = (left + x, top + y + ROW / 2.0);

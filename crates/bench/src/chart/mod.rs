@@ -1,4 +1,4 @@
-//! Charts as SVG text: lines, steps and markers with bands, and stacked bars.
+//! Charts as SVG elements: lines, steps and markers with bands, and stacked bars.
 //!
 //! Relevant if you want to draw your own figures. Charts are pure functions of their data: equal data gives equal text.
 //!
@@ -9,24 +9,27 @@ mod axis;
 mod bars;
 mod canvas;
 mod data;
+mod describe;
 mod geometry;
 mod legend;
+mod marks;
 
 pub use bars::Bars;
-pub use data::{Chart, Kind, Mark, Series};
+pub use data::{Chart, Kind, Mark, Series, Size};
 
 use axis::Axis;
 use canvas::{Anchor, Canvas, Dash, Font, Paint, SERIES_COLORS, svg};
-use geometry::{Frame, Point, apart, beside, runs, stairs};
+use geometry::{Frame, Point, runs, stairs};
 use legend::{Legend, SAMPLE};
+use marks::{SIDE, Top, tops};
+use maud::Markup;
 
-/// Width of every picture in its own units (pixels at natural size).
-const WIDTH: f64 = 600.0;
-const PLOT_HEIGHT: f64 = 260.0;
 const HEADING: Font = Font::new(15.0).bold();
 const HEADING_LINE: f64 = 20.0;
 const TICK: Font = Font::new(12.5);
 const TICK_LINE: f64 = 15.0;
+/// Space that the sample before a name at the end of a line takes.
+const END: f64 = 27.0;
 
 /// Colours of series as CSS: name of the variable, colour on light pages, colour on dark pages.
 pub fn colors() -> impl Iterator<Item = (String, &'static str, &'static str)> {
@@ -36,6 +39,7 @@ pub fn colors() -> impl Iterator<Item = (String, &'static str, &'static str)> {
 /// A chart with its layout.
 struct Plot<'a> {
     chart: &'a Chart,
+    width: f64,
     x: Axis,
     y: Axis,
     frame: Frame,
@@ -52,10 +56,16 @@ struct Plot<'a> {
 impl Chart {
     /// The chart as an `<svg>` element, as wide as its container.
     #[must_use]
-    pub fn svg(&self) -> String {
-        let plot = Plot::new(self);
+    pub fn svg(&self) -> Markup {
+        self.svg_of(Size::default())
+    }
+
+    /// The chart as an `<svg>` element of this natural size; letters have the same size in all of them.
+    #[must_use]
+    pub fn svg_of(&self, size: Size) -> Markup {
+        let plot = Plot::new(self, size);
         let bottom = plot.frame.bottom() + plot.below();
-        svg((WIDTH, bottom), &self.title, |canvas| plot.draw(canvas))
+        svg((size.width, bottom), &self.described(), |canvas| plot.draw(canvas))
     }
 
     fn axes(&self) -> (Axis, Axis) {
@@ -77,42 +87,32 @@ impl Chart {
 }
 
 impl<'a> Plot<'a> {
-    fn new(chart: &'a Chart) -> Self {
+    fn new(chart: &'a Chart, size: Size) -> Self {
+        let width = size.width;
         let (x, y) = chart.axes();
-        let listed: Vec<usize> = (0..chart.series.len())
-            .filter(|i| {
-                let label = &chart.series[*i].label;
-                !label.is_empty() && chart.series[..*i].iter().all(|s| s.label != *label)
-            })
-            .collect();
-        let legend = Legend::new(listed.iter().map(|i| chart.series[*i].label.as_str()), WIDTH);
+        let listed = chart.listed();
+        let in_legend = if chart.end_labels { &[][..] } else { &listed[..] };
+        let legend = Legend::new(in_legend.iter().map(|i| chart.series[*i].label.as_str()), width);
         let ticks = y.ticks(6);
         let left = ticks.iter().map(|(_, label)| TICK.width(label)).fold(18.0, f64::max) + 10.0;
-        let sides = chart.marks.iter().filter_map(|mark| match mark {
-            Mark::Horizontal { at, label } => y.at(*at).map(|_| label),
+        let beside = if chart.end_labels { &listed[..] } else { &[][..] };
+        let ends = beside.iter().map(|i| (chart.series[*i].label.as_str(), END));
+        let limits = chart.marks.iter().filter_map(|mark| match mark {
+            Mark::Horizontal { at, label } => y.at(*at).map(|_| (label.as_str(), 8.0)),
             _ => None,
         });
-        let side = sides
-            .flat_map(|label| TICK.wrap(label, SIDE))
-            .map(|line| TICK.width(&line) + 8.0)
-            .fold(14.0, f64::max);
-        let titles = HEADING.wrap(&chart.title, WIDTH);
-        let y_lines = TICK.wrap(&chart.y_label, WIDTH);
-        let mut frame = Frame { x: left, y: 0.0, width: WIDTH - left - side, height: PLOT_HEIGHT };
-        let (tops, rows) = tops(chart, &x, &frame);
+        let room = |(label, more): (&str, f64)| {
+            TICK.wrap(label, SIDE).iter().map(|line| TICK.width(line) + more).fold(0.0, f64::max)
+        };
+        let side = ends.chain(limits).map(room).fold(14.0, f64::max);
+        let titles = HEADING.wrap(&chart.title, width);
+        let y_lines = TICK.wrap(&chart.y_label, width);
+        let mut frame = Frame { x: left, y: 0.0, width: width - left - side, height: size.plot_height };
+        let (tops, rows) = tops(chart, &x, &frame, width);
         frame.y = heading(&titles) + legend.height() + TICK_LINE * (y_lines.len() + rows) as f64 + 12.0;
-        let slot = frame.width / chart.x_names.len().max(1) as f64 - 6.0;
-        let names = chart.x_names.iter().map(|name| {
-            let mut lines = TICK.wrap(name, slot);
-            if lines.len() > 5 {
-                lines.truncate(5);
-                lines[4] = shortened(TICK, &format!("{}……", lines[4]), slot);
-            }
-            lines
-        });
-        let names = names.collect();
+        let names = names(&chart.x_names, frame.width);
         let x_lines = TICK.wrap(&chart.x_label, frame.width);
-        Plot { chart, x, y, frame, tops, titles, y_lines, x_lines, names, legend, listed }
+        Plot { chart, width, x, y, frame, tops, titles, y_lines, x_lines, names, legend, listed }
     }
 
     /// Height of the labels under the plot.
@@ -126,7 +126,7 @@ impl<'a> Plot<'a> {
         Some((self.frame.x + x * self.frame.width, self.frame.bottom() - y * self.frame.height))
     }
 
-    fn draw(&self, canvas: &mut Canvas<'_>) {
+    fn draw(&self, canvas: &mut Canvas) {
         let (chart, frame) = (self.chart, &self.frame);
         let mut y = 0.0;
         draw_heading(canvas, &self.titles, &mut y);
@@ -176,7 +176,7 @@ impl<'a> Plot<'a> {
         (before as f64 - (all as f64 - 1.0) / 2.0) * step
     }
 
-    fn grid(&self, canvas: &mut Canvas<'_>) {
+    fn grid(&self, canvas: &mut Canvas) {
         let frame = &self.frame;
         let mut free = f64::INFINITY;
         for (value, label) in self.y.ticks(6) {
@@ -196,7 +196,7 @@ impl<'a> Plot<'a> {
                 let Some(x) = self.x.at(value).map(|at| frame.x + at * frame.width) else { continue };
                 canvas.path(&[(x, frame.y), (x, frame.bottom())], 1.0, (Paint::Ink, 0.07));
                 let half = TICK.width(&label) / 2.0;
-                let middle = x.min(WIDTH - half);
+                let middle = x.min(self.width - half);
                 if middle - half >= free {
                     canvas.text((middle, under), &label, TICK.muted(), Anchor::Middle);
                     free = middle + half + 8.0;
@@ -222,7 +222,7 @@ impl<'a> Plot<'a> {
         }
     }
 
-    fn band(&self, canvas: &mut Canvas<'_>, series: &Series, aside: f64) {
+    fn band(&self, canvas: &mut Canvas, series: &Series, aside: f64) {
         let (frame, paint) = (&self.frame, Paint::Color(series.color % SERIES_COLORS));
         let ends = series.band.iter().map(|(x, low, high)| {
             let (low, high) = (self.place((*x, *low))?, self.place((*x, *high))?);
@@ -254,7 +254,7 @@ impl<'a> Plot<'a> {
     }
 
     /// Draws the lines of a series and returns them.
-    fn lines(&self, canvas: &mut Canvas<'_>, series: &Series, aside: f64) -> Vec<Vec<Point>> {
+    fn lines(&self, canvas: &mut Canvas, series: &Series, aside: f64) -> Vec<Vec<Point>> {
         if series.kind == Kind::Markers {
             return Vec::new();
         }
@@ -280,113 +280,24 @@ impl<'a> Plot<'a> {
         }
         all
     }
-
-    /// Draws the marks; `top` is the upper end of the rows of labels above the plot.
-    fn marks(&self, canvas: &mut Canvas<'_>, top: f64, drawn: &[Vec<Point>]) {
-        let (frame, thin) = (&self.frame, (Paint::Ink, 0.65));
-        for mark in &self.tops {
-            let from = top + 4.0 + TICK_LINE * (mark.row + mark.lines.len()) as f64;
-            canvas.dashes(&[(mark.x, from), (mark.x, frame.bottom())], Dash::Fine, thin);
-        }
-        for mark in &self.tops {
-            for (i, line) in mark.lines.iter().enumerate() {
-                let y = top + 2.0 + TICK_LINE * (mark.row + i) as f64;
-                canvas.rect((mark.left, y), (mark.width, TICK_LINE), (Paint::Paper, 1.0));
-                canvas.text((mark.left, y + TICK_LINE / 2.0), line, TICK, Anchor::Left);
-            }
-        }
-        let mut drawn = drawn.to_vec();
-        drawn.extend(self.tops.iter().map(|mark| vec![(mark.x, frame.y), (mark.x, frame.bottom())]));
-        let mut sides: Vec<(f64, Vec<String>)> = Vec::new();
-        for mark in &self.chart.marks {
-            let Mark::Horizontal { at, label } = mark else { continue };
-            let Some(part) = self.y.at(*at).filter(|part| (0.0..=1.0).contains(part)) else { continue };
-            let y = frame.bottom() - part * frame.height;
-            let line = vec![(frame.x, y), (frame.right(), y)];
-            canvas.dashes(&line, Dash::Fine, thin);
-            drawn.push(line);
-            sides.push((y, TICK.wrap(label, SIDE)));
-        }
-        let mut labels: Vec<Frame> = Vec::new();
-        for mark in &self.chart.marks {
-            let Mark::Point { at, label } = mark else { continue };
-            let Some(point) = self.place(*at).filter(|p| frame.holds(*p)) else { continue };
-            canvas.ring(point, 7.0, 1.6, Paint::Ink);
-            let lines = TICK.wrap(label, 200.0);
-            let width = lines.iter().map(|line| TICK.width(line)).fold(0.0, f64::max);
-            let size = (width, TICK_LINE * lines.len() as f64);
-            let label = beside(point, size, frame, &drawn, &labels);
-            canvas.rect((label.x - 2.0, label.y), (width + 4.0, label.height), (Paint::Paper, 0.85));
-            for (i, line) in lines.iter().enumerate() {
-                let y = label.y + TICK_LINE * (i as f64 + 0.5);
-                canvas.text((label.x, y), line, TICK, Anchor::Left);
-            }
-            labels.push(label);
-        }
-        let wanted: Vec<(f64, f64)> =
-            sides.iter().map(|(y, lines)| (*y, TICK_LINE * lines.len() as f64 + 2.0)).collect();
-        for ((_, lines), y) in sides.iter().zip(apart(&wanted, frame.y - 8.0, frame.bottom() + 8.0)) {
-            for (i, line) in lines.iter().enumerate() {
-                let at = (frame.right() + 6.0, y + TICK_LINE * (i as f64 + 0.5));
-                canvas.text(at, line, TICK, Anchor::Left);
-            }
-        }
-    }
 }
 
-/// Maximum width of labels to the right of the plot.
-const SIDE: f64 = 104.0;
-
-/// Vertical marks, each with a row for its label so that labels do not overlap, and the number of rows.
-fn tops(chart: &Chart, x: &Axis, frame: &Frame) -> (Vec<Top>, usize) {
-    let mut tops: Vec<Top> = Vec::new();
-    for mark in &chart.marks {
-        let Mark::Vertical { at, label } = mark else { continue };
-        let Some(x) = across(x, frame, *at) else { continue };
-        let lines = TICK.wrap(label, 220.0);
-        let width = lines.iter().map(|line| TICK.width(line)).fold(0.0, f64::max);
-        let fits = x - 3.0 + width <= WIDTH;
-        tops.push(Top {
-            x,
-            lines,
-            width,
-            left: if fits { x - 3.0 } else { (x + 3.0 - width).max(0.0) },
-            row: 0,
-            fits,
-        });
-    }
-    // A label begins at its line, and labels of lines further right are lower, so that lines run down beside the labels.
-    // Labels that do not fit to the right of their line are laid out as the mirror image.
-    let order = |a: &Top, b: &Top| {
-        a.fits.cmp(&b.fits).then(if a.fits { a.x.total_cmp(&b.x) } else { b.x.total_cmp(&a.x) })
+/// Names under the plot, each wrapped to its share of the width and of at most five lines.
+fn names(all: &[String], width: f64) -> Vec<Vec<String>> {
+    let slot = width / all.len().max(1) as f64 - 6.0;
+    let lines = |name: &String| {
+        let mut lines = TICK.wrap(name, slot);
+        if lines.len() > 5 {
+            lines.truncate(5);
+            lines[4] = shortened(TICK, &format!("{}……", lines[4]), slot);
+        }
+        lines
     };
-    tops.sort_by(order);
-    let mut rows = 0;
-    for top in &mut tops {
-        top.row = rows;
-        rows += top.lines.len();
-    }
-    (tops, rows)
-}
-
-/// A labelled vertical line.
-struct Top {
-    x: f64,
-    lines: Vec<String>,
-    width: f64,
-    left: f64,
-    row: usize,
-    /// Whether the label fits to the right of the line.
-    fits: bool,
-}
-
-/// x coordinate of a vertical line at `value`, if it is within the frame.
-fn across(x: &Axis, frame: &Frame, value: f64) -> Option<f64> {
-    x.at(value).filter(|part| (0.0..=1.0).contains(part)).map(|part| frame.x + part * frame.width)
+    all.iter().map(lines).collect()
 }
 
 /// Draws a legend sample of a series.
-fn sample(canvas: &mut Canvas<'_>, series: &Series, (x, y): Point) {
+fn sample(canvas: &mut Canvas, series: &Series, (x, y): Point) {
     let color = series.color % SERIES_COLORS;
     let (line, paint) = ([(x, y), (x + SAMPLE, y)], (Paint::Color(color), 1.0));
     match series.kind {
@@ -404,7 +315,7 @@ fn heading(titles: &[String]) -> f64 {
     if titles.is_empty() { 4.0 } else { HEADING_LINE * titles.len() as f64 + 6.0 }
 }
 
-fn draw_heading(canvas: &mut Canvas<'_>, titles: &[String], y: &mut f64) {
+fn draw_heading(canvas: &mut Canvas, titles: &[String], y: &mut f64) {
     for (i, title) in titles.iter().enumerate() {
         canvas.text((0.0, HEADING_LINE * (i as f64 + 0.5)), title, HEADING, Anchor::Left);
     }

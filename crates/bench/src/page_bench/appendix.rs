@@ -177,18 +177,22 @@ pub(super) fn methods(all: &Compared<'_>) -> Section {
 }
 
 fn what_happens(scenario: &ScenarioResult) -> String {
-    let who = |count: usize| if count == 1 { "one worker".to_owned() } else { format!("{count} workers") };
+    let workers = |count: usize, verb: &str| {
+        if count == 1 { format!("one worker {verb}s") } else { format!("{count} workers {verb}") }
+    };
     match (scenario.stragglers, scenario.delay_ms) {
         _ if scenario.faults.is_empty() => {
-            "nobody is late and nothing fails: what a method costs when it is not needed".to_owned()
+            "no worker is late and nothing fails: what a method costs when it is not needed".to_owned()
         }
-        (Some(0), _) => "nobody is made to straggle".to_owned(),
-        (Some(count), Some(delay)) => format!("in each trial {} answer {} late", who(count), time(delay)),
-        (Some(count), None) => format!("in each trial {} misbehave", who(count)),
+        (Some(0), _) => "no worker is made to straggle".to_owned(),
+        (Some(count), Some(delay)) => {
+            format!("in each trial {} {} late", workers(count, "answer"), time(delay))
+        }
+        (Some(count), None) => format!("in each trial {}", workers(count, "misbehave")),
         (None, Some(delay)) => {
             format!("a random number of workers, or all of them, answer {} late", time(delay))
         }
-        (None, None) => "who misbehaves, and how much, is random, or all do".to_owned(),
+        (None, None) => "which workers misbehave, and how much, is random, or all do".to_owned(),
     }
 }
 

@@ -108,7 +108,7 @@ pub(super) struct Compared<'a> {
     /// Every method with its colour.
     methods: Vec<(String, usize)>,
     /// Comparisons of the coded method with each of the others.
-    pairs: Vec<Pair<'a>>,
+    pub(super) pairs: Vec<Pair<'a>>,
     /// Methods indistinguishable from the fastest, by study and scenario.
     best: Vec<Vec<Vec<&'a str>>>,
 }

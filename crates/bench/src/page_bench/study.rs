@@ -8,6 +8,7 @@ use crate::chart::{Bars, Chart, Kind, Mark, Series};
 use crate::format::{bytes, number, percent, time};
 use crate::page::{Block, Cell, Class, Section, Table};
 use crate::schema::{BreakEven, Estimate, MethodResult, ScenarioResult, Study};
+use maud::Markup;
 
 /// Maximum number of steps drawn for a distribution, besides its last hundredth, which is drawn in full.
 const STEPS: usize = 160;
@@ -24,19 +25,20 @@ pub(super) fn section(all: &Compared<'_>, index: usize) -> Section {
     )];
     let mut blocks = Vec::new();
     if let Some(other) = all.others.first() {
-        let parts = study.scenarios.iter().filter_map(|scenario| {
-            let pair = all.pair(study, scenario, other)?;
-            Some(format!("{}: {}.", scenario.name, verdict(&[pair])))
-        });
-        let parts: Vec<String> = parts.collect();
-        if !parts.is_empty() {
-            text.push(format!("{} against {other}:", all.coded));
-            blocks.push(Block::List(parts));
+        let pairs: Vec<_> =
+            study.scenarios.iter().filter_map(|scenario| all.pair(study, scenario, other)).collect();
+        if !pairs.is_empty() {
+            text.push(format!(
+                "{} against {other} in {} scenarios: {}.",
+                all.coded,
+                pairs.len(),
+                verdict(&pairs)
+            ));
         }
     }
     blocks.push(Block::Figures(vec![
-        (by_scenario(all, study, "Median latency", |m| m.median), String::new()),
-        (by_scenario(all, study, "Tail latency: 99th percentile", |m| m.p99), String::new()),
+        (by_scenario(all, study, "Median latency", |m| m.median).svg(), String::new()),
+        (by_scenario(all, study, "Tail latency: 99th percentile", |m| m.p99).svg(), String::new()),
     ]));
     let tails = by_stragglers(all, study);
     if !tails.is_empty() {
@@ -56,12 +58,12 @@ pub(super) fn section(all: &Compared<'_>, index: usize) -> Section {
     Section { id: format!("study-{}", study.name), heading: study.name.clone(), text, blocks }
 }
 
-fn by_scenario(
+pub(super) fn by_scenario(
     all: &Compared<'_>,
     study: &Study,
     title: &str,
     statistic: impl Fn(&MethodResult) -> Estimate,
-) -> String {
+) -> Chart {
     let series = all.methods().map(|method| {
         let results = study.scenarios.iter().enumerate().filter_map(|(i, scenario)| {
             let result = scenario.methods.iter().find(|m| m.method == method)?;
@@ -69,15 +71,14 @@ fn by_scenario(
         });
         marked(all, method, Kind::Markers, results.collect())
     });
-    let chart = Chart {
+    Chart {
         title: title.to_owned(),
         y_label: "ms, with 95 % intervals".to_owned(),
         y_log: true,
         series: series.filter(|s| !s.points.is_empty()).collect(),
         x_names: study.scenarios.iter().map(|s| s.name.clone()).collect(),
         ..Chart::default()
-    };
-    chart.svg()
+    }
 }
 
 fn marked(all: &Compared<'_>, method: &str, kind: Kind, estimates: Vec<(f64, Estimate)>) -> Series {
@@ -90,52 +91,75 @@ fn marked(all: &Compared<'_>, method: &str, kind: Kind, estimates: Vec<(f64, Est
     }
 }
 
-/// Median and tail against the number of stragglers, for each delay measured with several numbers of stragglers.
-fn by_stragglers(all: &Compared<'_>, study: &Study) -> Vec<(String, String)> {
+/// Scenarios that differ in the number of stragglers alone.
+pub(super) struct Sweep<'a> {
+    /// The delay of the stragglers.
+    pub(super) delay: f64,
+    /// By the number of stragglers, ascending.
+    pub(super) scenarios: Vec<(usize, &'a ScenarioResult)>,
+}
+
+/// For each delay measured with several numbers of stragglers, its scenarios.
+pub(super) fn sweeps(study: &Study) -> Vec<Sweep<'_>> {
     let mut delays: Vec<f64> = study.scenarios.iter().filter_map(|s| s.delay_ms).collect();
     delays.sort_by(f64::total_cmp);
     delays.dedup();
-    let mut figures = Vec::new();
-    for delay in delays {
-        let mut here: Vec<(usize, &ScenarioResult)> = Vec::new();
+    let of = |delay: f64| {
+        let mut scenarios: Vec<(usize, &ScenarioResult)> = Vec::new();
         for scenario in &study.scenarios {
             let Some(stragglers) = scenario.stragglers else { continue };
             let fits = stragglers == 0 || scenario.delay_ms == Some(delay);
-            if fits && here.iter().all(|(known, _)| *known != stragglers) {
-                here.push((stragglers, scenario));
+            if fits && scenarios.iter().all(|(known, _)| *known != stragglers) {
+                scenarios.push((stragglers, scenario));
             }
         }
-        here.sort_by_key(|(stragglers, _)| *stragglers);
-        if here.len() < 2 {
-            continue;
-        }
-        let statistics: [(&str, &dyn Fn(&MethodResult) -> Estimate); 2] =
-            [("Median", &|m| m.median), ("99th percentile", &|m| m.p99)];
+        scenarios.sort_by_key(|(stragglers, _)| *stragglers);
+        (scenarios.len() > 1).then_some(Sweep { delay, scenarios })
+    };
+    delays.into_iter().filter_map(of).collect()
+}
+
+/// A statistic against the number of stragglers, one line a method.
+pub(super) fn against_stragglers(
+    all: &Compared<'_>,
+    sweep: &Sweep<'_>,
+    title: String,
+    statistic: impl Fn(&MethodResult) -> Estimate,
+) -> Chart {
+    let series = all.methods().map(|method| {
+        let results = sweep.scenarios.iter().enumerate().filter_map(|(i, (_, scenario))| {
+            let result = scenario.methods.iter().find(|m| m.method == method)?;
+            Some((i as f64, statistic(result)))
+        });
+        marked(all, method, Kind::LineMarkers, results.collect())
+    });
+    Chart {
+        title,
+        x_label: "workers that straggle in a trial".to_owned(),
+        y_label: "ms, with 95 % intervals".to_owned(),
+        y_log: true,
+        series: series.filter(|s| !s.points.is_empty()).collect(),
+        x_names: sweep.scenarios.iter().map(|(stragglers, _)| stragglers.to_string()).collect(),
+        ..Chart::default()
+    }
+}
+
+/// Median and tail against the number of stragglers, for each delay measured with several numbers of stragglers.
+fn by_stragglers(all: &Compared<'_>, study: &Study) -> Vec<(Markup, String)> {
+    let statistics: [(&str, fn(&MethodResult) -> Estimate); 2] =
+        [("Median", |m| m.median), ("99th percentile", |m| m.p99)];
+    let mut figures = Vec::new();
+    for sweep in sweeps(study) {
         for (name, statistic) in statistics {
-            let series = all.methods().map(|method| {
-                let results = here.iter().enumerate().filter_map(|(i, (_, scenario))| {
-                    let result = scenario.methods.iter().find(|m| m.method == method)?;
-                    Some((i as f64, statistic(result)))
-                });
-                marked(all, method, Kind::LineMarkers, results.collect())
-            });
-            let chart = Chart {
-                title: format!("{name} against the number of stragglers, {} late", time(delay)),
-                x_label: "workers that straggle in a trial".to_owned(),
-                y_label: "ms, with 95 % intervals".to_owned(),
-                y_log: true,
-                series: series.filter(|s| !s.points.is_empty()).collect(),
-                x_names: here.iter().map(|(stragglers, _)| stragglers.to_string()).collect(),
-                ..Chart::default()
-            };
-            figures.push((chart.svg(), String::new()));
+            let title = format!("{name} against the number of stragglers, {} late", time(sweep.delay));
+            figures.push((against_stragglers(all, &sweep, title, statistic).svg(), String::new()));
         }
     }
     figures
 }
 
 /// Medians against the delay, for each number of stragglers.
-fn break_even(all: &Compared<'_>, study: &Study) -> Vec<(String, String)> {
+fn break_even(all: &Compared<'_>, study: &Study) -> Vec<(Markup, String)> {
     let mut numbers: Vec<usize> = study.break_even.iter().map(|b| b.stragglers).collect();
     numbers.sort_unstable();
     numbers.dedup();
@@ -177,7 +201,7 @@ fn break_even(all: &Compared<'_>, study: &Study) -> Vec<(String, String)> {
     numbers.into_iter().map(figure).collect()
 }
 
-fn distributions(all: &Compared<'_>, study: &Study) -> Vec<(String, String)> {
+fn distributions(all: &Compared<'_>, study: &Study) -> Vec<(Markup, String)> {
     let latencies = || {
         let results = study.scenarios.iter().flat_map(|s| &s.methods);
         results.flat_map(|m| m.latencies_ms.iter().copied()).filter(|ms| ms.is_finite() && *ms > 0.0)
@@ -332,7 +356,7 @@ fn plans(study: &Study) -> Table {
     ];
     Table {
         caption: format!(
-            "k_A and k_B: parts that input and filters are cut into. Predicted: the planner, for a run with nobody late. \
+            "k_A and k_B: parts that input and filters are cut into. Predicted: the planner, for a run with no worker late. \
              Measured: the median in “{}”.",
             quiet.map_or("no such scenario", |s| s.name.as_str())
         ),

@@ -190,6 +190,10 @@ fn a_page_names_everything_and_is_well_formed() {
         assert!(html.contains(word), "{word}");
     }
     assert_eq!(html, page(&report(60)).html());
+    // The answer and a picture of the tails of all four layers come before any table.
+    let (before, _) = html.split_once("<table").unwrap();
+    assert!(before.contains("With 2 of 6 workers late, the 99th percentile of crme is "), "{before:.3000}");
+    assert_eq!(before.split("class=\"narrow-picture\"").next().unwrap().matches("<svg").count(), 4);
     // The page of ten studies with thousands of trials stays within what a browser handles well.
     assert!(html.len() < 1_500_000, "{}", html.len());
 }
@@ -275,4 +279,27 @@ fn only_what_the_intervals_bear_out_is_claimed() {
     let fast_failure = said(&times(0.1), [0, 2]);
     assert!(fast_failure.contains("failed 2 of 40") && !fast_failure.contains("faster by"), "{fast_failure}");
     assert!(said(&times(2.0), [2, 0]).contains("finished every run"));
+}
+
+#[test]
+fn the_answer_is_about_the_tail_and_leaves_out_failures() {
+    let mut one = report(60);
+    one.studies.truncate(1);
+    let told = page(&one).answer;
+    assert!(
+        told.starts_with("With 2 of 6 workers late, the 99th percentile of crme is ")
+            && told.contains(" ms against ")
+            && told.contains("; with none late it is "),
+        "{told}"
+    );
+    // If the runs that would be compared failed, the medians of all scenarios are compared instead.
+    for method in &mut one.studies[0].scenarios[2].methods {
+        method.failed = 1;
+    }
+    assert!(page(&one).answer.starts_with("crme against uncoded: "), "{}", page(&one).answer);
+    // Few trials have no tail to speak of, and the caption says so.
+    assert!(
+        page(&report(60)).caption.contains("With 60 trials")
+            && !page(&report(100)).caption.contains("trials")
+    );
 }

@@ -2,13 +2,15 @@
 //!
 //! Invariant: the page is a pure function of the report; it does not mention parts that were not studied.
 
+mod errors;
+
 use super::chart::{Chart, Kind, Mark, Series};
+use super::findings::listed;
 use super::format::number;
 use super::page::{Block, Cell, Class, Page, Section, Table};
 use super::schema::Conditions;
 use super::stability_findings::{Reach, codes, condition, reach};
-use super::stability_record::{CodingError, StabilityReport, Sweep, USABLE};
-use super::stats::{median, quantile};
+use super::stability_record::{StabilityReport, Sweep, USABLE};
 
 /// Colours by code family, the same in every picture.
 const COLORS: [(&str, usize); 4] = [("crme", 1), ("chebyshev", 2), ("vandermonde", 3), ("khatri-rao", 4)];
@@ -29,9 +31,9 @@ fn epsilon(dtype: &str) -> f64 {
 #[must_use]
 pub fn page(report: &StabilityReport) -> Page {
     let lead = [
-        "A coded layer is computed by n subtasks, any δ of which give the output: the missing ones are worked out of those \
+        "How far can a code be used before it loses the digits of a result? A coded layer is computed by n subtasks, any δ of which give the output: the missing ones are worked out of those \
          that came by solving a linear system. Its condition number is the factor by which that solution may amplify rounding \
-         errors, and it depends on the code and on who answered.",
+         errors, and it depends on the code and on which subtasks answered.",
         "Here are condition numbers of every code family over its responder sets, and what is left of real convolutions after \
          encoding, computing and decoding them. All families are compared at the same n and δ, where a subtask is a δ-th of \
          the layer with each of them; replication, whose subtasks are larger, only copies and has condition number 1.",
@@ -44,19 +46,91 @@ pub fn page(report: &StabilityReport) -> Page {
         blocks: vec![Block::List(report.findings.iter().map(|text| greek(text)).collect())],
         ..Section::default()
     }];
-    sections.extend(stops(report));
-    sections.push(tables(report));
     sections.extend(sweeps(report));
     sections.extend(waiting(report));
+    sections.extend(errors::section_of(report));
+    sections.extend(stops(report));
+    sections.push(tables(report));
     sections.extend(hosts(report));
-    sections.extend(errors(report));
     sections.extend(left_out(report));
     sections.push(reproduce(report));
+    let picture: Vec<Chart> = report.sweep.iter().map(worst_cases).collect();
     Page {
         title: "Numerical stability of coded convolution".to_owned(),
+        answer: answer(report),
+        caption: if picture.is_empty() { String::new() } else { CAPTION.to_owned() },
+        picture,
         lead: lead.map(str::to_owned).into(),
         facts: facts(report),
         sections,
+    }
+}
+
+const CAPTION: &str = "The worst condition number seen, against the number of subtasks n; lower is better. Above a dashed line \
+                       less than three digits are left in that arithmetic. Axes up are logarithmic; a line ends where \
+                       some responders do not decode at all.";
+
+/// One sentence: up to which n each code is usable in f32, the best first.
+fn answer(report: &StabilityReport) -> String {
+    let Some(sweep) = report.sweep.last() else {
+        return report.findings.first().map_or_else(String::new, |text| greek(text));
+    };
+    // Codes that reach equally far, the furthest first.
+    let mut groups: Vec<(Reach, Vec<&str>)> = Vec::new();
+    for code in codes(sweep) {
+        let to = reach(sweep, code, f32::EPSILON.into());
+        match groups.iter_mut().find(|(known, _)| *known == to) {
+            Some((_, codes)) => codes.push(code),
+            None => groups.push((to, vec![code])),
+        }
+    }
+    groups.sort_by_key(|(to, _)| std::cmp::Reverse(to.n));
+    let each: Vec<String> = groups
+        .into_iter()
+        .map(|(to, codes)| match (to, codes.join(" or ")) {
+            (Reach { n: 0, .. }, codes) => format!("nowhere with {codes}"),
+            (Reach { n, whole: true }, codes) => format!("at every n up to {n} with {codes}"),
+            (Reach { n, .. }, codes) => format!("up to n\u{a0}=\u{a0}{n} with {codes}"),
+        })
+        .collect();
+    let rule = greek(&sweep.label).replace(' ', "\u{a0}");
+    // Of sets that are too many to look at each, a worse one may exist.
+    let seen = if sweep.points.iter().all(|point| point.exhaustive) { "" } else { " seen" };
+    format!("With the worst responders{seen}, f32 keeps three digits {} ({rule}).", listed(&each))
+}
+
+/// The worst condition numbers of a sweep, one line a code.
+fn worst_cases(sweep: &Sweep) -> Chart {
+    let line = |code: &str| {
+        let points = sweep.points.iter().filter(|point| point.code == code);
+        Series {
+            label: code.to_owned(),
+            points: points.map(|point| (point.n as f64, point.worst)).collect(),
+            color: color(code),
+            ..Series::default()
+        }
+    };
+    Chart {
+        title: greek(&sweep.label),
+        y_label: "worst condition number".to_owned(),
+        end_labels: true,
+        series: codes(sweep).into_iter().map(line).collect(),
+        ..sweep_axes(sweep)
+    }
+}
+
+/// The axes that all pictures of a sweep have.
+fn sweep_axes(sweep: &Sweep) -> Chart {
+    let places = || sweep.points.iter().map(|point| point.n as f64);
+    let (least, most) = (places().fold(f64::INFINITY, f64::min), places().fold(0.0, f64::max));
+    Chart {
+        title: greek(&sweep.label),
+        x_label: "number of subtasks n".to_owned(),
+        x_range: Some((least, most)),
+        y_log: true,
+        y_range: Some((1.0, 1e17)),
+        marks: limits(),
+        ..Chart::default()
     }
 }
 
@@ -204,18 +278,10 @@ fn sweeps(report: &StabilityReport) -> Option<Section> {
             series.push(Series { label: code.to_owned(), points: worst, color, ..Series::default() });
             series.push(Series { points: middle, kind: Kind::Dashed, color, ..Series::default() });
         }
-        let places = || sweep.points.iter().map(|point| point.n as f64);
-        let (least, most) = (places().fold(f64::INFINITY, f64::min), places().fold(0.0, f64::max));
         let chart = Chart {
-            title: greek(&sweep.label),
-            x_label: "n".to_owned(),
             y_label: "condition number: worst seen (solid), median (dashed)".to_owned(),
-            x_range: Some((least, most)),
-            y_log: true,
-            y_range: Some((1.0, 1e17)),
             series,
-            marks: limits(),
-            ..Chart::default()
+            ..sweep_axes(sweep)
         };
         (chart.svg(), String::new())
     };
@@ -223,7 +289,7 @@ fn sweeps(report: &StabilityReport) -> Option<Section> {
     (!figures.is_empty()).then(|| {
         section(
             "sweep",
-            "Against the number of subtasks",
+            "Worst and median against the number of subtasks",
             &["With a fixed number of stragglers, and with a fifth of the subtasks. Above 10¹⁵ the computed condition numbers \
                are themselves lost to rounding. CRME takes an odd number of roots: with an even n it is as if one more were \
                always missing, which is what its steps are, and why an odd n is the better choice. Khatri-Rao codes are random, \
@@ -311,171 +377,12 @@ fn hosts(report: &StabilityReport) -> Option<Section> {
     };
     let each = first.n / first.hosts;
     let text = format!(
-        "Who holds several subtasks loses them together. Neighbouring roots are the bad case of rotation codes, so host h \
+        "A host that is lost takes all its subtasks with it. Neighbouring roots are the bad case of rotation codes, so host h \
          should hold subtasks h, h + {0}, h + {1} and so on ({each} each), which is how runs assign them.",
         first.hosts,
         2 * first.hosts
     );
     Some(section("hosts", "Losing a host", &[&text], vec![Block::Table(table)]))
-}
-
-/// Errors of one (n, delta) in one precision.
-struct Group<'a> {
-    n: usize,
-    delta: usize,
-    dtype: &'a str,
-    errors: Vec<&'a CodingError>,
-}
-
-fn groups(report: &StabilityReport) -> Vec<Group<'_>> {
-    let mut groups: Vec<Group<'_>> = Vec::new();
-    for error in &report.errors {
-        let (n, delta, dtype) = (error.n, error.recovery_threshold, &*error.dtype);
-        match groups.iter_mut().find(|g| (g.n, g.delta, g.dtype) == (n, delta, dtype)) {
-            Some(group) => group.errors.push(error),
-            None => groups.push(Group { n, delta, dtype, errors: vec![error] }),
-        }
-    }
-    groups
-}
-
-fn distinct<'a>(values: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
-    let mut seen = Vec::new();
-    for value in values {
-        if !seen.contains(&value) {
-            seen.push(value);
-        }
-    }
-    seen
-}
-
-impl Group<'_> {
-    fn name(&self) -> String {
-        format!("n = {}, δ = {}, {}", self.n, self.delta, self.dtype)
-    }
-
-    fn of<'s>(&'s self, layer: &str, code: &str, set: &str) -> impl Iterator<Item = &'s CodingError> {
-        let wanted = |e: &&&CodingError| e.layer == layer && e.code == code && e.set == set;
-        self.errors.iter().filter(wanted).copied().collect::<Vec<_>>().into_iter()
-    }
-
-    fn chart(&self) -> Chart {
-        let conditions = self.errors.iter().map(|e| e.condition).filter(|c| c.is_finite());
-        let most = conditions.fold(10.0, f64::max);
-        let rule = [1.0, most].map(|c| (c, c * epsilon(self.dtype))).into();
-        let mut series =
-            vec![Series { label: "condition × ε".to_owned(), points: rule, ..Series::default() }];
-        for code in distinct(self.errors.iter().map(|e| &*e.code)) {
-            let points = self.errors.iter().filter(|e| e.code == code).map(|e| (e.condition, e.relative_l2));
-            let (points, kind) = (points.collect(), Kind::Markers);
-            series.push(Series {
-                label: code.to_owned(),
-                points,
-                kind,
-                color: color(code),
-                ..Series::default()
-            });
-        }
-        Chart {
-            title: self.name(),
-            x_label: "condition number of the responder set".to_owned(),
-            y_label: "relative L2 error of the layer".to_owned(),
-            x_log: true,
-            y_log: true,
-            series,
-            ..Chart::default()
-        }
-    }
-
-    fn table(&self) -> Table {
-        let codes = distinct(self.errors.iter().map(|e| &*e.code));
-        let row = |layer: &&str| {
-            let median = |code: &str| self.of(layer, code, "median").next();
-            let best =
-                codes.iter().filter_map(|code| median(code)).map(|e| e.mse).fold(f64::INFINITY, f64::min);
-            let cell = |code: &&str| match (median(code), self.of(layer, code, "worst").next()) {
-                (Some(middle), Some(worst)) => {
-                    let class = if middle.mse == best { Class::Best } else { Class::Plain };
-                    Cell::new(format!("{}\nworst {}", number(middle.mse), number(worst.mse)), class)
-                }
-                _ => match self.of(layer, code, "all").next() {
-                    Some(plain) => Cell::new(number(plain.mse), Class::Muted),
-                    None => Cell::new("–", Class::Muted),
-                },
-            };
-            std::iter::once(Cell::from(*layer)).chain(codes.iter().map(cell)).collect()
-        };
-        Table {
-            caption: format!("Mean squared error, {}: median responder set, below it the worst", self.name()),
-            head: head(&[&["layer"], &codes[..]].concat()),
-            rows: distinct(self.errors.iter().map(|e| &*e.layer)).iter().map(row).collect(),
-        }
-    }
-
-    fn details(&self) -> Table {
-        let mut rows = Vec::new();
-        for layer in distinct(self.errors.iter().map(|e| &*e.layer)) {
-            rows.push(vec![Cell::from(layer)]);
-            for code in distinct(self.errors.iter().map(|e| &*e.code)) {
-                for set in ["all", "median", "worst"] {
-                    rows.extend(self.of(layer, code, set).map(|e| {
-                        let figures = [e.condition, e.mse, e.relative_l2, e.bound].map(number);
-                        detail(code, e, set.to_owned(), figures)
-                    }));
-                }
-                let random: Vec<&CodingError> = self.of(layer, code, "random").collect();
-                let Some(first) = random.first() else { continue };
-                let figures = [
-                    |e: &CodingError| e.condition,
-                    |e: &CodingError| e.mse,
-                    |e: &CodingError| e.relative_l2,
-                    |e: &CodingError| e.bound,
-                ]
-                .map(|of| {
-                    let mut values: Vec<f64> = random.iter().map(|e| of(e)).collect();
-                    values.sort_by(f64::total_cmp);
-                    format!("{}\nup to {}", number(median(&values)), number(quantile(&values, 1.0)))
-                });
-                rows.push(detail(code, first, format!("{} random ones", random.len()), figures));
-            }
-        }
-        let names = ["code", "k_A, k_B", "responders", "condition", "MSE", "relative L2", "bound"];
-        Table { caption: String::new(), head: head(&names), rows }
-    }
-}
-
-fn detail(code: &str, of: &CodingError, set: String, figures: [String; 4]) -> Vec<Cell> {
-    let first = [code.to_owned(), format!("{}, {}", of.k_a, of.k_b), set];
-    first.into_iter().chain(figures).map(Cell::from).collect()
-}
-
-fn errors(report: &StabilityReport) -> Option<Section> {
-    let groups = groups(report);
-    if groups.is_empty() {
-        return None;
-    }
-    let mut blocks = vec![Block::Figures(groups.iter().map(|g| (g.chart().svg(), String::new())).collect())];
-    for group in &groups {
-        blocks.push(Block::Table(group.table()));
-    }
-    for group in &groups {
-        let summary = format!("Every figure of {}", group.name());
-        blocks.push(Block::Details { summary, blocks: vec![Block::Table(group.details())] });
-    }
-    Some(section(
-        "errors",
-        "Errors of convolutions",
-        &[
-            "Unit-normal input and filters are encoded, all n subtasks computed with the CPU kernel that workers use, and the \
-             output decoded from the responder sets whose condition number is the median and the worst one of the tables \
-             above, and from random ones. Errors are against the uncoded convolution of the same numbers in f64. An output of \
-             such a layer has a variance of about the number of terms of its sums, which is what mean squared errors compare \
-             with; relative errors need no such scale.",
-            "Each point of a picture is one decoded layer. The column “uncoded” is the same convolution in f32 without a code: \
-             the rounding that no code can avoid.",
-        ],
-        blocks,
-    ))
 }
 
 fn left_out(report: &StabilityReport) -> Option<Section> {
@@ -501,3 +408,6 @@ fn command(report: &StabilityReport) -> String {
         None => command.clone(),
     }
 }
+
+#[cfg(test)]
+mod tests;
