@@ -244,13 +244,14 @@ impl SimulatedLayer {
         let started = fleet.elapsed();
         fleet.spend(self.costs.encode);
         let crowded = fleet.is_crowded();
+        let nothing = Arc::new(Pooled::unpooled(Values::F32(Vec::new())));
         let mut gathered = run_job(JobPlan {
             fleet,
             layer: JobLayer { id: self.id, shape: Arc::clone(&self.subtask), finite: true, sketcher: None },
             filters: &Placement { layer: self, fleet },
             policy: Policy { audit: Audit::Off, ..self.options.policy },
             estimates: self.rules.estimates(&self.options, 1.0, crowded, self.costs.local),
-            slabs: vec![Arc::new(Pooled::unpooled(Values::F32(Vec::new()))); self.code().n()],
+            slabs: std::iter::repeat_n(nothing, self.code().n()).collect(),
             buffers: Buffers::default(),
             recovery,
             cancel: &CancelToken::new(),

@@ -178,7 +178,7 @@ impl<R: Recovery> Gather<R> {
                 }
             }
             Event::Idle if self.hedges > 0 && !self.recovery.error(&self.arrivals).is_finite() => {
-                self.hedge()
+                self.hedge();
             }
             Event::Idle | Event::Tick => {}
         }

@@ -85,7 +85,7 @@ fn a_run_of_a_model_ends_when_its_caller_cancels_it() {
     let prepared = model.prepare(&pool, &options()).unwrap();
     let cancel = CancelToken::new();
     let mut layers = 0;
-    let end = prepared.run_cancellable(&[images.clone()], &cancel, &mut |_| {
+    let end = prepared.run_cancellable(std::slice::from_ref(&images), &cancel, &mut |_| {
         layers += 1;
         cancel.cancel();
     });

@@ -2,6 +2,8 @@
 //!
 //! GPU workers and workers on other machines are checked in `tests/gpu` and `tests/cluster`.
 
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
