@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::worker::Backoff;
+
 /// Smoothed pace above which a worker becomes a straggler, and below which it no longer is one.
 const STRAGGLING: f64 = 2.0;
 const KEEPING_UP: f64 = 1.5;
@@ -34,6 +36,19 @@ pub enum State {
     Lost,
 }
 
+impl State {
+    /// As it is named in messages.
+    pub(super) fn text(self) -> &'static str {
+        match self {
+            Self::Probation => "on probation",
+            Self::Healthy => "healthy",
+            Self::Straggling => "straggling",
+            Self::Quarantined => "quarantined",
+            Self::Lost => "lost",
+        }
+    }
+}
+
 /// How long a worker is quarantined, and how it earns trust again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HealthOptions {
@@ -56,6 +71,13 @@ impl Default for HealthOptions {
             forgive_after: 32,
             settle_after: 8,
         }
+    }
+}
+
+impl HealthOptions {
+    /// The pauses before a worker gets another chance.
+    pub(super) fn pauses(self) -> Backoff {
+        Backoff { first: self.backoff, longest: self.max_backoff }
     }
 }
 
@@ -249,8 +271,7 @@ impl Health {
 
     /// Length of the quarantine for the present strikes.
     fn backoff(&self) -> Duration {
-        let doubled = 1_u32.checked_shl(self.strikes.saturating_sub(1)).unwrap_or(u32::MAX);
-        self.options.backoff.saturating_mul(doubled).min(self.options.max_backoff)
+        self.options.pauses().after(self.strikes)
     }
 }
 

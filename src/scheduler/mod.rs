@@ -7,8 +7,8 @@
 //! * [`assign()`], [`rebalance`]: which worker holds which subtask, by speed and failure domain.
 //! * [`Health`], [`Speed`]: the state of one worker, estimated from its results, failures and delays.
 //! * [`Latencies`], [`Expected`]: how long subtasks take, to tell when one is overdue.
-//! * [`Pool`]: threads and channels. Each worker is owned by one thread (`service`) that takes commands in order;
-//!   `revive` replaces lost workers.
+//! * [`Pool`]: threads and channels. Each worker is owned by one thread (`service`) that takes commands in order
+//!   and is supervised: lost workers are opened again, hung ones abandoned.
 //! * `run_job`: one run of one layer, which connects all of these. It accesses workers and time through a `Fleet`.
 //! * [`SimulatedFleet`]: workers, links and cores in virtual time, for the same runs.
 //!
@@ -29,7 +29,6 @@ mod policy;
 mod pool;
 mod processor_sharing;
 mod recovery;
-mod revive;
 mod service;
 mod sim_worker;
 mod simulated;

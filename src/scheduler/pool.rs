@@ -10,7 +10,6 @@
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, unbounded};
@@ -19,15 +18,15 @@ use serde::Serialize;
 use super::fleet::Fleet;
 use super::health::State;
 use super::mailbox::Taken;
-use super::service::Service;
+use super::service;
 use super::slot::{
     BACKLOG, Command, FilterSource, InstallRequest, Installed, PoolOptions, QueuedTask, Replies, Reply,
-    Shared, Status, locked,
+    Shared, Slot, locked,
 };
 use crate::array::DType;
 use crate::error::{Error, Message, Parameter, Result};
 use crate::planner::Rates;
-use crate::worker::{CancelToken, FilterKey, LOCAL_HOST, Respawn, Worker, WorkerInfo, WorkerKind};
+use crate::worker::{CancelToken, FilterKey, LOCAL_HOST, Owner, Supervised, Worker, WorkerInfo, WorkerKind};
 
 /// How long a dropped pool waits for its workers before it leaves hung ones behind.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
@@ -72,17 +71,8 @@ pub struct WorkerHealth {
 }
 
 struct Inner {
-    slots: Vec<Slot>,
+    slots: Vec<Arc<Slot>>,
     shared: Arc<Shared>,
-}
-
-struct Slot {
-    /// The name in its [`WorkerInfo`], made unique.
-    name: String,
-    respawn: Option<Respawn>,
-    status: Arc<Status>,
-    /// Replaced when the worker is abandoned.
-    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Pool {
@@ -113,31 +103,28 @@ impl Pool {
             cores: std::thread::available_parallelism().map_or(1, usize::from),
         });
         let mut names = HashSet::new();
-        let mut owned = Vec::with_capacity(workers.len());
         let mut slots = Vec::with_capacity(workers.len());
+        let mut owned = Vec::with_capacity(workers.len());
         for (index, worker) in workers.into_iter().enumerate() {
             let mut info = worker.info();
             if !names.insert(info.name.clone()) {
                 info.name = format!("{}-{index}", info.name);
                 names.insert(info.name.clone());
             }
-            let (name, unavailable_reason) = (info.name.clone(), worker.unavailable_reason());
-            let status = Arc::new(Status::new(options.health, info));
-            slots.push(Slot { name, respawn: worker.respawn(), status, thread: Mutex::new(None) });
-            owned.push((worker, unavailable_reason));
+            slots.push(Arc::new(Slot::new(&shared, info, worker.respawn())));
+            owned.push(worker);
         }
-        let inner = Arc::new(Inner { slots, shared });
-        for (index, (worker, unavailable_reason)) in owned.into_iter().enumerate() {
-            let worker = match unavailable_reason {
-                None => Some(worker),
+        for (slot, worker) in slots.iter().zip(owned) {
+            let worker = match worker.unavailable_reason() {
+                None => Ok(worker),
                 Some(cause) => {
-                    inner.slots[index].status.lose(&inner.shared, &cause);
-                    None
+                    slot.lost(&cause);
+                    Err(cause)
                 }
             };
-            inner.start(index, worker, 0);
+            service::start(slot, Supervised::new(Arc::clone(slot), worker));
         }
-        Ok(Self { inner })
+        Ok(Self { inner: Arc::new(Inner { slots, shared }) })
     }
 
     /// Number of workers, lost ones included.
@@ -156,18 +143,18 @@ impl Pool {
     /// another worker takes the place of a lost one.
     #[must_use]
     pub fn workers(&self) -> impl ExactSizeIterator<Item = Arc<WorkerInfo>> {
-        self.inner.slots.iter().map(|slot| slot.status.info())
+        self.inner.slots.iter().map(|slot| slot.info())
     }
 
     /// State and speed of worker `index`; `None` if there is no such worker.
     #[must_use]
     pub fn health(&self, index: usize) -> Option<WorkerHealth> {
-        let status = &self.inner.slots.get(index)?.status;
-        let health = locked(&status.health);
+        let slot = self.inner.slots.get(index)?;
+        let health = locked(&slot.health);
         Some(WorkerHealth {
             state: health.state(),
             cause: health.cause().map(str::to_owned),
-            speed: status.rate(),
+            speed: slot.rate(),
         })
     }
 
@@ -225,10 +212,7 @@ impl Pool {
     #[must_use]
     pub fn wait_idle(&self, limit: Duration) -> bool {
         let end = Instant::now() + limit;
-        let busy = |slot: &Slot| {
-            let status = &slot.status;
-            status.load.load(Ordering::Relaxed) + status.installing.load(Ordering::Relaxed) > 0
-        };
+        let busy = |slot: &Arc<Slot>| slot.supervision.load() + slot.installing.load(Ordering::Relaxed) > 0;
         while self.inner.slots.iter().any(busy) {
             if Instant::now() >= end {
                 return false;
@@ -247,7 +231,7 @@ impl Pool {
 
     /// Whether the worker still installs earlier filters, so that others should not wait for it.
     pub(crate) fn is_installing(&self, worker: usize) -> bool {
-        self.inner.slots[worker].status.installing.load(Ordering::Relaxed) > 0
+        self.inner.slots[worker].installing.load(Ordering::Relaxed) > 0
     }
 
     /// Registers the source from which respawned workers get a layer's filters.
@@ -255,31 +239,29 @@ impl Pool {
         locked(&self.inner.shared.sources).insert(layer, source);
     }
 
-    /// Undoes [`Pool::register`].
+    /// Undoes [`Pool::register`], and removes the layer's filters from every worker that has them or would get them.
     pub(crate) fn unregister(&self, layer: u64) {
         locked(&self.inner.shared.sources).remove(&layer);
+        for slot in &self.inner.slots {
+            let left: Vec<FilterKey> =
+                locked(&slot.wanted).extract_if(|key, _| key.layer == layer).map(|(key, _)| key).collect();
+            left.into_iter().for_each(|key| slot.send(Command::Remove(key)));
+        }
     }
 
     /// Queues filters for a worker; the answer is sent to `reply`.
     pub(crate) fn install(&self, worker: usize, request: InstallRequest, reply: &Sender<Installed>) {
-        let status = &self.inner.slots[worker].status;
-        locked(&status.wanted).insert(request.key, Arc::clone(&request.shape));
-        status.installing.fetch_add(1, Ordering::Relaxed);
-        self.send(worker, Command::Install(request, reply.clone(), worker));
+        let slot = &self.inner.slots[worker];
+        locked(&slot.wanted).insert(request.key, Arc::clone(&request.shape));
+        slot.installing.fetch_add(1, Ordering::Relaxed);
+        slot.send(Command::Install(request, reply.clone(), worker));
     }
 
     /// Queues the removal of filters.
     pub(crate) fn remove(&self, worker: usize, key: FilterKey) {
-        locked(&self.inner.slots[worker].status.wanted).remove(&key);
-        self.send(worker, Command::Remove(key));
-    }
-
-    fn send(&self, worker: usize, command: Command) {
         let slot = &self.inner.slots[worker];
-        if let Err(command) = slot.status.post(command) {
-            // The slot has no thread, or the pool is being dropped.
-            slot.decline(command, &|| slot.refusal());
-        }
+        locked(&slot.wanted).remove(&key);
+        slot.send(Command::Remove(key));
     }
 }
 
@@ -294,18 +276,18 @@ impl Fleet for Pool {
 
     fn execute(&self, worker: usize, task: QueuedTask) {
         let slot = &self.inner.slots[worker];
-        if !slot.status.is_usable() {
+        let load = slot.supervision.load();
+        if load > 0 {
+            service::replace_if_hung(slot, self.inner.shared.options.hang_grace);
+        }
+        if !slot.is_usable() {
             return task.fail(slot.refusal());
         }
-        let load = slot.status.load.load(Ordering::Relaxed);
-        if load > 0 {
-            self.inner.abandon_if_hung(worker);
-        }
         if load >= BACKLOG {
-            slot.status.forget_cancelled();
+            slot.forget_cancelled();
         }
-        slot.status.load.fetch_add(1, Ordering::Relaxed);
-        self.send(worker, Command::Execute(task));
+        slot.supervision.count_task();
+        slot.send(Command::Execute(task));
     }
 
     fn equip(&self, worker: usize, request: InstallRequest) {
@@ -319,18 +301,18 @@ impl Fleet for Pool {
 
     fn flag(&self, worker: usize, cause: &str) {
         let slot = &self.inner.slots[worker];
-        tracing::warn!(worker = slot.name, cause, "quarantined");
+        tracing::warn!(worker = slot.name(), cause, "quarantined");
         self.inner.shared.caught.fetch_add(1, Ordering::Relaxed);
-        slot.status.update(&self.inner.shared, |health, now| health.flagged(now, cause.to_owned()));
-        self.send(worker, Command::Wake);
+        slot.update(|health, now| health.flagged(now, cause.to_owned()));
+        slot.send(Command::Wake);
     }
 
     fn accept(&self, worker: usize) {
-        self.inner.slots[worker].status.update(&self.inner.shared, |health, _| health.accepted());
+        self.inner.slots[worker].update(|health, _| health.accepted());
     }
 
     fn pace(&self, worker: usize, ratio: f64) {
-        locked(&self.inner.slots[worker].status.health).paced(ratio);
+        locked(&self.inner.slots[worker].health).paced(ratio);
     }
 
     fn size(&self) -> usize {
@@ -338,15 +320,15 @@ impl Fleet for Pool {
     }
 
     fn name(&self, worker: usize) -> &str {
-        &self.inner.slots[worker].name
+        self.inner.slots[worker].name()
     }
 
     fn domain(&self, worker: usize) -> Vec<String> {
-        self.inner.slots[worker].status.info().domain()
+        self.inner.slots[worker].info().domain()
     }
 
     fn is_thread_here(&self, worker: usize) -> bool {
-        let info = self.inner.slots[worker].status.info();
+        let info = self.inner.slots[worker].info();
         info.kind == WorkerKind::Cpu && info.host == LOCAL_HOST
     }
 
@@ -355,116 +337,29 @@ impl Fleet for Pool {
     }
 
     fn load(&self, worker: usize) -> usize {
-        self.inner.slots[worker].status.load.load(Ordering::Relaxed)
+        self.inner.slots[worker].supervision.load()
     }
 
     fn rate(&self, worker: usize) -> Option<f64> {
-        self.inner.slots[worker].status.rate()
+        self.inner.slots[worker].rate()
     }
 
     fn rate_or(&self, worker: usize, typical: f64) -> f64 {
-        self.inner.slots[worker].status.rate_or(typical)
+        self.inner.slots[worker].rate_or(typical)
     }
 
     fn is_usable(&self, worker: usize) -> bool {
-        self.inner.slots[worker].status.is_usable()
+        self.inner.slots[worker].is_usable()
     }
 
     fn straggles(&self, worker: usize) -> bool {
-        locked(&self.inner.slots[worker].status.health).state() == State::Straggling
-    }
-}
-
-impl Slot {
-    /// Answers a command that the slot's thread will not take.
-    fn decline(&self, command: Command, cause: &dyn Fn() -> Error) {
-        match command {
-            Command::Execute(task) => task.fail(cause()),
-            Command::Install(request, reply, worker) => {
-                self.status.installing.fetch_sub(1, Ordering::Relaxed);
-                // The layer may have stopped waiting.
-                let _ = reply.send(Installed { key: request.key, worker, result: Err(cause()) });
-            }
-            Command::Remove(_) | Command::Return(..) | Command::Wake => {}
-        }
-    }
-
-    /// The error with which the worker's tasks are refused.
-    fn refusal(&self) -> Error {
-        let health = locked(&self.status.health);
-        let cause = health.cause().unwrap_or("it has not been qualified yet").to_owned();
-        match health.state() {
-            State::Lost => Error::WorkerLost { worker: self.name.clone(), cause },
-            state => Error::WorkerFailed {
-                worker: self.name.clone(),
-                cause: format!("{}: {cause}", state_name(state)),
-            },
-        }
-    }
-}
-
-fn state_name(state: State) -> &'static str {
-    match state {
-        State::Probation => "on probation",
-        State::Healthy => "healthy",
-        State::Straggling => "straggling",
-        State::Quarantined => "quarantined",
-        State::Lost => "lost",
-    }
-}
-
-impl Inner {
-    /// Starts the thread of `epoch` of a slot. If the system starts none, the worker is lost for good.
-    fn start(&self, index: usize, worker: Option<Box<dyn Worker>>, epoch: u64) {
-        let slot = &self.slots[index];
-        let service = Service {
-            shared: Arc::clone(&self.shared),
-            name: slot.name.clone(),
-            status: Arc::clone(&slot.status),
-            respawn: slot.respawn.clone(),
-            epoch,
-            qualified: Vec::new(),
-            worker,
-        };
-        let inbox = slot.status.inbox();
-        let thread = std::thread::Builder::new()
-            .name(format!("fcdcc {}", slot.name))
-            .spawn(move || service.serve(&inbox));
-        match thread {
-            Ok(thread) => *locked(&slot.thread) = Some(thread),
-            Err(error) => {
-                let cause = format!("no thread could be started for it: {error}");
-                tracing::warn!(worker = slot.name, cause, "gone for good");
-                slot.status.lose(&self.shared, &cause);
-                let inbox = slot.status.inbox();
-                inbox.close();
-                let lost = || Error::WorkerLost { worker: slot.name.clone(), cause: cause.clone() };
-                for command in inbox.drain() {
-                    slot.decline(command, &lost);
-                }
-            }
-        }
-    }
-
-    /// Abandons a worker that is still busy long after its task was cancelled: everything queued is answered, and a new
-    /// thread takes the place of the hung one.
-    fn abandon_if_hung(&self, index: usize) {
-        let (slot, grace) = (&self.slots[index], self.shared.options.hang_grace);
-        let Some((queued, epoch)) = slot.status.abandon_if_hung(grace) else { return };
-        let cause = format!("hung: still busy {grace:?} after its task was cancelled");
-        tracing::warn!(worker = slot.name, cause, "abandoned");
-        slot.status.lose(&self.shared, &cause);
-        let lost = || Error::WorkerLost { worker: slot.name.clone(), cause: cause.clone() };
-        for command in queued {
-            slot.decline(command, &lost);
-        }
-        self.start(index, None, epoch);
+        locked(&self.inner.slots[worker].health).state() == State::Straggling
     }
 }
 
 impl std::fmt::Debug for Pool {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_list().entries(self.inner.slots.iter().map(|slot| &slot.name)).finish()
+        f.debug_list().entries(self.inner.slots.iter().map(|slot| slot.name())).finish()
     }
 }
 
@@ -475,7 +370,7 @@ impl Drop for Inner {
             .slots
             .iter()
             .map(|slot| {
-                slot.status.inbox().close();
+                slot.inbox.close();
                 (locked(&slot.thread).take(), slot)
             })
             .collect();
@@ -493,7 +388,7 @@ impl Drop for Inner {
                 // A worker's panic was caught inside its thread, so there is nothing left to report.
                 let _ = thread.join();
             } else {
-                tracing::warn!(worker = slot.name, "left behind: it did not stop in {SHUTDOWN_GRACE:?}");
+                tracing::warn!(worker = slot.name(), "left behind: it did not stop in {SHUTDOWN_GRACE:?}");
             }
         }
     }

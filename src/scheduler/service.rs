@@ -1,62 +1,68 @@
 //! A worker's thread: serves commands in order until the pool is dropped or the thread is abandoned.
 //!
 //! It qualifies its worker with a probe before the first filters of an element type and after quarantine, checks every
-//! sub-result, and measures the speed. A lost worker is dropped and respawned in the background.
+//! sub-result, and measures the speed. `worker::supervised` replaces the worker when it is lost or hangs.
 
-use std::collections::HashSet;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::health::State;
-use super::mailbox::{Mailbox, Taken};
-use super::revive;
-use super::slot::{Command, InstallRequest, Installed, QueuedTask, ReplyKind, Shared, Status, locked};
+use super::mailbox::Taken;
+use super::slot::{Command, InstallRequest, Installed, QueuedTask, ReplyKind, Slot, locked};
 use crate::array::DType;
-use crate::error::{Error, Result, panic_text};
-use crate::worker::{CancelToken, FilterKey, Order, Probe, Respawn, Task, Worker};
+use crate::error::{Error, Result};
+use crate::worker::{CancelToken, Live, Order, Owner, Supervised, Task, abandon_if_hung};
 
-pub(super) struct Service {
-    pub(super) shared: Arc<Shared>,
-    pub(super) name: String,
-    pub(super) status: Arc<Status>,
-    pub(super) respawn: Option<Respawn>,
-    pub(super) epoch: u64,
-    /// Element types in which the worker has been probed, successfully or not.
-    pub(super) qualified: Vec<DType>,
-    /// `None` while the worker is lost.
-    pub(super) worker: Option<Box<dyn Worker>>,
+/// Starts the thread of a worker. If the system starts none, the worker is lost for good.
+pub(super) fn start(slot: &Arc<Slot>, supervised: Supervised<Slot>) {
+    let service = Service { slot: Arc::clone(slot), supervised };
+    let thread = std::thread::Builder::new().name(format!("fcdcc {}", slot.name()));
+    match thread.spawn(move || service.serve()) {
+        Ok(thread) => *locked(&slot.thread) = Some(thread),
+        Err(error) => {
+            let cause = format!("no thread could be started for it: {error}");
+            tracing::warn!(worker = slot.name(), cause, "gone for good");
+            slot.lost(&cause);
+            slot.inbox.close();
+            slot.decline_all();
+        }
+    }
+}
+
+/// Abandons a worker that is still busy long after its task was cancelled: everything queued is answered, and a new thread
+/// takes the place of the hung one.
+pub(super) fn replace_if_hung(slot: &Arc<Slot>, grace: Duration) {
+    if let Some(supervised) = abandon_if_hung(slot, grace) {
+        slot.decline_all();
+        start(slot, supervised);
+    }
+}
+
+struct Service {
+    slot: Arc<Slot>,
+    supervised: Supervised<Slot>,
 }
 
 impl Service {
-    pub(super) fn serve(mut self, inbox: &Mailbox<Command>) {
-        if self.worker.is_none() {
-            // This thread replaces one that was abandoned.
-            self.revive();
-        }
-        while self.status.serves(self.epoch) {
+    fn serve(mut self) {
+        self.supervised.reopen_if_lost();
+        let slot = Arc::clone(&self.slot);
+        while self.supervised.serves() {
             // A new worker is probed with its first filters, which determine the element type.
-            let due = locked(&self.status.health).next_probe().filter(|_| !self.qualified.is_empty());
-            match inbox.take(due.map(|due| self.shared.started + due)) {
+            let probed = !self.supervised.probed().is_empty();
+            let due = locked(&slot.health).next_probe().filter(|_| probed);
+            match slot.inbox.take(due.map(|due| slot.shared.started + due)) {
                 Taken::Item(Command::Install(request, reply, worker)) => {
                     let key = request.key;
                     let result = self.install(request);
-                    if self.status.serves(self.epoch) {
-                        self.status.installing.fetch_sub(1, Ordering::Relaxed);
-                    }
+                    slot.installing.fetch_sub(1, Ordering::Relaxed);
                     // The layer may have stopped waiting.
                     let _ = reply.send(Installed { key, worker, result });
                 }
-                // An error means that the worker is lost, and its filters with it.
-                Taken::Item(Command::Remove(key)) => {
-                    let _ = self.guarded(&CancelToken::new(), 0, |w| {
-                        w.remove(key);
-                        Ok(())
-                    });
-                }
+                Taken::Item(Command::Remove(key)) => self.supervised.remove(key),
                 Taken::Item(Command::Execute(task)) => self.execute(task),
-                Taken::Item(Command::Return(worker, holds)) => self.take_back(worker, &holds),
+                Taken::Item(Command::Return(live)) => self.take_back(live),
                 Taken::Item(Command::Wake) => {}
                 Taken::Timeout => self.probe_again(),
                 Taken::Closed => break,
@@ -66,66 +72,54 @@ impl Service {
 
     fn install(&mut self, request: InstallRequest) -> Result<()> {
         let dtype = request.banks.dtype();
-        if self.worker.is_some() && !self.qualified.contains(&dtype) {
+        if self.supervised.live().is_some() && !self.supervised.probed().contains(&dtype) {
             // A worker that fails the probe is quarantined but still gets its filters, for the time after.
             self.qualify(dtype)?;
         }
-        self.guarded(&CancelToken::new(), 0, |w| w.install(request.key, &request.shape, request.banks))
+        self.supervised.install(request.key, &request.shape, request.banks)
     }
 
     /// Probes the worker; an error means that it was lost meanwhile.
     fn qualify(&mut self, dtype: DType) -> Result<()> {
-        let token = self.shared.closing.clone();
-        let result = self.guarded(&token, 0, |w| Probe::new(dtype).check(w, &token));
-        match result {
-            Err(error @ Error::WorkerLost { .. }) => return Err(error),
-            Err(error) => {
-                tracing::warn!(worker = self.name, %error, "failed its probe");
-                self.status.update(&self.shared, |h, now| h.probed(now, Err(error.to_string())));
-            }
-            Ok(()) => self.status.update(&self.shared, |h, now| h.probed(now, Ok(()))),
+        let result = self.supervised.probe(dtype, &self.slot.shared.closing);
+        if let Err(error @ Error::WorkerLost { .. }) = result {
+            return Err(error);
         }
-        if !self.qualified.contains(&dtype) {
-            self.qualified.push(dtype);
+        if let Err(error) = &result {
+            tracing::warn!(worker = self.slot.name(), %error, "failed its probe");
         }
+        self.slot.update(|h, now| h.probed(now, result.map_err(|error| error.to_string())));
         Ok(())
     }
 
-    /// Probes the worker again when the backoff of its quarantine is over.
+    /// Probes the worker again when the backoff of its quarantine is over, in all element types that it was used for.
     fn probe_again(&mut self) {
-        for dtype in self.dtypes() {
-            if self.qualify(dtype).is_err() || locked(&self.status.health).state() == State::Quarantined {
+        for dtype in self.supervised.probed().to_vec() {
+            if self.qualify(dtype).is_err() || locked(&self.slot.health).state() == State::Quarantined {
                 return;
             }
         }
     }
 
-    /// Element types to probe: all that the worker was used for.
-    fn dtypes(&self) -> Vec<DType> {
-        if self.qualified.is_empty() { vec![DType::F32] } else { self.qualified.clone() }
-    }
-
     fn execute(&mut self, task: QueuedTask) {
-        let reply = |what| task.reply(what);
-        if task.cancel.is_cancelled() || !self.status.is_usable() {
-            let quarantined = || Error::WorkerFailed {
-                worker: self.name.clone(),
-                cause: "quarantined while the task waited for it".to_owned(),
-            };
-            self.status.begin(self.epoch, &task.cancel);
-            self.status.end(self.epoch, 1);
-            let error = if task.cancel.is_cancelled() { Error::Cancelled } else { quarantined() };
-            return reply(ReplyKind::Failed(error));
+        if task.cancel.is_cancelled() || !self.slot.is_usable() {
+            // An error means that the worker is lost; the task fails in any case.
+            let _ = self.supervised.guarded(&task.cancel, 1, |_| Ok(()));
+            return task.fail(if task.cancel.is_cancelled() {
+                Error::Cancelled
+            } else {
+                self.slot.refusal()
+            });
         }
+        let reply = |what| task.reply(what);
         let (mut unusable, mut done) = (false, 0);
-        let started = Instant::now();
-        let name = self.name.clone();
-        let result = self.guarded(&task.cancel, 1, |w| {
+        let (started, name) = (Instant::now(), self.slot.name());
+        let result = self.supervised.guarded(&task.cancel, 1, |live| {
             let _span = tracing::debug_span!("execute", worker = name, subtask = task.key.subtask).entered();
             let order = task.order.as_deref().map_or(Order::All, Order::Each);
             let QueuedTask { key, slabs, cancel, buffers, .. } = &task;
             let call = Task { key: *key, slabs, order, cancel, buffers };
-            w.execute(call, &mut |index, values| {
+            live.worker.execute(call, &mut |index, values| {
                 done += 1;
                 let values = buffers.adopt(values);
                 match task.inspect(&values) {
@@ -138,9 +132,9 @@ impl Service {
             })
         });
         let (busy, each) = (started.elapsed(), task.shape.conv.macs());
-        // A failure gives no speed.
-        if matches!(result, Ok(()) | Err(Error::Cancelled)) {
-            self.status.measure(|speed| speed.ended(&result, each, done, busy));
+        // A failure gives no speed, nor does a call that was abandoned: it would count for the worker that took over.
+        if matches!(result, Ok(()) | Err(Error::Cancelled)) && self.supervised.serves() {
+            self.slot.measure(|speed| speed.ended(&result, each, done, busy));
         }
         match result {
             Ok(()) if unusable => {}
@@ -149,80 +143,35 @@ impl Service {
         }
     }
 
-    /// A respawned worker takes the place of the lost one, with the filters it `holds`.
-    fn take_back(&mut self, worker: Box<dyn Worker>, holds: &HashSet<FilterKey>) {
-        tracing::info!(worker = self.name, "back");
-        self.let_go();
-        self.status.succeed(worker.info());
-        self.worker = Some(worker);
-        self.status.update(&self.shared, |h, now| {
+    /// A worker that was opened again takes the place of the lost one.
+    fn take_back(&mut self, live: Live) {
+        let slot = Arc::clone(&self.slot);
+        slot.succeed(live.worker.info());
+        // Layers may have been added and removed meanwhile.
+        let wanted = locked(&slot.wanted).clone();
+        let unwanted: Vec<_> = live.holds.iter().filter(|key| !wanted.contains_key(*key)).copied().collect();
+        let missing = slot.missing(&live.holds);
+        self.supervised.take_back(live);
+        slot.update(|h, now| {
             h.rejoined(now);
             // The worker passed its probe before it was given its filters.
             h.probed(now, Ok(()));
         });
-        // Layers may have been added and removed meanwhile.
-        let wanted = locked(&self.status.wanted).clone();
-        for key in holds.iter().filter(|key| !wanted.contains_key(*key)) {
-            let _ = self.guarded(&CancelToken::new(), 0, |w| {
-                w.remove(*key);
-                Ok(())
-            });
-        }
-        for (key, shape) in wanted.into_iter().filter(|(key, _)| !holds.contains(key)) {
-            let source = locked(&self.shared.sources).get(&key.layer).and_then(Weak::upgrade);
-            if let Some(source) = source {
-                let banks = source.coded_filters(key.subtask);
-                let result = self.install(InstallRequest { key, shape, banks });
-                if let Err(error) = result {
-                    tracing::warn!(worker = self.name, %error, "filters not installed");
+        unwanted.into_iter().for_each(|key| self.supervised.remove(key));
+        for (key, shape, source) in missing {
+            // Encoding is guarded as in the thread that opened the worker.
+            let banks =
+                self.supervised.guarded(&CancelToken::new(), 0, |_| Ok(source.coded_filters(key.subtask)));
+            let installed = banks.and_then(|banks| self.install(InstallRequest { key, shape, banks }));
+            if let Err(error) = installed {
+                tracing::warn!(worker = slot.name(), %error, "filters not installed");
+                if self.supervised.live().is_none() {
+                    return;
                 }
             }
         }
     }
-
-    /// Calls the worker, turns a panic into its loss, and drops a lost worker. `tasks` tasks are over afterwards.
-    fn guarded(
-        &mut self,
-        cancel: &CancelToken,
-        tasks: usize,
-        call: impl FnOnce(&mut dyn Worker) -> Result<()>,
-    ) -> Result<()> {
-        let lost = |cause: String| Error::WorkerLost { worker: self.name.clone(), cause };
-        self.status.begin(self.epoch, cancel);
-        let Some(alive) = self.worker.as_mut() else {
-            self.status.end(self.epoch, tasks);
-            return Err(lost(locked(&self.status.health).cause().unwrap_or_default().to_owned()));
-        };
-        let result = catch_unwind(AssertUnwindSafe(|| call(alive.as_mut())))
-            .unwrap_or_else(|panic| Err(lost(format!("it panicked: {}", panic_text(&*panic)))));
-        let serves = self.status.end(self.epoch, tasks);
-        if let (Err(Error::WorkerLost { cause, .. }), true) = (&result, serves) {
-            tracing::warn!(worker = self.name, cause, "lost");
-            self.status.lose(&self.shared, cause);
-            self.let_go();
-            self.revive();
-        }
-        result
-    }
-
-    /// Drops the worker on another thread, since dropping a hung device can block. If no thread can be started, the worker
-    /// is dropped here with the closure.
-    fn let_go(&mut self) {
-        if let Some(gone) = self.worker.take() {
-            let gone = std::sync::Mutex::new(gone);
-            let reaper = std::thread::Builder::new().name(format!("fcdcc reaper {}", self.name));
-            let _ = reaper.spawn(move || drop(gone));
-        }
-    }
-
-    fn revive(&mut self) {
-        let Some(respawn) = self.respawn.clone() else { return };
-        revive::spawn(revive::Revival {
-            respawn,
-            shared: Arc::clone(&self.shared),
-            status: Arc::clone(&self.status),
-            name: self.name.clone(),
-            dtypes: self.dtypes(),
-        });
-    }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,21 +1,24 @@
-//! State shared by a pool, the thread of a worker and the thread that replaces a lost worker.
+//! State shared by a pool, the thread of a worker and the thread that opens a lost worker again.
 //!
-//! Invariant: the thread of an abandoned epoch cannot change this state.
+//! Invariant: every queued command is answered, by the thread that serves the worker or when it is abandoned.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 
-use super::health::{Health, HealthOptions};
+use super::health::{Health, HealthOptions, State};
 use super::mailbox::Mailbox;
 use super::speed::Speed;
 use crate::array::{Buffers, Pooled, Values};
 use crate::coding::{Sketch, Sketcher};
 use crate::error::{Error, Result};
-use crate::worker::{CancelToken, FilterKey, SubtaskShape, Worker, WorkerInfo};
+use crate::worker::{
+    CancelToken, FilterKey, HANG_GRACE, Live, Owner, Respawn, SubtaskShape, Supervision, WorkerInfo,
+};
 
 /// From this many tasks on, a worker's queue is searched for cancelled ones.
 pub(super) const BACKLOG: usize = 16;
@@ -57,7 +60,7 @@ pub struct PoolOptions {
 
 impl Default for PoolOptions {
     fn default() -> Self {
-        Self { health: HealthOptions::default(), hang_grace: Duration::from_secs(20) }
+        Self { health: HealthOptions::default(), hang_grace: HANG_GRACE }
     }
 }
 
@@ -86,7 +89,9 @@ pub(super) struct Shared {
 }
 
 /// State of one worker that the rest of the pool can access while the worker's thread owns it.
-pub(super) struct Status {
+pub(super) struct Slot {
+    pub(super) shared: Arc<Shared>,
+    pub(super) supervision: Supervision,
     /// The worker's own description, under its name in the pool.
     info: Mutex<Arc<WorkerInfo>>,
     pub(super) health: Mutex<Health>,
@@ -95,34 +100,22 @@ pub(super) struct Status {
     pub(super) speed: Mutex<Speed>,
     /// Bits of the current estimate of its speed, 0 while there is none.
     rate: AtomicU64,
-    /// Tasks queued or running.
-    pub(super) load: AtomicUsize,
     /// Filters queued or being installed.
     pub(super) installing: AtomicUsize,
     /// The filters that the worker should hold, also while it is lost.
     pub(super) wanted: Mutex<HashMap<FilterKey, Arc<SubtaskShape>>>,
-    /// Command queue of the worker's thread. Closed when the pool is dropped.
-    inbox: Mutex<Arc<Mailbox<Command>>>,
-    /// The present activity of the worker's thread.
-    running: Mutex<Option<Running>>,
-    /// Epoch of the thread that serves the worker; threads of earlier epochs have been abandoned.
-    epoch: AtomicU64,
-    /// Number of recent losses, and the time of the last one.
-    losses: Mutex<(u32, Option<Instant>)>,
-}
-
-struct Running {
-    cancel: CancelToken,
-    /// When it was first found to be cancelled.
-    cancelled: Option<Instant>,
+    /// Command queue of the worker's thread. Closed when the pool is dropped, or where there is no thread.
+    pub(super) inbox: Mailbox<Command>,
+    /// Replaced when the worker is abandoned.
+    pub(super) thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 pub(super) enum Command {
     Install(InstallRequest, Sender<Installed>, usize),
     Remove(FilterKey),
     Execute(QueuedTask),
-    /// A respawned worker, with the filters it holds.
-    Return(Box<dyn Worker>, HashSet<FilterKey>),
+    /// A worker that was opened again.
+    Return(Live),
     /// The worker's health changed.
     Wake,
 }
@@ -221,22 +214,27 @@ impl QueuedTask {
     }
 }
 
-impl Status {
-    pub(super) fn new(options: HealthOptions, info: WorkerInfo) -> Self {
+impl Slot {
+    pub(super) fn new(shared: &Arc<Shared>, info: WorkerInfo, respawn: Option<Respawn>) -> Self {
+        let (health, closing) = (shared.options.health, shared.closing.clone());
         Self {
+            shared: Arc::clone(shared),
+            supervision: Supervision::new(info.name.clone(), respawn, health.pauses(), closing),
             info: Mutex::new(Arc::new(info)),
-            health: Mutex::new(Health::with_options(options)),
+            health: Mutex::new(Health::with_options(health)),
             usable: AtomicBool::new(true),
             speed: Mutex::default(),
             rate: AtomicU64::new(0),
-            load: AtomicUsize::new(0),
             installing: AtomicUsize::new(0),
             wanted: Mutex::default(),
-            inbox: Mutex::new(Arc::new(Mailbox::new())),
-            running: Mutex::new(None),
-            epoch: AtomicU64::new(0),
-            losses: Mutex::new((0, None)),
+            inbox: Mailbox::new(),
+            thread: Mutex::new(None),
         }
+    }
+
+    /// The name in its [`WorkerInfo`], made unique.
+    pub(super) fn name(&self) -> &str {
+        self.supervision.name()
     }
 
     pub(super) fn info(&self) -> Arc<WorkerInfo> {
@@ -263,70 +261,73 @@ impl Status {
     }
 
     /// Changes the health, with the pool's present time.
-    pub(super) fn update(&self, shared: &Shared, change: impl FnOnce(&mut Health, Duration)) {
+    pub(super) fn update(&self, change: impl FnOnce(&mut Health, Duration)) {
         let mut health = locked(&self.health);
-        change(&mut health, shared.started.elapsed());
+        change(&mut health, self.shared.started.elapsed());
         let usable = health.usable();
         if self.usable.swap(usable, Ordering::Relaxed) != usable {
-            shared.changes.fetch_add(1, Ordering::Relaxed);
+            self.shared.changes.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// Records a loss for `cause`. Losses further apart than `max_backoff` do not add up.
-    pub(super) fn lose(&self, shared: &Shared, cause: &str) {
-        let mut losses = locked(&self.losses);
-        let recent = losses.1.is_some_and(|last| last.elapsed() < shared.options.health.max_backoff);
-        *losses = (if recent { losses.0 + 1 } else { 1 }, Some(Instant::now()));
-        drop(losses);
-        self.update(shared, |health, _| health.lost(cause.to_owned()));
+    /// The error with which the worker's tasks are refused.
+    pub(super) fn refusal(&self) -> Error {
+        let health = locked(&self.health);
+        let cause = health.cause().unwrap_or("it has not been qualified yet").to_owned();
+        let worker = self.name().to_owned();
+        match health.state() {
+            State::Lost => Error::WorkerLost { worker, cause },
+            state => Error::WorkerFailed { worker, cause: format!("{}: {cause}", state.text()) },
+        }
     }
 
-    /// Number of recent losses.
-    pub(super) fn recent_losses(&self) -> u32 {
-        locked(&self.losses).0
+    /// Queues a command. It is declined if no thread will take it, because there is none or the pool is being dropped.
+    pub(super) fn send(&self, command: Command) {
+        if let Err(command) = self.inbox.post(command) {
+            self.decline(command);
+        }
     }
 
-    /// The present command queue of the worker's thread.
-    pub(super) fn inbox(&self) -> Arc<Mailbox<Command>> {
-        Arc::clone(&locked(&self.inbox))
+    /// Answers all queued commands.
+    pub(super) fn decline_all(&self) {
+        self.inbox.drain().into_iter().for_each(|command| self.decline(command));
     }
 
-    /// Queues a command; returns it if no thread will take it, because there is none or the pool is being dropped.
-    pub(super) fn post(&self, command: Command) -> std::result::Result<(), Command> {
-        locked(&self.inbox).post(command)
-    }
-
-    /// Subtracts `tasks` from the load. A task may be counted before its worker is abandoned and queued afterwards.
-    fn lighten(&self, tasks: usize) {
-        let less = |load: usize| Some(load.saturating_sub(tasks));
-        // The closure never refuses.
-        let _ = self.load.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+    fn decline(&self, command: Command) {
+        match command {
+            Command::Execute(task) => {
+                self.supervision.end_tasks(1);
+                task.fail(self.refusal());
+            }
+            Command::Install(request, reply, worker) => {
+                self.installing.fetch_sub(1, Ordering::Relaxed);
+                // The layer may have stopped waiting.
+                let _ = reply.send(Installed { key: request.key, worker, result: Err(self.refusal()) });
+            }
+            Command::Remove(_) | Command::Return(_) | Command::Wake => {}
+        }
     }
 
     /// Drops queued tasks that are cancelled, with their slabs.
     pub(super) fn forget_cancelled(&self) {
         let wanted =
             |command: &Command| !matches!(command, Command::Execute(task) if task.cancel.is_cancelled());
-        let dropped = locked(&self.inbox).retain(wanted);
-        self.lighten(dropped);
+        self.supervision.end_tasks(self.inbox.retain(wanted));
     }
 
-    /// Abandons the worker if its task was cancelled longer than `grace` ago and is still running. Its thread then no
-    /// longer serves the worker; returns the commands queued for it, and the epoch of the thread that replaces it.
-    pub(super) fn abandon_if_hung(&self, grace: Duration) -> Option<(VecDeque<Command>, u64)> {
-        let mut running = locked(&self.running);
-        let now = running.as_mut().filter(|running| running.cancel.is_cancelled())?;
-        if now.cancelled.get_or_insert_with(Instant::now).elapsed() < grace {
-            return None;
-        }
-        *running = None;
-        self.load.store(0, Ordering::Relaxed);
-        let epoch = self.epoch.fetch_add(1, Ordering::AcqRel) + 1;
-        let mut inbox = locked(&self.inbox);
-        let queued = inbox.drain();
-        inbox.close();
-        *inbox = Arc::new(Mailbox::new());
-        Some((queued, epoch))
+    /// The filters that the worker should hold beside those it `holds`, with the layers that encode them.
+    pub(super) fn missing(
+        &self,
+        holds: &HashSet<FilterKey>,
+    ) -> Vec<(FilterKey, Arc<SubtaskShape>, Arc<dyn FilterSource>)> {
+        let wanted = locked(&self.wanted).clone();
+        let sources = locked(&self.shared.sources);
+        let missing = wanted.into_iter().filter(|(key, _)| !holds.contains(key));
+        let of_layers = missing.filter_map(|(key, shape)| {
+            let source = sources.get(&key.layer).and_then(Weak::upgrade)?;
+            Some((key, shape, source))
+        });
+        of_layers.collect()
     }
 
     /// Updates the estimate of the worker's speed.
@@ -335,31 +336,34 @@ impl Status {
         observe(&mut speed);
         self.rate.store(speed.estimate().unwrap_or(0.0).to_bits(), Ordering::Relaxed);
     }
+}
 
-    /// Whether the thread of `epoch` still serves the worker.
-    pub(super) fn serves(&self, epoch: u64) -> bool {
-        self.epoch.load(Ordering::Acquire) == epoch
+impl Owner for Slot {
+    fn supervision(&self) -> &Supervision {
+        &self.supervision
     }
 
-    /// The thread of `epoch` begins work that `cancel` ends; false when the thread has been abandoned.
-    pub(super) fn begin(&self, epoch: u64, cancel: &CancelToken) -> bool {
-        let mut running = locked(&self.running);
-        let serves = self.serves(epoch);
-        if serves {
-            *running = Some(Running { cancel: cancel.clone(), cancelled: None });
-        }
-        serves
+    fn lost(&self, cause: &str) {
+        self.update(|health, _| health.lost(cause.to_owned()));
     }
 
-    /// The thread of `epoch` has ended its work of `tasks` tasks; false when the thread has been abandoned meanwhile.
-    pub(super) fn end(&self, epoch: u64, tasks: usize) -> bool {
-        let mut running = locked(&self.running);
-        let serves = self.serves(epoch);
-        if serves {
-            *running = None;
-            self.lighten(tasks);
+    fn equip(&self, live: &mut Live) -> Result<()> {
+        for (key, shape, source) in self.missing(&live.holds) {
+            let banks = source.coded_filters(key.subtask);
+            live.qualify(banks.dtype(), self.supervision.closing())?;
+            match live.install(key, &shape, banks) {
+                Err(error @ Error::WorkerLost { .. }) => return Err(error),
+                // It cannot hold these filters, but can still work.
+                Err(error) => tracing::warn!(worker = self.name(), %error, "filters not installed"),
+                Ok(()) => {}
+            }
         }
-        serves
+        Ok(())
+    }
+
+    fn returned(&self, live: Live) {
+        // Dropped if the pool is being dropped.
+        self.send(Command::Return(live));
     }
 }
 

@@ -7,8 +7,8 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::thread;
 
+use super::supervised::drop_elsewhere;
 use super::{
     FilterKey, LOCAL_HOST, Order, Respawn, SubtaskShape, Task, Worker, WorkerInfo, WorkerKind, not_installed,
 };
@@ -149,11 +149,7 @@ impl GpuWorker {
     /// Drops a lost device on a separate thread: dropping waits until the device is idle, which a hung one never is.
     fn bury(&mut self, cause: String) {
         self.lost = cause;
-        let held = self.held.take();
-        let reaper = thread::Builder::new().name(format!("{} reaper", self.info.name));
-        if reaper.spawn(move || drop(held)).is_err() {
-            tracing::warn!(worker = %self.info.name, "no thread to let go of a lost device");
-        }
+        drop_elsewhere(&self.info.name, self.held.take());
     }
 }
 

@@ -11,6 +11,7 @@
 //! Invariant: a call to `execute` whose [`CancelToken`] is cancelled returns within one sub-result, and the worker is then
 //! ready for the next call.
 
+mod backoff;
 mod cancel;
 mod cpu;
 mod fault;
@@ -20,8 +21,10 @@ mod gpu;
 mod intercept;
 mod probe;
 mod scheduled_fault;
+mod supervised;
 mod task;
 
+pub(crate) use backoff::Backoff;
 pub use cancel::{CancelHook, CancelToken};
 pub use cpu::CpuWorker;
 pub use fault::{Delay, Fault, FaultSpec, TaskFault, WorkerSet};
@@ -33,6 +36,7 @@ pub use probe::Probe;
 #[cfg(feature = "testing")]
 pub(crate) use probe::{distance, numbers, tolerance, values};
 pub use scheduled_fault::TaskFaults;
+pub(crate) use supervised::{HANG_GRACE, Live, Owner, Supervised, Supervision, abandon_if_hung};
 pub use task::Task;
 
 use std::sync::Arc;

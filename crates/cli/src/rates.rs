@@ -2,7 +2,7 @@
 //! source applies to GPU kernels, whose cache the library keeps.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use fcdcc::array::DType;
@@ -64,9 +64,9 @@ fn cache_file() -> Option<PathBuf> {
     Some(cache::folder()?.join("rates.json"))
 }
 
-/// Reads the cache. A file that is missing, damaged or of another version counts as empty.
-fn read() -> Cache {
-    let text = cache_file().and_then(|path| match cache::read(&path) {
+/// Reads the cache at `path`. A file that is missing, damaged or of another version counts as empty.
+fn read(path: Option<&Path>) -> Cache {
+    let text = path.and_then(|path| match cache::read(path) {
         Ok(text) => text,
         Err(error) => {
             tracing::warn!(%error, "kept rates cannot be read");
@@ -81,10 +81,10 @@ fn parse(text: Option<&str>) -> Cache {
     cache.filter(|cache| cache.schema == SCHEMA).unwrap_or(Cache { schema: SCHEMA, rates: BTreeMap::new() })
 }
 
-/// Caches rates; if the file cannot be written, they are measured again next time.
-fn keep(key: String, calibration: Calibration) {
-    let Some(path) = cache_file() else { return };
-    let kept = cache::update(&path, |text| {
+/// Adds rates to the cache at `path`, which other processes add to as well. If the file cannot be written, the rates are
+/// measured again next time.
+fn keep(path: &Path, key: String, calibration: Calibration) {
+    let kept = cache::update(path, |text| {
         let mut cache = parse(text.as_deref());
         cache.rates.insert(key, calibration);
         serde_json::to_string_pretty(&cache).map_err(std::io::Error::other)
@@ -118,7 +118,8 @@ pub(crate) fn of(
     if how == Calibrate::Never {
         return Ok(Rates { cores, ..Rates::default() });
     }
-    let known = read();
+    let path = cache_file();
+    let known = read(path.as_deref());
     let mut found: Option<Calibration> = None;
     for (device, at) in kinds {
         let key = format!("{} | {} | {device} | {dtype}", env!("CARGO_PKG_VERSION"), machine::hardware());
@@ -143,7 +144,9 @@ pub(crate) fn of(
                     }
                     Err(error) => return Err(error),
                 };
-                keep(key, measured);
+                if let Some(path) = &path {
+                    keep(path, key, measured);
+                }
                 measured
             }
         };
@@ -154,4 +157,29 @@ pub(crate) fn of(
     }
     let rates = found.map_or_else(Rates::default, |calibration| calibration.rates);
     Ok(Rates { cores, ..rates })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_adds_to_what_others_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("rates.json");
+        let measured = Calibration { rates: Rates::default(), worker_error: 0.0, host_error: 0.0 };
+        // Both read before either writes.
+        assert!(read(Some(&path)).rates.is_empty());
+        std::thread::scope(|scope| {
+            for key in ["one", "two"] {
+                let path = &path;
+                scope.spawn(move || keep(path, key.to_owned(), measured));
+            }
+        });
+        assert_eq!(read(Some(&path)).rates.into_keys().collect::<Vec<_>>(), ["one", "two"]);
+        // Negative control: a file that is replaced without a merge loses the others' rates.
+        let own = Cache { schema: SCHEMA, rates: BTreeMap::from([("three".to_owned(), measured)]) };
+        cache::update(&path, |_| Ok(serde_json::to_string(&own)?)).unwrap();
+        assert_eq!(read(Some(&path)).rates.into_keys().collect::<Vec<_>>(), ["three"]);
+    }
 }

@@ -1,17 +1,16 @@
 //! One device of a worker process: a thread that owns a [`Worker`] and runs the dispatcher's jobs in order.
 //!
-//! The device thread reopens a lost device in the background. The filters are lost with the device; the dispatcher is
-//! notified of that, so that masters send them again.
+//! A device that is lost or hangs is opened again in the background (`worker::supervised`). The filters are lost with the
+//! device; the dispatcher is notified of that, so that masters send them again.
 //!
 //! Invariant: every job is answered, whatever becomes of the device.
 
 use std::collections::HashMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
+use crossbeam_channel::{Receiver, Sender, unbounded};
 
 use super::super::budget::{Budget, Reservation};
 use super::super::link::{Payload, bytes_of};
@@ -20,14 +19,14 @@ use super::cache::Cache;
 use super::outbox::{Outbox, Results};
 use super::tasks::{Asker, Tasks};
 use crate::array::{Buffers, DType, Values};
-use crate::error::{Error, Result, panic_text};
+use crate::error::{Error, Result};
 use crate::worker::{
-    CancelToken, FilterKey, Order, Probe, Respawn, SubtaskShape, Task, Worker, WorkerInfo, WorkerKind,
+    Backoff, CancelToken, FilterKey, HANG_GRACE, Live, Order, Owner, SubtaskShape, Supervised, Supervision,
+    Task, Worker, WorkerInfo, WorkerKind, abandon_if_hung,
 };
 
-/// Pause before a lost device is reopened; it doubles with each failure.
-const BACKOFF: Duration = Duration::from_millis(500);
-const MAX_BACKOFF: Duration = Duration::from_secs(30);
+/// Pauses before a device is opened again that was lost repeatedly or cannot be opened.
+const BACKOFF: Backoff = Backoff { first: Duration::from_millis(500), longest: Duration::from_secs(30) };
 
 /// A job for a device.
 pub(super) enum Job {
@@ -36,6 +35,8 @@ pub(super) enum Job {
     Execute(TaskJob),
     /// Compute a subtask whose answer is known.
     Probe(Sender<Result<(), String>>),
+    /// Take a device that was opened again.
+    Return(Live),
 }
 
 /// Filters to install.
@@ -76,11 +77,10 @@ pub(super) enum Installed {
 }
 
 /// State of a device that others can read while the device thread owns the worker.
-#[derive(Debug)]
 pub(super) struct Stats {
     info: WorkerInfo,
+    supervision: Supervision,
     lost: Mutex<Option<String>>,
-    load: AtomicU32,
     pub(super) filters: AtomicU32,
     pub(super) filter_bytes: AtomicU64,
     done: AtomicU64,
@@ -101,7 +101,7 @@ impl Stats {
             f64: self.info.f64,
             adapter: self.info.adapter.clone(),
             lost: locked(&self.lost).clone(),
-            load: self.load.load(Ordering::Relaxed),
+            load: self.supervision.load() as u32,
             filters: self.filters.load(Ordering::Relaxed),
             filter_bytes: count(&self.filter_bytes),
             done: count(&self.done),
@@ -122,8 +122,37 @@ impl Stats {
 
 /// The dispatcher's handle of a device.
 pub(super) struct Device {
-    jobs: Sender<Job>,
+    jobs: Arc<Sender<Job>>,
+    queue: Receiver<Job>,
+    common: Common,
+    owner: Arc<DeviceOwner>,
     pub(super) stats: Arc<Stats>,
+}
+
+/// State that the device's thread shares with the thread that opens the device again.
+struct DeviceOwner {
+    stats: Arc<Stats>,
+    /// The device's thread ends when the last sender is gone.
+    jobs: Weak<Sender<Job>>,
+    tell: Box<dyn Fn(Told) + Send + Sync>,
+}
+
+impl Owner for DeviceOwner {
+    fn supervision(&self) -> &Supervision {
+        &self.stats.supervision
+    }
+
+    fn lost(&self, cause: &str) {
+        *locked(&self.stats.lost) = Some(cause.to_owned());
+        (self.tell)(Told::Lost);
+    }
+
+    fn returned(&self, live: Live) {
+        if let Some(jobs) = self.jobs.upgrade() {
+            // The device held the other end of this sender.
+            let _ = jobs.send(Job::Return(live));
+        }
+    }
 }
 
 /// State shared by all devices of a process.
@@ -141,14 +170,14 @@ impl Device {
     pub(super) fn start(
         worker: Box<dyn Worker>,
         common: Common,
-        tell: impl Fn(Told) + Send + 'static,
+        tell: impl Fn(Told) + Send + Sync + 'static,
     ) -> Result<Self> {
         let info = worker.info();
-        let name = info.name.clone();
+        let closing = CancelToken::new();
         let stats = Arc::new(Stats {
+            supervision: Supervision::new(info.name.clone(), worker.respawn(), BACKOFF, closing),
             info,
             lost: Mutex::default(),
-            load: AtomicU32::default(),
             filters: AtomicU32::default(),
             filter_bytes: AtomicU64::default(),
             done: AtomicU64::default(),
@@ -158,76 +187,68 @@ impl Device {
             last_done: Mutex::default(),
         });
         let (jobs, queue) = unbounded();
-        let thread = Thread {
-            respawn: worker.respawn(),
-            worker: Some(worker),
-            stats: Arc::clone(&stats),
-            held: HashMap::new(),
-            next_key: 0,
-            common,
-            tell: Box::new(tell),
-        };
+        let jobs = Arc::new(jobs);
+        let (of_stats, to_jobs) = (Arc::clone(&stats), Arc::downgrade(&jobs));
+        let owner = Arc::new(DeviceOwner { stats: of_stats, jobs: to_jobs, tell: Box::new(tell) });
+        let device = Self { jobs, queue, common, owner: Arc::clone(&owner), stats };
+        device.start_thread(Supervised::new(owner, Ok(worker)))?;
+        Ok(device)
+    }
+
+    fn start_thread(&self, supervised: Supervised<DeviceOwner>) -> Result<()> {
+        let name = &self.stats.info.name;
+        let (stats, common, queue) = (Arc::clone(&self.stats), self.common.clone(), self.queue.clone());
+        let owner = Arc::clone(&self.owner);
+        let thread = Thread { supervised, owner, stats, held: HashMap::new(), next_key: 0, common };
         let started =
             std::thread::Builder::new().name(format!("fcdcc {name}")).spawn(move || thread.serve(&queue));
-        match started {
-            Ok(_) => Ok(Self { jobs, stats }),
-            Err(e) => Err(Error::WorkerLost {
-                worker: name,
-                cause: format!("no thread could be started for it: {e}"),
-            }),
-        }
+        started.map(drop).map_err(|e| Error::WorkerLost {
+            worker: name.clone(),
+            cause: format!("no thread could be started for it: {e}"),
+        })
     }
 
     /// The queue of its jobs.
-    pub(super) fn jobs(&self) -> Sender<Job> {
-        self.jobs.clone()
+    pub(super) fn jobs(&self) -> Arc<Sender<Job>> {
+        Arc::clone(&self.jobs)
     }
 
-    /// Queues a job.
+    /// Queues a job. A device that still works on a task long after that was cancelled is abandoned with its thread.
     pub(super) fn queue(&self, job: Job) {
         if matches!(job, Job::Execute(_)) {
-            self.stats.load.fetch_add(1, Ordering::Relaxed);
+            let supervision = &self.stats.supervision;
+            let hung = (supervision.load() > 0).then(|| abandon_if_hung(&self.owner, HANG_GRACE)).flatten();
+            if let Some(Err(error)) = hung.map(|supervised| self.start_thread(supervised)) {
+                tracing::warn!(%error, "gone for good");
+            }
+            supervision.count_task();
         }
-        // The thread ends only when this sender is gone.
+        // This device holds the other end too.
         let _ = self.jobs.send(job);
     }
 }
 
+impl Drop for Device {
+    fn drop(&mut self) {
+        self.stats.supervision.closing().cancel();
+    }
+}
+
 struct Thread {
-    respawn: Option<Respawn>,
-    /// `None` while it is lost.
-    worker: Option<Box<dyn Worker>>,
+    supervised: Supervised<DeviceOwner>,
+    owner: Arc<DeviceOwner>,
     stats: Arc<Stats>,
     held: HashMap<ContentId, (FilterKey, DType)>,
     next_key: u64,
     common: Common,
-    tell: Box<dyn Fn(Told) + Send>,
 }
 
 impl Thread {
     fn serve(mut self, queue: &Receiver<Job>) {
-        let (mut pause, mut lost_at) = (BACKOFF, Instant::now());
-        loop {
-            let job = if self.worker.is_some() || self.respawn.is_none() {
-                queue.recv().map_err(|_| RecvTimeoutError::Disconnected)
-            } else {
-                queue.recv_timeout(pause.saturating_sub(lost_at.elapsed()))
-            };
-            let alive = self.worker.is_some();
-            match job {
-                Ok(job) => self.carry_out(job),
-                Err(RecvTimeoutError::Disconnected) => return,
-                Err(RecvTimeoutError::Timeout) => {
-                    if self.reopen() {
-                        pause = BACKOFF;
-                    } else {
-                        (pause, lost_at) = ((pause * 2).min(MAX_BACKOFF), Instant::now());
-                    }
-                }
-            }
-            if alive && self.worker.is_none() {
-                lost_at = Instant::now();
-            }
+        self.supervised.reopen_if_lost();
+        while self.supervised.serves() {
+            let Ok(job) = queue.recv() else { return };
+            self.carry_out(job);
         }
     }
 
@@ -240,22 +261,23 @@ impl Thread {
                     Ok(false) => Installed::Missing,
                     Err(error) => Installed::Refused(refusal(&error), error.to_string()),
                 };
-                (self.tell)(Told::Installed(content, installed));
+                (self.owner.tell)(Told::Installed(content, installed));
             }
             Job::Remove(content) => {
                 if let Some((key, _)) = self.held.remove(&content) {
-                    // An error means that the device is lost, and its filters with it.
-                    let _ = self.guarded(|worker| {
-                        worker.remove(key);
-                        Ok(())
-                    });
+                    self.supervised.remove(key);
                 }
             }
             Job::Execute(task) => self.execute(task),
             Job::Probe(answer) => {
-                let result = self.guarded(|worker| Probe::new(DType::F32).check(worker, &CancelToken::new()));
+                let result = self.supervised.probe(DType::F32, &CancelToken::new());
                 // The receiver may have stopped waiting.
                 let _ = answer.send(result.map_err(|e| e.to_string()));
+            }
+            Job::Return(live) => {
+                self.held.clear();
+                self.supervised.take_back(live);
+                *locked(&self.stats.lost) = None;
             }
         }
     }
@@ -286,7 +308,7 @@ impl Thread {
             let room = self.common.budget.reserve(values.size_bytes() as u64)?;
             Some((cache.clone(), values.clone(), room))
         });
-        self.guarded(|worker| worker.install(key, &shape, values))?;
+        self.supervised.install(key, &shape, values)?;
         self.held.insert(content, (key, spec.dtype));
         if let Some((cache, values, room)) = keep {
             cache.keep(content, values, room);
@@ -299,7 +321,10 @@ impl Thread {
         let TaskJob { key, content, order, slabs, reservation, inline_bytes, cancel, asker, outbox } = job;
         let slabs = self.common.spare.adopt(slabs);
         let result = match self.held.get(&content).copied() {
-            None => Err(None),
+            None => {
+                self.stats.supervision.end_tasks(1);
+                Err(None)
+            }
             Some((filters, dtype)) => {
                 let results = self.common.results.clone();
                 let mut unkept = None;
@@ -320,9 +345,9 @@ impl Thread {
                     }
                 };
                 let order = order.as_deref().map_or(Order::All, Order::Each);
-                let ran = self.guarded(|worker| {
+                let ran = self.supervised.guarded(&cancel, 1, |live| {
                     if slabs.dtype() == dtype {
-                        worker.execute(Task::new(filters, &slabs, &cancel).with_order(order), emit)
+                        live.worker.execute(Task::new(filters, &slabs, &cancel).with_order(order), emit)
                     } else {
                         Err(Error::mismatch(
                             "element type of the slabs",
@@ -343,7 +368,6 @@ impl Thread {
         self.common.tasks.end(key);
         let stats = &self.stats;
         stats.busy_us.fetch_add(started.elapsed().as_micros() as u64, Ordering::Relaxed);
-        stats.load.fetch_sub(1, Ordering::Relaxed);
         match result {
             Ok(()) => {
                 stats.done.fetch_add(1, Ordering::Relaxed);
@@ -362,64 +386,6 @@ impl Thread {
                 counter.fetch_add(1, Ordering::Relaxed);
                 self.common.results.forget(key.0, key.1);
                 outbox.refuse(&asker.current(), why, text);
-            }
-        }
-    }
-
-    /// Calls the worker, treats a panic as its loss, and drops a lost worker.
-    fn guarded(&mut self, call: impl FnOnce(&mut dyn Worker) -> Result<()>) -> Result<()> {
-        let name = self.stats.info.name.clone();
-        let Some(worker) = self.worker.as_mut() else {
-            let cause = locked(&self.stats.lost).clone().unwrap_or_default();
-            return Err(Error::WorkerLost { worker: name, cause });
-        };
-        let result = catch_unwind(AssertUnwindSafe(|| call(worker.as_mut()))).unwrap_or_else(|panic| {
-            Err(Error::WorkerLost {
-                worker: name.clone(),
-                cause: format!("it panicked: {}", panic_text(&*panic)),
-            })
-        });
-        if let Err(Error::WorkerLost { cause, .. }) = &result {
-            tracing::warn!(device = name, cause, "lost");
-            *locked(&self.stats.lost) = Some(cause.clone());
-            self.held.clear();
-            self.let_go();
-            (self.tell)(Told::Lost);
-        }
-        result
-    }
-
-    /// Drops the worker on a separate thread, since dropping a hung device can block.
-    fn let_go(&mut self) {
-        if let Some(gone) = self.worker.take() {
-            let gone = Mutex::new(gone);
-            let reaper = std::thread::Builder::new().name("fcdcc reaper".to_owned());
-            // Where no thread can be started it is dropped here.
-            let _ = reaper.spawn(move || drop(gone));
-        }
-    }
-
-    fn reopen(&mut self) -> bool {
-        let Some(respawn) = self.respawn.clone() else { return false };
-        let opened = catch_unwind(AssertUnwindSafe(|| {
-            let mut worker = respawn(&CancelToken::new())?;
-            Probe::new(DType::F32).check(worker.as_mut(), &CancelToken::new())?;
-            Ok::<_, Error>(worker)
-        }));
-        match opened {
-            Ok(Ok(worker)) => {
-                tracing::info!(device = self.stats.info.name, "back");
-                self.worker = Some(worker);
-                *locked(&self.stats.lost) = None;
-                true
-            }
-            Ok(Err(error)) => {
-                tracing::warn!(device = self.stats.info.name, %error, "not back yet");
-                false
-            }
-            Err(panic) => {
-                tracing::warn!(device = self.stats.info.name, cause = panic_text(&*panic), "not back yet");
-                false
             }
         }
     }

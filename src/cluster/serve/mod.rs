@@ -72,7 +72,7 @@ pub struct WorkerServer {
     events: Sender<Event>,
     shared: Arc<Shared>,
     /// The job queues of the devices, for probes.
-    jobs: Vec<Sender<Job>>,
+    jobs: Vec<Arc<Sender<Job>>>,
     front: Option<std::thread::JoinHandle<()>>,
 }
 

@@ -1,0 +1,507 @@
+//! One worker over its lives: guarded calls, loss, abandonment when it hangs, and return.
+//!
+//! Relevant if you own a worker on a thread, as a pool or a process that lends its devices does. The owner supplies what
+//! differs (an [`Owner`]): what a loss means to it, which filters a new worker needs, and the queue of its thread.
+//!
+//! * A call that panics or fails with [`Error::WorkerLost`] ends the worker's life. The worker is dropped on another thread,
+//!   since dropping a hung device can block, and opened again on a third one: with [`Backoff`], probed, with its filters.
+//! * A call that is still running long after its token was cancelled hangs. Its thread is abandoned with the worker, and
+//!   another thread takes over under the next epoch.
+//!
+//! Invariant: a thread of an abandoned epoch changes nothing that the owner shares. At most one thread opens the worker
+//! again. Every counted task is subtracted from the load exactly once.
+
+use std::collections::HashSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::backoff::{Backoff, Losses};
+use super::{CancelToken, FilterKey, Probe, Respawn, SubtaskShape, Worker};
+use crate::array::{DType, Values};
+use crate::error::{Error, Result, panic_text};
+
+/// A worker that is still busy this long after its task was cancelled hangs, unless its owner has other limits.
+pub(crate) const HANG_GRACE: Duration = Duration::from_secs(20);
+
+/// What the owners of supervised workers do differently. Shared by the worker's thread, the threads that give it tasks and
+/// may abandon it, and the thread that opens it again.
+pub(crate) trait Owner: Send + Sync + 'static {
+    fn supervision(&self) -> &Supervision;
+
+    /// Records that the worker is lost.
+    fn lost(&self, cause: &str);
+
+    /// Gives a new worker the filters it should hold. It was probed in every element type that was used before, or in f32.
+    fn equip(&self, _live: &mut Live) -> Result<()> {
+        Ok(())
+    }
+
+    /// Queues a new worker for the worker's thread, which calls [`Supervised::take_back`].
+    fn returned(&self, live: Live);
+}
+
+/// A worker that works, and what is known of it.
+pub(crate) struct Live {
+    pub(crate) worker: Box<dyn Worker>,
+    /// The keys of its filters.
+    pub(crate) holds: HashSet<FilterKey>,
+    /// Element types in which it was probed.
+    probed: Vec<DType>,
+}
+
+impl Live {
+    pub(crate) fn new(worker: Box<dyn Worker>) -> Self {
+        Self { worker, holds: HashSet::new(), probed: Vec::new() }
+    }
+
+    /// Probes the worker in an element type in which it has not passed a probe yet.
+    pub(crate) fn qualify(&mut self, dtype: DType, cancel: &CancelToken) -> Result<()> {
+        if !self.probed.contains(&dtype) {
+            Probe::new(dtype).check(self.worker.as_mut(), cancel)?;
+            self.probed.push(dtype);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn install(&mut self, key: FilterKey, shape: &SubtaskShape, banks: Values) -> Result<()> {
+        self.worker.install(key, shape, banks)?;
+        self.holds.insert(key);
+        Ok(())
+    }
+}
+
+/// State of one worker that its owner's threads share.
+pub(crate) struct Supervision {
+    name: String,
+    /// How the worker is opened again; `None` where it cannot be.
+    respawn: Option<Respawn>,
+    /// Cancelled when the owner ends.
+    closing: CancelToken,
+    /// Tasks queued or running.
+    load: AtomicUsize,
+    watch: Mutex<Watch>,
+}
+
+struct Watch {
+    /// Epoch of the thread that serves the worker; threads of earlier epochs were abandoned.
+    epoch: u64,
+    running: Option<Running>,
+    losses: Losses,
+}
+
+/// The present call of the worker.
+struct Running {
+    cancel: CancelToken,
+    tasks: usize,
+    /// When the call was first found to be cancelled.
+    cancelled: Option<Instant>,
+}
+
+impl Supervision {
+    pub(crate) fn new(
+        name: String,
+        respawn: Option<Respawn>,
+        backoff: Backoff,
+        closing: CancelToken,
+    ) -> Self {
+        let watch = Watch { epoch: 0, running: None, losses: Losses::new(backoff) };
+        Self { name, respawn, closing, load: AtomicUsize::new(0), watch: Mutex::new(watch) }
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The token that ends attempts to open the worker again.
+    pub(crate) fn closing(&self) -> &CancelToken {
+        &self.closing
+    }
+
+    /// Tasks queued or running.
+    pub(crate) fn load(&self) -> usize {
+        self.load.load(Ordering::Relaxed)
+    }
+
+    /// Counts a task that is about to be queued.
+    pub(crate) fn count_task(&self) {
+        self.load.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Subtracts tasks that end without a [guarded call](Supervised::guarded).
+    pub(crate) fn end_tasks(&self, tasks: usize) {
+        self.load.fetch_sub(tasks, Ordering::Relaxed);
+    }
+
+    fn watch(&self) -> MutexGuard<'_, Watch> {
+        self.watch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn begin(&self, epoch: u64, cancel: &CancelToken, tasks: usize) {
+        let mut watch = self.watch();
+        if watch.epoch == epoch {
+            watch.running = Some(Running { cancel: cancel.clone(), tasks, cancelled: None });
+        }
+    }
+
+    /// Ends a call; false if its thread was abandoned meanwhile.
+    fn end(&self, epoch: u64) -> bool {
+        let mut watch = self.watch();
+        let serves = watch.epoch == epoch;
+        if serves && let Some(running) = watch.running.take() {
+            self.end_tasks(running.tasks);
+        }
+        serves
+    }
+
+    /// Begins the next epoch if the present call was cancelled longer than `grace` ago, and returns that epoch. Calls alone
+    /// can be abandoned: a thread that waits for commands is never replaced.
+    fn abandon(&self, grace: Duration) -> Option<u64> {
+        let mut watch = self.watch();
+        let running = watch.running.as_mut().filter(|running| running.cancel.is_cancelled())?;
+        if running.cancelled.get_or_insert_with(Instant::now).elapsed() < grace {
+            return None;
+        }
+        self.end_tasks(running.tasks);
+        watch.running = None;
+        watch.epoch += 1;
+        watch.losses.count(Instant::now());
+        Some(watch.epoch)
+    }
+}
+
+/// Abandons a hung worker with its thread, if its present call was cancelled longer than `grace` ago. Returns the lost
+/// worker for the thread that takes over.
+pub(crate) fn abandon_if_hung<O: Owner>(owner: &Arc<O>, grace: Duration) -> Option<Supervised<O>> {
+    let supervision = owner.supervision();
+    let epoch = supervision.abandon(grace)?;
+    let cause = format!("hung: still busy {grace:?} after its task was cancelled");
+    tracing::warn!(worker = supervision.name, cause, "abandoned");
+    owner.lost(&cause);
+    Some(Supervised { owner: Arc::clone(owner), epoch, live: Err(cause), probed: Vec::new() })
+}
+
+/// Drops what may block on another thread; here if no thread can be started.
+pub(super) fn drop_elsewhere<T: Send + 'static>(name: &str, gone: T) {
+    let reaper = thread::Builder::new().name(format!("fcdcc reaper {name}"));
+    if reaper.spawn(move || drop(gone)).is_err() {
+        tracing::warn!(worker = name, "no thread to let go of a lost device");
+    }
+}
+
+/// Turns a panic into the loss of the worker.
+fn guard<R>(name: &str, call: impl FnOnce() -> Result<R>) -> Result<R> {
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| {
+        let cause = format!("it panicked: {}", panic_text(&*panic));
+        Err(Error::WorkerLost { worker: name.to_owned(), cause })
+    })
+}
+
+/// A worker as its thread owns it.
+pub(crate) struct Supervised<O: Owner> {
+    owner: Arc<O>,
+    epoch: u64,
+    /// The worker, or the cause of its loss.
+    live: Result<Live, String>,
+    /// Element types in which the worker was probed in any of its lives, successfully or not.
+    probed: Vec<DType>,
+}
+
+impl<O: Owner> Supervised<O> {
+    /// A worker, or the cause why there is none yet.
+    pub(crate) fn new(owner: Arc<O>, worker: Result<Box<dyn Worker>, String>) -> Self {
+        Self { owner, epoch: 0, live: worker.map(Live::new), probed: Vec::new() }
+    }
+
+    /// Whether the thread still serves the worker.
+    pub(crate) fn serves(&self) -> bool {
+        self.owner.supervision().watch().epoch == self.epoch
+    }
+
+    pub(crate) fn live(&self) -> Option<&Live> {
+        self.live.as_ref().ok()
+    }
+
+    /// Element types in which the worker was probed.
+    pub(crate) fn probed(&self) -> &[DType] {
+        &self.probed
+    }
+
+    /// Calls the worker; afterwards `tasks` tasks are over. A panic is the loss of the worker.
+    ///
+    /// # Errors
+    /// Those of the call; [`Error::WorkerLost`] while there is no worker.
+    pub(crate) fn guarded<R>(
+        &mut self,
+        cancel: &CancelToken,
+        tasks: usize,
+        call: impl FnOnce(&mut Live) -> Result<R>,
+    ) -> Result<R> {
+        let supervision = self.owner.supervision();
+        let name = supervision.name();
+        let live = match &mut self.live {
+            Ok(live) => live,
+            Err(cause) => {
+                supervision.end_tasks(tasks);
+                return Err(Error::WorkerLost { worker: name.to_owned(), cause: cause.clone() });
+            }
+        };
+        supervision.begin(self.epoch, cancel, tasks);
+        let result = guard(name, || call(live));
+        let serves = supervision.end(self.epoch);
+        if let (Err(Error::WorkerLost { cause, .. }), true) = (&result, serves) {
+            tracing::warn!(worker = name, cause, "lost");
+            supervision.watch().losses.count(Instant::now());
+            if let Ok(gone) = std::mem::replace(&mut self.live, Err(cause.clone())) {
+                drop_elsewhere(name, gone);
+            }
+            self.owner.lost(cause);
+            self.reopen_if_lost();
+        }
+        result
+    }
+
+    /// Probes the worker.
+    ///
+    /// # Errors
+    /// Those of [`Probe::check`] and of [`Supervised::guarded`].
+    pub(crate) fn probe(&mut self, dtype: DType, cancel: &CancelToken) -> Result<()> {
+        let result = self.guarded(cancel, 0, |live| Probe::new(dtype).check(live.worker.as_mut(), cancel));
+        if self.live.is_ok() && !self.probed.contains(&dtype) {
+            self.probed.push(dtype);
+        }
+        result
+    }
+
+    /// Installs filters, unless the worker holds filters of that key already.
+    ///
+    /// # Errors
+    /// Those of [`Worker::install`] and of [`Supervised::guarded`].
+    pub(crate) fn install(&mut self, key: FilterKey, shape: &SubtaskShape, banks: Values) -> Result<()> {
+        if self.live().is_some_and(|live| live.holds.contains(&key)) {
+            return Ok(());
+        }
+        self.guarded(&CancelToken::new(), 0, |live| live.install(key, shape, banks))
+    }
+
+    /// Removes filters that the worker holds.
+    pub(crate) fn remove(&mut self, key: FilterKey) {
+        if self.live.as_mut().is_ok_and(|live| live.holds.remove(&key)) {
+            // An error means that the worker is lost, and its filters with it.
+            let _ = self.guarded(&CancelToken::new(), 0, |live| {
+                live.worker.remove(key);
+                Ok(())
+            });
+        }
+    }
+
+    /// A new worker takes the place of the lost one.
+    pub(crate) fn take_back(&mut self, live: Live) {
+        tracing::info!(worker = self.owner.supervision().name, "back");
+        for dtype in &live.probed {
+            if !self.probed.contains(dtype) {
+                self.probed.push(*dtype);
+            }
+        }
+        self.live = Ok(live);
+    }
+
+    /// If the worker is lost, starts a thread that opens it again until that succeeds or the owner ends. Called once by a
+    /// thread that begins without a worker.
+    pub(crate) fn reopen_if_lost(&self) {
+        let supervision = self.owner.supervision();
+        let (Err(_), Some(respawn)) = (&self.live, supervision.respawn.clone()) else { return };
+        let (owner, probed) = (Arc::clone(&self.owner), self.probed.clone());
+        let thread = thread::Builder::new().name(format!("fcdcc revive {}", supervision.name));
+        if let Err(error) = thread.spawn(move || reopen(owner.as_ref(), &respawn, &probed)) {
+            tracing::warn!(%error, "no thread to bring a worker back");
+        }
+    }
+}
+
+fn reopen<O: Owner>(owner: &O, respawn: &Respawn, probed: &[DType]) {
+    let supervision = owner.supervision();
+    for failed in 0.. {
+        let pause = supervision.watch().losses.pause(failed);
+        if supervision.closing.sleep(pause) {
+            return;
+        }
+        match open(owner, respawn, probed) {
+            Ok(live) => return owner.returned(live),
+            Err(error) => {
+                tracing::warn!(worker = supervision.name, %error, attempt = failed, "not back yet");
+            }
+        }
+    }
+}
+
+/// Opens the worker once, probes it and gives it its filters. A driver that just lost a device may panic.
+fn open<O: Owner>(owner: &O, respawn: &Respawn, probed: &[DType]) -> Result<Live> {
+    let Supervision { name, closing, .. } = owner.supervision();
+    let mut live = Live::new(guard(name, || respawn(closing))?);
+    let ready = guard(name, || {
+        let dtypes = if probed.is_empty() { &[DType::F32] } else { probed };
+        dtypes.iter().try_for_each(|dtype| live.qualify(*dtype, closing))?;
+        owner.equip(&mut live)
+    });
+    match ready {
+        Ok(()) => Ok(live),
+        Err(error) => {
+            drop_elsewhere(name, live);
+            Err(error)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+
+    use super::*;
+    use crate::worker::{CpuWorker, intercept};
+
+    const BACKOFF: Backoff = Backoff { first: Duration::from_millis(1), longest: Duration::from_millis(4) };
+    /// A limit that only a defect reaches.
+    const LIMIT: Duration = Duration::from_mins(1);
+
+    struct Fake {
+        supervision: Supervision,
+        lost: Mutex<Vec<String>>,
+        returned: Sender<Live>,
+    }
+
+    impl Owner for Fake {
+        fn supervision(&self) -> &Supervision {
+            &self.supervision
+        }
+
+        fn lost(&self, cause: &str) {
+            self.lost.lock().unwrap().push(cause.to_owned());
+        }
+
+        fn returned(&self, live: Live) {
+            self.returned.send(live).unwrap();
+        }
+    }
+
+    impl Fake {
+        fn losses(&self) -> usize {
+            self.lost.lock().unwrap().len()
+        }
+    }
+
+    fn supervised(worker: Box<dyn Worker>) -> (Arc<Fake>, Supervised<Fake>, Receiver<Live>) {
+        let (returned, back) = unbounded();
+        let supervision = Supervision::new("w".to_owned(), worker.respawn(), BACKOFF, CancelToken::new());
+        let owner = Arc::new(Fake { supervision, lost: Mutex::default(), returned });
+        (Arc::clone(&owner), Supervised::new(owner, Ok(worker)), back)
+    }
+
+    /// Blocks in its drop until the sender is gone.
+    struct Clings(Receiver<()>);
+
+    impl Drop for Clings {
+        fn drop(&mut self) {
+            let _ = self.0.recv();
+        }
+    }
+
+    #[test]
+    fn a_panic_loses_the_worker_which_is_dropped_elsewhere_and_comes_back_probed() {
+        let (release, held) = bounded(0);
+        let clings = Clings(held);
+        let attempts = AtomicUsize::new(0);
+        let worker = intercept(CpuWorker::new("w", 1)).on_remove(move |_, _| drop(clings.0.try_recv()));
+        let worker = worker.respawned(move |worker| {
+            assert!(attempts.fetch_add(1, Ordering::SeqCst) > 0, "the driver panics at the first attempt");
+            worker
+        });
+        let (owner, mut worker, back) = supervised(worker.boxed());
+        let none = CancelToken::new();
+        owner.supervision.count_task();
+        assert!(worker.guarded(&none, 1, |_| Ok(())).is_ok());
+        assert_eq!((owner.supervision.load(), owner.losses()), (0, 0), "nothing is lost without a panic");
+        for _ in 0..2 {
+            owner.supervision.count_task();
+            let lost = worker.guarded(&none, 1, |_| -> Result<()> { panic!("scripted") });
+            assert!(
+                matches!(&lost, Err(Error::WorkerLost { cause, .. }) if cause == "it panicked: scripted")
+            );
+            assert_eq!((owner.supervision.load(), owner.losses()), (0, 1));
+        }
+        // The old worker is still being dropped.
+        let live = back.recv_timeout(LIMIT).unwrap();
+        assert_eq!(live.probed, [DType::F32]);
+        worker.take_back(live);
+        assert!(worker.guarded(&none, 0, |_| Ok(())).is_ok());
+        assert!(back.try_recv().is_err(), "it is opened once");
+        drop(release);
+    }
+
+    #[test]
+    fn no_attempt_is_made_after_the_owner_has_ended() {
+        let (owner, mut worker, back) = supervised(Box::new(CpuWorker::new("w", 1)));
+        owner.supervision.closing().cancel();
+        assert!(worker.guarded(&CancelToken::new(), 0, |_| -> Result<()> { panic!("scripted") }).is_err());
+        drop((owner, worker));
+        assert!(back.recv_timeout(LIMIT).is_err_and(|error| error.is_disconnected()));
+    }
+
+    #[test]
+    fn a_hung_call_is_abandoned_once_and_changes_nothing_when_it_ends() {
+        let (owner, mut worker, back) = supervised(Box::new(CpuWorker::new("w", 1)));
+        let ((release, held), (entered, entry)) = (bounded::<()>(0), bounded(0));
+        let cancel = CancelToken::new();
+        let token = cancel.clone();
+        owner.supervision.count_task();
+        owner.supervision.count_task();
+        assert!(abandon_if_hung(&owner, Duration::ZERO).is_none(), "nothing runs");
+        let thread = thread::spawn(move || {
+            let ended = worker.guarded(&token, 1, |_| -> Result<()> {
+                entered.send(()).unwrap();
+                let _ = held.recv();
+                panic!("long after it was abandoned")
+            });
+            (ended.is_err(), worker.serves())
+        });
+        entry.recv_timeout(LIMIT).unwrap();
+        assert!(abandon_if_hung(&owner, Duration::ZERO).is_none(), "it was not cancelled");
+        cancel.cancel();
+        assert!(abandon_if_hung(&owner, LIMIT).is_none(), "it has time left");
+        let mut next = abandon_if_hung(&owner, Duration::ZERO).unwrap();
+        assert!(abandon_if_hung(&owner, Duration::ZERO).is_none(), "it was abandoned");
+        assert_eq!((owner.supervision.load(), owner.losses()), (1, 1), "the queued task is still counted");
+        // A task that meets no worker ends, and hangs nowhere.
+        assert!(next.serves() && next.guarded(&cancel, 1, |_| Ok(())).is_err());
+        next.reopen_if_lost();
+        next.take_back(back.recv_timeout(LIMIT).unwrap());
+        drop(release);
+        assert_eq!(thread.join().unwrap(), (true, false));
+        assert_eq!((owner.supervision.load(), owner.losses()), (0, 1));
+        assert!(next.serves() && next.live().is_some() && back.try_recv().is_err());
+    }
+
+    #[test]
+    fn filters_are_installed_and_removed_once() {
+        let calls = Arc::new(Mutex::new(Vec::new()));
+        let (installs, removals) = (Arc::clone(&calls), Arc::clone(&calls));
+        let worker = intercept(CpuWorker::new("w", 1))
+            .on_install(move |_, key, _, _| {
+                installs.lock().unwrap().push(key.subtask as isize);
+                Ok(())
+            })
+            .on_remove(move |_, key| removals.lock().unwrap().push(-(key.subtask as isize)));
+        let (_owner, mut worker, _back) = supervised(worker.boxed());
+        let conv = crate::conv::ConvShape::new(&[1, 1, 3], &[1, 1, 1], &crate::conv::ConvParams::default());
+        let shape = SubtaskShape { conv: conv.unwrap(), slabs: 1, banks: 1, plain: false };
+        let key = |subtask| FilterKey { layer: 1, subtask };
+        for subtask in [1, 1, 2] {
+            worker.install(key(subtask), &shape, Values::F32(vec![1.0])).unwrap();
+        }
+        [1, 1, 3].map(|subtask| worker.remove(key(subtask)));
+        worker.install(key(1), &shape, Values::F32(vec![1.0])).unwrap();
+        assert_eq!(*calls.lock().unwrap(), [1, 2, -1, 1]);
+    }
+}
