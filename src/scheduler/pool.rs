@@ -245,7 +245,9 @@ impl Pool {
         for slot in &self.inner.slots {
             let left: Vec<FilterKey> =
                 locked(&slot.wanted).extract_if(|key, _| key.layer == layer).map(|(key, _)| key).collect();
-            left.into_iter().for_each(|key| slot.send(Command::Remove(key)));
+            for key in left {
+                slot.send(Command::Remove(key));
+            }
         }
     }
 

@@ -157,7 +157,9 @@ impl Service {
             // The worker passed its probe before it was given its filters.
             h.probed(now, Ok(()));
         });
-        unwanted.into_iter().for_each(|key| self.supervised.remove(key));
+        for key in unwanted {
+            self.supervised.remove(key);
+        }
         for (key, shape, source) in missing {
             // Encoding is guarded as in the thread that opened the worker.
             let banks =

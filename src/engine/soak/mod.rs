@@ -137,7 +137,7 @@ impl<'a> Run<'a> {
         let natures = any_natures(layer, &mut rng);
         let faults = any_message_faults(natures.len(), &mut rng);
         let faults = if setting.bad_network { faults } else { MessageFaults::default() };
-        Self { layer, setting, natures, faults, estimates, limit, rng, tally }
+        Self { layer, setting, rng, natures, faults, estimates, limit, tally }
     }
 
     /// Workers with these natures, each on its own machine.

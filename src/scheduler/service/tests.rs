@@ -3,11 +3,11 @@ use std::sync::Mutex;
 use crossbeam_channel::{bounded, unbounded};
 
 use super::*;
-use crate::array::Values;
+use crate::array::{Buffers, Pooled, Values};
 use crate::conv::{ConvParams, ConvShape};
 use crate::scheduler::slot::{FilterSource, Replies, Reply};
 use crate::scheduler::{Fleet, HealthOptions, Pool, PoolOptions};
-use crate::worker::{CpuWorker, FilterKey, Intercept, SubtaskShape, Worker, intercept};
+use crate::worker::{CpuWorker, FilterKey, Intercept, SubtaskShape, intercept};
 
 /// A limit that only a defect reaches.
 const LIMIT: Duration = Duration::from_mins(1);
@@ -58,14 +58,14 @@ fn task(attempt: usize, replies: &Arc<Replies>) -> QueuedTask {
     QueuedTask {
         key: KEY,
         shape: shape(),
-        slabs: Arc::new(Values::F32(vec![1.0; 3])),
+        slabs: Arc::new(Pooled::unpooled(Values::F32(vec![1.0; 3]))),
         order: None,
         finite: true,
         sketcher: None,
         cancel: CancelToken::new(),
         attempt,
         replies: Arc::clone(replies),
-        spent: Vec::new(),
+        buffers: Buffers::default(),
     }
 }
 
