@@ -274,7 +274,6 @@ const LONGER: &[(&str, usize)] = &[
     ("cli/demo::run", 88),
     ("cli/plan::run", 91),
     ("cluster/remote::execute", 102),
-    ("cluster/serve/device::execute", 71),
     ("cluster/serve/mod::start", 93),
     ("conv/params::new", 109),
     ("gpu/plan::of", 88),

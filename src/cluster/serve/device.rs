@@ -375,19 +375,22 @@ impl Thread {
                 outbox.say(&asker.current(), Answer::Done);
             }
             Err(why) => {
-                let (why, text) = why.unwrap_or_else(|| {
-                    let lost = locked(&stats.lost).clone();
-                    lost.map_or_else(
-                        || (Refusal::NotHeld, format!("filters {content} are not held")),
-                        |cause| (Refusal::DeviceLost, cause),
-                    )
-                });
+                let (why, text) = why.unwrap_or_else(|| self.missing(content));
                 let counter = if why == Refusal::Cancelled { &stats.cancelled } else { &stats.failed };
                 counter.fetch_add(1, Ordering::Relaxed);
                 self.common.results.forget(key.0, key.1);
                 outbox.refuse(&asker.current(), why, text);
             }
         }
+    }
+
+    /// Why filters are not held.
+    fn missing(&self, content: ContentId) -> (Refusal, String) {
+        let lost = locked(&self.stats.lost).clone();
+        lost.map_or_else(
+            || (Refusal::NotHeld, format!("filters {content} are not held")),
+            |cause| (Refusal::DeviceLost, cause),
+        )
     }
 }
 
