@@ -69,7 +69,7 @@ pub enum Property {
     /// A task whose token is cancelled during a sub-result gives [`Error::Cancelled`](crate::Error::Cancelled) after at
     /// most one more. (A worker on another machine may also give those that are on their way.)
     CancelledDuring,
-    /// Results do not depend on what is in the buffers of [`Task::buffers`].
+    /// Results do not depend on what is in the buffers of [`Task::buffers`](crate::worker::Task::buffers).
     UsedBuffers,
     /// The worker that [`Worker::respawn`] creates has the same name, no filters, and works. A worker that cannot be
     /// respawned has this property too.
