@@ -23,6 +23,7 @@ pub mod partition;
 pub mod planner;
 pub mod scaling;
 pub mod scheduler;
+mod sync;
 #[cfg(feature = "metrics")]
 pub mod telemetry;
 #[cfg(feature = "testing")]

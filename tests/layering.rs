@@ -12,6 +12,7 @@ const FLOORS: &[(&str, u32)] = &[
     // Independent of the content of files.
     ("files", 10),
     ("cache", 10),
+    ("sync", 10),
     // Available memory, for every module that allocates much.
     ("memory", 12),
     // Above the errors it reports, below everything that computes.

@@ -10,7 +10,7 @@ use super::accuracy::Assessment;
 use super::common::{Common, Quality, RunInput, SharedWeight};
 use super::fitness::{check_audit, check_condition};
 use super::options::LayerOptions;
-use super::placement::{INSTALL_LIMIT, locked};
+use super::placement::INSTALL_LIMIT;
 use super::report::{Completion, LayerReport};
 use super::rules::CACHED_DECODERS;
 use super::variant::{Variant, VariantRun};
@@ -21,6 +21,7 @@ use crate::error::{Error, Result};
 use crate::memory;
 use crate::planner::{LayerMemory, choose_partitions, subtask_shape, unmixed_partitions};
 use crate::scheduler::{Audit, Decision, Fleet, Pool};
+use crate::sync::locked;
 use crate::worker::{CancelToken, SubtaskShape};
 
 /// Runs with uneven inputs that are computed on this machine before another code is tried again.

@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::unbounded;
@@ -18,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::partition::FilterPartition;
 use crate::scaling::FilterScales;
 use crate::scheduler::{Audit, FilterHolders, FilterSource, Fleet, InstallRequest, Pool, assign, rebalance};
+use crate::sync::locked;
 use crate::worker::{FilterKey, SubtaskShape};
 
 /// The least time that preparing waits for filters to be installed: enough for a GPU to compile its kernels.
@@ -278,8 +279,4 @@ fn energy<T: Element>(values: &[T]) -> f64 {
         }
     }
     sums.iter().sum::<f64>() + rest
-}
-
-pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

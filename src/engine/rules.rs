@@ -1,7 +1,7 @@
 //! What the runs of a layer under one code have in common, on real and on simulated workers: which sets of results are
 //! good enough, and what earlier runs tell about the next.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use super::accuracy::Accuracy;
@@ -10,6 +10,7 @@ use super::options::LayerOptions;
 use super::tracker::RecoveryContext;
 use crate::coding::{Code, DecoderCache, ParityCheckCache};
 use crate::scheduler::{Audit, RunEstimates, RunOutcome};
+use crate::sync::locked;
 
 /// Maximum number of decoders that a layer caches, one for each responder set.
 pub(super) const CACHED_DECODERS: usize = 256;
@@ -70,12 +71,12 @@ impl RunRules {
             crowded,
             local,
         };
-        self.history.lock().unwrap_or_else(PoisonError::into_inner).terms(&context)
+        locked(&self.history).terms(&context)
     }
 
     /// Records a run that is over.
     pub(super) fn learn<R>(&self, run: &mut RunOutcome<R>) {
         run.settle();
-        self.history.lock().unwrap_or_else(PoisonError::into_inner).learn(self.code.n(), run);
+        locked(&self.history).learn(self.code.n(), run);
     }
 }

@@ -5,8 +5,8 @@
 
 use std::sync::Mutex;
 
-use super::placement::locked;
 use crate::scheduler::Audit;
+use crate::sync::locked;
 
 /// The audits of one layer.
 #[derive(Debug)]

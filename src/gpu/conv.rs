@@ -12,7 +12,7 @@ use half::f16;
 
 use super::buffers::{Readback, Upload, grow};
 use super::candidate::Candidate;
-use super::device::{Caps, GpuDevice, locked};
+use super::device::{Caps, GpuDevice};
 use super::f16::narrow;
 use super::kernel::Kernel;
 use super::params::Params;
@@ -22,6 +22,7 @@ use super::timing::{DeviceClock, RunTiming};
 use crate::array::{DType, Element, Values, check_elems};
 use crate::conv::ConvShape;
 use crate::error::Result;
+use crate::sync::locked;
 
 /// Maximum number of cached bind groups of filters; beyond it the cache is cleared.
 const KEPT_BINDINGS: usize = 1024;

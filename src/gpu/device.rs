@@ -5,11 +5,12 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::adapter::{AdapterSelector, AdapterSummary, adapters, enumerate, summary, unavailable};
 use crate::error::{Error, Result};
+use crate::sync::locked;
 
 /// Time after which an unfinished submission means a hung device. Submissions take some 40 ms; the rest is reserve for
 /// a loaded machine and slow software adapters.
@@ -58,11 +59,6 @@ struct Health {
     lost: Mutex<Option<String>>,
     /// The first error that has not been returned yet.
     error: Mutex<Option<String>>,
-}
-
-/// Locks, even if another thread panicked while holding the lock: the protected data is consistent at any time.
-pub(super) fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Health {

@@ -16,7 +16,6 @@ use rand_chacha::ChaCha8Rng;
 
 use super::candidate::Candidate;
 use super::conv::{ConvEngine, ConvFilters};
-use super::device::locked;
 use super::measure::{self, Bench, Trouble, TuneMode, Verdict, Verdicts};
 use super::plan::ConvPlan;
 use super::tuning_cache::{self, Known};
@@ -24,6 +23,7 @@ use crate::array::{DType, Element, Values, normal};
 use crate::cache;
 use crate::conv::{ConvShape, conv_uncoded};
 use crate::error::{Error, Result};
+use crate::sync::locked;
 
 /// Maximum multiply-adds of a trial: some 20 ms on a software adapter (fewer would not show the gain of Winograd's
 /// filtering on deep layers), a fraction of a millisecond on a large GPU, whose results the CPU has to check.

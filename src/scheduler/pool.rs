@@ -21,11 +21,12 @@ use super::mailbox::Taken;
 use super::service;
 use super::slot::{
     BACKLOG, Command, FilterSource, InstallRequest, Installed, PoolOptions, QueuedTask, Replies, Reply,
-    Shared, Slot, locked,
+    Shared, Slot,
 };
 use crate::array::DType;
 use crate::error::{Error, Message, Parameter, Result};
 use crate::planner::Rates;
+use crate::sync::locked;
 use crate::worker::{CancelToken, FilterKey, LOCAL_HOST, Owner, Supervised, Worker, WorkerInfo, WorkerKind};
 
 /// How long a dropped pool waits for its workers before it leaves hung ones behind.

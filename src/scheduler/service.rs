@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 
 use super::health::State;
 use super::mailbox::Taken;
-use super::slot::{Command, InstallRequest, Installed, QueuedTask, ReplyKind, Slot, locked};
+use super::slot::{Command, InstallRequest, Installed, QueuedTask, ReplyKind, Slot};
 use crate::array::DType;
 use crate::error::{Error, Result};
+use crate::sync::locked;
 use crate::worker::{CancelToken, Live, Order, Owner, Supervised, Task, abandon_if_hung};
 
 /// Starts the thread of a worker. If the system starts none, the worker is lost for good.

@@ -413,18 +413,18 @@ impl Simulation {
         let last = serving.done == serving.order.len();
         let task = Arc::clone(&serving.task);
         for (at, index) in arrivals {
-            let values = match &mut self.compute {
-                Some(compute) => compute(worker, &task, index),
-                None => Ok(Values::F32(Vec::new())),
-            };
-            let inspected = |values: Pooled| match task.inspect(&values) {
-                Ok(sketch) => ReplyKind::SubResult { index, values, sketch },
-                Err(cause) => ReplyKind::Unusable { cause },
-            };
-            let what = match values {
-                Ok(values) if self.compute.is_some() => inspected(Pooled::unpooled(values)),
-                Ok(values) => ReplyKind::SubResult { index, values: Pooled::unpooled(values), sketch: None },
-                Err(error) => return self.answer(worker, Some(error)),
+            let what = match &mut self.compute {
+                None => {
+                    let values = Pooled::unpooled(Values::F32(Vec::new()));
+                    ReplyKind::SubResult { index, values, sketch: None }
+                }
+                Some(compute) => match compute(worker, &task, index).map(Pooled::unpooled) {
+                    Err(error) => return self.answer(worker, Some(error)),
+                    Ok(values) => match task.inspect(&values) {
+                        Ok(sketch) => ReplyKind::SubResult { index, values, sketch },
+                        Err(cause) => ReplyKind::Unusable { cause },
+                    },
+                },
             };
             self.post(worker, at, &task, what);
         }

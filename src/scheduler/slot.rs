@@ -4,7 +4,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,7 @@ use super::speed::Speed;
 use crate::array::{Buffers, Pooled, Values};
 use crate::coding::{Sketch, Sketcher};
 use crate::error::{Error, Result};
+use crate::sync::locked;
 use crate::worker::{
     CancelToken, FilterKey, HANG_GRACE, Live, Owner, Respawn, SubtaskShape, Supervision, WorkerInfo,
 };
@@ -365,8 +366,4 @@ impl Owner for Slot {
         // Dropped if the pool is being dropped.
         self.send(Command::Return(live));
     }
-}
-
-pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

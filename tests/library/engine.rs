@@ -142,7 +142,7 @@ fn a_caller_can_cancel_a_run_and_run_the_layer_again() {
     // A token that is cancelled already ends a run before it waits.
     assert!(matches!(prepared.run_cancellable(layer.input.view(), &cancel), Err(Error::Cancelled)));
     assert!(started.elapsed() < Duration::from_mins(1));
-    // Negative control: another token does not end a run, and nobody was blamed for the cancelled ones.
+    // Negative control: another token does not end a run, and no worker is lost by the cancelled ones.
     waits.store(false, Ordering::SeqCst);
     let run = prepared.run_cancellable(layer.input.view(), &CancelToken::new()).unwrap();
     assert!(layer.error(&run.output) < EXACT_F32);

@@ -183,32 +183,6 @@ fn after_a_worker_was_caught_every_run_is_audited_for_a_while() {
 }
 
 #[test]
-fn workers_in_step_are_compared_too() {
-    // All workers have sent three of four sub-results before any sends its fourth: 18, of which 16 suffice for decoding.
-    let layer = small();
-    let sent = Arc::new(AtomicUsize::new(0));
-    let all = Arc::clone(&sent);
-    let pool = pool(6, AWAY, move |_, worker, mut call| {
-        assert_eq!(call.sub_results, 4);
-        for (step, index) in call.wanted().into_iter().enumerate() {
-            let started = std::time::Instant::now();
-            while all.load(Ordering::SeqCst) < 6 * step && started.elapsed() < Duration::from_secs(10) {
-                std::thread::yield_now();
-            }
-            // Parts count only after some time, and the run waits as long again for a spare result.
-            std::thread::sleep(Duration::from_millis(if step == 3 { 20 } else { 50 }));
-            call.answer_one(worker, index)?;
-            all.fetch_add(1, Ordering::SeqCst);
-        }
-        Ok(())
-    });
-    let in_step = options(4, 4).hedge(None);
-    let run = layer.prepare(&pool, in_step).unwrap().run(layer.input.view()).unwrap();
-    assert!(run.report.audited, "{:?}", run.report);
-    assert!(layer.error(&run.output) < EXACT_F32);
-}
-
-#[test]
 fn runs_without_a_spare_result_say_that_they_were_not_checked() {
     let layer = small();
     let pool = pool(4, AWAY, |_, worker, call| call.answer(worker));

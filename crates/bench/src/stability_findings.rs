@@ -204,10 +204,10 @@ fn beaten_in_the_median(report: &StabilityReport) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn point(code: &str, n: usize, worst: f64) -> Conditions {
+    pub(crate) fn point(code: &str, n: usize, worst: f64) -> Conditions {
         Conditions {
             code: code.to_owned(),
             n,

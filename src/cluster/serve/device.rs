@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
@@ -20,6 +20,7 @@ use super::outbox::{Outbox, Results};
 use super::tasks::{Asker, Tasks};
 use crate::array::{Buffers, DType, Values};
 use crate::error::{Error, Result};
+use crate::sync::locked;
 use crate::worker::{
     Backoff, CancelToken, FilterKey, HANG_GRACE, Live, Order, Owner, SubtaskShape, Supervised, Supervision,
     Task, Worker, WorkerInfo, WorkerKind, abandon_if_hung,
@@ -401,8 +402,4 @@ fn refusal(error: &Error) -> Refusal {
         Error::InvalidParameter { .. } | Error::Mismatch { .. } => Refusal::Malformed,
         _ => Refusal::Failed,
     }
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -38,7 +38,7 @@ impl Run<'_> {
                 let way_out = audit == Audit::Watch && on_shortfall != OnShortfall::Fail;
                 require(!way_out || outcome.wait == deadline, "refuses what it could compute locally")?;
                 let lied = outcome.arrivals.in_order().any(|arrival| self.lied(arrival));
-                require(lied, "refuses though nobody lied")?;
+                require(lied, "refuses although no worker lied")?;
                 self.tally.refused += 1;
             }
             Decision::Failed(Error::Shortfall { .. } | Error::NonFiniteResults { .. }) => {

@@ -113,6 +113,8 @@ struct Run<'a> {
     setting: &'a Setting,
     rng: ChaCha8Rng,
     natures: Vec<Nature>,
+    /// All workers are equally fast.
+    in_step: bool,
     faults: MessageFaults,
     estimates: RunEstimates,
     /// Upper limit of predicted errors, if any.
@@ -137,19 +139,19 @@ impl<'a> Run<'a> {
         let natures = any_natures(layer, &mut rng);
         let faults = any_message_faults(natures.len(), &mut rng);
         let faults = if setting.bad_network { faults } else { MessageFaults::default() };
-        Self { layer, setting, rng, natures, faults, estimates, limit, tally }
+        Self { layer, setting, rng, natures, in_step: false, faults, estimates, limit, tally }
     }
 
     /// Workers with these natures, each on its own machine.
     fn fleet(&mut self, slabs: &[Vec<f32>]) -> SimulatedFleet {
-        let rng = &mut self.rng;
+        let (rng, in_step) = (&mut self.rng, self.in_step);
         let link = Link { latency: ms(0.2), ..Link::NONE };
         let host = |i| SimulatedHost { name: format!("host-{i}"), cores: f64::INFINITY };
         let hosts = (0..self.natures.len()).map(host).collect();
         let worker = |host| SimulatedWorker {
             name: format!("worker-{host}"),
             host,
-            pace: rng.random_range(2.0..6.0),
+            pace: if in_step { 4.0 } else { rng.random_range(2.0..6.0) },
             link,
         };
         let workers = (0..self.natures.len()).map(worker).collect();
@@ -160,7 +162,7 @@ impl<'a> Run<'a> {
             }
         }
         let fault = |nature: &Nature| TaskFault {
-            delay: ms(rng.random_range(0.0..3.0)),
+            delay: ms(if in_step { 0.0 } else { rng.random_range(0.0..3.0) }),
             slow: if let Nature::Slow(factor) = nature { *factor } else { 1.0 },
             silent: *nature == Nature::Silent,
             crash: false,
@@ -337,4 +339,29 @@ fn thousands_of_runs_end_as_they_must_and_the_same_way_again() {
     );
     let other: Vec<Setting> = settings(seed ^ 1 << 40).into_iter().step_by(7).collect();
     assert_ne!(soak(&layers, &other, seed ^ 1 << 40).digest, first.digest);
+}
+
+/// All workers send their first three of four sub-results at the same times: 18, of which 16 suffice to decode, although no
+/// subtask is complete.
+#[test]
+fn workers_in_step_are_compared_too() {
+    let layer = Layer::new(CODES[0], SEED);
+    for (audit, audited) in [(Audit::Watch, 1), (Audit::Off, 0)] {
+        let policy = Policy { audit, on_shortfall: OnShortfall::Fail, hedge: None, ..Policy::default() };
+        let policy = Policy { deadline: DEADLINE, partial: true, patience: 0.0, ..policy };
+        let setting = Setting { layer: 0, policy, limited: false, bad_network: false, seed: SEED };
+        let mut rng = ChaCha8Rng::seed_from_u64(SEED);
+        let input = numbers(layer.shape.input_elems(), &mut rng);
+        let wide: Vec<f64> = input.iter().copied().map(f64::from).collect();
+        let truth = reference(&layer.shape, &wide, &layer.weight, None).unwrap();
+        let mut tally = Tally::default();
+        let mut run = Run::new(&layer, &setting, rng, &mut tally);
+        run.natures = vec![Nature::Honest; layer.code.n()];
+        run.in_step = true;
+        run.estimates =
+            RunEstimates { comfortable: 1.0, parts_at: Some(Duration::ZERO), ..RunEstimates::default() };
+        run.run(&input, &truth).unwrap();
+        // Without an audit the run ends as soon as the parts decode.
+        assert_eq!((tally.decoded, tally.audited, tally.from_parts), (1, audited, 1 - audited), "{audit:?}");
+    }
 }

@@ -63,7 +63,7 @@ fn equal_seats_take_turns() {
         }
     }
     assert_eq!(assign(3, &flat(&[1.0; 7])), [0, 1, 2], "the first of equals");
-    assert_eq!(assign(4, &flat(&[0.0; 2])), [0, 1, 0, 1], "nobody has speed: all are equal");
+    assert_eq!(assign(4, &flat(&[0.0; 2])), [0, 1, 0, 1], "no seat has a speed: all are equal");
     assert_eq!(assign(0, &flat(&[1.0])), [0; 0]);
     assert_eq!(assign(3, &[]), [0; 0]);
 }

@@ -1,22 +1,7 @@
 use super::*;
 use crate::format::malformed;
+use crate::stability_findings::tests::point;
 use crate::stability_record::tests::setting;
-
-fn point(code: &str, n: usize, worst: f64) -> Conditions {
-    Conditions {
-        code: code.to_owned(),
-        n,
-        recovery_threshold: n - 1,
-        k_a: 1,
-        k_b: n - 1,
-        sets: n,
-        exhaustive: true,
-        median: worst,
-        p90: worst,
-        p99: worst,
-        worst,
-    }
-}
 
 fn report(points: &[(&str, usize, f64)]) -> StabilityReport {
     let points = points.iter().map(|(code, n, worst)| point(code, *n, *worst)).collect();

@@ -13,6 +13,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::script::script;
 use fcdcc_test_support::folder::{Folder, Said};
 use rustix::fs::{CWD, FileType, Mode, makedev, mkfifoat, mknodat};
 
@@ -22,23 +23,6 @@ const LIMIT: Duration = Duration::from_mins(1);
 /// All options of a conv except its output. With one worker, results are bit-identical.
 const CONV: &str =
     "$FCDCC conv --input x.npy --weight w.npy --backend cpu --code uncoded --workers 1 --tolerate 0";
-
-/// Runs a bash script in which `$FCDCC` is the binary.
-fn script(folder: &Folder, text: &str) -> Said {
-    let out = Command::new("bash")
-        .args(["-c", text])
-        .current_dir(folder.path("."))
-        .env("FCDCC", env!("CARGO_BIN_EXE_fcdcc"))
-        .env("FCDCC_CACHE", env!("CARGO_TARGET_TMPDIR"))
-        .env_remove("RUST_LOG")
-        .output()
-        .unwrap();
-    Said {
-        status: out.status.code().unwrap_or(-1),
-        out: String::from_utf8_lossy(&out.stdout).into_owned(),
-        err: String::from_utf8_lossy(&out.stderr).into_owned(),
-    }
-}
 
 fn exact(folder: &Folder, text: &str) -> Said {
     let said = script(folder, text);

@@ -6,12 +6,12 @@
 use std::fs::{self, File};
 use std::io::{Cursor, Write};
 use std::os::unix::fs::symlink;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
+use crate::script::script;
 use fcdcc::conv::reference;
 use fcdcc::{ConvParams, ConvShape};
-use fcdcc_test_support::folder::{Folder, Said, npy};
+use fcdcc_test_support::folder::{Folder, npy};
 use fcdcc_test_support::{normal, relative_l2};
 use half::f16;
 use image::{GrayImage, ImageFormat};
@@ -20,22 +20,6 @@ use zip::write::{SimpleFileOptions, ZipWriter};
 
 /// Maximum time of anything here.
 const LIMIT: Duration = Duration::from_mins(1);
-
-fn script(folder: &Folder, text: &str) -> Said {
-    let out = Command::new("bash")
-        .args(["-c", text])
-        .current_dir(folder.path("."))
-        .env("FCDCC", env!("CARGO_BIN_EXE_fcdcc"))
-        .env("FCDCC_CACHE", env!("CARGO_TARGET_TMPDIR"))
-        .env_remove("RUST_LOG")
-        .output()
-        .unwrap();
-    Said {
-        status: out.status.code().unwrap_or(-1),
-        out: String::from_utf8_lossy(&out.stdout).into_owned(),
-        err: String::from_utf8_lossy(&out.stderr).into_owned(),
-    }
-}
 
 /// With one worker, results are bit-identical.
 const ALONE: &str = "--backend cpu --code uncoded --workers 1 --tolerate 0 --quiet";

@@ -9,4 +9,6 @@ mod limits;
 mod plan;
 mod refusals;
 mod run;
+#[cfg(unix)]
+mod script;
 mod stability;
