@@ -10,7 +10,8 @@ use super::depthwise::{Depthwise, Planes};
 use super::filters::{Block, Filters};
 use super::geometry::Band;
 use super::kernel::{Call, ConvKernel, ConvPath, Scratch};
-use super::micro::{MOST_LANES, Sums, pieces, sum};
+use super::micro::{MOST_LANES, Sums, TILE_POINTS, pieces, sum};
+use super::panels::{self, Panels};
 use crate::array::{Element, Matrix, MatrixMut, check_elems, matmul_on};
 use crate::error::{Error, Result};
 
@@ -72,7 +73,13 @@ impl ConvKernel {
                 continue;
             }
             let staged = take(&mut scratch.staged, self.staged_of_group());
-            let wide = take(&mut scratch.wide, self.sums() * call.threads);
+            let blocks = self.layout.blocks() * call.banks.len();
+            let most = if call.threads > 1 {
+                blocks.div_ceil(call.threads).max(self.layout.width())
+            } else {
+                blocks
+            };
+            let wide = take(&mut scratch.wide, self.sums(most) * call.threads);
             for group in 0..g.groups {
                 let at = (n * g.groups + group) * group_elems;
                 if call.threads > 1 {
@@ -172,6 +179,20 @@ impl ConvKernel {
         for (begin, end) in pieces(0, g.wide(), self.band_points) {
             let band = g.band(begin);
             let planes = self.planes(input, group, band, staged, (held, 1));
+            if self.packs {
+                let blocks = self.layout.blocks();
+                let block = |index: usize| banks[index / blocks].block(group, index % blocks);
+                for strip in self.strips(begin, end) {
+                    self.panels((planes, band), strip, blocks * banks.len(), block, wide, stop)?;
+                    for (bank, output) in outputs.iter_mut().enumerate() {
+                        let output = output[at..at + group_elems].chunks_mut(block_elems).enumerate();
+                        output.for_each(|(block, output)| {
+                            self.write(wide, bank * blocks + block, strip, output)
+                        });
+                    }
+                }
+                continue;
+            }
             for strip in pieces(begin, end, self.strip_points) {
                 for (bank, output) in banks.iter().zip(outputs.iter_mut()) {
                     let blocks = output[at..at + group_elems].chunks_mut(block_elems).enumerate();
@@ -200,8 +221,18 @@ impl ConvKernel {
             let planes = self.planes(input, group, band, staged, (held, threads));
             let mut units = self.units(call, group, at);
             let per_task = units.len().div_ceil(threads).max(1);
-            let tasks = units.par_chunks_mut(per_task).zip(wide.par_chunks_mut(self.sums()));
+            let sums = self.sums(per_task);
+            let tasks = units.par_chunks_mut(per_task).zip(wide.par_chunks_mut(sums));
             tasks.try_for_each(|(units, wide)| {
+                if self.packs {
+                    return self.strips(begin, end).try_for_each(|strip| {
+                        let block = |index: usize| units[index].filters;
+                        self.panels((planes, band), strip, units.len(), block, wide, stop)?;
+                        let written = units.iter_mut().enumerate();
+                        written.for_each(|(index, unit)| self.write(wide, index, strip, unit.output));
+                        Ok(())
+                    });
+                }
                 pieces(begin, end, self.strip_points).try_for_each(|strip| {
                     units.iter_mut().try_for_each(|unit| self.unit(planes, band, strip, unit, wide, stop))
                 })
@@ -220,7 +251,7 @@ impl ConvKernel {
     ) -> Result<()> {
         let g = &self.geometry;
         let group_elems = g.group_out() * g.output_plane;
-        let (elems, sums) = (self.staged_of_group().max(1), self.sums());
+        let (elems, sums) = (self.staged_of_group().max(1), self.sums(self.layout.blocks()));
         let staged = take(&mut scratch.staged, elems * call.threads);
         let wide = take(&mut scratch.wide, sums * call.threads);
         let per_task = g.groups.div_ceil(call.threads);
@@ -282,7 +313,9 @@ impl ConvKernel {
     ) -> Result<()> {
         go_on(stop)?;
         let g = &self.geometry;
-        let Block { weights, width, channels } = unit.filters;
+        let Block { first, channels, .. } = unit.filters;
+        let (width, terms) = (self.layout.width(), self.offsets.len());
+        let weights = &unit.filters.run(0, terms)[first..];
         let source = &planes[begin - band.start..];
         let (offsets, points) = (&self.offsets[..], end - begin);
         // A compact output takes the sums directly, but has no room beyond its last point.
@@ -308,9 +341,64 @@ impl ConvKernel {
         (self.strip_points + MOST_LANES).min(self.geometry.wide()).next_multiple_of(MOST_LANES)
     }
 
-    /// Elements of the sums of a strip.
-    fn sums(&self) -> usize {
-        self.layout.width() * self.pitch()
+    /// Elements of the sums of a strip; in panels, over `blocks` blocks of filters, with the panel.
+    fn sums(&self, blocks: usize) -> usize {
+        if self.packs {
+            panels::ELEMS + blocks * self.layout.width() * self.packed_pitch()
+        } else {
+            self.layout.width() * self.pitch()
+        }
+    }
+
+    /// Elements between the channels of the sums of a strip in panels: the last one reaches beyond the strip.
+    fn packed_pitch(&self) -> usize {
+        self.strip_points + TILE_POINTS
+    }
+
+    /// The strips of output points of the wide points `begin..end`.
+    fn strips(&self, begin: usize, end: usize) -> impl Iterator<Item = (usize, usize)> {
+        let (begin, end) = (self.geometry.points_before(begin), self.geometry.points_before(end));
+        (begin..end).step_by(self.strip_points).map(move |from| (from, end.min(from + self.strip_points)))
+    }
+
+    /// Computes the sums of a strip of output points for `blocks` blocks of filters.
+    fn panels<'f, T: Element>(
+        &self,
+        (planes, band): (&[T], Band),
+        points: (usize, usize),
+        blocks: usize,
+        block: impl Fn(usize) -> Block<'f, T>,
+        wide: &mut [T],
+        stop: &(dyn Fn() -> bool + Sync),
+    ) -> Result<()> {
+        let (panel, sums) = wide.split_at_mut(panels::ELEMS);
+        let run = panels::run(self.offsets.len());
+        for (index, offsets) in self.offsets.chunks(run).enumerate() {
+            go_on(stop)?;
+            pulp::Arch::new().dispatch(Panels {
+                geometry: &self.geometry,
+                source: planes,
+                start: band.start,
+                offsets,
+                first: index * run,
+                points,
+                blocks,
+                block: &block,
+                panel: &mut *panel,
+                sums: &mut *sums,
+                pitch: self.packed_pitch(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Writes the sums of block `index` to its outputs.
+    fn write<T: Element>(&self, wide: &[T], index: usize, (begin, end): (usize, usize), output: &mut [T]) {
+        let pitch = self.packed_pitch();
+        let sums = &wide[panels::ELEMS + index * self.layout.width() * pitch..];
+        for (sums, plane) in sums.chunks(pitch).zip(output.chunks_mut(self.geometry.output_plane)) {
+            plane[begin..end].copy_from_slice(&sums[..end - begin]);
+        }
     }
 
     /// The planes of group `group`: its input, or a band of it staged in `staged`.

@@ -154,6 +154,22 @@ impl Geometry {
         self.flat(self.output.map(|size| size - 1)) + 1
     }
 
+    /// The wide point of an output point.
+    pub(super) fn wide_of(&self, point: usize) -> usize {
+        let [_, rows, width] = self.output;
+        let (row, x) = (point / width, point % width);
+        (row / rows * self.axes[1].len + row % rows) * self.axes[2].len + x * self.axes[2].step
+    }
+
+    /// The number of output points before a wide point.
+    pub(super) fn points_before(&self, wide: usize) -> usize {
+        let [_, rows, width] = self.output;
+        let (row, x) = (wide / self.axes[2].len, wide % self.axes[2].len);
+        let (z, y) = (row / self.axes[1].len, row % self.axes[1].len);
+        let here = if y < rows { x.div_ceil(self.axes[2].step).min(width) } else { 0 };
+        (z * rows + y.min(rows)) * width + here
+    }
+
     /// Whether the wide output is the output itself, with no elements between its rows.
     pub(super) fn is_compact(&self) -> bool {
         self.wide() == self.output_plane

@@ -4,7 +4,8 @@
 //! [`Filters`] are the packed weights and [`Scratch`] is the working memory; they are separate so that one worker
 //! serves many layers from one scratch. [`conv_uncoded`] is the whole uncoded convolution in one call.
 //!
-//! There is no im2col: a term of a sum is one weight times a contiguous run of a plane ([`micro`](super::micro)).
+//! There is no im2col: a term of a sum is one weight times a contiguous run of a plane ([`micro`](super::micro)). With
+//! many output channels, the runs of a few points are first copied side by side ([`panels`](super::panels)).
 //! Blocking follows the caches: a *band* of the staged planes in the L2 cache, within it *strips* of points that are
 //! multiplied with one block of filters after the other, and within these tiles in registers.
 //!
@@ -14,7 +15,8 @@
 use super::depthwise::Depthwise;
 use super::filters::{Filters, Layout};
 use super::geometry::Geometry;
-use super::micro::{MOST_LANES, TILE_POINTS, pieces};
+use super::micro::{CHANNELS, MOST_LANES, TILE_POINTS, pieces};
+use super::panels;
 use super::params::ConvShape;
 use crate::array::{Element, check_elems};
 use crate::error::Result;
@@ -73,6 +75,8 @@ pub struct ConvKernel {
     pub(super) strip_points: usize,
     /// The offset of each term in the band of a group.
     pub(super) offsets: Vec<usize>,
+    /// Whether inputs are copied into panels.
+    pub(super) packs: bool,
 }
 
 /// The checked operands of one call.
@@ -146,9 +150,22 @@ impl ConvKernel {
             ConvPath::Dense | ConvPath::Depthwise | ConvPath::InPlace => wide,
         };
         let fits = (STRIP_BYTES / channel).saturating_sub(reach) / TILE_POINTS;
-        let layout = Layout::new(shape, matches!(path, ConvPath::InPlace | ConvPath::Staged));
-        let most = MOST_TILES / layout.width().max(1);
-        let strip_points = TILE_POINTS * fits.clamp(LEAST_TILES, most);
+        let staged = matches!(path, ConvPath::InPlace | ConvPath::Staged);
+        let group_out = geometry.group_out();
+        let packs = staged
+            && panels::pay(group_out, geometry.group_in(), geometry.reduction())
+            && geometry.axes[2].step == 1;
+        let (width, run) = match () {
+            () if packs => (panels::channels(), panels::run(geometry.reduction())),
+            () if staged => (CHANNELS.min(group_out.next_power_of_two()), geometry.reduction()),
+            () => (0, geometry.reduction()),
+        };
+        let layout = Layout::new(shape, width, run);
+        let strip_points = if packs {
+            panels::strip(group_out, geometry.reduction(), geometry.output_plane)
+        } else {
+            TILE_POINTS * fits.clamp(LEAST_TILES, MOST_TILES / width.max(1))
+        };
         let band_rows = geometry.band_rows(band_points + MOST_LANES);
         let offsets = if layout.width() == 0 { Vec::new() } else { geometry.offsets(band_rows) };
         Self {
@@ -161,6 +178,7 @@ impl ConvKernel {
             band_rows,
             strip_points,
             offsets,
+            packs,
         }
     }
 
@@ -270,12 +288,29 @@ pub fn conv_uncoded<T: Element>(
     threads: usize,
     stop: &(dyn Fn() -> bool + Sync),
 ) -> Result<Vec<T>> {
+    let mut output = vec![T::default(); shape.output_elems()];
+    conv_uncoded_into(shape, input, weight, bias, &mut output, threads, stop)?;
+    Ok(output)
+}
+
+/// As [`conv_uncoded`], into `output`.
+///
+/// # Errors
+/// Those of [`conv_uncoded`].
+pub fn conv_uncoded_into<T: Element>(
+    shape: &ConvShape,
+    input: &[T],
+    weight: &[T],
+    bias: Option<&[T]>,
+    output: &mut [T],
+    threads: usize,
+    stop: &(dyn Fn() -> bool + Sync),
+) -> Result<()> {
     if let Some(bias) = bias {
         check_elems("elements of the bias", bias.len(), shape.out_channels)?;
     }
-    let mut output = vec![T::default(); shape.output_elems()];
     let kernel = ConvKernel::new(shape);
-    kernel.run(&mut Scratch::new(), input, &[&kernel.pack(weight)?], &mut [&mut output], threads, stop)?;
+    kernel.run(&mut Scratch::new(), input, &[&kernel.pack(weight)?], &mut [&mut *output], threads, stop)?;
     if let Some(bias) = bias {
         for (plane, bias) in output.chunks_mut(shape.output_plane()).zip(bias.iter().cycle()) {
             for value in plane {
@@ -283,5 +318,5 @@ pub fn conv_uncoded<T: Element>(
             }
         }
     }
-    Ok(output)
+    Ok(())
 }

@@ -166,7 +166,7 @@ fn run_of<S: Simd, T: Element, const M: usize, const N: usize>(
 
 /// Writes `sums` to rows that are `pitch` apart, or adds them to the contents.
 #[inline(always)]
-fn store<S: Simd, T: Element, const M: usize, const N: usize>(
+pub(super) fn store<S: Simd, T: Element, const M: usize, const N: usize>(
     simd: S,
     sums: [[T::Vector<S>; N]; M],
     output: &mut [T],

@@ -11,13 +11,14 @@ mod filters;
 mod geometry;
 mod kernel;
 mod micro;
+mod panels;
 mod params;
 mod points;
 mod reference;
 mod staging;
 
 pub use filters::Filters;
-pub use kernel::{ConvKernel, ConvPath, OneInput, Scratch, conv_uncoded};
+pub use kernel::{ConvKernel, ConvPath, OneInput, Scratch, conv_uncoded, conv_uncoded_into};
 pub use params::{AXES, ConvParams, ConvShape};
 pub use points::outputs_at;
 pub use reference::reference;
