@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::options::LayerOptions;
 use crate::array::{Element, first_non_finite};
 use crate::coding::{Clamp, Code, Rounding};
-use crate::conv::{ConvShape, conv_uncoded};
+use crate::conv::{ConvShape, conv_uncoded_into};
 use crate::error::{Error, Message, Parameter, Result};
 use crate::scaling::{FilterScales, InputScan, ScanPlan, ScanRoom, power_of_two};
 use crate::worker::CancelToken;
@@ -117,7 +117,7 @@ impl<T: Element> Common<T> {
         }
     }
 
-    /// Computes the whole layer on this machine, within the time `left`.
+    /// Computes the whole layer into `output` on this machine, within the time `left`.
     ///
     /// The scan of the input is one by `plan`. `code` gives the numbers for the error if the time is not enough.
     pub(super) fn compute_locally(
@@ -126,25 +126,26 @@ impl<T: Element> Common<T> {
         plan: &ScanPlan,
         code: &Code,
         left: Duration,
-    ) -> Result<(Vec<T>, Quality)> {
+        output: &mut [T],
+    ) -> Result<Quality> {
         let RunInput { input, scan, cancel, .. } = *run;
         let started = Instant::now();
         let late = || started.elapsed() > left || cancel.is_cancelled();
-        let output = conv_uncoded(&self.shape, input, self.weight(), self.bias.as_deref(), threads(), &late);
-        let mut output = match output {
-            Ok(output) => output,
+        let bias = self.bias.as_deref();
+        match conv_uncoded_into(&self.shape, input, self.weight(), bias, output, threads(), &late) {
+            Ok(()) => {}
             Err(Error::Cancelled) if !cancel.is_cancelled() => return Err(self.too_late(code)),
             Err(other) => return Err(other),
-        };
+        }
         let unit = self.unit(scan);
         let square = |value: &T| (value.to_f64() * unit).powi(2);
         let norm = output.iter().map(square).sum::<f64>().sqrt();
         if let Some(clamp) = self.options.clamp.map(Clamp::of) {
-            for value in &mut output {
+            for value in output.iter_mut() {
                 *value = clamp(*value);
             }
         }
-        if self.finite && scan.finite && !norm.is_finite() && first_non_finite(&output).is_some() {
+        if self.finite && scan.finite && !norm.is_finite() && first_non_finite(output).is_some() {
             return Err(Error::NonFiniteResults {
                 count: 1,
                 total: 1,
@@ -163,7 +164,7 @@ impl<T: Element> Common<T> {
             amplification: 1.0,
             recomputed: 0,
         };
-        self.check(&quality).map(|()| (output, quality))
+        self.check(&quality).map(|()| quality)
     }
 
     fn too_late(&self, code: &Code) -> Error {

@@ -14,7 +14,7 @@ use super::placement::INSTALL_LIMIT;
 use super::report::{Completion, LayerReport};
 use super::rules::CACHED_DECODERS;
 use super::variant::{Variant, VariantRun};
-use crate::array::{Element, check_elems, first_non_finite};
+use crate::array::{Element, check_elems, first_non_finite, sized};
 use crate::coding::{Code, ParityCheckCache};
 use crate::conv::ConvShape;
 use crate::error::{Error, Result};
@@ -201,9 +201,9 @@ impl<T: Element> CodedConv<T> {
     /// Those of [`CodedConv::run`].
     pub fn run_into(&self, input: ArrayViewD<'_, T>, output: &mut ArrayD<T>) -> Result<LayerReport> {
         let old = std::mem::replace(output, ArrayD::default(IxDyn(&[0])));
-        let LayerOutcome { output: new, report } =
-            self.try_run_in(input, old.into_raw_vec_and_offset().0, &CancelToken::new())?;
-        *output = new?;
+        let mut values = sized(old.into_raw_vec_and_offset().0, self.common.shape.output_elems());
+        let report = self.run_slices(&self.accept(&input)?, &mut values, &CancelToken::new())?;
+        *output = self.shaped(values);
         Ok(report)
     }
 
@@ -212,7 +212,7 @@ impl<T: Element> CodedConv<T> {
     /// # Errors
     /// [`Error::Mismatch`] or [`Error::NonFinite`] for an invalid input, before anything is dispatched.
     pub fn try_run(&self, input: ArrayViewD<'_, T>) -> Result<LayerOutcome<T>> {
-        self.try_run_in(input, Vec::new(), &CancelToken::new())
+        self.try_run_new(&input, &CancelToken::new())
     }
 
     /// As [`CodedConv::run`], but ends with [`Error::Cancelled`] as soon as `cancel` is cancelled, from any thread. Workers
@@ -221,31 +221,64 @@ impl<T: Element> CodedConv<T> {
     /// # Errors
     /// Those of [`CodedConv::run`], and [`Error::Cancelled`].
     pub fn run_cancellable(&self, input: ArrayViewD<'_, T>, cancel: &CancelToken) -> Result<Run<T>> {
-        let LayerOutcome { output, report } = self.try_run_in(input, Vec::new(), cancel)?;
+        let LayerOutcome { output, report } = self.try_run_new(&input, cancel)?;
         Ok(Run { output: output?, report })
     }
 
-    /// As [`CodedConv::try_run`], with the output in the memory of `room` if it fits.
-    fn try_run_in(
-        &self,
-        input: ArrayViewD<'_, T>,
-        room: Vec<T>,
-        cancel: &CancelToken,
-    ) -> Result<LayerOutcome<T>> {
-        let (common, main) = (&self.common, &self.main);
-        let _span = tracing::info_span!("layer", name = common.options.name).entered();
-        let started = Instant::now();
-        if input.shape() != common.shape.input_shape() {
+    /// As [`CodedConv::run_cancellable`], from and into slices in the order of [`CodedConv::run`]. After an error the
+    /// content of `output` is arbitrary.
+    ///
+    /// # Errors
+    /// Those of [`CodedConv::run_cancellable`], and [`Error::Mismatch`] for slices of the wrong length.
+    pub fn run_slices(&self, input: &[T], output: &mut [T], cancel: &CancelToken) -> Result<LayerReport> {
+        let shape = &self.common.shape;
+        check_elems("elements of the input", input.len(), shape.input_elems())?;
+        check_elems("elements of the output", output.len(), shape.output_elems())?;
+        let (ended, report) = self.try_run_in(input, output, cancel)?;
+        ended.map(|()| report)
+    }
+
+    /// As [`CodedConv::try_run`], into a new array.
+    fn try_run_new(&self, input: &ArrayViewD<'_, T>, cancel: &CancelToken) -> Result<LayerOutcome<T>> {
+        let mut output = vec![T::default(); self.common.shape.output_elems()];
+        let (ended, report) = self.try_run_in(&self.accept(input)?, &mut output, cancel)?;
+        Ok(LayerOutcome { output: ended.map(|()| self.shaped(output)), report })
+    }
+
+    /// The elements of an input of the right shape in row-major order, borrowed where they are stored so already.
+    fn accept<'a>(&self, input: &'a ArrayViewD<'_, T>) -> Result<Cow<'a, [T]>> {
+        let expected = self.common.shape.input_shape();
+        if input.shape() != expected {
             return Err(Error::mismatch(
                 "shape of the input",
                 format!("{:?}", input.shape()),
-                format!("{:?}", common.shape.input_shape()),
+                format!("{expected:?}"),
                 "prepare the layer for the shape it is to run on",
             ));
         }
-        let input = contiguous(&input);
-        let scan = main.scan.scan(&input, &common.rooms);
-        let flaw = if scan.finite { None } else { non_finite("input", &input) };
+        Ok(match input.as_slice() {
+            Some(slice) => Cow::Borrowed(slice),
+            None => Cow::Owned(input.iter().copied().collect()),
+        })
+    }
+
+    fn shaped(&self, output: Vec<T>) -> ArrayD<T> {
+        ArrayD::from_shape_vec(IxDyn(&self.common.shape.output_shape()), output)
+            .expect("it has as many elements as the output")
+    }
+
+    /// Computes the layer into `output`, and says how the run ended. The lengths have been checked.
+    fn try_run_in(
+        &self,
+        input: &[T],
+        output: &mut [T],
+        cancel: &CancelToken,
+    ) -> Result<(Result<()>, LayerReport)> {
+        let (common, main) = (&self.common, &self.main);
+        let _span = tracing::info_span!("layer", name = common.options.name).entered();
+        let started = Instant::now();
+        let scan = main.scan.scan(input, &common.rooms);
+        let flaw = if scan.finite { None } else { non_finite("input", input) };
         refuse_unless_passed(main.code(), common.options.policy.audit, flaw)?;
         let assessment = if scan.finite && common.finite {
             main.rules.accuracy.assess(&scan.spread)
@@ -254,43 +287,41 @@ impl<T: Element> CodedConv<T> {
             Assessment::Decode { amplification: f64::INFINITY }
         };
         if let Assessment::Decode { amplification } = assessment {
-            let run = main.run(&RunInput { common, input: &input, scan: &scan, amplification, cancel }, room);
+            let run = main.run(&RunInput { common, input, scan: &scan, amplification, cancel }, output);
             return Ok(self.attempted(main, run, None, started));
         }
         if let Some(other) = self.other() {
-            let scan = other.scan.scan(&input, &common.rooms);
+            let scan = other.scan.scan(input, &common.rooms);
             if let Assessment::Decode { amplification } = other.rules.accuracy.assess(&scan.spread) {
                 let way = Completion::by(main.code(), other.code());
-                let run = RunInput { common, input: &input, scan: &scan, amplification, cancel };
-                let run = other.run(&run, room);
+                let run = RunInput { common, input, scan: &scan, amplification, cancel };
+                let run = other.run(&run, output);
                 return Ok(self.attempted(&other, run, Some(way), started));
             }
         }
         tracing::info!(amplification = scan.spread.largest(), "uneven data: computing the layer locally");
         let deadline = common.options.policy.deadline;
-        let run = RunInput { common, input: &input, scan: &scan, amplification: f64::INFINITY, cancel };
-        let output = common.compute_locally(&run, &main.scan, main.code(), deadline);
-        let quality = output.as_ref().map_or(Quality::default(), |(_, quality)| *quality);
+        let run = RunInput { common, input, scan: &scan, amplification: f64::INFINITY, cancel };
+        let ended = common.compute_locally(&run, &main.scan, main.code(), deadline, output);
         let report = LayerReport {
-            completion: Completion::of(&output, true, false),
+            completion: Completion::of(&ended, true, false),
             ..LayerReport::without_workers(&common.options.name, &self.pool, started.elapsed())
         };
-        Ok(self.finished(main.code(), output.map(|(output, _)| output), quality, report))
+        Ok(self.finished(main.code(), ended, report))
     }
 
     /// The outcome of a run on workers. `way` is its completion where it ran under another code than the layer's first.
     fn attempted(
         &self,
         variant: &Variant<T>,
-        run: VariantRun<'_, T>,
+        run: VariantRun<'_>,
         way: Option<Completion>,
         started: Instant,
-    ) -> LayerOutcome<T> {
+    ) -> (Result<()>, LayerReport) {
         let VariantRun { output, gathered, decoder, times } = run;
         let local = matches!(gathered.end, Decision::Local);
         let completion = Completion::of(&output, local, gathered.traffic.repeated());
         let completion = way.filter(|_| output.is_ok() && !local).unwrap_or(completion);
-        let quality = output.as_ref().map_or(Quality::default(), |(_, quality)| *quality);
         let report = LayerReport {
             completion,
             ..LayerReport::of(
@@ -302,21 +333,17 @@ impl<T: Element> CodedConv<T> {
             )
         };
         drop(gathered);
-        self.finished(variant.code(), output.map(|(output, _)| output), quality, report)
+        self.finished(variant.code(), output, report)
     }
 
     /// Completes the report and passes it to the observer.
     fn finished(
         &self,
         code: &Code,
-        output: Result<Vec<T>>,
-        quality: Quality,
+        ended: Result<Quality>,
         report: LayerReport,
-    ) -> LayerOutcome<T> {
-        let output = output.map(|output| {
-            ArrayD::from_shape_vec(IxDyn(&self.common.shape.output_shape()), output)
-                .expect("the decoder fills exactly the output's elements")
-        });
+    ) -> (Result<()>, LayerReport) {
+        let quality = ended.as_ref().map_or(Quality::default(), |quality| *quality);
         let report = LayerReport {
             code: code.kind().to_string(),
             n: code.n(),
@@ -333,7 +360,7 @@ impl<T: Element> CodedConv<T> {
         if let Some(observer) = &self.common.options.observer {
             observer.observe(&report);
         }
-        LayerOutcome { output, report }
+        (ended.map(drop), report)
     }
 
     /// The layer under a code that does not mix inputs, created when it is first needed.
@@ -393,13 +420,5 @@ fn refuse_unless_passed(code: &Code, audit: Audit, flaw: Option<Error>) -> Resul
     match flaw {
         Some(error) if code.kind().mixes() || compared => Err(error),
         _ => Ok(()),
-    }
-}
-
-/// The elements in row-major order, borrowed where they are stored so already.
-fn contiguous<'a, T: Element>(array: &'a ArrayViewD<'_, T>) -> Cow<'a, [T]> {
-    match array.as_slice() {
-        Some(slice) => Cow::Borrowed(slice),
-        None => Cow::Owned(array.iter().copied().collect()),
     }
 }

@@ -17,7 +17,7 @@ use super::placement::FilterPlacement;
 use super::rules::RunRules;
 use super::tracker::DecodingTracker;
 use super::watch::Watch;
-use crate::array::{Buffers, Element, Pooled, first_non_finite, sized};
+use crate::array::{Buffers, Element, Pooled, first_non_finite};
 use crate::coding::{Code, Decoder, Epilogue, ParityCheckCache, Rounding, Sketcher, decode, encode_distinct};
 use crate::conv::{conv_uncoded, outputs_at};
 use crate::error::{Error, Result};
@@ -46,9 +46,9 @@ pub(super) struct Variant<T: Element> {
 }
 
 /// A run under one code, with or without an output.
-pub(super) struct VariantRun<'a, T> {
-    /// The output with its quality, or the error.
-    pub(super) output: Result<(Vec<T>, Quality)>,
+pub(super) struct VariantRun<'a> {
+    /// The quality of the output, or the error.
+    pub(super) output: Result<Quality>,
     pub(super) gathered: RunOutcome<DecodingTracker<'a>>,
     /// The decoder used, unless the layer was computed locally.
     pub(super) decoder: Option<Arc<Decoder>>,
@@ -113,8 +113,8 @@ impl<T: Element> Variant<T> {
         &self.rules.code
     }
 
-    /// Computes the layer, with the output in the memory of `room` if it fits.
-    pub(super) fn run(&self, run: &RunInput<'_, T>, room: Vec<T>) -> VariantRun<'_, T> {
+    /// Computes the layer into `to`, `[N, O, spatial...]`, whose content is arbitrary after an error.
+    pub(super) fn run(&self, run: &RunInput<'_, T>, to: &mut [T]) -> VariantRun<'_> {
         let RunInput { common, input, scan, amplification, cancel } = *run;
         let started = Instant::now();
         let slabs = tracing::debug_span!("encode").in_scope(|| self.encode(common, input, scan));
@@ -150,7 +150,7 @@ impl<T: Element> Variant<T> {
         let output = match (end, &decoder) {
             (Decision::Failed(error), _) => Err(error),
             (Decision::Decode, Some(decoder)) => {
-                tracing::debug_span!("decode").in_scope(|| self.decode(run, decoder, &gathered, room))
+                tracing::debug_span!("decode").in_scope(|| self.decode(run, decoder, &gathered, to))
             }
             // A run ends with `Decode` only after a verdict that chose a decoder.
             (Decision::Local | Decision::Decode, _) => {
@@ -162,7 +162,7 @@ impl<T: Element> Variant<T> {
             Ok(Some(decoded)) => Ok(decoded),
             Ok(None) => {
                 (gathered.end, decoder) = (Decision::Local, None);
-                common.compute_locally(run, &self.scan, self.code(), gathered.left)
+                common.compute_locally(run, &self.scan, self.code(), gathered.left, to)
             }
             Err(error) => Err(error),
         };
@@ -269,8 +269,8 @@ impl<T: Element> Variant<T> {
         run: &RunInput<'_, T>,
         decoder: &Decoder,
         gathered: &RunOutcome<DecodingTracker<'_>>,
-        room: Vec<T>,
-    ) -> Result<Option<(Vec<T>, Quality)>> {
+        output: &mut [T],
+    ) -> Result<Option<Quality>> {
         let RunInput { common, scan, amplification, .. } = *run;
         let finite = run.finite();
         let (condition, rounding) = (decoder.condition(), self.rules.accuracy.rounding);
@@ -289,7 +289,6 @@ impl<T: Element> Variant<T> {
             arrival.expect("a decoder takes what has arrived").values.as_slice::<T>()
         });
         let results = results.collect::<Result<Vec<&[T]>>>()?;
-        let mut output = sized(room, common.shape.output_elems());
         let unit = common.unit(scan);
         let epilogue = Epilogue {
             slab_scales: &scan.slab_scales,
@@ -298,18 +297,18 @@ impl<T: Element> Variant<T> {
             bias: common.bias.as_deref(),
             clamp: common.options.clamp,
         };
-        let norm = decode(decoder, &self.tiling, &results, epilogue, &mut output)?;
+        let norm = decode(decoder, &self.tiling, &results, epilogue, output)?;
         let repaired =
-            if finite { self.repair(run, amplification, unit, &mut output) } else { Repaired::default() };
+            if finite { self.repair(run, amplification, unit, output) } else { Repaired::default() };
         // No element is larger than the norm, so only a norm beyond the type's range calls for a search. Every result is
         // finite: then it is the output that exceeds the range of its type.
         let fits = T::from_f64(norm).finite() && repaired.outputs == 0;
-        if finite && !fits && first_non_finite(&output).is_some() {
+        if finite && !fits && first_non_finite(output).is_some() {
             return Err(overflow::<T>(gathered, &self.placement.pool));
         }
-        let quality = self.quality(run, condition, &repaired, norm, &output);
+        let quality = self.quality(run, condition, &repaired, norm, output);
         match common.check(&quality) {
-            Ok(()) => Ok(Some((output, quality))),
+            Ok(()) => Ok(Some(quality)),
             // Computing locally has a smaller error.
             Err(_) if condition * amplification > 1.0 || rounding.half || rounding.filtering => Ok(None),
             Err(error) => Err(error),
