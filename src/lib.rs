@@ -19,6 +19,7 @@ pub mod low_level;
 pub mod memory;
 #[cfg(feature = "onnx")]
 pub mod model;
+pub mod ops;
 pub mod partition;
 pub mod planner;
 pub mod scaling;

@@ -18,6 +18,8 @@ const FLOORS: &[(&str, u32)] = &[
     // Above the errors it reports, below everything that computes.
     ("array", 15),
     ("conv", 20),
+    // Beside it: operators that workers may compute too.
+    ("ops", 20),
     ("partition", 30),
     // Scales of partitions.
     ("scaling", 32),

@@ -67,6 +67,7 @@ pub trait Element:
     + std::ops::Add<Output = Self>
     + std::ops::Sub<Output = Self>
     + std::ops::Mul<Output = Self>
+    + std::ops::Div<Output = Self>
     + std::ops::AddAssign
 {
     /// The run-time name of this type.
@@ -77,6 +78,8 @@ pub trait Element:
     const MIN_NORMAL: f64;
     /// One.
     const ONE: Self;
+    /// The smallest finite value.
+    const LOWEST: Self;
 
     /// Rounds to this type.
     fn from_f64(value: f64) -> Self;
@@ -87,6 +90,12 @@ pub trait Element:
     /// The magnitude.
     #[must_use]
     fn abs(self) -> Self;
+    /// The square root.
+    #[must_use]
+    fn sqrt(self) -> Self;
+    /// The power with an exponent.
+    #[must_use]
+    fn powf(self, exponent: Self) -> Self;
     /// Wraps a buffer of this type.
     fn wrap(values: Vec<Self>) -> Values;
     /// The elements of `values`, if it is of this type.
@@ -103,6 +112,7 @@ impl Element for f32 {
     const EPSILON: f64 = f32::EPSILON as f64;
     const MIN_NORMAL: f64 = f32::MIN_POSITIVE as f64;
     const ONE: Self = 1.0;
+    const LOWEST: Self = f32::MIN;
 
     #[expect(clippy::cast_possible_truncation, reason = "rounding is the purpose")]
     fn from_f64(value: f64) -> Self {
@@ -116,6 +126,13 @@ impl Element for f32 {
     }
     fn abs(self) -> Self {
         self.abs()
+    }
+    #[inline]
+    fn sqrt(self) -> Self {
+        self.sqrt()
+    }
+    fn powf(self, exponent: Self) -> Self {
+        self.powf(exponent)
     }
     fn wrap(values: Vec<Self>) -> Values {
         Values::F32(values)
@@ -139,6 +156,7 @@ impl Element for f64 {
     const EPSILON: f64 = f64::EPSILON;
     const MIN_NORMAL: f64 = f64::MIN_POSITIVE;
     const ONE: Self = 1.0;
+    const LOWEST: Self = f64::MIN;
 
     fn from_f64(value: f64) -> Self {
         value
@@ -151,6 +169,13 @@ impl Element for f64 {
     }
     fn abs(self) -> Self {
         self.abs()
+    }
+    #[inline]
+    fn sqrt(self) -> Self {
+        self.sqrt()
+    }
+    fn powf(self, exponent: Self) -> Self {
+        self.powf(exponent)
     }
     fn wrap(values: Vec<Self>) -> Values {
         Values::F64(values)
