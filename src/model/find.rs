@@ -122,7 +122,7 @@ fn conv(model: &TypedModel, node: &TypedNode) -> TractResult<Result<Found, Strin
 
 /// A matrix product of data and constant weights, as a convolution with kernels of one element; `None` for other
 /// products.
-fn gemm(model: &TypedModel, node: &TypedNode) -> TractResult<Option<Result<Found, String>>> {
+pub(super) fn gemm(model: &TypedModel, node: &TypedNode) -> TractResult<Option<Result<Found, String>>> {
     let Some(product) = node.op_as::<EinSum>() else { bail!("{} is no product", node.name) };
     let not = |why: &str| Ok(Some(Err(why.to_owned())));
     if product.q_params.is_some() || node.inputs.len() != 2 {

@@ -53,7 +53,8 @@ impl HostModel {
     pub fn run(&self, inputs: &[Tensor]) -> Result<Vec<Output>> {
         let inputs = self.signature.accept(inputs)?;
         let outputs = guarded(&self.signature.model, || {
-            let inputs: TVec<TValue> = inputs.into_iter().map(IntoTValue::into_tvalue).collect();
+            let inputs: TVec<TValue> =
+                inputs.into_iter().map(|given| given.into_tensor().into_tvalue()).collect();
             self.plan.run(inputs)
         })?;
         self.signature.name(&outputs)

@@ -28,6 +28,7 @@
 mod batch;
 mod check;
 mod conv;
+mod execute;
 mod external;
 mod find;
 mod fold;
@@ -38,12 +39,14 @@ mod load;
 mod lower;
 mod memory;
 mod op;
+mod operators;
 mod options;
 mod place;
 mod prepare;
 mod prepared;
 mod resize;
 mod runnable;
+mod schedule;
 mod tensor;
 #[cfg(test)]
 mod testing;

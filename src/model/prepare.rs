@@ -16,7 +16,7 @@ use super::op::CodedOp;
 use super::options::{ModelOptions, Progress};
 use super::place::{STAYS, of_layer, place, stays};
 use super::prepared::{CodedLayer, LayerPlacement, LocalLayer, PreparedModel, Signature};
-use super::runnable::{runnable, shunt};
+use super::runnable::{Program, shunt};
 use crate::array::{DType, Element};
 use crate::coding::Code;
 use crate::engine::{CodedConv, LayerOptions, SharedWeight};
@@ -123,8 +123,8 @@ impl Model {
             );
             observe(Progress { done: index + 1, total, layer: &name });
         }
-        let plan = guarded(self.name(), || runnable(graph))?;
-        Ok(PreparedModel { signature, plan, layers: coded, places, memory: needed })
+        let program = guarded(self.name(), || Program::of(graph))?;
+        Ok(PreparedModel::new(signature, program, coded, places, needed))
     }
 }
 
@@ -282,13 +282,8 @@ mod tests {
         let layer = LayerOptions { name, ..LayerOptions::default() };
         let layers = vec![prepare_layer(pool, found, op, layer, None).unwrap()];
         let signature = Signature::of(model).unwrap();
-        PreparedModel {
-            signature,
-            plan: runnable(graph).unwrap(),
-            layers,
-            places: vec![LayerPlacement::Coded(0)],
-            memory: ModelMemory::default(),
-        }
+        let places = vec![LayerPlacement::Coded(0)];
+        PreparedModel::new(signature, Program::of(graph).unwrap(), layers, places, ModelMemory::default())
     }
 
     /// The reference of a run shares nothing with the code that folds and codes.

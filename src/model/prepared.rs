@@ -1,26 +1,32 @@
 //! A model whose layers are placed on workers, and its runs.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use ndarray::{ArrayD, ArrayViewD, IxDyn};
 use tract_onnx::prelude::TractResult;
 use tract_onnx::tract_core::internal::{
-    DatumType, IntoTValue, IntoTensor, TValue, TVec, Tensor as TractTensor, TypedSimplePlan, tvec,
+    DatumType, IntoTValue, TValue, TVec, Tensor as TractTensor, TypedSimplePlan, tvec,
 };
 use tract_onnx::tract_core::plan::eval;
 
+use super::execute::{Arrays, Execution};
 use super::find::LayerOp;
 use super::guard::guarded;
 use super::load::Model;
 use super::memory::ModelMemory;
 use super::op::CodedOp;
 use super::options::Progress;
-use super::tensor::{Tensor, dtype_name};
-use crate::array::Element;
+use super::runnable::Program;
+use super::schedule::{Schedule, Work};
+use super::tensor::{Given, Tensor, dtype_name};
+use crate::array::{DType, Element};
 use crate::engine::{CodedConv, LayerReport};
 use crate::error::{Error, Result};
+use crate::sync::locked;
 use crate::worker::CancelToken;
+
+/// Most sets of memory that are kept for later runs. More runs at once than that allocate memory of their own.
+const MOST_FREE: usize = 4;
 
 /// A model ready to run any number of times, from several threads at once.
 ///
@@ -51,11 +57,13 @@ use crate::worker::CancelToken;
 /// ```
 pub struct PreparedModel {
     pub(super) signature: Signature,
-    pub(super) plan: Arc<TypedSimplePlan>,
-    pub(super) layers: Vec<CodedLayer>,
+    program: Program,
+    /// Sets of memory that no run uses.
+    arrays: Mutex<Vec<Arrays>>,
+    layers: Vec<CodedLayer>,
     /// Every layer of the file, in the order of the graph.
-    pub(super) places: Vec<LayerPlacement>,
-    pub(super) memory: ModelMemory,
+    places: Vec<LayerPlacement>,
+    memory: ModelMemory,
 }
 
 /// The placement of a layer of the file.
@@ -124,56 +132,91 @@ impl CodedLayer {
         }
     }
 
-    fn run(
+    /// Runs the layer from and into slices of the type of the graph.
+    fn run<S: Element>(&self, input: &[S], output: &mut [S], cancel: &CancelToken) -> Result<LayerReport> {
+        let report = match &self.conv {
+            Conv::F32(conv) => run_as(conv, input, output, cancel),
+            Conv::F64(conv) => run_as(conv, input, output, cancel),
+        };
+        let mut report = report.map_err(|error| match error {
+            Error::Cancelled => Error::Cancelled,
+            error => Error::Layer { layer: self.name().to_owned(), source: Box::new(error) },
+        })?;
+        self.op.name().clone_into(&mut report.op);
+        Ok(report)
+    }
+
+    /// As [`CodedLayer::run`], on a tensor of tract.
+    fn run_on_tensor(
         &self,
         op: &CodedOp,
         input: &TractTensor,
         cancel: &CancelToken,
     ) -> TractResult<(TractTensor, LayerReport)> {
-        let (output, mut report) = match (&self.conv, op.dtype) {
-            (Conv::F32(conv), DatumType::F32) => run_as::<f32, f32>(conv, op, input, cancel),
-            (Conv::F64(conv), DatumType::F32) => run_as::<f32, f64>(conv, op, input, cancel),
-            (Conv::F32(conv), _) => run_as::<f64, f32>(conv, op, input, cancel),
-            (Conv::F64(conv), _) => run_as::<f64, f64>(conv, op, input, cancel),
-        }?;
-        self.op.name().clone_into(&mut report.op);
+        let mut output = TractTensor::zero_dt(op.dtype, &op.output)?;
+        let from = input.try_as_plain_ram()?;
+        let mut to = output.try_as_plain_ram_mut()?;
+        let report = match op.dtype {
+            DatumType::F32 => self.run(from.as_slice::<f32>()?, to.as_slice_mut()?, cancel)?,
+            _ => self.run(from.as_slice::<f64>()?, to.as_slice_mut()?, cancel)?,
+        };
+        drop(to);
         Ok((output, report))
     }
 }
 
-/// Runs a layer of arithmetic `T` on a tensor of `S` and returns the output in `S`.
-fn run_as<S, T>(
+/// Runs a layer of arithmetic `T` from and into slices of `S`.
+fn run_as<S: Element, T: Element>(
     conv: &CodedConv<T>,
-    op: &CodedOp,
-    input: &TractTensor,
+    input: &[S],
+    output: &mut [S],
     cancel: &CancelToken,
-) -> TractResult<(TractTensor, LayerReport)>
-where
-    S: Element + tract_onnx::prelude::Datum,
-    T: Element,
-{
-    let shape = conv.shape().input_shape();
-    let values = input.try_as_plain_ram()?.as_slice::<S>()?;
-    let failed = |error: Error| match error {
-        Error::Cancelled => Error::Cancelled,
-        error => Error::Layer { layer: conv.name().to_owned(), source: Box::new(error) },
-    };
-    let view = ArrayViewD::from_shape(IxDyn(&shape), values)?;
-    let same = (S::DTYPE == T::DTYPE).then(|| bytemuck::cast_slice::<S, T>(values));
-    let run = match same {
-        Some(same) => conv.run_cancellable(ArrayViewD::from_shape(IxDyn(&shape), same)?, cancel),
-        None => conv.run_cancellable(view.mapv(|v| T::from_f64(v.to_f64())).view(), cancel),
+) -> Result<LayerReport> {
+    if S::DTYPE == T::DTYPE {
+        return conv.run_slices(bytemuck::cast_slice(input), bytemuck::cast_slice_mut(output), cancel);
     }
-    .map_err(failed)?;
-    let output = run.output.into_raw_vec_and_offset().0;
-    // f32 and f64 differ in alignment, so the cast succeeds only for equal types.
-    let output: Vec<S> = bytemuck::allocation::try_cast_vec::<T, S>(output)
-        .unwrap_or_else(|(_, other)| other.into_iter().map(|v| S::from_f64(v.to_f64())).collect());
-    let output = ArrayD::from_shape_vec(IxDyn(&op.output), output)?;
-    Ok((output.into_tensor(), run.report))
+    let input: Vec<T> = input.iter().map(|v| T::from_f64(v.to_f64())).collect();
+    let mut other = vec![T::default(); output.len()];
+    let report = conv.run_slices(&input, &mut other, cancel)?;
+    for (to, from) in output.iter_mut().zip(other) {
+        *to = S::from_f64(from.to_f64());
+    }
+    Ok(report)
+}
+
+/// The reports of the coded layers of a run, as they end.
+struct Reports<'a> {
+    model: &'a PreparedModel,
+    cancel: &'a CancelToken,
+    observe: &'a mut dyn FnMut(Progress<'_>),
+    done: usize,
+    reports: Vec<Option<LayerReport>>,
+}
+
+impl Reports<'_> {
+    fn check_cancelled(&self) -> Result<()> {
+        if self.cancel.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) }
+    }
+
+    fn add(&mut self, index: usize, report: LayerReport) {
+        self.reports[index] = Some(report);
+        self.done += 1;
+        let (layers, done) = (&self.model.layers, self.done);
+        (self.observe)(Progress { done, total: layers.len(), layer: layers[index].name() });
+    }
 }
 
 impl PreparedModel {
+    pub(super) fn new(
+        signature: Signature,
+        program: Program,
+        layers: Vec<CodedLayer>,
+        places: Vec<LayerPlacement>,
+        memory: ModelMemory,
+    ) -> Self {
+        Self { signature, program, arrays: Mutex::default(), layers, places, memory }
+    }
+
     /// Computes every output from `inputs`, in the model's order.
     ///
     /// # Errors
@@ -205,25 +248,14 @@ impl PreparedModel {
         let _span = tracing::info_span!("model", name = self.signature.model).entered();
         let inputs = self.signature.accept(inputs)?;
         let started = Instant::now();
-        let mut reports: Vec<Option<LayerReport>> = vec![None; self.layers.len()];
-        let mut done = 0;
-        let outputs = guarded(&self.signature.model, || {
-            let inputs: TVec<TValue> = inputs.into_iter().map(IntoTValue::into_tvalue).collect();
-            self.plan.spawn()?.run_plan_with_eval(inputs, |context, state, node, inputs| {
-                if cancel.is_cancelled() {
-                    return Err(Error::Cancelled.into());
-                }
-                let Some(op) = node.op_as::<CodedOp>() else { return eval(context, state, node, inputs) };
-                let layer = &self.layers[op.index];
-                let (output, report) = layer.run(op, &inputs[0], cancel)?;
-                reports[op.index] = Some(report);
-                done += 1;
-                observe(Progress { done, total: self.layers.len(), layer: layer.name() });
-                Ok::<_, tract_onnx::prelude::TractError>(tvec!(output.into_tvalue()))
-            })
-        })?;
+        let reports = vec![None; self.layers.len()];
+        let mut reports = Reports { model: self, cancel, observe, done: 0, reports };
+        let outputs = match &self.program {
+            Program::Fixed(schedule) => self.run_schedule(schedule, &inputs, &mut reports)?,
+            Program::Dynamic(plan) => self.run_plan(plan, inputs, &mut reports)?,
+        };
         let total = started.elapsed();
-        let outputs = self.signature.name(&outputs)?;
+        let mut reports = reports.reports;
         let layers: Vec<LayerReport> = self
             .places
             .iter()
@@ -237,6 +269,69 @@ impl PreparedModel {
             .collect();
         let coded: f64 = layers.iter().map(|l| l.total_ms / 1e3).sum();
         Ok(ModelRun { outputs, layers, total, host: total.saturating_sub(Duration::from_secs_f64(coded)) })
+    }
+
+    /// Runs the steps of a schedule in memory that earlier runs left.
+    fn run_schedule(
+        &self,
+        schedule: &Schedule,
+        inputs: &[Given<'_>],
+        reports: &mut Reports<'_>,
+    ) -> Result<Vec<Output>> {
+        let free = locked(&self.arrays).pop();
+        let mut arrays = free.unwrap_or_else(|| Arrays::new(schedule));
+        let cancel = reports.cancel;
+        let outputs = guarded(&self.signature.model, || {
+            let mut execution = Execution::new(schedule, inputs, &mut arrays);
+            for step in &schedule.steps {
+                reports.check_cancelled()?;
+                let Work::Coded { op, output } = &step.work else {
+                    execution.step(step)?;
+                    continue;
+                };
+                let layer = &self.layers[op.index];
+                let report =
+                    match output.dtype {
+                        DType::F32 => execution
+                            .coded::<f32, _>(step, *output, |from, to| Ok(layer.run(from, to, cancel)?)),
+                        DType::F64 => execution
+                            .coded::<f64, _>(step, *output, |from, to| Ok(layer.run(from, to, cancel)?)),
+                    }?;
+                reports.add(op.index, report);
+            }
+            let outputs = self.signature.outputs.iter().zip(&schedule.outputs);
+            let outputs = outputs.map(|(name, operand)| {
+                Ok(Output { name: name.clone(), tensor: execution.output(name, operand)? })
+            });
+            outputs.collect::<TractResult<Vec<_>>>()
+        })?;
+        // A set whose run failed may lack a slot.
+        let mut free = locked(&self.arrays);
+        if free.len() < MOST_FREE {
+            free.push(arrays);
+        }
+        Ok(outputs)
+    }
+
+    /// Runs a plan of tract, except its coded layers.
+    fn run_plan(
+        &self,
+        plan: &Arc<TypedSimplePlan>,
+        inputs: Vec<Given<'_>>,
+        reports: &mut Reports<'_>,
+    ) -> Result<Vec<Output>> {
+        let outputs = guarded(&self.signature.model, || {
+            let inputs: TVec<TValue> =
+                inputs.into_iter().map(|given| given.into_tensor().into_tvalue()).collect();
+            plan.spawn()?.run_plan_with_eval(inputs, |context, state, node, inputs| {
+                reports.check_cancelled()?;
+                let Some(op) = node.op_as::<CodedOp>() else { return eval(context, state, node, inputs) };
+                let (output, report) = self.layers[op.index].run_on_tensor(op, &inputs[0], reports.cancel)?;
+                reports.add(op.index, report);
+                Ok::<_, tract_onnx::prelude::TractError>(tvec!(output.into_tvalue()))
+            })
+        })?;
+        self.signature.name(&outputs)
     }
 
     /// The inputs of the model.
@@ -301,8 +396,8 @@ impl Signature {
         Ok(Self { model: model.name().to_owned(), inputs, outputs: model.outputs().to_vec() })
     }
 
-    /// Checks inputs and converts them for the graph.
-    pub(super) fn accept(&self, inputs: &[Tensor]) -> Result<Vec<TractTensor>> {
+    /// Checks inputs and converts those whose type or order differs from that of the graph.
+    pub(super) fn accept<'a>(&self, inputs: &'a [Tensor]) -> Result<Vec<Given<'a>>> {
         if inputs.len() != self.inputs.len() {
             let names: Vec<&str> = self.inputs.iter().map(|i| i.name.as_str()).collect();
             let expected = format!("{} ({})", names.len(), names.join(", "));
@@ -324,7 +419,7 @@ impl Signature {
                         "give data of that shape, or prepare the model for another one",
                     ));
                 }
-                given.for_model(&own.name, own.dtype)
+                Given::new(given, &own.name, own.dtype)
             })
             .collect()
     }

@@ -1,4 +1,4 @@
-//! Makes an executable plan of a graph.
+//! Makes a graph executable.
 //!
 //! Invariant: nodes are computed as they are. Constants are computed once; products and loops are individually put into
 //! tract's optimized form. No rewrite joins two nodes or moves one past another: tract's own rewrites are wrong for
@@ -16,17 +16,31 @@ use tract_onnx::tract_core::ops::einsum::EinSum;
 use tract_onnx::tract_core::ops::konst::Const;
 use tract_onnx::tract_core::ops::scan::Scan;
 
+use super::operators::dense;
+use super::schedule::{Schedule, is_fixed};
+
 /// Maximum bytes of a precomputed constant that is larger than its inputs.
 const MOST_GROWTH_BYTES: usize = 4 << 20;
 
-/// The plan of a graph that contains its coded layers.
-pub(super) fn runnable(mut graph: TypedModel) -> TractResult<Arc<TypedSimplePlan>> {
-    graph.compact()?;
-    compute_constants(&mut graph)?;
-    graph.compact()?;
-    compile(&mut graph)?;
-    graph.compact()?;
-    graph.into_runnable()
+/// A graph that contains its coded layers, ready to run.
+pub(super) enum Program {
+    /// Planned in full.
+    Fixed(Schedule),
+    /// Run by tract alone, because some sizes depend on data or an operator has a state.
+    Dynamic(Arc<TypedSimplePlan>),
+}
+
+impl Program {
+    /// The program of a graph.
+    pub(super) fn of(mut graph: TypedModel) -> TractResult<Self> {
+        graph.compact()?;
+        compute_constants(&mut graph)?;
+        graph.compact()?;
+        let fixed = is_fixed(&graph)?;
+        compile(&mut graph, fixed)?;
+        graph.compact()?;
+        if fixed { Ok(Self::Fixed(Schedule::of(&graph)?)) } else { graph.into_runnable().map(Self::Dynamic) }
+    }
 }
 
 /// Replaces nodes whose inputs are all constant by their values.
@@ -69,11 +83,14 @@ fn compute_constants(graph: &mut TypedModel) -> TractResult<()> {
     Ok(())
 }
 
-/// Puts products and loops into tract's optimized form.
-fn compile(graph: &mut TypedModel) -> TractResult<()> {
+/// Puts products and loops into tract's optimized form; `but_dense` spares the products that a schedule computes.
+fn compile(graph: &mut TypedModel, but_dense: bool) -> TractResult<()> {
     for id in 0..graph.nodes().len() {
         let node = graph.node(id);
         if !(node.op_is::<EinSum>() || node.op_is::<Scan>() || node.op_is::<Conv>()) {
+            continue;
+        }
+        if but_dense && dense(graph, node)?.is_some() {
             continue;
         }
         // Has its own order of inputs, since constants become a part of the operator.

@@ -1,8 +1,8 @@
 //! Arrays whose element type is known only at run time: the inputs and outputs of models.
 
 use ndarray::{ArrayD, Axis};
-use tract_onnx::prelude::{DatumType, IntoTensor, TractResult};
-use tract_onnx::tract_core::internal::Tensor as TractTensor;
+use tract_onnx::prelude::{Datum, DatumType, IntoTensor, TractResult};
+use tract_onnx::tract_core::internal::{Tensor as TractTensor, format_err};
 
 use super::guard::guarded;
 use crate::error::{Error, Result};
@@ -198,6 +198,47 @@ impl Tensor {
                 _ => Self::I64(tensor.cast_to::<i64>()?.to_plain_array_view()?.to_owned()),
             })
         })
+    }
+}
+
+/// An input of a run: the caller's array where its type and order fit, or a converted copy.
+pub(super) enum Given<'a> {
+    Borrowed(&'a Tensor),
+    Converted(TractTensor),
+}
+
+impl<'a> Given<'a> {
+    /// `tensor` for the input `name` of elements `wanted`. Errors are those of [`Tensor::for_model`].
+    pub(super) fn new(tensor: &'a Tensor, name: &str, wanted: DatumType) -> Result<Self> {
+        let fits = match (tensor, wanted) {
+            (Tensor::F32(array), DatumType::F32) => array.is_standard_layout(),
+            (Tensor::F64(array), DatumType::F64) => array.is_standard_layout(),
+            _ => false,
+        };
+        if fits { Ok(Self::Borrowed(tensor)) } else { Ok(Self::Converted(tensor.for_model(name, wanted)?)) }
+    }
+
+    /// The elements in row-major order.
+    pub(super) fn as_slice<T: Datum + bytemuck::Pod>(&self) -> TractResult<&[T]> {
+        let same = match self {
+            Self::Converted(tensor) => return tensor.try_as_plain_ram()?.as_slice::<T>(),
+            Self::Borrowed(Tensor::F32(array)) if T::datum_type() == DatumType::F32 => {
+                array.as_slice().map(bytemuck::cast_slice)
+            }
+            Self::Borrowed(Tensor::F64(array)) if T::datum_type() == DatumType::F64 => {
+                array.as_slice().map(bytemuck::cast_slice)
+            }
+            Self::Borrowed(_) => None,
+        };
+        same.ok_or_else(|| format_err!("an input of another type"))
+    }
+
+    /// A tensor of tract.
+    pub(super) fn into_tensor(self) -> TractTensor {
+        match self {
+            Self::Converted(tensor) => tensor,
+            Self::Borrowed(tensor) => each!(tensor, array => array.clone().into_tensor()),
+        }
     }
 }
 
