@@ -33,7 +33,8 @@ fn main() -> Result<()> {
     let largest = |scores: &[f64]| (0..10).max_by(|a, b| scores[*a].total_cmp(&scores[*b])).unwrap_or(0);
     println!("digits: {:?}", logits.chunks(10).map(largest).collect::<Vec<_>>());
     for layer in &run.layers {
-        println!("{}: decoded from {:?} in {:.2} ms", layer.name, layer.used, layer.total_ms);
+        let used: Vec<usize> = layer.used.iter().map(|subtask| subtask.0).collect();
+        println!("{}: decoded from {used:?} in {:.2} ms", layer.name, layer.total_ms);
     }
     Ok(())
 }

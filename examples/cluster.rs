@@ -48,7 +48,8 @@ fn main() -> Result<()> {
 
     drop(alpha);
     let run = layer.run(input.view())?;
-    println!("without alpha: {}, from subtasks {:?}", run.report.completion.name(), run.report.used);
+    let used: Vec<usize> = run.report.used.iter().map(|subtask| subtask.0).collect();
+    println!("without alpha: {}, from subtasks {used:?}", run.report.completion.name());
     let largest = (&run.output - &before).iter().fold(0.0f32, |most, d| most.max(d.abs()));
     println!("the outputs differ by at most {largest:.1e} of 72");
     Ok(())

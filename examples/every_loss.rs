@@ -11,7 +11,7 @@ use fcdcc::conv::{ConvParams, ConvShape, conv_uncoded};
 use fcdcc::partition::{FilterPartition, InputPartition, OutputTiling};
 use fcdcc::planner::subtask_shape;
 use fcdcc::worker::{CancelToken, CpuWorker, FilterKey, Task, Worker};
-use fcdcc::{Error, Result};
+use fcdcc::{Error, Result, SubtaskId};
 
 const N: usize = 20;
 
@@ -49,12 +49,13 @@ fn main() -> Result<()> {
 
     // Every subtask is computed once.
     let mut results = vec![Vec::new(); N * shape.sub_results()];
-    for (subtask, coded) in encode_input(&code, &layer, &slabs, &input, Vec::new()).into_iter().enumerate() {
+    let coded = encode_input(&code, &layer, &slabs, &input, Vec::new());
+    for (subtask, coded) in (0..).map(SubtaskId).zip(coded) {
         let key = FilterKey { layer: 0, subtask };
         worker.install(key, &shape, Values::F32(encode_filters(&code, &filters, &weight, &[], subtask)))?;
         let mut keep = |index, values| {
             if let Values::F32(values) = values {
-                results[subtask * shape.sub_results() + index] = values;
+                results[subtask.0 * shape.sub_results() + index] = values;
             }
         };
         worker.execute(Task::new(key, &Values::F32(coded), &CancelToken::new()), &mut keep)?;
@@ -71,7 +72,7 @@ fn main() -> Result<()> {
         let used: Vec<&[f32]> = decoder
             .inputs()
             .iter()
-            .map(|of| results[place(of.subtask, of.slab, of.bank)].as_slice())
+            .map(|of| results[place(of.subtask.0, of.slab, of.bank)].as_slice())
             .collect();
         decode(&decoder, &tiling, &used, Epilogue::default(), &mut output)?;
         let off: f64 = output.iter().zip(&truth).map(|(o, t)| (f64::from(*o) - t).powi(2)).sum();

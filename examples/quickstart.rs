@@ -24,7 +24,8 @@ fn main() -> Result<()> {
     let layer = CodedConv::builder(&pool, input.shape(), weight.view()).params(params).prepare()?;
     let run = layer.run(input.view())?;
 
-    println!("output {:?} decoded from subtasks {:?}", run.output.shape(), run.report.used);
+    let used: Vec<usize> = run.report.used.iter().map(|subtask| subtask.0).collect();
+    println!("output {:?} decoded from subtasks {used:?}", run.output.shape());
     println!("waited {:.1} ms, error bound {:.1e}", run.report.wait_ms, run.report.error_bound);
     Ok(())
 }

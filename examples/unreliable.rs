@@ -6,7 +6,7 @@
 #![allow(clippy::print_stdout, reason = "an example")]
 
 use fcdcc::worker::{FaultSpec, inject};
-use fcdcc::{Audit, CodedConv, ConvParams, CpuWorker, Pool, Result};
+use fcdcc::{Audit, CodedConv, ConvParams, CpuWorker, Pool, Result, SubtaskId, WorkerId};
 use ndarray::ArrayD;
 
 fn main() -> Result<()> {
@@ -33,6 +33,7 @@ fn main() -> Result<()> {
         .prepare()?;
 
     let mut first = None;
+    let numbers = |of: &[SubtaskId]| of.iter().map(|subtask| subtask.0).collect::<Vec<_>>();
     for run in 0..20 {
         let done = layer.run(input.view())?;
         let truth = first.get_or_insert_with(|| done.output.clone());
@@ -43,14 +44,14 @@ fn main() -> Result<()> {
             println!(
                 "run {run}: {}, decoded from {:?}, flagged {:?}, error bound {:.0e}",
                 report.completion.name(),
-                report.used,
-                report.flagged,
+                numbers(&report.used),
+                numbers(&report.flagged),
                 report.error_bound
             );
         }
     }
-    for (index, worker) in pool.workers().enumerate() {
-        let Some(health) = pool.health(index) else { continue };
+    for (id, worker) in (0..).map(WorkerId).zip(pool.workers()) {
+        let Some(health) = pool.health(id) else { continue };
         let cause = health.cause.map_or_else(String::new, |cause| format!(" ({cause})"));
         println!("{:6} {:?}{cause}", worker.name, health.state);
     }

@@ -13,6 +13,7 @@ pub mod files;
 pub mod gpu;
 #[doc = include_str!("../docs/glossary.md")]
 pub mod glossary {}
+pub mod ids;
 #[doc(hidden)]
 pub mod internal;
 pub mod low_level;
@@ -38,6 +39,7 @@ pub use engine::{
     CodedConv, CodedConvBuilder, Completion, LayerOptions, LayerOutcome, LayerReport, Report, Run,
 };
 pub use error::{Error, ErrorKind, Result};
+pub use ids::{SubtaskId, WorkerId};
 #[cfg(feature = "onnx")]
 pub use model::{Model, ModelOptions, PreparedModel};
 pub use scheduler::{Audit, OnShortfall, Outcome, Policy, Pool, PoolOptions};

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use fcdcc::array::Values;
 use fcdcc::worker::{CancelToken, FilterKey, SubtaskShape, Task};
-use fcdcc::{ConvParams, ConvShape, Worker};
+use fcdcc::{ConvParams, ConvShape, SubtaskId, Worker};
 use fcdcc_test_support::counting::{Counting, live_bytes};
 use fcdcc_test_support::fleet::{self, endpoint, master, server, until, workers};
 
@@ -44,7 +44,7 @@ fn work(worker: &mut dyn Worker, tasks: usize) {
     let slabs = shapes().map(|shape| Values::F32(vec![1.0; shape.upload_elems()]));
     for task in 0..tasks {
         let which = usize::from(task % 20 == 0);
-        let key = FilterKey { layer: which as u64, subtask: 0 };
+        let key = FilterKey { layer: which as u64, subtask: SubtaskId(0) };
         let mut results = 0;
         let emit = &mut |_, values: Values| results += values.len();
         worker.execute(Task::new(key, &slabs[which], &CancelToken::new()), emit).unwrap();
@@ -73,7 +73,7 @@ fn a_master_keeps_nothing_of_the_tasks_it_has_had() {
     let mut remote = workers(&cluster, 3);
     for (which, shape) in shapes().iter().enumerate() {
         for worker in &mut remote {
-            let key = FilterKey { layer: which as u64, subtask: 0 };
+            let key = FilterKey { layer: which as u64, subtask: SubtaskId(0) };
             worker.install(key, shape, Values::F32(vec![1.0; shape.filter_elems()])).unwrap();
         }
     }

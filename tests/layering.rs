@@ -11,6 +11,8 @@ const FLOORS: &[(&str, u32)] = &[
     ("error", 10),
     // Independent of the content of files.
     ("files", 10),
+    // Types of numbers that every module may name.
+    ("ids", 10),
     ("cache", 10),
     ("sync", 10),
     // Available memory, for every module that allocates much.

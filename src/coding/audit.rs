@@ -12,6 +12,7 @@ use super::code::{Code, SubResult};
 use super::parity::{Relations, square};
 use super::sketch::Sketch;
 use crate::error::{Error, Result};
+use crate::ids::SubtaskId;
 
 /// Relative error (L2, of one group's results against results of average size) that an audit must be able to detect.
 /// Wait for more results while [`ParityCheck::floor`] is above it.
@@ -35,7 +36,7 @@ struct Checks {
 
 impl Checks {
     fn new(code: &Code, inputs: &[SubResult]) -> Self {
-        if code.part_of(0).is_none() {
+        if code.part_of(SubtaskId(0)).is_none() {
             return Self { each: vec![Relations::new(code, inputs)], unchecked: false };
         }
         let (mut each, mut unchecked) = (Vec::new(), false);
@@ -287,7 +288,7 @@ mod tests {
         let noise = error_bound(1.0, f32::EPSILON.into(), 4608);
         let floor = |subtasks: &[usize]| {
             let inputs = code.sub_results_of(subtasks);
-            let groups: Vec<_> = inputs.iter().map(|of| of.subtask).collect();
+            let groups: Vec<_> = inputs.iter().map(|of| of.subtask.0).collect();
             ParityCheck::new(&code, &inputs).unwrap().floor(&groups, noise)
         };
         let neighbours: Vec<usize> = (0..17).collect();
@@ -339,7 +340,7 @@ mod tests {
         let sketcher = Sketcher::new(conv.output_elems(), 7);
         let mut sketches = Vec::new();
         for (i, coded) in encode_input(&code, &shape, &slabs, &input, Vec::new()).iter().enumerate() {
-            let coded_banks = encode_filters(&code, &filters, &weight, &[], i);
+            let coded_banks = encode_filters(&code, &filters, &weight, &[], SubtaskId(i));
             for slab in coded.chunks(conv.input_elems()) {
                 for bank in coded_banks.chunks(conv.weight_elems()) {
                     let mut result = reference(&conv, slab, bank, None).unwrap();
@@ -353,7 +354,7 @@ mod tests {
         let audit = |subtasks: &[usize]| {
             let inputs = code.sub_results_of(subtasks);
             let sketches: Vec<&Sketch> = subtasks.iter().flat_map(|i| &sketches[4 * i..4 * i + 4]).collect();
-            let groups: Vec<usize> = inputs.iter().map(|of| of.subtask).collect();
+            let groups: Vec<usize> = inputs.iter().map(|of| of.subtask.0).collect();
             let consistent = ParityCheck::new(&code, &inputs).unwrap().is_consistent(&sketches, noise);
             (consistent, locate_errors(&code, &inputs, &groups, &sketches, noise, 1))
         };
@@ -430,7 +431,7 @@ mod tests {
         // Part 1 is a hundred million times smaller than part 0.
         layer.scale_each(|input| if code.part_of(input.subtask) == Some(1) { 1e-8 } else { 1.0 });
         let small: Vec<usize> =
-            layer.groups.iter().copied().filter(|i| code.part_of(*i) == Some(1)).collect();
+            layer.groups.iter().copied().filter(|i| code.part_of(SubtaskId(*i)) == Some(1)).collect();
         let checker = ParityCheck::new(&code, &layer.inputs).unwrap();
         let mut residual = |fault| {
             let sketches = layer.sketches::<f32>(576, fault, &mut random);
@@ -444,12 +445,13 @@ mod tests {
             assert_eq!(answer, Some(vec![bad]));
         }
         // Two copies of a part contradict each other, and either may be wrong.
-        let five: Vec<SubResult> = layer.inputs.iter().copied().filter(|of| of.subtask != small[2]).collect();
+        let five: Vec<SubResult> =
+            layer.inputs.iter().copied().filter(|of| of.subtask.0 != small[2]).collect();
         layer.keep(&five);
         let answer = named(&code, &layer, &[Fault::Noise(small[0], 1e-2)], 1, &mut random);
         assert_eq!(answer, None);
         // A single copy is not checked.
-        let alone: Vec<SubResult> = five.into_iter().filter(|of| of.subtask != small[1]).collect();
+        let alone: Vec<SubResult> = five.into_iter().filter(|of| of.subtask.0 != small[1]).collect();
         let floor = ParityCheck::new(&code, &alone).unwrap().floor(&[0, 1, 2, 3], noise);
         assert_eq!(floor, f64::INFINITY);
     }

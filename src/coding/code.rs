@@ -4,12 +4,13 @@ use super::generators::{Generators, Structure};
 use super::kind::CodeKind;
 use super::{crme, khatri_rao, polynomial, selection};
 use crate::error::{Error, Message, Parameter, Result};
+use crate::ids::SubtaskId;
 
 /// Sub-result (p, r) of subtask i.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SubResult {
     /// i, below n.
-    pub subtask: usize,
+    pub subtask: SubtaskId,
     /// p, below l_A.
     pub slab: usize,
     /// r, below l_B.
@@ -126,7 +127,7 @@ impl Code {
 
     /// The sub-result of this index in its subtask.
     #[must_use]
-    pub fn sub_result(&self, subtask: usize, index: usize) -> SubResult {
+    pub fn sub_result(&self, subtask: SubtaskId, index: usize) -> SubResult {
         SubResult { subtask, slab: index / self.l_b, bank: index % self.l_b }
     }
 
@@ -146,12 +147,14 @@ impl Code {
     /// Whether the whole subtasks for which `holds` is true determine the parts. That takes recovery-threshold many of
     /// them or, where each computes one part, one copy of every part.
     #[must_use]
-    pub fn determines(&self, holds: &dyn Fn(usize) -> bool) -> bool {
+    pub fn determines(&self, holds: &dyn Fn(SubtaskId) -> bool) -> bool {
         let parts = self.k_a * self.k_b;
         match self.structure {
-            Structure::Selection => (0..parts).all(|part| (part..self.n).step_by(parts).any(holds)),
+            Structure::Selection => {
+                (0..parts).all(|part| (part..self.n).step_by(parts).map(SubtaskId).any(holds))
+            }
             Structure::Rotation { .. } | Structure::Dense => {
-                (0..self.n).filter(|i| holds(*i)).nth(self.recovery_threshold - 1).is_some()
+                (0..self.n).filter(|i| holds(SubtaskId(*i))).nth(self.recovery_threshold - 1).is_some()
             }
         }
     }
@@ -159,10 +162,10 @@ impl Code {
     /// The one part that a subtask computes, as a row-major index in k_A x k_B, where results are copies of parts: with
     /// replication, without a code, and with polynomial and random codes of a single part (copies up to a factor).
     #[must_use]
-    pub fn part_of(&self, subtask: usize) -> Option<usize> {
+    pub fn part_of(&self, subtask: SubtaskId) -> Option<usize> {
         let parts = self.k_a * self.k_b;
         match self.structure {
-            Structure::Selection => Some(subtask % parts),
+            Structure::Selection => Some(subtask.0 % parts),
             Structure::Dense if parts == 1 => Some(0),
             Structure::Rotation { .. } | Structure::Dense => None,
         }
@@ -171,27 +174,27 @@ impl Code {
     /// Whether all subtasks have the same slabs and differ only in their filters, as with k_A = 1.
     #[must_use]
     pub fn shares_slabs(&self) -> bool {
-        (1..self.n).all(|i| self.input_block(i) == self.input_block(0))
+        (1..self.n).all(|i| self.input_block(SubtaskId(i)) == self.input_block(SubtaskId(0)))
     }
 
     /// A_i, k_A x l_A row-major.
     #[must_use]
-    pub fn input_block(&self, subtask: usize) -> &[f64] {
+    pub fn input_block(&self, subtask: SubtaskId) -> &[f64] {
         let size = self.k_a * self.l_a;
-        &self.input_blocks[subtask * size..(subtask + 1) * size]
+        &self.input_blocks[subtask.0 * size..(subtask.0 + 1) * size]
     }
 
     /// B_i, k_B x l_B row-major.
     #[must_use]
-    pub fn filter_block(&self, subtask: usize) -> &[f64] {
+    pub fn filter_block(&self, subtask: SubtaskId) -> &[f64] {
         let size = self.k_b * self.l_b;
-        &self.filter_blocks[subtask * size..(subtask + 1) * size]
+        &self.filter_blocks[subtask.0 * size..(subtask.0 + 1) * size]
     }
 
     /// All sub-results of whole subtasks, in the order decoders take them: by subtask as given, then p, then r.
     #[must_use]
     pub fn sub_results_of(&self, subtasks: &[usize]) -> Vec<SubResult> {
-        let of = |&subtask: &usize| (0..self.sub_results()).map(move |index| self.sub_result(subtask, index));
+        let of = |&i: &usize| (0..self.sub_results()).map(move |index| self.sub_result(SubtaskId(i), index));
         subtasks.iter().flat_map(of).collect()
     }
 

@@ -15,7 +15,7 @@ impl Code {
     /// cheaper than a decoder.
     #[must_use]
     pub fn condition(&self, subtasks: &[usize]) -> f64 {
-        if !self.determines(&|i| subtasks.contains(&i)) {
+        if !self.determines(&|i| subtasks.contains(&i.0)) {
             return f64::INFINITY;
         }
         match self.structure {

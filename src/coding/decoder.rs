@@ -11,6 +11,7 @@ use super::generators::Structure;
 use super::panel::{Packed, PackedPairs};
 use super::rounding::error_bound;
 use crate::error::{Error, Result};
+use crate::ids::SubtaskId;
 
 /// Sets beyond this condition number are treated as singular: at f32 accuracy no digit would be correct, not even with
 /// f64 results.
@@ -108,7 +109,8 @@ impl Decoder {
 
     fn selection(code: &Code, subtasks: &[usize]) -> Result<Self> {
         let parts = code.k_a() * code.k_b();
-        let copy_of = |part: usize| subtasks.iter().copied().find(|i| code.part_of(*i) == Some(part));
+        let copy_of =
+            |part: usize| subtasks.iter().copied().find(|i| code.part_of(SubtaskId(*i)) == Some(part));
         let copies: Vec<Option<usize>> = (0..parts).map(copy_of).collect();
         if let Some(missing) = copies.iter().position(Option::is_none) {
             let holders = (missing..code.n()).step_by(parts).map(|i| i.to_string()).collect::<Vec<_>>();
@@ -203,7 +205,7 @@ fn refined<T: ComplexField>(matrix: &Mat<T>, inverse: Mat<T>) -> Mat<T> {
 }
 
 fn subtasks_of(inputs: &[SubResult]) -> Vec<usize> {
-    let mut subtasks: Vec<usize> = inputs.iter().map(|input| input.subtask).collect();
+    let mut subtasks: Vec<usize> = inputs.iter().map(|input| input.subtask.0).collect();
     subtasks.sort_unstable();
     subtasks.dedup();
     subtasks

@@ -15,6 +15,7 @@ use super::panel::{LANES, Packed, Panel};
 use super::work_split::Units;
 use crate::array::{Element, sized};
 use crate::conv::ConvShape;
+use crate::ids::SubtaskId;
 use crate::partition::{FilterPartition, InputPartition};
 
 /// Elements of one block of coded filters.
@@ -120,7 +121,7 @@ struct Combinations<'a> {
 impl<'a> Combinations<'a> {
     fn new(subtasks: usize, code: &Code, parts: &'a InputPartition, input_plane: usize) -> Self {
         let (k_a, l_a) = (code.k_a(), code.l_a());
-        let coefficient = |row: usize, a: usize| code.input_block(row / l_a)[a * l_a + row % l_a];
+        let coefficient = |row: usize, a: usize| code.input_block(SubtaskId(row / l_a))[a * l_a + row % l_a];
         let copied = |row: usize| {
             let mut terms = (0..k_a).filter(|a| coefficient(row, *a) != 0.0);
             let one = terms.next().filter(|a| coefficient(row, *a) == 1.0);
@@ -241,7 +242,7 @@ pub fn encode_filters<T: Element>(
     parts: &FilterPartition,
     weight: &[T],
     factors: &[f64],
-    subtask: usize,
+    subtask: SubtaskId,
 ) -> Vec<T> {
     let (bank, elems) = (parts.bank_elems(), parts.filter_elems());
     assert!(factors.is_empty() || factors.len() * elems == weight.len(), "a factor for each filter");

@@ -43,7 +43,7 @@ impl Synthetic {
             sum
         };
         Self {
-            groups: inputs.iter().map(|of| of.subtask).collect(),
+            groups: inputs.iter().map(|of| of.subtask.0).collect(),
             exact: inputs.iter().map(result).collect(),
             sketcher: Sketcher::new(elems, random.next_u64()),
             inputs,

@@ -8,6 +8,7 @@
 
 use crate::array::DType;
 use crate::coding::{Code, Rounding};
+use crate::ids::SubtaskId;
 use crate::scaling::Spread;
 
 /// Default limits of the windowwise error bound.
@@ -120,7 +121,7 @@ impl Accuracy {
 /// The expected condition number of `code`: the median over a few responder sets of as many subtasks as it needs.
 pub(super) fn typical_condition(code: &Code) -> f64 {
     let (n, delta) = (code.n(), code.recovery_threshold());
-    if code.part_of(0).is_some() || delta > SAMPLED_UP_TO {
+    if code.part_of(SubtaskId(0)).is_some() || delta > SAMPLED_UP_TO {
         return 1.0;
     }
     // Each set leaves out other subtasks, spread over all of them.

@@ -5,6 +5,7 @@
 use crate::array::Element;
 use crate::coding::{AUDIT_TARGET, Code, CodeKind, ParityCheckCache, Rounding, SINGULAR};
 use crate::error::{Error, Message, Parameter, Result};
+use crate::ids::{SubtaskId, WorkerId};
 use crate::scheduler::{Audit, Fleet, Pool, assign};
 
 /// Refuses a code that does not decode even from all subtasks: real polynomials of high degree. (CRME needs no check:
@@ -60,7 +61,7 @@ pub(super) fn check_audit<T: Element>(
     check_witnesses(code, audit, pool)?;
     let all: Vec<usize> = (0..code.n()).collect();
     let inputs = code.sub_results_of(&all);
-    let groups: Vec<usize> = inputs.iter().map(|of| of.subtask).collect();
+    let groups: Vec<usize> = inputs.iter().map(|of| of.subtask.0).collect();
     let floor = checkers.checker(code, &inputs)?.floor(&groups, noise);
     if floor > AUDIT_TARGET {
         return Err(Error::mismatch(
@@ -84,12 +85,12 @@ fn spare_for(audit: Audit) -> usize {
 
 /// Refuses an audit whose copies of a part lie on one worker: that worker would make the same mistake in each.
 fn check_witnesses(code: &Code, audit: Audit, pool: &Pool) -> Result<()> {
-    if code.part_of(0).is_none() {
+    if code.part_of(SubtaskId(0)).is_none() {
         return Ok(());
     }
     let (assignment, parts) = (assign(code.n(), &pool.seats()), code.k_a() * code.k_b());
     let workers = |part: usize| {
-        let mut workers: Vec<usize> = (part..code.n()).step_by(parts).map(|i| assignment[i]).collect();
+        let mut workers: Vec<WorkerId> = (part..code.n()).step_by(parts).map(|i| assignment[i]).collect();
         workers.sort_unstable();
         workers.dedup();
         workers.len()

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::options::LayerOptions;
 use crate::coding::{Code, Rounding};
+use crate::ids::SubtaskId;
 use crate::scheduler::{Expected, Latencies, RunEstimates, RunOutcome};
 
 /// Decoding from parts inverts a matrix of k x k parts. That costs this time times k cubed, and decoding itself is slower
@@ -74,7 +75,7 @@ impl LatencyHistory {
             max_error,
             parts_at: Some(parts_at),
             hedge_at: self.overdue,
-            expected: (0..code.n()).map(|i| self.expected.get(i)).collect(),
+            expected: (0..code.n()).map(|i| self.expected.get(SubtaskId(i))).collect(),
             local,
         }
     }

@@ -18,6 +18,7 @@ use crate::array::{Element, check_elems, first_non_finite, sized};
 use crate::coding::{Code, ParityCheckCache};
 use crate::conv::ConvShape;
 use crate::error::{Error, Result};
+use crate::ids::WorkerId;
 use crate::memory;
 use crate::planner::{LayerMemory, choose_partitions, subtask_shape, unmixed_partitions};
 use crate::scheduler::{Audit, Decision, Fleet, Pool};
@@ -177,9 +178,9 @@ impl<T: Element> CodedConv<T> {
         &self.main.placement.subtask
     }
 
-    /// The worker currently assigned to each subtask, by its index in the pool.
+    /// The worker currently assigned to each subtask.
     #[must_use]
-    pub fn assignment(&self) -> Vec<usize> {
+    pub fn assignment(&self) -> Vec<WorkerId> {
         self.main.placement.assignment()
     }
 

@@ -15,6 +15,7 @@ use super::holdings::{Holdings, TakeOver};
 use crate::array::{Element, Pooled, Values};
 use crate::coding::{Code, encode_filters};
 use crate::error::{Error, Result};
+use crate::ids::{SubtaskId, WorkerId};
 use crate::partition::FilterPartition;
 use crate::scaling::FilterScales;
 use crate::scheduler::{Audit, FilterHolders, FilterSource, Fleet, InstallRequest, Pool, assign, rebalance};
@@ -87,13 +88,13 @@ impl<T: Element> FilterPlacement<T> {
     }
 
     /// The coded filters of a subtask, one bank after the other.
-    pub(super) fn filters_of(&self, subtask: usize) -> Vec<T> {
+    pub(super) fn filters_of(&self, subtask: SubtaskId) -> Vec<T> {
         let (weight, factors) = ((*self.weight).as_ref(), &self.scales.factors);
         encode_filters(&self.code, &self.filters, weight, factors, subtask)
     }
 
     /// The worker of each subtask.
-    pub(super) fn assignment(&self) -> Vec<usize> {
+    pub(super) fn assignment(&self) -> Vec<WorkerId> {
         locked(&self.placed).holdings.assignment().to_vec()
     }
 
@@ -103,17 +104,17 @@ impl<T: Element> FilterPlacement<T> {
         let started = Instant::now();
         let assignment = self.assignment();
         // A worker that still installs an earlier layer's filters is known to be slow: do not wait for it again.
-        let behind: Vec<bool> = (0..self.pool.len()).map(|w| self.pool.is_installing(w)).collect();
+        let behind: Vec<bool> = self.pool.ids().map(|worker| self.pool.is_installing(worker)).collect();
         let mut energies = Vec::new();
-        let mut awaited = assignment.iter().filter(|worker| !behind[**worker]).count();
-        for (subtask, worker) in assignment.iter().enumerate() {
+        let mut awaited = assignment.iter().filter(|worker| !behind[worker.0]).count();
+        for (subtask, worker) in (0..).map(SubtaskId).zip(assignment) {
             let coded = self.filters_of(subtask);
             if audited {
                 energies.extend(coded.chunks(self.filters.bank_elems()).map(energy));
             }
             let coded = T::wrap(coded);
-            locked(&self.placed).holdings.send(*worker, subtask);
-            self.pool.install(*worker, self.request(subtask, coded), &reply);
+            locked(&self.placed).holdings.send(worker, subtask);
+            self.pool.install(worker, self.request(subtask, coded), &reply);
         }
         drop(reply);
         // Cannot fail: filters are installed once.
@@ -124,7 +125,7 @@ impl<T: Element> FilterPlacement<T> {
         let mut enough = false;
         while awaited > 0 || !enough {
             let Ok(answer) = replies.recv_deadline(end) else { break };
-            awaited -= usize::from(!behind[answer.worker]);
+            awaited -= usize::from(!behind[answer.worker.0]);
             match answer.result {
                 Ok(()) => {
                     installed.insert(answer.key.subtask);
@@ -166,7 +167,7 @@ impl<T: Element> FilterPlacement<T> {
         expected
     }
 
-    fn request(&self, subtask: usize, banks: Values) -> InstallRequest {
+    fn request(&self, subtask: SubtaskId, banks: Values) -> InstallRequest {
         let key = FilterKey { layer: self.id, subtask };
         InstallRequest { key, shape: Arc::clone(&self.subtask), banks }
     }
@@ -198,8 +199,9 @@ impl<T: Element> FilterPlacement<T> {
         }
     }
 
-    fn move_to(&self, from: &[usize], to: &[usize]) {
-        for (subtask, (old, new)) in from.iter().zip(to).enumerate().filter(|(_, (old, new))| old != new) {
+    fn move_to(&self, from: &[WorkerId], to: &[WorkerId]) {
+        let homes = (0..).map(SubtaskId).zip(from.iter().zip(to));
+        for (subtask, (old, new)) in homes.filter(|(_, (old, new))| old != new) {
             let fresh = {
                 let mut placed = locked(&self.placed);
                 if placed.closed {
@@ -219,7 +221,12 @@ impl<T: Element> FilterPlacement<T> {
                     continue;
                 }
             }
-            tracing::info!(subtask, from = self.pool.name(*old), to = self.pool.name(*new), "moved");
+            tracing::info!(
+                subtask = subtask.0,
+                from = self.pool.name(*old),
+                to = self.pool.name(*new),
+                "moved"
+            );
             // Under the lock under which tasks are queued.
             let mut placed = locked(&self.placed);
             let old = placed.holdings.end_move(subtask, *new);
@@ -239,19 +246,17 @@ impl<T: Element> FilterPlacement<T> {
 }
 
 impl<T: Element> FilterHolders for FilterPlacement<T> {
-    fn dispatch_all(&self, dispatch: &mut dyn FnMut(usize, usize)) {
+    fn dispatch_all(&self, dispatch: &mut dyn FnMut(SubtaskId, WorkerId)) {
         // Commands already queued are served first: once the tasks are queued, subtasks may be moved again.
         let placed = locked(&self.placed);
-        for (subtask, worker) in placed.holdings.assignment().iter().enumerate() {
-            dispatch(subtask, *worker);
-        }
+        placed.holdings.homes().for_each(|(subtask, worker)| dispatch(subtask, worker));
     }
 
-    fn holds(&self, subtask: usize, worker: usize) -> bool {
+    fn holds(&self, subtask: SubtaskId, worker: WorkerId) -> bool {
         locked(&self.placed).holdings.holds(subtask, worker)
     }
 
-    fn take_over(&self, subtask: usize, worker: usize) -> Option<Values> {
+    fn take_over(&self, subtask: SubtaskId, worker: WorkerId) -> Option<Values> {
         let mut placed = locked(&self.placed);
         let TakeOver::Send { evicted } = placed.holdings.take_over(subtask, worker) else { return None };
         if let Some((worker, subtask)) = evicted {
@@ -263,7 +268,7 @@ impl<T: Element> FilterHolders for FilterPlacement<T> {
 }
 
 impl<T: Element> FilterSource for FilterPlacement<T> {
-    fn coded_filters(&self, subtask: usize) -> Values {
+    fn coded_filters(&self, subtask: SubtaskId) -> Values {
         T::wrap(self.filters_of(subtask))
     }
 }

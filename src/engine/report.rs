@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::tracker::DecodingTracker;
 use crate::coding::{Code, Decoder};
 use crate::error::{ErrorKind, Result};
+use crate::ids::{SubtaskId, WorkerId};
 use crate::scheduler::{Fleet, Outcome, Pool, RunOutcome, State};
 
 /// The report of a whole command.
@@ -68,7 +69,7 @@ impl Completion {
 
     /// The completion of a layer decoded under the code `then` instead of `first`.
     pub(super) fn by(first: &Code, then: &Code) -> Self {
-        if then.part_of(0).is_some() && first.part_of(0).is_none() {
+        if then.part_of(SubtaskId(0)).is_some() && first.part_of(SubtaskId(0)).is_none() {
             Self::ExactReplicated
         } else if then.k_a() != first.k_a() {
             Self::ExactFiltersSplit
@@ -156,7 +157,7 @@ pub struct LayerReport {
     /// left out unless they were wrong.
     pub workers: Vec<WorkerReport>,
     /// Subtasks from which the output was decoded, by all or some of their sub-results; empty if it was computed locally.
-    pub used: Vec<usize>,
+    pub used: Vec<SubtaskId>,
     /// How it ended.
     pub completion: Completion,
     /// `local` if the output was computed on this machine.
@@ -190,7 +191,7 @@ pub struct LayerReport {
     /// Subtasks of which an idle worker got a copy.
     pub hedged: usize,
     /// Subtasks whose results were wrong.
-    pub flagged: Vec<usize>,
+    pub flagged: Vec<SubtaskId>,
     /// Whether spare results agreed with those used for decoding, or the layer was computed on this machine.
     pub audited: bool,
     /// Smallest relative L2 error of a subtask's results that the audit was certain to find; `None` without an audit.
@@ -237,7 +238,7 @@ impl LayerReport {
 
     /// A run of duration `total` in which no worker got a task.
     pub(super) fn without_workers(name: &str, pool: &Pool, total: Duration) -> Self {
-        let workers = (0..pool.len()).map(|worker| WorkerReport::idle(pool, worker)).collect();
+        let workers = pool.ids().map(|worker| WorkerReport::idle(pool, worker)).collect();
         let ms = total.as_secs_f64() * 1e3;
         Self {
             why_local: None,
@@ -275,13 +276,13 @@ impl LayerReport {
                 cause: a.cause.clone(),
             })
             .collect();
-        let idle = (0..pool.len()).filter(|w| gathered.attempts.iter().all(|a| a.worker != *w));
+        let idle = pool.ids().filter(|w| gathered.attempts.iter().all(|a| a.worker != *w));
         workers.extend(idle.map(|w| WorkerReport::idle(pool, w)));
-        let mut used: Vec<usize> =
+        let mut used: Vec<SubtaskId> =
             decoder.map_or(&[][..], Decoder::inputs).iter().map(|of| of.subtask).collect();
         used.sort_unstable();
         used.dedup();
-        let mut flagged: Vec<usize> =
+        let mut flagged: Vec<SubtaskId> =
             gathered.attempts.iter().filter(|a| a.outcome == Outcome::Corrupt).map(|a| a.subtask).collect();
         flagged.extend(gathered.recovery.flagged());
         flagged.sort_unstable();
@@ -315,7 +316,7 @@ impl LayerReport {
 #[non_exhaustive]
 pub struct WorkerReport {
     /// The subtask; `null` for an idle worker.
-    pub subtask: Option<usize>,
+    pub subtask: Option<SubtaskId>,
     /// The worker's name.
     pub worker: String,
     /// Outcome of the attempt.
@@ -345,7 +346,7 @@ impl WorkerReport {
         }
     }
 
-    fn idle(pool: &Pool, worker: usize) -> Self {
+    fn idle(pool: &Pool, worker: WorkerId) -> Self {
         Self {
             subtask: None,
             worker: pool.name(worker).to_owned(),
@@ -358,6 +359,6 @@ impl WorkerReport {
     }
 }
 
-fn state_of(pool: &Pool, worker: usize) -> State {
+fn state_of(pool: &Pool, worker: WorkerId) -> State {
     pool.health(worker).map_or(State::Lost, |health| health.state)
 }

@@ -22,6 +22,7 @@ use crate::array::{Buffers, DType, Pooled, Values};
 use crate::coding::{Code, ParityCheckCache, Rounding};
 use crate::conv::ConvShape;
 use crate::error::{Error, Result};
+use crate::ids::{SubtaskId, WorkerId};
 use crate::planner::{choose_partitions, subtask_shape};
 use crate::scheduler::{
     Arrivals, Audit, Decision, FilterHolders, Fleet, InstallRequest, JobLayer, JobPlan, OnShortfall, Outcome,
@@ -82,7 +83,7 @@ pub struct SimulatedRun {
     /// Subtasks of which an idle worker got a copy.
     pub hedged: usize,
     /// Subtasks from which the output was decoded.
-    pub used: Vec<usize>,
+    pub used: Vec<SubtaskId>,
     /// Number of sub-results from which the output was decoded; all others were computed in vain.
     pub used_sub_results: usize,
     /// Every attempt at a subtask, in order of dispatch; the first attempts at all subtasks come first.
@@ -95,9 +96,9 @@ pub struct SimulatedRun {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct SimulatedAttempt {
     /// The subtask.
-    pub subtask: usize,
-    /// The worker's index in the fleet.
-    pub worker: usize,
+    pub subtask: SubtaskId,
+    /// The worker.
+    pub worker: WorkerId,
     /// Outcome of the attempt.
     pub outcome: Outcome,
     /// Time from the run's first dispatch to that of this attempt.
@@ -127,8 +128,8 @@ pub struct SimulatedLayer {
     costs: SimulatedCosts,
     counted: bool,
     holdings: RefCell<Holdings>,
-    /// (subtask, worker) of filters on their way to newly assigned workers.
-    moves: Vec<(usize, usize)>,
+    /// Filters on their way to newly assigned workers.
+    moves: Vec<(SubtaskId, WorkerId)>,
 }
 
 /// A layer's filters on the fleet that it runs on.
@@ -176,7 +177,7 @@ impl SimulatedLayer {
         };
         let mut holdings = Holdings::new(assign(code.n(), &fleet.seats()), 0);
         let id = fleet.add_layer(costs.work);
-        for (subtask, worker) in holdings.assignment().to_vec().into_iter().enumerate() {
+        for (subtask, worker) in holdings.homes().collect::<Vec<_>>() {
             fleet.hold(worker, FilterKey { layer: id, subtask });
             holdings.send(worker, subtask);
         }
@@ -210,9 +211,9 @@ impl SimulatedLayer {
         &self.subtask
     }
 
-    /// The worker currently assigned to each subtask, by its index in the fleet.
+    /// The worker currently assigned to each subtask.
     #[must_use]
-    pub fn assignment(&self) -> Vec<usize> {
+    pub fn assignment(&self) -> Vec<WorkerId> {
         self.holdings.borrow().assignment().to_vec()
     }
 
@@ -289,7 +290,7 @@ impl SimulatedLayer {
     ) -> SimulatedRun {
         let decoded = result.is_ok() && !local;
         let decoder_inputs = if decoded { gathered.recovery.used(&gathered.arrivals) } else { Vec::new() };
-        let mut used: Vec<usize> = decoder_inputs.iter().map(|(subtask, _)| *subtask).collect();
+        let mut used: Vec<SubtaskId> = decoder_inputs.iter().map(|(subtask, _)| *subtask).collect();
         let used_sub_results = used.len();
         used.sort_unstable();
         used.dedup();
@@ -371,7 +372,7 @@ impl SimulatedLayer {
         }
         let assignment = holdings.assignment().to_vec();
         let Some(better) = rebalance(&assignment, &fleet.seats()) else { return };
-        for (subtask, (old, new)) in assignment.into_iter().zip(better).enumerate() {
+        for (subtask, (old, new)) in (0..).map(SubtaskId).zip(assignment.into_iter().zip(better)) {
             if old == new {
                 continue;
             }
@@ -386,17 +387,16 @@ impl SimulatedLayer {
 }
 
 impl FilterHolders for Placement<'_> {
-    fn dispatch_all(&self, dispatch: &mut dyn FnMut(usize, usize)) {
-        for (subtask, worker) in self.layer.assignment().into_iter().enumerate() {
-            dispatch(subtask, worker);
-        }
+    fn dispatch_all(&self, dispatch: &mut dyn FnMut(SubtaskId, WorkerId)) {
+        let homes: Vec<_> = self.layer.holdings.borrow().homes().collect();
+        homes.into_iter().for_each(|(subtask, worker)| dispatch(subtask, worker));
     }
 
-    fn holds(&self, subtask: usize, worker: usize) -> bool {
+    fn holds(&self, subtask: SubtaskId, worker: WorkerId) -> bool {
         self.layer.holdings.borrow().holds(subtask, worker)
     }
 
-    fn take_over(&self, subtask: usize, worker: usize) -> Option<Values> {
+    fn take_over(&self, subtask: SubtaskId, worker: WorkerId) -> Option<Values> {
         let taken = self.layer.holdings.borrow_mut().take_over(subtask, worker);
         let TakeOver::Send { evicted } = taken else { return None };
         if let Some((worker, subtask)) = evicted {
@@ -414,7 +414,7 @@ struct Counting<'a> {
 
 impl Counting<'_> {
     fn decodes(&self, arrivals: &Arrivals) -> bool {
-        match self.code.part_of(0) {
+        match self.code.part_of(SubtaskId(0)) {
             // With hundreds of workers, looking at each of them for every arrival would take most of the time.
             None => arrivals.complete().len() >= self.code.recovery_threshold(),
             Some(_) => self.code.determines(&|i| arrivals.is_complete(i)),
@@ -427,27 +427,27 @@ impl Recovery for Counting<'_> {
         if self.decodes(arrivals) { 0.0 } else { f64::INFINITY }
     }
 
-    fn error_with(&mut self, arrivals: &Arrivals, _: &[usize]) -> f64 {
+    fn error_with(&mut self, arrivals: &Arrivals, _: &[SubtaskId]) -> f64 {
         self.error(arrivals)
     }
 
-    fn suffices_with(&self, arrivals: &Arrivals, also: &dyn Fn(usize) -> bool) -> bool {
+    fn suffices_with(&self, arrivals: &Arrivals, also: &dyn Fn(SubtaskId) -> bool) -> bool {
         self.code.determines(&|i| arrivals.is_complete(i) || also(i))
     }
 
-    fn wants(&self, arrivals: &Arrivals, subtask: usize) -> bool {
+    fn wants(&self, arrivals: &Arrivals, subtask: SubtaskId) -> bool {
         // Of several copies of a part, one is enough.
         let part = self.code.part_of(subtask);
         part.is_none() || !arrivals.complete().iter().any(|i| self.code.part_of(*i) == part)
     }
 
-    fn used(&self, arrivals: &Arrivals) -> Vec<(usize, usize)> {
-        let each = |subtask: &usize| arrivals.of(*subtask).map(|a| (a.subtask, a.index));
+    fn used(&self, arrivals: &Arrivals) -> Vec<(SubtaskId, usize)> {
+        let each = |subtask: &SubtaskId| arrivals.of(*subtask).map(|a| (a.subtask, a.index));
         arrivals.complete().iter().flat_map(each).collect()
     }
 
     fn needed(&self) -> usize {
         let parts = self.code.k_a() * self.code.k_b();
-        if self.code.part_of(0).is_some() { parts } else { self.code.recovery_threshold() }
+        if self.code.part_of(SubtaskId(0)).is_some() { parts } else { self.code.recovery_threshold() }
     }
 }

@@ -8,6 +8,7 @@ use crate::coding::{
     AUDIT_TARGET, Basis, Code, Decoder, DecoderCache, ParityCheckCache, Rounding, Sketch, SubResult,
     locate_errors,
 };
+use crate::ids::{SubtaskId, WorkerId};
 use crate::scheduler::{Arrival, Arrivals, Audit, Recovery, Verdict};
 
 /// Largest condition number at which parts of subtasks are used for decoding (f32 then keeps four digits). Whole subtasks
@@ -48,15 +49,15 @@ pub(super) struct DecodingTracker<'a> {
     wished: usize,
     needed: usize,
     /// With [`Audit::Watch`]: the set that decoded before a spare result was waited for.
-    first: Vec<usize>,
+    first: Vec<SubtaskId>,
     /// The minimum number of complete subtasks for the next check, since fewer left the audit in doubt.
     doubted: usize,
     /// Cached [`Recovery::error`], until the next result arrives.
     error: Option<f64>,
     chosen: Option<Arc<Decoder>>,
     in_doubt: bool,
-    faulty: Vec<usize>,
-    flagged: Vec<usize>,
+    faulty: Vec<WorkerId>,
+    flagged: Vec<SubtaskId>,
     floor: Option<f64>,
 }
 
@@ -91,7 +92,7 @@ impl<'a> DecodingTracker<'a> {
     }
 
     /// Subtasks whose results the audit rejected.
-    pub(super) fn flagged(&self) -> &[usize] {
+    pub(super) fn flagged(&self) -> &[SubtaskId] {
         &self.flagged
     }
 
@@ -108,7 +109,7 @@ impl<'a> DecodingTracker<'a> {
     /// Whether more results arrived than needed to decode, and they were not compared.
     pub(super) fn has_unchecked_spares(&self, arrivals: &Arrivals) -> bool {
         let code = self.scheme.code;
-        let decodes = match code.part_of(0) {
+        let decodes = match code.part_of(SubtaskId(0)) {
             None => code.recovery_threshold(),
             Some(_) => code.k_a() * code.k_b(),
         };
@@ -129,16 +130,20 @@ impl<'a> DecodingTracker<'a> {
 
     fn energy_of(&self, of: SubResult) -> f64 {
         let code = self.scheme.code;
-        self.scheme.energies.get(of.subtask * code.sub_results() + code.index_of(of)).copied().unwrap_or(0.0)
+        self.scheme
+            .energies
+            .get(of.subtask.0 * code.sub_results() + code.index_of(of))
+            .copied()
+            .unwrap_or(0.0)
     }
 
     /// Number of workers that confirm a part, where whole subtasks are copies. Two copies from one worker do not check each
     /// other: it makes the same mistake in both. Subtasks that `holds` names before they are complete are assumed to come
     /// from different workers.
-    fn witnesses(&self, arrivals: &Arrivals, part: usize, holds: &dyn Fn(usize) -> bool) -> usize {
+    fn witnesses(&self, arrivals: &Arrivals, part: usize, holds: &dyn Fn(SubtaskId) -> bool) -> usize {
         let parts = self.scheme.code.k_a() * self.scheme.code.k_b();
         let (mut workers, mut to_come) = (Vec::new(), 0);
-        for subtask in (part..arrivals.n()).step_by(parts).filter(|i| holds(*i)) {
+        for subtask in arrivals.subtasks().skip(part).step_by(parts).filter(|i| holds(*i)) {
             match arrivals.get(subtask, 0) {
                 Some(arrival) if !workers.contains(&arrival.worker) => workers.push(arrival.worker),
                 Some(_) => {}
@@ -149,13 +154,13 @@ impl<'a> DecodingTracker<'a> {
     }
 
     /// Whether the subtasks that `holds` names are enough to decode from and, for an audit, to compare.
-    fn enough(&self, arrivals: &Arrivals, holds: &dyn Fn(usize) -> bool) -> bool {
+    fn enough(&self, arrivals: &Arrivals, holds: &dyn Fn(SubtaskId) -> bool) -> bool {
         let code = self.scheme.code;
-        let count = (0..arrivals.n()).filter(|i| holds(*i)).count();
+        let count = arrivals.subtasks().filter(|i| holds(*i)).count();
         if count < self.doubted {
             return false;
         }
-        match code.part_of(0) {
+        match code.part_of(SubtaskId(0)) {
             None => count >= code.recovery_threshold() + self.needed,
             Some(_) => self.vouch(arrivals, holds, self.needed),
         }
@@ -163,7 +168,7 @@ impl<'a> DecodingTracker<'a> {
 
     /// Where whole subtasks are copies of parts: whether more than `spare` workers confirm every part by those that `holds`
     /// names.
-    fn vouch(&self, arrivals: &Arrivals, holds: &dyn Fn(usize) -> bool, spare: usize) -> bool {
+    fn vouch(&self, arrivals: &Arrivals, holds: &dyn Fn(SubtaskId) -> bool, spare: usize) -> bool {
         let code = self.scheme.code;
         (0..code.k_a() * code.k_b()).all(|part| self.witnesses(arrivals, part, holds) > spare)
     }
@@ -171,7 +176,7 @@ impl<'a> DecodingTracker<'a> {
     /// Whether there are enough complete subtasks to compare.
     fn comparable(&self, arrivals: &Arrivals) -> bool {
         let code = self.scheme.code;
-        match code.part_of(0) {
+        match code.part_of(SubtaskId(0)) {
             None => arrivals.complete().len() > code.recovery_threshold(),
             Some(_) => self.vouch(arrivals, &|i| arrivals.is_complete(i), 1),
         }
@@ -182,8 +187,8 @@ impl<'a> DecodingTracker<'a> {
     }
 
     /// Predicted error of decoding whole subtasks.
-    fn whole(&self, subtasks: &[usize]) -> f64 {
-        let decoder = self.scheme.decoders.decoder(self.scheme.code, subtasks);
+    fn whole(&self, subtasks: &[SubtaskId]) -> f64 {
+        let decoder = self.scheme.decoders.decoder(self.scheme.code, &rows(subtasks));
         decoder.map_or(f64::INFINITY, |decoder| self.bound(decoder.condition()))
     }
 
@@ -208,25 +213,27 @@ impl<'a> DecodingTracker<'a> {
     /// The smallest error that an audit of the complete subtasks is certain to find.
     fn audit_floor(&self, arrivals: &Arrivals) -> f64 {
         let code = self.scheme.code;
-        let inputs = code.sub_results_of(arrivals.complete());
-        let groups: Vec<usize> =
-            inputs.iter().map(|of| self.arrival(arrivals, *of).map_or(0, |arrival| arrival.worker)).collect();
+        let inputs = code.sub_results_of(&rows(arrivals.complete()));
+        let groups: Vec<usize> = inputs
+            .iter()
+            .map(|of| self.arrival(arrivals, *of).map_or(0, |arrival| arrival.worker.0))
+            .collect();
         let checker = self.scheme.checkers.checker(code, &inputs);
         checker.map_or(f64::INFINITY, |checker| checker.floor(&groups, self.noise(arrivals, &inputs)))
     }
 
-    fn choose(&mut self, subtasks: &[usize]) -> bool {
-        self.chosen = self.scheme.decoders.decoder(self.scheme.code, subtasks).ok();
+    fn choose(&mut self, subtasks: &[SubtaskId]) -> bool {
+        self.chosen = self.scheme.decoders.decoder(self.scheme.code, &rows(subtasks)).ok();
         self.chosen.is_some()
     }
 
     /// Compares the complete subtasks; `None` where that is impossible, or where [`Audit::Detect`] found a contradiction.
     fn examine(&self, arrivals: &Arrivals) -> Option<Finding> {
         let code = self.scheme.code;
-        let inputs = code.sub_results_of(arrivals.complete());
+        let inputs = code.sub_results_of(&rows(arrivals.complete()));
         let compared = inputs.iter().map(|of| {
             let arrival = self.arrival(arrivals, *of)?;
-            Some((arrival.worker, arrival.sketch.as_deref()?))
+            Some((arrival.worker.0, arrival.sketch.as_deref()?))
         });
         let (groups, sketches): (Vec<usize>, Vec<&Sketch>) =
             compared.collect::<Option<Vec<_>>>()?.into_iter().unzip();
@@ -240,8 +247,12 @@ impl<'a> DecodingTracker<'a> {
             return None;
         }
         let faulty = locate_errors(code, &inputs, &groups, &sketches, noise, MOST_LIARS).unwrap_or_default();
-        let wrong = |subtask: &usize| {
-            inputs.iter().zip(&groups).any(|(of, worker)| of.subtask == *subtask && faulty.contains(worker))
+        let faulty: Vec<WorkerId> = faulty.into_iter().map(WorkerId).collect();
+        let wrong = |subtask: &SubtaskId| {
+            inputs
+                .iter()
+                .zip(&groups)
+                .any(|(of, worker)| of.subtask == *subtask && faulty.contains(&WorkerId(*worker)))
         };
         let (flagged, honest) = arrivals.complete().iter().partition(|subtask| wrong(subtask));
         Some(if faulty.is_empty() { Finding::Unclear } else { Finding::Liars { faulty, flagged, honest } })
@@ -261,7 +272,7 @@ impl<'a> DecodingTracker<'a> {
             }
             Some(Finding::Liars { faulty, flagged, honest }) => {
                 // The remaining copies must still confirm each other.
-                let copies = self.scheme.code.part_of(0).is_some();
+                let copies = self.scheme.code.part_of(SubtaskId(0)).is_some();
                 let vouched = !copies || self.vouch(arrivals, &|i| honest.contains(&i), self.wished);
                 if vouched && self.choose(&honest) {
                     (self.in_doubt, self.floor) = (false, Some(AUDIT_TARGET));
@@ -278,7 +289,7 @@ impl<'a> DecodingTracker<'a> {
 
     /// The subtasks to decode from when all agree: those that came before a spare one was waited for, unless they are
     /// conditioned much worse.
-    fn to_decode(&self, arrivals: &Arrivals) -> Vec<usize> {
+    fn to_decode(&self, arrivals: &Arrivals) -> Vec<SubtaskId> {
         let decodes = !self.first.is_empty() && self.doubted == 0;
         if decodes
             && self.whole(&self.first)
@@ -296,22 +307,27 @@ impl<'a> DecodingTracker<'a> {
     }
 }
 
+/// Subtasks as rows of the code's generator matrices.
+fn rows(subtasks: &[SubtaskId]) -> Vec<usize> {
+    subtasks.iter().map(|subtask| subtask.0).collect()
+}
+
 /// The result of comparing the complete subtasks.
 enum Finding {
     Consistent {
         floor: f64,
     },
     Liars {
-        faulty: Vec<usize>,
-        flagged: Vec<usize>,
-        honest: Vec<usize>,
+        faulty: Vec<WorkerId>,
+        flagged: Vec<SubtaskId>,
+        honest: Vec<SubtaskId>,
     },
     /// They contradict each other, and several explanations are equally good.
     Unclear,
 }
 
 impl Recovery for DecodingTracker<'_> {
-    fn arrived(&mut self, _: &Arrivals, subtask: usize, index: usize) {
+    fn arrived(&mut self, _: &Arrivals, subtask: SubtaskId, index: usize) {
         let code = self.scheme.code;
         self.error = None;
         if let Some(basis) = &mut self.basis {
@@ -355,7 +371,7 @@ impl Recovery for DecodingTracker<'_> {
         error
     }
 
-    fn error_with(&mut self, arrivals: &Arrivals, more: &[usize]) -> f64 {
+    fn error_with(&mut self, arrivals: &Arrivals, more: &[SubtaskId]) -> f64 {
         let mut union = arrivals.complete().to_vec();
         union.extend(more);
         union.sort_unstable();
@@ -366,22 +382,23 @@ impl Recovery for DecodingTracker<'_> {
         let Some(basis) = &self.basis else { return f64::INFINITY };
         let mut basis = basis.clone();
         let code = self.scheme.code;
-        let coming = code.sub_results_of(more).into_iter().filter(|of| self.arrival(arrivals, *of).is_none());
+        let coming =
+            code.sub_results_of(&rows(more)).into_iter().filter(|of| self.arrival(arrivals, *of).is_none());
         for of in coming {
             basis.add(code.recovery_column(of));
         }
         self.of_basis(&basis)
     }
 
-    fn suffices_with(&self, arrivals: &Arrivals, also: &dyn Fn(usize) -> bool) -> bool {
-        let complete = |i: usize| arrivals.is_complete(i);
-        let more = || (0..arrivals.n()).any(|i| !complete(i) && also(i));
+    fn suffices_with(&self, arrivals: &Arrivals, also: &dyn Fn(SubtaskId) -> bool) -> bool {
+        let complete = |i: SubtaskId| arrivals.is_complete(i);
+        let more = || arrivals.subtasks().any(|i| !complete(i) && also(i));
         // Where nothing more comes, the results at hand must do; an audit may decide otherwise.
         self.enough(arrivals, &|i| complete(i) || also(i))
             && (self.error.is_some_and(f64::is_finite) || more())
     }
 
-    fn wants(&self, arrivals: &Arrivals, subtask: usize) -> bool {
+    fn wants(&self, arrivals: &Arrivals, subtask: SubtaskId) -> bool {
         let witnesses = |part| self.witnesses(arrivals, part, &|i| arrivals.is_complete(i));
         let part = self.scheme.code.part_of(subtask);
         self.doubted > 0 || part.is_none_or(|part| witnesses(part) <= self.wished)
@@ -425,12 +442,12 @@ impl Recovery for DecodingTracker<'_> {
         watches && !(self.comparable(arrivals) && self.audit_floor(arrivals) <= AUDIT_TARGET)
     }
 
-    fn used(&self, _: &Arrivals) -> Vec<(usize, usize)> {
+    fn used(&self, _: &Arrivals) -> Vec<(SubtaskId, usize)> {
         let inputs = self.chosen.iter().flat_map(|decoder| decoder.inputs());
         inputs.map(|of| (of.subtask, self.scheme.code.index_of(*of))).collect()
     }
 
-    fn faulty(&self) -> &[usize] {
+    fn faulty(&self) -> &[WorkerId] {
         &self.faulty
     }
 

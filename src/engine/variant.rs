@@ -21,6 +21,7 @@ use crate::array::{Buffers, Element, Pooled, first_non_finite};
 use crate::coding::{Code, Decoder, Epilogue, ParityCheckCache, Rounding, Sketcher, decode, encode_distinct};
 use crate::conv::{conv_uncoded, outputs_at};
 use crate::error::{Error, Result};
+use crate::ids::WorkerId;
 use crate::partition::{FilterPartition, InputPartition, OutputTiling};
 use crate::planner::subtask_shape;
 use crate::scaling::{InputScan, ScanOptions, ScanPlan};
@@ -208,7 +209,7 @@ impl<T: Element> Variant<T> {
         if gathered.recovery.in_doubt() {
             gathered.end = Decision::Local;
         }
-        let faulty: Vec<usize> = gathered.recovery.faulty().to_vec();
+        let faulty: Vec<WorkerId> = gathered.recovery.faulty().to_vec();
         self.flag(gathered, &faulty);
     }
 
@@ -228,7 +229,7 @@ impl<T: Element> Variant<T> {
                 break;
             }
             let filters = self.placement.filters_of(subtask);
-            let Ok(inputs) = slabs[subtask].as_slice::<T>() else { continue };
+            let Ok(inputs) = slabs[subtask.0].as_slice::<T>() else { continue };
             for arrival in gathered.arrivals.of(subtask) {
                 let Ok(got) = arrival.values.as_slice::<T>() else { continue };
                 let of = self.code().sub_result(subtask, arrival.index);
@@ -256,7 +257,7 @@ impl<T: Element> Variant<T> {
     }
 
     /// Quarantines workers whose results are wrong.
-    fn flag(&self, gathered: &mut RunOutcome<DecodingTracker<'_>>, workers: &[usize]) {
+    fn flag(&self, gathered: &mut RunOutcome<DecodingTracker<'_>>, workers: &[WorkerId]) {
         for worker in workers {
             self.placement.pool.flag(*worker, "contradicts the other results");
             gathered.blame(*worker, "contradicts the other results");

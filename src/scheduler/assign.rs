@@ -10,6 +10,8 @@
 use std::cmp::Reverse;
 use std::collections::HashMap;
 
+use crate::ids::{SubtaskId, WorkerId};
+
 /// How much slower than a fresh assignment the present one may be before subtasks move: moving a subtask costs the
 /// installation of its filters, and measured speeds always fluctuate.
 const TOLERATED: f64 = 1.3;
@@ -28,16 +30,16 @@ pub struct Seat {
     pub speed: f64,
 }
 
-/// Assigns each of `n` subtasks to a seat, and returns the seat's index for each.
+/// Assigns each of `n` subtasks to a seat, and returns the worker of each: the index of its seat.
 ///
 /// Every seat with speed gets a subtask if there are enough, so that its speed stays measured; each further one goes
 /// to the seat that would finish it first. With fewer subtasks than seats, the fastest get one each. Ties go to the lowest
 /// index. If no seat has speed, all count as equal. The result is empty if there are no seats.
 #[must_use]
-pub fn assign(n: usize, seats: &[Seat]) -> Vec<usize> {
+pub fn assign(n: usize, seats: &[Seat]) -> Vec<WorkerId> {
     let counts = counts(n, &speeds(seats));
     let busy: Vec<usize> = (0..seats.len()).filter(|seat| counts[*seat] > 0).collect();
-    spread(&busy, 0, seats, &counts)
+    spread(&busy, 0, seats, &counts).into_iter().map(WorkerId).collect()
 }
 
 /// A better assignment, or `None` when the present one is good enough.
@@ -50,7 +52,7 @@ pub fn assign(n: usize, seats: &[Seat]) -> Vec<usize> {
 /// equals, to the seat whose failure domain's other subtasks are furthest away on the circle. The result is good enough
 /// at the same speeds, so that repeated calls converge.
 #[must_use]
-pub fn rebalance(assignment: &[usize], seats: &[Seat]) -> Option<Vec<usize>> {
+pub fn rebalance(assignment: &[WorkerId], seats: &[Seat]) -> Option<Vec<WorkerId>> {
     if seats.is_empty() {
         return None;
     }
@@ -66,8 +68,11 @@ pub fn rebalance(assignment: &[usize], seats: &[Seat]) -> Option<Vec<usize>> {
     let mut assignment = assignment.to_vec();
     loop {
         let idle: Vec<usize> = (0..seats.len()).filter(|s| counts[*s] < target.least(*s)).collect();
-        let too_many = |seat: usize| counts.get(seat).is_none_or(|count| !target.fits(seat, *count, 1.0));
-        let mut movable: Vec<usize> = (0..assignment.len()).filter(|i| too_many(assignment[*i])).collect();
+        let too_many =
+            |home: WorkerId| counts.get(home.0).is_none_or(|count| !target.fits(home.0, *count, 1.0));
+        let homes = || (0..).map(SubtaskId).zip(assignment.iter().copied());
+        let mut movable: Vec<SubtaskId> =
+            homes().filter(|(_, home)| too_many(*home)).map(|(subtask, _)| subtask).collect();
         if movable.is_empty() {
             if idle.is_empty() {
                 return Some(assignment);
@@ -77,7 +82,7 @@ pub fn rebalance(assignment: &[usize], seats: &[Seat]) -> Option<Vec<usize>> {
             let latest =
                 (0..seats.len()).filter(spare).map(|s| target.finish(s, counts[s])).fold(0.0, f64::max);
             let latest = |seat: usize| spare(&seat) && target.finish(seat, counts[seat]) == latest;
-            movable = (0..assignment.len()).filter(|i| latest(assignment[*i])).collect();
+            movable = homes().filter(|(_, home)| latest(home.0)).map(|(subtask, _)| subtask).collect();
         }
         let receivers = if idle.is_empty() {
             let free: Vec<usize> =
@@ -93,11 +98,11 @@ pub fn rebalance(assignment: &[usize], seats: &[Seat]) -> Option<Vec<usize>> {
         let best = moves.rev().max_by_key(|(subtask, to)| circle.distances(&assignment, *subtask, *to));
         // A move exists: a fresh assignment fits, so if one seat is above its share another is below its own.
         let (subtask, to) = best?;
-        if let Some(count) = counts.get_mut(assignment[subtask]) {
+        if let Some(count) = counts.get_mut(assignment[subtask.0].0) {
             *count -= 1;
         }
         counts[to] += 1;
-        assignment[subtask] = to;
+        assignment[subtask.0] = WorkerId(to);
     }
 }
 
@@ -157,12 +162,12 @@ impl Circle {
 
     /// For each domain of seat `to`, outermost first, the distance from `subtask` to the nearest other subtask in it;
     /// the length of the circle if there is none.
-    fn distances(&self, assignment: &[usize], subtask: usize, to: usize) -> Vec<usize> {
+    fn distances(&self, assignment: &[WorkerId], subtask: SubtaskId, to: usize) -> Vec<usize> {
         let n = assignment.len();
         let mut distances = vec![n; self.depth];
-        for (other, home) in assignment.iter().enumerate().filter(|(other, _)| *other != subtask) {
-            let Some(theirs) = self.domains.get(*home) else { continue };
-            let apart = other.abs_diff(subtask);
+        for (other, home) in assignment.iter().enumerate().filter(|(other, _)| *other != subtask.0) {
+            let Some(theirs) = self.domains.get(home.0) else { continue };
+            let apart = other.abs_diff(subtask.0);
             let apart = apart.min(n - apart);
             for (level, domain) in self.domains[to].iter().enumerate() {
                 if theirs.contains(domain) {
@@ -182,10 +187,10 @@ fn speeds(seats: &[Seat]) -> Vec<f64> {
 }
 
 /// Number of subtasks of each seat; subtasks of seats that do not exist are not counted.
-fn count(assignment: &[usize], seats: usize) -> Vec<usize> {
+fn count(assignment: &[WorkerId], seats: usize) -> Vec<usize> {
     let mut counts = vec![0; seats];
     for home in assignment {
-        if let Some(count) = counts.get_mut(*home) {
+        if let Some(count) = counts.get_mut(home.0) {
             *count += 1;
         }
     }

@@ -13,6 +13,7 @@ use std::time::Duration;
 use super::arrivals::{Arrival, Arrivals, Recorded};
 use super::policy::{Audit, OnShortfall, Policy};
 use super::recovery::{Recovery, Verdict};
+use crate::ids::SubtaskId;
 
 /// An event of a run other than an [`Arrival`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,12 +21,12 @@ pub enum Event {
     /// An attempt at a subtask ended without all its results; no more results will come from it.
     Failed {
         /// The subtask.
-        subtask: usize,
+        subtask: SubtaskId,
     },
     /// No worker was idle for a requested hedge.
     Declined {
         /// The subtask.
-        subtask: usize,
+        subtask: SubtaskId,
     },
     /// A worker has become idle.
     Idle,
@@ -41,15 +42,15 @@ pub enum Action {
     /// Give a copy of this subtask to the fastest idle worker. The caller sends [`Event::Declined`] if no worker is idle.
     Hedge {
         /// The subtask.
-        subtask: usize,
+        subtask: SubtaskId,
         /// Set for the first round of hedges: use a worker only if it takes no core from attempts under way.
         spare: bool,
     },
     /// Give this subtask to another worker, idle or not. The caller sends [`Event::Failed`] if there is none.
-    Redispatch(usize),
+    Redispatch(SubtaskId),
     /// Give this subtask to another worker for a result that is needed only for comparison. The caller sends
     /// [`Event::Failed`] if there is none.
-    Spare(usize),
+    Spare(SubtaskId),
     /// Compute the layer locally; the run is over.
     Local,
     /// The results contradict each other and this cannot be resolved; the run is over.
@@ -167,12 +168,12 @@ impl<R: Recovery> Gather<R> {
         }
         match event {
             Event::Failed { subtask } => {
-                if let Some(of) = self.subtasks.get_mut(subtask) {
+                if let Some(of) = self.subtasks.get_mut(subtask.0) {
                     of.outstanding = of.outstanding.saturating_sub(1);
                 }
             }
             Event::Declined { subtask } => {
-                if let Some(of) = self.subtasks.get_mut(subtask) {
+                if let Some(of) = self.subtasks.get_mut(subtask.0) {
                     of.outstanding = of.outstanding.saturating_sub(1);
                     of.attempts = of.attempts.saturating_sub(1);
                 }
@@ -265,8 +266,8 @@ impl<R: Recovery> Gather<R> {
         if now >= until {
             return false;
         }
-        if !(0..self.subtasks.len()).any(|i| self.lives(i) && self.recovery.wants(&self.arrivals, i)) {
-            let again = |i: &usize| self.subtasks[*i].attempts < Policy::MAX_ATTEMPTS;
+        if !self.arrivals.subtasks().any(|i| self.lives(i) && self.recovery.wants(&self.arrivals, i)) {
+            let again = |i: &SubtaskId| self.subtasks[i.0].attempts < Policy::MAX_ATTEMPTS;
             let next = self.missing_subtasks().into_iter().find(again);
             let Some(subtask) = next.filter(|_| self.policy.on_shortfall == OnShortfall::Redispatch) else {
                 return false;
@@ -277,8 +278,8 @@ impl<R: Recovery> Gather<R> {
         true
     }
 
-    fn lives(&self, subtask: usize) -> bool {
-        let of = &self.subtasks[subtask];
+    fn lives(&self, subtask: SubtaskId) -> bool {
+        let of = &self.subtasks[subtask.0];
         of.outstanding > 0 && !self.arrivals.is_complete(subtask)
     }
 
@@ -289,7 +290,7 @@ impl<R: Recovery> Gather<R> {
         if error <= self.terms.comfortable && !refused {
             return true;
         }
-        let coming: Vec<usize> = (0..self.subtasks.len()).filter(|i| self.lives(*i)).collect();
+        let coming: Vec<SubtaskId> = self.arrivals.subtasks().filter(|i| self.lives(*i)).collect();
         if coming.is_empty() {
             // The set is not good enough: another worker may complete a failed subtask.
             return !(refused && self.replaces_for_a_better_set());
@@ -325,10 +326,10 @@ impl<R: Recovery> Gather<R> {
         let allowed = self.policy.on_shortfall == OnShortfall::Redispatch && !self.bettered;
         let Some(limit) = self.terms.max_error.filter(|_| allowed) else { return false };
         self.bettered = true;
-        let mut chosen: Vec<usize> = (0..self.subtasks.len()).filter(|i| self.lives(*i)).collect();
+        let mut chosen: Vec<SubtaskId> = self.arrivals.subtasks().filter(|i| self.lives(*i)).collect();
         let mut again = Vec::new();
         for subtask in self.missing_subtasks() {
-            let of = &self.subtasks[subtask];
+            let of = &self.subtasks[subtask.0];
             if of.outstanding > 0 || of.attempts >= Policy::MAX_ATTEMPTS {
                 continue;
             }
@@ -343,9 +344,9 @@ impl<R: Recovery> Gather<R> {
     }
 
     /// The subtask expected next, and its time. An overdue subtask is expected to take again as long as it is late.
-    fn next_arrival(&self, now: Duration, coming: &[usize]) -> Option<(usize, Duration)> {
+    fn next_arrival(&self, now: Duration, coming: &[SubtaskId]) -> Option<(SubtaskId, Duration)> {
         let gap = now / u32::try_from(self.arrivals.complete().len().max(1)).unwrap_or(u32::MAX);
-        let expected = |subtask: usize| match self.terms.expected.get(subtask).copied().flatten() {
+        let expected = |subtask: SubtaskId| match self.terms.expected.get(subtask.0).copied().flatten() {
             Some(at) if at > now => at,
             Some(at) => now + now.saturating_sub(at),
             None => now + gap,
@@ -355,14 +356,14 @@ impl<R: Recovery> Gather<R> {
 
     /// Where the results that may still come are not enough: redispatches, else computes locally or gives up.
     fn replace_the_dead(&mut self) {
-        let living = |i: usize| self.subtasks[i].outstanding > 0;
+        let living = |i: SubtaskId| self.subtasks[i.0].outstanding > 0;
         if self.recovery.suffices_with(&self.arrivals, &living) {
             return;
         }
         if self.policy.on_shortfall == OnShortfall::Redispatch {
-            let mut revived: Vec<usize> = Vec::new();
-            for subtask in 0..self.subtasks.len() {
-                let of = &self.subtasks[subtask];
+            let mut revived: Vec<SubtaskId> = Vec::new();
+            for subtask in self.arrivals.subtasks() {
+                let of = &self.subtasks[subtask.0];
                 let spent = of.outstanding > 0 || of.attempts >= Policy::MAX_ATTEMPTS;
                 if self.arrivals.is_complete(subtask)
                     || spent
@@ -372,7 +373,7 @@ impl<R: Recovery> Gather<R> {
                 }
                 revived.push(subtask);
                 if self.recovery.suffices_with(&self.arrivals, &|i| {
-                    self.subtasks[i].outstanding > 0 || revived.contains(&i)
+                    self.subtasks[i.0].outstanding > 0 || revived.contains(&i)
                 }) {
                     self.hand_out(&revived, Action::Redispatch);
                     return;
@@ -394,9 +395,9 @@ impl<R: Recovery> Gather<R> {
         self.finish(last);
     }
 
-    fn hand_out(&mut self, subtasks: &[usize], action: impl Fn(usize) -> Action) {
+    fn hand_out(&mut self, subtasks: &[SubtaskId], action: impl Fn(SubtaskId) -> Action) {
         for subtask in subtasks {
-            let of = &mut self.subtasks[*subtask];
+            let of = &mut self.subtasks[subtask.0];
             of.outstanding += 1;
             of.attempts += 1;
             self.pending.push_back(action(*subtask));
@@ -433,10 +434,10 @@ impl<R: Recovery> Gather<R> {
     fn hedge(&mut self) {
         let needed = self.enough_of().len();
         let mut missing = self.missing_subtasks();
-        let copied = missing.iter().filter(|i| self.subtasks[**i].outstanding > 1).count();
+        let copied = missing.iter().filter(|i| self.subtasks[i.0].outstanding > 1).count();
         // One copy of each subtask in each round; the interval between rounds doubles.
         missing.retain(|i| {
-            let of = &self.subtasks[*i];
+            let of = &self.subtasks[i.0];
             of.outstanding <= self.hedges && of.attempts < Policy::MAX_ATTEMPTS
         });
         let more = if self.hedges > 1 { 2 * needed } else { (2 * needed).saturating_sub(copied) };
@@ -446,21 +447,22 @@ impl<R: Recovery> Gather<R> {
     }
 
     /// Incomplete subtasks that would be of use, those with the most missing sub-results first.
-    fn missing_subtasks(&self) -> Vec<usize> {
-        let of_use = |i: &usize| !self.arrivals.is_complete(*i) && self.recovery.wants(&self.arrivals, *i);
-        let mut missing: Vec<usize> = (0..self.subtasks.len()).filter(of_use).collect();
+    fn missing_subtasks(&self) -> Vec<SubtaskId> {
+        let of_use =
+            |i: &SubtaskId| !self.arrivals.is_complete(*i) && self.recovery.wants(&self.arrivals, *i);
+        let mut missing: Vec<SubtaskId> = self.arrivals.subtasks().filter(of_use).collect();
         missing.sort_by_key(|i| std::cmp::Reverse(self.arrivals.count_missing(*i)));
         missing
     }
 
     /// Missing subtasks that would be enough and may be dispatched once more.
-    fn enough_of(&self) -> Vec<usize> {
-        let mut chosen: Vec<usize> = Vec::new();
+    fn enough_of(&self) -> Vec<SubtaskId> {
+        let mut chosen: Vec<SubtaskId> = Vec::new();
         for subtask in self.missing_subtasks() {
             if self.recovery.suffices_with(&self.arrivals, &|i| chosen.contains(&i)) {
                 break;
             }
-            if self.subtasks[subtask].attempts < Policy::MAX_ATTEMPTS {
+            if self.subtasks[subtask.0].attempts < Policy::MAX_ATTEMPTS {
                 chosen.push(subtask);
             }
         }

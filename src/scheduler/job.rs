@@ -18,19 +18,20 @@ use super::slot::{InstallRequest, QueuedTask, Replies, Reply, ReplyKind};
 use crate::array::{Buffers, Pooled, Values};
 use crate::coding::Sketcher;
 use crate::error::{Error, Message, Parameter};
+use crate::ids::{SubtaskId, WorkerId};
 use crate::worker::{CancelToken, FilterKey, SubtaskShape};
 
 /// The coded filters of a layer, and the workers that hold them.
 pub(crate) trait FilterHolders {
     /// Calls `dispatch` with every subtask and its worker, in order. Meanwhile no worker loses its filters, so that every
     /// task that is queued finds them.
-    fn dispatch_all(&self, dispatch: &mut dyn FnMut(usize, usize));
+    fn dispatch_all(&self, dispatch: &mut dyn FnMut(SubtaskId, WorkerId));
 
     /// Whether a worker holds the filters of a subtask, or they are on their way to it.
-    fn holds(&self, subtask: usize, worker: usize) -> bool;
+    fn holds(&self, subtask: SubtaskId, worker: WorkerId) -> bool;
 
     /// Coded filters for a worker that takes over a subtask; `None` if it holds them.
-    fn take_over(&self, subtask: usize, worker: usize) -> Option<Values>;
+    fn take_over(&self, subtask: SubtaskId, worker: WorkerId) -> Option<Values>;
 }
 
 /// What all tasks of a run have in common.
@@ -144,10 +145,10 @@ impl<'a, F: Fleet, R: Recovery> Run<'a, F, R> {
 
     /// Dispatches a subtask to a worker. A `copy` computes the missing sub-results, last first, so that it meets the first
     /// attempt half-way.
-    fn dispatch(&mut self, subtask: usize, worker: usize, copy: bool, spare: bool) {
-        self.traffic.bytes_up += self.slabs[subtask].size_bytes();
+    fn dispatch(&mut self, subtask: SubtaskId, worker: WorkerId, copy: bool, spare: bool) {
+        self.traffic.bytes_up += self.slabs[subtask.0].size_bytes();
         let sub_results = self.layer.shape.sub_results();
-        let rotated = |index: usize| (subtask + index) % sub_results;
+        let rotated = |index: usize| (subtask.0 + index) % sub_results;
         let order: Option<Vec<usize>> = if copy {
             let missing = self.gather.arrivals().missing(subtask);
             Some((0..sub_results).rev().map(rotated).filter(|index| missing.contains(index)).collect())
@@ -175,11 +176,11 @@ impl<'a, F: Fleet, R: Recovery> Run<'a, F, R> {
         let task = QueuedTask {
             key: FilterKey { layer: self.layer.id, subtask },
             shape: Arc::clone(&self.layer.shape),
-            slabs: Arc::clone(&self.slabs[subtask]),
+            slabs: Arc::clone(&self.slabs[subtask.0]),
             order,
             finite: self.layer.finite,
             sketcher: self.layer.sketcher.clone(),
-            cancel: self.cancel.tokens[subtask].clone(),
+            cancel: self.cancel.tokens[subtask.0].clone(),
             attempt,
             replies: Arc::clone(&self.replies),
             buffers: self.buffers.clone(),
@@ -205,16 +206,16 @@ impl<'a, F: Fleet, R: Recovery> Run<'a, F, R> {
 
     /// Gives a subtask to one more worker; with `hedge` only to an idle one (`Some(true)`: only if it takes no core from
     /// others). An attempt not `needed` to decode is not counted as redispatched.
-    fn hand_out(&mut self, subtask: usize, hedge: Option<bool>, needed: bool) {
+    fn hand_out(&mut self, subtask: SubtaskId, hedge: Option<bool>, needed: bool) {
         // Never a worker that has tried this subtask or returned a corrupt result. Preferably none with a failure in this
         // run: a worker that is down fails at once and then looks idle again.
         let (mut barred, mut failed) = (vec![false; self.fleet.size()], vec![false; self.fleet.size()]);
         for attempt in &self.attempts {
-            barred[attempt.worker] |= attempt.subtask == subtask || attempt.outcome == Outcome::Corrupt;
-            failed[attempt.worker] |= attempt.outcome == Outcome::Failed;
+            barred[attempt.worker.0] |= attempt.subtask == subtask || attempt.outcome == Outcome::Corrupt;
+            failed[attempt.worker.0] |= attempt.outcome == Outcome::Failed;
         }
-        let admitted = |w: usize| !barred[w];
-        let sound = |w: usize| admitted(w) && !failed[w];
+        let admitted = |w: WorkerId| !barred[w.0];
+        let sound = |w: WorkerId| admitted(w) && !failed[w.0];
         let found = match hedge {
             // Encoding filters takes longer than most waits, so workers that hold them come first.
             Some(spare) => self
@@ -230,7 +231,7 @@ impl<'a, F: Fleet, R: Recovery> Run<'a, F, R> {
             return self.gather.handle(self.elapsed(), event);
         };
         let how = if hedge { "hedged" } else { "redispatched" };
-        tracing::info!(subtask, worker = self.fleet.name(worker), "{how}");
+        tracing::info!(subtask = subtask.0, worker = self.fleet.name(worker), "{how}");
         if let Some(banks) = self.filters.take_over(subtask, worker) {
             let key = FilterKey { layer: self.layer.id, subtask };
             let request = InstallRequest { key, shape: Arc::clone(&self.layer.shape), banks };
@@ -275,7 +276,7 @@ impl<'a, F: Fleet, R: Recovery> Run<'a, F, R> {
                 let ended = attempt.ended;
                 if self.gather.arrivals().is_complete(subtask) {
                     if self.attempts.len() > self.slabs.len() {
-                        self.fleet.cancel(&self.cancel.tokens[subtask]);
+                        self.fleet.cancel(&self.cancel.tokens[subtask.0]);
                     }
                     return None;
                 }
@@ -285,7 +286,12 @@ impl<'a, F: Fleet, R: Recovery> Run<'a, F, R> {
             }
             ReplyKind::Finished => end(Outcome::Failed, "it stopped before its last sub-result".to_owned()),
             ReplyKind::Unusable { cause } => {
-                tracing::warn!(worker = self.fleet.name(attempt.worker), subtask, cause, "corrupt result");
+                tracing::warn!(
+                    worker = self.fleet.name(attempt.worker),
+                    subtask = subtask.0,
+                    cause,
+                    "corrupt result"
+                );
                 end(Outcome::Corrupt, cause)
             }
             ReplyKind::Failed(error) => end(Outcome::Failed, error.to_string()),
@@ -367,7 +373,7 @@ impl<'a, F: Fleet, R: Recovery> Run<'a, F, R> {
         let corrupt = || self.attempts.iter().filter(|a| a.outcome == Outcome::Corrupt);
         let failed =
             |subtask| self.attempts.iter().any(|a| a.subtask == subtask && a.outcome == Outcome::Failed);
-        let honest = (0..self.slabs.len()).filter(|subtask| !failed(*subtask)).count();
+        let honest = self.gather.arrivals().subtasks().filter(|subtask| !failed(*subtask)).count();
         // Without failures alone there would be enough results: what came back was corrupt.
         let in_time = self.elapsed() < self.policy.deadline;
         if corrupt().count() > 0 && in_time && honest >= needed {

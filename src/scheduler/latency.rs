@@ -10,6 +10,8 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use crate::ids::SubtaskId;
+
 /// Number of observations kept: enough for a 95 % quantile, few enough to forget the load of a minute ago.
 const KEPT: usize = 128;
 
@@ -98,8 +100,8 @@ impl Expected {
     }
 
     /// Records that subtask `subtask` took `time`. An index out of range is ignored.
-    pub fn observe(&mut self, subtask: usize, time: Duration) {
-        if let Some(expected) = self.seconds.get_mut(subtask) {
+    pub fn observe(&mut self, subtask: SubtaskId, time: Duration) {
+        if let Some(expected) = self.seconds.get_mut(subtask.0) {
             let time = time.as_secs_f64();
             *expected = Some(expected.map_or(time, |before| before + WEIGHT * (time - before)));
         }
@@ -107,8 +109,8 @@ impl Expected {
 
     /// The expected latency of `subtask`; `None` if it was never observed.
     #[must_use]
-    pub fn get(&self, subtask: usize) -> Option<Duration> {
-        let seconds = (*self.seconds.get(subtask)?)?;
+    pub fn get(&self, subtask: SubtaskId) -> Option<Duration> {
+        let seconds = (*self.seconds.get(subtask.0)?)?;
         // The mean lies between observed durations; only rounding at the very end of the range could leave it.
         Some(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
     }
@@ -217,19 +219,19 @@ mod tests {
     #[test]
     fn expectations_follow_each_subtask() {
         let mut expected = Expected::new(2);
-        assert_eq!(expected.get(0), None);
-        expected.observe(0, ms(100));
-        assert_eq!(expected.get(0), Some(ms(100)));
-        expected.observe(0, ms(200));
-        assert_eq!(expected.get(0), Some(ms(125)));
-        assert_eq!(expected.get(1), None);
+        assert_eq!(expected.get(SubtaskId(0)), None);
+        expected.observe(SubtaskId(0), ms(100));
+        assert_eq!(expected.get(SubtaskId(0)), Some(ms(100)));
+        expected.observe(SubtaskId(0), ms(200));
+        assert_eq!(expected.get(SubtaskId(0)), Some(ms(125)));
+        assert_eq!(expected.get(SubtaskId(1)), None);
         for _ in 0..30 {
-            expected.observe(0, ms(400));
+            expected.observe(SubtaskId(0), ms(400));
         }
-        assert!(expected.get(0).unwrap() > ms(399));
-        expected.observe(2, ms(1));
-        assert_eq!(expected.get(2), None, "there is none");
-        expected.observe(1, Duration::MAX);
-        assert!(expected.get(1).is_some());
+        assert!(expected.get(SubtaskId(0)).unwrap() > ms(399));
+        expected.observe(SubtaskId(2), ms(1));
+        assert_eq!(expected.get(SubtaskId(2)), None, "there is none");
+        expected.observe(SubtaskId(1), Duration::MAX);
+        assert!(expected.get(SubtaskId(1)).is_some());
     }
 }

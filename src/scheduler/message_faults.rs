@@ -9,6 +9,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::sim_worker::ns;
+use crate::ids::WorkerId;
 
 /// The direction of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,8 +23,8 @@ pub enum Direction {
 /// A time during which no message reaches its destination in one direction of one worker's link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Partition {
-    /// The worker's index.
-    pub worker: usize,
+    /// The worker.
+    pub worker: WorkerId,
     /// The direction in which messages are lost.
     pub direction: Direction,
     /// Virtual time at which it begins.
@@ -60,7 +61,7 @@ impl MessageFates {
     }
 
     /// The additional nanoseconds of a message sent at `now`; `None` if it is lost.
-    pub(super) fn draw(&mut self, now: u64, worker: usize, direction: Direction) -> Option<u64> {
+    pub(super) fn draw(&mut self, now: u64, worker: WorkerId, direction: Direction) -> Option<u64> {
         let lost = self.faults.loss > 0.0 && self.rng.random_bool(self.faults.loss.min(1.0));
         let delay =
             if self.faults.delay.is_zero() { 0 } else { self.rng.random_range(0..=ns(self.faults.delay)) };
@@ -69,7 +70,7 @@ impl MessageFates {
     }
 
     /// When the partition that cuts this link at `now` is over.
-    pub(super) fn cut_until(&self, now: u64, worker: usize, direction: Direction) -> Option<u64> {
+    pub(super) fn cut_until(&self, now: u64, worker: WorkerId, direction: Direction) -> Option<u64> {
         let cuts = |p: &&Partition| {
             p.worker == worker && p.direction == direction && (ns(p.from)..ns(p.until)).contains(&now)
         };
@@ -87,7 +88,7 @@ mod tests {
         let faults = MessageFaults { seed: 3, loss: 0.25, delay: ms(2), partitions: Vec::new() };
         let draws = || {
             let mut fates = MessageFates::new(faults.clone());
-            (0..4000).map(|_| fates.draw(0, 0, Direction::ToMaster)).collect::<Vec<_>>()
+            (0..4000).map(|_| fates.draw(0, WorkerId(0), Direction::ToMaster)).collect::<Vec<_>>()
         };
         let drawn = draws();
         assert_eq!(drawn, draws());
@@ -102,7 +103,8 @@ mod tests {
     #[test]
     fn a_partition_cuts_one_direction_of_one_link_for_its_time() {
         let ms = Duration::from_millis;
-        let cut = |from, until| Partition { worker: 1, direction: Direction::ToWorker, from, until };
+        let cut =
+            |from, until| Partition { worker: WorkerId(1), direction: Direction::ToWorker, from, until };
         let partitions = vec![cut(ms(1), ms(3)), cut(ms(2), ms(5))];
         let mut fates = MessageFates::new(MessageFaults { partitions, ..MessageFaults::default() });
         let at = |at| ns(ms(at));
@@ -114,8 +116,12 @@ mod tests {
             (2, 1, Direction::ToMaster, true),
             (2, 0, Direction::ToWorker, true),
         ] {
-            assert_eq!(fates.draw(at(now), worker, direction), arrives.then_some(0), "{now} {worker}");
+            assert_eq!(
+                fates.draw(at(now), WorkerId(worker), direction),
+                arrives.then_some(0),
+                "{now} {worker}"
+            );
         }
-        assert_eq!(fates.cut_until(at(2), 1, Direction::ToWorker), Some(at(5)));
+        assert_eq!(fates.cut_until(at(2), WorkerId(1), Direction::ToWorker), Some(at(5)));
     }
 }

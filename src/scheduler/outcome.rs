@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::arrivals::Arrivals;
 use super::slot::{Replies, ReplyKind};
 use crate::error::Error;
+use crate::ids::{SubtaskId, WorkerId};
 
 /// Outcome of one attempt at a subtask.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -32,8 +33,8 @@ pub enum Outcome {
 /// One attempt at a subtask.
 #[derive(Clone, Debug)]
 pub(crate) struct Attempt {
-    pub(crate) subtask: usize,
-    pub(crate) worker: usize,
+    pub(crate) subtask: SubtaskId,
+    pub(crate) worker: WorkerId,
     pub(crate) outcome: Outcome,
     /// Time from the run's first dispatch to that of this attempt.
     pub(crate) since: Duration,
@@ -125,7 +126,7 @@ impl<R> RunOutcome<R> {
     }
 
     /// Marks a worker's attempts as corrupt.
-    pub(crate) fn blame(&mut self, worker: usize, cause: &str) {
+    pub(crate) fn blame(&mut self, worker: WorkerId, cause: &str) {
         for attempt in self.attempts.iter_mut().filter(|a| a.worker == worker && a.arrived > 0) {
             attempt.outcome = Outcome::Corrupt;
             attempt.cause = Some(cause.to_owned());

@@ -25,6 +25,7 @@ use super::slot::{
 };
 use crate::array::DType;
 use crate::error::{Error, Message, Parameter, Result};
+use crate::ids::WorkerId;
 use crate::planner::Rates;
 use crate::sync::locked;
 use crate::worker::{CancelToken, FilterKey, LOCAL_HOST, Owner, Supervised, Worker, WorkerInfo, WorkerKind};
@@ -147,10 +148,10 @@ impl Pool {
         self.inner.slots.iter().map(|slot| slot.info())
     }
 
-    /// State and speed of worker `index`; `None` if there is no such worker.
+    /// State and speed of a worker; `None` if there is no such worker.
     #[must_use]
-    pub fn health(&self, index: usize) -> Option<WorkerHealth> {
-        let slot = self.inner.slots.get(index)?;
+    pub fn health(&self, worker: WorkerId) -> Option<WorkerHealth> {
+        let slot = self.inner.slots.get(worker.0)?;
         let health = locked(&slot.health);
         Some(WorkerHealth {
             state: health.state(),
@@ -159,10 +160,10 @@ impl Pool {
         })
     }
 
-    /// The cause if worker `index` is lost.
+    /// The cause if a worker is lost.
     #[must_use]
-    pub fn lost(&self, index: usize) -> Option<String> {
-        let health = self.health(index)?;
+    pub fn lost(&self, worker: WorkerId) -> Option<String> {
+        let health = self.health(worker)?;
         (health.state == State::Lost).then(|| health.cause.unwrap_or_default())
     }
 
@@ -231,8 +232,8 @@ impl Pool {
     }
 
     /// Whether the worker still installs earlier filters, so that others should not wait for it.
-    pub(crate) fn is_installing(&self, worker: usize) -> bool {
-        self.inner.slots[worker].installing.load(Ordering::Relaxed) > 0
+    pub(crate) fn is_installing(&self, worker: WorkerId) -> bool {
+        self.inner.slots[worker.0].installing.load(Ordering::Relaxed) > 0
     }
 
     /// Registers the source from which respawned workers get a layer's filters.
@@ -253,16 +254,16 @@ impl Pool {
     }
 
     /// Queues filters for a worker; the answer is sent to `reply`.
-    pub(crate) fn install(&self, worker: usize, request: InstallRequest, reply: &Sender<Installed>) {
-        let slot = &self.inner.slots[worker];
+    pub(crate) fn install(&self, worker: WorkerId, request: InstallRequest, reply: &Sender<Installed>) {
+        let slot = &self.inner.slots[worker.0];
         locked(&slot.wanted).insert(request.key, Arc::clone(&request.shape));
         slot.installing.fetch_add(1, Ordering::Relaxed);
         slot.send(Command::Install(request, reply.clone(), worker));
     }
 
     /// Queues the removal of filters.
-    pub(crate) fn remove(&self, worker: usize, key: FilterKey) {
-        let slot = &self.inner.slots[worker];
+    pub(crate) fn remove(&self, worker: WorkerId, key: FilterKey) {
+        let slot = &self.inner.slots[worker.0];
         locked(&slot.wanted).remove(&key);
         slot.send(Command::Remove(key));
     }
@@ -277,8 +278,8 @@ impl Fleet for Pool {
         replies.take(Some(until))
     }
 
-    fn execute(&self, worker: usize, task: QueuedTask) {
-        let slot = &self.inner.slots[worker];
+    fn execute(&self, worker: WorkerId, task: QueuedTask) {
+        let slot = &self.inner.slots[worker.0];
         let load = slot.supervision.load();
         if load > 0 {
             service::replace_if_hung(slot, self.inner.shared.options.hang_grace);
@@ -293,7 +294,7 @@ impl Fleet for Pool {
         slot.send(Command::Execute(task));
     }
 
-    fn equip(&self, worker: usize, request: InstallRequest) {
+    fn equip(&self, worker: WorkerId, request: InstallRequest) {
         // Commands are served in order. A failed installation shows as a failed task.
         self.install(worker, request, &unbounded().0);
     }
@@ -302,36 +303,36 @@ impl Fleet for Pool {
         token.cancel();
     }
 
-    fn flag(&self, worker: usize, cause: &str) {
-        let slot = &self.inner.slots[worker];
+    fn flag(&self, worker: WorkerId, cause: &str) {
+        let slot = &self.inner.slots[worker.0];
         tracing::warn!(worker = slot.name(), cause, "quarantined");
         self.inner.shared.caught.fetch_add(1, Ordering::Relaxed);
         slot.update(|health, now| health.flagged(now, cause.to_owned()));
         slot.send(Command::Wake);
     }
 
-    fn accept(&self, worker: usize) {
-        self.inner.slots[worker].update(|health, _| health.accepted());
+    fn accept(&self, worker: WorkerId) {
+        self.inner.slots[worker.0].update(|health, _| health.accepted());
     }
 
-    fn pace(&self, worker: usize, ratio: f64) {
-        locked(&self.inner.slots[worker].health).paced(ratio);
+    fn pace(&self, worker: WorkerId, ratio: f64) {
+        locked(&self.inner.slots[worker.0].health).paced(ratio);
     }
 
     fn size(&self) -> usize {
         self.len()
     }
 
-    fn name(&self, worker: usize) -> &str {
-        self.inner.slots[worker].name()
+    fn name(&self, worker: WorkerId) -> &str {
+        self.inner.slots[worker.0].name()
     }
 
-    fn domain(&self, worker: usize) -> Vec<String> {
-        self.inner.slots[worker].info().domain()
+    fn domain(&self, worker: WorkerId) -> Vec<String> {
+        self.inner.slots[worker.0].info().domain()
     }
 
-    fn is_thread_here(&self, worker: usize) -> bool {
-        let info = self.inner.slots[worker].info();
+    fn is_thread_here(&self, worker: WorkerId) -> bool {
+        let info = self.inner.slots[worker.0].info();
         info.kind == WorkerKind::Cpu && info.host == LOCAL_HOST
     }
 
@@ -339,24 +340,24 @@ impl Fleet for Pool {
         self.inner.shared.cores
     }
 
-    fn load(&self, worker: usize) -> usize {
-        self.inner.slots[worker].supervision.load()
+    fn load(&self, worker: WorkerId) -> usize {
+        self.inner.slots[worker.0].supervision.load()
     }
 
-    fn rate(&self, worker: usize) -> Option<f64> {
-        self.inner.slots[worker].rate()
+    fn rate(&self, worker: WorkerId) -> Option<f64> {
+        self.inner.slots[worker.0].rate()
     }
 
-    fn rate_or(&self, worker: usize, typical: f64) -> f64 {
-        self.inner.slots[worker].rate_or(typical)
+    fn rate_or(&self, worker: WorkerId, typical: f64) -> f64 {
+        self.inner.slots[worker.0].rate_or(typical)
     }
 
-    fn is_usable(&self, worker: usize) -> bool {
-        self.inner.slots[worker].is_usable()
+    fn is_usable(&self, worker: WorkerId) -> bool {
+        self.inner.slots[worker.0].is_usable()
     }
 
-    fn straggles(&self, worker: usize) -> bool {
-        locked(&self.inner.slots[worker].health).state() == State::Straggling
+    fn straggles(&self, worker: WorkerId) -> bool {
+        locked(&self.inner.slots[worker.0].health).state() == State::Straggling
     }
 }
 

@@ -7,6 +7,8 @@
 
 use std::collections::BTreeSet;
 
+use crate::ids::WorkerId;
+
 /// Remaining work below this many nanoseconds counts as done, because of rounding.
 const NOTHING: f64 = 0.01;
 
@@ -18,11 +20,11 @@ pub(super) struct Cores {
     served: f64,
     at: u64,
     /// Active computations: the `served` at which they end (positive, hence ordered as its bits are), and the worker.
-    active: BTreeSet<(u64, usize)>,
+    active: BTreeSet<(u64, WorkerId)>,
 }
 
 /// Identifies a computation under way.
-pub(super) type Ticket = (u64, usize);
+pub(super) type Ticket = (u64, WorkerId);
 
 impl Cores {
     pub(super) fn new(count: f64) -> Self {
@@ -30,7 +32,7 @@ impl Cores {
     }
 
     /// `worker` begins a computation of `work` nanoseconds; one at a time.
-    pub(super) fn begin(&mut self, now: u64, worker: usize, work: f64) -> Ticket {
+    pub(super) fn begin(&mut self, now: u64, worker: WorkerId, work: f64) -> Ticket {
         self.advance(now);
         if self.active.is_empty() {
             self.served = 0.0;
@@ -55,7 +57,7 @@ impl Cores {
     }
 
     /// Removes a finished computation; returns its worker.
-    pub(super) fn take_done(&mut self, now: u64) -> Option<usize> {
+    pub(super) fn take_done(&mut self, now: u64) -> Option<WorkerId> {
         self.advance(now);
         let (finish, worker) = *self.active.first()?;
         let done = f64::from_bits(finish) <= self.served + NOTHING;
@@ -96,7 +98,7 @@ mod tests {
     use super::*;
 
     /// Runs all computations to their end; returns (time, worker) of each.
-    fn ends(cores: &mut Cores) -> Vec<(u64, usize)> {
+    fn ends(cores: &mut Cores) -> Vec<(u64, WorkerId)> {
         let mut ends = Vec::new();
         while let Some(at) = cores.next() {
             while let Some(worker) = cores.take_done(at) {
@@ -109,17 +111,17 @@ mod tests {
     #[test]
     fn as_many_as_cores_do_not_disturb_each_other_and_more_share() {
         let mut two = Cores::new(2.0);
-        two.begin(0, 0, 100.0);
-        two.begin(0, 1, 60.0);
-        assert_eq!(ends(&mut two), [(60, 1), (100, 0)]);
+        two.begin(0, WorkerId(0), 100.0);
+        two.begin(0, WorkerId(1), 60.0);
+        assert_eq!(ends(&mut two), [(60, WorkerId(1)), (100, WorkerId(0))]);
         // From 100 on, three computations share two cores until the shortest ends.
-        two.begin(100, 0, 100.0);
-        two.begin(100, 1, 100.0);
-        two.begin(100, 2, 40.0);
-        assert_eq!(ends(&mut two), [(160, 2), (220, 0), (220, 1)]);
+        two.begin(100, WorkerId(0), 100.0);
+        two.begin(100, WorkerId(1), 100.0);
+        two.begin(100, WorkerId(2), 40.0);
+        assert_eq!(ends(&mut two), [(160, 2), (220, 0), (220, 1)].map(|(at, worker)| (at, WorkerId(worker))));
         let mut any = Cores::new(f64::INFINITY);
         for worker in 0..1000 {
-            any.begin(7, worker, 50.0);
+            any.begin(7, WorkerId(worker), 50.0);
         }
         assert!(ends(&mut any).iter().all(|(at, _)| *at == 57));
     }
@@ -127,10 +129,10 @@ mod tests {
     #[test]
     fn work_given_up_leaves_the_core_to_others() {
         let mut one = Cores::new(1.0);
-        let first = one.begin(0, 0, 100.0);
-        one.begin(0, 1, 100.0);
+        let first = one.begin(0, WorkerId(0), 100.0);
+        one.begin(0, WorkerId(1), 100.0);
         assert_eq!(one.end(50, first), 75.0);
-        assert_eq!(ends(&mut one), [(125, 1)]);
+        assert_eq!(ends(&mut one), [(125, WorkerId(1))]);
     }
 
     #[test]
@@ -140,10 +142,10 @@ mod tests {
             let mut shared = Cores::new(cores);
             let works: Vec<f64> = (0..40).map(|_| rng.random_range(1e3..1e6_f64).round()).collect();
             for (worker, work) in works.iter().enumerate() {
-                shared.begin(0, worker, *work);
+                shared.begin(0, WorkerId(worker), *work);
             }
             let ends = ends(&mut shared);
-            let mut order: Vec<f64> = ends.iter().map(|(_, worker)| works[*worker]).collect();
+            let mut order: Vec<f64> = ends.iter().map(|(_, worker)| works[worker.0]).collect();
             assert!(order.is_sorted() && order.len() == works.len(), "the shortest first");
             // All cores are busy until fewer computations than cores are left.
             let crowded = works.len() - usize::try_from(nanos(cores.ceil())).unwrap();

@@ -3,6 +3,7 @@
 //! Invariant: nothing here depends on time.
 
 use super::arrivals::Arrivals;
+use crate::ids::{SubtaskId, WorkerId};
 
 /// The verdict of a [`Recovery`] on a set that it could decode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,7 +19,7 @@ pub enum Verdict {
 /// The properties of a code and its audit that gathering depends on. `arrivals` are the sub-results so far.
 pub trait Recovery {
     /// Called for the first arrival of each sub-result, once it is in `arrivals`.
-    fn arrived(&mut self, _arrivals: &Arrivals, _subtask: usize, _index: usize) {}
+    fn arrived(&mut self, _arrivals: &Arrivals, _subtask: SubtaskId, _index: usize) {}
 
     /// Lets parts of subtasks count from now on. Called at most once.
     fn count_parts(&mut self, _arrivals: &Arrivals) {}
@@ -27,13 +28,13 @@ pub trait Recovery {
     fn error(&mut self, arrivals: &Arrivals) -> f64;
 
     /// [`Recovery::error`] if the subtasks `more` were complete as well.
-    fn error_with(&mut self, arrivals: &Arrivals, more: &[usize]) -> f64;
+    fn error_with(&mut self, arrivals: &Arrivals, more: &[SubtaskId]) -> f64;
 
     /// Whether the complete subtasks together with those of `also` are enough. Monotone: more subtasks never hurt.
-    fn suffices_with(&self, arrivals: &Arrivals, also: &dyn Fn(usize) -> bool) -> bool;
+    fn suffices_with(&self, arrivals: &Arrivals, also: &dyn Fn(SubtaskId) -> bool) -> bool;
 
     /// Whether an incomplete subtask would add anything. With copies of parts, a subtask may not.
-    fn wants(&self, _arrivals: &Arrivals, _subtask: usize) -> bool {
+    fn wants(&self, _arrivals: &Arrivals, _subtask: SubtaskId) -> bool {
         true
     }
 
@@ -53,10 +54,10 @@ pub trait Recovery {
     }
 
     /// After [`Verdict::Accept`]: the sub-results to decode from, as (subtask, index).
-    fn used(&self, arrivals: &Arrivals) -> Vec<(usize, usize)>;
+    fn used(&self, arrivals: &Arrivals) -> Vec<(SubtaskId, usize)>;
 
     /// Workers whose results contradict the others.
-    fn faulty(&self) -> &[usize] {
+    fn faulty(&self) -> &[WorkerId] {
         &[]
     }
 

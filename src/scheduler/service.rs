@@ -116,7 +116,8 @@ impl Service {
         let (mut unusable, mut done) = (false, 0);
         let (started, name) = (Instant::now(), self.slot.name());
         let result = self.supervised.guarded(&task.cancel, 1, |live| {
-            let _span = tracing::debug_span!("execute", worker = name, subtask = task.key.subtask).entered();
+            let _span =
+                tracing::debug_span!("execute", worker = name, subtask = task.key.subtask.0).entered();
             let order = task.order.as_deref().map_or(Order::All, Order::Each);
             let QueuedTask { key, slabs, cancel, buffers, .. } = &task;
             let call = Task { key: *key, slabs, order, cancel, buffers };

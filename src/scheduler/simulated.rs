@@ -17,6 +17,7 @@ use super::sim_worker::{Link, SimWorker, SimulatedWork, Usage, ns};
 use super::simulation::Simulation;
 use super::slot::{InstallRequest, QueuedTask, Replies, Reply};
 use crate::error::{Error, Result};
+use crate::ids::WorkerId;
 use crate::worker::{CancelToken, FilterKey, LOCAL_HOST, TaskFault};
 
 /// A machine. Its workers share its cores equally, each getting at most one.
@@ -129,8 +130,8 @@ impl SimulatedFleet {
 
     /// Sets the faults of the tasks that begin from now on; workers beyond them have none.
     pub fn set_fates(&mut self, fates: &[TaskFault]) {
-        for (worker, fate) in self.simulation.get_mut().fates.iter_mut().enumerate() {
-            *fate = fates.get(worker).copied().unwrap_or_default();
+        for (index, fate) in self.simulation.get_mut().fates.iter_mut().enumerate() {
+            *fate = fates.get(index).copied().unwrap_or_default();
         }
     }
 
@@ -141,7 +142,7 @@ impl SimulatedFleet {
 
     /// Loses a worker at virtual time `at`, with its tasks. It is back at `until`, if that is given, with all filters that
     /// it should hold.
-    pub fn lose(&mut self, worker: usize, at: Duration, until: Option<Duration>) {
+    pub fn lose(&mut self, worker: WorkerId, at: Duration, until: Option<Duration>) {
         self.simulation.get_mut().lose(worker, ns(at), until.map(ns));
     }
 
@@ -181,17 +182,17 @@ impl SimulatedFleet {
     }
 
     /// Gives a worker filters, without any delay.
-    pub(crate) fn hold(&self, worker: usize, key: FilterKey) {
+    pub(crate) fn hold(&self, worker: WorkerId, key: FilterKey) {
         self.state().installed.insert((worker, key));
     }
 
     /// Whether filters have arrived at a worker.
-    pub(crate) fn holds(&self, worker: usize, key: FilterKey) -> bool {
+    pub(crate) fn holds(&self, worker: WorkerId, key: FilterKey) -> bool {
         self.state().installed.contains(&(worker, key))
     }
 
     /// Removes filters from a worker.
-    pub(crate) fn forget(&self, worker: usize, key: FilterKey) {
+    pub(crate) fn forget(&self, worker: WorkerId, key: FilterKey) {
         self.state().installed.remove(&(worker, key));
     }
 
@@ -245,11 +246,11 @@ impl Fleet for SimulatedFleet {
         }
     }
 
-    fn execute(&self, worker: usize, task: QueuedTask) {
+    fn execute(&self, worker: WorkerId, task: QueuedTask) {
         self.state().execute(worker, task);
     }
 
-    fn equip(&self, worker: usize, request: InstallRequest) {
+    fn equip(&self, worker: WorkerId, request: InstallRequest) {
         self.state().install(worker, request.key);
     }
 
@@ -258,34 +259,34 @@ impl Fleet for SimulatedFleet {
         self.state().cancelled = true;
     }
 
-    fn flag(&self, worker: usize, cause: &str) {
+    fn flag(&self, worker: WorkerId, cause: &str) {
         let now = self.elapsed();
-        self.state().workers[worker].health.flagged(now, cause.to_owned());
+        self.state().workers[worker.0].health.flagged(now, cause.to_owned());
     }
 
-    fn accept(&self, worker: usize) {
-        self.state().workers[worker].health.accepted();
+    fn accept(&self, worker: WorkerId) {
+        self.state().workers[worker.0].health.accepted();
     }
 
-    fn pace(&self, worker: usize, ratio: f64) {
-        self.state().workers[worker].health.paced(ratio);
+    fn pace(&self, worker: WorkerId, ratio: f64) {
+        self.state().workers[worker.0].health.paced(ratio);
     }
 
     fn size(&self) -> usize {
         self.workers.len()
     }
 
-    fn name(&self, worker: usize) -> &str {
-        &self.workers[worker].name
+    fn name(&self, worker: WorkerId) -> &str {
+        &self.workers[worker.0].name
     }
 
-    fn domain(&self, worker: usize) -> Vec<String> {
-        let of = &self.workers[worker];
+    fn domain(&self, worker: WorkerId) -> Vec<String> {
+        let of = &self.workers[worker.0];
         vec![self.hosts[of.host].name.clone(), of.name.clone()]
     }
 
-    fn is_thread_here(&self, worker: usize) -> bool {
-        self.hosts[self.workers[worker].host].name == LOCAL_HOST
+    fn is_thread_here(&self, worker: WorkerId) -> bool {
+        self.hosts[self.workers[worker.0].host].name == LOCAL_HOST
     }
 
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, and is positive")]
@@ -294,23 +295,23 @@ impl Fleet for SimulatedFleet {
         (here.sum::<f64>() as usize).max(1)
     }
 
-    fn load(&self, worker: usize) -> usize {
-        self.state().workers[worker].load
+    fn load(&self, worker: WorkerId) -> usize {
+        self.state().workers[worker.0].load
     }
 
-    fn rate(&self, worker: usize) -> Option<f64> {
-        self.state().workers[worker].rate
+    fn rate(&self, worker: WorkerId) -> Option<f64> {
+        self.state().workers[worker.0].rate
     }
 
-    fn rate_or(&self, worker: usize, typical: f64) -> f64 {
-        self.state().workers[worker].speed.estimate_or(typical)
+    fn rate_or(&self, worker: WorkerId, typical: f64) -> f64 {
+        self.state().workers[worker.0].speed.estimate_or(typical)
     }
 
-    fn is_usable(&self, worker: usize) -> bool {
-        self.state().workers[worker].health.usable()
+    fn is_usable(&self, worker: WorkerId) -> bool {
+        self.state().workers[worker.0].health.usable()
     }
 
-    fn straggles(&self, worker: usize) -> bool {
-        self.state().workers[worker].health.state() == State::Straggling
+    fn straggles(&self, worker: WorkerId) -> bool {
+        self.state().workers[worker.0].health.state() == State::Straggling
     }
 }

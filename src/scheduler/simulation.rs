@@ -16,6 +16,7 @@ use super::sim_worker::{Command, Current, Phase, Serving, SimWorker, SimulatedWo
 use super::slot::{BACKLOG, QueuedTask, Replies, ReplyKind};
 use crate::array::{Pooled, Values};
 use crate::error::{Error, Result};
+use crate::ids::WorkerId;
 use crate::worker::{FilterKey, TaskFault};
 
 /// The cause of injected losses.
@@ -25,7 +26,7 @@ const LOSS: &str = "injected loss";
 const MOST_IDLE_WAITS: u32 = 100_000;
 
 /// Computes sub-result `index` of a task on a worker.
-pub(crate) type Compute = Box<dyn FnMut(usize, &QueuedTask, usize) -> Result<Values>>;
+pub(crate) type Compute = Box<dyn FnMut(WorkerId, &QueuedTask, usize) -> Result<Values>>;
 
 /// A reply on its way to the master.
 struct Message {
@@ -44,7 +45,7 @@ pub(super) struct Simulation {
     /// Costs of a subtask, by layer.
     pub(super) works: Vec<SimulatedWork>,
     pub(super) fates: Vec<TaskFault>,
-    pub(super) installed: HashSet<(usize, FilterKey)>,
+    pub(super) installed: HashSet<(WorkerId, FilterKey)>,
     /// Tokens were cancelled since workers were last notified.
     pub(super) cancelled: bool,
     /// The job of the latest task and its number, and the sub-results computed for each of its attempts.
@@ -68,19 +69,19 @@ struct Host {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum SimEvent {
     /// A worker's phase ends, unless the worker has entered another one.
-    Step { worker: usize, step: u64 },
+    Step { worker: WorkerId, step: u64 },
     /// The next computation on a host ends, unless the event is out of date.
     Computed { host: usize, watch: u64 },
     /// A reply arrives.
     Arrived { message: u64 },
     /// A worker is lost.
-    Lost { worker: usize },
+    Lost { worker: WorkerId },
     /// A lost worker is back.
-    Returned { worker: usize },
+    Returned { worker: WorkerId },
     /// A worker learns that its task is cancelled.
-    Noticed { worker: usize, served: u64 },
+    Noticed { worker: WorkerId, served: u64 },
     /// A cancelled worker stops computing.
-    Stopped { worker: usize, served: u64 },
+    Stopped { worker: WorkerId, served: u64 },
 }
 
 impl Simulation {
@@ -118,7 +119,7 @@ impl Simulation {
         self.base + Duration::from_nanos(self.now)
     }
 
-    pub(super) fn execute(&mut self, worker: usize, task: QueuedTask) {
+    pub(super) fn execute(&mut self, worker: WorkerId, task: QueuedTask) {
         let number = match &self.job {
             Some((replies, number)) if Arc::ptr_eq(replies, &task.replies) => *number,
             before => {
@@ -129,7 +130,7 @@ impl Simulation {
             }
         };
         let at = self.instant();
-        let of = &mut self.workers[worker];
+        let of = &mut self.workers[worker.0];
         if of.lost {
             let lost = Error::WorkerLost { worker: of.name.clone(), cause: LOSS.to_owned() };
             return task.reply_at(at, ReplyKind::Failed(lost));
@@ -144,8 +145,8 @@ impl Simulation {
         self.begin(worker);
     }
 
-    pub(super) fn install(&mut self, worker: usize, key: FilterKey) {
-        self.workers[worker].queue.push_back(Command::Install(key));
+    pub(super) fn install(&mut self, worker: WorkerId, key: FilterKey) {
+        self.workers[worker.0].queue.push_back(Command::Install(key));
         self.begin(worker);
     }
 
@@ -177,7 +178,7 @@ impl Simulation {
     fn handle(&mut self, happening: SimEvent) {
         match happening {
             SimEvent::Step { worker, step } => {
-                if self.workers[worker].step == step {
+                if self.workers[worker.0].step == step {
                     self.step(worker);
                 }
             }
@@ -197,7 +198,7 @@ impl Simulation {
             }
             SimEvent::Lost { worker } => self.lost(worker),
             SimEvent::Returned { worker } => {
-                let of = &mut self.workers[worker];
+                let of = &mut self.workers[worker.0];
                 if std::mem::take(&mut of.lost) {
                     let now = Duration::from_nanos(self.now);
                     of.health.rejoined(now);
@@ -206,7 +207,7 @@ impl Simulation {
             }
             SimEvent::Noticed { worker, served } => self.notice(worker, served),
             SimEvent::Stopped { worker, served } => {
-                let of = &mut self.workers[worker];
+                let of = &mut self.workers[worker.0];
                 let same = of.served == served;
                 if of.serving().is_some_and(|serving| same && serving.phase == Phase::Computing) {
                     self.stop(worker);
@@ -220,8 +221,8 @@ impl Simulation {
         if !std::mem::take(&mut self.cancelled) {
             return;
         }
-        for worker in 0..self.workers.len() {
-            let of = &mut self.workers[worker];
+        for worker in (0..self.workers.len()).map(WorkerId) {
+            let of = &mut self.workers[worker.0];
             let (latency, served) = (ns(of.link.latency), of.served);
             if of.serving().is_some_and(|serving| !serving.noticed && serving.task.cancel.is_cancelled()) {
                 let sent = self.fates_of_messages.cut_until(self.now, worker, Direction::ToWorker);
@@ -231,9 +232,9 @@ impl Simulation {
         }
     }
 
-    fn notice(&mut self, worker: usize, served: u64) {
+    fn notice(&mut self, worker: WorkerId, served: u64) {
         let now = self.now;
-        let of = &mut self.workers[worker];
+        let of = &mut self.workers[worker.0];
         if of.served != served {
             return;
         }
@@ -251,8 +252,8 @@ impl Simulation {
     }
 
     /// A worker enters `phase`, which ends at `until`, or by another event.
-    fn enter(&mut self, worker: usize, phase: Phase, until: Option<u64>) {
-        let of = &mut self.workers[worker];
+    fn enter(&mut self, worker: WorkerId, phase: Phase, until: Option<u64>) {
+        let of = &mut self.workers[worker.0];
         of.step += 1;
         let step = of.step;
         if let Some(serving) = of.serving() {
@@ -264,11 +265,11 @@ impl Simulation {
     }
 
     /// Lets an idle worker begin its next command.
-    fn begin(&mut self, worker: usize) {
+    fn begin(&mut self, worker: WorkerId) {
         let now = self.now;
         let at = self.instant();
         loop {
-            let of = &mut self.workers[worker];
+            let of = &mut self.workers[worker.0];
             if of.current.is_some() {
                 return;
             }
@@ -278,13 +279,13 @@ impl Simulation {
             match command {
                 Command::Install(key) => {
                     let bytes = self.work(key.layer).filter_bytes;
-                    self.workers[worker].current = Some(Current::Installing(key));
+                    self.workers[worker.0].current = Some(Current::Installing(key));
                     let there = now.saturating_add(transfer(bytes, up)).saturating_add(latency);
                     self.enter(worker, Phase::Uploading, Some(there.saturating_add(latency)));
                     return;
                 }
                 Command::Execute(task, job) => {
-                    let fate = self.fates[worker];
+                    let fate = self.fates[worker.0];
                     let end = if task.cancel.is_cancelled() {
                         Error::Cancelled
                     } else if fate.crash {
@@ -295,7 +296,7 @@ impl Simulation {
                         let fate = TaskFault { silent: fate.silent || arrives.is_none(), ..fate };
                         let sent = now.saturating_add(arrives.unwrap_or(0));
                         let there = sent.saturating_add(transfer(work.upload_bytes, up));
-                        self.workers[worker].serve(Serving::new(task, job, fate, work, now));
+                        self.workers[worker.0].serve(Serving::new(task, job, fate, work, now));
                         self.enter(worker, Phase::Uploading, Some(there.saturating_add(latency)));
                         return;
                     };
@@ -311,9 +312,9 @@ impl Simulation {
     }
 
     /// Handles the end of a worker's phase.
-    fn step(&mut self, worker: usize) {
+    fn step(&mut self, worker: WorkerId) {
         let now = self.now;
-        let serving = match &mut self.workers[worker].current {
+        let serving = match &mut self.workers[worker.0].current {
             None => return,
             Some(Current::Installing(key)) => {
                 let key = *key;
@@ -342,9 +343,9 @@ impl Simulation {
     }
 
     /// Begins the next sub-result.
-    fn compute(&mut self, worker: usize, beside: Duration) {
+    fn compute(&mut self, worker: WorkerId, beside: Duration) {
         let now = self.now;
-        let of = &mut self.workers[worker];
+        let of = &mut self.workers[worker.0];
         let (host, pace) = (of.host, of.pace);
         let Some(serving) = of.serving() else { return };
         let work = ((serving.work.sub_result + beside).as_nanos() as f64 * pace).round();
@@ -365,10 +366,10 @@ impl Simulation {
     }
 
     /// Handles the end of a sub-result's computation.
-    fn computed(&mut self, worker: usize) {
+    fn computed(&mut self, worker: WorkerId) {
         let now = self.now;
         let job = self.job.as_ref().map(|(_, number)| *number);
-        let of = &mut self.workers[worker];
+        let of = &mut self.workers[worker.0];
         let Some(Current::Serving(serving)) = &mut of.current else { return };
         serving.ticket = None;
         serving.done += 1;
@@ -396,9 +397,9 @@ impl Simulation {
     }
 
     /// Sends the computed sub-results, and continues with the next.
-    fn send(&mut self, worker: usize) {
+    fn send(&mut self, worker: WorkerId) {
         let now = self.now;
-        let of = &mut self.workers[worker];
+        let of = &mut self.workers[worker.0];
         let link = of.link;
         let Some(serving) = of.serving() else { return };
         let ready: Vec<usize> = serving.order[serving.sent..serving.done].to_vec();
@@ -432,9 +433,9 @@ impl Simulation {
     }
 
     /// A worker stops computing.
-    fn stop(&mut self, worker: usize) {
+    fn stop(&mut self, worker: WorkerId) {
         let now = self.now;
-        let of = &mut self.workers[worker];
+        let of = &mut self.workers[worker.0];
         let host = of.host;
         if let Some(Current::Serving(serving)) = &mut of.current
             && let Some(ticket) = serving.ticket.take()
@@ -447,9 +448,9 @@ impl Simulation {
     }
 
     /// A worker sends its last reply to a task, which arrives after all earlier ones.
-    fn answer(&mut self, worker: usize, end: Option<Error>) {
+    fn answer(&mut self, worker: WorkerId, end: Option<Error>) {
         let now = self.now;
-        let of = &mut self.workers[worker];
+        let of = &mut self.workers[worker.0];
         let latency = ns(of.link.latency);
         let Some(serving) = of.serving() else { return };
         serving.end = end;
@@ -458,9 +459,9 @@ impl Simulation {
     }
 
     /// Handles the arrival of the last reply.
-    fn answered(&mut self, worker: usize) {
+    fn answered(&mut self, worker: WorkerId) {
         let (now, at) = (self.now, self.instant());
-        let of = &mut self.workers[worker];
+        let of = &mut self.workers[worker.0];
         let Some(Current::Serving(serving)) = of.current.as_mut() else { return };
         let (busy, done) = (Duration::from_nanos(now - serving.begun), serving.sent);
         let result = serving.end.take().map_or(Ok(()), Err);
@@ -477,9 +478,9 @@ impl Simulation {
         self.finish(worker);
     }
 
-    fn finish(&mut self, worker: usize) {
+    fn finish(&mut self, worker: WorkerId) {
         let now = self.now;
-        let of = &mut self.workers[worker];
+        let of = &mut self.workers[worker.0];
         of.count(now);
         of.current = None;
         self.begin(worker);

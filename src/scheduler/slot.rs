@@ -16,6 +16,7 @@ use super::speed::Speed;
 use crate::array::{Buffers, Pooled, Values};
 use crate::coding::{Sketch, Sketcher};
 use crate::error::{Error, Result};
+use crate::ids::{SubtaskId, WorkerId};
 use crate::sync::locked;
 use crate::worker::{
     CancelToken, FilterKey, HANG_GRACE, Live, Owner, Respawn, SubtaskShape, Supervision, WorkerInfo,
@@ -68,7 +69,7 @@ impl Default for PoolOptions {
 /// Re-encodes a layer's filters on demand.
 pub(crate) trait FilterSource: Send + Sync {
     /// The coded filters of one subtask, as [`Worker::install`] takes them.
-    fn coded_filters(&self, subtask: usize) -> Values;
+    fn coded_filters(&self, subtask: SubtaskId) -> Values;
 }
 
 /// The layers in use, by id.
@@ -112,7 +113,7 @@ pub(super) struct Slot {
 }
 
 pub(super) enum Command {
-    Install(InstallRequest, Sender<Installed>, usize),
+    Install(InstallRequest, Sender<Installed>, WorkerId),
     Remove(FilterKey),
     Execute(QueuedTask),
     /// A worker that was opened again.
@@ -131,7 +132,7 @@ pub(crate) struct InstallRequest {
 /// The answer to an [`InstallRequest`].
 pub(crate) struct Installed {
     pub(crate) key: FilterKey,
-    pub(crate) worker: usize,
+    pub(crate) worker: WorkerId,
     pub(crate) result: Result<()>,
 }
 

@@ -12,6 +12,7 @@ use prometheus_client::registry::{Registry, Unit};
 use super::http::Source;
 use crate::engine::{LayerReport, ReportObserver, SelfTest};
 use crate::error::Result;
+use crate::ids::WorkerId;
 use crate::scheduler::{Outcome, Pool};
 
 /// The counters of a master, and its readiness: whether its pool computes a small coded convolution correctly.
@@ -186,7 +187,9 @@ impl Master {
 impl Source for Master {
     fn metrics(&self) -> String {
         self.workers.clear();
-        for state in (0..self.pool.len()).filter_map(|w| self.pool.health(w)).map(|health| health.state) {
+        for state in
+            (0..self.pool.len()).map(WorkerId).filter_map(|w| self.pool.health(w)).map(|health| health.state)
+        {
             let label = StateLabel { state: format!("{state:?}").to_lowercase() };
             self.workers.get_or_create(&label).inc();
         }

@@ -8,10 +8,11 @@ use super::properties::{KEY, dtypes};
 use super::session::{Held, Verdict, execute, failure, refusal, wrong};
 use crate::array::DType;
 use crate::error::Error;
+use crate::ids::SubtaskId;
 use crate::worker::{CancelToken, FilterKey, Task, Worker};
 
 /// Another subtask of the layer of [`KEY`], and another layer.
-const NEIGHBOUR: FilterKey = FilterKey { layer: KEY.layer, subtask: KEY.subtask + 1 };
+const NEIGHBOUR: FilterKey = FilterKey { layer: KEY.layer, subtask: SubtaskId(KEY.subtask.0 + 1) };
 const OTHER_LAYER: FilterKey = FilterKey { layer: KEY.layer + 1, subtask: KEY.subtask };
 
 /// Whether a task for `key` is refused, without a sub-result.
@@ -80,7 +81,7 @@ pub(super) fn separate_filters(mut worker: Box<dyn Worker>) -> Verdict {
         Held::install(worker.as_mut(), Case::other(), OTHER_LAYER)?,
     ];
     for dtype in dtypes(worker.as_ref()) {
-        let key = FilterKey { layer: 9, subtask: all.len() };
+        let key = FilterKey { layer: 9, subtask: SubtaskId(all.len()) };
         all.push(Held::install_as(worker.as_mut(), Case::small(7), key, *dtype)?);
     }
     for _ in 0..2 {

@@ -7,9 +7,10 @@ use super::cases::Case;
 use super::session::{Held, Mismatch, Verdict, close, execute, failure, refusal, success, wrong};
 use crate::array::{Buffers, DType, Values};
 use crate::error::Error;
+use crate::ids::SubtaskId;
 use crate::worker::{CancelToken, FilterKey, Order, Task, Worker, WorkerKind, tolerance};
 
-pub(super) const KEY: FilterKey = FilterKey { layer: 1, subtask: 3 };
+pub(super) const KEY: FilterKey = FilterKey { layer: 1, subtask: SubtaskId(3) };
 
 /// The element types in which a worker computes.
 pub(super) fn dtypes(worker: &dyn Worker) -> &'static [DType] {

@@ -203,9 +203,10 @@ mod tests {
 
     use super::*;
     use crate::array::DType;
+    use crate::ids::SubtaskId;
     use crate::worker::{CancelToken, CpuWorker, Order, Probe};
 
-    const KEY: FilterKey = FilterKey { layer: 1, subtask: 0 };
+    const KEY: FilterKey = FilterKey { layer: 1, subtask: SubtaskId(0) };
 
     /// The calls that a worker got, by name.
     #[derive(Clone, Default)]

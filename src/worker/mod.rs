@@ -46,6 +46,7 @@ use serde::Serialize;
 use crate::array::{DType, Values, check_elems, check_indices};
 use crate::conv::ConvShape;
 use crate::error::{Error, Result};
+use crate::ids::SubtaskId;
 
 /// Kind of the device that computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
@@ -125,12 +126,12 @@ pub struct FilterKey {
     /// Number of a prepared layer; unique within the process.
     pub layer: u64,
     /// Index of the subtask whose filters these are.
-    pub subtask: usize,
+    pub subtask: SubtaskId,
 }
 
 impl FilterKey {
     /// The key under which a [`Probe`] installs its filters; no layer has this number.
-    pub const PROBE: Self = Self { layer: u64::MAX, subtask: 0 };
+    pub const PROBE: Self = Self { layer: u64::MAX, subtask: SubtaskId(0) };
 
     /// Whether this is the key of a probe. Wrappers that inject faults use it to answer probes correctly.
     #[must_use]

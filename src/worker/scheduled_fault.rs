@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::faulty::{delayed, silent, slowed};
 use super::{Intercept, TaskFault, Worker, intercept};
 use crate::error::Error;
+use crate::ids::WorkerId;
 
 /// The [`TaskFault`] of each worker of a pool, which may change between runs. Clones share one table.
 ///
@@ -33,25 +34,25 @@ impl TaskFaults {
     /// Sets the faults of tasks that begin from now on; workers beyond the end of `fates` have none.
     pub fn set(&self, fates: &[TaskFault]) {
         let mut board = self.lock();
-        for (worker, fate) in board.iter_mut().enumerate() {
-            *fate = fates.get(worker).copied().unwrap_or_default();
+        for (index, fate) in board.iter_mut().enumerate() {
+            *fate = fates.get(index).copied().unwrap_or_default();
         }
     }
 
     /// The current fault of `worker`; none if `worker` is out of range.
     #[must_use]
-    pub fn get(&self, worker: usize) -> TaskFault {
-        self.lock().get(worker).copied().unwrap_or_default()
+    pub fn get(&self, worker: WorkerId) -> TaskFault {
+        self.lock().get(worker.0).copied().unwrap_or_default()
     }
 
-    /// Wraps `inner`, to have the faults of worker `index`. So does the worker that is respawned in its place.
+    /// Wraps `inner`, to have the faults of `worker`. So does the worker that is respawned in its place.
     #[must_use]
-    pub fn around(&self, inner: impl Into<Box<dyn Worker>>, index: usize) -> Intercept {
+    pub fn around(&self, inner: impl Into<Box<dyn Worker>>, worker: WorkerId) -> Intercept {
         let inner = inner.into();
         let (name, faults, again) = (inner.info().name, self.clone(), self.clone());
         intercept(inner)
             .on_execute(move |inner, task, emit| {
-                let fault = faults.get(index);
+                let fault = faults.get(worker);
                 if fault.crash {
                     return Err(Error::WorkerFailed {
                         worker: name.clone(),
@@ -69,14 +70,14 @@ impl TaskFaults {
                     factor => slowed(inner, factor, task, emit),
                 }
             })
-            .respawned(move |inner| again.around(inner, index).boxed())
+            .respawned(move |inner| again.around(inner, worker).boxed())
     }
 
     /// Wraps all workers of a pool, in its order.
     #[must_use]
     pub fn wrap(&self, workers: Vec<Box<dyn Worker>>) -> Vec<Box<dyn Worker>> {
-        let workers = workers.into_iter().enumerate();
-        workers.map(|(index, inner)| self.around(inner, index).boxed()).collect()
+        let workers = (0..).map(WorkerId).zip(workers);
+        workers.map(|(worker, inner)| self.around(inner, worker).boxed()).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<TaskFault>> {

@@ -14,7 +14,7 @@ use fcdcc::testing::check_worker;
 use fcdcc::worker::{
     CancelToken, Fault, FilterKey, Order, Probe, SubtaskShape, Task, WorkerKind, faulty, intercept,
 };
-use fcdcc::{Completion, ConvParams, ConvShape, CpuWorker, Error, Pool, Worker};
+use fcdcc::{Completion, ConvParams, ConvShape, CpuWorker, Error, Pool, SubtaskId, Worker, WorkerId};
 use fcdcc_test_support::fleet::{
     self, endpoint, master, master_to, pool_of, server, serving, until, usable, workers,
 };
@@ -32,7 +32,7 @@ fn one_worker() -> (WorkerServer, Box<dyn Worker>) {
 }
 
 fn key(layer: u64) -> FilterKey {
-    FilterKey { layer, subtask: 0 }
+    FilterKey { layer, subtask: SubtaskId(0) }
 }
 
 fn wrap(dtype: DType, values: &[f64]) -> Values {
@@ -355,7 +355,7 @@ fn machines_join_late_leave_and_take_each_others_seats() {
     ];
     let pool = pool_of(cluster.workers(&seats, Duration::ZERO));
     assert_eq!(usable(&pool), 0);
-    let cause = pool.lost(0).unwrap();
+    let cause = pool.lost(WorkerId(0)).unwrap();
     assert!(cause.contains("alpha has not joined"), "{cause}");
     let layer = layer::small();
     let prepared = layer.prepare(&pool, options(4, 4)).unwrap();

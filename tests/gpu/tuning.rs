@@ -8,11 +8,11 @@
 use std::path::{Path, PathBuf};
 
 use crate::support::{self, Outcome, engine, random, shape, tolerance, values, widened};
-use fcdcc::Error;
 use fcdcc::array::DType;
 use fcdcc::conv::{ConvParams, ConvShape, reference};
 use fcdcc::gpu::{Candidate, ConvEngine, TuneMode, Tuner};
 use fcdcc::worker::{CancelToken, FilterKey, GpuOptions, GpuWorker, SubtaskShape, Task, Worker};
+use fcdcc::{Error, SubtaskId};
 use fcdcc_test_support::relative_l2;
 use libtest_mimic::Trial;
 use serde_json::Value;
@@ -156,7 +156,7 @@ fn workers_measure_together_and_compute_right() -> Outcome {
     let shape = SubtaskShape { conv: layer(), slabs: 1, banks: 1, plain: false };
     let (slab, bank) = (random(shape.conv.input_elems(), 3), random(shape.conv.weight_elems(), 4));
     let truth = reference(&shape.conv, &slab, &bank, None)?;
-    let key = FilterKey { layer: 1, subtask: 0 };
+    let key = FilterKey { layer: 1, subtask: SubtaskId(0) };
     let compute = |mut worker: Box<dyn Worker>| -> fcdcc::Result<f64> {
         worker.install(key, &shape, values(&bank, DType::F32))?;
         let mut result = Vec::new();

@@ -14,7 +14,7 @@ use fcdcc::engine::WindowwiseLimit;
 use fcdcc::gpu::{AdapterSelector, AdapterSummary, ConvEngine, GpuDevice, TuneMode, Tuner, adapters, select};
 use fcdcc::scheduler::State;
 use fcdcc::worker::{CpuWorker, FaultSpec, GpuOptions, GpuWorker, WorkerInfo, inject, intercept};
-use fcdcc::{CodedConv, ConvParams, ConvShape, Error, LayerOptions, LayerReport, Pool, Worker};
+use fcdcc::{CodedConv, ConvParams, ConvShape, Error, LayerOptions, LayerReport, Pool, Worker, WorkerId};
 use fcdcc_test_support::layer::{EXACT_F32, Layer, fail, small};
 use fcdcc_test_support::{normal, relative_l2};
 use libtest_mimic::Trial;
@@ -120,11 +120,11 @@ fn one_adapter_is_lost() -> Outcome {
 
         // The new devices are on the same adapter.
         let started = Instant::now();
-        while lost.clone().any(|worker| pool.health(worker).unwrap().state == State::Lost) {
+        while lost.clone().any(|worker| pool.health(WorkerId(worker)).unwrap().state == State::Lost) {
             assert!(
                 started.elapsed() < Duration::from_mins(2),
                 "{fault}: not back: {:?}",
-                pool.lost(lost.start)
+                pool.lost(WorkerId(lost.start))
             );
             assert!(layer.error(&coded.run(layer.input.view())?.output) < EXACT_F32);
         }

@@ -10,7 +10,6 @@ use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use crate::support::{self, Outcome, TOLERANCE_F32, engine, random, shape, tolerance, values, widened};
-use fcdcc::Error;
 use fcdcc::array::DType;
 use fcdcc::conv::{ConvParams, ConvShape, reference};
 use fcdcc::gpu::{AdapterSelector, ConvEngine, ConvPlan, GpuDevice, adapters, select};
@@ -19,6 +18,7 @@ use fcdcc::worker::{
     CancelToken, Fault, FilterKey, GpuOptions, GpuWorker, Probe, SubtaskShape, Task, Worker, WorkerKind,
     faulty,
 };
+use fcdcc::{Error, SubtaskId};
 use fcdcc_test_support::relative_l2;
 use libtest_mimic::Trial;
 
@@ -65,7 +65,7 @@ impl Subtask {
     }
 }
 
-const KEY: FilterKey = FilterKey { layer: 7, subtask: 3 };
+const KEY: FilterKey = FilterKey { layer: 7, subtask: SubtaskId(3) };
 
 fn worker() -> Result<GpuWorker, Error> {
     GpuWorker::open(&GpuOptions::default())

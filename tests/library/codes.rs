@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::computed::Computed;
 use fcdcc::coding::{Code, CodeKind, Decoder};
 use fcdcc::conv::{ConvParams, ConvShape};
-use fcdcc::{Audit, CodedConv, Completion, Error, LayerOptions};
+use fcdcc::{Audit, CodedConv, Completion, Error, LayerOptions, SubtaskId};
 use fcdcc_test_support::layer::{EXACT_F32, Layer, fail, list, options, pool, small};
 use fcdcc_test_support::{relative_l2, subsets};
 
@@ -95,7 +95,7 @@ fn every_set_of_the_threshold_decodes_and_no_smaller_one() {
                     assert!(error < bound, "{kind} ({k_a},{k_b},{n}) {set:?}: {error:e}, bound {bound:e}");
                     let condition = computed.code.condition(&set);
                     assert!((condition / decoder.condition() - 1.0).abs() < 1e-6, "{condition}");
-                    assert!(computed.code.determines(&|i| set.contains(&i)));
+                    assert!(computed.code.determines(&|i| set.contains(&i.0)));
                 }
             }
             for set in subsets(n, delta - 1) {
@@ -104,7 +104,7 @@ fn every_set_of_the_threshold_decodes_and_no_smaller_one() {
                 let says = format!("is {} where at least the recovery threshold {delta}", delta - 1);
                 assert!(error.to_string().contains(&says), "{error}");
                 assert_eq!(computed.code.condition(&set), f64::INFINITY);
-                assert!(!computed.code.determines(&|i| set.contains(&i)));
+                assert!(!computed.code.determines(&|i| set.contains(&i.0)));
             }
             // The same subtask again does not count.
             let again = vec![0; delta];
@@ -131,7 +131,7 @@ fn copies_decode_when_they_cover_the_parts_and_only_then() {
         for set in all_subsets(n) {
             let covers = (0..parts).all(|part| set.iter().any(|i| i % parts == part));
             assert!(covers || set.len() < threshold, "{set:?}");
-            assert_eq!(computed.code.determines(&|i| set.contains(&i)), covers);
+            assert_eq!(computed.code.determines(&|i| set.contains(&i.0)), covers);
             match Decoder::for_subtasks(&computed.code, &set) {
                 Ok(decoder) => {
                     assert!(covers, "{set:?}");
@@ -139,7 +139,7 @@ fn copies_decode_when_they_cover_the_parts_and_only_then() {
                     assert_eq!((decoder.condition(), computed.code.condition(&set)), (1.0, 1.0));
                     // One copy of each part, the first.
                     for (part, of) in decoder.inputs().iter().enumerate() {
-                        assert_eq!(set.iter().find(|i| **i % parts == part), Some(&of.subtask));
+                        assert_eq!(set.iter().find(|i| **i % parts == part), Some(&of.subtask.0));
                     }
                 }
                 Err(error) => {
@@ -210,7 +210,10 @@ fn condition_numbers_are_known_beyond_what_decodes() {
 fn a_random_code_is_the_same_for_everybody_and_another_for_other_numbers() {
     let blocks = |k_a, k_b, n| {
         let code = Code::new(CodeKind::KhatriRao, k_a, k_b, n).unwrap();
-        (0..n).flat_map(|i| [code.input_block(i), code.filter_block(i)].concat()).collect::<Vec<f64>>()
+        (0..n)
+            .map(SubtaskId)
+            .flat_map(|i| [code.input_block(i), code.filter_block(i)].concat())
+            .collect::<Vec<f64>>()
     };
     assert_eq!(blocks(2, 3, 8), blocks(2, 3, 8));
     for other in [blocks(3, 2, 8), blocks(2, 3, 9)] {
@@ -257,12 +260,12 @@ fn real_layers_survive_every_loss_that_the_code_does() {
                 if dead.is_empty() { "0:delay=0ms".to_owned() } else { format!("{}:crash", list(&dead)) };
             let prepared = layer.prepare(&pool(n, &[&fault]), as_asked(with(kind, fail(k_a, k_b)))).unwrap();
             let result = prepared.run(layer.input.view());
-            if code.determines(&|i| survivors.contains(&i)) {
+            if code.determines(&|i| survivors.contains(&i.0)) {
                 let run = result.unwrap();
                 let report = &run.report;
                 let tolerance = report.error_bound.max(EXACT_F32);
                 assert!(layer.error(&run.output) < tolerance, "{kind} {survivors:?}");
-                assert!(report.used.iter().all(|i| survivors.contains(i)), "{kind} {survivors:?}");
+                assert!(report.used.iter().all(|i| survivors.contains(&i.0)), "{kind} {survivors:?}");
                 assert_eq!((report.code.as_str(), report.completion), (kind.name(), Completion::Exact));
                 // Negative control.
                 let mut wrong = run.output.clone();
@@ -292,7 +295,10 @@ fn a_run_waits_for_the_parts_and_not_for_a_number_of_copies() {
     let prepared = layer.prepare(&three, with(CodeKind::Replication, fail(3, 1))).unwrap();
     assert_eq!(prepared.code().recovery_threshold(), 5);
     let run = prepared.run(layer.input.view()).unwrap();
-    assert_eq!((layer.error(&run.output) < EXACT_F32, run.report.used), (true, vec![0, 2, 4]));
+    assert_eq!(
+        (layer.error(&run.output) < EXACT_F32, run.report.used),
+        (true, [0, 2, 4].map(SubtaskId).to_vec())
+    );
     // Both copies of part 2 are lost: only one of them is computed again.
     let two = pool(6, &["2,5:crash"]);
     let options = with(CodeKind::Replication, options(3, 1)).hedge(None);
@@ -385,7 +391,7 @@ fn audits_find_liars_whatever_the_code() {
             }
             let corrected = audit(Audit::Correct, &faults);
             assert!(layer.error(&corrected.output.unwrap()) < EXACT_F32, "{kind} {liar}");
-            assert!(corrected.report.flagged.iter().all(|i| *i == liar), "{kind} {liar}");
+            assert!(corrected.report.flagged.iter().all(|i| i.0 == liar), "{kind} {liar}");
             named += corrected.report.flagged.len();
         }
         assert!(refused > 0 && named > 0, "{kind}: {refused} refused, {named} named");

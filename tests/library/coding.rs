@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use crate::computed::Computed;
+use fcdcc::SubtaskId;
 use fcdcc::coding::{Code, CodeKind, Decoder, Epilogue, SubResult, decode, encode_input};
 use fcdcc::conv::{ConvParams, ConvShape};
 use fcdcc::partition::{FilterPartition, InputPartition, OutputTiling};
@@ -84,7 +85,11 @@ fn the_generic_decoder_agrees_with_the_fast_path_and_takes_partial_subtasks() {
     // Three of four sub-results of every subtask, starting at i mod 4: 18 columns for 16 unknowns.
     let partial: Vec<SubResult> = (0..6)
         .flat_map(|i| {
-            (0..3).map(move |k| (i + k) % 4).map(move |s| SubResult { subtask: i, slab: s / 2, bank: s % 2 })
+            (0..3).map(move |k| (i + k) % 4).map(move |s| SubResult {
+                subtask: SubtaskId(i),
+                slab: s / 2,
+                bank: s % 2,
+            })
         })
         .collect();
     let decoder = Decoder::generic(&computed.code, &partial).unwrap();

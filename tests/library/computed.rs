@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+use fcdcc::SubtaskId;
 use fcdcc::array::Element;
 use fcdcc::coding::{Code, CodeKind, Decoder, Epilogue, SubResult, decode, encode_filters, encode_input};
 use fcdcc::conv::{ConvShape, reference};
@@ -36,7 +37,7 @@ impl<T: Element> Computed<T> {
         let conv = slabs.slab_conv(filters.bank_channels());
         let mut results = Vec::new();
         for (i, coded) in encode_input(&code, shape, &slabs, &input, Vec::new()).iter().enumerate() {
-            let coded_banks = encode_filters(&code, &filters, &weight, &[], i);
+            let coded_banks = encode_filters(&code, &filters, &weight, &[], SubtaskId(i));
             for slab in coded.chunks(conv.input_elems()) {
                 for bank in coded_banks.chunks(conv.weight_elems()) {
                     results.push(reference(&conv, slab, bank, None).unwrap());
@@ -48,7 +49,7 @@ impl<T: Element> Computed<T> {
     }
 
     pub(crate) fn result(&self, of: SubResult) -> &[T] {
-        &self.results[(of.subtask * self.code.l_a() + of.slab) * self.code.l_b() + of.bank]
+        &self.results[(of.subtask.0 * self.code.l_a() + of.slab) * self.code.l_b() + of.bank]
     }
 
     pub(crate) fn decode(&self, decoder: &Decoder) -> Vec<T> {

@@ -4,10 +4,10 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use fcdcc::Error;
 use fcdcc::array::{Element, Values};
 use fcdcc::conv::{ConvKernel, ConvParams, ConvPath, ConvShape, Filters, Scratch, conv_uncoded, reference};
 use fcdcc::worker::{CancelToken, CpuWorker, FilterKey, Order, SubtaskShape, Task, Worker};
+use fcdcc::{Error, SubtaskId};
 use proptest::prelude::*;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -383,7 +383,7 @@ fn banks_one_by_one_over_one_input_give_the_same() {
     }
 }
 
-const KEY: FilterKey = FilterKey { layer: 7, subtask: 3 };
+const KEY: FilterKey = FilterKey { layer: 7, subtask: SubtaskId(3) };
 
 fn subtask() -> SubtaskShape {
     let conv = ConvShape::new(&[2, 3, 8, 9], &[6, 3, 3, 3], &ConvParams::default()).unwrap();

@@ -10,16 +10,16 @@ use fcdcc::coding::Clamp;
 use fcdcc::worker::intercept;
 use fcdcc::{
     CancelToken, CodeKind, CodedConv, Completion, ConvParams, CpuWorker, Error, LayerOptions, OnShortfall,
-    Pool,
+    Pool, SubtaskId, WorkerId,
 };
 use fcdcc_test_support::layer::{EXACT_F32, Layer, fail, list, options, pool, small};
-use fcdcc_test_support::{mean_squared_error, normal, relative_l2, subsets};
+use fcdcc_test_support::{mean_squared_error, normal, relative_l2, subsets, subtasks};
 use ndarray::{ArrayD, ArrayView1, IxDyn};
 
 /// Names of the workers with an outcome.
 fn with_outcome(report: &fcdcc::LayerReport, outcome: &str) -> Vec<usize> {
     let rows = report.workers.iter().filter(|w| format!("{:?}", w.outcome).to_lowercase() == outcome);
-    rows.map(|w| w.subtask.unwrap()).collect()
+    rows.map(|w| w.subtask.unwrap().0).collect()
 }
 
 #[test]
@@ -31,7 +31,7 @@ fn every_responder_set_of_small_codes_is_exact_and_reported() {
             let pool = pool(n, &[&format!("{}:crash", list(&dead))]);
             let run = layer.prepare(&pool, fail(k_a, k_b)).unwrap().run(layer.input.view()).unwrap();
             assert!(layer.error(&run.output) < EXACT_F32, "{survivors:?}");
-            assert_eq!(run.report.used, survivors);
+            assert_eq!(run.report.used, subtasks(&survivors));
             assert_eq!(with_outcome(&run.report, "used"), survivors);
             assert_eq!(run.report.recovery_threshold, delta);
         }
@@ -146,7 +146,7 @@ fn a_caller_can_cancel_a_run_and_run_the_layer_again() {
     waits.store(false, Ordering::SeqCst);
     let run = prepared.run_cancellable(layer.input.view(), &CancelToken::new()).unwrap();
     assert!(layer.error(&run.output) < EXACT_F32);
-    assert!((0..6).all(|worker| pool.lost(worker).is_none()));
+    assert!((0..6).all(|worker| pool.lost(WorkerId(worker)).is_none()));
 }
 
 #[test]
@@ -197,7 +197,7 @@ fn two_of_six_delayed_cost_nothing_and_do_not_slow_the_next_run() {
     for _ in 0..3 {
         let run = prepared.run(layer.input.view()).unwrap();
         assert!(relative_l2(run.output.as_slice().unwrap(), &truth) < EXACT_F32);
-        assert_eq!(run.report.used, [0, 2, 3, 5]);
+        assert_eq!(run.report.used, [0, 2, 3, 5].map(SubtaskId));
         assert_eq!(with_outcome(&run.report, "cancelled"), [1, 4]);
     }
     assert!(started.elapsed() < Duration::from_secs(3), "{:?} for three runs", started.elapsed());
@@ -211,13 +211,13 @@ fn dead_in_the_middle_stays_dead_and_costs_only_its_share() {
         (layer.prepare(&pool, fail(4, 4)).unwrap(), layer.prepare(&pool, fail(4, 4)).unwrap());
     // The others may decode before this worker gets its first task; within some runs it gets one.
     let started = Instant::now();
-    while pool.lost(2).is_none() && started.elapsed() < Duration::from_secs(20) {
+    while pool.lost(WorkerId(2)).is_none() && started.elapsed() < Duration::from_secs(20) {
         first.run(layer.input.view()).unwrap();
     }
-    assert!(pool.lost(2).unwrap().contains("crash"), "{:?}", pool.lost(2));
+    assert!(pool.lost(WorkerId(2)).unwrap().contains("crash"), "{:?}", pool.lost(WorkerId(2)));
     let run = second.run(layer.input.view()).unwrap();
     assert!(layer.error(&run.output) < EXACT_F32);
-    assert!(!run.report.used.contains(&2));
+    assert!(!run.report.used.contains(&SubtaskId(2)));
     // A layer prepared after the loss is not affected.
     let third = layer.prepare(&pool, fail(4, 4)).unwrap();
     assert!(layer.error(&third.run(layer.input.view()).unwrap().output) < EXACT_F32);
@@ -293,8 +293,8 @@ fn corrupt_and_nan_results() {
     let nan = pool(6, &["0,3:nan"]);
     let run = layer.prepare(&nan, fail(4, 4)).unwrap().run(layer.input.view()).unwrap();
     assert!(layer.error(&run.output) < EXACT_F32);
-    assert_eq!(run.report.used, [1, 2, 4, 5]);
-    assert!(run.report.flagged.iter().all(|s| [0, 3].contains(s)));
+    assert_eq!(run.report.used, [1, 2, 4, 5].map(SubtaskId));
+    assert!(run.report.flagged.iter().all(|s| [0, 3].contains(&s.0)));
     // One NaN too many is a refusal, not a shortfall; a healthy worker can still take over.
     let prepared = |on| layer.prepare(&pool(6, &["0,1,3:nan"]), options(4, 4).on_shortfall(on)).unwrap();
     assert!(matches!(
@@ -355,7 +355,7 @@ fn fewer_workers_than_subtasks_and_more_workers_than_parts() {
         .run(layer.input.view())
         .unwrap();
     assert!(layer.error(&run.output) < EXACT_F32);
-    assert!(run.report.used.iter().all(|subtask| subtask % 3 != 1));
+    assert!(run.report.used.iter().all(|subtask| subtask.0 % 3 != 1));
     // An uncoded layer of four parts leaves two of six workers idle.
     let six = pool(6, &["4,5:crash"]);
     let uncoded = LayerOptions { code: CodeKind::Uncoded, ..fail(2, 2) };

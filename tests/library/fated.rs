@@ -7,7 +7,7 @@ use std::time::Duration;
 use fcdcc::array::Values;
 use fcdcc::scheduler::State;
 use fcdcc::worker::{FilterKey, Task, TaskFault, TaskFaults};
-use fcdcc::{CancelToken, CodedConv, CpuWorker, Error, LayerOptions, Pool, Worker};
+use fcdcc::{CancelToken, CodedConv, CpuWorker, Error, LayerOptions, Pool, SubtaskId, Worker, WorkerId};
 use ndarray::{ArrayD, IxDyn};
 
 const HEALTHY: TaskFault = TaskFault { delay: Duration::ZERO, slow: 1.0, crash: false, silent: false };
@@ -29,21 +29,21 @@ fn a_worker_that_obeys_fates_lives_on_and_is_not_quarantined() {
         TaskFault { slow: f64::INFINITY, ..HEALTHY },
     ] {
         board.set(&[HEALTHY, fate]);
-        assert_eq!(board.get(1), fate);
-        assert_eq!(board.get(7), HEALTHY);
+        assert_eq!(board.get(WorkerId(1)), fate);
+        assert_eq!(board.get(WorkerId(7)), HEALTHY);
         for _ in 0..10 {
             layer.run(x.view()).unwrap();
         }
-        assert_ne!(pool.health(1).unwrap().state, State::Quarantined);
-        assert_eq!(pool.lost(1), None, "{fate:?}");
+        assert_ne!(pool.health(WorkerId(1)).unwrap().state, State::Quarantined);
+        assert_eq!(pool.lost(WorkerId(1)), None, "{fate:?}");
     }
     board.set(&[SILENT, HEALTHY]);
     let run = layer.run(x.view()).unwrap();
-    assert_eq!(run.report.used, [1], "it is back");
+    assert_eq!(run.report.used, [SubtaskId(1)], "it is back");
     // A crash is reported as an error.
-    let mut worker = board.around(CpuWorker::new("w", 1), 1);
+    let mut worker = board.around(CpuWorker::new("w", 1), WorkerId(1));
     board.set(&[HEALTHY, CRASH]);
-    let (key, slabs) = (FilterKey { layer: 1, subtask: 0 }, Values::F32(Vec::new()));
+    let (key, slabs) = (FilterKey { layer: 1, subtask: SubtaskId(0) }, Values::F32(Vec::new()));
     let end = worker.execute(Task::new(key, &slabs, &CancelToken::new()), &mut |_, _| {});
     assert!(matches!(end, Err(Error::WorkerFailed { .. })));
     assert!(matches!(

@@ -10,7 +10,7 @@ use fcdcc::worker::{
     CancelToken, CpuWorker, Delay, Fault, FaultSpec, FilterKey, Order, Probe, SubtaskShape, Task, Worker,
     WorkerInfo, WorkerKind, WorkerSet, faulty, inject,
 };
-use fcdcc::{Error, ErrorKind, Result};
+use fcdcc::{Error, ErrorKind, Result, SubtaskId};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
@@ -158,7 +158,7 @@ fn delays_have_the_means_they_name() {
     assert!((0..1000).all(|_| shifted.sample(&mut rng) >= 50 * MS));
 }
 
-const KEY: FilterKey = FilterKey { layer: 1, subtask: 0 };
+const KEY: FilterKey = FilterKey { layer: 1, subtask: SubtaskId(0) };
 
 fn shape() -> SubtaskShape {
     let conv = ConvShape::new(&[1, 2, 9, 9], &[5, 2, 3, 3], &ConvParams::default()).unwrap();

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use fcdcc::model::{GemmChoice, Model, ModelOptions, ModelRun, Tensor};
 use fcdcc::worker::{Intercept, intercept};
 use fcdcc::{
-    CancelToken, CpuWorker, Error, ErrorKind, LayerOptions, OnShortfall, Outcome, Pool, Result, Worker,
+    CancelToken, CpuWorker, Error, ErrorKind, LayerOptions, OnShortfall, Outcome, Pool, Result, SubtaskId,
+    Worker, WorkerId,
 };
 use fcdcc_test_support::{normal, relative_l2};
 use ndarray::ArrayD;
@@ -156,7 +157,7 @@ fn workers_that_die_in_the_middle_cost_their_share_alone() {
     // number of layers until then is open; each run has three.
     let (pool, _) = pool(&[(Some(1), None), (Some(4), None)]);
     let prepared = model.prepare(&pool, &options()).unwrap();
-    let gone = || [0, 1].map(|worker| pool.lost(worker).is_some());
+    let gone = || [0, 1].map(|worker| pool.lost(WorkerId(worker)).is_some());
     let mut before = gone();
     for run in 0.. {
         let done = prepared.run(std::slice::from_ref(&images)).unwrap();
@@ -165,12 +166,13 @@ fn workers_that_die_in_the_middle_cost_their_share_alone() {
             assert_eq!((layer.used.len(), layer.redispatched, &layer.fallback), (4, 0, &None));
             for worker in (0..2).filter(|worker| before[*worker]) {
                 // A worker lost before the run has no outcome; this is known at once, so the run does not wait for it.
-                let outcome = layer.workers.iter().find(|w| w.subtask == Some(worker)).unwrap().outcome;
+                let outcome =
+                    layer.workers.iter().find(|w| w.subtask == Some(SubtaskId(worker))).unwrap().outcome;
                 assert!(matches!(outcome, Outcome::Failed | Outcome::Cancelled), "{outcome:?}");
             }
         }
         if before == [true, true] {
-            assert!(done.layers.iter().all(|layer| layer.used == [2, 3, 4, 5]));
+            assert!(done.layers.iter().all(|layer| layer.used == [2, 3, 4, 5].map(SubtaskId)));
             break;
         }
         assert!(run < 10_000, "no worker came to its fifth task");
@@ -189,7 +191,7 @@ fn a_worker_that_hangs_while_filters_are_installed_is_waited_for_once() {
     // The first layer waits for one second, the other four do not wait.
     assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
     let run = prepared.run(std::slice::from_ref(&images)).unwrap();
-    assert!(run.layers.iter().all(|l| !l.used.contains(&0)));
+    assert!(run.layers.iter().all(|l| !l.used.contains(&SubtaskId(0))));
     released.store(true, Ordering::SeqCst);
     drop((prepared, pool));
     assert_eq!(installs.load(Ordering::SeqCst), 5 * WORKERS);

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, bounded, unbounded};
 use fcdcc::array::Values;
 use fcdcc::worker::{CancelToken, CpuWorker, Fault, SubtaskShape, faulty, intercept};
-use fcdcc::{ConvParams, Error, Pool, Result, Worker};
+use fcdcc::{ConvParams, Error, Pool, Result, SubtaskId, Worker, WorkerId};
 use fcdcc_test_support::layer::{EXACT_F32, Layer, fail, small};
 
 /// A worker that does not compute: a script handles its tasks, and it counts the filters it holds. Probes are answered
@@ -82,7 +82,7 @@ fn late_results_of_an_old_run_never_enter_a_new_one() {
     let run = || {
         let run = prepared.run(layer.input.view()).unwrap();
         assert!(layer.error(&run.output) < EXACT_F32);
-        assert!(!run.report.used.contains(&5));
+        assert!(!run.report.used.contains(&SubtaskId(5)));
     };
     // The worker may begin only after the others have decoded; within some runs it begins earlier.
     let started = Instant::now();
@@ -160,14 +160,17 @@ fn workers_that_panic_or_answer_nonsense_are_stragglers_not_disasters() {
         for _ in 0..2 {
             let run = prepared.run(layer.input.view()).unwrap();
             assert!(layer.error(&run.output) < EXACT_F32, "{name}");
-            assert!(!run.report.used.contains(&5), "{name}");
+            assert!(!run.report.used.contains(&SubtaskId(5)), "{name}");
         }
         // The scripted worker may begin only after the others have decoded.
         let started = Instant::now();
-        while name == "panics" && pool.lost(5).is_none() && started.elapsed() < Duration::from_secs(20) {
+        while name == "panics"
+            && pool.lost(WorkerId(5)).is_none()
+            && started.elapsed() < Duration::from_secs(20)
+        {
             prepared.run(layer.input.view()).unwrap();
         }
-        assert_eq!(pool.lost(5).is_some(), name == "panics");
+        assert_eq!(pool.lost(WorkerId(5)).is_some(), name == "panics");
     }
 }
 

@@ -20,10 +20,10 @@ use fcdcc::scheduler::{HealthOptions, State};
 use fcdcc::worker::{CpuWorker, FaultSpec, WorkerInfo, inject, intercept};
 use fcdcc::{
     Audit, CodeKind, CodedConv, Completion, ConvParams, Error, ErrorKind, LayerOptions, OnShortfall, Outcome,
-    Pool, PoolOptions, Result, Run, Worker,
+    Pool, PoolOptions, Result, Run, SubtaskId, Worker, WorkerId,
 };
 use fcdcc_test_support::layer::{Layer, fail, options, pool, small};
-use fcdcc_test_support::relative_l2;
+use fcdcc_test_support::{relative_l2, subtasks};
 use ndarray::ArrayD;
 
 /// A limit that only a defect reaches.
@@ -50,15 +50,15 @@ fn exact(layer: &Layer<f32>, prepared: &CodedConv<f32>) -> Run<f32> {
 }
 
 fn outcome(run: &Run<f32>, subtask: usize) -> Outcome {
-    run.report.workers.iter().find(|row| row.subtask == Some(subtask)).unwrap().outcome
+    run.report.workers.iter().find(|row| row.subtask == Some(SubtaskId(subtask))).unwrap().outcome
 }
 
-fn count(homes: &[usize], worker: usize) -> usize {
-    homes.iter().filter(|home| **home == worker).count()
+fn count(homes: &[WorkerId], worker: usize) -> usize {
+    homes.iter().filter(|home| home.0 == worker).count()
 }
 
 fn state(pool: &Pool, worker: usize) -> State {
-    pool.health(worker).unwrap().state
+    pool.health(WorkerId(worker)).unwrap().state
 }
 
 fn failed(worker: &dyn Worker) -> Result<()> {
@@ -103,7 +103,7 @@ fn subtasks_are_not_workers_and_move_away_from_one_that_is_lost() {
     let prepare = |faults: &[&str]| {
         let pool = pool(5, faults);
         let prepared = layer.prepare(&pool, LayerOptions { subtasks: Some(20), ..options(8, 8) }).unwrap();
-        assert_eq!(prepared.assignment(), (0..20).map(|i| i % 5).collect::<Vec<_>>());
+        assert_eq!(prepared.assignment(), (0..20).map(|i| WorkerId(i % 5)).collect::<Vec<_>>());
         (pool, prepared)
     };
     let (pool, prepared) = prepare(&["2:crash"]);
@@ -111,7 +111,7 @@ fn subtasks_are_not_workers_and_move_away_from_one_that_is_lost() {
     until("the subtasks of the lost worker move", || {
         exact(&layer, &prepared);
         runs += 1;
-        !prepared.assignment().contains(&2)
+        !prepared.assignment().contains(&WorkerId(2))
     });
     assert_eq!(state(&pool, 2), State::Lost);
     let homes = prepared.assignment();
@@ -124,7 +124,7 @@ fn subtasks_are_not_workers_and_move_away_from_one_that_is_lost() {
     for _ in 0..runs {
         exact(&layer, &prepared);
     }
-    assert!(prepared.assignment().contains(&2));
+    assert!(prepared.assignment().contains(&WorkerId(2)));
 }
 
 #[test]
@@ -206,7 +206,7 @@ fn unfinished_subtasks_are_decoded_from() {
     // Three of four sub-results of each worker: 18 where 16 are needed, and no subtask is complete.
     let report = run(options(4, 4)).report;
     assert_eq!((report.completion, report.fallback), (Completion::Exact, None));
-    assert_eq!(report.used, [0, 1, 2, 3, 4, 5]);
+    assert_eq!(report.used, [0, 1, 2, 3, 4, 5].map(SubtaskId));
     assert!(report.workers.iter().all(|row| row.outcome == Outcome::Used && row.sub_results <= 3));
     assert!(report.workers.iter().map(|row| row.sub_results).sum::<usize>() >= 16);
     // With whole subtasks only, the same pool cannot decode.
@@ -287,12 +287,12 @@ fn a_set_that_would_be_refused_waits_for_a_better_one() {
     let strict = |options: LayerOptions| LayerOptions { max_error: Some(limit), ..any(options) };
 
     let run = badly_placed(&layer, Withheld::One, strict(fail(8, 8))).unwrap();
-    assert_eq!(run.report.used, better);
+    assert_eq!(run.report.used, subtasks(&better));
     assert!(run.report.error_bound < limit && layer.error(&run.output) < run.report.error_bound);
     // With patience 0 the run does not wait.
     let lax = any(fail(8, 8)).patience(0.0);
     let run = badly_placed(&layer, Withheld::All, lax).unwrap();
-    assert_eq!(run.report.used, first);
+    assert_eq!(run.report.used, subtasks(&first));
     assert!(run.report.condition_number > 1000.0 && run.report.error_bound > limit);
 
     // No more results can come: computed locally at once, or at the deadline.
@@ -344,7 +344,7 @@ fn who_fails_the_probe_gets_no_task() {
         assert_eq!(outcome(&run, 0), Outcome::Failed);
         assert_eq!(state(&pool, 0), State::Quarantined);
     }
-    let cause = pool.health(0).unwrap().cause.unwrap();
+    let cause = pool.health(WorkerId(0)).unwrap().cause.unwrap();
     assert!(cause.contains("biased") && cause.contains("off by"), "{cause}");
     assert_eq!(tasks.load(Ordering::SeqCst), 0);
 }
@@ -407,9 +407,9 @@ fn a_hung_worker_is_given_up() {
     let prepared = layer.prepare(&pool, fail(4, 4)).unwrap();
     until("it is given up", || {
         exact(&layer, &prepared);
-        pool.lost(0).is_some()
+        pool.lost(WorkerId(0)).is_some()
     });
-    assert!(pool.lost(0).unwrap().contains("hung"), "{:?}", pool.lost(0));
+    assert!(pool.lost(WorkerId(0)).unwrap().contains("hung"), "{:?}", pool.lost(WorkerId(0)));
     // No run waits for the hung worker any more: its subtask fails at once.
     for _ in 0..10 {
         assert_eq!(outcome(&exact(&layer, &prepared), 0), Outcome::Failed);
@@ -439,7 +439,7 @@ fn a_hung_worker_is_replaced_while_its_call_still_hangs() {
     for _ in 0..10 {
         assert_ne!(outcome(&exact(&layer, &prepared), 0), Outcome::Failed);
     }
-    assert_eq!((made.load(Ordering::SeqCst), pool.lost(0)), (1, None));
+    assert_eq!((made.load(Ordering::SeqCst), pool.lost(WorkerId(0))), (1, None));
     let started = Instant::now();
     drop((prepared, pool));
     assert!(started.elapsed() < LIMIT / 4, "{:?}", started.elapsed());

@@ -11,7 +11,7 @@ use fcdcc::scheduler::{Link, SimulatedFleet, SimulatedHost, SimulatedWork, Simul
 use fcdcc::worker::{TaskFault, TaskFaults, Worker, WorkerKind, intercept};
 use fcdcc::{
     Audit, CodeKind, CodedConv, Completion, ConvParams, ConvShape, CpuWorker, DType, Error, LayerOptions,
-    OnShortfall, Outcome, Pool,
+    OnShortfall, Outcome, Pool, SubtaskId, WorkerId,
 };
 use ndarray::{ArrayD, IxDyn};
 use rand::{RngExt, SeedableRng};
@@ -98,7 +98,7 @@ fn links_and_paces_take_the_time_that_arithmetic_says() {
         assert_eq!(run.attempts.iter().map(|a| a.latency).collect::<Vec<_>>(), [Some(ms(19)), Some(ms(22))]);
         assert_eq!((run.encode, run.wait, run.decode, run.total), (ms(2), ms(22), ms(3), ms(27)));
         assert_eq!((run.bytes_up, run.bytes_down, run.used_sub_results), (2000, 1000, 2));
-        assert_eq!((run.completion, &run.used[..]), (Completion::Exact, &[0, 1][..]));
+        assert_eq!((run.completion, &run.used[..]), (Completion::Exact, &[SubtaskId(0), SubtaskId(1)][..]));
         let usage = |busy, computing| Usage { busy, computing, sub_results: 1 };
         assert_eq!(fleet.reset_usage(), [usage(ms(19), ms(11)), usage(ms(22), ms(22))]);
     }
@@ -186,7 +186,7 @@ fn overdue_subtasks_are_hedged_in_virtual_time() {
     // Half of the results came after 10, so the rest is overdue after three times as long; one of the idle workers is known
     // to be fast.
     assert_eq!((run.hedged, run.redispatched, run.wait), (1, 0, ms(40)));
-    assert_eq!((run.attempts[2].worker, run.attempts[2].since), (1, ms(30)));
+    assert_eq!((run.attempts[2].worker, run.attempts[2].since), (WorkerId(1), ms(30)));
     assert_eq!(run.completion, Completion::ExactAfterRedispatch);
 }
 

@@ -9,7 +9,9 @@ use std::time::Duration;
 use crate::scripted::{self, Call};
 use fcdcc::array::Values;
 use fcdcc::scheduler::{HealthOptions, PoolOptions, State};
-use fcdcc::{Audit, CodeKind, Completion, ConvParams, Error, OnShortfall, Outcome, Pool, Result};
+use fcdcc::{
+    Audit, CodeKind, Completion, ConvParams, Error, OnShortfall, Outcome, Pool, Result, SubtaskId, WorkerId,
+};
 use fcdcc_test_support::layer::{EXACT_F32, Layer, options, small};
 use fcdcc_test_support::relative_l2;
 
@@ -89,7 +91,7 @@ fn the_first_run_is_audited_and_right_whoever_is_wrong() {
                     "{name}"
                 );
             }
-            caught += usize::from(pool.health(liar).unwrap().state == State::Quarantined);
+            caught += usize::from(pool.health(WorkerId(liar)).unwrap().state == State::Quarantined);
         }
     }
     // The first result is compared with others.
@@ -111,7 +113,7 @@ fn two_dead_and_one_lying_of_six_are_right_in_every_element() {
             let run = prepared.run(layer.input.view()).unwrap();
             assert!(layer.error(&run.output) < EXACT_F32, "round {round}: {:?}", run.report);
         }
-        assert_eq!(pool.health(liar).unwrap().state, State::Quarantined);
+        assert_eq!(pool.health(WorkerId(liar)).unwrap().state, State::Quarantined);
     }
 }
 
@@ -168,7 +170,7 @@ fn after_a_worker_was_caught_every_run_is_audited_for_a_while() {
             "round {round}: {:?}",
             run.report
         );
-        run.report.flagged.contains(&0)
+        run.report.flagged.contains(&SubtaskId(0))
     });
     assert!(caught, "it was never among the first");
     lying.store(false, Ordering::SeqCst);
@@ -223,7 +225,7 @@ fn without_a_way_out_a_contradiction_is_refused() {
     assert!(layer.error(&run.output) < EXACT_F32, "{:?}", run.report);
     assert_eq!(run.report.completion, Completion::ExactLocally);
     assert!(run.report.audited);
-    assert_eq!(pool.health(1).unwrap().state, State::Quarantined, "{:?}", run.report);
+    assert_eq!(pool.health(WorkerId(1)).unwrap().state, State::Quarantined, "{:?}", run.report);
 }
 
 #[test]
@@ -257,7 +259,7 @@ fn copies_of_small_parts_are_checked_as_well_as_large_ones() {
     };
     let error = relative_l2(&lower(run.output.as_slice().unwrap()), &lower(&truth));
     assert!(error < EXACT_F32, "{error:e}, {:?}", run.report);
-    assert_eq!(run.report.flagged, [5], "{:?}", run.report);
+    assert_eq!(run.report.flagged, [SubtaskId(5)], "{:?}", run.report);
 }
 
 #[test]
@@ -281,5 +283,5 @@ fn a_liar_in_a_small_channel_is_found() {
     });
     let prepared = layer.prepare(&pool, options(8, 1).audit(Audit::Correct)).unwrap();
     let run = prepared.run(layer.input.view()).unwrap();
-    assert_eq!(run.report.flagged, [2], "{:?}", run.report);
+    assert_eq!(run.report.flagged, [SubtaskId(2)], "{:?}", run.report);
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 use fcdcc::array::Values;
 use fcdcc::testing::{Property, check_property, check_worker};
 use fcdcc::worker::{Fault, FilterKey, Intercept, Order, Task, TaskFaults, faulty, intercept};
-use fcdcc::{CancelToken, CpuWorker, Error, Result, Worker};
+use fcdcc::{CancelToken, CpuWorker, Error, Result, Worker, WorkerId};
 
 /// A limit that only a defect reaches.
 const DEADLINE: Duration = Duration::from_mins(1);
@@ -38,7 +38,7 @@ fn wrapped_workers_keep_the_contract() {
     keeps_the_contract(|| intercept(cpu()).boxed());
     keeps_the_contract(|| intercept(cpu()).with_info(|info| info.f64 = false).boxed());
     keeps_the_contract(|| faulty(cpu(), "delay=0ms".parse::<Fault>().unwrap(), 1).boxed());
-    keeps_the_contract(|| TaskFaults::new(1).around(cpu(), 0).boxed());
+    keeps_the_contract(|| TaskFaults::new(1).around(cpu(), WorkerId(0)).boxed());
     keeps_the_contract(|| intercept(cpu()).never_respawned().boxed());
 }
 

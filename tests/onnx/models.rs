@@ -125,7 +125,7 @@ fn agrees(folder: &Path) -> Result<(), Failed> {
     for layer in &run.layers {
         match &layer.why_local {
             Some(why) => assert!(layer.code == "local" && !why.is_empty() && layer.workers.is_empty()),
-            None => assert!(layer.used.iter().all(|s| ![1, 4].contains(s)) && layer.fallback.is_none()),
+            None => assert!(layer.used.iter().all(|s| ![1, 4].contains(&s.0)) && layer.fallback.is_none()),
         }
     }
     if small {

@@ -8,6 +8,7 @@ use fcdcc::array::{Element, Values};
 use fcdcc::coding::{Code, Decoder, Epilogue, decode, encode_distinct, encode_filters};
 use fcdcc::engine::LayerOptions;
 use fcdcc::error::{Error, Result};
+use fcdcc::ids::SubtaskId;
 use fcdcc::partition::{FilterPartition, InputPartition, OutputTiling};
 use fcdcc::planner::subtask_shape;
 use fcdcc::scaling::{FilterScales, InputScan, ScanOptions, ScanPlan, ScanRoom};
@@ -64,7 +65,7 @@ fn on_this_thread<T: Element>(case: &LayerCase<T>, options: &LayerOptions) -> Re
     let mut worker = CpuWorker::new("codec", 1);
     let mut outputs: Vec<Vec<Vec<T>>> = Vec::with_capacity(code.n());
     let mut compute_cpu_ms = 0.0;
-    for (index, slabs) in coded.iter().cycle().take(code.n()).enumerate() {
+    for (index, slabs) in (0..code.n()).map(SubtaskId).zip(coded.iter().cycle()) {
         let key = FilterKey { layer: 0, subtask: index };
         let banks = encode_filters(&code, &filters, &case.weight, &scales.factors, index);
         worker.install(key, &subtask, T::wrap(banks))?;
@@ -86,7 +87,7 @@ fn on_this_thread<T: Element>(case: &LayerCase<T>, options: &LayerOptions) -> Re
     let parts: Vec<&[T]> = decoder
         .inputs()
         .iter()
-        .map(|of| outputs[of.subtask][of.slab * code.l_b() + of.bank].as_slice())
+        .map(|of| outputs[of.subtask.0][of.slab * code.l_b() + of.bank].as_slice())
         .collect();
     let mut output = vec![T::default(); shape.output_elems()];
     let epilogue =

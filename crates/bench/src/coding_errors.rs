@@ -12,6 +12,7 @@ use fcdcc::array::Element;
 use fcdcc::coding::{Code, Decoder, Epilogue, decode, encode_filters, encode_input, error_bound};
 use fcdcc::conv::{ConvKernel, ConvShape, Filters, Scratch, conv_uncoded};
 use fcdcc::error::{Error, Result};
+use fcdcc::ids::SubtaskId;
 use fcdcc::internal::normal;
 use fcdcc::partition::{FilterPartition, InputPartition, OutputTiling};
 
@@ -105,7 +106,7 @@ impl<'a, T: Element> Computed<'a, T> {
             (kernel.shape().output_elems(), kernel.shape().input_elems(), kernel.shape().weight_elems());
         let coded = encode_input(code, shape, &slabs, &numbers.input, Vec::new());
         let subtask = |scratch: &mut Scratch<T>, (i, coded): (usize, &Vec<T>)| -> Result<Vec<Vec<T>>> {
-            let coded_banks = encode_filters(code, &filters, &numbers.weight, &[], i);
+            let coded_banks = encode_filters(code, &filters, &numbers.weight, &[], SubtaskId(i));
             let coded_banks =
                 coded_banks.chunks(bank).map(|bank| kernel.pack(bank)).collect::<Result<Vec<_>>>()?;
             let coded_banks: Vec<&Filters<T>> = coded_banks.iter().collect();
@@ -140,7 +141,7 @@ impl<'a, T: Element> Computed<'a, T> {
             decoder => decoder?,
         };
         let (l_a, l_b) = (self.code.l_a(), self.code.l_b());
-        let at = |of: &fcdcc::coding::SubResult| (of.subtask * l_a + of.slab) * l_b + of.bank;
+        let at = |of: &fcdcc::coding::SubResult| (of.subtask.0 * l_a + of.slab) * l_b + of.bank;
         let results: Vec<&[T]> = decoder.inputs().iter().map(|of| &self.results[at(of)][..]).collect();
         decode(&decoder, &self.tiling, &results, Epilogue::default(), &mut self.output)?;
         Ok(self.numbers.deviation(&self.output))

@@ -106,6 +106,7 @@ fn locked(sizes: &Mutex<Sizes>) -> MutexGuard<'_, Sizes> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use fcdcc::SubtaskId;
     use fcdcc::conv::{ConvParams, ConvShape};
     use fcdcc::worker::{CancelToken, CpuWorker, SubtaskShape};
 
@@ -115,7 +116,7 @@ mod tests {
         let mut worker = meter.wrap(CpuWorker::fleet(1)).remove(0);
         let conv = ConvShape::new(&[1, 1, 4, 4], &[2, 1, 3, 3], &ConvParams::default()).unwrap();
         let shape = SubtaskShape { conv, slabs: 2, banks: 2, plain: false };
-        let (macs, key) = (shape.conv.macs(), FilterKey { layer: 1, subtask: 0 });
+        let (macs, key) = (shape.conv.macs(), FilterKey { layer: 1, subtask: SubtaskId(0) });
         let slabs = Values::F32(vec![1.0; shape.upload_elems()]);
         for key in [key, FilterKey::PROBE] {
             worker.install(key, &shape, Values::F32(vec![1.0; shape.filter_elems()])).unwrap();

@@ -14,6 +14,7 @@ use rand_chacha::ChaCha8Rng;
 
 use fcdcc::error::{Error, Result};
 use fcdcc::files;
+use fcdcc::ids::WorkerId;
 use fcdcc::worker::{Delay, Fault, FaultSpec, TaskFault, WorkerSet};
 
 /// A shorter delay would drown in the noise of a machine's clock and scheduler.
@@ -95,9 +96,9 @@ impl Trace {
         Ok(Self { rows: Arc::new(rows), path })
     }
 
-    fn at(&self, trial: usize, worker: usize) -> Option<Duration> {
+    fn at(&self, trial: usize, worker: WorkerId) -> Option<Duration> {
         let row = &self.rows[trial % self.rows.len()];
-        row[worker % row.len()]
+        row[worker.0 % row.len()]
     }
 }
 
@@ -166,7 +167,7 @@ impl Scenario {
             let seed = mix(mix(seed, trial as u64), index as u64);
             match fault {
                 TrialFault::Trace(trace) => {
-                    for (worker, fate) in fates.iter_mut().enumerate() {
+                    for (worker, fate) in (0..).map(WorkerId).zip(&mut fates) {
                         match trace.at(trial, worker) {
                             Some(delay) => fate.delay = fate.delay.saturating_add(delay),
                             None => fate.crash = true,

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use fcdcc::array::Values;
 use fcdcc::cluster::{Cluster, ClusterOptions, Security, Tls};
 use fcdcc::worker::{FilterKey, SubtaskShape, Task};
-use fcdcc::{CancelToken, CodedConv, ConvParams, ConvShape, CpuWorker, Pool, Worker};
+use fcdcc::{CancelToken, CodedConv, ConvParams, ConvShape, CpuWorker, Pool, SubtaskId, Worker};
 use fcdcc_test_support::fleet::{self, Process, endpoint, workers};
 use ndarray::ArrayD;
 
@@ -64,7 +64,7 @@ fn shape(filters: usize, slab: usize) -> SubtaskShape {
 fn traffic(worker: &mut dyn Worker, megabytes: usize) {
     let bytes = megabytes << 20;
     let (filters, slabs) = (shape(megabytes, 0), shape(0, megabytes));
-    let key = |layer| FilterKey { layer, subtask: 0 };
+    let key = |layer| FilterKey { layer, subtask: SubtaskId(0) };
     worker.install(key(0), &slabs, Values::F32(vec![1.0; slabs.filter_elems()])).unwrap();
     let data = Values::F32(vec![1.0; slabs.upload_elems()]);
     let mut raw = raw_peer(bytes);

@@ -344,6 +344,7 @@ fn shortened(name: &str, width: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use fcdcc::SubtaskId;
 
     #[test]
     fn a_series_is_bounded_and_keeps_its_median() {
@@ -369,7 +370,7 @@ mod tests {
         report.why_local = None;
         let worker = |name: &str, outcome| {
             let mut row = fcdcc::engine::WorkerReport::new(name, outcome);
-            (row.subtask, row.latency_ms, row.sub_results) = (Some(0), Some(1.0), 1);
+            (row.subtask, row.latency_ms, row.sub_results) = (Some(SubtaskId(0)), Some(1.0), 1);
             row
         };
         report.workers = vec![worker("a", Outcome::Used), worker("b", Outcome::Late)];

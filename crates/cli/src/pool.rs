@@ -7,7 +7,7 @@ use fcdcc::array::DType;
 use fcdcc::files::Output;
 use fcdcc::planner::Rates;
 use fcdcc::worker::{CpuWorker, FaultSpec, inject};
-use fcdcc::{Error, Pool, Result, Worker};
+use fcdcc::{Error, Pool, Result, Worker, WorkerId};
 use serde::Deserialize;
 
 use super::Console;
@@ -146,7 +146,7 @@ pub(crate) fn assemble(
 /// A pool of `workers`; prints a notice if some of them got no thread.
 pub(crate) fn start(workers: Vec<Box<dyn Worker>>, console: Console) -> Result<Pool> {
     let pool = Pool::new(workers)?;
-    let lost: Vec<String> = (0..pool.len()).filter_map(|worker| pool.lost(worker)).collect();
+    let lost: Vec<String> = (0..pool.len()).map(WorkerId).filter_map(|worker| pool.lost(worker)).collect();
     if let Some(cause) = lost.iter().find(|cause| cause.contains("no thread")) {
         let (there, all) = (pool.len() - lost.len(), pool.len());
         console.notice(format_args!("notice: {there} of {all} workers do the work: {cause}"));

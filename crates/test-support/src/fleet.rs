@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use fcdcc::cluster::{Cluster, ClusterOptions, Endpoint, Seats, Security, ServeOptions, WorkerServer};
 use fcdcc::scheduler::{HealthOptions, State};
-use fcdcc::{CpuWorker, Pool, PoolOptions, Worker};
+use fcdcc::{CpuWorker, Pool, PoolOptions, Worker, WorkerId};
 
 use crate::binary::command;
 
@@ -163,7 +163,7 @@ pub fn pool_of(workers: Vec<Box<dyn Worker>>) -> Pool {
 /// Number of workers that can get tasks.
 pub fn usable(pool: &Pool) -> usize {
     let state = |w| pool.health(w).unwrap().state;
-    (0..pool.len()).filter(|w| !matches!(state(*w), State::Lost | State::Quarantined)).count()
+    (0..pool.len()).map(WorkerId).filter(|w| !matches!(state(*w), State::Lost | State::Quarantined)).count()
 }
 
 /// Resident bytes of this process.

@@ -19,6 +19,7 @@ pub mod oracle;
 pub mod suites;
 pub mod uneven;
 
+use fcdcc::SubtaskId;
 use fcdcc::array::Element;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -59,6 +60,11 @@ pub fn relative_l2<T: Element, U: Element>(got: &[T], want: &[U]) -> f64 {
 pub fn mean_squared_error<T: Element, U: Element>(got: &[T], want: &[U]) -> f64 {
     assert_eq!(got.len(), want.len());
     got.iter().zip(want).map(|(g, w)| (g.to_f64() - w.to_f64()).powi(2)).sum::<f64>() / got.len() as f64
+}
+
+/// The subtasks with these numbers.
+pub fn subtasks(numbers: &[usize]) -> Vec<SubtaskId> {
+    numbers.iter().copied().map(SubtaskId).collect()
 }
 
 /// All subsets of `0..n` with `size` members, in lexicographic order.

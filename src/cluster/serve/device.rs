@@ -20,6 +20,7 @@ use super::outbox::{Outbox, Results};
 use super::tasks::{Asker, Tasks};
 use crate::array::{Buffers, DType, Values};
 use crate::error::{Error, Result};
+use crate::ids::SubtaskId;
 use crate::sync::locked;
 use crate::worker::{
     Backoff, CancelToken, FilterKey, HANG_GRACE, Live, Order, Owner, SubtaskShape, Supervised, Supervision,
@@ -303,7 +304,7 @@ impl Thread {
                 None => return Ok(false),
             },
         };
-        let key = FilterKey { layer: self.next_key, subtask: 0 };
+        let key = FilterKey { layer: self.next_key, subtask: SubtaskId(0) };
         self.next_key += 1;
         let keep = self.common.cache.as_ref().filter(|_| sent).and_then(|cache| {
             let room = self.common.budget.reserve(values.size_bytes() as u64)?;

@@ -9,11 +9,12 @@ use super::workers::{Nature, Observed};
 use super::{EPSILON, Run, SLACK, require};
 use crate::coding::{Decoder, Epilogue, Rounding, decode};
 use crate::error::Error;
+use crate::ids::{SubtaskId, WorkerId};
 use crate::scheduler::{Arrival, Arrivals, Audit, Decision, OnShortfall, Policy, Recovery, RunOutcome};
 
 impl Run<'_> {
     fn lied(&self, arrival: &Arrival) -> bool {
-        matches!(self.natures[arrival.worker], Nature::Liar(_))
+        matches!(self.natures[arrival.worker.0], Nature::Liar(_))
     }
 
     pub(super) fn check(
@@ -56,7 +57,7 @@ impl Run<'_> {
         let code = &self.layer.code;
         (0..code.k_a() * code.k_b()).all(|part| {
             let copies = arrivals.complete().iter().filter(|i| code.part_of(**i) == Some(part));
-            let workers: Vec<usize> = copies.flat_map(|i| arrivals.of(*i)).map(|a| a.worker).collect();
+            let workers: Vec<WorkerId> = copies.flat_map(|i| arrivals.of(*i)).map(|a| a.worker).collect();
             workers.iter().any(|worker| *worker != workers[0])
         })
     }
@@ -66,7 +67,7 @@ impl Run<'_> {
         let (code, arrivals) = (&self.layer.code, &outcome.arrivals);
         let (audit, tracker) = (self.setting.policy.audit, &outcome.recovery.tracker);
         let complete = arrivals.complete();
-        let compared = if code.part_of(0).is_some() {
+        let compared = if code.part_of(SubtaskId(0)).is_some() {
             self.is_vouched_for(arrivals)
         } else {
             complete.len() > code.recovery_threshold()
@@ -80,7 +81,7 @@ impl Run<'_> {
         self.tally.audited += 1;
         let faulty = tracker.faulty();
         let all = complete.iter().flat_map(|subtask| arrivals.of(*subtask));
-        let mut lied: Vec<usize> = all.filter(|a| self.lied(a)).map(|a| a.worker).collect();
+        let mut lied: Vec<WorkerId> = all.filter(|a| self.lied(a)).map(|a| a.worker).collect();
         lied.sort_unstable();
         lied.dedup();
         require(faulty == lied, &format!("names {faulty:?} where {lied:?} lied"))?;
@@ -97,7 +98,7 @@ impl Run<'_> {
         let predicted = outcome.recovery.tracker.error(&outcome.arrivals);
         let decoder = Arc::clone(outcome.recovery.tracker.chosen().ok_or("decodes from nothing")?);
         let used = outcome.recovery.used(&outcome.arrivals);
-        let mut subtasks: Vec<usize> = used.iter().map(|(subtask, _)| *subtask).collect();
+        let mut subtasks: Vec<SubtaskId> = used.iter().map(|(subtask, _)| *subtask).collect();
         subtasks.dedup();
         let from_parts = subtasks.iter().any(|subtask| !outcome.arrivals.is_complete(*subtask));
         require(used.len() >= code.k_a() * code.k_b(), "decodes from fewer than there are parts")?;
@@ -117,7 +118,7 @@ impl Run<'_> {
             audit == Audit::Watch && bound <= Rounding::plain::<f32>(layer.shape.reduction()).normwise(30.0);
         let as_predicted = bound <= predicted * (1.0 + 1e-9);
         require(as_predicted || without_spare || faulty > 0, "predicts less than it gets")?;
-        self.tally.digest(used.iter().flat_map(|(subtask, index)| [*subtask as u64, *index as u64]));
+        self.tally.digest(used.iter().flat_map(|(subtask, index)| [subtask.0 as u64, *index as u64]));
         self.tally.digest([bound.to_bits()]);
         self.tally.found += faulty;
         if self.limit.is_some_and(|limit| bound > limit) {
@@ -137,7 +138,8 @@ impl Run<'_> {
     /// The layer would be refused: allowed only if waiting could not have helped.
     fn check_refusal(&mut self, outcome: &mut RunOutcome<Observed<'_>>, faulty: usize) -> Result<(), String> {
         let policy = self.setting.policy;
-        let coming: Vec<usize> = outcome.attempts.iter().filter(|a| !a.ended).map(|a| a.subtask).collect();
+        let coming: Vec<SubtaskId> =
+            outcome.attempts.iter().filter(|a| !a.ended).map(|a| a.subtask).collect();
         let hopeless = outcome.recovery.error_with(&outcome.arrivals, &coming) > self.layer.limit;
         // A run does not wait longer for a better set than computing the layer locally takes.
         let way_out = policy.on_shortfall != OnShortfall::Fail || policy.audit == Audit::Watch;

@@ -8,6 +8,7 @@ use rand_chacha::ChaCha8Rng;
 use crate::coding::{Code, CodeKind, DecoderCache, ParityCheckCache, Rounding, Sketcher, encode_filters};
 use crate::conv::{ConvParams, ConvShape};
 use crate::engine::tracker::RecoveryContext;
+use crate::ids::SubtaskId;
 use crate::partition::{FilterPartition, InputPartition, OutputTiling};
 use crate::planner::subtask_shape;
 use crate::scheduler::Policy;
@@ -41,7 +42,8 @@ impl Layer {
         let filters = FilterPartition::new(&shape, k_b).unwrap();
         let subtask = Arc::new(subtask_shape(&shape, &code).unwrap());
         let weight = numbers(shape.weight_elems(), &mut ChaCha8Rng::seed_from_u64(seed));
-        let banks: Vec<_> = (0..n).map(|i| encode_filters(&code, &filters, &weight, &[], i)).collect();
+        let banks: Vec<_> =
+            (0..n).map(|i| encode_filters(&code, &filters, &weight, &[], SubtaskId(i))).collect();
         Self {
             tiling: OutputTiling::new(&shape, &slabs, &filters),
             weight: weight.iter().copied().map(f64::from).collect(),

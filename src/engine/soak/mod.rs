@@ -27,6 +27,7 @@ use crate::array::{Buffers, DType, Pooled, Values};
 use crate::coding::{CodeKind, Rounding, encode_input};
 use crate::conv::reference;
 use crate::error::Error;
+use crate::ids::WorkerId;
 use crate::scheduler::{
     Audit, Decision, Fleet, JobLayer, JobPlan, Link, MessageFaults, OnShortfall, Policy, RunEstimates,
     RunOutcome, SimulatedFleet, SimulatedHost, SimulatedWork, SimulatedWorker, run_job,
@@ -156,7 +157,7 @@ impl<'a> Run<'a> {
         };
         let workers = (0..self.natures.len()).map(worker).collect();
         let mut fleet = SimulatedFleet::new(hosts, workers).unwrap();
-        for (worker, nature) in self.natures.iter().enumerate() {
+        for (worker, nature) in (0..).map(WorkerId).zip(&self.natures) {
             if let Nature::Mortal(at, back) = nature {
                 fleet.lose(worker, *at, *back);
             }
@@ -197,9 +198,10 @@ impl<'a> Run<'a> {
         let slabs = encode_input(&layer.code, &layer.shape, &layer.slabs, input, Vec::new());
         let mut fleet = self.fleet(&slabs);
         let workers = self.natures.len();
-        let mut holdings = Holdings::new((0..layer.code.n()).map(|subtask| subtask % workers).collect(), 0);
-        for subtask in 0..layer.code.n() {
-            holdings.send(subtask % workers, subtask);
+        let assignment = (0..layer.code.n()).map(|subtask| WorkerId(subtask % workers)).collect();
+        let mut holdings = Holdings::new(assignment, 0);
+        for (subtask, worker) in holdings.homes().collect::<Vec<_>>() {
+            holdings.send(worker, subtask);
         }
         let filters = Filters { holdings: RefCell::new(holdings), fleet: &fleet };
         let id = fleet.add_layer(SimulatedWork::of(&layer.subtask, DType::F32, ms(1.0)));
@@ -233,7 +235,7 @@ impl<'a> Run<'a> {
         drop(outcome);
         // A cancelled worker learns of it, if only when its link is back, and is then free.
         fleet.advance(Duration::from_secs(3));
-        let busy: Vec<usize> = (0..workers).filter(|worker| fleet.load(*worker) > 0).collect();
+        let busy: Vec<usize> = (0..workers).filter(|worker| fleet.load(WorkerId(*worker)) > 0).collect();
         require(busy.is_empty(), &format!("workers {busy:?} still work on a run that is over"))
     }
 
@@ -247,7 +249,7 @@ impl<'a> Run<'a> {
         self.tally.digest([end]);
         self.tally.digest_time(outcome.wait);
         for attempt in &outcome.attempts {
-            self.tally.digest([attempt.subtask as u64, attempt.worker as u64, attempt.arrived as u64]);
+            self.tally.digest([attempt.subtask.0, attempt.worker.0, attempt.arrived].map(|n| n as u64));
             self.tally.digest_time(attempt.since);
         }
         self.tally.hedged += outcome.traffic.hedged;

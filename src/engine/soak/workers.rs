@@ -15,6 +15,7 @@ use crate::conv::reference;
 use crate::engine::holdings::{Holdings, TakeOver};
 use crate::engine::tracker::DecodingTracker;
 use crate::error::{Error, Result};
+use crate::ids::{SubtaskId, WorkerId};
 use crate::scheduler::{
     Arrivals, Direction, FilterHolders, MessageFaults, Partition, Recovery, SimulatedFleet, Verdict,
 };
@@ -75,7 +76,7 @@ pub(super) fn any_message_faults(workers: usize, rng: &mut ChaCha8Rng) -> Messag
     let partition = |rng: &mut ChaCha8Rng| {
         let from = ms(rng.random_range(0.0..40.0));
         Partition {
-            worker: rng.random_range(0..workers),
+            worker: WorkerId(rng.random_range(0..workers)),
             direction: direction(rng.random_bool(0.5)),
             from,
             until: from + ms(rng.random_range(1.0..400.0)),
@@ -105,22 +106,22 @@ pub(super) struct Computing {
 impl Computing {
     pub(super) fn sub_result(
         &mut self,
-        worker: usize,
+        worker: WorkerId,
         attempt: usize,
-        subtask: usize,
+        subtask: SubtaskId,
         slabs: &[f32],
         index: usize,
     ) -> Result<Vec<f32>> {
-        if !self.begun[worker].contains(&attempt) {
-            self.begun[worker].push(attempt);
+        if !self.begun[worker.0].contains(&attempt) {
+            self.begun[worker.0].push(attempt);
         }
         let done = self.computed.entry(attempt).or_default();
         *done += 1;
         let second = *done == 2;
-        let mut values = plain_sub_result(&self.subtask, slabs, &self.banks[subtask], index);
-        match self.natures[worker] {
+        let mut values = plain_sub_result(&self.subtask, slabs, &self.banks[subtask.0], index);
+        match self.natures[worker.0] {
             Nature::Nan => values[0] = f32::NAN,
-            Nature::Moody if self.begun[worker].len() % 2 == 1 && second => {
+            Nature::Moody if self.begun[worker.0].len() % 2 == 1 && second => {
                 return Err(Error::WorkerFailed { worker: worker.to_string(), cause: "moody".to_owned() });
             }
             Nature::Liar(size) => self.corrupt(&mut values, size),
@@ -159,17 +160,15 @@ pub(super) struct Filters<'a> {
 }
 
 impl FilterHolders for Filters<'_> {
-    fn dispatch_all(&self, dispatch: &mut dyn FnMut(usize, usize)) {
-        for (subtask, worker) in self.holdings.borrow().assignment().iter().enumerate() {
-            dispatch(subtask, *worker);
-        }
+    fn dispatch_all(&self, dispatch: &mut dyn FnMut(SubtaskId, WorkerId)) {
+        self.holdings.borrow().homes().for_each(|(subtask, worker)| dispatch(subtask, worker));
     }
 
-    fn holds(&self, subtask: usize, worker: usize) -> bool {
+    fn holds(&self, subtask: SubtaskId, worker: WorkerId) -> bool {
         self.holdings.borrow().holds(subtask, worker)
     }
 
-    fn take_over(&self, subtask: usize, worker: usize) -> Option<Values> {
+    fn take_over(&self, subtask: SubtaskId, worker: WorkerId) -> Option<Values> {
         match self.holdings.borrow_mut().take_over(subtask, worker) {
             TakeOver::Held => None,
             TakeOver::Send { .. } => {
@@ -188,7 +187,7 @@ pub(super) struct Observed<'a> {
 }
 
 impl Recovery for Observed<'_> {
-    fn arrived(&mut self, arrivals: &Arrivals, subtask: usize, index: usize) {
+    fn arrived(&mut self, arrivals: &Arrivals, subtask: SubtaskId, index: usize) {
         self.tracker.arrived(arrivals, subtask, index);
     }
     fn count_parts(&mut self, arrivals: &Arrivals) {
@@ -203,13 +202,13 @@ impl Recovery for Observed<'_> {
         }
         error
     }
-    fn error_with(&mut self, arrivals: &Arrivals, more: &[usize]) -> f64 {
+    fn error_with(&mut self, arrivals: &Arrivals, more: &[SubtaskId]) -> f64 {
         self.tracker.error_with(arrivals, more)
     }
-    fn suffices_with(&self, arrivals: &Arrivals, also: &dyn Fn(usize) -> bool) -> bool {
+    fn suffices_with(&self, arrivals: &Arrivals, also: &dyn Fn(SubtaskId) -> bool) -> bool {
         self.tracker.suffices_with(arrivals, also)
     }
-    fn wants(&self, arrivals: &Arrivals, subtask: usize) -> bool {
+    fn wants(&self, arrivals: &Arrivals, subtask: SubtaskId) -> bool {
         self.tracker.wants(arrivals, subtask)
     }
     fn judge(&mut self, arrivals: &Arrivals) -> Verdict {
@@ -221,10 +220,10 @@ impl Recovery for Observed<'_> {
     fn wishes(&self, arrivals: &Arrivals) -> bool {
         self.tracker.wishes(arrivals)
     }
-    fn used(&self, arrivals: &Arrivals) -> Vec<(usize, usize)> {
+    fn used(&self, arrivals: &Arrivals) -> Vec<(SubtaskId, usize)> {
         self.tracker.used(arrivals)
     }
-    fn faulty(&self) -> &[usize] {
+    fn faulty(&self) -> &[WorkerId] {
         self.tracker.faulty()
     }
     fn needed(&self) -> usize {

@@ -4,6 +4,27 @@ use proptest::prelude::*;
 
 use super::*;
 
+/// Workers as their seats' indices, which the tests compute with.
+fn indices(workers: Vec<WorkerId>) -> Vec<usize> {
+    workers.into_iter().map(|worker| worker.0).collect()
+}
+
+fn workers(seats: &[usize]) -> Vec<WorkerId> {
+    seats.iter().copied().map(WorkerId).collect()
+}
+
+fn assign(n: usize, seats: &[Seat]) -> Vec<usize> {
+    indices(super::assign(n, seats))
+}
+
+fn rebalance(assignment: &[usize], seats: &[Seat]) -> Option<Vec<usize>> {
+    super::rebalance(&workers(assignment), seats).map(indices)
+}
+
+fn count(assignment: &[usize], seats: usize) -> Vec<usize> {
+    super::count(&workers(assignment), seats)
+}
+
 /// When the last seat is finished, in the unit of time of the speeds: the greatest count / speed.
 ///
 /// Infinite if a seat without speed (or one that does not exist) holds a subtask while another has speed; if none
@@ -22,6 +43,7 @@ fn makespan(assignment: &[usize], seats: &[Seat]) -> f64 {
         .fold(0.0, f64::max)
 }
 use crate::coding::{Code, CodeKind, Decoder};
+use crate::ids::WorkerId;
 
 fn seat(domain: &[&str], speed: f64) -> Seat {
     Seat { domain: domain.iter().map(|name| (*name).to_owned()).collect(), speed }

@@ -4,6 +4,7 @@ mod better_sets;
 
 use super::*;
 use crate::array::{Pooled, Values};
+use crate::ids::WorkerId;
 
 const SECOND: Duration = Duration::from_secs(1);
 const MS: Duration = Duration::from_millis(1);
@@ -21,7 +22,7 @@ struct Counted {
     /// Verdicts still to be given; afterwards it accepts.
     verdicts: Vec<Verdict>,
     doubt: Option<usize>,
-    judged: Vec<Vec<usize>>,
+    judged: Vec<Vec<SubtaskId>>,
     wishes: bool,
 }
 
@@ -48,13 +49,13 @@ impl Recovery for Counted {
         }
         self.error_of(complete)
     }
-    fn error_with(&mut self, arrivals: &Arrivals, more: &[usize]) -> f64 {
+    fn error_with(&mut self, arrivals: &Arrivals, more: &[SubtaskId]) -> f64 {
         let new = more.iter().filter(|i| !arrivals.is_complete(**i)).count();
         self.error_of(arrivals.complete().len() + new)
     }
-    fn suffices_with(&self, arrivals: &Arrivals, also: &dyn Fn(usize) -> bool) -> bool {
-        let complete = |i: usize| arrivals.is_complete(i) || also(i);
-        (0..arrivals.n()).filter(|i| complete(*i)).count() >= self.needed()
+    fn suffices_with(&self, arrivals: &Arrivals, also: &dyn Fn(SubtaskId) -> bool) -> bool {
+        let complete = |i: SubtaskId| arrivals.is_complete(i) || also(i);
+        arrivals.subtasks().filter(|i| complete(*i)).count() >= self.needed()
     }
     fn judge(&mut self, arrivals: &Arrivals) -> Verdict {
         self.judged.push(arrivals.complete().to_vec());
@@ -68,7 +69,7 @@ impl Recovery for Counted {
     fn wishes(&self, _: &Arrivals) -> bool {
         self.wishes
     }
-    fn used(&self, arrivals: &Arrivals) -> Vec<(usize, usize)> {
+    fn used(&self, arrivals: &Arrivals) -> Vec<(SubtaskId, usize)> {
         arrivals.in_order().map(|a| (a.subtask, a.index)).collect()
     }
     fn needed(&self) -> usize {
@@ -91,7 +92,8 @@ fn gather(on_shortfall: OnShortfall, n: usize, delta: usize) -> Gather<Counted> 
 
 fn arrive(g: &mut Gather<Counted>, now: Duration, subtask: usize, index: usize) -> Recorded {
     let values = Pooled::unpooled(Values::F32(Vec::new()));
-    g.deliver(now, Arrival { subtask, index, worker: 0, attempt: 0, values, sketch: None })
+    let subtask = SubtaskId(subtask);
+    g.deliver(now, Arrival { subtask, index, worker: WorkerId(0), attempt: 0, values, sketch: None })
 }
 
 fn deliver_at(g: &mut Gather<Counted>, now: Duration, subtask: usize) {
@@ -116,11 +118,11 @@ fn decodes_at_the_first_decodable_set_in_any_order_and_then_is_deaf() {
     }
     arrive(&mut g, Duration::ZERO, 3, 1);
     assert_eq!(actions(&mut g), []);
-    assert_eq!(([3, 4, 5].map(|i| g.arrivals().missing(i))), [vec![0], vec![0, 1], vec![]]);
+    assert_eq!(([3, 4, 5].map(|i| g.arrivals().missing(SubtaskId(i)))), [vec![0], vec![0, 1], vec![]]);
     arrive(&mut g, Duration::ZERO, 3, 0);
     assert_eq!(actions(&mut g), [Action::Decode]);
-    assert_eq!(g.recovery().judged, [[0, 2, 3, 5]]);
-    assert_eq!(g.arrivals().complete(), [0, 2, 3, 5]);
+    assert_eq!(g.recovery().judged, [[0, 2, 3, 5].map(SubtaskId)]);
+    assert_eq!(g.arrivals().complete(), [0, 2, 3, 5].map(SubtaskId));
     deliver(&mut g, 1);
     g.handle(100 * SECOND, Event::Tick);
     assert_eq!(actions(&mut g), []);
@@ -138,7 +140,7 @@ fn repeated_and_unknown_sub_results_do_not_count() {
         assert_eq!(arrive(&mut g, Duration::ZERO, subtask, index), expected);
         assert_eq!(actions(&mut g), []);
     }
-    for event in [Event::Failed { subtask: 7 }, Event::Declined { subtask: 7 }] {
+    for event in [Event::Failed { subtask: SubtaskId(7) }, Event::Declined { subtask: SubtaskId(7) }] {
         g.handle(Duration::ZERO, event);
         assert_eq!(actions(&mut g), []);
     }
@@ -148,10 +150,10 @@ fn repeated_and_unknown_sub_results_do_not_count() {
 fn fails_as_soon_as_the_dead_are_known_not_at_the_deadline() {
     let mut g = gather(OnShortfall::Fail, 6, 4);
     for subtask in [0, 1] {
-        g.handle(Duration::ZERO, Event::Failed { subtask });
+        g.handle(Duration::ZERO, Event::Failed { subtask: SubtaskId(subtask) });
         assert_eq!(actions(&mut g), []);
     }
-    g.handle(Duration::ZERO, Event::Failed { subtask: 2 });
+    g.handle(Duration::ZERO, Event::Failed { subtask: SubtaskId(2) });
     assert_eq!(actions(&mut g), [Action::Fail]);
 }
 
@@ -169,9 +171,9 @@ fn silence_fails_at_the_deadline_and_not_before() {
 fn the_dead_are_replaced_just_as_far_as_needed() {
     let mut g = gather(OnShortfall::Redispatch, 6, 4);
     for subtask in [1, 3, 5] {
-        g.handle(Duration::ZERO, Event::Failed { subtask });
+        g.handle(Duration::ZERO, Event::Failed { subtask: SubtaskId(subtask) });
     }
-    assert_eq!(actions(&mut g), [Action::Redispatch(1)]);
+    assert_eq!(actions(&mut g), [Action::Redispatch(SubtaskId(1))]);
     for subtask in [0, 2, 4] {
         deliver(&mut g, subtask);
     }
@@ -186,12 +188,12 @@ fn when_every_attempt_dies_the_layer_is_computed_locally() {
     let mut handed_out = 2;
     let mut queue = VecDeque::from([0, 1]);
     while let Some(subtask) = queue.pop_front() {
-        g.handle(Duration::ZERO, Event::Failed { subtask });
+        g.handle(Duration::ZERO, Event::Failed { subtask: SubtaskId(subtask) });
         for action in actions(&mut g) {
             match action {
                 Action::Redispatch(subtask) => {
                     handed_out += 1;
-                    queue.push_back(subtask);
+                    queue.push_back(subtask.0);
                 }
                 other => assert_eq!(other, Action::Local),
             }
@@ -200,7 +202,7 @@ fn when_every_attempt_dies_the_layer_is_computed_locally() {
     assert_eq!(handed_out, 2 * Policy::MAX_ATTEMPTS);
     assert!(g.over);
     let mut g = gather(OnShortfall::Local, 2, 2);
-    g.handle(Duration::ZERO, Event::Failed { subtask: 0 });
+    g.handle(Duration::ZERO, Event::Failed { subtask: SubtaskId(0) });
     assert_eq!(actions(&mut g), [Action::Local]);
 }
 
@@ -211,7 +213,7 @@ fn silent_workers_are_replaced_at_half_time_and_given_up_at_three_quarters() {
     deliver(&mut g, 1);
     assert_eq!(g.next_wake(), 4 * SECOND);
     g.handle(4 * SECOND, Event::Tick);
-    assert_eq!(actions(&mut g), [Action::Redispatch(2), Action::Redispatch(3)]);
+    assert_eq!(actions(&mut g), [Action::Redispatch(SubtaskId(2)), Action::Redispatch(SubtaskId(3))]);
     assert_eq!(g.next_wake(), 6 * SECOND);
     // The replacement of one subtask and the original of another finish the run.
     deliver(&mut g, 2);
@@ -238,15 +240,15 @@ fn a_slow_host_begins_its_own_computation_earlier() {
 fn a_failed_copy_does_not_kill_a_subtask_whose_other_copy_works() {
     let mut g = gather(OnShortfall::Redispatch, 1, 1);
     g.handle(4 * SECOND, Event::Tick);
-    assert_eq!(actions(&mut g), [Action::Redispatch(0)]);
-    g.handle(4 * SECOND, Event::Failed { subtask: 0 });
+    assert_eq!(actions(&mut g), [Action::Redispatch(SubtaskId(0))]);
+    g.handle(4 * SECOND, Event::Failed { subtask: SubtaskId(0) });
     assert_eq!(actions(&mut g), []);
     deliver(&mut g, 0);
     assert_eq!(actions(&mut g), [Action::Decode]);
 }
 
 fn hedge(subtask: usize, spare: bool) -> Action {
-    Action::Hedge { subtask, spare }
+    Action::Hedge { subtask: SubtaskId(subtask), spare }
 }
 
 #[test]
@@ -265,17 +267,17 @@ fn overdue_subtasks_are_hedged_twice_as_far_as_needed_and_once() {
     assert_eq!(actions(&mut g), [3, 4, 5, 6].map(|i| hedge(i, true)));
     // No worker is idle for some of them. Their hedges are tried again when a worker becomes idle, if still needed.
     for subtask in [4, 5, 6] {
-        g.handle(50 * MS, Event::Declined { subtask });
+        g.handle(50 * MS, Event::Declined { subtask: SubtaskId(subtask) });
     }
     assert_eq!((g.next_wake(), actions(&mut g)), (100 * MS, vec![]));
     deliver_at(&mut g, 60 * MS, 8);
     assert_eq!(actions(&mut g), []);
     g.handle(60 * MS, Event::Idle);
     assert_eq!(actions(&mut g), [hedge(4, true)]);
-    g.handle(60 * MS, Event::Declined { subtask: 4 });
+    g.handle(60 * MS, Event::Declined { subtask: SubtaskId(4) });
     // Both the copy and the original fail. The next hedge is due when the elapsed time has doubled.
-    g.handle(61 * MS, Event::Failed { subtask: 3 });
-    g.handle(62 * MS, Event::Failed { subtask: 3 });
+    g.handle(61 * MS, Event::Failed { subtask: SubtaskId(3) });
+    g.handle(62 * MS, Event::Failed { subtask: SubtaskId(3) });
     assert_eq!((g.next_wake(), actions(&mut g)), (100 * MS, vec![]));
     g.handle(100 * MS, Event::Tick);
     assert_eq!(actions(&mut g), [hedge(3, false), hedge(4, false)]);
@@ -362,15 +364,15 @@ fn doubt_waits_for_more_results_and_is_never_covered_up() {
     assert_eq!(g.recovery().judged.len(), 2);
     // No more results come: redispatch where allowed, and refuse in the end instead of computing locally.
     let mut g = with(OnShortfall::Redispatch, vec![Verdict::Doubt, Verdict::Doubt]);
-    g.handle(MS, Event::Failed { subtask: 4 });
+    g.handle(MS, Event::Failed { subtask: SubtaskId(4) });
     assert_eq!(actions(&mut g), []);
-    g.handle(MS, Event::Failed { subtask: 5 });
-    assert_eq!(actions(&mut g), [Action::Redispatch(4)]);
+    g.handle(MS, Event::Failed { subtask: SubtaskId(5) });
+    assert_eq!(actions(&mut g), [Action::Redispatch(SubtaskId(4))]);
     deliver(&mut g, 4);
-    assert_eq!(actions(&mut g), [Action::Redispatch(5)]);
-    g.handle(MS, Event::Failed { subtask: 5 });
-    assert_eq!(actions(&mut g), [Action::Redispatch(5)]);
-    g.handle(MS, Event::Failed { subtask: 5 });
+    assert_eq!(actions(&mut g), [Action::Redispatch(SubtaskId(5))]);
+    g.handle(MS, Event::Failed { subtask: SubtaskId(5) });
+    assert_eq!(actions(&mut g), [Action::Redispatch(SubtaskId(5))]);
+    g.handle(MS, Event::Failed { subtask: SubtaskId(5) });
     assert_eq!(actions(&mut g), [Action::Refuse]);
     let mut g = with(OnShortfall::Local, vec![Verdict::Doubt]);
     g.handle(7 * SECOND, Event::Tick);
@@ -398,15 +400,15 @@ fn a_result_to_compare_with_is_waited_for_as_long_again_and_no_longer() {
     assert_eq!(actions(&mut g), [Action::Decode]);
     // No more results can come: another worker is asked, where allowed.
     let mut g = watched(OnShortfall::Redispatch);
-    g.handle(110 * MS, Event::Failed { subtask: 4 });
+    g.handle(110 * MS, Event::Failed { subtask: SubtaskId(4) });
     assert_eq!(actions(&mut g), []);
-    g.handle(120 * MS, Event::Failed { subtask: 5 });
-    assert_eq!(actions(&mut g), [Action::Spare(4)]);
+    g.handle(120 * MS, Event::Failed { subtask: SubtaskId(5) });
+    assert_eq!(actions(&mut g), [Action::Spare(SubtaskId(4))]);
     g.handle(200 * MS, Event::Tick);
     assert_eq!(actions(&mut g), [Action::Decode]);
     let mut g = watched(OnShortfall::Local);
-    g.handle(110 * MS, Event::Failed { subtask: 4 });
-    g.handle(120 * MS, Event::Failed { subtask: 5 });
+    g.handle(110 * MS, Event::Failed { subtask: SubtaskId(4) });
+    g.handle(120 * MS, Event::Failed { subtask: SubtaskId(5) });
     assert_eq!(actions(&mut g), [Action::Decode]);
 }
 
@@ -431,7 +433,7 @@ fn every_history_of_a_small_code_ends_in_the_right_action() {
                     done += 1;
                 }
                 1 => {
-                    g.handle(Duration::ZERO, Event::Failed { subtask });
+                    g.handle(Duration::ZERO, Event::Failed { subtask: SubtaskId(subtask) });
                     dead += 1;
                 }
                 _ => {}

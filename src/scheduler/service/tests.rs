@@ -5,13 +5,14 @@ use crossbeam_channel::{bounded, unbounded};
 use super::*;
 use crate::array::{Buffers, Pooled, Values};
 use crate::conv::{ConvParams, ConvShape};
+use crate::ids::{SubtaskId, WorkerId};
 use crate::scheduler::slot::{FilterSource, Replies, Reply};
 use crate::scheduler::{Fleet, HealthOptions, Pool, PoolOptions};
 use crate::worker::{CpuWorker, FilterKey, Intercept, SubtaskShape, intercept};
 
 /// A limit that only a defect reaches.
 const LIMIT: Duration = Duration::from_mins(1);
-const KEY: FilterKey = FilterKey { layer: 1, subtask: 0 };
+const KEY: FilterKey = FilterKey { layer: 1, subtask: SubtaskId(0) };
 
 fn until(what: &str, mut so: impl FnMut() -> bool) {
     let started = Instant::now();
@@ -29,7 +30,7 @@ fn shape() -> Arc<SubtaskShape> {
 struct Ones;
 
 impl FilterSource for Ones {
-    fn coded_filters(&self, _: usize) -> Values {
+    fn coded_filters(&self, _: SubtaskId) -> Values {
         Values::F32(vec![1.0])
     }
 }
@@ -50,7 +51,8 @@ fn pool_of(worker: Intercept) -> (Pool, Arc<dyn FilterSource>) {
 
 fn install(pool: &Pool) -> Result<()> {
     let (reply, replies) = unbounded();
-    pool.install(0, InstallRequest { key: KEY, shape: shape(), banks: Ones.coded_filters(0) }, &reply);
+    let banks = Ones.coded_filters(KEY.subtask);
+    pool.install(WorkerId(0), InstallRequest { key: KEY, shape: shape(), banks }, &reply);
     replies.recv_timeout(LIMIT).unwrap().result
 }
 
@@ -81,9 +83,9 @@ fn a_worker_lost_at_its_first_probe_is_probed_again_after_a_later_quarantine() {
     let lost = intercept(CpuWorker::new("w", 1)).including_probes().on_execute(|_, _, _| panic!("scripted"));
     let (pool, _source) = pool_of(lost.respawned(|worker| worker));
     assert!(install(&pool).is_err());
-    until("it is back with its filters", || pool.health(0).unwrap().state == State::Healthy);
-    pool.flag(0, "wrong by 1");
-    until("it has passed a probe", || pool.is_usable(0));
+    until("it is back with its filters", || pool.health(WorkerId(0)).unwrap().state == State::Healthy);
+    pool.flag(WorkerId(0), "wrong by 1");
+    until("it has passed a probe", || pool.is_usable(WorkerId(0)));
 }
 
 #[test]
@@ -103,7 +105,7 @@ fn filters_that_a_worker_got_at_its_return_are_removed_with_their_layer() {
     }));
     // The layer is told that the filters are not installed, and so will never remove them itself.
     assert!(install(&pool).is_err());
-    until("it is back with its filters", || pool.is_usable(0));
+    until("it is back with its filters", || pool.is_usable(WorkerId(0)));
     assert_eq!(*calls.lock().unwrap(), [("installed", KEY)]);
     pool.unregister(KEY.layer);
     until("they are removed", || *calls.lock().unwrap() == [("installed", KEY), ("removed", KEY)]);
@@ -128,28 +130,28 @@ fn an_abandoned_call_counts_neither_as_load_nor_as_speed_of_the_next_worker() {
     let replies = Arc::new(Replies::new());
     let hung = task(0, &replies);
     let cancel = hung.cancel.clone();
-    pool.execute(0, hung);
+    pool.execute(WorkerId(0), hung);
     entry.recv_timeout(LIMIT).unwrap();
-    pool.execute(0, task(1, &replies));
+    pool.execute(WorkerId(0), task(1, &replies));
     cancel.cancel();
     // Both queued tasks are answered, the second by the worker's state.
-    pool.execute(0, task(2, &replies));
+    pool.execute(WorkerId(0), task(2, &replies));
     for _ in 0..2 {
         let Reply { attempt: 1 | 2, what: ReplyKind::Failed(error), .. } = reply_to(&replies) else {
             panic!("another reply")
         };
         assert!(matches!(&error, Error::WorkerLost { cause, .. } if cause.contains("hung")), "{error}");
     }
-    assert_eq!(pool.load(0), 0);
+    assert_eq!(pool.load(WorkerId(0)), 0);
     drop(release);
     assert!(matches!(reply_to(&replies), Reply { attempt: 0, what: ReplyKind::SubResult { .. }, .. }));
     assert!(matches!(reply_to(&replies), Reply { attempt: 0, what: ReplyKind::Finished, .. }));
-    assert_eq!((pool.load(0), pool.rate(0)), (0, None));
+    assert_eq!((pool.load(WorkerId(0)), pool.rate(WorkerId(0))), (0, None));
     // Negative control: a call that is not abandoned counts.
     drop(open);
-    until("it is back", || pool.is_usable(0));
-    pool.execute(0, task(3, &replies));
-    until("it has a speed", || pool.rate(0).is_some());
-    assert_eq!(pool.load(0), 0);
+    until("it is back", || pool.is_usable(WorkerId(0)));
+    pool.execute(WorkerId(0), task(3, &replies));
+    until("it has a speed", || pool.rate(WorkerId(0)).is_some());
+    assert_eq!(pool.load(WorkerId(0)), 0);
     assert!(pool.wait_idle(LIMIT));
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::{LOSS, Message, SimEvent, Simulation};
 use crate::error::Error;
+use crate::ids::WorkerId;
 use crate::scheduler::message_faults::{Direction, MessageFates, MessageFaults};
 use crate::scheduler::sim_worker::{Command, Current};
 use crate::scheduler::slot::{QueuedTask, ReplyKind};
@@ -17,7 +18,7 @@ impl Simulation {
     }
 
     /// A worker is lost at time `at`, and back at `until` if that is given.
-    pub(in crate::scheduler) fn lose(&mut self, worker: usize, at: u64, until: Option<u64>) {
+    pub(in crate::scheduler) fn lose(&mut self, worker: WorkerId, at: u64, until: Option<u64>) {
         self.schedule(at, SimEvent::Lost { worker });
         if let Some(until) = until {
             self.schedule(until, SimEvent::Returned { worker });
@@ -25,7 +26,7 @@ impl Simulation {
     }
 
     /// Sends a reply that arrives at time `at`, unless a fault delays or loses it.
-    pub(super) fn post(&mut self, worker: usize, at: u64, task: &Arc<QueuedTask>, what: ReplyKind) {
+    pub(super) fn post(&mut self, worker: WorkerId, at: u64, task: &Arc<QueuedTask>, what: ReplyKind) {
         let Some(delay) = self.fates_of_messages.draw(self.now, worker, Direction::ToMaster) else { return };
         self.post_at(at.saturating_add(delay), task, what);
     }
@@ -37,9 +38,9 @@ impl Simulation {
     }
 
     /// A worker is lost, with its filters and its tasks.
-    pub(super) fn lost(&mut self, worker: usize) {
+    pub(super) fn lost(&mut self, worker: WorkerId) {
         let (now, at) = (self.now, self.instant());
-        let of = &mut self.workers[worker];
+        let of = &mut self.workers[worker.0];
         if std::mem::replace(&mut of.lost, true) {
             return;
         }
@@ -59,7 +60,7 @@ impl Simulation {
             Some(Current::Installing(key)) => keys.push(key),
             None => {}
         }
-        for command in std::mem::take(&mut self.workers[worker].queue) {
+        for command in std::mem::take(&mut self.workers[worker.0].queue) {
             match command {
                 Command::Execute(task, _) => tasks.push(Arc::new(task)),
                 Command::Install(key) => keys.push(key),

@@ -3,6 +3,7 @@
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
 use super::*;
+use crate::ids::SubtaskId;
 use crate::worker::{CpuWorker, intercept};
 
 const BACKOFF: Backoff = Backoff { first: Duration::from_millis(1), longest: Duration::from_millis(4) };
@@ -132,14 +133,14 @@ fn filters_are_installed_and_removed_once() {
     let (installs, removals) = (Arc::clone(&calls), Arc::clone(&calls));
     let worker = intercept(CpuWorker::new("w", 1))
         .on_install(move |_, key, _, _| {
-            installs.lock().unwrap().push(key.subtask.cast_signed());
+            installs.lock().unwrap().push(key.subtask.0.cast_signed());
             Ok(())
         })
-        .on_remove(move |_, key| removals.lock().unwrap().push(-(key.subtask.cast_signed())));
+        .on_remove(move |_, key| removals.lock().unwrap().push(-(key.subtask.0.cast_signed())));
     let (_owner, mut worker, _back) = supervised(worker.boxed());
     let conv = crate::conv::ConvShape::new(&[1, 1, 3], &[1, 1, 1], &crate::conv::ConvParams::default());
     let shape = SubtaskShape { conv: conv.unwrap(), slabs: 1, banks: 1, plain: false };
-    let key = |subtask| FilterKey { layer: 1, subtask };
+    let key = |subtask| FilterKey { layer: 1, subtask: SubtaskId(subtask) };
     for subtask in [1, 1, 2] {
         worker.install(key(subtask), &shape, Values::F32(vec![1.0])).unwrap();
     }

@@ -45,7 +45,7 @@ fn a_liar_is_found_left_out_and_quarantined_until_it_mends_its_ways() {
     let unaudited = fail(4, 4).audit(Audit::Off).partial(false);
     let prepared = layer.prepare(&pool, unaudited).unwrap();
     let run = prepared.run(layer.input.view()).unwrap();
-    assert!(run.report.used.contains(&2) && layer.error(&run.output) > 1e-3);
+    assert!(run.report.used.contains(&SubtaskId(2)) && layer.error(&run.output) > 1e-3);
 
     let pool = with_liars(&[2], &lying, LIMIT);
     let prepared = layer.prepare(&pool, fail(4, 4).audit(Audit::Detect)).unwrap();
@@ -57,9 +57,9 @@ fn a_liar_is_found_left_out_and_quarantined_until_it_mends_its_ways() {
     let pool = with_liars(&[2], &lying, LIMIT);
     let prepared = layer.prepare(&pool, fail(4, 4).audit(Audit::Correct)).unwrap();
     let run = exact(&layer, &prepared);
-    assert_eq!((run.report.flagged.as_slice(), outcome(&run, 2)), (&[2][..], Outcome::Corrupt));
-    assert_eq!(run.report.used, [0, 1, 3, 4, 5]);
-    let health = pool.health(2).unwrap();
+    assert_eq!((run.report.flagged.as_slice(), outcome(&run, 2)), (&[SubtaskId(2)][..], Outcome::Corrupt));
+    assert_eq!(run.report.used, [0, 1, 3, 4, 5].map(SubtaskId));
+    let health = pool.health(WorkerId(2)).unwrap();
     assert_eq!(health.state, State::Quarantined);
     assert!(health.cause.as_deref().is_some_and(|cause| cause.contains("contradicts")), "{health:?}");
     // In quarantine it gets no tasks, and the others suffice.
@@ -68,7 +68,7 @@ fn a_liar_is_found_left_out_and_quarantined_until_it_mends_its_ways() {
 
     let pool = with_liars(&[2], &lying, Duration::from_millis(2));
     let prepared = layer.prepare(&pool, fail(4, 4).audit(Audit::Correct)).unwrap();
-    assert_eq!(exact(&layer, &prepared).report.flagged, [2]);
+    assert_eq!(exact(&layer, &prepared).report.flagged, [SubtaskId(2)]);
     lying.store(false, Ordering::SeqCst);
     let mut on_probation = false;
     until("it is trusted again", || {

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use fcdcc::array::Values;
 use fcdcc::cluster::{Security, survey};
 use fcdcc::worker::{FilterKey, SubtaskShape, Task};
-use fcdcc::{CancelToken, Completion, ConvParams, ConvShape};
+use fcdcc::{CancelToken, Completion, ConvParams, ConvShape, SubtaskId};
 use fcdcc_test_support::fleet::{Process, SOON, endpoint, master, memory, pool_of, until, usable, workers};
 use fcdcc_test_support::layer::{EXACT_F32, Layer, options};
 use libtest_mimic::{Failed, Trial};
@@ -53,7 +53,7 @@ fn the_fourth_while_three_are_stopped() -> Result<(), Failed> {
         banks: 1,
         plain: false,
     };
-    let key = FilterKey { layer: 1, subtask: 0 };
+    let key = FilterKey { layer: 1, subtask: SubtaskId(0) };
     for worker in &mut all {
         let shape = if worker.info().host == "m3" { &small } else { &large };
         worker.install(key, shape, Values::F32(vec![1.0; shape.filter_elems()]))?;

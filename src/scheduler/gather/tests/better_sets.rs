@@ -1,6 +1,7 @@
 //! Runs that could decode and wait for a better conditioned set.
 
 use super::*;
+use crate::ids::SubtaskId;
 
 /// A set that decodes with an error of 1e-3; with one more result 1e-5.
 fn badly_conditioned(patience: f64, expected: [Option<Duration>; 6]) -> Gather<Counted> {
@@ -22,7 +23,7 @@ fn one_more_result_is_worth_waiting_for_while_the_gain_pays_for_the_wait() {
     assert_eq!((actions(&mut g), g.next_wake()), (vec![], 120 * MS));
     deliver_at(&mut g, 114 * MS, 4);
     assert_eq!(actions(&mut g), [Action::Decode]);
-    assert_eq!(g.recovery().judged, [[0, 1, 2, 3, 4]]);
+    assert_eq!(g.recovery().judged, [[0, 1, 2, 3, 4].map(SubtaskId)]);
     // The result is late. The later it is, the later it is expected, so the run stops waiting before the limit.
     for (end, late) in [(120, 117), (119, 116)] {
         let mut g = badly_conditioned(0.1, [None, None, None, None, at(115), at(500)]);
@@ -40,9 +41,9 @@ fn one_more_result_is_worth_waiting_for_while_the_gain_pays_for_the_wait() {
     let mut g = badly_conditioned(0.2, [None; 6]);
     assert_eq!((actions(&mut g), g.next_wake()), (vec![], 140 * MS));
     // The last subtask that could help fails.
-    g.handle(110 * MS, Event::Failed { subtask: 4 });
+    g.handle(110 * MS, Event::Failed { subtask: SubtaskId(4) });
     assert_eq!(actions(&mut g), []);
-    g.handle(111 * MS, Event::Failed { subtask: 5 });
+    g.handle(111 * MS, Event::Failed { subtask: SubtaskId(5) });
     assert_eq!(actions(&mut g), [Action::Decode]);
 }
 
