@@ -1,7 +1,7 @@
 //! A layer on workers of other machines, one of which leaves. Here both machines are in this process, on loopback.
 //!
 //! ```sh
-//! cargo run --release --example cluster
+//! cargo run --release --features full --example cluster
 //! ```
 #![expect(clippy::print_stdout, reason = "printing is what an example is for")]
 

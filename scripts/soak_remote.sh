@@ -5,4 +5,4 @@
 #     scripts/soak_remote.sh [TASKS]
 set -euo pipefail
 cd "$(dirname "$0")/.."
-FCDCC_SOAK_TASKS="${1:-50000}" cargo test --locked --test cluster_memory -- --nocapture
+FCDCC_SOAK_TASKS="${1:-50000}" cargo test --locked --features full --test cluster_memory -- --nocapture

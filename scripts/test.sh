@@ -36,10 +36,10 @@ gpu_tests() {
     # Choices among the machine's own adapters would hide those of another driver.
     local with=(env -u VK_DRIVER_FILES -u VK_ICD_FILENAMES -u WGPU_ADAPTER_NAME "$drivers")
     if cargo nextest --version >/dev/null 2>&1; then
-        step "${with[@]}" cargo nextest run --locked --test gpu "$@"
+        step "${with[@]}" cargo nextest run --locked --features full --test gpu "$@"
     else
         for suite in "$@"; do
-            step "${with[@]}" cargo test --locked --test gpu -- "$suite"
+            step "${with[@]}" cargo test --locked --features full --test gpu -- "$suite"
         done
     fi
 }
@@ -61,17 +61,19 @@ fi
 
 step cargo fmt --all --check
 step cargo fmt --check --manifest-path benches/peers/Cargo.toml
-step cargo clippy --all-targets --locked -- -D warnings
+step cargo clippy --all-targets --locked --features full -- -D warnings
+# What a first `cargo build` takes, and the least.
+step cargo clippy --locked -p fcdcc-cli -- -D warnings
 step cargo clippy --locked -p fcdcc-cli --no-default-features -- -D warnings
 if $all; then
     step cargo clippy --locked -p fcdcc --no-default-features -- -D warnings
 fi
 if cargo nextest --version >/dev/null 2>&1; then
-    step cargo nextest run --locked
+    step cargo nextest run --locked --features full
     # nextest does not show what a binary says whose tests are all ignored.
-    step cargo test --locked --quiet --test processes -- --list --ignored netns::
+    step cargo test --locked --features full --quiet --test processes -- --list --ignored netns::
 else
-    step cargo test --locked --lib --bins --tests
+    step cargo test --locked --features full --lib --bins --tests
 fi
 if [[ -n "$second_icd" ]]; then
     gpu_tests VK_DRIVER_FILES="$second_icd" backends:: "chaos::gpu queues" kernels:: tuning:: worker::
@@ -79,11 +81,11 @@ if [[ -n "$second_icd" ]]; then
 else
     printf '\nNOTICE: no FCDCC_SECOND_VULKAN_ICD: the GPU tests ran on one Vulkan implementation alone\n'
 fi
-step cargo test --locked --doc
-RUSTDOCFLAGS="-D warnings" step cargo doc --locked --no-deps --features testing
-step cargo build --locked --examples
-step cargo run --locked --quiet --example quickstart
-step cargo run --locked --quiet --example classify
-step cargo run --locked --quiet --example cluster
+step cargo test --locked --features full --doc
+RUSTDOCFLAGS="-D warnings" step cargo doc --locked --no-deps --features full,testing
+step cargo build --locked --features full --examples
+step cargo run --locked --features full --quiet --example quickstart
+step cargo run --locked --features full --quiet --example classify
+step cargo run --locked --features full --quiet --example cluster
 
 printf '\nall checks passed\n'

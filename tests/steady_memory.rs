@@ -1,5 +1,5 @@
-//! A layer that runs repeatedly allocates no large blocks: slabs, results and outputs are recycled. It frees all small
-//! blocks: memory does not grow with the number of runs.
+//! A layer or a model that runs repeatedly allocates no large blocks: slabs, results, outputs and what lies between layers
+//! are recycled. It frees all small blocks: memory does not grow with the number of runs.
 //!
 //! It has a binary of its own, because the counting allocator counts for the whole process.
 
@@ -65,6 +65,48 @@ fn a_layer_in_use_allocates_no_large_block() {
         // Negative control: a new output is a large block.
         assert!(blocks(true) >= 1);
     }
+}
+
+#[cfg(feature = "onnx")]
+#[test]
+fn a_model_in_use_allocates_no_large_block() {
+    use fcdcc::model::{AutoChoices, GemmChoice};
+    use fcdcc::{Model, ModelOptions};
+
+    let _one = alone();
+    const BATCH: usize = 24;
+    let shape = [BATCH, 1, 32, 32];
+    let model = Model::load("assets/digits/lenet5.onnx").unwrap().with_input_shape("image", &shape).unwrap();
+    let input = [ArrayD::from_shape_fn(shape.to_vec(), |i| ((i[0] + i[2] * 3 + i[3]) as f32).sin()).into()];
+    let layer = || LayerOptions { code: CodeKind::Crme, tolerate: 0, ..LayerOptions::default() }.hedge(None);
+    let coded = ModelOptions { layer: layer(), gemm: GemmChoice::Off, ..ModelOptions::default() };
+    let uncoded = ModelOptions { layer: layer().code(CodeKind::Uncoded), ..coded.clone() };
+    let free =
+        ModelOptions { freedom: AutoChoices { local: true, ..AutoChoices::default() }, ..uncoded.clone() };
+    for (name, options) in [("coded", coded), ("uncoded", uncoded), ("free to stay on this machine", free)] {
+        let pool = Pool::new(CpuWorker::fleet(4)).unwrap();
+        let prepared = model.prepare(&pool, &options).unwrap();
+        let blocks = || {
+            let before = large_blocks();
+            let run = prepared.run(&input).unwrap();
+            assert!(pool.wait_idle(Duration::from_secs(10)));
+            drop(run);
+            large_blocks() - before
+        };
+        let first = blocks();
+        assert!(first > 4, "{name}: {first} blocks, at least those between layers");
+        for _ in 0..3 {
+            blocks();
+        }
+        let later: Vec<usize> = (0..5).map(|_| blocks()).collect();
+        assert_eq!(later, [0; 5], "{name}");
+    }
+    // Negative control: the reference run allocates what lies between its layers.
+    let host = model.on_host().unwrap();
+    host.run(&input).unwrap();
+    let before = large_blocks();
+    host.run(&input).unwrap();
+    assert!(large_blocks() - before > 4);
 }
 
 #[test]

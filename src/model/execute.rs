@@ -9,8 +9,9 @@ use tract_onnx::tract_core::internal::{
 use tract_onnx::tract_core::plan::eval;
 
 use super::operators::{ChainStep, LocalConv, Operator, Packed};
-use super::schedule::{Operand, Place, Schedule, Step, Target, Work, planned};
+use super::schedule::{Schedule, Step, Target, Work};
 use super::tensor::{Given, Tensor};
+use super::value::{Operand, Place, planned};
 use crate::array::{DType, Element, Values};
 use crate::conv::{Filters, Scratch};
 use crate::ops::{self, BinaryOp, chain, chain_in_place, concat, sum_rows};

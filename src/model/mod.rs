@@ -1,8 +1,10 @@
 //! Whole CNNs from ONNX files, with coded convolutions.
 //!
 //! [`Model::load`] parses a file. [`Model::prepare`] replaces every Conv node (and the fully connected layers for which
-//! it pays) by a coded layer on the workers of a [`Pool`](crate::Pool); all other nodes run one by one in
-//! [tract](https://docs.rs/tract-onnx) on this machine. [`PreparedModel::run`] returns the outputs and a report for
+//! it pays) by a coded layer on the workers of a [`Pool`](crate::Pool). All other nodes run on this machine: the frequent
+//! ones of CNNs by [`ops`](crate::ops) and [`conv`](crate::conv) on all cores, the rest by
+//! [tract](https://docs.rs/tract-onnx). Values lie in memory that is planned when the model is prepared and used again by
+//! every run, unless sizes depend on data: then tract runs the whole graph. [`PreparedModel::run`] returns the outputs and a report for
 //! every layer. A constant scale and shift for each channel (a batch normalisation, a bias) is folded into filters and
 //! bias, and a following ReLU or clip is applied in the pass that writes the decoded output. Layers that cannot be
 //! coded run locally, and the report says why.
@@ -52,6 +54,7 @@ mod tensor;
 mod testing;
 mod tidy;
 mod upsample;
+mod value;
 
 pub use host::HostModel;
 pub use load::{InputInfo, Model};

@@ -15,7 +15,7 @@ use tract_onnx_opl::lrn::Lrn as TractLrn;
 
 use super::conv::ConvOp;
 use super::find::gemm;
-use super::schedule::{Operand, Place, planned};
+use super::value::{Operand, Place, planned};
 use crate::array::Element;
 use crate::conv::{ConvKernel, Filters};
 use crate::ops::{BinaryOp, Dense, Lrn, Permutation, PoolKind, Pooling};

@@ -12,40 +12,15 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use tract_onnx::prelude::{DatumType, TractResult};
-use tract_onnx::tract_core::internal::{EvalContext, OutletId, Tensor, TypedModel, TypedNode};
+use tract_onnx::prelude::TractResult;
+use tract_onnx::tract_core::internal::{EvalContext, OutletId, TypedModel, TypedNode};
 use tract_onnx::tract_core::ops::konst::Const;
 use tract_onnx::tract_core::ops::source::TypedSource;
 
 use super::op::CodedOp;
 use super::operators::{self, Operator};
+use super::value::{Operand, Place, planned};
 use crate::array::DType;
-
-/// Where a step finds a value.
-#[derive(Clone, Debug)]
-pub(super) enum Place {
-    /// An input of the model.
-    Input(usize),
-    Constant(Arc<Tensor>),
-    /// The first elements of a slot.
-    Slot(usize),
-    /// A value that tract made.
-    Kept(usize),
-}
-
-/// A value that a step reads.
-#[derive(Clone, Debug)]
-pub(super) struct Operand {
-    pub(super) place: Place,
-    pub(super) dtype: DatumType,
-    pub(super) shape: Vec<usize>,
-}
-
-impl Operand {
-    pub(super) fn elems(&self) -> usize {
-        self.shape.iter().product()
-    }
-}
 
 /// What a step computes, and where to.
 #[derive(Debug)]
@@ -101,15 +76,6 @@ pub(super) fn is_fixed(graph: &TypedModel) -> TractResult<bool> {
         }
     }
     Ok(true)
-}
-
-/// The element type of slots for values of `dtype`, if there are such.
-pub(super) fn planned(dtype: DatumType) -> Option<DType> {
-    match dtype {
-        DatumType::F32 => Some(DType::F32),
-        DatumType::F64 => Some(DType::F64),
-        _ => None,
-    }
 }
 
 /// Before slots are assigned, [`Place::Slot`] holds the number of a value.

@@ -9,6 +9,10 @@ const SUMS: usize = 64;
 /// Outputs of a matrix stored by inputs that are computed at a time.
 const COLUMNS: usize = 1024;
 
+/// Bytes of weights that stay in the cache: each row of data is multiplied with them separately. For larger ones, a product
+/// of matrices reads them once for many rows; it allocates memory to pack them.
+const CACHED_BYTES: usize = 256 << 10;
+
 /// A product with a matrix of weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Dense {
@@ -26,7 +30,7 @@ impl Dense {
         let Self { inputs, outputs, by_inputs } = *self;
         let rows = output.len() / outputs.max(1);
         assert_eq!((data.len(), weights.len()), (rows * inputs, inputs * outputs), "sizes of a dense layer");
-        if rows > 1 {
+        if rows > 1 && size_of_val(weights) > CACHED_BYTES {
             let weights = if by_inputs {
                 Matrix::dense(weights, inputs, outputs)
             } else {
@@ -36,18 +40,29 @@ impl Dense {
             let mut to = MatrixMut::dense(output, rows, outputs);
             return matmul_on(&mut to, Matrix::dense(data, rows, inputs), weights, false, threads);
         }
-        share(output, 1, inputs, |first, piece| {
-            if by_inputs {
-                for (index, columns) in piece.chunks_mut(COLUMNS).enumerate() {
-                    vectorized(Columns { data, weights, outputs, first: first + index * COLUMNS, columns });
-                }
-            } else {
-                for (index, value) in piece.iter_mut().enumerate() {
-                    let row = &weights[(first + index) * inputs..][..inputs];
-                    vectorized(Row { row, factors: Some(data), sum: value });
-                }
+        if rows == 1 {
+            return share(output, 1, inputs, |first, piece| self.row(data, weights, first, piece));
+        }
+        share(output, outputs, inputs, |first, piece| {
+            for (index, to) in piece.chunks_exact_mut(outputs).enumerate() {
+                self.row(&data[(first + index) * inputs..][..inputs], weights, 0, to);
             }
         });
+    }
+
+    /// The outputs from `first` on for one row of data.
+    fn row<T: Element>(&self, data: &[T], weights: &[T], first: usize, output: &mut [T]) {
+        let Self { inputs, outputs, by_inputs } = *self;
+        if by_inputs {
+            for (index, columns) in output.chunks_mut(COLUMNS).enumerate() {
+                vectorized(Columns { data, weights, outputs, first: first + index * COLUMNS, columns });
+            }
+        } else {
+            for (index, sum) in output.iter_mut().enumerate() {
+                let row = &weights[(first + index) * inputs..][..inputs];
+                vectorized(Row { row, factors: Some(data), sum });
+            }
+        }
     }
 }
 
@@ -148,7 +163,9 @@ mod tests {
 
     #[test]
     fn products_in_both_orders_are_those_of_the_definition() {
-        for (rows, inputs, outputs) in [(1, 1, 1), (1, 63, 5), (1, 700, 2100), (1, 129, 1), (3, 70, 90)] {
+        for (rows, inputs, outputs) in
+            [(1, 1, 1), (1, 63, 5), (1, 700, 2100), (1, 129, 1), (3, 70, 90), (90, 70, 7), (3, 300, 400)]
+        {
             let (data, weights) = (values(rows * inputs, 7919), values(inputs * outputs, 6007));
             for by_inputs in [false, true] {
                 let dense = Dense { inputs, outputs, by_inputs };

@@ -1,6 +1,6 @@
 //! The cost of the network: installing and sending against raw TCP, and a layer's overhead against local workers.
 //!
-//!     [MB=20] cargo bench --bench cluster [-- --tls DIR]
+//!     [MB=20] cargo bench --features full --bench cluster [-- --tls DIR]
 //!
 //! Everything is on loopback, with the worker in a process of its own; both sides take turns, and medians count. `MB`: only
 //! this size, in MiB. `--tls DIR`: with the certificates made by `scripts/dev_ca.sh DIR alpha master`.

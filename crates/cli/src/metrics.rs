@@ -103,7 +103,7 @@ impl Metrics {
     fn missing() -> fcdcc::Error {
         fcdcc::Error::Unavailable {
             what: "the metrics endpoint".to_owned(),
-            help: "this binary was built without it: build with feature `metrics`".into(),
+            help: "this binary was built without it: build or install it with `--features full`".into(),
         }
     }
 }

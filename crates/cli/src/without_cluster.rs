@@ -16,7 +16,7 @@ pub(crate) type ClusterArgs = WorkerArgs;
 pub(crate) fn without_cluster() -> Error {
     Error::Unavailable {
         what: "working with other machines".to_owned(),
-        help: "this binary was built without it: build with feature `cluster`".into(),
+        help: "this binary was built without it: build or install it with `--features full`".into(),
     }
 }
 

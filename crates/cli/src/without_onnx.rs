@@ -15,6 +15,6 @@ pub(crate) fn run(args: &Args, _: Console) -> Result<()> {
     tracing::debug!(?args.rest, "ignored");
     Err(Error::Unavailable {
         what: "running ONNX models".to_owned(),
-        help: "this binary was built without it: build with feature `onnx`".into(),
+        help: "this binary was built without it: build or install it with `--features full`".into(),
     })
 }
