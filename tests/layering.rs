@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+use fcdcc_test_support::every_row;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
@@ -229,7 +230,7 @@ fn the_rules_see_the_imports_there_are() {
 
 #[test]
 fn forbidden_imports_are_reported() {
-    for (path, text) in [
+    let rows = [
         ("conv/params", "use crate::worker::Worker;"),
         ("error", "use crate::array::Element;"),
         ("array/element", "use crate::conv::ConvShape;"),
@@ -242,17 +243,19 @@ fn forbidden_imports_are_reported() {
         ("bench/page", "use fcdcc_cli::print;"),
         ("engine/layer", "use fcdcc_bench::stats;"),
         ("conv/mod", "use crate::Worker;"),
-    ] {
+    ];
+    every_row(rows, |(path, text)| {
         assert_eq!(synthetic(&[(path, text)]).len(), 1, "{path}: {text}");
-    }
-    for (path, text) in [
+    });
+    let rows = [
         ("conv/params", "use crate::error::{Error, Result};\nuse crate::array::Element;"),
         ("conv/params", "// use crate::worker::Worker;\n/// [`W`](crate::worker::Worker)"),
         ("cli/conv", "use fcdcc::{Pool, engine::CodedConv};\nuse fcdcc_bench::machine;"),
         ("bench/page", "use crate::format::number;\nuse fcdcc::error::Result;"),
-    ] {
+    ];
+    every_row(rows, |(path, text)| {
         assert_eq!(synthetic(&[(path, text)]), Vec::<String>::new(), "{path}: {text}");
-    }
+    });
 }
 
 #[test]
@@ -367,16 +370,17 @@ fn what_is_too_long_is_reported() {
     assert_eq!(functions(&function(71)), [("long".to_owned(), 71)]);
     let none: &[(&str, usize)] = &[];
     assert!(lengths(&source(function(70)), none).is_empty());
-    for (text, listed) in [
+    let rows = [
         (function(71), none),
         ("//\n".repeat(501), none),
         (function(90), &[("conv/a::long", 89)]),
         (function(80), &[("conv/a::long", 93)]),
         (function(60), &[("conv/a::long", 71)]),
         (function(60), &[("conv/b::gone", 80)]),
-    ] {
+    ];
+    every_row(rows, |(text, listed)| {
         assert_eq!(lengths(&source(text), listed).len(), 1, "{listed:?}");
-    }
+    });
     assert!(lengths(&source(function(90)), &[("conv/a::long", 92)]).is_empty());
 }
 
@@ -407,12 +411,12 @@ fn texts_of_the_library_name_no_flags() {
 #[test]
 fn flags_in_texts_are_reported() {
     let source = |path: &str, text: &str| [Source { path: path.to_owned(), text: text.to_owned() }];
-    for text in [r#"let help = "raise --deadline";"#, r#"f("a", "(--shape {}=SIZES)")"#, r#"what("--audit")"#]
-    {
+    let rows = [r#"let help = "raise --deadline";"#, r#"f("a", "(--shape {}=SIZES)")"#, r#"what("--audit")"#];
+    every_row(rows, |text| {
         assert_eq!(flags(&source("engine/options", text)).len(), 1, "{text}");
         assert!(flags(&source("cli/options", text)).is_empty(), "{text}");
-    }
-    for text in [r#"let a = "n -- delta";"#, "/// The option `--audit`.", r#""a--b""#] {
+    });
+    every_row([r#"let a = "n -- delta";"#, "/// The option `--audit`.", r#""a--b""#], |text| {
         assert!(flags(&source("engine/options", text)).is_empty(), "{text}");
-    }
+    });
 }

@@ -12,6 +12,7 @@ use fcdcc::cluster::wire::{
     Answer, Call, ContentId, DeviceInfo, HostInfo, MasterId, Object, Request, Spec, pack, unpack,
 };
 use fcdcc::cluster::{Cluster, Seats};
+use fcdcc_test_support::every_row;
 use fcdcc_test_support::fleet::{SOON, endpoint, master, pool_of, server, until, usable, workers};
 use fcdcc_test_support::layer::{self, EXACT_F32, options};
 use rand::{Rng, RngExt, SeedableRng};
@@ -113,17 +114,18 @@ fn machines_that_say_nonsense_of_themselves_are_named_and_not_used() {
         impostor(&at, "long", move || pack(&Answer::Info(Box::new(long()))), |_, _| {}),
         impostor(&at, "wrong", || pack(&Answer::Done), |_, _| {}),
     ];
-    for (machine, words) in [
+    let rows = [
         ("garbage", "not a message"),
         ("newer", "version 99 of the protocol, this side 2"),
         ("twofaced", "says that it is alpha"),
         ("many", "2000 devices"),
         ("long", "version too long"),
         ("wrong", "it answers Done"),
-    ] {
+    ];
+    every_row(rows, |(machine, words)| {
         let told = || problem(&cluster, machine).is_some_and(|p| p.contains(words));
         until(&format!("{machine} is found out: {:?}", cluster.members()), told);
-    }
+    });
     let seats = [Seats { machine: None, count: Some(1) }];
     assert!(cluster.workers(&seats, Duration::from_millis(200))[0].unavailable_reason().is_some());
     // Positive control: an impostor with valid information is used.

@@ -10,6 +10,7 @@ use fcdcc::array::DType;
 use fcdcc::cluster::wire::{
     Answer, Call, ContentId, DeviceInfo, HostInfo, MasterId, Object, Refusal, Request, Spec, pack,
 };
+use fcdcc_test_support::every_row;
 use proptest::prelude::*;
 
 fn folder() -> PathBuf {
@@ -104,13 +105,13 @@ fn the_corpus_has_every_message_and_all_of_it_holds() {
             std::fs::write(folder().join(name), bytes).unwrap();
         }
     }
-    for (name, bytes) in messages() {
+    every_row(messages(), |(name, bytes)| {
         let kept = std::fs::read(folder().join(name)).unwrap();
         assert_eq!(
             kept, bytes,
             "{name}: a change of the protocol takes another version of it, and a new corpus"
         );
-    }
+    });
     for entry in std::fs::read_dir(folder()).unwrap() {
         crate::wire_properties::check(&std::fs::read(entry.unwrap().path()).unwrap());
     }

@@ -18,7 +18,7 @@ use fcdcc::{
     Outcome, Pool, SubtaskId, Worker, WorkerId,
 };
 use fcdcc_test_support::uneven::{Kind, Measured, Wild, measure};
-use fcdcc_test_support::{normal, relative_l2, subsets, subtasks};
+use fcdcc_test_support::{every_row, normal, relative_l2, subsets, subtasks};
 use libtest_mimic::Trial;
 use ndarray::{ArrayD, IxDyn};
 
@@ -61,7 +61,7 @@ fn every_responder_set<T: Element>(make: fn(usize) -> Vec<Box<dyn Worker>>, tole
     let (x, w) = (array::<T>(&[1, 3, 12, 10], 1), array::<T>(&[8, 3, 3, 3], 2));
     let shape = ConvShape::new(x.shape(), w.shape(), &params).unwrap();
     let truth = reference(&shape, x.as_slice().unwrap(), w.as_slice().unwrap(), None).unwrap();
-    for (n, k_a, k_b, delta) in [(6, 4, 4, 4), (10, 4, 8, 8)] {
+    every_row([(6, 4, 4, 4), (10, 4, 8, 8)], |(n, k_a, k_b, delta)| {
         let responders = Arc::new(AtomicU64::new(0));
         let workers = make(n).into_iter().enumerate();
         let switched = workers.map(|(bit, inner)| switched(inner, bit, &responders));
@@ -84,7 +84,7 @@ fn every_responder_set<T: Element>(make: fn(usize) -> Vec<Box<dyn Worker>>, tole
             let error = layer.run(x.view()).unwrap_err();
             assert!(matches!(error, Error::Shortfall { .. }), "{error}");
         }
-    }
+    });
 }
 
 fn backends_agree() {
@@ -289,7 +289,8 @@ fn half(n: usize) -> Vec<Box<dyn Worker>> {
 fn uneven_data_are_exact(make: fn(usize) -> Vec<Box<dyn Worker>>, limit: f64) {
     let pool = Pool::new(make(6)).unwrap();
     // One layer that suits Winograd's filtering, and one that does not.
-    for (input, weight) in [([1, 8, 32, 20], [16, 8, 3, 3]), ([1, 16, 20, 18], [16, 16, 3, 3])] {
+    let rows = [([1, 8, 32, 20], [16, 8, 3, 3]), ([1, 16, 20, 18], [16, 16, 3, 3])];
+    every_row(rows, |(input, weight)| {
         for kind in Kind::ALL {
             let params = ConvParams::default().padding([1]);
             let shape = ConvShape::new(&input, &weight, &params).unwrap();
@@ -315,7 +316,7 @@ fn uneven_data_are_exact(make: fn(usize) -> Vec<Box<dyn Worker>>, limit: f64) {
                 assert!(normwise <= report.error_bound, "{name}");
             }
         }
-    }
+    });
 }
 
 pub(crate) fn trials() -> Vec<Trial> {

@@ -19,7 +19,7 @@ use fcdcc::worker::{
     faulty,
 };
 use fcdcc::{Error, SubtaskId};
-use fcdcc_test_support::relative_l2;
+use fcdcc_test_support::{every_row, relative_l2};
 use libtest_mimic::Trial;
 
 /// Seconds, far below the minute that a submission may take: a call that returns within them did not wait for it.
@@ -156,12 +156,12 @@ fn layers_larger_than_a_binding_are_refused() -> Outcome {
 }
 
 fn an_unknown_adapter_is_unavailable() -> Outcome {
-    for adapter in [AdapterSelector::from("no such adapter"), AdapterSelector::from("4711")] {
+    every_row([AdapterSelector::from("no such adapter"), AdapterSelector::from("4711")], |adapter| {
         let options = GpuOptions { adapter: Some(adapter), ..GpuOptions::default() };
         let Err(error) = GpuWorker::open(&options) else { panic!("opened {options:?}") };
         assert!(matches!(error, Error::Unavailable { .. }));
         assert!(error.to_string().contains(&adapters()[0].name), "{error}");
-    }
+    });
     Ok(())
 }
 

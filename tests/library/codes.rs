@@ -9,7 +9,7 @@ use fcdcc::coding::{Code, CodeKind, Decoder};
 use fcdcc::conv::{ConvParams, ConvShape};
 use fcdcc::{Audit, CodedConv, Completion, Error, LayerOptions, SubtaskId};
 use fcdcc_test_support::layer::{EXACT_F32, Layer, fail, list, options, pool, small};
-use fcdcc_test_support::{relative_l2, subsets};
+use fcdcc_test_support::{every_row, relative_l2, subsets};
 
 /// The families that combine all parts in every subtask, with one coded slab and bank.
 const DENSE: [CodeKind; 3] = [CodeKind::Chebyshev, CodeKind::Vandermonde, CodeKind::KhatriRao];
@@ -45,16 +45,16 @@ fn all_subsets(n: usize) -> impl Iterator<Item = Vec<usize>> {
 fn names_are_read_back_and_printed() {
     let names = ["crme", "chebyshev", "vandermonde", "khatri-rao", "replication", "uncoded"];
     assert_eq!(CodeKind::ALL.map(CodeKind::name), names);
-    for (kind, name) in CodeKind::ALL.into_iter().zip(names) {
+    every_row(CodeKind::ALL.into_iter().zip(names), |(kind, name)| {
         assert_eq!((kind.to_string().as_str(), name.parse::<CodeKind>().unwrap()), (name, kind));
         assert_eq!(serde_json::to_value(kind).unwrap(), name);
-    }
+    });
     assert!("khatri_rao".parse::<CodeKind>().unwrap_err().to_string().contains(&names.join(", ")));
 }
 
 #[test]
 fn thresholds_parts_and_what_may_be_missing_fit_each_other() {
-    for kind in CodeKind::ALL {
+    every_row(CodeKind::ALL, |kind| {
         for (n, tolerate) in [(1, 0), (6, 0), (6, 1), (6, 2), (7, 3), (20, 4), (20, 19)] {
             let parts = kind.parts(n, tolerate);
             let Some(k_a) =
@@ -71,7 +71,7 @@ fn thresholds_parts_and_what_may_be_missing_fit_each_other() {
         assert!(kind.allows(1) && kind.allows(4) && !kind.allows(0) && !kind.allows(1 << 13));
         assert_eq!(kind.allows(3), kind != CodeKind::Crme);
         assert_eq!(kind.mixes(), ![CodeKind::Replication, CodeKind::Uncoded].contains(&kind));
-    }
+    });
     assert_eq!(CodeKind::Crme.degree(4, 8).unwrap(), 8);
     assert_eq!(CodeKind::Chebyshev.degree(4, 8).unwrap(), 32);
     // Any six of seven subtasks over three parts include every part: two parts have only two copies.
@@ -122,7 +122,7 @@ fn every_set_of_the_threshold_decodes_and_no_smaller_one() {
 
 #[test]
 fn copies_decode_when_they_cover_the_parts_and_only_then() {
-    for (k_a, k_b, n) in [(1, 1, 3), (2, 1, 5), (2, 2, 8), (3, 1, 7), (2, 3, 6)] {
+    every_row([(1, 1, 3), (2, 1, 5), (2, 2, 8), (3, 1, 7), (2, 3, 6)], |(k_a, k_b, n)| {
         let mut computed = Computed::<f64>::new(CodeKind::Replication, &tiny(), k_a, k_b, n, 3);
         let (parts, threshold) = (k_a * k_b, computed.code.recovery_threshold());
         let whole = Computed::<f64>::new(CodeKind::Uncoded, &tiny(), k_a, k_b, parts, 3);
@@ -158,7 +158,7 @@ fn copies_decode_when_they_cover_the_parts_and_only_then() {
         assert!(computed.error(&all).0 < 1e-14);
         computed.results[0][3] += 1e-3;
         assert!(computed.error(&all).0 > 1e-5);
-    }
+    });
 }
 
 /// Worst and median condition number over all sets of delta subtasks.
@@ -172,18 +172,19 @@ fn conditions(code: &Code) -> (f64, f64) {
 #[test]
 fn condition_numbers_at_twenty_subtasks_are_as_documented() {
     // The families differ by orders of magnitude: this is the purpose of CRME.
-    for (kind, k, worst, median) in [
+    let rows = [
         (CodeKind::Crme, 8, 1551.0, 18.79),
         (CodeKind::Chebyshev, 4, 4.870e5, 43.36),
         (CodeKind::Vandermonde, 4, 1.167e8, 8.179e6),
         (CodeKind::KhatriRao, 4, 2.650e5, 85.71),
-    ] {
+    ];
+    every_row(rows, |(kind, k, worst, median)| {
         let code = Code::new(kind, k, k, 20).unwrap();
         assert_eq!(code.recovery_threshold(), 16);
         let got = conditions(&code);
         assert!((got.0 / worst - 1.0).abs() < 1e-2, "worst of {kind}: {}", got.0);
         assert!((got.1 / median - 1.0).abs() < 1e-2, "median of {kind}: {}", got.1);
-    }
+    });
 }
 
 #[test]
@@ -228,7 +229,7 @@ fn a_random_code_is_the_same_for_everybody_and_another_for_other_numbers() {
 #[test]
 fn parts_that_no_code_has_are_refused_with_both_numbers() {
     let refused = |kind, k_a, k_b, n| Code::new(kind, k_a, k_b, n).unwrap_err().to_string();
-    for kind in CodeKind::ALL {
+    every_row(CodeKind::ALL, |kind| {
         assert!(refused(kind, 0, 3, 6).contains('0'), "{kind}");
         assert!(refused(kind, 1, 1, 0).contains("is 0 where at least 1"), "{kind}");
         assert!(refused(kind, 1 << 13, 1, 6).contains("4096"), "{kind}");
@@ -236,7 +237,7 @@ fn parts_that_no_code_has_are_refused_with_both_numbers() {
         let least = kind.degree(4, 2).unwrap();
         let says = format!("is {} where at least {least}", least - 1);
         assert!(refused(kind, 4, 2, least - 1).contains(&says), "{kind}");
-    }
+    });
     assert!(refused(CodeKind::Chebyshev, 4096, 4096, 6).contains("their product"));
     assert!(refused(CodeKind::Replication, 3, 2, 5).contains("the parts of replication"));
 }
@@ -244,7 +245,7 @@ fn parts_that_no_code_has_are_refused_with_both_numbers() {
 #[test]
 fn real_layers_survive_every_loss_that_the_code_does() {
     let layer = small();
-    for (kind, k_a, k_b, n) in [
+    let rows = [
         (CodeKind::Chebyshev, 3, 1, 5),
         (CodeKind::Chebyshev, 2, 2, 6),
         (CodeKind::Vandermonde, 2, 2, 6),
@@ -252,7 +253,8 @@ fn real_layers_survive_every_loss_that_the_code_does() {
         (CodeKind::Replication, 3, 1, 6),
         (CodeKind::Replication, 1, 2, 5),
         (CodeKind::Uncoded, 2, 2, 4),
-    ] {
+    ];
+    every_row(rows, |(kind, k_a, k_b, n)| {
         let code = Code::new(kind, k_a, k_b, n).unwrap();
         for survivors in all_subsets(n).filter(|set| set.len() + 1 >= kind.degree(k_a, k_b).unwrap()) {
             let dead = others(n, &survivors);
@@ -284,7 +286,7 @@ fn real_layers_survive_every_loss_that_the_code_does() {
                 }
             }
         }
-    }
+    });
 }
 
 #[test]
@@ -310,7 +312,7 @@ fn a_run_waits_for_the_parts_and_not_for_a_number_of_copies() {
 #[test]
 fn the_planner_takes_as_many_parts_as_may_be_missing_allow() {
     let layer = small();
-    for (kind, tolerate, degree) in [
+    let rows = [
         (CodeKind::Crme, 2, 4),
         (CodeKind::Chebyshev, 2, 4),
         (CodeKind::Vandermonde, 1, 5),
@@ -320,7 +322,8 @@ fn the_planner_takes_as_many_parts_as_may_be_missing_allow() {
         (CodeKind::Replication, 2, 2),
         (CodeKind::Replication, 3, 1),
         (CodeKind::Uncoded, 2, 6),
-    ] {
+    ];
+    every_row(rows, |(kind, tolerate, degree)| {
         let options = LayerOptions { code: kind, tolerate, ..LayerOptions::default() };
         let prepared = layer.prepare(&pool(6, &[]), options).unwrap();
         let code = prepared.code();
@@ -329,7 +332,7 @@ fn the_planner_takes_as_many_parts_as_may_be_missing_allow() {
         let run = prepared.run(layer.input.view()).unwrap();
         let tolerance = run.report.error_bound.max(EXACT_F32);
         assert!(tolerance < 1e-2 && layer.error(&run.output) < tolerance, "{kind} {tolerate}");
-    }
+    });
     let none = LayerOptions { code: CodeKind::Replication, tolerate: 6, ..LayerOptions::default() };
     assert!(layer.prepare(&pool(6, &[]), none).err().unwrap().to_string().contains("is 6"));
 }
@@ -339,7 +342,7 @@ fn a_nan_passes_where_nothing_is_mixed_and_is_refused_elsewhere() {
     let layer = small();
     let mut poisoned = layer.input.clone();
     poisoned[[0, 1, 2, 3]] = f32::NAN;
-    for kind in CodeKind::ALL {
+    every_row(CodeKind::ALL, |kind| {
         let prepared = layer.prepare(&pool(6, &["0:crash"]), with(kind, options(2, 1))).unwrap();
         match prepared.run(poisoned.view()) {
             // The 3 x 3 windows that include the NaN, in each of the 8 output channels.
@@ -351,7 +354,7 @@ fn a_nan_passes_where_nothing_is_mixed_and_is_refused_elsewhere() {
                 assert!(kind.mixes() && matches!(error, Error::NonFinite { .. }), "{kind}: {error}");
             }
         }
-    }
+    });
     // Copies can be compared only if they are numbers.
     let audited = with(CodeKind::Replication, options(2, 1)).audit(Audit::Detect);
     let error = layer.prepare(&pool(6, &[]), audited).unwrap().run(poisoned.view()).unwrap_err();
@@ -361,7 +364,7 @@ fn a_nan_passes_where_nothing_is_mixed_and_is_refused_elsewhere() {
 #[test]
 fn audits_find_liars_whatever_the_code() {
     let layer = small();
-    for (kind, k_a, k_b) in [
+    let rows = [
         (CodeKind::Crme, 4, 4),
         (CodeKind::Chebyshev, 2, 2),
         (CodeKind::Vandermonde, 2, 2),
@@ -369,7 +372,8 @@ fn audits_find_liars_whatever_the_code() {
         (CodeKind::Replication, 1, 2),
         (CodeKind::Replication, 1, 1),
         (CodeKind::KhatriRao, 1, 1),
-    ] {
+    ];
+    every_row(rows, |(kind, k_a, k_b)| {
         let audit = |audit, faults: &[&str]| {
             let options = with(kind, fail(k_a, k_b)).audit(audit);
             layer.prepare(&pool(6, faults), options).unwrap().try_run(layer.input.view()).unwrap()
@@ -395,7 +399,7 @@ fn audits_find_liars_whatever_the_code() {
             named += corrected.report.flagged.len();
         }
         assert!(refused > 0 && named > 0, "{kind}: {refused} refused, {named} named");
-    }
+    });
 }
 
 #[test]
@@ -423,13 +427,13 @@ fn audits_that_a_code_cannot_carry_are_refused_with_the_mend() {
 #[test]
 fn hedges_and_deadlines_hold_for_every_code() {
     let layer = Layer::<f64>::new(&[1, 2, 8, 6], &[4, 2, 3, 3], ConvParams::default().padding([1]));
-    for kind in CodeKind::ALL {
+    every_row(CodeKind::ALL, |kind| {
         let options = with(kind, options(2, 2)).deadline(Duration::from_millis(600));
         let n = if kind == CodeKind::Uncoded { 4 } else { 8 };
         let prepared = layer.prepare(&pool(n, &["0,1,2:drop"]), options).unwrap();
         let run = prepared.run(layer.input.view()).unwrap();
         assert!(layer.error(&run.output) < run.report.error_bound.max(1e-12), "{kind}");
-    }
+    });
     let nobody = layer.prepare(
         &pool(8, &["all:drop"]),
         with(CodeKind::Replication, fail(2, 2)).deadline(Duration::from_millis(50)),

@@ -9,7 +9,7 @@ use fcdcc::SubtaskId;
 use fcdcc::coding::{Code, CodeKind, Decoder, Epilogue, SubResult, decode, encode_input};
 use fcdcc::conv::{ConvParams, ConvShape};
 use fcdcc::partition::{FilterPartition, InputPartition, OutputTiling};
-use fcdcc_test_support::{mean_squared_error, relative_l2, subsets};
+use fcdcc_test_support::{every_row, mean_squared_error, relative_l2, subsets};
 use proptest::prelude::*;
 
 /// f64 throughout: condition number (below 2e3 here) times epsilon times growth of the sums (below 1e3 terms).
@@ -24,9 +24,8 @@ fn shape(input: &[usize], weight: &[usize], params: ConvParams) -> ConvShape {
 #[test]
 fn every_responder_set_of_small_codes_is_exact() {
     let layer = shape(&[2, 3, 9, 7], &[6, 3, 3, 3], ConvParams::default().padding([1]).stride([1, 2]));
-    for (k_a, k_b, n) in
-        [(4, 4, 6), (4, 8, 10), (8, 4, 9), (2, 2, 3), (1, 8, 6), (6, 1, 5), (2, 6, 4), (1, 1, 3)]
-    {
+    let rows = [(4, 4, 6), (4, 8, 10), (8, 4, 9), (2, 2, 3), (1, 8, 6), (6, 1, 5), (2, 6, 4), (1, 1, 3)];
+    every_row(rows, |(k_a, k_b, n)| {
         let computed = Computed::<f64>::new(CodeKind::Crme, &layer, k_a, k_b, n, 7);
         let delta = computed.code.recovery_threshold();
         for size in delta..=n {
@@ -41,13 +40,13 @@ fn every_responder_set_of_small_codes_is_exact() {
             error.contains(&format!("is {} where at least the recovery threshold {delta}", delta - 1)),
             "{error}"
         );
-    }
+    });
 }
 
 #[test]
 fn f32_results_decode_to_f32_accuracy_from_every_set() {
     let layer = shape(&[1, 5, 16, 11], &[12, 5, 3, 3], ConvParams::default().padding([1]));
-    for (k_a, k_b, n) in [(4, 4, 6), (4, 8, 10)] {
+    every_row([(4, 4, 6), (4, 8, 10)], |(k_a, k_b, n)| {
         let computed = Computed::<f32>::new(CodeKind::Crme, &layer, k_a, k_b, n, 3);
         for set in subsets(n, computed.code.recovery_threshold()) {
             let decoder = Decoder::for_subtasks(&computed.code, &set).unwrap();
@@ -58,7 +57,7 @@ fn f32_results_decode_to_f32_accuracy_from_every_set() {
                 "{set:?}: {error:e}"
             );
         }
-    }
+    });
 }
 
 #[test]
@@ -110,12 +109,13 @@ fn the_generic_decoder_agrees_with_the_fast_path_and_takes_partial_subtasks() {
 #[test]
 fn condition_numbers_match_the_published_table() {
     // (k_A, k_B, n) -> delta, worst and median over all responder sets.
-    for (k_a, k_b, n, delta, worst, median) in [
+    let rows = [
         (4, 4, 5, 4, 2.236, 2.236),
         (4, 4, 6, 4, 8.935, 4.192),
         (4, 8, 10, 8, 29.21, 6.616),
         (8, 8, 18, 16, 117.8, 8.655),
-    ] {
+    ];
+    every_row(rows, |(k_a, k_b, n, delta, worst, median)| {
         let code = Code::new(CodeKind::Crme, k_a, k_b, n).unwrap();
         assert_eq!(code.recovery_threshold(), delta);
         let mut conditions: Vec<f64> = subsets(n, delta)
@@ -131,7 +131,7 @@ fn condition_numbers_match_the_published_table() {
         };
         assert!((conditions[conditions.len() - 1] / worst - 1.0).abs() < 1e-3, "worst of {n}");
         assert!((got / median - 1.0).abs() < 1e-3, "median of {n}: {got}");
-    }
+    });
     // Four adjacent missing subtasks of twenty are the worst case of that code; four evenly spaced ones are harmless.
     let code = Code::new(CodeKind::Crme, 8, 8, 20).unwrap();
     let without = |missing: [usize; 4]| {

@@ -5,6 +5,7 @@
 
 use fcdcc::array::Element;
 use fcdcc::conv::{ConvKernel, ConvParams, ConvPath, ConvShape, Scratch, reference};
+use fcdcc_test_support::every_row;
 
 /// Small integers: their sums are exact in both types.
 fn whole<T: Element>(len: usize, step: usize) -> Vec<T> {
@@ -68,13 +69,14 @@ fn every_shape_agrees_with_the_definition() {
 
 #[test]
 fn only_what_is_seen_gets_into_an_output() {
-    for (side, stride, padding) in [
+    let rows = [
         ([5, 6], 2, vec![0]),
         ([5, 6], 1, vec![1]),
         ([4, 19], 1, vec![1]),
         ([6, 38], 2, vec![1, 0]),
         ([4, 8], 2, vec![1]),
-    ] {
+    ];
+    every_row(rows, |(side, stride, padding)| {
         let params = ConvParams::default().groups(3).stride([stride]).padding(padding);
         let shape = ConvShape::new(&[1, 3, side[0], side[1]], &[3, 1, 3, 3], &params).unwrap();
         assert_eq!(ConvKernel::new(&shape).path(), ConvPath::Depthwise);
@@ -87,12 +89,13 @@ fn only_what_is_seen_gets_into_an_output() {
             let same = got.iter().zip(&want).all(|(got, want)| got == want || got.is_nan() && want.is_nan());
             assert!(same, "NaN at {at}: {got:?} instead of {want:?}; {shape:?}");
         }
-    }
+    });
 }
 
 #[test]
 fn bits_depend_neither_on_threads_nor_on_banks() {
-    for (side, stride, padding) in [(7, 1, 1), (14, 2, 1), (33, 1, 0), (40, 2, 0), (112, 1, 1)] {
+    let rows = [(7, 1, 1), (14, 2, 1), (33, 1, 0), (40, 2, 0), (112, 1, 1)];
+    every_row(rows, |(side, stride, padding)| {
         let params = ConvParams::default().groups(5).stride([stride]).padding([padding]);
         let shape = ConvShape::new(&[2, 5, side, side], &[10, 1, 3, 3], &params).unwrap();
         let (x, k) = (uneven::<f32>(shape.input_elems(), 31), uneven::<f32>(3 * shape.weight_elems(), 57));
@@ -101,7 +104,7 @@ fn bits_depend_neither_on_threads_nor_on_banks() {
         for threads in [1, 2, 3, 16] {
             assert_eq!(run(&shape, &x, &k, threads), alone);
         }
-    }
+    });
 }
 
 #[test]

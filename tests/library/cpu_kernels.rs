@@ -8,6 +8,7 @@ use fcdcc::array::{Element, Values};
 use fcdcc::conv::{ConvKernel, ConvParams, ConvPath, ConvShape, Filters, Scratch, conv_uncoded, reference};
 use fcdcc::worker::{CancelToken, CpuWorker, FilterKey, Order, SubtaskShape, Task, Worker};
 use fcdcc::{Error, SubtaskId};
+use fcdcc_test_support::every_row;
 use proptest::prelude::*;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -162,17 +163,17 @@ fn cases() -> Vec<Case> {
 
 #[test]
 fn every_shape_agrees_with_the_definition() {
-    for (input, weight, params, path) in cases() {
+    every_row(cases(), |(input, weight, params, path)| {
         let shape = ConvShape::new(input, weight, &params).unwrap();
         assert_eq!(ConvKernel::new(&shape).path(), path, "{shape:?}");
         check::<f32>(&shape).unwrap();
         check::<f64>(&shape).unwrap();
-    }
+    });
 }
 
 #[test]
 fn one_wrong_element_is_noticed() {
-    for (input, weight, params, _) in cases() {
+    every_row(cases(), |(input, weight, params, _)| {
         let shape = ConvShape::new(input, weight, &params).unwrap();
         let (x, k) = (normals::<f32>(shape.input_elems(), 1), normals::<f32>(shape.weight_elems(), 2));
         let bound = Bound::new(&shape, &x, &k, None);
@@ -183,23 +184,23 @@ fn one_wrong_element_is_noticed() {
         assert!(bound.check(&got).is_err(), "{shape:?}");
         got[middle] = f32::NAN;
         assert!(bound.check(&got).is_err(), "{shape:?}");
-    }
+    });
 }
 
 #[test]
 fn a_deep_layer_in_f32_keeps_five_digits() {
     let params = ConvParams::default().padding([1]);
-    for out in [2, 24] {
+    every_row([2, 24], |out| {
         let shape = ConvShape::new(&[1, 512, 10, 10], &[out, 512, 3, 3], &params).unwrap();
         let (x, k) = (normals::<f32>(shape.input_elems(), 3), normals::<f32>(shape.weight_elems(), 4));
         let error = relative_error(&run(&shape, &x, &k, 1), &reference(&shape, &x, &k, None).unwrap());
         assert!(error < DEEP_LAYER_TOLERANCE, "{error:e}");
-    }
+    });
 }
 
 #[test]
 fn the_local_convolution_adds_the_bias() {
-    for weight in [[2, 2, 3, 3], [9, 2, 3, 3]] {
+    every_row([[2, 2, 3, 3], [9, 2, 3, 3]], |weight| {
         let params = ConvParams::default().padding([1]).stride([2]);
         let shape = ConvShape::new(&[2, 2, 9, 8], &weight, &params).unwrap();
         let x = normals::<f64>(shape.input_elems(), 1);
@@ -213,7 +214,7 @@ fn the_local_convolution_adds_the_bias() {
             Err(Error::Mismatch { .. })
         ));
         assert!(matches!(conv_uncoded(&shape, &x, &k, None, 1, &|| true), Err(Error::Cancelled)));
-    }
+    });
 }
 
 /// One shape for each code path.
@@ -230,7 +231,7 @@ fn one_of_each_path() -> Vec<ConvShape> {
 
 #[test]
 fn several_banks_give_what_each_gives_alone() {
-    for shape in one_of_each_path() {
+    every_row(one_of_each_path(), |shape| {
         let x = normals::<f32>(shape.input_elems(), 1);
         let k = normals::<f32>(3 * shape.weight_elems(), 2);
         let banks: Vec<&[f32]> = k.chunks(shape.weight_elems()).collect();
@@ -245,12 +246,12 @@ fn several_banks_give_what_each_gives_alone() {
                 assert_eq!(*got, run(&shape, &x, bank, 1), "{shape:?}");
             }
         }
-    }
+    });
 }
 
 #[test]
 fn stopping_midway_leaves_kernel_and_scratch_usable() {
-    for shape in one_of_each_path() {
+    every_row(one_of_each_path(), |shape| {
         let (x, k) = (normals::<f32>(shape.input_elems(), 1), normals::<f32>(shape.weight_elems(), 2));
         let (kernel, mut scratch) = (ConvKernel::new(&shape), Scratch::new());
         let want = run(&shape, &x, &k, 1);
@@ -272,12 +273,12 @@ fn stopping_midway_leaves_kernel_and_scratch_usable() {
         let mut y = vec![f32::NAN; shape.output_elems()];
         kernel.run(&mut scratch, &x, &[&k], &mut [&mut y], 1, &never).unwrap();
         assert_eq!(y, want);
-    }
+    });
 }
 
 #[test]
 fn slices_of_wrong_lengths_are_named() {
-    for shape in one_of_each_path() {
+    every_row(one_of_each_path(), |shape| {
         let (x, k) = (vec![0.0_f32; shape.input_elems()], vec![0.0_f32; shape.weight_elems()]);
         let mut y = vec![0.0_f32; shape.output_elems()];
         let kernel = ConvKernel::new(&shape);
@@ -295,7 +296,7 @@ fn slices_of_wrong_lengths_are_named() {
         refused(&x, &[&foreign], 0, "weight");
         refused(&x, &[&k], 1, "output");
         refused(&x, &[&k, &k], 0, "number of outputs");
-    }
+    });
 }
 
 fn any_shape() -> impl Strategy<Value = ConvShape> {
@@ -364,7 +365,7 @@ fn one_by_one<T: Element>(shape: &ConvShape, threads: usize) {
 #[test]
 fn banks_one_by_one_over_one_input_give_the_same() {
     let p = ConvParams::default;
-    for (input, weight, params) in [
+    let rows = [
         (&[1, 5, 9, 11][..], &[6, 5, 3, 3][..], p()),
         (&[2, 6, 15, 13], &[12, 3, 3, 3], p().groups(2).stride([2, 3]).padding([2, 1])),
         (&[2, 6, 15, 13], &[8, 6, 1, 1], p().stride([2])),
@@ -375,12 +376,13 @@ fn banks_one_by_one_over_one_input_give_the_same() {
         // Staged in one band, which is kept, and in several.
         (&[1, 8, 42, 42], &[4, 8, 3, 3], p().padding([1])),
         (&[1, 64, 82, 82], &[4, 64, 3, 3], p().padding([1])),
-    ] {
+    ];
+    every_row(rows, |(input, weight, params)| {
         let shape = ConvShape::new(input, weight, &params).unwrap();
         one_by_one::<f32>(&shape, 1);
         one_by_one::<f32>(&shape, 2);
         one_by_one::<f64>(&shape, 1);
-    }
+    });
 }
 
 const KEY: FilterKey = FilterKey { layer: 7, subtask: SubtaskId(3) };

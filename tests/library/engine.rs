@@ -13,7 +13,7 @@ use fcdcc::{
     Pool, SubtaskId, WorkerId,
 };
 use fcdcc_test_support::layer::{EXACT_F32, Layer, fail, list, options, pool, small};
-use fcdcc_test_support::{mean_squared_error, normal, relative_l2, subsets, subtasks};
+use fcdcc_test_support::{every_row, mean_squared_error, normal, relative_l2, subsets, subtasks};
 use ndarray::{ArrayD, ArrayView1, IxDyn};
 
 /// Names of the workers with an outcome.
@@ -25,7 +25,7 @@ fn with_outcome(report: &fcdcc::LayerReport, outcome: &str) -> Vec<usize> {
 #[test]
 fn every_responder_set_of_small_codes_is_exact_and_reported() {
     let layer = small();
-    for (n, k_a, k_b, delta) in [(6, 4, 4, 4), (10, 4, 8, 8)] {
+    every_row([(6, 4, 4, 4), (10, 4, 8, 8)], |(n, k_a, k_b, delta)| {
         for survivors in subsets(n, delta) {
             let dead: Vec<usize> = (0..n).filter(|i| !survivors.contains(i)).collect();
             let pool = pool(n, &[&format!("{}:crash", list(&dead))]);
@@ -35,7 +35,7 @@ fn every_responder_set_of_small_codes_is_exact_and_reported() {
             assert_eq!(with_outcome(&run.report, "used"), survivors);
             assert_eq!(run.report.recovery_threshold, delta);
         }
-    }
+    });
 }
 
 #[test]
@@ -47,26 +47,27 @@ fn the_activation_comes_after_the_bias_however_the_output_came_about() {
     assert!(relative_l2(truth.as_slice().unwrap(), &expected) > 0.1, "the bounds must cut something");
     let with = |options: LayerOptions| LayerOptions { clamp: Some(clamp), ..options };
     let uncoded = LayerOptions { code: CodeKind::Uncoded, ..options(2, 3) };
-    for (n, options, fault) in [
+    let rows = [
         // Both sides split, one side split, selected, computed locally.
         (6, fail(4, 4), "1,4:crash"),
         (6, fail(1, 8), "1,4:crash"),
         (6, fail(8, 1), "0,5:crash"),
         (6, uncoded, "0:delay=0ms"),
         (6, options(4, 4).on_shortfall(OnShortfall::Local), "0,1,2:crash"),
-    ] {
+    ];
+    every_row(rows, |(n, options, fault)| {
         let prepared = layer.prepare(&pool(n, &[fault]), with(options.clone())).unwrap();
         let run = prepared.run(layer.input.view()).unwrap();
         let got = run.output.as_slice().unwrap();
         assert!(relative_l2(got, &expected) < EXACT_F32, "{options:?} {fault}");
         assert!(got.iter().all(|v| (-0.25..=0.5).contains(v)));
         assert_eq!(run.report.fallback.is_some(), fault.starts_with("0,1,2"));
-    }
-    for (low, high) in [(1.0, 0.0), (f64::NAN, 1.0), (0.0, f64::NAN)] {
+    });
+    every_row([(1.0, 0.0), (f64::NAN, 1.0), (0.0, f64::NAN)], |(low, high)| {
         let options = LayerOptions { clamp: Some(Clamp { low, high }), ..options(4, 4) };
         let Err(error) = layer.prepare(&pool(6, &[]), options) else { panic!("{low} to {high}") };
         assert!(error.to_string().contains("activation"), "{error}");
-    }
+    });
 }
 
 #[test]
@@ -177,14 +178,14 @@ fn missing_subtasks_are_redispatched_to_the_living_and_computed_locally_when_nob
         assert!(run.report.redispatched == 1 || round > 0 && run.report.redispatched == 0);
         assert!(round > 0 || run.report.completion == Completion::ExactAfterRedispatch);
     }
-    for how in [OnShortfall::Redispatch, OnShortfall::Local] {
+    every_row([OnShortfall::Redispatch, OnShortfall::Local], |how| {
         let dead = pool(6, &["all:crash"]);
         let prepared = layer.prepare(&dead, options(4, 4).on_shortfall(how)).unwrap();
         let run = prepared.run(layer.input.view()).unwrap();
         assert!(layer.error(&run.output) < 1e-5);
         assert_eq!(run.report.fallback.as_deref(), Some("local"));
         assert!(run.report.used.is_empty());
-    }
+    });
 }
 
 #[test]
@@ -227,13 +228,13 @@ fn dead_in_the_middle_stays_dead_and_costs_only_its_share() {
 fn alexnet_conv1_survives_any_four_of_twenty() {
     let (layer, truth) =
         Layer::<f32>::large(&[1, 3, 227, 227], &[96, 3, 11, 11], ConvParams::default().stride([4]));
-    for dead in [[0, 5, 10, 15], [0, 1, 2, 3], [3, 8, 11, 19], [16, 17, 18, 19]] {
+    every_row([[0, 5, 10, 15], [0, 1, 2, 3], [3, 8, 11, 19], [16, 17, 18, 19]], |dead| {
         let pool = pool(20, &[&format!("{}:crash", list(&dead))]);
         let run = layer.prepare(&pool, fail(8, 8)).unwrap().run(layer.input.view()).unwrap();
         let error = relative_l2(run.output.as_slice().unwrap(), &truth);
         assert!(error < 1e-4, "{dead:?}: {error:e} at cond {:.0}", run.report.condition_number);
         assert!(error < run.report.error_bound);
-    }
+    });
     let (layer, truth) =
         Layer::<f64>::large(&[1, 3, 227, 227], &[96, 3, 11, 11], ConvParams::default().stride([4]));
     let pool = pool(20, &["0,5,10,15:crash"]);
@@ -257,14 +258,14 @@ fn vgg16_layers_survive_two_of_six() {
         (512, 512, 28),
         (512, 512, 14),
     ];
-    for (i, (c, o, size)) in layers.into_iter().enumerate() {
+    every_row(layers.into_iter().enumerate(), |(i, (c, o, size))| {
         let (layer, truth) =
             Layer::<f32>::large(&[1, c, size, size], &[o, c, 3, 3], ConvParams::default().padding([1]));
         let pool = pool(6, &[&format!("{},{}:crash", i % 6, (i + 1 + i / 2 % 4) % 6)]);
         let run = layer.prepare(&pool, fail(4, 4)).unwrap().run(layer.input.view()).unwrap();
         let error = relative_l2(run.output.as_slice().unwrap(), &truth);
         assert!(error < 1e-4 && error < run.report.error_bound, "{c} -> {o} at {size}: {error:e}");
-    }
+    });
 }
 
 #[test]
@@ -277,13 +278,13 @@ fn shapes_of_every_rank_groups_and_batch_run_coded() {
         (vec![1, 8, 14, 14], vec![8, 1, 3, 3], p().groups(8).padding([1])),
         (vec![1, 64, 1, 1], vec![100, 64, 1, 1], p()),
     ];
-    for (input, weight, params) in cases {
+    every_row(cases, |(input, weight, params)| {
         let layer = Layer::<f32>::new(&input, &weight, params);
         let pool = pool(7, &["random:2:crash"]);
         let prepared = layer.prepare(&pool, LayerOptions::default().on_shortfall(OnShortfall::Fail)).unwrap();
         let run = prepared.run(layer.input.view()).unwrap();
         assert!(layer.error(&run.output) < EXACT_F32, "{input:?}");
-    }
+    });
 }
 
 #[test]
@@ -406,12 +407,12 @@ fn the_error_bound_refuses_and_overflow_is_named() {
     let lax = LayerOptions { max_error: Some(1e-2), ..fail(4, 4) };
     assert!(layer.prepare(&pool, lax).unwrap().run(layer.input.view()).is_ok());
     let huge = layer.input.mapv(|v| v * 3e37);
-    for on in [OnShortfall::Fail, OnShortfall::Redispatch, OnShortfall::Local] {
+    every_row([OnShortfall::Fail, OnShortfall::Redispatch, OnShortfall::Local], |on| {
         let error =
             layer.prepare(&pool, options(4, 4).on_shortfall(on)).unwrap().run(huge.view()).unwrap_err();
         assert!(matches!(error, Error::NonFiniteResults { .. }), "{error}");
         assert!(error.to_string().contains("f64"), "{error}");
-    }
+    });
 }
 
 #[test]

@@ -14,7 +14,7 @@ use fcdcc::{
     Run,
 };
 use fcdcc_test_support::uneven::{Kind, Measured, Wild, measure};
-use fcdcc_test_support::{normal, subsets};
+use fcdcc_test_support::{every_row, normal, subsets};
 use ndarray::ArrayD;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -87,9 +87,10 @@ fn every_responder_set_gives_every_element_of_uneven_data() {
     let decoded = |kind, mixed| count(kind, mixed, "exact") + count(kind, mixed, "exact-after-redispatch");
     // Even data is decoded. Data that scaling and single windows cannot correct is computed in another way, unless the
     // input is not mixed.
-    for kind in [Kind::Normal, Kind::Channels, Kind::SmoothRows, Kind::ZeroRows, Kind::Pixel] {
+    let rows = [Kind::Normal, Kind::Channels, Kind::SmoothRows, Kind::ZeroRows, Kind::Pixel];
+    every_row(rows, |kind| {
         assert!(decoded(kind, true) == 45, "{kind:?}: {ways:?}");
-    }
+    });
     assert!(decoded(Kind::Rows, true) < 45 && decoded(Kind::EachRow, true) < 45, "{ways:?}");
     assert_eq!(decoded(Kind::EachRow, false), 30, "{ways:?}");
 }
@@ -98,7 +99,7 @@ fn every_responder_set_gives_every_element_of_uneven_data() {
 fn without_other_ways_uneven_data_lose_their_digits() {
     // Negative control: with scaling alone, the data of the test above is not exact.
     let pool = pool(6, &[]);
-    for kind in [Kind::Rows, Kind::EachRow] {
+    every_row([Kind::Rows, Kind::EachRow], |kind| {
         let wild = table(kind);
         let options = LayerOptions {
             partitions: Some((8, 1)),
@@ -112,18 +113,19 @@ fn without_other_ways_uneven_data_lose_their_digits() {
         assert!(windowwise > 1e-4, "{kind:?}: {windowwise:e}");
         // The bound holds nevertheless.
         assert!(windowwise <= run.report.windowwise_bound, "{kind:?}: {:?}", run.report);
-    }
+    });
 }
 
 #[test]
 fn zero_windows_and_zero_filters_give_exactly_the_bias() {
     let pool = pool(6, &[]);
-    for (partitions, code) in [
+    let rows = [
         ((8, 1), CodeKind::Crme),
         ((4, 4), CodeKind::Crme),
         ((1, 8), CodeKind::Crme),
         ((2, 2), CodeKind::Chebyshev),
-    ] {
+    ];
+    every_row(rows, |(partitions, code)| {
         let mut wild = table(Kind::ZeroRows);
         wild.weight[3 * 72..4 * 72].fill(0.0);
         wild.bias = normal::<f64>(16, 9);
@@ -141,7 +143,7 @@ fn zero_windows_and_zero_filters_give_exactly_the_bias() {
             }
         }
         assert!(windows > 3000 && decoded > 3000, "{windows} zero, {decoded} decoded");
-    }
+    });
 }
 
 #[test]
@@ -150,7 +152,7 @@ fn cancelling_outputs_say_so() {
     let pool = pool(6, &[]);
     let params = ConvParams::default();
     let shape = ConvShape::new(&[1, 4, 34, 34], &[8, 4, 3, 3], &params).unwrap();
-    for (noise, least) in [(1e-5, 1e-3), (1e-2, 1e-6)] {
+    every_row([(1e-5, 1e-3), (1e-2, 1e-6)], |(noise, least)| {
         let mut wild = Wild::of(Kind::Normal, shape.clone(), params.clone(), 3);
         wild.input = wild.input.iter().map(|v| f64::from(f32::from_f64(100.0 + v * noise))).collect();
         for filter in wild.weight.chunks_mut(36) {
@@ -167,7 +169,7 @@ fn cancelling_outputs_say_so() {
             assert!(windowwise <= report.windowwise_bound && report.windowwise_bound < 1e-4, "{report:?}");
             assert!(report.error_bound > least, "{report:?}");
         }
-    }
+    });
 }
 
 #[test]
@@ -288,9 +290,9 @@ fn errors_of_wild_data_never_exceed_either_bound() {
     assert!(tally.refused * 10 < usize::try_from(trials).unwrap(), "{tally:?}");
     // The test is meaningful only if errors come near their bounds and every way is taken.
     assert!(tally.windowwise > 0.02 && tally.normwise > 0.02, "{tally:?}");
-    for way in ["exact", "exact-locally", "exact-filters-split", "exact-replicated"] {
+    every_row(["exact", "exact-locally", "exact-filters-split", "exact-replicated"], |way| {
         assert!(tally.ways.contains_key(way), "{way}: {tally:?}");
-    }
+    });
     assert!(tally.recomputed > 0, "{tally:?}");
 }
 
@@ -300,7 +302,7 @@ fn squares_beyond_the_range_of_f64_are_bounded_too() {
     // same with squares that underflow.
     let params = ConvParams::default().padding([1]);
     let shape = ConvShape::new(&[1, 3, 8, 7], &[6, 3, 3, 3], &params).unwrap();
-    for by in [1e111, 1e-230] {
+    every_row([1e111, 1e-230], |by| {
         let mut wild = Wild::of(Kind::Normal, shape.clone(), params.clone(), 7);
         for (row, values) in wild.input.chunks_mut(7).enumerate() {
             values[row * 3 % 7] *= 1e7;
@@ -325,5 +327,5 @@ fn squares_beyond_the_range_of_f64_are_bounded_too() {
             // The larger element costs the other slab its digits; the bound must include that.
             assert!(by < 1.0 || normwise > 1e-13, "{by:e}, {missing}: {normwise:e}, {report:?}");
         }
-    }
+    });
 }

@@ -11,6 +11,7 @@ use fcdcc::worker::{
     WorkerInfo, WorkerKind, WorkerSet, faulty, inject,
 };
 use fcdcc::{Error, ErrorKind, Result, SubtaskId};
+use fcdcc_test_support::every_row;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
@@ -51,22 +52,23 @@ fn every_documented_form_is_read_and_printed_back() {
         ("all:nan", all(Fault::Nan)),
         ("random:1:device-lost", FaultSpec { workers: WorkerSet::Random(1), fault: Fault::DeviceLost }),
     ];
-    for (text, spec) in table {
+    every_row(table, |(text, spec)| {
         assert_eq!(text.parse::<FaultSpec>().unwrap(), spec, "{text}");
         assert_eq!(spec.to_string(), text);
-    }
+    });
     // Accepted, and printed in canonical form.
-    for (text, printed) in [
+    let rows = [
         ("all:slow=5", "all:slow=5x"),
         (" 0 , 3 : delay=shifted-exp( 1s , 500ms ) ", "0,3:delay=shifted-exp(1s,500ms)"),
         ("all:delay=1500ms", "all:delay=1s 500ms"),
         ("all:corrupt=0.5", "all:corrupt=5e-1"),
         ("all:delay=0s", "all:delay=0s"),
-    ] {
+    ];
+    every_row(rows, |(text, printed)| {
         let spec: FaultSpec = text.parse().unwrap();
         assert_eq!(spec.to_string(), printed);
         assert_eq!(spec.to_string().parse::<FaultSpec>().unwrap(), spec);
-    }
+    });
 }
 
 #[test]
@@ -112,7 +114,7 @@ fn everything_else_is_refused_with_the_text_and_the_mend() {
         ("all:corrupt=inf", "above 0"),
         ("all:corrupt=", "above 0"),
     ];
-    for (text, help) in table {
+    every_row(table, |(text, help)| {
         let error = text.parse::<FaultSpec>().unwrap_err();
         assert!(matches!(error, Error::InvalidParameter { .. }), "{text}");
         assert_eq!(error.kind(), ErrorKind::BadInput);
@@ -120,7 +122,7 @@ fn everything_else_is_refused_with_the_text_and_the_mend() {
         let got = got.to_string();
         assert!(text.contains(got.trim_matches('`')), "{text}: {got}");
         assert!(error.to_string().contains(help), "{text}: {error}");
-    }
+    });
 }
 
 #[test]
@@ -137,10 +139,11 @@ fn sets_resolve_to_workers_that_exist() {
     let draws: std::collections::BTreeSet<_> =
         (0..50).map(|seed| resolve("random:3", 8, seed).unwrap()).collect();
     assert!(draws.len() > 10, "seeds hardly matter: {draws:?}");
-    for (text, numbers) in [("1,4", ["is 4", "4 workers"]), ("random:5", ["is 5", "4 workers"])] {
+    let rows = [("1,4", ["is 4", "4 workers"]), ("random:5", ["is 5", "4 workers"])];
+    every_row(rows, |(text, numbers)| {
         let error = resolve(text, 4, 0).unwrap_err().to_string();
         assert!(numbers.iter().all(|number| error.contains(number)), "{error}");
-    }
+    });
 }
 
 #[test]
@@ -201,7 +204,7 @@ fn a_faulty_worker_keeps_its_name() {
 
 #[test]
 fn a_crash_loses_the_worker_for_good_at_its_first_task() {
-    for (kind, cause) in [("crash", "crash"), ("device-lost", "device lost")] {
+    every_row([("crash", "crash"), ("device-lost", "device lost")], |(kind, cause)| {
         let mut worker = worker("cpu-3", &[kind], 0);
         for _ in 0..2 {
             let (results, end) = execute(&mut *worker, &CancelToken::new());
@@ -212,13 +215,13 @@ fn a_crash_loses_the_worker_for_good_at_its_first_task() {
         worker.remove(KEY);
         let again = worker.install(KEY, &shape(), ramp(shape().filter_elems()));
         assert!(matches!(again, Err(Error::WorkerLost { .. })));
-    }
+    });
 }
 
 #[test]
 fn probes_are_answered_honestly_until_the_worker_is_lost() {
     let probe = |worker: &mut dyn Worker| Probe::new(DType::F32).check(worker, &CancelToken::new());
-    for kind in [AGES, "slow=1e18x", "crash", "drop", "corrupt=1", "nan", "device-lost"] {
+    every_row([AGES, "slow=1e18x", "crash", "drop", "corrupt=1", "nan", "device-lost"], |kind| {
         let mut worker = worker("cpu", &[kind, "delay=0s"], 3);
         // Probes are not tasks: they do not advance the worker's faults.
         for _ in 0..3 {
@@ -229,7 +232,7 @@ fn probes_are_answered_honestly_until_the_worker_is_lost() {
             assert!(matches!(end, Err(Error::WorkerLost { .. })), "{kind}: {end:?}");
             assert!(matches!(probe(&mut *worker), Err(Error::WorkerLost { .. })), "{kind}");
         }
-    }
+    });
     let noisy = |probes| {
         let mut worker = worker("cpu", &["corrupt=1e-2"], 3);
         (0..probes).for_each(|_| probe(&mut *worker).unwrap());
@@ -249,29 +252,30 @@ fn what_comes_back_has_its_other_faults_and_not_the_spent_one() {
         Some(worker)
     };
     let right = complete(&mut *worker("cpu-3", &[], 7));
-    for spent in [&["device-lost"][..], &["device-lost", "device-lost"], &[]] {
+    every_row([&["device-lost"][..], &["device-lost", "device-lost"], &[]], |spent| {
         let mut worker = again(spent).unwrap();
         assert_eq!(complete(&mut *worker), right);
         assert_eq!(complete(&mut *worker), right);
-    }
+    });
     // The same fault, name and seed give the noise of a first task.
     let noise = complete(&mut *worker("cpu-3", &["corrupt=1e-2"], 7));
     assert_ne!(noise, right);
-    for kept in [&["corrupt=1e-2"][..], &["corrupt=1e-2", "device-lost"], &["device-lost", "corrupt=1e-2"]] {
+    let rows = [&["corrupt=1e-2"][..], &["corrupt=1e-2", "device-lost"], &["device-lost", "corrupt=1e-2"]];
+    every_row(rows, |kept| {
         let mut worker = again(kept).unwrap();
         assert_eq!(complete(&mut *worker), noise, "{kept:?}");
         // It can be lost and respawned a second time.
         assert!(worker.respawn().is_some());
-    }
-    for gone in [&["crash"][..], &["crash", "device-lost"], &["device-lost", "crash"], &["crash", "delay=1s"]]
-    {
+    });
+    let rows = [&["crash"][..], &["crash", "device-lost"], &["device-lost", "crash"], &["crash", "delay=1s"]];
+    every_row(rows, |gone| {
         assert!(again(gone).is_none(), "{gone:?}");
-    }
+    });
 }
 
 #[test]
 fn a_lost_device_gives_nothing_of_the_task_it_was_lost_at() {
-    for order in [Order::All, Order::Each(&[3, 1]), Order::Each(&[])] {
+    every_row([Order::All, Order::Each(&[3, 1]), Order::Each(&[])], |order| {
         let mut worker = worker("cpu", &["device-lost"], 0);
         let slabs = ramp(shape().upload_elems());
         let end = worker
@@ -280,7 +284,7 @@ fn a_lost_device_gives_nothing_of_the_task_it_was_lost_at() {
             });
         let Err(Error::WorkerLost { cause, .. }) = end else { panic!("{end:?}") };
         assert!(cause.contains("device lost"), "{cause}");
-    }
+    });
 }
 
 #[test]

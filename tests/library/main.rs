@@ -12,6 +12,7 @@ mod faults;
 #[cfg(feature = "onnx")]
 mod model;
 mod pool;
+mod rows;
 mod scheduling;
 mod scripted;
 mod virtual_time;

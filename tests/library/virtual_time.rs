@@ -13,6 +13,7 @@ use fcdcc::{
     Audit, CodeKind, CodedConv, Completion, ConvParams, ConvShape, CpuWorker, DType, Error, LayerOptions,
     OnShortfall, Outcome, Pool, SubtaskId, WorkerId,
 };
+use fcdcc_test_support::every_row;
 use ndarray::{ArrayD, IxDyn};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -107,28 +108,29 @@ fn links_and_paces_take_the_time_that_arithmetic_says() {
 #[test]
 fn sub_results_are_sent_while_the_next_is_computed_and_slabs_by_slab_unless_parts_count() {
     let link = Link { latency: ms(2), up_bytes_s: f64::INFINITY, down_bytes_s: 500.0 / 0.015 };
-    for (partial, wait) in [
+    let rows = [
         // Computed at 10, 20, 30, 40; 15 each to send: sent at 25, 40, 55, 70.
         (true, 2 + 70 + 2),
         // Both banks of a slab are sent together: the first at 20.
         (false, 2 + 20 + 4 * 15 + 2),
-    ] {
+    ];
+    every_row(rows, |(partial, wait)| {
         let mut fleet = SimulatedFleet::remote(1, link).unwrap();
         let options = plain(CodeKind::Crme, (2, 2), 1).partial(partial);
         let run = layer(&mut fleet, options).run(&mut fleet);
         assert_eq!((run.wait, run.used_sub_results), (ms(wait), 4));
-    }
+    });
 }
 
 #[test]
 fn workers_of_a_machine_share_its_cores_and_tasks_of_a_worker_wait_for_each_other() {
-    for (workers, cores, wait) in [(3, 2.0, 15), (3, 3.0, 10), (6, 2.0, 30), (4, 0.5, 80)] {
+    every_row([(3, 2.0, 15), (3, 3.0, 10), (6, 2.0, 30), (4, 0.5, 80)], |(workers, cores, wait)| {
         let mut fleet = SimulatedFleet::local(workers, cores).unwrap();
         let run = layer(&mut fleet, uncoded(workers)).run(&mut fleet);
         assert_eq!(run.wait, ms(wait), "{workers} on {cores}");
         let usage = fleet.usage();
         assert!(usage.iter().all(|u| *u == Usage { busy: ms(wait), computing: ms(10), sub_results: 1 }));
-    }
+    });
     let mut fleet = at_paces(&[1.0]);
     let run = layer(&mut fleet, uncoded(3)).run(&mut fleet);
     assert_eq!(
@@ -154,13 +156,14 @@ fn fates_delay_and_slow_for_one_run() {
 
 #[test]
 fn a_cancelled_worker_lets_go_within_one_sub_result() {
-    for (stops_within, fate, busy, computed) in [
+    let rows = [
         (Duration::MAX, HEALTHY, 100, 1),
         (ms(5), HEALTHY, 45, 0),
         (ms(500), HEALTHY, 100, 1),
         (Duration::MAX, SILENT, 40, 0),
         (Duration::MAX, TaskFault { delay: ms(300), ..HEALTHY }, 40, 0),
-    ] {
+    ];
+    every_row(rows, |(stops_within, fate, busy, computed)| {
         let mut fleet = at_paces(&[1.0, 10.0]);
         fleet.set_fates(&[HEALTHY, fate]);
         let costs = SimulatedCosts::of(SimulatedWork { stops_within, ..work() });
@@ -174,7 +177,7 @@ fn a_cancelled_worker_lets_go_within_one_sub_result() {
         // The interrupted task does not affect its next one.
         fleet.set_fates(&[]);
         assert_eq!(layer.run(&mut fleet).wait, ms(40));
-    }
+    });
 }
 
 #[test]
@@ -212,13 +215,14 @@ fn subtasks_of_the_dead_are_handed_out_again() {
 
 #[test]
 fn silence_ends_at_the_deadline_or_with_the_local_computation() {
-    for (local, on_shortfall, completion, total) in [
+    let rows = [
         (ms(100), OnShortfall::Fail, Completion::Failed, ms(1000)),
         (ms(100), OnShortfall::Redispatch, Completion::ExactLocally, ms(850)),
         // Local computation begins early enough, if possible.
         (ms(300), OnShortfall::Local, Completion::ExactLocally, ms(700)),
         (ms(800), OnShortfall::Local, Completion::Failed, ms(1000)),
-    ] {
+    ];
+    every_row(rows, |(local, on_shortfall, completion, total)| {
         let mut fleet = at_paces(&[1.0; 6]);
         fleet.set_fates(&[SILENT; 6]);
         let options = plain(CodeKind::Crme, (4, 4), 6).on_shortfall(on_shortfall);
@@ -229,7 +233,7 @@ fn silence_ends_at_the_deadline_or_with_the_local_computation() {
         assert!(run.used.is_empty());
         fleet.set_fates(&[]);
         assert_eq!(layer.run(&mut fleet).completion, Completion::Exact);
-    }
+    });
 }
 
 /// Random faults of one run: every worker is delayed, a few are slow, crashed or silent.
@@ -262,7 +266,7 @@ fn many_runs(workers: usize, partitions: (usize, usize), runs: usize) -> (Vec<Si
 
 #[test]
 fn what_is_repeated_is_the_same() {
-    for (workers, partitions, runs) in [(12, (4, 8), 60), (60, (8, 16), 20)] {
+    every_row([(12, (4, 8), 60), (60, (8, 16), 20)], |(workers, partitions, runs)| {
         let (first, usage) = many_runs(workers, partitions, runs);
         let again = many_runs(workers, partitions, runs);
         assert!(first == again.0 && usage == again.1);
@@ -275,7 +279,7 @@ fn what_is_repeated_is_the_same() {
         let computed: usize = usage.iter().map(|u| u.sub_results).sum();
         assert!(computed >= first.iter().map(|run| run.used_sub_results).sum());
         assert!(usage.iter().all(|u| u.computing <= u.busy));
-    }
+    });
 }
 
 #[test]
@@ -302,9 +306,9 @@ fn what_cannot_be_simulated_is_refused() {
     assert!(SimulatedFleet::local(0, 2.0).is_err() && SimulatedFleet::local(2, 0.0).is_err());
     let worker = |host, pace| SimulatedWorker { name: "w".to_owned(), host, pace, link: Link::NONE };
     let host = SimulatedHost { name: "h".to_owned(), cores: 1.0 };
-    for bad in [worker(1, 1.0), worker(0, 0.0), worker(0, f64::NAN)] {
+    every_row([worker(1, 1.0), worker(0, 0.0), worker(0, f64::NAN)], |bad| {
         assert!(SimulatedFleet::new(vec![host.clone()], vec![bad]).is_err());
-    }
+    });
     let mut fleet = SimulatedFleet::local(6, 2.0).unwrap();
     let audited = plain(CodeKind::Crme, (4, 4), 6).audit(Audit::Detect);
     let costs = SimulatedCosts::of(work());
@@ -378,7 +382,7 @@ fn real_workers_under_the_same_fates_take_the_same_time() {
     let policies =
         LayerOptions { subtasks: Some(6), ..LayerOptions::default().partitions(4, 4).audit(Audit::Off) }
             .deadline(ms(1000));
-    for options in [plain, policies] {
+    every_row([plain, policies], |options| {
         let agree = |[real, simulated]: [f64; 2]| (real / simulated - 1.0).abs() < 0.15;
         let first = both(&options, &fates);
         if !agree(first) {
@@ -386,5 +390,5 @@ fn real_workers_under_the_same_fates_take_the_same_time() {
             let again = both(&options, &fates);
             assert!(agree(again), "{first:?} {again:?}, hedge {:?}", options.policy.hedge);
         }
-    }
+    });
 }

@@ -13,7 +13,7 @@ use fcdcc::{
     Audit, CodeKind, Completion, ConvParams, Error, OnShortfall, Outcome, Pool, Result, SubtaskId, WorkerId,
 };
 use fcdcc_test_support::layer::{EXACT_F32, Layer, options, small};
-use fcdcc_test_support::relative_l2;
+use fcdcc_test_support::{every_row, relative_l2};
 
 /// Quarantine that outlasts the test.
 const AWAY: Duration = Duration::from_mins(10);
@@ -101,7 +101,7 @@ fn the_first_run_is_audited_and_right_whoever_is_wrong() {
 #[test]
 fn two_dead_and_one_lying_of_six_are_right_in_every_element() {
     let layer = small();
-    for (dead, liar) in [([0, 1], 2), ([1, 4], 0), ([2, 5], 3), ([3, 4], 5)] {
+    every_row([([0, 1], 2), ([1, 4], 0), ([2, 5], 3), ([3, 4], 5)], |(dead, liar)| {
         let pool = pool(6, AWAY, move |i, worker, call| {
             if dead.contains(&i) {
                 return lost(i);
@@ -114,13 +114,13 @@ fn two_dead_and_one_lying_of_six_are_right_in_every_element() {
             assert!(layer.error(&run.output) < EXACT_F32, "round {round}: {:?}", run.report);
         }
         assert_eq!(pool.health(WorkerId(liar)).unwrap().state, State::Quarantined);
-    }
+    });
 }
 
 #[test]
 fn whoever_begins_to_lie_slips_in_at_most_31_results_of_a_layer() {
     let layer = small();
-    for begin in [1, 7, 31] {
+    every_row([1, 7, 31], |begin| {
         let lying = Arc::new(AtomicBool::new(false));
         let lies = Arc::clone(&lying);
         // The faulty worker is always among the first, so that its result is always used for decoding.
@@ -147,7 +147,7 @@ fn whoever_begins_to_lie_slips_in_at_most_31_results_of_a_layer() {
         }
         assert!(wrong <= 31, "{wrong} wrong results");
         assert!(first.load(Ordering::SeqCst) > 0);
-    }
+    });
 }
 
 #[test]

@@ -14,6 +14,7 @@ use fcdcc::array::Values;
 use fcdcc::testing::{Property, check_property, check_worker};
 use fcdcc::worker::{Fault, FilterKey, Intercept, Order, Task, TaskFaults, faulty, intercept};
 use fcdcc::{CancelToken, CpuWorker, Error, Result, Worker, WorkerId};
+use fcdcc_test_support::every_row;
 
 /// A limit that only a defect reaches.
 const DEADLINE: Duration = Duration::from_mins(1);
@@ -168,7 +169,7 @@ fn lacking(property: Property) -> Intercept {
 
 #[test]
 fn a_lacking_property_is_found_and_no_other() {
-    for property in Property::ALL {
+    every_row(Property::ALL, |property| {
         let worker = || match lacking(property) {
             worker if property == Property::Respawned => worker,
             // Its replacement would give other results than it gave.
@@ -177,7 +178,7 @@ fn a_lacking_property_is_found_and_no_other() {
         let findings = check_worker(DEADLINE, || Ok(worker().boxed()));
         let found: Vec<Property> = findings.iter().map(|finding| finding.property).collect();
         assert_eq!(found, [property], "{findings:#?}");
-    }
+    });
 }
 
 #[test]

@@ -16,8 +16,11 @@ pub mod fleet;
 pub mod folder;
 pub mod layer;
 pub mod oracle;
+mod rows;
 pub mod suites;
 pub mod uneven;
+
+pub use rows::every_row;
 
 use fcdcc::SubtaskId;
 use fcdcc::array::Element;

@@ -1,6 +1,7 @@
 //! Audits: right results are accepted, liars are found, and what cannot be told apart is refused.
 
 use super::*;
+use fcdcc_test_support::every_row;
 
 /// Six workers; the `faulty` ones are wrong while `lying`. The others answer only after the first of these.
 fn with_liars(faulty: &'static [usize], lying: &Arc<AtomicBool>, backoff: Duration) -> Pool {
@@ -22,7 +23,7 @@ fn with_liars(faulty: &'static [usize], lying: &Arc<AtomicBool>, backoff: Durati
 #[test]
 fn audits_accept_what_is_right() {
     let layer = small();
-    for audit in [Audit::Detect, Audit::Correct] {
+    every_row([Audit::Detect, Audit::Correct], |audit| {
         let pool = pool(6, &[]);
         let prepared = layer.prepare(&pool, fail(4, 4).audit(audit)).unwrap();
         for _ in 0..20 {
@@ -30,7 +31,7 @@ fn audits_accept_what_is_right() {
             assert_eq!((report.completion, report.flagged.len()), (Completion::Exact, 0));
             assert!(report.used.len() >= 5 && report.audit_floor.is_some_and(|floor| floor <= 1e-3));
         }
-    }
+    });
     let off = fail(4, 4).audit(Audit::Off);
     let report = exact(&layer, &layer.prepare(&pool(6, &[]), off).unwrap()).report;
     assert_eq!((report.audit_floor, report.audited), (None, false));
@@ -86,12 +87,12 @@ fn a_liar_is_found_left_out_and_quarantined_until_it_mends_its_ways() {
 fn more_liars_than_the_spares_can_tell_are_refused() {
     let layer = small();
     let pool = with_liars(&[1, 4], &Arc::new(AtomicBool::new(true)), LIMIT);
-    for options in [fail(4, 4), options(4, 4)] {
+    every_row([fail(4, 4), options(4, 4)], |options| {
         let prepared = layer.prepare(&pool, options.audit(Audit::Correct)).unwrap();
         let error = prepared.run(layer.input.view()).unwrap_err();
         assert!(matches!(error, Error::Corrupted { .. }), "{error}");
         assert_eq!(error.kind(), ErrorKind::Refused);
-    }
+    });
     // The faulty worker is unknown, so none is quarantined.
     assert!((0..6).all(|worker| state(&pool, worker) != State::Quarantined));
 }
@@ -104,13 +105,12 @@ fn audits_without_spares_are_refused_before_anything_runs() {
             layer.prepare(&pool(n, &[]), fail(4, 4).audit(audit)).err().map(|e| (e.kind(), e.to_string()));
         error.unwrap_or_else(|| panic!("{audit} with {n} workers"))
     };
-    for (n, audit, spares, least) in
-        [(4, Audit::Detect, 0, 1), (4, Audit::Correct, 0, 2), (5, Audit::Correct, 1, 2)]
-    {
+    let rows = [(4, Audit::Detect, 0, 1), (4, Audit::Correct, 0, 2), (5, Audit::Correct, 1, 2)];
+    every_row(rows, |(n, audit, spares, least)| {
         let (kind, text) = refused(n, audit);
         assert_eq!(kind, ErrorKind::BadInput);
         assert!(text.contains(&format!("is {spares} where at least {least}")), "{text}");
-    }
+    });
     assert!(layer.prepare(&pool(5, &[]), fail(4, 4).audit(Audit::Detect)).is_ok());
 }
 

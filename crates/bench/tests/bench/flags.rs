@@ -8,6 +8,7 @@ use fcdcc::error::Parameter;
 use fcdcc::planner::{PlanOptions, feasible_partitions};
 use fcdcc::{Audit, CodeKind, ConvParams, ConvShape, Error, LayerOptions};
 use fcdcc_bench::with_flags;
+use fcdcc_test_support::every_row;
 use fcdcc_test_support::layer::{fail, options, pool, small};
 
 /// The error has the text `line` on the command line, and no flag in the library.
@@ -118,10 +119,10 @@ fn runs_have_the_names_of_their_flags() {
 
 #[test]
 fn every_parameter_has_a_flag_and_layers_pass_it_on() {
-    for parameter in Parameter::ALL {
+    every_row(Parameter::ALL, |parameter| {
         let named = with_flags(Error::invalid("value", 0, parameter.clone())).to_string();
         assert!(named.contains("--"), "{parameter}: {named}");
-    }
+    });
     let inner = Box::new(Error::over_tolerance(1.0, 0.5, 1.0));
     let layer = with_flags(Error::Layer { layer: "conv1".to_owned(), source: inner }).to_string();
     assert!(layer.starts_with("layer conv1: error bound") && layer.ends_with("raise --max-error"), "{layer}");

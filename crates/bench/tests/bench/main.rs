@@ -13,6 +13,7 @@ use fcdcc::{ConvParams, ConvShape, Error, ErrorKind, LayerOptions, Result, Worke
 use fcdcc_bench::layers::NamedLayer;
 use fcdcc_bench::schema::{ScenarioResult, Study};
 use fcdcc_bench::{Comparison, Method, Plan, Scenario, SimulatedSetting};
+use fcdcc_test_support::every_row;
 
 fn layer(name: &str, input: &[usize], weight: &[usize]) -> NamedLayer {
     let shape = ConvShape::new(input, weight, &ConvParams::default().padding([1])).unwrap();
@@ -69,9 +70,9 @@ fn every_method_is_exact_with_nobody_late_with_stragglers_and_with_crashes() {
     let late = &study.scenarios[1];
     // Methods that need all workers wait for the stragglers; the others do not.
     assert!(median(late, "uncoded") >= 60.0);
-    for method in ["replication", "mds", "crme", "chebyshev"] {
+    every_row(["replication", "mds", "crme", "chebyshev"], |method| {
         assert!(median(late, method) < 60.0, "{method}: {}", median(late, method));
-    }
+    });
     let of = |name: &str| study.plans.iter().find(|plan| plan.method == name).unwrap();
     assert_eq!((of("mds").k_b, of("mds").recovery_threshold, of("crme").recovery_threshold), (1, 4, 4));
     assert_eq!((of("uncoded").tolerated, of("replication").tolerated), (0, 2));

@@ -5,6 +5,7 @@
 use std::fs;
 
 use fcdcc_bench::schema::BenchReport;
+use fcdcc_test_support::every_row;
 use fcdcc_test_support::folder::Folder;
 
 const METHODS: [&str; 5] = ["uncoded", "hedged", "replication", "mds", "crme"];
@@ -100,15 +101,16 @@ fn hundreds_of_workers_are_simulated() {
     assert_eq!((found.setting.mode.as_str(), found.studies[0].workers), ("virtual", 200));
     assert!(found.setting.workers.contains("200 x simulated") && found.setting.workers.contains("1ms"));
     assert!(found.studies[0].scenarios.iter().flat_map(|s| &s.methods).all(|m| m.failed == 0));
-    for (args, says) in [
+    let rows = [
         ("--workers 10001", "10001"),
         ("--bandwidth 0", "is 0"),
         ("--mac-rate -1", "is -1"),
         ("--audit detect", "detect"),
-    ] {
+    ];
+    every_row(rows, |(args, says)| {
         let error = folder.refused(2, &format!("bench --virtual {args}"), Folder::run);
         assert!(error.contains(says), "{args}: {error}");
-    }
+    });
 }
 
 #[test]
@@ -117,7 +119,7 @@ fn what_cannot_be_compared_is_refused_and_nothing_written() {
     folder.write("bad.toml", "[[layer]]\nname = 'a'\ninput = [1, 3]\nweight = [1]\n");
     folder.write("bad.txt", "1 2\n3 y\n");
     folder.write("file", "");
-    for (args, says) in [
+    let rows = [
         ("--trials 0", "is 0"),
         ("--layers vgg17", "vgg17"),
         ("--layers vgg16/conv9", "vgg16/conv5_1"),
@@ -145,9 +147,10 @@ fn what_cannot_be_compared_is_refused_and_nothing_written() {
         ("--bandwidth 5", "--virtual"),
         ("--virtual --backend cpu", "--backend"),
         ("--model file", "is not an ONNX model"),
-    ] {
+    ];
+    every_row(rows, |(args, says)| {
         let backend = if args.starts_with("--virtual") { "" } else { "--backend cpu" };
         let error = folder.refused(2, &format!("bench {backend} --quiet {args}"), Folder::run);
         assert!(error.contains(says), "{args}: {error}");
-    }
+    });
 }

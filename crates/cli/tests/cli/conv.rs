@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use fcdcc::conv::reference;
 use fcdcc::{CodeKind, ConvParams, ConvShape, Element};
 use fcdcc_test_support::folder::{Folder, INPUT, WEIGHT, header, npy};
-use fcdcc_test_support::relative_l2;
+use fcdcc_test_support::{every_row, relative_l2};
 use ndarray_npy::{ReadableElement, WritableElement};
 use serde_json::Value;
 
@@ -65,15 +65,15 @@ fn every_spelling_of_the_parameters_in_one_two_and_three_dimensions() {
         ),
         (&[1, 4, 1, 1], &[10, 4, 1, 1], "--code crme", p()),
     ];
-    for (input, weight, args, params) in table {
+    every_row(table, |(input, weight, args, params)| {
         agrees::<f32>(input, weight, args, params.clone(), EXACT_F32);
         agrees::<f64>(input, weight, args, params, EXACT_F64);
-    }
+    });
 }
 
 #[test]
 fn every_code_survives_two_dead_workers_and_says_its_name() {
-    for code in CodeKind::ALL {
+    every_row(CodeKind::ALL, |code| {
         // Without a code the dead workers' parts are computed again.
         let args = format!("--code {code} --fault 0,3:crash");
         agrees::<f64>(&INPUT, &WEIGHT, &args, ConvParams::default(), EXACT_F64);
@@ -82,7 +82,7 @@ fn every_code_survives_two_dead_workers_and_says_its_name() {
         let said = folder.exact(&format!("{args} --report r.json"));
         assert!(said.out.contains(code.name()), "{}", said.out);
         assert_eq!(folder.json("r.json")["layers"][0]["code"], code.name());
-    }
+    });
     let folder = Folder::new();
     // Both copies of part 1 of three are lost: the other four results are not enough.
     let error = folder.refused(
@@ -182,12 +182,12 @@ fn three_of_six_crash() {
     for dead in [0, 3, 5] {
         assert!(error.contains(&format!("subtask {dead} on cpu-{dead}")), "{error}");
     }
-    for fallback in ["", "--on-shortfall redispatch", "--on-shortfall local"] {
+    every_row(["", "--on-shortfall redispatch", "--on-shortfall local"], |fallback| {
         folder.exact(&format!("--fault 0,3,5:crash {fallback} --report r.json"));
         assert!(error_of_output(&folder) < EXACT_F32, "{fallback}");
         let layer = &folder.json("r.json")["layers"][0];
         assert_eq!(layer["redispatched"].as_u64().unwrap() > 0, !fallback.contains("local"), "{layer}");
-    }
+    });
     folder.exact("--fault all:crash --report r.json");
     assert!(error_of_output(&folder) < EXACT_F32);
     assert_eq!(folder.json("r.json")["layers"][0]["fallback"], "local");
@@ -196,19 +196,20 @@ fn three_of_six_crash() {
 #[test]
 fn every_kind_of_fault_within_the_code_is_survived() {
     let folder = Folder::new();
-    for fault in [
+    let rows = [
         "0,1:nan",
         "4,5:drop",
         "2:device-lost --fault 3:crash",
         "all:slow=2x",
         "0:delay=20s --fault 5:delay=exp(20s)",
         "random:2:delay=shifted-exp(20s,1s)",
-    ] {
+    ];
+    every_row(rows, |fault| {
         let started = Instant::now();
         folder.exact(&format!("--fault {fault}"));
         assert!(error_of_output(&folder) < EXACT_F32, "{fault}");
         assert!(started.elapsed() < Duration::from_secs(15), "{fault}: waited for stragglers");
-    }
+    });
     folder.exact("--fault 0,1,2:nan --report r.json --partitions 1,1");
     assert!(error_of_output(&folder) < EXACT_F32);
     let layer = &folder.json("r.json")["layers"][0];
@@ -303,7 +304,7 @@ fn pool_files() {
     assert_eq!((&layer["n"], &layer["workers"][5]["worker"]), (&6.into(), &"bad-1".into()));
     assert_eq!(layer["used"], serde_json::json!([0, 1, 2, 3]));
 
-    for (name, text, says) in [
+    let rows = [
         ("unknown-key.toml", "[[worker]]\nkind = \"cpu\"\nkolor = 4\n", "kolor"),
         ("unknown-kind.toml", "[[worker]]\nkind = \"abacus\"\n", "abacus"),
         ("empty.toml", "", "no worker"),
@@ -311,11 +312,12 @@ fn pool_files() {
         ("garbage.toml", "nonsense[[", "line 1"),
         ("none.toml", "[[worker]]\nkind = \"cpu\"\ncount = 0\n", "is 0"),
         ("fault.toml", "[[worker]]\nkind = \"cpu\"\nfault = \"sulk\"\n", "sulk"),
-    ] {
+    ];
+    every_row(rows, |(name, text, says)| {
         folder.write(name, text);
         let error = folder.refused(2, &format!("--pool {name}"), Folder::conv);
         assert!(error.contains(says), "{error}");
-    }
+    });
     folder.refused(2, "--pool missing.toml", Folder::conv);
     folder.refused(2, "--pool p.toml --backend cpu", Folder::conv);
     folder.refused(2, "--pool p.toml --fault 6:crash", Folder::conv);
@@ -324,10 +326,10 @@ fn pool_files() {
 #[test]
 fn quiet_says_nothing() {
     let folder = Folder::new();
-    for args in ["--quiet", "-q --fault 0,3:crash", "-q --fault all:crash"] {
+    every_row(["--quiet", "-q --fault 0,3:crash", "-q --fault all:crash"], |args| {
         let said = folder.exact(args);
         assert_eq!(said.out, "", "{args}");
-    }
+    });
     let said = folder.exact("");
     assert!(said.out.contains("recovery threshold 4") && said.out.contains("y.npy"), "{}", said.out);
 }
@@ -363,13 +365,13 @@ fn every_command_has_help_with_an_example() {
         ["demo", "run", "conv", "stability", "devices"].iter().all(|c| commands.contains(c)),
         "{commands:?}"
     );
-    for command in commands.into_iter().chain([""]) {
+    every_row(commands.into_iter().chain([""]), |command| {
         for flag in ["--help", "-h"] {
             let said = folder.run(&format!("{command} {flag}"));
             assert_eq!((said.status, said.err.as_str()), (0, ""), "{command}");
             assert!(said.out.contains("Example") && said.out.contains("fcdcc "), "{command}: {}", said.out);
         }
-    }
+    });
     assert!(folder.run("--version").out.contains(env!("CARGO_PKG_VERSION")));
 }
 

@@ -14,6 +14,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::script::script;
+use fcdcc_test_support::every_row;
 use fcdcc_test_support::folder::{Folder, Said};
 use rustix::fs::{CWD, FileType, Mode, makedev, mkfifoat, mknodat};
 
@@ -80,10 +81,11 @@ fn what_is_no_regular_file_is_written_into() {
     assert!(is_report(&fs::read(folder.path("out.json")).unwrap()));
     exact(&folder, &format!("{CONV} --output >(cat > sub.npy) --quiet; wait $!"));
     assert!(fs::read(folder.path("sub.npy")).unwrap() == result);
-    for (descriptor, says) in [("/dev/fd/9", "cannot be written"), ("/dev/fd/4", "not open for writing")] {
+    let rows = [("/dev/fd/9", "cannot be written"), ("/dev/fd/4", "not open for writing")];
+    every_row(rows, |(descriptor, says)| {
         let said = script(&folder, &format!("{CONV} --output {descriptor} 4<x.npy"));
         assert!(said.status == 2 && said.err.contains(says), "{}", said.err);
-    }
+    });
 }
 
 #[test]
@@ -96,10 +98,11 @@ fn devices_are_written_into() {
         println!("skipped: no device can be made in a folder here");
         return;
     }
-    for args in ["--output null", "--output y.npy --report null", "--output null --report null"] {
+    let rows = ["--output null", "--output y.npy --report null", "--output null --report null"];
+    every_row(rows, |args| {
         exact(&folder, &format!("{CONV} {args} --quiet"));
         assert!(fs::symlink_metadata(folder.path("null")).unwrap().file_type().is_char_device(), "{args}");
-    }
+    });
     symlink("null", folder.path("link")).unwrap();
     exact(&folder, &format!("{CONV} --output link --quiet"));
     assert!(fs::symlink_metadata(folder.path("null")).unwrap().file_type().is_char_device());
@@ -144,7 +147,7 @@ fn a_dash_is_standard_output_for_one() {
     assert!(fs::read(folder.path("y.npy")).unwrap() == result);
     let said = exact(&folder, &format!("{CONV} --output y.npy --report -"));
     assert!(is_report(said.out.as_bytes()), "{}", said.out);
-    for (command, says) in [
+    let rows = [
         (format!("{CONV} --output - --report -"), "--report -"),
         (format!("{CONV} --output - --report /dev/stdout | cat"), "name two files"),
         (
@@ -154,7 +157,8 @@ fn a_dash_is_standard_output_for_one() {
         ("$FCDCC bench --layers lenet5 --backend cpu --output -".to_owned(), "name a folder"),
         ("$FCDCC stability --output -".to_owned(), "name a folder"),
         ("$FCDCC demo --write -".to_owned(), "-"),
-    ] {
+    ];
+    every_row(rows, |(command, says)| {
         let said = script(&folder, &format!("set -o pipefail; {command}"));
         assert!(
             said.status == 2 && said.out.is_empty() && said.err.contains(says),
@@ -162,7 +166,7 @@ fn a_dash_is_standard_output_for_one() {
             said.err
         );
         assert_eq!(said.err.lines().count(), 1);
-    }
+    });
     // The reader ends early: not a success.
     let said = script(&folder, &format!("set -o pipefail; {CONV} --output - --quiet | true"));
     assert_eq!(said.status, 1, "{}", said.err);
@@ -192,18 +196,18 @@ fn places_that_cannot_be_written_are_found_before_any_work() {
         rows.push(("--output /proc/y.npy".to_owned(), "/proc"));
     }
     let started = Instant::now();
-    for (args, says) in rows {
+    every_row(rows, |(args, says)| {
         let error = folder.refused(2, &format!("{args} {LONG}"), Folder::conv);
         assert!(error.contains(says), "{args}: {error}");
-    }
-    for args in [format!("--output {long}"), "--output x.npy".to_owned()] {
+    });
+    every_row([format!("--output {long}"), "--output x.npy".to_owned()], |args| {
         for command in
             ["bench --layers vgg16 --trials 1000", "stability", "plan --layers vgg16 --measure --trials 1000"]
         {
             let backend = if command == "stability" { "" } else { "--backend cpu" };
             folder.refused(2, &format!("{command} {backend} {args}"), Folder::run);
         }
-    }
+    });
     assert!(started.elapsed() < LIMIT, "{:?}", started.elapsed());
 }
 
@@ -241,11 +245,11 @@ fn rights_are_looked_at_before_any_work() {
         println!("skipped: the binary cannot be run as another user here");
         return;
     }
-    for output in ["closed/y.npy", "open/mine.npy"] {
+    every_row(["closed/y.npy", "open/mine.npy"], |output| {
         let (status, error) = run(output).unwrap();
         assert_eq!(status, Some(2), "{output}: {error}");
         assert!(error.contains("ermission") && error.lines().count() == 1, "{output}: {error}");
-    }
+    });
     assert_eq!(fs::read(folder.path("open/mine.npy")).unwrap(), b"mine");
 }
 
@@ -277,7 +281,7 @@ fn inputs_are_never_written_over() {
     let pooled = "conv --pool pool.toml --input x.npy --weight w.npy --output y.npy";
     let run = "run lenet5.onnx --backend cpu --input digit.png --top 1 --labels labels.txt";
     let bench = "bench --backend cpu --layers layers.toml --scenario trace=trace.txt --trials 1";
-    for (command, options, inputs) in [
+    let rows = [
         (conv, &["--output"][..], &["x.npy", "w.npy", "b.npy"][..]),
         (
             "conv --backend cpu --input x.npy --weight w.npy --bias b.npy --output y.npy",
@@ -288,7 +292,8 @@ fn inputs_are_never_written_over() {
         (run, &["--output", "--report"], &["lenet5.onnx", "digit.png", "labels.txt"]),
         (bench, &["--report"], &["layers.toml", "trace.txt"]),
         ("plan --backend cpu --layers layers.toml", &["--report"], &["layers.toml"]),
-    ] {
+    ];
+    every_row(rows, |(command, options, inputs)| {
         for (option, input) in options.iter().flat_map(|o| inputs.iter().map(move |i| (o, i))) {
             for name in
                 [(*input).to_owned(), format!("./{input}"), format!("soft_{input}"), format!("hard_{input}")]
@@ -297,7 +302,7 @@ fn inputs_are_never_written_over() {
                 assert!(error.contains("never written over") && error.contains(option), "{name}: {error}");
             }
         }
-    }
+    });
     // A folder that receives a file with the name of an input.
     fs::create_dir(folder.path("out")).unwrap();
     fs::hard_link(folder.path("x.npy"), folder.path("out/logits.npy")).unwrap();
@@ -423,14 +428,15 @@ fn kept_rates_are_no_pipe_and_lose_nothing() {
 #[test]
 fn quiet_commands_print_nothing() {
     let folder = Folder::empty();
-    for command in [
+    let rows = [
         "demo -q --backend cpu --fault 0:delay=0ms",
         "plan -q --backend cpu --layers lenet5 --calibrate never",
         "stability -q --n 5 --delta 4 --layers none",
-    ] {
+    ];
+    every_row(rows, |command| {
         let said = folder.run(command);
         assert_eq!((said.status, said.out.as_str(), said.err.as_str()), (0, "", ""), "{command}");
-    }
+    });
     // Negative control.
     assert!(!folder.run("plan --backend cpu --layers lenet5 --calibrate never").out.is_empty());
 }
@@ -454,13 +460,14 @@ fn a_stream_that_ends_early_is_an_error() {
         (out.status.code(), String::from_utf8(out.stderr).unwrap())
     };
     assert_eq!(run(&bytes), (Some(0), String::new()));
-    for (part, says) in [
+    let rows = [
         (&bytes[..bytes.len() - 7], "1433 bytes"),
         (&bytes[..40], "40 bytes"),
         (&bytes[..0], "0 bytes"),
         (&[bytes.as_slice(), b"xx"].concat(), "more than 1440"),
-    ] {
+    ];
+    every_row(rows, |(part, says)| {
         let (status, error) = run(part);
         assert!(status == Some(2) && error.contains(says), "{error}");
-    }
+    });
 }

@@ -12,7 +12,7 @@ use crate::script::script;
 use fcdcc::conv::reference;
 use fcdcc::{ConvParams, ConvShape};
 use fcdcc_test_support::folder::{Folder, npy};
-use fcdcc_test_support::{normal, relative_l2};
+use fcdcc_test_support::{every_row, normal, relative_l2};
 use half::f16;
 use image::{GrayImage, ImageFormat};
 use rustix::fs::{CWD, Mode, mkfifoat};
@@ -83,7 +83,7 @@ fn arrays_of_every_type_order_and_layout_give_one_result() {
         ("u4", |v| u32::from(v.cast_unsigned()).to_le_bytes().to_vec()),
         ("u8", |v| u64::from(v.cast_unsigned()).to_le_bytes().to_vec()),
     ];
-    for (name, write) in little {
+    every_row(little, |(name, write)| {
         for (order, fortran) in [('<', false), ('>', false), ('<', true), ('>', true)] {
             let numbers = if fortran { transposed(&numbers) } else { numbers.clone() };
             let bytes = numbers.iter().flat_map(|value| {
@@ -98,20 +98,20 @@ fn arrays_of_every_type_order_and_layout_give_one_result() {
             folder.write("x.npy", npy(&header(&dtype, fortran), &bytes.collect::<Vec<_>>()));
             assert!(conv(&folder, "x.npy") == expected, "{dtype}, fortran {fortran}");
         }
-    }
+    });
     // Booleans become 0 and 1.
     let truth: Vec<u8> = numbers.iter().map(|v| u8::from(*v > 50)).collect();
     folder.write("x.npy", npy(&header("|b1", false), &truth));
     let booleans = conv(&folder, "x.npy");
     folder.array("x.npy", &SHAPE, truth.iter().map(|v| f32::from(*v)).collect());
     assert!(conv(&folder, "x.npy") == booleans && booleans != expected);
-    for (dtype, size, says) in
-        [("<c8", 8, "c8"), ("<U3", 12, "U3"), ("|O", 8, "|O"), ("<f16", 16, "f16"), ("<M8[s]", 8, "M8")]
-    {
+    let rows =
+        [("<c8", 8, "c8"), ("<U3", 12, "U3"), ("|O", 8, "|O"), ("<f16", 16, "f16"), ("<M8[s]", 8, "M8")];
+    every_row(rows, |(dtype, size, says)| {
         folder.write("x.npy", npy(&header(dtype, false), &vec![0; size * numbers.len()]));
         let error = folder.refused(2, "", Folder::conv);
         assert!(error.contains(says) && error.contains("astype"), "{error}");
-    }
+    });
 }
 
 /// A zip archive as written by numpy.savez.
@@ -131,7 +131,7 @@ fn archives_give_the_array_that_is_meant() {
     let x = fs::read(folder.path("x.npy")).unwrap();
     let w = fs::read(folder.path("w.npy")).unwrap();
     let expected = conv(&folder, "x.npy");
-    for deflated in [false, true] {
+    every_row([false, true], |deflated| {
         folder.write("one.npz", archive(&[("arr_0.npy", &x)], deflated));
         folder.write("several", archive(&[("w.npy", &w), ("x.npy", &x), ("other.npy", b"")], deflated));
         assert!(conv(&folder, "one.npz") == expected);
@@ -140,12 +140,12 @@ fn archives_give_the_array_that_is_meant() {
         let said = script(&folder, &piped);
         assert_eq!((said.status, said.err.as_str()), (0, ""));
         assert!(fs::read(folder.path("y.npy")).unwrap() == expected);
-    }
+    });
     let whole = archive(&[("arr_0.npy", &x)], true);
     let mut wrong = archive(&[("arr_0.npy", &x)], false);
     // One bit of the data is flipped: the checksum detects it.
     wrong[600] ^= 1;
-    for (bytes, says) in [
+    let rows = [
         (archive(&[("a.npy", &x), ("b.npy", &x)], false), "holds 2 arrays (a, b) and none called input or x"),
         (archive(&[("notes.txt", b"x")], false), "without a .npy array"),
         (archive(&[("m/data.pkl", b"x")], false), "PyTorch"),
@@ -154,11 +154,12 @@ fn archives_give_the_array_that_is_meant() {
         (whole[..whole.len() / 2].to_vec(), "damaged zip archive"),
         (wrong, "arr_0"),
         (b"PK\x03\x04".to_vec(), "damaged zip archive"),
-    ] {
+    ];
+    every_row(rows, |(bytes, says)| {
         folder.write("x.npz", bytes);
         let error = folder.refused(2, "--input x.npz", Folder::conv);
         assert!(error.contains(says), "{error}");
-    }
+    });
 }
 
 #[test]
@@ -168,7 +169,7 @@ fn streams_are_read_like_files() {
     mkfifoat(CWD, folder.path("pipe"), Mode::RUSR | Mode::WUSR).unwrap();
     folder.write("behind", [b"12345".as_slice(), &fs::read(folder.path("x.npy")).unwrap()].concat());
     let rest = format!("{ALONE} --output y.npy");
-    for text in [
+    let rows = [
         format!("cat x.npy | $FCDCC conv --input - --weight w.npy {rest}"),
         format!("$FCDCC conv --input - --weight w.npy {rest} < x.npy"),
         format!("$FCDCC conv --input <(cat x.npy) --weight <(cat w.npy) {rest}"),
@@ -180,12 +181,14 @@ fn streams_are_read_like_files() {
         format!(
             "(head -c 100 x.npy; sleep 1; tail -c +101 x.npy) | $FCDCC conv --input - --weight w.npy {rest}"
         ),
-    ] {
-        fs::remove_file(folder.path("y.npy")).unwrap();
+    ];
+    every_row(rows, |text| {
+        // A row that failed has left none.
+        let _ = fs::remove_file(folder.path("y.npy"));
         let said = script(&folder, &text);
         assert_eq!((said.status, said.err.as_str()), (0, ""), "{text}");
         assert!(fs::read(folder.path("y.npy")).unwrap() == expected, "{text}");
-    }
+    });
     let said = script(&folder, &format!("cat x.npy | $FCDCC conv --input - --weight - {rest}"));
     assert!(said.status == 2 && said.err.contains("read only once"), "{}", said.err);
 }
@@ -215,16 +218,17 @@ fn pictures_are_told_by_their_content() {
         digit.save_with_format(folder.path(name), format).unwrap();
     };
     // Misleading file names.
-    for (name, format) in [
+    let rows = [
         ("a.npy", ImageFormat::Png),
         ("b.jpg", ImageFormat::WebP),
         ("c", ImageFormat::Bmp),
         ("d.png", ImageFormat::Tiff),
-    ] {
+    ];
+    every_row(rows, |(name, format)| {
         save(name, format);
         let got = logits(&folder, name);
         assert!(relative_l2(&got, &expected) < 1e-5, "{name}");
-    }
+    });
     // JPEG is lossy: close, but not the same.
     save("e.webp", ImageFormat::Jpeg);
     let off = relative_l2(&logits(&folder, "e.webp"), &expected);
@@ -246,7 +250,7 @@ fn pictures_are_told_by_their_content() {
     folder.write("nothing.png", "");
     let png = fs::read(folder.path("digit.png")).unwrap();
     folder.write("cut.png", &png[..png.len() / 2]);
-    for (input, says) in [
+    let rows = [
         ("x.gif", "GIF"),
         ("x.txt", "a text that begins with \"a digit\""),
         ("x.heic", "HEIF"),
@@ -256,10 +260,11 @@ fn pictures_are_told_by_their_content() {
         ("digit.png digits.npy", "a .npy array"),
         ("lenet5.onnx", "neither an array nor a picture"),
         (".", "folder"),
-    ] {
+    ];
+    every_row(rows, |(input, says)| {
         let error = folder.refused(2, &format!("run lenet5.onnx --backend cpu --input {input}"), Folder::run);
         assert!(error.contains(says), "{input}: {error}");
-    }
+    });
     let error = folder.refused(2, "--input digit.png --weight edges.npy", Folder::conv);
     assert!(error.contains("not a .npy or .npz array but a PNG picture"), "{error}");
 }
@@ -303,7 +308,7 @@ fn what_has_no_end_or_is_too_large_is_refused_with_both_numbers() {
     let run = "$FCDCC run lenet5.onnx --backend cpu --input";
     let conv = "$FCDCC conv --backend cpu --weight w.npy --output y.npy --input";
     let started = Instant::now();
-    for (command, says) in [
+    let rows = [
         (format!("{run} digit.png --top 1 --labels /dev/zero"), vec!["/dev/zero", text.as_str()]),
         (format!("{run} digit.png --top 1 --labels long.txt"), vec!["20971520", text.as_str()]),
         (
@@ -331,13 +336,14 @@ fn what_has_no_end_or_is_too_large_is_refused_with_both_numbers() {
         (format!("{conv} /dev/zero"), vec!["not a .npy"]),
         (format!("{conv} huge.npy"), vec!["4000.0 GB", "left"]),
         (format!("{piped}{conv} -"), vec!["4000.0 GB", "left"]),
-    ] {
+    ];
+    every_row(rows, |(command, says)| {
         // Under a memory limit that an endless input would soon exceed.
         let said = script(&folder, &format!("ulimit -v 16777216; {command}"));
         assert_eq!(said.status, 2, "{command}: {}", said.err);
         assert!(says.iter().all(|says| said.err.contains(says)), "{command}: {}", said.err);
         assert_eq!((said.err.lines().count(), said.out.as_str()), (1, ""), "{command}");
-    }
+    });
     assert!(started.elapsed() < 2 * LIMIT, "{:?}", started.elapsed());
     assert_eq!(fs::metadata(before).unwrap().len(), 20 << 20);
     // Negative control: a file of exactly the maximum length is read.
@@ -383,12 +389,13 @@ fn weights_beside_a_model_are_read_where_they_may_lie() {
         folder
             .run(&format!("run {model} --backend cpu --calibrate never --input x.npy --output y.npy --quiet"))
     };
-    for model in [
+    let rows = [
         "hub/snapshots/abc/onnx/model.onnx",
         "hub/snapshots/abc/model.onnx",
         "plain/model.onnx",
         "current/model.onnx",
-    ] {
+    ];
+    every_row(rows, |model| {
         let said = run(model);
         assert_eq!((said.status, said.err.as_str()), (0, ""), "{model}");
         let got: Vec<f32> = folder.load::<f32>("y.npy").iter().copied().collect();
@@ -398,14 +405,14 @@ fn weights_beside_a_model_are_read_where_they_may_lie() {
         assert!(relative_l2(&other, &truth) > 1e-5);
         fs::remove_file(folder.path("y.npy")).unwrap();
         if model == "plain/model.onnx" {
-            continue;
+            return;
         }
         // The file of the weights is an input, too.
         let args = format!("run {model} --backend cpu --input x.npy --report hub/blobs/d");
         let error = folder.refused(2, &args, Folder::run);
         assert!(error.contains("never written over"), "{error}");
         assert_eq!(fs::read(folder.path("hub/blobs/d")).unwrap(), crate::external::data(offset, &filters));
-    }
+    });
 }
 
 #[test]

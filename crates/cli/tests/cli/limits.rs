@@ -15,7 +15,7 @@ use std::process::Command;
 use fcdcc::conv::reference;
 use fcdcc::{ConvParams, ConvShape};
 use fcdcc_test_support::folder::{Folder, INPUT, Said, WEIGHT};
-use fcdcc_test_support::relative_l2;
+use fcdcc_test_support::{every_row, relative_l2};
 
 /// f32 workers at condition numbers below 100.
 const EXACT: f64 = 3e-5;
@@ -103,20 +103,21 @@ fn what_does_not_fit_into_memory_is_refused_with_both_numbers_before_it_is_alloc
     folder.write("large.onnx", onnx::conv(25_000));
     let conv = "conv --backend cpu --input x.npy --weight w.npy --output y.npy --quiet";
     let run = "run --backend cpu --input eight.npy --output y.npy --quiet";
-    for (what, args) in [
+    let rows = [
         ("layer conv", format!("{conv} --padding 25000")),
         ("large.onnx", format!("{run} large.onnx")),
         ("large.onnx", format!("{run} large.onnx --precision f64")),
-    ] {
+    ];
+    every_row(rows, |(what, args)| {
         let error = folder.refused(2, &args, confined);
         for part in [what, " GB of memory", "ulimit -v", " left"] {
             assert!(error.contains(part), "{args}: {part} is not in {error}");
         }
         assert!(error.matches("GB").count() + error.matches("MB").count() == 2, "{error}");
-    }
+    });
     // The same layer with little padding fits, and is correct.
-    for (args, expected) in [(format!("{conv} --padding 1"), None), (format!("{run} small.onnx"), Some(9.0))]
-    {
+    let rows = [(format!("{conv} --padding 1"), None), (format!("{run} small.onnx"), Some(9.0))];
+    every_row(rows, |(args, expected)| {
         let said = confined(&folder, &args);
         assert_eq!((said.status, said.err.as_str()), (0, ""), "{args}");
         let output = folder.load::<f32>("y.npy");
@@ -124,7 +125,7 @@ fn what_does_not_fit_into_memory_is_refused_with_both_numbers_before_it_is_alloc
         if let Some(expected) = expected {
             assert!((output[[0, 0, 4, 4]] - expected).abs() < 1e-4, "{args}: {output}");
         }
-    }
+    });
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+use fcdcc_test_support::every_row;
 use fcdcc_test_support::folder::Folder;
 use serde_json::Value;
 
@@ -24,7 +25,8 @@ fn refused(folder: &Folder, args: &str, why: &[&str]) {
 fn a_run_does_what_the_plan_says() {
     let folder = Folder::empty();
     assert_eq!(folder.run("demo --backend cpu --write . --quiet --fault 0:delay=0ms").status, 0);
-    for options in ["", "--workers 9 --tolerate 3", "--code replication", "--partitions 4,4", "--auto"] {
+    let rows = ["", "--workers 9 --tolerate 3", "--code replication", "--partitions 4,4", "--auto"];
+    every_row(rows, |options| {
         let common = format!("--backend cpu --calibrate never {options}");
         let plan = json(&folder, &format!("plan lenet5.onnx --shape 1,1,32,32 --json {common}"));
         let said = folder.run(&format!("run lenet5.onnx --input digit.png --report r.json {common}"));
@@ -39,7 +41,7 @@ fn a_run_does_what_the_plan_says() {
             }
         }
         assert!(planned.iter().all(|p| p["why"].as_str().is_some_and(|why| !why.is_empty())));
-    }
+    });
 }
 
 #[test]

@@ -5,7 +5,7 @@
 use std::fs;
 
 use fcdcc_test_support::folder::{Folder, INPUT, header, npy};
-use fcdcc_test_support::normal;
+use fcdcc_test_support::{every_row, normal};
 
 #[test]
 fn unfit_input_files_are_refused() {
@@ -20,7 +20,7 @@ fn unfit_input_files_are_refused() {
     };
     let shape = "(1, 3, 12, 10)";
     let huge = "(1, 3, 99999999999, 99999999999)";
-    for (what, bytes, says) in [
+    let rows = [
         ("rank 2", npy(&header("<f4", "(3, 4)"), &[0; 48]), "[3, 4]"),
         ("rank 6", npy(&header("<f4", "(1, 3, 1, 1, 1, 1)"), &[0; 12]), "is 6"),
         ("other channels", npy(&header("<f4", "(1, 4, 12, 10)"), &[0; 1920]), "4"),
@@ -57,16 +57,17 @@ fn unfit_input_files_are_refused() {
             npy(&header("<f8", "(1, 3, 3, 3)"), &1e300_f64.to_le_bytes().repeat(27)),
             "--precision f64",
         ),
-    ] {
+    ];
+    every_row(rows, |(what, bytes, says)| {
         folder.write("x.npy", bytes);
         let error = folder.refused(2, "", Folder::conv);
         assert!(error.contains(says), "{what}: {error}");
-    }
+    });
     fs::create_dir(folder.path("folder")).unwrap();
-    for input in ["missing.npy", "folder"] {
+    every_row(["missing.npy", "folder"], |input| {
         let error = folder.refused(2, &format!("--input {input}"), Folder::conv);
         assert!(error.contains(input), "{error}");
-    }
+    });
 }
 
 #[test]
@@ -77,7 +78,7 @@ fn unfit_options_are_refused() {
     folder.array("square.npy", &[8, 8], vec![0.0_f32; 64]);
     folder.array("nan.npy", &[8], vec![f32::NAN; 8]);
     folder.write("y.npy", "what was there before");
-    for (args, says) in [
+    let rows = [
         ("--partitions 3,4", "is 3"),
         ("--partitions 4,5", "is 5"),
         ("--partitions 0,1", "is 0"),
@@ -145,11 +146,12 @@ fn unfit_options_are_refused() {
         ("--report folder", "is a folder"),
         ("--report y.npy", "y.npy"),
         ("--report ./y.npy", "y.npy"),
-    ] {
+    ];
+    every_row(rows, |(args, says)| {
         let error = folder.refused(2, args, Folder::conv);
         assert!(error.contains(says), "{args}: {error}");
-    }
-    for (args, says) in [
+    });
+    let rows = [
         ("", "command"),
         ("sing", "sing"),
         ("conv", "--input"),
@@ -165,8 +167,9 @@ fn unfit_options_are_refused() {
         ("run m.onnx --input x.npy", "m.onnx"),
         ("run x.npy --input x.npy", "is not an ONNX model"),
         ("run . --input x.npy", "cannot be read"),
-    ] {
+    ];
+    every_row(rows, |(args, says)| {
         let error = folder.refused(2, args, Folder::run);
         assert!(error.contains(says), "{args}: {error}");
-    }
+    });
 }

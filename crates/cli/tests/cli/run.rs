@@ -5,7 +5,7 @@
 use std::fs;
 
 use fcdcc_test_support::folder::{Folder, Said, header, npy};
-use fcdcc_test_support::relative_l2;
+use fcdcc_test_support::{every_row, relative_l2};
 use ndarray::{ArrayD, Axis, Slice};
 
 /// Coded and uncoded f32 logits of LeNet-5: four layers at condition numbers below 10.
@@ -128,13 +128,14 @@ fn a_batch_with_two_dead_workers_equals_the_uncoded_run() {
         assert!(relative_l2(got.as_slice().unwrap(), clean.as_slice().unwrap()) < EXACT);
     }
     // Fully connected layers on the workers too, in double precision, and uncoded: the same function.
-    for args in ["--gemm on", "--precision f64", "--code uncoded --gemm on", "--partitions 4,4 --workers 8"] {
+    let rows = ["--gemm on", "--precision f64", "--code uncoded --gemm on", "--partitions 4,4 --workers 8"];
+    every_row(rows, |args| {
         exact(&folder, &format!("--input some.npy --output z.npy --report g.json {args}"));
         let got = folder.load::<f32>("z.npy");
         assert!(relative_l2(got.as_slice().unwrap(), clean.as_slice().unwrap()) < EXACT, "{args}");
         let layers = folder.json("g.json")["layers"].as_array().unwrap().len();
         assert_eq!(layers, if args.contains("--gemm on") { 5 } else { 3 }, "{args}");
-    }
+    });
 }
 
 #[test]
@@ -143,7 +144,7 @@ fn every_code_runs_the_whole_model() {
     digits(&folder, 3);
     exact(&folder, "--input some.npy --output clean.npy --quiet");
     let clean = folder.load::<f32>("clean.npy");
-    for code in fcdcc::CodeKind::ALL {
+    every_row(fcdcc::CodeKind::ALL, |code| {
         // The third layer has one output row: the planner replaces partitions that do not fit.
         for partitions in ["", "--partitions 2,2"] {
             let args = format!("--code {code} {partitions} --gemm on --fault 1,4:crash");
@@ -157,7 +158,7 @@ fn every_code_runs_the_whole_model() {
             let layers = report["layers"].as_array().unwrap();
             assert!(layers.len() == 5 && layers.iter().all(|l| l["code"] == code.name()), "{args}");
         }
-    }
+    });
 }
 
 #[test]
@@ -218,7 +219,7 @@ fn what_cannot_be_run_is_refused_in_a_line() {
     folder.array("wide.npy", &[1, 1, 40, 40], vec![0.5f32; 1600]);
     folder.array("nan.npy", &[1, 1, 32, 32], vec![f32::NAN; 1024]);
     folder.write("words.npy", npy(&header("<U1", "(1, 1, 32, 32)"), &[0; 4096]));
-    for (args, says) in [
+    let rows = [
         ("half.onnx --input some.npy", "half.onnx: is not an ONNX model"),
         ("text.onnx --input some.npy", "text.onnx: is not an ONNX model"),
         ("empty.onnx --input some.npy", "0 bytes"),
@@ -254,8 +255,9 @@ fn what_cannot_be_run_is_refused_in_a_line() {
         ("lenet5.onnx --input digit.png --layout nhwc", "--layout"),
         ("lenet5.onnx --input digit.png --fit squeeze", "squeeze"),
         ("lenet5.onnx --input digit.png digit.png --shape 3,1,32,32", "is 2 where a multiple of 3"),
-    ] {
+    ];
+    every_row(rows, |(args, says)| {
         let error = folder.refused(2, &format!("run --backend cpu {args}"), Folder::run);
         assert!(error.contains(says), "{args}: {error}");
-    }
+    });
 }

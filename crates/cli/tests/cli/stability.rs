@@ -6,6 +6,7 @@ use std::fs;
 
 use fcdcc::CodeKind;
 use fcdcc_bench::stability_record::StabilityReport;
+use fcdcc_test_support::every_row;
 use fcdcc_test_support::folder::Folder;
 
 #[test]
@@ -56,7 +57,7 @@ fn other_figures_can_be_asked_for() {
 fn impossible_studies_are_refused() {
     let folder = Folder::empty();
     folder.write("file", "what was there before");
-    for (args, says) in [
+    let rows = [
         ("--n 20", "--delta"),
         ("--delta 16", "--n"),
         ("--n 20 --delta 21", "up to 20"),
@@ -76,8 +77,9 @@ fn impossible_studies_are_refused() {
         ("--seed -1", "-1"),
         ("--output missing/there", "missing"),
         ("--output file", "is a file"),
-    ] {
+    ];
+    every_row(rows, |(args, says)| {
         let error = folder.refused(2, &format!("stability {args}"), Folder::run);
         assert!(error.contains(says), "{args}: {error}");
-    }
+    });
 }

@@ -14,6 +14,7 @@ use fcdcc::cluster::Cluster;
 use fcdcc::cluster::wire::{self, Answer, Call, ContentId, MasterId, Request, Spec};
 use fcdcc::worker::SubtaskShape;
 use fcdcc::{ConvParams, ConvShape};
+use fcdcc_test_support::every_row;
 use fcdcc_test_support::folder::Folder;
 use libtest_mimic::Trial;
 use zenoh::Wait;
@@ -231,14 +232,14 @@ fn nothing_listens_in_the_open_by_accident() {
     let site = Site::new(&["master", "alpha"]);
     let open = format!("0.0.0.0:{}", site.port);
     let refused = |args: &str| site.folder.refused(2, args, Folder::run);
-    for endpoint in [open.as_str(), "tcp/0.0.0.0", "[::]:7447", "192.0.2.1:7447"] {
+    every_row([open.as_str(), "tcp/0.0.0.0", "[::]:7447", "192.0.2.1:7447"], |endpoint| {
         let error = refused(&format!("worker --backend cpu --workers 1 --name alpha --listen {endpoint}"));
         for part in
             [endpoint.trim_start_matches("tcp/"), "without mutual TLS", "dev_ca.sh", "127.0.0.1", "insecure"]
         {
             assert!(error.contains(part), "{part} is not in {error}");
         }
-    }
+    });
     // Certificates do not protect a tcp endpoint.
     let tcp = format!("worker --backend cpu --workers 1 --name alpha --listen tcp/{open}");
     assert!(refused(&format!("{tcp} {}", certificate("alpha"))).contains("without mutual TLS"));
@@ -258,7 +259,7 @@ fn certificates_that_cannot_be_used_are_named() {
     site.folder.write("certs/garbled.pem", garbled);
     site.folder.write("certs/text.pem", "hello\n");
     let (ca, alpha, key) = ("certs/ca.pem", "certs/alpha.pem", "certs/alpha.key");
-    for (ca, certificate, key, at, why) in [
+    let rows = [
         ("certs/none.pem", alpha, key, "none.pem", "the authority"),
         (ca, "certs/none.pem", key, "none.pem", "the certificate"),
         (ca, alpha, "certs/none.key", "none.key", "the key"),
@@ -269,7 +270,8 @@ fn certificates_that_cannot_be_used_are_named() {
         (ca, "certs/garbled.pem", key, "garbled.pem", "alpha.key"),
         (ca, alpha, "certs/beta.key", "alpha.pem", "beta.key"),
         ("others/ca.pem", alpha, key, "alpha.pem", "others/ca.pem"),
-    ] {
+    ];
+    every_row(rows, |(ca, certificate, key, at, why)| {
         let files = format!("--ca {ca} --certificate {certificate} --key {key}");
         for command in [
             "worker --backend cpu --workers 1 --name alpha --listen",
@@ -280,14 +282,14 @@ fn certificates_that_cannot_be_used_are_named() {
             let error = site.folder.refused(2, &args, Folder::run);
             assert!(error.contains(at) && error.contains(why), "{at}, {why}: {error}");
         }
-    }
+    });
     // All three files or none.
-    for args in
-        ["--ca certs/ca.pem", "--certificate certs/alpha.pem", "--key certs/alpha.key --ca certs/ca.pem"]
-    {
+    let rows =
+        ["--ca certs/ca.pem", "--certificate certs/alpha.pem", "--key certs/alpha.key --ca certs/ca.pem"];
+    every_row(rows, |args| {
         let said = site.folder.run(&format!("cluster --connect {} {args}", site.endpoint()));
         assert_eq!(said.status, 2, "{args}: {}", said.err);
-    }
+    });
     drop(site.worker(&format!("--listen {} --name alpha {}", site.endpoint(), certificate("alpha"))));
 }
 
