@@ -2,7 +2,7 @@
 //!
 //! Relevant if you write a worker of your own: [`check_worker`] runs the checks that the workers of this crate pass, and
 //! reports every [`Property`] that yours does not have. To vary a worker in a test, see
-//! [`intercept`](crate::worker::intercept()).
+//! [`intercept`](crate::worker::intercept()). The documentation of [`Worker`] has a complete worker that passes the checks.
 //!
 //! ```
 //! use std::time::Duration;

@@ -262,6 +262,94 @@ pub type Respawn = Arc<dyn Fn(&CancelToken) -> Result<Box<dyn Worker>> + Send + 
 /// assert_eq!(workers[1].info().name, CpuWorker::fleet(6)[1].info().name);
 /// # Ok::<(), fcdcc::Error>(())
 /// ```
+///
+/// A worker of your own implements four methods. `fcdcc::testing` (feature `testing`) checks it, and a pool uses it like any
+/// other:
+///
+/// ```
+/// use std::collections::HashMap;
+/// use std::time::Duration;
+///
+/// use fcdcc::array::Values;
+/// use fcdcc::conv::{conv_uncoded, reference};
+/// use fcdcc::testing::check_worker;
+/// use fcdcc::worker::{FilterKey, SubtaskShape, Task, WorkerInfo, WorkerKind};
+/// use fcdcc::{CodedConv, ConvParams, ConvShape, Error, LayerOptions, Pool, Result, Worker};
+/// use ndarray::{ArrayD, IxDyn};
+///
+/// /// Computes in f32 on the thread that calls it.
+/// struct Own {
+///     name: String,
+///     installed: HashMap<FilterKey, (SubtaskShape, Values)>,
+/// }
+///
+/// impl Worker for Own {
+///     fn info(&self) -> WorkerInfo {
+///         WorkerInfo::new(&self.name, WorkerKind::Cpu, "1 thread")
+///     }
+///
+///     fn install(&mut self, key: FilterKey, shape: &SubtaskShape, banks: Values) -> Result<()> {
+///         shape.check_banks(&banks)?;
+///         // Refuses f64, which `info` does not offer.
+///         banks.as_slice::<f32>()?;
+///         self.installed.insert(key, (shape.clone(), banks));
+///         Ok(())
+///     }
+///
+///     fn remove(&mut self, key: FilterKey) {
+///         self.installed.remove(&key);
+///     }
+///
+///     fn execute(&mut self, task: Task<'_>, emit: &mut dyn FnMut(usize, Values)) -> Result<()> {
+///         if task.cancel.is_cancelled() {
+///             return Err(Error::Cancelled);
+///         }
+///         let Some((shape, banks)) = self.installed.get(&task.key) else {
+///             let cause = format!("holds no filters for {:?}", task.key);
+///             return Err(Error::WorkerFailed { worker: self.name.clone(), cause });
+///         };
+///         shape.check_slabs(task.slabs, banks.dtype())?;
+///         shape.check_order(task.order)?;
+///         let (slabs, banks) = (task.slabs.as_slice::<f32>()?, banks.as_slice::<f32>()?);
+///         let (slab_len, bank_len) = (shape.conv.input_elems(), shape.conv.weight_elems());
+///         for index in task.indices(shape.sub_results()) {
+///             // Slab p with bank r.
+///             let (p, r) = (index / shape.banks, index % shape.banks);
+///             let (slab, bank) = (&slabs[p * slab_len..][..slab_len], &banks[r * bank_len..][..bank_len]);
+///             // Ends with `Error::Cancelled` when the token is cancelled.
+///             let stop = || task.cancel.is_cancelled();
+///             let output = conv_uncoded(&shape.conv, slab, bank, None, 1, &stop)?;
+///             emit(index, Values::F32(output));
+///         }
+///         Ok(())
+///     }
+/// }
+///
+/// let own = |name: String| -> Box<dyn Worker> { Box::new(Own { name, installed: HashMap::new() }) };
+///
+/// // It keeps the contract.
+/// let findings = check_worker(Duration::from_secs(60), || Ok(own("checked".to_owned())));
+/// assert!(findings.is_empty(), "{findings:#?}");
+///
+/// // Any four of these six compute a layer.
+/// let pool = Pool::new((0..6).map(|i| own(format!("own-{i}"))).collect())?;
+/// let numbers = |i: IxDyn| ((i[0] * 11 + i[1] * 7 + i[2] * 3 + i[3] * 5) % 17) as f32 / 16.0 - 0.5;
+/// let input = ArrayD::from_shape_fn(vec![1, 3, 16, 12], numbers);
+/// let weight = ArrayD::from_shape_fn(vec![8, 3, 3, 3], numbers);
+/// let params = ConvParams::default().padding([1]);
+/// let layer = CodedConv::builder(&pool, input.shape(), weight.view())
+///     .params(params.clone())
+///     .options(LayerOptions::default().partitions(4, 4))
+///     .prepare()?;
+/// let run = layer.run(input.view())?;
+/// assert!(run.report.used.len() >= 4);
+///
+/// // Without workers, by the definition of the convolution.
+/// let shape = ConvShape::new(input.shape(), weight.shape(), &params)?;
+/// let expected = reference(&shape, input.as_slice().unwrap(), weight.as_slice().unwrap(), None)?;
+/// assert!(run.output.iter().zip(&expected).all(|(got, want)| (got - want).abs() < 1e-4));
+/// # Ok::<(), fcdcc::Error>(())
+/// ```
 pub trait Worker: Send {
     /// Name, kind, device and abilities; constant over the worker's life. The worker that replaces a lost one may have
     /// another device and host.
