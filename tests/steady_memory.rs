@@ -73,8 +73,8 @@ fn a_model_in_use_allocates_no_large_block() {
     use fcdcc::model::{AutoChoices, GemmChoice};
     use fcdcc::{Model, ModelOptions};
 
-    let _one = alone();
     const BATCH: usize = 24;
+    let _one = alone();
     let shape = [BATCH, 1, 32, 32];
     let model = Model::load("assets/digits/lenet5.onnx").unwrap().with_input_shape("image", &shape).unwrap();
     let input = [ArrayD::from_shape_fn(shape.to_vec(), |i| ((i[0] + i[2] * 3 + i[3]) as f32).sin()).into()];
@@ -94,7 +94,7 @@ fn a_model_in_use_allocates_no_large_block() {
             large_blocks() - before
         };
         let first = blocks();
-        assert!(first > 4, "{name}: {first} blocks, at least those between layers");
+        assert!(first >= 2, "{name}: {first} blocks, at least the slots between layers");
         for _ in 0..3 {
             blocks();
         }

@@ -252,7 +252,7 @@ impl Values {
     }
 
     /// `elems` zeros.
-    #[cfg(feature = "cluster")]
+    #[cfg(any(feature = "cluster", feature = "onnx"))]
     pub(crate) fn zeros(dtype: DType, elems: usize) -> Self {
         match dtype {
             DType::F32 => Self::F32(vec![0.0; elems]),

@@ -187,7 +187,7 @@ impl ConvKernel {
                     for (bank, output) in outputs.iter_mut().enumerate() {
                         let output = output[at..at + group_elems].chunks_mut(block_elems).enumerate();
                         output.for_each(|(block, output)| {
-                            self.write(wide, bank * blocks + block, strip, output)
+                            self.write(wide, bank * blocks + block, strip, output);
                         });
                     }
                 }

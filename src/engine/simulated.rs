@@ -389,7 +389,9 @@ impl SimulatedLayer {
 impl FilterHolders for Placement<'_> {
     fn dispatch_all(&self, dispatch: &mut dyn FnMut(SubtaskId, WorkerId)) {
         let homes: Vec<_> = self.layer.holdings.borrow().homes().collect();
-        homes.into_iter().for_each(|(subtask, worker)| dispatch(subtask, worker));
+        for (subtask, worker) in homes {
+            dispatch(subtask, worker);
+        }
     }
 
     fn holds(&self, subtask: SubtaskId, worker: WorkerId) -> bool {

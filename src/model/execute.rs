@@ -102,7 +102,7 @@ impl<'a> Execution<'a> {
         output: Target,
         run: impl FnOnce(&[S], &mut [S]) -> TractResult<R>,
     ) -> TractResult<R> {
-        let done = self.into_slot(output, |this, to| run(this.slice(&step.inputs[0])?, to))?;
+        let done = self.write_slot(output, |this, to| run(this.slice(&step.inputs[0])?, to))?;
         self.end(step);
         Ok(done)
     }
@@ -114,7 +114,7 @@ impl<'a> Execution<'a> {
     }
 
     /// Calls `write` with the elements of a slot.
-    fn into_slot<T: Element, R>(
+    fn write_slot<T: Element, R>(
         &mut self,
         target: Target,
         write: impl FnOnce(&mut Self, &mut [T]) -> TractResult<R>,
@@ -188,7 +188,7 @@ impl<'a> Execution<'a> {
         inputs: &[Operand],
         output: Target,
     ) -> TractResult<()> {
-        self.into_slot(output, |this, to| {
+        self.write_slot(output, |this, to| {
             match operator {
                 Operator::Chain(steps) => this.chain::<T>(steps, inputs, output, to)?,
                 Operator::Conv(conv) => this.conv::<T>(conv, &inputs[0], to)?,

@@ -160,7 +160,6 @@ impl CodedLayer {
             DatumType::F32 => self.run(from.as_slice::<f32>()?, to.as_slice_mut()?, cancel)?,
             _ => self.run(from.as_slice::<f64>()?, to.as_slice_mut()?, cancel)?,
         };
-        drop(to);
         Ok((output, report))
     }
 }
@@ -190,7 +189,7 @@ struct Reports<'a> {
     cancel: &'a CancelToken,
     observe: &'a mut dyn FnMut(Progress<'_>),
     done: usize,
-    reports: Vec<Option<LayerReport>>,
+    of_layers: Vec<Option<LayerReport>>,
 }
 
 impl Reports<'_> {
@@ -199,7 +198,7 @@ impl Reports<'_> {
     }
 
     fn add(&mut self, index: usize, report: LayerReport) {
-        self.reports[index] = Some(report);
+        self.of_layers[index] = Some(report);
         self.done += 1;
         let (layers, done) = (&self.model.layers, self.done);
         (self.observe)(Progress { done, total: layers.len(), layer: layers[index].name() });
@@ -248,14 +247,14 @@ impl PreparedModel {
         let _span = tracing::info_span!("model", name = self.signature.model).entered();
         let inputs = self.signature.accept(inputs)?;
         let started = Instant::now();
-        let reports = vec![None; self.layers.len()];
-        let mut reports = Reports { model: self, cancel, observe, done: 0, reports };
+        let of_layers = vec![None; self.layers.len()];
+        let mut reports = Reports { model: self, cancel, observe, done: 0, of_layers };
         let outputs = match &self.program {
             Program::Fixed(schedule) => self.run_schedule(schedule, &inputs, &mut reports)?,
             Program::Dynamic(plan) => self.run_plan(plan, inputs, &mut reports)?,
         };
         let total = started.elapsed();
-        let mut reports = reports.reports;
+        let mut reports = reports.of_layers;
         let layers: Vec<LayerReport> = self
             .places
             .iter()

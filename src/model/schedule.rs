@@ -232,7 +232,9 @@ fn assign(drafts: Vec<Draft>, values: &[(DType, usize)], kept: usize, mut output
     let mut memory = Memory { slots: Vec::new(), free: Vec::new(), slot_of: HashMap::new() };
     let steps = drafts.into_iter().enumerate();
     let steps = steps.filter_map(|(index, draft)| step(index, draft, values, &uses, &mut memory)).collect();
-    outputs.iter_mut().for_each(|output| memory.settle(output));
+    for output in &mut outputs {
+        memory.settle(output);
+    }
     Schedule { steps, slots: memory.slots, kept, outputs }
 }
 
@@ -254,7 +256,9 @@ fn step(
         memory.slot_of.insert(value, slot);
         Target { slot, dtype, elems }
     });
-    inputs.iter_mut().for_each(|operand| memory.settle(operand));
+    for operand in &mut inputs {
+        memory.settle(operand);
+    }
     // An output that nothing reads ends at once.
     let unread = work.value().filter(|value| !uses.slots.contains_key(value));
     let kept_slot = target.filter(|_| unread.is_none()).map(|target| target.slot);

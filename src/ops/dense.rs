@@ -1,5 +1,7 @@
 //! Fully connected layers and sums of rows.
 
+#![expect(clippy::inline_always, reason = "it is compiled for each instruction set, which a call would lose")]
+
 use super::share::{Vectorized, share, vectorized};
 use crate::array::{Element, F32_RUN, Matrix, MatrixMut, matmul_on};
 
@@ -54,13 +56,13 @@ impl Dense {
     fn row<T: Element>(&self, data: &[T], weights: &[T], first: usize, output: &mut [T]) {
         let Self { inputs, outputs, by_inputs } = *self;
         if by_inputs {
-            for (index, columns) in output.chunks_mut(COLUMNS).enumerate() {
-                vectorized(Columns { data, weights, outputs, first: first + index * COLUMNS, columns });
+            for (index, to) in output.chunks_mut(COLUMNS).enumerate() {
+                vectorized(Columns { data, weights, outputs, first: first + index * COLUMNS, to });
             }
         } else {
             for (index, sum) in output.iter_mut().enumerate() {
                 let row = &weights[(first + index) * inputs..][..inputs];
-                vectorized(Row { row, factors: Some(data), sum });
+                vectorized(Row { values: row, factors: Some(data), sum });
             }
         }
     }
@@ -71,14 +73,14 @@ pub fn sum_rows<T: Element>(data: &[T], length: usize, output: &mut [T]) {
     assert_eq!(data.len(), output.len() * length, "rows to sum");
     share(output, 1, length, |first, piece| {
         for (index, sum) in piece.iter_mut().enumerate() {
-            vectorized(Row { row: &data[(first + index) * length..][..length], factors: None, sum });
+            vectorized(Row { values: &data[(first + index) * length..][..length], factors: None, sum });
         }
     });
 }
 
 /// The sum of a row, whose elements are multiplied by `factors` if there are any.
 struct Row<'a, T> {
-    row: &'a [T],
+    values: &'a [T],
     factors: Option<&'a [T]>,
     sum: &'a mut T,
 }
@@ -86,7 +88,7 @@ struct Row<'a, T> {
 impl<T: Element> Vectorized for Row<'_, T> {
     #[inline(always)]
     fn run(self) {
-        let Self { row, factors, sum } = self;
+        let Self { values: row, factors, sum } = self;
         let mut sums = [T::default(); SUMS];
         let whole = row.len() / SUMS * SUMS;
         if let Some(factors) = factors {
@@ -128,13 +130,13 @@ struct Columns<'a, T> {
     outputs: usize,
     /// The first output.
     first: usize,
-    columns: &'a mut [T],
+    to: &'a mut [T],
 }
 
 impl<T: Element> Vectorized for Columns<'_, T> {
     #[inline(always)]
     fn run(self) {
-        let Self { data, weights, outputs, first, columns } = self;
+        let Self { data, weights, outputs, first, to: columns } = self;
         columns.fill(T::default());
         let mut partial = [T::default(); COLUMNS];
         let partial = &mut partial[..columns.len()];

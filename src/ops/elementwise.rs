@@ -1,5 +1,7 @@
 //! Chains of elementwise operators, applied block by block while the block is in the innermost cache.
 
+#![expect(clippy::inline_always, reason = "it is compiled for each instruction set, which a call would lose")]
+
 use super::share::{Vectorized, share, vectorized};
 use crate::array::Element;
 

@@ -1,5 +1,7 @@
 //! Local response normalisation over channels (ONNX `LRN`).
 
+#![expect(clippy::inline_always, reason = "it is compiled for each instruction set, which a call would lose")]
+
 use super::share::{Vectorized, share, vectorized};
 use crate::array::Element;
 

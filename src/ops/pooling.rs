@@ -1,5 +1,7 @@
 //! Maximum, sum and average over windows of planes.
 
+#![expect(clippy::inline_always, reason = "it is compiled for each instruction set, which a call would lose")]
+
 use super::share::{Vectorized, share, vectorized};
 use crate::array::Element;
 
@@ -133,7 +135,6 @@ impl Pooling {
 }
 
 #[inline(always)]
-#[expect(clippy::inline_always, reason = "it is compiled for each instruction set, which a call would lose")]
 fn larger<T: Element>(a: T, b: T) -> T {
     if a < b { b } else { a }
 }
