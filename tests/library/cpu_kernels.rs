@@ -132,6 +132,23 @@ fn cases() -> Vec<Case> {
         (&[1, 2, 98], &[15, 2, 3], p(), InPlace),
         (&[1, 2, 98], &[16, 2, 3], p(), InPlace),
         (&[1, 2, 95], &[6, 1, 3], p().groups(2).padding([1]), Staged),
+        // Panels: rows shorter than a vector and longer, remaining channels and points, one run more than a whole one.
+        (&[1, 40, 9, 11], &[37, 40, 3, 3], p().padding([1]), Staged),
+        (&[1, 43, 7, 7], &[33, 43, 3, 1], p().padding([1, 0]), Staged),
+        (&[2, 33, 40], &[50, 33, 5], p(), InPlace),
+        (&[1, 140, 7, 7], &[38, 140, 1, 1], p(), InPlace),
+        (&[1, 140, 3, 5], &[35, 140, 1, 1], p(), Staged),
+        (&[1, 32, 5, 6, 7], &[34, 32, 2, 3, 2], p().padding([1]), Staged),
+        (&[1, 32, 17, 19], &[48, 32, 3, 3], p().stride([2]).padding([1]), Staged),
+        (
+            &[1, 32, 23, 18],
+            &[32, 32, 3, 3],
+            p().stride([3, 1]).dilation([2, 3]).padding([2, 0, 3, 1]),
+            Staged,
+        ),
+        (&[1, 64, 10, 21], &[66, 32, 3, 3], p().groups(2), InPlace),
+        // Several bands, within which panels begin and end.
+        (&[1, 64, 61, 67], &[32, 64, 3, 3], p().padding([1]), Staged),
         // Groups and depthwise, with a channel multiplier.
         (&[2, 6, 8, 9], &[18, 2, 3, 3], p().groups(3), InPlace),
         (&[2, 6, 8, 9], &[6, 2, 3, 3], p().groups(3).padding([1]), Staged),
