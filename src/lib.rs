@@ -25,6 +25,7 @@ pub mod partition;
 pub mod planner;
 pub mod scaling;
 pub mod scheduler;
+mod share;
 mod sync;
 #[cfg(feature = "metrics")]
 pub mod telemetry;

@@ -18,6 +18,8 @@ const FLOORS: &[(&str, u32)] = &[
     ("sync", 10),
     // Available memory, for every module that allocates much.
     ("memory", 12),
+    // Parallel loops.
+    ("share", 12),
     // Above the errors it reports, below everything that computes.
     ("array", 15),
     ("conv", 20),

@@ -4,7 +4,7 @@
 //!
 //! Invariant: units cover every plane once; only a unit of one plane is split.
 
-use rayon::prelude::*;
+use crate::share::{share, threads};
 
 /// Units of work for each thread; small units keep the wait for a late thread short.
 const UNITS: usize = 8;
@@ -23,7 +23,7 @@ pub(super) struct Units {
 impl Units {
     /// Splits `planes` planes of `plane` columns into units of at least `least` columns. Set `alone` for small work.
     pub(super) fn new(planes: usize, plane: usize, least: usize, alone: bool) -> Self {
-        let wanted = if alone { 1 } else { UNITS * rayon::current_num_threads() };
+        let wanted = if alone { 1 } else { UNITS * threads() };
         if planes >= wanted {
             return Self { together: planes.div_ceil(wanted), columns: plane, alone };
         }
@@ -38,11 +38,8 @@ impl Units {
         each: usize,
         work: impl Fn((usize, &mut [I])) + Send + Sync,
     ) {
-        if self.alone {
-            items.chunks_mut(each.max(1)).enumerate().for_each(work);
-        } else {
-            items.par_chunks_mut(each.max(1)).enumerate().for_each(work);
-        }
+        let units = items.chunks_mut(each.max(1)).enumerate();
+        share(if self.alone { 1 } else { threads() }, units, work);
     }
 
     /// As [`Self::for_each`]; returns the sum of the results of `work`.
@@ -56,7 +53,9 @@ impl Units {
             items.chunks_mut(each.max(1)).enumerate().map(work).sum()
         } else {
             // Added up in order, so that the bits do not depend on the number of threads.
-            let sums: Vec<f64> = items.par_chunks_mut(each.max(1)).enumerate().map(work).collect();
+            let mut sums = vec![0.0; items.len().div_ceil(each.max(1))];
+            let units = items.chunks_mut(each.max(1)).enumerate().zip(&mut sums);
+            share(threads(), units, |(unit, sum)| *sum = work(unit));
             sums.iter().sum()
         }
     }
@@ -74,7 +73,7 @@ mod tests {
                 assert!(many.together == 1 || many.columns == plane);
                 assert!(many.columns >= 512.min(plane) && many.columns <= plane);
                 let units = planes.div_ceil(many.together) * plane.div_ceil(many.columns);
-                let wanted = UNITS * rayon::current_num_threads();
+                let wanted = UNITS * threads();
                 // As many as wanted, less the effect of rounding and of the minimum width.
                 assert!(2 * units >= wanted.min(planes * plane.div_ceil(512)) || units >= planes, "{many:?}");
                 let alone = Units::new(planes, plane, 512, true);

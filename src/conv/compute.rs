@@ -4,8 +4,6 @@
 //!
 //! Invariant: threads write to disjoint parts of the outputs, and each has its own part of the scratch.
 
-use rayon::prelude::*;
-
 use super::depthwise::{Depthwise, Planes};
 use super::filters::{Block, Filters};
 use super::geometry::Band;
@@ -14,6 +12,7 @@ use super::micro::{MOST_LANES, Sums, TILE_POINTS, pieces, sum};
 use super::panels::{self, Panels};
 use crate::array::{Element, Matrix, MatrixMut, check_elems, matmul_on};
 use crate::error::{Error, Result};
+use crate::share::try_share;
 
 /// Multiply-adds between two checks of `stop` where no strip divides the work: about a millisecond.
 const PRODUCT_MACS: usize = 1 << 25;
@@ -22,10 +21,21 @@ const ROW_STEP: usize = 64;
 /// Output elements of planes between two checks of `stop`: some tens of microseconds.
 const PLANES_ELEMS: usize = 1 << 17;
 
+/// Pieces of work for each thread, where a piece costs nothing besides: the cores are not equally fast at every moment.
+const PIECES_PER_THREAD: usize = 4;
+/// Output points for each thread from which on threads share points.
+const LEAST_SHARED_POINTS: usize = 192;
+
 /// A few output channels of one bank.
 struct Unit<'a, T> {
     filters: Block<'a, T>,
     output: &'a mut [T],
+}
+
+/// The output points `points.0..points.1` of all channels of a group, for one bank after the other.
+struct Part<'a, T> {
+    points: (usize, usize),
+    outputs: Vec<&'a mut [T]>,
 }
 
 /// The first `len` elements of a scratch buffer, with arbitrary contents.
@@ -72,6 +82,10 @@ impl ConvKernel {
                 self.share_groups(scratch, &mut call, n, input)?;
                 continue;
             }
+            if self.shares_points(call.threads) {
+                self.share_points(scratch, &mut call, n, input)?;
+                continue;
+            }
             let staged = take(&mut scratch.staged, self.staged_of_group());
             let blocks = self.layout.blocks() * call.banks.len();
             let most = if call.threads > 1 {
@@ -108,24 +122,17 @@ impl ConvKernel {
         let inside = take(&mut scratch.wide, row);
         plan.mark(inside);
         let inside = &*inside;
-        let per_task = g.out_channels.div_ceil(call.threads);
+        let per_task = g.out_channels.div_ceil(call.threads * PIECES_PER_THREAD);
         let at_once = (PLANES_ELEMS / g.output_plane).clamp(1, per_task);
         for (bank, output) in call.banks.iter().zip(call.outputs.iter_mut()) {
             for (input, output) in call.input.chunks_exact(item).zip(output.chunks_exact_mut(out_item)) {
-                let work = |(task, (output, spare)): (usize, (&mut [T], &mut [T]))| {
-                    for (index, output) in output.chunks_mut(at_once * g.output_plane).enumerate() {
-                        go_on(call.stop)?;
-                        let first = task * per_task + index * at_once;
-                        Planes { plan, input, filters: bank, inside, spare, first, output }.compute();
-                    }
+                let pieces = output.chunks_mut(at_once * g.output_plane).enumerate();
+                try_share(spares.chunks_mut(plane), pieces, |spare, (index, output)| {
+                    go_on(call.stop)?;
+                    let first = index * at_once;
+                    Planes { plan, input, filters: bank, inside, spare, first, output }.compute();
                     Ok(())
-                };
-                if call.threads > 1 {
-                    let tasks = output.par_chunks_mut(per_task * g.output_plane);
-                    tasks.zip(spares.par_chunks_mut(plane)).enumerate().try_for_each(work)?;
-                } else {
-                    work((0, (output, &mut *spares)))?;
-                }
+                })?;
             }
         }
         Ok(())
@@ -176,23 +183,16 @@ impl ConvKernel {
         let g = &self.geometry;
         let (group_elems, block_elems) =
             (g.group_out() * g.output_plane, self.layout.width() * g.output_plane);
+        if self.packs {
+            let outputs = outputs.iter_mut().flat_map(|output| {
+                output[at..at + group_elems].chunks_mut(g.output_plane)
+            });
+            let mut part = Part { points: (0, g.output_plane), outputs: outputs.collect() };
+            return self.part((input, group), banks, &mut part, (staged, held), wide, stop);
+        }
         for (begin, end) in pieces(0, g.wide(), self.band_points) {
             let band = g.band(begin);
             let planes = self.planes(input, group, band, staged, (held, 1));
-            if self.packs {
-                let blocks = self.layout.blocks();
-                let block = |index: usize| banks[index / blocks].block(group, index % blocks);
-                for strip in self.strips(begin, end) {
-                    self.panels((planes, band), strip, blocks * banks.len(), block, wide, stop)?;
-                    for (bank, output) in outputs.iter_mut().enumerate() {
-                        let output = output[at..at + group_elems].chunks_mut(block_elems).enumerate();
-                        output.for_each(|(block, output)| {
-                            self.write(wide, bank * blocks + block, strip, output);
-                        });
-                    }
-                }
-                continue;
-            }
             for strip in pieces(begin, end, self.strip_points) {
                 for (bank, output) in banks.iter().zip(outputs.iter_mut()) {
                     let blocks = output[at..at + group_elems].chunks_mut(block_elems).enumerate();
@@ -200,6 +200,79 @@ impl ConvKernel {
                         let mut unit = Unit { filters: bank.block(group, block), output };
                         self.unit(planes, band, strip, &mut unit, wide, stop)?;
                     }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether threads share the output points of a group, because there are enough of them. Each thread copies the panels
+    /// of its own points; where threads share channels, each copies all panels.
+    fn shares_points(&self, threads: usize) -> bool {
+        self.packs && threads > 1 && self.geometry.output_plane >= threads * LEAST_SHARED_POINTS
+    }
+
+    /// Computes one image with the output points of each group divided among the threads.
+    fn share_points<T: Element>(
+        &self,
+        scratch: &mut Scratch<T>,
+        call: &mut Call<'_, '_, T>,
+        n: usize,
+        input: &[T],
+    ) -> Result<()> {
+        let (g, banks, stop) = (&self.geometry, call.banks, call.stop);
+        let group_elems = g.group_out() * g.output_plane;
+        let (elems, sums) = (self.staged_of_group().max(1), self.sums(self.layout.blocks() * banks.len()));
+        let parts = (g.output_plane / LEAST_SHARED_POINTS).min(call.threads * PIECES_PER_THREAD).max(1);
+        let each = g.output_plane.div_ceil(parts).next_multiple_of(TILE_POINTS);
+        let staged = take(&mut scratch.staged, elems * call.threads);
+        let wide = take(&mut scratch.wide, sums * call.threads);
+        for group in 0..g.groups {
+            let at = (n * g.groups + group) * group_elems;
+            let mut parts: Vec<Part<'_, T>> = (0..g.output_plane)
+                .step_by(each)
+                .map(|from| Part { points: (from, g.output_plane.min(from + each)), outputs: Vec::new() })
+                .collect();
+            for output in call.outputs.iter_mut() {
+                for plane in output[at..at + group_elems].chunks_mut(g.output_plane) {
+                    for (part, piece) in parts.iter_mut().zip(plane.chunks_mut(each)) {
+                        part.outputs.push(piece);
+                    }
+                }
+            }
+            let memory = staged.chunks_mut(elems).zip(wide.chunks_mut(sums));
+            try_share(memory, parts.iter_mut(), |(staged, wide), part| {
+                self.part((input, group), banks, part, (staged, false), wide, stop)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Computes some output points of all channels of a group in panels, on this thread.
+    fn part<T: Element>(
+        &self,
+        (input, group): (&[T], usize),
+        banks: &[&Filters<T>],
+        part: &mut Part<'_, T>,
+        (staged, held): (&mut [T], bool),
+        wide: &mut [T],
+        stop: &(dyn Fn() -> bool + Sync),
+    ) -> Result<()> {
+        let g = &self.geometry;
+        let blocks = self.layout.blocks();
+        let block = |index: usize| banks[index / blocks].block(group, index % blocks);
+        let (first, last) = part.points;
+        for (begin, end) in pieces(g.wide_of(first), g.wide_of(last - 1) + 1, self.band_points) {
+            let band = g.band(begin);
+            let planes = self.planes(input, group, band, staged, (held, 1));
+            for (from, to) in self.strips(begin, end) {
+                self.panels((planes, band), (from, to), blocks * banks.len(), block, wide, stop)?;
+                let sums = wide[panels::ELEMS..].chunks(self.packed_pitch());
+                // The channels of a block that has fewer than others are followed by padding.
+                let (width, group_out) = (self.layout.width(), g.group_out());
+                let sums = sums.enumerate().filter(|(at, _)| at % (blocks * width) < group_out);
+                for (output, (_, sums)) in part.outputs.iter_mut().zip(sums) {
+                    output[from - first..to - first].copy_from_slice(&sums[..to - from]);
                 }
             }
         }
@@ -222,8 +295,7 @@ impl ConvKernel {
             let mut units = self.units(call, group, at);
             let per_task = units.len().div_ceil(threads).max(1);
             let sums = self.sums(per_task);
-            let tasks = units.par_chunks_mut(per_task).zip(wide.par_chunks_mut(sums));
-            tasks.try_for_each(|(units, wide)| {
+            try_share(wide.chunks_mut(sums), units.chunks_mut(per_task), |wide, units| {
                 if self.packs {
                     return self.strips(begin, end).try_for_each(|strip| {
                         let block = |index: usize| units[index].filters;
@@ -254,21 +326,20 @@ impl ConvKernel {
         let (elems, sums) = (self.staged_of_group().max(1), self.sums(self.layout.blocks()));
         let staged = take(&mut scratch.staged, elems * call.threads);
         let wide = take(&mut scratch.wide, sums * call.threads);
-        let per_task = g.groups.div_ceil(call.threads);
+        let per_task = g.groups.div_ceil(call.threads * PIECES_PER_THREAD);
         let stop = call.stop;
         for (bank, output) in call.banks.iter().zip(call.outputs.iter_mut()) {
             let output = &mut output[n * g.groups * group_elems..][..g.groups * group_elems];
-            let tasks = output.par_chunks_mut(per_task * group_elems).zip(staged.par_chunks_mut(elems));
-            tasks.zip(wide.par_chunks_mut(sums)).enumerate().try_for_each(
-                |(task, ((output, staged), wide))| {
-                    for index in 0..output.len() / group_elems {
-                        let (at, group) = (index * group_elems, task * per_task + index);
-                        let (banks, outputs) = (&[*bank], &mut [&mut *output]);
-                        self.group((input, group), banks, outputs, at, (&mut *staged, false), wide, stop)?;
-                    }
-                    Ok(())
-                },
-            )?;
+            let memory = staged.chunks_mut(elems).zip(wide.chunks_mut(sums));
+            let pieces = output.chunks_mut(per_task * group_elems).enumerate();
+            try_share(memory, pieces, |(staged, wide), (piece, output)| {
+                for index in 0..output.len() / group_elems {
+                    let (at, group) = (index * group_elems, piece * per_task + index);
+                    let (banks, outputs) = (&[*bank], &mut [&mut *output]);
+                    self.group((input, group), banks, outputs, at, (&mut **staged, false), wide, stop)?;
+                }
+                Ok(())
+            })?;
         }
         Ok(())
     }

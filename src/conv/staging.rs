@@ -8,10 +8,9 @@
 
 #![expect(clippy::inline_always, reason = "it is compiled for each instruction set, which a call would lose")]
 
-use rayon::prelude::*;
-
 use super::geometry::{Band, Geometry};
 use crate::array::Element;
+use crate::share::share;
 
 impl Geometry {
     /// Writes the bands, of `rows` rows each, of all channels in `staged`. Rows past the end of the plane are left as
@@ -28,15 +27,9 @@ impl Geometry {
         let work = |(staged, input): (&mut [T], &[T])| {
             pulp::Arch::new().dispatch(Staging { geometry: self, input, staged, band, rows });
         };
-        if threads > 1 {
-            let per_task = (staged.len() / elems).div_ceil(threads).max(1);
-            staged
-                .par_chunks_mut(per_task * elems)
-                .zip(input.par_chunks(per_task * self.input_plane))
-                .for_each(work);
-        } else {
-            work((staged, input));
-        }
+        let per_task = (staged.len() / elems).div_ceil(threads * PIECES_PER_THREAD).max(1);
+        let pieces = staged.chunks_mut(per_task * elems).zip(input.chunks(per_task * self.input_plane));
+        if threads > 1 { share(threads, pieces, work) } else { work((staged, input)) }
     }
 
     #[inline(always)]
@@ -126,6 +119,9 @@ impl Geometry {
 /// Elements copied at once: pieces of a fixed size compile to a few vector instructions, whereas a call of memcpy would
 /// cost as much as copying a short row.
 const PIECE: usize = 16;
+
+/// Pieces into which channels are divided for each thread.
+const PIECES_PER_THREAD: usize = 4;
 
 /// Rows of one phase of a plane.
 struct Rows<'a, T> {

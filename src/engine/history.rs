@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::options::LayerOptions;
 use crate::coding::{Code, Rounding};
 use crate::ids::SubtaskId;
-use crate::scheduler::{Expected, Latencies, RunEstimates, RunOutcome};
+use crate::scheduler::{Decision, Expected, Latencies, RunEstimates, RunOutcome};
 
 /// Decoding from parts inverts a matrix of k x k parts. That costs this time times k cubed, and decoding itself is slower
 /// too: subtasks that complete sooner make parts useless.
@@ -20,6 +20,9 @@ const CROWDED_PARTS: Duration = Duration::from_millis(20);
 /// The least time after which a subtask is overdue: making and dispatching a copy takes about as long.
 const LEAST_HEDGE: Duration = Duration::from_millis(1);
 
+/// A run is late after this many times the usual time.
+const LATE: u32 = 2;
+
 /// Runs between two computations of the quantiles, each of which takes some microseconds.
 const RUNS_BETWEEN_QUANTILES: u32 = 8;
 
@@ -29,6 +32,8 @@ const COMFORTABLE_CONDITION: f64 = 100.0;
 /// The latencies of a layer's subtasks in earlier runs.
 pub(super) struct LatencyHistory {
     latencies: Latencies,
+    /// The times to the decodable set, of runs in which no subtask was attempted twice.
+    runs: Latencies,
     expected: Expected,
     /// The time after which subtasks are overdue, and the runs until it is computed again.
     overdue: Option<Duration>,
@@ -52,7 +57,13 @@ pub(super) struct RunContext<'a> {
 impl LatencyHistory {
     /// An empty history of `n` subtasks.
     pub(super) fn new(n: usize) -> Self {
-        Self { latencies: Latencies::new(), expected: Expected::new(n), overdue: None, fresh_for: 0 }
+        Self {
+            latencies: Latencies::new(),
+            runs: Latencies::new(),
+            expected: Expected::new(n),
+            overdue: None,
+            fresh_for: 0,
+        }
     }
 
     /// Estimates for the run that begins.
@@ -62,7 +73,10 @@ impl LatencyHistory {
             let quantile = |q| self.latencies.quantile(q);
             // Where all latencies are similar, a subtask above the quantile is not yet overdue.
             let overdue = options.policy.hedge.and_then(quantile).zip(quantile(0.1));
-            self.overdue = overdue.map(|(q, fast)| q.max(fast * 3 / 2).max(LEAST_HEDGE));
+            // Nor is one in a run that takes as long as most: where workers share cores, or a link, they finish one after
+            // the other.
+            let usual = self.runs.quantile(0.5).unwrap_or_default() * LATE;
+            self.overdue = overdue.map(|(q, fast)| q.max(fast * 3 / 2).max(usual).max(LEAST_HEDGE));
             self.fresh_for = RUNS_BETWEEN_QUANTILES;
         }
         self.fresh_for -= 1;
@@ -82,6 +96,9 @@ impl LatencyHistory {
 
     /// Records the latencies of the first attempts at the `n` subtasks.
     pub(super) fn learn<R>(&mut self, n: usize, gathered: &RunOutcome<R>) {
+        if gathered.attempts.len() == n && matches!(gathered.end, Decision::Decode) {
+            self.runs.observe(gathered.wait);
+        }
         for attempt in gathered.attempts.iter().take(n) {
             match attempt.latency {
                 Some(latency) if attempt.complete => {

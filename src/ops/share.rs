@@ -3,14 +3,14 @@
 #![expect(clippy::inline_always, reason = "it is compiled for each instruction set, which a call would lose")]
 
 use pulp::{Arch, Simd, WithSimd};
-use rayon::iter::{IndexedParallelIterator, ParallelIterator};
-use rayon::slice::ParallelSliceMut;
+
+use crate::share;
 
 /// Least work of a piece, in elements copied. A thread that has to wake up costs about as much as copying this many.
 const LEAST_WORK: usize = 1 << 14;
 
 /// Pieces for each thread: the cores are not equally fast at every moment.
-const PIECES_PER_THREAD: usize = 2;
+const PIECES_PER_THREAD: usize = 4;
 
 /// Calls `work` with pieces of `output` that consist of whole units of `unit` elements, and with the index of the first
 /// unit of each. `cost` is the work for an element, in copies of one.
@@ -23,12 +23,13 @@ pub(super) fn share<T: Send>(
     let unit = unit.max(1);
     let units = output.len() / unit;
     let worth = output.len().saturating_mul(cost) / LEAST_WORK;
-    let pieces = worth.min(units).min(rayon::current_num_threads() * PIECES_PER_THREAD);
+    let pieces = worth.min(units).min(share::threads() * PIECES_PER_THREAD);
     if pieces < 2 {
         return work(0, output);
     }
     let units = units.div_ceil(pieces);
-    output.par_chunks_mut(units * unit).enumerate().for_each(|(index, piece)| work(index * units, piece));
+    let pieces = output.chunks_mut(units * unit).enumerate();
+    share::share(share::threads(), pieces, |(index, piece)| work(index * units, piece));
 }
 
 /// A loop that is compiled once for each instruction set. `run` has to be `inline(always)`.

@@ -272,8 +272,8 @@ impl Rates {
         let codec = CodecWork::of(layer, code, &slabs, &subtask);
         let host = &self.host;
         let subtask_s = self.worker.seconds(&Work::of(&subtask));
-        // Workers that share processors take turns, so the last result needed comes with the last turn.
-        let turns = self.cores.map_or(1.0, |cores| (code.n() as f64 / cores as f64).max(1.0));
+        // Workers that share processors take turns, and the last result needed comes with the last turn that is needed.
+        let turns = self.cores.map_or(1, |cores| code.recovery_threshold().div_ceil(cores.max(1))) as f64;
         let bytes = T::DTYPE.size_bytes() as f64;
         let held = (subtask.upload_elems() + subtask.download_elems()) as f64;
         let storage = subtask.filter_elems() as f64;

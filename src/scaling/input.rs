@@ -3,8 +3,6 @@
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-use rayon::prelude::*;
-
 use super::magnitudes::{Magnitudes, extremes, largest, largest_scaled};
 use super::power::power_of_two;
 use super::spread::{EVEN, Spread};
@@ -12,6 +10,7 @@ use super::windows::Windows;
 use crate::array::{DType, Element};
 use crate::conv::ConvShape;
 use crate::partition::InputPartition;
+use crate::share::{share, threads};
 
 /// Number of elements processed without a branch.
 const CHUNK: usize = 64;
@@ -21,6 +20,9 @@ const SMALL: usize = 32 * 1024;
 
 /// From this many images and groups on, each is scanned by one thread; otherwise threads share the rows of each.
 const MANY: usize = 8;
+
+/// Pieces into which many images and groups are divided for the threads.
+const UNITS: usize = 32;
 
 /// Slabs that are not mixed are scaled only if their size is outside `[1 / ROOM, ROOM]`: inside, products with filters of
 /// a size near 1 are far from both ends of the range of f32.
@@ -115,6 +117,9 @@ struct Room<T> {
     seen: Vec<T>,
     most: Vec<T>,
     scratch: Vec<T>,
+    /// Sums of squares of the bands.
+    bands: Vec<f64>,
+    sample: Vec<f64>,
 }
 
 impl<T: Default> ScanRoom<T> {
@@ -127,12 +132,11 @@ impl<T: Default> ScanRoom<T> {
     }
 }
 
-/// The scan of one image and group.
-struct Group {
+/// The scan of one image and group, beside the scales and energies of its slabs.
+#[derive(Default)]
+struct Found {
     /// Whether no element is NaN or infinite.
     finite: bool,
-    scales: Vec<f64>,
-    energies: Vec<f64>,
     largest: f64,
     smallest: f64,
     spread: Spread,
@@ -195,21 +199,28 @@ impl ScanPlan {
     /// Scans `input` `[N, C, spatial...]`.
     #[must_use]
     pub fn scan<T: Element>(&self, input: &[T], room: &ScanRoom<T>) -> InputScan {
-        let groups = self.shape.batch * self.shape.groups;
-        let small = input.len() < SMALL;
-        let found: Vec<Group> = if groups >= MANY && !small {
-            (0..groups).into_par_iter().map(|group| self.group(input, group, false, room)).collect()
-        } else {
-            (0..groups).map(|group| self.group(input, group, !small, room)).collect()
-        };
-        let mut scan = InputScan { finite: true, smallest: f64::INFINITY, ..InputScan::default() };
-        let scaled = found.iter().any(|group| group.scales.iter().any(|scale| *scale != 1.0));
+        let (groups, k_a) = (self.shape.batch * self.shape.groups, self.k_a);
+        let (small, apart) = (input.len() < SMALL, groups >= MANY);
+        let mut found: Vec<Found> = (0..groups).map(|_| Found::default()).collect();
+        let (mut scales, mut energies) = (vec![1.0; groups * k_a], vec![0.0; groups * k_a]);
+        let each = groups.div_ceil(UNITS).max(1);
+        let slabs = scales.chunks_mut(each * k_a).zip(energies.chunks_mut(each * k_a));
+        let pieces = found.chunks_mut(each).zip(slabs).enumerate();
+        share(if apart && !small { threads() } else { 1 }, pieces, |(piece, (found, (scales, energies)))| {
+            let mut own = room.take();
+            let slabs = scales.chunks_mut(k_a).zip(energies.chunks_mut(k_a));
+            for (group, (found, slabs)) in (piece * each..).zip(found.iter_mut().zip(slabs)) {
+                *found = self.group(input, group, !apart && !small, &mut own, slabs);
+            }
+            room.keep(own);
+        });
+        let mut scan = InputScan { finite: true, smallest: f64::INFINITY, energies, ..InputScan::default() };
+        if scales.iter().any(|scale| *scale != 1.0) {
+            scan.slab_scales = scales;
+        }
+        scan.amplifications.reserve(groups);
         for (at, group) in found.into_iter().enumerate() {
             scan.finite &= group.finite;
-            if scaled {
-                scan.slab_scales.extend(group.scales);
-            }
-            scan.energies.extend(group.energies);
             scan.largest = scan.largest.max(group.largest);
             scan.smallest = scan.smallest.min(group.smallest);
             scan.amplifications.push(group.spread.largest());
@@ -234,7 +245,8 @@ impl ScanPlan {
         let mut own = room.take();
         self.magnitudes(input, group, false, &mut own);
         self.window_maxima(&mut own);
-        let scales = self.scales(&own);
+        let mut scales = vec![1.0; self.k_a];
+        self.scales(&mut own, &mut scales);
         let mut visited = Vec::new();
         self.compare(&mut own, &scales, limit, |at, ratio| {
             if ratio > limit {
@@ -256,35 +268,51 @@ impl ScanPlan {
         self.options.mixed || self.options.widened || self.options.floor > f64::from(f32::MIN_POSITIVE)
     }
 
-    fn group<T: Element>(&self, input: &[T], group: usize, shared: bool, memory: &ScanRoom<T>) -> Group {
-        let mut room = memory.take();
-        let bands = self.magnitudes(input, group, shared, &mut room);
-        let mut finite = bands.iter().all(|energy| energy.is_finite());
+    fn group<T: Element>(
+        &self,
+        input: &[T],
+        group: usize,
+        shared: bool,
+        room: &mut Room<T>,
+        (scales, energies): (&mut [f64], &mut [f64]),
+    ) -> Found {
+        self.magnitudes(input, group, shared, room);
+        let mut finite = room.bands.iter().all(|energy| energy.is_finite());
         if !finite && T::DTYPE == DType::F64 {
             // Squares of large numbers may overflow.
             let elems = self.group_elems();
             finite = crate::array::first_non_finite(&input[group * elems..][..elems]).is_none();
         }
         let (largest, smallest) = extremes(&room.plane);
-        if self.compares() {
-            self.window_maxima(&mut room);
-        }
-        let scales = self.scales(&room);
         let (mut spread, mut zeros) = (Spread::default(), Vec::new());
-        if self.compares() && finite {
-            self.compare(&mut room, &scales, EVEN, |at, ratio| {
-                if ratio > 0.0 {
-                    return spread.add(ratio);
-                }
-                match zeros.last_mut() {
-                    Some((start, count)) if *start + *count == at => *count += 1,
-                    _ => zeros.push((at, 1)),
-                }
-            });
+        if self.leaves_alone(largest, smallest) {
+            scales.fill(1.0);
+        } else {
+            if self.compares() {
+                self.window_maxima(room);
+            }
+            self.scales(room, scales);
+            if self.compares() && finite {
+                self.compare(room, scales, EVEN, |at, ratio| {
+                    if ratio > 0.0 {
+                        return spread.add(ratio);
+                    }
+                    match zeros.last_mut() {
+                        Some((start, count)) if *start + *count == at => *count += 1,
+                        _ => zeros.push((at, 1)),
+                    }
+                });
+            }
         }
-        let energies = self.energies(&bands, &room.plane, &scales);
-        memory.keep(room);
-        Group { finite, scales, energies, largest, smallest, spread, zeros }
+        self.energies(&room.bands, &room.plane, scales, energies);
+        Found { finite, largest, smallest, spread, zeros }
+    }
+
+    /// Whether no slab is scaled and no window has an amplification above 1, because nothing is mixed and all magnitudes
+    /// but zeros are ordinary.
+    fn leaves_alone(&self, largest: f64, smallest: f64) -> bool {
+        let ScanOptions { mixed, always_scaled, widened, floor } = self.options;
+        !(mixed || always_scaled || widened) && largest <= ROOM && smallest >= floor.max(1.0 / ROOM)
     }
 
     /// Number of elements in the channels of one group.
@@ -292,34 +320,29 @@ impl ScanPlan {
         self.shape.in_channels / self.shape.groups * self.shape.input_plane()
     }
 
-    /// Writes the largest magnitude over the channels at every position to `room.plane`. Returns the sum of squares of each
-    /// band, which is not finite if an element is not finite.
-    fn magnitudes<T: Element>(
-        &self,
-        input: &[T],
-        group: usize,
-        shared: bool,
-        room: &mut Room<T>,
-    ) -> Vec<f64> {
+    /// Writes the largest magnitude over the channels at every position to `room.plane`, and the sum of squares of each band,
+    /// which is not finite if an element is not finite, to `room.bands`.
+    fn magnitudes<T: Element>(&self, input: &[T], group: usize, shared: bool, room: &mut Room<T>) {
         let plane_elems = self.shape.input_plane();
         let channels = &input[group * self.group_elems()..][..self.group_elems()];
         room.plane.clear();
         room.plane.resize(plane_elems, T::default());
-        let mut pieces = Vec::with_capacity(self.bands.len());
-        let mut rest = &mut room.plane[..];
-        for band in &self.bands {
-            let (piece, after) = rest.split_at_mut(band.len() * self.row_elems);
-            pieces.push((band.start * self.row_elems, piece));
-            rest = after;
-        }
+        room.bands.clear();
+        room.bands.resize(self.bands.len(), 0.0);
         let arch = pulp::Arch::new();
-        let look = |(start, most): (usize, &mut [T])| {
-            arch.dispatch(Magnitudes { channels: &channels[start..], plane_elems, most })
+        let look = |start: usize, most: &mut [T], energy: &mut f64| {
+            *energy = arch.dispatch(Magnitudes { channels: &channels[start..], plane_elems, most });
         };
+        let mut rest = &mut room.plane[..];
+        let pieces = self.bands.iter().zip(&mut room.bands).map(|(band, energy)| {
+            let piece = rest.split_off_mut(..band.len() * self.row_elems).unwrap_or_default();
+            (band.start * self.row_elems, piece, energy)
+        });
         if shared {
-            pieces.into_par_iter().map(look).collect()
+            let pieces: Vec<_> = pieces.collect();
+            share(threads(), pieces.into_iter(), |(start, most, energy)| look(start, most, energy));
         } else {
-            pieces.into_iter().map(look).collect()
+            pieces.for_each(|(start, most, energy)| look(start, most, energy));
         }
     }
 
@@ -330,13 +353,14 @@ impl ScanPlan {
         }
     }
 
-    /// The scale of each slab of the group whose magnitudes are in `room`.
-    fn scales<T: Element>(&self, room: &Room<T>) -> Vec<f64> {
+    /// Writes the scale of each slab of the group whose magnitudes are in `room`.
+    fn scales<T: Element>(&self, room: &mut Room<T>, scales: &mut [f64]) {
         let single = T::DTYPE == DType::F32;
-        let slab = |a: usize| -> Option<f64> {
+        let mut sample = std::mem::take(&mut room.sample);
+        let mut slab = |a: usize| -> Option<f64> {
             let rows = &self.slab_rows[a];
             let element = largest(&room.plane[rows.start * self.row_elems..rows.end * self.row_elems]);
-            let windows = || typical(&room.own[a * self.part_plane..][..self.part_plane]);
+            let mut windows = || typical(&room.own[a * self.part_plane..][..self.part_plane], &mut sample);
             let window = if self.compares() { windows() } else { element };
             if window == 0.0 {
                 return None;
@@ -349,15 +373,20 @@ impl ScanPlan {
             let too_large = element * scale > MOST_ELEMENT;
             Some(if too_large { power_of_two(element / MOST_ELEMENT, single) } else { scale })
         };
-        let scales: Vec<Option<f64>> = (0..self.k_a).map(slab).collect();
+        let mut most: Option<f64> = None;
+        for (a, to) in scales.iter_mut().enumerate() {
+            let scale = slab(a);
+            most = scale.map_or(most, |scale| Some(most.map_or(scale, |most| most.max(scale))));
+            *to = scale.unwrap_or(0.0);
+        }
         // A slab of zeros decodes to rounding errors only: its scale makes them as small as those of the others.
-        let most = scales.iter().copied().flatten().reduce(f64::max).unwrap_or(1.0);
-        scales.into_iter().map(|scale| scale.unwrap_or(most)).collect()
+        scales.iter_mut().filter(|scale| **scale == 0.0).for_each(|scale| *scale = most.unwrap_or(1.0));
+        room.sample = sample;
     }
 
-    /// Mean square of an element of each scaled slab, from the sums of squares `bands`. If a sum is out of range: an upper
+    /// Writes the mean square of an element of each scaled slab, from the sums of squares `bands`. If a sum is out of range: an upper
     /// bound, the square of the slab's largest element, from the magnitudes in `plane`.
-    fn energies<T: Element>(&self, bands: &[f64], plane: &[T], scales: &[f64]) -> Vec<f64> {
+    fn energies<T: Element>(&self, bands: &[f64], plane: &[T], scales: &[f64], energies: &mut [f64]) {
         /// Squares lose digits, or are lost, below this.
         const LEAST_SQUARES: f64 = f64::MIN_POSITIVE / f64::EPSILON;
         let of_slab = |(rows, scale): (&Range<usize>, &f64)| {
@@ -369,7 +398,9 @@ impl ScanPlan {
             }
             (largest(&plane[rows.start * self.row_elems..rows.end * self.row_elems]) * scale).powi(2)
         };
-        self.slab_rows.iter().zip(scales).map(of_slab).collect()
+        for (energy, slab) in energies.iter_mut().zip(self.slab_rows.iter().zip(scales)) {
+            *energy = of_slab(slab);
+        }
     }
 
     /// The expected L2 norm of the outputs, times `unit`, if products have the expected size and random signs.
@@ -454,13 +485,15 @@ impl ScanPlan {
 }
 
 /// The typical size of the `windows` of a slab: larger than three quarters of the nonzero samples. For even windows the
-/// largest would do as well. Where a few stand out, those had better stay large than make all others small.
-fn typical<T: Element>(windows: &[T]) -> f64 {
+/// largest would do as well. Where a few stand out, those had better stay large than make all others small. `sample` is
+/// scratch memory.
+fn typical<T: Element>(windows: &[T], sample: &mut Vec<f64>) -> f64 {
     let step = windows.len().div_ceil(SAMPLED).max(1);
     // An odd step does not divide widths that are powers of two.
     let step = if step > 1 { step | 1 } else { step };
-    let mut sample: Vec<f64> =
-        windows.iter().step_by(step).map(|window| window.to_f64()).filter(|window| *window > 0.0).collect();
+    let nonzero = windows.iter().step_by(step).map(|window| window.to_f64()).filter(|window| *window > 0.0);
+    sample.clear();
+    sample.extend(nonzero);
     if sample.is_empty() {
         return largest(windows);
     }

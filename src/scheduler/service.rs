@@ -13,7 +13,7 @@ use super::slot::{Command, InstallRequest, Installed, QueuedTask, ReplyKind, Slo
 use crate::array::DType;
 use crate::error::{Error, Result};
 use crate::sync::locked;
-use crate::worker::{CancelToken, Live, Order, Owner, Supervised, Task, abandon_if_hung};
+use crate::worker::{CancelToken, Live, Order, Owner, Supervised, Task, abandon_if_hung, waited};
 
 /// Starts the thread of a worker. If the system starts none, the worker is lost for good.
 pub(super) fn start(slot: &Arc<Slot>, supervised: Supervised<Slot>) {
@@ -114,7 +114,7 @@ impl Service {
         }
         let reply = |what| task.reply(what);
         let (mut unusable, mut done) = (false, 0);
-        let (started, name) = (Instant::now(), self.slot.name());
+        let (started, waited_before, name) = (Instant::now(), waited(), self.slot.name());
         let result = self.supervised.guarded(&task.cancel, 1, |live| {
             let _span =
                 tracing::debug_span!("execute", worker = name, subtask = task.key.subtask.0).entered();
@@ -133,7 +133,9 @@ impl Service {
                 }
             })
         });
-        let (busy, each) = (started.elapsed(), task.shape.conv.macs());
+        // Waiting for a core says nothing about the worker.
+        let busy = started.elapsed().saturating_sub(waited().saturating_sub(waited_before));
+        let each = task.shape.conv.macs();
         // A failure gives no speed, nor does a call that was abandoned: it would count for the worker that took over.
         if matches!(result, Ok(()) | Err(Error::Cancelled)) && self.supervised.serves() {
             self.slot.measure(|speed| speed.ended(&result, each, done, busy));

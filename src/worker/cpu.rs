@@ -5,11 +5,13 @@
 //!
 //! Invariant: under [`Order::All`] each slab is convolved with all filter banks of the subtask at once, strip by strip. Its
 //! sub-results therefore complete together and are emitted slab by slab, in ascending index. Under [`Order::Each`] one
-//! slab is convolved with one bank, so cancelling loses at most the current sub-result.
+//! slab is convolved with one bank, so cancelling loses at most the current sub-result. A worker computes only while it has
+//! the [`turn`] on as many cores as it has threads.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::turns::turn;
 use super::{
     FilterKey, LOCAL_HOST, Order, Respawn, SubtaskShape, Task, Worker, WorkerInfo, WorkerKind, not_installed,
 };
@@ -108,7 +110,11 @@ impl Installed {
         let slabs = task.slabs.as_slice::<T>()?;
         let slab = |p: usize| &slabs[p * shape.conv.input_elems()..][..shape.conv.input_elems()];
         let buffer = || buffers.take::<T>(shape.conv.output_elems());
-        let stop = || cancel.is_cancelled();
+        let Some(turn) = turn(threads, cancel) else { return Err(Error::Cancelled) };
+        let stop = || {
+            turn.progress();
+            cancel.is_cancelled()
+        };
         match order {
             Order::All => {
                 let banks: Vec<&Filters<T>> = banks.iter().collect();

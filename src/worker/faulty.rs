@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use super::turns::{give_up, waited};
 use super::{CancelToken, Fault, FaultSpec, Intercept, Order, Task, Worker, intercept};
 use crate::array::{Element, Values, normal};
 use crate::error::{Error, Result};
@@ -170,15 +171,18 @@ pub(super) fn slowed(
     task: Task<'_>,
     emit: &mut dyn FnMut(usize, Values),
 ) -> Result<()> {
-    let mut started = Instant::now();
+    let mut started = (Instant::now(), waited());
     let mut cut_short = false;
     let mut slowly = |index, values| {
-        let pause = started.elapsed().as_secs_f64() * (factor - 1.0);
+        let busy = started.0.elapsed().saturating_sub(waited().saturating_sub(started.1));
+        let pause = busy.as_secs_f64() * (factor - 1.0);
+        // A slow machine does not keep others from computing.
+        give_up();
         cut_short |= task.cancel.sleep(Duration::try_from_secs_f64(pause).unwrap_or(Duration::MAX));
         if !cut_short {
             emit(index, values);
         }
-        started = Instant::now();
+        started = (Instant::now(), waited());
     };
     inner.execute(task, &mut slowly)?;
     if cut_short { Err(Error::Cancelled) } else { Ok(()) }

@@ -23,6 +23,7 @@ mod probe;
 mod scheduled_fault;
 mod supervised;
 mod task;
+mod turns;
 
 pub(crate) use backoff::Backoff;
 pub use cancel::{CancelHook, CancelToken};
@@ -38,6 +39,7 @@ pub(crate) use probe::{distance, numbers, tolerance, values};
 pub use scheduled_fault::TaskFaults;
 pub(crate) use supervised::{HANG_GRACE, Live, Owner, Supervised, Supervision, abandon_if_hung};
 pub use task::Task;
+pub(crate) use turns::waited;
 
 use std::sync::Arc;
 
