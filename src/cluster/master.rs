@@ -11,7 +11,7 @@ use super::endpoint::{Endpoint, Grant, Role, Security, Side, check_name, sides};
 use super::key_expr::Keys;
 use super::link::{Link, Payload, Response, TrafficClass};
 use super::random;
-use super::registry::{Member, MemberId, Registry};
+use super::registry::{Claimed, Member, MemberId, Registry};
 use super::remote::RemoteWorker;
 use super::shared::{Shared, brief};
 use super::wire::{self, Answer, Call, HostInfo, MasterId, Request};
@@ -29,6 +29,8 @@ const SURVEY_PAUSE: Duration = Duration::from_millis(50);
 const NOBODY: Duration = Duration::from_secs(1);
 /// A worker process that has not answered for this time counts as gone.
 const SILENCE: Duration = Duration::from_secs(4);
+/// Time for machines that are not needed, once those that are needed have joined: workers try again several times in it.
+const LATECOMERS: Duration = Duration::from_millis(500);
 /// Interval at which the monitor checks which processes to query.
 const TICK: Duration = Duration::from_millis(250);
 
@@ -128,34 +130,52 @@ impl Cluster {
     /// [unavailable](Worker::unavailable_reason): a pool gives them work once a machine has joined for them.
     #[must_use]
     pub fn workers(&self, seats: &[Seats], wait: Duration) -> Vec<Box<dyn Worker>> {
-        self.workers_of_each(seats, wait).into_iter().flatten().collect()
+        self.workers_of_each(seats, wait, 0).into_iter().flatten().collect()
     }
 
-    /// As [`Cluster::workers`], but grouped by entry of `seats`.
+    /// As [`Cluster::workers`], but grouped by entry of `seats`, and without waiting for machines that are not needed: once all
+    /// but `spare` seats are taken, it waits for the others for half a second at most.
     #[must_use]
-    pub fn workers_of_each(&self, seats: &[Seats], wait: Duration) -> Vec<Vec<Box<dyn Worker>>> {
+    pub fn workers_of_each(&self, seats: &[Seats], wait: Duration, spare: usize) -> Vec<Vec<Box<dyn Worker>>> {
         let end = Instant::now() + wait;
-        let mut any = 0;
         let pool = self.shared.next_group();
-        let group = |seats: &Seats| -> Vec<Box<dyn Worker>> {
-            let machine = seats.machine.as_deref();
-            let count = match (seats.count, machine) {
-                (Some(count), _) => count,
-                (None, Some(machine)) => self.shared.wait_for(end, None, |r| r.devices(machine)).unwrap_or(1),
-                (None, None) => 1,
+        let mut groups: Vec<Vec<Option<Claimed>>> =
+            seats.iter().map(|seats| vec![None; seats.count.unwrap_or(1)]).collect();
+        let mut enough: Option<Instant> = None;
+        self.shared.wait_for(end, None, |registry| {
+            for (seats, group) in seats.iter().zip(&mut groups) {
+                let machine = seats.machine.as_deref();
+                if let (None, Some(machine)) = (seats.count, machine)
+                    && let Some(devices) = registry.devices(machine)
+                {
+                    group.resize(devices.max(group.len()).max(1), None);
+                }
+                for seat in group.iter_mut().filter(|seat| seat.is_none()) {
+                    *seat = registry.claim(pool, machine);
+                }
+            }
+            let missing = groups.iter().flatten().filter(|seat| seat.is_none()).count();
+            let some = groups.iter().flatten().any(Option::is_some);
+            if missing > 0 && missing <= spare && some {
+                enough.get_or_insert_with(Instant::now);
+            }
+            (missing == 0 || enough.is_some_and(|since| since.elapsed() >= LATECOMERS)).then_some(())
+        });
+        let mut any = 0;
+        let mut worker = |machine: Option<&str>, index: usize, claimed| -> Box<dyn Worker> {
+            let name = match machine {
+                Some(machine) => format!("{machine}/{index}"),
+                None => format!("remote-{any}"),
             };
-            let seat = |index: usize| -> Box<dyn Worker> {
-                let name = match machine {
-                    Some(machine) => format!("{machine}/{index}"),
-                    None => format!("remote-{any}"),
-                };
-                any += usize::from(machine.is_none());
-                let claimed = self.shared.wait_for(end, None, |r| r.claim(pool, machine));
-                Box::new(RemoteWorker::new(Arc::clone(&self.shared), pool, machine, name, claimed))
-            };
-            (0..count).map(seat).collect()
+            any += usize::from(machine.is_none());
+            Box::new(RemoteWorker::new(Arc::clone(&self.shared), pool, machine, name, claimed))
         };
-        seats.iter().map(group).collect()
+        let mut made = Vec::with_capacity(groups.len());
+        for (seats, group) in seats.iter().zip(groups) {
+            let machine = seats.machine.as_deref();
+            made.push(group.into_iter().enumerate().map(|(index, seat)| worker(machine, index, seat)).collect());
+        }
+        made
     }
 
     /// All worker processes in the cluster.

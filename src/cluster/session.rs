@@ -30,6 +30,8 @@ const MAX_SESSIONS: usize = 4096;
 pub(super) const ATTEMPT: Duration = Duration::from_secs(2);
 /// Pause between two attempts to connect.
 const PAUSE: Duration = Duration::from_millis(100);
+/// Longest time between two attempts to connect, in milliseconds.
+const RETRY_MS: u64 = 250;
 /// Maximum time for closing a session.
 const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 
@@ -217,7 +219,10 @@ pub(super) fn config(
             set("connect/endpoints", json!([buffered(endpoint.locator(security))]))?;
             set("connect/timeout_ms", json!(patience.as_millis() as u64))?;
             set("connect/exit_on_failure", json!(true))?;
-            let retry = json!({"period_init_ms": 200, "period_max_ms": 1000, "period_increase_factor": 2});
+            // A quarter of a second at most, less a share that differs between processes: a master that listens waits as long
+            // for its machines, and they do not all come at once.
+            let most = RETRY_MS - super::random() % (RETRY_MS / 4);
+            let retry = json!({"period_init_ms": most / 2, "period_max_ms": most, "period_increase_factor": 2});
             set("connect/retry", retry)?;
         }
     }

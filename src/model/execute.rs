@@ -17,6 +17,7 @@ use crate::conv::{Filters, Scratch};
 use crate::ops::{self, BinaryOp, chain, chain_in_place, concat, sum_rows};
 
 /// The memory of one run at a time.
+#[derive(Default)]
 pub(super) struct Arrays {
     slots: Vec<Values>,
     single: Scratch<f32>,
@@ -121,7 +122,7 @@ impl<'a> Execution<'a> {
     ) -> TractResult<R> {
         let taken = std::mem::replace(&mut self.arrays.slots[target.slot], Values::F32(Vec::new()));
         let Some(mut values) = T::take(taken) else { bail!("a slot of another type") };
-        let done = write(self, &mut values[..target.elems]);
+        let done = write(self, &mut values[target.offset..target.offset + target.elems]);
         self.arrays.slots[target.slot] = T::wrap(values);
         done
     }
@@ -132,7 +133,9 @@ impl<'a> Execution<'a> {
         let values = match &operand.place {
             Place::Input(index) => self.inputs[*index].as_slice::<T>()?,
             Place::Constant(tensor) => tensor.try_as_plain_ram()?.as_slice::<T>()?,
-            Place::Slot(slot) => self.arrays.slots[*slot].as_slice::<T>()?,
+            Place::Slot(slot, offset) => {
+                self.arrays.slots[*slot].as_slice::<T>()?.get(*offset..).unwrap_or_default()
+            }
             Place::Kept(value) => match &self.kept[*value] {
                 Some(tensor) => tensor.try_as_plain_ram()?.as_slice::<T>()?,
                 None => bail!("a value is used after its end"),
@@ -161,7 +164,7 @@ impl<'a> Execution<'a> {
                 Given::Converted(tensor) if *tensor.shape() == operand.shape => tensor.clone().into_tvalue(),
                 _ => copy(operand)?.into_tvalue(),
             },
-            Place::Constant(_) | Place::Slot(_) => copy(operand)?.into_tvalue(),
+            Place::Constant(_) | Place::Slot(..) => copy(operand)?.into_tvalue(),
         })
     }
 
@@ -169,10 +172,10 @@ impl<'a> Execution<'a> {
     pub(super) fn output(&self, name: &str, operand: &Operand) -> TractResult<Tensor> {
         let shape = &operand.shape[..];
         match (&operand.place, planned(operand.dtype)) {
-            (Place::Slot(_), Some(DType::F32)) => {
+            (Place::Slot(..), Some(DType::F32)) => {
                 Ok(ndarray::ArrayD::from_shape_vec(shape, self.slice::<f32>(operand)?.to_vec())?.into())
             }
-            (Place::Slot(_), Some(DType::F64)) => {
+            (Place::Slot(..), Some(DType::F64)) => {
                 Ok(ndarray::ArrayD::from_shape_vec(shape, self.slice::<f64>(operand)?.to_vec())?.into())
             }
             _ => {
@@ -225,7 +228,9 @@ impl<'a> Execution<'a> {
             ready.push(ops::Step { op: *op, values: self.slice::<T>(operand)?, inner: *inner });
         }
         match inputs[0].place {
-            Place::Slot(slot) if slot == output.slot => chain_in_place(to, &ready),
+            Place::Slot(slot, offset) if (slot, offset) == (output.slot, output.offset) => {
+                chain_in_place(to, &ready);
+            }
             _ => chain(self.slice::<T>(&inputs[0])?, &ready, to),
         }
         Ok(())

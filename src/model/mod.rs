@@ -49,6 +49,8 @@ mod prepared;
 mod resize;
 mod runnable;
 mod schedule;
+mod sets;
+mod slots;
 mod tensor;
 #[cfg(test)]
 mod testing;

@@ -1,6 +1,6 @@
 //! A model whose layers are placed on workers, and its runs.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tract_onnx::prelude::TractResult;
@@ -18,17 +18,15 @@ use super::op::CodedOp;
 use super::options::Progress;
 use super::runnable::Program;
 use super::schedule::{Schedule, Work};
+use super::sets::Sets;
 use super::tensor::{Given, Tensor, dtype_name};
 use crate::array::{DType, Element};
 use crate::engine::{CodedConv, LayerReport};
 use crate::error::{Error, Result};
-use crate::sync::locked;
 use crate::worker::CancelToken;
 
-/// Most sets of memory that are kept for later runs. More runs at once than that allocate memory of their own.
-const MOST_FREE: usize = 4;
-
-/// A model ready to run any number of times, from several threads at once.
+/// A model ready to run any number of times, from several threads at once. Up to 16 runs are in flight, each in memory of
+/// its own; further ones wait for one of them.
 ///
 /// # Examples
 ///
@@ -58,8 +56,8 @@ const MOST_FREE: usize = 4;
 pub struct PreparedModel {
     pub(super) signature: Signature,
     program: Program,
-    /// Sets of memory that no run uses.
-    arrays: Mutex<Vec<Arrays>>,
+    /// The memory of the runs.
+    sets: Sets,
     layers: Vec<CodedLayer>,
     /// Every layer of the file, in the order of the graph.
     places: Vec<LayerPlacement>,
@@ -213,7 +211,7 @@ impl PreparedModel {
         places: Vec<LayerPlacement>,
         memory: ModelMemory,
     ) -> Self {
-        Self { signature, program, arrays: Mutex::default(), layers, places, memory }
+        Self { signature, program, sets: Sets::default(), layers, places, memory }
     }
 
     /// Computes every output from `inputs`, in the model's order.
@@ -277,11 +275,10 @@ impl PreparedModel {
         inputs: &[Given<'_>],
         reports: &mut Reports<'_>,
     ) -> Result<Vec<Output>> {
-        let free = locked(&self.arrays).pop();
-        let mut arrays = free.unwrap_or_else(|| Arrays::new(schedule));
         let cancel = reports.cancel;
+        let mut set = self.sets.take(cancel, || Arrays::new(schedule))?;
         let outputs = guarded(&self.signature.model, || {
-            let mut execution = Execution::new(schedule, inputs, &mut arrays);
+            let mut execution = Execution::new(schedule, inputs, &mut set.arrays);
             for step in &schedule.steps {
                 reports.check_cancelled()?;
                 let Work::Coded { op, output } = &step.work else {
@@ -305,10 +302,7 @@ impl PreparedModel {
             outputs.collect::<TractResult<Vec<_>>>()
         })?;
         // A set whose run failed may lack a slot.
-        let mut free = locked(&self.arrays);
-        if free.len() < MOST_FREE {
-            free.push(arrays);
-        }
+        set.done();
         Ok(outputs)
     }
 

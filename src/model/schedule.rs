@@ -1,13 +1,13 @@
 //! Compiles a graph whose sizes are all known into steps over planned memory.
 //!
-//! Every array of floats that a step writes has a slot: memory that is reused for arrays that are not needed at the same
-//! time. Coded layers, convolutions and the operators of [`ops`](crate::ops) read and write slots; every other operator
-//! runs in tract, which allocates its outputs.
+//! Every array of floats that a step writes has its place in a slot: memory that is reused for arrays that are not needed at
+//! the same time ([`slots`](super::slots)). Coded layers, convolutions and the operators of [`ops`](crate::ops) read and
+//! write slots; every other operator runs in tract, which allocates its outputs.
 //!
 //! Relevant if you want to know what an operator of a model runs in, or to add one.
 //!
-//! Invariant: a slot is written only when no later step reads what it held. Operators are joined only into chains, in
-//! their order, and only where nothing else reads the value between them.
+//! Invariant: operators are joined only into chains, in their order, and only where nothing else reads the value between
+//! them.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,6 +19,7 @@ use tract_onnx::tract_core::ops::source::TypedSource;
 
 use super::op::CodedOp;
 use super::operators::{self, Operator};
+use super::slots::assign;
 use super::value::{Operand, Place, planned};
 use crate::array::DType;
 
@@ -40,10 +41,11 @@ pub(super) enum Work {
     },
 }
 
-/// The slot of an output. The data of a chain may be in it already.
+/// The place of an output in a slot. The data of a chain may be there already.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Target {
     pub(super) slot: usize,
+    pub(super) offset: usize,
     pub(super) dtype: DType,
     pub(super) elems: usize,
 }
@@ -78,20 +80,21 @@ pub(super) fn is_fixed(graph: &TypedModel) -> TractResult<bool> {
     Ok(true)
 }
 
-/// Before slots are assigned, [`Place::Slot`] holds the number of a value.
-struct Draft {
-    work: DraftWork,
-    inputs: Vec<Operand>,
+/// A step before slots are assigned: [`Place::Slot`] holds the number of a value.
+pub(super) struct Draft {
+    pub(super) work: DraftWork,
+    pub(super) inputs: Vec<Operand>,
 }
 
-enum DraftWork {
+pub(super) enum DraftWork {
     Coded(CodedOp, usize),
     Operator(Operator, usize),
     Tract(Box<TypedNode>, usize),
 }
 
 impl DraftWork {
-    fn value(&self) -> Option<usize> {
+    /// The value that is written to a slot.
+    pub(super) fn value(&self) -> Option<usize> {
         match self {
             Self::Coded(_, value) | Self::Operator(_, value) => Some(*value),
             Self::Tract(..) => None,
@@ -123,7 +126,8 @@ impl Schedule {
         let outputs = outputs.collect::<TractResult<Vec<_>>>()?;
         join_chains(&mut drafting.drafts, &outputs);
         let Drafting { values, kept, drafts, .. } = drafting;
-        Ok(assign(drafts.into_iter().flatten().collect(), &values, kept, outputs))
+        let (steps, slots, outputs) = assign(drafts.into_iter().flatten().collect(), values, outputs);
+        Ok(Self { steps, slots, kept, outputs })
     }
 }
 
@@ -149,7 +153,7 @@ impl Drafting<'_> {
             let value = this.values.len();
             let elems = fact.shape.as_concrete().unwrap_or_default().iter().product();
             this.values.push((planned(fact.datum_type)?, elems));
-            this.places.insert(outlet, Place::Slot(value));
+            this.places.insert(outlet, Place::Slot(value, 0));
             Some(value)
         };
         if let Some(op) = node.op_as::<CodedOp>() {
@@ -185,7 +189,7 @@ fn join_chains(drafts: &mut [Option<Draft>], outputs: &[Operand]) {
     let mut uses: HashMap<usize, usize> = HashMap::new();
     let inputs = drafts.iter().flatten().flat_map(|draft| &draft.inputs);
     for operand in inputs.chain(outputs) {
-        if let Place::Slot(value) = operand.place {
+        if let Place::Slot(value, _) = operand.place {
             *uses.entry(value).or_default() += 1;
         }
     }
@@ -195,7 +199,7 @@ fn join_chains(drafts: &mut [Option<Draft>], outputs: &[Operand]) {
         let DraftWork::Operator(Operator::Chain(steps), value) = &draft.work else { continue };
         makers.insert(*value, index);
         let maker = |operand: &Operand| match operand.place {
-            Place::Slot(value) if uses[&value] == 1 => makers.get(&value).copied(),
+            Place::Slot(value, _) if uses[&value] == 1 => makers.get(&value).copied(),
             _ => None,
         };
         // A chain begins with one step on two operands; where both have all elements, either can be the data.
@@ -223,138 +227,6 @@ fn join_chains(drafts: &mut [Option<Draft>], outputs: &[Operand]) {
         makers.insert(value, index);
         let work = DraftWork::Operator(Operator::Chain(first), value);
         drafts[index] = Some(Draft { work, inputs: all });
-    }
-}
-
-/// Assigns slots to values.
-fn assign(drafts: Vec<Draft>, values: &[(DType, usize)], kept: usize, mut outputs: Vec<Operand>) -> Schedule {
-    let uses = LastUses::of(&drafts, &outputs);
-    let mut memory = Memory { slots: Vec::new(), free: Vec::new(), slot_of: HashMap::new() };
-    let steps = drafts.into_iter().enumerate();
-    let steps = steps.filter_map(|(index, draft)| step(index, draft, values, &uses, &mut memory)).collect();
-    for output in &mut outputs {
-        memory.settle(output);
-    }
-    Schedule { steps, slots: memory.slots, kept, outputs }
-}
-
-/// The step of a draft, with slots for what it reads and writes.
-fn step(
-    index: usize,
-    Draft { work, mut inputs }: Draft,
-    values: &[(DType, usize)],
-    uses: &LastUses,
-    memory: &mut Memory,
-) -> Option<Step> {
-    let ending: Vec<usize> =
-        slots_of(&inputs).filter(|value| uses.slots.get(value) == Some(&index)).collect();
-    let target = work.value().map(|value| {
-        let (dtype, elems) = values[value];
-        let in_place = overwritable(&work, &inputs).filter(|data| ending.contains(data));
-        let in_place = in_place.map(|data| memory.slot_of[&data]);
-        let slot = in_place.unwrap_or_else(|| memory.take(dtype, elems));
-        memory.slot_of.insert(value, slot);
-        Target { slot, dtype, elems }
-    });
-    for operand in &mut inputs {
-        memory.settle(operand);
-    }
-    // An output that nothing reads ends at once.
-    let unread = work.value().filter(|value| !uses.slots.contains_key(value));
-    let kept_slot = target.filter(|_| unread.is_none()).map(|target| target.slot);
-    let mut ended: Vec<usize> = ending.iter().chain(&unread).map(|value| memory.slot_of[value]).collect();
-    ended.sort_unstable();
-    ended.dedup();
-    memory.free.extend(ended.into_iter().filter(|slot| Some(*slot) != kept_slot));
-    let kept = inputs.iter().filter_map(|operand| match operand.place {
-        Place::Kept(value) => Some(value),
-        _ => None,
-    });
-    let mut ends: Vec<usize> = kept.filter(|value| uses.kept.get(value) == Some(&index)).collect();
-    let work = match (work, target) {
-        (DraftWork::Coded(op, _), Some(output)) => Work::Coded { op, output },
-        (DraftWork::Operator(operator, _), Some(output)) => Work::Operator { operator, output },
-        (DraftWork::Tract(node, first), _) => {
-            let made = first..first + node.outputs.len();
-            ends.extend(made.filter(|value| !uses.kept.contains_key(value)));
-            Work::Tract { node, first }
-        }
-        // Only operators of tract have no value, and so no target.
-        (DraftWork::Coded(..) | DraftWork::Operator(..), None) => return None,
-    };
-    Some(Step { work, inputs, ends })
-}
-
-/// The values in slots among operands.
-fn slots_of(operands: &[Operand]) -> impl Iterator<Item = usize> {
-    operands.iter().filter_map(|operand| match operand.place {
-        Place::Slot(value) => Some(value),
-        _ => None,
-    })
-}
-
-/// The data that a step may overwrite, if nothing needs them later: those of a chain that reads them only once.
-fn overwritable(work: &DraftWork, inputs: &[Operand]) -> Option<usize> {
-    let (DraftWork::Operator(Operator::Chain(_), _), [data, others @ ..]) = (work, inputs) else {
-        return None;
-    };
-    let data = slots_of(std::slice::from_ref(data)).next()?;
-    slots_of(others).all(|other| other != data).then_some(data)
-}
-
-/// The last step that reads each value; outputs of the model are read after all steps.
-struct LastUses {
-    slots: HashMap<usize, usize>,
-    kept: HashMap<usize, usize>,
-}
-
-impl LastUses {
-    fn of(drafts: &[Draft], outputs: &[Operand]) -> Self {
-        let mut uses = Self { slots: HashMap::new(), kept: HashMap::new() };
-        let steps =
-            drafts.iter().enumerate().flat_map(|(index, draft)| draft.inputs.iter().map(move |i| (index, i)));
-        for (index, operand) in steps.chain(outputs.iter().map(|output| (usize::MAX, output))) {
-            match operand.place {
-                Place::Slot(value) => drop(uses.slots.insert(value, index)),
-                Place::Kept(value) => drop(uses.kept.insert(value, index)),
-                Place::Input(_) | Place::Constant(_) => {}
-            }
-        }
-        uses
-    }
-}
-
-/// Slots while they are assigned.
-struct Memory {
-    slots: Vec<(DType, usize)>,
-    free: Vec<usize>,
-    /// The slot of each value.
-    slot_of: HashMap<usize, usize>,
-}
-
-impl Memory {
-    /// Replaces the number of a value by its slot.
-    fn settle(&self, operand: &mut Operand) {
-        if let Place::Slot(value) = &mut operand.place {
-            *value = self.slot_of[value];
-        }
-    }
-
-    /// A free slot for `elems` elements: the smallest that is large enough, or else the largest, which grows; a new one
-    /// if none is free.
-    fn take(&mut self, dtype: DType, elems: usize) -> usize {
-        let fitting = |(_, slot): &(usize, &usize)| self.slots[**slot].0 == dtype;
-        let best = self.free.iter().enumerate().filter(fitting).min_by_key(|(_, slot)| {
-            let size = self.slots[**slot].1;
-            if size >= elems { (false, size) } else { (true, usize::MAX - size) }
-        });
-        let Some(at) = best.map(|(at, _)| at) else {
-            self.slots.push((dtype, elems));
-            return self.slots.len() - 1;
-        };
-        let slot = self.free.swap_remove(at);
-        self.slots[slot].1 = self.slots[slot].1.max(elems);
-        slot
     }
 }
 
@@ -411,8 +283,38 @@ mod tests {
         net.node("MaxPool", &["b"], "c").ints("kernel_shape", &[1, 1]);
         net.node("AveragePool", &["c"], "y").ints("kernel_shape", &[3, 3]);
         let schedule = schedule(net);
-        assert_eq!(operators(&schedule), ["Pool", "Concat", "Pool", "Pool"]);
+        // The second part of `b` is copied, through memory of its own.
+        assert_eq!(operators(&schedule), ["Pool", "Chain 0", "Chain 0", "Pool", "Pool"]);
         assert_eq!(schedule.slots, [(DType::F32, 36), (DType::F32, 36)]);
+    }
+
+    #[test]
+    fn values_are_written_to_their_places_in_concatenations() {
+        let mut net = Net::new(&[1, 2, 3, 3]);
+        net.floats("k", &[1, 1, 3, 3], &[7.0; 9]);
+        // As in a dense block: each concatenation is the beginning of the next.
+        net.node("Relu", &["x"], "a");
+        net.node("MaxPool", &["a"], "b").ints("kernel_shape", &[3, 3]).ints("pads", &[1, 1, 1, 1]);
+        net.node("Concat", &["a", "b"], "c").int("axis", 1);
+        net.node("Neg", &["c"], "d");
+        net.node("Concat", &["c", "k", "a"], "y").int("axis", 1);
+        let schedule = schedule(net);
+        let placed: Vec<(usize, usize, usize)> = schedule
+            .steps
+            .iter()
+            .filter_map(|step| match &step.work {
+                Work::Operator { output, .. } => Some((output.slot, output.offset, output.elems)),
+                _ => None,
+            })
+            .collect();
+        // `b` reads `a`, so that it is not written beside it but copied, as are the constant and the second use of `a`.
+        let slots: Vec<usize> = placed.iter().map(|(slot, ..)| *slot).collect();
+        let within: Vec<usize> = slots.iter().copied().filter(|slot| *slot == slots[0]).collect();
+        assert!(within.len() >= 4, "{placed:?}");
+        let mut parts: Vec<(usize, usize)> =
+            placed.iter().filter(|(slot, ..)| *slot == slots[0]).map(|(_, at, elems)| (*at, *elems)).collect();
+        parts.sort_unstable();
+        assert_eq!(parts, [(0, 18), (18, 18), (36, 9), (45, 18)], "{placed:?}");
     }
 
     #[test]

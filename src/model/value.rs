@@ -13,8 +13,8 @@ pub(super) enum Place {
     /// An input of the model.
     Input(usize),
     Constant(Arc<Tensor>),
-    /// The first elements of a slot.
-    Slot(usize),
+    /// The elements of a slot from an offset on.
+    Slot(usize, usize),
     /// A value that tract made.
     Kept(usize),
 }

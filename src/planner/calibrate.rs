@@ -193,11 +193,11 @@ fn parallel<T: Element>() -> Result<f64> {
 /// Those of [`calibrate_worker`] and [`calibrate_host`].
 pub fn calibrate<T: Element>(worker: &mut dyn Worker, cores: Option<usize>) -> Result<Calibration> {
     let (rates, worker_error) = calibrate_worker::<T>(worker)?;
-    let thread = if worker.info().device == "1 thread" {
-        rates
-    } else {
-        calibrate_worker::<T>(&mut CpuWorker::new("this machine", 1))?.0
-    };
+    let mut here = CpuWorker::new("this machine", 1);
+    let (info, own) = (worker.info(), here.info());
+    // A thread of another machine may describe itself alike.
+    let alike = (info.kind, &info.device, &info.host) == (own.kind, &own.device, &own.host);
+    let thread = if alike { rates } else { calibrate_worker::<T>(&mut here)?.0 };
     let (host, host_error) = calibrate_host::<T>(thread)?;
     let rates = Rates { worker: rates, host, cores, ..Rates::default() };
     Ok(Calibration { rates, worker_error, host_error })
@@ -235,7 +235,8 @@ fn numbers<T: Element>(len: usize) -> Vec<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::worker::intercept;
+    use crate::array::Values;
+    use crate::worker::{WorkerInfo, WorkerKind, intercept};
 
     #[test]
     fn rates_explain_what_they_were_fitted_to() {
@@ -250,6 +251,41 @@ mod tests {
         let (slabs, token) = (f32::wrap(vec![0.0; 9]), CancelToken::new());
         let without = worker.execute(Task::new(FilterKey::PROBE, &slabs, &token), &mut |_, _| {});
         assert!(without.is_err());
+    }
+
+    #[test]
+    fn the_rates_of_this_machine_are_not_those_of_a_thread_elsewhere() {
+        let away = || WorkerInfo { kind: WorkerKind::Remote, host: "far".into(), ..CpuWorker::new("far", 1).info() };
+        let slow = intercept(CpuWorker::new("far", 1)).including_probes();
+        let slow = slow.on_execute(|inner, task, emit| {
+            std::thread::sleep(Duration::from_millis(2));
+            inner.execute(task, emit)
+        });
+        let mut slow = Away(slow.boxed(), away());
+        let rates = calibrate::<f32>(&mut slow, None).unwrap().rates;
+        assert!(rates.worker.call_s > 1e-3, "{rates:?}");
+        assert!(rates.host.thread.call_s < 1e-3, "{rates:?}");
+    }
+
+    /// A worker that describes itself in another way.
+    struct Away(Box<dyn Worker>, WorkerInfo);
+
+    impl Worker for Away {
+        fn info(&self) -> WorkerInfo {
+            self.1.clone()
+        }
+
+        fn install(&mut self, key: FilterKey, shape: &SubtaskShape, banks: Values) -> Result<()> {
+            self.0.install(key, shape, banks)
+        }
+
+        fn remove(&mut self, key: FilterKey) {
+            self.0.remove(key);
+        }
+
+        fn execute(&mut self, task: Task<'_>, emit: &mut dyn FnMut(usize, Values)) -> Result<()> {
+            self.0.execute(task, emit)
+        }
     }
 
     #[test]

@@ -149,6 +149,10 @@ fn cases() -> Vec<Case> {
         (&[1, 64, 10, 21], &[66, 32, 3, 3], p().groups(2), InPlace),
         // Several bands, within which panels begin and end.
         (&[1, 64, 61, 67], &[32, 64, 3, 3], p().padding([1]), Staged),
+        // So many points that threads share them: in place, staged, with a stride, of several images.
+        (&[2, 33, 500], &[50, 33, 5], p(), InPlace),
+        (&[1, 32, 41, 43], &[48, 32, 3, 3], p().padding([1]).stride([2]), Staged),
+        (&[2, 36, 21, 23], &[34, 36, 3, 2], p().padding([1, 0]), Staged),
         // Groups and depthwise, with a channel multiplier.
         (&[2, 6, 8, 9], &[18, 2, 3, 3], p().groups(3), InPlace),
         (&[2, 6, 8, 9], &[6, 2, 3, 3], p().groups(3).padding([1]), Staged),
@@ -248,7 +252,9 @@ fn one_of_each_path() -> Vec<ConvShape> {
 
 #[test]
 fn several_banks_give_what_each_gives_alone() {
-    every_row(one_of_each_path(), |shape| {
+    let params = ConvParams::default().padding([1]);
+    let panels = ConvShape::new(&[1, 40, 21, 21], &[35, 40, 3, 3], &params).unwrap();
+    every_row(one_of_each_path().into_iter().chain([panels]), |shape| {
         let x = normals::<f32>(shape.input_elems(), 1);
         let k = normals::<f32>(3 * shape.weight_elems(), 2);
         let banks: Vec<&[f32]> = k.chunks(shape.weight_elems()).collect();

@@ -7,7 +7,7 @@ use fcdcc::array::DType;
 use fcdcc::files::Output;
 use fcdcc::planner::Rates;
 use fcdcc::worker::{CpuWorker, FaultSpec, inject};
-use fcdcc::{Error, Pool, Result, Worker, WorkerId};
+use fcdcc::{Error, LayerOptions, Pool, Result, Worker, WorkerId};
 use serde::Deserialize;
 
 use super::Console;
@@ -122,7 +122,8 @@ fn one() -> usize {
 pub(crate) fn workers(args: &LayerArgs, measure: bool, console: Console) -> Result<Vec<Box<dyn Worker>>> {
     let measuring = Measuring { how: args.calibrate, unknown: measure };
     if let Some(path) = &args.pool {
-        return from_file(path, args.seed, measuring, console);
+        let spare = args.tolerate.unwrap_or(LayerOptions::default().tolerate);
+        return from_file(path, args.seed, measuring, spare, console);
     }
     check_count(args.worker_count())?;
     from_backend(args.backend, args.adapter.as_deref(), args.worker_count(), measuring, console)
@@ -235,7 +236,14 @@ fn named(path: &Path) -> Vec<PathBuf> {
     tls.map_or_else(Vec::new, |tls| tls.files(path).to_vec())
 }
 
-fn from_file(path: &Path, seed: u64, measuring: Measuring, console: Console) -> Result<Vec<Box<dyn Worker>>> {
+/// The workers of a pool file, without waiting for machines as long as at most `spare` workers are missing.
+fn from_file(
+    path: &Path,
+    seed: u64,
+    measuring: Measuring,
+    spare: usize,
+    console: Console,
+) -> Result<Vec<Box<dyn Worker>>> {
     let file: PoolFile = super::network::read_toml(path, "a pool file")?;
     let bad =
         |cause: &str| Error::File { path: path.display().to_string(), cause: cause.to_owned(), input: true };
@@ -248,7 +256,7 @@ fn from_file(path: &Path, seed: u64, measuring: Measuring, console: Console) -> 
         }));
     }
     let mut remotes =
-        file.cluster.map(|cluster| Remotes::open(&cluster, path, &file.worker, console)).transpose()?;
+        file.cluster.map(|cluster| Remotes::open(&cluster, path, &file.worker, spare, console)).transpose()?;
     let mut workers: Vec<Box<dyn Worker>> = Vec::new();
     for entry in &file.worker {
         let group = match (entry, &mut remotes) {
@@ -374,6 +382,7 @@ mod with_cluster {
             cluster: &ClusterEntry,
             path: &Path,
             entries: &[WorkerEntry],
+            spare: usize,
             console: Console,
         ) -> Result<Self> {
             let seats: Vec<Seats> = entries
@@ -402,14 +411,16 @@ mod with_cluster {
             let groups = {
                 let bar = super::super::progress::Bar::new(console, "joining");
                 bar.steps(0, seats.len(), &places);
-                opened.workers_of_each(&seats, cluster.wait)
+                opened.workers_of_each(&seats, cluster.wait, spare)
             };
             let all = || groups.iter().flatten();
-            let (there, wanted) = (all().filter(|w| w.unavailable_reason().is_none()).count(), all().count());
-            if there < wanted {
-                console.notice(format_args!(
-                    "notice: {there} of {wanted} remote workers joined at {places} within {:?}; the others may come later",
-                    cluster.wait
+            let missing: Vec<String> =
+                all().filter(|w| w.unavailable_reason().is_some()).map(|w| w.info().name).collect();
+            if !missing.is_empty() {
+                let (there, wanted) = (all().count() - missing.len(), all().count());
+                console.warning(format_args!(
+                    "notice: {there} of {wanted} remote workers joined at {places}; missing: {}; they may come later",
+                    missing.join(", ")
                 ));
             }
             for info in all().filter(|w| w.unavailable_reason().is_none()).map(|w| w.info()) {
@@ -444,7 +455,13 @@ mod without_cluster {
     pub(super) struct Remotes(Infallible);
 
     impl Remotes {
-        pub(super) fn open(_: &ClusterEntry, _: &Path, _: &[WorkerEntry], _: Console) -> Result<Self> {
+        pub(super) fn open(
+            _: &ClusterEntry,
+            _: &Path,
+            _: &[WorkerEntry],
+            _: usize,
+            _: Console,
+        ) -> Result<Self> {
             Err(super::super::without_cluster())
         }
 
