@@ -1,5 +1,5 @@
-//! Engines that are Python packages: a child process for each, which answers requests over stdin and stdout, so that
-//! its turns alternate with those of the engines in this process. `python/conv_server.py` is the other side.
+//! Engines in processes of their own, which answer requests over stdin and stdout, so that their turns alternate with
+//! those of others. `python/answers.py` is the other side of those that are Python packages.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -10,12 +10,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
 
-use crate::engine::{Clock, Engine, Job, Span};
-
-/// Longest wait for one answer; the longest request makes four sessions of a layer and tries them.
-const ANSWER: Duration = Duration::from_mins(1);
+/// Longest wait for a Python that imports its packages.
+const IMPORT: Duration = Duration::from_mins(1);
 
 /// Children that run, for [`kill_all`].
 static RUNNING: Mutex<Vec<Arc<Mutex<Child>>>> = Mutex::new(Vec::new());
@@ -25,7 +24,7 @@ fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 /// Ends every child that is still there.
-pub(crate) fn kill_all() {
+pub fn kill_all() {
     for child in locked(&RUNNING).drain(..) {
         let mut child = locked(&child);
         // It may have ended by itself.
@@ -34,62 +33,86 @@ pub(crate) fn kill_all() {
     }
 }
 
-/// A Python engine of this package.
+/// A Python program of this package.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Script {
-    pub(crate) name: &'static str,
-    file: &'static str,
-    packages: &'static str,
+pub struct Script {
+    /// The name of its engine.
+    pub name: &'static str,
+    /// Its file in the folder `python`.
+    pub file: &'static str,
+    /// The packages it needs, as `import` wants them.
+    pub packages: &'static str,
 }
-
-pub(crate) const ONNXRUNTIME: Script =
-    Script { name: "onnxruntime", file: "onnxruntime_conv.py", packages: "numpy, onnx, onnxruntime" };
-#[cfg(feature = "gpu")]
-pub(crate) const TORCH: Script = Script { name: "torch", file: "torch_conv.py", packages: "numpy, torch" };
 
 /// The line of an answer.
 #[derive(Deserialize)]
-pub(crate) struct Header {
+struct Header {
     ok: bool,
     bytes: usize,
     #[serde(default)]
-    note: String,
-    #[serde(default)]
     error: String,
-    seconds: Option<f64>,
+    #[serde(flatten)]
+    fields: Map<String, Value>,
 }
 
-pub(crate) type Answer = (Header, Vec<u8>);
+/// The answer to a request.
+#[derive(Clone, Debug, Default)]
+pub struct Answer {
+    fields: Map<String, Value>,
+    payload: Vec<u8>,
+}
 
-/// A child that serves one engine.
-pub(crate) struct PythonEngine {
-    script: Script,
+impl Answer {
+    /// A field of the answer.
+    ///
+    /// # Errors
+    /// When it is missing or not of this type.
+    pub fn field<T: DeserializeOwned>(&self, name: &str) -> Result<T> {
+        let value = self.fields.get(name).with_context(|| format!("an answer without {name}"))?;
+        T::deserialize(value).with_context(|| format!("an answer with {name} = {value}"))
+    }
+
+    /// What the engine says about itself; empty if nothing.
+    #[must_use]
+    pub fn note(&self) -> String {
+        self.field("note").unwrap_or_default()
+    }
+
+    /// The numbers that came with the answer.
+    #[must_use]
+    pub fn floats(&self) -> Vec<f32> {
+        let (numbers, _) = self.payload.as_chunks();
+        numbers.iter().copied().map(f32::from_le_bytes).collect()
+    }
+}
+
+/// A process that answers requests.
+pub struct Process {
     child: Arc<Mutex<Child>>,
     answers: Receiver<Result<Answer>>,
-    clock: Clock,
-    about: String,
 }
 
-impl PythonEngine {
-    /// Starts `script` with a Python that has its packages.
-    pub(crate) fn start(script: Script) -> Result<Self> {
-        let python = find_python(script)?;
-        let file = package().join("python").join(script.file);
-        let mut child = Command::new(&python)
-            .arg("-u")
-            .arg(&file)
-            .env("PYTHONDONTWRITEBYTECODE", "1")
+impl Process {
+    /// Starts `command`.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start(command: &mut Command) -> Result<Self> {
+        let program = command.get_program().to_owned();
+        let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
-            .with_context(|| format!("cannot start {}", python.display()))?;
+            .with_context(|| format!("cannot start {}", program.display()))?;
         let mut output = BufReader::new(child.stdout.take().context("the child has no stdout")?);
         let (sender, answers) = channel();
         std::thread::spawn(move || {
             loop {
                 let answer = read_answer(&mut output);
+                // An engine that reports an error goes on; one whose answers cannot be read does not.
                 let last = answer.is_err();
-                // Nobody listens any more once the engine is dropped.
+                let answer = answer.flatten();
+                // No request waits any more once the process is dropped.
                 if sender.send(answer).is_err() || last {
                     return;
                 }
@@ -97,18 +120,24 @@ impl PythonEngine {
         });
         let child = Arc::new(Mutex::new(child));
         locked(&RUNNING).push(Arc::clone(&child));
-        let mut engine = Self { script, child, answers, clock: Clock::Wall, about: String::new() };
-        engine.about = engine.ask(&json!({ "command": "about" }), &[], ANSWER)?.0.note;
-        Ok(engine)
+        Ok(Self { child, answers })
     }
 
-    /// Name and versions.
-    pub(crate) fn about(&self) -> &str {
-        &self.about
+    /// Starts `script` with a Python that has its packages.
+    ///
+    /// # Errors
+    /// When there is no such Python, or it cannot be started.
+    pub fn python(script: Script) -> Result<Self> {
+        let python = find_python(script)?;
+        let file = package().join("python").join(script.file);
+        Self::start(Command::new(&python).arg("-u").arg(&file).env("PYTHONDONTWRITEBYTECODE", "1"))
     }
 
-    /// Sends a request and waits for the answer, at most until `limit`; after that the child is gone.
-    pub(crate) fn ask(&mut self, request: &Value, payload: &[&[f32]], limit: Duration) -> Result<Answer> {
+    /// Sends a request with `payload` and waits for the answer, at most until `limit`; after that the child is gone.
+    ///
+    /// # Errors
+    /// When the child ends, does not answer in time, or answers that it failed.
+    pub fn ask(&mut self, request: &Value, payload: &[&[f32]], limit: Duration) -> Result<Answer> {
         let bytes: usize = payload.iter().map(|part| size_of_val(*part)).sum();
         let mut request = request.clone();
         request["bytes"] = bytes.into();
@@ -132,12 +161,13 @@ impl PythonEngine {
             }
             Err(RecvTimeoutError::Disconnected) => bail!("its process has ended"),
         };
-        let (header, payload) = answer?;
-        // It has answered, so it has read the request.
-        let stdin = writer.join().map_err(|_| anyhow!("the writing thread failed"))??;
-        locked(&self.child).stdin = Some(stdin);
-        ensure!(header.ok, "{}", header.error);
-        Ok((header, payload))
+        // If it has answered, it has read the request; if its process has ended, writing fails.
+        let stdin = writer.join().map_err(|_| anyhow!("the writing thread failed"))?;
+        // After an error of the engine itself the next request is welcome.
+        if let Ok(stdin) = stdin {
+            locked(&self.child).stdin = Some(stdin);
+        }
+        answer
     }
 
     fn end(&mut self) {
@@ -149,60 +179,30 @@ impl PythonEngine {
     }
 }
 
-impl Drop for PythonEngine {
+impl Drop for Process {
     fn drop(&mut self) {
         self.end();
     }
 }
 
-fn read_answer(output: &mut impl BufRead) -> Result<Answer> {
+/// One answer; the outer error is one of the connection, the inner one the engine's own.
+fn read_answer(output: &mut impl BufRead) -> Result<Result<Answer>> {
     let mut line = String::new();
     output.read_line(&mut line)?;
     ensure!(!line.is_empty(), "its process has ended");
     let header: Header = serde_json::from_str(&line).context("an answer that is none")?;
     let mut payload = vec![0; header.bytes];
     output.read_exact(&mut payload)?;
-    Ok((header, payload))
+    Ok(if header.ok {
+        Ok(Answer { fields: header.fields, payload })
+    } else {
+        Err(anyhow!("{}", header.error))
+    })
 }
 
-impl Engine for PythonEngine {
-    fn name(&self) -> &'static str {
-        self.script.name
-    }
-
-    fn load(&mut self, job: &Job<'_>) -> Result<String> {
-        self.clock = job.clock;
-        let (layer, shape) = (job.layer, &job.layer.shape);
-        let request = json!({
-            "command": "load",
-            "clock": job.clock.name(),
-            "groups": shape.groups,
-            "input": shape.input_shape(),
-            "input_elems": shape.input_elems(),
-            "output": shape.output_shape(),
-            "padding": layer.padding,
-            "pin": job.pin,
-            "stride": layer.stride,
-            "threads": job.threads,
-            "weight": shape.weight_shape(),
-        });
-        Ok(self.ask(&request, &[&job.data.input, &job.data.weight], ANSWER)?.0.note)
-    }
-
-    fn run(&mut self) -> Result<Vec<f32>> {
-        let (_, payload) = self.ask(&json!({ "command": "run" }), &[], ANSWER)?;
-        let (numbers, _) = payload.as_chunks();
-        Ok(numbers.iter().copied().map(f32::from_le_bytes).collect())
-    }
-
-    fn time(&mut self, span: Span, calls: usize) -> Result<f64> {
-        let clock = self.clock.name();
-        let request = json!({ "command": "time", "calls": calls, "clock": clock, "span": span.name() });
-        self.ask(&request, &[], ANSWER)?.0.seconds.context("an answer without seconds")
-    }
-}
-
-fn package() -> &'static Path {
+/// The folder of this package.
+#[must_use]
+pub fn package() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
@@ -231,7 +231,7 @@ fn imports(python: &Path, packages: &str) -> bool {
         .stderr(Stdio::null())
         .spawn();
     let Ok(mut child) = child else { return false };
-    let deadline = Instant::now() + ANSWER;
+    let deadline = Instant::now() + IMPORT;
     loop {
         match child.try_wait() {
             Ok(Some(status)) => return status.success(),

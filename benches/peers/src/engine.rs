@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
+use fcdcc_peers::numbers::median;
 
 use crate::layers::Layer;
 use crate::verify::Data;
@@ -115,12 +116,4 @@ pub(crate) fn each_call(clock: Clock, calls: usize, mut call: impl FnMut() -> Re
     }
     ensure!(calls > 0, "no call to time");
     Ok(median(&seconds))
-}
-
-/// The median of at least one number.
-pub(crate) fn median(numbers: &[f64]) -> f64 {
-    let mut sorted = numbers.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let middle = sorted.len() / 2;
-    if sorted.len() % 2 == 1 { sorted[middle] } else { sorted[middle - 1].midpoint(sorted[middle]) }
 }

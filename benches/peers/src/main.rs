@@ -9,24 +9,26 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, ValueEnum};
+use fcdcc_peers::child::{self, Script};
+use fcdcc_peers::machine::{self, cores};
 use regex_lite::Regex;
 use serde_json::json;
 
 use crate::ceilings::Ceilings;
-use crate::child::{ONNXRUNTIME, PythonEngine, Script};
 use crate::engine::{Clock, Engine, Job, Span};
 use crate::layers::Layer;
+use crate::python::{ONNXRUNTIME, PythonEngine};
 use crate::report::{Demand, Table};
 use crate::rounds::{Limits, Outcome, compare};
 use crate::verify::Data;
 
 mod ceilings;
-mod child;
 mod cpu;
 mod engine;
 #[cfg(feature = "gpu")]
 mod gpu;
 mod layers;
+mod python;
 mod report;
 mod rounds;
 mod self_test;
@@ -140,7 +142,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     layers.retain(|layer| arguments.layers.is_match(&layer.name));
     ensure!(!layers.is_empty(), "no layer matches --layers {}", arguments.layers);
 
-    println!("{}", machine());
+    println!("{}", machine::describe());
     let mut tables = Vec::new();
     if arguments.wants(Peer::Onnxruntime) || arguments.wants(Peer::Tract) {
         tables.extend(on_cpu(arguments, &layers, deadline)?);
@@ -155,7 +157,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     let complete = tables.iter().all(|table| table.rows.len() == layers.len());
     if let Some(file) = &arguments.json {
         let tables: Vec<_> = tables.iter().map(Table::json).collect();
-        let all = json!({ "machine": machine(), "complete": complete, "tables": tables });
+        let all = json!({ "machine": machine::describe(), "complete": complete, "tables": tables });
         std::fs::write(file, serde_json::to_vec_pretty(&all)?)
             .with_context(|| format!("cannot write {}", file.display()))?;
     }
@@ -168,21 +170,6 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     let met = complete && !checks.is_empty() && checks.iter().all(|(_, ok)| *ok);
     Ok(if arguments.check && !met { ExitCode::FAILURE } else { ExitCode::SUCCESS })
-}
-
-/// The processor and how busy it is.
-fn machine() -> String {
-    let read = |path| std::fs::read_to_string(path).unwrap_or_default();
-    let cpuinfo = read("/proc/cpuinfo");
-    let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-    let model = model.map_or(std::env::consts::ARCH, |(_, model)| model);
-    let load = read("/proc/loadavg");
-    let load = load.split_whitespace().next().unwrap_or("unknown");
-    format!("{model}, {} processors, load {load}", cores())
-}
-
-fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// A Python engine, or why there is none.

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use fcdcc_peers::numbers::geometric_mean;
 use serde_json::{Value, json};
 
 use crate::ceilings::Ceilings;
@@ -12,7 +13,7 @@ use crate::rounds::Outcome;
 const OURS: usize = 0;
 
 /// A rate of more than this many times the peak is a mistake of the measurement: no algorithm that keeps to
-/// [`crate::verify::TOLERANCE`] saves more multiplications than Winograd's F(4x4, 3x3).
+/// [`fcdcc_peers::numbers::TOLERANCE`] saves more multiplications than Winograd's F(4x4, 3x3).
 const BEYOND: f64 = 4.0;
 
 /// One layer's outcomes.
@@ -38,12 +39,6 @@ pub(crate) struct Demand {
     pub(crate) peer: &'static str,
     pub(crate) mean: f64,
     pub(crate) least: Option<f64>,
-}
-
-/// The geometric mean; `None` of nothing.
-pub(crate) fn geometric_mean(numbers: &[f64]) -> Option<f64> {
-    let logs: f64 = numbers.iter().map(|number| number.ln()).sum();
-    (!numbers.is_empty()).then(|| (logs / numbers.len() as f64).exp())
 }
 
 /// The ratios against one peer over the layers of one set.

@@ -7,8 +7,9 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use fcdcc_peers::numbers::median;
 
-use crate::engine::{Engine, Job, Span, median};
+use crate::engine::{Engine, Job, Span};
 use crate::watchdog::within;
 
 /// Longest time an engine of this process may take for one step: loading and checking, or one turn.

@@ -7,10 +7,10 @@ use fcdcc::conv::reference;
 use serde_json::json;
 
 use crate::ceilings::Ceilings;
-use crate::child::{ONNXRUNTIME, PythonEngine};
 use crate::cpu::{Ours, Tract};
 use crate::engine::{Clock, Engine, Job, Span};
 use crate::layers::{Layer, Set};
+use crate::python::{ONNXRUNTIME, PythonEngine};
 use crate::report::{Demand, Table};
 use crate::rounds::{Limits, Outcome, compare};
 use crate::verify::{Data, convolve};

@@ -1,13 +1,11 @@
 //! Inputs, what they must give, and the refusal of anything else.
 
-use anyhow::{Result, bail, ensure};
+use anyhow::Result;
 use fcdcc::conv::ConvShape;
+use fcdcc_peers::numbers::{difference, random};
 use rayon::prelude::*;
 
 use crate::layers::Layer;
-
-/// Largest relative L2 error of a result that may be timed: f32 rounding stays well below, a wrong tap does not.
-pub(crate) const TOLERANCE: f64 = 1e-4;
 
 /// One layer's numbers.
 pub(crate) struct Data {
@@ -19,8 +17,8 @@ pub(crate) struct Data {
 
 impl Data {
     pub(crate) fn new(layer: &Layer) -> Self {
-        let input = numbers(layer.shape.input_elems(), 1);
-        let weight = numbers(layer.shape.weight_elems(), 2);
+        let input = random(layer.shape.input_elems(), 1);
+        let weight = random(layer.shape.weight_elems(), 2);
         let expected = convolve(&layer.shape, &input, &weight);
         Self { input, weight, expected }
     }
@@ -28,39 +26,10 @@ impl Data {
     /// The relative L2 error of a result.
     ///
     /// # Errors
-    /// When it is not within [`TOLERANCE`], not finite, or not of the right length.
+    /// Those of [`difference`].
     pub(crate) fn verify(&self, got: &[f32]) -> Result<f64> {
-        ensure!(
-            got.len() == self.expected.len(),
-            "{} elements instead of {}",
-            got.len(),
-            self.expected.len()
-        );
-        let (mut wrong, mut norm) = (0.0, 0.0);
-        for (&got, &expected) in got.iter().zip(&self.expected) {
-            wrong += (f64::from(got) - expected).powi(2);
-            norm += expected.powi(2);
-        }
-        let error = (wrong / norm).sqrt();
-        if error.is_nan() || error > TOLERANCE {
-            bail!("wrong result: relative L2 error {error:.1e} exceeds {TOLERANCE:.0e}");
-        }
-        Ok(error)
+        difference(got, &self.expected)
     }
-}
-
-/// Numbers that look normally distributed (sums of four uniform ones, variance 1), the same at every call.
-fn numbers(len: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let mut uniform = || {
-        // The generator splitmix64.
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) >> 40) as f32 / (1 << 24) as f32 - 0.5
-    };
-    (0..len).map(|_| (uniform() + uniform() + uniform() + uniform()) * 3_f32.sqrt()).collect()
 }
 
 /// The convolution in f64, two spatial axes: whole rows are added up, which is fast enough to do it for every

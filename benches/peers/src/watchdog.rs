@@ -22,7 +22,7 @@ pub(crate) fn start() {
                 && Instant::now() > *limit
             {
                 eprintln!("error: {what} does not return; giving up");
-                crate::child::kill_all();
+                fcdcc_peers::child::kill_all();
                 std::process::exit(i32::from(STUCK));
             }
         }

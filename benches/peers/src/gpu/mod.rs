@@ -12,9 +12,9 @@ use anyhow::Result;
 use fcdcc::gpu::{AdapterSelector, AdapterSummary, select};
 use serde_json::json;
 
-use crate::child::TORCH;
 use crate::engine::{Clock, Engine, Job, Span};
 use crate::layers::Layer;
+use crate::python::TORCH;
 use crate::report::{Demand, Table};
 use crate::rounds::{Outcome, compare};
 use crate::verify::Data;
