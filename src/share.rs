@@ -20,7 +20,11 @@ use crate::sync::locked;
 /// The threads that help: one less than the threads of rayon's pool, so that no idle one takes the core of a caller.
 static HELPERS: LazyLock<Option<ThreadPool>> = LazyLock::new(|| {
     let count = threads().checked_sub(1).filter(|count| *count > 0)?;
-    ThreadPoolBuilder::new().num_threads(count).thread_name(|index| format!("fcdcc help-{index}")).build().ok()
+    ThreadPoolBuilder::new()
+        .num_threads(count)
+        .thread_name(|index| format!("fcdcc help-{index}"))
+        .build()
+        .ok()
 });
 
 /// Calls `work` once with each item, on as many threads at a time as there are `states`, each of which one thread has for

@@ -136,7 +136,12 @@ impl Cluster {
     /// As [`Cluster::workers`], but grouped by entry of `seats`, and without waiting for machines that are not needed: once all
     /// but `spare` seats are taken, it waits for the others for half a second at most.
     #[must_use]
-    pub fn workers_of_each(&self, seats: &[Seats], wait: Duration, spare: usize) -> Vec<Vec<Box<dyn Worker>>> {
+    pub fn workers_of_each(
+        &self,
+        seats: &[Seats],
+        wait: Duration,
+        spare: usize,
+    ) -> Vec<Vec<Box<dyn Worker>>> {
         let end = Instant::now() + wait;
         let pool = self.shared.next_group();
         let mut groups: Vec<Vec<Option<Claimed>>> =
@@ -173,7 +178,9 @@ impl Cluster {
         let mut made = Vec::with_capacity(groups.len());
         for (seats, group) in seats.iter().zip(groups) {
             let machine = seats.machine.as_deref();
-            made.push(group.into_iter().enumerate().map(|(index, seat)| worker(machine, index, seat)).collect());
+            made.push(
+                group.into_iter().enumerate().map(|(index, seat)| worker(machine, index, seat)).collect(),
+            );
         }
         made
     }

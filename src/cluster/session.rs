@@ -222,7 +222,8 @@ pub(super) fn config(
             // A quarter of a second at most, less a share that differs between processes: a master that listens waits as long
             // for its machines, and they do not all come at once.
             let most = RETRY_MS - super::random() % (RETRY_MS / 4);
-            let retry = json!({"period_init_ms": most / 2, "period_max_ms": most, "period_increase_factor": 2});
+            let retry =
+                json!({"period_init_ms": most / 2, "period_max_ms": most, "period_increase_factor": 2});
             set("connect/retry", retry)?;
         }
     }

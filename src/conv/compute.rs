@@ -184,9 +184,8 @@ impl ConvKernel {
         let (group_elems, block_elems) =
             (g.group_out() * g.output_plane, self.layout.width() * g.output_plane);
         if self.packs {
-            let outputs = outputs.iter_mut().flat_map(|output| {
-                output[at..at + group_elems].chunks_mut(g.output_plane)
-            });
+            let outputs =
+                outputs.iter_mut().flat_map(|output| output[at..at + group_elems].chunks_mut(g.output_plane));
             let mut part = Part { points: (0, g.output_plane), outputs: outputs.collect() };
             return self.part((input, group), banks, &mut part, (staged, held), wide, stop);
         }

@@ -20,7 +20,7 @@ const CROWDED_PARTS: Duration = Duration::from_millis(20);
 /// The least time after which a subtask is overdue: making and dispatching a copy takes about as long.
 const LEAST_HEDGE: Duration = Duration::from_millis(1);
 
-/// A run is late after this many times the usual time.
+/// Where workers share cores, a run is late after this many times the usual time.
 const LATE: u32 = 2;
 
 /// Runs between two computations of the quantiles, each of which takes some microseconds.
@@ -73,9 +73,8 @@ impl LatencyHistory {
             let quantile = |q| self.latencies.quantile(q);
             // Where all latencies are similar, a subtask above the quantile is not yet overdue.
             let overdue = options.policy.hedge.and_then(quantile).zip(quantile(0.1));
-            // Nor is one in a run that takes as long as most: where workers share cores, or a link, they finish one after
-            // the other.
-            let usual = self.runs.quantile(0.5).unwrap_or_default() * LATE;
+            // Threads that share cores finish one after the other: there a run is late that takes longer than most.
+            let usual = self.runs.quantile(0.5).filter(|_| crowded).unwrap_or_default() * LATE;
             self.overdue = overdue.map(|(q, fast)| q.max(fast * 3 / 2).max(usual).max(LEAST_HEDGE));
             self.fresh_for = RUNS_BETWEEN_QUANTILES;
         }

@@ -9,7 +9,8 @@ use tract_onnx::tract_core::internal::{
 use tract_onnx::tract_core::plan::eval;
 
 use super::operators::{ChainStep, LocalConv, Operator, Packed};
-use super::schedule::{Schedule, Step, Target, Work};
+use super::schedule::Schedule;
+use super::steps::{Step, Target, Work};
 use super::tensor::{Given, Tensor};
 use super::value::{Operand, Place, planned};
 use crate::array::{DType, Element, Values};

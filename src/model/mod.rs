@@ -51,6 +51,7 @@ mod runnable;
 mod schedule;
 mod sets;
 mod slots;
+mod steps;
 mod tensor;
 #[cfg(test)]
 mod testing;

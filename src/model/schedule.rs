@@ -20,43 +20,9 @@ use tract_onnx::tract_core::ops::source::TypedSource;
 use super::op::CodedOp;
 use super::operators::{self, Operator};
 use super::slots::assign;
+use super::steps::{Draft, DraftWork, Step};
 use super::value::{Operand, Place, planned};
 use crate::array::DType;
-
-/// What a step computes, and where to.
-#[derive(Debug)]
-pub(super) enum Work {
-    Coded {
-        op: CodedOp,
-        output: Target,
-    },
-    Operator {
-        operator: Operator,
-        output: Target,
-    },
-    /// By tract, into values that are kept from index `first` on.
-    Tract {
-        node: Box<TypedNode>,
-        first: usize,
-    },
-}
-
-/// The place of an output in a slot. The data of a chain may be there already.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Target {
-    pub(super) slot: usize,
-    pub(super) offset: usize,
-    pub(super) dtype: DType,
-    pub(super) elems: usize,
-}
-
-#[derive(Debug)]
-pub(super) struct Step {
-    pub(super) work: Work,
-    pub(super) inputs: Vec<Operand>,
-    /// Kept values that no later step reads.
-    pub(super) ends: Vec<usize>,
-}
 
 /// The steps of a model in their order.
 #[derive(Debug)]
@@ -78,28 +44,6 @@ pub(super) fn is_fixed(graph: &TypedModel) -> TractResult<bool> {
         }
     }
     Ok(true)
-}
-
-/// A step before slots are assigned: [`Place::Slot`] holds the number of a value.
-pub(super) struct Draft {
-    pub(super) work: DraftWork,
-    pub(super) inputs: Vec<Operand>,
-}
-
-pub(super) enum DraftWork {
-    Coded(CodedOp, usize),
-    Operator(Operator, usize),
-    Tract(Box<TypedNode>, usize),
-}
-
-impl DraftWork {
-    /// The value that is written to a slot.
-    pub(super) fn value(&self) -> Option<usize> {
-        match self {
-            Self::Coded(_, value) | Self::Operator(_, value) => Some(*value),
-            Self::Tract(..) => None,
-        }
-    }
 }
 
 struct Drafting<'a> {
@@ -232,6 +176,7 @@ fn join_chains(drafts: &mut [Option<Draft>], outputs: &[Operand]) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::steps::Work;
     use super::super::testing::{Attributes, Net};
     use super::*;
 
@@ -311,8 +256,11 @@ mod tests {
         let slots: Vec<usize> = placed.iter().map(|(slot, ..)| *slot).collect();
         let within: Vec<usize> = slots.iter().copied().filter(|slot| *slot == slots[0]).collect();
         assert!(within.len() >= 4, "{placed:?}");
-        let mut parts: Vec<(usize, usize)> =
-            placed.iter().filter(|(slot, ..)| *slot == slots[0]).map(|(_, at, elems)| (*at, *elems)).collect();
+        let mut parts: Vec<(usize, usize)> = placed
+            .iter()
+            .filter(|(slot, ..)| *slot == slots[0])
+            .map(|(_, at, elems)| (*at, *elems))
+            .collect();
         parts.sort_unstable();
         assert_eq!(parts, [(0, 18), (18, 18), (36, 9), (45, 18)], "{placed:?}");
     }

@@ -11,7 +11,7 @@
 use std::collections::HashMap;
 
 use super::operators::Operator;
-use super::schedule::{Draft, DraftWork, Step, Target, Work};
+use super::steps::{Draft, DraftWork, Step, Target, Work};
 use super::value::{Operand, Place, planned};
 use crate::array::DType;
 
@@ -85,7 +85,9 @@ impl Homes {
     /// The steps of a draft: for a concatenation along the outermost axis the copies that it needs, for any other the draft
     /// itself.
     fn place(&mut self, draft: Draft) -> Vec<Draft> {
-        let DraftWork::Operator(Operator::Concat { outer: 1 }, output) = draft.work else { return vec![draft] };
+        let DraftWork::Operator(Operator::Concat { outer: 1 }, output) = draft.work else {
+            return vec![draft];
+        };
         self.read[output].clear();
         let (mut copied, mut offset) = (Vec::new(), 0);
         for operand in draft.inputs {

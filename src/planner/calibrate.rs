@@ -255,7 +255,8 @@ mod tests {
 
     #[test]
     fn the_rates_of_this_machine_are_not_those_of_a_thread_elsewhere() {
-        let away = || WorkerInfo { kind: WorkerKind::Remote, host: "far".into(), ..CpuWorker::new("far", 1).info() };
+        let away =
+            || WorkerInfo { kind: WorkerKind::Remote, host: "far".into(), ..CpuWorker::new("far", 1).info() };
         let slow = intercept(CpuWorker::new("far", 1)).including_probes();
         let slow = slow.on_execute(|inner, task, emit| {
             std::thread::sleep(Duration::from_millis(2));

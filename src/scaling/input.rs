@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-use super::magnitudes::{Magnitudes, extremes, largest, largest_scaled};
+use super::magnitudes::{Magnitudes, extremes, largest, largest_scaled, typical};
 use super::power::power_of_two;
 use super::spread::{EVEN, Spread};
 use super::windows::Windows;
@@ -27,9 +27,6 @@ const UNITS: usize = 32;
 /// Slabs that are not mixed are scaled only if their size is outside `[1 / ROOM, ROOM]`: inside, products with filters of
 /// a size near 1 are far from both ends of the range of f32.
 const ROOM: f64 = (1_u64 << 40) as f64;
-
-/// Maximum number of windows of a slab that are sampled for its scale.
-const SAMPLED: usize = 256;
 
 /// No scale brings the largest element of a slab above this.
 const MOST_ELEMENT: f64 = (1_u64 << 60) as f64;
@@ -482,21 +479,4 @@ impl ScanPlan {
             }
         }
     }
-}
-
-/// The typical size of the `windows` of a slab: larger than three quarters of the nonzero samples. For even windows the
-/// largest would do as well. Where a few stand out, those had better stay large than make all others small. `sample` is
-/// scratch memory.
-fn typical<T: Element>(windows: &[T], sample: &mut Vec<f64>) -> f64 {
-    let step = windows.len().div_ceil(SAMPLED).max(1);
-    // An odd step does not divide widths that are powers of two.
-    let step = if step > 1 { step | 1 } else { step };
-    let nonzero = windows.iter().step_by(step).map(|window| window.to_f64()).filter(|window| *window > 0.0);
-    sample.clear();
-    sample.extend(nonzero);
-    if sample.is_empty() {
-        return largest(windows);
-    }
-    let at = sample.len() * 3 / 4;
-    *sample.select_nth_unstable_by(at, f64::total_cmp).1
 }

@@ -2,9 +2,12 @@
 //!
 //! Relevant if you want to know what a scan spends its time on.
 //!
-//! Invariant: every function reads each element once, and none branches on an element.
+//! Invariant: every function reads an element at most once. Those that read all of them do not branch on an element.
 
 use crate::array::Element;
+
+/// Maximum number of windows of a slab that are sampled for its scale.
+const SAMPLED: usize = 256;
 
 /// Writes to `most[p]` the largest of `floor` and the scaled windows at place p of all slabs.
 pub(super) fn largest_scaled<T: Element>(
@@ -112,4 +115,21 @@ pub(super) fn extremes<T: Element>(values: &[T]) -> (f64, f64) {
     }
     let smallest = lanes.iter().chain(rest).fold(unset, |least, value| smaller(least, *value));
     (largest(values), smallest.to_f64())
+}
+
+/// The typical size of the `windows` of a slab: larger than three quarters of the nonzero samples. For even windows the
+/// largest would do as well. Where a few stand out, those had better stay large than make all others small. `sample` is
+/// scratch memory.
+pub(super) fn typical<T: Element>(windows: &[T], sample: &mut Vec<f64>) -> f64 {
+    let step = windows.len().div_ceil(SAMPLED).max(1);
+    // An odd step does not divide widths that are powers of two.
+    let step = if step > 1 { step | 1 } else { step };
+    let nonzero = windows.iter().step_by(step).map(|window| window.to_f64()).filter(|window| *window > 0.0);
+    sample.clear();
+    sample.extend(nonzero);
+    if sample.is_empty() {
+        return largest(windows);
+    }
+    let at = sample.len() * 3 / 4;
+    *sample.select_nth_unstable_by(at, f64::total_cmp).1
 }

@@ -255,8 +255,10 @@ fn from_file(
             "has a [cluster] and no [[worker]] of kind \"remote\""
         }));
     }
-    let mut remotes =
-        file.cluster.map(|cluster| Remotes::open(&cluster, path, &file.worker, spare, console)).transpose()?;
+    let mut remotes = file
+        .cluster
+        .map(|cluster| Remotes::open(&cluster, path, &file.worker, spare, console))
+        .transpose()?;
     let mut workers: Vec<Box<dyn Worker>> = Vec::new();
     for entry in &file.worker {
         let group = match (entry, &mut remotes) {
