@@ -11,7 +11,8 @@ use crate::coding::{Clamp, Code, Rounding};
 use crate::conv::{ConvShape, conv_uncoded_into};
 use crate::error::{Error, Message, Parameter, Result};
 use crate::scaling::{FilterScales, InputScan, ScanPlan, ScanRoom, power_of_two};
-use crate::worker::CancelToken;
+use crate::scheduler::Pool;
+use crate::worker::{CancelToken, WorkerKind};
 
 /// The plain filters `[O, C/groups, kernel...]`, row-major. A layer keeps them to encode them again or to compute locally.
 /// Share them this way instead of copying them if the caller keeps them as well.
@@ -48,6 +49,13 @@ pub(super) struct Quality {
     pub(super) recomputed: usize,
 }
 
+impl Quality {
+    /// The quality of an output that was rounded to the integers that it must be.
+    pub(super) fn exact(self) -> Self {
+        Self { error_bound: 0.0, windowwise: 0.0, ..self }
+    }
+}
+
 /// The input of a run, and what is known about it.
 #[derive(Clone, Copy)]
 pub(super) struct RunInput<'a, T: Element> {
@@ -73,8 +81,12 @@ impl<T: Element> Common<T> {
         shape: ConvShape,
         weight: SharedWeight<T>,
         bias: Option<Vec<T>>,
-        options: LayerOptions,
+        mut options: LayerOptions,
     ) -> Self {
+        if options.integers.is_some() {
+            // Rounded outputs have no error to limit.
+            options.max_error = None;
+        }
         let filters = FilterScales::new((*weight).as_ref(), shape.reduction());
         let biases = bias.as_deref().unwrap_or_default();
         // A sum may overflow although no element is infinite.
@@ -164,6 +176,8 @@ impl<T: Element> Common<T> {
             amplification: 1.0,
             recomputed: 0,
         };
+        // Sums of integers within the range of the type are exact.
+        let quality = if self.options.integers.is_some() { quality.exact() } else { quality };
         self.check(&quality).map(|()| quality)
     }
 
@@ -208,6 +222,17 @@ fn group_weights(shape: &ConvShape, filters: &FilterScales) -> Vec<f64> {
         energies.iter().zip(undo).map(|(energy, undo)| energy.max(mean) * undo * undo).sum()
     };
     filters.energies.chunks(group_out).zip(filters.undo.chunks(group_out)).map(of_group).collect()
+}
+
+/// Rounding of the results of a layer on the workers of a pool.
+pub(super) fn rounding_of<T: Element>(pool: &Pool, shape: &ConvShape, plain: bool) -> Rounding {
+    let rounding = Rounding::plain::<T>(shape.reduction());
+    if plain {
+        return rounding;
+    }
+    // A GPU worker chooses its own kernel, here or on another machine.
+    let gpus = pool.workers().any(|info| info.kind != WorkerKind::Cpu);
+    Rounding { half: pool.keeps_half(), filtering: gpus && shape.suits_filtering(), ..rounding }
 }
 
 /// Number of threads for local computation.

@@ -281,6 +281,9 @@ impl<T: Element> CodedConv<T> {
         let scan = main.scan.scan(input, &common.rooms);
         let flaw = if scan.finite { None } else { non_finite("input", input) };
         refuse_unless_passed(main.code(), common.options.policy.audit, flaw)?;
+        if let Some(integers) = &main.integers {
+            integers.check(input, scan.largest)?;
+        }
         let assessment = if scan.finite && common.finite {
             main.rules.accuracy.assess(&scan.spread)
         } else {

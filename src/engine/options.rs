@@ -73,6 +73,12 @@ pub struct LayerOptions {
     pub max_windowwise: WindowwiseLimit,
     /// Activation applied to the output, after the bias.
     pub clamp: Option<Clamp>,
+    /// Declares that filters, bias and all inputs are integers, and the largest magnitude of an input element. The outputs
+    /// are then rounded to integers and exact: the layer is computed so that no error reaches a half before the rounding.
+    /// Filters, bias and bounds of the activation are checked when the layer is prepared, inputs at every run. A decoded
+    /// output that is too far from every integer proves that a result is wrong; the layer is then computed on this
+    /// machine, and the worker is looked for.
+    pub integers: Option<f64>,
     /// Receives the report of every run, also of runs without output.
     pub observer: Option<ReportObserver>,
 }
@@ -118,6 +124,7 @@ impl Default for LayerOptions {
             max_error: None,
             max_windowwise: WindowwiseLimit::Automatic,
             clamp: None,
+            integers: None,
             observer: None,
         }
     }
@@ -243,6 +250,14 @@ impl LayerOptions {
         self
     }
 
+    /// Declares that filters, bias and inputs are integers, with the largest magnitude of an input element:
+    /// [`LayerOptions::integers`].
+    #[must_use]
+    pub fn integers(mut self, largest: f64) -> Self {
+        self.integers = Some(largest);
+        self
+    }
+
     /// Sets the observer of every run.
     #[must_use]
     pub fn observer(mut self, observer: ReportObserver) -> Self {
@@ -268,6 +283,12 @@ impl LayerOptions {
             let help = "give a relative error above zero, such as 1e-4, or off";
             let what = Message::about("windowwise limit", Parameter::MaxWindowwise);
             return Err(Error::invalid(what, limit, help));
+        }
+        if let Some(largest) = self.integers
+            && !(largest.is_finite() && largest >= 0.0)
+        {
+            let help = "give a finite number that is not negative, such as 255";
+            return Err(Error::invalid("largest magnitude of integers in the input", largest, help));
         }
         match self.max_error {
             Some(limit) if limit.is_nan() || limit <= 0.0 => Err(Error::invalid(

@@ -12,23 +12,24 @@ use std::time::{Duration, Instant};
 use rayon::prelude::*;
 
 use super::accuracy::{Accuracy, typical_condition};
-use super::common::{Common, Quality, RunInput, relative_to, threads};
+use super::common::{Common, Quality, RunInput, relative_to, rounding_of, threads};
+use super::integers::Integers;
 use super::placement::FilterPlacement;
 use super::rules::RunRules;
 use super::tracker::DecodingTracker;
 use super::watch::Watch;
 use crate::array::{Buffers, Element, Pooled, first_non_finite};
-use crate::coding::{Code, Decoder, Epilogue, ParityCheckCache, Rounding, Sketcher, decode, encode_distinct};
+use crate::coding::{Code, Decoder, Epilogue, ParityCheckCache, Sketcher, decode, encode_distinct};
 use crate::conv::{conv_uncoded, outputs_at};
 use crate::error::{Error, Result};
-use crate::ids::WorkerId;
+use crate::ids::{SubtaskId, WorkerId};
 use crate::partition::{FilterPartition, InputPartition, OutputTiling};
 use crate::planner::subtask_shape;
 use crate::scaling::{InputScan, ScanOptions, ScanPlan};
 use crate::scheduler::{
     Audit, Decision, Fleet, JobLayer, JobPlan, OnShortfall, Pool, Recovery, RunOutcome, run_job,
 };
-use crate::worker::{SubtaskShape, WorkerKind};
+use crate::worker::SubtaskShape;
 
 /// A sub-result whose error exceeds this many times the rounding bound is wrong.
 const LIE: f64 = 8.0;
@@ -44,6 +45,8 @@ pub(super) struct Variant<T: Element> {
     watch: Watch,
     /// Buffers of slabs and results.
     buffers: Buffers,
+    /// Set if outputs are integers.
+    pub(super) integers: Option<Integers>,
 }
 
 /// A run under one code, with or without an output.
@@ -76,21 +79,27 @@ impl<T: Element> Variant<T> {
         let slabs = InputPartition::new(shape, code.k_a())?;
         let filters = FilterPartition::new(shape, code.k_b())?;
         let subtask = SubtaskShape { plain, ..subtask_shape(shape, &code)? };
-        let rounding = rounding::<T>(pool, common, plain);
+        let rounding = rounding_of::<T>(pool, shape, plain);
+        let integers = Integers::of(common)?;
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         let sketcher = || Arc::new(Sketcher::new(subtask.conv.output_elems(), options.seed ^ id));
         let mixes = code.kind().mixes();
         let scan = ScanOptions {
-            mixed: mixes && code.k_a() > 1,
+            // Errors of integers are absolute: it does not matter what a window is mixed with.
+            mixed: mixes && code.k_a() > 1 && integers.is_none(),
             always_scaled: rounding.half,
-            widened: rounding.filtering,
+            widened: rounding.filtering && integers.is_none(),
             floor: rounding.floor(),
         };
         let half = rounding.half;
         let scan = ScanPlan::new(shape, &slabs, scan);
         let accuracy = Accuracy {
             rounding,
-            limit: Accuracy::limit(options.max_windowwise, options.max_error, T::DTYPE, half),
+            limit: match integers {
+                // Rounding removes the errors that the options limit.
+                Some(integers) => Some(integers.limit()),
+                None => Accuracy::limit(options.max_windowwise, options.max_error, T::DTYPE, half),
+            },
             typical_condition: typical_condition(&code),
             windows: scan.windows(),
             window_macs: (shape.reduction() * (shape.out_channels / shape.groups)) as f64,
@@ -107,6 +116,7 @@ impl<T: Element> Variant<T> {
             buffers,
             scan,
             slabs,
+            integers,
         })
     }
 
@@ -156,18 +166,19 @@ impl<T: Element> Variant<T> {
             // A run ends with `Decode` only after a verdict that chose a decoder.
             (Decision::Local | Decision::Decode, _) => {
                 tracing::warn!("too few results: computing the layer locally");
-                Ok(None)
+                Ok(Decoded::Imprecise)
             }
         };
+        let doubted = gathered.recovery.in_doubt() || matches!(output, Ok(Decoded::Wrong));
         let output = match output {
-            Ok(Some(decoded)) => Ok(decoded),
-            Ok(None) => {
+            Ok(Decoded::Well(quality)) => Ok(quality),
+            Ok(Decoded::Imprecise | Decoded::Wrong) => {
                 (gathered.end, decoder) = (Decision::Local, None);
                 common.compute_locally(run, &self.scan, self.code(), gathered.left, to)
             }
             Err(error) => Err(error),
         };
-        if gathered.recovery.in_doubt() && matches!(gathered.end, Decision::Local) {
+        if doubted && matches!(gathered.end, Decision::Local) {
             self.find_faulty(&slabs, &mut gathered, decoding);
         }
         if audit == Audit::Watch {
@@ -213,7 +224,7 @@ impl<T: Element> Variant<T> {
         self.flag(gathered, &faulty);
     }
 
-    /// After a contradiction that the audit could not resolve: recomputes results on this machine, as long as the deadline
+    /// After a contradiction that the audit could not resolve, or an output that cannot be right: recomputes results on this machine, as long as the deadline
     /// allows, to find the faulty workers.
     fn find_faulty(
         &self,
@@ -224,7 +235,8 @@ impl<T: Element> Variant<T> {
         let shape = &self.placement.subtask;
         let rounding = self.rules.accuracy.rounding;
         let mut faulty = Vec::new();
-        for subtask in gathered.arrivals.complete().to_vec() {
+        let examined: Vec<SubtaskId> = gathered.arrivals.subtasks().collect();
+        for subtask in examined {
             if since.elapsed() > gathered.left {
                 break;
             }
@@ -264,14 +276,14 @@ impl<T: Element> Variant<T> {
         }
     }
 
-    /// Decodes and applies bias and activation; `None` if the error may exceed the limit and computing locally is better.
+    /// Decodes and applies bias and activation.
     fn decode(
         &self,
         run: &RunInput<'_, T>,
         decoder: &Decoder,
         gathered: &RunOutcome<DecodingTracker<'_>>,
         output: &mut [T],
-    ) -> Result<Option<Quality>> {
+    ) -> Result<Decoded> {
         let RunInput { common, scan, amplification, .. } = *run;
         let finite = run.finite();
         let (condition, rounding) = (decoder.condition(), self.rules.accuracy.rounding);
@@ -283,7 +295,7 @@ impl<T: Element> Variant<T> {
                 windowwise,
                 "decoding would lose too many digits: computing the layer locally"
             );
-            return Ok(None);
+            return Ok(Decoded::Imprecise);
         }
         let results = decoder.inputs().iter().map(|of| {
             let arrival = gathered.arrivals.get(of.subtask, self.code().index_of(*of));
@@ -308,10 +320,19 @@ impl<T: Element> Variant<T> {
             return Err(overflow::<T>(gathered, &self.placement.pool));
         }
         let quality = self.quality(run, condition, &repaired, norm, output);
+        if let Some(integers) = &self.integers {
+            let near = integers.round(&common.shape, &common.filters.sums, quality.windowwise, output);
+            if !near {
+                tracing::warn!("an output is no integer, so a result is wrong: computing the layer locally");
+            }
+            return Ok(if near { Decoded::Well(quality.exact()) } else { Decoded::Wrong });
+        }
         match common.check(&quality) {
-            Ok(()) => Ok(Some(quality)),
+            Ok(()) => Ok(Decoded::Well(quality)),
             // Computing locally has a smaller error.
-            Err(_) if condition * amplification > 1.0 || rounding.half || rounding.filtering => Ok(None),
+            Err(_) if condition * amplification > 1.0 || rounding.half || rounding.filtering => {
+                Ok(Decoded::Imprecise)
+            }
             Err(error) => Err(error),
         }
     }
@@ -398,6 +419,15 @@ impl<T: Element> Variant<T> {
     }
 }
 
+/// The outcome of decoding.
+enum Decoded {
+    Well(Quality),
+    /// The error may exceed the limit, and computing locally is better.
+    Imprecise,
+    /// An output is not what any correct results decode to.
+    Wrong,
+}
+
 /// Outputs computed on this machine beside decoding.
 #[derive(Debug, Default)]
 struct Repaired {
@@ -406,17 +436,6 @@ struct Repaired {
     /// For each image and group with such windows: the sum of squares of the largest magnitudes of all other windows, times
     /// the unit squared.
     others: Vec<(usize, f64)>,
-}
-
-/// Rounding of the layer's results on the workers of a pool.
-fn rounding<T: Element>(pool: &Pool, common: &Common<T>, plain: bool) -> Rounding {
-    let rounding = Rounding::plain::<T>(common.shape.reduction());
-    if plain {
-        return rounding;
-    }
-    // A GPU worker chooses its own kernel, here or on another machine.
-    let gpus = pool.workers().any(|info| info.kind != WorkerKind::Cpu);
-    Rounding { half: pool.keeps_half(), filtering: gpus && common.shape.suits_filtering(), ..rounding }
 }
 
 fn overflow<T: Element>(gathered: &RunOutcome<DecodingTracker<'_>>, pool: &Pool) -> Error {

@@ -25,6 +25,7 @@ use super::conv::ConvOp;
 use super::guard::{guarded, refused};
 use super::load::Model;
 use super::resize::Nearest;
+use super::whole::WholeSums;
 use crate::error::Result;
 
 /// The batch items in a value.
@@ -115,7 +116,7 @@ fn through(node: &TypedNode, of: &[Items], facts: &[&TypedFact], output: &TypedF
     // Whether only the first input depends on the data.
     let only_first = || of.iter().skip(1).all(|items| *items == Items::None);
     let op = &node.op;
-    if op.is::<Identity>() || op.is::<ElementWiseOp>() || op.is::<Cast>() {
+    if op.is::<Identity>() || op.is::<ElementWiseOp>() || op.is::<Cast>() || op.is::<WholeSums>() {
         return first;
     }
     if op.is::<TypedBinOp>() || op.is::<Iff>() {

@@ -11,6 +11,7 @@ use tract_onnx::tract_core::internal::{
 use tract_onnx::tract_core::ops::binary::TypedBinOp;
 use tract_onnx::tract_core::ops::identity::Identity;
 
+use super::whole::WholeSums;
 use crate::coding::Clamp;
 
 /// Maximum depth to which the computation of a constant is followed.
@@ -44,6 +45,8 @@ pub(super) struct Folded {
     pub(super) scale: Vec<f64>,
     pub(super) shift: Vec<f64>,
     pub(super) clamp: Option<Clamp>,
+    /// Set if outputs are integers: the largest magnitude of an element of the data, which are integers too.
+    pub(super) integers: Option<u32>,
     pub(super) last: OutletId,
 }
 
@@ -57,7 +60,8 @@ impl Folded {
         channels: usize,
         shift: Vec<f64>,
     ) -> TractResult<Self> {
-        let mut folded = Self { scale: vec![1.0; channels], shift, clamp: None, last: outlet };
+        let mut folded =
+            Self { scale: vec![1.0; channels], shift, clamp: None, integers: None, last: outlet };
         // A graph has no cycles, so this ends.
         while let Some(next) = folded.step(model, axis)? {
             folded = next;
@@ -71,6 +75,9 @@ impl Folded {
     }
 
     fn step(&self, model: &TypedModel, axis: usize) -> TractResult<Option<Self>> {
+        if self.integers.is_some() {
+            return Ok(None);
+        }
         let [successor] = model.outlet_successors(self.last) else { return Ok(None) };
         if model.output_outlets()?.contains(&self.last) {
             return Ok(None);
@@ -83,6 +90,10 @@ impl Folded {
         let last = OutletId::new(node.id, 0);
         if node.op_is::<Identity>() {
             return Ok(Some(Self { last, ..self.clone() }));
+        }
+        if let Some(sums) = node.op_as::<WholeSums>() {
+            let plain = self.clamp.is_none() && self.keeps_filters() && self.shift.iter().all(|s| *s == 0.0);
+            return Ok(plain.then(|| Self { integers: Some(sums.largest), last, ..self.clone() }));
         }
         let (Some(op), [a, b]) = (node.op_as::<TypedBinOp>(), &node.inputs[..]) else { return Ok(None) };
         let ours_first = successor.slot == 0;
@@ -141,7 +152,13 @@ mod tests {
     use super::*;
 
     fn start() -> Folded {
-        Folded { scale: vec![1.0; 2], shift: vec![1.0, -1.0], clamp: None, last: OutletId::new(0, 0) }
+        Folded {
+            scale: vec![1.0; 2],
+            shift: vec![1.0, -1.0],
+            clamp: None,
+            integers: None,
+            last: OutletId::new(0, 0),
+        }
     }
 
     /// The value of the fold at x.

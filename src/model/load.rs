@@ -15,7 +15,7 @@ use super::external::{self, External};
 use super::guard::{guarded, one_line, refused};
 use super::lower::lower;
 use super::tensor::dtype_name;
-use super::{check, functions, resize, tidy, upsample};
+use super::{check, functions, quantised, resize, tidy, upsample, whole};
 use crate::error::{Error, Message, Parameter, Result};
 use crate::files::Input;
 use crate::memory;
@@ -160,10 +160,14 @@ impl Model {
             return Err(refused(&name, &format!("uses operators that cannot be run: {which}: {help}")));
         }
         check::graph(graph, opset)
-            .and_then(|()| tidy::graph(graph, opset))
+            .and_then(|()| {
+                quantised::graph(graph);
+                tidy::graph(graph, opset)
+            })
             .map_err(|why| refused(&name, &why))?;
         onnx.op_register.insert(resize::NAME, resize::parse);
         onnx.op_register.insert(upsample::LINEAR, upsample::parse_linear);
+        onnx.op_register.insert(whole::NAME, whole::parse);
         let made = graph.node.iter().flat_map(|n| &n.output).chain(graph.initializer.iter().map(|i| &i.name));
         let defined: HashSet<&String> = made.chain(graph.input.iter().map(|i| &i.name)).collect();
         if let Some(output) = graph.output.iter().find(|o| !defined.contains(&o.name)) {

@@ -19,7 +19,7 @@ use super::prepared::{CodedLayer, LayerPlacement, LocalLayer, PreparedModel, Sig
 use super::runnable::{Program, shunt};
 use crate::array::{DType, Element};
 use crate::coding::Code;
-use crate::engine::{CodedConv, LayerOptions, SharedWeight};
+use crate::engine::{CodedConv, LayerOptions, SharedWeight, integers_fit};
 use crate::error::Result;
 use crate::memory;
 use crate::planner::{LayerMemory, LayerPlan, Way, subtask_shape};
@@ -69,16 +69,18 @@ impl Model {
                     match plan.map_err(|e| of_layer(&name, e))? {
                         LayerPlan { way: Way::Local, why, .. } => Err(why),
                         LayerPlan { way: Way::Coded { code, n, k_a, k_b, .. }, .. } => {
-                            Ok((found, (code, n, (k_a, k_b))))
+                            let code = Code::new(code, k_a, k_b, n).map_err(|e| of_layer(&name, e))?;
+                            precision(pool, &found, &code, options.precision)
+                                .map(|dtype| (found, code, dtype))
                         }
                     }
                 }
             };
             match placed {
                 Err(why) => places.push(local(why, name, op)),
-                Ok((found, way)) => {
+                Ok((found, code, dtype)) => {
                     places.push(LayerPlacement::Coded(to_code.len()));
-                    to_code.push((name, op, found, way));
+                    to_code.push((name, op, found, code, dtype));
                 }
             }
         }
@@ -94,33 +96,29 @@ impl Model {
             }
         }
         let mut needed = ModelMemory::of(self.name(), &graph)?;
-        for (name, _, found, (code, n, (k_a, k_b))) in &to_code {
-            let layer = || -> Result<LayerMemory> {
-                let code = Code::new(*code, *k_a, *k_b, *n)?;
-                let subtask = subtask_shape(&found.shape, &code)?;
-                let dtype = arithmetic(found, options.precision);
-                Ok(LayerMemory::of(&found.shape, &code, &subtask, dtype, pool.share_here(), pool.cores()))
-            };
-            needed.add(&layer().map_err(|e| of_layer(name, e))?, copied_bytes(found, options.precision));
+        for (name, _, found, code, dtype) in &to_code {
+            let subtask = subtask_shape(&found.shape, code).map_err(|e| of_layer(name, e))?;
+            let (share, cores) = (pool.share_here(), pool.cores());
+            let layer = LayerMemory::of(&found.shape, code, &subtask, *dtype, share, cores);
+            needed.add(&layer, copied_bytes(found, *dtype));
         }
         tracing::info!(estimated_bytes = needed.total(), ?needed, "memory");
         memory::require(&format!("{}, prepared and run,", self.name()), needed.additional())?;
         let total = to_code.len();
         let mut coded = Vec::with_capacity(total);
-        for (index, (name, op, found, (code, n, partitions))) in to_code.into_iter().enumerate() {
+        for (index, (name, op, found, code, dtype)) in to_code.into_iter().enumerate() {
             let layer = LayerOptions {
                 name: name.clone(),
-                code,
-                subtasks: Some(n),
-                partitions: Some(partitions),
+                code: code.kind(),
+                subtasks: Some(code.n()),
+                partitions: Some((code.k_a(), code.k_b())),
                 clamp: found.folded.clamp,
+                integers: found.folded.integers.map(f64::from),
                 ..options.layer.clone()
             };
             // From here on the graph no longer needs the filters of the layer.
             guarded(self.name(), || replace(&mut graph, &name, &found, index))?;
-            coded.push(
-                prepare_layer(pool, found, op, layer, options.precision).map_err(|e| of_layer(&name, e))?,
-            );
+            coded.push(prepare_layer(pool, found, op, layer, dtype).map_err(|e| of_layer(&name, e))?);
             observe(Progress { done: index + 1, total, layer: &name });
         }
         let program = guarded(self.name(), || Program::of(graph))?;
@@ -139,15 +137,41 @@ fn replace(graph: &mut TypedModel, name: &str, found: &Found, index: usize) -> T
     shunt(graph, found.folded.last, OutletId::new(coded, 0))
 }
 
-/// The arithmetic type of a layer.
-fn arithmetic(found: &Found, precision: Option<DType>) -> DType {
-    let own = if found.dtype == f64::datum_type() { DType::F64 } else { DType::F32 };
-    precision.unwrap_or(own)
+/// The element type of a layer in the graph.
+fn own_type(found: &Found) -> DType {
+    if found.dtype == f64::datum_type() { DType::F64 } else { DType::F32 }
+}
+
+/// The arithmetic of the workers for a layer, where `asked` is what the caller wants. Sums of integers are computed in f32
+/// where rounding then gives them exactly, otherwise in f64; if a worker has no f64, the error says so, and the layer stays
+/// on the host.
+fn precision(pool: &Pool, found: &Found, code: &Code, asked: Option<DType>) -> Result<DType, String> {
+    let Some(largest) = found.folded.integers else { return Ok(asked.unwrap_or(own_type(found))) };
+    let sum = f64::from(largest) * largest_filter(found);
+    if asked != Some(DType::F64) && integers_fit::<f32>(pool, &found.shape, code, sum) {
+        return Ok(DType::F32);
+    }
+    let unable = |error| format!("its sums of integers reach {sum:.0}, too large for f32: {error}");
+    pool.check_dtype(DType::F64).map(|()| DType::F64).map_err(unable)
+}
+
+/// The largest sum of magnitudes of a filter.
+fn largest_filter(found: &Found) -> f64 {
+    let (terms, outputs) = (found.shape.reduction(), found.shape.out_channels);
+    let mut sums = vec![0.0; outputs];
+    let view = found.weight.as_plain_ram();
+    // Sums of integers are in f64; of others, no bound is known.
+    let Some(weights) = view.as_ref().and_then(|view| view.as_slice::<f64>().ok()) else {
+        return f64::INFINITY;
+    };
+    for (at, weight) in weights.iter().enumerate() {
+        sums[if found.transposed { at % outputs } else { at / terms }] += weight.abs();
+    }
+    sums.into_iter().fold(0.0, f64::max)
 }
 
 /// Bytes of filters that a layer does not share with the model.
-fn copied_bytes(found: &Found, precision: Option<DType>) -> u64 {
-    let dtype = arithmetic(found, precision);
+fn copied_bytes(found: &Found, dtype: DType) -> u64 {
     let shared = match dtype {
         DType::F32 => Shared::<f32>::of(found).is_some(),
         DType::F64 => Shared::<f64>::of(found).is_some(),
@@ -160,9 +184,9 @@ fn prepare_layer(
     found: Found,
     op: LayerOp,
     options: LayerOptions,
-    precision: Option<DType>,
+    dtype: DType,
 ) -> Result<CodedLayer> {
-    Ok(match (arithmetic(&found, None), arithmetic(&found, precision)) {
+    Ok(match (own_type(&found), dtype) {
         (DType::F32, DType::F32) => CodedLayer::f32(op, convolution::<f32, f32>(pool, found, options)?),
         (DType::F32, DType::F64) => CodedLayer::f64(op, convolution::<f32, f64>(pool, found, options)?),
         (DType::F64, DType::F32) => CodedLayer::f32(op, convolution::<f64, f32>(pool, found, options)?),
@@ -280,7 +304,7 @@ mod tests {
         mistake(&mut found);
         replace(&mut graph, &name, &found, 0).unwrap();
         let layer = LayerOptions { name, ..LayerOptions::default() };
-        let layers = vec![prepare_layer(pool, found, op, layer, None).unwrap()];
+        let layers = vec![prepare_layer(pool, found, op, layer, DType::F32).unwrap()];
         let signature = Signature::of(model).unwrap();
         let places = vec![LayerPlacement::Coded(0)];
         PreparedModel::new(signature, Program::of(graph).unwrap(), layers, places, ModelMemory::default())

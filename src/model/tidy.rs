@@ -77,19 +77,19 @@ pub(super) fn graph(graph: &mut GraphProto, opset: i64) -> Result<(), String> {
 }
 
 /// Generates names of values that a graph does not contain.
-struct Fresh {
+pub(super) struct Fresh {
     taken: HashSet<String>,
     next: usize,
 }
 
 impl Fresh {
-    fn of(graph: &GraphProto) -> Self {
+    pub(super) fn of(graph: &GraphProto) -> Self {
         let nodes = graph.node.iter().flat_map(|n| n.output.iter().chain(&n.input));
         let values = graph.input.iter().map(|i| &i.name).chain(graph.initializer.iter().map(|i| &i.name));
         Self { taken: nodes.chain(values).cloned().collect(), next: 0 }
     }
 
-    fn name(&mut self, base: &str) -> String {
+    pub(super) fn name(&mut self, base: &str) -> String {
         loop {
             let name = format!("{base}.{}", self.next);
             self.next += 1;
@@ -100,7 +100,7 @@ impl Fresh {
     }
 
     /// A node that produces a constant, and the name of the constant.
-    fn constant(&mut self, base: &str, tensor: TensorProto) -> (String, NodeProto) {
+    pub(super) fn constant(&mut self, base: &str, tensor: TensorProto) -> (String, NodeProto) {
         let name = self.name(base);
         let node = constant_node(name.clone(), tensor);
         (name, node)

@@ -9,6 +9,7 @@ mod engine;
 mod exactness;
 mod fated;
 mod faults;
+mod integers;
 #[cfg(feature = "onnx")]
 mod model;
 mod pool;

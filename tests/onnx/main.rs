@@ -5,6 +5,8 @@ mod conv;
 mod graphs;
 #[cfg(feature = "onnx")]
 mod models;
+#[cfg(feature = "onnx")]
+mod quantised;
 
 use fcdcc_test_support::suites::Suites;
 
@@ -12,5 +14,7 @@ fn main() {
     let suites = Suites::from_arguments().add("conv", conv::trials);
     #[cfg(feature = "onnx")]
     let suites = suites.add("graphs", graphs::trials).add("models", models::trials);
+    #[cfg(feature = "onnx")]
+    let suites = suites.add("quantised", quantised::trials);
     suites.run();
 }
