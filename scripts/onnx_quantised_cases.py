@@ -247,6 +247,16 @@ def conv_integer(cases, rng, name, x_type, w_type, channels, zeros, x_shape, w_s
     cases.write(f"conv_integer_{name}", graph.model(), graph.feeds(), [y], coded=1)
 
 
+def computed_filters(cases, rng):
+    """Filters that are an input of the model: nothing can be coded."""
+    graph = Graph()
+    x, w = drawn(rng, np.uint8, (1, 3, 9, 9)), drawn(rng, np.int8, (4, 3, 3, 3))
+    graph.node("ConvInteger", [graph.input("x", x), graph.input("w", w), graph.constant("xz", np.uint8(7))])
+    y = wrapped(conv_sums(x.astype(np.int64) - 7, w.astype(np.int64)))
+    graph.output("y", TensorProto.INT32, y.shape)
+    cases.write("conv_integer_computed_filters", graph.model(), graph.feeds(), [y])
+
+
 def products(cases, rng):
     for a_type, b_type, columns, shape, size in [
         ("u8", "u8", False, (5, 70), 33),
@@ -282,19 +292,21 @@ def quantisations(cases, rng):
     """QuantizeLinear at ties and beyond the range, DequantizeLinear, DynamicQuantizeLinear."""
     for dtype in TYPES:
         graph = Graph()
-        x = np.concatenate([np.arange(-600, 600) / 2, rng.normal(0, 60, 400)]).astype(F32).reshape(2, 4, 200)
+        x = np.concatenate([np.arange(-600, 600) / 2, np.arange(-200, 200) / 20]).astype(F32).reshape(2, 4, 200)
         scale = np.array([0.5, 1.0, 0.7, 3.0], F32)
         zero = drawn(rng, TYPES[dtype], 4, 0.6)
         graph.input("x", x)
         graph.node("QuantizeLinear", ["x", graph.constant("s", scale), graph.constant("z", zero)], "y", axis=1)
         graph.node("DequantizeLinear", ["y", "s", "z"], "d", axis=-2)
-        graph.node("QuantizeLinear", ["x", graph.constant("one", F32(0.5)), graph.constant("first", zero[0])], "t")
+        graph.node("QuantizeLinear", ["x", graph.constant("tenth", F32(0.1)), graph.constant("first", zero[0])], "t")
         y = quantised(x, scale, zero)
         kind = helper.np_dtype_to_tensor_dtype(zero.dtype)
         graph.output("y", kind, x.shape)
         graph.output("d", TensorProto.FLOAT, x.shape)
         graph.output("t", kind, x.shape)
-        outputs = [y, dequantised(y, scale, zero), quantised(x, F32(0.5), zero[0])]
+        # Ties where the quotient differs from a product with the reciprocal.
+        assert np.count_nonzero(np.rint(x / F32(0.1)) != np.rint(x * (F32(1) / F32(0.1)))) > 10
+        outputs = [y, dequantised(y, scale, zero), quantised(x, F32(0.1), zero[0])]
         cases.write(f"quantise_{dtype}", graph.model(), graph.feeds(), outputs)
     for name, x in {
         "mixed": rng.normal(0.3, 2, (3, 50)),
@@ -440,6 +452,7 @@ def main(out):
             differ.append(f"{name} not there: {str(error)[:60]}")
         x_type, w_type, channels, zeros, x_shape, w_shape, attributes = given
         conv_integer(cases, rng, name, x_type, w_type, channels, zeros, x_shape, w_shape, attributes)
+    computed_filters(cases, rng)
     products(cases, rng)
     quantisations(cases, rng)
     dynamic_conv(cases, rng)

@@ -45,8 +45,8 @@ pub(super) struct Folded {
     pub(super) scale: Vec<f64>,
     pub(super) shift: Vec<f64>,
     pub(super) clamp: Option<Clamp>,
-    /// Set if outputs are integers: the largest magnitude of an element of the data, which are integers too.
-    pub(super) integers: Option<u32>,
+    /// Set if data and outputs are integers.
+    pub(super) integers: Option<WholeSums>,
     pub(super) last: OutletId,
 }
 
@@ -93,7 +93,7 @@ impl Folded {
         }
         if let Some(sums) = node.op_as::<WholeSums>() {
             let plain = self.clamp.is_none() && self.keeps_filters() && self.shift.iter().all(|s| *s == 0.0);
-            return Ok(plain.then(|| Self { integers: Some(sums.largest), last, ..self.clone() }));
+            return Ok(plain.then(|| Self { integers: Some(*sums), last, ..self.clone() }));
         }
         let (Some(op), [a, b]) = (node.op_as::<TypedBinOp>(), &node.inputs[..]) else { return Ok(None) };
         let ours_first = successor.slot == 0;

@@ -64,13 +64,13 @@ impl Model {
             let placed = match found {
                 Err(why) => Err(why),
                 Ok(_) if stays(op, options) => Err(STAYS.to_owned()),
-                Ok(found) => {
+                Ok(mut found) => {
                     let plan = place(&found, op, pool.len(), &rates, options);
                     match plan.map_err(|e| of_layer(&name, e))? {
                         LayerPlan { way: Way::Local, why, .. } => Err(why),
                         LayerPlan { way: Way::Coded { code, n, k_a, k_b, .. }, .. } => {
                             let code = Code::new(code, k_a, k_b, n).map_err(|e| of_layer(&name, e))?;
-                            precision(pool, &found, &code, options.precision)
+                            precision(pool, &mut found, &code, options.precision)
                                 .map(|dtype| (found, code, dtype))
                         }
                     }
@@ -113,7 +113,7 @@ impl Model {
                 subtasks: Some(code.n()),
                 partitions: Some((code.k_a(), code.k_b())),
                 clamp: found.folded.clamp,
-                integers: found.folded.integers.map(f64::from),
+                integers: found.folded.integers.map(|sums| f64::from(sums.largest)),
                 ..options.layer.clone()
             };
             // From here on the graph no longer needs the filters of the layer.
@@ -143,16 +143,21 @@ fn own_type(found: &Found) -> DType {
 }
 
 /// The arithmetic of the workers for a layer, where `asked` is what the caller wants. Sums of integers are computed in f32
-/// where rounding then gives them exactly, otherwise in f64; if a worker has no f64, the error says so, and the layer stays
-/// on the host.
-fn precision(pool: &Pool, found: &Found, code: &Code, asked: Option<DType>) -> Result<DType, String> {
-    let Some(largest) = found.folded.integers else { return Ok(asked.unwrap_or(own_type(found))) };
-    let sum = f64::from(largest) * largest_filter(found);
+/// where rounding then gives them exactly, otherwise in f64. If the caller asks for f32, or a worker has no f64, sums for
+/// which the file asks in floats are computed as floats; others stay on the host, and the error says why.
+fn precision(pool: &Pool, found: &mut Found, code: &Code, asked: Option<DType>) -> Result<DType, String> {
+    let Some(sums) = found.folded.integers else { return Ok(asked.unwrap_or(own_type(found))) };
+    let sum = f64::from(sums.largest) * largest_filter(found);
     if asked != Some(DType::F64) && integers_fit::<f32>(pool, &found.shape, code, sum) {
         return Ok(DType::F32);
     }
+    let able = pool.check_dtype(DType::F64);
+    if sums.floats && (asked == Some(DType::F32) || able.is_err()) {
+        found.folded.integers = None;
+        return Ok(DType::F32);
+    }
     let unable = |error| format!("its sums of integers reach {sum:.0}, too large for f32: {error}");
-    pool.check_dtype(DType::F64).map(|()| DType::F64).map_err(unable)
+    able.map(|()| DType::F64).map_err(unable)
 }
 
 /// The largest sum of magnitudes of a filter.

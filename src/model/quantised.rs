@@ -6,8 +6,8 @@
 //! the sums follows the standard and onnxruntime: sums in int32, scales and products in f32, halves to the even number.
 //!
 //! A convolution of a QDQ graph is rewritten too, although its file asks for floats: its output then does not depend on which
-//! workers answered, not even where rounding errors would decide a tie of the next quantisation. QuantizeLinear and its
-//! likes are rewritten because tract rounds halves away from zero.
+//! workers answered, not even where rounding errors would decide a tie of the next quantisation. QuantizeLinear is
+//! rewritten because tract multiplies by the reciprocal of the scale, which decides some ties otherwise than the quotient.
 //!
 //! Invariant: the meaning of the file does not change. A node whose types or shapes are not known from the file stays as it
 //! is, for tract.
@@ -211,6 +211,7 @@ impl Rewriting {
         }
         let scale = self.along(&w.scale, 0, rank.checked_sub(1)?)?;
         let sums = self.conv(node, (&x.integers, x.zero.as_deref()), (&w.integers, w.zero.as_deref()))?;
+        self.nodes.attribute(integer(whole::FLOATS, 1));
         let floats = self.nodes.cast(&sums, F32);
         let factor = self.nodes.op("Mul", &[&x.scale, &w.scale]);
         let factor = self.nodes.reshaped(&factor, scale);

@@ -25,11 +25,16 @@ pub(super) const NAME: &str = "Whole sums";
 /// The attribute with the largest magnitude of the data.
 pub(super) const LARGEST: &str = "largest";
 
+/// The attribute that is 1 where the file asks for sums in floats.
+pub(super) const FLOATS: &str = "floats";
+
 /// Rounds sums in f64 to the integers that they are.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct WholeSums {
     /// Largest magnitude of an element of the data.
     pub(super) largest: u32,
+    /// Whether the file asks for sums in floats, so that these may be as inexact as floats are.
+    pub(super) floats: bool,
 }
 
 /// The parser for tract's operator register.
@@ -42,7 +47,8 @@ pub(super) fn parse(
 ) -> TractResult<(Box<dyn InferenceOp>, Vec<String>)> {
     let largest = attribute(node, LARGEST).and_then(|largest| u32::try_from(largest.i).ok());
     let largest = largest.ok_or_else(|| format_err!("{NAME} without the largest magnitude"))?;
-    Ok((expand(WholeSums { largest }), Vec::new()))
+    let floats = attribute(node, FLOATS).is_some_and(|floats| floats.i == 1);
+    Ok((expand(WholeSums { largest, floats }), Vec::new()))
 }
 
 impl Expansion for WholeSums {
@@ -61,7 +67,7 @@ impl Expansion for WholeSums {
     }
 
     fn wire(&self, prefix: &str, model: &mut TypedModel, inputs: &[OutletId]) -> TractResult<TVec<OutletId>> {
-        model.wire_node(prefix, self.clone(), &[inputs[0]])
+        model.wire_node(prefix, *self, &[inputs[0]])
     }
 }
 

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use fcdcc::array::DType;
 use fcdcc::model::{GemmChoice, Model, ModelOptions, ModelRun, Tensor};
-use fcdcc::worker::inject;
+use fcdcc::worker::{inject, intercept};
 use fcdcc::{Completion, CpuWorker, LayerOptions, OnShortfall, Pool};
 use fcdcc_test_support::oracle;
 use libtest_mimic::{Failed, Trial};
@@ -28,7 +28,7 @@ const SUBTASKS: usize = 6;
 const CRASHED: &str = "1,4:crash";
 
 /// Minimum number of cases of the script.
-const CASES_AT_LEAST: usize = 51;
+const CASES_AT_LEAST: usize = 52;
 
 struct Case {
     name: String,
@@ -163,6 +163,27 @@ fn a_difference_of_one_is_noticed(folder: &Path) -> Result<(), Failed> {
     Ok(())
 }
 
+/// Workers without f64, such as GPUs: sums that f32 cannot hold stay on this machine, and those for which the file asks in
+/// floats are computed in floats.
+fn workers_without_f64(folders: &[(String, PathBuf)]) -> Result<(), Failed> {
+    let of = |wanted: &str| folders.iter().find(|(name, _)| name == wanted).map(|(_, path)| Case::load(path));
+    for (name, local) in [("qlinear_conv_deep", true), ("qdq_conv_i8_i8_relu", false)] {
+        let case = of(name).ok_or("there is no such case")?;
+        let worker = |i: usize| {
+            intercept(CpuWorker::new(format!("cpu-{i}"), 1)).with_info(|info| info.f64 = false).boxed()
+        };
+        let pool = Pool::new((0..SUBTASKS).map(worker).collect())?;
+        let run = case.model.prepare(&pool, &ModelOptions::default())?.run(&case.inputs)?;
+        assert_eq!(case.difference(run.outputs.iter().map(|output| &output.tensor)), None, "{name}");
+        let why = run.layers[0].why_local.as_deref();
+        let named =
+            why.is_some_and(|why| why.contains("too large for f32") && why.contains("f64 arithmetic"));
+        assert_eq!(named, local, "{why:?}");
+        assert!(local || run.layers[0].error_bound > 0.0, "{:?}", run.layers[0]);
+    }
+    Ok(())
+}
+
 pub(crate) fn trials() -> Vec<Trial> {
     let folders = match oracle::cases("onnx_quantised_cases.py", &[], PACKAGES) {
         Ok(cases) => oracle::folders(&cases),
@@ -180,6 +201,8 @@ pub(crate) fn trials() -> Vec<Trial> {
             a_difference_of_one_is_noticed(&control.ok_or("there is no control case")?)
         }),
     ];
+    let all = folders.clone();
+    trials.push(Trial::test("quantised::workers_without_f64", move || workers_without_f64(&all)));
     trials.extend(
         folders
             .into_iter()

@@ -203,6 +203,7 @@ impl LayerArgs {
             max_error: self.max_error,
             max_windowwise: self.max_windowwise.unwrap_or_default(),
             clamp: None,
+            integers: None,
             observer: None,
         })
     }
