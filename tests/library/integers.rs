@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::scripted;
 use fcdcc::array::{Element, Values};
+use fcdcc::coding::Clamp;
 use fcdcc::scheduler::State;
-use fcdcc::{Audit, Clamp, Completion, ConvParams, Error, LayerOptions, Outcome, Pool, WorkerId};
+use fcdcc::{Audit, Completion, ConvParams, Error, LayerOptions, Outcome, Pool, WorkerId};
 use fcdcc_test_support::every_row;
 use fcdcc_test_support::layer::{Layer, fail, options, pool};
 

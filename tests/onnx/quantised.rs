@@ -148,8 +148,9 @@ fn agrees(folder: &Path) -> Result<(), Failed> {
     }
 }
 
-/// Negative control: an expected integer that is one too large, and a missing output.
-fn a_difference_of_one_is_noticed(folder: &Path) -> Result<(), Failed> {
+/// Negative controls: an expected integer that is one too large, and a missing output; two steps in one element where one is
+/// allowed, and one step in too many.
+fn a_difference_of_one_is_noticed(folder: &Path, qdq: &Path) -> Result<(), Failed> {
     let mut case = Case::load(folder);
     let run = case.run(CRASHED, None)?;
     let got = || run.outputs.iter().map(|output| &output.tensor);
@@ -160,6 +161,16 @@ fn a_difference_of_one_is_noticed(folder: &Path) -> Result<(), Failed> {
     assert!(case.difference(got()).is_some());
     case.outputs.clear();
     assert!(case.difference(got()).is_some());
+    for (steps, elements, noticed) in [(1, 1, false), (2, 1, true), (1, 40, true)] {
+        let mut case = Case::load(qdq);
+        let run = case.run(CRASHED, None)?;
+        let Tensor::U8(expected) = &mut case.outputs[0] else { return Err("the control needs u8".into()) };
+        for value in expected.iter_mut().filter(|value| **value < 250).take(elements) {
+            *value += steps;
+        }
+        let difference = case.difference(run.outputs.iter().map(|output| &output.tensor));
+        assert_eq!(difference.is_some(), noticed, "{steps} {elements}: {difference:?}");
+    }
     Ok(())
 }
 
@@ -190,15 +201,16 @@ pub(crate) fn trials() -> Vec<Trial> {
         Err(why) => return oracle::instead("quantised::operators", PACKAGES, why),
     };
     let count = folders.len();
-    let control: Option<PathBuf> =
-        folders.iter().find(|(name, _)| name == "qlinear_conv_u8_u8").map(|(_, path)| path.clone());
+    let named = |wanted: &str| folders.iter().find(|(name, _)| name == wanted).map(|(_, path)| path.clone());
+    let controls = named("qlinear_conv_u8_u8").zip(named("qdq_conv_u8_u8_relu"));
     let mut trials = vec![
         Trial::test("quantised::there_are_enough_cases", move || match count {
             CASES_AT_LEAST.. => Ok(()),
             _ => Err(format!("{count} cases where at least {CASES_AT_LEAST} were expected").into()),
         }),
         Trial::test("quantised::a_difference_of_one_is_noticed", move || {
-            a_difference_of_one_is_noticed(&control.ok_or("there is no control case")?)
+            let (exact, qdq) = controls.ok_or("there is no control case")?;
+            a_difference_of_one_is_noticed(&exact, &qdq)
         }),
     ];
     let all = folders.clone();
