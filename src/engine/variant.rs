@@ -235,7 +235,12 @@ impl<T: Element> Variant<T> {
         let shape = &self.placement.subtask;
         let rounding = self.rules.accuracy.rounding;
         let mut faulty = Vec::new();
-        let examined: Vec<SubtaskId> = gathered.arrivals.subtasks().collect();
+        // An audit compared complete subtasks only.
+        let examined: Vec<SubtaskId> = if gathered.recovery.in_doubt() {
+            gathered.arrivals.complete().to_vec()
+        } else {
+            gathered.arrivals.subtasks().collect()
+        };
         for subtask in examined {
             if since.elapsed() > gathered.left {
                 break;
