@@ -16,9 +16,11 @@ mod params;
 mod points;
 mod reference;
 mod staging;
+mod transposed;
 
 pub use filters::Filters;
 pub use kernel::{ConvKernel, ConvPath, OneInput, Scratch, conv_uncoded, conv_uncoded_into};
 pub use params::{AXES, ConvParams, ConvShape};
 pub use points::outputs_at;
 pub use reference::reference;
+pub use transposed::{Phases, TransposedShape};

@@ -134,7 +134,7 @@ pub struct ConvShape {
 }
 
 /// One value for each axis, from an empty slice, one number, or one for each axis, in the last `rank` canonical axes.
-fn per_axis(what: &str, given: &[usize], rank: usize, absent: usize) -> Result<[usize; AXES]> {
+pub(super) fn per_axis(what: &str, given: &[usize], rank: usize, absent: usize) -> Result<[usize; AXES]> {
     let mut axes = [absent; AXES];
     let own = &mut axes[AXES - rank..];
     match given.len() {
@@ -159,14 +159,14 @@ fn layout_help() -> Message {
         .and(" and the weight's layout [out, channels/groups, kernel...]")
 }
 
-fn at_least_one(what: &str, axes: &[usize]) -> Result<()> {
+pub(super) fn at_least_one(what: &str, axes: &[usize]) -> Result<()> {
     match axes.iter().position(|v| *v == 0) {
         Some(_) => Err(Error::invalid(what, 0, format!("{what} must be at least 1 on every axis"))),
         None => Ok(()),
     }
 }
 
-fn elems(what: &str, sizes: &[usize]) -> Result<usize> {
+pub(super) fn elems(what: &str, sizes: &[usize]) -> Result<usize> {
     sizes
         .iter()
         .try_fold(1usize, |product, size| product.checked_mul(*size))

@@ -76,7 +76,7 @@ fn add_taps<T: Element>(
 }
 
 /// All index triples of a box, row-major.
-fn points(size: [usize; AXES]) -> impl Iterator<Item = [usize; AXES]> {
+pub(super) fn points(size: [usize; AXES]) -> impl Iterator<Item = [usize; AXES]> {
     (0..size.iter().product::<usize>())
         .map(move |i| [i / (size[1] * size[2]), i / size[2] % size[1], i % size[2]])
 }

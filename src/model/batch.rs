@@ -13,7 +13,7 @@ use tract_onnx::tract_core::internal::{AxisOp, OutletId, TDim, TypedFact, TypedM
 use tract_onnx::tract_core::ops::array::{Gather, MultiBroadcastTo, Pad, Slice, Tile, Topk, TypedConcat};
 use tract_onnx::tract_core::ops::binary::TypedBinOp;
 use tract_onnx::tract_core::ops::cast::Cast;
-use tract_onnx::tract_core::ops::cnn::{Conv, Deconv, MaxPool, SumPool};
+use tract_onnx::tract_core::ops::cnn::{Conv, MaxPool, SumPool};
 use tract_onnx::tract_core::ops::downsample::Downsample;
 use tract_onnx::tract_core::ops::einsum::EinSum;
 use tract_onnx::tract_core::ops::element_wise::ElementWiseOp;
@@ -25,6 +25,7 @@ use super::conv::ConvOp;
 use super::guard::{guarded, refused};
 use super::load::Model;
 use super::resize::Nearest;
+use super::transpose::TransposeOp;
 use super::whole::WholeSums;
 use crate::error::Result;
 
@@ -122,7 +123,7 @@ fn through(node: &TypedNode, of: &[Items], facts: &[&TypedFact], output: &TypedF
     if op.is::<TypedBinOp>() || op.is::<Iff>() {
         return element_by_element(of, facts, output);
     }
-    if op.is::<ConvOp>() || op.is::<Conv>() || op.is::<Deconv>() || op.is::<MaxPool>() || op.is::<SumPool>() {
+    if op.is::<ConvOp>() || op.is::<Conv>() || op.is::<TransposeOp>() || op.is::<MaxPool>() || op.is::<SumPool>() {
         return first.filter(|axis| *axis == 0 && only_first());
     }
     if let Some(product) = op.downcast_ref::<EinSum>() {

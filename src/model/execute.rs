@@ -208,6 +208,9 @@ impl<'a> Execution<'a> {
                     concat(&rows, *outer, to);
                 }
                 Operator::Permute(permutation) => permutation.run(this.slice::<T>(&inputs[0])?, to),
+                Operator::Interleave(interleave, fill) => {
+                    interleave.run(this.slice::<T>(&inputs[0])?, fill, to);
+                }
                 Operator::SumRows(length) => sum_rows(this.slice::<T>(&inputs[0])?, *length, to),
                 Operator::Dense(dense) => {
                     dense.run(this.slice::<T>(&inputs[0])?, this.slice::<T>(&inputs[1])?, to);

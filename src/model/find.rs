@@ -1,4 +1,5 @@
-//! Finds the layers of a model that can be coded: Conv nodes, and matrix products with constant weights.
+//! Finds the layers of a model that can be coded: Conv and ConvTranspose nodes, and matrix products with constant
+//! weights.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -13,13 +14,15 @@ use tract_onnx::tract_core::ops::einsum::EinSum;
 use super::conv::ConvOp;
 use super::fold::{Folded, constant};
 use super::guard::guarded;
-use crate::conv::{ConvParams, ConvShape};
+use super::transpose::{InterleaveOp, NAME, TransposeOp};
+use crate::conv::{ConvParams, ConvShape, Phases};
 use crate::error::Result;
 
 /// The operator of a layer in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LayerOp {
     Conv,
+    ConvTranspose,
     Gemm,
 }
 
@@ -27,8 +30,14 @@ impl LayerOp {
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Conv => "Conv",
+            Self::ConvTranspose => NAME,
             Self::Gemm => "Gemm",
         }
+    }
+
+    /// The convolution that an operator of a file is.
+    pub(super) fn of_convolution(operator: &str) -> Option<Self> {
+        [Self::Conv, Self::ConvTranspose].into_iter().find(|op| op.name() == operator)
     }
 }
 
@@ -51,9 +60,34 @@ pub(super) struct Found {
     pub(super) dtype: DatumType,
     /// The filters in the order of the file.
     pub(super) weight: Arc<Tensor>,
-    /// Whether they are `[C, O]` instead of `[O, C, kernel...]`.
-    pub(super) transposed: bool,
+    pub(super) order: FilterOrder,
+    /// Scale and shift for each output channel of `shape`.
     pub(super) folded: Folded,
+    /// What makes the output of the node from that of the convolution, if they differ.
+    pub(super) interleave: Option<InterleaveOp>,
+}
+
+/// The order of the filters of a layer.
+#[derive(Debug)]
+pub(super) enum FilterOrder {
+    /// `[O, C/groups, kernel...]`.
+    ByOutputs,
+    /// `[C, O]`.
+    ByInputs,
+    /// `[C, O/groups, kernel...]` of a transposed convolution with these phases.
+    OfPhases(Box<Phases>),
+}
+
+impl FilterOrder {
+    /// The index in the filters of the file of term `term` of filter `filter`; `None` for a zero. `sizes` are the numbers
+    /// of filters and terms.
+    pub(super) fn source(&self, sizes: (usize, usize), filter: usize, term: usize) -> Option<usize> {
+        match self {
+            Self::ByOutputs => Some(filter * sizes.1 + term),
+            Self::ByInputs => Some(term * sizes.0 + filter),
+            Self::OfPhases(phases) => phases.source(filter, term),
+        }
+    }
 }
 
 /// All layers of a typed graph, each after the layers it depends on.
@@ -67,12 +101,14 @@ pub(super) fn layers(model_name: &str, model: &TypedModel) -> Result<Vec<Layer>>
             let node = model.node(id);
             let op = match () {
                 () if node.op_is::<ConvOp>() || node.op_is::<Conv>() => LayerOp::Conv,
+                () if node.op_is::<TransposeOp>() => LayerOp::ConvTranspose,
                 () if node.op_is::<EinSum>() => LayerOp::Gemm,
                 () => continue,
             };
             let found = match op {
                 _ if !used.contains(&id) => Err("nothing uses its output".to_owned()),
                 LayerOp::Conv => conv(model, node)?,
+                LayerOp::ConvTranspose => transposed(model, node)?,
                 LayerOp::Gemm => match gemm(model, node)? {
                     Some(found) => found,
                     None => continue,
@@ -80,7 +116,8 @@ pub(super) fn layers(model_name: &str, model: &TypedModel) -> Result<Vec<Layer>>
             };
             // tract gives the product of a Gemm node this suffix, and names the sum with its bias like the node.
             let own = node.name.strip_suffix(".ab").unwrap_or(&node.name);
-            let name = node.op_as::<ConvOp>().map_or(own, ConvOp::name);
+            let name = node.op_as::<ConvOp>().map(ConvOp::name);
+            let name = name.or_else(|| node.op_as::<TransposeOp>().map(TransposeOp::name)).unwrap_or(own);
             layers.push(Layer { name: name.to_owned(), op, found });
         }
         Ok(layers)
@@ -100,11 +137,9 @@ fn conv(model: &TypedModel, node: &TypedNode) -> TractResult<Result<Found, Strin
         return Ok(Err("its filters are not constant".to_owned()));
     };
     let channels = conv.out_channels();
-    let bias = match constant(model, node.inputs[2]) {
-        None => return Ok(Err("its bias is not constant".to_owned())),
-        Some(bias) => bias.cast_to::<f64>()?.try_as_plain_ram()?.as_slice::<f64>()?.to_vec(),
+    let Some(bias) = known_bias(model, node, channels)? else {
+        return Ok(Err("its bias is not constant".to_owned()));
     };
-    let bias = if bias.len() == 1 { vec![bias[0]; channels] } else { bias };
     if weight.datum_type() != output.datum_type || bias.len() != channels {
         return Ok(Err("filters, bias and data do not agree".to_owned()));
     }
@@ -117,7 +152,49 @@ fn conv(model: &TypedModel, node: &TypedNode) -> TractResult<Result<Found, Strin
     };
     let folded = Folded::from(model, OutletId::new(node.id, 0), 1, channels, bias)?;
     let dtype = output.datum_type;
-    Ok(Ok(Found { node: node.id, data: 0, shape, dtype, weight, transposed: false, folded }))
+    let order = FilterOrder::ByOutputs;
+    Ok(Ok(Found { node: node.id, data: 0, shape, dtype, weight, order, folded, interleave: None }))
+}
+
+/// The bias of each of `channels` channels, if it is constant.
+fn known_bias(model: &TypedModel, node: &TypedNode, channels: usize) -> TractResult<Option<Vec<f64>>> {
+    let Some(bias) = constant(model, node.inputs[2]) else { return Ok(None) };
+    let bias = bias.cast_to::<f64>()?.try_as_plain_ram()?.as_slice::<f64>()?.to_vec();
+    Ok(Some(if bias.len() == 1 { vec![bias[0]; channels] } else { bias }))
+}
+
+/// A transposed convolution, as the convolution of its phases.
+fn transposed(model: &TypedModel, node: &TypedNode) -> TractResult<Result<Found, String>> {
+    let (input, output) = (model.outlet_fact(node.inputs[0])?, &node.outputs[0].fact);
+    let op = match node.op_as::<TransposeOp>() {
+        Some(op) if matches!(output.datum_type, DatumType::F32 | DatumType::F64) => op,
+        _ => return Ok(Err(format!("its elements are {:?}, not f32 or f64", input.datum_type))),
+    };
+    let (Some(data), Some(result)) = (input.shape.as_concrete(), output.shape.as_concrete()) else {
+        return Ok(Err("its shape depends on data".to_owned()));
+    };
+    let Some(weight) = constant(model, node.inputs[1]) else {
+        return Ok(Err("its filters are not constant".to_owned()));
+    };
+    let shape = op.shape(data, weight.shape())?;
+    let Some(bias) = known_bias(model, node, shape.out_channels)? else {
+        return Ok(Err("its bias is not constant".to_owned()));
+    };
+    if weight.datum_type() != output.datum_type
+        || bias.len() != shape.out_channels
+        || shape.output_shape() != result
+    {
+        return Ok(Err("filters, bias and data do not agree".to_owned()));
+    }
+    let phases = match shape.phases() {
+        Ok(phases) => phases,
+        Err(error) => return Ok(Err(error.to_string())),
+    };
+    let folded = Folded::from(model, OutletId::new(node.id, 0), 1, shape.out_channels, bias)?;
+    let interleave = InterleaveOp::of(&shape, &phases, folded.without_input());
+    let (folded, conv) = (folded.repeated(phases.count()), phases.conv().clone());
+    let (dtype, order) = (output.datum_type, FilterOrder::OfPhases(Box::new(phases)));
+    Ok(Ok(Found { node: node.id, data: 0, shape: conv, dtype, weight, order, folded, interleave }))
 }
 
 /// A matrix product of data and constant weights, as a convolution with kernels of one element; `None` for other
@@ -191,5 +268,6 @@ pub(super) fn gemm(model: &TypedModel, node: &TypedNode) -> TractResult<Option<R
     }
     let folded = Folded::from(model, OutletId::new(node.id, 0), *o_out, c_out, vec![0.0; c_out])?;
     let dtype = output.datum_type;
-    Ok(Some(Ok(Found { node: node.id, data, shape, dtype, weight, transposed: c_weight < o_weight, folded })))
+    let order = if c_weight < o_weight { FilterOrder::ByInputs } else { FilterOrder::ByOutputs };
+    Ok(Some(Ok(Found { node: node.id, data, shape, dtype, weight, order, folded, interleave: None })))
 }

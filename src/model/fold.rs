@@ -74,6 +74,18 @@ impl Folded {
         self.scale.iter().all(|s| *s == 1.0)
     }
 
+    /// The result for each channel where the layer adds nothing to its bias.
+    pub(super) fn without_input(&self) -> Vec<f64> {
+        let clamp = self.clamp.map(Clamp::of::<f64>);
+        self.shift.iter().map(|shift| clamp.map_or(*shift, |clamp| clamp(*shift))).collect()
+    }
+
+    /// Scale and shift of `count` channels for each channel.
+    pub(super) fn repeated(self, count: usize) -> Self {
+        let repeat = |values: Vec<f64>| values.iter().flat_map(|v| std::iter::repeat_n(*v, count)).collect();
+        Self { scale: repeat(self.scale), shift: repeat(self.shift), ..self }
+    }
+
     fn step(&self, model: &TypedModel, axis: usize) -> TractResult<Option<Self>> {
         if self.integers.is_some() {
             return Ok(None);

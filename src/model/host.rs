@@ -14,6 +14,7 @@ use super::load::Model;
 use super::memory::ModelMemory;
 use super::prepared::{Output, Signature};
 use super::tensor::Tensor;
+use super::transpose;
 use crate::error::Result;
 use crate::memory;
 
@@ -37,6 +38,7 @@ impl Model {
         memory::require(&format!("{}, run on this machine,", self.name()), needed.host)?;
         let plan = guarded(self.name(), || {
             compute_by(&mut graph, Way::Definition);
+            transpose::compute_by(&mut graph, Way::Definition);
             graph.compact()?;
             graph.into_runnable()
         })?;

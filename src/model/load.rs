@@ -12,10 +12,11 @@ use tract_onnx::tract_core::internal::{DatumType, TypedModel};
 use tract_onnx::tract_hir::infer::{Factoid, InferenceFact};
 
 use super::external::{self, External};
+use super::find::LayerOp;
 use super::guard::{guarded, one_line, refused};
 use super::lower::lower;
 use super::tensor::dtype_name;
-use super::{check, functions, quantised, resize, tidy, upsample, whole};
+use super::{check, functions, quantised, resize, tidy, transpose, upsample, whole};
 use crate::error::{Error, Message, Parameter, Result};
 use crate::files::Input;
 use crate::memory;
@@ -51,8 +52,8 @@ pub struct Model {
     graph: InferenceModel,
     inputs: Vec<InputInfo>,
     outputs: Vec<String>,
-    /// Names of the Conv nodes.
-    convolutions: Vec<String>,
+    /// Names and operators of the Conv and ConvTranspose nodes.
+    convolutions: Vec<(String, LayerOp)>,
     /// The external files that tensors were read from.
     data_files: Vec<PathBuf>,
 }
@@ -166,6 +167,7 @@ impl Model {
             })
             .map_err(|why| refused(&name, &why))?;
         onnx.op_register.insert(resize::NAME, resize::parse);
+        onnx.op_register.insert(transpose::NAME, transpose::parse);
         onnx.op_register.insert(upsample::LINEAR, upsample::parse_linear);
         onnx.op_register.insert(whole::NAME, whole::parse);
         let made = graph.node.iter().flat_map(|n| &n.output).chain(graph.initializer.iter().map(|i| &i.name));
@@ -180,10 +182,12 @@ impl Model {
         let convolutions = graph
             .node
             .iter()
-            .filter(|node| node.op_type == "Conv")
-            // The name that tract uses.
-            .filter_map(|node| if node.name.is_empty() { node.output.first() } else { Some(&node.name) })
-            .cloned()
+            .filter_map(|node| {
+                let op = LayerOp::of_convolution(&node.op_type)?;
+                // The name that tract uses.
+                let name = if node.name.is_empty() { node.output.first()? } else { &node.name };
+                Some((name.clone(), op))
+            })
             .collect();
         let external = external::settle(&mut proto, path).map_err(|cause| refused(&name, &cause))?;
         let root = external.as_ref().map(|external| external.root.as_str());
@@ -230,8 +234,8 @@ impl Model {
         &self.data_files
     }
 
-    /// Names of the Conv nodes of the file; a node without a name has that of its output.
-    pub(super) fn convolutions(&self) -> &[String] {
+    /// Names and operators of the Conv and ConvTranspose nodes of the file; a node without a name has that of its output.
+    pub(super) fn convolutions(&self) -> &[(String, LayerOp)] {
         &self.convolutions
     }
 

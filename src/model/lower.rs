@@ -11,7 +11,7 @@ use tract_onnx::tract_core::internal::{
     EvalContext, InletId, OutletId, TVec, TypedFact, TypedModel, TypedOp, bail,
 };
 use tract_onnx::tract_core::model::Node;
-use tract_onnx::tract_core::ops::cnn::{Conv, Deconv, MaxPool, PaddingSpec, PoolSpec, SumPool};
+use tract_onnx::tract_core::ops::cnn::{Conv, MaxPool, PaddingSpec, PoolSpec, SumPool};
 use tract_onnx::tract_core::ops::konst::Const;
 use tract_onnx::tract_core::ops::nn::{Softmax, SoftmaxKind};
 use tract_onnx::tract_hir::infer::{Factoid, InferenceModelExt, InferenceNode};
@@ -156,8 +156,6 @@ fn ours(name: &str, op: Box<dyn TypedOp>, inputs: &[&TypedFact]) -> TractResult<
         covers("MaxPool", name, &pool.pool_spec, inputs)?;
     } else if let Some(pool) = op.downcast_ref::<SumPool>() {
         covers("AveragePool", name, &pool.pool_spec, inputs)?;
-    } else if let Some(deconv) = op.downcast_ref::<Deconv>() {
-        makes_something(name, deconv, inputs)?;
     }
     Ok(op)
 }
@@ -185,26 +183,6 @@ fn covers(kind: &str, name: &str, pool: &PoolSpec, inputs: &[&TypedFact]) -> Tra
             bail!(
                 "{kind} node {name}: its kernel (kernel_shape and dilations) reaches over {extent} on spatial axis {axis} \
                  where the padded input has {padded}, so it has no output: use larger inputs, more pads, or a smaller kernel"
-            );
-        }
-    }
-    Ok(())
-}
-
-/// Rejects a transposed convolution whose padding removes its whole output.
-fn makes_something(name: &str, deconv: &Deconv, inputs: &[&TypedFact]) -> TractResult<()> {
-    let Some(input) = inputs.first().and_then(|fact| fact.shape.as_concrete()) else { return Ok(()) };
-    let PaddingSpec::Explicit(begin, end) = &deconv.pool_spec.padding else { return Ok(()) };
-    let strides = deconv.pool_spec.strides();
-    for (axis, size) in input.iter().skip(2).enumerate().take(begin.len().min(end.len())) {
-        let pads = begin[axis].saturating_add(end[axis]);
-        let steps = size.saturating_sub(1).saturating_mul(strides[axis]);
-        let makes =
-            steps.saturating_add(extent(&deconv.pool_spec, axis)).saturating_add(deconv.adjustments[axis]);
-        if pads >= makes {
-            bail!(
-                "ConvTranspose node {name}: its pads take {pads} of the {makes} elements it makes on spatial axis {axis}, \
-                 so it has no output: use smaller pads"
             );
         }
     }

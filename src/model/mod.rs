@@ -58,6 +58,7 @@ mod tensor;
 #[cfg(test)]
 mod testing;
 mod tidy;
+mod transpose;
 mod upsample;
 mod value;
 mod whole;

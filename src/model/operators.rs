@@ -14,11 +14,12 @@ use tract_onnx::tract_core::ops::nn::{DataFormat, Reduce, Reducer};
 use tract_onnx_opl::lrn::Lrn as TractLrn;
 
 use super::conv::ConvOp;
-use super::find::gemm;
+use super::find::{FilterOrder, gemm};
+use super::transpose::InterleaveOp;
 use super::value::{Operand, Place, planned};
 use crate::array::Element;
 use crate::conv::{ConvKernel, Filters};
-use crate::ops::{BinaryOp, Dense, Lrn, Permutation, PoolKind, Pooling};
+use crate::ops::{BinaryOp, Dense, Interleave, Lrn, Permutation, PoolKind, Pooling};
 
 /// An operator of this crate, with the sizes that it was compiled for.
 pub(super) enum Operator {
@@ -36,6 +37,8 @@ pub(super) enum Operator {
         outer: usize,
     },
     Permute(Permutation),
+    /// The value for each channel where there is no phase.
+    Interleave(Box<Interleave>, Vec<f64>),
     /// Sums of rows of this length.
     SumRows(usize),
     /// The data, then the weights.
@@ -51,6 +54,7 @@ impl std::fmt::Debug for Operator {
             Self::Lrn { lrn, .. } => f.debug_tuple("Lrn").field(lrn).finish(),
             Self::Concat { outer } => f.debug_tuple("Concat").field(outer).finish(),
             Self::Permute(permutation) => f.debug_tuple("Permute").field(permutation).finish(),
+            Self::Interleave(interleave, _) => f.debug_tuple("Interleave").field(&interleave.plane()).finish(),
             Self::SumRows(length) => f.debug_tuple("SumRows").field(length).finish(),
             Self::Dense(dense) => f.debug_tuple("Dense").field(dense).finish(),
         }
@@ -148,6 +152,8 @@ pub(super) fn operator(
         let axis = order.remove(*away);
         order.insert(*to, axis);
         return with_all(Operator::Permute(Permutation::new(from, &order)));
+    } else if let Some(op) = node.op_as::<InterleaveOp>() {
+        return with_all(Operator::Interleave(Box::new(op.interleave.clone()), op.fill.clone()));
     } else if let Some(reduce) = node.op_as::<Reduce>() {
         let first = from.len().saturating_sub(reduce.axes.len());
         if reduce.reducer == Reducer::Sum && (first..from.len()).all(|axis| reduce.axes.contains(&axis)) {
@@ -174,7 +180,8 @@ pub(super) fn dense(
         return Ok(None);
     }
     let (inputs, outputs) = (found.shape.reduction(), found.shape.out_channels);
-    Ok(Some((Dense { inputs, outputs, by_inputs: found.transposed }, found.data, found.weight)))
+    let by_inputs = matches!(found.order, FilterOrder::ByInputs);
+    Ok(Some((Dense { inputs, outputs, by_inputs }, found.data, found.weight)))
 }
 
 fn chain(

@@ -16,7 +16,7 @@ use crate::planner::{LayerPlan, PlanOptions, Rates, plan_layer};
 pub struct PlannedLayer {
     /// Its name in the file.
     pub name: String,
-    /// `Conv` or `Gemm`.
+    /// `Conv`, `ConvTranspose` or `Gemm`.
     pub op: &'static str,
     /// The layer as a convolution, and its plan; or the reason why only the host can run it.
     pub plan: Result<(ConvShape, LayerPlan), String>,
@@ -72,7 +72,7 @@ pub(super) fn place(
         tolerate: layer.tolerate,
         code: (!free.code).then_some(layer.code),
         // The caller's partitions are meant for convolutions.
-        partitions: layer.partitions.filter(|_| op == LayerOp::Conv),
+        partitions: layer.partitions.filter(|_| op != LayerOp::Gemm),
         local_if_faster: free.local || (op == LayerOp::Gemm && options.gemm == GemmChoice::Auto),
         rates: *rates,
     };

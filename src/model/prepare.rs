@@ -8,7 +8,7 @@ use tract_onnx::tract_core::internal::{
     Datum, InletId, OutletId, Tensor as TractTensor, TypedModel, TypedOp,
 };
 
-use super::find::{Found, Layer, LayerOp, layers};
+use super::find::{FilterOrder, Found, Layer, LayerOp, layers};
 use super::guard::guarded;
 use super::load::Model;
 use super::memory::ModelMemory;
@@ -90,9 +90,9 @@ impl Model {
             LayerPlacement::Coded(index) => to_code[*index].0.clone(),
         };
         let mut placed: HashSet<String> = places.iter().map(named).collect();
-        for name in self.convolutions() {
+        for (name, op) in self.convolutions() {
             if placed.insert(name.clone()) {
-                places.push(local("nothing uses its output".to_owned(), name.clone(), LayerOp::Conv));
+                places.push(local("nothing uses its output".to_owned(), name.clone(), *op));
             }
         }
         let mut needed = ModelMemory::of(self.name(), &graph)?;
@@ -129,12 +129,22 @@ impl Model {
 /// Replaces the layer and the operators folded into it by a [`CodedOp`].
 fn replace(graph: &mut TypedModel, name: &str, found: &Found, index: usize) -> TractResult<()> {
     let data = graph.node(found.node).inputs[found.data];
-    let output = graph.outlet_fact(found.folded.last)?.shape.as_concrete().unwrap_or_default().to_vec();
+    let output = match &found.interleave {
+        Some(_) => found.shape.output_shape(),
+        None => graph.outlet_fact(found.folded.last)?.shape.as_concrete().unwrap_or_default().to_vec(),
+    };
     let op = CodedOp { index, dtype: found.dtype, output };
     let facts = op.output_facts(&[])?;
     let coded = graph.add_node(format!("{name}.coded"), op, facts)?;
     graph.add_edge(data, InletId::new(coded, 0))?;
-    shunt(graph, found.folded.last, OutletId::new(coded, 0))
+    let mut last = OutletId::new(coded, 0);
+    if let Some(op) = &found.interleave {
+        let facts = op.output_facts(&[graph.outlet_fact(last)?])?;
+        let node = graph.add_node(format!("{name}.interleave"), op.clone(), facts)?;
+        graph.add_edge(last, InletId::new(node, 0))?;
+        last = OutletId::new(node, 0);
+    }
+    shunt(graph, found.folded.last, last)
 }
 
 /// The element type of a layer in the graph.
@@ -225,7 +235,8 @@ impl<T: Element> Shared<T> {
             (T::DTYPE, found.weight.datum_type()),
             (DType::F32, DatumType::F32) | (DType::F64, DatumType::F64)
         );
-        let fits = same && !found.transposed && found.folded.keeps_filters();
+        let given = matches!(found.order, FilterOrder::ByOutputs);
+        let fits = same && given && found.folded.keeps_filters();
         let shared = Self { tensor: Arc::clone(&found.weight), element: std::marker::PhantomData };
         (fits && shared.as_ref().len() == found.weight.len()).then_some(shared)
     }
@@ -246,11 +257,13 @@ fn scaled<S: Element + Datum, T: Element>(found: &Found) -> Result<Vec<T>> {
         let from = view.as_slice::<S>()?;
         let terms = found.shape.reduction();
         let outputs = found.shape.out_channels;
-        let at =
-            |o: usize, c: usize| if found.transposed { from[c * outputs + o] } else { from[o * terms + c] };
-        let mut to = Vec::with_capacity(from.len());
+        let at = |o: usize, c: usize| {
+            let source = found.order.source((outputs, terms), o, c);
+            source.map_or(0.0, |index| from[index].to_f64())
+        };
+        let mut to = Vec::with_capacity(outputs * terms);
         for (o, scale) in found.folded.scale.iter().enumerate() {
-            to.extend((0..terms).map(|c| T::from_f64(at(o, c).to_f64() * scale)));
+            to.extend((0..terms).map(|c| T::from_f64(at(o, c) * scale)));
         }
         Ok(to)
     })

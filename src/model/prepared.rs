@@ -86,7 +86,7 @@ pub(super) struct LocalLayer {
 pub struct ModelRun {
     /// The outputs, in the order of the model.
     pub outputs: Vec<Output>,
-    /// One report for every Conv node of the file, coded or left on the host, and for every coded fully connected
+    /// One report for every Conv and ConvTranspose node of the file, coded or left on the host, and for every coded fully connected
     /// layer, in the order of the graph.
     pub layers: Vec<LayerReport>,
     /// Duration of the whole run.
@@ -259,7 +259,7 @@ impl PreparedModel {
             .iter()
             .filter_map(|place| match place {
                 LayerPlacement::Coded(index) => reports[*index].take(),
-                LayerPlacement::Local(local) if local.op == LayerOp::Conv => {
+                LayerPlacement::Local(local) if local.op != LayerOp::Gemm => {
                     Some(LayerReport::local(&local.name, local.op.name(), &local.why))
                 }
                 LayerPlacement::Local(_) => None,

@@ -11,6 +11,7 @@
 mod arrange;
 mod dense;
 mod elementwise;
+mod interleave;
 mod lrn;
 mod pooling;
 mod share;
@@ -18,5 +19,6 @@ mod share;
 pub use arrange::{Permutation, concat};
 pub use dense::{Dense, sum_rows};
 pub use elementwise::{BinaryOp, Step, chain, chain_in_place};
+pub use interleave::Interleave;
 pub use lrn::Lrn;
 pub use pooling::{PoolKind, Pooling};
