@@ -20,7 +20,7 @@ import onnx
 import onnx.inliner
 from onnx import TensorProto, helper, numpy_helper
 
-VERSION = 6  # of the cases: raise it with any change of what is written
+VERSION = 7  # of the cases: raise it with any change of what is written
 OPSET = 17
 IR_VERSION = 8
 # Conv nodes of the networks whose graphs (without weights) the onnx package ships.
@@ -380,6 +380,60 @@ def conv_transpose(net):
 
 
 @small
+def conv_transpose_dynamic_filter(net):
+    x, weight = net.input(1, 4, 6, 7), net.input(4, 8, 3, 3)
+    return [net.relu(net.op("ConvTranspose", x, weight, strides=[2, 2], dilations=[1, 2], pads=[0, 1, 1, 0]))]
+
+
+@small
+def conv_transpose_f16(net):
+    net.dtype, net.tolerance = np.float16, 1e-2
+    x = net.input(1, 4, 6, 7)
+    y = net.op("ConvTranspose", x, net.const(net.weight(4, 8, 3, 3, gain=2.0)), strides=[2, 2])
+    return [net.conv(net.relu(y), 6, 8)]
+
+
+@small
+def conv_transpose_folded(net):
+    # A stride beyond the kernel: elements that no tap reaches hold the folded bias.
+    x, weight = net.input(2, 4, 6, 7), net.const(net.weight(4, 8, 2, 2, gain=2.0))
+    y = net.op("ConvTranspose", x, weight, net.const(net.normal(8)), strides=[3, 3], pads=[1, 0, 0, 1])
+    y = net.op("Sub", net.const(0.25), net.bn(y, 8, sign=-1.0))
+    return [net.relu(y)]
+
+
+@small
+def conv_transpose_stride1(net):
+    # Nothing to interleave.
+    x, weight = net.input(1, 4, 9, 8), net.const(net.weight(4, 6, 3, 3))
+    return [net.relu(net.op("ConvTranspose", x, weight, pads=[1, 1, 1, 1], group=2))]
+
+
+@small
+def unet(net):
+    """Two levels down and up again, with concatenated skips."""
+
+    def block(x, out, own):
+        for per_group in (own, out):
+            x = net.relu(net.bn(net.conv(x, out, per_group, pads=[1, 1, 1, 1]), out))
+        return x
+
+    def up(x, own, out, kernel, **attrs):
+        weight = net.const(net.weight(own, out, kernel, kernel, gain=2.0))
+        return net.op("ConvTranspose", x, weight, net.const(net.normal(out, scale=0.5)), strides=[2, 2], **attrs)
+
+    def pool(x):
+        return net.op("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2])
+
+    first = block(net.input(1, 3, 24, 32), 6, 3)
+    second = block(pool(first), 8, 6)
+    third = block(pool(second), 12, 8)
+    second = block(net.op("Concat", up(third, 12, 8, 2), second, axis=1), 8, 16)
+    first = block(net.op("Concat", up(second, 8, 6, 3, pads=[1, 1, 1, 1], output_padding=[1, 1]), first, axis=1), 6, 12)
+    return [net.op("Sigmoid", net.conv(first, 2, 6, 1))]
+
+
+@small
 def dead_branch(net):
     x = net.input(1, 3, 12, 11)
     net.conv(x, 4, 3)
@@ -719,6 +773,40 @@ def too_many_strides(rng):
     return with_attributes(one_conv(rng), kernel_shape=[3, 3], strides=[1, 1, 1])
 
 
+@broken("an operator that nothing here has", says=["DeformConv"])
+def deform_conv(rng):
+    return one_conv(rng, nodes=[("DeformConv", "x w x", "y")])
+
+
+@broken("padding that takes a whole output", feed=None, says=["ConvTranspose node y", "11", "3"])
+def transposed_without_output(rng):
+    model = one_conv(rng, weights=(3, 8, 3, 3), nodes=[("ConvTranspose", "x w", "y")])
+    return with_attributes(model, pads=[9, 0, 2, 0])
+
+
+@broken("filters for other channels", feed=None, says=["ConvTranspose node y", "3", "5"])
+def transposed_other_channels(rng):
+    return one_conv(rng, weights=(5, 8, 3, 3), nodes=[("ConvTranspose", "x w", "y")])
+
+
+@broken("positions beyond any memory", feed=None, says=["ConvTranspose node y"])
+def transposed_huge_stride(rng):
+    model = one_conv(rng, weights=(3, 8, 3, 3), nodes=[("ConvTranspose", "x w", "y")])
+    return with_attributes(model, strides=[2**62, 1])
+
+
+@broken("an output larger than any memory", feed=None, says=["GiB"])
+def transposed_large_output(rng):
+    model = one_conv(rng, weights=(3, 8, 3, 3), nodes=[("ConvTranspose", "x w", "y")])
+    return with_attributes(model, strides=[2**36, 1])
+
+
+@broken("a kernel_shape that is not that of the filters", feed=None, says=["ConvTranspose node y", "kernel_shape", "[2, 3]"])
+def transposed_other_kernel(rng):
+    model = one_conv(rng, weights=(3, 8, 3, 3), nodes=[("ConvTranspose", "x w", "y")])
+    return with_attributes(model, kernel_shape=[2, 3])
+
+
 @broken("one name for two values", says=["name a", "Relu node", "Conv node"])
 def value_twice(rng):
     return one_conv(rng, nodes=[("Conv", "x w", "a"), ("Relu", "x", "a"), ("Relu", "a", "y")])
@@ -883,6 +971,7 @@ def write_model(name, folder, rng):
             model, feeds, accept, tolerance = net.model(), net.feeds, net.accept, net.tolerance
         onnx.save(model, path)
         conv, gemm = count_nodes(onnx.inliner.inline_local_functions(model).graph)
+        transposed = sum(n.op_type == "ConvTranspose" for n in model.graph.node)
         del model  # half a gigabyte, which onnxruntime is about to read again
         names, outputs = answers(path, feeds)
         if accept(outputs):
@@ -897,6 +986,7 @@ def write_model(name, folder, rng):
         "inputs": write_npy(folder, "input", feeds.items()),
         "outputs": write_npy(folder, "output", zip(names, outputs)),
         "conv_nodes": conv,
+        "conv_transpose_nodes": transposed,
         "gemm_nodes": gemm,
         "tolerance": tolerance,
     }

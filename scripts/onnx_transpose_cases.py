@@ -5,8 +5,7 @@
 
 Case number I of seed S is always the same: a folder OUT_DIR/tI with model.onnx, input_0.npy, output_0.npy and case.json.
 Needs onnx, onnxruntime and numpy. Each is one ConvTranspose node with 1 to 3 spatial axes; a batch normalization and a
-ReLU follow some. What onnxruntime refuses is drawn again. Its operator has no f64, so answers in that type are checked
-by other tests.
+ReLU follow some. What onnxruntime refuses is drawn again.
 """
 import argparse
 import json

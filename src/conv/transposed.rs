@@ -5,7 +5,7 @@
 //! therefore fall into classes, the *phases* of an axis. The outputs of one phase are a convolution with stride 1 of the
 //! input with the taps of the phase in reverse order. [`Phases`] makes one convolution of all phases: kernels are
 //! filled up with zeros to a common length, and each output channel becomes as many channels as there are phases.
-//! The output is obtained by interleaving these channels ([`ops::Interleave`](crate::ops::Interleave)).
+//! The output is obtained by interleaving these channels ([`Interleave`]).
 //!
 //! Relevant if you want to know how a transposed convolution is coded: as the convolution of its phases.
 //!
@@ -20,6 +20,7 @@ use super::params::{AXES, ConvParams, ConvShape, at_least_one, elems, per_axis};
 use super::reference::points;
 use crate::array::{Element, check_elems};
 use crate::error::{Error, Result};
+use crate::ops::{Interleave, PhaseRun};
 
 /// A validated transposed convolution in canonical form (see [`AXES`]).
 ///
@@ -131,7 +132,8 @@ impl TransposedShape {
             // The position of the last tap of the last input, before padding is removed.
             let steps = (shape.input[axis] - 1).checked_mul(shape.stride[axis]);
             let reach = (shape.kernel[axis] - 1).checked_mul(shape.dilation[axis]);
-            let last = steps.zip(reach).and_then(|(a, b)| a.checked_add(b)?.checked_add(shape.pad_begin[axis]));
+            let last =
+                steps.zip(reach).and_then(|(a, b)| a.checked_add(b)?.checked_add(shape.pad_begin[axis]));
             if last.is_none_or(|last| last > isize::MAX as usize) {
                 let got = format!("stride {}, dilation {}", shape.stride[axis], shape.dilation[axis]);
                 return Err(Error::invalid("a spatial size", got, "positions of outputs must fit in memory"));
@@ -295,12 +297,6 @@ impl Phases {
         self.count
     }
 
-    /// The number of phases of each axis.
-    #[must_use]
-    pub fn phases(&self) -> [usize; AXES] {
-        self.axes.map(|axis| axis.phases)
-    }
-
     /// The index in the weight `[C, O/groups, kernel...]` of term `term` (row-major in `[C/groups, kernel...]`) of filter
     /// `filter` of the convolution; `None` for a zero that fills up a kernel.
     #[must_use]
@@ -321,19 +317,28 @@ impl Phases {
         Some((c * group_out + o % group_out) * distance + tap)
     }
 
-    /// For each position of an axis of the output the phase and the index in its outputs; `None` where no tap reaches.
+    /// The outputs of each phase that are in the output, along an axis.
     #[must_use]
-    pub fn places(&self, axis: usize) -> Vec<Option<(usize, usize)>> {
-        let Axis { phases, first, .. } = self.axes[axis];
-        let of = &self.of;
-        let mut places = vec![None; of.output[axis]];
-        for phase in 0..phases {
-            for number in of.numbers(axis, phase, first + self.conv.output[axis]) {
-                let at = number * of.stride[axis] + phase * of.dilation[axis] - of.pad_begin[axis];
-                places[at] = Some((phase, number - first));
-            }
-        }
-        places
+    pub fn runs(&self, axis: usize) -> Vec<PhaseRun> {
+        let (of, Axis { phases, first, .. }) = (&self.of, self.axes[axis]);
+        let run = |phase: usize| {
+            let numbers = of.numbers(axis, phase, first + self.conv.output[axis]);
+            // Every phase begins at the first number or later.
+            let from = numbers.start.checked_sub(first)?;
+            let count = numbers.len();
+            let at = (numbers.start.checked_mul(of.stride[axis])?)
+                .checked_add(phase.checked_mul(of.dilation[axis])?)?
+                .checked_sub(of.pad_begin[axis])?;
+            (count > 0).then_some(PhaseRun { phase, from, to: at, step: of.stride[axis], count })
+        };
+        (0..phases).filter_map(run).collect()
+    }
+
+    /// What makes the output of that of the convolution.
+    #[must_use]
+    pub fn interleave(&self) -> Interleave {
+        let runs = std::array::from_fn(|axis| self.runs(axis));
+        Interleave::new(self.axes.map(|axis| axis.phases), self.conv.output, self.of.output, runs)
     }
 }
 

@@ -123,7 +123,12 @@ fn through(node: &TypedNode, of: &[Items], facts: &[&TypedFact], output: &TypedF
     if op.is::<TypedBinOp>() || op.is::<Iff>() {
         return element_by_element(of, facts, output);
     }
-    if op.is::<ConvOp>() || op.is::<Conv>() || op.is::<TransposeOp>() || op.is::<MaxPool>() || op.is::<SumPool>() {
+    if op.is::<ConvOp>()
+        || op.is::<Conv>()
+        || op.is::<TransposeOp>()
+        || op.is::<MaxPool>()
+        || op.is::<SumPool>()
+    {
         return first.filter(|axis| *axis == 0 && only_first());
     }
     if let Some(product) = op.downcast_ref::<EinSum>() {

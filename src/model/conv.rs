@@ -9,11 +9,11 @@ use tract_onnx::tract_core::internal::{
     Datum, DatumTypeExt, EvalContext, EvalOp, IntoTValue, IntoTensor, Op, StaticName, TValue, TVec, Tensor,
     TypedFact, TypedModel, TypedOp, args_3, as_op, bail, format_err, op_as_typed_op, op_out_of_plan, tvec,
 };
-use tract_onnx::tract_core::ops::cnn::{Conv, KernelFormat, PoolSpec};
+use tract_onnx::tract_core::ops::cnn::{Conv, KernelFormat, PaddingSpec, PoolSpec};
 use tract_onnx::tract_core::ops::nn::DataFormat;
 
 use crate::array::Element;
-use crate::conv::{ConvParams, ConvShape, conv_uncoded, reference};
+use crate::conv::{AXES, ConvParams, ConvShape, conv_uncoded, reference};
 use crate::error::Result;
 
 /// The method for a convolution that stays on this machine.
@@ -47,6 +47,21 @@ impl ConvOp {
             groups: conv.group,
             way: Way::Kernel,
         })
+    }
+
+    /// A convolution of this shape.
+    pub(super) fn of_shape(name: &str, shape: &ConvShape) -> Self {
+        let own = |axes: &[usize; AXES]| axes[AXES - shape.rank..].into();
+        let pool = PoolSpec::new(
+            DataFormat::NCHW,
+            own(&shape.kernel),
+            PaddingSpec::Explicit(own(&shape.pad_begin), own(&shape.pad_end)),
+            Some(own(&shape.dilation)),
+            Some(own(&shape.stride)),
+            shape.in_channels,
+            shape.out_channels,
+        );
+        Self { name: name.to_owned(), pool, groups: shape.groups, way: Way::Kernel }
     }
 
     /// The name of its node in the file.

@@ -54,7 +54,9 @@ impl std::fmt::Debug for Operator {
             Self::Lrn { lrn, .. } => f.debug_tuple("Lrn").field(lrn).finish(),
             Self::Concat { outer } => f.debug_tuple("Concat").field(outer).finish(),
             Self::Permute(permutation) => f.debug_tuple("Permute").field(permutation).finish(),
-            Self::Interleave(interleave, _) => f.debug_tuple("Interleave").field(&interleave.plane()).finish(),
+            Self::Interleave(interleave, _) => {
+                f.debug_tuple("Interleave").field(&interleave.plane()).finish()
+            }
             Self::SumRows(length) => f.debug_tuple("SumRows").field(length).finish(),
             Self::Dense(dense) => f.debug_tuple("Dense").field(dense).finish(),
         }

@@ -1,6 +1,7 @@
 //! Makes a graph executable.
 //!
-//! Invariant: nodes are computed as they are. Constants are computed once; products and loops are individually put into
+//! Invariant: nodes are computed as they are. Constants are computed once; transposed convolutions
+//! become convolutions of their phases; products and loops are individually put into
 //! tract's optimized form. No rewrite joins two nodes or moves one past another: tract's own rewrites are wrong for
 //! some graphs and take time that grows with the square of the number of nodes.
 
@@ -18,6 +19,7 @@ use tract_onnx::tract_core::ops::scan::Scan;
 
 use super::operators::dense;
 use super::schedule::{Schedule, is_fixed};
+use super::transpose::Parts;
 
 /// Maximum bytes of a precomputed constant that is larger than its inputs.
 const MOST_GROWTH_BYTES: usize = 4 << 20;
@@ -34,6 +36,7 @@ impl Program {
     /// The program of a graph.
     pub(super) fn of(mut graph: TypedModel) -> TractResult<Self> {
         graph.compact()?;
+        expand_transposed(&mut graph)?;
         compute_constants(&mut graph)?;
         graph.compact()?;
         let fixed = is_fixed(&graph)?;
@@ -41,6 +44,22 @@ impl Program {
         graph.compact()?;
         if fixed { Ok(Self::Fixed(Schedule::of(&graph)?)) } else { graph.into_runnable().map(Self::Dynamic) }
     }
+}
+
+/// Replaces transposed convolutions with constant filters by operators whose filters are packed once.
+fn expand_transposed(graph: &mut TypedModel) -> TractResult<()> {
+    for id in graph.eval_order()? {
+        let Some(parts) = Parts::of(graph, graph.node(id))? else { continue };
+        let (name, data) = (graph.node(id).name.clone(), graph.node(id).inputs[0]);
+        let filters = graph.add_const(format!("{name}.filters"), parts.filters)?;
+        let bias = graph.add_const(format!("{name}.biases"), parts.bias)?;
+        let mut last = graph.wire_node(format!("{name}.phases"), parts.conv, &[data, filters, bias])?;
+        if let Some(interleave) = parts.interleave {
+            last = graph.wire_node(format!("{name}.interleave"), interleave, &last)?;
+        }
+        shunt(graph, OutletId::new(id, 0), last[0])?;
+    }
+    Ok(())
 }
 
 /// Replaces nodes whose inputs are all constant by their values.

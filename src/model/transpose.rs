@@ -12,14 +12,15 @@ use tract_onnx::pb::NodeProto;
 use tract_onnx::prelude::{Datum, DatumType, SpecialOps, TractResult};
 use tract_onnx::tract_core::internal::{
     DatumTypeExt, EvalContext, EvalOp, IntoTValue, IntoTensor, Op, OutletId, StaticName, TDim, TValue, TVec,
-    Tensor, ToDim, TypedFact, TypedModel, TypedOp, args_1, args_3, as_op, bail, format_err, op_as_typed_op,
-    op_out_of_plan, tvec,
+    Tensor, ToDim, TypedFact, TypedModel, TypedNode, TypedOp, args_1, args_3, as_op, bail, format_err,
+    op_as_typed_op, op_out_of_plan, tvec,
 };
 use tract_onnx::tract_hir::infer::{InferenceOp, InferenceResult, Solver, TensorProxy};
 use tract_onnx::tract_hir::internal::{Expansion, expand};
 
 use super::check::{attribute, text};
-use super::conv::Way;
+use super::conv::{ConvOp, Way};
+use super::fold::constant;
 use crate::array::Element;
 use crate::conv::{ConvParams, Phases, TransposedShape, conv_uncoded};
 use crate::ops::Interleave;
@@ -143,7 +144,8 @@ impl Attributes {
             begins.push(begin);
             output.push(wanted.map_or(makes - removed, |wanted| wanted[axis]));
         }
-        let params = ConvParams { stride, dilation, padding: [begins.clone(), begins].concat(), groups: self.groups };
+        let params =
+            ConvParams { stride, dilation, padding: [begins.clone(), begins].concat(), groups: self.groups };
         TransposedShape::new(data, weight, &params, &output)
             .map_err(|error| format_err!("{}: {error}", self.node))
     }
@@ -173,20 +175,22 @@ impl Attributes {
             self.shape(&data, &weight)
         };
         // Large enough that no padding takes the whole output.
-        let large = 2 + weight.iter().chain(&self.pads).fold(0usize, |sum, v| sum.saturating_add(*v)).min(1 << 20);
+        let large =
+            2 + weight.iter().chain(&self.pads).fold(0usize, |sum, v| sum.saturating_add(*v)).min(1 << 20);
         let (Ok(first), Ok(second)) = (at(large), at(large + 1)) else { return Ok(None) };
         let (low, high) = (first.output_shape(), second.output_shape());
-        let sizes = data.iter().zip(low.iter().zip(&high)).enumerate().map(|(axis, (dim, (low, high)))| {
-            match (dim.as_i64(), axis) {
-                (None, 0) => Some(dim.clone()),
-                (None, 2..) => {
-                    let (step, low) = (high.checked_sub(*low)?, i64::try_from(*low).ok()?);
-                    let offset = low.checked_sub(i64::try_from(step.checked_mul(large)?).ok()?)?;
-                    Some(dim.clone() * step + offset)
+        let sizes =
+            data.iter().zip(low.iter().zip(&high)).enumerate().map(|(axis, (dim, (low, high)))| {
+                match (dim.as_i64(), axis) {
+                    (None, 0) => Some(dim.clone()),
+                    (None, 2..) => {
+                        let (step, low) = (high.checked_sub(*low)?, i64::try_from(*low).ok()?);
+                        let offset = low.checked_sub(i64::try_from(step.checked_mul(large)?).ok()?)?;
+                        Some(dim.clone() * step + offset)
+                    }
+                    _ => Some(low.to_dim()),
                 }
-                _ => Some(low.to_dim()),
-            }
-        });
+            });
         Ok(sizes.collect())
     }
 }
@@ -237,11 +241,8 @@ impl Expansion for Parsed {
             let zero = Tensor::zero_scalar_dt(model.outlet_fact(inputs[0])?.datum_type)?;
             wires.push(model.add_const(format!("{prefix}.bias"), zero)?);
         }
-        let op = TransposeOp {
-            name: prefix.to_owned(),
-            attributes: self.attributes.clone(),
-            way: Way::Kernel,
-        };
+        let op =
+            TransposeOp { name: prefix.to_owned(), attributes: self.attributes.clone(), way: Way::Kernel };
         model.wire_node(prefix, op, &wires)
     }
 }
@@ -276,10 +277,7 @@ impl TransposeOp {
         let (data, weight, bias) =
             (data.try_as_plain_ram()?, weight.try_as_plain_ram()?, bias.try_as_plain_ram()?);
         let (data, weight, bias) = (data.as_slice::<T>()?, weight.as_slice::<T>()?, bias.as_slice::<T>()?);
-        let bias: Vec<T> = match bias {
-            [one] => vec![*one; shape.out_channels],
-            each => each.to_vec(),
-        };
+        let bias = each_channel(bias, shape.out_channels);
         let output = match self.way {
             Way::Definition => shape.reference(data, weight, &bias)?,
             Way::Kernel => by_phases(&shape.phases()?, data, weight, &bias)?,
@@ -290,27 +288,84 @@ impl TransposeOp {
 
 /// Computes a transposed convolution on this machine, by the CPU kernel.
 fn by_phases<T: Element>(phases: &Phases, data: &[T], weight: &[T], bias: &[T]) -> TractResult<Vec<T>> {
-    let (conv, count) = (phases.conv(), phases.count());
-    let mut filters = Vec::with_capacity(conv.weight_elems());
-    for filter in 0..conv.out_channels {
-        let terms = (0..conv.reduction()).map(|term| phases.source(filter, term));
-        filters.extend(terms.map(|source| source.map_or(T::default(), |index| weight[index])));
-    }
-    if bias.len() * count != conv.out_channels {
-        bail!("{} biases where {} were expected", bias.len(), conv.out_channels / count);
-    }
-    let each: Vec<T> = (0..conv.out_channels).map(|filter| bias[filter / count]).collect();
+    let (conv, interleave) = (phases.conv(), phases.interleave());
+    let (filters, each) = arranged(phases, weight, bias)?;
     let parts = conv_uncoded(conv, data, &filters, Some(&each), rayon::current_num_threads(), &|| false)?;
-    let interleave = interleave(phases);
     let fill: Vec<f64> = bias.iter().map(|b| b.to_f64()).collect();
     let mut output = vec![T::default(); conv.batch * bias.len() * interleave.plane()];
     interleave.run(&parts, &fill, &mut output);
     Ok(output)
 }
 
-fn interleave(phases: &Phases) -> Interleave {
-    let sources = std::array::from_fn(|axis| phases.places(axis));
-    Interleave::new(phases.phases(), phases.conv().output, &sources)
+/// Filters and bias of the convolution of the phases.
+fn arranged<T: Element>(phases: &Phases, weight: &[T], bias: &[T]) -> TractResult<(Vec<T>, Vec<T>)> {
+    let (conv, count) = (phases.conv(), phases.count());
+    if bias.len() * count != conv.out_channels {
+        bail!("{} biases where {} were expected", bias.len(), conv.out_channels / count);
+    }
+    let mut filters = Vec::with_capacity(conv.weight_elems());
+    for filter in 0..conv.out_channels {
+        let terms = (0..conv.reduction()).map(|term| phases.source(filter, term));
+        filters.extend(terms.map(|source| source.map_or(T::default(), |index| weight[index])));
+    }
+    Ok((filters, (0..conv.out_channels).map(|filter| bias[filter / count]).collect()))
+}
+
+/// A transposed convolution with constant filters as operators whose filters can be packed once.
+pub(super) struct Parts {
+    pub(super) conv: ConvOp,
+    pub(super) filters: Tensor,
+    pub(super) bias: Tensor,
+    pub(super) interleave: Option<InterleaveOp>,
+}
+
+impl Parts {
+    /// The parts of a node; `None` if it is no transposed convolution of f32 or f64, if its filters are not constant, or
+    /// if a size depends on data.
+    pub(super) fn of(graph: &TypedModel, node: &TypedNode) -> TractResult<Option<Self>> {
+        let Some(op) = node.op_as::<TransposeOp>() else { return Ok(None) };
+        let data = graph.outlet_fact(node.inputs[0])?;
+        let constants = [constant(graph, node.inputs[1]), constant(graph, node.inputs[2])];
+        let ([Some(weight), Some(bias)], Some(sizes)) = (constants, data.shape.as_concrete()) else {
+            return Ok(None);
+        };
+        if weight.datum_type() != data.datum_type || bias.datum_type() != data.datum_type {
+            return Ok(None);
+        }
+        match data.datum_type {
+            DatumType::F32 => op.parts::<f32>(sizes, &weight, &bias),
+            DatumType::F64 => op.parts::<f64>(sizes, &weight, &bias),
+            _ => Ok(None),
+        }
+    }
+}
+
+impl TransposeOp {
+    fn parts<T: Element + Datum>(
+        &self,
+        data: &[usize],
+        weight: &Tensor,
+        bias: &Tensor,
+    ) -> TractResult<Option<Parts>> {
+        let shape = self.shape(data, weight.shape())?;
+        // Sizes that cannot be addressed are reported when the operator runs.
+        let Ok(phases) = shape.phases() else { return Ok(None) };
+        let (weight, bias) = (weight.try_as_plain_ram()?, bias.try_as_plain_ram()?);
+        let bias = each_channel(bias.as_slice::<T>()?, shape.out_channels);
+        let (filters, each) = arranged(&phases, weight.as_slice::<T>()?, &bias)?;
+        let fill = bias.iter().map(|b| b.to_f64()).collect();
+        Ok(Some(Parts {
+            conv: ConvOp::of_shape(&self.name, phases.conv()),
+            filters: Tensor::from_shape(&phases.conv().weight_shape(), &filters)?,
+            bias: Tensor::from_shape(&[each.len()], &each)?,
+            interleave: InterleaveOp::of(&shape, &phases, fill),
+        }))
+    }
+}
+
+/// One bias for each of `channels` channels, from as many or from one for all.
+fn each_channel<T: Element>(bias: &[T], channels: usize) -> Vec<T> {
+    if let [one] = bias { vec![*one; channels] } else { bias.to_vec() }
 }
 
 impl Op for TransposeOp {
@@ -378,7 +433,7 @@ impl Eq for InterleaveOp {}
 impl InterleaveOp {
     /// The operator after the convolution of the phases of `shape`; `None` where nothing has to be moved.
     pub(super) fn of(shape: &TransposedShape, phases: &Phases, fill: Vec<f64>) -> Option<Self> {
-        let interleave = interleave(phases);
+        let interleave = phases.interleave();
         let moves = !interleave.is_identity();
         moves.then(|| Self { interleave, fill, output: shape.output_shape() })
     }

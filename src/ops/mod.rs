@@ -19,6 +19,6 @@ mod share;
 pub use arrange::{Permutation, concat};
 pub use dense::{Dense, sum_rows};
 pub use elementwise::{BinaryOp, Step, chain, chain_in_place};
-pub use interleave::Interleave;
+pub use interleave::{Interleave, PhaseRun};
 pub use lrn::Lrn;
 pub use pooling::{PoolKind, Pooling};

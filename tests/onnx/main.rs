@@ -7,6 +7,8 @@ mod graphs;
 mod models;
 #[cfg(feature = "onnx")]
 mod quantised;
+#[cfg(feature = "onnx")]
+mod transpose;
 
 use fcdcc_test_support::suites::Suites;
 
@@ -15,6 +17,6 @@ fn main() {
     #[cfg(feature = "onnx")]
     let suites = suites.add("graphs", graphs::trials).add("models", models::trials);
     #[cfg(feature = "onnx")]
-    let suites = suites.add("quantised", quantised::trials);
+    let suites = suites.add("quantised", quantised::trials).add("transpose", transpose::trials);
     suites.run();
 }

@@ -25,13 +25,14 @@ const SUBTASKS: usize = 6;
 const CRASHED: &str = "1,4:crash";
 
 /// Minimum number of cases of the script.
-const CASES_AT_LEAST: usize = 89;
+const CASES_AT_LEAST: usize = 100;
 
 struct Case {
     model: Model,
     inputs: Vec<Tensor>,
     outputs: Vec<(String, Tensor)>,
     conv_nodes: usize,
+    transposed_nodes: usize,
     gemm_nodes: usize,
     tolerance: f64,
 }
@@ -67,6 +68,7 @@ impl Case {
             inputs: arrays("inputs").into_iter().map(|(_, tensor)| tensor).collect(),
             outputs: arrays("outputs"),
             conv_nodes: count("conv_nodes"),
+            transposed_nodes: count("conv_transpose_nodes"),
             gemm_nodes: count("gemm_nodes"),
             tolerance: json["tolerance"].as_f64().unwrap(),
         }
@@ -120,7 +122,10 @@ fn agrees(folder: &Path) -> Result<(), Failed> {
     }
     let convs = run.layers.iter().filter(|l| l.op == "Conv").collect::<Vec<_>>();
     assert_eq!(convs.len(), case.conv_nodes, "Conv layers in the report");
-    let gemms = run.layers.len() - convs.len() + prepared.local_layers().filter(|l| l.1 == "Gemm").count();
+    let transposed = run.layers.iter().filter(|l| l.op == "ConvTranspose").count();
+    assert_eq!(transposed, case.transposed_nodes, "ConvTranspose layers in the report");
+    let gemms = run.layers.len() - convs.len() - transposed;
+    let gemms = gemms + prepared.local_layers().filter(|l| l.1 == "Gemm").count();
     assert!(gemms >= case.gemm_nodes, "{gemms} Gemm layers placed, the file has {}", case.gemm_nodes);
     for layer in &run.layers {
         match &layer.why_local {

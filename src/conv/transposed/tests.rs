@@ -4,7 +4,6 @@
 
 use super::super::reference;
 use super::*;
-use crate::ops::Interleave;
 
 struct Random(u64);
 
@@ -22,7 +21,8 @@ impl Random {
 fn random(random: &mut Random) -> TransposedShape {
     let rank = 1 + random.below(3);
     let (groups, group_in, group_out) = (1 + random.below(3), 1 + random.below(3), 1 + random.below(3));
-    let mut axes = |end: usize, least: usize| (0..rank).map(|_| least + random.below(end)).collect::<Vec<_>>();
+    let mut axes =
+        |end: usize, least: usize| (0..rank).map(|_| least + random.below(end)).collect::<Vec<_>>();
     let (size, kernel, stride) = (axes(5, 1), axes(5, 1), axes(6, 1));
     let (dilation, begins, output) = (axes(4, 1), axes(6, 0), axes(14, 1));
     let params = ConvParams { stride, dilation, padding: begins, groups };
@@ -40,8 +40,7 @@ fn by_phases(shape: &TransposedShape, input: &[f64], weight: &[f64], bias: &[f64
         .collect();
     let each: Vec<f64> = (0..conv.out_channels).map(|filter| bias[filter / phases.count()]).collect();
     let parts = reference(conv, input, &filters, Some(&each)).unwrap();
-    let interleave =
-        Interleave::new(phases.phases(), conv.output, &std::array::from_fn(|axis| phases.places(axis)));
+    let interleave = phases.interleave();
     let mut output = vec![f64::NAN; shape.output_shape().iter().product()];
     interleave.run(&parts, bias, &mut output);
     output
@@ -68,7 +67,8 @@ fn the_convolution_of_the_phases_equals_the_definition() {
         let got = by_phases(&shape, &input, &weight, &bias);
         assert!(difference(&got, &truth) < 1e-12, "case {case}: {shape:?}");
         let phases = shape.phases().unwrap();
-        unreached += usize::from((0..AXES).any(|axis| phases.places(axis).contains(&None)));
+        let reached = |axis: usize| phases.runs(axis).iter().map(|run| run.count).sum::<usize>();
+        unreached += usize::from((0..AXES).any(|axis| reached(axis) < shape.output[axis]));
         without_zeros += usize::from(phases.conv().weight_elems() == weights);
         // Negative control: the definition with another value of a single weight that reaches the output.
         weight[0] += 0.5;
