@@ -136,7 +136,7 @@ impl Completion {
 pub struct LayerReport {
     /// The layer's name.
     pub name: String,
-    /// The layer's operator in its model: `Conv` or `Gemm`.
+    /// The layer's operator in its model: `Conv`, `ConvTranspose` or `Gemm`.
     pub op: String,
     /// Code family, or `local` for a layer of a model that was left on the host; then every number is 0, and its
     /// time is part of the host's.

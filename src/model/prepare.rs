@@ -180,7 +180,12 @@ fn largest_filter(found: &Found) -> f64 {
         return f64::INFINITY;
     };
     for (at, weight) in weights.iter().enumerate() {
-        sums[if found.transposed { at % outputs } else { at / terms }] += weight.abs();
+        match found.order {
+            FilterOrder::ByOutputs => sums[at / terms] += weight.abs(),
+            FilterOrder::ByInputs => sums[at % outputs] += weight.abs(),
+            // A transposed convolution is never one of integers.
+            FilterOrder::OfPhases(_) => return f64::INFINITY,
+        }
     }
     sums.into_iter().fold(0.0, f64::max)
 }

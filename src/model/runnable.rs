@@ -51,15 +51,32 @@ fn expand_transposed(graph: &mut TypedModel) -> TractResult<()> {
     for id in graph.eval_order()? {
         let Some(parts) = Parts::of(graph, graph.node(id))? else { continue };
         let (name, data) = (graph.node(id).name.clone(), graph.node(id).inputs[0]);
-        let filters = graph.add_const(format!("{name}.filters"), parts.filters)?;
-        let bias = graph.add_const(format!("{name}.biases"), parts.bias)?;
-        let mut last = graph.wire_node(format!("{name}.phases"), parts.conv, &[data, filters, bias])?;
+        let filters = Const::new(parts.filters.into_arc_tensor())?;
+        let filters = attach(graph, format!("{name}.filters"), filters, &[])?;
+        let bias = attach(graph, format!("{name}.biases"), Const::new(parts.bias.into_arc_tensor())?, &[])?;
+        let mut last = attach(graph, format!("{name}.phases"), parts.conv, &[data, filters, bias])?;
         if let Some(interleave) = parts.interleave {
-            last = graph.wire_node(format!("{name}.interleave"), interleave, &last)?;
+            last = attach(graph, format!("{name}.interleave"), interleave, &[last])?;
         }
-        shunt(graph, OutletId::new(id, 0), last[0])?;
+        shunt(graph, OutletId::new(id, 0), last)?;
     }
     Ok(())
+}
+
+/// Adds a node with one output, without comparing it with all others.
+fn attach(
+    graph: &mut TypedModel,
+    name: String,
+    op: impl TypedOp,
+    inputs: &[OutletId],
+) -> TractResult<OutletId> {
+    let facts = inputs.iter().map(|input| graph.outlet_fact(*input)).collect::<TractResult<Vec<_>>>()?;
+    let facts = op.output_facts(&facts)?;
+    let node = graph.add_node(name, op, facts)?;
+    for (slot, input) in inputs.iter().enumerate() {
+        graph.add_edge(*input, InletId::new(node, slot))?;
+    }
+    Ok(OutletId::new(node, 0))
 }
 
 /// Replaces nodes whose inputs are all constant by their values.
