@@ -79,6 +79,11 @@ pub(super) enum FilterOrder {
 }
 
 impl FilterOrder {
+    /// The order of a matrix of weights.
+    fn of_matrix(by_inputs: bool) -> Self {
+        if by_inputs { Self::ByInputs } else { Self::ByOutputs }
+    }
+
     /// The index in the filters of the file of term `term` of filter `filter`; `None` for a zero. `sizes` are the numbers
     /// of filters and terms.
     pub(super) fn source(&self, sizes: (usize, usize), filter: usize, term: usize) -> Option<usize> {
@@ -267,7 +272,6 @@ pub(super) fn gemm(model: &TypedModel, node: &TypedNode) -> TractResult<Option<R
         return not("weights and data do not agree");
     }
     let folded = Folded::from(model, OutletId::new(node.id, 0), *o_out, c_out, vec![0.0; c_out])?;
-    let dtype = output.datum_type;
-    let order = if c_weight < o_weight { FilterOrder::ByInputs } else { FilterOrder::ByOutputs };
+    let (dtype, order) = (output.datum_type, FilterOrder::of_matrix(c_weight < o_weight));
     Ok(Some(Ok(Found { node: node.id, data, shape, dtype, weight, order, folded, interleave: None })))
 }
