@@ -940,7 +940,7 @@ def check(name, array):
 def write_npy(folder, kind, arrays):
     entries = []
     for i, (name, array) in enumerate(arrays):
-        entries.append({"name": name, "file": f"{kind}_{i}.npy"})
+        entries.append({"name": name, "file": f"{kind}_{i}.npy", "dtype": str(array.dtype)})
         # Readers of .npy outside numpy seldom know half floats.
         wide = array.astype(np.float32) if array.dtype == np.float16 else array
         np.save(os.path.join(folder, entries[-1]["file"]), np.ascontiguousarray(wide))

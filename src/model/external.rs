@@ -35,7 +35,7 @@ pub(super) fn settle(proto: &mut ModelProto, model: Option<&Path>) -> Result<Opt
     let mut root = None;
     let graph = proto.graph.as_mut();
     let mut each = |tensor: &mut TensorProto| -> Result<(), String> {
-        if tensor.data_location != Some(DataLocation::External as i32) || !tensor.raw_data.is_empty() {
+        if !is_external(tensor) {
             return Ok(());
         }
         let bad = |cause: String| format!("tensor {} is in a file of its own, and {cause}", tensor.name);
@@ -65,8 +65,13 @@ pub(super) fn settle(proto: &mut ModelProto, model: Option<&Path>) -> Result<Opt
     Ok(root.map(|root| External { root, files: files.into_keys().collect() }))
 }
 
+/// Whether the data of a tensor are in another file.
+pub(super) fn is_external(tensor: &TensorProto) -> bool {
+    tensor.data_location == Some(DataLocation::External as i32) && tensor.raw_data.is_empty()
+}
+
 /// Visits every tensor of a graph and of the graphs inside it.
-fn tensors(
+pub(super) fn tensors(
     graph: &mut GraphProto,
     each: &mut dyn FnMut(&mut TensorProto) -> Result<(), String>,
 ) -> Result<(), String> {
@@ -78,6 +83,9 @@ fn tensors(
     }
     for attribute in graph.node.iter_mut().flat_map(|node| &mut node.attribute) {
         attribute.t.iter_mut().chain(&mut attribute.tensors).try_for_each(&mut *each)?;
+        for sparse in attribute.sparse_tensor.iter_mut().chain(&mut attribute.sparse_tensors) {
+            sparse.values.iter_mut().chain(&mut sparse.indices).try_for_each(&mut *each)?;
+        }
         for graph in attribute.g.iter_mut().chain(&mut attribute.graphs) {
             tensors(graph, each)?;
         }
@@ -160,15 +168,8 @@ fn below_root(path: &Path) -> Result<(String, String), String> {
 
 /// Whether the part needed by a tensor is within a file of `length` bytes.
 fn fits(tensor: &TensorProto, length: u64) -> Result<(), String> {
-    let number = |key: &str| -> Result<Option<u64>, String> {
-        let entry = tensor.external_data.iter().find(|entry| entry.key == key);
-        let parse = |text: &String| {
-            text.parse().map_err(|_| format!("its {key} is {text:?}, no number: export the model again"))
-        };
-        entry.map(|entry| parse(&entry.value)).transpose()
-    };
-    let offset = number("offset")?.unwrap_or(0);
-    let end = number("length")?.map_or(Some(offset), |own| offset.checked_add(own));
+    let offset = number(tensor, "offset")?.unwrap_or(0);
+    let end = number(tensor, "length")?.map_or(Some(offset), |own| offset.checked_add(own));
     match end {
         Some(end) if end <= length => Ok(()),
         end => Err(format!(
@@ -176,6 +177,48 @@ fn fits(tensor: &TensorProto, length: u64) -> Result<(), String> {
             end.map_or_else(|| "beyond 2^64".to_owned(), |end| end.to_string())
         )),
     }
+}
+
+/// A number among the entries that describe the place of a tensor.
+fn number(tensor: &TensorProto, key: &str) -> Result<Option<u64>, String> {
+    let entry = tensor.external_data.iter().find(|entry| entry.key == key);
+    let parse = |text: &String| {
+        text.parse().map_err(|_| format!("its {key} is {text:?}, no number: export the model again"))
+    };
+    entry.map(|entry| parse(&entry.value)).transpose()
+}
+
+/// Reads the `bytes` of a tensor, whose place [`settle`] has checked, into the tensor.
+///
+/// # Errors
+/// A description with the tensor's name, for another number of bytes or a file that cannot be read.
+pub(super) fn take_in(tensor: &mut TensorProto, root: &str, bytes: u64) -> Result<(), String> {
+    let location = tensor.external_data.iter().find(|entry| entry.key == "location");
+    let path = Path::new(root).join(location.map_or("", |entry| &entry.value));
+    let bad = |cause: String| format!("tensor {} is in {}, and {cause}", tensor.name, path.display());
+    let offset = number(tensor, "offset").map_err(bad)?.unwrap_or(0);
+    let own = number(tensor, "length").map_err(bad)?.unwrap_or(bytes);
+    if own != bytes {
+        return Err(bad(format!(
+            "has {own} bytes there where its shape {:?} needs {bytes}: export the model again",
+            tensor.dims
+        )));
+    }
+    let read = || -> TractResult<Vec<u8>> {
+        let mut data = Vec::new();
+        Resolver.read_bytes_from_path(
+            &mut data,
+            &path,
+            usize::try_from(offset)?,
+            Some(usize::try_from(bytes)?),
+        )?;
+        Ok(data)
+    };
+    tensor.raw_data =
+        read().map_err(|e| bad(format!("its {bytes} bytes cannot be read: {e:#}: fetch it again")))?;
+    tensor.data_location = None;
+    tensor.external_data.clear();
+    Ok(())
 }
 
 /// Reads a part of a file for tract.

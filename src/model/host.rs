@@ -12,7 +12,7 @@ use super::conv::{Way, compute_by};
 use super::guard::guarded;
 use super::load::Model;
 use super::memory::ModelMemory;
-use super::prepared::{Output, Signature};
+use super::signature::{Output, Signature};
 use super::tensor::Tensor;
 use super::transpose;
 use crate::error::Result;
@@ -59,6 +59,6 @@ impl HostModel {
                 inputs.into_iter().map(|given| given.into_tensor().into_tvalue()).collect();
             self.plan.run(inputs)
         })?;
-        self.signature.name(&outputs)
+        self.signature.name_all(&outputs)
     }
 }

@@ -14,7 +14,9 @@ use tract_onnx::tract_hir::infer::{Factoid, InferenceFact};
 use super::external::{self, External};
 use super::find::LayerOp;
 use super::guard::{guarded, one_line, refused};
+use super::half::{self, Half, Widened};
 use super::lower::lower;
+use super::round::{self, HalfType};
 use super::tensor::dtype_name;
 use super::{check, functions, quantised, resize, tidy, transpose, upsample, whole};
 use crate::error::{Error, Message, Parameter, Result};
@@ -56,6 +58,8 @@ pub struct Model {
     convolutions: Vec<(String, LayerOp)>,
     /// The external files that tensors were read from.
     data_files: Vec<PathBuf>,
+    /// What the file has in 16 bits.
+    half: Half,
 }
 
 /// One input of a model.
@@ -63,7 +67,8 @@ pub struct Model {
 pub struct InputInfo {
     /// Its name in the file.
     pub name: String,
-    /// Element type: `f32`, `i64` and so on.
+    /// Element type in the file: `f32`, `i64` and so on. `f16` and `bf16` are computed in f32; data of other floats are
+    /// rounded to them.
     pub dtype: String,
     /// Sizes of the axes, `None` for a size that the file leaves open; `None` as a whole if even the number of axes is
     /// open.
@@ -160,16 +165,15 @@ impl Model {
             let help = "export the model with other operators";
             return Err(refused(&name, &format!("uses operators that cannot be run: {which}: {help}")));
         }
+        let mut half = half::widen(&mut proto).map_err(|why| refused(&name, &why))?;
+        let graph = proto.graph.get_or_insert_default();
         check::graph(graph, opset)
             .and_then(|()| {
                 quantised::graph(graph);
                 tidy::graph(graph, opset)
             })
             .map_err(|why| refused(&name, &why))?;
-        onnx.op_register.insert(resize::NAME, resize::parse);
-        onnx.op_register.insert(transpose::NAME, transpose::parse);
-        onnx.op_register.insert(upsample::LINEAR, upsample::parse_linear);
-        onnx.op_register.insert(whole::NAME, whole::parse);
+        register(&mut onnx);
         let made = graph.node.iter().flat_map(|n| &n.output).chain(graph.initializer.iter().map(|i| &i.name));
         let defined: HashSet<&String> = made.chain(graph.input.iter().map(|i| &i.name)).collect();
         if let Some(output) = graph.output.iter().find(|o| !defined.contains(&o.name)) {
@@ -191,6 +195,8 @@ impl Model {
             .collect();
         let external = external::settle(&mut proto, path).map_err(|cause| refused(&name, &cause))?;
         let root = external.as_ref().map(|external| external.root.as_str());
+        half::external_tensors(&mut proto, &mut half, root.unwrap_or_default())
+            .map_err(|cause| refused(&name, &cause))?;
         let parsed = guarded(&name, || onnx.parse(&proto, root))?;
         drop(proto);
         if !parsed.unresolved_inputs.is_empty() {
@@ -203,11 +209,14 @@ impl Model {
         let inputs = guarded(&name, || {
             let ids = parsed.model.input_outlets()?;
             ids.iter()
-                .map(|id| Ok(describe(&parsed.model.node(id.node).name, parsed.model.outlet_fact(*id)?)))
+                .map(|id| {
+                    let name = &parsed.model.node(id.node).name;
+                    Ok(describe(name, parsed.model.outlet_fact(*id)?, half.inputs.get(name)))
+                })
                 .collect()
         })?;
         let data_files = external.map_or_else(Vec::new, |External { files, .. }| files);
-        Ok(Self { name, graph: parsed.model, inputs, outputs, convolutions, data_files })
+        Ok(Self { name, graph: parsed.model, inputs, outputs, convolutions, data_files, half })
     }
 
     /// Path or name of the model.
@@ -232,6 +241,17 @@ impl Model {
     #[must_use]
     pub fn data_files(&self) -> &[PathBuf] {
         &self.data_files
+    }
+
+    /// What the file has in 16 bits and is computed in f32; `None` for a model without 16-bit floats.
+    #[must_use]
+    pub fn widened(&self) -> Option<Widened> {
+        self.half.widened()
+    }
+
+    /// The 16-bit types of inputs and outputs.
+    pub(super) fn half(&self) -> &Half {
+        &self.half
     }
 
     /// Names and operators of the Conv and ConvTranspose nodes of the file; a node without a name has that of its output.
@@ -271,7 +291,7 @@ impl Model {
             self.graph.set_input_fact(index, fact.with_shape(shape.to_vec()))?;
             Ok(self.graph.input_fact(index)?.clone())
         })?;
-        *info = describe(input, &fact);
+        *info = describe(input, &fact, self.half.inputs.get(input));
         Ok(self)
     }
 
@@ -398,8 +418,20 @@ fn cause(error: &Error) -> String {
     }
 }
 
-fn describe(name: &str, fact: &InferenceFact) -> InputInfo {
-    let dtype = fact.datum_type.concretize().map_or_else(|| "any".to_owned(), dtype_name);
+/// Adds the operators of this crate to those of tract.
+fn register(onnx: &mut Onnx) {
+    onnx.op_register.insert(resize::NAME, resize::parse);
+    onnx.op_register.insert(transpose::NAME, transpose::parse);
+    onnx.op_register.insert(upsample::LINEAR, upsample::parse_linear);
+    onnx.op_register.insert(whole::NAME, whole::parse);
+    for half in [HalfType::F16, HalfType::Bf16] {
+        onnx.op_register.insert(half.operator(), round::parse);
+    }
+}
+
+fn describe(name: &str, fact: &InferenceFact, half: Option<&HalfType>) -> InputInfo {
+    let own = || fact.datum_type.concretize().map_or_else(|| "any".to_owned(), dtype_name);
+    let dtype = half.map_or_else(own, ToString::to_string);
     let dims: Vec<_> = fact.shape.dims().map(Factoid::concretize).collect();
     let words: Vec<String> =
         dims.iter().map(|dim| dim.as_ref().map_or_else(|| "?".to_owned(), ToString::to_string)).collect();

@@ -7,7 +7,7 @@
 //! every run, unless sizes depend on data: then tract runs the whole graph. [`PreparedModel::run`] returns the outputs and a report for
 //! every layer. A constant scale and shift for each channel (a batch normalisation, a bias) is folded into filters and
 //! bias, and a following ReLU or clip is applied in the pass that writes the decoded output. Layers that cannot be
-//! coded run locally, and the report says why.
+//! coded run locally, and the report says why. Models of 16-bit floats are computed in f32.
 //!
 //! ```no_run
 //! use fcdcc::model::{Model, ModelOptions};
@@ -36,6 +36,7 @@ mod find;
 mod fold;
 mod functions;
 mod guard;
+mod half;
 mod host;
 mod load;
 mod lower;
@@ -49,9 +50,11 @@ mod prepare;
 mod prepared;
 mod quantised;
 mod resize;
+mod round;
 mod runnable;
 mod schedule;
 mod sets;
+mod signature;
 mod slots;
 mod steps;
 mod tensor;
@@ -63,10 +66,13 @@ mod upsample;
 mod value;
 mod whole;
 
+pub use ::half::{bf16, f16};
+pub use half::Widened;
 pub use host::HostModel;
 pub use load::{InputInfo, Model};
 pub use memory::ModelMemory;
 pub use options::{AutoChoices, GemmChoice, ModelOptions, Progress};
 pub use place::PlannedLayer;
-pub use prepared::{ModelRun, Output, PreparedModel};
+pub use prepared::{ModelRun, PreparedModel};
+pub use signature::Output;
 pub use tensor::Tensor;

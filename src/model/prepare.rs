@@ -15,8 +15,9 @@ use super::memory::ModelMemory;
 use super::op::CodedOp;
 use super::options::{ModelOptions, Progress};
 use super::place::{STAYS, of_layer, place, stays};
-use super::prepared::{CodedLayer, LayerPlacement, LocalLayer, PreparedModel, Signature};
+use super::prepared::{CodedLayer, LayerPlacement, LocalLayer, PreparedModel};
 use super::runnable::{Program, shunt};
+use super::signature::Signature;
 use crate::array::{DType, Element};
 use crate::coding::Code;
 use crate::engine::{CodedConv, LayerOptions, SharedWeight, integers_fit};
@@ -278,7 +279,7 @@ fn scaled<S: Element + Datum, T: Element>(found: &Found) -> Result<Vec<T>> {
 mod tests {
     use ndarray::ArrayD;
 
-    use super::super::prepared::Output;
+    use super::super::signature::Output;
     use super::super::tensor::Tensor;
     use super::super::testing::{Attributes, Net};
     use super::*;

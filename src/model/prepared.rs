@@ -12,15 +12,15 @@ use tract_onnx::tract_core::plan::eval;
 use super::execute::{Arrays, Execution};
 use super::find::LayerOp;
 use super::guard::guarded;
-use super::load::Model;
 use super::memory::ModelMemory;
 use super::op::CodedOp;
 use super::options::Progress;
 use super::runnable::Program;
 use super::schedule::Schedule;
 use super::sets::Sets;
+use super::signature::{Output, Signature};
 use super::steps::Work;
-use super::tensor::{Given, Tensor, dtype_name};
+use super::tensor::{Given, Tensor};
 use crate::array::{DType, Element};
 use crate::engine::{CodedConv, LayerReport};
 use crate::error::{Error, Result};
@@ -93,15 +93,6 @@ pub struct ModelRun {
     pub total: Duration,
     /// Time that the host spent on its own computations.
     pub host: Duration,
-}
-
-/// One output of a model.
-#[derive(Clone, Debug)]
-pub struct Output {
-    /// Its name in the file.
-    pub name: String,
-    /// Its value.
-    pub tensor: Tensor,
 }
 
 /// A coded layer in the arithmetic it was prepared for.
@@ -296,11 +287,9 @@ impl PreparedModel {
                     }?;
                 reports.add(op.index, report);
             }
-            let outputs = self.signature.outputs.iter().zip(&schedule.outputs);
-            let outputs = outputs.map(|(name, operand)| {
-                Ok(Output { name: name.clone(), tensor: execution.output(name, operand)? })
-            });
-            outputs.collect::<TractResult<Vec<_>>>()
+            let operands = self.signature.outputs.iter().zip(&schedule.outputs);
+            let tensors = operands.map(|(output, operand)| execution.output(&output.name, operand));
+            Ok(self.signature.name(tensors.collect::<TractResult<Vec<_>>>()?))
         })?;
         // A set whose run failed may lack a slot.
         set.done();
@@ -325,7 +314,7 @@ impl PreparedModel {
                 Ok::<_, tract_onnx::prelude::TractError>(tvec!(output.into_tvalue()))
             })
         })?;
-        self.signature.name(&outputs)
+        self.signature.name_all(&outputs)
     }
 
     /// The inputs of the model.
@@ -361,68 +350,5 @@ impl std::fmt::Debug for PreparedModel {
             .field("model", &self.signature.model)
             .field("places", &self.places)
             .finish_non_exhaustive()
-    }
-}
-
-/// Names, shapes and types of the inputs and outputs of a model.
-#[derive(Clone, Debug)]
-pub(super) struct Signature {
-    pub(super) model: String,
-    inputs: Vec<InputFact>,
-    outputs: Vec<String>,
-}
-
-#[derive(Clone, Debug)]
-struct InputFact {
-    name: String,
-    dtype: DatumType,
-    shape: Vec<usize>,
-}
-
-impl Signature {
-    /// The signature of a model whose shapes are known, as checked by [`Model::typed`].
-    pub(super) fn of(model: &Model) -> Result<Self> {
-        let input = |(index, info): (usize, &super::load::InputInfo)| {
-            let shape = info.fixed_shape().unwrap_or_default();
-            Ok(InputFact { name: info.name.clone(), dtype: model.input_type(index)?, shape })
-        };
-        let inputs = model.inputs().iter().enumerate().map(input).collect::<Result<_>>()?;
-        Ok(Self { model: model.name().to_owned(), inputs, outputs: model.outputs().to_vec() })
-    }
-
-    /// Checks inputs and converts those whose type or order differs from that of the graph.
-    pub(super) fn accept<'a>(&self, inputs: &'a [Tensor]) -> Result<Vec<Given<'a>>> {
-        if inputs.len() != self.inputs.len() {
-            let names: Vec<&str> = self.inputs.iter().map(|i| i.name.as_str()).collect();
-            let expected = format!("{} ({})", names.len(), names.join(", "));
-            return Err(Error::mismatch(
-                "number of inputs",
-                inputs.len(),
-                expected,
-                "give each input of the model",
-            ));
-        }
-        let pairs = self.inputs.iter().zip(inputs);
-        pairs
-            .map(|(own, given)| {
-                if given.shape() != own.shape {
-                    return Err(Error::mismatch(
-                        format!("shape of input {}", own.name),
-                        given.shape(),
-                        format!("{:?} {}", own.shape, dtype_name(own.dtype)),
-                        "give data of that shape, or prepare the model for another one",
-                    ));
-                }
-                Given::new(given, &own.name, own.dtype)
-            })
-            .collect()
-    }
-
-    /// Adds the names to the outputs of the graph.
-    pub(super) fn name(&self, outputs: &[TValue]) -> Result<Vec<Output>> {
-        let named = self.outputs.iter().zip(outputs);
-        named
-            .map(|(name, value)| Ok(Output { name: name.clone(), tensor: Tensor::from_model(name, value)? }))
-            .collect()
     }
 }

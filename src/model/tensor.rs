@@ -1,17 +1,23 @@
 //! Arrays whose element type is known only at run time: the inputs and outputs of models.
 
+use half::{bf16, f16};
 use ndarray::{ArrayD, Axis};
 use tract_onnx::prelude::{Datum, DatumType, IntoTensor, TractResult};
 use tract_onnx::tract_core::internal::{Tensor as TractTensor, format_err};
 
 use super::guard::guarded;
+use super::round::HalfType;
 use crate::error::{Error, Result};
 
 /// An array of one of the element types of model inputs and outputs.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Tensor {
-    /// 32-bit floats. Half floats of a model are converted to these.
+    /// 16-bit floats of half precision. Models compute them in f32.
+    F16(ArrayD<f16>),
+    /// 16-bit floats with the range of f32. Models compute them in f32.
+    BF16(ArrayD<bf16>),
+    /// 32-bit floats.
     F32(ArrayD<f32>),
     /// 64-bit floats.
     F64(ArrayD<f64>),
@@ -30,6 +36,8 @@ pub enum Tensor {
 macro_rules! each {
     ($tensor:expr, $array:ident => $value:expr) => {
         match $tensor {
+            Tensor::F16($array) => $value,
+            Tensor::BF16($array) => $value,
             Tensor::F32($array) => $value,
             Tensor::F64($array) => $value,
             Tensor::I32($array) => $value,
@@ -51,7 +59,7 @@ macro_rules! from_array {
     };
 }
 
-from_array!(f32 => F32, f64 => F64, i32 => I32, i64 => I64, i8 => I8, u8 => U8, bool => Bool);
+from_array!(f16 => F16, bf16 => BF16, f32 => F32, f64 => F64, i32 => I32, i64 => I64, i8 => I8, u8 => U8, bool => Bool);
 
 impl Tensor {
     /// Sizes of the axes.
@@ -60,10 +68,12 @@ impl Tensor {
         each!(self, array => array.shape())
     }
 
-    /// Name of the element type: `f32`, `f64`, `i32`, `i64`, `i8`, `u8` or `bool`.
+    /// Name of the element type: `f16`, `bf16`, `f32`, `f64`, `i32`, `i64`, `i8`, `u8` or `bool`.
     #[must_use]
     pub fn dtype(&self) -> &'static str {
         match self {
+            Self::F16(_) => HalfType::F16.name(),
+            Self::BF16(_) => HalfType::Bf16.name(),
             Self::F32(_) => "f32",
             Self::F64(_) => "f64",
             Self::I32(_) => "i32",
@@ -135,6 +145,8 @@ impl Tensor {
             }};
         }
         match first {
+            Self::F16(_) => joined!(F16),
+            Self::BF16(_) => joined!(BF16),
             Self::F32(_) => joined!(F32),
             Self::F64(_) => joined!(F64),
             Self::I32(_) => joined!(I32),
@@ -149,6 +161,8 @@ impl Tensor {
     #[must_use]
     pub fn to_f64(&self) -> Vec<f64> {
         match self {
+            Self::F16(a) => a.iter().map(|v| f64::from(*v)).collect(),
+            Self::BF16(a) => a.iter().map(|v| f64::from(*v)).collect(),
             Self::F32(a) => a.iter().map(|v| f64::from(*v)).collect(),
             Self::F64(a) => a.iter().copied().collect(),
             Self::I32(a) => a.iter().map(|v| f64::from(*v)).collect(),
@@ -162,7 +176,7 @@ impl Tensor {
     /// Converts to a tract tensor of the element type `wanted`. Floats are rounded; all other conversions must be
     /// lossless.
     pub(super) fn for_model(&self, name: &str, wanted: DatumType) -> Result<TractTensor> {
-        let own: TractTensor = each!(self, array => array.clone().into_tensor());
+        let own = self.to_tract();
         if own.datum_type() == wanted {
             return Ok(own);
         }
@@ -181,6 +195,54 @@ impl Tensor {
                 "convert the data: some of its values do not exist in that type",
             )),
         }
+    }
+
+    /// A copy as a tensor of tract; 16-bit floats become f32.
+    fn to_tract(&self) -> TractTensor {
+        match self {
+            Self::F16(array) => array.mapv(f32::from).into_tensor(),
+            Self::BF16(array) => array.mapv(f32::from).into_tensor(),
+            Self::F32(array) => array.clone().into_tensor(),
+            Self::F64(array) => array.clone().into_tensor(),
+            Self::I32(array) => array.clone().into_tensor(),
+            Self::I64(array) => array.clone().into_tensor(),
+            Self::I8(array) => array.clone().into_tensor(),
+            Self::U8(array) => array.clone().into_tensor(),
+            Self::Bool(array) => array.clone().into_tensor(),
+        }
+    }
+
+    /// f32 values rounded to a type of 16 bits, infinite beyond its range; other tensors unchanged.
+    pub(super) fn narrowed(self, to: HalfType) -> Self {
+        match (self, to) {
+            (Self::F32(array), HalfType::F16) => Self::F16(array.mapv(f16::from_f32)),
+            (Self::F32(array), HalfType::Bf16) => Self::BF16(array.mapv(bf16::from_f32)),
+            (other, _) => other,
+        }
+    }
+
+    /// The values of an input that the file has in 16 bits: rounded to these, in f32. Integers must be exact in them.
+    fn rounded(&self, name: &str, to: HalfType) -> Result<ArrayD<f32>> {
+        let is_float = matches!(self, Self::F16(_) | Self::BF16(_) | Self::F32(_) | Self::F64(_));
+        // Refuses integers that f64 does not hold.
+        let wide = if is_float { None } else { Some(self.for_model(name, DatumType::F64)?) };
+        let values =
+            wide.map_or_else(|| Ok(self.to_f64()), |wide| Ok(Self::from_model(name, &wide)?.to_f64()))?;
+        let mut rounded = Vec::with_capacity(values.len());
+        for (index, value) in values.into_iter().enumerate() {
+            let near = to.round(value);
+            if (near.is_infinite() && value.is_finite()) || !(is_float || near == value) {
+                return Err(Error::mismatch(
+                    format!("element type of input {name}"),
+                    format!("{} (with {value:e} at flat index {index})", self.dtype()),
+                    format!("{to}, which reaches to {:e}, or f32 rounded to it", to.largest()),
+                    "scale the data: that value does not exist in that type",
+                ));
+            }
+            #[expect(clippy::cast_possible_truncation, reason = "f32 holds every value of 16 bits")]
+            rounded.push(near as f32);
+        }
+        Ok(ArrayD::from_shape_vec(self.shape(), rounded).expect("one value for each element"))
     }
 
     /// Converts from a tract tensor.
@@ -218,6 +280,15 @@ impl<'a> Given<'a> {
         if fits { Ok(Self::Borrowed(tensor)) } else { Ok(Self::Converted(tensor.for_model(name, wanted)?)) }
     }
 
+    /// `tensor` for the input `name` that the file has in 16 bits and the graph in f32: floats are rounded to these 16
+    /// bits.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] for values beyond the range of the type, and integers that it does not have.
+    pub(super) fn rounded(tensor: &Tensor, name: &str, to: HalfType) -> Result<Self> {
+        Ok(Self::Converted(tensor.rounded(name, to)?.into_tensor()))
+    }
+
     /// The elements in row-major order.
     pub(super) fn as_slice<T: Datum + bytemuck::Pod>(&self) -> TractResult<&[T]> {
         let same = match self {
@@ -237,7 +308,7 @@ impl<'a> Given<'a> {
     pub(super) fn into_tensor(self) -> TractTensor {
         match self {
             Self::Converted(tensor) => tensor,
-            Self::Borrowed(tensor) => each!(tensor, array => array.clone().into_tensor()),
+            Self::Borrowed(tensor) => tensor.to_tract(),
         }
     }
 }

@@ -4,6 +4,8 @@ mod conv;
 #[cfg(feature = "onnx")]
 mod graphs;
 #[cfg(feature = "onnx")]
+mod half;
+#[cfg(feature = "onnx")]
 mod models;
 #[cfg(feature = "onnx")]
 mod quantised;
@@ -15,7 +17,7 @@ use fcdcc_test_support::suites::Suites;
 fn main() {
     let suites = Suites::from_arguments().add("conv", conv::trials);
     #[cfg(feature = "onnx")]
-    let suites = suites.add("graphs", graphs::trials).add("models", models::trials);
+    let suites = suites.add("graphs", graphs::trials).add("half", half::trials).add("models", models::trials);
     #[cfg(feature = "onnx")]
     let suites = suites.add("quantised", quantised::trials).add("transpose", transpose::trials);
     suites.run();

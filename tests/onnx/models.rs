@@ -10,7 +10,7 @@
 use std::path::Path;
 
 use fcdcc::array::DType;
-use fcdcc::model::{GemmChoice, Model, ModelOptions, ModelRun, PreparedModel, Tensor};
+use fcdcc::model::{GemmChoice, Model, ModelOptions, ModelRun, PreparedModel, Tensor, f16};
 use fcdcc::worker::inject;
 use fcdcc::{CodeKind, CpuWorker, ErrorKind, LayerOptions, OnShortfall, Pool};
 use fcdcc_test_support::oracle;
@@ -54,7 +54,12 @@ impl Case {
         let arrays = |key: &str| -> Vec<(String, Tensor)> {
             let all = json[key].as_array().unwrap().iter();
             all.map(|a| {
-                (a["name"].as_str().unwrap().into(), array(&folder.join(a["file"].as_str().unwrap())))
+                let stored = array(&folder.join(a["file"].as_str().unwrap()));
+                let tensor = match (stored, a["dtype"].as_str().unwrap()) {
+                    (Tensor::F32(wide), "float16") => wide.mapv(f16::from_f32).into(),
+                    (stored, _) => stored,
+                };
+                (a["name"].as_str().unwrap().into(), tensor)
             })
             .collect()
         };

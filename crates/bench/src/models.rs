@@ -35,7 +35,9 @@ pub fn random_inputs(mut model: Model, seed: u64) -> Result<(Model, Vec<Tensor>)
             *batch = Some(1);
         }
         let sizes: Option<Vec<usize>> = shape.into_iter().collect();
-        let Some(sizes) = sizes.filter(|sizes| !sizes.is_empty() && info.dtype.starts_with('f')) else {
+        let Some(sizes) = sizes.filter(|sizes| {
+            !sizes.is_empty() && ["f16", "bf16", "f32", "f64"].contains(&info.dtype.as_str())
+        }) else {
             let cause = format!(
                 "no numbers can be drawn for input {} of shape {} and type {}: give --input",
                 info.name, info.described, info.dtype

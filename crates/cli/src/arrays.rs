@@ -13,6 +13,8 @@ use ndarray_npy::WriteNpyExt;
 use zip::ZipArchive;
 
 use super::content::{self, Content, HEAD};
+#[cfg(feature = "onnx")]
+use super::npy;
 use super::npy::{Kind, Npy};
 use fcdcc::memory;
 
@@ -171,7 +173,7 @@ pub(crate) fn read_tensor(source: Source<'_>) -> Result<Tensor> {
             };
         }
         match npy.kind {
-            Kind::F16 => of!(2, f32, |b| f32::from(f16::from_le_bytes(b))),
+            Kind::F16 => of!(2, f16, f16::from_le_bytes),
             Kind::F32 => of!(4, f32, f32::from_le_bytes),
             Kind::F64 => of!(8, f64, f64::from_le_bytes),
             Kind::I8 => of!(1, i8, i8::from_le_bytes),
@@ -197,11 +199,13 @@ pub(crate) fn read_tensor(source: Source<'_>) -> Result<Tensor> {
     })
 }
 
-/// Writes any tensor as `.npy`.
+/// Writes any tensor as `.npy`; bf16, which numpy does not have, becomes f32.
 #[cfg(feature = "onnx")]
 pub(crate) fn write_tensor(output: Output, tensor: &Tensor) -> Result<()> {
     output.write(|out| {
         match tensor {
+            Tensor::F16(array) => return npy::write_f16(out, array),
+            Tensor::BF16(array) => array.mapv(f32::from).write_npy(out),
             Tensor::F32(array) => array.write_npy(out),
             Tensor::F64(array) => array.write_npy(out),
             Tensor::I32(array) => array.write_npy(out),

@@ -1,4 +1,5 @@
-//! Reads `.npy` arrays as streams: first the header, then the elements, without a copy of the bytes.
+//! Reads `.npy` arrays as streams: first the header, then the elements, without a copy of the bytes. Writes arrays of
+//! 16-bit floats, which the package that writes all others does not know.
 //!
 //! Invariant: nothing is allocated by the size in a header before that size was compared with the file or with the
 //! available memory.
@@ -152,6 +153,28 @@ impl<R: Read> Npy<R> {
     }
 }
 
+/// Writes an array of half floats in row-major order, as numpy does: format version 1, with the data aligned to 64 bytes.
+#[cfg(feature = "onnx")]
+pub(crate) fn write_f16(out: &mut dyn std::io::Write, array: &ArrayD<half::f16>) -> std::io::Result<()> {
+    const ALIGNED: usize = 64;
+    let sizes: String = array.shape().iter().map(|size| format!("{size}, ")).collect();
+    let mut header = format!("{{'descr': '<f2', 'fortran_order': False, 'shape': ({}), }}", sizes.trim_end());
+    // Before it: 6 bytes that name the format, 2 of the version, 2 of its own length. After it: the end of the line.
+    let unaligned = 10 + header.len() + 1;
+    header.extend(std::iter::repeat_n(' ', unaligned.next_multiple_of(ALIGNED) - unaligned));
+    header.push('\n');
+    let length = u16::try_from(header.len()).map_err(std::io::Error::other)?;
+    out.write_all(NPY)?;
+    out.write_all(&[1, 0])?;
+    out.write_all(&length.to_le_bytes())?;
+    out.write_all(header.as_bytes())?;
+    for row in array.iter().copied().collect::<Vec<_>>().chunks(CHUNK / 2) {
+        let bytes: Vec<u8> = row.iter().flat_map(|value| value.to_le_bytes()).collect();
+        out.write_all(&bytes)?;
+    }
+    Ok(())
+}
+
 fn damaged(there: &str, shape: &[usize], needed: usize) -> String {
     format!(
         "has {there} bytes of data where shape {shape:?} needs {needed}: the file is truncated or damaged; write it again"
@@ -230,5 +253,41 @@ fn brief(message: &impl std::fmt::Display) -> String {
     match text.char_indices().nth(MOST) {
         Some((end, _)) => format!("{} ...", &text[..end]),
         None => text,
+    }
+}
+
+#[cfg(all(test, feature = "onnx"))]
+#[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+mod tests {
+    use half::f16;
+
+    use super::*;
+
+    fn read(bytes: &[u8]) -> Result<ArrayD<f16>> {
+        let bad = |cause: String| fcdcc::Error::File { path: "x".to_owned(), cause, input: true };
+        let npy = Npy::open(bytes, Some(bytes.len() as u64), &bad)?;
+        assert_eq!(npy.kind, Kind::F16);
+        npy.decode::<f16, 2>(&bad, |bytes, _| Ok(f16::from_le_bytes(bytes)))
+    }
+
+    #[test]
+    fn half_floats_come_back_bit_by_bit() {
+        for shape in [vec![], vec![0], vec![5], vec![2, 3], vec![1, 40_000], vec![1; 30]] {
+            let values = (0..shape.iter().product::<usize>()).map(|i| f16::from_f64(0.37 * i as f64 - 1.0));
+            let array = ArrayD::from_shape_vec(shape.clone(), values.collect()).unwrap();
+            let mut bytes = Vec::new();
+            write_f16(&mut bytes, &array).unwrap();
+            // Where numpy puts the data.
+            let header = bytes.iter().position(|byte| *byte == b'\n').unwrap() + 1;
+            assert_eq!((header % 64, bytes.len() - header), (0, 2 * array.len()), "{shape:?}");
+            assert_eq!(read(&bytes).unwrap(), array);
+            // Negative controls: another last bit, and a lost byte.
+            if let Some(last) = bytes.last_mut().filter(|_| !array.is_empty()) {
+                *last ^= 1;
+                assert_ne!(read(&bytes).unwrap(), array);
+                bytes.pop();
+                assert!(read(&bytes).is_err());
+            }
+        }
     }
 }

@@ -159,6 +159,9 @@ pub(crate) fn run(args: &PlanArgs, console: Console) -> Result<()> {
         for path in model.data_files() {
             ledger.input("the model's data", path)?;
         }
+        if let Some(widened) = model.widened() {
+            console.notice(format_args!("{}: {widened}", model.name()));
+        }
     }
     let mut workers = pool::workers(&args.layer, true, console)?;
     let measured = rates::of(

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use fcdcc::array::DType;
 use fcdcc::files::{self, Output as Place};
-use fcdcc::model::{AutoChoices, GemmChoice, ModelOptions, Output, PreparedModel, Tensor};
+use fcdcc::model::{AutoChoices, GemmChoice, ModelOptions, Output, PreparedModel, Tensor, Widened};
 use fcdcc::{Error, LayerReport, Report, Result};
 use serde::Serialize;
 
@@ -63,6 +63,8 @@ struct ModelReport {
     #[serde(flatten)]
     report: Report,
     model: String,
+    /// What the file has in 16 bits and is computed in f32, or null.
+    widened: Option<WidenedReport>,
     /// Time of the operators computed by the host.
     host_ms: f64,
     /// Time of encoding and installing filters, once.
@@ -72,6 +74,19 @@ struct ModelReport {
     outputs: Vec<OutputReport>,
     /// Comparison with the uncoded run (--compare).
     compare: Option<Vec<Deviation>>,
+}
+
+#[derive(Serialize)]
+struct WidenedReport {
+    dtypes: Vec<&'static str>,
+    tensors: usize,
+    elems: u64,
+}
+
+impl From<Widened> for WidenedReport {
+    fn from(widened: Widened) -> Self {
+        Self { dtypes: widened.dtypes, tensors: widened.tensors, elems: widened.elems }
+    }
 }
 
 #[derive(Serialize)]
@@ -103,6 +118,10 @@ pub(crate) fn run(args: &RunArgs, console: Console) -> Result<()> {
     let model = args.inputs.model(&mut ledger)?;
     places.plan_each(args, model.outputs(), &mut ledger)?;
     let console = console.beside(&ledger);
+    let widened = model.widened();
+    if let Some(widened) = &widened {
+        console.notice(format_args!("{}: {widened}", model.name()));
+    }
     let (model, batches) = args.inputs.read(model)?;
     // Checked before any work: outputs that cannot be concatenated would be useless.
     let axes = if batches.len() > 1 { model.batch_axes()? } else { Vec::new() };
@@ -148,8 +167,9 @@ pub(crate) fn run(args: &RunArgs, console: Console) -> Result<()> {
         None => Vec::new(),
         Some(k) => top(&outputs[0], k, labels.as_deref())?,
     };
-    let report = report(args, &prepared, &mut runs, &outputs, prepare_ms, compare);
-    places.write(&outputs, &report)?;
+    let mut report = report(args, &prepared, &mut runs, &outputs, prepare_ms, compare);
+    report.widened = widened.map(Into::into);
+    places.write(&outputs, &report, console)?;
     for line in top {
         print::out(line)?;
     }
@@ -268,7 +288,16 @@ impl Places {
         Ok(())
     }
 
-    fn write(self, outputs: &[Output], report: &ModelReport) -> Result<()> {
+    fn write(self, outputs: &[Output], report: &ModelReport, console: Console) -> Result<()> {
+        let written = if self.each.is_empty() { usize::from(self.output.is_some()) } else { outputs.len() };
+        for output in outputs.iter().take(written) {
+            if matches!(output.tensor, Tensor::BF16(_)) {
+                let name = &output.name;
+                console.notice(format_args!(
+                    "output {name} is bf16, which .npy files do not have: written as f32"
+                ));
+            }
+        }
         if let Some(place) = self.output {
             arrays::write_tensor(place, &outputs[0].tensor)?;
         }
@@ -375,6 +404,7 @@ fn report(
     ModelReport {
         report: Report::new("run", ms(runs.total), std::mem::take(&mut runs.layers)),
         model: args.inputs.model.display().to_string(),
+        widened: None,
         host_ms: ms(runs.host),
         prepare_ms,
         local_gemms: gemms
