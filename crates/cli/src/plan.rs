@@ -156,12 +156,7 @@ pub(crate) fn run(args: &PlanArgs, console: Console) -> Result<()> {
     let subject = Subject::load(args)?;
     #[cfg(feature = "onnx")]
     if let Subject::Model(model) = &subject {
-        for path in model.data_files() {
-            ledger.input("the model's data", path)?;
-        }
-        if let Some(widened) = model.widened() {
-            console.notice(format_args!("{}: {widened}", model.name()));
-        }
+        enter(model, &mut ledger, console)?;
     }
     let mut workers = pool::workers(&args.layer, true, console)?;
     let measured = rates::of(
@@ -215,6 +210,18 @@ pub(crate) fn run(args: &PlanArgs, console: Console) -> Result<()> {
     table(&report)?;
     for pairs in report.pairs.iter().filter(|_| args.measure) {
         measured_table(pairs)?;
+    }
+    Ok(())
+}
+
+/// Enters the files of a model in `ledger`, and says that it was widened.
+#[cfg(feature = "onnx")]
+fn enter(model: &fcdcc::Model, ledger: &mut Ledger, console: Console) -> Result<()> {
+    for path in model.data_files() {
+        ledger.input("the model's data", path)?;
+    }
+    if let Some(widened) = model.widened() {
+        console.notice(format_args!("{}: {widened}", model.name()));
     }
     Ok(())
 }
