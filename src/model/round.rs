@@ -14,7 +14,7 @@ use half::{bf16, f16};
 use tract_onnx::model::ParsingContext;
 use tract_onnx::pb::{NodeProto, tensor_proto};
 use tract_onnx::prelude::{DatumType, TractResult};
-use tract_onnx::tract_core::internal::Tensor;
+use tract_onnx::tract_core::internal::{Tensor, format_err};
 use tract_onnx::tract_core::ops::element_wise::ElementWiseMiniOp;
 use tract_onnx::tract_hir::infer::InferenceOp;
 use tract_onnx::tract_hir::internal::expand;
@@ -129,12 +129,14 @@ impl ElementWiseMiniOp for Round {
 /// The parser of [`HalfType::operator`] for tract's operator register.
 ///
 /// # Errors
-/// None.
+/// For a node of another operator.
 pub(super) fn parse(
     _: &ParsingContext,
     node: &NodeProto,
 ) -> TractResult<(Box<dyn InferenceOp>, Vec<String>)> {
-    let to = if node.op_type == HalfType::F16.operator() { HalfType::F16 } else { HalfType::Bf16 };
+    let of = |half: &HalfType| half.operator() == node.op_type;
+    let to = [HalfType::F16, HalfType::Bf16].into_iter().find(of);
+    let to = to.ok_or_else(|| format_err!("operator {} does not round to 16 bits", node.op_type))?;
     Ok((expand(ElementWiseOp(Box::new(Round(to)))), vec![]))
 }
 
