@@ -1,0 +1,70 @@
+//! Names, element types and shapes of a model's outputs, without preparing or running the model.
+//!
+//! Relevant if you want to describe a model to clients before its first run.
+//!
+//! Invariant: the element type is that of the [`Tensor`](super::Tensor) that a run returns.
+
+use tract_onnx::tract_core::internal::DatumType;
+
+use super::guard::guarded;
+use super::load::Model;
+use crate::error::Result;
+
+/// One output of a model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OutputInfo {
+    /// Its name in the file.
+    pub name: String,
+    /// Element type of the result, as [`Tensor::dtype`](super::Tensor::dtype) names it.
+    pub dtype: &'static str,
+    /// Sizes of the axes for the present shapes of the inputs, `None` for a size that depends on data.
+    pub shape: Vec<Option<usize>>,
+}
+
+impl Model {
+    /// The outputs of the model, in order, for the shapes that its inputs have now.
+    ///
+    /// # Errors
+    /// Those of [`Model::prepare`] that concern the model.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let model = fcdcc::Model::load("assets/digits/lenet5.onnx")?.with_input_shape("image", &[2, 1, 32, 32])?;
+    /// let outputs = model.output_infos()?;
+    /// assert_eq!((outputs[0].dtype, outputs[0].shape.as_slice()), ("f32", [Some(2), Some(10)].as_slice()));
+    /// # Ok::<(), fcdcc::Error>(())
+    /// ```
+    pub fn output_infos(&self) -> Result<Vec<OutputInfo>> {
+        let graph = self.typed()?;
+        guarded(self.name(), || {
+            let outlets = graph.output_outlets()?.iter().zip(self.outputs());
+            outlets
+                .map(|(outlet, name)| {
+                    let fact = graph.outlet_fact(*outlet)?;
+                    let size = |axis: usize| {
+                        fact.shape
+                            .get(axis)
+                            .and_then(|dim| dim.as_i64())
+                            .and_then(|s| usize::try_from(s).ok())
+                    };
+                    let shape = (0..fact.shape.rank()).map(size).collect();
+                    Ok(OutputInfo { name: name.clone(), dtype: dtype(fact.datum_type), shape })
+                })
+                .collect()
+        })
+    }
+}
+
+/// The type to which [`Tensor`](super::Tensor) converts elements of this type.
+fn dtype(of: DatumType) -> &'static str {
+    match of {
+        DatumType::F64 => "f64",
+        DatumType::I32 => "i32",
+        DatumType::I8 => "i8",
+        DatumType::U8 => "u8",
+        DatumType::Bool => "bool",
+        float if float.is_float() => "f32",
+        _ => "i64",
+    }
+}
