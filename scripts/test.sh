@@ -44,6 +44,9 @@ gpu_tests() {
     fi
 }
 
+# What commands at the root take, and what only feature `serve` builds.
+all_packages=(-p fcdcc -p fcdcc-bench -p fcdcc-cli -p fcdcc-serve)
+
 has_onnx() {
     "$1" -c 'import onnx, onnxruntime, numpy' >/dev/null 2>&1
 }
@@ -61,7 +64,7 @@ fi
 
 step cargo fmt --all --check
 step cargo fmt --check --manifest-path benches/peers/Cargo.toml
-step cargo clippy --all-targets --locked --features full -- -D warnings
+step cargo clippy --all-targets --locked --features full "${all_packages[@]}" -- -D warnings
 # What a first `cargo build` takes, and the least.
 step cargo clippy --locked -p fcdcc-cli -- -D warnings
 step cargo clippy --locked -p fcdcc-cli --no-default-features -- -D warnings
@@ -69,11 +72,11 @@ if $all; then
     step cargo clippy --locked -p fcdcc --no-default-features -- -D warnings
 fi
 if cargo nextest --version >/dev/null 2>&1; then
-    step cargo nextest run --locked --features full
+    step cargo nextest run --locked --features full "${all_packages[@]}"
     # nextest does not show what a binary says whose tests are all ignored.
     step cargo test --locked --features full --quiet --test processes -- --list --ignored netns::
 else
-    step cargo test --locked --features full --lib --bins --tests
+    step cargo test --locked --features full "${all_packages[@]}" --lib --bins --tests
 fi
 if [[ -n "$second_icd" ]]; then
     gpu_tests VK_DRIVER_FILES="$second_icd" backends:: "chaos::gpu queues" kernels:: tuning:: worker::
@@ -83,6 +86,7 @@ else
 fi
 step cargo test --locked --features full --doc
 RUSTDOCFLAGS="-D warnings" step cargo doc --locked --no-deps --features full,testing
+RUSTDOCFLAGS="-D warnings" step cargo doc --locked --no-deps -p fcdcc-serve
 step cargo build --locked --features full --examples
 step cargo run --locked --features full --quiet --example quickstart
 step cargo run --locked --features full --quiet --example classify

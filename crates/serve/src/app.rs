@@ -1,0 +1,159 @@
+//! What the handlers of requests share: models, queues, limits, readiness.
+//!
+//! Relevant if you want to know when a server is ready: when every model is loaded and the pool has just computed a small
+//! coded convolution whose result is known.
+//!
+//! Invariant: however many clients ask, one check of the pool runs at a time, and its result counts for some seconds.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use fcdcc::model::{InputInfo, Tensor};
+use fcdcc::telemetry::Source;
+use tokio::sync::{Mutex, Semaphore};
+
+use crate::dispatch::Dispatcher;
+use crate::error::ApiError;
+use crate::metrics::Metrics;
+use crate::registry::Registry;
+
+/// How long a check of the pool counts.
+const CHECK_COUNTS: Duration = Duration::from_secs(5);
+/// How long a check of the pool may take.
+const CHECK_LIMIT: Duration = Duration::from_secs(10);
+/// The unit in which the bytes of bodies are limited.
+const UNIT: usize = 1024;
+
+/// Decodes pictures for a model's input.
+pub trait Pictures: Send + Sync + 'static {
+    /// The data for `input` that the picture in `bytes` (JPEG, PNG) shows; `settings` is the table `[picture]` of
+    /// `model.toml`. The result has one item.
+    ///
+    /// # Errors
+    /// What is wrong with the picture, the input or the settings.
+    fn read(
+        &self,
+        input: &InputInfo,
+        settings: Option<&toml::Table>,
+        bytes: Vec<u8>,
+    ) -> fcdcc::Result<Tensor>;
+}
+
+/// The state of a server.
+pub(crate) struct App {
+    pub(crate) registry: Registry,
+    pub(crate) dispatcher: Dispatcher,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) source: Arc<dyn Source>,
+    pub(crate) pictures: Option<Arc<dyn Pictures>>,
+    pub(crate) tokens: Option<crate::tokens::Tokens>,
+    pub(crate) max_body_bytes: usize,
+    pub(crate) body_timeout: Duration,
+    pub(crate) draining: AtomicBool,
+    /// Bodies in memory, in units.
+    bodies: Arc<Semaphore>,
+    checked: Mutex<Option<(Instant, Result<(), String>)>>,
+}
+
+impl App {
+    #[expect(clippy::too_many_arguments, reason = "each part of a server once")]
+    pub(crate) fn new(
+        registry: Registry,
+        dispatcher: Dispatcher,
+        metrics: Arc<Metrics>,
+        source: Arc<dyn Source>,
+        pictures: Option<Arc<dyn Pictures>>,
+        tokens: Option<crate::tokens::Tokens>,
+        (max_body_bytes, max_bodies_bytes): (usize, usize),
+        body_timeout: Duration,
+    ) -> Self {
+        let bodies = (max_bodies_bytes / UNIT).clamp(1, Semaphore::MAX_PERMITS);
+        Self {
+            registry,
+            dispatcher,
+            metrics,
+            source,
+            pictures,
+            tokens,
+            max_body_bytes,
+            body_timeout,
+            draining: AtomicBool::new(false),
+            bodies: Arc::new(Semaphore::new(bodies)),
+            checked: Mutex::default(),
+        }
+    }
+
+    /// Reads a body of `announced` bytes, or of unknown length, within the limits of bytes and time.
+    ///
+    /// # Errors
+    /// 413 for one that is too long, 408 for one that comes too slowly, 429 where other bodies fill the memory, 400 where
+    /// the client ends it early.
+    pub(crate) async fn body(
+        &self,
+        announced: Option<usize>,
+        body: axum::body::Body,
+    ) -> Result<Bytes, ApiError> {
+        let limit = self.max_body_bytes;
+        if announced.is_some_and(|length| length > limit) {
+            return Err(ApiError::too_large(limit));
+        }
+        let units = u32::try_from(announced.unwrap_or(limit).div_ceil(UNIT)).unwrap_or(u32::MAX);
+        let Ok(_held) = Arc::clone(&self.bodies).try_acquire_many_owned(units) else {
+            return Err(ApiError::busy("other requests fill the memory for bodies: try again later"));
+        };
+        match tokio::time::timeout(self.body_timeout, axum::body::to_bytes(body, limit)).await {
+            Ok(Ok(bytes)) => Ok(bytes),
+            Ok(Err(error)) => {
+                let text = error.to_string();
+                // The only error of the limit itself; its type is not exported.
+                if text.contains("length limit") {
+                    return Err(ApiError::too_large(limit));
+                }
+                Err(ApiError::bad(format!("the body ended early: {text}")))
+            }
+            Err(_) => Err(ApiError::new(
+                axum::http::StatusCode::REQUEST_TIMEOUT,
+                format!("the body did not come within {:?}: send it faster", self.body_timeout),
+            )),
+        }
+    }
+
+    /// Whether the server can compute now.
+    ///
+    /// # Errors
+    /// Why it cannot.
+    pub(crate) async fn ready(&self) -> Result<(), String> {
+        if self.draining.load(Ordering::Acquire) {
+            return Err("the server is being stopped".to_owned());
+        }
+        if let Some(why) = self.registry.unready() {
+            return Err(why);
+        }
+        self.ready_pool().await
+    }
+
+    /// Whether the pool computes a known result.
+    ///
+    /// # Errors
+    /// Why it does not.
+    pub(crate) async fn ready_pool(&self) -> Result<(), String> {
+        // Those that wait here get the result of the one before them.
+        let mut checked = self.checked.lock().await;
+        if let Some((when, result)) = &*checked
+            && when.elapsed() < CHECK_COUNTS
+        {
+            return result.clone();
+        }
+        let source = Arc::clone(&self.source);
+        let check = tokio::task::spawn_blocking(move || source.ready());
+        let result = match tokio::time::timeout(CHECK_LIMIT, check).await {
+            Ok(Ok(result)) => result.map_err(|error| format!("the pool does not compute: {error}")),
+            Ok(Err(_)) => Err("the check of the pool failed".to_owned()),
+            Err(_) => Err(format!("the check of the pool took longer than {CHECK_LIMIT:?}")),
+        };
+        *checked = Some((Instant::now(), result.clone()));
+        result
+    }
+}
