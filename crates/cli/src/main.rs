@@ -31,12 +31,16 @@ mod progress;
 mod rates;
 #[cfg(feature = "onnx")]
 mod run;
+#[cfg(feature = "serve")]
+mod serve;
 mod stability;
 mod threads;
 #[cfg(not(feature = "cluster"))]
 mod without_cluster;
 #[cfg(not(feature = "onnx"))]
 mod without_onnx;
+#[cfg(not(feature = "serve"))]
+mod without_serve;
 #[cfg(feature = "cluster")]
 mod worker;
 
@@ -54,6 +58,8 @@ use tracing_subscriber::EnvFilter;
 use without_cluster::{self as cluster, self as worker, without_cluster};
 #[cfg(not(feature = "onnx"))]
 use without_onnx::{self as demo, self as run, Args as DemoArgs, Args as RunArgs};
+#[cfg(not(feature = "serve"))]
+use without_serve as serve;
 #[cfg(feature = "onnx")]
 use {demo::DemoArgs, run::RunArgs};
 
@@ -105,6 +111,8 @@ enum Command {
     Stability(Box<stability::StabilityArgs>),
     /// List the GPU adapters and what `--backend auto` would use
     Devices(devices::DevicesArgs),
+    /// Serve ONNX models to other programs over HTTP
+    Serve(Box<serve::ServeArgs>),
     /// Lend this machine's GPUs and cores to masters on other machines
     Worker(Box<worker::WorkerArgs>),
     /// List the machines of a cluster: devices, health, load, filters held
@@ -163,6 +171,7 @@ fn main() -> ExitCode {
             Command::Bench(args) => bench::run(&args, console),
             Command::Stability(args) => stability::run(&args, console),
             Command::Devices(args) => devices::run(&args),
+            Command::Serve(args) => serve::run(&args, console),
             #[cfg(feature = "cluster")]
             Command::Worker(args) => worker::run(&args, console),
             #[cfg(not(feature = "cluster"))]
@@ -246,6 +255,8 @@ fn start_log(cli: &Cli) {
     let default = match cli.verbose {
         // A worker runs for weeks, so by default it logs which masters connect and disconnect.
         0 if matches!(cli.command, Command::Worker(_)) && !cli.quiet => "fcdcc=info",
+        // Models that are loaded, prepared for further shapes, or refused.
+        0 if matches!(cli.command, Command::Serve(_)) && !cli.quiet => "fcdcc_serve=info",
         0 => "off",
         1 => "fcdcc=info",
         2 => "fcdcc=debug",

@@ -47,6 +47,14 @@ impl fcdcc::telemetry::Source for WithFlags {
     }
 }
 
+/// The metrics and the check of a pool, and the observer that counts its layers.
+#[cfg(feature = "serve")]
+pub(crate) fn source_of(pool: &Pool) -> (Arc<dyn fcdcc::telemetry::Source>, ReportObserver) {
+    let master = fcdcc::telemetry::Master::new(pool);
+    let observer = master.observer();
+    (Arc::new(WithFlags(master)), observer)
+}
+
 /// Serves until it is dropped.
 pub(crate) struct Metrics {
     #[cfg(feature = "metrics")]

@@ -12,6 +12,7 @@ use fcdcc::{Error, Result};
 use image::imageops::FilterType;
 use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Rgb32FImage, imageops};
 use ndarray::{Array4, ArrayD};
+use serde::Deserialize;
 
 use super::content::{self, Content, HEAD};
 use fcdcc::memory;
@@ -26,7 +27,8 @@ const MOST_FILE_BYTES: u64 = 1 << 29;
 const MOST_DECODER_BYTES: u64 = 1 << 30;
 
 /// How a picture of other proportions comes to the input's size.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
 enum Fit {
     /// Scale until it covers the input, cut what hangs over
     #[default]
@@ -38,7 +40,8 @@ enum Fit {
 }
 
 /// Order of the axes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
 enum PixelLayout {
     /// nchw, unless only nhwc has one or three channels
     #[default]
@@ -50,7 +53,8 @@ enum PixelLayout {
 }
 
 /// Order of the channels.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
 enum Color {
     /// Red first; grey where the input has one channel
     #[default]
@@ -60,7 +64,8 @@ enum Color {
 }
 
 /// Numbers separated by commas: one for all channels, or one per channel.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(try_from = "Vec<f32>")]
 struct PerChannel(Vec<f32>);
 
 impl FromStr for PerChannel {
@@ -76,6 +81,18 @@ impl FromStr for PerChannel {
                 "give one or three, such as 0.5,0.4,0.4",
             )
         })
+    }
+}
+
+impl TryFrom<Vec<f32>> for PerChannel {
+    type Error = Error;
+
+    fn try_from(numbers: Vec<f32>) -> Result<Self> {
+        if numbers.is_empty() || numbers.iter().any(|number| !number.is_finite()) {
+            let help = "give one or three, such as [0.5, 0.4, 0.4]";
+            return Err(Error::invalid("numbers for each channel", format!("{numbers:?}"), help));
+        }
+        Ok(Self(numbers))
     }
 }
 
@@ -99,8 +116,9 @@ impl PerChannel {
 }
 
 /// What becomes of pictures: `(pixel / 255 * range - mean) / std`.
-#[derive(Args, Clone, Debug)]
+#[derive(Args, Clone, Debug, Deserialize)]
 #[command(next_help_heading = "Pictures")]
+#[serde(default, deny_unknown_fields)]
 pub(crate) struct PictureArgs {
     /// How pictures of other proportions are fitted
     #[arg(long, value_enum, default_value_t)]
@@ -122,6 +140,19 @@ pub(crate) struct PictureArgs {
     color: Color,
 }
 
+impl Default for PictureArgs {
+    fn default() -> Self {
+        Self {
+            fit: Fit::default(),
+            range: 1.0,
+            mean: PerChannel(vec![0.0]),
+            std: PerChannel(vec![1.0]),
+            layout: PixelLayout::default(),
+            color: Color::default(),
+        }
+    }
+}
+
 /// Channels, height, width and the order of the axes.
 struct Target {
     channels: usize,
@@ -136,16 +167,37 @@ impl PictureArgs {
     /// [`Error::File`] for a picture that cannot be read or needs too much memory, [`Error::Mismatch`] for an input that
     /// does not accept such pictures.
     pub(crate) fn read(&self, input: &InputInfo, first: Input, pictures: &[PathBuf]) -> Result<ArrayD<f32>> {
-        let target = self.target(input, pictures.len())?;
+        let mut first = Some(first);
+        let decoded = pictures.iter().map(|path| decode(first.take().map_or_else(|| Input::open(path), Ok)?));
+        self.batch(input, pictures.len(), decoded)
+    }
+
+    /// A batch of one picture, whose file is in memory and is called `name` in messages.
+    ///
+    /// # Errors
+    /// Those of [`PictureArgs::read`].
+    #[cfg(feature = "serve")]
+    pub(crate) fn read_bytes(&self, input: &InputInfo, name: &str, bytes: Vec<u8>) -> Result<ArrayD<f32>> {
+        let format = format_of(name, &bytes[..bytes.len().min(HEAD)])?;
+        self.batch(input, 1, std::iter::once(decode_named(name, bytes, format)))
+    }
+
+    /// One batch of `count` pictures, which are decoded one at a time.
+    fn batch(
+        &self,
+        input: &InputInfo,
+        count: usize,
+        pictures: impl Iterator<Item = Result<Rgb32FImage>>,
+    ) -> Result<ArrayD<f32>> {
+        let target = self.target(input, count)?;
         self.mean.check("--mean", target.channels)?;
         self.std.check("--std", target.channels)?;
         if self.std.0.contains(&0.0) {
             return Err(Error::invalid("standard deviation (--std)", 0, "divide by something above zero"));
         }
         let mut batch: Option<Array4<f32>> = None;
-        let mut first = Some(first);
-        for (index, path) in pictures.iter().enumerate() {
-            let picture = decode(first.take().map_or_else(|| Input::open(path), Ok)?)?;
+        for (index, picture) in pictures.enumerate() {
+            let picture = picture?;
             let [height, width] = match &batch {
                 Some(batch) => [batch.shape()[2], batch.shape()[3]],
                 None => [
@@ -154,7 +206,7 @@ impl PictureArgs {
                 ],
             };
             let fitted = self.fitted(&picture, u32_of(height)?, u32_of(width)?);
-            let shape = [pictures.len(), target.channels, height, width];
+            let shape = [count, target.channels, height, width];
             let batch = if let Some(batch) = &mut batch {
                 batch
             } else {
@@ -253,25 +305,35 @@ fn u32_of(size: usize) -> Result<u32> {
 /// Decodes a picture and turns it upright by its orientation tag.
 fn decode(mut input: Input) -> Result<Rgb32FImage> {
     let name = input.name().to_owned();
-    let bad = |cause: String| Error::File { path: name.clone(), cause, input: true };
-    let format = match content::of(input.head(HEAD)?) {
-        Content::Picture(format) => format,
+    let format = format_of(&name, input.head(HEAD)?)?;
+    decode_named(&name, input.into_bytes(MOST_FILE_BYTES, "save it smaller")?, format)
+}
+
+fn bad(name: &str, cause: String) -> Error {
+    Error::File { path: name.to_owned(), cause, input: true }
+}
+
+/// The format of a file with these first bytes.
+fn format_of(name: &str, head: &[u8]) -> Result<ImageFormat> {
+    match content::of(head) {
+        Content::Picture(format) => Ok(format),
         other => {
-            return Err(bad(format!(
-                "is not a picture that can be decoded but {}: give a JPEG, PNG, WebP, BMP or TIFF file",
-                other.describe()
-            )));
+            let what = other.describe();
+            let help = "give a JPEG, PNG, WebP, BMP or TIFF file";
+            Err(bad(name, format!("is not a picture that can be decoded but {what}: {help}")))
         }
-    };
-    let bytes = input.into_bytes(MOST_FILE_BYTES, "save it smaller")?;
+    }
+}
+
+fn decode_named(name: &str, bytes: Vec<u8>, format: ImageFormat) -> Result<Rgb32FImage> {
     // A panic of the decoder means a damaged file, as an error does.
     let decoded = catch_unwind(AssertUnwindSafe(|| decode_bytes(bytes, format)));
     let failed = |cause: String| {
-        bad(format!("is a {} picture that cannot be decoded: {cause}", content::name(format)))
+        bad(name, format!("is a {} picture that cannot be decoded: {cause}", content::name(format)))
     };
     match decoded {
         Ok(Ok(picture)) => Ok(picture),
-        Ok(Err(Undecoded::Unfit(cause))) => Err(bad(cause)),
+        Ok(Err(Undecoded::Unfit(cause))) => Err(bad(name, cause)),
         Ok(Err(Undecoded::Decoder(error))) => Err(failed(error.to_string())),
         Err(_) => Err(failed("its decoder gave up; save it with another program".to_owned())),
     }

@@ -11,4 +11,6 @@ mod refusals;
 mod run;
 #[cfg(unix)]
 mod script;
+#[cfg(all(feature = "serve", unix))]
+mod serve;
 mod stability;

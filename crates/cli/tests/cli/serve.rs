@@ -1,0 +1,212 @@
+//! `fcdcc serve` as a process: what it prints, what it answers, and how signals end it.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::process::{Child, ChildStderr, Command, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use fcdcc_test_support::binary::repository;
+
+/// The longest wait for anything.
+const LIMIT: Duration = Duration::from_secs(120);
+
+struct Running {
+    child: Child,
+    address: String,
+    /// The lines on stderr.
+    lines: mpsc::Receiver<String>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It has ended already, unless the test failed.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn lines_of(stderr: ChildStderr) -> mpsc::Receiver<String> {
+    let (sender, lines) = mpsc::channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+            // The test may not listen any more.
+            let _ = sender.send(line);
+        }
+    });
+    lines
+}
+
+impl Running {
+    fn start(arguments: &[&str]) -> Self {
+        let model = repository().join("assets/digits/lenet5.onnx");
+        let mut child = Command::new(env!("CARGO_BIN_EXE_fcdcc"))
+            .arg("serve")
+            .arg(model)
+            .args(["--backend", "cpu", "--workers", "4", "--calibrate", "never", "--http", "127.0.0.1:0"])
+            .args(arguments)
+            .stderr(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let lines = lines_of(child.stderr.take().unwrap());
+        let mut running = Self { child, address: String::new(), lines };
+        let line = running.line("serving lenet5 (version 1) at http://");
+        let address = line.split("http://").nth(1).unwrap().split(';').next().unwrap();
+        address.clone_into(&mut running.address);
+        running
+    }
+
+    /// The next line on stderr with this text.
+    fn line(&self, text: &str) -> String {
+        loop {
+            let line =
+                self.lines.recv_timeout(LIMIT).unwrap_or_else(|e| panic!("no line with {text:?}: {e}"));
+            if line.contains(text) {
+                return line;
+            }
+        }
+    }
+
+    fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(&self.address).unwrap();
+        stream.set_read_timeout(Some(LIMIT)).unwrap();
+        stream
+    }
+
+    fn send(&self, request: &[u8]) -> TcpStream {
+        let mut stream = self.connect();
+        stream.write_all(request).unwrap();
+        stream
+    }
+
+    fn signal(&self, name: &str) {
+        let status = Command::new("kill").arg(name).arg(self.child.id().to_string()).status().unwrap();
+        assert!(status.success());
+    }
+
+    /// The exit status, once the process ends.
+    fn ended(&mut self) -> i32 {
+        let end = Instant::now() + LIMIT;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code().unwrap_or(-1);
+            }
+            assert!(Instant::now() < end, "it did not end within {LIMIT:?}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+fn infer() -> Vec<u8> {
+    let data = vec!["0.5"; 1024].join(",");
+    let body =
+        format!(r#"{{"inputs":[{{"name":"image","shape":[1,1,32,32],"datatype":"FP32","data":[{data}]}}]}}"#);
+    let path = "/v2/models/lenet5/infer";
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    (head + &body).into_bytes()
+}
+
+fn read(mut stream: TcpStream) -> String {
+    let mut text = Vec::new();
+    stream.read_to_end(&mut text).unwrap();
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+#[test]
+fn a_signal_ends_it_after_the_requests_in_progress() {
+    // Each of the layers takes a while, so that the signal comes during the request.
+    let mut running = Running::start(&["--fault", "all:delay=500ms"]);
+    let stream = running.send(&infer());
+    // The server says nothing of single requests: its metrics show that this one runs.
+    let end = Instant::now() + LIMIT;
+    loop {
+        let page = read(running.send(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"));
+        if page.contains("fcdcc_serve_queue_seconds_count{model=\"lenet5\"} 1") {
+            break;
+        }
+        assert!(Instant::now() < end, "{page}");
+    }
+    running.signal("-TERM");
+    let answer = read(stream);
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("\"outputs\""), "{answer}");
+    assert_eq!(running.ended(), 0);
+    assert!(TcpStream::connect(&running.address).is_err());
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    let mut running =
+        Running::start(&["--fault", "all:delay=20s", "--deadline", "1m", "--on-shortfall", "local"]);
+    let _stream = running.send(&infer());
+    running.signal("-INT");
+    running.line("ending: requests in progress are answered first");
+    running.signal("-INT");
+    assert_eq!(running.ended(), 1);
+}
+
+#[test]
+fn pictures_are_classified_as_run_does() {
+    let folder = fcdcc_test_support::folder::Folder::empty();
+    let demo = Command::new(env!("CARGO_BIN_EXE_fcdcc"))
+        .args(["demo", "--quiet", "--write"])
+        .arg(folder.path("."))
+        .status()
+        .unwrap();
+    assert!(demo.success());
+    let picture = std::fs::read(folder.path("digit.png")).unwrap();
+    let run = Command::new(env!("CARGO_BIN_EXE_fcdcc"))
+        .args(["run", "--quiet", "--backend", "cpu", "--calibrate", "never", "--top", "1", "--input"])
+        .arg(folder.path("digit.png"))
+        .arg(repository().join("assets/digits/lenet5.onnx"))
+        .output()
+        .unwrap();
+    let line = String::from_utf8(run.stdout).unwrap();
+    let class: usize = line.split("class ").nth(1).unwrap().trim().parse().unwrap();
+    let running = Running::start(&[]);
+    let ask = |picture: &[u8]| {
+        let path = "/v2/models/lenet5/classify?top=1";
+        let length = picture.len();
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n"
+        );
+        read(running.send(&[head.as_bytes(), picture].concat()))
+    };
+    let answer = ask(&picture);
+    assert!(answer.contains(&format!("\"index\":{class},")), "{line}{answer}");
+    let damaged = ask(&picture[..picture.len() / 2]);
+    assert!(damaged.starts_with("HTTP/1.1 400") && damaged.contains("cannot be decoded"), "{damaged}");
+    let text = ask(b"no picture");
+    assert!(text.starts_with("HTTP/1.1 400") && text.contains("is not a picture"), "{text}");
+}
+
+#[test]
+fn what_cannot_be_served_is_refused_with_one_line() {
+    let folder = fcdcc_test_support::folder::Folder::empty();
+    std::fs::write(folder.path("damaged.onnx"), "damaged").unwrap();
+    std::fs::write(folder.path("short"), "short\n").unwrap();
+    let lenet = repository().join("assets/digits/lenet5.onnx").display().to_string();
+    let rows: [(&[&str], &str); 6] = [
+        (&["missing.onnx"], "neither a model file nor a repository"),
+        (&["damaged.onnx", "--backend", "cpu"], "is not an ONNX model"),
+        (&[&lenet, "--http", "0.0.0.0:0"], "file of tokens"),
+        (&[&lenet, "--token-file", "short"], "is no token"),
+        (&[&lenet, "--report", "r.json"], "leave it out"),
+        (&[&lenet, "--threads", "0"], "number of threads is 0"),
+    ];
+    for (arguments, part) in rows {
+        let out = Command::new(env!("CARGO_BIN_EXE_fcdcc"))
+            .arg("serve")
+            .args(arguments)
+            .args(["--quiet", "--calibrate", "never"])
+            .current_dir(folder.path("."))
+            .output()
+            .unwrap();
+        let text = String::from_utf8(out.stderr).unwrap();
+        let one = text.lines().count() == 1 && text.starts_with("error: ");
+        assert!(out.status.code() == Some(2) && one && text.contains(part), "{arguments:?}: {text}");
+    }
+}
