@@ -1,5 +1,7 @@
 //! `fcdcc serve` as a process: what it prints, what it answers, and how signals end it.
 
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::process::{Child, ChildStderr, Command, Stdio};
@@ -9,7 +11,7 @@ use std::time::{Duration, Instant};
 use fcdcc_test_support::binary::repository;
 
 /// The longest wait for anything.
-const LIMIT: Duration = Duration::from_secs(120);
+const LIMIT: Duration = Duration::from_mins(2);
 
 struct Running {
     child: Child,
@@ -80,6 +82,19 @@ impl Running {
         stream
     }
 
+    /// Waits until a request runs: the server prints nothing of single requests, but counts them.
+    fn wait_for_a_run(&self) {
+        let end = Instant::now() + LIMIT;
+        loop {
+            let page = read(self.send(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"));
+            if page.contains("fcdcc_serve_queue_seconds_count{model=\"lenet5\"} 1") {
+                return;
+            }
+            assert!(Instant::now() < end, "{page}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     fn signal(&self, name: &str) {
         let status = Command::new("kill").arg(name).arg(self.child.id().to_string()).status().unwrap();
         assert!(status.success());
@@ -121,15 +136,7 @@ fn a_signal_ends_it_after_the_requests_in_progress() {
     // Each of the layers takes a while, so that the signal comes during the request.
     let mut running = Running::start(&["--fault", "all:delay=500ms"]);
     let stream = running.send(&infer());
-    // The server says nothing of single requests: its metrics show that this one runs.
-    let end = Instant::now() + LIMIT;
-    loop {
-        let page = read(running.send(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"));
-        if page.contains("fcdcc_serve_queue_seconds_count{model=\"lenet5\"} 1") {
-            break;
-        }
-        assert!(Instant::now() < end, "{page}");
-    }
+    running.wait_for_a_run();
     running.signal("-TERM");
     let answer = read(stream);
     assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("\"outputs\""), "{answer}");
@@ -140,8 +147,9 @@ fn a_signal_ends_it_after_the_requests_in_progress() {
 #[test]
 fn a_second_signal_ends_it_at_once() {
     let mut running =
-        Running::start(&["--fault", "all:delay=20s", "--deadline", "1m", "--on-shortfall", "local"]);
+        Running::start(&["--fault", "all:delay=5s", "--deadline", "1m", "--on-shortfall", "local"]);
     let _stream = running.send(&infer());
+    running.wait_for_a_run();
     running.signal("-INT");
     running.line("ending: requests in progress are answered first");
     running.signal("-INT");
@@ -159,9 +167,10 @@ fn pictures_are_classified_as_run_does() {
     assert!(demo.success());
     let picture = std::fs::read(folder.path("digit.png")).unwrap();
     let run = Command::new(env!("CARGO_BIN_EXE_fcdcc"))
-        .args(["run", "--quiet", "--backend", "cpu", "--calibrate", "never", "--top", "1", "--input"])
-        .arg(folder.path("digit.png"))
+        .arg("run")
         .arg(repository().join("assets/digits/lenet5.onnx"))
+        .args(["--quiet", "--backend", "cpu", "--calibrate", "never", "--top", "1", "--input"])
+        .arg(folder.path("digit.png"))
         .output()
         .unwrap();
     let line = String::from_utf8(run.stdout).unwrap();
