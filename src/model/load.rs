@@ -165,6 +165,7 @@ impl Model {
             let help = "export the model with other operators";
             return Err(refused(&name, &format!("uses operators that cannot be run: {which}: {help}")));
         }
+        memory::require(&format!("reading the data beside {name}"), external_bytes(graph))?;
         let mut half = half::widen(&mut proto).map_err(|why| refused(&name, &why))?;
         let graph = proto.graph.get_or_insert_default();
         check::graph(graph, opset)
@@ -180,19 +181,9 @@ impl Model {
             let cause = format!("nothing in it computes its output {}: export it again", output.name);
             return Err(refused(&name, &cause));
         }
-        memory::require(&format!("reading the data beside {name}"), external_bytes(graph))?;
         let outputs: Vec<String> = graph.output.iter().map(|o| o.name.clone()).collect();
         // After `tidy`, since layers use its names.
-        let convolutions = graph
-            .node
-            .iter()
-            .filter_map(|node| {
-                let op = LayerOp::of_convolution(&node.op_type)?;
-                // The name that tract uses.
-                let name = if node.name.is_empty() { node.output.first()? } else { &node.name };
-                Some((name.clone(), op))
-            })
-            .collect();
+        let convolutions = convolutions(graph);
         let external = external::settle(&mut proto, path).map_err(|cause| refused(&name, &cause))?;
         let root = external.as_ref().map(|external| external.root.as_str());
         half::external_tensors(&mut proto, &mut half, root.unwrap_or_default())
@@ -416,6 +407,17 @@ fn cause(error: &Error) -> String {
         Error::Model { cause, .. } => cause.to_string(),
         other => other.to_string(),
     }
+}
+
+/// Names and operators of the Conv and ConvTranspose nodes.
+fn convolutions(graph: &GraphProto) -> Vec<(String, LayerOp)> {
+    let named = graph.node.iter().filter_map(|node| {
+        let op = LayerOp::of_convolution(&node.op_type)?;
+        // The name that tract uses.
+        let name = if node.name.is_empty() { node.output.first()? } else { &node.name };
+        Some((name.clone(), op))
+    });
+    named.collect()
 }
 
 /// Adds the operators of this crate to those of tract.

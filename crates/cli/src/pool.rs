@@ -271,10 +271,13 @@ fn from_file(
     if workers.is_empty() {
         return Err(bad("describes no worker: add a [[worker]] table"));
     }
-    if let Some(remotes) = remotes
+    if let Some(remotes) = &remotes
         && workers.iter().all(|worker| worker.unavailable_reason().is_some())
     {
         return Err(remotes.nobody());
+    }
+    if let Some(remotes) = remotes {
+        remotes.name_missing(console);
     }
     Ok(workers)
 }
@@ -376,6 +379,9 @@ mod with_cluster {
         groups: std::vec::IntoIter<Vec<Box<dyn Worker>>>,
         places: String,
         wait: std::time::Duration,
+        /// Names of the workers that have not joined.
+        missing: Vec<String>,
+        wanted: usize,
     }
 
     impl Remotes {
@@ -416,23 +422,29 @@ mod with_cluster {
                 opened.workers_of_each(&seats, cluster.wait, spare)
             };
             let all = || groups.iter().flatten();
-            let missing: Vec<String> =
-                all().filter(|w| w.unavailable_reason().is_some()).map(|w| w.info().name).collect();
-            if !missing.is_empty() {
-                let (there, wanted) = (all().count() - missing.len(), all().count());
-                console.warning(format_args!(
-                    "notice: {there} of {wanted} remote workers joined at {places}; missing: {}; they may come later",
-                    missing.join(", ")
-                ));
-            }
+            let missing = all().filter(|w| w.unavailable_reason().is_some()).map(|w| w.info().name).collect();
             for info in all().filter(|w| w.unavailable_reason().is_none()).map(|w| w.info()) {
                 console.notice(format_args!("{}: {} ({})", info.name, info.host, info.device));
             }
-            Ok(Self { groups: groups.into_iter(), places, wait: cluster.wait })
+            let wanted = all().count();
+            Ok(Self { groups: groups.into_iter(), places, wait: cluster.wait, missing, wanted })
         }
 
         pub(super) fn next_group(&mut self) -> Vec<Box<dyn Worker>> {
             self.groups.next().unwrap_or_default()
+        }
+
+        /// Says who has not joined, also with `--quiet`.
+        pub(super) fn name_missing(&self, console: Console) {
+            if !self.missing.is_empty() {
+                console.warning(format_args!(
+                    "notice: {} of {} remote workers joined at {}; missing: {}; they may come later",
+                    self.wanted - self.missing.len(),
+                    self.wanted,
+                    self.places,
+                    self.missing.join(", ")
+                ));
+            }
         }
 
         /// The error of a pool without any workers.
@@ -468,6 +480,10 @@ mod without_cluster {
         }
 
         pub(super) fn next_group(&mut self) -> Vec<Box<dyn Worker>> {
+            match self.0 {}
+        }
+
+        pub(super) fn name_missing(&self, _: Console) {
             match self.0 {}
         }
 
