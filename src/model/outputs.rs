@@ -4,7 +4,7 @@
 //!
 //! Invariant: the element type is that of the [`Tensor`](super::Tensor) that a run returns.
 
-use tract_onnx::tract_core::internal::DatumType;
+use tract_onnx::tract_core::internal::{DatumType, TDim};
 
 use super::guard::guarded;
 use super::load::Model;
@@ -43,13 +43,12 @@ impl Model {
                 .map(|(outlet, name)| {
                     let fact = graph.outlet_fact(*outlet)?;
                     let size = |axis: usize| {
-                        fact.shape
-                            .get(axis)
-                            .and_then(|dim| dim.as_i64())
-                            .and_then(|s| usize::try_from(s).ok())
+                        fact.shape.get(axis).and_then(TDim::as_i64).and_then(|s| usize::try_from(s).ok())
                     };
                     let shape = (0..fact.shape.rank()).map(size).collect();
-                    Ok(OutputInfo { name: name.clone(), dtype: dtype(fact.datum_type), shape })
+                    let half = self.half().outputs.get(name).map(|half| half.name());
+                    let dtype = half.unwrap_or_else(|| dtype(fact.datum_type));
+                    Ok(OutputInfo { name: name.clone(), dtype, shape })
                 })
                 .collect()
         })

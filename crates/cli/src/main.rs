@@ -143,12 +143,6 @@ impl Console {
             say(text);
         }
     }
-
-    /// Prints a warning on stderr, also with `--quiet`: something is missing that the user counts on.
-    #[cfg(feature = "cluster")]
-    fn warning(self, text: impl std::fmt::Display) {
-        say(text);
-    }
 }
 
 /// Parses the arguments, runs the command, and returns the exit status; an error is one line on stderr.

@@ -157,7 +157,8 @@ impl<R: Read> Npy<R> {
 #[cfg(feature = "onnx")]
 pub(crate) fn write_f16(out: &mut dyn std::io::Write, array: &ArrayD<half::f16>) -> std::io::Result<()> {
     const ALIGNED: usize = 64;
-    let sizes: String = array.shape().iter().map(|size| format!("{size}, ")).collect();
+    let sizes: Vec<String> = array.shape().iter().map(|size| format!("{size}, ")).collect();
+    let sizes = sizes.concat();
     let mut header = format!("{{'descr': '<f2', 'fortran_order': False, 'shape': ({}), }}", sizes.trim_end());
     // Before it: 6 bytes that name the format, 2 of the version, 2 of its own length. After it: the end of the line.
     let unaligned = 10 + header.len() + 1;

@@ -277,7 +277,7 @@ fn from_file(
         return Err(remotes.nobody());
     }
     if let Some(remotes) = remotes {
-        remotes.name_missing(console);
+        remotes.name_missing();
     }
     Ok(workers)
 }
@@ -435,9 +435,9 @@ mod with_cluster {
         }
 
         /// Says who has not joined, also with `--quiet`.
-        pub(super) fn name_missing(&self, console: Console) {
+        pub(super) fn name_missing(&self) {
             if !self.missing.is_empty() {
-                console.warning(format_args!(
+                crate::say(format_args!(
                     "notice: {} of {} remote workers joined at {}; missing: {}; they may come later",
                     self.wanted - self.missing.len(),
                     self.wanted,
@@ -483,7 +483,7 @@ mod without_cluster {
             match self.0 {}
         }
 
-        pub(super) fn name_missing(&self, _: Console) {
+        pub(super) fn name_missing(&self) {
             match self.0 {}
         }
 

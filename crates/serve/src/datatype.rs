@@ -8,7 +8,7 @@
 use std::fmt;
 
 use fcdcc::model::Tensor;
-use half::f16;
+use half::{bf16, f16};
 use ndarray::{ArrayD, IxDyn};
 use serde::de::{DeserializeSeed, Deserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
@@ -28,12 +28,13 @@ pub(crate) enum Datatype {
     Int32,
     Int64,
     Fp16,
+    Bf16,
     Fp32,
     Fp64,
 }
 
 /// The name of a type in the protocol, its name in the library, and the bytes of an element.
-const TYPES: [(Datatype, &str, &str, usize); 12] = [
+const TYPES: [(Datatype, &str, &str, usize); 13] = [
     (Datatype::Bool, "BOOL", "bool", 1),
     (Datatype::Uint8, "UINT8", "u8", 1),
     (Datatype::Uint16, "UINT16", "u16", 2),
@@ -44,6 +45,7 @@ const TYPES: [(Datatype, &str, &str, usize); 12] = [
     (Datatype::Int32, "INT32", "i32", 4),
     (Datatype::Int64, "INT64", "i64", 8),
     (Datatype::Fp16, "FP16", "f16", 2),
+    (Datatype::Bf16, "BF16", "bf16", 2),
     (Datatype::Fp32, "FP32", "f32", 4),
     (Datatype::Fp64, "FP64", "f64", 8),
 ];
@@ -132,6 +134,7 @@ pub(crate) fn from_bytes(
         Datatype::Int32 => numbers!(i32, 4, |v: i32| v),
         Datatype::Int64 => numbers!(i64, 8, |v: i64| v),
         Datatype::Fp16 => numbers!(f16, 2, f16::to_f32),
+        Datatype::Bf16 => numbers!(bf16, 2, bf16::to_f32),
         Datatype::Fp32 => numbers!(f32, 4, |v: f32| v),
         Datatype::Fp64 => numbers!(f64, 8, |v: f64| v),
         Datatype::Uint64 => {
@@ -200,7 +203,7 @@ impl Numbers {
             )));
         }
         match datatype {
-            Datatype::Fp16 | Datatype::Fp32 => {
+            Datatype::Fp16 | Datatype::Bf16 | Datatype::Fp32 => {
                 #[expect(clippy::cast_possible_truncation, reason = "floats are rounded")]
                 let values = self.floats(name, datatype)?.into_iter().map(|value| value as f32).collect();
                 Ok(array::<f32>(name, shape, values)?.into())
@@ -338,6 +341,8 @@ impl<'de> Visitor<'de> for Nested<'_> {
 macro_rules! each {
     ($tensor:expr, $array:ident => $value:expr, $none:expr) => {
         match $tensor {
+            Tensor::F16($array) => $value,
+            Tensor::BF16($array) => $value,
             Tensor::F32($array) => $value,
             Tensor::F64($array) => $value,
             Tensor::I32($array) => $value,
@@ -355,9 +360,18 @@ pub(crate) struct Flat<'a>(pub(crate) &'a Tensor);
 
 impl Serialize for Flat<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        each!(self.0, array => serializer.collect_seq(array.iter()), {
-            Err(serde::ser::Error::custom("an element type without a JSON form"))
-        })
+        match self.0 {
+            Tensor::F16(array) => serializer.collect_seq(array.iter().map(|value| value.to_f32())),
+            Tensor::BF16(array) => serializer.collect_seq(array.iter().map(|value| value.to_f32())),
+            Tensor::F32(array) => serializer.collect_seq(array.iter()),
+            Tensor::F64(array) => serializer.collect_seq(array.iter()),
+            Tensor::I32(array) => serializer.collect_seq(array.iter()),
+            Tensor::I64(array) => serializer.collect_seq(array.iter()),
+            Tensor::I8(array) => serializer.collect_seq(array.iter()),
+            Tensor::U8(array) => serializer.collect_seq(array.iter()),
+            Tensor::Bool(array) => serializer.collect_seq(array.iter()),
+            _ => Err(serde::ser::Error::custom("an element type without a JSON form")),
+        }
     }
 }
 
@@ -372,6 +386,8 @@ pub(crate) fn write_bytes(tensor: &Tensor, to: &mut Vec<u8>) {
         };
     }
     match tensor {
+        Tensor::F16(array) => raw!(array),
+        Tensor::BF16(array) => raw!(array),
         Tensor::F32(array) => raw!(array),
         Tensor::F64(array) => raw!(array),
         Tensor::I32(array) => raw!(array),

@@ -9,7 +9,7 @@ fn json(text: &str, datatype: Datatype, shape: &[usize]) -> Result<Tensor, ApiEr
 
 #[test]
 fn every_type_reads_the_same_array_from_json_and_from_bytes() {
-    let rows: [(Datatype, &str, Vec<u8>); 12] = [
+    let rows: [(Datatype, &str, Vec<u8>); 13] = [
         (Datatype::Bool, "[[true],[false]]", vec![1, 0]),
         (Datatype::Uint8, "[0, 255]", vec![0, 255]),
         (Datatype::Int8, "[-128, 127]", vec![128, 127]),
@@ -28,6 +28,11 @@ fn every_type_reads_the_same_array_from_json_and_from_bytes() {
             "[1.5, -2]",
             [f16::from_f32(1.5).to_le_bytes(), f16::from_f32(-2.0).to_le_bytes()].concat(),
         ),
+        (
+            Datatype::Bf16,
+            "[1.5, -2]",
+            [bf16::from_f32(1.5).to_le_bytes(), bf16::from_f32(-2.0).to_le_bytes()].concat(),
+        ),
         (Datatype::Fp32, "[0.1, 7]", [0.1f32.to_le_bytes(), 7f32.to_le_bytes()].concat()),
         (Datatype::Fp64, "[[0.1], [1e300]]", [0.1f64.to_le_bytes(), 1e300f64.to_le_bytes()].concat()),
     ];
@@ -45,6 +50,21 @@ fn every_type_reads_the_same_array_from_json_and_from_bytes() {
             assert_eq!(json(&text, datatype, &[2]).unwrap(), from_bytes, "{text}");
         }
     }
+}
+
+#[test]
+fn outputs_of_16_bits_are_written_in_their_type() {
+    let half = [f16::from_f32(1.5), f16::from_f32(-0.25)];
+    let tensor = Tensor::from(ArrayD::from_shape_vec(vec![2], half.to_vec()).unwrap());
+    let mut written = Vec::new();
+    write_bytes(&tensor, &mut written);
+    assert_eq!(written, half.map(f16::to_le_bytes).concat());
+    assert_eq!(Datatype::of_library(tensor.dtype()), Some(Datatype::Fp16));
+    assert_eq!(serde_json::to_string(&Flat(&tensor)).unwrap(), "[1.5,-0.25]");
+    let brain = Tensor::from(ArrayD::from_shape_vec(vec![1], vec![bf16::from_f32(3.0)]).unwrap());
+    assert_eq!(Datatype::of_library(brain.dtype()), Some(Datatype::Bf16));
+    let part = slice(&tensor, 0, 1, 2).unwrap();
+    assert_eq!(serde_json::to_string(&Flat(&part)).unwrap(), "[-0.25]");
 }
 
 #[test]
