@@ -29,9 +29,9 @@ const SURVEY_PAUSE: Duration = Duration::from_millis(50);
 const NOBODY: Duration = Duration::from_secs(1);
 /// A worker process that has not answered for this time counts as gone.
 const SILENCE: Duration = Duration::from_secs(4);
-/// Time for machines that are not needed, once those that are needed have joined. Over QUIC a worker may notice only after
-/// more than a second that a master listens.
-const LATECOMERS: Duration = Duration::from_millis(2500);
+/// Time for machines that are not needed, once those that are needed have joined. A busy machine takes seconds to start its
+/// workers, and over QUIC they may notice only after more than a second that a master listens.
+const LATECOMERS: Duration = Duration::from_secs(5);
 /// Interval at which the monitor checks which processes to query.
 const TICK: Duration = Duration::from_millis(250);
 
@@ -135,7 +135,7 @@ impl Cluster {
     }
 
     /// As [`Cluster::workers`], but grouped by entry of `seats`, and without waiting for machines that are not needed: once all
-    /// but `spare` seats are taken, it waits for the others for two and a half seconds at most.
+    /// but `spare` seats are taken, it waits for the others for five seconds at most.
     #[must_use]
     pub fn workers_of_each(
         &self,

@@ -94,9 +94,8 @@ fn keep(path: &Path, key: String, calibration: Calibration) {
     }
 }
 
-/// The rates of the workers of a pool that is about to be made. Workers of one kind, device and machine are assumed to be
-/// alike. The slowest kind decides, because a layer waits for most of its workers. Rates of other machines include the
-/// link to them; they are measured again by every process, since the link may have changed.
+/// The rates of the workers of a pool that is about to be made. Workers of one kind and device are assumed to be alike. The
+/// slowest kind decides, because a layer waits for most of its workers.
 ///
 /// # Errors
 /// The worker's error if rates must be measured and cannot be.
@@ -106,15 +105,13 @@ pub(crate) fn of(
     Measuring { how, unknown }: Measuring,
     console: Console,
 ) -> Result<Rates> {
-    let mut kinds: BTreeMap<(String, bool), usize> = BTreeMap::new();
+    let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
     let mut threads_here = false;
     for (at, worker) in workers.iter().enumerate() {
         let info = worker.info();
-        let here = info.host == LOCAL_HOST;
-        threads_here |= here && info.kind == WorkerKind::Cpu;
+        threads_here |= info.host == LOCAL_HOST && info.kind == WorkerKind::Cpu;
         if dtype == DType::F32 || info.f64 {
-            let machine = if here { String::new() } else { format!(" of {}", info.host) };
-            kinds.entry((format!("{} {}{machine}", info.kind.name(), info.device), here)).or_insert(at);
+            kinds.entry(format!("{} {}", info.kind.name(), info.device)).or_insert(at);
         }
     }
     let cores = threads_here.then(|| std::thread::available_parallelism().map_or(1, usize::from));
@@ -124,9 +121,9 @@ pub(crate) fn of(
     let path = cache_file();
     let known = read(path.as_deref());
     let mut found: Option<Calibration> = None;
-    for ((device, here), at) in kinds {
+    for (device, at) in kinds {
         let key = format!("{} | {} | {device} | {dtype}", env!("CARGO_PKG_VERSION"), machine::hardware());
-        let kept = known.rates.get(&key).filter(|_| here && how == Calibrate::Auto);
+        let kept = known.rates.get(&key).filter(|_| how == Calibrate::Auto);
         let calibration = match kept {
             Some(kept) => *kept,
             None if !unknown && how == Calibrate::Auto => continue,
@@ -147,7 +144,7 @@ pub(crate) fn of(
                     }
                     Err(error) => return Err(error),
                 };
-                if let Some(path) = path.as_ref().filter(|_| here) {
+                if let Some(path) = &path {
                     keep(path, key, measured);
                 }
                 measured
