@@ -140,6 +140,7 @@ fn whole(value: f64) -> bool {
 
 /// Whether a layer of integers can be decoded in `T` on the workers of `pool` for most sets of responders. `sum` is the
 /// largest magnitude that a sum of products can have.
+#[cfg_attr(not(feature = "onnx"), expect(dead_code, reason = "asked for the layers of models"))]
 pub(crate) fn integers_fit<T: Element>(pool: &Pool, shape: &ConvShape, code: &Code, sum: f64) -> bool {
     let bound = rounding_of::<T>(pool, shape, false).windowwise(HEADROOM * typical_condition(code), 1.0);
     sum <= most::<T>() && bound * sum <= LARGEST_ERROR

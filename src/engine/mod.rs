@@ -29,6 +29,7 @@ mod watch;
 pub use accuracy::WindowwiseLimit;
 pub use builder::CodedConvBuilder;
 pub use common::SharedWeight;
+#[cfg(feature = "onnx")]
 pub(crate) use integers::integers_fit;
 pub use layer::{CodedConv, LayerOutcome, Run};
 pub use options::{LayerOptions, ReportObserver};
