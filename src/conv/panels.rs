@@ -125,7 +125,7 @@ impl<'f, T: Element, F: Fn(usize) -> Block<'f, T>> Panels<'_, T, F> {
         while at < end {
             let vectors = (end - at).div_ceil(lanes).min(N);
             let count = (end - at).min(vectors * lanes);
-            self.pack(simd, skip, (at, count), vectors * lanes);
+            self.pack(skip, (at, count), vectors * lanes, lanes);
             match vectors {
                 1 => self.multiply::<S, W, 1>(simd, skip, at - begin),
                 2 => self.multiply::<S, W, 2>(simd, skip, at - begin),
@@ -137,63 +137,24 @@ impl<'f, T: Element, F: Fn(usize) -> Block<'f, T>> Panels<'_, T, F> {
 
     /// Copies the inputs of `count` points from `at` on, `[terms, width]`. What follows the points is arbitrary.
     #[inline(always)]
-    fn pack<S: Simd>(&mut self, simd: S, skip: usize, (at, count): (usize, usize), width: usize) {
-        let lanes = size_of::<T::Vector<S>>() / size_of::<T>();
+    fn pack(&mut self, skip: usize, (at, count): (usize, usize), width: usize, lanes: usize) {
         let mut segments = [Segment::default(); TILE_POINTS];
         let used = self.segments(at, count, &mut segments);
         let segments = &segments[..used];
+        let (source, panel) = (self.source, &mut self.panel[skip..]);
         let last = segments.last().map_or(0, |s| s.from + s.len.next_multiple_of(lanes));
         let reach = self.offsets.iter().max().map_or(0, |offset| offset + last);
-        if reach > self.source.len() {
-            for (offset, at) in self.offsets.iter().zip((skip..).step_by(width)) {
-                for Segment { to, len, from } in segments {
-                    self.panel[at + to..][..*len].copy_from_slice(&self.source[offset + from..][..*len]);
+        for (offset, at) in self.offsets.iter().zip((0..).step_by(width)) {
+            for Segment { to, len, from } in segments {
+                let (from, to) = (&source[offset + from..], &mut panel[at + to..]);
+                if reach > source.len() {
+                    to[..*len].copy_from_slice(&from[..*len]);
+                    continue;
                 }
-            }
-            return;
-        }
-        // In whole vectors: the next one overwrites what lies beyond the end of a segment.
-        let mut moves = [(0, 0); TILE_POINTS];
-        let mut used = 0;
-        for Segment { to, len, from } in segments {
-            for done in (0..*len).step_by(lanes) {
-                moves[used] = (from + done, to + done);
-                used += 1;
-            }
-        }
-        match used {
-            1 => self.copy::<S, 1>(simd, skip, width, &moves),
-            2 => self.copy::<S, 2>(simd, skip, width, &moves),
-            3 => self.copy::<S, 3>(simd, skip, width, &moves),
-            4 => self.copy::<S, 4>(simd, skip, width, &moves),
-            5 => self.copy::<S, 5>(simd, skip, width, &moves),
-            6 => self.copy::<S, 6>(simd, skip, width, &moves),
-            _ => {
-                for (offset, at) in self.offsets.iter().zip((skip..).step_by(width)) {
-                    for (from, to) in &moves[..used] {
-                        let [value] = load::<S, T, 1>(simd, self.source, offset + from);
-                        self.panel[at + to..][..lanes].copy_from_slice(bytemuck::cast_slice(&[value]));
-                    }
+                // In whole vectors: the next segment overwrites what lies beyond the end of this one.
+                for done in (0..*len).step_by(lanes) {
+                    to[done..done + lanes].copy_from_slice(&from[done..done + lanes]);
                 }
-            }
-        }
-    }
-
-    /// Moves M vectors of each term: from an offset in the source to one in the row of the panel.
-    #[inline(always)]
-    fn copy<S: Simd, const M: usize>(
-        &mut self,
-        simd: S,
-        skip: usize,
-        width: usize,
-        moves: &[(usize, usize); TILE_POINTS],
-    ) {
-        let lanes = size_of::<T::Vector<S>>() / size_of::<T>();
-        let moves: [(usize, usize); M] = std::array::from_fn(|i| moves[i]);
-        for (offset, at) in self.offsets.iter().zip((skip..).step_by(width)) {
-            for (from, to) in moves {
-                let [value] = load::<S, T, 1>(simd, self.source, offset + from);
-                self.panel[at + to..][..lanes].copy_from_slice(bytemuck::cast_slice(&[value]));
             }
         }
     }

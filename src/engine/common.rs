@@ -235,6 +235,9 @@ pub(super) fn rounding_of<T: Element>(pool: &Pool, shape: &ConvShape, plain: boo
     Rounding { half: pool.keeps_half(), filtering: gpus && shape.suits_filtering(), ..rounding }
 }
 
+/// A result whose error exceeds this many times its bound is wrong.
+pub(super) const LIE: f64 = 8.0;
+
 /// Number of threads for local computation.
 pub(super) fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)

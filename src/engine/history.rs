@@ -74,7 +74,8 @@ impl LatencyHistory {
             // Where all latencies are similar, a subtask above the quantile is not yet overdue.
             let overdue = options.policy.hedge.and_then(quantile).zip(quantile(0.1));
             // Threads that share cores finish one after the other: there a run is late that takes longer than most.
-            let usual = self.runs.quantile(0.5).filter(|_| crowded).unwrap_or_default() * LATE;
+            let usual =
+                if crowded { self.runs.quantile(0.5).unwrap_or_default() * LATE } else { Duration::ZERO };
             self.overdue = overdue.map(|(q, fast)| q.max(fast * 3 / 2).max(usual).max(LEAST_HEDGE));
             self.fresh_for = RUNS_BETWEEN_QUANTILES;
         }

@@ -11,13 +11,16 @@
 //!
 //! Invariant: what [`Integers::round`] accepts is exact if the workers computed correctly.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use super::accuracy::typical_condition;
-use super::common::{Common, rounding_of};
+use super::common::{Common, LIE, rounding_of};
 use crate::array::Element;
 use crate::coding::{Clamp, Code};
 use crate::conv::ConvShape;
 use crate::error::{Error, Result};
 use crate::scheduler::Pool;
+use crate::share::{share, threads};
 
 /// Largest error of a decoded output before it is converted to its type. That conversion adds at most as much again,
 /// because sums are at most `1 / (2 epsilon)`.
@@ -26,12 +29,12 @@ const LARGEST_ERROR: f64 = 0.25;
 /// An output this far from an integer is wrong, whatever its bound is: errors of accepted outputs are below a half.
 const FARTHEST: f64 = 0.45;
 
-/// An output whose distance from an integer exceeds this many times its error bound is wrong.
-const LIE: f64 = 8.0;
-
 /// The condition number at which integers fit into a type is this many times the typical one, so that other responder
 /// sets decode as well.
 const HEADROOM: f64 = 4.0;
+
+/// Outputs with fewer elements are rounded on the calling thread.
+const SMALL: usize = 32 * 1024;
 
 /// What the engine needs to know of a layer of integers.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -43,7 +46,8 @@ pub(super) struct Integers {
 }
 
 impl Integers {
-    /// Checks a layer that [`LayerOptions::integers`](super::LayerOptions::integers) declares to be one of integers; `None` for other layers.
+    /// Checks a layer that [`LayerOptions::integers`](super::LayerOptions::integers) declares to be one of integers; `None`
+    /// for other layers.
     ///
     /// # Errors
     /// [`Error::InvalidParameter`] for a filter, bias or activation bound that is no integer, [`Error::Mismatch`] for sums
@@ -114,9 +118,11 @@ impl Integers {
         output: &mut [T],
     ) -> bool {
         let plane = shape.output_plane().max(1);
-        let mut near = true;
-        for (channel, values) in output.chunks_mut(plane).enumerate() {
+        let far = AtomicBool::new(false);
+        let threads = if output.len() < SMALL { 1 } else { threads() };
+        share(threads, output.chunks_mut(plane).enumerate(), |(channel, values)| {
             let bound = windowwise * self.largest * sums[channel % sums.len().max(1)];
+            let mut near = true;
             for value in values {
                 let own = value.to_f64();
                 let integer = own.round();
@@ -124,8 +130,11 @@ impl Integers {
                 near &= (own - integer).abs() <= allowed;
                 *value = T::from_f64(integer);
             }
-        }
-        near
+            if !near {
+                far.store(true, Ordering::Relaxed);
+            }
+        });
+        !far.into_inner()
     }
 }
 

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use rayon::prelude::*;
 
 use super::accuracy::{Accuracy, typical_condition};
-use super::common::{Common, Quality, RunInput, relative_to, rounding_of, threads};
+use super::common::{Common, LIE, Quality, RunInput, relative_to, rounding_of, threads};
 use super::integers::Integers;
 use super::placement::FilterPlacement;
 use super::rules::RunRules;
@@ -30,9 +30,6 @@ use crate::scheduler::{
     Audit, Decision, Fleet, JobLayer, JobPlan, OnShortfall, Pool, Recovery, RunOutcome, run_job,
 };
 use crate::worker::SubtaskShape;
-
-/// A sub-result whose error exceeds this many times the rounding bound is wrong.
-const LIE: f64 = 8.0;
 
 /// See the module documentation.
 pub(super) struct Variant<T: Element> {
@@ -224,8 +221,8 @@ impl<T: Element> Variant<T> {
         self.flag(gathered, &faulty);
     }
 
-    /// After a contradiction that the audit could not resolve, or an output that cannot be right: recomputes results on this machine, as long as the deadline
-    /// allows, to find the faulty workers.
+    /// After a contradiction that the audit could not resolve, or an output that cannot be right: recomputes results on this
+    /// machine, as long as the deadline allows, to find the faulty workers.
     fn find_faulty(
         &self,
         slabs: &[Arc<Pooled>],

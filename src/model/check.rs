@@ -102,13 +102,23 @@ fn names(graph: &GraphProto) -> Result<(), Refusal> {
 }
 
 /// The constants of a graph by name, from initializers and Constant nodes.
-fn constants(graph: &GraphProto) -> HashMap<&str, &TensorProto> {
+pub(super) fn constants(graph: &GraphProto) -> HashMap<&str, &TensorProto> {
     let nodes = graph
         .node
         .iter()
         .filter(|node| node.op_type == "Constant")
         .filter_map(|node| Some((node.output.first()?.as_str(), attribute(node, "value")?.t.as_ref()?)));
     graph.initializer.iter().map(|t| (t.name.as_str(), t)).chain(nodes).collect()
+}
+
+/// Whether a node has an operator of the standard domain.
+pub(super) fn is_standard(node: &NodeProto) -> bool {
+    matches!(node.domain.as_str(), "" | "ai.onnx")
+}
+
+/// The name that tract uses for a node: its own or that of its first output.
+pub(super) fn name_of(node: &NodeProto) -> Option<&String> {
+    if node.name.is_empty() { node.output.first() } else { Some(&node.name) }
 }
 
 /// Rejects operators whose domain and name are unknown.

@@ -15,6 +15,7 @@ use tract_onnx::tract_core::ops::nn::DataFormat;
 use crate::array::Element;
 use crate::conv::{AXES, ConvParams, ConvShape, conv_uncoded, reference};
 use crate::error::Result;
+use crate::share::threads;
 
 /// The method for a convolution that stays on this machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,18 +107,37 @@ impl ConvOp {
         let (data, weight, bias) =
             (data.try_as_plain_ram()?, weight.try_as_plain_ram()?, bias.try_as_plain_ram()?);
         let (data, weight, bias) = (data.as_slice::<T>()?, weight.as_slice::<T>()?, bias.as_slice::<T>()?);
-        let bias: Vec<T> = match bias {
-            [one] => vec![*one; shape.out_channels],
-            each => each.to_vec(),
-        };
+        let bias = each_channel(bias, shape.out_channels);
         let output = match self.way {
-            Way::Kernel => {
-                conv_uncoded(&shape, data, weight, Some(&bias), rayon::current_num_threads(), &|| false)?
-            }
+            Way::Kernel => conv_uncoded(&shape, data, weight, Some(&bias), threads(), &|| false)?,
             Way::Definition => reference(&shape, data, weight, Some(&bias))?,
         };
         Ok(ndarray::ArrayD::from_shape_vec(shape.output_shape(), output)?.into_tensor())
     }
+}
+
+/// One bias for each of `channels` channels, from as many or from one for all.
+pub(super) fn each_channel<T: Element>(bias: &[T], channels: usize) -> Vec<T> {
+    if let [one] = bias { vec![*one; channels] } else { bias.to_vec() }
+}
+
+/// Computes on data, filters and bias in their type. Half floats are computed in f32, and rounded once.
+pub(super) fn in_floats(
+    inputs: TVec<TValue>,
+    single: impl Fn(&Tensor, &Tensor, &Tensor) -> TractResult<Tensor>,
+    double: impl Fn(&Tensor, &Tensor, &Tensor) -> TractResult<Tensor>,
+) -> TractResult<TVec<TValue>> {
+    let (data, weight, bias) = args_3!(inputs);
+    let output = match data.datum_type() {
+        DatumType::F32 => single(&data, &weight, &bias)?,
+        DatumType::F64 => double(&data, &weight, &bias)?,
+        half => {
+            let wide = |tensor: &Tensor| TractResult::Ok(tensor.cast_to::<f32>()?.into_owned());
+            let output = single(&wide(&data)?, &wide(&weight)?, &wide(&bias)?)?;
+            output.cast_to_dt(half)?.into_owned()
+        }
+    };
+    Ok(tvec!(output.into_tvalue()))
 }
 
 impl Op for ConvOp {
@@ -132,22 +152,9 @@ impl EvalOp for ConvOp {
     op_out_of_plan!();
 
     fn eval(&self, _: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
-        let (data, weight, bias) = args_3!(inputs);
-        let own = data.datum_type();
-        let output = match own {
-            DatumType::F32 => self.compute::<f32>(&data, &weight, &bias)?,
-            DatumType::F64 => self.compute::<f64>(&data, &weight, &bias)?,
-            // Half floats: the sums are those of f32, rounded once.
-            _ => {
-                let wide = |tensor: &Tensor| {
-                    Ok::<_, tract_onnx::prelude::TractError>(tensor.cast_to::<f32>()?.into_owned())
-                };
-                self.compute::<f32>(&wide(&data)?, &wide(&weight)?, &wide(&bias)?)?
-                    .cast_to_dt(own)?
-                    .into_owned()
-            }
-        };
-        Ok(tvec!(output.into_tvalue()))
+        let single = |data: &_, weight: &_, bias: &_| self.compute::<f32>(data, weight, bias);
+        let double = |data: &_, weight: &_, bias: &_| self.compute::<f64>(data, weight, bias);
+        in_floats(inputs, single, double)
     }
 }
 

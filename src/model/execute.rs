@@ -16,6 +16,7 @@ use super::value::{Operand, Place, planned};
 use crate::array::{DType, Element, Values};
 use crate::conv::{Filters, Scratch};
 use crate::ops::{self, BinaryOp, chain, chain_in_place, concat, sum_rows};
+use crate::share::threads;
 
 /// The memory of one run at a time.
 #[derive(Default)]
@@ -244,7 +245,7 @@ impl<'a> Execution<'a> {
         let Some((filters, bias)) = T::filters(&conv.filters) else { bail!("filters of another type") };
         // The scratch is moved out while the input is borrowed.
         let mut scratch = std::mem::take(T::scratch(self.arrays));
-        let threads = rayon::current_num_threads();
+        let threads = threads();
         let done =
             conv.kernel
                 .run(&mut scratch, self.slice(input)?, &[filters], &mut [&mut *to], threads, &|| false);

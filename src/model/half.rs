@@ -16,6 +16,7 @@ use tract_onnx::pb::{
     AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, tensor_proto, type_proto,
 };
 
+use super::check::is_standard;
 use super::external;
 use super::round::HalfType;
 use super::tidy::Fresh;
@@ -255,7 +256,7 @@ impl Half {
 
 /// The 16-bit type that a node casts to.
 fn rounds(node: &NodeProto) -> Option<HalfType> {
-    if node.op_type != "Cast" || !matches!(node.domain.as_str(), "" | "ai.onnx") {
+    if node.op_type != "Cast" || !is_standard(node) {
         return None;
     }
     let to = node.attribute.iter().find(|attribute| attribute.name == "to")?;

@@ -413,9 +413,7 @@ fn cause(error: &Error) -> String {
 fn convolutions(graph: &GraphProto) -> Vec<(String, LayerOp)> {
     let named = graph.node.iter().filter_map(|node| {
         let op = LayerOp::of_convolution(&node.op_type)?;
-        // The name that tract uses.
-        let name = if node.name.is_empty() { node.output.first()? } else { &node.name };
-        Some((name.clone(), op))
+        Some((check::name_of(node)?.clone(), op))
     });
     named.collect()
 }

@@ -13,7 +13,7 @@ use tract_onnx::tract_core::ops::identity::Identity;
 use tract_onnx::tract_core::ops::nn::{DataFormat, Reduce, Reducer};
 use tract_onnx_opl::lrn::Lrn as TractLrn;
 
-use super::conv::ConvOp;
+use super::conv::{ConvOp, each_channel};
 use super::find::{FilterOrder, gemm};
 use super::transpose::InterleaveOp;
 use super::value::{Operand, Place, planned};
@@ -282,9 +282,6 @@ fn packed<T: Element + tract_onnx::prelude::Datum>(
     wrap: impl Fn(Filters<T>, Vec<T>) -> Packed,
 ) -> TractResult<Packed> {
     let filters = kernel.pack(filters.try_as_plain_ram()?.as_slice::<T>()?)?;
-    let bias = match bias.try_as_plain_ram()?.as_slice::<T>()? {
-        [one] => vec![*one; kernel.shape().out_channels],
-        each => each.to_vec(),
-    };
+    let bias = each_channel(bias.try_as_plain_ram()?.as_slice::<T>()?, kernel.shape().out_channels);
     Ok(wrap(filters, bias))
 }

@@ -16,7 +16,7 @@ use std::collections::HashMap;
 
 use tract_onnx::pb::{GraphProto, NodeProto, TensorProto};
 
-use super::check::attribute;
+use super::check::{self, attribute, is_standard, name_of};
 use super::nodes::{F32, F64, I8, I32, I64, Nodes, Shape, U8, integer};
 use super::whole;
 
@@ -76,16 +76,14 @@ impl Constant {
 
 /// The constants of a graph, from initializers and from Constant nodes.
 fn constants(graph: &GraphProto) -> HashMap<String, Constant> {
-    let nodes = graph.node.iter().filter(|node| node.op_type == "Constant").filter_map(|node| {
-        Some((node.output.first()?.clone(), Constant::of(attribute(node, "value")?.t.as_ref()?)))
-    });
-    let initial = graph.initializer.iter().map(|tensor| (tensor.name.clone(), Constant::of(tensor)));
+    let known = check::constants(graph).into_iter();
+    let known = known.map(|(name, tensor)| (name.to_owned(), Constant::of(tensor)));
     // As much is known of the scale and the zero point of a dynamic quantisation.
     let single = |dtype| Constant { dtype, dims: Vec::new(), byte: None };
     let dynamic =
         graph.node.iter().filter(|node| node.op_type == "DynamicQuantizeLinear" && is_standard(node));
     let dynamic = dynamic.flat_map(|node| node.output.iter().skip(1).cloned().zip([single(F32), single(U8)]));
-    initial.chain(nodes).chain(dynamic).collect()
+    known.chain(dynamic).collect()
 }
 
 /// A value before DequantizeLinear.
@@ -107,10 +105,6 @@ fn dequantised(graph: &GraphProto) -> HashMap<String, Dequantised> {
         plain.then(|| Some((node.output.first()?.clone(), Dequantised { integers, scale, zero, axis })))?
     };
     graph.node.iter().filter(|node| node.op_type == "DequantizeLinear").filter_map(of).collect()
-}
-
-fn is_standard(node: &NodeProto) -> bool {
-    matches!(node.domain.as_str(), "" | "ai.onnx")
 }
 
 /// The name of an input, if it is given.
@@ -321,10 +315,9 @@ impl Rewriting {
 
     /// A node with the name of `node`, or else of its output.
     fn product(&mut self, op: &str, data: &str, weights: &str, node: &NodeProto) -> NodeProto {
-        let name = if node.name.is_empty() { node.output.first() } else { Some(&node.name) };
         NodeProto {
             op_type: op.to_owned(),
-            name: name.cloned().unwrap_or_default(),
+            name: name_of(node).cloned().unwrap_or_default(),
             input: vec![data.to_owned(), weights.to_owned()],
             output: vec![self.nodes.name("sums")],
             ..NodeProto::default()

@@ -1,5 +1,7 @@
 //! Arrays whose element type is known only at run time: the inputs and outputs of models.
 
+use std::ops::Range;
+
 use half::{bf16, f16};
 use ndarray::{ArrayD, Axis};
 use tract_onnx::prelude::{Datum, DatumType, IntoTensor, TractResult};
@@ -93,6 +95,26 @@ impl Tensor {
         } else {
             array.axis_chunks_iter(Axis(0), size.max(1)).map(|piece| piece.to_owned().into()).collect()
         })
+    }
+
+    /// The part with the indices `range` of `axis`; `None` where the array has no such part.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use fcdcc::model::Tensor;
+    ///
+    /// let tensor = Tensor::from(ndarray::ArrayD::<f32>::ones(vec![2, 5]));
+    /// assert_eq!(tensor.part(1, 3..5).map(|part| part.shape().to_vec()), Some(vec![2, 2]));
+    /// assert_eq!(tensor.part(1, 3..6), None);
+    /// ```
+    #[must_use]
+    pub fn part(&self, axis: usize, range: Range<usize>) -> Option<Self> {
+        if self.shape().get(axis).is_none_or(|size| *size < range.end) || range.start > range.end {
+            return None;
+        }
+        let range = ndarray::Slice::from(range);
+        each!(self, array => Some(array.slice_axis(Axis(axis), range).to_owned().into()))
     }
 
     /// Concatenates pieces along the first axis, as [`Tensor::chunks`] split them; values without an axis become

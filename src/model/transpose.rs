@@ -12,18 +12,19 @@ use tract_onnx::pb::NodeProto;
 use tract_onnx::prelude::{Datum, DatumType, SpecialOps, TractResult};
 use tract_onnx::tract_core::internal::{
     DatumTypeExt, EvalContext, EvalOp, IntoTValue, IntoTensor, Op, OutletId, StaticName, TDim, TValue, TVec,
-    Tensor, ToDim, TypedFact, TypedModel, TypedNode, TypedOp, args_1, args_3, as_op, bail, format_err,
+    Tensor, ToDim, TypedFact, TypedModel, TypedNode, TypedOp, args_1, as_op, bail, format_err,
     op_as_typed_op, op_out_of_plan, tvec,
 };
 use tract_onnx::tract_hir::infer::{InferenceOp, InferenceResult, Solver, TensorProxy};
 use tract_onnx::tract_hir::internal::{Expansion, expand};
 
-use super::check::{attribute, text};
-use super::conv::{ConvOp, Way};
+use super::check::{attribute, name_of, text};
+use super::conv::{ConvOp, Way, each_channel, in_floats};
 use super::fold::constant;
 use crate::array::Element;
 use crate::conv::{ConvParams, Phases, TransposedShape, conv_uncoded};
 use crate::ops::Interleave;
+use crate::share::threads;
 
 /// The operator that is parsed here.
 pub(super) const NAME: &str = "ConvTranspose";
@@ -62,8 +63,7 @@ pub(super) fn parse(
     };
     let auto = text(node, "auto_pad").unwrap_or("NOTSET");
     let attributes = Attributes {
-        node: if node.name.is_empty() { node.output.first() } else { Some(&node.name) }
-            .map_or_else(|| NAME.to_owned(), |name| format!("{NAME} node {name}")),
+        node: name_of(node).map_or_else(|| NAME.to_owned(), |name| format!("{NAME} node {name}")),
         strides: list("strides")?,
         dilations: list("dilations")?,
         kernel: list("kernel_shape")?,
@@ -290,7 +290,7 @@ impl TransposeOp {
 fn by_phases<T: Element>(phases: &Phases, data: &[T], weight: &[T], bias: &[T]) -> TractResult<Vec<T>> {
     let (conv, interleave) = (phases.conv(), phases.interleave());
     let (filters, each) = arranged(phases, weight, bias)?;
-    let parts = conv_uncoded(conv, data, &filters, Some(&each), rayon::current_num_threads(), &|| false)?;
+    let parts = conv_uncoded(conv, data, &filters, Some(&each), threads(), &|| false)?;
     let fill: Vec<f64> = bias.iter().map(|b| b.to_f64()).collect();
     let mut output = vec![T::default(); conv.batch * bias.len() * interleave.plane()];
     interleave.run(&parts, &fill, &mut output);
@@ -363,11 +363,6 @@ impl TransposeOp {
     }
 }
 
-/// One bias for each of `channels` channels, from as many or from one for all.
-fn each_channel<T: Element>(bias: &[T], channels: usize) -> Vec<T> {
-    if let [one] = bias { vec![*one; channels] } else { bias.to_vec() }
-}
-
 impl Op for TransposeOp {
     fn name(&self) -> StaticName {
         NAME.into()
@@ -380,19 +375,9 @@ impl EvalOp for TransposeOp {
     op_out_of_plan!();
 
     fn eval(&self, _: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
-        let (data, weight, bias) = args_3!(inputs);
-        let own = data.datum_type();
-        let output = match own {
-            DatumType::F32 => self.compute::<f32>(&data, &weight, &bias)?,
-            DatumType::F64 => self.compute::<f64>(&data, &weight, &bias)?,
-            // Half floats: the sums are those of f32, rounded once.
-            _ => {
-                let wide = |tensor: &Tensor| TractResult::Ok(tensor.cast_to::<f32>()?.into_owned());
-                let output = self.compute::<f32>(&wide(&data)?, &wide(&weight)?, &wide(&bias)?)?;
-                output.cast_to_dt(own)?.into_owned()
-            }
-        };
-        Ok(tvec!(output.into_tvalue()))
+        let single = |data: &_, weight: &_, bias: &_| self.compute::<f32>(data, weight, bias);
+        let double = |data: &_, weight: &_, bias: &_| self.compute::<f64>(data, weight, bias);
+        in_floats(inputs, single, double)
     }
 }
 

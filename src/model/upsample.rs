@@ -10,7 +10,7 @@ use tract_onnx::prelude::TractResult;
 use tract_onnx::tract_core::internal::format_err;
 use tract_onnx::tract_hir::infer::InferenceOp;
 
-use super::check::{attribute, called, text};
+use super::check::{attribute, called, is_standard, text};
 use super::resize;
 
 /// The operator name given to nodes that interpolate; it cannot occur in a file.
@@ -21,7 +21,7 @@ const RESIZE_OPSET: i64 = 10;
 
 /// Whether a node is of this kind.
 pub(super) fn takes(node: &NodeProto) -> bool {
-    node.op_type == "Upsample" && matches!(node.domain.as_str(), "" | "ai.onnx")
+    node.op_type == "Upsample" && is_standard(node)
 }
 
 /// Turns a node into one of the operators that stand for Upsample. Gives the scales if they have to become a constant, which

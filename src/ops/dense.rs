@@ -38,7 +38,7 @@ impl Dense {
             } else {
                 Matrix::new(weights, inputs, outputs, 1, inputs)
             };
-            let threads = rayon::current_num_threads();
+            let threads = crate::share::threads();
             let mut to = MatrixMut::dense(output, rows, outputs);
             return matmul_on(&mut to, Matrix::dense(data, rows, inputs), weights, false, threads);
         }

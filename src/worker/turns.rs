@@ -7,8 +7,8 @@
 //!
 //! Relevant if you want to know when a CPU worker starts to compute.
 //!
-//! Invariant: no thread waits for longer than [`STUCK`] while nobody who has the turn makes progress, and none waits
-//! once its task is cancelled. So a thread that hangs, or waits for something else, costs the others a moment only.
+//! Invariant: no thread waits for longer than [`STUCK`] while the threads that have a turn make no progress, and none waits
+//! once its task is cancelled. So a thread that hangs, or waits for something else, delays the others by milliseconds.
 
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -37,7 +37,7 @@ thread_local! {
     static WAITED: Cell<Duration> = const { Cell::new(Duration::ZERO) };
 }
 
-/// The cores of a machine, and who waits for them.
+/// The cores of a machine, and the threads that wait for them.
 struct Cores {
     state: Mutex<State>,
     started: Instant,
@@ -138,7 +138,7 @@ impl Cores {
         state.wake_first();
     }
 
-    /// `wanted` cores that nobody has, or, with `stuck`, whose holders make no progress.
+    /// `wanted` cores that are free or, with `stuck`, whose threads make no progress.
     fn free(&self, state: &State, wanted: usize, stuck: bool) -> Option<Vec<usize>> {
         let late = self.now().saturating_sub(u64::try_from(self.stuck.as_nanos()).unwrap_or(u64::MAX));
         let free = |core: &usize| {

@@ -149,7 +149,7 @@ fn cases() -> Vec<Case> {
         (&[1, 64, 10, 21], &[66, 32, 3, 3], p().groups(2), InPlace),
         // Several bands, within which panels begin and end.
         (&[1, 64, 61, 67], &[32, 64, 3, 3], p().padding([1]), Staged),
-        // So many points that threads share them: in place, staged, with a stride, of several images.
+        // Enough points for threads to share them: in place, staged, with a stride, of several images.
         (&[2, 33, 500], &[50, 33, 5], p(), InPlace),
         (&[1, 32, 41, 43], &[48, 32, 3, 3], p().padding([1]).stride([2]), Staged),
         (&[2, 36, 21, 23], &[34, 36, 3, 2], p().padding([1, 0]), Staged),

@@ -434,7 +434,7 @@ mod with_cluster {
             self.groups.next().unwrap_or_default()
         }
 
-        /// Says who has not joined, also with `--quiet`.
+        /// Names the workers that have not joined, also with `--quiet`.
         pub(super) fn name_missing(&self) {
             if !self.missing.is_empty() {
                 crate::say(format_args!(

@@ -338,23 +338,6 @@ impl<'de> Visitor<'de> for Nested<'_> {
     }
 }
 
-macro_rules! each {
-    ($tensor:expr, $array:ident => $value:expr, $none:expr) => {
-        match $tensor {
-            Tensor::F16($array) => $value,
-            Tensor::BF16($array) => $value,
-            Tensor::F32($array) => $value,
-            Tensor::F64($array) => $value,
-            Tensor::I32($array) => $value,
-            Tensor::I64($array) => $value,
-            Tensor::I8($array) => $value,
-            Tensor::U8($array) => $value,
-            Tensor::Bool($array) => $value,
-            _ => $none,
-        }
-    };
-}
-
 /// The elements of an array as flat JSON; a float that is not finite becomes `null`.
 pub(crate) struct Flat<'a>(pub(crate) &'a Tensor);
 
@@ -396,15 +379,6 @@ pub(crate) fn write_bytes(tensor: &Tensor, to: &mut Vec<u8>) {
         Tensor::U8(array) => raw!(array),
         _ => {}
     }
-}
-
-/// The part of an array with the indices `from..to` of `axis`; `None` where the array has no such part.
-pub(crate) fn slice(tensor: &Tensor, axis: usize, from: usize, to: usize) -> Option<Tensor> {
-    if tensor.shape().get(axis).is_none_or(|size| *size < to) || from > to {
-        return None;
-    }
-    let range = ndarray::Slice::from(from..to);
-    each!(tensor, array => Some(array.slice_axis(ndarray::Axis(axis), range).to_owned().into()), None)
 }
 
 #[cfg(test)]

@@ -63,7 +63,7 @@ fn outputs_of_16_bits_are_written_in_their_type() {
     assert_eq!(serde_json::to_string(&Flat(&tensor)).unwrap(), "[1.5,-0.25]");
     let brain = Tensor::from(ArrayD::from_shape_vec(vec![1], vec![bf16::from_f32(3.0)]).unwrap());
     assert_eq!(Datatype::of_library(brain.dtype()), Some(Datatype::Bf16));
-    let part = slice(&tensor, 0, 1, 2).unwrap();
+    let part = tensor.part(0, 1..2).unwrap();
     assert_eq!(serde_json::to_string(&Flat(&part)).unwrap(), "[-0.25]");
 }
 
@@ -98,8 +98,8 @@ fn what_does_not_fit_is_refused_with_both_sides() {
 #[test]
 fn parts_along_any_axis() {
     let whole = Tensor::from(ArrayD::from_shape_vec(vec![2, 3], vec![0i64, 1, 2, 3, 4, 5]).unwrap());
-    let column = slice(&whole, 1, 1, 3).unwrap();
+    let column = whole.part(1, 1..3).unwrap();
     assert_eq!(column, ArrayD::from_shape_vec(vec![2, 2], vec![1i64, 2, 4, 5]).unwrap().into());
-    assert_eq!(slice(&whole, 0, 1, 3), None);
-    assert_eq!(slice(&whole, 2, 0, 1), None);
+    assert_eq!(whole.part(0, 1..3), None);
+    assert_eq!(whole.part(2, 0..1), None);
 }

@@ -16,7 +16,7 @@ use ndarray::ArrayD;
 
 use crate::batch::padded;
 use crate::config::ModelConfig;
-use crate::datatype::{Datatype, slice};
+use crate::datatype::Datatype;
 use crate::error::ApiError;
 use crate::request::Request;
 
@@ -215,7 +215,7 @@ impl Served {
         // The last item again: zeros would make the data uneven, which costs accuracy or time.
         let last = pieces.last().and_then(|piece| {
             let count = piece.shape().first().copied()?;
-            slice(piece, 0, count.checked_sub(1)?, count)
+            piece.part(0, count.checked_sub(1)?..count)
         });
         if let Some(last) = last {
             pieces.extend(std::iter::repeat_n(last, size - items));
@@ -225,7 +225,7 @@ impl Served {
         let mut parts = Vec::with_capacity(requests.len());
         for (_, items) in requests {
             let part = |(output, axis): (&Output, &usize)| {
-                let tensor = slice(&output.tensor, *axis, from, from + items).ok_or_else(|| {
+                let tensor = output.tensor.part(*axis, from..from + items).ok_or_else(|| {
                     let what = format!("axis {axis} of output {}", output.name);
                     Error::mismatch(what, output.tensor.shape(), format!("{size} items"), "report this")
                 })?;
