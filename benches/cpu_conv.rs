@@ -61,7 +61,7 @@ fn convolutions(c: &mut Criterion) {
         let shape = ConvShape::new(&input, &weight, &params).expect("the shapes above are valid");
         let (x, k) = (numbers(shape.input_elems()), numbers(shape.weight_elems()));
         let mut y = vec![0.0_f32; shape.output_elems()];
-        let kernel = ConvKernel::new(&shape);
+        let kernel = ConvKernel::with_filtering(&shape);
         let mut scratch = Scratch::new();
         let filters = kernel.pack(&k).expect("all lengths fit");
         let mut group = c.benchmark_group(name);

@@ -33,5 +33,5 @@ pub use decoder::Decoder;
 pub(crate) use decoder::SINGULAR;
 pub use encode::{encode_distinct, encode_filters, encode_input};
 pub use kind::CodeKind;
-pub use rounding::{Rounding, error_bound, storage_epsilon};
+pub use rounding::{FILTERING, FILTERING_CPU, Rounding, error_bound, storage_epsilon};
 pub use sketch::{Sketch, Sketcher};

@@ -39,14 +39,14 @@ struct Part<'a, T> {
 }
 
 /// The first `len` elements of a scratch buffer, with arbitrary contents.
-fn take<T: Element>(buffer: &mut Vec<T>, len: usize) -> &mut [T] {
+pub(super) fn take<T: Element>(buffer: &mut Vec<T>, len: usize) -> &mut [T] {
     if buffer.len() < len {
         buffer.resize(len, T::default());
     }
     &mut buffer[..len]
 }
 
-fn go_on(stop: &(dyn Fn() -> bool + Sync)) -> Result<()> {
+pub(super) fn go_on(stop: &(dyn Fn() -> bool + Sync)) -> Result<()> {
     if stop() { Err(Error::Cancelled) } else { Ok(()) }
 }
 
@@ -73,6 +73,9 @@ impl ConvKernel {
         }
         if let Some(plan) = &self.depthwise {
             return self.planewise(plan, scratch, call);
+        }
+        if let Some(plan) = &self.filtering {
+            return self.filtered(plan, scratch, call);
         }
         let g = &self.geometry;
         let (item, group_elems) = (g.in_channels * g.input_plane, g.group_out() * g.output_plane);

@@ -66,6 +66,12 @@ impl Layout {
         Self { groups: shape.groups, group_out, terms, width, run: run.min(terms) }
     }
 
+    /// The layout of filters transformed for `products` products each, `[products, O, C/g]`.
+    pub(super) fn of_products(shape: &ConvShape, products: usize, width: usize, run: usize) -> Self {
+        let (group_out, terms) = (shape.out_channels / shape.groups, shape.in_channels / shape.groups);
+        Self { groups: products * shape.groups, group_out, terms, width, run: run.min(terms) }
+    }
+
     /// Blocks of a group.
     pub(super) fn blocks(&self) -> usize {
         if self.width == 0 { 1 } else { self.group_out.div_ceil(self.width) }

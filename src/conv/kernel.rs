@@ -18,6 +18,7 @@ use super::geometry::Geometry;
 use super::micro::{CHANNELS, MOST_LANES, TILE_POINTS, pieces};
 use super::panels;
 use super::params::ConvShape;
+use super::winograd::{self, Filtering, PRODUCTS};
 use crate::array::{Element, check_elems};
 use crate::error::Result;
 
@@ -41,6 +42,8 @@ pub enum ConvPath {
     Depthwise,
     /// Unit stride without padding: input planes are read in place.
     InPlace,
+    /// Winograd's minimal filtering of 3 x 3 filters of stride 1, with many channels.
+    Filtering,
     /// Everything else: bands of the planes are staged with their padding, separated by stride phase.
     Staged,
 }
@@ -68,6 +71,7 @@ pub struct ConvKernel {
     pub(super) geometry: Geometry,
     pub(super) path: ConvPath,
     pub(super) depthwise: Option<Depthwise>,
+    pub(super) filtering: Option<Filtering>,
     pub(super) layout: Layout,
     /// Wide output points of a band, and rows staged for them.
     pub(super) band_points: usize,
@@ -116,7 +120,7 @@ impl<T: Element> OneInput<'_, T> {
         let (banks, outputs) = (&[bank], &mut [output]);
         let call = Call { input: self.input, banks, outputs, threads: self.threads, staged, stop };
         self.kernel.compute(self.scratch, call)?;
-        self.staged = self.kernel.stages_at_once();
+        self.staged = self.kernel.holds_input(self.threads);
         Ok(())
     }
 }
@@ -147,7 +151,7 @@ impl ConvKernel {
                 let fits = (BAND_BYTES / channel).saturating_sub(reach + row);
                 even(fits.max(4 * (reach + row)))
             }
-            ConvPath::Dense | ConvPath::Depthwise | ConvPath::InPlace => wide,
+            ConvPath::Dense | ConvPath::Depthwise | ConvPath::Filtering | ConvPath::InPlace => wide,
         };
         let fits = (STRIP_BYTES / channel).saturating_sub(reach) / TILE_POINTS;
         let staged = matches!(path, ConvPath::InPlace | ConvPath::Staged);
@@ -173,6 +177,7 @@ impl ConvKernel {
             geometry,
             path,
             depthwise,
+            filtering: None,
             layout,
             band_points,
             band_rows,
@@ -180,6 +185,21 @@ impl ConvKernel {
             offsets,
             packs,
         }
+    }
+
+    /// As [`Self::new`], but layers that Winograd's minimal filtering pays for are computed by it. It takes less than half
+    /// of the multiply-adds and rounds up to twice as much. An infinity in the window of an output makes it NaN.
+    #[must_use]
+    pub fn with_filtering(shape: &ConvShape) -> Self {
+        let mut kernel = Self::new(shape);
+        let Some(filtering) = Filtering::new(shape).filter(|_| kernel.path != ConvPath::Dense) else {
+            return kernel;
+        };
+        let run = panels::run(shape.in_channels / shape.groups);
+        kernel.layout = Layout::of_products(shape, PRODUCTS, panels::channels(), run);
+        kernel.path = ConvPath::Filtering;
+        kernel.filtering = Some(filtering);
+        kernel
     }
 
     /// The shape this kernel was planned for.
@@ -200,6 +220,9 @@ impl ConvKernel {
     /// [`Error::Mismatch`](crate::Error::Mismatch) when the number of weights does not match the shape.
     pub fn pack<T: Element>(&self, weights: &[T]) -> Result<Filters<T>> {
         check_elems("elements of the weight", weights.len(), self.shape.weight_elems())?;
+        if self.filtering.is_some() {
+            return Ok(Filters::new(self.layout, &winograd::transform_filters(weights)));
+        }
         Ok(Filters::new(self.layout, weights))
     }
 
@@ -207,10 +230,14 @@ impl ConvKernel {
     /// With the multiply-adds they determine the cost of a call. Zero if the input is read in place.
     #[must_use]
     pub fn staged_elems(&self, banks: usize) -> usize {
+        let g = &self.geometry;
+        if let Some(filtering) = &self.filtering {
+            let all = g.batch * g.in_channels * filtering.points() * PRODUCTS / 4;
+            return if self.holds_input(1) { all } else { all * banks };
+        }
         if self.path != ConvPath::Staged {
             return 0;
         }
-        let g = &self.geometry;
         let bands = pieces(0, g.wide(), self.band_points).count();
         let all = g.batch * g.in_channels * g.band_elems(self.band_rows) * bands;
         if self.stages_at_once() { all } else { all * banks }
@@ -223,9 +250,47 @@ impl ConvKernel {
         let plane = match self.path {
             ConvPath::Dense => 1,
             ConvPath::Depthwise => g.output_plane,
+            ConvPath::Filtering => self.filtering.as_ref().map_or(g.wide(), Filtering::points),
             ConvPath::InPlace | ConvPath::Staged => g.wide(),
         };
         g.batch * plane
+    }
+
+    /// Multiply-adds of a call: those of the definition, including the points between the rows of staged planes, or the
+    /// products of minimal filtering.
+    #[must_use]
+    pub fn macs(&self) -> f64 {
+        let g = &self.geometry;
+        let share = self.points() as f64 / (g.batch * g.output_plane) as f64;
+        self.shape.macs() * share * self.saving()
+    }
+
+    /// Elements of the second operand of the products of a call, each time it is read.
+    #[must_use]
+    pub fn columns(&self) -> f64 {
+        let g = &self.geometry;
+        (g.reduction() * g.groups * self.points()) as f64 * self.saving()
+    }
+
+    /// Elements of the packed filters of a bank, without padding.
+    #[must_use]
+    pub fn filter_elems(&self) -> usize {
+        let elems = self.shape.weight_elems();
+        if self.filtering.is_some() { elems / 9 * PRODUCTS } else { elems }
+    }
+
+    /// Products of an output point relative to those of the definition.
+    fn saving(&self) -> f64 {
+        if self.filtering.is_some() { PRODUCTS as f64 / 36.0 } else { 1.0 }
+    }
+
+    /// Whether the scratch holds all that is derived from the input after a call.
+    fn holds_input(&self, threads: usize) -> bool {
+        let one = self.geometry.batch * self.geometry.groups == 1;
+        match &self.filtering {
+            Some(filtering) => one && threads == 1 && filtering.holds(),
+            None => self.stages_at_once(),
+        }
     }
 
     /// Whether one band holds the whole staged input.

@@ -17,6 +17,7 @@ mod points;
 mod reference;
 mod staging;
 mod transposed;
+mod winograd;
 
 pub use filters::Filters;
 pub use kernel::{ConvKernel, ConvPath, OneInput, Scratch, conv_uncoded, conv_uncoded_into};
@@ -24,3 +25,5 @@ pub use params::{AXES, ConvParams, ConvShape};
 pub use points::outputs_at;
 pub use reference::reference;
 pub use transposed::{Phases, TransposedShape};
+#[cfg(feature = "gpu")]
+pub(crate) use winograd::{PRODUCTS, transform_filters};

@@ -181,26 +181,42 @@ impl<'f, T: Element, F: Fn(usize) -> Block<'f, T>> Panels<'_, T, F> {
     #[inline(always)]
     fn multiply<S: Simd, const W: usize, const N: usize>(&mut self, simd: S, skip: usize, at: usize) {
         let lanes = size_of::<T::Vector<S>>() / size_of::<T>();
-        let panel = &self.panel[skip..][..self.offsets.len() * N * lanes];
-        let (add, pitch) = (self.first > 0, self.pitch);
-        for index in 0..self.blocks {
-            let block = (self.block)(index);
-            let (weights, _) = block.run(self.first, self.offsets.len()).as_chunks::<W>();
-            let sums = &mut self.sums[index * W * pitch + at..];
-            let mut channel = 0;
-            while channel < block.channels {
-                let left = block.channels - channel;
-                let (from, sums) = (block.first + channel, &mut sums[channel * pitch..]);
-                channel += if left >= W {
-                    tile::<S, T, W, N, W>(simd, panel, weights, from, sums, (pitch, add))
-                } else if left >= 4 {
-                    tile::<S, T, 4, N, W>(simd, panel, weights, from, sums, (pitch, add))
-                } else if left >= 2 {
-                    tile::<S, T, 2, N, W>(simd, panel, weights, from, sums, (pitch, add))
-                } else {
-                    tile::<S, T, 1, N, W>(simd, panel, weights, from, sums, (pitch, add))
-                };
-            }
+        let terms = (self.first, self.offsets.len());
+        let panel = &self.panel[skip..][..terms.1 * N * lanes];
+        let to = (self.pitch, self.first > 0);
+        multiply::<S, T, W, N>(simd, panel, terms, self.blocks, &self.block, &mut self.sums[at..], to);
+    }
+}
+
+/// Multiplies a panel of N vectors, which holds `count` terms from term `first` on, with `blocks` blocks of W channels.
+/// Channel c of block b goes to `sums[(b * W + c) * pitch..]`: overwritten, or added to with `add`.
+#[inline(always)]
+pub(super) fn multiply<'f, S: Simd, T: Element, const W: usize, const N: usize>(
+    simd: S,
+    panel: &[T],
+    (first, count): (usize, usize),
+    blocks: usize,
+    block: &impl Fn(usize) -> Block<'f, T>,
+    sums: &mut [T],
+    (pitch, add): (usize, bool),
+) {
+    for index in 0..blocks {
+        let block = block(index);
+        let (weights, _) = block.run(first, count).as_chunks::<W>();
+        let sums = &mut sums[index * W * pitch..];
+        let mut channel = 0;
+        while channel < block.channels {
+            let left = block.channels - channel;
+            let (from, sums) = (block.first + channel, &mut sums[channel * pitch..]);
+            channel += if left >= W {
+                tile::<S, T, W, N, W>(simd, panel, weights, from, sums, (pitch, add))
+            } else if left >= 4 {
+                tile::<S, T, 4, N, W>(simd, panel, weights, from, sums, (pitch, add))
+            } else if left >= 2 {
+                tile::<S, T, 2, N, W>(simd, panel, weights, from, sums, (pitch, add))
+            } else {
+                tile::<S, T, 1, N, W>(simd, panel, weights, from, sums, (pitch, add))
+            };
         }
     }
 }

@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 
 use super::options::LayerOptions;
 use crate::array::{Element, first_non_finite};
-use crate::coding::{Clamp, Code, Rounding};
-use crate::conv::{ConvShape, conv_uncoded_into};
+use crate::coding::{Clamp, Code, FILTERING, FILTERING_CPU, Rounding};
+use crate::conv::{ConvPath, ConvShape, conv_uncoded_into};
 use crate::error::{Error, Message, Parameter, Result};
 use crate::scaling::{FilterScales, InputScan, ScanPlan, ScanRoom, power_of_two};
 use crate::scheduler::Pool;
-use crate::worker::{CancelToken, WorkerKind};
+use crate::worker::{CancelToken, SubtaskShape, WorkerKind};
 
 /// The plain filters `[O, C/groups, kernel...]`, row-major. A layer keeps them to encode them again or to compute locally.
 /// Share them this way instead of copying them if the caller keeps them as well.
@@ -225,14 +225,19 @@ fn group_weights(shape: &ConvShape, filters: &FilterScales) -> Vec<f64> {
 }
 
 /// Rounding of the results of a layer on the workers of a pool.
-pub(super) fn rounding_of<T: Element>(pool: &Pool, shape: &ConvShape, plain: bool) -> Rounding {
+pub(super) fn rounding_of<T: Element>(pool: &Pool, shape: &ConvShape, subtask: &SubtaskShape) -> Rounding {
     let rounding = Rounding::plain::<T>(shape.reduction());
-    if plain {
+    if subtask.plain {
         return rounding;
     }
     // A GPU worker chooses its own kernel, here or on another machine.
     let gpus = pool.workers().any(|info| info.kind != WorkerKind::Cpu);
-    Rounding { half: pool.keeps_half(), filtering: gpus && shape.suits_filtering(), ..rounding }
+    let filtering = match () {
+        () if gpus && shape.suits_filtering() => FILTERING,
+        () if subtask.cpu_kernel().path() == ConvPath::Filtering => FILTERING_CPU,
+        () => 1.0,
+    };
+    Rounding { half: pool.keeps_half(), filtering, ..rounding }
 }
 
 /// A result whose error exceeds this many times its bound is wrong.

@@ -14,12 +14,11 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::accuracy::typical_condition;
-use super::common::{Common, LIE, rounding_of};
+use super::common::{Common, LIE};
 use crate::array::Element;
-use crate::coding::{Clamp, Code};
+use crate::coding::{Clamp, Code, Rounding};
 use crate::conv::ConvShape;
 use crate::error::{Error, Result};
-use crate::scheduler::Pool;
 use crate::share::{share, threads};
 
 /// Largest error of a decoded output before it is converted to its type. That conversion adds at most as much again,
@@ -147,10 +146,10 @@ fn whole(value: f64) -> bool {
     value.fract() == 0.0
 }
 
-/// Whether a layer of integers can be decoded in `T` on the workers of `pool` for most sets of responders. `sum` is the
+/// Whether a layer of integers can be decoded in `T` for most sets of responders. `sum` is the
 /// largest magnitude that a sum of products can have.
 #[cfg_attr(not(feature = "onnx"), expect(dead_code, reason = "asked for the layers of models"))]
-pub(crate) fn integers_fit<T: Element>(pool: &Pool, shape: &ConvShape, code: &Code, sum: f64) -> bool {
-    let bound = rounding_of::<T>(pool, shape, false).windowwise(HEADROOM * typical_condition(code), 1.0);
+pub(crate) fn integers_fit<T: Element>(shape: &ConvShape, code: &Code, sum: f64) -> bool {
+    let bound = Rounding::plain::<T>(shape.reduction()).windowwise(HEADROOM * typical_condition(code), 1.0);
     sum <= most::<T>() && bound * sum <= LARGEST_ERROR
 }

@@ -286,6 +286,9 @@ impl<T: Element> CodedConv<T> {
         }
         let assessment = if scan.finite && common.finite {
             main.rules.accuracy.assess(&scan.spread)
+        } else if main.rules.accuracy.rounding.filtering > 1.0 {
+            // Transformed windows turn an infinity into NaN.
+            Assessment::Uneven
         } else {
             // NaN and infinity pass through: nothing is mixed.
             Assessment::Decode { amplification: f64::INFINITY }

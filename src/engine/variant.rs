@@ -75,9 +75,11 @@ impl<T: Element> Variant<T> {
         let (shape, options) = (&common.shape, &common.options);
         let slabs = InputPartition::new(shape, code.k_a())?;
         let filters = FilterPartition::new(shape, code.k_b())?;
-        let subtask = SubtaskShape { plain, ..subtask_shape(shape, &code)? };
-        let rounding = rounding_of::<T>(pool, shape, plain);
         let integers = Integers::of(common)?;
+        // Sums of integers are exact in any order; transformed ones are not.
+        let plain = plain || integers.is_some();
+        let subtask = SubtaskShape { plain, ..subtask_shape(shape, &code)? };
+        let rounding = rounding_of::<T>(pool, shape, &subtask);
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         let sketcher = || Arc::new(Sketcher::new(subtask.conv.output_elems(), options.seed ^ id));
         let mixes = code.kind().mixes();
@@ -85,7 +87,6 @@ impl<T: Element> Variant<T> {
             // Errors of integers are absolute: it does not matter what a window is mixed with.
             mixed: mixes && code.k_a() > 1 && integers.is_none(),
             always_scaled: rounding.half,
-            widened: rounding.filtering && integers.is_none(),
             floor: rounding.floor(),
         };
         let half = rounding.half;
@@ -332,7 +333,7 @@ impl<T: Element> Variant<T> {
         match common.check(&quality) {
             Ok(()) => Ok(Decoded::Well(quality)),
             // Computing locally has a smaller error.
-            Err(_) if condition * amplification > 1.0 || rounding.half || rounding.filtering => {
+            Err(_) if condition * amplification > 1.0 || rounding.half || rounding.filtering > 1.0 => {
                 Ok(Decoded::Imprecise)
             }
             Err(error) => Err(error),

@@ -8,14 +8,14 @@ use super::dispatch::{axes, small};
 use super::kernel::Kernel;
 use super::plan::ConvPlan;
 use super::tile::depth;
-use super::winograd;
 use crate::array::Element;
+use crate::conv::transform_filters;
 
 impl ConvPlan {
     /// Packs filters `[O, C/g, taps]` into the layout of the kernel, which its file describes.
     pub(super) fn pack<T: Element>(&self, filters: &[T]) -> Vec<T> {
         if let Some(products) = self.products.as_deref() {
-            return products.pack(&winograd::filters(filters));
+            return products.pack(&transform_filters(filters));
         }
         let shape = &self.shape;
         let group_out = shape.out_channels / shape.groups;

@@ -159,7 +159,7 @@ fn own_type(found: &Found) -> DType {
 fn precision(pool: &Pool, found: &mut Found, code: &Code, asked: Option<DType>) -> Result<DType, String> {
     let Some(sums) = found.folded.integers else { return Ok(asked.unwrap_or(own_type(found))) };
     let sum = f64::from(sums.largest) * largest_filter(found);
-    if asked != Some(DType::F64) && integers_fit::<f32>(pool, &found.shape, code, sum) {
+    if asked != Some(DType::F64) && integers_fit::<f32>(&found.shape, code, sum) {
         return Ok(DType::F32);
     }
     let able = pool.check_dtype(DType::F64);

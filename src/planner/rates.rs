@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::array::Element;
 use crate::coding::{Code, CodeKind};
-use crate::conv::{ConvKernel, ConvShape};
+use crate::conv::ConvShape;
 use crate::error::Result;
 use crate::partition::InputPartition;
 use crate::worker::SubtaskShape;
@@ -45,22 +45,19 @@ impl Work {
     #[must_use]
     pub fn of(subtask: &SubtaskShape) -> Self {
         let conv = &subtask.conv;
-        let kernel = ConvKernel::new(conv);
+        let kernel = subtask.cpu_kernel();
         let sub_results = subtask.sub_results() as f64;
         // One or two channels read more than they compute.
         let direct = conv.out_channels / conv.groups <= 2;
-        let columns = conv.reduction() * kernel.points() * conv.groups;
-        // All computed points, including those between the rows of planes.
-        let points = kernel.points() as f64 / (conv.batch * conv.output_plane()) as f64;
-        let macs = sub_results * conv.macs() * points;
+        let macs = sub_results * kernel.macs();
         Self {
             calls: 1.0,
             sub_results,
             macs: if direct { 0.0 } else { macs },
             direct_macs: if direct { macs } else { 0.0 },
-            columns: if direct { 0.0 } else { sub_results * columns as f64 },
+            columns: if direct { 0.0 } else { sub_results * kernel.columns() },
             packed: (subtask.slabs * kernel.staged_elems(subtask.banks)) as f64,
-            filters: if direct { 0.0 } else { sub_results * conv.weight_elems() as f64 },
+            filters: if direct { 0.0 } else { sub_results * kernel.filter_elems() as f64 },
             upload: subtask.upload_elems() as f64,
             download: subtask.download_elems() as f64,
         }
@@ -293,7 +290,7 @@ impl Rates {
     /// Seconds for computing `layer` on this machine, uncoded, on all cores.
     #[must_use]
     pub fn local_s(&self, layer: &ConvShape) -> f64 {
-        let work = Work::of(&SubtaskShape { conv: layer.clone(), slabs: 1, banks: 1, plain: false });
+        let work = Work::of(&SubtaskShape { conv: layer.clone(), slabs: 1, banks: 1, plain: true });
         self.host.thread.seconds(&work) / self.host.parallel.max(1.0)
     }
 }

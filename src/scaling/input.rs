@@ -38,8 +38,6 @@ pub struct ScanOptions {
     pub mixed: bool,
     /// Whether slabs are scaled even if nothing is mixed and their size is ordinary.
     pub always_scaled: bool,
-    /// Whether workers may mix elements one step outside a window with those inside, as Winograd's filtering does.
-    pub widened: bool,
     /// Scaled elements below this lose digits, since they are stored or multiplied as denormal numbers.
     pub floor: f64,
 }
@@ -55,7 +53,6 @@ pub struct ScanPlan {
     /// Elements of one row of the split axis.
     row_elems: usize,
     windows: Windows,
-    widened: Windows,
     /// Ranges of input rows in which no slab begins or ends; together they cover all rows.
     bands: Vec<Range<usize>>,
     /// The rows of each slab.
@@ -111,7 +108,6 @@ pub struct ScanRoom<T>(Mutex<Vec<Room<T>>>);
 struct Room<T> {
     plane: Vec<T>,
     own: Vec<T>,
-    seen: Vec<T>,
     most: Vec<T>,
     scratch: Vec<T>,
     /// Sums of squares of the bands.
@@ -155,11 +151,6 @@ impl ScanPlan {
             dilation: shape.dilation,
             pad: shape.pad_begin,
         };
-        let mut widened = windows.clone();
-        for axis in (0..output.len()).filter(|axis| shape.kernel[*axis] > 1) {
-            widened.kernel[axis] += 2;
-            widened.pad[axis] += 1;
-        }
         let (rows, pad) = (shape.input[axis], shape.pad_begin[axis]);
         let slab_rows: Vec<Range<usize>> = (0..parts.parts)
             .map(|a| {
@@ -179,7 +170,6 @@ impl ScanPlan {
             part_plane: parts.rows * output[axis + 1..].iter().product::<usize>(),
             row_elems: shape.input[axis + 1..].iter().product(),
             windows,
-            widened,
             bands: edges.windows(2).map(|edge| edge[0]..edge[1]).collect(),
             slab_rows,
             slab_elems: shape.in_channels / shape.groups * parts.slab_plane(),
@@ -262,7 +252,7 @@ impl ScanPlan {
 
     /// Whether windows must be compared with each other.
     fn compares(&self) -> bool {
-        self.options.mixed || self.options.widened || self.options.floor > f64::from(f32::MIN_POSITIVE)
+        self.options.mixed || self.options.floor > f64::from(f32::MIN_POSITIVE)
     }
 
     fn group<T: Element>(
@@ -308,8 +298,8 @@ impl ScanPlan {
     /// Whether no slab is scaled and no window has an amplification above 1, because nothing is mixed and all magnitudes
     /// but zeros are ordinary.
     fn leaves_alone(&self, largest: f64, smallest: f64) -> bool {
-        let ScanOptions { mixed, always_scaled, widened, floor } = self.options;
-        !(mixed || always_scaled || widened) && largest <= ROOM && smallest >= floor.max(1.0 / ROOM)
+        let ScanOptions { mixed, always_scaled, floor } = self.options;
+        !(mixed || always_scaled) && largest <= ROOM && smallest >= floor.max(1.0 / ROOM)
     }
 
     /// Number of elements in the channels of one group.
@@ -345,9 +335,6 @@ impl ScanPlan {
 
     fn window_maxima<T: Element>(&self, room: &mut Room<T>) {
         self.windows.maxima(&room.plane, &mut room.own, &mut room.scratch);
-        if self.options.widened {
-            self.widened.maxima(&room.plane, &mut room.seen, &mut room.scratch);
-        }
     }
 
     /// Writes the scale of each slab of the group whose magnitudes are in `room`.
@@ -436,17 +423,16 @@ impl ScanPlan {
         limit: f64,
         mut found: impl FnMut(usize, f64),
     ) {
-        let Room { own, seen, most, .. } = room;
-        let seen = if self.options.widened { &*seen } else { &*own };
+        let Room { own, most, .. } = room;
         let floor = T::from_f64(self.options.floor);
         let part = self.part_plane;
         if self.options.mixed {
-            largest_scaled(seen, scales, floor, part, most);
+            largest_scaled(own, scales, floor, part, most);
         }
         let (limit_t, mut best) = (T::from_f64(limit), T::ONE);
         for (a, scale) in scales.iter().enumerate() {
             if !self.options.mixed {
-                largest_scaled(&seen[a * part..], &scales[a..=a], floor, part, most);
+                largest_scaled(&own[a * part..], &scales[a..=a], floor, part, most);
             }
             let scale_t = T::from_f64(*scale);
             let windows = part.min(self.shape.output_plane().saturating_sub(a * part));

@@ -161,7 +161,7 @@ impl Worker for CpuWorker {
 
     fn install(&mut self, key: FilterKey, shape: &SubtaskShape, banks: Values) -> Result<()> {
         shape.check_banks(&banks)?;
-        let kernel = ConvKernel::new(&shape.conv);
+        let kernel = shape.cpu_kernel();
         let banks = match &banks {
             Values::F32(banks) => Banks::F32(Banks::pack(&kernel, banks)?),
             Values::F64(banks) => Banks::F64(Banks::pack(&kernel, banks)?),

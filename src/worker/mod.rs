@@ -46,7 +46,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use crate::array::{DType, Values, check_elems, check_indices};
-use crate::conv::ConvShape;
+use crate::conv::{ConvKernel, ConvShape};
 use crate::error::{Error, Result};
 use crate::ids::SubtaskId;
 
@@ -155,12 +155,18 @@ pub struct SubtaskShape {
     /// [l_B](crate::glossary#symbols): coded filter [banks](crate::glossary#dividing-and-coding-a-layer) of a
     /// subtask, each `[O', C/g, kernel...]`, stored one after the other.
     pub banks: usize,
-    /// Whether a worker must store operands at full width and compute every output from its own window alone: neither 16-bit
-    /// storage nor Winograd's algorithm. Needed for data of very uneven magnitude.
+    /// Whether a worker must store operands at full width and sum plain products: neither 16-bit storage nor Winograd's
+    /// algorithm. Needed for data of very uneven magnitude, for infinities, and for sums of integers.
     pub plain: bool,
 }
 
 impl SubtaskShape {
+    /// The plan by which this machine's processor computes the subtask's convolutions.
+    #[must_use]
+    pub fn cpu_kernel(&self) -> ConvKernel {
+        if self.plain { ConvKernel::new(&self.conv) } else { ConvKernel::with_filtering(&self.conv) }
+    }
+
     /// Number of [sub-results](crate::glossary#dividing-and-coding-a-layer) of a subtask, l_A * l_B.
     #[must_use]
     pub fn sub_results(&self) -> usize {

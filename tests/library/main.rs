@@ -5,6 +5,7 @@ mod coding;
 mod computed;
 mod cpu_depthwise;
 mod cpu_kernels;
+mod cpu_winograd;
 mod engine;
 mod exactness;
 mod fated;

@@ -31,7 +31,7 @@ struct OurLayer {
 impl OurLayer {
     fn new(job: &Job<'_>) -> Result<Self> {
         let shape = &job.layer.shape;
-        let kernel = ConvKernel::new(shape);
+        let kernel = ConvKernel::with_filtering(shape);
         Ok(Self {
             weight: kernel.pack(&job.data.weight)?,
             kernel,

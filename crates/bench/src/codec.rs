@@ -49,7 +49,7 @@ fn on_this_thread<T: Element>(case: &LayerCase<T>, options: &LayerOptions) -> Re
     let input = case.input.as_slice().expect("made in row-major order");
 
     let mixed = code.kind().mixes() && k_a > 1;
-    let scanned = ScanOptions { mixed, always_scaled: false, widened: false, floor: 0.0 };
+    let scanned = ScanOptions { mixed, always_scaled: false, floor: 0.0 };
     let (plan, room) = (ScanPlan::new(shape, &slabs, scanned), ScanRoom::default());
     let mut scan = InputScan::default();
     let scales = FilterScales::new(&case.weight, shape.reduction());

@@ -58,7 +58,8 @@ struct Cache {
     rates: BTreeMap<String, Calibration>,
 }
 
-const SCHEMA: u32 = 1;
+/// 2: the work of layers that are filtered counts their products.
+const SCHEMA: u32 = 2;
 
 fn cache_file() -> Option<PathBuf> {
     Some(cache::folder()?.join("rates.json"))

@@ -1,0 +1,648 @@
+//! Winograd's minimal filtering F(2 x 2, 3 x 3) on the CPU: 2 x 2 outputs from 16 products a channel instead of 36.
+//!
+//! Relevant if you want to change how 3 x 3 layers with many channels are computed; callers need only
+//! [`ConvKernel`](super::ConvKernel). Windows of 4 x 4 elements are transformed, multiplied with transformed filters as in
+//! a 1 x 1 convolution with 16 times as many groups, and the products are transformed back. Transformed windows are
+//! written as [panels](super::panels), so that nothing is copied between the two. A *part* is a number of rows of tiles
+//! whose transformed windows stay in the cache while they are multiplied with all filters. A. Lavin and S. Gray, "Fast
+//! Algorithms for Convolutional Neural Networks", CVPR 2016.
+//!
+//! Costs: the filters take 16 / 9 of their memory, rounding is up to twice that of direct sums, and an infinity becomes NaN.
+//!
+//! Invariant: an output depends on the elements of its own window alone, not on others of its tile, and not on the part
+//! that it is computed in: each of its products has a factor that is a sum of elements of the window.
+
+#![expect(clippy::inline_always, reason = "it is compiled for each instruction set, which a call would lose")]
+
+use std::ops::Range;
+
+use pulp::Simd;
+
+use super::compute::{go_on, take};
+use super::filters::Block;
+use super::kernel::{Call, ConvKernel, Scratch};
+use super::micro::MOST_LANES;
+use super::panels::{self, multiply};
+use super::params::ConvShape;
+use crate::array::Element;
+use crate::error::Result;
+use crate::share::try_share;
+
+/// Products of a tile of outputs.
+pub(crate) const PRODUCTS: usize = 16;
+
+/// Elements of a side of a tile of outputs, and of the window that it depends on.
+const TILE: usize = 2;
+const WINDOW: usize = 4;
+
+/// Bytes of the transformed windows of a part.
+const WINDOWS_BYTES: usize = 1 << 20;
+/// Bytes of the products that are transformed back at once.
+const PRODUCTS_BYTES: usize = 256 << 10;
+/// Elements that are copied at once.
+const PIECE: usize = 8;
+/// Minimum number of tiles of a part, which share each filter that is read.
+const LEAST_TILES: usize = 48;
+/// Smaller planes, in tiles, are summed directly: filters are read for too few outputs.
+const LEAST_PLANE: usize = 12;
+/// Maximum number of columns of tiles of a pass.
+const MOST_COLUMNS: usize = 256;
+/// Groups with fewer input or output channels are summed directly: the transformations would cost more than they save.
+const LEAST_CHANNELS: usize = 32;
+
+/// How the tiles of a layer are divided.
+#[derive(Clone, Debug)]
+pub(super) struct Filtering {
+    /// Rows and columns of tiles of an output plane.
+    tiles: [usize; 2],
+    /// Rows of tiles of a part.
+    rows: usize,
+    /// Columns of tiles of a pass: all, unless planes are very wide.
+    columns: usize,
+}
+
+/// Rows of tiles of some output channels of a group, over one bank after the other.
+struct Part<'a, T> {
+    rows: Range<usize>,
+    /// Blocks of filters, numbered over the banks.
+    blocks: Range<usize>,
+    /// The outputs of these rows, a slice a channel.
+    outputs: Vec<&'a mut [T]>,
+}
+
+/// The tiles of a pass, and the input planes that their windows lie in.
+#[derive(Clone)]
+struct Pass {
+    rows: Range<usize>,
+    columns: Range<usize>,
+    /// Rows and columns of an input plane, and of an output plane.
+    input: [usize; 2],
+    output: [usize; 2],
+    /// Zeros before the first row and column.
+    pad: [usize; 2],
+}
+
+impl Pass {
+    fn tiles(&self) -> usize {
+        self.rows.len() * self.columns.len()
+    }
+
+    /// Where the tiles of each row lie in panels of `width` points, of `all` in all, for `inputs` channels.
+    fn segments(&self, width: usize, all: usize, inputs: usize) -> Vec<Segment> {
+        let columns = self.columns.len();
+        let mut segments = Vec::with_capacity(self.rows.len() + all / width + 1);
+        for row in 0..self.rows.len() {
+            let mut done = 0;
+            while done < columns {
+                let point = row * columns + done;
+                let (panel, column) = (point / width, point % width);
+                let len = (width - column).min(columns - done);
+                let points = (all - panel * width).min(width);
+                let (from, begin) = (row * (columns + 1) + done, panel * width * inputs);
+                let (to, end) = (begin + column, begin + points * inputs);
+                segments.push(Segment { from, to, points, end, len });
+                done += len;
+            }
+        }
+        segments
+    }
+
+    /// Elements between two channels of products.
+    fn pitch(&self) -> usize {
+        self.tiles().next_multiple_of(MOST_LANES)
+    }
+}
+
+impl Filtering {
+    /// The division of `shape`, if filtering pays for it.
+    pub(super) fn new(shape: &ConvShape) -> Option<Self> {
+        let (outputs, inputs) = (shape.out_channels / shape.groups, shape.in_channels / shape.groups);
+        let tiles = [1, 2].map(|axis| shape.output[axis].div_ceil(TILE));
+        let pays = outputs.min(inputs) >= LEAST_CHANNELS && tiles[0] * tiles[1] >= LEAST_PLANE;
+        if !(pays && shape.suits_filtering()) {
+            return None;
+        }
+        let columns = tiles[1].div_ceil(tiles[1].div_ceil(MOST_COLUMNS));
+        let most = (WINDOWS_BYTES / (PRODUCTS * inputs * size_of::<f32>())).max(LEAST_TILES);
+        let rows = (most / columns).clamp(1, tiles[0]);
+        // Parts of nearly equal size.
+        let rows = tiles[0].div_ceil(tiles[0].div_ceil(rows));
+        Some(Self { tiles, rows, columns })
+    }
+
+    /// Whether the transformed windows of a whole image are kept between calls.
+    pub(super) fn holds(&self) -> bool {
+        [self.rows, self.columns] == self.tiles
+    }
+
+    /// Output points for which products are computed, of an output plane.
+    pub(super) fn points(&self) -> usize {
+        self.tiles[0] * self.tiles[1] * TILE * TILE
+    }
+}
+
+impl ConvKernel {
+    /// Computes one call by minimal filtering.
+    pub(super) fn filtered<T: Element>(
+        &self,
+        plan: &Filtering,
+        scratch: &mut Scratch<T>,
+        call: Call<'_, '_, T>,
+    ) -> Result<()> {
+        let (shape, g) = (&self.shape, &self.geometry);
+        let (banks, stop) = (call.banks, call.stop);
+        let blocks = self.layout.blocks();
+        let (item, group_elems) = (g.group_in() * g.input_plane, g.group_out() * g.output_plane);
+        let (rows, channel_parts) = plan.shares(call.threads, blocks * banks.len());
+        let whole = Pass {
+            rows: 0..rows,
+            columns: 0..plan.columns,
+            input: [shape.input[1], shape.input[2]],
+            output: [shape.output[1], shape.output[2]],
+            pad: [shape.pad_begin[1], shape.pad_begin[2]],
+        };
+        let windows = PRODUCTS * g.group_in() * whole.pitch();
+        let room = Room::of(&whole, blocks * banks.len(), self.layout.width());
+        let staged = take(&mut scratch.staged, windows * call.threads);
+        let wide = take(&mut scratch.wide, room.elems() * call.threads);
+        let each = (blocks * banks.len()).div_ceil(channel_parts);
+        for (index, input) in call.input.chunks_exact(item).enumerate() {
+            let (n, group) = (index / g.groups, index % g.groups);
+            let at = (n * g.groups + group) * group_elems;
+            let mut parts = Vec::new();
+            for from in (0..plan.tiles[0]).step_by(rows) {
+                for first in (0..blocks * banks.len()).step_by(each) {
+                    let blocks = first..(first + each).min(blocks * banks.len());
+                    let rows = from..(from + rows).min(plan.tiles[0]);
+                    parts.push(Part { rows, blocks, outputs: Vec::new() });
+                }
+            }
+            let per_rows = parts.len().div_ceil(plan.tiles[0].div_ceil(rows));
+            for (bank, output) in call.outputs.iter_mut().enumerate() {
+                for (channel, plane) in output[at..][..group_elems].chunks_mut(g.output_plane).enumerate() {
+                    let block = bank * blocks + channel / self.layout.width();
+                    let pieces = plane.chunks_mut(TILE * rows * whole.output[1]);
+                    for (parts, piece) in parts.chunks_mut(per_rows).zip(pieces) {
+                        parts[block / each].outputs.push(piece);
+                    }
+                }
+            }
+            let memory = staged.chunks_mut(windows).zip(wide.chunks_mut(room.elems()));
+            try_share(memory, parts.iter_mut(), |(staged, wide), part| {
+                let block = |x: usize, index: usize| {
+                    banks[index / blocks].block(x * g.groups + group, index % blocks)
+                };
+                for columns in (0..plan.tiles[1]).step_by(plan.columns) {
+                    let columns = columns..(columns + plan.columns).min(plan.tiles[1]);
+                    let pass = Pass { rows: part.rows.clone(), columns, ..whole.clone() };
+                    go_on(stop)?;
+                    if !call.staged {
+                        forward(&pass, input, staged, wide);
+                    }
+                    self.products(&pass, &block, (staged, wide), &room, part, stop)?;
+                }
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Multiplies the transformed windows of a pass with the filters of a part, and transforms the products back.
+    fn products<'f, T: Element>(
+        &self,
+        pass: &Pass,
+        block: &(impl Fn(usize, usize) -> Block<'f, T> + Sync),
+        (windows, wide): (&[T], &mut [T]),
+        room: &Room,
+        part: &mut Part<'_, T>,
+        stop: &(dyn Fn() -> bool + Sync),
+    ) -> Result<()> {
+        let (inputs, width) = (self.geometry.group_in(), self.layout.width());
+        let mut outputs = part.outputs.iter_mut();
+        let mut first = part.blocks.start;
+        while first < part.blocks.end {
+            go_on(stop)?;
+            let count = room.blocks.min(part.blocks.end - first);
+            let (products, temporary) = wide.split_at_mut(PRODUCTS * room.blocks * width * room.pitch);
+            let pitch = pass.pitch();
+            let block = |x: usize, index: usize| block(x, first + index);
+            pulp::Arch::new().dispatch(Products {
+                tiles: pass.tiles(),
+                inputs,
+                windows,
+                blocks: count,
+                width,
+                block: &block,
+                to: &mut *products,
+                pitch,
+            });
+            for index in 0..count {
+                for channel in 0..block(0, index).channels {
+                    let Some(output) = outputs.next() else { break };
+                    let products = &products[(index * width + channel) * pitch..];
+                    let step = count * width * pitch;
+                    pulp::Arch::new().dispatch(Backward { pass, products, step, temporary, output });
+                }
+            }
+            first += count;
+        }
+        Ok(())
+    }
+}
+
+impl Filtering {
+    /// The rows of tiles of a part and the number of parts that output channels are divided into, for `threads` threads
+    /// and `blocks` blocks of filters.
+    fn shares(&self, threads: usize, blocks: usize) -> (usize, usize) {
+        let [rows, columns] = self.tiles;
+        if threads == 1 {
+            return (self.rows, 1);
+        }
+        // Threads that share rows transform different windows; threads that share channels transform the same ones.
+        let each = rows.div_ceil(threads);
+        if each * columns >= LEAST_TILES {
+            return (self.rows.min(each), 1);
+        }
+        (self.rows, threads.min(blocks))
+    }
+}
+
+/// The memory of a thread beside the transformed windows.
+struct Room {
+    /// Blocks of filters whose products are transformed back at once.
+    blocks: usize,
+    width: usize,
+    pitch: usize,
+    temporary: usize,
+}
+
+impl Room {
+    fn of(pass: &Pass, blocks: usize, width: usize) -> Self {
+        let pitch = pass.pitch();
+        let most = PRODUCTS_BYTES / (PRODUCTS * pitch * width * size_of::<f32>());
+        let temporary = temporary_of(pass).max(12 * pitch);
+        Self { blocks: most.clamp(1, blocks), width, pitch, temporary }
+    }
+
+    fn elems(&self) -> usize {
+        PRODUCTS * self.blocks * self.width * self.pitch + self.temporary
+    }
+}
+
+/// Points of a panel on this processor.
+#[inline(always)]
+fn panel_points<S: Simd, T: Element>() -> usize {
+    let lanes = size_of::<T::Vector<S>>() / size_of::<T>();
+    lanes * if S::REGISTER_COUNT >= 32 { 3 } else { 2 }
+}
+
+/// Elements of temporary memory that [`forward`] needs.
+fn temporary_of(pass: &Pass) -> usize {
+    10 * (pass.rows.len() + 1) * (pass.columns.len() + 1) + PIECE
+}
+
+/// Transforms the windows of a pass: `input` `[C, H, W]` to `windows`, `[16, panels, C, points]`.
+fn forward<T: Element>(pass: &Pass, input: &[T], windows: &mut [T], temporary: &mut [T]) {
+    pulp::Arch::new().dispatch(Forward { pass, input, windows, temporary });
+}
+
+struct Forward<'a, T> {
+    pass: &'a Pass,
+    input: &'a [T],
+    windows: &'a mut [T],
+    temporary: &'a mut [T],
+}
+
+/// A run of tiles of one row that lie in one panel.
+struct Segment {
+    /// The first among the transformed windows.
+    from: usize,
+    /// Its place in the panel of the first channel, and the points of that panel.
+    to: usize,
+    points: usize,
+    /// The end of that panel.
+    end: usize,
+    len: usize,
+}
+
+impl<T: Element> pulp::WithSimd for Forward<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let Self { pass, input, windows, temporary } = self;
+        let lanes = size_of::<T::Vector<S>>() / size_of::<T>();
+        let [height, row] = pass.input;
+        let inputs = input.len() / (height * row);
+        let all = pass.tiles().next_multiple_of(lanes);
+        let segments = pass.segments(panel_points::<S, T>(), all, inputs);
+        // Every second column of a row of windows; one more than there are tiles.
+        let half = pass.columns.len() + 1;
+        let phase = (pass.rows.len() + 1) * half;
+        let (phases, temporary) = temporary.split_at_mut(4 * phase);
+        let (sums, transformed) = temporary.split_at_mut(2 * phase);
+        // The tiles of all rows one after the other; what lies between two rows is computed and dropped.
+        let len = phase - half - 1;
+        for (channel, plane) in input.chunks_exact(height * row).enumerate() {
+            for (index, phases) in phases.chunks_exact_mut(2 * phase).enumerate() {
+                let (evens, odds) = phases.split_at_mut(phase);
+                let to = evens.chunks_exact_mut(half).zip(odds.chunks_exact_mut(half));
+                for (at, (evens, odds)) in to.enumerate() {
+                    let at = (pass.rows.start + at) * TILE + index;
+                    let from = at.checked_sub(pass.pad[0]).filter(|y| *y < height);
+                    let from = from.map_or(&[][..], |y| &plane[y * row..][..row]);
+                    separate(from, pass.columns.start * TILE, pass.pad[1], evens, odds);
+                }
+            }
+            // Row r of a window, in even and in odd columns.
+            let rows = |r: usize| {
+                let of = |column: usize| &phases[(r % 2 * 2 + column) * phase + r / 2 * half..][..=len];
+                (of(0), of(1))
+            };
+            // d0 - d2, d1 + d2, d2 - d1, d1 - d3.
+            for (k, (a, b)) in [(0, 2), (1, 2), (2, 1), (1, 3)].into_iter().enumerate() {
+                let (even, odd) = sums.split_at_mut(phase);
+                let ((a_even, a_odd), (b_even, b_odd)) = (rows(a), rows(b));
+                if k == 1 {
+                    pairwise(a_even, b_even, even, |a, b| a + b);
+                    pairwise(a_odd, b_odd, odd, |a, b| a + b);
+                } else {
+                    pairwise(a_even, b_even, even, |a, b| a - b);
+                    pairwise(a_odd, b_odd, odd, |a, b| a - b);
+                }
+                // The same over the columns: 0 is `even`, 1 `odd`, 2 the next of `even`, 3 the next of `odd`.
+                let mut results = transformed.chunks_exact_mut(phase);
+                let mut next = |a: &[T], b: &[T], plus: bool| {
+                    let Some(to) = results.next() else { return };
+                    if plus {
+                        pairwise(a, b, to, |a, b| a + b);
+                    } else {
+                        pairwise(a, b, to, |a, b| a - b);
+                    }
+                };
+                next(&even[..len], &even[1..], false);
+                next(&odd[..len], &even[1..], true);
+                next(&even[1..=len], odd, false);
+                next(&odd[..len], &odd[1..], false);
+                for x in 0..WINDOW {
+                    let windows = &mut windows[(WINDOW * k + x) * all * inputs..][..all * inputs];
+                    for Segment { from, to, end, points, len } in &segments {
+                        let (to, pieces) = (to + channel * points, len.next_multiple_of(PIECE));
+                        if to + pieces > *end {
+                            windows[to..to + len].copy_from_slice(&transformed[x * phase + from..][..*len]);
+                            continue;
+                        }
+                        // In whole pieces: the next segment or channel overwrites what lies beyond the end.
+                        let from = &transformed[x * phase + from..][..pieces];
+                        let (to, _) = windows[to..to + pieces].as_chunks_mut::<PIECE>();
+                        to.iter_mut().zip(from.as_chunks::<PIECE>().0).for_each(|(to, from)| *to = *from);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `to = with(a, b)`, element by element, for as many as the shortest has.
+#[inline(always)]
+fn pairwise<T: Element>(a: &[T], b: &[T], to: &mut [T], with: impl Fn(T, T) -> T) {
+    to.iter_mut().zip(a.iter().zip(b)).for_each(|(to, (a, b))| *to = with(*a, *b));
+}
+
+/// Writes elements of even and of odd columns of a padded row apart, from padded column `first` on; what lies outside
+/// `row` is zero.
+#[inline(always)]
+fn separate<T: Element>(row: &[T], first: usize, pad: usize, evens: &mut [T], odds: &mut [T]) {
+    let half = evens.len();
+    let at = |column: usize| column.checked_sub(pad).and_then(|x| row.get(x)).copied().unwrap_or_default();
+    // Pairs that lie inside the row.
+    let begin = pad.saturating_sub(first).div_ceil(2).min(half);
+    let inside = (row.len() + pad).saturating_sub(first + 2 * begin) / 2;
+    let end = (begin + inside).min(half);
+    for i in (0..begin).chain(end..half) {
+        evens[i] = at(first + 2 * i);
+        odds[i] = at(first + 2 * i + 1);
+    }
+    if begin < end {
+        let (pairs, _) = row[first + 2 * begin - pad..].as_chunks::<2>();
+        let to = evens[begin..end].iter_mut().zip(&mut odds[begin..end]);
+        for ((even, odd), pair) in to.zip(pairs) {
+            *even = pair[0];
+            *odd = pair[1];
+        }
+    }
+}
+
+/// The products of the transformed windows of a pass with some blocks of filters.
+struct Products<'a, T, F> {
+    tiles: usize,
+    inputs: usize,
+    windows: &'a [T],
+    blocks: usize,
+    /// Channels of a block, with padding.
+    width: usize,
+    block: &'a F,
+    /// `[16, blocks * width, pitch]`.
+    to: &'a mut [T],
+    pitch: usize,
+}
+
+impl<'f, T: Element, F: Fn(usize, usize) -> Block<'f, T>> pulp::WithSimd for Products<'_, T, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        if S::REGISTER_COUNT >= 32 { self.all::<S, 8, 3>(simd) } else { self.all::<S, 6, 2>(simd) }
+    }
+}
+
+impl<'f, T: Element, F: Fn(usize, usize) -> Block<'f, T>> Products<'_, T, F> {
+    #[inline(always)]
+    fn all<S: Simd, const W: usize, const N: usize>(self, simd: S) {
+        let lanes = size_of::<T::Vector<S>>() / size_of::<T>();
+        let (width, all) = (N * lanes, self.tiles.next_multiple_of(lanes));
+        let run = panels::run(self.inputs);
+        for x in 0..PRODUCTS {
+            let windows = &self.windows[x * all * self.inputs..][..all * self.inputs];
+            let products = &mut self.to[x * self.blocks * self.width * self.pitch..];
+            let block = |index: usize| (self.block)(x, index);
+            for first in (0..self.inputs).step_by(run) {
+                let count = run.min(self.inputs - first);
+                for at in (0..all).step_by(width) {
+                    let points = (all - at).min(width);
+                    let panel = &windows[at * self.inputs + first * points..][..count * points];
+                    let products = &mut products[at..];
+                    let to = (self.pitch, first > 0);
+                    match points / lanes {
+                        1 => multiply::<S, T, W, 1>(
+                            simd,
+                            panel,
+                            (first, count),
+                            self.blocks,
+                            &block,
+                            products,
+                            to,
+                        ),
+                        2 => multiply::<S, T, W, 2>(
+                            simd,
+                            panel,
+                            (first, count),
+                            self.blocks,
+                            &block,
+                            products,
+                            to,
+                        ),
+                        _ => multiply::<S, T, W, N>(
+                            simd,
+                            panel,
+                            (first, count),
+                            self.blocks,
+                            &block,
+                            products,
+                            to,
+                        ),
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Transforms the products of one channel back to its outputs.
+struct Backward<'a, T> {
+    pass: &'a Pass,
+    /// The 16 products of each tile are `step` apart.
+    products: &'a [T],
+    step: usize,
+    temporary: &'a mut [T],
+    /// Rows of the output plane, from the first row of tiles on.
+    output: &'a mut [T],
+}
+
+impl<T: Element> pulp::WithSimd for Backward<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let Self { pass, products, step, temporary, output } = self;
+        let tiles = pass.tiles();
+        let (sums, outputs) = temporary.split_at_mut(2 * WINDOW * tiles);
+        // Over the rows of products: m0 + m1 + m2 and m1 - m2 - m3.
+        for (c, sums) in sums.chunks_exact_mut(2 * tiles).enumerate() {
+            let [m0, m1, m2, m3] = std::array::from_fn(|r| &products[(WINDOW * r + c) * step..][..tiles]);
+            let (upper, lower) = sums.split_at_mut(tiles);
+            for i in 0..tiles {
+                upper[i] = m0[i] + m1[i] + m2[i];
+                lower[i] = m1[i] - m2[i] - m3[i];
+            }
+        }
+        let of = |c: usize, r: usize| &sums[(2 * c + r) * tiles..][..tiles];
+        for (r, outputs) in outputs[..2 * TILE * tiles].chunks_exact_mut(2 * tiles).enumerate() {
+            let (s0, s1, s2, s3) = (of(0, r), of(1, r), of(2, r), of(3, r));
+            let (left, right) = outputs.split_at_mut(tiles);
+            for i in 0..tiles {
+                left[i] = s0[i] + s1[i] + s2[i];
+                right[i] = s1[i] - s2[i] - s3[i];
+            }
+        }
+        let (columns, [height, width]) = (pass.columns.len(), pass.output);
+        let first = pass.columns.start * TILE;
+        let len = (width - first).min(TILE * columns);
+        for (index, row) in pass.rows.clone().enumerate() {
+            for r in (0..TILE).filter(|r| row * TILE + r < height) {
+                let from = &outputs[2 * r * tiles + index * columns..];
+                let (left, right) = (&from[..columns], &from[tiles..][..columns]);
+                let to = &mut output[(index * TILE + r) * width + first..][..len];
+                let (pairs, last) = to.as_chunks_mut::<2>();
+                for (pair, (left, right)) in pairs.iter_mut().zip(left.iter().zip(right)) {
+                    *pair = [*left, *right];
+                }
+                if let [last] = last {
+                    *last = left[columns - 1];
+                }
+            }
+        }
+    }
+}
+
+/// Transforms filters `[O, C/g, 3, 3]` to `[16, O, C/g]`: G g G^T of each, computed in f64.
+pub(crate) fn transform_filters<T: Element>(filters: &[T]) -> Vec<T> {
+    let count = filters.len() / 9;
+    let mut transformed = vec![T::default(); count * PRODUCTS];
+    // G times a column of three.
+    let four = |[a, b, c]: [f64; 3]| [a, f64::midpoint(a + c, b), f64::midpoint(a + c, -b), c];
+    for (at, filter) in filters.chunks_exact(9).enumerate() {
+        let filter: [[f64; 3]; 3] =
+            std::array::from_fn(|r| std::array::from_fn(|c| filter[3 * r + c].to_f64()));
+        // Rows of G g, transposed: one column of the filter each.
+        let columns: [[f64; 4]; 3] = std::array::from_fn(|c| four(filter.map(|row| row[c])));
+        for r in 0..4 {
+            for (c, value) in four(columns.map(|column| column[r])).into_iter().enumerate() {
+                transformed[(4 * r + c) * count + at] = T::from_f64(value);
+            }
+        }
+    }
+    transformed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conv::{ConvParams, ConvPath, reference};
+
+    /// B^T d B and A^T m A as matrices, in the notation of the literature.
+    const B: [[f64; 4]; 4] =
+        [[1.0, 0.0, -1.0, 0.0], [0.0, 1.0, 1.0, 0.0], [0.0, -1.0, 1.0, 0.0], [0.0, 1.0, 0.0, -1.0]];
+    const A: [[f64; 4]; 2] = [[1.0, 1.0, 1.0, 0.0], [0.0, 1.0, -1.0, -1.0]];
+
+    #[test]
+    fn transformed_filters_give_the_convolution() {
+        let shape = ConvShape::new(&[1, 1, 4, 4], &[2, 1, 3, 3], &ConvParams::default()).unwrap();
+        let input: Vec<f64> = (0..16).map(|i| f64::from(i * 7 % 11) - 4.0).collect();
+        let weight: Vec<f64> = (0..18).map(|i| f64::from(i * 5 % 13) - 6.0).collect();
+        let expected = reference(&shape, &input, &weight, None).unwrap();
+        let all = transform_filters(&weight);
+        for o in 0..2 {
+            let product = |r: usize, c: usize| {
+                let seen: f64 = (0..16).map(|i| B[r][i / 4] * input[i] * B[c][i % 4]).sum();
+                seen * all[(4 * r + c) * 2 + o]
+            };
+            for y in 0..2 {
+                for x in 0..2 {
+                    let sum: f64 = (0..16).map(|i| A[y][i / 4] * product(i / 4, i % 4) * A[x][i % 4]).sum();
+                    assert!((sum - expected[4 * o + 2 * y + x]).abs() < 1e-12);
+                }
+            }
+        }
+    }
+
+    /// A layer of C to O channels, H x W.
+    fn shape(channels: [usize; 2], plane: [usize; 2]) -> ConvShape {
+        let ([c, o], [h, w]) = (channels, plane);
+        ConvShape::new(&[1, c, h, w], &[o, c, 3, 3], &ConvParams::default().padding([1])).unwrap()
+    }
+
+    #[test]
+    fn parts_cover_all_tiles_whatever_the_number_of_threads() {
+        for plane in [[8, 8], [14, 14], [7, 33], [200, 3], [3, 1200], [224, 224]] {
+            let plan = Filtering::new(&shape([64, 64], plane)).unwrap();
+            assert_eq!(plan.tiles, plane.map(|size| size.div_ceil(2)));
+            assert!((1..=MOST_COLUMNS).contains(&plan.columns) && plan.rows >= 1);
+            for threads in 1..=5 {
+                let (rows, parts) = plan.shares(threads, 11);
+                assert!((1..=plan.tiles[0]).contains(&rows) && (1..=11).contains(&parts), "{plane:?}");
+                assert!(threads == 1 || parts > 1 || plan.tiles[0].div_ceil(rows) >= threads.min(2));
+            }
+        }
+    }
+
+    #[test]
+    fn small_layers_and_those_of_few_channels_are_summed_directly() {
+        let path = |channels, plane| ConvKernel::with_filtering(&shape(channels, plane)).path();
+        assert_eq!(path([32, 32], [8, 8]), ConvPath::Filtering);
+        assert_eq!(path([31, 32], [8, 8]), ConvPath::Staged);
+        assert_eq!(path([32, 31], [8, 8]), ConvPath::Staged);
+        assert_eq!(path([32, 32], [4, 8]), ConvPath::Staged);
+        assert_eq!(ConvKernel::new(&shape([32, 32], [8, 8])).path(), ConvPath::Staged);
+    }
+}
