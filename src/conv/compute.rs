@@ -4,25 +4,21 @@
 //!
 //! Invariant: threads write to disjoint parts of the outputs, and each has its own part of the scratch.
 
-use super::depthwise::{Depthwise, Planes};
 use super::filters::{Block, Filters};
 use super::geometry::Band;
 use super::kernel::{Call, ConvKernel, ConvPath, Scratch};
 use super::micro::{MOST_LANES, Sums, TILE_POINTS, pieces, sum};
 use super::panels::{self, Panels};
-use crate::array::{Element, Matrix, MatrixMut, check_elems, matmul_on};
+use crate::array::{Element, check_elems};
 use crate::error::{Error, Result};
 use crate::share::try_share;
 
-/// Multiply-adds between two checks of `stop` where no strip divides the work: about a millisecond.
-const PRODUCT_MACS: usize = 1 << 25;
-/// Rows of a product of filters with a batch are a multiple of this if there are enough.
-const ROW_STEP: usize = 64;
-/// Output elements of planes between two checks of `stop`: some tens of microseconds.
-const PLANES_ELEMS: usize = 1 << 17;
-
 /// Pieces of work for each thread, where a piece costs nothing besides: the cores are not equally fast at every moment.
-const PIECES_PER_THREAD: usize = 4;
+pub(super) const PIECES_PER_THREAD: usize = 4;
+/// Bytes of a cache line.
+const LINE_BYTES: usize = 64;
+/// Planes of which a strip is fetched before it is read: as many as make a tile read more lines than are on their way.
+const LEAST_FETCHED: usize = 16;
 /// Output points for each thread from which on threads share points.
 const LEAST_SHARED_POINTS: usize = 192;
 
@@ -48,6 +44,13 @@ pub(super) fn take<T: Element>(buffer: &mut Vec<T>, len: usize) -> &mut [T] {
 
 pub(super) fn go_on(stop: &(dyn Fn() -> bool + Sync)) -> Result<()> {
     if stop() { Err(Error::Cancelled) } else { Ok(()) }
+}
+
+/// Reads one element of each cache line.
+fn fetch<T: Element>(run: &[T]) {
+    for value in run.iter().step_by(LINE_BYTES / size_of::<T>()) {
+        std::hint::black_box(*value);
+    }
 }
 
 impl ConvKernel {
@@ -111,66 +114,6 @@ impl ConvKernel {
         Ok(())
     }
 
-    /// Computes planes one after the other; each thread takes some of them.
-    fn planewise<T: Element>(
-        &self,
-        plan: &Depthwise,
-        scratch: &mut Scratch<T>,
-        call: Call<'_, '_, T>,
-    ) -> Result<()> {
-        let g = &self.geometry;
-        let (item, out_item) = (g.in_channels * g.input_plane, g.out_channels * g.output_plane);
-        let (plane, row) = plan.with_margins();
-        let spares = take(&mut scratch.staged, plane * call.threads);
-        let inside = take(&mut scratch.wide, row);
-        plan.mark(inside);
-        let inside = &*inside;
-        let per_task = g.out_channels.div_ceil(call.threads * PIECES_PER_THREAD);
-        let at_once = (PLANES_ELEMS / g.output_plane).clamp(1, per_task);
-        for (bank, output) in call.banks.iter().zip(call.outputs.iter_mut()) {
-            for (input, output) in call.input.chunks_exact(item).zip(output.chunks_exact_mut(out_item)) {
-                let pieces = output.chunks_mut(at_once * g.output_plane).enumerate();
-                try_share(spares.chunks_mut(plane), pieces, |spare, (index, output)| {
-                    go_on(call.stop)?;
-                    let first = index * at_once;
-                    Planes { plan, input, filters: bank, inside, spare, first, output }.compute();
-                    Ok(())
-                })?;
-            }
-        }
-        Ok(())
-    }
-
-    fn dense<T: Element>(&self, scratch: &mut Scratch<T>, call: Call<'_, '_, T>) -> Result<()> {
-        let g = &self.geometry;
-        let (terms, group_out) = (g.reduction(), g.group_out());
-        // With one output point the staged taps are dense, so a column of the product is a batch item.
-        let staged = if g.in_place {
-            call.input
-        } else {
-            let staged = take(&mut scratch.staged, call.input.len() / g.input_plane * g.plane);
-            g.stage(call.input, staged, g.band(0), self.band_rows, call.threads);
-            staged
-        };
-        let rows = (PRODUCT_MACS / (terms * g.batch)).max(ROW_STEP);
-        for group in 0..g.groups {
-            for first in (0..group_out).step_by(rows) {
-                let count = rows.min(group_out - first);
-                let channel = group * group_out + first;
-                let columns =
-                    Matrix::new(&staged[group * terms..], terms, g.batch, 1, g.in_channels * g.plane);
-                for (bank, output) in call.banks.iter().zip(call.outputs.iter_mut()) {
-                    go_on(call.stop)?;
-                    let filters = Matrix::dense(&bank.plain()[channel * terms..], count, terms);
-                    let output = &mut output[channel..];
-                    let mut output = MatrixMut::new(output, count, g.batch, 1, g.out_channels);
-                    matmul_on(&mut output, filters, columns, false, call.threads);
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// Computes one group on this thread; its channels start at offset `at` in each output.
     #[expect(clippy::too_many_arguments, reason = "parts of a call and of the scratch, lent out apart")]
     fn group<T: Element>(
@@ -196,6 +139,7 @@ impl ConvKernel {
             let band = g.band(begin);
             let planes = self.planes(input, group, band, staged, (held, 1));
             for strip in pieces(begin, end, self.strip_points) {
+                self.fetch(planes, strip);
                 for (bank, output) in banks.iter().zip(outputs.iter_mut()) {
                     let blocks = output[at..at + group_elems].chunks_mut(block_elems).enumerate();
                     for (block, output) in blocks {
@@ -206,6 +150,16 @@ impl ConvKernel {
             }
         }
         Ok(())
+    }
+
+    /// Reads one element of each cache line of a strip of planes that are read in place: line by line, which processors
+    /// fetch ahead. Tiles read a few lines of one plane after the other.
+    fn fetch<T: Element>(&self, planes: &[T], (begin, end): (usize, usize)) {
+        let g = &self.geometry;
+        if g.in_place && g.group_in() >= LEAST_FETCHED {
+            let end = (end + g.reach()).min(g.input_plane);
+            planes.chunks_exact(g.input_plane).for_each(|plane| fetch(&plane[begin..end]));
+        }
     }
 
     /// Whether threads share the output points of a group, because there are enough of them. Each thread copies the panels
@@ -308,6 +262,7 @@ impl ConvKernel {
                     });
                 }
                 pieces(begin, end, self.strip_points).try_for_each(|strip| {
+                    self.fetch(planes, strip);
                     units.iter_mut().try_for_each(|unit| self.unit(planes, band, strip, unit, wide, stop))
                 })
             })?;
@@ -448,6 +403,12 @@ impl ConvKernel {
         let run = panels::run(self.offsets.len());
         for (index, offsets) in self.offsets.chunks(run).enumerate() {
             go_on(stop)?;
+            // With one tap, every term reads a run of its own.
+            if self.geometry.in_place && self.geometry.reach() == 0 {
+                for offset in offsets {
+                    fetch(&planes[offset + points.0..offset + points.1]);
+                }
+            }
             pulp::Arch::new().dispatch(Panels {
                 geometry: &self.geometry,
                 source: planes,

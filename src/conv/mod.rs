@@ -7,12 +7,14 @@
 
 mod compute;
 mod depthwise;
+mod filtered;
 mod filters;
 mod geometry;
 mod kernel;
 mod micro;
 mod panels;
 mod params;
+mod planes;
 mod points;
 mod reference;
 mod staging;

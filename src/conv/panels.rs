@@ -22,8 +22,13 @@ use crate::array::{Element, F32_RUN, load};
 /// Most terms of a run: as many as may be summed in one f32, which also suits the innermost cache.
 const RUN: usize = F32_RUN;
 
-/// Elements of a panel, with those that let it begin at a cache line and those that a copied vector may reach beyond it.
-pub(super) const ELEMS: usize = RUN * TILE_POINTS + LINE + MOST_LANES;
+/// Points that are copied for one run of terms before they are multiplied: as many panels as this holds. Each term is read
+/// from a cache line of its own, and the processor fetches the lines beside it ahead.
+const COPIED_POINTS: usize = 64;
+
+/// Elements of the panels, with those that let them begin at a cache line and those that a copied vector may reach beyond
+/// them.
+pub(super) const ELEMS: usize = RUN * COPIED_POINTS + LINE + MOST_LANES;
 
 /// Elements of a cache line of f32.
 const LINE: usize = 16;
@@ -97,8 +102,9 @@ pub(super) struct Panels<'a, T, F> {
 /// A piece of a row of outputs within a panel.
 #[derive(Clone, Copy, Default)]
 struct Segment {
-    /// Its first point in the panel, and its length.
+    /// Its place in the panel of the first term, and the points of that panel.
     to: usize,
+    width: usize,
     len: usize,
     /// Its first point in the source.
     from: usize,
@@ -121,37 +127,42 @@ impl<'f, T: Element, F: Fn(usize) -> Block<'f, T>> Panels<'_, T, F> {
         let lanes = size_of::<T::Vector<S>>() / size_of::<T>();
         let skip = self.panel.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
         let (begin, end) = self.points;
-        let mut at = begin;
-        while at < end {
-            let vectors = (end - at).div_ceil(lanes).min(N);
-            let count = (end - at).min(vectors * lanes);
-            self.pack(skip, (at, count), vectors * lanes, lanes);
-            match vectors {
-                1 => self.multiply::<S, W, 1>(simd, skip, at - begin),
-                2 => self.multiply::<S, W, 2>(simd, skip, at - begin),
-                _ => self.multiply::<S, W, N>(simd, skip, at - begin),
+        let (width, terms) = (N * lanes, self.offsets.len());
+        let most = (COPIED_POINTS / width).max(1) * width;
+        for from in (begin..end).step_by(most) {
+            let count = (end - from).min(most);
+            self.pack(skip, (from, count), width, lanes);
+            for done in (0..count).step_by(width) {
+                let (panel, at) = (skip + done * terms, from + done - begin);
+                match (count - done).min(width).div_ceil(lanes) {
+                    1 => self.multiply::<S, W, 1>(simd, panel, at),
+                    2 => self.multiply::<S, W, 2>(simd, panel, at),
+                    _ => self.multiply::<S, W, N>(simd, panel, at),
+                }
             }
-            at += count;
         }
     }
 
-    /// Copies the inputs of `count` points from `at` on, `[terms, width]`. What follows the points is arbitrary.
+    /// Copies the inputs of `count` points from `at` on to panels `[terms, width]`; the last one is as wide as its points need.
+    /// What follows the points is arbitrary.
     #[inline(always)]
     fn pack(&mut self, skip: usize, (at, count): (usize, usize), width: usize, lanes: usize) {
-        let mut segments = [Segment::default(); TILE_POINTS];
-        let used = self.segments(at, count, &mut segments);
+        let mut segments = [Segment::default(); COPIED_POINTS];
+        let used = self.segments((at, count), (width, lanes), &mut segments);
         let segments = &segments[..used];
         let (source, panel) = (self.source, &mut self.panel[skip..]);
         let last = segments.last().map_or(0, |s| s.from + s.len.next_multiple_of(lanes));
         let reach = self.offsets.iter().max().map_or(0, |offset| offset + last);
-        for (offset, at) in self.offsets.iter().zip((0..).step_by(width)) {
-            for Segment { to, len, from } in segments {
-                let (from, to) = (&source[offset + from..], &mut panel[at + to..]);
-                if reach > source.len() {
+        for (term, offset) in self.offsets.iter().enumerate() {
+            // Beyond the last term of a panel another one begins.
+            let exact = reach > source.len() || term + 1 == self.offsets.len();
+            for Segment { to, width, len, from } in segments {
+                let (from, to) = (&source[offset + from..], &mut panel[to + term * width..]);
+                if exact {
                     to[..*len].copy_from_slice(&from[..*len]);
                     continue;
                 }
-                // In whole vectors: the next segment overwrites what lies beyond the end of this one.
+                // In whole vectors: the next segment or term overwrites what lies beyond the end of this one.
                 for done in (0..*len).step_by(lanes) {
                     to[done..done + lanes].copy_from_slice(&from[done..done + lanes]);
                 }
@@ -159,18 +170,23 @@ impl<'f, T: Element, F: Fn(usize) -> Block<'f, T>> Panels<'_, T, F> {
         }
     }
 
-    /// The pieces of rows that hold `count` output points from `at` on, and their number.
-    fn segments(&self, at: usize, count: usize, segments: &mut [Segment; TILE_POINTS]) -> usize {
-        if self.geometry.is_compact() {
-            segments[0] = Segment { to: 0, len: count, from: at - self.start };
-            return 1;
-        }
-        let width = self.geometry.output[2];
+    /// The pieces of rows and panels that hold `count` output points from `at` on, and their number.
+    fn segments(
+        &self,
+        (at, count): (usize, usize),
+        (width, lanes): (usize, usize),
+        segments: &mut [Segment; COPIED_POINTS],
+    ) -> usize {
+        let (row, terms, compact) = (self.geometry.output[2], self.offsets.len(), self.geometry.is_compact());
         let (mut used, mut done) = (0, 0);
         while done < count {
-            let point = at + done;
-            let len = (width - point % width).min(count - done);
-            segments[used] = Segment { to: done, len, from: self.geometry.wide_of(point) - self.start };
+            let (point, panel, column) = (at + done, done / width, done % width);
+            let in_row = if compact { count } else { row - point % row };
+            let len = in_row.min(count - done).min(width - column);
+            let from = if compact { point } else { self.geometry.wide_of(point) } - self.start;
+            let to = panel * width * terms + column;
+            let width = (count - panel * width).min(width).next_multiple_of(lanes);
+            segments[used] = Segment { to, width, len, from };
             used += 1;
             done += len;
         }

@@ -18,27 +18,19 @@ use std::ops::Range;
 
 use pulp::Simd;
 
-use super::compute::{go_on, take};
-use super::filters::Block;
-use super::kernel::{Call, ConvKernel, Scratch};
 use super::micro::MOST_LANES;
-use super::panels::{self, multiply};
 use super::params::ConvShape;
 use crate::array::Element;
-use crate::error::Result;
-use crate::share::try_share;
 
 /// Products of a tile of outputs.
 pub(crate) const PRODUCTS: usize = 16;
 
 /// Elements of a side of a tile of outputs, and of the window that it depends on.
-const TILE: usize = 2;
+pub(super) const TILE: usize = 2;
 const WINDOW: usize = 4;
 
 /// Bytes of the transformed windows of a part.
 const WINDOWS_BYTES: usize = 1 << 20;
-/// Bytes of the products that are transformed back at once.
-const PRODUCTS_BYTES: usize = 256 << 10;
 /// Elements that are copied at once.
 const PIECE: usize = 8;
 /// Minimum number of tiles of a part, which share each filter that is read.
@@ -54,36 +46,27 @@ const LEAST_CHANNELS: usize = 32;
 #[derive(Clone, Debug)]
 pub(super) struct Filtering {
     /// Rows and columns of tiles of an output plane.
-    tiles: [usize; 2],
+    pub(super) tiles: [usize; 2],
     /// Rows of tiles of a part.
     rows: usize,
     /// Columns of tiles of a pass: all, unless planes are very wide.
-    columns: usize,
-}
-
-/// Rows of tiles of some output channels of a group, over one bank after the other.
-struct Part<'a, T> {
-    rows: Range<usize>,
-    /// Blocks of filters, numbered over the banks.
-    blocks: Range<usize>,
-    /// The outputs of these rows, a slice a channel.
-    outputs: Vec<&'a mut [T]>,
+    pub(super) columns: usize,
 }
 
 /// The tiles of a pass, and the input planes that their windows lie in.
 #[derive(Clone)]
-struct Pass {
-    rows: Range<usize>,
-    columns: Range<usize>,
+pub(super) struct Pass {
+    pub(super) rows: Range<usize>,
+    pub(super) columns: Range<usize>,
     /// Rows and columns of an input plane, and of an output plane.
-    input: [usize; 2],
-    output: [usize; 2],
+    pub(super) input: [usize; 2],
+    pub(super) output: [usize; 2],
     /// Zeros before the first row and column.
-    pad: [usize; 2],
+    pub(super) pad: [usize; 2],
 }
 
 impl Pass {
-    fn tiles(&self) -> usize {
+    pub(super) fn tiles(&self) -> usize {
         self.rows.len() * self.columns.len()
     }
 
@@ -108,7 +91,7 @@ impl Pass {
     }
 
     /// Elements between two channels of products.
-    fn pitch(&self) -> usize {
+    pub(super) fn pitch(&self) -> usize {
         self.tiles().next_multiple_of(MOST_LANES)
     }
 }
@@ -135,125 +118,9 @@ impl Filtering {
         [self.rows, self.columns] == self.tiles
     }
 
-    /// Output points for which products are computed, of an output plane.
-    pub(super) fn points(&self) -> usize {
-        self.tiles[0] * self.tiles[1] * TILE * TILE
-    }
-}
-
-impl ConvKernel {
-    /// Computes one call by minimal filtering.
-    pub(super) fn filtered<T: Element>(
-        &self,
-        plan: &Filtering,
-        scratch: &mut Scratch<T>,
-        call: Call<'_, '_, T>,
-    ) -> Result<()> {
-        let (shape, g) = (&self.shape, &self.geometry);
-        let (banks, stop) = (call.banks, call.stop);
-        let blocks = self.layout.blocks();
-        let (item, group_elems) = (g.group_in() * g.input_plane, g.group_out() * g.output_plane);
-        let (rows, channel_parts) = plan.shares(call.threads, blocks * banks.len());
-        let whole = Pass {
-            rows: 0..rows,
-            columns: 0..plan.columns,
-            input: [shape.input[1], shape.input[2]],
-            output: [shape.output[1], shape.output[2]],
-            pad: [shape.pad_begin[1], shape.pad_begin[2]],
-        };
-        let windows = PRODUCTS * g.group_in() * whole.pitch();
-        let room = Room::of(&whole, blocks * banks.len(), self.layout.width());
-        let staged = take(&mut scratch.staged, windows * call.threads);
-        let wide = take(&mut scratch.wide, room.elems() * call.threads);
-        let each = (blocks * banks.len()).div_ceil(channel_parts);
-        for (index, input) in call.input.chunks_exact(item).enumerate() {
-            let (n, group) = (index / g.groups, index % g.groups);
-            let at = (n * g.groups + group) * group_elems;
-            let mut parts = Vec::new();
-            for from in (0..plan.tiles[0]).step_by(rows) {
-                for first in (0..blocks * banks.len()).step_by(each) {
-                    let blocks = first..(first + each).min(blocks * banks.len());
-                    let rows = from..(from + rows).min(plan.tiles[0]);
-                    parts.push(Part { rows, blocks, outputs: Vec::new() });
-                }
-            }
-            let per_rows = parts.len().div_ceil(plan.tiles[0].div_ceil(rows));
-            for (bank, output) in call.outputs.iter_mut().enumerate() {
-                for (channel, plane) in output[at..][..group_elems].chunks_mut(g.output_plane).enumerate() {
-                    let block = bank * blocks + channel / self.layout.width();
-                    let pieces = plane.chunks_mut(TILE * rows * whole.output[1]);
-                    for (parts, piece) in parts.chunks_mut(per_rows).zip(pieces) {
-                        parts[block / each].outputs.push(piece);
-                    }
-                }
-            }
-            let memory = staged.chunks_mut(windows).zip(wide.chunks_mut(room.elems()));
-            try_share(memory, parts.iter_mut(), |(staged, wide), part| {
-                let block = |x: usize, index: usize| {
-                    banks[index / blocks].block(x * g.groups + group, index % blocks)
-                };
-                for columns in (0..plan.tiles[1]).step_by(plan.columns) {
-                    let columns = columns..(columns + plan.columns).min(plan.tiles[1]);
-                    let pass = Pass { rows: part.rows.clone(), columns, ..whole.clone() };
-                    go_on(stop)?;
-                    if !call.staged {
-                        forward(&pass, input, staged, wide);
-                    }
-                    self.products(&pass, &block, (staged, wide), &room, part, stop)?;
-                }
-                Ok(())
-            })?;
-        }
-        Ok(())
-    }
-
-    /// Multiplies the transformed windows of a pass with the filters of a part, and transforms the products back.
-    fn products<'f, T: Element>(
-        &self,
-        pass: &Pass,
-        block: &(impl Fn(usize, usize) -> Block<'f, T> + Sync),
-        (windows, wide): (&[T], &mut [T]),
-        room: &Room,
-        part: &mut Part<'_, T>,
-        stop: &(dyn Fn() -> bool + Sync),
-    ) -> Result<()> {
-        let (inputs, width) = (self.geometry.group_in(), self.layout.width());
-        let mut outputs = part.outputs.iter_mut();
-        let mut first = part.blocks.start;
-        while first < part.blocks.end {
-            go_on(stop)?;
-            let count = room.blocks.min(part.blocks.end - first);
-            let (products, temporary) = wide.split_at_mut(PRODUCTS * room.blocks * width * room.pitch);
-            let pitch = pass.pitch();
-            let block = |x: usize, index: usize| block(x, first + index);
-            pulp::Arch::new().dispatch(Products {
-                tiles: pass.tiles(),
-                inputs,
-                windows,
-                blocks: count,
-                width,
-                block: &block,
-                to: &mut *products,
-                pitch,
-            });
-            for index in 0..count {
-                for channel in 0..block(0, index).channels {
-                    let Some(output) = outputs.next() else { break };
-                    let products = &products[(index * width + channel) * pitch..];
-                    let step = count * width * pitch;
-                    pulp::Arch::new().dispatch(Backward { pass, products, step, temporary, output });
-                }
-            }
-            first += count;
-        }
-        Ok(())
-    }
-}
-
-impl Filtering {
     /// The rows of tiles of a part and the number of parts that output channels are divided into, for `threads` threads
     /// and `blocks` blocks of filters.
-    fn shares(&self, threads: usize, blocks: usize) -> (usize, usize) {
+    pub(super) fn shares(&self, threads: usize, blocks: usize) -> (usize, usize) {
         let [rows, columns] = self.tiles;
         if threads == 1 {
             return (self.rows, 1);
@@ -265,27 +132,10 @@ impl Filtering {
         }
         (self.rows, threads.min(blocks))
     }
-}
 
-/// The memory of a thread beside the transformed windows.
-struct Room {
-    /// Blocks of filters whose products are transformed back at once.
-    blocks: usize,
-    width: usize,
-    pitch: usize,
-    temporary: usize,
-}
-
-impl Room {
-    fn of(pass: &Pass, blocks: usize, width: usize) -> Self {
-        let pitch = pass.pitch();
-        let most = PRODUCTS_BYTES / (PRODUCTS * pitch * width * size_of::<f32>());
-        let temporary = temporary_of(pass).max(12 * pitch);
-        Self { blocks: most.clamp(1, blocks), width, pitch, temporary }
-    }
-
-    fn elems(&self) -> usize {
-        PRODUCTS * self.blocks * self.width * self.pitch + self.temporary
+    /// Output points for which products are computed, of an output plane.
+    pub(super) fn points(&self) -> usize {
+        self.tiles[0] * self.tiles[1] * TILE * TILE
     }
 }
 
@@ -296,13 +146,13 @@ fn panel_points<S: Simd, T: Element>() -> usize {
     lanes * if S::REGISTER_COUNT >= 32 { 3 } else { 2 }
 }
 
-/// Elements of temporary memory that [`forward`] needs.
-fn temporary_of(pass: &Pass) -> usize {
-    10 * (pass.rows.len() + 1) * (pass.columns.len() + 1) + PIECE
+/// Elements of temporary memory that [`forward`] and [`backward`] need.
+pub(super) fn temporary_of(pass: &Pass) -> usize {
+    (10 * (pass.rows.len() + 1) * (pass.columns.len() + 1) + PIECE).max(12 * pass.tiles())
 }
 
 /// Transforms the windows of a pass: `input` `[C, H, W]` to `windows`, `[16, panels, C, points]`.
-fn forward<T: Element>(pass: &Pass, input: &[T], windows: &mut [T], temporary: &mut [T]) {
+pub(super) fn forward<T: Element>(pass: &Pass, input: &[T], windows: &mut [T], temporary: &mut [T]) {
     pulp::Arch::new().dispatch(Forward { pass, input, windows, temporary });
 }
 
@@ -384,22 +234,31 @@ impl<T: Element> pulp::WithSimd for Forward<'_, T> {
                 next(&odd[..len], &even[1..], true);
                 next(&even[1..=len], odd, false);
                 next(&odd[..len], &odd[1..], false);
-                for x in 0..WINDOW {
-                    let windows = &mut windows[(WINDOW * k + x) * all * inputs..][..all * inputs];
-                    for Segment { from, to, end, points, len } in &segments {
-                        let (to, pieces) = (to + channel * points, len.next_multiple_of(PIECE));
-                        if to + pieces > *end {
-                            windows[to..to + len].copy_from_slice(&transformed[x * phase + from..][..*len]);
-                            continue;
-                        }
-                        // In whole pieces: the next segment or channel overwrites what lies beyond the end.
-                        let from = &transformed[x * phase + from..][..pieces];
-                        let (to, _) = windows[to..to + pieces].as_chunks_mut::<PIECE>();
-                        to.iter_mut().zip(from.as_chunks::<PIECE>().0).for_each(|(to, from)| *to = *from);
+                let windows = windows[WINDOW * k * all * inputs..].chunks_exact_mut(all * inputs);
+                for (windows, x) in windows.zip(0..WINDOW) {
+                    let from = &transformed[x * phase..];
+                    for segment in &segments {
+                        segment.copy(from, channel, windows);
                     }
                 }
             }
         }
+    }
+}
+
+impl Segment {
+    /// Copies its tiles to the panel row of `channel`.
+    #[inline(always)]
+    fn copy<T: Element>(&self, from: &[T], channel: usize, windows: &mut [T]) {
+        let Self { from: first, to, points, end, len } = *self;
+        let (to, pieces) = (to + channel * points, len.next_multiple_of(PIECE));
+        if to + pieces > end {
+            windows[to..to + len].copy_from_slice(&from[first..first + len]);
+            return;
+        }
+        // In whole pieces: the next segment or channel overwrites what lies beyond the end.
+        let (to, _) = windows[to..to + pieces].as_chunks_mut::<PIECE>();
+        to.iter_mut().zip(from[first..].as_chunks::<PIECE>().0).for_each(|(to, from)| *to = *from);
     }
 }
 
@@ -433,89 +292,22 @@ fn separate<T: Element>(row: &[T], first: usize, pad: usize, evens: &mut [T], od
     }
 }
 
-/// The products of the transformed windows of a pass with some blocks of filters.
-struct Products<'a, T, F> {
-    tiles: usize,
-    inputs: usize,
-    windows: &'a [T],
-    blocks: usize,
-    /// Channels of a block, with padding.
-    width: usize,
-    block: &'a F,
-    /// `[16, blocks * width, pitch]`.
-    to: &'a mut [T],
-    pitch: usize,
+/// Transforms the products of one channel back to its outputs. The 16 products of each tile are `step` apart; `output` are the
+/// rows of the output plane from the first row of tiles on.
+pub(super) fn backward<T: Element>(
+    pass: &Pass,
+    (products, step): (&[T], usize),
+    temporary: &mut [T],
+    output: &mut [T],
+) {
+    pulp::Arch::new().dispatch(Backward { pass, products, step, temporary, output });
 }
 
-impl<'f, T: Element, F: Fn(usize, usize) -> Block<'f, T>> pulp::WithSimd for Products<'_, T, F> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        if S::REGISTER_COUNT >= 32 { self.all::<S, 8, 3>(simd) } else { self.all::<S, 6, 2>(simd) }
-    }
-}
-
-impl<'f, T: Element, F: Fn(usize, usize) -> Block<'f, T>> Products<'_, T, F> {
-    #[inline(always)]
-    fn all<S: Simd, const W: usize, const N: usize>(self, simd: S) {
-        let lanes = size_of::<T::Vector<S>>() / size_of::<T>();
-        let (width, all) = (N * lanes, self.tiles.next_multiple_of(lanes));
-        let run = panels::run(self.inputs);
-        for x in 0..PRODUCTS {
-            let windows = &self.windows[x * all * self.inputs..][..all * self.inputs];
-            let products = &mut self.to[x * self.blocks * self.width * self.pitch..];
-            let block = |index: usize| (self.block)(x, index);
-            for first in (0..self.inputs).step_by(run) {
-                let count = run.min(self.inputs - first);
-                for at in (0..all).step_by(width) {
-                    let points = (all - at).min(width);
-                    let panel = &windows[at * self.inputs + first * points..][..count * points];
-                    let products = &mut products[at..];
-                    let to = (self.pitch, first > 0);
-                    match points / lanes {
-                        1 => multiply::<S, T, W, 1>(
-                            simd,
-                            panel,
-                            (first, count),
-                            self.blocks,
-                            &block,
-                            products,
-                            to,
-                        ),
-                        2 => multiply::<S, T, W, 2>(
-                            simd,
-                            panel,
-                            (first, count),
-                            self.blocks,
-                            &block,
-                            products,
-                            to,
-                        ),
-                        _ => multiply::<S, T, W, N>(
-                            simd,
-                            panel,
-                            (first, count),
-                            self.blocks,
-                            &block,
-                            products,
-                            to,
-                        ),
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// Transforms the products of one channel back to its outputs.
 struct Backward<'a, T> {
     pass: &'a Pass,
-    /// The 16 products of each tile are `step` apart.
     products: &'a [T],
     step: usize,
     temporary: &'a mut [T],
-    /// Rows of the output plane, from the first row of tiles on.
     output: &'a mut [T],
 }
 
@@ -588,7 +380,7 @@ pub(crate) fn transform_filters<T: Element>(filters: &[T]) -> Vec<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::conv::{ConvParams, ConvPath, reference};
+    use crate::conv::{ConvKernel, ConvParams, ConvPath, reference};
 
     /// B^T d B and A^T m A as matrices, in the notation of the literature.
     const B: [[f64; 4]; 4] =
