@@ -2,14 +2,40 @@
 //!
 //! Rejects what tract would silently read in one of several ways: attributes that contradict each other or have no
 //! meaning, nodes in training mode, operators of unknown domains, duplicate names. Every refusal names node, operator
-//! and attribute and contains a help.
+//! and attribute and contains a help. All refusals of a graph are reported, in the order of the file.
 
 use std::collections::{HashMap, HashSet};
+use std::fmt;
 
 use tract_onnx::pb::{AttributeProto, GraphProto, NodeProto, TensorProto};
 
-/// The description of an error, in one line.
-type Refusal = String;
+/// Why a graph is refused: `{cause}: {help}` in one line.
+#[derive(Clone, Debug)]
+pub(super) struct Refusal<'a> {
+    /// The node concerned, unless it is about names.
+    pub(super) node: Option<&'a NodeProto>,
+    pub(super) cause: String,
+    pub(super) help: String,
+}
+
+impl<'a> Refusal<'a> {
+    fn of(node: &'a NodeProto, cause: impl Into<String>, help: impl Into<String>) -> Self {
+        Self { node: Some(node), cause: format!("{}{}", called(node), cause.into()), help: help.into() }
+    }
+
+    fn of_names(cause: String, help: &str) -> Self {
+        Self { node: None, cause, help: help.to_owned() }
+    }
+}
+
+impl fmt::Display for Refusal<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.cause, self.help)
+    }
+}
+
+/// Takes each refusal as it is found.
+type Report<'r, 'a> = &'r mut dyn FnMut(Refusal<'a>);
 
 /// Known operators of the domain ai.onnx.ml.
 const ML: &[&str] = &[
@@ -39,19 +65,22 @@ const CONTRIBUTED: &[&str] = &[
 const WINDOWED: &[&str] =
     &["Conv", "ConvInteger", "QLinearConv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool"];
 
-/// Checks a graph and the graphs inside its nodes; `opset` is the version of the standard operators.
-pub(super) fn graph(graph: &GraphProto, opset: i64) -> Result<(), Refusal> {
-    names(graph)?;
+/// Reports every refusal of a graph and of the graphs inside its nodes; `opset` is the version of the standard operators.
+pub(super) fn graph<'a>(graph: &'a GraphProto, opset: i64, report: Report<'_, 'a>) {
+    names(graph, report);
     let constants = constants(graph);
     for node in &graph.node {
-        domain(node)?;
-        window(node)?;
-        training(node, opset, &constants)?;
+        if let Some(refusal) = domain(node) {
+            report(refusal);
+        }
+        window(node, report);
+        if let Some(refusal) = training(node, opset, &constants) {
+            report(refusal);
+        }
         for inner in node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs)) {
-            self::graph(inner, opset)?;
+            self::graph(inner, opset, report);
         }
     }
-    Ok(())
 }
 
 /// The description of a node in messages.
@@ -70,8 +99,9 @@ pub(super) fn text<'a>(node: &'a NodeProto, name: &str) -> Option<&'a str> {
     attribute(node, name).and_then(|a| std::str::from_utf8(&a.s).ok())
 }
 
-/// Rejects values that are defined by more than one node, input or initializer.
-fn names(graph: &GraphProto) -> Result<(), Refusal> {
+/// Reports values that are defined by more than one node, input or initializer.
+fn names<'a>(graph: &'a GraphProto, report: Report<'_, 'a>) {
+    const HELP: &str = "rename one of the two";
     let mut makers: HashMap<&str, String> = HashMap::new();
     let inputs = graph.input.iter().map(|i| (i.name.as_str(), format!("input {}", i.name)));
     let outputs = graph.node.iter().flat_map(|node| {
@@ -79,9 +109,8 @@ fn names(graph: &GraphProto) -> Result<(), Refusal> {
     });
     for (value, maker) in inputs.chain(outputs) {
         if let Some(first) = makers.insert(value, maker.clone()) {
-            return Err(format!(
-                "{maker} gives the name {value} again, which is that of {first}: rename one of the two"
-            ));
+            let cause = format!("{maker} gives the name {value} again, which is that of {first}");
+            report(Refusal::of_names(cause, HELP));
         }
     }
     let inputs: HashSet<&str> = graph.input.iter().map(|i| i.name.as_str()).collect();
@@ -89,16 +118,15 @@ fn names(graph: &GraphProto) -> Result<(), Refusal> {
     for tensor in &graph.initializer {
         let name = tensor.name.as_str();
         if !initial.insert(name) {
-            return Err(format!("initializer {name} is there twice: remove one of the two"));
+            let cause = format!("initializer {name} is there twice");
+            report(Refusal::of_names(cause, "remove one of the two"));
         }
         // An initializer may be the default of an input.
         if let (Some(maker), false) = (makers.get(name), inputs.contains(name)) {
-            return Err(format!(
-                "{maker} gives the name {name} again, which is that of an initializer: rename one of the two"
-            ));
+            let cause = format!("{maker} gives the name {name} again, which is that of an initializer");
+            report(Refusal::of_names(cause, HELP));
         }
     }
-    Ok(())
 }
 
 /// The constants of a graph by name, from initializers and Constant nodes.
@@ -121,29 +149,22 @@ pub(super) fn name_of(node: &NodeProto) -> Option<&String> {
     if node.name.is_empty() { node.output.first() } else { Some(&node.name) }
 }
 
-/// Rejects operators whose domain and name are unknown.
-fn domain(node: &NodeProto) -> Result<(), Refusal> {
+/// The refusal of an operator whose domain and name are unknown.
+fn domain(node: &NodeProto) -> Option<Refusal<'_>> {
     let known = match node.domain.as_str() {
         "" | "ai.onnx" => true,
         "ai.onnx.ml" => ML.contains(&node.op_type.as_str()),
         "com.microsoft" => CONTRIBUTED.contains(&node.op_type.as_str()),
         _ => false,
     };
-    if known {
-        return Ok(());
-    }
-    Err(format!(
-        "{} is of domain {}, whose operator of that name is not known here: export the model with operators of the \
-         standard domain",
-        called(node),
-        node.domain
-    ))
+    let cause = || format!(" is of domain {}, whose operator of that name is not known here", node.domain);
+    (!known).then(|| Refusal::of(node, cause(), "export the model with operators of the standard domain"))
 }
 
 /// Checks strides, dilations, kernels and padding.
-fn window(node: &NodeProto) -> Result<(), Refusal> {
+fn window<'a>(node: &'a NodeProto, report: Report<'_, 'a>) {
     if !WINDOWED.contains(&node.op_type.as_str()) {
-        return Ok(());
+        return;
     }
     let ints = |name: &str| attribute(node, name).map(|a| a.ints.as_slice());
     for (name, least) in [
@@ -157,16 +178,14 @@ fn window(node: &NodeProto) -> Result<(), Refusal> {
         if let Some(values) = ints(name)
             && let Some(bad) = values.iter().find(|v| **v < least)
         {
-            return Err(format!(
-                "{}: attribute {name} is {values:?}, and {bad} is less than {least}: give values of at least {least}",
-                called(node)
-            ));
+            let cause = format!(": attribute {name} is {values:?}, and {bad} is less than {least}");
+            report(Refusal::of(node, cause, format!("give values of at least {least}")));
         }
     }
     if let Some(group) = attribute(node, "group")
         && group.i < 1
     {
-        return Err(format!("{}: attribute group is {}: give at least 1", called(node), group.i));
+        report(Refusal::of(node, format!(": attribute group is {}", group.i), "give at least 1"));
     }
     if let Some(kernel) = ints("kernel_shape") {
         for (name, times) in [("strides", 1), ("dilations", 1), ("pads", 2), ("output_padding", 1)] {
@@ -174,69 +193,69 @@ fn window(node: &NodeProto) -> Result<(), Refusal> {
                 && !values.is_empty()
                 && values.len() != kernel.len() * times
             {
-                return Err(format!(
-                    "{}: attribute {name} has {} values where kernel_shape {kernel:?} asks for {}: make them agree",
-                    called(node),
+                let cause = format!(
+                    ": attribute {name} has {} values where kernel_shape {kernel:?} asks for {}",
                     values.len(),
                     kernel.len() * times
-                ));
+                );
+                report(Refusal::of(node, cause, "make them agree"));
             }
         }
     }
+    padding(node, report);
+}
+
+/// Checks automatic padding.
+fn padding<'a>(node: &'a NodeProto, report: Report<'_, 'a>) {
+    let pads = attribute(node, "pads").map(|a| a.ints.as_slice());
     let auto = text(node, "auto_pad").unwrap_or("NOTSET");
-    let contradicts = match (auto, ints("pads")) {
+    let contradicts = match (auto, pads) {
         ("NOTSET" | "", _) | (_, None | Some([])) => false,
         ("VALID", Some(pads)) => pads.iter().any(|pad| *pad != 0),
         ("SAME_UPPER" | "SAME_LOWER", Some(_)) => true,
         _ => false,
     };
     if contradicts {
-        return Err(format!(
-            "{}: attributes auto_pad = {auto} and pads = {:?} contradict each other: remove pads, or set auto_pad to \
-             NOTSET",
-            called(node),
-            ints("pads").unwrap_or_default()
-        ));
+        let pads = pads.unwrap_or_default();
+        let cause = format!(": attributes auto_pad = {auto} and pads = {pads:?} contradict each other");
+        report(Refusal::of(node, cause, "remove pads, or set auto_pad to NOTSET"));
     }
     if !["NOTSET", "", "VALID", "SAME_UPPER", "SAME_LOWER"].contains(&auto) {
-        return Err(format!(
-            "{}: attribute auto_pad is {auto}: use NOTSET, VALID, SAME_UPPER or SAME_LOWER",
-            called(node)
-        ));
+        let cause = format!(": attribute auto_pad is {auto}");
+        report(Refusal::of(node, cause, "use NOTSET, VALID, SAME_UPPER or SAME_LOWER"));
     }
-    Ok(())
 }
 
 const FOR_INFERENCE: &str = "export the model for inference (eval mode)";
 
-/// Rejects nodes that compute something else in training mode.
-fn training(node: &NodeProto, opset: i64, constants: &HashMap<&str, &TensorProto>) -> Result<(), Refusal> {
+/// The refusal of a node that computes something else in training mode.
+fn training<'a>(
+    node: &'a NodeProto,
+    opset: i64,
+    constants: &HashMap<&str, &TensorProto>,
+) -> Option<Refusal<'a>> {
     let flag = |name: &str| attribute(node, name).is_some_and(|a| a.i != 0);
     match node.op_type.as_str() {
         "BatchNormalization" => {
             if flag("training_mode") {
-                let what = "attribute training_mode is 1, which takes mean and variance from the data";
-                return Err(format!("{}: {what}: {FOR_INFERENCE}", called(node)));
+                let cause = ": attribute training_mode is 1, which takes mean and variance from the data";
+                return Some(Refusal::of(node, cause, FOR_INFERENCE));
             }
             let made = node.output.iter().filter(|o| !o.is_empty()).count();
-            if made > 1 {
-                let what = format!("it has {made} outputs, which it has in training only");
-                return Err(format!("{}: {what}: {FOR_INFERENCE}", called(node)));
-            }
+            let cause = || format!(": it has {made} outputs, which it has in training only");
+            (made > 1).then(|| Refusal::of(node, cause(), FOR_INFERENCE))
         }
         "Dropout" if opset >= 12 => {
             let value = |index: usize| {
                 let name = node.input.get(index).filter(|name| !name.is_empty())?;
                 constants.get(name.as_str()).and_then(|tensor| scalar(tensor))
             };
-            if value(2).is_some_and(|on| on != 0.0) && value(1).unwrap_or(0.5) != 0.0 {
-                let what = "input training_mode is true, which drops elements at random";
-                return Err(format!("{}: {what}: {FOR_INFERENCE}", called(node)));
-            }
+            let drops = value(2).is_some_and(|on| on != 0.0) && value(1).unwrap_or(0.5) != 0.0;
+            let cause = ": input training_mode is true, which drops elements at random";
+            drops.then(|| Refusal::of(node, cause, FOR_INFERENCE))
         }
-        _ => {}
+        _ => None,
     }
-    Ok(())
 }
 
 /// The value of a tensor that holds one boolean, integer or float.
@@ -259,7 +278,19 @@ mod tests {
     use super::super::testing::{Attributes, Net};
     use super::*;
 
-    fn conv(change: impl FnOnce(&mut NodeProto)) -> Result<(), Refusal> {
+    /// The texts of all refusals.
+    fn all(graph: &GraphProto, opset: i64) -> Vec<String> {
+        let mut all = Vec::new();
+        super::graph(graph, opset, &mut |refusal| all.push(refusal.to_string()));
+        all
+    }
+
+    /// The first refusal.
+    fn graph(graph: &GraphProto, opset: i64) -> Result<(), String> {
+        all(graph, opset).into_iter().next().map_or(Ok(()), Err)
+    }
+
+    fn conv(change: impl FnOnce(&mut NodeProto)) -> Result<(), String> {
         let mut net = Net::new(&[1, 3, 8, 8]);
         change(net.node("Conv", &["x", "x"], "y"));
         graph(&net.graph(), 17)
@@ -324,6 +355,20 @@ mod tests {
             })
             .is_ok()
         );
+    }
+
+    #[test]
+    fn every_refusal_of_a_graph_is_reported_in_its_order() {
+        let mut net = Net::new(&[1, 3, 8, 8]);
+        net.node("Conv", &["x", "x"], "a").int("group", 0).ints("strides", &[0, 1]);
+        net.node("Relu", &["a"], "b").domain = "com.example".to_owned();
+        net.node("BatchNormalization", &["b", "s", "s", "s", "s"], "a").int("training_mode", 1);
+        net.node("Relu", &["a"], "y");
+        let said = all(&net.graph(), 17);
+        let parts =
+            ["gives the name a again", "strides is [0, 1]", "group is 0", "com.example", "training_mode"];
+        assert_eq!(said.len(), parts.len(), "{said:?}");
+        assert!(said.iter().zip(parts).all(|(why, part)| why.contains(part)), "{said:?}");
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! places where a model cache stores files: the folder that really contains the model, or a folder `blobs` beside the
 //! model's folder or beside the `snapshots` folder around it (Hugging Face).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Component, Path, PathBuf};
@@ -26,43 +26,78 @@ pub(super) struct External {
 /// Finds the files of external tensors and rewrites their locations relative to the root, so that tract, which follows
 /// no link out of its folder, finds them. `None` if there are none.
 ///
-/// # Errors
-/// A description with the tensor's name: a location outside the folder, a link to elsewhere, or a file that is missing,
-/// too short or not a regular file.
-pub(super) fn settle(proto: &mut ModelProto, model: Option<&Path>) -> Result<Option<External>, String> {
+/// `report` gets a description, with the tensor's name, of the first problem at each location: a location outside the
+/// folder, a link to elsewhere, or a file that is missing, too short or not a regular file. The model must then not be
+/// parsed.
+pub(super) fn settle(
+    proto: &mut ModelProto,
+    model: Option<&Path>,
+    report: &mut dyn FnMut(&str),
+) -> Option<External> {
     let mut files: BTreeMap<PathBuf, u64> = BTreeMap::new();
+    let mut unfit: BTreeSet<String> = BTreeSet::new();
     let mut home = None;
     let mut root = None;
-    let graph = proto.graph.as_mut();
     let mut each = |tensor: &mut TensorProto| -> Result<(), String> {
         if !is_external(tensor) {
             return Ok(());
         }
-        let bad = |cause: String| format!("tensor {} is in a file of its own, and {cause}", tensor.name);
-        let Some(model) = model else {
-            return Err(bad("a model in memory has none beside it: load the model from its file".to_owned()));
-        };
-        let home: &Home = match &mut home {
-            Some(home) => home,
-            None => home.insert(Home::of(model).map_err(bad)?),
-        };
-        let Some(entry) = tensor.external_data.iter_mut().find(|entry| entry.key == "location") else {
-            return Err(bad("its location is missing: export the model again".to_owned()));
-        };
-        let path = home.find(&entry.value).map_err(bad)?;
-        let known = files.get(&path).copied();
-        let length = known.map_or_else(|| length(&path), Ok).map_err(bad)?;
-        files.insert(path.clone(), length);
-        let (start, below) = below_root(&path).map_err(bad)?;
-        entry.value = below;
-        root = Some(start);
-        fits(tensor, length)
-            .map_err(|cause| format!("tensor {} is in {}, and {cause}", tensor.name, path.display()))
+        let place = location(tensor).unwrap_or_default().to_owned();
+        match settle_one(tensor, model, &mut home, &mut files) {
+            Ok(start) => root = Some(start),
+            Err(why) => {
+                if unfit.insert(place) {
+                    report(&why);
+                }
+            }
+        }
+        Ok(())
     };
-    if let Some(graph) = graph {
-        tensors(graph, &mut each)?;
+    if let Some(graph) = proto.graph.as_mut() {
+        // Problems were reported; the visit itself does not fail.
+        let _ = tensors(graph, &mut each);
     }
-    Ok(root.map(|root| External { root, files: files.into_keys().collect() }))
+    root.map(|root| External { root, files: files.into_keys().collect() })
+}
+
+/// Rewrites the location of one external tensor, and gives the root that it is relative to.
+fn settle_one(
+    tensor: &mut TensorProto,
+    model: Option<&Path>,
+    home: &mut Option<Home>,
+    files: &mut BTreeMap<PathBuf, u64>,
+) -> Result<String, String> {
+    let bad = |cause: String| format!("tensor {} is in a file of its own, and {cause}", tensor.name);
+    let Some(model) = model else {
+        return Err(bad("a model in memory has none beside it: load the model from its file".to_owned()));
+    };
+    let home: &Home = match home {
+        Some(home) => home,
+        None => home.insert(Home::of(model).map_err(bad)?),
+    };
+    let Some(entry) = tensor.external_data.iter_mut().find(|entry| entry.key == "location") else {
+        return Err(bad("its location is missing: export the model again".to_owned()));
+    };
+    let path = home.find(&entry.value).map_err(bad)?;
+    let known = files.get(&path).copied();
+    let length = known.map_or_else(|| length(&path), Ok).map_err(bad)?;
+    files.insert(path.clone(), length);
+    let (start, below) = below_root(&path).map_err(bad)?;
+    entry.value = below;
+    fits(tensor, length)
+        .map_err(|cause| format!("tensor {} is in {}, and {cause}", tensor.name, path.display()))?;
+    Ok(start)
+}
+
+/// The location of an external tensor, as the file has it.
+pub(super) fn location(tensor: &TensorProto) -> Option<&str> {
+    tensor.external_data.iter().find(|entry| entry.key == "location").map(|entry| entry.value.as_str())
+}
+
+/// The bytes of the file at `location` of a model, if that file may be read.
+pub(super) fn bytes_at(model: &Path, location: &str) -> Option<u64> {
+    let path = Home::of(model).and_then(|home| home.find(location)).ok()?;
+    length(&path).ok()
 }
 
 /// Whether the data of a tensor are in another file.

@@ -1,24 +1,25 @@
 //! Loads an ONNX file as a graph with named inputs and outputs.
 
-use std::collections::HashSet;
 use std::io::{Read, Take};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tract_onnx::Onnx;
-use tract_onnx::pb::{GraphProto, ModelProto, NodeProto, TensorProto, tensor_proto};
+use tract_onnx::pb::ModelProto;
 use tract_onnx::prelude::{Framework, InferenceModel};
 use tract_onnx::tract_core::internal::{DatumType, TypedModel};
 use tract_onnx::tract_hir::infer::{Factoid, InferenceFact};
 
-use super::external::{self, External};
+use super::examine::{Examined, examine};
+use super::external;
 use super::find::LayerOp;
+use super::findings::Findings;
 use super::guard::{guarded, one_line, refused};
 use super::half::{self, Half, Widened};
 use super::lower::lower;
 use super::round::{self, HalfType};
 use super::tensor::dtype_name;
-use super::{check, functions, quantised, resize, tidy, transpose, upsample, whole};
+use super::{resize, transpose, upsample, whole, wire};
 use crate::error::{Error, Message, Parameter, Result};
 use crate::files::Input;
 use crate::memory;
@@ -60,6 +61,8 @@ pub struct Model {
     data_files: Vec<PathBuf>,
     /// What the file has in 16 bits.
     half: Half,
+    /// Inputs whose shapes contradict the file, with both shapes.
+    overridden: Vec<String>,
 }
 
 /// One input of a model.
@@ -104,16 +107,7 @@ impl Model {
         let path = path.as_ref();
         let name = path.display().to_string();
         let mut file = Input::open(path)?;
-        // No message begins with a zero byte, and endless files such as /dev/zero often do.
-        if file.head(1)?.first() == Some(&0) {
-            return Err(refused(&name, "is not an ONNX model: it begins with a zero byte"));
-        }
-        let length = file.length();
-        if let Some(length) = length.filter(|length| *length > MOST_FILE_BYTES) {
-            return Err(too_long(&name, &format!("has {length} bytes")));
-        }
-        // The data are in memory twice for a while: as file contents, and as tensors.
-        memory::require(&format!("reading {name}"), length.unwrap_or(0).saturating_mul(2))?;
+        let length = admitted(&name, &mut file)?;
         Self::parse(name, &mut file, length, Some(path))
     }
 
@@ -128,67 +122,37 @@ impl Model {
 
     /// Keeps a single copy of the data, since models can be large, and drops it once it is parsed.
     fn parse(name: String, source: &mut dyn Read, length: Option<u64>, path: Option<&Path>) -> Result<Self> {
-        // Value hints in the file may use symbolic sizes; here every size becomes a number.
-        let mut onnx = tract_onnx::onnx().with_ignore_value_info(true);
-        onnx.provider = Arc::new(external::Resolver);
-        let mut source = Source { bytes: source.take(MOST_FILE_BYTES + 1), length };
-        let proto = guarded(&name, || onnx.proto_model_for_read(&mut source));
-        let size = MOST_FILE_BYTES + 1 - source.bytes.limit();
-        if size > MOST_FILE_BYTES {
-            return Err(too_long(&name, "goes on"));
-        }
-        let proto = proto.map_err(|e| {
-            refused(&name, &format!("is not an ONNX model, or is damaged ({size} bytes): {}", cause(&e)))
-        })?;
+        let onnx = framework();
+        let (proto, size) = message(&name, &onnx, source, length)?;
         Self::of_proto(name, onnx, proto, size, path)
     }
 
     /// The model that a message of `size` bytes describes.
     pub(super) fn of_proto(
         name: String,
-        mut onnx: Onnx,
-        mut proto: ModelProto,
+        onnx: Onnx,
+        proto: ModelProto,
         size: u64,
         path: Option<&Path>,
     ) -> Result<Self> {
-        functions::inline(&mut proto).map_err(|why| refused(&name, &why))?;
-        let opset = opset(&proto);
-        let Some(graph) = proto.graph.as_mut().filter(|g| !g.node.is_empty()) else {
-            return Err(refused(
-                &name,
-                &format!("is not an ONNX model: its {size} bytes hold no graph of operators"),
-            ));
-        };
-        let unknown = unknown_operators(graph, &onnx);
-        if !unknown.is_empty() {
-            let which = unknown.join(", ");
-            let help = "export the model with other operators";
-            return Err(refused(&name, &format!("uses operators that cannot be run: {which}: {help}")));
-        }
-        memory::require(&format!("reading the data beside {name}"), external_bytes(graph))?;
-        let mut half = half::widen(&mut proto).map_err(|why| refused(&name, &why))?;
-        let graph = proto.graph.get_or_insert_default();
-        check::graph(graph, opset)
-            .and_then(|()| {
-                quantised::graph(graph);
-                tidy::graph(graph, opset)
-            })
-            .map_err(|why| refused(&name, &why))?;
+        Self::examined(name, onnx, proto, (size, path), &mut Findings::default())
+    }
+
+    /// As [`Model::of_proto`]. Every reason for a refusal is in `findings`; the error is the first.
+    pub(super) fn examined(
+        name: String,
+        mut onnx: Onnx,
+        mut proto: ModelProto,
+        (size, path): (u64, Option<&Path>),
+        findings: &mut Findings,
+    ) -> Result<Self> {
+        let examined = examine(&name, &onnx, &mut proto, (size, path), findings);
+        findings.ended()?;
+        let Examined { mut half, outputs, convolutions, root, data_files } = examined;
         register(&mut onnx);
-        let made = graph.node.iter().flat_map(|n| &n.output).chain(graph.initializer.iter().map(|i| &i.name));
-        let defined: HashSet<&String> = made.chain(graph.input.iter().map(|i| &i.name)).collect();
-        if let Some(output) = graph.output.iter().find(|o| !defined.contains(&o.name)) {
-            let cause = format!("nothing in it computes its output {}: export it again", output.name);
-            return Err(refused(&name, &cause));
-        }
-        let outputs: Vec<String> = graph.output.iter().map(|o| o.name.clone()).collect();
-        // After `tidy`, since layers use its names.
-        let convolutions = convolutions(graph);
-        let external = external::settle(&mut proto, path).map_err(|cause| refused(&name, &cause))?;
-        let root = external.as_ref().map(|external| external.root.as_str());
-        half::external_tensors(&mut proto, &mut half, root.unwrap_or_default())
+        half::external_tensors(&mut proto, &mut half, root.as_deref().unwrap_or_default())
             .map_err(|cause| refused(&name, &cause))?;
-        let parsed = guarded(&name, || onnx.parse(&proto, root))?;
+        let parsed = guarded(&name, || onnx.parse(&proto, root.as_deref()))?;
         drop(proto);
         if !parsed.unresolved_inputs.is_empty() {
             let which = parsed.unresolved_inputs.join(", ");
@@ -206,8 +170,16 @@ impl Model {
                 })
                 .collect()
         })?;
-        let data_files = external.map_or_else(Vec::new, |External { files, .. }| files);
-        Ok(Self { name, graph: parsed.model, inputs, outputs, convolutions, data_files, half })
+        Ok(Self {
+            name,
+            graph: parsed.model,
+            inputs,
+            outputs,
+            convolutions,
+            data_files,
+            half,
+            overridden: Vec::new(),
+        })
     }
 
     /// Path or name of the model.
@@ -255,27 +227,28 @@ impl Model {
     ///
     /// # Errors
     /// [`Error::Mismatch`] for an unknown name or a wrong number of axes, [`Error::InvalidParameter`] for a size of
-    /// zero.
+    /// zero. The message has the axes of the input in the words of the file.
     pub fn with_input_shape(mut self, input: &str, shape: &[usize]) -> Result<Self> {
-        let names: Vec<&str> = self.inputs.iter().map(|i| i.name.as_str()).collect();
-        let Some(index) = names.iter().position(|name| *name == input) else {
-            return Err(Error::mismatch("input", input, names.join(" or "), "name an input of the model"));
+        let Some(index) = self.inputs.iter().position(|own| own.name == input) else {
+            let own: Vec<String> =
+                self.inputs.iter().map(|i| format!("{} {}", i.name, i.described)).collect();
+            return Err(Error::mismatch("input", input, own.join(" or "), "name an input of the model"));
         };
         let info = &mut self.inputs[index];
         if let Some(own) = &info.shape
             && own.len() != shape.len()
         {
-            let (got, expected) = (shape, info.described.clone());
-            return Err(Error::mismatch(
-                format!("shape of input {input}"),
-                got,
-                expected,
-                "give one size an axis",
-            ));
+            let help = format!("give one size an axis: {} sizes, not {}", own.len(), shape.len());
+            let what = format!("shape of input {input}");
+            return Err(Error::mismatch(what, shape, info.described.clone(), help));
         }
         if shape.contains(&0) {
-            let help = "every size must be at least 1";
+            let help = format!("every size must be at least 1; its axes are {}", info.described);
             return Err(Error::invalid(format!("shape of input {input}"), shape, help));
+        }
+        if !info.admits(shape) {
+            let own = format!("{} {shape:?} where the file has {}", info.name, info.described);
+            self.overridden.push(own);
         }
         let fact = guarded(&self.name, || {
             let fact = self.graph.input_fact(index)?.clone();
@@ -304,7 +277,12 @@ impl Model {
             }
         }
         let typed = guarded(&self.name, || lower(self.graph.clone())).map_err(|e| {
-            refused(&self.name, &format!("its operators and shapes do not fit together: {}", cause(&e)))
+            let with = match self.overridden.join(", ") {
+                none if none.is_empty() => none,
+                given => format!(" (with {given})"),
+            };
+            let cause = format!("its operators and shapes do not fit together{with}: {}", cause(&e));
+            refused(&self.name, &cause)
         })?;
         for (node, output) in typed.nodes().iter().flat_map(|n| n.outputs.iter().map(move |o| (n, o))) {
             // Sizes that depend on data are not known yet.
@@ -338,23 +316,49 @@ impl Model {
     }
 }
 
-/// Operators that neither tract nor this crate has, each once.
-fn unknown_operators(graph: &GraphProto, onnx: &Onnx) -> Vec<String> {
-    let known = |node: &&NodeProto| onnx.op_register.0.contains_key(&node.op_type) || upsample::takes(node);
-    let name = |node: &NodeProto| match node.domain.as_str() {
-        "" | "ai.onnx" => node.op_type.clone(),
-        domain => format!("{} of domain {domain}", node.op_type),
-    };
-    let mut unknown: Vec<String> = graph.node.iter().filter(|node| !known(node)).map(name).collect();
-    unknown.sort_unstable();
-    unknown.dedup();
-    unknown
+/// Checks the first byte and the length of a model file. Gives the length, if it is known before reading.
+pub(super) fn admitted(name: &str, file: &mut Input) -> Result<Option<u64>> {
+    // No message begins with a zero byte, and endless files such as /dev/zero often do.
+    if file.head(1)?.first() == Some(&0) {
+        return Err(refused(name, "is not an ONNX model: it begins with a zero byte"));
+    }
+    let length = file.length();
+    if let Some(length) = length.filter(|length| *length > MOST_FILE_BYTES) {
+        return Err(too_long(name, &format!("has {length} bytes")));
+    }
+    // The data are in memory twice for a while: as file contents, and as tensors.
+    memory::require(&format!("reading {name}"), length.unwrap_or(0).saturating_mul(2))?;
+    Ok(length)
 }
 
-/// The version of the standard operators that a file requires.
-fn opset(proto: &ModelProto) -> i64 {
-    let standard = proto.opset_import.iter().find(|import| matches!(import.domain.as_str(), "" | "ai.onnx"));
-    standard.map_or(0, |import| import.version)
+/// tract's reader of ONNX files.
+pub(super) fn framework() -> Onnx {
+    // Value hints in the file may use symbolic sizes; here every size becomes a number.
+    let mut onnx = tract_onnx::onnx().with_ignore_value_info(true);
+    onnx.provider = Arc::new(external::Resolver);
+    onnx
+}
+
+/// Reads the message of a model file, and its size in bytes.
+pub(super) fn message(
+    name: &str,
+    onnx: &Onnx,
+    source: &mut dyn Read,
+    length: Option<u64>,
+) -> Result<(ModelProto, u64)> {
+    let mut source = Source { bytes: source.take(MOST_FILE_BYTES + 1), length };
+    let mut bytes = Vec::new();
+    let read = source.read_to_end(&mut bytes);
+    let size = bytes.len() as u64;
+    if size > MOST_FILE_BYTES {
+        return Err(too_long(name, "goes on"));
+    }
+    let damaged =
+        |cause: &str| refused(name, &format!("is not an ONNX model, or is damaged ({size} bytes): {cause}"));
+    read.map_err(|error| damaged(&error.to_string()))?;
+    memory::require(&format!("decoding {name}"), wire::decoded_bytes(&bytes))?;
+    let proto = guarded(name, || onnx.proto_model_for_read(&mut Whole(bytes)));
+    Ok((proto.map_err(|error| damaged(&cause(&error)))?, size))
 }
 
 /// Reads a file of bounded length into memory of exactly that length, without over-allocation.
@@ -363,16 +367,34 @@ struct Source<'a> {
     length: Option<u64>,
 }
 
-impl Read for Source<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        self.bytes.read(buffer)
-    }
-
+impl Source<'_> {
     fn read_to_end(&mut self, buffer: &mut Vec<u8>) -> std::io::Result<usize> {
         if let Some(length) = self.length.and_then(|length| usize::try_from(length).ok()) {
             buffer.try_reserve_exact(length)?;
         }
         self.bytes.read_to_end(buffer)
+    }
+}
+
+/// Bytes that are passed on without a copy to a reader that wants all of them.
+struct Whole(Vec<u8>);
+
+impl Read for Whole {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let count = buffer.len().min(self.0.len());
+        buffer[..count].copy_from_slice(&self.0[..count]);
+        self.0.drain(..count);
+        Ok(count)
+    }
+
+    fn read_to_end(&mut self, buffer: &mut Vec<u8>) -> std::io::Result<usize> {
+        let count = self.0.len();
+        if buffer.is_empty() {
+            *buffer = std::mem::take(&mut self.0);
+        } else {
+            buffer.append(&mut self.0);
+        }
+        Ok(count)
     }
 }
 
@@ -383,39 +405,11 @@ fn too_long(name: &str, what: &str) -> Error {
     refused(name, &cause)
 }
 
-/// Bytes of the external tensors, by the description in the model.
-fn external_bytes(graph: &GraphProto) -> u64 {
-    let external = graph.initializer.iter().filter(|tensor| {
-        tensor.data_location.is_some_and(|place| place == tensor_proto::DataLocation::External as i32)
-    });
-    let bytes = |tensor: &TensorProto| {
-        // Bytes per element by ONNX type number: bytes and booleans, then 16, 64 and 32 bits.
-        let element = match tensor.data_type {
-            2 | 3 | 9 => 1,
-            4 | 5 | 10 | 16 => 2,
-            7 | 11 | 13 => 8,
-            _ => 4,
-        };
-        let product = |bytes: u64, size: &i64| bytes.saturating_mul(u64::try_from(*size).unwrap_or(0));
-        tensor.dims.iter().fold(element, product)
-    };
-    external.map(bytes).fold(0, u64::saturating_add)
-}
-
 fn cause(error: &Error) -> String {
     match error {
         Error::Model { cause, .. } => cause.to_string(),
         other => other.to_string(),
     }
-}
-
-/// Names and operators of the Conv and ConvTranspose nodes.
-fn convolutions(graph: &GraphProto) -> Vec<(String, LayerOp)> {
-    let named = graph.node.iter().filter_map(|node| {
-        let op = LayerOp::of_convolution(&node.op_type)?;
-        Some((check::name_of(node)?.clone(), op))
-    });
-    named.collect()
 }
 
 /// Adds the operators of this crate to those of tract.

@@ -30,14 +30,18 @@
 mod batch;
 mod check;
 mod conv;
+mod examine;
 mod execute;
 mod external;
 mod find;
+mod findings;
 mod fold;
 mod functions;
 mod guard;
 mod half;
 mod host;
+mod inspect;
+mod inspection;
 mod load;
 mod lower;
 mod memory;
@@ -58,6 +62,7 @@ mod sets;
 mod signature;
 mod slots;
 mod steps;
+mod survey;
 mod tensor;
 #[cfg(test)]
 mod testing;
@@ -66,10 +71,15 @@ mod transpose;
 mod upsample;
 mod value;
 mod whole;
+mod wire;
 
 pub use ::half::{bf16, f16};
+pub use findings::{NodeName, Reason, ReasonKind};
 pub use half::Widened;
 pub use host::HostModel;
+pub use inspection::{
+    AssumedShape, AxisSize, ExternalFile, InputShape, InspectedLayer, Inspection, OperatorCount, Opset, Port,
+};
 pub use load::{InputInfo, Model};
 pub use memory::ModelMemory;
 pub use options::{AutoChoices, GemmChoice, ModelOptions, Progress};

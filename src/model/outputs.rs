@@ -4,7 +4,7 @@
 //!
 //! Invariant: the element type is that of the [`Tensor`](super::Tensor) that a run returns.
 
-use tract_onnx::tract_core::internal::{DatumType, TDim};
+use tract_onnx::tract_core::internal::{DatumType, TDim, TypedModel};
 
 use super::guard::guarded;
 use super::load::Model;
@@ -36,23 +36,27 @@ impl Model {
     /// # Ok::<(), fcdcc::Error>(())
     /// ```
     pub fn output_infos(&self) -> Result<Vec<OutputInfo>> {
-        let graph = self.typed()?;
-        guarded(self.name(), || {
-            let outlets = graph.output_outlets()?.iter().zip(self.outputs());
-            outlets
-                .map(|(outlet, name)| {
-                    let fact = graph.outlet_fact(*outlet)?;
-                    let size = |axis: usize| {
-                        fact.shape.get(axis).and_then(TDim::as_i64).and_then(|s| usize::try_from(s).ok())
-                    };
-                    let shape = (0..fact.shape.rank()).map(size).collect();
-                    let half = self.half().outputs.get(name).map(|half| half.name());
-                    let dtype = half.unwrap_or_else(|| dtype(fact.datum_type));
-                    Ok(OutputInfo { name: name.clone(), dtype, shape })
-                })
-                .collect()
-        })
+        infos(self, &self.typed()?)
     }
+}
+
+/// The outputs of a model with this graph.
+pub(super) fn infos(model: &Model, graph: &TypedModel) -> Result<Vec<OutputInfo>> {
+    guarded(model.name(), || {
+        let outlets = graph.output_outlets()?.iter().zip(model.outputs());
+        outlets
+            .map(|(outlet, name)| {
+                let fact = graph.outlet_fact(*outlet)?;
+                let size = |axis: usize| {
+                    fact.shape.get(axis).and_then(TDim::as_i64).and_then(|s| usize::try_from(s).ok())
+                };
+                let shape = (0..fact.shape.rank()).map(size).collect();
+                let half = model.half().outputs.get(name).map(|half| half.name());
+                let dtype = half.unwrap_or_else(|| dtype(fact.datum_type));
+                Ok(OutputInfo { name: name.clone(), dtype, shape })
+            })
+            .collect()
+    })
 }
 
 /// The type to which [`Tensor`](super::Tensor) converts elements of this type.

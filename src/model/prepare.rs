@@ -128,7 +128,7 @@ impl Model {
 }
 
 /// Replaces the layer and the operators folded into it by a [`CodedOp`].
-fn replace(graph: &mut TypedModel, name: &str, found: &Found, index: usize) -> TractResult<()> {
+pub(super) fn replace(graph: &mut TypedModel, name: &str, found: &Found, index: usize) -> TractResult<()> {
     let data = graph.node(found.node).inputs[found.data];
     let output = match &found.interleave {
         Some(_) => found.shape.output_shape(),

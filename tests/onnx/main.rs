@@ -6,6 +6,8 @@ mod graphs;
 #[cfg(feature = "onnx")]
 mod half;
 #[cfg(feature = "onnx")]
+mod inspect;
+#[cfg(feature = "onnx")]
 mod models;
 #[cfg(feature = "onnx")]
 mod quantised;
@@ -17,7 +19,9 @@ use fcdcc_test_support::suites::Suites;
 fn main() {
     let suites = Suites::from_arguments().add("conv", conv::trials);
     #[cfg(feature = "onnx")]
-    let suites = suites.add("graphs", graphs::trials).add("half", half::trials).add("models", models::trials);
+    let suites = suites.add("graphs", graphs::trials).add("half", half::trials);
+    #[cfg(feature = "onnx")]
+    let suites = suites.add("inspect", inspect::trials).add("models", models::trials);
     #[cfg(feature = "onnx")]
     let suites = suites.add("quantised", quantised::trials).add("transpose", transpose::trials);
     suites.run();
