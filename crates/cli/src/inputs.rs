@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use fcdcc::files::Input;
-use fcdcc::model::{InputInfo, Model, Tensor};
+use fcdcc::model::{InputInfo, InputShape, Model, Tensor};
 use fcdcc::{Error, Result};
 
 use super::arrays::{self, Source};
@@ -77,6 +77,13 @@ impl InputArgs {
         Ok((model, vec![inputs]))
     }
 
+    /// The pictures of a model with one input, in order; none where a single picture or array is given.
+    pub(crate) fn pictures(&self, model: &Model) -> Result<Vec<String>> {
+        let files = assign(&self.input, model.inputs())?;
+        let [files] = files.as_slice() else { return Ok(Vec::new()) };
+        Ok(files.iter().map(|file| file.display().to_string()).collect())
+    }
+
     fn read_input(&self, info: &InputInfo, files: &[PathBuf]) -> Result<Tensor> {
         let first = files.first().expect("every input was assigned a file");
         let mut first = Input::open(first)?;
@@ -111,22 +118,44 @@ fn pieces_of(info: &InputInfo, shape: &[usize]) -> Option<usize> {
     (*batch > 0 && own == rest && count > batch && count.is_multiple_of(*batch)).then_some(*batch)
 }
 
-/// Parses `[NAME=]SIZE,SIZE,...`.
+/// Parses `[NAME=]SIZE,SIZE,...` of an input of `model`.
 pub(crate) fn shape_of(text: &str, model: &Model) -> Result<(String, Vec<usize>)> {
-    let (name, sizes) = match (text.rsplit_once('='), model.inputs()) {
-        (Some((name, sizes)), _) => (name.to_owned(), sizes),
-        (None, [only]) => (only.name.clone(), text),
-        (None, inputs) => {
-            let names: Vec<&str> = inputs.iter().map(|i| i.name.as_str()).collect();
-            let help = format!("the model has inputs {}: write --shape NAME=SIZES", names.join(", "));
+    let described = |input: &InputInfo| format!("{} {}", input.name, input.described);
+    let inputs = model.inputs();
+    let (name, sizes) = parts_of(text);
+    let of_all = || inputs.iter().map(described).collect::<Vec<_>>().join(", ");
+    let name = match (name, inputs) {
+        (Some(name), _) => name,
+        (None, [only]) => &only.name,
+        (None, _) => {
+            let help = format!("the model has inputs {}: write --shape NAME=SIZES", of_all());
             return Err(Error::invalid("shape (--shape)", format!("{text:?}"), help));
         }
     };
-    let sizes: Option<Vec<usize>> = sizes.split([',', 'x']).map(|s| s.trim().parse().ok()).collect();
-    let sizes = sizes.ok_or_else(|| {
+    let sizes = sizes_of(sizes).ok_or_else(|| {
+        let axes = inputs.iter().find(|input| input.name == name).map_or_else(of_all, described);
+        let help = format!("write a size for each axis of {axes}, such as 1,3,224,224 or NAME=1,3,224,224");
+        Error::invalid("shape (--shape)", format!("{text:?}"), help)
+    })?;
+    Ok((name.to_owned(), sizes))
+}
+
+/// Parses `[NAME=]SIZE,SIZE,...` of a model that is not loaded yet.
+pub(crate) fn shape_before(text: &str) -> Result<InputShape> {
+    let (name, sizes) = parts_of(text);
+    let sizes = sizes_of(sizes).ok_or_else(|| {
         Error::invalid("shape (--shape)", format!("{text:?}"), "write it as 1,3,224,224 or NAME=1,3,224,224")
     })?;
-    Ok((name, sizes))
+    Ok(InputShape { input: name.map(str::to_owned), sizes })
+}
+
+/// The name, if there is one, and the sizes.
+fn parts_of(text: &str) -> (Option<&str>, &str) {
+    text.rsplit_once('=').map_or((None, text), |(name, sizes)| (Some(name), sizes))
+}
+
+fn sizes_of(text: &str) -> Option<Vec<usize>> {
+    text.split([',', 'x']).map(|size| size.trim().parse().ok()).collect()
 }
 
 /// Assigns the given files to the inputs.

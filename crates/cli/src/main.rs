@@ -15,6 +15,8 @@ mod environment;
 #[cfg(feature = "onnx")]
 mod inputs;
 #[cfg(feature = "onnx")]
+mod inspect;
+#[cfg(feature = "onnx")]
 mod layers;
 mod ledger;
 #[cfg(any(feature = "cluster", feature = "onnx"))]
@@ -26,6 +28,8 @@ mod options;
 mod picture;
 mod plan;
 mod pool;
+#[cfg(feature = "onnx")]
+mod preset;
 mod print;
 mod progress;
 mod rates;
@@ -35,6 +39,8 @@ mod run;
 mod serve;
 mod stability;
 mod threads;
+#[cfg(feature = "onnx")]
+mod top;
 #[cfg(not(feature = "cluster"))]
 mod without_cluster;
 #[cfg(not(feature = "onnx"))]
@@ -43,6 +49,8 @@ mod without_onnx;
 mod without_serve;
 #[cfg(feature = "cluster")]
 mod worker;
+#[cfg(feature = "onnx")]
+mod wrap;
 
 use std::cell::RefCell;
 use std::io::{IsTerminal, Write};
@@ -57,11 +65,13 @@ use tracing_subscriber::EnvFilter;
 #[cfg(not(feature = "cluster"))]
 use without_cluster::{self as cluster, self as worker, without_cluster};
 #[cfg(not(feature = "onnx"))]
-use without_onnx::{self as demo, self as run, Args as DemoArgs, Args as RunArgs};
+use without_onnx::{
+    self as demo, self as inspect, self as run, Args as DemoArgs, Args as InspectArgs, Args as RunArgs,
+};
 #[cfg(not(feature = "serve"))]
 use without_serve as serve;
 #[cfg(feature = "onnx")]
-use {demo::DemoArgs, run::RunArgs};
+use {demo::DemoArgs, inspect::InspectArgs, run::RunArgs};
 
 /// Coded distributed convolution: exact CNN layers from unreliable workers.
 #[derive(Parser)]
@@ -101,6 +111,8 @@ enum Command {
     Demo(DemoArgs),
     /// Run an ONNX model with every convolution coded over the workers
     Run(Box<RunArgs>),
+    /// Show what an ONNX file holds, and every reason why it cannot run
+    Inspect(InspectArgs),
     /// Compute one coded convolution (ONNX Conv) of .npy arrays
     Conv(Box<conv::ConvArgs>),
     /// Show how each layer of a model would be divided, and why
@@ -160,6 +172,7 @@ fn main() -> ExitCode {
         match cli.command {
             Command::Demo(args) => demo::run(&args, console),
             Command::Run(args) => run::run(&args, console),
+            Command::Inspect(args) => inspect::run(&args, console),
             Command::Conv(args) => conv::run(&args, console),
             Command::Plan(args) => plan::run(&args, console),
             Command::Bench(args) => bench::run(&args, console),

@@ -1,13 +1,13 @@
 //! `fcdcc run`: runs a whole ONNX model with coded convolutions.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::Args;
 use fcdcc::array::DType;
-use fcdcc::files::{self, Output as Place};
+use fcdcc::files::Output as Place;
 use fcdcc::model::{AutoChoices, GemmChoice, ModelOptions, Output, PreparedModel, Tensor, Widened};
-use fcdcc::{Error, LayerReport, Report, Result};
+use fcdcc::{LayerReport, Report, Result};
 use serde::Serialize;
 
 use super::inputs::InputArgs;
@@ -16,13 +16,13 @@ use super::ledger::Ledger;
 use super::metrics::{Metrics, MetricsArgs};
 use super::options::{LayerArgs, Precision};
 use super::progress::Bar;
+use super::top::TopArgs;
 use super::{Console, arrays, pool, print};
 
 /// Run an ONNX model with every convolution coded over the workers.
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
-    fcdcc run resnet50.onnx --input cat.jpg --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225 --top 5 \
-    --labels imagenet.txt\n  \
+    fcdcc run resnet50.onnx --input cat.jpg --preset imagenet --top 5 --softmax --labels imagenet.txt\n  \
     fcdcc run model.onnx --input x.npy --output y.npy --fault random:2:crash --compare --report r.json\n  \
     fcdcc run siamese.onnx --input left=a.npy --input right=b.npy --outputs results")]
 pub(crate) struct RunArgs {
@@ -34,12 +34,8 @@ pub(crate) struct RunArgs {
     /// A folder that gets every output as NAME.npy; it is made if it is not there
     #[arg(long, help_heading = "Results", value_name = "DIR")]
     outputs: Option<PathBuf>,
-    /// Print the K largest values of the first output for each item of the batch
-    #[arg(long, help_heading = "Results", value_name = "K")]
-    top: Option<usize>,
-    /// Names of the classes for --top, one a line
-    #[arg(long, help_heading = "Results", value_name = "FILE", requires = "top")]
-    labels: Option<PathBuf>,
+    #[command(flatten)]
+    top: TopArgs,
     /// Also compute the model on this machine, as its file has it and every convolution from its definition, and print
     /// the largest deviation
     #[arg(long, help_heading = "Results")]
@@ -113,15 +109,17 @@ struct Deviation {
 pub(crate) fn run(args: &RunArgs, console: Console) -> Result<()> {
     let mut ledger = Ledger::default();
     let mut places = Places::plan(args, &mut ledger)?;
-    let labels = args.labels.as_deref().map(read_labels).transpose()?;
+    let top = args.top.plan(&args.inputs.model, &mut ledger, console)?;
     let mut options = model_options(args)?;
     let model = args.inputs.model(&mut ledger)?;
     places.plan_each(args, model.outputs(), &mut ledger)?;
-    let console = console.beside(&ledger);
+    let mut console = console.beside(&ledger);
+    console.tables &= !args.top.is_json();
     let widened = model.widened();
     if let Some(widened) = &widened {
         console.notice(format_args!("{}: {widened}", model.name()));
     }
+    let pictures = args.inputs.pictures(&model)?;
     let (model, batches) = args.inputs.read(model)?;
     // Checked before any work: outputs that cannot be concatenated would be useless.
     let axes = if batches.len() > 1 { model.batch_axes()? } else { Vec::new() };
@@ -163,15 +161,12 @@ pub(crate) fn run(args: &RunArgs, console: Console) -> Result<()> {
             Some(deviations(&outputs, &uncoded))
         }
     };
-    let top = match args.top {
-        None => Vec::new(),
-        Some(k) => top(&outputs[0], k, labels.as_deref())?,
-    };
+    let answers = top.map(|top| top.of(&args.inputs.model, &outputs[0], &pictures, console)).transpose()?;
     let mut report = report(args, &prepared, &mut runs, &outputs, prepare_ms, compare);
     report.widened = widened.map(Into::into);
     places.write(&outputs, &report, console)?;
-    for line in top {
-        print::out(line)?;
+    if let Some(answers) = answers {
+        answers.print()?;
     }
     if !console.tables {
         return Ok(());
@@ -262,20 +257,13 @@ struct Places {
 impl Places {
     /// Checks what can be checked before the model is read.
     fn plan(args: &RunArgs, ledger: &mut Ledger) -> Result<Self> {
-        if args.top == Some(0) {
-            return Err(Error::invalid("number of values (--top)", 0, "use at least one"));
-        }
-        if let Some(labels) = &args.labels {
-            ledger.input("--labels", labels)?;
-        }
+        args.top.check(ledger)?;
         let output = args.output.as_ref().map(|path| ledger.output("--output", path)).transpose()?;
         let report = pool::files(&args.layer, ledger)?;
         if let Some(folder) = &args.outputs {
             Ledger::check_folder("--outputs", folder)?;
         }
-        if args.top.is_some() {
-            ledger.printed("--top")?;
-        }
+        args.top.check_printed(ledger)?;
         Ok(Self { output, each: Vec::new(), report })
     }
 
@@ -321,47 +309,6 @@ fn model_options(args: &RunArgs) -> Result<ModelOptions> {
         }),
         freedom: if args.auto { AutoChoices::ALL } else { AutoChoices::default() },
     })
-}
-
-fn read_labels(path: &Path) -> Result<Vec<String>> {
-    let bad = |cause: String| Error::File { path: path.display().to_string(), cause, input: true };
-    let text = files::read_text(path)?;
-    let labels: Vec<String> = text.lines().map(|line| line.trim().to_owned()).collect();
-    if labels.is_empty() {
-        return Err(bad("holds no label: write one a line".to_owned()));
-    }
-    Ok(labels)
-}
-
-/// Lines with the `k` largest values for each item of the batch.
-fn top(output: &Output, k: usize, labels: Option<&[String]>) -> Result<Vec<String>> {
-    let values = output.tensor.to_f64();
-    let batch = if output.tensor.shape().len() < 2 { 1 } else { output.tensor.shape()[0] };
-    let classes = values.len() / batch.max(1);
-    if let Some(labels) = labels
-        && labels.len() != classes
-    {
-        let expected = format!("{classes}, one for each value of output {}", output.name);
-        return Err(Error::mismatch(
-            "number of labels",
-            labels.len(),
-            expected,
-            "give the labels of this model",
-        ));
-    }
-    let mut lines = Vec::new();
-    for (item, scores) in values.chunks(classes.max(1)).enumerate() {
-        if batch > 1 {
-            lines.push(format!("item {item}"));
-        }
-        let mut order: Vec<usize> = (0..scores.len()).collect();
-        order.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]));
-        for (rank, class) in order.iter().take(k).enumerate() {
-            let label = labels.map_or_else(String::new, |l| format!("  {}", l[*class]));
-            lines.push(format!("{:>3}. {:>12.6}  class {class}{label}", rank + 1, scores[*class]));
-        }
-    }
-    Ok(lines)
 }
 
 /// Distinct file names for the outputs, made from their names.
@@ -425,24 +372,10 @@ fn report(
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 mod tests {
-    use ndarray::ArrayD;
-
     use super::*;
 
     fn given(files: &[&str]) -> Vec<String> {
         files.iter().map(|f| (*f).to_owned()).collect()
-    }
-
-    #[test]
-    fn the_largest_values_come_first_and_labels_must_fit() {
-        let scores = ArrayD::from_shape_vec(vec![2, 3, 1], vec![0.1f32, 0.7, 0.2, 3.0, -1.0, 5.0]).unwrap();
-        let output = Output { name: "y".to_owned(), tensor: scores.into() };
-        let labels = given(&["cat", "dog", "owl"]);
-        let lines = top(&output, 2, Some(&labels)).unwrap();
-        assert_eq!(lines.len(), 6);
-        assert!(lines[1].contains("0.7") && lines[1].ends_with("dog") && lines[4].ends_with("class 2  owl"));
-        let few = top(&output, 2, Some(&labels[..2])).unwrap_err().to_string();
-        assert!(few.contains("is 2 where 3"), "{few}");
     }
 
     #[test]

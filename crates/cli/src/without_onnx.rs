@@ -1,4 +1,4 @@
-//! Errors of `run` and `demo` in a binary without feature `onnx`.
+//! Errors of `run`, `inspect` and `demo` in a binary without feature `onnx`.
 
 use fcdcc::{Error, Result};
 

@@ -5,6 +5,7 @@ mod conv;
 mod external;
 mod files;
 mod inputs;
+mod inspect;
 mod limits;
 mod plan;
 mod refusals;

@@ -173,6 +173,65 @@ fn several_pictures_make_a_batch() {
 }
 
 #[test]
+fn answers_are_probabilities_and_json_where_they_are_asked_for() {
+    let folder = material();
+    fs::copy(folder.path("digit.png"), folder.path("other.png")).unwrap();
+    let said = exact(&folder, "--input digit.png other.png --top 10 --softmax --json --labels labels.txt");
+    let answers: serde_json::Value = serde_json::from_str(&said.out).unwrap();
+    let items = answers["items"].as_array().unwrap();
+    let files: Vec<&str> = items.iter().map(|item| item["file"].as_str().unwrap()).collect();
+    assert_eq!((files, &answers["output"]), (vec!["digit.png", "other.png"], &"logits".into()));
+    let top = items[1]["top"].as_array().unwrap();
+    let number = |class: &serde_json::Value, field: &str| class[field].as_f64().unwrap();
+    let powers: f64 = top.iter().map(|class| (number(class, "value") - number(&top[0], "value")).exp()).sum();
+    for class in top {
+        let by_hand = (number(class, "value") - number(&top[0], "value")).exp() / powers;
+        assert!((number(class, "probability") - by_hand).abs() < 1e-12, "{class}");
+        assert!(class["label"].is_string());
+    }
+    // Lines: the same order, probabilities in place of values.
+    let said = exact(&folder, "--input digit.png other.png --top 2 --softmax --quiet");
+    let lines: Vec<&str> = said.out.lines().collect();
+    assert_eq!((lines[0], lines[3]), ("item 0  digit.png", "item 1  other.png"));
+    let written: f64 = lines[4].split_whitespace().nth(1).unwrap().parse().unwrap();
+    assert!((written - number(&top[0], "probability")).abs() < 1e-6, "{lines:?}");
+    let plain = exact(&folder, "--input digit.png other.png --top 2 --quiet");
+    assert!(!plain.out.contains(lines[4]));
+    // An array names no file; without --softmax there is no probability.
+    digits(&folder, 2);
+    let said = exact(&folder, "--input some.npy --top 1 --json");
+    let answers: serde_json::Value = serde_json::from_str(&said.out).unwrap();
+    let item = &answers["items"][1];
+    assert!(item["file"].is_null() && item["top"][0]["probability"].is_null(), "{answers}");
+    for unfit in ["--softmax", "--json"] {
+        let error = folder.refused(2, &format!("run lenet5.onnx --input some.npy {unfit}"), Folder::run);
+        assert!(error.contains("--top"), "{error}");
+    }
+}
+
+#[test]
+fn labels_beside_the_model_are_used_if_they_fit() {
+    let folder = material();
+    let args = "run lenet5.onnx --backend cpu --input digit.png --top 1";
+    // The name must be that of the model.
+    let plain = folder.run(&format!("{args} --quiet")).out;
+    fs::copy(folder.path("labels.txt"), folder.path("lenet5.labels.txt")).unwrap();
+    let said = folder.run(args);
+    assert_eq!((said.status, said.err.as_str()), (0, "notice: labels are from lenet5.labels.txt\n"));
+    let named = said.out.lines().next().unwrap();
+    assert!(named.starts_with(plain.trim_end()) && named.len() > plain.trim_end().len(), "{named}");
+    // Labels that were asked for win.
+    folder.write("upper.txt", "A\nB\nC\nD\nE\nF\nG\nH\nI\nJ\n");
+    let said = folder.run(&format!("{args} --labels upper.txt"));
+    assert_eq!((said.status, said.err.as_str()), (0, ""));
+    assert_ne!(said.out.lines().next(), Some(named));
+    folder.write("lenet5.labels.txt", "one\ntwo\n");
+    let said = folder.run(args);
+    assert_eq!((said.status, said.out.lines().next()), (0, Some(plain.trim_end())));
+    assert!(said.err.contains("it has 2 labels where output logits has 10 values"), "{}", said.err);
+}
+
+#[test]
 fn a_model_with_a_fixed_batch_is_run_as_often_as_needed() {
     let folder = material();
     digits(&folder, 6);
