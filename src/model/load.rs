@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tract_onnx::Onnx;
 use tract_onnx::pb::ModelProto;
 use tract_onnx::prelude::{Framework, InferenceModel};
-use tract_onnx::tract_core::internal::{DatumType, TypedModel};
+use tract_onnx::tract_core::internal::{DatumType, SpecialOps, TypedModel};
 use tract_onnx::tract_hir::infer::{Factoid, InferenceFact};
 
 use super::examine::{Examined, examine};
@@ -18,7 +18,7 @@ use super::guard::{guarded, one_line, refused};
 use super::half::{self, Half, Widened};
 use super::lower::lower;
 use super::round::{self, HalfType};
-use super::tensor::dtype_name;
+use super::tensor::{Given, Tensor, dtype_name};
 use super::{resize, transpose, upsample, whole, wire};
 use crate::error::{Error, Message, Parameter, Result};
 use crate::files::Input;
@@ -229,11 +229,7 @@ impl Model {
     /// [`Error::Mismatch`] for an unknown name or a wrong number of axes, [`Error::InvalidParameter`] for a size of
     /// zero. The message has the axes of the input in the words of the file.
     pub fn with_input_shape(mut self, input: &str, shape: &[usize]) -> Result<Self> {
-        let Some(index) = self.inputs.iter().position(|own| own.name == input) else {
-            let own: Vec<String> =
-                self.inputs.iter().map(|i| format!("{} {}", i.name, i.described)).collect();
-            return Err(Error::mismatch("input", input, own.join(" or "), "name an input of the model"));
-        };
+        let index = self.index_of(input)?;
         let info = &mut self.inputs[index];
         if let Some(own) = &info.shape
             && own.len() != shape.len()
@@ -257,6 +253,47 @@ impl Model {
         })?;
         *info = describe(input, &fact, self.half.inputs.get(input));
         Ok(self)
+    }
+
+    /// Fixes the value of an input: it becomes a constant of the graph, and [`Model::inputs`] no longer has it. Needed for
+    /// inputs that hold sizes, axes or other parameters on which shapes depend, since every shape must be known when a model
+    /// is prepared.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] for an unknown name, another shape, or values that the input's type does not have.
+    pub fn with_input_value(mut self, input: &str, value: &Tensor) -> Result<Self> {
+        let index = self.index_of(input)?;
+        let info = &self.inputs[index];
+        if !info.admits(value.shape()) {
+            let help = "give a value of the input's shape";
+            let what = format!("shape of input {input}");
+            return Err(Error::mismatch(what, value.shape(), info.described.clone(), help));
+        }
+        let constant = match self.half.inputs.get(input) {
+            Some(half) => Given::rounded(value, input, *half)?.into_tensor(),
+            None => value.for_model(input, self.input_type(index)?)?,
+        };
+        guarded(&self.name, || {
+            let outlet = self.graph.input_outlets()?[index];
+            let constant = self.graph.add_const(format!("value of {input}"), constant)?;
+            for inlet in self.graph.node(outlet.node).outputs[outlet.slot].successors.clone() {
+                self.graph.add_edge(constant, inlet)?;
+            }
+            self.graph.inputs.retain(|own| *own != outlet);
+            self.graph.outputs.iter_mut().filter(|own| **own == outlet).for_each(|own| *own = constant);
+            Ok(())
+        })?;
+        self.inputs.remove(index);
+        Ok(self)
+    }
+
+    /// The index of the input called `name`.
+    fn index_of(&self, name: &str) -> Result<usize> {
+        self.inputs.iter().position(|own| own.name == name).ok_or_else(|| {
+            let own: Vec<String> =
+                self.inputs.iter().map(|i| format!("{} {}", i.name, i.described)).collect();
+            Error::mismatch("input", name, own.join(" or "), "name an input of the model")
+        })
     }
 
     /// The graph with all types and shapes inferred.

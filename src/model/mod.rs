@@ -55,6 +55,7 @@ mod prepare;
 mod prepared;
 mod quantised;
 mod resize;
+mod rewrite;
 mod round;
 mod runnable;
 mod schedule;

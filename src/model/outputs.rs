@@ -63,9 +63,13 @@ pub(super) fn infos(model: &Model, graph: &TypedModel) -> Result<Vec<OutputInfo>
 fn dtype(of: DatumType) -> &'static str {
     match of {
         DatumType::F64 => "f64",
-        DatumType::I32 => "i32",
         DatumType::I8 => "i8",
+        DatumType::I16 => "i16",
+        DatumType::I32 => "i32",
         DatumType::U8 => "u8",
+        DatumType::U16 => "u16",
+        DatumType::U32 => "u32",
+        DatumType::U64 => "u64",
         DatumType::Bool => "bool",
         float if float.is_float() => "f32",
         _ => "i64",

@@ -23,6 +23,8 @@ pub enum Tensor {
     F32(ArrayD<f32>),
     /// 64-bit floats.
     F64(ArrayD<f64>),
+    /// 16-bit signed integers.
+    I16(ArrayD<i16>),
     /// 32-bit integers.
     I32(ArrayD<i32>),
     /// 64-bit integers: class indices, sizes.
@@ -31,6 +33,12 @@ pub enum Tensor {
     I8(ArrayD<i8>),
     /// 8-bit unsigned integers.
     U8(ArrayD<u8>),
+    /// 16-bit unsigned integers.
+    U16(ArrayD<u16>),
+    /// 32-bit unsigned integers.
+    U32(ArrayD<u32>),
+    /// 64-bit unsigned integers.
+    U64(ArrayD<u64>),
     /// Booleans.
     Bool(ArrayD<bool>),
 }
@@ -42,10 +50,14 @@ macro_rules! each {
             Tensor::BF16($array) => $value,
             Tensor::F32($array) => $value,
             Tensor::F64($array) => $value,
+            Tensor::I16($array) => $value,
             Tensor::I32($array) => $value,
             Tensor::I64($array) => $value,
             Tensor::I8($array) => $value,
             Tensor::U8($array) => $value,
+            Tensor::U16($array) => $value,
+            Tensor::U32($array) => $value,
+            Tensor::U64($array) => $value,
             Tensor::Bool($array) => $value,
         }
     };
@@ -61,7 +73,8 @@ macro_rules! from_array {
     };
 }
 
-from_array!(f16 => F16, bf16 => BF16, f32 => F32, f64 => F64, i32 => I32, i64 => I64, i8 => I8, u8 => U8, bool => Bool);
+from_array!(f16 => F16, bf16 => BF16, f32 => F32, f64 => F64, bool => Bool);
+from_array!(i8 => I8, i16 => I16, i32 => I32, i64 => I64, u8 => U8, u16 => U16, u32 => U32, u64 => U64);
 
 impl Tensor {
     /// Sizes of the axes.
@@ -70,7 +83,7 @@ impl Tensor {
         each!(self, array => array.shape())
     }
 
-    /// Name of the element type: `f16`, `bf16`, `f32`, `f64`, `i32`, `i64`, `i8`, `u8` or `bool`.
+    /// Name of the element type: `f16`, `bf16`, `f32`, `f64`, `i8` to `i64`, `u8` to `u64` or `bool`.
     #[must_use]
     pub fn dtype(&self) -> &'static str {
         match self {
@@ -78,10 +91,14 @@ impl Tensor {
             Self::BF16(_) => HalfType::Bf16.name(),
             Self::F32(_) => "f32",
             Self::F64(_) => "f64",
+            Self::I16(_) => "i16",
             Self::I32(_) => "i32",
             Self::I64(_) => "i64",
             Self::I8(_) => "i8",
             Self::U8(_) => "u8",
+            Self::U16(_) => "u16",
+            Self::U32(_) => "u32",
+            Self::U64(_) => "u64",
             Self::Bool(_) => "bool",
         }
     }
@@ -171,10 +188,14 @@ impl Tensor {
             Self::BF16(_) => joined!(BF16),
             Self::F32(_) => joined!(F32),
             Self::F64(_) => joined!(F64),
+            Self::I16(_) => joined!(I16),
             Self::I32(_) => joined!(I32),
             Self::I64(_) => joined!(I64),
             Self::I8(_) => joined!(I8),
             Self::U8(_) => joined!(U8),
+            Self::U16(_) => joined!(U16),
+            Self::U32(_) => joined!(U32),
+            Self::U64(_) => joined!(U64),
             Self::Bool(_) => joined!(Bool),
         }
     }
@@ -187,10 +208,14 @@ impl Tensor {
             Self::BF16(a) => a.iter().map(|v| f64::from(*v)).collect(),
             Self::F32(a) => a.iter().map(|v| f64::from(*v)).collect(),
             Self::F64(a) => a.iter().copied().collect(),
+            Self::I16(a) => a.iter().map(|v| f64::from(*v)).collect(),
             Self::I32(a) => a.iter().map(|v| f64::from(*v)).collect(),
             Self::I64(a) => a.iter().map(|v| *v as f64).collect(),
             Self::I8(a) => a.iter().map(|v| f64::from(*v)).collect(),
             Self::U8(a) => a.iter().map(|v| f64::from(*v)).collect(),
+            Self::U16(a) => a.iter().map(|v| f64::from(*v)).collect(),
+            Self::U32(a) => a.iter().map(|v| f64::from(*v)).collect(),
+            Self::U64(a) => a.iter().map(|v| *v as f64).collect(),
             Self::Bool(a) => a.iter().map(|v| f64::from(u8::from(*v))).collect(),
         }
     }
@@ -226,10 +251,14 @@ impl Tensor {
             Self::BF16(array) => array.mapv(f32::from).into_tensor(),
             Self::F32(array) => array.clone().into_tensor(),
             Self::F64(array) => array.clone().into_tensor(),
+            Self::I16(array) => array.clone().into_tensor(),
             Self::I32(array) => array.clone().into_tensor(),
             Self::I64(array) => array.clone().into_tensor(),
             Self::I8(array) => array.clone().into_tensor(),
             Self::U8(array) => array.clone().into_tensor(),
+            Self::U16(array) => array.clone().into_tensor(),
+            Self::U32(array) => array.clone().into_tensor(),
+            Self::U64(array) => array.clone().into_tensor(),
             Self::Bool(array) => array.clone().into_tensor(),
         }
     }
@@ -272,12 +301,16 @@ impl Tensor {
         guarded(name, || {
             Ok(match tensor.datum_type() {
                 DatumType::F64 => Self::F64(tensor.to_plain_array_view()?.to_owned()),
+                DatumType::I16 => Self::I16(tensor.to_plain_array_view()?.to_owned()),
                 DatumType::I32 => Self::I32(tensor.to_plain_array_view()?.to_owned()),
                 DatumType::I64 => Self::I64(tensor.to_plain_array_view()?.to_owned()),
                 DatumType::I8 => Self::I8(tensor.to_plain_array_view()?.to_owned()),
                 DatumType::U8 => Self::U8(tensor.to_plain_array_view()?.to_owned()),
+                DatumType::U16 => Self::U16(tensor.to_plain_array_view()?.to_owned()),
+                DatumType::U32 => Self::U32(tensor.to_plain_array_view()?.to_owned()),
+                DatumType::U64 => Self::U64(tensor.to_plain_array_view()?.to_owned()),
                 DatumType::Bool => Self::Bool(tensor.to_plain_array_view()?.to_owned()),
-                // Small integers and tract's sizes fit into i64, half floats into f32.
+                // tract's sizes fit into i64, half floats into f32.
                 dt if dt.is_float() => Self::F32(tensor.cast_to::<f32>()?.to_plain_array_view()?.to_owned()),
                 _ => Self::I64(tensor.cast_to::<i64>()?.to_plain_array_view()?.to_owned()),
             })

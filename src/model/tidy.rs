@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 use tract_onnx::pb::{AttributeProto, GraphProto, NodeProto, TensorProto, attribute_proto};
 
 use super::check::{attribute, called, scalar};
-use super::{resize, upsample};
+use super::{resize, rewrite, upsample};
 
 /// Rewrites a graph and the graphs inside its nodes; `opset` is the version of the standard operators.
 ///
@@ -70,7 +70,7 @@ pub(super) fn graph(graph: &mut GraphProto, opset: i64) -> Result<(), String> {
             }
             _ => {}
         }
-        nodes.push(node);
+        rewrite::add(node, &mut fresh, &mut nodes)?;
     }
     graph.node = nodes;
     Ok(())

@@ -160,10 +160,10 @@ pub(crate) fn read_array<T: Element>(path: &Path, wanted: &[&str]) -> Result<Arr
     })
 }
 
-/// Reads an array of any element type; a type that models do not have becomes the next wider one that holds its values.
+/// Reads an array of any element type.
 ///
 /// # Errors
-/// The errors of [`read_array`]; also for unsigned integers beyond i64.
+/// The errors of [`read_array`].
 #[cfg(feature = "onnx")]
 pub(crate) fn read_tensor(source: Source<'_>) -> Result<Tensor> {
     source.read(|npy, bad| {
@@ -177,23 +177,13 @@ pub(crate) fn read_tensor(source: Source<'_>) -> Result<Tensor> {
             Kind::F32 => of!(4, f32, f32::from_le_bytes),
             Kind::F64 => of!(8, f64, f64::from_le_bytes),
             Kind::I8 => of!(1, i8, i8::from_le_bytes),
-            Kind::I16 => of!(2, i32, |b| i32::from(i16::from_le_bytes(b))),
+            Kind::I16 => of!(2, i16, i16::from_le_bytes),
             Kind::I32 => of!(4, i32, i32::from_le_bytes),
             Kind::I64 => of!(8, i64, i64::from_le_bytes),
             Kind::U8 => of!(1, u8, u8::from_le_bytes),
-            Kind::U16 => of!(2, i32, |b| i32::from(u16::from_le_bytes(b))),
-            Kind::U32 => of!(4, i64, |b| i64::from(u32::from_le_bytes(b))),
-            Kind::U64 => npy
-                .decode::<i64, 8>(bad, |bytes, index| {
-                    let value = u64::from_le_bytes(bytes);
-                    i64::try_from(value).map_err(|_| {
-                        format!(
-                            "holds {value} at flat index {index} where at most {} can be given: convert it with .astype()",
-                            i64::MAX
-                        )
-                    })
-                })
-                .map(Tensor::from),
+            Kind::U16 => of!(2, u16, u16::from_le_bytes),
+            Kind::U32 => of!(4, u32, u32::from_le_bytes),
+            Kind::U64 => of!(8, u64, u64::from_le_bytes),
             Kind::Bool => of!(1, bool, |[byte]: [u8; 1]| byte != 0),
         }
     })
@@ -208,10 +198,14 @@ pub(crate) fn write_tensor(output: Output, tensor: &Tensor) -> Result<()> {
             Tensor::BF16(array) => array.mapv(f32::from).write_npy(out),
             Tensor::F32(array) => array.write_npy(out),
             Tensor::F64(array) => array.write_npy(out),
+            Tensor::I16(array) => array.write_npy(out),
             Tensor::I32(array) => array.write_npy(out),
             Tensor::I64(array) => array.write_npy(out),
             Tensor::I8(array) => array.write_npy(out),
             Tensor::U8(array) => array.write_npy(out),
+            Tensor::U16(array) => array.write_npy(out),
+            Tensor::U32(array) => array.write_npy(out),
+            Tensor::U64(array) => array.write_npy(out),
             Tensor::Bool(array) => array.write_npy(out),
             other => {
                 let cause = format!("{} arrays cannot be written as .npy", other.dtype());

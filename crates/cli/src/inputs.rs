@@ -77,6 +77,38 @@ impl InputArgs {
         Ok((model, vec![inputs]))
     }
 
+    /// Makes inputs on which shapes depend constants of the model: small arrays of integers and, if these do not suffice, of
+    /// floats. The names of those inputs come with the model and the other inputs; none if all shapes are known anyway, or
+    /// cannot be known.
+    pub(crate) fn fix(model: Model, mut batches: Vec<Vec<Tensor>>) -> (Model, Vec<Vec<Tensor>>, Vec<String>) {
+        let ([inputs], Err(_)) = (batches.as_mut_slice(), model.output_infos()) else {
+            return (model, batches, Vec::new());
+        };
+        for floats in [false, true] {
+            let is_parameter = |tensor: &Tensor| {
+                let small =
+                    tensor.shape().len() <= 1 && tensor.shape().iter().product::<usize>() <= MOST_PARAMETERS;
+                small && (floats || !tensor.dtype().contains('f'))
+            };
+            let taken: Vec<bool> = inputs.iter().map(is_parameter).collect();
+            let named = model.inputs().iter().zip(&*inputs).zip(&taken).filter(|(_, taken)| **taken);
+            let named: Vec<(String, &Tensor)> =
+                named.map(|((info, tensor), _)| (info.name.clone(), tensor)).collect();
+            let fixed = named
+                .iter()
+                .try_fold(model.clone(), |model, (name, tensor)| model.with_input_value(name, tensor));
+            if let Ok(fixed) = fixed
+                && fixed.output_infos().is_ok()
+            {
+                let names = named.into_iter().map(|(name, _)| name).collect();
+                let mut taken = taken.into_iter();
+                inputs.retain(|_| !taken.next().unwrap_or(false));
+                return (fixed, batches, names);
+            }
+        }
+        (model, batches, Vec::new())
+    }
+
     /// The pictures of a model with one input, in order; none where a single picture or array is given.
     pub(crate) fn pictures(&self, model: &Model) -> Result<Vec<String>> {
         let files = assign(&self.input, model.inputs())?;
@@ -110,6 +142,9 @@ impl InputArgs {
         }
     }
 }
+
+/// Elements of an array that may hold sizes, axes, scales or flags.
+const MOST_PARAMETERS: usize = 64;
 
 /// The model's fixed batch size, if data of this shape are several batches.
 fn pieces_of(info: &InputInfo, shape: &[usize]) -> Option<usize> {

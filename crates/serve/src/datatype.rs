@@ -348,10 +348,14 @@ impl Serialize for Flat<'_> {
             Tensor::BF16(array) => serializer.collect_seq(array.iter().map(|value| value.to_f32())),
             Tensor::F32(array) => serializer.collect_seq(array.iter()),
             Tensor::F64(array) => serializer.collect_seq(array.iter()),
+            Tensor::I16(array) => serializer.collect_seq(array.iter()),
             Tensor::I32(array) => serializer.collect_seq(array.iter()),
             Tensor::I64(array) => serializer.collect_seq(array.iter()),
             Tensor::I8(array) => serializer.collect_seq(array.iter()),
             Tensor::U8(array) => serializer.collect_seq(array.iter()),
+            Tensor::U16(array) => serializer.collect_seq(array.iter()),
+            Tensor::U32(array) => serializer.collect_seq(array.iter()),
+            Tensor::U64(array) => serializer.collect_seq(array.iter()),
             Tensor::Bool(array) => serializer.collect_seq(array.iter()),
             _ => Err(serde::ser::Error::custom("an element type without a JSON form")),
         }
@@ -373,10 +377,14 @@ pub(crate) fn write_bytes(tensor: &Tensor, to: &mut Vec<u8>) {
         Tensor::BF16(array) => raw!(array),
         Tensor::F32(array) => raw!(array),
         Tensor::F64(array) => raw!(array),
+        Tensor::I16(array) => raw!(array),
         Tensor::I32(array) => raw!(array),
         Tensor::I64(array) => raw!(array),
         Tensor::I8(array) => raw!(array),
         Tensor::U8(array) => raw!(array),
+        Tensor::U16(array) => raw!(array),
+        Tensor::U32(array) => raw!(array),
+        Tensor::U64(array) => raw!(array),
         _ => {}
     }
 }
