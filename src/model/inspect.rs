@@ -13,16 +13,14 @@ use std::path::Path;
 
 use tract_onnx::Onnx;
 use tract_onnx::pb::{GraphProto, ModelProto, NodeProto};
-use tract_onnx::prelude::TractResult;
 use tract_onnx::tract_core::internal::{OutletId, TypedModel, TypedNode};
 use tract_onnx::tract_core::ops::cnn::Conv;
 use tract_onnx::tract_core::ops::einsum::EinSum;
 use tract_onnx::tract_core::ops::konst::Const;
-use tract_onnx::tract_core::ops::source::TypedSource;
 
 use super::conv::ConvOp;
 use super::examine::{is_known, operator};
-use super::find::{Layer, layers};
+use super::find::{Layer, LayerOp, layers};
 use super::findings::{Findings, ReasonKind};
 use super::functions;
 use super::guard::guarded;
@@ -31,8 +29,8 @@ use super::load::{Model, admitted, framework, message};
 use super::memory::ModelMemory;
 use super::options::{GemmChoice, ModelOptions};
 use super::outputs::infos;
-use super::place::place;
-use super::prepare::replace;
+use super::place::{of_layer, place};
+use super::prepare::{flaw, replace};
 use super::runnable::Program;
 use super::survey;
 use super::transpose::TransposeOp;
@@ -171,22 +169,23 @@ impl Inspection {
                 _ => self.unchecked.push(input.name),
             }
         }
+        if self.unchecked.is_empty()
+            && let Err(error) = self.graph(&model, findings)
+        {
+            findings.error(&self.file, ReasonKind::Shape, error);
+        }
+        // In the order of `prepare`.
         for index in 0..model.inputs().len() {
             if let Err(error) = model.input_type(index) {
                 findings.error(&self.file, ReasonKind::Type, error);
             }
-        }
-        if self.unchecked.is_empty()
-            && let Err(error) = self.graph(&model)
-        {
-            findings.error(&self.file, ReasonKind::Shape, error);
         }
         Ok(())
     }
 
     /// Describes the graph of a model whose shapes are known, and goes through the steps of
     /// [`Model::prepare`](super::Model::prepare) up to the workers.
-    fn graph(&mut self, model: &Model) -> Result<()> {
+    fn graph(&mut self, model: &Model, findings: &mut Findings) -> Result<()> {
         let mut graph = model.typed()?;
         let found = layers(model.name(), &graph)?;
         for (port, info) in self.outputs.iter_mut().zip(infos(model, &graph)?) {
@@ -198,7 +197,7 @@ impl Inspection {
                 info.dtype.clone_into(&mut port.dtype);
             }
         }
-        let work = guarded(model.name(), || work_of(&graph))?;
+        let work = work_of(&graph);
         self.multiply_adds = work.values().map(|work| work.multiply_adds).sum();
         let needed = ModelMemory::of(model.name(), &graph)?;
         self.activation_bytes = activation_bytes(&graph);
@@ -221,7 +220,7 @@ impl Inspection {
             });
             layer.coded = Some(placed.is_ok());
             match placed {
-                Ok(found) => coded.push((name, found)),
+                Ok(found) => coded.push((name, op, found)),
                 Err(why) => layer.why = Some(why),
             }
         }
@@ -233,7 +232,14 @@ impl Inspection {
             }
         }
         memory::require(&format!("{}, prepared and run,", model.name()), needed.additional())?;
-        for (index, (name, found)) in coded.iter().enumerate() {
+        for (index, (name, op, found)) in coded.iter().enumerate() {
+            // Products with such numbers may stay on the host, where they are computed.
+            if *op != LayerOp::Gemm
+                && let Some(error) = flaw(found)?
+            {
+                findings.error(&self.file, ReasonKind::Node, of_layer(name, error));
+                findings.of_nodes(&[named(name, op.name())]);
+            }
             guarded(model.name(), || replace(&mut graph, name, found, index))?;
         }
         drop(coded);
@@ -278,6 +284,11 @@ impl InspectedLayer {
     }
 }
 
+/// A node without content.
+fn named(name: &str, op: &str) -> NodeProto {
+    NodeProto { name: name.to_owned(), op_type: op.to_owned(), ..NodeProto::default() }
+}
+
 /// Collects the nodes with unknown operators in the graphs inside a node, without their content.
 fn inner_unknown(node: &NodeProto, onnx: &Onnx, found: &mut Vec<NodeProto>) {
     let graphs = node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs));
@@ -303,7 +314,7 @@ struct Work {
 }
 
 /// The work of each convolution and product of a graph, by the name of its node.
-fn work_of(graph: &TypedModel) -> TractResult<HashMap<String, Work>> {
+fn work_of(graph: &TypedModel) -> HashMap<String, Work> {
     let mut all = HashMap::new();
     for node in graph.nodes() {
         let transposed = node.op_as::<TransposeOp>();
@@ -317,21 +328,20 @@ fn work_of(graph: &TypedModel) -> TractResult<HashMap<String, Work>> {
         let filters = node.inputs.get(1).copied().and_then(shape);
         let multiply_adds = match node.op_as::<EinSum>() {
             Some(product) => product_work(graph, node, product),
-            None if transposed.is_some() => times(&input, &filters),
-            None if plain => times(&output, &filters),
+            None if transposed.is_some() => times(input.as_deref(), filters.as_deref()),
+            None if plain => times(output.as_deref(), filters.as_deref()),
             None => continue,
         };
         let own = node.name.strip_suffix(".ab").unwrap_or(&node.name);
         let name = conv.map(ConvOp::name).or_else(|| transposed.map(TransposeOp::name)).unwrap_or(own);
         all.insert(name.to_owned(), Work { input, output, multiply_adds });
     }
-    Ok(all)
+    all
 }
 
 /// Multiply-adds of a convolution, where each of `elems` meets one filter (or, transposed, one slice of the filters).
-fn times(elems: &Option<Vec<usize>>, filters: &Option<Vec<usize>>) -> Option<u64> {
-    let (elems, filters) = (elems.as_ref()?, filters.as_ref()?);
-    let sizes = elems.iter().chain(filters.get(1..)?);
+fn times(elems: Option<&[usize]>, filters: Option<&[usize]>) -> Option<u64> {
+    let sizes = elems?.iter().chain(filters?.get(1..)?);
     Some(sizes.fold(1u64, |product, size| product.saturating_mul(*size as u64)))
 }
 
@@ -350,9 +360,9 @@ fn product_work(graph: &TypedModel, node: &TypedNode, product: &EinSum) -> Optio
     })
 }
 
-/// Bytes of all values that a graph computes; `None` if a size depends on data.
+/// Bytes of all inputs and computed values of a graph; `None` if a size depends on data.
 fn activation_bytes(graph: &TypedModel) -> Option<u64> {
-    let computed = graph.nodes().iter().filter(|node| !node.op_is::<Const>() && !node.op_is::<TypedSource>());
+    let computed = graph.nodes().iter().filter(|node| !node.op_is::<Const>());
     computed.flat_map(|node| &node.outputs).try_fold(0u64, |sum, output| {
         let shape = output.fact.shape.as_concrete()?;
         let bytes = output.fact.datum_type.size_of() as u64;

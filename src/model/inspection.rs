@@ -61,7 +61,7 @@ pub struct Inspection {
     pub parameter_bytes: u64,
     /// Multiply-adds of a run, in convolutions and matrix products; `None` without shapes.
     pub multiply_adds: Option<u64>,
-    /// Bytes of all values computed in a run, in the types in which they are computed; `None` without shapes.
+    /// Bytes of all inputs and computed values of a run, in the types in which it computes; `None` without shapes.
     pub activation_bytes: Option<u64>,
     /// Bytes of the values that are in memory at one time, at most; `None` without shapes.
     pub peak_activation_bytes: Option<u64>,

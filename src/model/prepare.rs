@@ -18,10 +18,10 @@ use super::place::{STAYS, of_layer, place, stays};
 use super::prepared::{CodedLayer, LayerPlacement, LocalLayer, PreparedModel};
 use super::runnable::{Program, shunt};
 use super::signature::Signature;
-use crate::array::{DType, Element};
+use crate::array::{DType, Element, first_non_finite};
 use crate::coding::Code;
 use crate::engine::{CodedConv, LayerOptions, SharedWeight, integers_fit};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::memory;
 use crate::planner::{LayerMemory, LayerPlan, Way, subtask_shape};
 use crate::scheduler::{Fleet, Pool};
@@ -227,6 +227,26 @@ fn convolution<S: Element + Datum, T: Element>(
         None => Arc::new(scaled::<S, T>(&found)?),
     };
     CodedConv::prepare_shared(pool, found.shape, weight, Some(bias), options)
+}
+
+/// The error for a NaN or infinity in filters or bias, with which a coded layer is refused.
+pub(super) fn flaw(found: &Found) -> Result<Option<Error>> {
+    match own_type(found) {
+        DType::F32 => flaw_of::<f32>(found),
+        DType::F64 => flaw_of::<f64>(found),
+    }
+}
+
+fn flaw_of<T: Element + Datum>(found: &Found) -> Result<Option<Error>> {
+    let error = |what, found: Option<(usize, f64)>| {
+        found.map(|(index, value)| Error::NonFinite { what, value, index })
+    };
+    let filters = match Shared::<T>::of(found) {
+        Some(shared) => first_non_finite(shared.as_ref()),
+        None => first_non_finite(&scaled::<T, T>(found)?),
+    };
+    let bias: Vec<T> = found.folded.shift.iter().map(|b| T::from_f64(*b)).collect();
+    Ok(error("weight", filters).or_else(|| error("bias", first_non_finite(&bias))))
 }
 
 /// The filters of the model itself, usable if neither order, type nor scale have to change.

@@ -97,8 +97,8 @@ fn report(told: &Inspection) -> Result<()> {
     }
     for file in &told.external {
         let there = file.bytes.map_or_else(|| "cannot be read".to_owned(), size);
-        let tensors = format!("{} of {} tensors needed", size(file.tensor_bytes), file.tensors);
-        paragraph(&format!("data in {}: {there}, {tensors}", file.location), "", "  ")?;
+        let tensors = format!("{} for {}", size(file.tensor_bytes), counted(file.tensors, "tensor"));
+        paragraph(&format!("data in {}: {there}; needed: {tensors}", file.location), "", "  ")?;
     }
     if !told.widened.is_empty() {
         out(format_args!("computed in f32: {}", told.widened.join(" and ")))?;
@@ -117,14 +117,14 @@ fn operators(told: &Inspection) -> Result<()> {
     if told.operators.is_empty() {
         return Ok(());
     }
-    let counted = told.operators.iter().map(|o| {
+    let operators = told.operators.iter().map(|o| {
         let domain = if o.domain.is_empty() { String::new() } else { format!("{}.", o.domain) };
         let unknown = if o.known { "" } else { " (unknown)" };
         format!("{domain}{} {}{unknown}", o.op, o.count)
     });
-    let mut text = format!("{} nodes: {}", told.nodes, counted.collect::<Vec<_>>().join(", "));
+    let mut text = format!("{}: {}", counted(told.nodes, "node"), operators.collect::<Vec<_>>().join(", "));
     if told.functions > 0 {
-        text = format!("{text}; the file defines {} functions", told.functions);
+        text = format!("{text}; the file defines {}", counted(told.functions, "function"));
     }
     paragraph(&text, "", "  ")
 }
@@ -144,10 +144,10 @@ fn layers(layers: &[InspectedLayer]) -> Result<()> {
     if layers.is_empty() {
         return Ok(());
     }
-    let width = layers.iter().map(|l| l.name.chars().count()).max().unwrap_or(0).clamp(5, 24);
+    let width = layers.iter().map(|l| l.name.chars().count()).max().unwrap_or(0).clamp(5, 18);
     out("layers:")?;
     out(format_args!(
-        "  {:width$}  {:13} {:>15} {:>6} {:>6} {:>9}  coded",
+        "  {:width$}  {:13} {:>13} {:>6} {:>6} {:>8}  coded",
         "name", "operator", "filters", "groups", "stride", "MMAC"
     ))?;
     for layer in layers {
@@ -160,7 +160,7 @@ fn layers(layers: &[InspectedLayer]) -> Result<()> {
             None => "?",
         };
         out(format_args!(
-            "  {:width$}  {:13} {:>15} {:>6} {:>6} {count:>9}  {coded}",
+            "  {:width$}  {:13} {:>13} {:>6} {:>6} {count:>8}  {coded}",
             shortened(&layer.name, width),
             layer.op,
             layer.filters.as_deref().map_or_else(|| "computed".to_owned(), join),
@@ -194,7 +194,7 @@ fn verdict(told: &Inspection) -> Result<()> {
             "It can run, if its shapes fit together."
         });
     }
-    out(format_args!("It cannot run, for {count} {}:", if count == 1 { "reason" } else { "reasons" }))?;
+    out(format_args!("It cannot run, for {}:", counted(count, "reason")))?;
     for (number, reason) in told.reasons.iter().enumerate() {
         explain(number + 1, reason)?;
     }
@@ -236,6 +236,11 @@ fn shortened(name: &str, width: usize) -> String {
         return name.to_owned();
     }
     format!("..{}", name.chars().skip(count + 2 - width).collect::<String>())
+}
+
+/// A number of things: `1 node`, `2 nodes`.
+fn counted(count: usize, thing: &str) -> String {
+    format!("{count} {thing}{}", if count == 1 { "" } else { "s" })
 }
 
 fn size(count: u64) -> String {

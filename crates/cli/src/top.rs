@@ -52,7 +52,8 @@ struct Answers<'a> {
 /// The answer for one item of the batch.
 #[derive(Serialize)]
 struct Item<'a> {
-    item: usize,
+    #[serde(rename = "item")]
+    index: usize,
     /// The picture, or null.
     file: Option<&'a str>,
     /// The largest values, in falling order.
@@ -61,7 +62,8 @@ struct Item<'a> {
 
 #[derive(Serialize)]
 struct Class<'a> {
-    class: usize,
+    #[serde(rename = "class")]
+    index: usize,
     label: Option<&'a str>,
     /// The output's value.
     value: f64,
@@ -155,7 +157,7 @@ impl Top {
         let items: Vec<Item<'_>> = values
             .chunks(classes.max(1))
             .enumerate()
-            .map(|(item, scores)| Item { item, file: file(item), top: self.largest(scores, labels) })
+            .map(|(item, scores)| Item { index: item, file: file(item), top: self.largest(scores, labels) })
             .collect();
         if self.json {
             let model = model.display().to_string();
@@ -199,7 +201,7 @@ impl Top {
         order.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]));
         let probabilities = self.softmax.then(|| softmax(scores));
         let class = |class: usize| Class {
-            class,
+            index: class,
             label: labels.map(|labels| labels[class].as_str()),
             value: scores[class],
             probability: probabilities.as_ref().map(|all| all[class]),
@@ -225,14 +227,14 @@ impl Printed {
 
 fn lines(items: &[Item<'_>], batch: usize) -> Vec<String> {
     let mut lines = Vec::new();
-    for Item { item, file, top } in items {
+    for Item { index, file, top } in items {
         if batch > 1 {
-            lines.push(file.map_or_else(|| format!("item {item}"), |file| format!("item {item}  {file}")));
+            lines.push(file.map_or_else(|| format!("item {index}"), |file| format!("item {index}  {file}")));
         }
         for (rank, class) in top.iter().enumerate() {
             let label = class.label.map_or_else(String::new, |label| format!("  {label}"));
             let value = class.probability.unwrap_or(class.value);
-            lines.push(format!("{:>3}. {value:>12.6}  class {}{label}", rank + 1, class.class));
+            lines.push(format!("{:>3}. {value:>12.6}  class {}{label}", rank + 1, class.index));
         }
     }
     lines

@@ -112,7 +112,7 @@ impl Pixels {
         let mut state = 7u32;
         let mut next = || {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 24) as u8
+            state.to_le_bytes()[3]
         };
         let picture =
             RgbImage::from_fn(u32::try_from(width).unwrap(), u32::try_from(height).unwrap(), |_, _| {
