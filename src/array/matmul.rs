@@ -1,11 +1,52 @@
-//! A safe interface to the `gemm` crate: strided matrix views over slices, with bounds checked once per product.
+//! A safe interface to the `gemm` kernels: strided matrix views over slices, with bounds checked once per product.
 
-#![expect(
-    unsafe_code,
-    reason = "the gemm crate's entry point takes raw pointers; every extent is checked here first"
-)]
+#![expect(unsafe_code, reason = "the gemm kernels take raw pointers; every extent is checked here first")]
+
+use gemm_common::Parallelism;
 
 use super::element::{DType, Element};
+
+/// `dst = alpha * dst + beta * lhs * rhs`: the three sizes; for each matrix the first element, the column stride and the
+/// row stride; whether `dst` is read; alpha, beta; which matrices are conjugated; on how many threads.
+type Kernel<T> = unsafe fn(
+    usize,
+    usize,
+    usize,
+    *mut T,
+    isize,
+    isize,
+    bool,
+    *const T,
+    isize,
+    isize,
+    *const T,
+    isize,
+    isize,
+    T,
+    T,
+    bool,
+    bool,
+    bool,
+    Parallelism,
+);
+
+/// Element types that `gemm` has kernels for.
+pub trait Gemm: Sized {
+    /// The kernel for this processor.
+    fn kernel() -> Kernel<Self>;
+}
+
+impl Gemm for f32 {
+    fn kernel() -> Kernel<Self> {
+        gemm_f32::gemm::f32::get_gemm_fn()
+    }
+}
+
+impl Gemm for f64 {
+    fn kernel() -> Kernel<Self> {
+        gemm_f64::gemm::f64::get_gemm_fn()
+    }
+}
 
 /// A read-only strided matrix over a slice.
 #[derive(Clone, Copy, Debug)]
@@ -54,6 +95,17 @@ impl<'a, T> Matrix<'a, T> {
     #[must_use]
     pub fn dense(data: &'a [T], rows: usize, cols: usize) -> Self {
         Self::new(data, rows, cols, cols, 1)
+    }
+
+    /// The view with rows and columns exchanged.
+    fn transposed(self) -> Self {
+        Self {
+            rows: self.cols,
+            cols: self.rows,
+            row_stride: self.col_stride,
+            col_stride: self.row_stride,
+            ..self
+        }
     }
 
     /// Columns `from..to`, inside this view.
@@ -141,7 +193,7 @@ pub fn matmul_on<T: Element>(
     }
 }
 
-/// One call of the gemm crate; the sizes have been compared.
+/// One call of a gemm kernel; the sizes have been compared.
 fn product<T: Element>(
     dst: &mut MatrixMut<'_, T>,
     lhs: Matrix<'_, T>,
@@ -149,19 +201,26 @@ fn product<T: Element>(
     accumulate: bool,
     threads: usize,
 ) {
-    let parallelism = if threads > 1 { gemm::Parallelism::Rayon(threads) } else { gemm::Parallelism::None };
+    let parallelism = if threads > 1 { Parallelism::Rayon(threads) } else { Parallelism::None };
     let signed = |stride: usize| isize::try_from(stride).expect("a stride is below the slice length");
-    // SAFETY: every (row, column) of the three views was checked to lie inside its slice when the view was made,
-    // a `MatrixMut` does not overlap itself and, being a unique borrow, overlaps neither operand. T is f32 or f64
-    // (sealed trait), which are types the gemm crate supports. `dst` is initialised memory.
+    let (mut column, mut row) = (signed(dst.col_stride), signed(dst.row_stride));
+    let (mut lhs, mut rhs) = (lhs, rhs);
+    // The kernels write columns. Where rows are closer together, they compute the transposed product.
+    if column < row {
+        (column, row) = (row, column);
+        (lhs, rhs) = (rhs.transposed(), lhs.transposed());
+    }
+    // SAFETY: every (row, column) of the three views was checked to lie inside its slice when the view was made, and a
+    // transposed view has the same elements. A `MatrixMut` does not overlap itself and, being a unique borrow, overlaps
+    // neither operand. `dst` is initialised memory.
     unsafe {
-        gemm::gemm(
-            dst.rows,
-            dst.cols,
+        T::kernel()(
+            lhs.rows,
+            rhs.cols,
             lhs.cols,
             dst.data.as_mut_ptr(),
-            signed(dst.col_stride),
-            signed(dst.row_stride),
+            column,
+            row,
             accumulate,
             lhs.data.as_ptr(),
             signed(lhs.col_stride),

@@ -217,12 +217,12 @@ fn subtract(to: &mut [f64], factor: f64, from: &[f64]) {
 
 #[cfg(test)]
 mod tests {
-    use faer::Mat;
     use rand::seq::SliceRandom;
     use rand::{RngExt, SeedableRng};
     use rand_chacha::ChaCha8Rng;
 
     use super::*;
+    use crate::coding::linear::Dense;
     use crate::coding::{Code, CodeKind, SubResult};
 
     type Columns = Vec<Vec<f64>>;
@@ -241,9 +241,7 @@ mod tests {
         if columns.len() < parts {
             return f64::INFINITY;
         }
-        let g = Mat::from_fn(columns.len(), parts, |m, part| columns[m][part]);
-        let singular = g.singular_values().unwrap();
-        singular[0] / singular[parts - 1]
+        Dense::from_fn(columns.len(), parts, |m, part| columns[m][part]).condition()
     }
 
     /// The guarantee of [`Basis::condition`]; between 1e6 and 1e7 the only guarantee is a large value.

@@ -1,18 +1,17 @@
 //! Recovery matrices as dense matrices, and their condition numbers.
 
-use faer::Mat;
 use num_complex::Complex64;
 
 use super::code::{Code, SubResult};
 use super::generators::Structure;
+use super::linear::Dense;
 
 impl Code {
     /// 2-norm condition number of the recovery matrix of whole `subtasks`: the factor by which decoding amplifies
     /// rounding errors. It is 1 for a selection, of which one copy of each part is taken.
     ///
     /// Infinite where the subtasks do not [determine](Code::determines) the parts. Meaningful far beyond what a
-    /// [`Decoder`](super::Decoder) accepts; rounding limits it to about 1e15. Computes singular values only, which is
-    /// cheaper than a decoder.
+    /// [`Decoder`](super::Decoder) accepts; rounding limits it to about 1e15. Cheaper than a decoder.
     #[must_use]
     pub fn condition(&self, subtasks: &[usize]) -> f64 {
         if !self.determines(&|i| subtasks.contains(&i.0)) {
@@ -20,21 +19,15 @@ impl Code {
         }
         match self.structure {
             Structure::Selection => 1.0,
-            Structure::Rotation { theta } => {
-                let values = vandermonde(self, theta, subtasks).singular_values();
-                values.map_or(f64::INFINITY, |values| condition_of(values.into_iter()))
-            }
-            Structure::Dense => {
-                let values = transposed(self, &self.sub_results_of(subtasks)).singular_values();
-                values.map_or(f64::INFINITY, |values| condition_of(values.into_iter()))
-            }
+            Structure::Rotation { theta } => vandermonde(self, theta, subtasks).condition(),
+            Structure::Dense => transposed(self, &self.sub_results_of(subtasks)).condition(),
         }
     }
 }
 
 /// G^T, whose row m is the column of sub-result m: `Z = G^T Y`.
-pub(super) fn transposed(code: &Code, inputs: &[SubResult]) -> Mat<f64> {
-    let mut transposed = Mat::<f64>::zeros(inputs.len(), code.k_a() * code.k_b());
+pub(super) fn transposed(code: &Code, inputs: &[SubResult]) -> Dense<f64> {
+    let mut transposed = Dense::from_fn(inputs.len(), code.k_a() * code.k_b(), |_, _| 0.0);
     for (m, input) in inputs.iter().enumerate() {
         for (part, value) in code.recovery_column(*input).enumerate() {
             transposed[(m, part)] = value;
@@ -50,15 +43,6 @@ pub(super) fn power(theta: f64, i: usize, m: usize) -> Complex64 {
 }
 
 /// The complex Vandermonde matrix `V[i,m] = w_i^m` of a rotation code, which has the condition number of G.
-pub(super) fn vandermonde(code: &Code, theta: f64, subtasks: &[usize]) -> Mat<Complex64> {
-    Mat::from_fn(subtasks.len(), code.recovery_threshold(), |row, m| power(theta, subtasks[row], m))
-}
-
-pub(super) fn condition_of(singular_values: impl Iterator<Item = f64>) -> f64 {
-    let (mut least, mut greatest) = (f64::INFINITY, 0.0_f64);
-    for s in singular_values {
-        least = least.min(s);
-        greatest = greatest.max(s);
-    }
-    if least > 0.0 { greatest / least } else { f64::INFINITY }
+pub(super) fn vandermonde(code: &Code, theta: f64, subtasks: &[usize]) -> Dense<Complex64> {
+    Dense::from_fn(subtasks.len(), code.recovery_threshold(), |row, m| power(theta, subtasks[row], m))
 }

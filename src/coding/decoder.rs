@@ -1,12 +1,9 @@
 //! The inverse of a responder set: the matrix that decoding multiplies by, and its condition number.
 
-use faer::Mat;
-use faer::traits::ComplexField;
-use faer::traits::math_utils::{add, one, sub, zero};
 use num_complex::Complex64;
 
 use super::code::{Code, SubResult};
-use super::condition::{condition_of, power, transposed, vandermonde};
+use super::condition::{power, transposed, vandermonde};
 use super::generators::Structure;
 use super::panel::{Packed, PackedPairs};
 use super::rounding::error_bound;
@@ -95,14 +92,12 @@ impl Decoder {
                 "wait for more results",
             ));
         }
-        let failed = || Error::Singular { subtasks: subtasks_of(inputs), condition: f64::INFINITY };
         let matrix = transposed(code, inputs);
-        let svd = matrix.thin_svd().map_err(|_| failed())?;
-        let condition = condition_of(svd.S().column_vector().iter().copied());
+        let condition = matrix.condition();
         if condition > SINGULAR {
             return Err(Error::Singular { subtasks: subtasks_of(inputs), condition });
         }
-        let inverse = refined(&matrix, svd.pseudoinverse());
+        let inverse = matrix.pseudo_inverse();
         let map = Packed::new(parts, inputs.len(), |row, col| inverse[(row, col)]);
         Ok(Self { inputs: inputs.to_vec(), condition, map: Map::Real(map) })
     }
@@ -132,14 +127,12 @@ impl Decoder {
     fn rotation(code: &Code, theta: f64, subtasks: &[usize]) -> Result<Self> {
         let delta = code.recovery_threshold();
         let (d_a, d_b) = (code.k_a() / code.l_a(), code.k_b() / code.l_b());
-        let failed = |condition| Error::Singular { subtasks: subtasks.to_vec(), condition };
         let matrix = vandermonde(code, theta, subtasks);
-        let svd = matrix.thin_svd().map_err(|_| failed(f64::INFINITY))?;
-        let condition = condition_of(svd.S().column_vector().iter().map(|s| s.re));
+        let condition = matrix.condition();
         if condition > SINGULAR {
-            return Err(failed(condition));
+            return Err(Error::Singular { subtasks: subtasks.to_vec(), condition });
         }
-        let inverse = refined(&matrix, svd.pseudoinverse());
+        let inverse = matrix.pseudo_inverse();
         let (responders, inputs) = (subtasks.len(), code.sub_results_of(subtasks));
         // Entry (row, col) of the complex matrix as rows of Re and Im over columns of Re and Im.
         let real =
@@ -191,17 +184,6 @@ impl Decoder {
     pub fn error_bound(&self, epsilon: f64, reduction: usize) -> f64 {
         error_bound(self.condition, epsilon, reduction)
     }
-}
-
-/// One step of Newton's iteration for an inverse. The decomposition leaves an error of about a hundred roundings, which
-/// f64 results would show.
-fn refined<T: ComplexField>(matrix: &Mat<T>, inverse: Mat<T>) -> Mat<T> {
-    let product = &inverse * matrix;
-    let two = |row: usize, column: usize| {
-        let entry = if row == column { add(&one::<T>(), &one::<T>()) } else { zero::<T>() };
-        sub(&entry, &product[(row, column)])
-    };
-    Mat::from_fn(product.nrows(), product.ncols(), two) * inverse
 }
 
 fn subtasks_of(inputs: &[SubResult]) -> Vec<usize> {

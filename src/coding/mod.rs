@@ -13,6 +13,7 @@ mod encode;
 mod generators;
 mod khatri_rao;
 mod kind;
+mod linear;
 mod microkernel;
 mod panel;
 mod parity;

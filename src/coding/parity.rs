@@ -5,10 +5,9 @@
 
 use std::collections::HashMap;
 
-use faer::Mat;
-
 use super::code::{Code, SubResult};
 use super::condition::transposed;
+use super::linear::Dense;
 use super::sketch::{LANES, Sketch};
 
 /// Residuals up to this multiple of what independent rounding errors of size `noise` leave raise no alarm.
@@ -40,19 +39,19 @@ pub(super) struct Relations {
 impl Relations {
     /// The relations of `inputs`, which must be more than k_A k_B. By QR, O(M^2 k) for M inputs and k parts.
     pub(super) fn new(code: &Code, inputs: &[SubResult]) -> Self {
-        Self::of((0..inputs.len()).collect(), &complement(&transposed(code, inputs)))
+        Self::of((0..inputs.len()).collect(), &transposed(code, inputs).complement())
     }
 
     /// The relations of the `copies` among `inputs`, at least two, which all compute `part` up to a factor.
     pub(super) fn of_copies(code: &Code, inputs: &[SubResult], copies: Vec<usize>, part: usize) -> Self {
         let factor = |copy: usize| code.recovery_column(inputs[copy]).nth(part).unwrap_or(0.0);
-        let n = complement(&Mat::from_fn(copies.len(), 1, |row, _| factor(copies[row])));
+        let n = Dense::from_fn(copies.len(), 1, |row, _| factor(copies[row])).complement();
         Self::of(copies, &n)
     }
 
-    fn of(kept: Vec<usize>, n: &Mat<f64>) -> Self {
-        let rows = (0..n.nrows()).flat_map(|row| (0..n.ncols()).map(move |d| n[(row, d)])).collect();
-        Self { kept, directions: n.ncols(), rows }
+    fn of(kept: Vec<usize>, n: &Dense<f64>) -> Self {
+        let rows = (0..n.rows()).flat_map(|row| (0..n.columns()).map(move |d| n[(row, d)])).collect();
+        Self { kept, directions: n.columns(), rows }
     }
 
     fn rows(&self) -> impl Iterator<Item = (usize, &[f64])> {
@@ -70,9 +69,9 @@ impl Relations {
         if gone.len() >= self.directions {
             return None;
         }
-        let a = complement(&Mat::from_fn(self.directions, gone.len(), |d, row| gone[row].1[d]));
-        let n = Mat::from_fn(stay.len(), self.directions, |row, d| stay[row].1[d]);
-        Some(Self::of(stay.into_iter().map(|(m, _)| m).collect(), &(n * a)))
+        let a = Dense::from_fn(self.directions, gone.len(), |d, row| gone[row].1[d]).complement();
+        let n = Dense::from_fn(stay.len(), self.directions, |row, d| stay[row].1[d]);
+        Some(Self::of(stay.into_iter().map(|(m, _)| m).collect(), &n.times(&a)))
     }
 
     /// Norm of the residual above which an alarm is raised, for kept results of these squared norms.
@@ -134,11 +133,4 @@ impl Relations {
 /// Sum of squares: for a sketch, about that of its result.
 pub(super) fn square(values: &[f64]) -> f64 {
     values.iter().map(|value| value * value).sum()
-}
-
-/// Orthonormal basis of the complement of the columns of the tall `of`: the last columns of Q in its QR. If `of` lacks
-/// rank, the basis omits a part of the complement but is still orthogonal to `of`.
-fn complement(of: &Mat<f64>) -> Mat<f64> {
-    let (rows, columns) = of.shape();
-    of.qr().compute_Q().get(.., columns..rows).to_owned()
 }
