@@ -7,6 +7,7 @@ mod buffers;
 mod element;
 mod lanes;
 mod matmul;
+mod once;
 mod random;
 
 pub use buffers::{Buffers, Pooled};
@@ -15,4 +16,5 @@ pub(crate) use element::{HALF_EPSILON, check_elems, check_indices, sized};
 pub(crate) use lanes::load;
 pub(crate) use matmul::F32_RUN;
 pub use matmul::{Matrix, MatrixMut, matmul, matmul_on};
+pub(crate) use once::{once, same, same_mut, same_ref};
 pub(crate) use random::normal;

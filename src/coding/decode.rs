@@ -9,7 +9,7 @@ use super::decoder::{Decoder, Map};
 use super::microkernel::{self, Finish, Target};
 use super::panel::{LANES, Packed, PackedPairs, Panel, Sources};
 use super::work_split::Units;
-use crate::array::Element;
+use crate::array::{Element, once};
 use crate::error::{Error, Result};
 use crate::partition::OutputTiling;
 
@@ -83,6 +83,34 @@ impl Clamp {
 /// # Errors
 /// [`Error::Mismatch`] when the number or length of the results, the output, the scales or the bias do not fit.
 pub fn decode<T: Element>(
+    decoder: &Decoder,
+    tiling: &OutputTiling,
+    results: &[&[T]],
+    epilogue: Epilogue<'_, T>,
+    output: &mut [T],
+) -> Result<f64> {
+    let Epilogue { slab_scales, filter_undo, unit, bias, clamp } = epilogue;
+    let results = results.iter().copied();
+    once!(T as E; fn(
+        decoder: &Decoder = decoder,
+        tiling: &OutputTiling = tiling,
+        results: Vec<&[E]> = results.map(bytemuck::cast_slice).collect(),
+        bias: Option<&[E]> = bias.map(bytemuck::cast_slice),
+        scales: (&[f64], &[f64], f64) = (slab_scales, filter_undo, unit),
+        clamp: Option<Clamp> = clamp,
+        output: &mut [E] = bytemuck::cast_slice_mut(output),
+    ) -> Result<f64> {
+        let (slab_scales, filter_undo, unit) = scales;
+        let epilogue = Epilogue { slab_scales, filter_undo, unit, bias, clamp };
+        decode_here(decoder, tiling, &results, epilogue, output)
+    }, std::convert::identity)
+}
+
+/// [`decode`], in the crate that calls it.
+///
+/// # Errors
+/// Those of [`decode`].
+pub(crate) fn decode_here<T: Element>(
     decoder: &Decoder,
     tiling: &OutputTiling,
     results: &[&[T]],

@@ -13,7 +13,7 @@ use super::combine::{combine, nonzero};
 use super::microkernel::{self, Target};
 use super::panel::{LANES, Packed, Panel};
 use super::work_split::Units;
-use crate::array::{Element, sized};
+use crate::array::{Element, once, same, sized};
 use crate::conv::ConvShape;
 use crate::ids::SubtaskId;
 use crate::partition::{FilterPartition, InputPartition};
@@ -40,7 +40,7 @@ pub fn encode_input<T: Element>(
     input: &[T],
     spare: Vec<Vec<T>>,
 ) -> Vec<Vec<T>> {
-    encode_first(code.n(), code, shape, parts, (input, &[]), spare)
+    encode_once(code.n(), code, shape, parts, (input, &[]), spare)
 }
 
 /// As [`encode_input`], with every slab first multiplied by its scale. Returns a single buffer where all subtasks have
@@ -61,7 +61,28 @@ pub fn encode_distinct<T: Element>(
     let slabs = shape.batch * shape.groups * code.k_a();
     assert!(scales.is_empty() || scales.len() == slabs, "a scale for each slab of each image and group");
     let subtasks = if code.shares_slabs() { 1 } else { code.n() };
-    encode_first(subtasks, code, shape, parts, (input, scales), spare)
+    encode_once(subtasks, code, shape, parts, (input, scales), spare)
+}
+
+/// [`encode_first`], compiled in this crate.
+fn encode_once<T: Element>(
+    subtasks: usize,
+    code: &Code,
+    shape: &ConvShape,
+    parts: &InputPartition,
+    (input, scales): (&[T], &[f64]),
+    spare: Vec<Vec<T>>,
+) -> Vec<Vec<T>> {
+    once!(T as E; fn(
+        subtasks: usize = subtasks,
+        code: &Code = code,
+        shape: &ConvShape = shape,
+        parts: &InputPartition = parts,
+        input: (&[E], &[f64]) = (bytemuck::cast_slice(input), scales),
+        spare: Vec<Vec<E>> = same(spare),
+    ) -> Vec<Vec<E>> {
+        encode_first(subtasks, code, shape, parts, input, spare)
+    }, same)
 }
 
 /// The coded slabs of the first `subtasks` subtasks.
@@ -238,6 +259,25 @@ impl<T: Element> pulp::WithSimd for Unit<'_, '_, '_, T> {
 /// When the number of factors is neither 0 nor the number of filters.
 #[must_use]
 pub fn encode_filters<T: Element>(
+    code: &Code,
+    parts: &FilterPartition,
+    weight: &[T],
+    factors: &[f64],
+    subtask: SubtaskId,
+) -> Vec<T> {
+    once!(T as E; fn(
+        code: &Code = code,
+        parts: &FilterPartition = parts,
+        weight: &[E] = bytemuck::cast_slice(weight),
+        factors: &[f64] = factors,
+        subtask: SubtaskId = subtask,
+    ) -> Vec<E> {
+        encode_banks(code, parts, weight, factors, subtask)
+    }, same)
+}
+
+/// [`encode_filters`], in the crate that calls it.
+fn encode_banks<T: Element>(
     code: &Code,
     parts: &FilterPartition,
     weight: &[T],

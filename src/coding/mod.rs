@@ -29,6 +29,7 @@ pub use audit::{ParityCheck, TARGET as AUDIT_TARGET, locate_errors};
 pub use basis::Basis;
 pub use cache::{DecoderCache, ParityCheckCache};
 pub use code::{Code, SubResult};
+pub(crate) use decode::decode_here;
 pub use decode::{Clamp, Epilogue, decode};
 pub use decoder::Decoder;
 pub(crate) use decoder::SINGULAR;

@@ -19,7 +19,7 @@ use super::micro::{CHANNELS, MOST_LANES, TILE_POINTS, pieces};
 use super::panels;
 use super::params::ConvShape;
 use super::winograd::{self, Filtering, PRODUCTS};
-use crate::array::{Element, check_elems};
+use crate::array::{Element, check_elems, once, same_mut, same_ref};
 use crate::error::Result;
 
 /// Bytes of a staged band: half of a 1 MiB L2 cache, which leaves the rest to filters and outputs.
@@ -110,6 +110,31 @@ impl<T: Element> OneInput<'_, T> {
     /// # Errors
     /// Those of [`ConvKernel::run`], after which further calls are valid.
     pub fn run(
+        &mut self,
+        bank: &Filters<T>,
+        output: &mut [T],
+        stop: &(dyn Fn() -> bool + Sync),
+    ) -> Result<()> {
+        let staged = &mut self.staged;
+        once!(T as E; fn(
+            kernel: &ConvKernel = self.kernel,
+            scratch: &mut Scratch<E> = same_mut(self.scratch),
+            input: &[E] = bytemuck::cast_slice(self.input),
+            threads: usize = self.threads,
+            staged: &mut bool = staged,
+            bank: &Filters<E> = same_ref(bank),
+            output: &mut [E] = bytemuck::cast_slice_mut(output),
+            stop: &(dyn Fn() -> bool + Sync) = stop,
+        ) -> Result<()> {
+            let mut one = OneInput { kernel, scratch, input, threads, staged: *staged };
+            let result = one.run_here(bank, output, stop);
+            *staged = one.staged;
+            result
+        }, std::convert::identity)
+    }
+
+    /// [`OneInput::run`], in the crate that calls it.
+    fn run_here(
         &mut self,
         bank: &Filters<T>,
         output: &mut [T],
@@ -363,6 +388,29 @@ pub fn conv_uncoded<T: Element>(
 /// # Errors
 /// Those of [`conv_uncoded`].
 pub fn conv_uncoded_into<T: Element>(
+    shape: &ConvShape,
+    input: &[T],
+    weight: &[T],
+    bias: Option<&[T]>,
+    output: &mut [T],
+    threads: usize,
+    stop: &(dyn Fn() -> bool + Sync),
+) -> Result<()> {
+    once!(T as E; fn(
+        shape: &ConvShape = shape,
+        input: &[E] = bytemuck::cast_slice(input),
+        weight: &[E] = bytemuck::cast_slice(weight),
+        bias: Option<&[E]> = bias.map(bytemuck::cast_slice),
+        output: &mut [E] = bytemuck::cast_slice_mut(output),
+        threads: usize = threads,
+        stop: &(dyn Fn() -> bool + Sync) = stop,
+    ) -> Result<()> {
+        conv_here(shape, input, weight, bias, output, threads, stop)
+    }, std::convert::identity)
+}
+
+/// [`conv_uncoded_into`], in the crate that calls it.
+fn conv_here<T: Element>(
     shape: &ConvShape,
     input: &[T],
     weight: &[T],

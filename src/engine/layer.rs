@@ -14,7 +14,7 @@ use super::placement::INSTALL_LIMIT;
 use super::report::{Completion, LayerReport};
 use super::rules::CACHED_DECODERS;
 use super::variant::{Variant, VariantRun};
-use crate::array::{Element, check_elems, first_non_finite, sized};
+use crate::array::{Element, check_elems, first_non_finite, once, same, same_ref, sized};
 use crate::coding::{Code, ParityCheckCache};
 use crate::conv::ConvShape;
 use crate::error::{Error, Result};
@@ -108,6 +108,25 @@ impl<T: Element> CodedConv<T> {
     /// # Errors
     /// Those of [`prepare`](super::CodedConvBuilder::prepare).
     pub fn prepare_shared(
+        pool: &Pool,
+        shape: ConvShape,
+        weight: SharedWeight<T>,
+        bias: Option<Vec<T>>,
+        options: LayerOptions,
+    ) -> Result<Self> {
+        once!(T as E; fn(
+            pool: &Pool = pool,
+            shape: ConvShape = shape,
+            weight: SharedWeight<E> = same(weight),
+            bias: Option<Vec<E>> = same(bias),
+            options: LayerOptions = options,
+        ) -> Result<CodedConv<E>> {
+            CodedConv::new(pool, shape, weight, bias, options)
+        }, |layer: Result<_>| layer.map(same))
+    }
+
+    /// [`CodedConv::prepare_shared`], in the crate that calls it.
+    fn new(
         pool: &Pool,
         shape: ConvShape,
         weight: SharedWeight<T>,
@@ -270,6 +289,23 @@ impl<T: Element> CodedConv<T> {
 
     /// Computes the layer into `output`, and says how the run ended. The lengths have been checked.
     fn try_run_in(
+        &self,
+        input: &[T],
+        output: &mut [T],
+        cancel: &CancelToken,
+    ) -> Result<(Result<()>, LayerReport)> {
+        once!(T as E; fn(
+            layer: &CodedConv<E> = same_ref(self),
+            input: &[E] = bytemuck::cast_slice(input),
+            output: &mut [E] = bytemuck::cast_slice_mut(output),
+            cancel: &CancelToken = cancel,
+        ) -> Result<(Result<()>, LayerReport)> {
+            layer.compute(input, output, cancel)
+        }, std::convert::identity)
+    }
+
+    /// [`CodedConv::try_run_in`], in the crate that calls it.
+    fn compute(
         &self,
         input: &[T],
         output: &mut [T],

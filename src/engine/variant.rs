@@ -19,7 +19,7 @@ use super::rules::RunRules;
 use super::tracker::DecodingTracker;
 use super::watch::Watch;
 use crate::array::{Buffers, Element, Pooled, first_non_finite};
-use crate::coding::{Code, Decoder, Epilogue, ParityCheckCache, Sketcher, decode, encode_distinct};
+use crate::coding::{Code, Decoder, Epilogue, ParityCheckCache, Sketcher, decode_here, encode_distinct};
 use crate::conv::{conv_uncoded, outputs_at};
 use crate::error::{Error, Result};
 use crate::ids::{SubtaskId, WorkerId};
@@ -313,7 +313,7 @@ impl<T: Element> Variant<T> {
             bias: common.bias.as_deref(),
             clamp: common.options.clamp,
         };
-        let norm = decode(decoder, &self.tiling, &results, epilogue, output)?;
+        let norm = decode_here(decoder, &self.tiling, &results, epilogue, output)?;
         let repaired =
             if finite { self.repair(run, amplification, unit, output) } else { Repaired::default() };
         // No element is larger than the norm, so only a norm beyond the type's range calls for a search. Every result is

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::cost::subtask_shape;
 use super::nnls::fit;
 use super::rates::{CodecWork, HostRates, Rates, Work, WorkerRates};
-use crate::array::Element;
+use crate::array::{Element, once};
 use crate::coding::{Code, CodeKind, Decoder, Epilogue, decode, encode_input};
 use crate::conv::{ConvParams, ConvShape, conv_uncoded};
 use crate::error::{Error, Message, Parameter, Result};
@@ -192,6 +192,13 @@ fn parallel<T: Element>() -> Result<f64> {
 /// # Errors
 /// Those of [`calibrate_worker`] and [`calibrate_host`].
 pub fn calibrate<T: Element>(worker: &mut dyn Worker, cores: Option<usize>) -> Result<Calibration> {
+    once!(T as E; fn(worker: &mut dyn Worker = worker, cores: Option<usize> = cores) -> Result<Calibration> {
+        calibrate_here::<E>(worker, cores)
+    }, std::convert::identity)
+}
+
+/// [`calibrate`], in the crate that calls it.
+fn calibrate_here<T: Element>(worker: &mut dyn Worker, cores: Option<usize>) -> Result<Calibration> {
     let (rates, worker_error) = calibrate_worker::<T>(worker)?;
     let mut here = CpuWorker::new("this machine", 1);
     let (info, own) = (worker.info(), here.info());

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::choose::choose_partitions;
 use super::cost::{SubtaskCost, subtask_shape};
 use super::rates::{Prediction, Rates};
-use crate::array::Element;
+use crate::array::{Element, once};
 use crate::coding::{Code, CodeKind};
 use crate::conv::ConvShape;
 use crate::error::{Error, Message, Parameter, Result};
@@ -103,6 +103,13 @@ impl LayerPlan {
 /// # Errors
 /// Those of [`choose_partitions`]; [`Error::Mismatch`] when there are too few subtasks for the requested partitions.
 pub fn plan_layer<T: Element>(layer: &ConvShape, options: &PlanOptions) -> Result<LayerPlan> {
+    once!(T as E; fn(layer: &ConvShape = layer, options: &PlanOptions = options) -> Result<LayerPlan> {
+        plan_here::<E>(layer, options)
+    }, std::convert::identity)
+}
+
+/// [`plan_layer`], in the crate that calls it.
+fn plan_here<T: Element>(layer: &ConvShape, options: &PlanOptions) -> Result<LayerPlan> {
     let rates = &options.rates;
     let local_s = rates.local_s(layer);
     let local = Alternative { way: Way::Local, total_s: local_s };

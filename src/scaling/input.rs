@@ -7,7 +7,7 @@ use super::magnitudes::{Magnitudes, extremes, largest, largest_scaled, typical};
 use super::power::power_of_two;
 use super::spread::{EVEN, Spread};
 use super::windows::Windows;
-use crate::array::{DType, Element};
+use crate::array::{DType, Element, once, same_ref};
 use crate::conv::ConvShape;
 use crate::partition::InputPartition;
 use crate::share::{share, threads};
@@ -186,6 +186,17 @@ impl ScanPlan {
     /// Scans `input` `[N, C, spatial...]`.
     #[must_use]
     pub fn scan<T: Element>(&self, input: &[T], room: &ScanRoom<T>) -> InputScan {
+        once!(T as E; fn(
+            plan: &ScanPlan = self,
+            input: &[E] = bytemuck::cast_slice(input),
+            room: &ScanRoom<E> = same_ref(room),
+        ) -> InputScan {
+            plan.scan_here(input, room)
+        }, std::convert::identity)
+    }
+
+    /// [`ScanPlan::scan`], in the crate that calls it.
+    fn scan_here<T: Element>(&self, input: &[T], room: &ScanRoom<T>) -> InputScan {
         let (groups, k_a) = (self.shape.batch * self.shape.groups, self.k_a);
         let (small, apart) = (input.len() < SMALL, groups >= MANY);
         let mut found: Vec<Found> = (0..groups).map(|_| Found::default()).collect();

@@ -19,7 +19,7 @@ const TIMED_MS: f64 = 10.0;
 /// Up to this number of responder sets all are examined; beyond it, random sets and runs of missing neighbours.
 const MOST_SETS: usize = 5000;
 const DRAWN_SETS: usize = 1000;
-/// Budget for examining responder sets: a singular value decomposition of a k x k matrix takes about k^3 steps.
+/// Budget for examining responder sets: the condition number of a k x k matrix takes about k^3 steps.
 const STEPS: f64 = 2e10;
 
 /// Processor time of encoding, of decoding and of all subtasks of a layer, one after the other on one thread. (Threads

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use fcdcc::array::Element;
 use fcdcc::coding::{Code, Decoder, Epilogue, decode, encode_filters, encode_input, error_bound};
-use fcdcc::conv::{ConvKernel, ConvShape, Filters, Scratch, conv_uncoded};
+use fcdcc::conv::{ConvKernel, ConvShape, Scratch, conv_uncoded};
 use fcdcc::error::{Error, Result};
 use fcdcc::ids::SubtaskId;
 use fcdcc::internal::normal;
@@ -109,11 +109,12 @@ impl<'a, T: Element> Computed<'a, T> {
             let coded_banks = encode_filters(code, &filters, &numbers.weight, &[], SubtaskId(i));
             let coded_banks =
                 coded_banks.chunks(bank).map(|bank| kernel.pack(bank)).collect::<Result<Vec<_>>>()?;
-            let coded_banks: Vec<&Filters<T>> = coded_banks.iter().collect();
             let mut results = vec![vec![T::default(); part]; code.l_a() * code.l_b()];
             for (input, results) in coded.chunks(slab).zip(results.chunks_mut(code.l_b())) {
-                let mut outputs: Vec<&mut [T]> = results.iter_mut().map(Vec::as_mut_slice).collect();
-                kernel.run(scratch, input, &coded_banks, &mut outputs, 1, &|| false)?;
+                let mut input = kernel.one_input(scratch, input, 1);
+                for (bank, output) in coded_banks.iter().zip(results) {
+                    input.run(bank, output, &|| false)?;
+                }
             }
             Ok(results)
         };
