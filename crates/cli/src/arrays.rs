@@ -9,13 +9,10 @@ use fcdcc::model::Tensor;
 use fcdcc::{Element, Error, Result};
 use half::f16;
 use ndarray::ArrayD;
-use ndarray_npy::WriteNpyExt;
 use zip::ZipArchive;
 
 use super::content::{self, Content, HEAD};
-#[cfg(feature = "onnx")]
-use super::npy;
-use super::npy::{Kind, Npy};
+use super::npy::{self, Kind, Npy, Stored};
 use fcdcc::memory;
 
 /// Maximum bytes of an archive that comes through a pipe and must be buffered as a whole.
@@ -192,36 +189,30 @@ pub(crate) fn read_tensor(source: Source<'_>) -> Result<Tensor> {
 /// Writes any tensor as `.npy`; bf16, which numpy does not have, becomes f32.
 #[cfg(feature = "onnx")]
 pub(crate) fn write_tensor(output: Output, tensor: &Tensor) -> Result<()> {
-    output.write(|out| {
-        match tensor {
-            Tensor::F16(array) => return npy::write_f16(out, array),
-            Tensor::BF16(array) => array.mapv(f32::from).write_npy(out),
-            Tensor::F32(array) => array.write_npy(out),
-            Tensor::F64(array) => array.write_npy(out),
-            Tensor::I16(array) => array.write_npy(out),
-            Tensor::I32(array) => array.write_npy(out),
-            Tensor::I64(array) => array.write_npy(out),
-            Tensor::I8(array) => array.write_npy(out),
-            Tensor::U8(array) => array.write_npy(out),
-            Tensor::U16(array) => array.write_npy(out),
-            Tensor::U32(array) => array.write_npy(out),
-            Tensor::U64(array) => array.write_npy(out),
-            Tensor::Bool(array) => array.write_npy(out),
-            other => {
-                let cause = format!("{} arrays cannot be written as .npy", other.dtype());
-                return Err(std::io::Error::other(cause));
-            }
+    output.write(|out| match tensor {
+        Tensor::F16(array) => npy::write(out, array),
+        Tensor::BF16(array) => npy::write(out, &array.mapv(f32::from)),
+        Tensor::F32(array) => npy::write(out, array),
+        Tensor::F64(array) => npy::write(out, array),
+        Tensor::I16(array) => npy::write(out, array),
+        Tensor::I32(array) => npy::write(out, array),
+        Tensor::I64(array) => npy::write(out, array),
+        Tensor::I8(array) => npy::write(out, array),
+        Tensor::U8(array) => npy::write(out, array),
+        Tensor::U16(array) => npy::write(out, array),
+        Tensor::U32(array) => npy::write(out, array),
+        Tensor::U64(array) => npy::write(out, array),
+        Tensor::Bool(array) => npy::write(out, array),
+        other => {
+            let cause = format!("{} arrays cannot be written as .npy", other.dtype());
+            Err(std::io::Error::other(cause))
         }
-        .map_err(std::io::Error::other)
     })
 }
 
 /// Writes a `.npy` array.
-pub(crate) fn write_array<T: Element + ndarray_npy::WritableElement>(
-    output: Output,
-    array: &ArrayD<T>,
-) -> Result<()> {
-    output.write(|out| array.write_npy(out).map_err(std::io::Error::other))
+pub(crate) fn write_array<T: Stored>(output: Output, array: &ArrayD<T>) -> Result<()> {
+    output.write(|out| npy::write(out, array))
 }
 
 /// Writes raw bytes.

@@ -1,7 +1,5 @@
 //! Detects the content of a file by its first bytes, never by its name.
 
-use image::ImageFormat;
-
 /// Number of first bytes that are examined.
 pub(crate) const HEAD: usize = 64;
 /// The first bytes of a .npy array.
@@ -15,19 +13,68 @@ pub(crate) enum Content {
     /// A zip archive, which may hold arrays.
     Zip,
     /// A picture that can be decoded.
-    Picture(ImageFormat),
+    Picture(Format),
     /// Something else, described in words.
     Other(String),
 }
 
 /// Picture formats that can be decoded.
-const PICTURES: [ImageFormat; 5] =
-    [ImageFormat::Jpeg, ImageFormat::Png, ImageFormat::WebP, ImageFormat::Bmp, ImageFormat::Tiff];
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Format {
+    Jpeg,
+    Png,
+    WebP,
+    Bmp,
+    Tiff,
+}
 
-/// First bytes of other common formats, pictures excepted.
+impl Format {
+    /// The usual name.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Jpeg => "JPEG",
+            Self::Png => "PNG",
+            Self::WebP => "WebP",
+            Self::Bmp => "BMP",
+            Self::Tiff => "TIFF",
+        }
+    }
+
+    /// The format of a picture with these first bytes.
+    fn of(head: &[u8]) -> Option<Self> {
+        const STARTS: [(&[u8], Format); 6] = [
+            (b"\xff\xd8\xff", Format::Jpeg),
+            (b"\x89PNG\r\n\x1a\n", Format::Png),
+            (b"BM", Format::Bmp),
+            (b"II*\0", Format::Tiff),
+            (b"MM\0*", Format::Tiff),
+            // A container of other data too; the type follows a length.
+            (b"RIFF", Format::WebP),
+        ];
+        let (_, format) = STARTS.iter().find(|(start, _)| head.starts_with(start))?;
+        (*format != Self::WebP || head.get(8..12) == Some(b"WEBP")).then_some(*format)
+    }
+}
+
+/// First bytes of other common formats.
 const KNOWN: &[(&[u8], &str)] = &[
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
     (b"%PDF", "a PDF document"),
+    (b"GIF87a", "a picture of type GIF"),
+    (b"GIF89a", "a picture of type GIF"),
+    (b"\x00\x00\x01\x00", "a picture of type ICO"),
+    (b"#?RADIANCE", "a picture of type HDR"),
+    (b"DDS ", "a picture of type DDS"),
+    (b"\x76\x2f\x31\x01", "a picture of type OpenEXR"),
+    (b"farbfeld", "a picture of type farbfeld"),
+    (b"qoif", "a picture of type QOI"),
+    (b"P1", "a picture of type PNM"),
+    (b"P2", "a picture of type PNM"),
+    (b"P3", "a picture of type PNM"),
+    (b"P4", "a picture of type PNM"),
+    (b"P5", "a picture of type PNM"),
+    (b"P6", "a picture of type PNM"),
+    (b"P7", "a picture of type PNM"),
     (b"\x1f\x8b", "a gzip file (unpack it)"),
     (b"\xfd7zXZ", "an xz file (unpack it)"),
     (b"\x28\xb5\x2f\xfd", "a zstd file (unpack it)"),
@@ -53,10 +100,8 @@ pub(crate) fn of(head: &[u8]) -> Content {
     if head.starts_with(b"PK\x03\x04") || head.starts_with(b"PK\x05\x06") {
         return Content::Zip;
     }
-    match image::guess_format(head) {
-        Ok(format) if PICTURES.contains(&format) => return Content::Picture(format),
-        Ok(format) => return Content::Other(format!("a picture of type {}", name(format))),
-        Err(_) => {}
+    if let Some(format) = Format::of(head) {
+        return Content::Picture(format);
     }
     if let Some((_, what)) = KNOWN.iter().find(|(start, _)| head.starts_with(start)) {
         return Content::Other((*what).to_owned());
@@ -64,8 +109,11 @@ pub(crate) fn of(head: &[u8]) -> Content {
     // ISO media files: the type follows a length.
     if head.get(4..8) == Some(b"ftyp") {
         let brand = String::from_utf8_lossy(&head[8..head.len().min(12)]).into_owned();
-        let what =
-            if brand.starts_with("hei") || brand.starts_with("mif") { "HEIF picture" } else { "media file" };
+        let what = match brand.get(..3).unwrap_or_default() {
+            "hei" | "mif" => "HEIF picture",
+            "avi" => "AVIF picture",
+            _ => "media file",
+        };
         return Content::Other(format!("a {what} of type {brand:?}"));
     }
     if head.is_empty() {
@@ -87,21 +135,13 @@ pub(crate) fn of(head: &[u8]) -> Content {
     Content::Other(format!("of an unknown type (it begins with {})", start.join(" ")))
 }
 
-/// The usual name of a picture format.
-pub(crate) fn name(format: ImageFormat) -> String {
-    match format {
-        ImageFormat::WebP => "WebP".to_owned(),
-        other => format!("{other:?}").to_uppercase(),
-    }
-}
-
 impl Content {
     /// For messages: `a .npy array`, `a PNG picture`.
     pub(crate) fn describe(&self) -> String {
         match self {
             Self::Npy => "a .npy array".to_owned(),
             Self::Zip => "a zip archive".to_owned(),
-            Self::Picture(format) => format!("a {} picture", name(*format)),
+            Self::Picture(format) => format!("a {} picture", format.name()),
             Self::Other(what) => what.clone(),
         }
     }
@@ -119,6 +159,7 @@ mod tests {
             (b"\x89PNG\r\n\x1a\n", "a PNG picture"),
             (b"\xff\xd8\xff\xe0", "a JPEG picture"),
             (b"RIFF\x10\x00\x00\x00WEBPVP8 ", "a WebP picture"),
+            (b"RIFF\x10\x00\x00\x00WAVEfmt ", "unknown type"),
             (b"BM......", "a BMP picture"),
             (b"II*\x00....", "a TIFF picture"),
             (b"MM\x00*....", "a TIFF picture"),

@@ -8,6 +8,7 @@ use fcdcc::{CodedConv, ConvParams, Element, Error, Report, Result};
 use ndarray::{ArrayD, Ix1};
 
 use super::ledger::Ledger;
+use super::npy::Stored;
 use super::options::{LayerArgs, Precision};
 use super::{Console, arrays, pool, print};
 
@@ -62,7 +63,7 @@ pub(crate) fn run(args: &ConvArgs, console: Console) -> Result<()> {
     }
 }
 
-fn run_in<T: Element + ndarray_npy::WritableElement>(
+fn run_in<T: Element + Stored>(
     args: &ConvArgs,
     output: Output,
     report: Option<Output>,

@@ -9,16 +9,15 @@ use fcdcc::internal::digits::{DIGITS, LABELS, MODEL};
 use fcdcc::model::{Model, ModelOptions, Tensor};
 use fcdcc::worker::{FaultSpec, inject};
 use fcdcc::{CodeKind, Error, LayerOptions, LayerReport, Pool, Report, Result};
-use image::{GrayImage, Luma};
 use ndarray::{Array3, Array4, ArrayD, Axis, Slice};
-use ndarray_npy::ReadNpyExt;
 
 use super::layers::Summary;
 use super::ledger::Ledger;
+use super::npy::Npy;
 use super::options::Backend;
 use super::progress::Bar;
 use super::rates::{Calibrate, Measuring};
-use super::{Console, arrays, pool, print};
+use super::{Console, arrays, decode, pool, print};
 
 const WORKERS: usize = 6;
 /// Two of the six workers answer each task late.
@@ -219,11 +218,9 @@ fn show(digits: &Array3<u8>, logits: &[f64]) -> Result<()> {
 }
 
 fn read<D: ndarray::Dimension>(bytes: &[u8]) -> Result<ndarray::Array<u8, D>> {
-    ndarray::Array::read_npy(bytes).map_err(|e| Error::File {
-        path: "the built-in digits".to_owned(),
-        cause: e.to_string(),
-        input: false,
-    })
+    let bad = |cause| Error::File { path: "the built-in digits".to_owned(), cause, input: false };
+    let array = Npy::open(bytes, None, &bad)?.decode::<u8, 1>(&bad, |[byte], _| Ok(byte))?;
+    array.into_dimensionality().map_err(|e| bad(e.to_string()))
 }
 
 fn read_digits() -> Result<Array3<u8>> {
@@ -278,13 +275,14 @@ impl Material {
         arrays::write_array(digits, &images.to_owned().into_dyn())?;
         arrays::write_array(filters, &edges())?;
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "pixels are 0 to 1")]
-        let pixel = |x: u32, y: u32| Luma([(images[[0, 0, y as usize, x as usize]] * 255.0).round() as u8]);
+        let pixels: Vec<u8> = images.iter().take(SIDE * SIDE).map(|v| (v * 255.0).round() as u8).collect();
         let side = u32::try_from(SIDE).expect("a digit is small");
-        let mut png = std::io::Cursor::new(Vec::new());
-        GrayImage::from_fn(side, side, pixel)
-            .write_to(&mut png, image::ImageFormat::Png)
-            .map_err(|e| Error::File { path: digit.name().to_owned(), cause: e.to_string(), input: false })?;
-        arrays::write_bytes(digit, png.get_ref())
+        let png = decode::grey_png(side, side, &pixels).map_err(|e| Error::File {
+            path: digit.name().to_owned(),
+            cause: e.to_string(),
+            input: false,
+        })?;
+        arrays::write_bytes(digit, &png)
     }
 }
 

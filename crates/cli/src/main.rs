@@ -9,6 +9,8 @@ mod cluster;
 mod content;
 mod conv;
 #[cfg(feature = "onnx")]
+mod decode;
+#[cfg(feature = "onnx")]
 mod demo;
 mod devices;
 mod environment;
@@ -23,6 +25,7 @@ mod ledger;
 mod metrics;
 mod network;
 mod npy;
+mod npy_header;
 mod options;
 #[cfg(feature = "onnx")]
 mod picture;
@@ -32,6 +35,8 @@ mod pool;
 mod preset;
 mod print;
 mod progress;
+#[cfg(feature = "onnx")]
+mod raster;
 mod rates;
 #[cfg(feature = "onnx")]
 mod run;
@@ -61,7 +66,9 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use fcdcc::{Error, ErrorKind};
 use fcdcc_bench::with_flags;
 use ledger::Ledger;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
 #[cfg(not(feature = "cluster"))]
 use without_cluster::{self as cluster, self as worker, without_cluster};
 #[cfg(not(feature = "onnx"))]
@@ -269,12 +276,13 @@ fn start_log(cli: &Cli) {
         2 => "fcdcc=debug",
         _ => "debug",
     };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+    let named = std::env::var("RUST_LOG").ok().and_then(|levels| levels.parse::<Targets>().ok());
+    let levels = named.unwrap_or_else(|| default.parse().expect("the defaults are levels"));
     let colours = std::io::stderr().is_terminal();
-    let log =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours);
-    match cli.log_format {
-        LogFormat::Text => log.init(),
-        LogFormat::Json => log.json().init(),
-    }
+    let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(colours);
+    let log = match cli.log_format {
+        LogFormat::Text => log.boxed(),
+        LogFormat::Json => log.json().boxed(),
+    };
+    tracing_subscriber::registry().with(log.with_filter(levels)).init();
 }

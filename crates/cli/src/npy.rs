@@ -1,16 +1,15 @@
-//! Reads `.npy` arrays as streams: first the header, then the elements, without a copy of the bytes. Writes arrays of
-//! 16-bit floats, which the package that writes all others does not know.
+//! Reads `.npy` arrays as streams: first the header, then the elements, without a copy of the bytes. Writes arrays.
 //!
 //! Invariant: nothing is allocated by the size in a header before that size was compared with the file or with the
 //! available memory.
 
-use std::io::Read;
+use std::io::{Read, Write};
 
 use fcdcc::Result;
 use ndarray::{ArrayD, IxDyn, ShapeBuilder};
-use ndarray_npy::npy::header::{Header, Layout};
 
 use super::content::NPY;
+use super::npy_header::{Header, unquoted};
 use fcdcc::memory;
 
 /// Maximum length of a header. (By default, numpy itself refuses more than 10,000 bytes.)
@@ -79,19 +78,17 @@ impl<R: Read> Npy<R> {
         length: Option<u64>,
         bad: &dyn Fn(String) -> fcdcc::Error,
     ) -> Result<Self> {
-        let bytes = header(&mut source, length).map_err(bad)?;
-        let header = Header::from_reader(&mut bytes.as_slice()).map_err(|e| {
+        let (bytes, start) = header(&mut source, length).map_err(bad)?;
+        let Header { descr, fortran, shape } = Header::parse(&bytes[start..]).map_err(|e| {
             bad(format!("is not a .npy array that can be read ({}): save it with numpy.save", brief(&e)))
         })?;
-        let descriptor = header.type_descriptor.to_string();
-        let Some((kind, big_endian)) = kind(descriptor.trim_matches('\'')) else {
+        let Some((kind, big_endian)) = kind(unquoted(&descr)) else {
             return Err(bad(format!(
                 "holds {} where floats, integers or truth values (numpy's f2, f4, f8, i1 to i8, u1 to u8, b1) were \
                  expected: convert it with .astype('float32')",
-                brief(&descriptor)
+                brief(&descr)
             )));
         };
-        let shape = header.shape;
         let elems = shape.iter().try_fold(1usize, |product, axis| product.checked_mul(*axis));
         let needed = elems.and_then(|elems| elems.checked_mul(kind.bytes()));
         let (Some(elems), Some(needed)) = (elems, needed) else {
@@ -103,14 +100,7 @@ impl<R: Read> Npy<R> {
                 return Err(bad(damaged(&there.to_string(), &shape, needed)));
             }
         }
-        Ok(Self {
-            kind,
-            big_endian,
-            fortran: matches!(header.layout, Layout::Fortran),
-            shape,
-            elems,
-            data: source,
-        })
+        Ok(Self { kind, big_endian, shape, fortran, elems, data: source })
     }
 
     /// Reads the elements; `of` makes each from its `N` bytes in little-endian order and its position in the file.
@@ -153,13 +143,58 @@ impl<R: Read> Npy<R> {
     }
 }
 
-/// Writes an array of half floats in row-major order, as numpy does: format version 1, with the data aligned to 64 bytes.
-#[cfg(feature = "onnx")]
-pub(crate) fn write_f16(out: &mut dyn std::io::Write, array: &ArrayD<half::f16>) -> std::io::Result<()> {
+/// Types of elements that are written.
+pub(crate) trait Stored: Copy {
+    /// numpy's name.
+    const DESCR: &'static str;
+    /// The bytes of one element.
+    type Bytes: AsRef<[u8]>;
+    fn bytes(self) -> Self::Bytes;
+}
+
+macro_rules! stored {
+    ($($type:ty, $descr:literal;)*) => {$(
+        impl Stored for $type {
+            const DESCR: &'static str = $descr;
+            type Bytes = [u8; size_of::<$type>()];
+
+            fn bytes(self) -> Self::Bytes {
+                self.to_le_bytes()
+            }
+        }
+    )*};
+}
+
+stored! {
+    half::f16, "<f2";
+    f32, "<f4";
+    f64, "<f8";
+    i8, "|i1";
+    i16, "<i2";
+    i32, "<i4";
+    i64, "<i8";
+    u8, "|u1";
+    u16, "<u2";
+    u32, "<u4";
+    u64, "<u8";
+}
+
+impl Stored for bool {
+    const DESCR: &'static str = "|b1";
+    type Bytes = [u8; 1];
+
+    fn bytes(self) -> Self::Bytes {
+        [u8::from(self)]
+    }
+}
+
+/// Writes an array in row-major order, as numpy does: format version 1, with the data aligned to 64 bytes.
+pub(crate) fn write<T: Stored>(out: &mut dyn Write, array: &ArrayD<T>) -> std::io::Result<()> {
     const ALIGNED: usize = 64;
     let sizes: Vec<String> = array.shape().iter().map(|size| format!("{size}, ")).collect();
     let sizes = sizes.concat();
-    let mut header = format!("{{'descr': '<f2', 'fortran_order': False, 'shape': ({}), }}", sizes.trim_end());
+    let (descr, sizes) = (T::DESCR, sizes.trim_end());
+    let mut header = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({sizes}), }}");
     // Before it: 6 bytes that name the format, 2 of the version, 2 of its own length. After it: the end of the line.
     let unaligned = 10 + header.len() + 1;
     header.extend(std::iter::repeat_n(' ', unaligned.next_multiple_of(ALIGNED) - unaligned));
@@ -169,11 +204,15 @@ pub(crate) fn write_f16(out: &mut dyn std::io::Write, array: &ArrayD<half::f16>)
     out.write_all(&[1, 0])?;
     out.write_all(&length.to_le_bytes())?;
     out.write_all(header.as_bytes())?;
-    for row in array.iter().copied().collect::<Vec<_>>().chunks(CHUNK / 2) {
-        let bytes: Vec<u8> = row.iter().flat_map(|value| value.to_le_bytes()).collect();
-        out.write_all(&bytes)?;
+    let mut bytes = Vec::with_capacity(CHUNK);
+    for value in array {
+        bytes.extend_from_slice(value.bytes().as_ref());
+        if bytes.len() >= CHUNK {
+            out.write_all(&bytes)?;
+            bytes.clear();
+        }
     }
-    Ok(())
+    out.write_all(&bytes)
 }
 
 fn damaged(there: &str, shape: &[usize], needed: usize) -> String {
@@ -194,14 +233,20 @@ fn kind(descriptor: &str) -> Option<(Kind, bool)> {
     }
 }
 
-/// Reads the header's bytes; checks the length before allocating it.
-fn header(source: &mut impl Read, length: Option<u64>) -> Result<Vec<u8>, String> {
+/// Reads the bytes up to the end of the header, and where its dictionary starts; checks the length before allocating it.
+fn header(source: &mut impl Read, length: Option<u64>) -> Result<(Vec<u8>, usize), String> {
     let unread = |e: std::io::Error| format!("cannot be read: {e}");
     let mut bytes = vec![0; 12];
     let read = fill(source, &mut bytes[..10]).map_err(unread)?;
     if read < 10 || !bytes.starts_with(NPY) {
         return Err(format!(
             "has {read} bytes where a .npy header needs at least 10: save it with numpy.save"
+        ));
+    }
+    if !(1..=3).contains(&bytes[6]) {
+        return Err(format!(
+            "is of version {} of the .npy format where 1 to 3 can be read: save it with numpy.save",
+            bytes[6]
         ));
     }
     let (start, size) = if bytes[6] == 1 {
@@ -230,7 +275,7 @@ fn header(source: &mut impl Read, length: Option<u64>) -> Result<Vec<u8>, String
     }
     bytes.resize(needed, 0);
     let read = fill(source, &mut bytes[start..]).map_err(unread)?;
-    if read < size { Err(short((start + read) as u64)) } else { Ok(bytes) }
+    if read < size { Err(short((start + read) as u64)) } else { Ok((bytes, start)) }
 }
 
 /// Reads until `buffer` is full or the source ends.
@@ -277,7 +322,7 @@ mod tests {
             let values = (0..shape.iter().product::<usize>()).map(|i| f16::from_f64(0.37 * i as f64 - 1.0));
             let array = ArrayD::from_shape_vec(shape.clone(), values.collect()).unwrap();
             let mut bytes = Vec::new();
-            write_f16(&mut bytes, &array).unwrap();
+            write(&mut bytes, &array).unwrap();
             // Where numpy puts the data.
             let header = bytes.iter().position(|byte| *byte == b'\n').unwrap() + 1;
             assert_eq!((header % 64, bytes.len() - header), (0, 2 * array.len()), "{shape:?}");

@@ -1,29 +1,21 @@
-//! Pictures as model input: decodes, fits to the input's size, scales, normalises, and arranges the axes.
+//! Pictures as model input: fits them to the input's size, scales, normalises, and arranges the axes.
 
-use std::io::Cursor;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 
 use fcdcc::files::Input;
 use fcdcc::model::InputInfo;
 use fcdcc::{Error, Result};
-use image::imageops::FilterType;
-use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Rgb, Rgb32FImage, imageops};
 use ndarray::{Array4, ArrayD};
 
-use super::content::{self, Content, HEAD};
+use super::content::{self, Content, Format, HEAD};
+use super::decode::{MOST_SIDE, bad, decode};
 pub(crate) use super::preset::PictureArgs;
 use super::preset::{Color, Fit, PixelLayout, Settings};
+use super::raster::Raster;
 use fcdcc::memory;
 
-/// Maximum side of a decoded picture: a file of a few kilobytes may claim billions of pixels.
-const MOST_SIDE: u32 = 32_768;
-/// Maximum pixels of a picture: 8192 x 8192. As floats they take 12 bytes each.
-const MOST_PIXELS: u64 = 1 << 26;
 /// Maximum bytes of a file.
 const MOST_FILE_BYTES: u64 = 1 << 29;
-/// Maximum bytes that a decoder may allocate besides the picture itself.
-const MOST_DECODER_BYTES: u64 = 1 << 30;
 
 /// Channels, height, width and the order of the axes.
 struct Target {
@@ -40,7 +32,8 @@ impl PictureArgs {
     /// does not accept such pictures.
     pub(crate) fn read(&self, input: &InputInfo, first: Input, pictures: &[PathBuf]) -> Result<ArrayD<f32>> {
         let mut first = Some(first);
-        let decoded = pictures.iter().map(|path| decode(first.take().map_or_else(|| Input::open(path), Ok)?));
+        let decoded =
+            pictures.iter().map(|path| read_file(first.take().map_or_else(|| Input::open(path), Ok)?));
         self.batch(input, pictures.len(), decoded)
     }
 
@@ -51,7 +44,7 @@ impl PictureArgs {
     #[cfg(feature = "serve")]
     pub(crate) fn read_bytes(&self, input: &InputInfo, name: &str, bytes: Vec<u8>) -> Result<ArrayD<f32>> {
         let format = format_of(name, &bytes[..bytes.len().min(HEAD)])?;
-        self.batch(input, 1, std::iter::once(decode_named(name, bytes, format)))
+        self.batch(input, 1, std::iter::once(decode(name, &bytes, format)))
     }
 
     /// One batch of `count` pictures, which are decoded one at a time.
@@ -59,7 +52,7 @@ impl PictureArgs {
         &self,
         input: &InputInfo,
         count: usize,
-        pictures: impl Iterator<Item = Result<Rgb32FImage>>,
+        pictures: impl Iterator<Item = Result<Raster>>,
     ) -> Result<ArrayD<f32>> {
         let settings = self.settings();
         let target = target(settings.layout, input, count)?;
@@ -69,12 +62,11 @@ impl PictureArgs {
             let picture = picture?;
             let [height, width] = match &batch {
                 Some(batch) => [batch.shape()[2], batch.shape()[3]],
-                None => [
-                    target.size[0].unwrap_or(picture.height() as usize),
-                    target.size[1].unwrap_or(picture.width() as usize),
-                ],
+                None => {
+                    [target.size[0].unwrap_or(picture.height()), target.size[1].unwrap_or(picture.width())]
+                }
             };
-            let fitted = fitted(&settings, &picture, u32_of(height)?, u32_of(width)?);
+            let fitted = fitted(&settings, picture, checked(height)?, checked(width)?);
             let shape = [count, target.channels, height, width];
             let batch = if let Some(batch) = &mut batch {
                 batch
@@ -83,7 +75,8 @@ impl PictureArgs {
                 memory::require_all(&format!("input {} of shape {shape:?}", input.name), bytes)?;
                 batch.insert(Array4::zeros(shape))
             };
-            for (x, y, pixel) in fitted.enumerate_pixels() {
+            for (y, x) in (0..height).flat_map(|y| (0..width).map(move |x| (y, x))) {
+                let pixel = fitted.at(x, y);
                 for channel in 0..target.channels {
                     let value = match (target.channels, settings.color) {
                         // The luma of ITU-R BT.601, the usual conversion to grey.
@@ -91,7 +84,7 @@ impl PictureArgs {
                         (_, Color::Rgb) => pixel[channel],
                         (_, Color::Bgr) => pixel[2 - channel],
                     };
-                    batch[[index, channel, y as usize, x as usize]] =
+                    batch[[index, channel, y, x]] =
                         (value * settings.range - settings.mean.at(channel)) / settings.std.at(channel);
                 }
             }
@@ -134,80 +127,71 @@ fn target(layout: PixelLayout, input: &InputInfo, count: usize) -> Result<Target
     }
 }
 
-fn fitted(settings: &Settings, picture: &Rgb32FImage, height: u32, width: u32) -> Rgb32FImage {
-    let (w, h) = picture.dimensions();
+fn fitted(settings: &Settings, picture: Raster, height: usize, width: usize) -> Raster {
+    let (w, h) = (picture.width(), picture.height());
     if (w, h) == (width, height) && settings.fit != Fit::Center {
-        return picture.clone();
+        return picture;
     }
-    let (across, down) = (f64::from(width) / f64::from(w), f64::from(height) / f64::from(h));
+    let (across, down) = (width as f64 / w as f64, height as f64 / h as f64);
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "both sides are bounded")]
-    let side = |own: u32, scale: f64| ((f64::from(own) * scale).round() as u32).max(1);
+    let side = |own: usize, scale: f64| ((own as f64 * scale).round() as usize).max(1);
     match settings.fit {
-        Fit::Stretch => imageops::resize(picture, width, height, FilterType::Triangle),
+        Fit::Stretch => picture.scaled(width, height),
         Fit::Crop => {
             let scale = across.max(down);
             let (sw, sh) = (side(w, scale).max(width), side(h, scale).max(height));
-            let scaled = imageops::resize(picture, sw, sh, FilterType::Triangle);
-            imageops::crop_imm(&scaled, (sw - width) / 2, (sh - height) / 2, width, height).to_image()
+            picture.scaled(sw, sh).cut((sw - width) / 2, (sh - height) / 2, width, height)
         }
         Fit::Center => {
             let (sw, sh) = center_sides((w, h), (width, height));
-            let scaled = imageops::resize(picture, sw, sh, FilterType::Triangle);
             // Half a pixel is rounded to the even one, as Python does.
-            let start = |rest: u32| rest / 2 + u32::from(rest % 4 == 3);
-            imageops::crop_imm(&scaled, start(sw - width), start(sh - height), width, height).to_image()
+            let start = |rest: usize| rest / 2 + usize::from(rest % 4 == 3);
+            picture.scaled(sw, sh).cut(start(sw - width), start(sh - height), width, height)
         }
         Fit::Pad => {
             let scale = across.min(down);
             let (sw, sh) = (side(w, scale).min(width), side(h, scale).min(height));
-            let scaled = imageops::resize(picture, sw, sh, FilterType::Triangle);
-            let mut padded = Rgb32FImage::from_pixel(width, height, Rgb([settings.fill; 3]));
-            let (x, y) = ((width - sw) / 2, (height - sh) / 2);
-            imageops::replace(&mut padded, &scaled, i64::from(x), i64::from(y));
-            padded
+            let place = ((width - sw) / 2, (height - sh) / 2);
+            picture.scaled(sw, sh).padded(place, (width, height), settings.fill)
         }
     }
 }
 
 /// The sides to which [`Fit::Center`] scales a picture of `own` sides for an input of `target` sides (width, height): the
 /// side that decides becomes 256/224 of the input's, the other one keeps the proportions, rounded down.
-fn center_sides((w, h): (u32, u32), (width, height): (u32, u32)) -> (u32, u32) {
-    let inner = |side: u32| (u64::from(side) * 256 + 112) / 224;
-    let other = |own: u32, scaled: u64, by: u32| u64::from(own) * scaled / u64::from(by);
-    let narrow = |side: u64, least: u32| u32::try_from(side).unwrap_or(u32::MAX).max(least);
+fn center_sides((w, h): (usize, usize), (width, height): (usize, usize)) -> (usize, usize) {
+    let inner = |side: usize| (side * 256 + 112) / 224;
     // The input is wider than the picture: the width decides.
-    if u64::from(width) * u64::from(h) >= u64::from(height) * u64::from(w) {
+    if width * h >= height * w {
         let scaled = inner(width);
-        (narrow(scaled, width), narrow(other(h, scaled, w), height))
+        (scaled.max(width), (h * scaled / w).max(height))
     } else {
         let scaled = inner(height);
-        (narrow(other(w, scaled, h), width), narrow(scaled, height))
+        ((w * scaled / h).max(width), scaled.max(height))
     }
 }
 
-fn u32_of(size: usize) -> Result<u32> {
-    u32::try_from(size).ok().filter(|s| *s <= MOST_SIDE).ok_or_else(|| {
+/// `size` if pictures can be fitted to it.
+fn checked(size: usize) -> Result<usize> {
+    let fits = Some(size).filter(|size| (1..=MOST_SIDE).contains(size));
+    fits.ok_or_else(|| {
         Error::invalid(
             "side of the input",
             size,
-            format!("pictures are fitted to at most {MOST_SIDE} pixels a side"),
+            format!("pictures are fitted to 1 to {MOST_SIDE} pixels a side"),
         )
     })
 }
 
-/// Decodes a picture and turns it upright by its orientation tag.
-fn decode(mut input: Input) -> Result<Rgb32FImage> {
+/// Reads and decodes a picture file.
+fn read_file(mut input: Input) -> Result<Raster> {
     let name = input.name().to_owned();
     let format = format_of(&name, input.head(HEAD)?)?;
-    decode_named(&name, input.into_bytes(MOST_FILE_BYTES, "save it smaller")?, format)
-}
-
-fn bad(name: &str, cause: String) -> Error {
-    Error::File { path: name.to_owned(), cause, input: true }
+    decode(&name, &input.into_bytes(MOST_FILE_BYTES, "save it smaller")?, format)
 }
 
 /// The format of a file with these first bytes.
-fn format_of(name: &str, head: &[u8]) -> Result<ImageFormat> {
+fn format_of(name: &str, head: &[u8]) -> Result<Format> {
     match content::of(head) {
         Content::Picture(format) => Ok(format),
         other => {
@@ -216,58 +200,6 @@ fn format_of(name: &str, head: &[u8]) -> Result<ImageFormat> {
             Err(bad(name, format!("is not a picture that can be decoded but {what}: {help}")))
         }
     }
-}
-
-fn decode_named(name: &str, bytes: Vec<u8>, format: ImageFormat) -> Result<Rgb32FImage> {
-    // A panic of the decoder means a damaged file, as an error does.
-    let decoded = catch_unwind(AssertUnwindSafe(|| decode_bytes(bytes, format)));
-    let failed = |cause: String| {
-        bad(name, format!("is a {} picture that cannot be decoded: {cause}", content::name(format)))
-    };
-    match decoded {
-        Ok(Ok(picture)) => Ok(picture),
-        Ok(Err(Undecoded::Unfit(cause))) => Err(bad(name, cause)),
-        Ok(Err(Undecoded::Decoder(error))) => Err(failed(error.to_string())),
-        Err(_) => Err(failed("its decoder gave up; save it with another program".to_owned())),
-    }
-}
-
-/// Why a picture was not decoded.
-enum Undecoded {
-    /// It exceeds a limit.
-    Unfit(String),
-    Decoder(ImageError),
-}
-
-impl From<ImageError> for Undecoded {
-    fn from(error: ImageError) -> Self {
-        Self::Decoder(error)
-    }
-}
-
-fn decode_bytes(bytes: Vec<u8>, format: ImageFormat) -> Result<Rgb32FImage, Undecoded> {
-    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
-    let mut limits = image::Limits::no_limits();
-    limits.max_alloc = Some(MOST_DECODER_BYTES);
-    reader.limits(limits);
-    let mut decoder = reader.into_decoder()?;
-    let (width, height) = decoder.dimensions();
-    let pixels = u64::from(width) * u64::from(height);
-    if pixels > MOST_PIXELS || width.max(height) > MOST_SIDE {
-        return Err(Undecoded::Unfit(format!(
-            "is {width} x {height} = {pixels} pixels where at most {MOST_PIXELS}, and {MOST_SIDE} a side, are decoded: \
-             scale it down"
-        )));
-    }
-    // As it comes from the decoder, turned, and as floats.
-    let needed = 2 * decoder.total_bytes() + pixels * 12;
-    memory::require_all(&format!("the picture of {width} x {height}"), needed)
-        .map_err(|e| Undecoded::Unfit(e.to_string()))?;
-    // Cameras store their orientation beside the pixels.
-    let orientation = decoder.orientation()?;
-    let mut picture = DynamicImage::from_decoder(decoder)?;
-    picture.apply_orientation(orientation);
-    Ok(picture.into_rgb32f())
 }
 
 #[cfg(test)]
