@@ -89,7 +89,7 @@ def run(command, folder, model, inputs, outputs, rtol, atol):
         value = np.asarray(value)
         np.save(os.path.join(folder, f"input_{index}.npy"), np.ascontiguousarray(value).reshape(value.shape))
         line += ["--input", f"{name}=input_{index}.npy"]
-        if value.ndim:
+        if value.ndim and value.size:
             line += ["--shape", f"{name}=" + ",".join(str(size) for size in value.shape)]
     try:
         ended = subprocess.run(line, cwd=folder, capture_output=True, text=True, timeout=LIMIT_S)

@@ -70,7 +70,8 @@ impl InputArgs {
                     "give data of that shape, or, where the model can be run for another, say so with --shape",
                 ));
             }
-            if info.fixed_shape().is_none() {
+            // An array without elements can only be a parameter.
+            if info.fixed_shape().is_none() && !tensor.shape().contains(&0) {
                 model = model.with_input_shape(&info.name, tensor.shape())?;
             }
         }
