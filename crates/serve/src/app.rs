@@ -10,13 +10,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use fcdcc::model::{InputInfo, Tensor};
 use fcdcc::telemetry::Source;
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 
 use crate::dispatch::Dispatcher;
 use crate::error::ApiError;
 use crate::metrics::Metrics;
+use crate::pictures::Pictures;
 use crate::registry::Registry;
 
 /// How long a check of the pool counts.
@@ -25,21 +25,6 @@ const CHECK_COUNTS: Duration = Duration::from_secs(5);
 const CHECK_LIMIT: Duration = Duration::from_secs(10);
 /// The unit in which the bytes of bodies are limited.
 const UNIT: usize = 1024;
-
-/// Decodes pictures for a model's input.
-pub trait Pictures: Send + Sync + 'static {
-    /// The data for `input` that the picture in `bytes` (JPEG, PNG) shows; `settings` is the table `[picture]` of
-    /// `model.toml`. The result has one item.
-    ///
-    /// # Errors
-    /// What is wrong with the picture, the input or the settings.
-    fn read(
-        &self,
-        input: &InputInfo,
-        settings: Option<&toml::Table>,
-        bytes: Vec<u8>,
-    ) -> fcdcc::Result<Tensor>;
-}
 
 /// The state of a server.
 pub(crate) struct App {
@@ -85,7 +70,8 @@ impl App {
         }
     }
 
-    /// Reads a body of `announced` bytes, or of unknown length, within the limits of bytes and time.
+    /// Reads a body of `announced` bytes, or of unknown length, within the limits of bytes and time. A packed one counts as
+    /// long as the longest, as long as the permit that comes with it is held.
     ///
     /// # Errors
     /// 413 for one that is too long, 408 for one that comes too slowly, 429 where other bodies fill the memory, 400 where
@@ -93,18 +79,16 @@ impl App {
     pub(crate) async fn body(
         &self,
         announced: Option<usize>,
+        packed: bool,
         body: axum::body::Body,
-    ) -> Result<Bytes, ApiError> {
+    ) -> Result<(Bytes, OwnedSemaphorePermit), ApiError> {
         let limit = self.max_body_bytes;
         if announced.is_some_and(|length| length > limit) {
             return Err(ApiError::too_large(limit));
         }
-        let units = u32::try_from(announced.unwrap_or(limit).div_ceil(UNIT)).unwrap_or(u32::MAX);
-        let Ok(_held) = Arc::clone(&self.bodies).try_acquire_many_owned(units) else {
-            return Err(ApiError::busy("other requests fill the memory for bodies: try again later"));
-        };
+        let held = self.hold(announced.filter(|_| !packed).unwrap_or(limit))?;
         match tokio::time::timeout(self.body_timeout, axum::body::to_bytes(body, limit)).await {
-            Ok(Ok(bytes)) => Ok(bytes),
+            Ok(Ok(bytes)) => Ok((bytes, held)),
             Ok(Err(error)) => {
                 let text = error.to_string();
                 // The only error of the limit itself; its type is not exported.
@@ -118,6 +102,41 @@ impl App {
                 format!("the body did not come within {:?}: send it faster", self.body_timeout),
             )),
         }
+    }
+
+    /// Reserves memory for `bytes` of a body until the permit is dropped.
+    ///
+    /// # Errors
+    /// 429 where other bodies fill it.
+    pub(crate) fn hold(&self, bytes: usize) -> Result<OwnedSemaphorePermit, ApiError> {
+        let units = u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX);
+        let held = Arc::clone(&self.bodies).try_acquire_many_owned(units);
+        held.map_err(|_| ApiError::busy("other requests fill the memory for bodies: try again later"))
+    }
+
+    /// Loads a model on a thread that may block.
+    ///
+    /// # Errors
+    /// Those of [`Registry::load`].
+    pub(crate) async fn load(self: &Arc<Self>, model: String) -> Result<(), ApiError> {
+        self.change(move |registry| registry.load(&model)).await
+    }
+
+    /// Takes a model out of service.
+    ///
+    /// # Errors
+    /// Those of [`Registry::unload`].
+    pub(crate) async fn unload(self: &Arc<Self>, model: String) -> Result<(), ApiError> {
+        self.change(move |registry| registry.unload(&model)).await
+    }
+
+    async fn change(
+        self: &Arc<Self>,
+        change: impl FnOnce(&Registry) -> Result<(), ApiError> + Send + 'static,
+    ) -> Result<(), ApiError> {
+        let app = Arc::clone(self);
+        let done = tokio::task::spawn_blocking(move || change(&app.registry)).await;
+        done.map_err(|_| ApiError::internal("changing the model failed: a defect, please report it"))?
     }
 
     /// Whether the server can compute now.

@@ -149,13 +149,17 @@ pub(crate) fn from_bytes(
     })
 }
 
-/// The numbers of JSON data, flattened.
+const MIXED: &str = "elements of different kinds (numbers, booleans, strings) in one tensor";
+
+/// The elements of JSON data, flattened.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Numbers {
     Ints(Vec<i64>),
     /// Floats, and integers among them.
     Floats(Vec<f64>),
     Bools(Vec<bool>),
+    /// The elements of a BYTES tensor.
+    Texts(Vec<String>),
 }
 
 impl Numbers {
@@ -164,6 +168,7 @@ impl Numbers {
             Self::Ints(values) => values.len(),
             Self::Floats(values) => values.len(),
             Self::Bools(values) => values.len(),
+            Self::Texts(values) => values.len(),
         }
     }
 
@@ -171,7 +176,7 @@ impl Numbers {
         match self {
             Self::Ints(values) => values.push(value),
             Self::Floats(values) => values.push(value as f64),
-            Self::Bools(_) => return Err("booleans and numbers in one tensor"),
+            Self::Bools(_) | Self::Texts(_) => return Err(MIXED),
         }
         Ok(())
     }
@@ -180,7 +185,7 @@ impl Numbers {
         if let Self::Ints(values) = self {
             *self = Self::Floats(values.iter().map(|value| *value as f64).collect());
         }
-        let Self::Floats(values) = self else { return Err("booleans and numbers in one tensor") };
+        let Self::Floats(values) = self else { return Err(MIXED) };
         values.push(value);
         Ok(())
     }
@@ -189,8 +194,17 @@ impl Numbers {
         if matches!(self, Self::Ints(values) if values.is_empty()) {
             *self = Self::Bools(Vec::new());
         }
-        let Self::Bools(values) = self else { return Err("booleans and numbers in one tensor") };
+        let Self::Bools(values) = self else { return Err(MIXED) };
         values.push(value);
+        Ok(())
+    }
+
+    fn add_text(&mut self, value: &str) -> Result<(), &'static str> {
+        if matches!(self, Self::Ints(values) if values.is_empty()) {
+            *self = Self::Texts(Vec::new());
+        }
+        let Self::Texts(values) = self else { return Err(MIXED) };
+        values.push(value.to_owned());
         Ok(())
     }
 
@@ -226,6 +240,7 @@ impl Numbers {
             Self::Floats(values) => Ok(values),
             Self::Ints(values) => Ok(values.into_iter().map(|value| value as f64).collect()),
             Self::Bools(_) => Err(unfit(name, "booleans", datatype)),
+            Self::Texts(_) => Err(unfit(name, "strings", datatype)),
         }
     }
 
@@ -235,6 +250,7 @@ impl Numbers {
             Self::Ints(values) if values.iter().all(|value| matches!(value, 0 | 1)) => {
                 Ok(values.into_iter().map(|value| value == 1).collect())
             }
+            Self::Texts(_) => Err(unfit(name, "strings", Datatype::Bool)),
             _ => Err(unfit(name, "numbers", Datatype::Bool)),
         }
     }
@@ -244,6 +260,7 @@ impl Numbers {
             Self::Ints(values) => Ok(values),
             Self::Floats(_) => Err(unfit(name, "fractions", datatype)),
             Self::Bools(_) => Err(unfit(name, "booleans", datatype)),
+            Self::Texts(_) => Err(unfit(name, "strings", datatype)),
         }
     }
 
@@ -310,7 +327,7 @@ impl<'de> Visitor<'de> for Nested<'_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("numbers or booleans, flat or nested (BYTES tensors are not supported)")
+        f.write_str("numbers, booleans or strings, flat or nested")
     }
 
     fn visit_bool<E: serde::de::Error>(self, value: bool) -> Result<(), E> {
@@ -330,6 +347,10 @@ impl<'de> Visitor<'de> for Nested<'_> {
 
     fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<(), E> {
         self.0.add_float(value).map_err(E::custom)
+    }
+
+    fn visit_str<E: serde::de::Error>(self, value: &str) -> Result<(), E> {
+        self.0.add_text(value).map_err(E::custom)
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {

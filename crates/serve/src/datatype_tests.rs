@@ -75,12 +75,13 @@ fn what_does_not_fit_is_refused_with_both_sides() {
         ("[0.5]", Datatype::Int32, vec![1], "fractions where INT32"),
         ("[true]", Datatype::Fp32, vec![1], "booleans where FP32"),
         ("[2]", Datatype::Bool, vec![1], "numbers where BOOL"),
-        ("[1, true]", Datatype::Int32, vec![2], "booleans and numbers"),
+        ("[1, true]", Datatype::Int32, vec![2], "different kinds"),
         ("[1, 2, 3]", Datatype::Int32, vec![2], "3 elements where its shape [2] needs 2"),
         ("[]", Datatype::Int32, vec![0], "at least 1"),
         ("[1]", Datatype::Int32, vec![usize::MAX, 2], "no machine"),
-        ("[\"a\"]", Datatype::Int32, vec![1], "BYTES tensors are not supported"),
-        ("[null]", Datatype::Fp32, vec![1], "numbers or booleans"),
+        ("[\"a\"]", Datatype::Int32, vec![1], "strings where INT32"),
+        ("[\"a\", 1]", Datatype::Int32, vec![2], "different kinds"),
+        ("[null]", Datatype::Fp32, vec![1], "numbers, booleans or strings"),
         ("[18446744073709551615]", Datatype::Uint64, vec![1], "fractions where UINT64"),
     ];
     for (text, datatype, shape, part) in rows {

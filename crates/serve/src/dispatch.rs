@@ -1,6 +1,6 @@
 //! Requests wait in bounded queues, one for each model, and a fixed number of threads computes them.
 //!
-//! Relevant if you want to know what happens to a request between its arrival and its answer. Handlers of connections call
+//! Relevant if you want to know what happens to a request between its arrival and its answer. Handlers of requests call
 //! [`Dispatcher::submit`] and wait for a message; only the threads of the dispatcher compute. A handler that is dropped,
 //! because its client is gone or its time is over, drops its [`Ticket`]: a request that waits is then skipped, and a run
 //! all of whose requests are dropped is cancelled.
@@ -14,16 +14,18 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use fcdcc::CancelToken;
-use fcdcc::model::{Output, Tensor};
+use fcdcc::model::Tensor;
 use tokio::sync::oneshot;
 
+use crate::answer::Computed;
 use crate::batch::{Decision, Waiting, decide};
 use crate::error::ApiError;
 use crate::metrics::Metrics;
+use crate::request::Priority;
 use crate::served::{Accepted, Served};
 
 /// The message that answers a request.
-pub(crate) type Answer = Result<Vec<Output>, ApiError>;
+pub(crate) type Answer = Result<Computed, ApiError>;
 
 /// Queues and the threads that empty them.
 pub(crate) struct Dispatcher {
@@ -44,7 +46,7 @@ struct State {
     stopping: bool,
 }
 
-/// The queue of one loaded model.
+/// The queue of one loaded model, by priority, and by arrival within one.
 struct Lane {
     model: Arc<Served>,
     jobs: VecDeque<Job>,
@@ -53,6 +55,7 @@ struct Lane {
 struct Job {
     tensors: Vec<Tensor>,
     items: usize,
+    priority: Priority,
     arrived: Instant,
     place: Arc<Place>,
     reply: oneshot::Sender<Answer>,
@@ -125,11 +128,16 @@ impl Dispatcher {
         Ok(dispatcher)
     }
 
-    /// Queues a request.
+    /// Queues a request, behind those of its priority.
     ///
     /// # Errors
     /// 429 if the model's queue is full, 503 if the server has ended.
-    pub(crate) fn submit(&self, model: &Arc<Served>, request: Accepted) -> Result<Ticket, ApiError> {
+    pub(crate) fn submit(
+        &self,
+        model: &Arc<Served>,
+        request: Accepted,
+        priority: Priority,
+    ) -> Result<Ticket, ApiError> {
         let (reply, answer) = oneshot::channel();
         let place = Arc::new(Place::default());
         let ticket = Ticket { place: Arc::clone(&place), answer };
@@ -152,7 +160,8 @@ impl Dispatcher {
             return Err(ApiError::busy(text));
         }
         let Accepted { tensors, items } = request;
-        lane.jobs.push_back(Job { tensors, items, arrived: Instant::now(), place, reply });
+        let at = lane.jobs.partition_point(|job| job.priority <= priority);
+        lane.jobs.insert(at, Job { tensors, items, priority, arrived: Instant::now(), place, reply });
         drop(state);
         self.shared.wake.notify_one();
         Ok(ticket)
@@ -229,10 +238,13 @@ impl Shared {
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(compute));
         self.metrics.computed(&model.name, jobs.iter().map(|job| job.items).sum(), started.elapsed());
         match outcome {
-            Ok(Ok(parts)) => {
-                for (job, outputs) in jobs.into_iter().zip(parts) {
+            Ok(Ok(together)) => {
+                let queued = |job: &Job| (job.items, started.duration_since(job.arrived));
+                model.stats.ran(&jobs.iter().map(queued).collect::<Vec<_>>(), together.times);
+                let report = Arc::new(together.report);
+                for (job, outputs) in jobs.into_iter().zip(together.parts) {
                     // A dropped receiver has no use for the answer.
-                    let _ = job.reply.send(Ok(outputs));
+                    let _ = job.reply.send(Ok(Computed { outputs, report: Arc::clone(&report) }));
                 }
             }
             Ok(Err(error)) => {
@@ -274,8 +286,8 @@ fn refuse(jobs: Vec<Job>, error: &ApiError) {
 }
 
 impl State {
-    /// The next batch, of the model whose first request has waited longest; or the time until there may be one, which is
-    /// unknown while no request waits.
+    /// The next batch, of the model whose first request has the highest priority, and has waited longest among those; or the
+    /// time until there may be one, which is unknown while no request waits.
     fn take(&mut self, now: Instant) -> Result<(Arc<Served>, Vec<Job>), Option<Duration>> {
         for lane in &mut self.lanes {
             while lane.jobs.front().is_some_and(|job| job.place.is_dropped()) {
@@ -284,15 +296,17 @@ impl State {
         }
         self.lanes.retain(|lane| !lane.jobs.is_empty());
         let mut soonest: Option<Duration> = None;
-        let mut ready: Option<(usize, usize, Instant)> = None;
+        let mut ready: Option<(usize, usize, (Priority, Instant))> = None;
         for (index, lane) in self.lanes.iter().enumerate() {
             let Some(first) = lane.jobs.front() else { continue };
-            let age =
-                if self.stopping { Duration::MAX } else { now.saturating_duration_since(first.arrived) };
+            // A request of a higher priority goes first, and does not make the others wait longer.
+            let oldest = lane.jobs.iter().map(|job| job.arrived).min().unwrap_or(now);
+            let age = if self.stopping { Duration::MAX } else { now.saturating_duration_since(oldest) };
+            let rank = (first.priority, first.arrived);
             let waiting: Vec<Waiting> = lane.jobs.iter().map(|job| job.beside(first)).collect();
             match decide(lane.model.config.batching.as_ref(), &waiting, age) {
-                Decision::Run(count) if ready.is_none_or(|(_, _, arrived)| first.arrived < arrived) => {
-                    ready = Some((index, count, first.arrived));
+                Decision::Run(count) if ready.is_none_or(|(_, _, other)| rank < other) => {
+                    ready = Some((index, count, rank));
                 }
                 Decision::Wait(time) => soonest = Some(soonest.map_or(time, |other| other.min(time))),
                 Decision::Run(_) | Decision::Idle => {}

@@ -1,26 +1,27 @@
-//! Handlers of `infer` and `classify`: from a body to an answer.
+//! Handlers of `infer` and `classify` over HTTP: from a body to an answer.
 //!
-//! Relevant if you want to know the order of events of a request: model, body, parsing, queue, run, answer.
+//! Relevant if you want to know how a body becomes a request: length, packing, JSON, bytes.
 //!
-//! Invariant: a request is counted once, with the status that its client got, or 499 if the client went away.
+//! Invariant: a body is read only for a model that is loaded, and within the limits of bytes and time.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
+use axum::body::Body;
 use axum::extract::{Path, Request as HttpRequest, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use fcdcc::model::Output;
+use bytes::Bytes;
 use serde_json::{Value, json};
 
+use crate::answer::largest;
 use crate::app::App;
+use crate::body;
 use crate::error::ApiError;
-use crate::request::Request;
-use crate::response::{self, Encoded, JSON_LENGTH};
-use crate::served::{Accepted, Served};
+use crate::handle::{Handling, SMALL, aside};
+use crate::packing::Packing;
+use crate::request::Priority;
+use crate::response::{Encoded, JSON_LENGTH, encode};
 
-/// Bodies and answers above this are parsed and encoded beside the threads of connections.
-const SMALL: usize = 1 << 16;
 /// The number of classes that `classify` answers with by default.
 const TOP: usize = 5;
 
@@ -31,103 +32,56 @@ pub(crate) struct Which {
     pub(crate) version: Option<String>,
 }
 
-/// Counts a request when it is answered, or when its handler is dropped.
-struct Counted<'a> {
-    app: &'a App,
-    model: Option<String>,
-    status: StatusCode,
-}
-
-impl<'a> Counted<'a> {
-    fn new(app: &'a App) -> Self {
-        Self { app, model: None, status: ApiError::abandoned().status }
-    }
-
-    fn answer(mut self, outcome: Result<Response, ApiError>) -> Response {
-        let response = outcome.unwrap_or_else(IntoResponse::into_response);
-        self.status = response.status();
-        response
-    }
-}
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        self.app.metrics.answered(self.model.as_deref(), self.status.as_u16());
-    }
-}
-
 /// `POST /v2/models/M[/versions/V]/infer`.
 pub(crate) async fn infer(
     State(app): State<Arc<App>>,
     Path(which): Path<Which>,
     request: HttpRequest,
 ) -> Response {
-    let mut counted = Counted::new(&app);
-    let outcome = inferred(&app, &which, request, &mut counted.model).await;
-    counted.answer(outcome.map(IntoResponse::into_response))
+    let mut handling = Handling::new(&app, None);
+    let outcome = inferred(&app, &mut handling, &which, request).await;
+    ended(handling, outcome.map(IntoResponse::into_response))
+}
+
+fn ended(handling: Handling<'_>, outcome: Result<Response, ApiError>) -> Response {
+    let response = outcome.unwrap_or_else(IntoResponse::into_response);
+    handling.end(response.status());
+    response
 }
 
 async fn inferred(
     app: &App,
+    handling: &mut Handling<'_>,
     which: &Which,
     request: HttpRequest,
-    label: &mut Option<String>,
 ) -> Result<Encoded, ApiError> {
-    let arrived = Instant::now();
-    let model = app.registry.find(&which.model, which.version.as_deref())?;
-    *label = Some(model.name.clone());
+    let model = handling.find(&which.model, which.version.as_deref())?;
     let (parts, body) = request.into_parts();
     let json_length = json_length(&parts.headers)?;
-    let body = app.body(announced(&parts.headers)?, body).await?;
-    let large = body.len() > SMALL;
-    let mut request = aside(large, move || Request::parse(&body, json_length)).await??;
-    let accepted = model.accept(&mut request)?;
-    let outputs = computed(app, &model, accepted, arrived, request.timeout).await?;
-    let large = outputs.iter().any(|output| output.tensor.shape().iter().product::<usize>() > SMALL / 4);
-    aside(large, move || {
-        let version = model.version.to_string();
-        let of = (model.name.as_str(), version.as_str());
-        response::encode(of, request.id.as_deref(), &outputs, &request.outputs, request.binary_outputs)
+    let answer_packing = Packing::accepted(&parts.headers);
+    let body = read_body(app, &parts.headers, body).await?;
+    let request = aside(body.len() > SMALL, move || body::parse(&body, json_length)).await??;
+    let answer = handling.answer(&model, request).await?;
+    let large = answer.outputs.iter().any(|output| output.values.len() > SMALL / 4);
+    aside(large || answer_packing.is_some(), move || encode(&answer, answer_packing)).await?
+}
+
+/// Reads and unpacks the body of a request.
+async fn read_body(app: &App, headers: &HeaderMap, body: Body) -> Result<Bytes, ApiError> {
+    let packing = Packing::of_body(headers)?;
+    let announced = announced(headers)?;
+    let (bytes, held) = app.body(announced, packing.is_some(), body).await?;
+    let Some(packing) = packing else { return Ok(bytes) };
+    let limit = app.max_body_bytes;
+    aside(true, move || {
+        let unpacked = packing.unpack(&bytes, limit);
+        drop(held);
+        unpacked.map(Bytes::from)
     })
     .await?
 }
 
-/// Queues a request and waits for its outputs.
-async fn computed(
-    app: &App,
-    model: &Arc<Served>,
-    accepted: Accepted,
-    arrived: Instant,
-    timeout: Option<Duration>,
-) -> Result<Vec<Output>, ApiError> {
-    let limit = timeout.map_or(model.config.timeout, |timeout| timeout.min(model.config.timeout));
-    let mut ticket = app.dispatcher.submit(model, accepted)?;
-    let left = limit.saturating_sub(arrived.elapsed());
-    match tokio::time::timeout(left, &mut ticket.answer).await {
-        Ok(Ok(answer)) => answer,
-        Ok(Err(_)) => Err(ApiError::unavailable("the server ended before the request was computed")),
-        // Dropping the ticket withdraws the request.
-        Err(_) => Err(ApiError::late(limit)),
-    }
-}
-
-/// Does `work` here, or on a thread where it may take long.
-async fn aside<T: Send + 'static>(
-    large: bool,
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, ApiError> {
-    if !large {
-        return Ok(work());
-    }
-    let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|_| ApiError::internal("reading the request failed: a defect, please report it"))
-}
-
 fn announced(headers: &HeaderMap) -> Result<Option<usize>, ApiError> {
-    if let Some(encoding) = headers.get(header::CONTENT_ENCODING).filter(|value| *value != "identity") {
-        let text = format!("Content-Encoding {encoding:?} is not supported: send the body as it is");
-        return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, text));
-    }
     let Some(length) = headers.get(header::CONTENT_LENGTH) else { return Ok(None) };
     let length = length.to_str().ok().and_then(|text| text.parse().ok());
     length.map(Some).ok_or_else(|| ApiError::bad("Content-Length is not a number of bytes"))
@@ -147,26 +101,24 @@ pub(crate) async fn classify(
     Path(which): Path<Which>,
     request: HttpRequest,
 ) -> Response {
-    let mut counted = Counted::new(&app);
-    let outcome = classified(&app, &which, request, &mut counted.model).await;
-    counted.answer(outcome.map(|answer| json_response(StatusCode::OK, &answer)))
+    let mut handling = Handling::new(&app, None);
+    let outcome = classified(&app, &mut handling, &which, request).await;
+    ended(handling, outcome.map(|answer| json_response(StatusCode::OK, &answer)))
 }
 
 async fn classified(
     app: &App,
+    handling: &mut Handling<'_>,
     which: &Which,
     request: HttpRequest,
-    label: &mut Option<String>,
 ) -> Result<Value, ApiError> {
-    let arrived = Instant::now();
-    let model = app.registry.find(&which.model, which.version.as_deref())?;
-    *label = Some(model.name.clone());
+    let model = handling.find(&which.model, which.version.as_deref())?;
     let Some(pictures) = app.pictures.clone() else {
         return Err(ApiError::new(StatusCode::NOT_IMPLEMENTED, "this server decodes no pictures"));
     };
     let top = top(request.uri().query())?;
     let (parts, body) = request.into_parts();
-    let body = app.body(announced(&parts.headers)?, body).await?;
+    let body = read_body(app, &parts.headers, body).await?;
     let of = Arc::clone(&model);
     let tensor = aside(true, move || {
         let [input] = of.input_infos() else {
@@ -177,7 +129,7 @@ async fn classified(
         pictures.read(input, of.config.picture.as_ref(), body.to_vec()).map_err(ApiError::from)
     });
     let accepted = model.accept_tensors(vec![tensor.await??])?;
-    let outputs = computed(app, &model, accepted, arrived, None).await?;
+    let outputs = handling.compute(&model, accepted, Priority::default(), None).await?.outputs;
     let scores = outputs.first().map(|output| output.tensor.to_f64()).unwrap_or_default();
     Ok(json!({
         "model_name": model.name,
@@ -200,13 +152,11 @@ fn top(query: Option<&str>) -> Result<usize, ApiError> {
 
 /// The largest scores with their indices, and labels where there are any.
 fn classes(scores: &[f64], top: usize, labels: &[String]) -> Vec<Value> {
-    let mut order: Vec<usize> = (0..scores.len()).collect();
-    order.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]));
     let class = |index: usize| match labels.get(index) {
         Some(label) => json!({ "index": index, "score": scores[index], "label": label }),
         None => json!({ "index": index, "score": scores[index] }),
     };
-    order.into_iter().take(top).map(class).collect()
+    largest(scores, top).into_iter().map(class).collect()
 }
 
 /// A JSON answer.
@@ -237,7 +187,7 @@ mod tests {
             HeaderMap::from_iter([(name.parse().unwrap(), value.parse().unwrap())])
         };
         assert_eq!(announced(&of("content-length", "12")).unwrap(), Some(12));
-        assert_eq!(announced(&of("content-encoding", "gzip")).unwrap_err().status, 415);
+        assert_eq!(announced(&of("content-length", "x")).unwrap_err().status, 400);
         assert_eq!(json_length(&of(JSON_LENGTH, " 7")).unwrap(), Some(7));
         assert_eq!(json_length(&of(JSON_LENGTH, "-7")).unwrap_err().status, 400);
     }

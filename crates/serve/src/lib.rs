@@ -1,34 +1,50 @@
-//! Serves ONNX models on coded workers over HTTP, by the Open Inference Protocol v2.
+//! Serves ONNX models on coded workers over HTTP and gRPC, by the Open Inference Protocol v2.
 //!
 //! Relevant if you want to answer the requests of other programs: of `curl`, of a browser, or of a client library of the
 //! protocol. [`Server::start`] listens, loads the models of files and repositories, and computes requests on a bounded number
 //! of threads; [`Server::drain`] ends it without losing a request. docs/serving.md is the guide for users.
 //!
-//! The layers of this crate, from the wire to the pool: `server` (connections), `routes` and `infer` (handlers), `request`,
-//! `response` and `datatype` (the protocol), `registry` (names become models), `dispatch` and `batch` (queues become runs),
-//! `served` (a model and its prepared shapes).
+//! The layers of this crate, from the wire to the pool: `server`, `connection` and `tls` (addresses, connections); `routes`,
+//! `infer`, `body`, `response` and `packing` (HTTP); `grpc` and `codec` (gRPC); `handle`, `request` and `answer` (one request,
+//! whichever protocol brought it), `datatype` and `strings` (its elements); `describe` and `stats` (what the server says of
+//! its models); `registry` (names become models), `dispatch` and `batch` (queues become runs), `served` and `facts` (a model
+//! and its prepared shapes).
 //!
 //! Invariant: no request causes a panic, blocks the thread of connections, or holds memory beyond the configured limits;
 //! each is answered once, or withdrawn because its client is gone.
 
+mod answer;
 mod app;
 mod batch;
+mod body;
+mod codec;
 mod config;
+mod connection;
 mod datatype;
+mod describe;
 mod dispatch;
 mod error;
+mod facts;
+mod grpc;
+mod handle;
 mod infer;
 mod metrics;
+mod packing;
+mod pictures;
 mod registry;
 mod request;
 mod response;
 mod routes;
 mod served;
 mod server;
+mod stats;
+mod strings;
+mod tls;
 mod tokens;
 
-pub use app::Pictures;
 pub use config::{Batching, ModelConfig};
+pub use pictures::Pictures;
 pub use served::Engine;
 pub use server::{Server, ServerOptions};
+pub use tls::Tls;
 pub use tokens::Tokens;

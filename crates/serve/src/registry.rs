@@ -217,6 +217,32 @@ impl Registry {
         self.read().get(name).map(|of| of.keys().map(u64::to_string).collect()).unwrap_or_default()
     }
 
+    /// The loaded models of a name and version; all names and versions where they are `None`.
+    ///
+    /// # Errors
+    /// 404 and 503 as [`Registry::find`], for a name that is given.
+    pub(crate) fn loaded(
+        &self,
+        name: Option<&str>,
+        version: Option<&str>,
+    ) -> Result<Vec<Arc<Served>>, ApiError> {
+        if let Some(name) = name {
+            let found = self.find(name, version)?;
+            if version.is_some() {
+                return Ok(vec![found]);
+            }
+        }
+        let models = self.read();
+        let chosen = models.iter().filter(|(of, _)| name.is_none_or(|name| name == of.as_str()));
+        let slots = chosen.flat_map(|(_, versions)| versions.values());
+        Ok(slots.filter_map(|slot| slot.served.clone()).collect())
+    }
+
+    /// The rows of the index; only those of loaded models if `ready`.
+    pub(crate) fn listed(&self, ready: bool) -> Vec<Entry> {
+        self.index().into_iter().filter(|entry| !ready || entry.state == State::Ready).collect()
+    }
+
     /// All versions of all models.
     pub(crate) fn index(&self) -> Vec<Entry> {
         let models = self.read();
@@ -242,6 +268,20 @@ impl Registry {
             State::Unavailable(why) if why == "unloaded" => None,
             State::Unavailable(why) => Some(format!("version {version} of model {name}: {why}")),
         })
+    }
+}
+
+/// Refuses parameters of loading and unloading but `known`: models come from the server's own files.
+///
+/// # Errors
+/// 400 with the name of another one.
+pub(crate) fn no_parameters<'a>(
+    names: impl IntoIterator<Item = &'a str>,
+    known: &str,
+) -> Result<(), ApiError> {
+    match names.into_iter().find(|name| *name != known) {
+        None => Ok(()),
+        Some(other) => Err(ApiError::bad(format!("parameter {other} is not supported: leave it out"))),
     }
 }
 

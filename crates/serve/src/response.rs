@@ -1,21 +1,24 @@
-//! Answers: JSON with outputs inside it or behind it.
+//! Answers over HTTP: JSON with outputs inside it or behind it, packed where the client accepts that.
 //!
 //! Relevant if you want to know what a client gets. An answer with at least one output as bytes has the header
 //! `Inference-Header-Content-Length`, the form of a request with bytes.
 //!
-//! Invariant: outputs come in the order of the request, or in the order of the model where it asks for none.
+//! Invariant: the header gives the length of the JSON before packing, as clients unpack first.
 
 use axum::http::{HeaderName, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
-use fcdcc::model::Output;
 use serde::Serialize;
 
-use crate::datatype::{Datatype, Flat, write_bytes};
+use crate::answer::{Answer, Sent, Values};
+use crate::datatype::{Flat, write_bytes};
 use crate::error::ApiError;
-use crate::request::Wanted;
+use crate::packing::Packing;
+use crate::strings::write_texts;
 
 /// The header with the length of the JSON part.
 pub(crate) const JSON_LENGTH: &str = "inference-header-content-length";
+/// Answers up to this length are not packed: there is nothing to gain.
+const NOT_PACKED: usize = 1024;
 
 /// An encoded answer.
 #[derive(Debug)]
@@ -23,6 +26,7 @@ pub(crate) struct Encoded {
     body: Vec<u8>,
     /// The length of the JSON if bytes follow.
     json_length: Option<usize>,
+    packing: Option<Packing>,
 }
 
 #[derive(Serialize)]
@@ -31,7 +35,14 @@ struct WireAnswer<'a> {
     model_version: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parameters: Option<Parameters<'a>>,
     outputs: Vec<WireOutput<'a>>,
+}
+
+#[derive(Serialize)]
+struct Parameters<'a> {
+    report: &'a str,
 }
 
 #[derive(Serialize)]
@@ -40,66 +51,67 @@ struct WireOutput<'a> {
     datatype: &'static str,
     shape: &'a [usize],
     #[serde(skip_serializing_if = "Option::is_none")]
-    parameters: Option<Bytes>,
+    parameters: Option<Size>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    data: Option<Flat<'a>>,
+    data: Option<Data<'a>>,
 }
 
 #[derive(Serialize)]
-struct Bytes {
+#[serde(untagged)]
+enum Data<'a> {
+    Numbers(Flat<'a>),
+    Texts(&'a [String]),
+}
+
+#[derive(Serialize)]
+struct Size {
     binary_data_size: usize,
 }
 
-/// Encodes the outputs that a request wants.
-pub(crate) fn encode(
-    (model_name, model_version): (&str, &str),
-    id: Option<&str>,
-    outputs: &[Output],
-    wanted: &[Wanted],
-    binary_outputs: bool,
-) -> Result<Encoded, ApiError> {
+/// Encodes an answer.
+pub(crate) fn encode(answer: &Answer, packing: Option<Packing>) -> Result<Encoded, ApiError> {
+    let version = answer.model.version.to_string();
     let mut bytes = Vec::new();
-    let mut listed = Vec::new();
-    let chosen: Vec<(&Output, bool)> = if wanted.is_empty() {
-        outputs.iter().map(|output| (output, binary_outputs)).collect()
-    } else {
-        let find = |wanted: &Wanted| {
-            let found = outputs.iter().find(|output| output.name == wanted.name);
-            let found = found.ok_or_else(|| ApiError::bad(format!("there is no output {}", wanted.name)))?;
-            Ok((found, wanted.binary.unwrap_or(binary_outputs)))
-        };
-        wanted.iter().map(find).collect::<Result<_, ApiError>>()?
+    let listed: Vec<WireOutput> = answer.outputs.iter().map(|output| listed(output, &mut bytes)).collect();
+    let any_binary = answer.outputs.iter().any(|output| output.binary);
+    let answer = WireAnswer {
+        model_name: &answer.model.name,
+        model_version: &version,
+        id: answer.id.as_deref(),
+        parameters: answer.report.as_deref().map(|report| Parameters { report }),
+        outputs: listed,
     };
-    for (output, binary) in chosen {
-        let tensor = &output.tensor;
-        let datatype = Datatype::of_library(tensor.dtype()).ok_or_else(|| {
-            ApiError::internal(format!("output {} is of type {}", output.name, tensor.dtype()))
-        })?;
-        let before = bytes.len();
-        if binary {
-            write_bytes(tensor, &mut bytes);
-        }
-        listed.push(WireOutput {
-            name: &output.name,
-            datatype: datatype.name(),
-            shape: tensor.shape(),
-            parameters: binary.then(|| Bytes { binary_data_size: bytes.len() - before }),
-            data: (!binary).then_some(Flat(tensor)),
-        });
-    }
-    let any_binary = listed.iter().any(|output| output.parameters.is_some());
-    let answer = WireAnswer { model_name, model_version, id, outputs: listed };
     let mut body = serde_json::to_vec(&answer).map_err(|e| ApiError::internal(e.to_string()))?;
     let json_length = any_binary.then_some(body.len());
     body.extend(bytes);
-    Ok(Encoded { body, json_length })
+    let packing = packing.filter(|_| body.len() > NOT_PACKED);
+    if let Some(packing) = packing {
+        body = packing.pack(&body)?;
+    }
+    Ok(Encoded { body, json_length, packing })
 }
 
-impl Encoded {
-    /// About how long it is.
-    #[cfg(test)]
-    pub(crate) fn parts(&self) -> (&[u8], Option<usize>) {
-        (&self.body, self.json_length)
+/// One output; as bytes it goes to the end of `bytes`.
+fn listed<'a>(output: &'a Sent, bytes: &mut Vec<u8>) -> WireOutput<'a> {
+    let before = bytes.len();
+    let data = match &output.values {
+        Values::Numbers(_, tensor) if output.binary => {
+            write_bytes(tensor, bytes);
+            None
+        }
+        Values::Classes(_, texts) if output.binary => {
+            write_texts(texts, bytes);
+            None
+        }
+        Values::Numbers(_, tensor) => Some(Data::Numbers(Flat(tensor))),
+        Values::Classes(_, texts) => Some(Data::Texts(texts)),
+    };
+    WireOutput {
+        name: &output.name,
+        datatype: output.values.datatype(),
+        shape: output.values.shape(),
+        parameters: output.binary.then(|| Size { binary_data_size: bytes.len() - before }),
+        data,
     }
 }
 
@@ -107,8 +119,12 @@ impl IntoResponse for Encoded {
     fn into_response(self) -> Response {
         let kind = if self.json_length.is_some() { "application/octet-stream" } else { "application/json" };
         let mut response = ([(header::CONTENT_TYPE, kind)], self.body).into_response();
+        let headers = response.headers_mut();
         if let Some(length) = self.json_length {
-            response.headers_mut().insert(HeaderName::from_static(JSON_LENGTH), HeaderValue::from(length));
+            headers.insert(HeaderName::from_static(JSON_LENGTH), HeaderValue::from(length));
+        }
+        if let Some(packing) = self.packing {
+            headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static(packing.name()));
         }
         response
     }
@@ -120,26 +136,34 @@ mod tests {
     use ndarray::ArrayD;
 
     use super::*;
+    use crate::datatype::Datatype;
 
     #[test]
-    fn outputs_are_chosen_by_name_in_json_or_bytes() {
-        let of = |name: &str, values: Vec<i32>| Output {
-            name: name.to_owned(),
-            tensor: ArrayD::from_shape_vec(vec![values.len()], values).unwrap().into(),
+    fn outputs_are_in_json_or_behind_it() {
+        let numbers = |binary| Sent {
+            name: "y".to_owned(),
+            values: Values::Numbers(
+                Datatype::Int32,
+                ArrayD::from_shape_vec(vec![2], vec![1, 2]).unwrap().into(),
+            ),
+            binary,
         };
-        let outputs = [of("y", vec![1, 2]), of("z", vec![3])];
-        let all = encode(("m", "1"), Some("7"), &outputs, &[], false).unwrap();
-        let text = r#"{"model_name":"m","model_version":"1","id":"7","outputs":[{"name":"y","datatype":"INT32","shape":[2],"data":[1,2]},{"name":"z","datatype":"INT32","shape":[1],"data":[3]}]}"#;
-        assert_eq!((std::str::from_utf8(all.parts().0).unwrap(), all.parts().1), (text, None));
-        let wanted =
-            [Wanted { name: "z".into(), binary: None }, Wanted { name: "y".into(), binary: Some(false) }];
-        let mixed = encode(("m", "1"), None, &outputs, &wanted, true).unwrap();
-        let (body, length) = mixed.parts();
-        let (json, bytes) = body.split_at(length.unwrap());
-        let json: serde_json::Value = serde_json::from_slice(json).unwrap();
-        assert_eq!(json["outputs"][0]["parameters"]["binary_data_size"], 4);
-        assert_eq!((&json["outputs"][1]["data"][1], bytes), (&serde_json::json!(2), &[3, 0, 0, 0][..]));
-        let unknown = [Wanted { name: "w".into(), binary: None }];
-        assert_eq!(encode(("m", "1"), None, &outputs, &unknown, true).unwrap_err().status, 400);
+        let classes = |binary| Sent {
+            name: "c".to_owned(),
+            values: Values::Classes(vec![1], vec!["0.5:1:a".to_owned()]),
+            binary,
+        };
+        let text = |sent: &Sent| {
+            let mut bytes = Vec::new();
+            (serde_json::to_string(&listed(sent, &mut bytes)).unwrap(), bytes)
+        };
+        let json = r#"{"name":"y","datatype":"INT32","shape":[2],"data":[1,2]}"#;
+        assert_eq!(text(&numbers(false)), (json.to_owned(), vec![]));
+        let (json, bytes) = text(&numbers(true));
+        assert!(json.ends_with(r#""parameters":{"binary_data_size":8}}"#), "{json}");
+        assert_eq!(bytes, [1, 0, 0, 0, 2, 0, 0, 0]);
+        let json = r#"{"name":"c","datatype":"BYTES","shape":[1],"data":["0.5:1:a"]}"#;
+        assert_eq!(text(&classes(false)), (json.to_owned(), vec![]));
+        assert_eq!(text(&classes(true)).1, b"\x07\0\0\x000.5:1:a");
     }
 }

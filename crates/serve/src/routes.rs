@@ -13,14 +13,15 @@ use axum::extract::{Path, Request as HttpRequest, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{any, get, post};
 use serde_json::{Map, Value, json};
 
 use crate::app::App;
+use crate::describe::{self, Configuration};
 use crate::error::ApiError;
 use crate::infer::{Which, classify, infer, json_response};
-use crate::registry::{Entry, State as ModelState};
-use crate::served::{Fact, Served};
+use crate::registry::no_parameters;
+use crate::served::Served;
 
 /// Longest body of a request about the repository.
 const SMALL_BODY: usize = 1 << 16;
@@ -31,16 +32,24 @@ pub(crate) fn routes(app: &Arc<App>) -> Router {
         .route("/v2", get(server))
         .route("/v2/", get(server))
         .route("/v2/models/{model}", get(metadata))
+        .route("/v2/models/stats", get(all_statistics))
         .route("/v2/models/{model}/ready", get(model_ready))
+        .route("/v2/models/{model}/config", get(configuration))
+        .route("/v2/models/{model}/stats", get(statistics))
         .route("/v2/models/{model}/infer", post(infer))
         .route("/v2/models/{model}/classify", post(classify))
         .route("/v2/models/{model}/versions/{version}", get(metadata))
         .route("/v2/models/{model}/versions/{version}/ready", get(model_ready))
+        .route("/v2/models/{model}/versions/{version}/config", get(configuration))
+        .route("/v2/models/{model}/versions/{version}/stats", get(statistics))
         .route("/v2/models/{model}/versions/{version}/infer", post(infer))
         .route("/v2/models/{model}/versions/{version}/classify", post(classify))
         .route("/v2/repository/index", post(index))
         .route("/v2/repository/models/{model}/load", post(load))
         .route("/v2/repository/models/{model}/unload", post(unload))
+        .route("/v2/{extension}", any(unsupported))
+        .route("/v2/{extension}/{*rest}", any(unsupported))
+        .route("/v2/models/{model}/trace/setting", any(unsupported_of_model))
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)
         .layer(from_fn_with_state(Arc::clone(app), authorised));
@@ -62,6 +71,26 @@ async fn authorised(State(app): State<Arc<App>>, request: HttpRequest, next: Nex
         return ApiError::new(StatusCode::UNAUTHORIZED, text).into_response();
     }
     next.run(request).await
+}
+
+/// Extensions of the protocol that clients may ask for, by the first part of their addresses, and what to do instead.
+const UNSUPPORTED: [(&str, &str); 4] = [
+    ("systemsharedmemory", "shared memory is not supported: send tensors in the request"),
+    ("cudasharedmemory", "shared memory is not supported: send tensors in the request"),
+    ("trace", "trace settings are not supported: set the log level when the server starts"),
+    ("logging", "log settings are not supported: set the log level when the server starts"),
+];
+
+async fn unsupported(request: HttpRequest) -> ApiError {
+    let part = request.uri().path().split('/').nth(2).unwrap_or_default();
+    match UNSUPPORTED.iter().find(|(name, _)| *name == part) {
+        Some((_, text)) => ApiError::new(StatusCode::NOT_IMPLEMENTED, *text),
+        None => unknown(request).await,
+    }
+}
+
+async fn unsupported_of_model() -> ApiError {
+    ApiError::new(StatusCode::NOT_IMPLEMENTED, UNSUPPORTED[2].1)
 }
 
 async fn unknown(request: HttpRequest) -> ApiError {
@@ -93,31 +122,32 @@ async fn metrics(State(app): State<Arc<App>>) -> Response {
 }
 
 async fn server() -> Response {
-    let about = json!({
-        "name": "fcdcc",
-        "version": env!("CARGO_PKG_VERSION"),
-        "extensions": ["binary_tensor_data", "model_repository"],
-    });
-    json_response(StatusCode::OK, &about)
+    json_response(StatusCode::OK, &describe::server())
 }
 
 async fn metadata(State(app): State<Arc<App>>, Path(which): Path<Which>) -> Result<Response, ApiError> {
     let model = app.registry.find(&which.model, which.version.as_deref())?;
-    Ok(json_response(StatusCode::OK, &described(&model, app.registry.versions(&which.model))))
+    let described = describe::metadata(&model, &app.registry.versions(&which.model));
+    Ok(json_response(StatusCode::OK, &described))
 }
 
-fn described(model: &Served, versions: Vec<String>) -> Value {
-    let facts = |facts: &[Fact]| -> Vec<Value> {
-        let fact = |f: &Fact| json!({ "name": f.name, "datatype": f.datatype.name(), "shape": f.shape });
-        facts.iter().map(fact).collect()
-    };
-    json!({
-        "name": model.name,
-        "versions": versions,
-        "platform": "onnx_fcdcc",
-        "inputs": facts(&model.inputs),
-        "outputs": facts(&model.outputs),
-    })
+async fn configuration(State(app): State<Arc<App>>, Path(which): Path<Which>) -> Result<Response, ApiError> {
+    let model = app.registry.find(&which.model, which.version.as_deref())?;
+    Ok(json_response(StatusCode::OK, &Configuration::of(&model).json()))
+}
+
+async fn statistics(State(app): State<Arc<App>>, Path(which): Path<Which>) -> Result<Response, ApiError> {
+    let models = app.registry.loaded(Some(&which.model), which.version.as_deref())?;
+    Ok(statistics_of(&models))
+}
+
+async fn all_statistics(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
+    Ok(statistics_of(&app.registry.loaded(None, None)?))
+}
+
+fn statistics_of(models: &[Arc<Served>]) -> Response {
+    let rows: Vec<Value> = models.iter().map(|model| describe::statistics(model)).collect();
+    json_response(StatusCode::OK, &json!({ "model_stats": rows }))
 }
 
 async fn model_ready(State(app): State<Arc<App>>, Path(which): Path<Which>) -> Result<StatusCode, ApiError> {
@@ -139,33 +169,16 @@ async fn object(app: &App, body: Body) -> Result<Map<String, Value>, ApiError> {
     serde_json::from_slice(&bytes).map_err(|e| ApiError::bad(format!("the body is not a JSON object: {e}")))
 }
 
-/// Refuses parameters with content: models come from the server's own files.
-fn no_parameters(object: &Map<String, Value>, known: &str) -> Result<(), ApiError> {
-    let Some(Value::Object(parameters)) = object.get("parameters") else { return Ok(()) };
-    match parameters.keys().find(|name| *name != known) {
-        None => Ok(()),
-        Some(other) => Err(ApiError::bad(format!("parameter {other} is not supported: leave it out"))),
-    }
+fn parameters(object: &Map<String, Value>) -> impl Iterator<Item = &str> {
+    let parameters = object.get("parameters").and_then(Value::as_object);
+    parameters.into_iter().flat_map(|parameters| parameters.keys().map(String::as_str))
 }
 
 async fn index(State(app): State<Arc<App>>, body: Body) -> Result<Response, ApiError> {
     let asked = object(&app, body).await?;
     let only_ready = asked.get("ready").and_then(Value::as_bool).unwrap_or(false);
-    let row = |entry: Entry| {
-        let (state, reason) = match &entry.state {
-            ModelState::Ready => ("READY", ""),
-            ModelState::Loading => ("LOADING", ""),
-            ModelState::Unavailable(why) => ("UNAVAILABLE", why.as_str()),
-        };
-        json!({
-            "name": entry.name,
-            "version": entry.version.to_string(),
-            "state": state,
-            "reason": reason,
-        })
-    };
-    let rows = app.registry.index().into_iter().filter(|e| !only_ready || e.state == ModelState::Ready);
-    Ok(json_response(StatusCode::OK, &rows.map(row).collect()))
+    let rows = app.registry.listed(only_ready);
+    Ok(json_response(StatusCode::OK, &rows.iter().map(describe::row).collect()))
 }
 
 async fn load(
@@ -173,8 +186,9 @@ async fn load(
     Path(which): Path<Which>,
     body: Body,
 ) -> Result<Response, ApiError> {
-    no_parameters(&object(&app, body).await?, "")?;
-    changed(app, which.model, |app, model| app.registry.load(model)).await
+    no_parameters(parameters(&object(&app, body).await?), "")?;
+    app.load(which.model).await?;
+    Ok(json_response(StatusCode::OK, &json!({})))
 }
 
 async fn unload(
@@ -182,17 +196,7 @@ async fn unload(
     Path(which): Path<Which>,
     body: Body,
 ) -> Result<Response, ApiError> {
-    no_parameters(&object(&app, body).await?, "unload_dependents")?;
-    changed(app, which.model, |app, model| app.registry.unload(model)).await
-}
-
-/// Changes the registry on a thread that may block.
-async fn changed(
-    app: Arc<App>,
-    model: String,
-    change: fn(&App, &str) -> Result<(), ApiError>,
-) -> Result<Response, ApiError> {
-    let done = tokio::task::spawn_blocking(move || change(&app, &model)).await;
-    done.map_err(|_| ApiError::internal("changing the model failed: a defect, please report it"))??;
+    no_parameters(parameters(&object(&app, body).await?), "unload_dependents")?;
+    app.unload(which.model).await?;
     Ok(json_response(StatusCode::OK, &json!({})))
 }

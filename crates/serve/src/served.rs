@@ -11,14 +11,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use fcdcc::model::{InputInfo, Model, ModelOptions, Output, PreparedModel, Tensor};
-use fcdcc::{CancelToken, Error, Pool, Result};
-use ndarray::ArrayD;
+use fcdcc::{CancelToken, Error, Pool, Report, Result};
 
 use crate::batch::padded;
 use crate::config::ModelConfig;
-use crate::datatype::Datatype;
 use crate::error::ApiError;
-use crate::request::Request;
+use crate::facts::{Fact, example, first_shapes, input_fact, output_facts, read_labels};
+use crate::pictures::Pictures;
+use crate::request::{Content, Named, Request};
+use crate::stats::{Stats, Times};
+use crate::strings::{BYTES, Strings};
 
 /// The largest relative L2 distance of a verified run from the run without coding: f32 models round differently on the two.
 const VERIFY: f64 = 1e-3;
@@ -32,14 +34,6 @@ pub struct Engine {
     pub options: ModelOptions,
 }
 
-/// Name, element type and shape of an input or output; -1 is a free axis.
-#[derive(Clone, Debug)]
-pub(crate) struct Fact {
-    pub(crate) name: String,
-    pub(crate) datatype: Datatype,
-    pub(crate) shape: Vec<i64>,
-}
-
 /// A loaded model.
 pub(crate) struct Served {
     pub(crate) name: String,
@@ -49,6 +43,7 @@ pub(crate) struct Served {
     pub(crate) outputs: Vec<Fact>,
     /// Names of the classes.
     pub(crate) labels: Vec<String>,
+    pub(crate) stats: Stats,
     /// The axis of the items in each output, with batching.
     batch_axes: Vec<usize>,
     model: Model,
@@ -66,6 +61,14 @@ struct Variant {
 pub(crate) struct Accepted {
     pub(crate) tensors: Vec<Tensor>,
     pub(crate) items: usize,
+}
+
+/// What a run of some requests gives.
+pub(crate) struct Together {
+    /// The outputs of each request.
+    pub(crate) parts: Vec<Vec<Output>>,
+    pub(crate) report: Report,
+    pub(crate) times: Times,
 }
 
 impl Served {
@@ -94,6 +97,7 @@ impl Served {
             inputs,
             outputs,
             labels,
+            stats: Stats::default(),
             batch_axes,
             model,
             engine: engine.clone(),
@@ -113,7 +117,7 @@ impl Served {
     fn first_run(&self, shapes: &[Vec<usize>]) -> Result<()> {
         let inputs: Vec<Tensor> =
             self.inputs.iter().zip(shapes).map(|(fact, shape)| example(fact.datatype, shape)).collect();
-        let outputs = self.run(&inputs, &CancelToken::new())?;
+        let (outputs, _) = self.run(&inputs, &CancelToken::new())?;
         for output in &outputs {
             if output.tensor.to_f64().iter().any(|value| !value.is_finite()) {
                 let cause = format!("output {} of the first run is not finite: check the model", output.name);
@@ -142,16 +146,50 @@ impl Served {
         Ok(())
     }
 
-    /// The inputs of a request in the order of the model, checked against its names, types and shapes.
-    pub(crate) fn accept(&self, request: &mut Request) -> Result<Accepted, ApiError> {
+    /// The inputs of a request in the order of the model, checked against its names, types and shapes. Pictures are decoded,
+    /// which may take long.
+    pub(crate) fn accept(
+        &self,
+        inputs: Vec<Named>,
+        pictures: Option<&dyn Pictures>,
+    ) -> Result<Accepted, ApiError> {
+        let mut inputs = inputs;
         let names = || self.inputs.iter().map(|input| input.name.as_str()).collect::<Vec<_>>().join(", ");
-        if request.inputs.len() != self.inputs.len() {
-            let (got, needed) = (request.inputs.len(), self.inputs.len());
+        if inputs.len() != self.inputs.len() {
+            let (got, needed) = (inputs.len(), self.inputs.len());
             return Err(ApiError::bad(format!(
                 "{got} inputs where {needed} were expected: send {}",
                 names()
             )));
         }
+        let mut tensors = Vec::with_capacity(self.inputs.len());
+        for (fact, info) in self.inputs.iter().zip(self.model.inputs()) {
+            let Some(index) = inputs.iter().position(|input| input.name == fact.name) else {
+                return Err(ApiError::bad(format!("input {} is missing: send {}", fact.name, names())));
+            };
+            let (name, needed) = (&fact.name, fact.datatype.name());
+            let tensor = match inputs.swap_remove(index).content {
+                Content::Numbers(datatype, tensor) if datatype == fact.datatype => tensor,
+                Content::Numbers(datatype, _) => {
+                    let got = datatype.name();
+                    return Err(ApiError::bad(format!("input {name} is {got} where {needed} was expected")));
+                }
+                Content::Strings(strings) => self.decoded(info, needed, &strings, pictures)?,
+            };
+            if !info.admits(tensor.shape()) {
+                return Err(ApiError::bad(format!(
+                    "input {name} has shape {:?} where {:?} was expected (-1: any size)",
+                    tensor.shape(),
+                    fact.shape
+                )));
+            }
+            tensors.push(tensor);
+        }
+        self.accept_tensors(tensors)
+    }
+
+    /// Checks the outputs that a request asks for.
+    pub(crate) fn check_outputs(&self, request: &Request) -> Result<(), ApiError> {
         for wanted in &request.outputs {
             if !self.outputs.iter().any(|output| output.name == wanted.name) {
                 let outputs: Vec<&str> = self.outputs.iter().map(|output| output.name.as_str()).collect();
@@ -159,28 +197,35 @@ impl Served {
                 return Err(ApiError::bad(format!("there is no output {}: it has {known}", wanted.name)));
             }
         }
-        let mut tensors = Vec::with_capacity(self.inputs.len());
-        for (fact, info) in self.inputs.iter().zip(self.model.inputs()) {
-            let Some(index) = request.inputs.iter().position(|input| input.name == fact.name) else {
-                return Err(ApiError::bad(format!("input {} is missing: send {}", fact.name, names())));
-            };
-            let input = request.inputs.swap_remove(index);
-            if input.datatype != fact.datatype {
-                let (got, needed) = (input.datatype.name(), fact.datatype.name());
-                let name = &fact.name;
-                return Err(ApiError::bad(format!("input {name} is {got} where {needed} was expected")));
-            }
-            if !info.admits(input.tensor.shape()) {
-                return Err(ApiError::bad(format!(
-                    "input {} has shape {:?} where {:?} was expected (-1: any size)",
-                    fact.name,
-                    input.tensor.shape(),
-                    fact.shape
-                )));
-            }
-            tensors.push(input.tensor);
+        Ok(())
+    }
+
+    /// The pictures of an input that `model.toml` declares to be one, joined along the first axis.
+    fn decoded(
+        &self,
+        info: &InputInfo,
+        needed: &str,
+        strings: &Strings,
+        pictures: Option<&dyn Pictures>,
+    ) -> Result<Tensor, ApiError> {
+        let (name, settings) = (&info.name, self.config.picture.as_ref());
+        let (Some(pictures), Some(settings)) = (pictures, settings) else {
+            return Err(ApiError::bad(format!(
+                "input {name} is {BYTES} where {needed} was expected: pictures need the table [picture] in model.toml"
+            )));
+        };
+        if !matches!(strings.shape[..], [_] | [_, 1]) {
+            return Err(ApiError::bad(format!(
+                "input {name} has {BYTES} of shape {:?} where [N] or [N, 1] was expected, N pictures",
+                strings.shape
+            )));
         }
-        self.accept_tensors(tensors)
+        let read = |value: &bytes::Bytes| pictures.read(info, Some(settings), value.to_vec());
+        let tensors = strings.values.iter().map(read).collect::<Result<Vec<_>>>()?;
+        match <[Tensor; 1]>::try_from(tensors) {
+            Ok([one]) => Ok(one),
+            Err(several) => Ok(Tensor::concat(&several)?),
+        }
     }
 
     /// Inputs in the order of the model, whose shapes were checked.
@@ -197,19 +242,22 @@ impl Served {
         Ok(Accepted { tensors, items })
     }
 
-    /// Computes requests of one item shape together; the outputs of each.
+    /// Computes requests of one item shape together.
     pub(crate) fn run_together(
         &self,
         requests: &[(&[Tensor], usize)],
         cancel: &CancelToken,
-    ) -> Result<Vec<Vec<Output>>> {
+    ) -> Result<Together> {
         let batching = self.config.batching.as_ref();
         let items: usize = requests.iter().map(|(_, items)| items).sum();
         let size = if batching.is_some() { padded(batching, items) } else { items };
+        let started = Instant::now();
         if let [(only, _)] = requests
             && size == items
         {
-            return Ok(vec![self.run(only, cancel)?]);
+            let (outputs, report) = self.run(only, cancel)?;
+            let times = Times { infer: started.elapsed(), ..Times::default() };
+            return Ok(Together { parts: vec![outputs], report, times });
         }
         let mut pieces: Vec<Tensor> = requests.iter().filter_map(|(t, _)| t.first().cloned()).collect();
         // The last item again: zeros would make the data uneven, which costs accuracy or time.
@@ -220,7 +268,10 @@ impl Served {
         if let Some(last) = last {
             pieces.extend(std::iter::repeat_n(last, size - items));
         }
-        let outputs = self.run(&[Tensor::concat(&pieces)?], cancel)?;
+        let joined = Tensor::concat(&pieces)?;
+        let input = started.elapsed();
+        let (outputs, report) = self.run(&[joined], cancel)?;
+        let computed = started.elapsed();
         let mut from = 0;
         let mut parts = Vec::with_capacity(requests.len());
         for (_, items) in requests {
@@ -234,13 +285,16 @@ impl Served {
             parts.push(outputs.iter().zip(&self.batch_axes).map(part).collect::<Result<Vec<_>>>()?);
             from += items;
         }
-        Ok(parts)
+        let output = started.elapsed().saturating_sub(computed);
+        let times = Times { input, infer: computed.saturating_sub(input), output };
+        Ok(Together { parts, report, times })
     }
 
-    fn run(&self, inputs: &[Tensor], cancel: &CancelToken) -> Result<Vec<Output>> {
+    fn run(&self, inputs: &[Tensor], cancel: &CancelToken) -> Result<(Vec<Output>, Report)> {
         let shapes: Vec<Vec<usize>> = inputs.iter().map(|tensor| tensor.shape().to_vec()).collect();
         let prepared = self.prepared_for(&shapes)?;
-        Ok(prepared.run_cancellable(inputs, cancel, &mut |_| {})?.outputs)
+        let run = prepared.run_cancellable(inputs, cancel, &mut |_| {})?;
+        Ok((run.outputs, Report::new("serve", run.total.as_secs_f64() * 1e3, run.layers)))
     }
 
     /// The model prepared for these shapes. Threads that need the same shapes wait for the one that prepares them.
@@ -271,129 +325,5 @@ impl Served {
         tracing::info!(model = self.name, version = self.version, ?shapes, "prepared");
         *model = Some(Arc::clone(&prepared));
         Ok(prepared)
-    }
-}
-
-fn refused(model: &Model, cause: String) -> Error {
-    Error::Model { model: model.name().to_owned(), cause: cause.into() }
-}
-
-fn read_labels(path: &Path) -> Result<Vec<String>> {
-    let text = fcdcc::files::read_text(path)?;
-    Ok(text.lines().map(|line| line.trim().to_owned()).collect())
-}
-
-fn input_fact(model: &Model, input: &InputInfo) -> Result<Fact> {
-    let datatype = Datatype::of_library(&input.dtype).ok_or_else(|| {
-        refused(model, format!("input {} is of type {}, which the protocol lacks", input.name, input.dtype))
-    })?;
-    let size = |size: &Option<usize>| size.and_then(|size| i64::try_from(size).ok()).unwrap_or(-1);
-    let shape = input.shape.as_ref().map(|shape| shape.iter().map(size).collect()).unwrap_or_default();
-    Ok(Fact { name: input.name.clone(), datatype, shape })
-}
-
-/// The shapes for which the model is prepared first: those of the file, of the configuration, or 1 for a free first axis.
-fn first_shapes(model: &Model, config: &ModelConfig) -> Result<Vec<Vec<usize>>> {
-    if let Some(unknown) = config.shapes.keys().find(|name| !model.inputs().iter().any(|i| i.name == **name))
-    {
-        return Err(refused(model, format!("has no input {unknown}, for which a shape is configured")));
-    }
-    let shape = |input: &InputInfo| {
-        if let Some(configured) = config.shapes.get(&input.name) {
-            if !input.admits(configured) {
-                let (name, own) = (&input.name, &input.described);
-                return Err(refused(
-                    model,
-                    format!("input {name} is {own}, which {configured:?} does not fit"),
-                ));
-            }
-            return Ok(configured.clone());
-        }
-        let sizes = input.shape.iter().flatten().enumerate();
-        let sizes: Option<Vec<usize>> = sizes.map(|(axis, size)| size.or((axis == 0).then_some(1))).collect();
-        sizes.filter(|_| input.shape.is_some()).ok_or_else(|| {
-            let (name, own) = (&input.name, &input.described);
-            let help = "give the shape of the first run as `shapes` in model.toml";
-            refused(model, format!("input {name} leaves sizes open, {own}: {help}"))
-        })
-    };
-    model.inputs().iter().map(shape).collect()
-}
-
-/// What the outputs are, with -1 for every axis that changes with the free axes of the inputs, and the axes of the batch.
-fn output_facts(
-    model: &Model,
-    first: &[Vec<usize>],
-    config: &ModelConfig,
-) -> Result<(Vec<Fact>, Vec<usize>)> {
-    let shaped = |shapes: &[Vec<usize>]| {
-        model
-            .inputs()
-            .iter()
-            .zip(shapes)
-            .try_fold(model.clone(), |shaped, (input, shape)| shaped.with_input_shape(&input.name, shape))
-    };
-    let infos = shaped(first)?.output_infos()?;
-    // Every free axis with another size.
-    let free = |input: &InputInfo, axis: usize| input.shape.as_ref().is_none_or(|s| s[axis].is_none());
-    let grown: Vec<Vec<usize>> = model
-        .inputs()
-        .iter()
-        .zip(first)
-        .map(|(input, shape)| {
-            shape
-                .iter()
-                .enumerate()
-                .map(|(axis, size)| if free(input, axis) { size * 2 } else { *size })
-                .collect()
-        })
-        .collect();
-    let any_free = grown != first;
-    // Sizes that do not fit together when all are doubled: then every axis may change.
-    let other = if any_free { shaped(&grown)?.output_infos().ok() } else { Some(infos.clone()) };
-    let fact = |(index, info): (usize, &fcdcc::model::OutputInfo)| {
-        let other = other.as_ref().map(|infos| &infos[index].shape);
-        let size = |(axis, size): (usize, &Option<usize>)| {
-            let same = other.is_some_and(|shape| shape.get(axis) == Some(size));
-            size.filter(|_| same).and_then(|size| i64::try_from(size).ok()).unwrap_or(-1)
-        };
-        let datatype = Datatype::of_library(info.dtype).unwrap_or(Datatype::Int64);
-        let shape = info.shape.iter().enumerate().map(size).collect();
-        Fact { name: info.name.clone(), datatype, shape }
-    };
-    let facts = infos.iter().enumerate().map(fact).collect();
-    if config.batching.is_none() {
-        return Ok((facts, Vec::new()));
-    }
-    let open = |input: &InputInfo| !input.shape.as_ref().is_none_or(Vec::is_empty) && free(input, 0);
-    if let Some(fixed) = model.inputs().iter().find(|input| !open(input)) {
-        let (name, own) = (&fixed.name, &fixed.described);
-        let help = "remove [batching] from model.toml, or export the model with a free batch";
-        return Err(refused(model, format!("input {name} is {own}, which has no free batch: {help}")));
-    }
-    Ok((facts, shaped(&grown)?.batch_axes()?))
-}
-
-/// Data for a first run: small, uneven enough not to hide a mistake, and the same in every process.
-fn example(datatype: Datatype, shape: &[usize]) -> Tensor {
-    let wave = |index: usize| (index * 37 % 101) as f32 / 101.0;
-    let count: usize = shape.iter().product();
-    match datatype {
-        Datatype::Fp16 | Datatype::Fp32 => {
-            let values = (0..count).map(wave).collect();
-            ArrayD::from_shape_vec(shape, values)
-                .map_or_else(|_| ArrayD::<f32>::zeros(shape).into(), Tensor::from)
-        }
-        Datatype::Fp64 => {
-            let values = (0..count).map(|index| f64::from(wave(index))).collect();
-            ArrayD::from_shape_vec(shape, values)
-                .map_or_else(|_| ArrayD::<f64>::zeros(shape).into(), Tensor::from)
-        }
-        // Zero is a valid index, size and flag.
-        Datatype::Bool => ArrayD::from_elem(shape, false).into(),
-        Datatype::Uint8 => ArrayD::<u8>::zeros(shape).into(),
-        Datatype::Int8 => ArrayD::<i8>::zeros(shape).into(),
-        Datatype::Int32 => ArrayD::<i32>::zeros(shape).into(),
-        _ => ArrayD::<i64>::zeros(shape).into(),
     }
 }

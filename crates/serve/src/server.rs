@@ -1,63 +1,61 @@
-//! A running server: its address, its connections, and its end.
+//! A running server: its addresses, its limits, and its end.
 //!
 //! Relevant if you want to embed a server, or to know how it ends: [`Server::drain`] accepts no further connection, answers
-//! every request that arrived, closes the connections and ends the threads.
+//! every request that arrived, closes the connections of HTTP and gRPC, and ends the threads.
 //!
 //! Invariant: a client can hold a connection, but not a thread: connections live on one thread, whose work never blocks, and
 //! are limited in number, size of headers, size of bodies and time.
 
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::path::PathBuf;
-use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use axum::Router;
 use fcdcc::telemetry::Source;
 use fcdcc::{Error, Result};
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
 
-use crate::app::{App, Pictures};
+use crate::app::App;
 use crate::config::ModelConfig;
+use crate::connection::{Accepting, Protocol};
 use crate::dispatch::Dispatcher;
+use crate::grpc;
 use crate::metrics::Metrics;
+use crate::pictures::Pictures;
 use crate::registry::{Registry, State};
 use crate::routes::routes;
 use crate::served::Engine;
+use crate::tls::Tls;
 use crate::tokens::Tokens;
 
-/// Most header lines of a request.
-const MOST_HEADERS: usize = 64;
-/// Most bytes of a request's head.
-const MOST_HEAD_BYTES: usize = 64 << 10;
 /// Threads that parse, encode and load beside the connections.
 const ASIDE: usize = 8;
-/// How long to wait before accepting again when the system refuses.
-const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
-
 /// What a server serves, where, and within which limits.
 #[derive(Clone, Debug)]
 pub struct ServerOptions {
     /// Model files, and repositories of the form `NAME/VERSION/model.onnx`.
     pub sources: Vec<PathBuf>,
-    /// The address, such as `127.0.0.1:8000`; port 0 takes a free one.
+    /// The address of HTTP, such as `127.0.0.1:8000`; port 0 takes a free one.
     pub address: String,
+    /// The address of gRPC, such as `127.0.0.1:8001`; none: no gRPC.
+    pub grpc: Option<String>,
+    /// TLS on both addresses.
+    pub tls: Option<Tls>,
     /// How models without a `model.toml` are served.
     pub default: ModelConfig,
     /// Threads that compute: runs at one time.
     pub threads: usize,
-    /// Most bytes of a body.
+    /// Most bytes of a body, unpacked, or of a message of gRPC.
     pub max_body_bytes: usize,
     /// Most bytes of all bodies that are being read at one time.
     pub max_bodies_bytes: usize,
-    /// Most connections at one time.
+    /// Most connections of each address at one time.
     pub max_connections: usize,
-    /// The longest time for the head of a request, also on an idle connection.
+    /// The longest time for TLS and for the head of a request, also on an idle connection; in gRPC, for an answer to the
+    /// question whether the client is there.
     pub head_timeout: Duration,
     /// The longest time for a body.
     pub body_timeout: Duration,
@@ -65,7 +63,7 @@ pub struct ServerOptions {
     pub drain_timeout: Duration,
     /// Tokens of clients; none: no client needs one.
     pub tokens: Option<Tokens>,
-    /// Allows an address beyond this machine without tokens.
+    /// Allows an address beyond this machine without tokens and without TLS.
     pub insecure: bool,
 }
 
@@ -74,6 +72,8 @@ impl Default for ServerOptions {
         Self {
             sources: Vec::new(),
             address: "127.0.0.1:8000".to_owned(),
+            grpc: None,
+            tls: None,
             default: ModelConfig::default(),
             threads: 2,
             max_body_bytes: 64 << 20,
@@ -113,33 +113,63 @@ impl ServerOptions {
         Ok(())
     }
 
-    /// The addresses to listen at, which are of this machine unless others are allowed.
-    fn addresses(&self) -> Result<Vec<SocketAddr>> {
+    /// Listens at an address, which is of this machine unless others are allowed.
+    fn listen(&self, address: &str) -> Result<TcpListener> {
         let help = "give an address of this machine and a port, such as 127.0.0.1:8000";
-        let found = self.address.to_socket_addrs();
-        let found: Vec<SocketAddr> = found
-            .map_err(|e| Error::invalid("address", format!("{:?} ({e})", self.address), help))?
-            .collect();
+        let found = address.to_socket_addrs();
+        let found: Vec<SocketAddr> =
+            found.map_err(|e| Error::invalid("address", format!("{address:?} ({e})"), help))?.collect();
         let open = found.iter().find(|address| !address.ip().is_loopback());
         if let Some(open) = open
             && self.tokens.is_none()
+            && self.tls.is_none()
             && !self.insecure
         {
-            let help = "give a file of tokens, or allow it without (insecure): any machine that reaches the address \
-                could use the models";
+            let help = "give a file of tokens, or TLS, or allow it without (insecure): any machine that reaches the \
+                address could use the models";
             return Err(Error::invalid(
-                "address beyond this machine, without tokens,",
+                "address beyond this machine, without tokens and without TLS,",
                 open.to_string(),
                 help,
             ));
         }
-        Ok(found)
+        let failed = |cause| unavailable(address, &cause);
+        let listener = TcpListener::bind(found.as_slice()).map_err(failed)?;
+        listener.set_nonblocking(true).map_err(failed)?;
+        Ok(listener)
+    }
+
+    /// What accepts the connections of a protocol.
+    fn accepting(
+        &self,
+        protocol: Protocol,
+        router: axum::Router,
+        stopped: &watch::Receiver<bool>,
+    ) -> Result<Accepting> {
+        let tls = self.tls.as_ref().map(|tls| tls.config(protocol.alpn())).transpose()?;
+        Ok(Accepting {
+            protocol,
+            router,
+            tls: tls.map(TlsAcceptor::from),
+            max_connections: self.max_connections,
+            head_timeout: self.head_timeout,
+            drain_timeout: self.drain_timeout,
+            stopped: stopped.clone(),
+        })
+    }
+}
+
+fn unavailable(address: &str, cause: &std::io::Error) -> Error {
+    Error::Unavailable {
+        what: format!("the address {address} ({cause})"),
+        help: "give an address of this machine and a free port, such as 127.0.0.1:8000".into(),
     }
 }
 
 /// A running server. Dropping it ends it as [`Server::drain`] does.
 pub struct Server {
     address: SocketAddr,
+    grpc: Option<SocketAddr>,
     app: Arc<App>,
     stop: watch::Sender<bool>,
     thread: Option<JoinHandle<usize>>,
@@ -151,7 +181,7 @@ impl Server {
     ///
     /// # Errors
     /// [`Error::InvalidParameter`] and [`Error::Mismatch`] for options out of bounds, [`Error::File`] and [`Error::Io`] for
-    /// sources without models, [`Error::Unavailable`] where it cannot listen. A model that cannot be loaded is no error
+    /// sources without models and certificates that cannot be used, [`Error::Unavailable`] where it cannot listen. A model that cannot be loaded is no error
     /// here: [`Server::failures`] lists it.
     pub fn start(
         options: &ServerOptions,
@@ -160,16 +190,13 @@ impl Server {
         pictures: Option<Arc<dyn Pictures>>,
     ) -> Result<Self> {
         options.check()?;
-        let failed = |cause: std::io::Error| Error::Unavailable {
-            what: format!("the address {} ({cause})", options.address),
-            help: "give an address of this machine and a free port, such as 127.0.0.1:8000".into(),
-        };
-        let addresses = options.addresses()?;
         let default = options.default.clone().checked()?;
         let registry = Registry::new(&options.sources, engine.clone(), default)?;
-        let listener = TcpListener::bind(addresses.as_slice()).map_err(failed)?;
-        listener.set_nonblocking(true).map_err(failed)?;
-        let address = listener.local_addr().map_err(failed)?;
+        let http = options.listen(&options.address)?;
+        let grpc = options.grpc.as_deref().map(|address| options.listen(address)).transpose()?;
+        let failed = |cause| unavailable(&options.address, &cause);
+        let address = http.local_addr().map_err(failed)?;
+        let grpc_address = grpc.as_ref().map(TcpListener::local_addr).transpose().map_err(failed)?;
         let metrics = Arc::new(Metrics::new());
         let dispatcher = Dispatcher::start(options.threads, &metrics).map_err(failed)?;
         let limits = (options.max_body_bytes, options.max_bodies_bytes);
@@ -177,28 +204,29 @@ impl Server {
         let app =
             App::new(registry, dispatcher, metrics, source, pictures, tokens, limits, options.body_timeout);
         let app = Arc::new(app);
+        let (stop, stopped) = watch::channel(false);
+        let on_http = options.accepting(Protocol::Http, routes(&app), &stopped)?;
+        let on_grpc = options.accepting(Protocol::Grpc, grpc::routes(&app, &stopped)?, &stopped)?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .max_blocking_threads(ASIDE)
             .build()
             .map_err(failed)?;
-        let (stop, stopped) = watch::channel(false);
-        let accepting = Accepting {
-            router: routes(&app),
-            connections: Arc::new(Semaphore::new(options.max_connections)),
-            max_connections: options.max_connections,
-            head_timeout: options.head_timeout,
-            drain_timeout: options.drain_timeout,
-            stopped,
-        };
-        let thread = std::thread::Builder::new().name("fcdcc http".to_owned());
+        let thread = std::thread::Builder::new().name("fcdcc net".to_owned());
         let thread = thread.spawn(move || {
-            let cut = runtime.block_on(accepting.serve(listener));
+            let grpc = async {
+                match grpc {
+                    Some(listener) => on_grpc.serve(listener).await,
+                    None => 0,
+                }
+            };
+            let (cut, cut_grpc) = runtime.block_on(async { tokio::join!(on_http.serve(http), grpc) });
             // Loading a model may take long; its thread ends with the process.
             runtime.shutdown_background();
-            cut
+            cut + cut_grpc
         });
-        let server = Self { address, app, stop, thread: Some(thread.map_err(failed)?) };
+        let thread = Some(thread.map_err(failed)?);
+        let server = Self { address, grpc: grpc_address, app, stop, thread };
         for name in server.app.registry.names() {
             // The index and `failures` say why.
             let _ = server.app.registry.load(&name);
@@ -206,7 +234,13 @@ impl Server {
         Ok(server)
     }
 
-    /// The address where it listens.
+    /// The address where it listens for gRPC.
+    #[must_use]
+    pub fn grpc_address(&self) -> Option<SocketAddr> {
+        self.grpc
+    }
+
+    /// The address where it listens for HTTP.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
@@ -250,110 +284,4 @@ impl Drop for Server {
     fn drop(&mut self) {
         let _ = self.end();
     }
-}
-
-/// Accepts connections until it is stopped.
-struct Accepting {
-    router: Router,
-    connections: Arc<Semaphore>,
-    max_connections: usize,
-    head_timeout: Duration,
-    drain_timeout: Duration,
-    stopped: watch::Receiver<bool>,
-}
-
-impl Accepting {
-    /// Serves; the number of connections that were cut at the end.
-    async fn serve(self, listener: TcpListener) -> usize {
-        let Ok(listener) = tokio::net::TcpListener::from_std(listener) else { return 0 };
-        let mut stop = self.stopped.clone();
-        loop {
-            let accepted = tokio::select! {
-                biased;
-                () = stopped(&mut stop) => break,
-                accepted = self.accept(&listener) => accepted,
-            };
-            if let Some((stream, permit)) = accepted {
-                tokio::spawn(connection(
-                    stream,
-                    permit,
-                    self.router.clone(),
-                    self.head_timeout,
-                    self.stopped.clone(),
-                ));
-            }
-        }
-        // Connections that the system accepted before the end.
-        while let Ok(Some((stream, permit))) =
-            tokio::time::timeout(Duration::ZERO, self.accept(&listener)).await
-        {
-            tokio::spawn(connection(
-                stream,
-                permit,
-                self.router.clone(),
-                self.head_timeout,
-                self.stopped.clone(),
-            ));
-        }
-        drop(listener);
-        let all = u32::try_from(self.max_connections).unwrap_or(u32::MAX);
-        let end = Instant::now() + self.drain_timeout;
-        let closed = self.connections.acquire_many(all);
-        match tokio::time::timeout_at(end.into(), closed).await {
-            Ok(_) => 0,
-            Err(_) => self.max_connections - self.connections.available_permits(),
-        }
-    }
-
-    /// The next connection, once there may be one more.
-    async fn accept(
-        &self,
-        listener: &tokio::net::TcpListener,
-    ) -> Option<(tokio::net::TcpStream, tokio::sync::OwnedSemaphorePermit)> {
-        let permit = Arc::clone(&self.connections).acquire_owned().await.ok()?;
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                // Answers are written as a whole.
-                let _ = stream.set_nodelay(true);
-                Some((stream, permit))
-            }
-            Err(error) => {
-                tracing::warn!("no connection accepted: {error}");
-                tokio::time::sleep(ACCEPT_AGAIN).await;
-                None
-            }
-        }
-    }
-}
-
-/// Ends when the server is told to stop, or is gone.
-async fn stopped(stopped: &mut watch::Receiver<bool>) {
-    let _ = stopped.wait_for(|stopped| *stopped).await;
-}
-
-/// Serves one connection until it closes; after the server was stopped, until its request is answered.
-async fn connection(
-    stream: tokio::net::TcpStream,
-    permit: tokio::sync::OwnedSemaphorePermit,
-    router: Router,
-    head_timeout: Duration,
-    mut stop: watch::Receiver<bool>,
-) {
-    let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new())
-        .header_read_timeout(head_timeout)
-        .max_headers(MOST_HEADERS)
-        .max_buf_size(MOST_HEAD_BYTES);
-    let mut serving = pin!(http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router)));
-    let ended = tokio::select! {
-        ended = serving.as_mut() => ended,
-        () = stopped(&mut stop) => {
-            serving.as_mut().graceful_shutdown();
-            serving.await
-        }
-    };
-    if let Err(error) = ended {
-        tracing::debug!("a connection ended: {error}");
-    }
-    drop(permit);
 }

@@ -10,11 +10,6 @@ use crate::site::{Site, body, check, close, expected, images, scores, wait_for};
 const INFER: &str = "/v2/models/digits/infer";
 const STATUS_499: &str = "fcdcc_serve_requests_total{model=\"digits\",status=\"499\"}";
 
-/// Whether the workers are computing, and held by the gate.
-fn held(site: &Site) -> bool {
-    site.gate.waiting.load(Ordering::SeqCst) > 0
-}
-
 #[test]
 fn a_full_queue_refuses_and_the_others_are_answered() {
     let site = Site::with("queue_length = 2", |options| options.threads = 1);
@@ -25,7 +20,7 @@ fn a_full_queue_refuses_and_the_others_are_answered() {
             let mut stream = connect(site.address);
             stream.write_all(&request("POST", INFER, &[], &body(&image))).unwrap();
             // One runs, two wait.
-            wait_for("the queue", || held(&site) && site.metric("fcdcc_serve_waiting") == f64::from(index));
+            wait_for("the queue", || site.held() && site.metric("fcdcc_serve_waiting") == f64::from(index));
             stream
         })
         .collect();
@@ -49,10 +44,10 @@ fn a_client_that_goes_away_cancels_its_run() {
     site.gate.close();
     let mut stream = connect(site.address);
     stream.write_all(&request("POST", INFER, &[], &body(&images(1, 1)))).unwrap();
-    wait_for("the run", || held(&site));
+    wait_for("the run", || site.held());
     assert_eq!(site.gate.cancelled.load(Ordering::SeqCst), 0);
     drop(stream);
-    wait_for("the cancellation", || !held(&site) && site.gate.cancelled.load(Ordering::SeqCst) > 0);
+    wait_for("the cancellation", || !site.held() && site.gate.cancelled.load(Ordering::SeqCst) > 0);
     assert_eq!(site.metric(STATUS_499), 1.0);
 }
 
@@ -65,7 +60,7 @@ fn a_run_goes_on_while_one_of_its_clients_is_there() {
     for stream in &mut streams {
         stream.write_all(&request("POST", INFER, &[], &body(&image))).unwrap();
     }
-    wait_for("the run", || held(&site));
+    wait_for("the run", || site.held());
     drop(streams.pop());
     wait_for("the client's end", || site.metric(STATUS_499) == 1.0);
     assert_eq!(site.gate.cancelled.load(Ordering::SeqCst), 0);
@@ -84,7 +79,7 @@ fn deadlines_end_requests_and_their_runs() {
     let late = post(site.address, INFER, hurried.as_bytes());
     assert!(late.status == 504 && late.error().contains("no result within 200ms"), "{}", late.text());
     assert!(started.elapsed() < Duration::from_secs(20), "it took {:?}", started.elapsed());
-    wait_for("the end of the run", || !held(&site));
+    wait_for("the end of the run", || !site.held());
     assert!(site.gate.cancelled.load(Ordering::SeqCst) > 0);
     site.gate.open();
     // With more time the same request has a result.
@@ -102,7 +97,7 @@ fn a_server_that_ends_answers_every_request_that_arrived() {
     for stream in &mut streams {
         stream.write_all(&request("POST", INFER, &[], &body(&image))).unwrap();
     }
-    wait_for("the requests", || held(&site) && site.metric("fcdcc_serve_waiting") == 3.0);
+    wait_for("the requests", || site.held() && site.metric("fcdcc_serve_waiting") == 3.0);
     let server = site.server.take().unwrap();
     let ending = std::thread::spawn(move || server.drain());
     // The idle connection is closed, and no new one accepted.
@@ -126,7 +121,7 @@ fn the_end_does_not_wait_for_ever() {
     site.gate.close();
     let mut stream = connect(site.address);
     stream.write_all(&request("POST", INFER, &[], &body(&images(1, 1)))).unwrap();
-    wait_for("the run", || held(&site));
+    wait_for("the run", || site.held());
     let started = Instant::now();
     assert_eq!(site.server.take().unwrap().drain(), 1);
     assert!(started.elapsed() < Duration::from_secs(20), "it took {:?}", started.elapsed());

@@ -1,10 +1,18 @@
-//! A server on the loopback address, with LeNet-5 on CPU workers, and clients on plain sockets.
+//! A server on the loopback address, with LeNet-5 on CPU workers, and clients on plain sockets, over TLS and over gRPC.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 mod batching;
+mod calls;
 mod client;
+/// The codec of the generated client.
+mod codec {
+    pub(crate) use tonic_prost::ProstCodec as Codec;
+}
+mod extensions;
+mod grpc;
 mod life;
 mod protocol;
 mod refusals;
 mod site;
+mod tls;

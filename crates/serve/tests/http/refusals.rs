@@ -153,7 +153,7 @@ fn bodies_and_heads_have_limits() {
     let many: Vec<(String, String)> = (0..100).map(|index| (format!("x-{index}"), "1".to_owned())).collect();
     let many: Vec<(&str, &str)> = many.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
     assert_eq!(send(site.address, "GET", "/v2", &many, b"").status, 431);
-    let packed = send(site.address, "POST", INFER, &[("Content-Encoding", "gzip")], b"x");
+    let packed = send(site.address, "POST", INFER, &[("Content-Encoding", "br")], b"x");
     assert_eq!(packed.status, 415);
     works(&site);
 }
@@ -197,8 +197,14 @@ fn addresses_beyond_this_machine_need_tokens_or_consent() {
     };
     let refused = start(&|_| {}).unwrap_err().to_string();
     assert!(refused.contains("0.0.0.0:0: give a file of tokens"), "{refused}");
+    let refused = start(&|options| {
+        options.address = "127.0.0.1:0".to_owned();
+        options.grpc = Some("0.0.0.0:0".to_owned());
+    });
+    assert!(refused.unwrap_err().to_string().contains("0.0.0.0:0: give a file of tokens"));
     assert!(start(&|options| options.insecure = true).is_ok());
-    let rows: [(&dyn Fn(&mut ServerOptions), &str); 4] = [
+    let rows: [(&dyn Fn(&mut ServerOptions), &str); 5] = [
+        (&|options| options.grpc = Some(site.grpc.to_string()), "is not available"),
         (&|options| options.address = "nowhere".to_owned(), "address is \"nowhere\""),
         (&|options| options.address = site.address.to_string(), "is not available"),
         (&|options| options.threads = 0, "number of threads is 0"),

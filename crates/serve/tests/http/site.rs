@@ -72,6 +72,7 @@ pub(crate) fn wait_for(what: &str, mut is: impl FnMut() -> bool) {
 pub(crate) struct Site {
     pub(crate) server: Option<Server>,
     pub(crate) address: SocketAddr,
+    pub(crate) grpc: SocketAddr,
     pub(crate) folder: TempDir,
     pub(crate) gate: Arc<Gate>,
 }
@@ -122,13 +123,20 @@ impl Site {
         let mut options = ServerOptions {
             sources: vec![folder.path().to_owned()],
             address: "127.0.0.1:0".to_owned(),
+            grpc: Some("127.0.0.1:0".to_owned()),
             ..ServerOptions::default()
         };
         change(&mut options);
         let source = Master::new(&pool);
         let engine = Engine { pool, options: ModelOptions::default() };
         let server = Server::start(&options, &engine, source, Some(Arc::new(Grey))).unwrap();
-        Self { address: server.address(), server: Some(server), folder, gate }
+        let grpc = server.grpc_address().unwrap();
+        Self { address: server.address(), grpc, server: Some(server), folder, gate }
+    }
+
+    /// Whether the workers are computing, and held by the gate.
+    pub(crate) fn held(&self) -> bool {
+        self.gate.waiting.load(Ordering::SeqCst) > 0
     }
 
     /// The value of a series in the metrics, 0 where there is none.
