@@ -12,7 +12,7 @@ use fcdcc::array::DType;
 use fcdcc::model::{AutoChoices, GemmChoice, InputInfo, ModelOptions, Tensor};
 use fcdcc::{Error, Result};
 use fcdcc_bench::with_flags;
-use fcdcc_serve::{Engine, ModelConfig, Pictures, Server, ServerOptions, Tokens};
+use fcdcc_serve::{Engine, ModelConfig, Pictures, Server, ServerOptions, Tls, Tokens};
 
 use super::ledger::Ledger;
 use super::options::{LayerArgs, Precision, duration};
@@ -22,11 +22,11 @@ use super::{Console, metrics, pool};
 /// Exit status of a server that a second signal ended.
 const ENDED_EARLY: i32 = 1;
 
-/// Serve ONNX models over HTTP by the Open Inference Protocol v2.
+/// Serve ONNX models over HTTP and gRPC by the Open Inference Protocol v2.
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
     fcdcc serve lenet5.onnx\n  \
-    fcdcc serve models --pool pool.toml --http 0.0.0.0:8000 --token-file tokens.txt\n  \
+    fcdcc serve models --pool pool.toml --http 0.0.0.0:8000 --grpc 0.0.0.0:8001 --token-file tokens.txt\n  \
     curl http://127.0.0.1:8000/v2/models/lenet5\n  \
     curl --data-binary @digit.png http://127.0.0.1:8000/v2/models/lenet5/classify\n\n\
     docs/serving.md describes requests, repositories and model.toml.")]
@@ -37,10 +37,22 @@ pub(crate) struct ServeArgs {
     /// Where to listen; port 0 takes a free one
     #[arg(long, help_heading = "Server", value_name = "ADDRESS", default_value = "127.0.0.1:8000")]
     http: String,
+    /// Where to listen for gRPC; port 0 takes a free one, and `off` goes without
+    #[arg(long, help_heading = "Server", value_name = "ADDRESS", default_value = "127.0.0.1:8001")]
+    grpc: String,
+    /// Certificate of the server in PEM, for TLS on both addresses
+    #[arg(long, help_heading = "Server", value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// Key of the certificate
+    #[arg(long, help_heading = "Server", value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// Authority of the certificates of clients, which then need one
+    #[arg(long, help_heading = "Server", value_name = "FILE", requires = "tls_cert")]
+    tls_client_ca: Option<PathBuf>,
     /// Tokens of clients, one a line: a client sends `Authorization: Bearer TOKEN`
     #[arg(long, help_heading = "Server", value_name = "FILE")]
     token_file: Option<PathBuf>,
-    /// Allow an address beyond this machine without tokens: anybody who can connect can use the models
+    /// Allow an address beyond this machine without tokens and without TLS: anybody who can connect can use the models
     #[arg(long, help_heading = "Server")]
     insecure: bool,
     /// Runs of models at one time
@@ -52,10 +64,10 @@ pub(crate) struct ServeArgs {
     /// Time for a request, from its arrival to its answer [default: 60s, or what the model.toml says]
     #[arg(long, help_heading = "Server", value_name = "DUR", value_parser = duration)]
     timeout: Option<Duration>,
-    /// Largest body of a request, such as 64MiB
+    /// Largest body of a request, unpacked, or message of gRPC, such as 64MiB
     #[arg(long, help_heading = "Server", value_name = "SIZE", default_value = "64MiB")]
     max_body: ByteSize,
-    /// Connections at one time
+    /// Connections of each address at one time
     #[arg(long, help_heading = "Server", value_name = "N", default_value_t = 1024)]
     max_connections: usize,
     /// Time for the requests in progress after SIGTERM or Ctrl-C
@@ -129,8 +141,10 @@ pub(crate) fn run(args: &ServeArgs, console: Console) -> Result<()> {
             failures.into_iter().map(|(name, _, why)| format!("{name}: {why}")).collect();
         return Err(Error::Unavailable { what: "every model".to_owned(), help: reasons.join("; ").into() });
     }
+    let scheme = if options.tls.is_some() { "https" } else { "http" };
+    let grpc = server.grpc_address().map_or_else(String::new, |address| format!("; gRPC at {address}"));
     console.notice(format_args!(
-        "serving {} at http://{}; Ctrl-C ends it",
+        "serving {} at {scheme}://{}{grpc}; Ctrl-C ends it",
         loaded.join(", "),
         server.address()
     ));
@@ -153,6 +167,8 @@ fn server_options(args: &ServeArgs) -> Result<ServerOptions> {
     Ok(ServerOptions {
         sources: args.paths.clone(),
         address: args.http.clone(),
+        grpc: Some(args.grpc.clone()).filter(|address| address != "off"),
+        tls: tls(args),
         default: ModelConfig {
             labels: args.labels.clone(),
             queue_length: args.queue.unwrap_or(defaults.queue_length),
@@ -168,6 +184,11 @@ fn server_options(args: &ServeArgs) -> Result<ServerOptions> {
         insecure: args.insecure,
         ..limits
     })
+}
+
+fn tls(args: &ServeArgs) -> Option<Tls> {
+    let (certificate, key) = (args.tls_cert.clone()?, args.tls_key.clone()?);
+    Some(Tls { certificate, key, client_ca: args.tls_client_ca.clone() })
 }
 
 /// SIGTERM and SIGINT: the first asks for the end, the second ends the process.

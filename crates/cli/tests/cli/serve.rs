@@ -45,7 +45,18 @@ impl Running {
         let mut child = Command::new(env!("CARGO_BIN_EXE_fcdcc"))
             .arg("serve")
             .arg(model)
-            .args(["--backend", "cpu", "--workers", "4", "--calibrate", "never", "--http", "127.0.0.1:0"])
+            .args([
+                "--backend",
+                "cpu",
+                "--workers",
+                "4",
+                "--calibrate",
+                "never",
+                "--http",
+                "127.0.0.1:0",
+                "--grpc",
+                "127.0.0.1:0",
+            ])
             .args(arguments)
             .stderr(Stdio::piped())
             .stdout(Stdio::null())
@@ -54,6 +65,7 @@ impl Running {
         let lines = lines_of(child.stderr.take().unwrap());
         let mut running = Self { child, address: String::new(), lines };
         let line = running.line("serving lenet5 (version 1) at http://");
+        assert!(line.contains("; gRPC at 127.0.0.1:"), "{line}");
         let address = line.split("http://").nth(1).unwrap().split(';').next().unwrap();
         address.clone_into(&mut running.address);
         running
@@ -198,10 +210,27 @@ fn what_cannot_be_served_is_refused_with_one_line() {
     std::fs::write(folder.path("damaged.onnx"), "damaged").unwrap();
     std::fs::write(folder.path("short"), "short\n").unwrap();
     let lenet = repository().join("assets/digits/lenet5.onnx").display().to_string();
-    let rows: [(&[&str], &str); 6] = [
+    let rows: [(&[&str], &str); 8] = [
         (&["missing.onnx"], "neither a model file nor a repository"),
         (&["damaged.onnx", "--backend", "cpu"], "is not an ONNX model"),
         (&[&lenet, "--http", "0.0.0.0:0"], "file of tokens"),
+        (&[&lenet, "--http", "127.0.0.1:0", "--grpc", "0.0.0.0:0"], "file of tokens"),
+        (
+            &[
+                &lenet,
+                "--backend",
+                "cpu",
+                "--http",
+                "127.0.0.1:0",
+                "--grpc",
+                "off",
+                "--tls-cert",
+                "short",
+                "--tls-key",
+                "short",
+            ],
+            "no certificate in PEM",
+        ),
         (&[&lenet, "--token-file", "short"], "is no token"),
         (&[&lenet, "--report", "r.json"], "leave it out"),
         (&[&lenet, "--threads", "0"], "number of threads is 0"),
