@@ -35,7 +35,11 @@ fn main() -> Result<()> {
     let _beta = machine("beta", &endpoint)?;
 
     // Three devices of each machine. A machine may fill an empty seat later.
-    let seats = ["alpha", "beta"].map(|name| Seats { machine: Some(name.to_owned()), count: Some(3) });
+    let seats = ["alpha", "beta"].map(|name| Seats {
+        machine: Some(name.to_owned()),
+        count: Some(3),
+        ..Seats::default()
+    });
     let pool = Pool::new(cluster.workers(&seats, Duration::from_secs(10)))?;
 
     let (input, weight) = (ArrayD::<f32>::ones(vec![1, 8, 32, 32]), ArrayD::<f32>::ones(vec![16, 8, 3, 3]));

@@ -289,7 +289,6 @@ const FUNCTION_LINES: usize = 70;
 const LONGER: &[(&str, usize)] = &[
     ("cli/demo::run", 88),
     ("cli/plan::run", 91),
-    ("cluster/remote::execute", 102),
     ("cluster/serve/mod::start", 93),
     ("conv/params::new", 109),
     ("gpu/plan::of", 88),

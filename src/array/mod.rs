@@ -9,6 +9,7 @@ mod lanes;
 mod matmul;
 mod once;
 mod random;
+mod wire;
 
 pub use buffers::{Buffers, Pooled};
 pub use element::{DType, Element, Values, first_non_finite};
@@ -18,3 +19,4 @@ pub(crate) use matmul::F32_RUN;
 pub use matmul::{Matrix, MatrixMut, matmul, matmul_on};
 pub(crate) use once::{once, same, same_mut, same_ref};
 pub(crate) use random::normal;
+pub use wire::WireFormat;

@@ -8,22 +8,22 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
 use super::chunk_sizer::ChunkSizer;
 use super::key_expr::WorkerKeys;
 use super::link::{Payload, Response, TrafficClass};
+use super::narrow::{self, Cut};
 use super::registry::Claimed;
 use super::shared::{Shared, brief};
 use super::wire::{Answer, Object, Refusal, Request};
+use crate::array::WireFormat;
 use crate::worker::CancelHook;
 
 /// Maximum number of chunks in flight.
-const WINDOW: usize = 8;
+pub(super) const WINDOW: usize = 8;
 /// Time limit for the acknowledgement of a chunk; after it the other side counts as stuck.
 const ACK_LIMIT: Duration = Duration::from_secs(5);
 /// Maximum wait for a task, whatever its deadline.
@@ -40,6 +40,8 @@ pub(super) enum Event {
     /// The request has ended: there will be no more answers.
     Over(u64),
     Cancelled,
+    /// The transfer of shared slabs by another worker has ended.
+    Slabs,
     /// The machine left or fell silent.
     Gone,
 }
@@ -114,6 +116,16 @@ impl<'a> Wire<'a> {
         let again = Instant::now() + ASK_AGAIN;
         self.task = Some(Asked { task, number, open: VecDeque::from([number]), again });
         Ok(number)
+    }
+
+    /// Ends a task that the other side has refused, so that it may be sent again.
+    pub(super) fn task_refused(&mut self) {
+        self.task = None;
+    }
+
+    /// The link of the machine, and the key under which it is told what needs no answer.
+    pub(super) fn ctl(&self) -> (usize, String) {
+        (self.link, self.ctl.clone())
     }
 
     /// Requests the task again if that is due; returns when it is due next.
@@ -213,7 +225,7 @@ impl<'a> Wire<'a> {
         from: u64,
         total: u64,
         lane: TrafficClass,
-        part: &mut dyn FnMut(Range<usize>) -> (Payload, u32),
+        part: &mut dyn FnMut(Range<usize>) -> Cut,
     ) -> Result<(), CallError> {
         let mut offset = from;
         let mut on_their_way: VecDeque<(u64, Instant)> = VecDeque::new();
@@ -221,8 +233,8 @@ impl<'a> Wire<'a> {
             while on_their_way.len() < WINDOW && offset < total {
                 let end = total.min(offset + pace.chunk_bytes() as u64);
                 // The range lies within the object, which is in memory.
-                let (payload, crc) = part(offset as usize..end as usize);
-                let chunk = Request::Chunk { object, offset, total, crc };
+                let Cut { payload, crc, format } = part(offset as usize..end as usize);
+                let chunk = Request::Chunk { object, offset, total, crc, format };
                 let sent = Instant::now();
                 let number = self.ask(chunk, payload, lane, ACK_LIMIT)?;
                 on_their_way.push_back((number, sent));
@@ -244,7 +256,7 @@ impl<'a> Wire<'a> {
                 Event::Over(number) if on_their_way.iter().any(|(n, _)| *n == number) => {
                     return Err(CallError::Gone("it is gone, or takes nothing any more".to_owned()));
                 }
-                Event::Over(_) | Event::Cancelled | Event::Gone => {}
+                Event::Over(_) | Event::Cancelled | Event::Slabs | Event::Gone => {}
             }
         }
     }
@@ -255,6 +267,7 @@ impl<'a> Wire<'a> {
         pace: &mut ChunkSizer,
         task: u64,
         index: u32,
+        format: WireFormat,
         into: &mut [u8],
     ) -> Result<(), CallError> {
         let total = into.len();
@@ -266,7 +279,8 @@ impl<'a> Wire<'a> {
             while on_their_way.len() < WINDOW && asked < total {
                 let range = asked..total.min(asked + pace.chunk_bytes());
                 // A chunk is at most `MAX_CHUNK_BYTES` long.
-                let part = Request::Fetch { task, index, offset: asked as u64, len: range.len() as u32 };
+                let (offset, len) = (asked as u64, range.len() as u32);
+                let part = Request::Fetch { task, index, offset, len, format };
                 let sent = Instant::now();
                 let number = self.ask(part, Payload::empty(), TrafficClass::Data, pace.limit())?;
                 asked = range.end;
@@ -280,20 +294,19 @@ impl<'a> Wire<'a> {
             let event = self.fresh(end)?;
             let of = match &event {
                 Event::Response(number, _) | Event::Over(number) => *number,
-                Event::Cancelled | Event::Gone => continue,
+                Event::Cancelled | Event::Slabs | Event::Gone => continue,
             };
             let Some(at) = on_their_way.iter().position(|(number, ..)| *number == of) else {
                 kept.push_back(event);
                 continue;
             };
             match event {
-                Event::Response(_, Response::Answer(Answer::Bytes { crc }, payload)) => {
+                Event::Response(_, Response::Answer(Answer::Bytes { crc, format }, payload)) => {
                     let Some((_, range, sent)) = on_their_way.remove(at) else { continue };
                     pace.acknowledged(sent.elapsed());
-                    if payload.len() != range.len() || payload.copy_and_check(&mut into[range.clone()]) != crc
-                    {
+                    if narrow::read(&payload, format, &mut into[range.clone()]) != Some(crc) {
                         return Err(CallError::Failed(format!(
-                            "part of a result came with {} of {} bytes or another checksum",
+                            "part of a result came with {} bytes of {format} for {} in full width, or another checksum",
                             payload.len(),
                             range.len()
                         )));
@@ -305,7 +318,7 @@ impl<'a> Wire<'a> {
                     return Err(CallError::Failed(text));
                 }
                 Event::Response(_, Response::Garbage(text)) => return Err(CallError::Failed(text)),
-                Event::Over(_) | Event::Cancelled | Event::Gone => {
+                Event::Over(_) | Event::Cancelled | Event::Slabs | Event::Gone => {
                     return Err(CallError::Gone("it is gone in the middle of a result".to_owned()));
                 }
             }
@@ -334,47 +347,7 @@ pub(super) fn wait_for_answer(wire: &mut Wire<'_>, number: u64, end: Instant) ->
                 Response::Garbage(text) | Response::Nothing(text) => return Err(CallError::Failed(text)),
             },
             Event::Over(of) if of == number => return Err(CallError::Gone("it is gone".to_owned())),
-            Event::Response(..) | Event::Over(_) | Event::Cancelled | Event::Gone => {}
+            Event::Response(..) | Event::Over(_) | Event::Cancelled | Event::Slabs | Event::Gone => {}
         }
-    }
-}
-
-/// Chunks of slabs in flight, copied because the slabs belong to the caller. Buffers are reused once they have been sent:
-/// fresh memory costs more than the copy.
-#[derive(Default)]
-pub(super) struct Copies {
-    buffers: Vec<Arc<Vec<u8>>>,
-}
-
-impl Copies {
-    /// Maximum number of buffers kept: one window, and some that the engine has not released yet.
-    const KEPT: usize = 2 * WINDOW;
-    const PIECE: usize = 32 << 10;
-
-    /// Copies `bytes` and computes their CRC-32, piece by piece while each piece is in the cache.
-    pub(super) fn of(&mut self, bytes: &[u8]) -> (Payload, u32) {
-        let mut hasher = crc32fast::Hasher::new();
-        let free = self.buffers.iter_mut().position(|buffer| Arc::get_mut(buffer).is_some());
-        let mut buffer = free.map(|at| self.buffers.swap_remove(at)).unwrap_or_default();
-        if let Some(own) = Arc::get_mut(&mut buffer) {
-            own.clear();
-            for piece in bytes.chunks(Self::PIECE) {
-                own.extend_from_slice(piece);
-                hasher.update(piece);
-            }
-        }
-        if self.buffers.len() < Self::KEPT {
-            self.buffers.push(Arc::clone(&buffer));
-        }
-        (Bytes::from_owner(Sent(buffer)).into(), hasher.finalize())
-    }
-}
-
-/// A buffer that is being sent.
-struct Sent(Arc<Vec<u8>>);
-
-impl AsRef<[u8]> for Sent {
-    fn as_ref(&self) -> &[u8] {
-        &self.0
     }
 }

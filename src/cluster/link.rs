@@ -80,6 +80,16 @@ impl Payload {
         self.0.len()
     }
 
+    /// A payload that arrives in these pieces.
+    #[cfg(test)]
+    pub(super) fn in_parts<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> Self {
+        let mut writer = ZBytes::writer();
+        for part in parts {
+            writer.append(part.to_vec().into());
+        }
+        Self(writer.finish())
+    }
+
     /// CRC-32 of the payload.
     pub(super) fn crc(&self) -> u32 {
         let mut hasher = crc32fast::Hasher::new();

@@ -13,8 +13,9 @@ use super::link::{Link, Payload, Response, TrafficClass};
 use super::random;
 use super::registry::{Claimed, Member, MemberId, Registry};
 use super::remote::RemoteWorker;
-use super::shared::{Shared, brief};
+use super::shared::{Release, Shared, brief};
 use super::wire::{self, Answer, Call, HostInfo, MasterId, Request};
+use crate::array::WireFormat;
 use crate::error::{Error, Result};
 use crate::worker::Worker;
 
@@ -70,6 +71,10 @@ pub struct Seats {
     pub machine: Option<String>,
     /// Number of devices. `None`: all devices of the machine if it joins in time, else one.
     pub count: Option<usize>,
+    /// Format in which slabs and sub-results travel. 16-bit formats halve the traffic of layers in f32 and make their results
+    /// less exact, which the error bounds include. Layers of integers, layers in f64 and data of very uneven magnitude travel
+    /// in full width.
+    pub wire: WireFormat,
 }
 
 /// A master's view of a cluster. Cheap to clone; it leaves when the last clone and the last of its workers are dropped.
@@ -114,15 +119,14 @@ impl Cluster {
         for (index, side) in sides(&options.listen, &options.connect).iter().enumerate() {
             links.push(open(side, index, &keys, id, options, &events)?);
         }
-        let shared = Arc::new(Shared::new(id, keys, links));
+        let (releases, released) = unbounded();
+        let shared = Arc::new(Shared::new(id, keys, links, releases));
+        tell_of_releases(&shared, released)?;
         let keeper = MembershipMonitor { shared: Arc::downgrade(&shared), events };
         std::thread::Builder::new()
             .name("fcdcc cluster".to_owned())
             .spawn(move || keeper.serve(&queue))
-            .map_err(|e| Error::Unavailable {
-                what: format!("a thread ({e})"),
-                help: "the system is out of threads".into(),
-            })?;
+            .map_err(no_thread)?;
         Ok(Self { shared })
     }
 
@@ -168,20 +172,19 @@ impl Cluster {
             (missing == 0 || enough.is_some_and(|since| since.elapsed() >= LATECOMERS)).then_some(())
         });
         let mut any = 0;
-        let mut worker = |machine: Option<&str>, index: usize, claimed| -> Box<dyn Worker> {
+        let mut worker = |machine: Option<&str>, index: usize, wire, claimed| -> Box<dyn Worker> {
             let name = match machine {
                 Some(machine) => format!("{machine}/{index}"),
                 None => format!("remote-{any}"),
             };
             any += usize::from(machine.is_none());
-            Box::new(RemoteWorker::new(Arc::clone(&self.shared), pool, machine, name, claimed))
+            Box::new(RemoteWorker::new(Arc::clone(&self.shared), pool, machine, name, wire, claimed))
         };
         let mut made = Vec::with_capacity(groups.len());
-        for (seats, group) in seats.iter().zip(groups) {
-            let machine = seats.machine.as_deref();
-            made.push(
-                group.into_iter().enumerate().map(|(index, seat)| worker(machine, index, seat)).collect(),
-            );
+        for (Seats { machine, wire, .. }, group) in seats.iter().zip(groups) {
+            let (machine, wire) = (machine.as_deref(), *wire);
+            let seats = group.into_iter().enumerate();
+            made.push(seats.map(|(index, seat)| worker(machine, index, wire, seat)).collect());
         }
         made
     }
@@ -197,6 +200,23 @@ impl Cluster {
     pub fn places(&self) -> Vec<String> {
         self.shared.links.iter().map(|link| link.place().to_owned()).collect()
     }
+}
+
+/// Starts the thread that tells machines which slabs they may drop; it ends with the cluster. A machine that takes
+/// nothing delays such messages to others by seconds, and nothing else.
+fn tell_of_releases(shared: &Arc<Shared>, released: Receiver<Release>) -> Result<()> {
+    let shared = Arc::downgrade(shared);
+    let tell = move || {
+        for Release { link, key, slabs } in released {
+            let Some(shared) = shared.upgrade() else { return };
+            shared.tell(link, &key, Request::Forget { slabs });
+        }
+    };
+    std::thread::Builder::new().name("fcdcc slabs".to_owned()).spawn(tell).map(drop).map_err(no_thread)
+}
+
+fn no_thread(error: std::io::Error) -> Error {
+    Error::Unavailable { what: format!("a thread ({error})"), help: "the system is out of threads".into() }
 }
 
 fn open(

@@ -11,7 +11,9 @@
 //!
 //! * filters are named by their content and sent once, in acknowledged chunks; an interrupted transfer resumes where it
 //!   stopped;
-//! * a task's slabs go with it, or before it in chunks; its sub-results come one by one, or are fetched in chunks;
+//! * a task's slabs go with it, or before it in chunks; slabs that tasks of a run share are sent once to each machine,
+//!   which keeps them until the run is over; sub-results come one by one, or are fetched in chunks;
+//! * slabs and sub-results travel in full width, or as 16-bit numbers where the pool asks for that;
 //! * a cancellation overtakes everything else;
 //! * every worker process is queried every second. A process that ends or falls silent, and filters that are gone, make a
 //!   worker *lost*: the pool continues without it, and its seat waits for the next machine to join.
@@ -37,11 +39,14 @@ mod endpoint;
 mod key_expr;
 mod link;
 mod master;
+mod narrow;
 mod registry;
 mod remote;
+mod remote_task;
 mod serve;
 mod session;
 mod shared;
+mod sharing;
 pub mod wire;
 
 pub use endpoint::{DEFAULT_PORT, Endpoint, Security, Tls};

@@ -11,15 +11,17 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::call::{CallError, Copies, Event, TASK_LIMIT, Wire, unexpected, wait_for_answer};
+use super::call::{CallError, Event, WINDOW, Wire, unexpected, wait_for_answer};
 use super::key_expr::WorkerKeys;
-use super::link::{Payload, Response, TrafficClass, bytes_of};
+use super::link::{Payload, TrafficClass, bytes_of};
 
 use super::chunk_sizer::ChunkSizer;
+use super::narrow::{Copies, Cut};
 use super::registry::Claimed;
+use super::remote_task::{RemoteTask, Sender};
 use super::shared::Shared;
-use super::wire::{Answer, ContentId, MAX_CHUNK_BYTES, Object, Request, Spec};
-use crate::array::{DType, Values};
+use super::wire::{Answer, ContentId, Object, Request, Spec};
+use crate::array::{DType, Values, WireFormat};
 use crate::error::{Error, Result};
 use crate::worker::{
     FilterKey, Order, Respawn, SubtaskShape, Task, Worker, WorkerInfo, WorkerKind, not_installed,
@@ -30,6 +32,9 @@ const SMALL_BYTES: usize = 32 << 10;
 /// Time limit for installing filters: a GPU may compile its kernels first.
 const INSTALL_LIMIT: Duration = Duration::from_mins(2);
 
+/// Maximum number of buffers kept for chunks in flight: one window, and some that the engine has not released yet.
+const MOST_COPIES: usize = 2 * WINDOW;
+
 /// A device of another machine, or a seat for one that has not joined yet.
 pub struct RemoteWorker {
     shared: Arc<Shared>,
@@ -38,6 +43,8 @@ pub struct RemoteWorker {
     /// Name of the machine, if only one will do.
     machine: Option<String>,
     name: String,
+    /// The format in which slabs and sub-results travel.
+    wire: WireFormat,
     seat: Seat,
     held: HashMap<FilterKey, Held>,
     pace: ChunkSizer,
@@ -68,6 +75,7 @@ impl RemoteWorker {
         group: u64,
         machine: Option<&str>,
         name: String,
+        wire: WireFormat,
         claimed: Option<Claimed>,
     ) -> Self {
         let seat = match claimed {
@@ -82,10 +90,11 @@ impl RemoteWorker {
             group,
             machine: machine.map(str::to_owned),
             name,
+            wire,
             seat,
             held: HashMap::new(),
             pace: ChunkSizer::default(),
-            copies: Copies::default(),
+            copies: Copies::new(MOST_COPIES),
         }
     }
 
@@ -99,7 +108,7 @@ impl RemoteWorker {
     /// Runs `call` over the wire; a departure of the other side becomes the loss of this worker.
     fn over_the_wire<R>(
         &mut self,
-        call: impl FnOnce(&mut Wire<'_>, &mut ChunkSizer, &mut Copies, u32) -> Result<R, CallError>,
+        call: impl FnOnce(&mut Wire<'_>, &mut ChunkSizer, &mut Copies, &Claimed) -> Result<R, CallError>,
     ) -> Result<R> {
         let lost = |name: &str, cause: String| Error::WorkerLost { worker: name.to_owned(), cause };
         let (claimed, keys) = match &self.seat {
@@ -108,7 +117,7 @@ impl RemoteWorker {
             Seat::Lost(cause) => return Err(lost(&self.name, cause.clone())),
         };
         let mut wire = Wire::new(&self.shared, claimed, keys);
-        match call(&mut wire, &mut self.pace, &mut self.copies, claimed.device) {
+        match call(&mut wire, &mut self.pace, &mut self.copies, claimed) {
             Ok(result) => Ok(result),
             Err(CallError::Cancelled) => Err(Error::Cancelled),
             Err(CallError::Failed(cause)) => Err(Error::WorkerFailed { worker: self.name.clone(), cause }),
@@ -159,6 +168,7 @@ impl Worker for RemoteWorker {
                 f64: claimed.info.f64,
                 // Machines do not lend workers that use 16-bit storage: see `WorkerServer::start`.
                 half: false,
+                wire: self.wire,
                 host: claimed.id.0.clone(),
                 adapter: claimed.info.adapter.clone(),
             },
@@ -168,6 +178,7 @@ impl Worker for RemoteWorker {
                 device: "not joined yet".to_owned(),
                 f64: true,
                 half: false,
+                wire: self.wire,
                 host: self.machine.clone().unwrap_or_else(|| self.name.clone()),
                 adapter: None,
             },
@@ -187,13 +198,18 @@ impl Worker for RemoteWorker {
         let content = ContentId::of(&spec, banks.as_bytes());
         let bytes = bytes_of(banks);
         let total = bytes.len() as u64;
-        self.over_the_wire(|wire, pace, _, device| {
+        self.over_the_wire(|wire, pace, _, claimed| {
+            let device = claimed.device;
             // Larger filters may be held already, so ask first.
             let inline = bytes.len() <= SMALL_BYTES;
-            let mut part = |range: Range<usize>| (Payload::from(bytes.slice(range)), 0);
+            let mut part = |range: Range<usize>| Cut {
+                payload: Payload::from(bytes.slice(range)),
+                crc: 0,
+                format: WireFormat::Full,
+            };
             // Ask once, again once the chunks are sent, and once more in case they were lost meanwhile.
             for _ in 0..3 {
-                let payload = if inline { part(0..bytes.len()).0 } else { Payload::empty() };
+                let payload = if inline { part(0..bytes.len()).payload } else { Payload::empty() };
                 let install = Request::Install { device, content, spec: spec.clone() };
                 let number = wire.ask(install, payload, TrafficClass::Background, INSTALL_LIMIT)?;
                 match wait_for_answer(wire, number, Instant::now() + INSTALL_LIMIT)? {
@@ -227,7 +243,7 @@ impl Worker for RemoteWorker {
     }
 
     fn execute(&mut self, task: Task<'_>, emit: &mut dyn FnMut(usize, Values)) -> Result<()> {
-        let Task { key, slabs, order, cancel, buffers } = task;
+        let Task { key, slabs, shared: identity, order, cancel, buffers } = task;
         if cancel.is_cancelled() {
             return Err(Error::Cancelled);
         }
@@ -237,87 +253,41 @@ impl Worker for RemoteWorker {
         let held = self.held.get(&key).ok_or_else(|| not_installed(&self.name, key))?;
         held.shape.check_slabs(slabs, held.dtype)?;
         held.shape.check_order(order)?;
+        // A probe checks the device, and the more strictly the more digits it sees.
+        let full = held.shape.plain || key.is_probe();
+        let format = if full { WireFormat::Full } else { self.wire.of(held.dtype) };
         let (content, dtype, elems) = (held.content, held.dtype, held.shape.conv.output_elems());
-        let mut wanted = match order {
-            Order::All => (0..held.shape.sub_results()).collect(),
-            Order::Each(indices) => indices.to_vec(),
-        };
+        let wanted = task.indices(held.shape.sub_results());
         // The cast is safe: `Spec::subtask` bounds the number of sub-results.
         let order = match order {
             Order::All => None,
             Order::Each(indices) => Some(indices.iter().map(|i| *i as u32).collect()),
         };
-        let task = self.shared.next_task();
-        self.over_the_wire(|wire, pace, copies, device| {
+        let shared = Arc::clone(&self.shared);
+        let number = shared.next_task();
+        self.over_the_wire(|wire, pace, copies, claimed| {
             let waker = wire.sender.clone();
             let _hook = cancel.on_cancel(move || {
                 // The call may be over.
                 let _ = waker.send(Event::Cancelled);
             });
-            let mut run = || -> Result<(), CallError> {
-                let bytes = slabs.as_bytes();
-                let mut part = |range: Range<usize>| copies.of(&bytes[range]);
-                let inline = bytes.len() <= pace.chunk_bytes();
-                if !inline {
-                    let object = Object::Slabs { task, dtype };
-                    wire.upload(pace, object, 0, bytes.len() as u64, TrafficClass::Background, &mut part)?;
-                }
-                let (payload, crc) = if inline { part(0..bytes.len()) } else { (Payload::empty(), 0) };
-                let inline_bytes = pace.chunk_bytes().min(MAX_CHUNK_BYTES) as u32;
-                let request =
-                    Request::Task { task, device, content, order: order.clone(), inline_bytes, crc };
-                let number = wire.ask_for_task(task, request, payload)?;
-                let end = Instant::now() + TASK_LIMIT;
-                loop {
-                    match wire.next(end)? {
-                        Event::Over(of) if of == number => {
-                            return Err(CallError::Gone("it is gone in the middle of a task".to_owned()));
-                        }
-                        Event::Response(of, said) if of == number => match said {
-                            Response::Answer(Answer::Part { index, crc }, payload) => {
-                                let index = take(&mut wanted, index)?;
-                                let mut values = buffers.take_values(dtype, elems);
-                                let into = values.as_bytes_mut();
-                                if payload.len() != into.len() || payload.copy_and_check(into) != crc {
-                                    return Err(CallError::Failed(format!(
-                                        "a result came with {} of {} bytes or another checksum",
-                                        payload.len(),
-                                        into.len()
-                                    )));
-                                }
-                                emit(index, values);
-                            }
-                            Response::Answer(Answer::Ready { index, bytes }, _) => {
-                                let at = take(&mut wanted, index)?;
-                                let mut values = buffers.take_values(dtype, elems);
-                                let into = values.as_bytes_mut();
-                                if bytes != into.len() as u64 {
-                                    return Err(CallError::Failed(format!(
-                                        "a result of {bytes} bytes where {} were expected",
-                                        into.len()
-                                    )));
-                                }
-                                wire.fetch(pace, task, index, into)?;
-                                emit(at, values);
-                            }
-                            Response::Answer(Answer::Done, _) if wanted.is_empty() => return Ok(()),
-                            Response::Answer(Answer::Done, _) => {
-                                return Err(CallError::Failed(format!(
-                                    "sub-results {wanted:?} did not come"
-                                )));
-                            }
-                            Response::Answer(answer, _) => return Err(unexpected(&answer)),
-                            Response::Garbage(text) | Response::Nothing(text) => {
-                                return Err(CallError::Failed(text));
-                            }
-                        },
-                        Event::Over(_) | Event::Response(..) | Event::Cancelled | Event::Gone => {}
-                    }
-                }
+            let mut call = RemoteTask {
+                shared: &shared,
+                member: &claimed.id,
+                device: claimed.device,
+                content,
+                dtype,
+                format,
+                elems,
+                order,
+                wanted,
+                buffers,
+                task: number,
             };
-            let result = run();
+            let sender = Sender { wire: &mut *wire, pace, copies };
+            let result = call.run(sender, slabs.as_bytes(), identity, emit);
             if matches!(result, Err(CallError::Cancelled | CallError::Failed(_))) {
-                wire.tell(Request::Cancel { task });
+                wire.tell(Request::Cancel { task: number });
             }
             result
         })
@@ -326,20 +296,12 @@ impl Worker for RemoteWorker {
     /// Another device for the same seat, as soon as one is free.
     fn respawn(&self) -> Option<Respawn> {
         let (shared, group) = (Arc::clone(&self.shared), self.group);
-        let (machine, name) = (self.machine.clone(), self.name.clone());
+        let (machine, name, wire) = (self.machine.clone(), self.name.clone(), self.wire);
         Some(Arc::new(move |cancel| {
             let claimed = shared.claim(group, machine.as_deref(), cancel).ok_or(Error::Cancelled)?;
             let worker =
-                Self::new(Arc::clone(&shared), group, machine.as_deref(), name.clone(), Some(claimed));
+                Self::new(Arc::clone(&shared), group, machine.as_deref(), name.clone(), wire, Some(claimed));
             Ok(Box::new(worker))
         }))
     }
-}
-
-/// Removes a sub-result from the list of those still wanted; returns its position in the list.
-fn take(wanted: &mut Vec<usize>, index: u32) -> Result<usize, CallError> {
-    let at = wanted.iter().position(|w| *w == index as usize);
-    let at =
-        at.ok_or_else(|| CallError::Failed(format!("sub-result {index} came, which was not requested")))?;
-    Ok(wanted.remove(at))
 }

@@ -4,9 +4,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::Sender;
+
 use super::key_expr::Keys;
 use super::link::Link;
 use super::registry::{Claimed, MemberId, Registry};
+use super::sharing::{Copy, Sharing};
 use super::wire::{self, Answer, Call, MasterId, Request};
 use crate::worker::CancelToken;
 
@@ -20,18 +23,31 @@ pub(super) struct Shared {
     pub(super) links: Vec<Link>,
     registry: Mutex<Registry>,
     changed: Condvar,
+    /// The slabs that machines hold for several tasks.
+    pub(super) sharing: Sharing,
+    /// Slabs that machines may drop, for a thread that tells them.
+    releases: Sender<Release>,
     tasks: AtomicU64,
     groups: AtomicU64,
 }
 
+/// Shared slabs that a machine may drop.
+pub(super) struct Release {
+    pub(super) link: usize,
+    pub(super) key: String,
+    pub(super) slabs: u64,
+}
+
 impl Shared {
-    pub(super) fn new(id: MasterId, keys: Keys, links: Vec<Link>) -> Self {
+    pub(super) fn new(id: MasterId, keys: Keys, links: Vec<Link>, releases: Sender<Release>) -> Self {
         Self {
             id,
             keys,
             links,
             registry: Mutex::default(),
             changed: Condvar::new(),
+            sharing: Sharing::default(),
+            releases,
             tasks: AtomicU64::new(0),
             groups: AtomicU64::new(0),
         }
@@ -57,6 +73,13 @@ impl Shared {
 
     pub(super) fn call(&self, request: Request) -> Vec<u8> {
         wire::pack(&Call { from: self.id, request })
+    }
+
+    /// Forgets slabs whose run is over; the machine behind `link` is told under `key`, by another thread.
+    pub(super) fn forget_slabs(&self, of: &Copy, link: usize, key: String) {
+        self.sharing.forget(of);
+        // The thread lives as long as this sender, where the system had one left. Otherwise the machine drops the slabs later.
+        let _ = self.releases.send(Release { link, key, slabs: of.1 });
     }
 
     /// Publishes a request that needs no answer. A failure is only logged: the machine is then gone.

@@ -3,7 +3,8 @@
 //! Relevant if you want to read or change the protocol; using a cluster does not require it. A message has a header and,
 //! where bulk data goes with it, a payload. The header is `FCDC`, the protocol's version (u16, little-endian) and a [`Call`]
 //! or an [`Answer`] in [postcard](https://postcard.jamesmunns.com/wire-format) encoding; the payload is a sequence of
-//! little-endian elements.
+//! little-endian elements. Slabs and sub-results of f32 may be written as 16-bit numbers ([`WireFormat`]); the header says
+//! how. Offsets and sizes of objects always count bytes in full width.
 //!
 //! Invariant: nothing here panics or allocates more than a small multiple of the bytes that arrived, whatever they are;
 //! sizes in a [`Spec`] that [`Spec::subtask`] accepts can be multiplied and added without overflow.
@@ -15,13 +16,13 @@ use std::fmt;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::array::DType;
+use crate::array::{DType, WireFormat};
 use crate::worker::WorkerKind;
 
 pub use spec::{ContentId, Spec};
 
 /// Version of everything in this module. Sides of different versions do not work together; they report it.
-pub const PROTOCOL: u16 = 2;
+pub const PROTOCOL: u16 = 3;
 
 const MAGIC: [u8; 4] = *b"FCDC";
 
@@ -86,13 +87,23 @@ pub struct Call {
 pub enum Object {
     /// Coded filters.
     Filters(ContentId),
-    /// The coded slabs of a task.
+    /// Coded slabs.
     Slabs {
-        /// Number of the task.
-        task: u64,
+        /// Their name.
+        name: SlabsName,
         /// Element type of the slabs.
         dtype: DType,
     },
+}
+
+/// Names coded slabs, among those of one master.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum SlabsName {
+    /// The slabs of the task with this number, and of no other. The worker drops them with the task.
+    OfTask(u64),
+    /// Slabs with this number, which tasks for several devices use. The worker keeps them until [`Request::Forget`], or until
+    /// it needs the memory; then the next task is refused as [`Refusal::SlabsMissing`].
+    Shared(u64),
 }
 
 /// A request from a master to a worker. Devices count from 0; task numbers are assigned by the master and never reused.
@@ -111,7 +122,7 @@ pub enum Request {
         spec: Spec,
     },
     /// A chunk of an object, answered with [`Answer::Ack`]. Chunks follow each other without gaps. Slabs have a checksum;
-    /// filters need none, since their identifier is a hash.
+    /// filters need none, since their identifier is a hash. An empty chunk of slabs asks how much of them has arrived.
     Chunk {
         /// The object.
         object: Object,
@@ -121,10 +132,12 @@ pub enum Request {
         total: u64,
         /// CRC-32 of the payload; 0 for filters.
         crc: u32,
+        /// How the payload is written; filters always in full width.
+        format: WireFormat,
     },
-    /// Compute a subtask. The payload is all slabs, or empty where they were sent in chunks. Answered with
-    /// [`Answer::Part`] or [`Answer::Ready`] for each sub-result as it is complete, then [`Answer::Done`]. Requests have
-    /// short limits, so a long task is requested again with [`Request::Await`].
+    /// Compute a subtask. The payload is all slabs, or empty where they were sent before. Answered with [`Answer::Kept`] if
+    /// the payload holds shared slabs, then [`Answer::Part`] or [`Answer::Ready`] for each sub-result as it is complete, then
+    /// [`Answer::Done`]. Requests have short limits, so a long task is requested again with [`Request::Await`].
     Task {
         /// Number of the task.
         task: u64,
@@ -134,10 +147,16 @@ pub enum Request {
         content: ContentId,
         /// Indices of the sub-results wanted, in this order; all, in any order, when `None`.
         order: Option<Vec<u32>>,
+        /// Name of the slabs.
+        slabs: SlabsName,
         /// Sub-results larger than this are announced with [`Answer::Ready`], to be fetched.
         inline_bytes: u32,
         /// CRC-32 of the payload.
         crc: u32,
+        /// How the payload is written.
+        format: WireFormat,
+        /// The format wanted for sub-results.
+        results: WireFormat,
     },
     /// Fetch a part of a sub-result that is [ready](Answer::Ready). Answered with [`Answer::Bytes`]. Fetching the last
     /// part frees it.
@@ -150,6 +169,13 @@ pub enum Request {
         offset: u64,
         /// Number of bytes.
         len: u32,
+        /// The format wanted.
+        format: WireFormat,
+    },
+    /// Drop shared slabs: their run is over. Not answered.
+    Forget {
+        /// Their number.
+        slabs: u64,
     },
     /// Release these filters. Not answered.
     Release {
@@ -188,24 +214,30 @@ pub enum Answer {
         /// First byte that is missing.
         received: u64,
     },
+    /// The shared slabs of a task have arrived.
+    Kept,
     /// A sub-result; the payload holds all of it.
     Part {
         /// Index of the sub-result.
         index: u32,
         /// CRC-32 of the payload.
         crc: u32,
+        /// How the payload is written.
+        format: WireFormat,
     },
     /// A sub-result is ready to be fetched.
     Ready {
         /// Index of the sub-result.
         index: u32,
-        /// Its size in bytes.
+        /// Its size in full width, in bytes.
         bytes: u64,
     },
     /// The payload is a part of a sub-result.
     Bytes {
         /// CRC-32 of the payload.
         crc: u32,
+        /// How the payload is written.
+        format: WireFormat,
     },
     /// The task is complete.
     Done,
@@ -225,6 +257,8 @@ pub enum Refusal {
     Malformed,
     /// The required filters are not held (any more) and have to be installed.
     NotHeld,
+    /// The shared slabs are not held (any more) and have to be sent again.
+    SlabsMissing,
     /// There is not enough memory.
     Memory,
     /// The device is lost for now.

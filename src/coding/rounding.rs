@@ -8,7 +8,7 @@
 //!
 //! Invariant: bounds grow in proportion to the condition number of what is decoded (1 without decoding).
 
-use crate::array::{Element, HALF_EPSILON};
+use crate::array::{Element, HALF_EPSILON, WireFormat};
 
 /// Terms of a sum that workers add up before they begin another partial sum.
 const RUN: f64 = 128.0;
@@ -43,6 +43,10 @@ pub fn storage_epsilon(epsilon: f64, stored: f64, reduction: usize) -> f64 {
     epsilon + 2.0 * stored / error_bound(1.0, 1.0, reduction)
 }
 
+/// Rounding of slabs and sub-results that travel in 16 bits, in units of the format's epsilon: each is off by half a unit,
+/// and both errors may point the same way. The rest covers how decoding adds them up, as the constants above do for sums.
+const TRAVELLED: f64 = 1.75;
+
 /// Rounding properties of the workers of a layer.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rounding {
@@ -54,6 +58,8 @@ pub struct Rounding {
     pub reduction: usize,
     /// Whether slabs and filters are stored in 16 bits.
     pub half: bool,
+    /// Format in which slabs and sub-results travel to and from workers.
+    pub wire: WireFormat,
     /// Rounding of the workers' sums relative to that of sums of plain products: above 1 where they may be computed by
     /// Winograd's minimal filtering.
     pub filtering: f64,
@@ -63,18 +69,39 @@ impl Rounding {
     /// Sums of `reduction` plain products in `T`.
     #[must_use]
     pub fn plain<T: Element>(reduction: usize) -> Self {
-        Self { epsilon: T::EPSILON, min_normal: T::MIN_NORMAL, reduction, half: false, filtering: 1.0 }
+        Self {
+            epsilon: T::EPSILON,
+            min_normal: T::MIN_NORMAL,
+            reduction,
+            half: false,
+            wire: WireFormat::Full,
+            filtering: 1.0,
+        }
+    }
+
+    /// Whether numbers are stored or sent in 16 bits.
+    #[must_use]
+    pub fn is_narrow(&self) -> bool {
+        self.half || self.wire.is_narrow()
+    }
+
+    /// Whether slabs must be scaled to a size near 1, because a 16-bit format holds no others with all digits.
+    #[must_use]
+    pub fn needs_scaling(&self) -> bool {
+        self.half || self.wire == WireFormat::F16
+    }
+
+    /// Epsilon of the type in which workers store operands where that is narrower than the element type; otherwise 0.
+    fn stored(&self) -> f64 {
+        if self.half { HALF_EPSILON } else { 0.0 }
     }
 
     /// The bound of the relative L2 error of a layer decoded at `condition`, for outputs of the size expected from
     /// their operands: [`error_bound`].
     #[must_use]
     pub fn normwise(&self, condition: f64) -> f64 {
-        let epsilon = if self.half {
-            storage_epsilon(self.epsilon, HALF_EPSILON, self.reduction)
-        } else {
-            self.epsilon
-        };
+        // Slabs and sub-results in 16 bits add as much as slabs and filters in 16 bits.
+        let epsilon = storage_epsilon(self.epsilon, self.stored() + self.wire.epsilon(), self.reduction);
         error_bound(condition, epsilon, self.reduction) + condition * self.epsilon * self.coding()
     }
 
@@ -90,12 +117,12 @@ impl Rounding {
     ///
     /// Unlike the normwise bound, it does not grow with the root of R: partial sums are bounded by the quantity that
     /// the error is measured by, so rounding grows only with the number of additions in one partial sum. Winograd's
-    /// filtering rounds up to `filtering` times as much; 16-bit operands add their own rounding.
+    /// filtering rounds up to `filtering` times as much; operands and messages in 16 bits add their own rounding.
     #[must_use]
     pub fn windowwise(&self, condition: f64, amplification: f64) -> f64 {
         let terms = self.reduction as f64;
         let sums = 1.75 + (terms.min(RUN) + terms / RUN).sqrt() / 4.0;
-        let stored = if self.half { HALF_EPSILON * (1.0 + terms / 32768.0) } else { 0.0 };
+        let stored = self.stored() * (1.0 + terms / 32768.0) + self.wire.epsilon() * TRAVELLED;
         // Errors from larger windows are sums of few terms in random directions.
         let mixed = 1.0 + MIXED * (amplification - 1.0);
         condition * mixed * (self.epsilon * (sums * self.filtering + self.coding()) + stored)
@@ -121,8 +148,8 @@ impl Rounding {
     /// The size of a scaled element below which products with scaled filters lose digits.
     #[must_use]
     pub fn floor(&self) -> f64 {
-        const LEAST_HALF: f64 = 1.0 / 16384.0;
-        if self.half { LEAST_HALF } else { self.min_normal * self.reduction as f64 }
+        let narrow = if self.half { WireFormat::F16 } else { self.wire };
+        narrow.min_normal().max(self.min_normal * self.reduction as f64)
     }
 }
 
@@ -140,6 +167,14 @@ mod tests {
         let (half, filtering) =
             (Rounding { half: true, ..plain }, Rounding { filtering: FILTERING, ..plain });
         assert!(half.windowwise(1.0, 1.0) > 0.9e-3 && half.normwise(1.0) > 1e-3 && half.floor() > 6e-5);
+        for wire in [WireFormat::F16, WireFormat::Bf16] {
+            let sent = Rounding { wire, ..plain };
+            assert!(sent.windowwise(1.0, 1.0) > wire.epsilon() && sent.normwise(1.0) > 2.0 * wire.epsilon());
+            assert!(sent.is_narrow() && sent.needs_scaling() == (wire == WireFormat::F16));
+        }
+        assert!(Rounding { wire: WireFormat::F16, ..plain }.floor() > 6e-5);
+        assert_eq!(Rounding { wire: WireFormat::Bf16, ..plain }.floor(), plain.floor());
+        assert!(half.is_narrow() && !plain.is_narrow());
         assert!(filtering.windowwise(1.0, 1.0) > 5.0 * plain.windowwise(1.0, 1.0));
         assert!(Rounding::plain::<f64>(576).windowwise(10.0, 10.0) < 1e-12);
     }

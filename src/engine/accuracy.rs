@@ -6,7 +6,7 @@
 //!
 //! Invariant: the windowwise error bound of decoded results is at most [`Accuracy::limit`], if there is one.
 
-use crate::array::DType;
+use crate::array::{DType, WireFormat};
 use crate::coding::{Code, Rounding};
 use crate::ids::SubtaskId;
 use crate::scaling::Spread;
@@ -14,8 +14,10 @@ use crate::scaling::Spread;
 /// Default limits of the windowwise error bound.
 const LIMIT_F32: f64 = 1e-4;
 const LIMIT_F64: f64 = 1e-12;
-/// The default limit where the user chose 16-bit operands.
+/// Default limits where the user chose 16-bit storage, and messages in f16 or bf16: each allows the same condition numbers.
 const LIMIT_HALF: f64 = 2e-2;
+const LIMIT_F16: f64 = 4e-2;
+const LIMIT_BF16: f64 = 0.3;
 
 /// At most this share of a layer's windows is computed on this machine beside decoding the others.
 const RECOMPUTED_SHARE: f64 = 0.02;
@@ -29,7 +31,8 @@ const SAMPLED_UP_TO: usize = 64;
 /// Limit of the windowwise error bound of decoded results.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum WindowwiseLimit {
-    /// 1e-4 in f32, 1e-12 in f64, 2e-2 where workers store operands in 16 bits.
+    /// 1e-4 in f32, 1e-12 in f64, 2e-2 where workers store operands in 16 bits; where slabs and results travel in f16 or bf16,
+    /// 4e-2 or 0.3 (added to 2e-2 for workers that do both).
     #[default]
     Automatic,
     /// No limit: the data never change how a layer is computed.
@@ -64,17 +67,25 @@ pub(super) enum Assessment {
 }
 
 impl Accuracy {
-    /// The limit that the options ask for: the windowwise limit, or the largest error where that is smaller.
+    /// The limit that the options ask for, of results with this rounding: the windowwise limit, or the largest error where that
+    /// is smaller.
     pub(super) fn limit(
         limit: WindowwiseLimit,
         max_error: Option<f64>,
         dtype: DType,
-        half: bool,
+        rounding: &Rounding,
     ) -> Option<f64> {
-        let own = match (limit, half, dtype) {
+        let stored = if rounding.half { LIMIT_HALF } else { 0.0 };
+        let narrow = stored
+            + match rounding.wire {
+                WireFormat::Full => 0.0,
+                WireFormat::F16 => LIMIT_F16,
+                WireFormat::Bf16 => LIMIT_BF16,
+            };
+        let own = match (limit, narrow > 0.0, dtype) {
             (WindowwiseLimit::Off, ..) => return None,
             (WindowwiseLimit::At(limit), ..) => limit,
-            (_, true, _) => LIMIT_HALF,
+            (_, true, _) => narrow,
             (_, _, DType::F32) => LIMIT_F32,
             (_, _, DType::F64) => LIMIT_F64,
         };
@@ -178,13 +189,18 @@ mod tests {
     #[test]
     fn limits_are_those_of_the_type_unless_the_caller_wants_less() {
         use WindowwiseLimit::{At, Automatic, Off};
-        let limit = |limit, error| Accuracy::limit(limit, error, DType::F32, false);
+        let plain = Rounding::plain::<f32>(9);
+        let limit = |limit, error| Accuracy::limit(limit, error, DType::F32, &plain);
         assert_eq!(limit(Automatic, None), Some(1e-4));
         assert_eq!(limit(Automatic, Some(1e-6)), Some(1e-6));
         assert_eq!(limit(At(1e-2), Some(1.0)), Some(1e-2));
         assert_eq!(limit(Off, Some(1e-6)), None);
-        assert_eq!(Accuracy::limit(Automatic, None, DType::F64, false), Some(1e-12));
-        assert_eq!(Accuracy::limit(Automatic, None, DType::F32, true), Some(2e-2));
+        assert_eq!(Accuracy::limit(Automatic, None, DType::F64, &plain), Some(1e-12));
+        let narrow = |half, wire| {
+            Accuracy::limit(Automatic, None, DType::F32, &Rounding { half, wire, ..plain }).unwrap()
+        };
+        assert_eq!((narrow(true, WireFormat::Full), narrow(false, WireFormat::F16)), (2e-2, 4e-2));
+        assert_eq!((narrow(false, WireFormat::Bf16), narrow(true, WireFormat::F16)), (0.3, 2e-2 + 4e-2));
         let accuracy = accuracy(Some(1e-4), 4.0);
         assert_eq!(accuracy.max_error(1.0, Some(1e-9)), Some(1e-9));
         assert!(accuracy.max_error(1.0, None).unwrap() > 1e-4);

@@ -237,7 +237,8 @@ pub(super) fn rounding_of<T: Element>(pool: &Pool, shape: &ConvShape, subtask: &
         () if subtask.cpu_kernel().path() == ConvPath::Filtering => FILTERING_CPU,
         () => 1.0,
     };
-    Rounding { half: pool.keeps_half(), filtering, ..rounding }
+    let (half, wire) = (pool.keeps_half(), pool.wire().of(T::DTYPE));
+    Rounding { half, wire, filtering, ..rounding }
 }
 
 /// A result whose error exceeds this many times its bound is wrong.

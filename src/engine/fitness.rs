@@ -41,7 +41,8 @@ pub(super) fn check_audit<T: Element>(
     if matches!(audit, Audit::Off | Audit::Watch) {
         return Ok(());
     }
-    let noise = Rounding { half: pool.keeps_half(), ..Rounding::plain::<T>(reduction) }.normwise(1.0);
+    let wire = pool.wire().of(T::DTYPE);
+    let noise = Rounding { half: pool.keeps_half(), wire, ..Rounding::plain::<T>(reduction) }.normwise(1.0);
     let spare = spare_for(audit);
     if code.tolerated() < spare {
         return Err(Error::mismatch(

@@ -350,7 +350,7 @@ impl<T: Element> CodedConv<T> {
             completion: Completion::of(&ended, true, false),
             ..LayerReport::without_workers(&common.options.name, &self.pool, started.elapsed())
         };
-        Ok(self.finished(main.code(), ended, report))
+        Ok(self.finished(main, ended, report))
     }
 
     /// The outcome of a run on workers. `way` is its completion where it ran under another code than the layer's first.
@@ -376,18 +376,20 @@ impl<T: Element> CodedConv<T> {
             )
         };
         drop(gathered);
-        self.finished(variant.code(), output, report)
+        self.finished(variant, output, report)
     }
 
     /// Completes the report and passes it to the observer.
     fn finished(
         &self,
-        code: &Code,
+        variant: &Variant<T>,
         ended: Result<Quality>,
         report: LayerReport,
     ) -> (Result<()>, LayerReport) {
         let quality = ended.as_ref().map_or(Quality::default(), |quality| *quality);
+        let (code, wire) = (variant.code(), variant.rules.accuracy.rounding.wire);
         let report = LayerReport {
+            wire: Some(if wire.is_narrow() { wire.name() } else { T::DTYPE.name() }.to_owned()),
             code: code.kind().to_string(),
             n: code.n(),
             recovery_threshold: code.recovery_threshold(),

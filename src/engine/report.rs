@@ -182,9 +182,13 @@ pub struct LayerReport {
     pub decode_ms: f64,
     /// Total time of the run.
     pub total_ms: f64,
-    /// Bytes of coded slabs sent to workers.
+    /// Format in which slabs and sub-results may have travelled to and from other machines: `f16`, `bf16`, or the layer's
+    /// element type; `null` for a layer left on the host.
+    pub wire: Option<String>,
+    /// Bytes of coded slabs handed to workers, at full width. Messages in 16 bits, and slabs that tasks share, put fewer on the
+    /// wire.
     pub bytes_up: usize,
-    /// Bytes of sub-results received before decoding.
+    /// Bytes of sub-results received before decoding, at full width.
     pub bytes_down: usize,
     /// Subtasks that were redispatched.
     pub redispatched: usize,
@@ -226,6 +230,7 @@ impl LayerReport {
             wait_ms: 0.0,
             decode_ms: 0.0,
             total_ms: 0.0,
+            wire: None,
             bytes_up: 0,
             bytes_down: 0,
             redispatched: 0,

@@ -170,7 +170,7 @@ impl SimulatedLayer {
         };
         let accuracy = Accuracy {
             rounding,
-            limit: Accuracy::limit(options.max_windowwise, options.max_error, costs.dtype, false),
+            limit: Accuracy::limit(options.max_windowwise, options.max_error, costs.dtype, &rounding),
             typical_condition: 1.0,
             windows: shape.batch * shape.groups * shape.output_plane(),
             window_macs: shape.macs(),

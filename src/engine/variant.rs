@@ -86,17 +86,16 @@ impl<T: Element> Variant<T> {
         let scan = ScanOptions {
             // Errors of integers are absolute: it does not matter what a window is mixed with.
             mixed: mixes && code.k_a() > 1 && integers.is_none(),
-            always_scaled: rounding.half,
+            always_scaled: rounding.needs_scaling(),
             floor: rounding.floor(),
         };
-        let half = rounding.half;
         let scan = ScanPlan::new(shape, &slabs, scan);
         let accuracy = Accuracy {
             rounding,
             limit: match integers {
                 // Rounding removes the errors that the options limit.
                 Some(integers) => Some(integers.limit()),
-                None => Accuracy::limit(options.max_windowwise, options.max_error, T::DTYPE, half),
+                None => Accuracy::limit(options.max_windowwise, options.max_error, T::DTYPE, &rounding),
             },
             typical_condition: typical_condition(&code),
             windows: scan.windows(),
@@ -333,7 +332,7 @@ impl<T: Element> Variant<T> {
         match common.check(&quality) {
             Ok(()) => Ok(Decoded::Well(quality)),
             // Computing locally has a smaller error.
-            Err(_) if condition * amplification > 1.0 || rounding.half || rounding.filtering > 1.0 => {
+            Err(_) if condition * amplification > 1.0 || rounding.is_narrow() || rounding.filtering > 1.0 => {
                 Ok(Decoded::Imprecise)
             }
             Err(error) => Err(error),

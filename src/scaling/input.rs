@@ -28,6 +28,9 @@ const UNITS: usize = 32;
 /// a size near 1 are far from both ends of the range of f32.
 const ROOM: f64 = (1_u64 << 40) as f64;
 
+/// Floors above this are those of 16-bit formats.
+const LEAST_HIDING: f64 = 1e-20;
+
 /// No scale brings the largest element of a slab above this.
 const MOST_ELEMENT: f64 = (1_u64 << 60) as f64;
 
@@ -437,6 +440,8 @@ impl ScanPlan {
         let Room { own, most, .. } = room;
         let floor = T::from_f64(self.options.floor);
         let part = self.part_plane;
+        // Below the floor of a 16-bit format, what a window of zeros is mixed with shows in its outputs, but not in `most`.
+        let hidden = self.options.floor > LEAST_HIDING && self.options.mixed;
         if self.options.mixed {
             largest_scaled(own, scales, floor, part, most);
         }
@@ -462,7 +467,7 @@ impl ScanPlan {
                     let (own, most) = (own.to_f64(), most.to_f64());
                     let at = a * part + chunk * CHUNK + i;
                     if own == 0.0 {
-                        if most > self.options.floor {
+                        if most > self.options.floor || hidden {
                             found(at, 0.0);
                         }
                         continue;

@@ -19,7 +19,7 @@ use crate::array::{Buffers, Pooled, Values};
 use crate::coding::Sketcher;
 use crate::error::{Error, Message, Parameter};
 use crate::ids::{SubtaskId, WorkerId};
-use crate::worker::{CancelToken, FilterKey, SubtaskShape};
+use crate::worker::{CancelToken, FilterKey, SharedSlabs, SubtaskShape};
 
 /// The coded filters of a layer, and the workers that hold them.
 pub(crate) trait FilterHolders {
@@ -76,6 +76,30 @@ impl<F: Fleet> Drop for CancelOnDrop<'_, F> {
     }
 }
 
+/// The identity of each subtask's slabs: the same for subtasks with the same slabs. Machines may drop their copies when the
+/// run ends, however it ends.
+struct ReleaseOnDrop(Vec<Arc<SharedSlabs>>);
+
+impl ReleaseOnDrop {
+    fn of(slabs: &[Arc<Pooled>]) -> Self {
+        let mut all: Vec<Arc<SharedSlabs>> = Vec::with_capacity(slabs.len());
+        for (at, own) in slabs.iter().enumerate() {
+            // Either all subtasks share one buffer or each has its own.
+            let same = slabs[..at].first().is_some_and(|first| Arc::ptr_eq(first, own));
+            all.push(if same { Arc::clone(&all[0]) } else { Arc::new(SharedSlabs::new()) });
+        }
+        Self(all)
+    }
+}
+
+impl Drop for ReleaseOnDrop {
+    fn drop(&mut self) {
+        for shared in &self.0 {
+            shared.release();
+        }
+    }
+}
+
 /// Dispatches every subtask to its worker and gathers until the layer decodes, must be computed locally, or fails.
 pub(crate) fn run_job<F: Fleet, R: Recovery>(plan: JobPlan<'_, F, R>) -> RunOutcome<R> {
     let (fleet, filters, cancel) = (plan.fleet, plan.filters, plan.cancel);
@@ -112,6 +136,8 @@ struct Run<'a, F: Fleet, R> {
     slabs: Vec<Arc<Pooled>>,
     buffers: Buffers,
     cancel: CancelOnDrop<'a, F>,
+    /// After `cancel`, so that tasks are cancelled first.
+    shared: ReleaseOnDrop,
     replies: Arc<Replies>,
     started: Instant,
     gather: Gather<R>,
@@ -130,6 +156,7 @@ impl<'a, F: Fleet, R: Recovery> Run<'a, F, R> {
             gather: Gather::new(policy, estimates, n, layer.shape.sub_results(), recovery),
             attempts: Vec::with_capacity(n),
             traffic: Traffic::default(),
+            shared: ReleaseOnDrop::of(&slabs),
             fleet,
             layer,
             filters,
@@ -177,6 +204,7 @@ impl<'a, F: Fleet, R: Recovery> Run<'a, F, R> {
             key: FilterKey { layer: self.layer.id, subtask },
             shape: Arc::clone(&self.layer.shape),
             slabs: Arc::clone(&self.slabs[subtask.0]),
+            shared: Arc::clone(&self.shared.0[subtask.0]),
             order,
             finite: self.layer.finite,
             sketcher: self.layer.sketcher.clone(),

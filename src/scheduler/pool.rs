@@ -23,7 +23,7 @@ use super::slot::{
     BACKLOG, Command, FilterSource, InstallRequest, Installed, PoolOptions, QueuedTask, Replies, Reply,
     Shared, Slot,
 };
-use crate::array::DType;
+use crate::array::{DType, WireFormat};
 use crate::error::{Error, Message, Parameter, Result};
 use crate::ids::WorkerId;
 use crate::planner::Rates;
@@ -181,6 +181,11 @@ impl Pool {
     /// Whether any worker stores slabs and filters in 16 bits.
     pub(crate) fn keeps_half(&self) -> bool {
         self.workers().any(|info| info.half)
+    }
+
+    /// The coarsest format in which slabs and sub-results travel to and from any worker.
+    pub(crate) fn wire(&self) -> WireFormat {
+        self.workers().fold(WireFormat::Full, |coarsest, info| coarsest.coarser(info.wire))
     }
 
     /// The fraction of the workers that are threads of this process and hold their filters in its memory.

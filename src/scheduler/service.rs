@@ -119,8 +119,8 @@ impl Service {
             let _span =
                 tracing::debug_span!("execute", worker = name, subtask = task.key.subtask.0).entered();
             let order = task.order.as_deref().map_or(Order::All, Order::Each);
-            let QueuedTask { key, slabs, cancel, buffers, .. } = &task;
-            let call = Task { key: *key, slabs, order, cancel, buffers };
+            let QueuedTask { key, slabs, shared, cancel, buffers, .. } = &task;
+            let call = Task { key: *key, slabs, shared: Some(shared), order, cancel, buffers };
             live.worker.execute(call, &mut |index, values| {
                 done += 1;
                 let values = buffers.adopt(values);

@@ -19,7 +19,8 @@ use crate::error::{Error, Result};
 use crate::ids::{SubtaskId, WorkerId};
 use crate::sync::locked;
 use crate::worker::{
-    CancelToken, FilterKey, HANG_GRACE, Live, Owner, Respawn, SubtaskShape, Supervision, WorkerInfo,
+    CancelToken, FilterKey, HANG_GRACE, Live, Owner, Respawn, SharedSlabs, SubtaskShape, Supervision,
+    WorkerInfo,
 };
 
 /// From this many tasks on, a worker's queue is searched for cancelled ones.
@@ -141,6 +142,8 @@ pub(crate) struct QueuedTask {
     pub(crate) key: FilterKey,
     pub(crate) shape: Arc<SubtaskShape>,
     pub(crate) slabs: Arc<Pooled>,
+    /// Identity of the slabs within the run.
+    pub(crate) shared: Arc<SharedSlabs>,
     /// The sub-results wanted, one by one in this order; `None`: all, in any order.
     pub(crate) order: Option<Vec<usize>>,
     /// Whether a NaN or infinity in a sub-result can only be a fault.

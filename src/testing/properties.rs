@@ -77,10 +77,10 @@ pub(super) fn complete_results(mut worker: Box<dyn Worker>) -> Verdict {
 }
 
 pub(super) fn right_numbers(mut worker: Box<dyn Worker>) -> Verdict {
-    let half = worker.info().half;
+    let info = worker.info();
     every_case(worker.as_mut(), |case, dtype, results| {
         let size = (case.shape.conv.output_elems(), dtype);
-        let tolerance = tolerance(case.shape.conv.reduction(), dtype, half);
+        let tolerance = tolerance(case.shape.conv.reduction(), dtype, info.half, info.wire);
         // Sub-results of another size, and those that do not exist, are another property.
         let real = results
             .iter()

@@ -106,7 +106,8 @@ impl Held {
     ) -> std::result::Result<Self, Mismatch> {
         let (name, slabs) = (case.name(dtype), case.slabs(dtype));
         // Twice the tolerance of one result, because both sides are inexact.
-        let tolerance = 2.0 * tolerance(case.shape.conv.reduction(), dtype, worker.info().half);
+        let info = worker.info();
+        let tolerance = 2.0 * tolerance(case.shape.conv.reduction(), dtype, info.half, info.wire);
         success(&format!("installing {name}"), &worker.install(key, &case.shape, case.banks(dtype)))?;
         let answer = execute(worker, Task::new(key, &slabs, &CancelToken::new()));
         success(&format!("computing {name}"), &answer.end)?;

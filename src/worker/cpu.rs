@@ -15,7 +15,7 @@ use super::turns::turn;
 use super::{
     FilterKey, LOCAL_HOST, Order, Respawn, SubtaskShape, Task, Worker, WorkerInfo, WorkerKind, not_installed,
 };
-use crate::array::{DType, Element, Values};
+use crate::array::{DType, Element, Values, WireFormat};
 use crate::conv::{ConvKernel, Filters, Scratch};
 use crate::error::{Error, Result};
 
@@ -154,6 +154,7 @@ impl Worker for CpuWorker {
             },
             f64: true,
             half: false,
+            wire: WireFormat::Full,
             host: LOCAL_HOST.to_owned(),
             adapter: None,
         }

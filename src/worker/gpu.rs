@@ -12,7 +12,7 @@ use super::supervised::drop_elsewhere;
 use super::{
     FilterKey, LOCAL_HOST, Order, Respawn, SubtaskShape, Task, Worker, WorkerInfo, WorkerKind, not_installed,
 };
-use crate::array::Values;
+use crate::array::{Values, WireFormat};
 use crate::error::{Error, Result};
 use crate::gpu::{
     AdapterSelector, AdapterSummary, ConvEngine, ConvFilters, GpuDevice, Kernel, Tuner, select,
@@ -92,6 +92,7 @@ impl GpuWorker {
             ),
             f64: gpu.caps().f64 && !half,
             half,
+            wire: WireFormat::Full,
             host: LOCAL_HOST.to_owned(),
             adapter: Some(format!("{} {}", adapter.index, adapter.name)),
         };

@@ -21,6 +21,7 @@ mod gpu;
 mod intercept;
 mod probe;
 mod scheduled_fault;
+mod shared_slabs;
 mod supervised;
 mod task;
 mod turns;
@@ -37,6 +38,7 @@ pub use probe::Probe;
 #[cfg(feature = "testing")]
 pub(crate) use probe::{distance, numbers, tolerance, values};
 pub use scheduled_fault::TaskFaults;
+pub use shared_slabs::SharedSlabs;
 pub(crate) use supervised::{HANG_GRACE, Live, Owner, Supervised, Supervision, abandon_if_hung};
 pub use task::Task;
 pub(crate) use turns::waited;
@@ -45,7 +47,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use crate::array::{DType, Values, check_elems, check_indices};
+use crate::array::{DType, Values, WireFormat, check_elems, check_indices};
 use crate::conv::{ConvKernel, ConvShape};
 use crate::error::{Error, Result};
 use crate::ids::SubtaskId;
@@ -88,6 +90,9 @@ pub struct WorkerInfo {
     pub f64: bool,
     /// Whether it stores slabs and filters in 16 bits: results are then less exact, which the error bounds include.
     pub half: bool,
+    /// Format in which slabs and sub-results travel to and from another machine: 16-bit numbers are less exact, which the
+    /// error bounds include.
+    pub wire: WireFormat,
     /// The machine it runs on: [`LOCAL_HOST`] for this one.
     pub host: String,
     /// The adapter of a GPU worker by position and name, e.g. `0 llvmpipe (LLVM 15.0.6, 256 bits)`: workers that share it
@@ -99,7 +104,7 @@ pub struct WorkerInfo {
 pub const LOCAL_HOST: &str = "local";
 
 impl WorkerInfo {
-    /// A worker of this machine that computes in f32 alone, stores operands in full width and fails on its own.
+    /// A worker of this machine that computes in f32 alone, keeps numbers in full width and fails on its own.
     #[must_use]
     pub fn new(name: impl Into<String>, kind: WorkerKind, device: impl Into<String>) -> Self {
         Self {
@@ -108,6 +113,7 @@ impl WorkerInfo {
             device: device.into(),
             f64: false,
             half: false,
+            wire: WireFormat::Full,
             host: LOCAL_HOST.to_owned(),
             adapter: None,
         }
@@ -155,8 +161,8 @@ pub struct SubtaskShape {
     /// [l_B](crate::glossary#symbols): coded filter [banks](crate::glossary#dividing-and-coding-a-layer) of a
     /// subtask, each `[O', C/g, kernel...]`, stored one after the other.
     pub banks: usize,
-    /// Whether a worker must store operands at full width and sum plain products: neither 16-bit storage nor Winograd's
-    /// algorithm. Needed for data of very uneven magnitude, for infinities, and for sums of integers.
+    /// Whether operands and results must keep their full width, and workers sum plain products: neither 16-bit storage or
+    /// messages nor Winograd's algorithm. Needed for data of very uneven magnitude, for infinities, and for sums of integers.
     pub plain: bool,
 }
 

@@ -9,7 +9,7 @@
 use std::sync::OnceLock;
 
 use super::{CancelToken, FilterKey, SubtaskShape, Task, Worker};
-use crate::array::{DType, Element, HALF_EPSILON, Values};
+use crate::array::{DType, Element, HALF_EPSILON, Values, WireFormat};
 use crate::conv::{ConvParams, ConvShape, reference};
 use crate::error::{Error, Result};
 
@@ -84,10 +84,12 @@ pub(crate) fn distance(got: &Values, answer: &[f64]) -> f64 {
     (off / answer.iter().map(|a| a * a).sum::<f64>()).sqrt()
 }
 
-/// The tolerance of [`Probe::tolerance`] for sums of `reduction` products.
-pub(crate) fn tolerance(reduction: usize, dtype: DType, half: bool) -> f64 {
-    if half {
-        return 2.0 * HALF_EPSILON;
+/// The tolerance of [`Probe::tolerance`] for sums of `reduction` products on a worker that stores operands in 16 bits
+/// (`half`), or whose operands and results travel in this format.
+pub(crate) fn tolerance(reduction: usize, dtype: DType, half: bool, wire: WireFormat) -> f64 {
+    let stored = if half { HALF_EPSILON } else { 0.0 }.max(wire.of(dtype).epsilon());
+    if stored > 0.0 {
+        return 2.0 * stored;
     }
     let eps = match dtype {
         DType::F32 => f64::from(f32::EPSILON),
@@ -113,7 +115,8 @@ impl Probe {
     /// fused multiply-adds. Computing with 10-bit mantissas exceeds the limit of f32 a hundredfold.
     #[must_use]
     pub fn tolerance(&self, half: bool) -> f64 {
-        tolerance(self.known.shape.conv.reduction(), self.dtype, half)
+        // Probes travel in full width.
+        tolerance(self.known.shape.conv.reduction(), self.dtype, half, WireFormat::Full)
     }
 
     /// Installs the known filters, computes all sub-results, removes the filters and compares. Only `cancel` limits the time

@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use super::{CancelToken, FilterKey, Order};
+use super::{CancelToken, FilterKey, Order, SharedSlabs};
 use crate::array::{Buffers, Values};
 
 /// The task of one call of [`Worker::execute`](super::Worker::execute). A worker around another one changes the fields that
@@ -13,6 +13,9 @@ pub struct Task<'a> {
     pub key: FilterKey,
     /// `shape.slabs` slabs of `[N, C, slab spatial...]`, row-major, one after the other.
     pub slabs: &'a Values,
+    /// Identity of the slabs, if other tasks may use them too: equal identities mean equal slabs. A worker may
+    /// ignore it; a worker around another one that changes the slabs sets it to `None`.
+    pub shared: Option<&'a SharedSlabs>,
     /// The sub-results to compute.
     pub order: Order<'a>,
     /// Ends the call when it is cancelled.
@@ -27,7 +30,7 @@ impl<'a> Task<'a> {
     #[must_use]
     pub fn new(key: FilterKey, slabs: &'a Values, cancel: &'a CancelToken) -> Self {
         static NONE: LazyLock<Buffers> = LazyLock::new(Buffers::default);
-        Self { key, slabs, order: Order::All, cancel, buffers: &NONE }
+        Self { key, slabs, shared: None, order: Order::All, cancel, buffers: &NONE }
     }
 
     /// The same task with another order.

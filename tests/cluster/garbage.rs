@@ -7,9 +7,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use fcdcc::Outcome;
-use fcdcc::array::DType;
+use fcdcc::array::{DType, WireFormat};
 use fcdcc::cluster::wire::{
-    Answer, Call, ContentId, DeviceInfo, HostInfo, MasterId, Object, Request, Spec, pack, unpack,
+    Answer, Call, ContentId, DeviceInfo, HostInfo, MasterId, Object, Refusal, Request, SlabsName, Spec, pack,
+    unpack,
 };
 use fcdcc::cluster::{Cluster, Seats};
 use fcdcc_test_support::every_row;
@@ -29,7 +30,7 @@ fn raw(at: &fcdcc::cluster::Endpoint) -> zenoh::Session {
     zenoh::open(config).wait().unwrap()
 }
 
-fn info(name: &str, boot: u64) -> HostInfo {
+pub(super) fn info(name: &str, boot: u64) -> HostInfo {
     let device = DeviceInfo {
         name: "cpu-0".to_owned(),
         gpu: false,
@@ -57,7 +58,7 @@ fn info(name: &str, boot: u64) -> HostInfo {
 }
 
 /// Answers a query with this header and payload.
-fn answer(query: &Query, header: Vec<u8>, payload: Vec<u8>) {
+pub(super) fn answer(query: &Query, header: Vec<u8>, payload: Vec<u8>) {
     // The other side may be gone.
     let _ = query.reply(query.key_expr().clone(), payload).attachment(header).wait();
 }
@@ -66,7 +67,7 @@ fn answer(query: &Query, header: Vec<u8>, payload: Vec<u8>) {
 type Misdeed = Box<dyn Fn(&Query, Request) + Send + Sync>;
 
 /// A worker called `name` that describes itself by `says` and handles requests by `does`; it lasts as long as the result.
-fn impostor(
+pub(super) fn impostor(
     at: &fcdcc::cluster::Endpoint,
     name: &str,
     says: impl Fn() -> Vec<u8> + Send + Sync + 'static,
@@ -116,7 +117,7 @@ fn machines_that_say_nonsense_of_themselves_are_named_and_not_used() {
     ];
     let rows = [
         ("garbage", "not a message"),
-        ("newer", "version 99 of the protocol, this side 2"),
+        ("newer", "version 99 of the protocol, this side 3"),
         ("twofaced", "says that it is alpha"),
         ("many", "2000 devices"),
         ("long", "version too long"),
@@ -126,7 +127,7 @@ fn machines_that_say_nonsense_of_themselves_are_named_and_not_used() {
         let told = || problem(&cluster, machine).is_some_and(|p| p.contains(words));
         until(&format!("{machine} is found out: {:?}", cluster.members()), told);
     });
-    let seats = [Seats { machine: None, count: Some(1) }];
+    let seats = [Seats { count: Some(1), ..Seats::default() }];
     assert!(cluster.workers(&seats, Duration::from_millis(200))[0].unavailable_reason().is_some());
     // Positive control: an impostor with valid information is used.
     let _honest = impostor(&at, "honest", || pack(&Answer::Info(Box::new(info("honest", 7)))), |_, _| {});
@@ -137,11 +138,12 @@ fn machines_that_say_nonsense_of_themselves_are_named_and_not_used() {
 fn results_of_impostors_never_reach_an_output() {
     let layer = layer::small();
     let installed = |query: &Query| answer(query, pack(&Answer::Installed), Vec::new());
+    let part = |index, crc| Answer::Part { index, crc, format: WireFormat::Full };
     let misdeeds: Vec<(&str, Misdeed)> = vec![
         (
             "short result",
             Box::new(move |query, request| match request {
-                Request::Task { .. } => answer(query, pack(&Answer::Part { index: 0, crc: 0 }), vec![0; 4]),
+                Request::Task { .. } => answer(query, pack(&part(0, 0)), vec![0; 4]),
                 _ => installed(query),
             }),
         ),
@@ -149,14 +151,14 @@ fn results_of_impostors_never_reach_an_output() {
             "wrong checksum",
             Box::new(move |query, request| match request {
                 // As long as a sub-result of the probe: 4 channels of 3 x 4.
-                Request::Task { .. } => answer(query, pack(&Answer::Part { index: 0, crc: 1 }), vec![0; 192]),
+                Request::Task { .. } => answer(query, pack(&part(0, 1)), vec![0; 192]),
                 _ => installed(query),
             }),
         ),
         (
             "unasked result",
             Box::new(move |query, request| match request {
-                Request::Task { .. } => answer(query, pack(&Answer::Part { index: 77, crc: 0 }), Vec::new()),
+                Request::Task { .. } => answer(query, pack(&part(77, 0)), Vec::new()),
                 _ => installed(query),
             }),
         ),
@@ -172,6 +174,15 @@ fn results_of_impostors_never_reach_an_output() {
             Box::new(move |query, request| match request {
                 Request::Task { .. } => {
                     answer(query, pack(&Answer::Ready { index: 0, bytes: u64::MAX }), Vec::new());
+                }
+                _ => installed(query),
+            }),
+        ),
+        (
+            "says that slabs are missing",
+            Box::new(move |query, request| match request {
+                Request::Task { .. } => {
+                    answer(query, pack(&Answer::refused(Refusal::SlabsMissing, "not here")), Vec::new());
                 }
                 _ => installed(query),
             }),
@@ -237,6 +248,11 @@ fn a_worker_survives_whatever_it_is_sent() {
     let huge = Spec { weight: vec![1 << 20, 2, 3, 3], ..spec.clone() };
     let from = MasterId(42);
     let order = Some((0..5000).collect());
+    let format = WireFormat::F16;
+    let task = |task, slabs, order, inline_bytes| {
+        let (crc, results) = (0, WireFormat::Bf16);
+        Request::Task { task, device: 0, content, order, slabs, inline_bytes, crc, format, results }
+    };
     let requests = [
         Request::Install { device: 9, content, spec: spec.clone() },
         Request::Install { device: 0, content, spec: huge },
@@ -244,23 +260,33 @@ fn a_worker_survives_whatever_it_is_sent() {
         Request::Install { device: 0, content, spec: Spec { slabs: u64::MAX, ..spec.clone() } },
         // The content does not match its id.
         Request::Install { device: 0, content: ContentId([1; 32]), spec: spec.clone() },
-        Request::Chunk { object: Object::Filters(content), offset: 0, total: u64::MAX, crc: 0 },
+        Request::Chunk { object: Object::Filters(content), offset: 0, total: u64::MAX, crc: 0, format },
         Request::Chunk {
-            object: Object::Slabs { task: 1, dtype: DType::F64 },
+            object: Object::Slabs { name: SlabsName::OfTask(1), dtype: DType::F64 },
             offset: 0,
             total: 1 << 33,
             crc: 0,
+            format,
         },
         Request::Chunk {
-            object: Object::Slabs { task: 2, dtype: DType::F64 },
+            object: Object::Slabs { name: SlabsName::Shared(2), dtype: DType::F64 },
             offset: u64::MAX,
             total: 8,
             crc: 0,
+            format,
         },
-        Request::Chunk { object: Object::Slabs { task: 3, dtype: DType::F64 }, offset: 0, total: 7, crc: 0 },
-        Request::Task { task: 1, device: 0, content, order: None, inline_bytes: u32::MAX, crc: 0 },
-        Request::Task { task: 2, device: 0, content, order, inline_bytes: 0, crc: 0 },
-        Request::Fetch { task: 1, index: u32::MAX, offset: u64::MAX, len: u32::MAX },
+        Request::Chunk {
+            object: Object::Slabs { name: SlabsName::OfTask(3), dtype: DType::F64 },
+            offset: 0,
+            total: 7,
+            crc: 0,
+            format,
+        },
+        task(1, SlabsName::OfTask(1), None, u32::MAX),
+        task(2, SlabsName::Shared(2), order, 0),
+        task(3, SlabsName::Shared(99), None, 0),
+        Request::Fetch { task: 1, index: u32::MAX, offset: u64::MAX, len: u32::MAX, format },
+        Request::Forget { slabs: u64::MAX },
         Request::Release { device: u32::MAX, content },
         Request::Cancel { task: u64::MAX },
         Request::Await { task: u64::MAX },

@@ -1,6 +1,9 @@
 //! Workers on other machines, here in one process: the protocol, foreign peers, metrics.
 
 mod garbage;
+mod measured;
+mod narrow;
+mod sharing;
 #[cfg(feature = "metrics")]
 mod telemetry;
 mod wire;

@@ -6,9 +6,9 @@
 
 use std::path::PathBuf;
 
-use fcdcc::array::DType;
+use fcdcc::array::{DType, WireFormat};
 use fcdcc::cluster::wire::{
-    Answer, Call, ContentId, DeviceInfo, HostInfo, MasterId, Object, Refusal, Request, Spec, pack,
+    Answer, Call, ContentId, DeviceInfo, HostInfo, MasterId, Object, Refusal, Request, SlabsName, Spec, pack,
 };
 use fcdcc_test_support::every_row;
 use proptest::prelude::*;
@@ -30,7 +30,7 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
         banks: 2,
         plain: false,
     };
-    let (content, crc) = (ContentId([0xab; 32]), 0xdead_beef);
+    let (content, crc, format) = (ContentId([0xab; 32]), 0xdead_beef, WireFormat::F16);
     let call = |request| pack(&Call { from: MasterId(1 << 100), request });
     let device = DeviceInfo {
         name: "gpu-0".to_owned(),
@@ -59,26 +59,41 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
     let order = Some(vec![1, 2, 3, 0]);
     let impossible = Spec { input: vec![u64::MAX; 5], ..spec.clone() };
     let mut newer = pack(&Answer::Done);
-    newer[4] = 3;
+    newer[4] = 4;
     vec![
         ("info", call(Request::Info)),
         ("install", call(Request::Install { device: 1, content, spec })),
         ("install_impossible", call(Request::Install { device: 1, content, spec: impossible })),
         (
             "chunk_filters",
-            call(Request::Chunk { object: Object::Filters(content), offset: 1, total: 2, crc }),
+            call(Request::Chunk { object: Object::Filters(content), offset: 1, total: 2, crc, format }),
         ),
         (
             "chunk_slabs",
             call(Request::Chunk {
-                object: Object::Slabs { task: 7, dtype: DType::F64 },
+                object: Object::Slabs { name: SlabsName::Shared(7), dtype: DType::F64 },
                 offset: 0,
                 total: u64::MAX,
                 crc,
+                format,
             }),
         ),
-        ("task", call(Request::Task { task: 7, device: 0, content, order, inline_bytes: 1 << 20, crc })),
-        ("fetch", call(Request::Fetch { task: 7, index: 3, offset: 4, len: 5 })),
+        (
+            "task",
+            call(Request::Task {
+                task: 7,
+                device: 0,
+                content,
+                order,
+                slabs: SlabsName::OfTask(7),
+                inline_bytes: 1 << 20,
+                crc,
+                format,
+                results: WireFormat::Bf16,
+            }),
+        ),
+        ("fetch", call(Request::Fetch { task: 7, index: 3, offset: 4, len: 5, format })),
+        ("forget", call(Request::Forget { slabs: 7 })),
         ("release", call(Request::Release { device: 0, content })),
         ("cancel", call(Request::Cancel { task: 7 })),
         ("await", call(Request::Await { task: 7 })),
@@ -86,9 +101,10 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
         ("answer_installed", pack(&Answer::Installed)),
         ("answer_send", pack(&Answer::Send { from: 3 })),
         ("answer_ack", pack(&Answer::Ack { received: 3 })),
-        ("answer_part", pack(&Answer::Part { index: 1, crc })),
+        ("answer_kept", pack(&Answer::Kept)),
+        ("answer_part", pack(&Answer::Part { index: 1, crc, format })),
         ("answer_ready", pack(&Answer::Ready { index: 1, bytes: 2 })),
-        ("answer_bytes", pack(&Answer::Bytes { crc })),
+        ("answer_bytes", pack(&Answer::Bytes { crc, format })),
         ("answer_done", pack(&Answer::Done)),
         ("answer_refused", pack(&Answer::refused(Refusal::Memory, "no"))),
         ("newer", newer),
@@ -119,7 +135,7 @@ fn the_corpus_has_every_message_and_all_of_it_holds() {
 
 proptest! {
     #[test]
-    fn changed_messages_are_refused_or_understood(which in 0usize..22, at in any::<usize>(), byte: u8, cut in any::<usize>()) {
+    fn changed_messages_are_refused_or_understood(which in 0usize..24, at in any::<usize>(), byte: u8, cut in any::<usize>()) {
         let (_, mut bytes) = messages().swap_remove(which);
         if !bytes.is_empty() {
             let len = bytes.len();

@@ -350,8 +350,8 @@ fn machines_join_late_leave_and_take_each_others_seats() {
     let at = endpoint();
     let cluster = master(&at);
     let seats = [
-        Seats { machine: Some("alpha".to_owned()), count: Some(3) },
-        Seats { machine: None, count: Some(3) },
+        Seats { machine: Some("alpha".to_owned()), count: Some(3), ..Seats::default() },
+        Seats { count: Some(3), ..Seats::default() },
     ];
     let pool = pool_of(cluster.workers(&seats, Duration::ZERO));
     assert_eq!(usable(&pool), 0);

@@ -5,6 +5,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use fcdcc::array::WireFormat;
 use fcdcc::engine::WindowwiseLimit;
 use fcdcc::worker::FaultSpec;
 use fcdcc::{Audit, CodeKind, Error, LayerOptions, OnShortfall, Policy, Result};
@@ -127,6 +128,10 @@ pub(crate) struct LayerArgs {
     /// Workers one by one, from a TOML file, instead of --backend
     #[arg(long, value_name = "FILE.toml", conflicts_with_all = ["backend", "adapter"])]
     pub(crate) pool: Option<PathBuf>,
+    /// Format in which slabs and results travel to and from the pool's remote workers: f32, f16 or bf16 [default: the pool
+    /// file's, or f32]
+    #[arg(long, value_name = "FORMAT", requires = "pool")]
+    pub(crate) wire: Option<WireFormat>,
     /// Arithmetic of the workers [default: f32; run: the model's own]
     #[arg(long, value_enum)]
     pub(crate) precision: Option<Precision>,

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use fcdcc::array::DType;
+use fcdcc::array::{DType, WireFormat};
 use fcdcc::files::Output;
 use fcdcc::planner::Rates;
 use fcdcc::worker::{CpuWorker, FaultSpec, inject};
@@ -51,6 +51,9 @@ struct ClusterEntry {
     /// Common names of certificates that may list the cluster.
     #[serde(default = "default_viewers")]
     viewers: Vec<String>,
+    /// Format of slabs and sub-results, for machines without one of their own.
+    #[serde(default)]
+    wire: WireFormat,
 }
 
 fn default_wait() -> Duration {
@@ -98,6 +101,8 @@ pub(crate) enum WorkerEntry {
         name: Option<String>,
         /// By default all devices of a named machine, or one device of any machine.
         count: Option<usize>,
+        /// Format of slabs and sub-results, instead of the cluster's.
+        wire: Option<WireFormat>,
         fault: Option<String>,
     },
 }
@@ -123,7 +128,7 @@ pub(crate) fn workers(args: &LayerArgs, measure: bool, console: Console) -> Resu
     let measuring = Measuring { how: args.calibrate, unknown: measure };
     if let Some(path) = &args.pool {
         let spare = args.tolerate.unwrap_or(LayerOptions::default().tolerate);
-        return from_file(path, args.seed, measuring, spare, console);
+        return from_file(path, args.seed, measuring, spare, args.wire, console);
     }
     check_count(args.worker_count())?;
     from_backend(args.backend, args.adapter.as_deref(), args.worker_count(), measuring, console)
@@ -236,12 +241,14 @@ fn named(path: &Path) -> Vec<PathBuf> {
     tls.map_or_else(Vec::new, |tls| tls.files(path).to_vec())
 }
 
-/// The workers of a pool file, without waiting for machines as long as at most `spare` workers are missing.
+/// The workers of a pool file, without waiting for machines as long as at most `spare` workers are missing. `wire` replaces
+/// the formats in the file.
 fn from_file(
     path: &Path,
     seed: u64,
     measuring: Measuring,
     spare: usize,
+    wire: Option<WireFormat>,
     console: Console,
 ) -> Result<Vec<Box<dyn Worker>>> {
     let file: PoolFile = super::network::read_toml(path, "a pool file")?;
@@ -255,9 +262,13 @@ fn from_file(
             "has a [cluster] and no [[worker]] of kind \"remote\""
         }));
     }
+    if let Some(wire) = wire.filter(|_| !remote) {
+        let help = "it is for workers of kind \"remote\", and the pool has none: leave it out";
+        return Err(Error::invalid("format on the wire (--wire)", wire.name(), help));
+    }
     let mut remotes = file
         .cluster
-        .map(|cluster| Remotes::open(&cluster, path, &file.worker, spare, console))
+        .map(|cluster| Remotes::open(&cluster, path, &file.worker, spare, wire, console))
         .transpose()?;
     let mut workers: Vec<Box<dyn Worker>> = Vec::new();
     for entry in &file.worker {
@@ -352,118 +363,13 @@ use self::with_cluster::Remotes;
 use self::without_cluster::Remotes;
 
 #[cfg(feature = "cluster")]
-mod with_cluster {
-    use std::collections::BTreeMap;
-    use std::path::PathBuf;
-    use std::sync::{Mutex, PoisonError};
-
-    use fcdcc::cluster::{Cluster, ClusterOptions, Seats, Security};
-
-    use super::{ClusterEntry, Console, Error, Path, Result, Worker, WorkerEntry};
-
-    /// The clusters of this process by pool file. A command that makes several pools from one file opens the cluster once.
-    static OPENED: Mutex<BTreeMap<PathBuf, Cluster>> = Mutex::new(BTreeMap::new());
-
-    fn opened(path: &Path, options: &ClusterOptions) -> Result<Cluster> {
-        let mut all = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(cluster) = all.get(path) {
-            return Ok(cluster.clone());
-        }
-        let cluster = Cluster::open(options)?;
-        all.insert(path.to_owned(), cluster.clone());
-        Ok(cluster)
-    }
-
-    /// The remote workers of a pool file, in groups.
-    pub(super) struct Remotes {
-        groups: std::vec::IntoIter<Vec<Box<dyn Worker>>>,
-        places: String,
-        wait: std::time::Duration,
-        /// Names of the workers that have not joined.
-        missing: Vec<String>,
-        wanted: usize,
-    }
-
-    impl Remotes {
-        /// Opens the cluster and waits for its machines.
-        pub(super) fn open(
-            cluster: &ClusterEntry,
-            path: &Path,
-            entries: &[WorkerEntry],
-            spare: usize,
-            console: Console,
-        ) -> Result<Self> {
-            let seats: Vec<Seats> = entries
-                .iter()
-                .filter_map(|entry| match entry {
-                    WorkerEntry::Remote { name, count, .. } => {
-                        Some(Seats { machine: name.clone(), count: *count })
-                    }
-                    WorkerEntry::Cpu { .. } | WorkerEntry::Gpu { .. } => None,
-                })
-                .collect();
-            for seat in &seats {
-                super::check_count(seat.count.unwrap_or(1))?;
-            }
-            let named = seats.iter().filter_map(|seat| seat.machine.clone());
-            let tls = cluster.tls.as_ref().map(|tls| tls.beside(path));
-            let options = ClusterOptions {
-                cluster: cluster.name.clone(),
-                listen: cluster.listen.parsed()?,
-                connect: cluster.connect.parsed()?,
-                security: Security { tls, insecure: cluster.insecure, viewers: cluster.viewers.clone() },
-                machines: cluster.machines.iter().cloned().chain(named).collect(),
-            };
-            let opened = opened(path, &options)?;
-            let places = opened.places().join(", ");
-            let groups = {
-                let bar = super::super::progress::Bar::new(console, "joining");
-                bar.steps(0, seats.len(), &places);
-                opened.workers_of_each(&seats, cluster.wait, spare)
-            };
-            let all = || groups.iter().flatten();
-            let missing = all().filter(|w| w.unavailable_reason().is_some()).map(|w| w.info().name).collect();
-            for info in all().filter(|w| w.unavailable_reason().is_none()).map(|w| w.info()) {
-                console.notice(format_args!("{}: {} ({})", info.name, info.host, info.device));
-            }
-            let wanted = all().count();
-            Ok(Self { groups: groups.into_iter(), places, wait: cluster.wait, missing, wanted })
-        }
-
-        pub(super) fn next_group(&mut self) -> Vec<Box<dyn Worker>> {
-            self.groups.next().unwrap_or_default()
-        }
-
-        /// Names the workers that have not joined, also with `--quiet`.
-        pub(super) fn name_missing(&self) {
-            if !self.missing.is_empty() {
-                crate::say(format_args!(
-                    "notice: {} of {} remote workers joined at {}; missing: {}; they may come later",
-                    self.wanted - self.missing.len(),
-                    self.wanted,
-                    self.places,
-                    self.missing.join(", ")
-                ));
-            }
-        }
-
-        /// The error of a pool without any workers.
-        pub(super) fn nobody(&self) -> Error {
-            Error::Unavailable {
-                what: format!("every remote worker (none joined at {} within {:?})", self.places, self.wait),
-                help:
-                    "start `fcdcc worker` on the machines (see docs/cluster.md), or raise `wait` in [cluster]"
-                        .into(),
-            }
-        }
-    }
-}
+mod with_cluster;
 
 #[cfg(not(feature = "cluster"))]
 mod without_cluster {
     use std::convert::Infallible;
 
-    use super::{ClusterEntry, Console, Error, Path, Result, Worker, WorkerEntry};
+    use super::{ClusterEntry, Console, Error, Path, Result, WireFormat, Worker, WorkerEntry};
 
     /// Never exists in this build.
     pub(super) struct Remotes(Infallible);
@@ -474,6 +380,7 @@ mod without_cluster {
             _: &Path,
             _: &[WorkerEntry],
             _: usize,
+            _: Option<WireFormat>,
             _: Console,
         ) -> Result<Self> {
             Err(super::super::without_cluster())

@@ -112,7 +112,9 @@ pub(crate) fn of(
         let info = worker.info();
         threads_here |= info.host == LOCAL_HOST && info.kind == WorkerKind::Cpu;
         if dtype == DType::F32 || info.f64 {
-            kinds.entry(format!("{} {}", info.kind.name(), info.device)).or_insert(at);
+            let narrow = Some(info.wire.of(dtype)).filter(|wire| wire.is_narrow());
+            let wire = narrow.map_or_else(String::new, |wire| format!(" over {wire}"));
+            kinds.entry(format!("{} {}{wire}", info.kind.name(), info.device)).or_insert(at);
         }
     }
     let cores = threads_here.then(|| std::thread::available_parallelism().map_or(1, usize::from));

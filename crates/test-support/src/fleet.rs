@@ -4,6 +4,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use fcdcc::array::WireFormat;
 use fcdcc::cluster::{Cluster, ClusterOptions, Endpoint, Seats, Security, ServeOptions, WorkerServer};
 use fcdcc::scheduler::{HealthOptions, State};
 use fcdcc::{CpuWorker, Pool, PoolOptions, Worker, WorkerId};
@@ -145,7 +146,12 @@ pub fn master_to(at: &Endpoint) -> Cluster {
 
 /// `count` workers of any machines, after all of them have joined.
 pub fn workers(cluster: &Cluster, count: usize) -> Vec<Box<dyn Worker>> {
-    let workers = cluster.workers(&[Seats { machine: None, count: Some(count) }], SOON);
+    workers_sending(cluster, count, WireFormat::Full)
+}
+
+/// As [`workers`], whose slabs and sub-results travel in this format.
+pub fn workers_sending(cluster: &Cluster, count: usize, wire: WireFormat) -> Vec<Box<dyn Worker>> {
+    let workers = cluster.workers(&[Seats { count: Some(count), wire, ..Seats::default() }], SOON);
     assert!(workers.iter().all(|w| w.unavailable_reason().is_none()), "{:?}", cluster.members());
     workers
 }

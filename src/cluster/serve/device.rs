@@ -12,13 +12,15 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
-use super::super::budget::{Budget, Reservation};
-use super::super::link::{Payload, bytes_of};
+use super::super::budget::Budget;
+use super::super::link::bytes_of;
+use super::super::narrow::{Copies, Cut, cut};
 use super::super::wire::{Answer, ContentId, DeviceInfo, MasterId, Refusal, Spec};
 use super::cache::Cache;
 use super::outbox::{Outbox, Results};
+use super::slabs::{HeldSlabs, Slabs};
 use super::tasks::{Asker, Tasks};
-use crate::array::{Buffers, DType, Values};
+use crate::array::{Buffers, DType, Values, WireFormat};
 use crate::error::{Error, Result};
 use crate::ids::SubtaskId;
 use crate::sync::locked;
@@ -29,6 +31,13 @@ use crate::worker::{
 
 /// Pauses before a device is opened again that was lost repeatedly or cannot be opened.
 const BACKOFF: Backoff = Backoff { first: Duration::from_millis(500), longest: Duration::from_secs(30) };
+
+/// Maximum number and size of the slab buffers kept for later tasks.
+const MOST_SPARE: usize = 32;
+const MOST_SPARE_BYTES: usize = 64 << 20;
+
+/// Maximum number of buffers kept for sub-results in 16 bits.
+const MOST_COPIES: usize = 4;
 
 /// A job for a device.
 pub(super) enum Job {
@@ -55,10 +64,10 @@ pub(super) struct TaskJob {
     pub(super) key: (MasterId, u64),
     pub(super) content: ContentId,
     pub(super) order: Option<Vec<usize>>,
-    pub(super) slabs: Values,
-    /// Memory of the slabs, released together with them.
-    pub(super) reservation: Reservation,
+    pub(super) slabs: Arc<HeldSlabs>,
     pub(super) inline_bytes: usize,
+    /// The format wanted for sub-results.
+    pub(super) results: WireFormat,
     pub(super) cancel: CancelToken,
     pub(super) asker: Asker,
     pub(super) outbox: Outbox,
@@ -162,9 +171,20 @@ impl Owner for DeviceOwner {
 pub(super) struct Common {
     pub(super) tasks: Tasks,
     pub(super) results: Results,
+    pub(super) slabs: Slabs,
     pub(super) cache: Option<Cache>,
     pub(super) spare: Buffers,
     pub(super) budget: Budget,
+}
+
+impl Common {
+    /// The state of a process without tasks.
+    pub(super) fn new(budget: &Budget, cache: Option<Cache>) -> Self {
+        let spare = Buffers::new(MOST_SPARE, MOST_SPARE_BYTES);
+        let slabs = Slabs::new(spare.clone());
+        let results = Results::new(budget.clone(), slabs.clone());
+        Self { tasks: Tasks::default(), results, slabs, cache, spare, budget: budget.clone() }
+    }
 }
 
 impl Device {
@@ -201,7 +221,8 @@ impl Device {
         let name = &self.stats.info.name;
         let (stats, common, queue) = (Arc::clone(&self.stats), self.common.clone(), self.queue.clone());
         let owner = Arc::clone(&self.owner);
-        let thread = Thread { supervised, owner, stats, held: HashMap::new(), next_key: 0, common };
+        let copies = Copies::new(MOST_COPIES);
+        let thread = Thread { supervised, owner, stats, held: HashMap::new(), next_key: 0, common, copies };
         let started =
             std::thread::Builder::new().name(format!("fcdcc {name}")).spawn(move || thread.serve(&queue));
         started.map(drop).map_err(|e| Error::WorkerLost {
@@ -243,6 +264,7 @@ struct Thread {
     held: HashMap<ContentId, (FilterKey, DType)>,
     next_key: u64,
     common: Common,
+    copies: Copies,
 }
 
 impl Thread {
@@ -320,24 +342,23 @@ impl Thread {
 
     fn execute(&mut self, job: TaskJob) {
         let started = Instant::now();
-        let TaskJob { key, content, order, slabs, reservation, inline_bytes, cancel, asker, outbox } = job;
-        let slabs = self.common.spare.adopt(slabs);
+        let TaskJob { key, content, order, slabs, inline_bytes, results: format, cancel, asker, outbox } =
+            job;
         let result = match self.held.get(&content).copied() {
             None => {
                 self.stats.supervision.end_tasks(1);
                 Err(None)
             }
             Some((filters, dtype)) => {
-                let results = self.common.results.clone();
+                let (results, copies) = (self.common.results.clone(), &mut self.copies);
                 let mut unkept = None;
                 let emit = &mut |index: usize, values: Values| {
                     let bytes = bytes_of(values);
                     // The cast is safe: `Spec::subtask` bounds the number of sub-results.
                     let index = index as u32;
                     if bytes.len() <= inline_bytes {
-                        let payload = Payload::from(bytes);
-                        let crc = payload.crc();
-                        outbox.send(&asker.current(), Answer::Part { index, crc }, payload);
+                        let Cut { payload, crc, format } = cut(copies, bytes, format);
+                        outbox.send(&asker.current(), Answer::Part { index, crc, format }, payload);
                     } else {
                         let size = bytes.len() as u64;
                         match results.keep((key.0, key.1, index), bytes) {
@@ -348,8 +369,9 @@ impl Thread {
                 };
                 let order = order.as_deref().map_or(Order::All, Order::Each);
                 let ran = self.supervised.guarded(&cancel, 1, |live| {
+                    let slabs = &*slabs.values;
                     if slabs.dtype() == dtype {
-                        live.worker.execute(Task::new(filters, &slabs, &cancel).with_order(order), emit)
+                        live.worker.execute(Task::new(filters, slabs, &cancel).with_order(order), emit)
                     } else {
                         Err(Error::mismatch(
                             "element type of the slabs",
@@ -366,7 +388,8 @@ impl Thread {
                 }
             }
         };
-        drop(reservation);
+        // Without other tasks that share them, their memory is free from here on.
+        drop(slabs);
         self.common.tasks.end(key);
         let stats = &self.stats;
         stats.busy_us.fetch_add(started.elapsed().as_micros() as u64, Ordering::Relaxed);

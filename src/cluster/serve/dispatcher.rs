@@ -3,6 +3,7 @@
 //! Invariant: masters share nothing visible but filters of the same content, which are the same filters; everything that
 //! a departed master held is released.
 
+mod inputs;
 mod storage;
 
 use std::collections::{HashMap, HashSet};
@@ -14,10 +15,12 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 
 use super::super::budget::Reservation;
 use super::super::link::{Incoming, Payload};
-use super::super::wire::{self, Answer, Call, ContentId, MasterId, Object, Refusal, Request, Spec};
-use super::device::{Common, Device, Installed, Job, TaskJob, Told};
+use super::super::narrow::{Copies, Cut, cut};
+use super::super::wire::{self, Answer, Call, ContentId, MasterId, Refusal, Request, SlabsName, Spec};
+use super::device::{Common, Device, Installed, Told};
 use super::outbox::Outbox;
 use super::reassembly::Reassembly;
+use super::slabs::Chunk;
 
 /// Interval of cleaning up expired state.
 const TICK: Duration = Duration::from_secs(1);
@@ -25,6 +28,8 @@ const TICK: Duration = Duration::from_secs(1);
 const SILENCE: Duration = Duration::from_mins(1);
 /// Time without a new chunk after which an incomplete object is dropped.
 const STALE: Duration = Duration::from_mins(1);
+/// Maximum number of buffers kept for parts of sub-results in 16 bits.
+const MOST_COPIES: usize = 16;
 /// Maximum number of masters at a time: each has a thread.
 const MAX_MASTERS: usize = 64;
 
@@ -60,11 +65,11 @@ pub(super) struct Dispatcher {
     held: HashMap<(usize, ContentId), Held>,
     /// Incomplete filters. They outlive a connection: the sender resumes where it was interrupted.
     uploads: HashMap<(MasterId, ContentId), Reassembly>,
+    copies: Copies,
 }
 
 struct Master {
     outbox: Outbox,
-    slabs: HashMap<u64, Reassembly>,
     heard: Instant,
 }
 
@@ -100,6 +105,7 @@ impl Dispatcher {
             visible: HashSet::new(),
             held: HashMap::new(),
             uploads: HashMap::new(),
+            copies: Copies::new(MOST_COPIES),
         }
     }
 
@@ -175,25 +181,21 @@ impl Dispatcher {
             Request::Install { device, content, spec } => {
                 self.install(from, &incoming, device, content, spec, &payload)
             }
-            Request::Chunk { object, offset, total, crc } => {
-                self.chunk(from, &incoming, object, offset, total, &payload, crc)
+            Request::Chunk { object, offset, total, crc, format } => {
+                let chunk = Chunk { offset, total, payload: &payload, crc, format };
+                self.chunk(from, &incoming, object, &chunk)
             }
-            Request::Task { task, device, content, order, inline_bytes, crc } => {
-                let order = order.map(|order| order.into_iter().map(|i| i as usize).collect());
-                let wanted = Wanted { task, device, content, order, inline_bytes };
-                self.task(from, &incoming, wanted, &payload, crc)
-            }
-            Request::Fetch { task, index, offset, len } => self
+            Request::Task { .. } => self.task(from, &incoming, request, &payload),
+            Request::Fetch { task, index, offset, len, format } => self
                 .common
                 .results
                 .fetch((from, task, index), offset, len)
                 .map(|bytes| {
-                    let payload = Payload::from(bytes);
-                    let answer = Answer::Bytes { crc: payload.crc() };
-                    self.masters[&from].outbox.send(&incoming, answer, payload);
+                    let Cut { payload, crc, format } = cut(&mut self.copies, bytes, format);
+                    self.masters[&from].outbox.send(&incoming, Answer::Bytes { crc, format }, payload);
                 })
                 .map_err(|text| (Refusal::Malformed, text)),
-            Request::Release { .. } | Request::Cancel { .. } => {
+            Request::Release { .. } | Request::Cancel { .. } | Request::Forget { .. } => {
                 Err((Refusal::Malformed, "this is told, not asked".to_owned()))
             }
         };
@@ -215,7 +217,7 @@ impl Dispatcher {
             .default_outbox
             .another(&from.to_string())
             .map_err(|e| format!("no thread for a master: {e}"))?;
-        let master = Master { outbox, slabs: HashMap::new(), heard: Instant::now() };
+        let master = Master { outbox, heard: Instant::now() };
         self.masters.insert(from, master);
         self.master_count.store(self.masters.len() as u32, Ordering::Relaxed);
         tracing::info!(master = %from, "new master");
@@ -231,118 +233,20 @@ impl Dispatcher {
         Err((Refusal::Malformed, format!("device {device} of {there}")))
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the fields of the request")]
-    fn chunk(
-        &mut self,
-        from: MasterId,
-        incoming: &Arc<Incoming>,
-        object: Object,
-        offset: u64,
-        total: u64,
-        payload: &Payload,
-        crc: u32,
-    ) -> Result<(), (Refusal, String)> {
-        if payload.len() > wire::MAX_CHUNK_BYTES || total > wire::MAX_OBJECT_BYTES {
-            return Err((Refusal::Malformed, format!("a chunk of {} of {total} bytes", payload.len())));
-        }
-        if let Object::Slabs { task, dtype } = object
-            && !self.masters[&from].slabs.contains_key(&task)
-        {
-            if offset > 0 {
-                return Err((Refusal::Malformed, format!("slabs of task {task} do not begin at {offset}")));
-            }
-            let room = self.room_for_slabs(total, dtype)?;
-            if let Some(master) = self.masters.get_mut(&from) {
-                master.slabs.insert(task, room);
-            }
-        }
-        let Some(master) = self.masters.get_mut(&from) else { return Ok(()) };
-        let assembly = match object {
-            Object::Filters(content) => self.uploads.get_mut(&(from, content)),
-            Object::Slabs { task, .. } => master.slabs.get_mut(&task),
-        };
-        let Some(assembly) = assembly else {
-            return Err((
-                Refusal::NotHeld,
-                "these chunks were not asked for: ask for the installation first".to_owned(),
-            ));
-        };
-        if assembly.total() != total {
-            let text = format!("a chunk of an object of {total} bytes where it has {}", assembly.total());
-            return Err((Refusal::Malformed, text));
-        }
-        let received = assembly.accept(offset, payload, crc).map_err(|text| (Refusal::Malformed, text))?;
-        master.outbox.say(incoming, Answer::Ack { received });
-        Ok(())
-    }
-
-    fn task(
-        &mut self,
-        from: MasterId,
-        incoming: &Arc<Incoming>,
-        wanted: Wanted,
-        payload: &Payload,
-        crc: u32,
-    ) -> Result<(), (Refusal, String)> {
-        let at = self.device(wanted.device)?;
-        let (task, content) = (wanted.task, wanted.content);
-        let sent = self.masters.get_mut(&from).and_then(|master| master.slabs.remove(&task));
-        let Some(held) = self.held.get_mut(&(at, content)).filter(|held| held.holders.contains(&from)) else {
-            return Err((Refusal::NotHeld, format!("filters {content} are not held for this master")));
-        };
-        held.used = Instant::now();
-        let dtype = held.spec.dtype;
-        let shape = held.spec.subtask().map_err(|e| (Refusal::Malformed, e.to_string()))?;
-        let order = wanted.order;
-        if let Some(order) = &order
-            && (order.len() > wire::MAX_SUB_RESULTS || order.iter().any(|i| *i >= shape.sub_results()))
-        {
-            return Err((Refusal::Malformed, format!("an order beyond {} sub-results", shape.sub_results())));
-        }
-        let bytes = (shape.upload_elems() * dtype.size_bytes()) as u64;
-        let object = match sent {
-            Some(object) if payload.len() == 0 => object,
-            _ => {
-                let mut object = self.room_for_slabs(bytes, dtype)?;
-                object.accept(0, payload, crc).map_err(|text| (Refusal::Malformed, text))?;
-                object
-            }
-        };
-        let incomplete = |got: u64| (Refusal::Malformed, format!("{got} of {bytes} bytes of slabs"));
-        if object.total() != bytes {
-            return Err(incomplete(object.total()));
-        }
-        let (slabs, reservation) = object.finish().map_err(|object| incomplete(object.received()))?;
-        let Some((cancel, asker)) = self.common.tasks.begin((from, task), incoming) else {
-            return Err((Refusal::Cancelled, "cancelled before it came".to_owned()));
-        };
-        self.devices[at].queue(Job::Execute(TaskJob {
-            key: (from, task),
-            content,
-            order,
-            slabs,
-            reservation,
-            inline_bytes: (wanted.inline_bytes as usize).min(wire::MAX_CHUNK_BYTES),
-            cancel,
-            asker,
-            outbox: self.masters[&from].outbox.clone(),
-        }));
-        Ok(())
-    }
-
     fn ctl(&mut self, header: &[u8]) {
         match wire::unpack::<Call>(header) {
             Ok(Call { from, request: Request::Cancel { task } }) => {
                 // The callback has cancelled the task already; only slabs that had not become a task are left.
-                if let Some(master) = self.masters.get_mut(&from) {
-                    master.slabs.remove(&task);
-                }
+                self.common.slabs.forget((from, SlabsName::OfTask(task)));
                 self.common.results.forget(from, task);
             }
             Ok(Call { from, request: Request::Release { device, content } }) => {
                 if let Some(held) = self.held.get_mut(&(device as usize, content)) {
                     held.holders.remove(&from);
                 }
+            }
+            Ok(Call { from, request: Request::Forget { slabs } }) => {
+                self.common.slabs.forget((from, SlabsName::Shared(slabs)));
             }
             Ok(_) => tracing::debug!("something was told that is to be asked"),
             Err(error) => tracing::debug!(%error, "not understood"),
@@ -416,6 +320,7 @@ impl Dispatcher {
     fn forget(&mut self, master: MasterId) {
         self.common.tasks.cancel_master(master);
         self.common.results.forget_master(master);
+        self.common.slabs.forget_master(master);
         for held in self.held.values_mut() {
             held.holders.remove(&master);
         }
@@ -434,18 +339,7 @@ impl Dispatcher {
         for master in gone {
             self.forget(master);
         }
-        for master in self.masters.values_mut() {
-            master.slabs.retain(|_, object| object.touched.elapsed() < STALE);
-        }
+        self.common.slabs.expire();
         self.uploads.retain(|_, object| object.touched.elapsed() < STALE);
     }
-}
-
-/// The fields of [`Request::Task`].
-struct Wanted {
-    task: u64,
-    device: u32,
-    content: ContentId,
-    order: Option<Vec<usize>>,
-    inline_bytes: u32,
 }

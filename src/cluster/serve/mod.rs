@@ -13,6 +13,7 @@ mod dispatcher;
 mod lines;
 mod outbox;
 mod reassembly;
+mod slabs;
 mod tasks;
 
 use std::path::PathBuf;
@@ -26,20 +27,14 @@ use self::cache::Cache;
 use self::device::{Common, Device, Job, Stats};
 use self::dispatcher::{Dispatcher, Event};
 use self::lines::{Lines, Plan};
-use self::outbox::{Outbox, Results};
-use self::tasks::Tasks;
+use self::outbox::Outbox;
 use super::budget::Budget;
 use super::endpoint::{Endpoint, Grant, Role, Security, check_name, sides};
 use super::key_expr::Keys;
 use super::random;
 use super::wire::{Answer, HostInfo, MAX_DEVICES};
-use crate::array::Buffers;
 use crate::error::{Error, Result};
 use crate::worker::Worker;
-
-/// Maximum number and size of the slab buffers kept for later tasks.
-const MOST_SPARE: usize = 32;
-const MOST_SPARE_BYTES: usize = 64 << 20;
 
 /// A device that completed a task within this time needs no probe to count as ready.
 const RECENT: Duration = Duration::from_secs(10);
@@ -160,13 +155,7 @@ impl WorkerServer {
             Some((folder, limit)) => Some(Cache::open(folder, *limit)?),
         };
         let budget = Budget::new(options.memory_bytes);
-        let common = Common {
-            tasks: Tasks::default(),
-            results: Results::new(budget.clone()),
-            cache: cache.clone(),
-            spare: Buffers::new(MOST_SPARE, MOST_SPARE_BYTES),
-            budget: budget.clone(),
-        };
+        let common = Common::new(&budget, cache.clone());
         let (events, queue) = unbounded();
         let mut devices = Vec::with_capacity(workers.len());
         let mut refused = None;

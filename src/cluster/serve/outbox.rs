@@ -16,6 +16,7 @@ use crossbeam_channel::{Sender, unbounded};
 use super::super::budget::{Budget, Reservation};
 use super::super::link::{Incoming, Payload};
 use super::super::wire::{Answer, MasterId, Refusal};
+use super::slabs::Slabs;
 
 /// Maximum size of the answers queued for one master.
 const MOST_QUEUED_BYTES: u64 = 512 << 20;
@@ -92,6 +93,8 @@ impl Outbox {
 pub(super) struct Results {
     ready: Arc<Mutex<HashMap<(MasterId, u64, u32), Ready>>>,
     budget: Budget,
+    /// What makes room.
+    slabs: Slabs,
 }
 
 struct Ready {
@@ -101,21 +104,27 @@ struct Ready {
 }
 
 impl Results {
-    pub(super) fn new(budget: Budget) -> Self {
-        Self { ready: Arc::default(), budget }
+    pub(super) fn new(budget: Budget, slabs: Slabs) -> Self {
+        Self { ready: Arc::default(), budget, slabs }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<(MasterId, u64, u32), Ready>> {
         self.ready.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps a sub-result until it is fetched.
+    /// Keeps a sub-result until it is fetched. Shared slabs that are not in use make room for it.
     ///
     /// # Errors
     /// The text of the refusal, with the numbers, if there is not enough memory.
     pub(super) fn keep(&self, of: (MasterId, u64, u32), bytes: Bytes) -> Result<(), String> {
         let size = bytes.len() as u64;
-        let reservation = self.budget.reserve(size).ok_or_else(|| self.budget.refusal(size))?;
+        let reservation = loop {
+            match self.budget.reserve(size) {
+                Some(reservation) => break reservation,
+                None if self.slabs.make_room() => {}
+                None => return Err(self.budget.refusal(size)),
+            }
+        };
         self.lock().insert(of, Ready { bytes, since: Instant::now(), _reservation: reservation });
         Ok(())
     }
@@ -164,13 +173,13 @@ impl Results {
 #[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 mod tests {
     use super::*;
-    use crate::array::Values;
+    use crate::array::{Buffers, Values};
     use crate::cluster::link::bytes_of;
 
     #[test]
     fn a_result_is_fetched_in_parts_and_freed_by_the_last() {
         let budget = Budget::new(10);
-        let results = Results::new(budget.clone());
+        let results = Results::new(budget.clone(), Slabs::new(Buffers::default()));
         let of = (MasterId(1), 2, 3);
         let values = bytes_of(Values::F32(vec![1.0, 2.0]));
         results.keep(of, values.clone()).unwrap();

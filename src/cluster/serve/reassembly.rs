@@ -7,8 +7,9 @@ use std::time::Instant;
 
 use super::super::budget::Reservation;
 use super::super::link::Payload;
+use super::super::narrow;
 use super::super::wire::{ContentId, Spec};
-use crate::array::{DType, Values};
+use crate::array::{DType, Values, WireFormat};
 
 pub(super) struct Reassembly {
     values: Values,
@@ -62,8 +63,17 @@ impl Reassembly {
     ///
     /// # Errors
     /// Why the chunk is invalid.
-    pub(super) fn accept(&mut self, offset: u64, payload: &Payload, crc: u32) -> Result<u64, String> {
-        let (len, total) = (payload.len() as u64, self.total());
+    pub(super) fn accept(
+        &mut self,
+        offset: u64,
+        payload: &Payload,
+        crc: u32,
+        format: WireFormat,
+    ) -> Result<u64, String> {
+        let (len, total) = (narrow::widened(format, payload.len()) as u64, self.total());
+        if format.is_narrow() && (self.values.dtype() != DType::F32 || self.hasher.is_some()) {
+            return Err(format!("a chunk in {format} of an object that travels in full width"));
+        }
         let end = offset.checked_add(len).filter(|end| *end <= total);
         let Some(end) = end else { return Err(format!("a chunk of {len} at {offset} of {total} bytes")) };
         if offset > self.received {
@@ -85,9 +95,10 @@ impl Reassembly {
                 at += slice.len();
             });
         } else {
-            let got = payload.copy_and_check(into);
-            if got != crc {
-                return Err(format!("checksum {got:08x} where {crc:08x} was announced"));
+            match narrow::read(payload, format, into) {
+                Some(got) if got == crc => {}
+                Some(got) => return Err(format!("checksum {got:08x} where {crc:08x} was announced")),
+                None => return Err(format!("a chunk of {len} at {offset} does not hold whole elements")),
             }
         }
         self.received = end;
@@ -106,6 +117,9 @@ impl Reassembly {
 mod tests {
     use super::*;
     use crate::cluster::budget::Budget;
+    use crate::cluster::narrow::Copies;
+
+    const FULL: WireFormat = WireFormat::Full;
 
     fn payload(bytes: &[u8]) -> (Payload, u32) {
         let payload = Payload::from(bytes.to_vec());
@@ -120,20 +134,43 @@ mod tests {
         let mut object = Reassembly::new(DType::F32, budget.reserve(8).unwrap(), Values::zeros).unwrap();
         let bytes: Vec<u8> = [1.5f32, -2.0].iter().flat_map(|v| v.to_le_bytes()).collect();
         let (first, crc) = payload(&bytes[..5]);
-        assert!(object.accept(0, &first, crc ^ 1).is_err());
-        assert!(object.accept(4, &first, crc).is_err());
-        assert!(object.accept(u64::MAX, &first, crc).is_err());
-        assert_eq!(object.accept(0, &first, crc), Ok(5));
-        assert_eq!(object.accept(0, &first, crc), Ok(5), "sent again");
+        assert!(object.accept(0, &first, crc ^ 1, FULL).is_err());
+        assert!(object.accept(4, &first, crc, FULL).is_err());
+        assert!(object.accept(u64::MAX, &first, crc, FULL).is_err());
+        assert_eq!(object.accept(0, &first, crc, FULL), Ok(5));
+        assert_eq!(object.accept(0, &first, crc, FULL), Ok(5), "sent again");
         let (rest, crc) = payload(&bytes[5..]);
-        assert!(object.accept(4, &rest, crc).is_err(), "overlap");
+        assert!(object.accept(4, &rest, crc, FULL).is_err(), "overlap");
         let Err(mut object) = object.finish() else { panic!("three bytes are missing") };
-        assert_eq!(object.accept(5, &rest, crc), Ok(8));
+        assert_eq!(object.accept(5, &rest, crc, FULL), Ok(8));
         let (long, crc) = payload(&[0]);
-        assert!(object.accept(8, &long, crc).is_err());
+        assert!(object.accept(8, &long, crc, FULL).is_err());
         let (values, reservation) = object.finish().ok().unwrap();
         assert_eq!(values, Values::F32(vec![1.5, -2.0]));
         drop(reservation);
         assert_eq!(budget.used(), 0);
+    }
+
+    #[test]
+    fn narrow_chunks_fill_twice_their_size_and_only_slabs_of_f32_have_them() {
+        let budget = Budget::new(100);
+        let values = [1.0_f32, 0.1, -3.0];
+        let cut = Copies::default().cut(bytemuck::cast_slice(&values), WireFormat::F16);
+        let room = |dtype, bytes| Reassembly::new(dtype, budget.reserve(bytes).unwrap(), Values::zeros);
+        let mut object = room(DType::F32, 12).unwrap();
+        assert!(object.accept(0, &cut.payload, cut.crc ^ 1, cut.format).is_err());
+        assert!(object.accept(8, &cut.payload, cut.crc, cut.format).is_err(), "beyond the end");
+        assert_eq!(object.accept(0, &cut.payload, cut.crc, cut.format), Ok(12));
+        let Ok((Values::F32(came), _)) = object.finish() else { panic!("it is complete") };
+        assert_eq!((came[0], came[2]), (1.0, -3.0));
+        assert!(came[1] != 0.1 && (came[1] - 0.1).abs() < 1e-4);
+        let mut wide = room(DType::F64, 16).unwrap();
+        let refused = wide.accept(0, &cut.payload, cut.crc, cut.format);
+        assert!(refused.unwrap_err().contains("full width"));
+        // A wide chunk that ends within an element, and a narrow one after it.
+        let mut object = room(DType::F32, 16).unwrap();
+        let (odd, crc) = payload(&[0; 2]);
+        assert_eq!(object.accept(0, &odd, crc, FULL), Ok(2));
+        assert!(object.accept(2, &cut.payload, cut.crc, cut.format).is_err());
     }
 }

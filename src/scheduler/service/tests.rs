@@ -61,6 +61,7 @@ fn task(attempt: usize, replies: &Arc<Replies>) -> QueuedTask {
         key: KEY,
         shape: shape(),
         slabs: Arc::new(Pooled::unpooled(Values::F32(vec![1.0; 3]))),
+        shared: Arc::default(),
         order: None,
         finite: true,
         sketcher: None,

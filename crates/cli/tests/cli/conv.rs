@@ -311,6 +311,11 @@ fn pool_files() {
         ("no-table.toml", "worker = []\n", "no worker"),
         ("garbage.toml", "nonsense[[", "line 1"),
         ("none.toml", "[[worker]]\nkind = \"cpu\"\ncount = 0\n", "is 0"),
+        (
+            "wire.toml",
+            "[cluster]\nconnect = \"127.0.0.1\"\nwire = \"f8\"\n[[worker]]\nkind = \"remote\"\n",
+            "f8",
+        ),
         ("fault.toml", "[[worker]]\nkind = \"cpu\"\nfault = \"sulk\"\n", "sulk"),
     ];
     every_row(rows, |(name, text, says)| {
@@ -318,6 +323,10 @@ fn pool_files() {
         let error = folder.refused(2, &format!("--pool {name}"), Folder::conv);
         assert!(error.contains(says), "{error}");
     });
+    let error = folder.refused(2, "--pool p.toml --wire f16", Folder::conv);
+    assert!(error.contains("--wire") && error.contains("remote"), "{error}");
+    folder.refused(2, "--wire f16", Folder::conv);
+    folder.refused(2, "--pool p.toml --wire f8", Folder::conv);
     folder.refused(2, "--pool missing.toml", Folder::conv);
     folder.refused(2, "--pool p.toml --backend cpu", Folder::conv);
     folder.refused(2, "--pool p.toml --fault 6:crash", Folder::conv);

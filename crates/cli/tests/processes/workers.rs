@@ -14,6 +14,7 @@ use fcdcc::cluster::{Security, survey};
 use fcdcc::worker::{FilterKey, SubtaskShape, Task};
 use fcdcc::{CancelToken, Completion, ConvParams, ConvShape, SubtaskId};
 use fcdcc_test_support::fleet::{Process, SOON, endpoint, master, memory, pool_of, until, usable, workers};
+use fcdcc_test_support::folder::Folder;
 use fcdcc_test_support::layer::{EXACT_F32, Layer, options};
 use libtest_mimic::{Failed, Trial};
 use rand::{RngExt, SeedableRng};
@@ -217,10 +218,35 @@ fn a_days_soak() -> Result<(), Failed> {
     }
 }
 
+/// The most specific key of a pool file counts, and `--wire` more than any of them.
+fn wire_formats() -> Result<(), Failed> {
+    let (folder, at) = (Folder::new(), endpoint());
+    let _alpha = Process::connect("alpha", &at, 6);
+    let cluster = format!("[cluster]\nlisten = \"{at}\"\nwait = \"30s\"\nwire = \"f16\"\n");
+    let remote = "[[worker]]\nkind = \"remote\"\nname = \"alpha\"\n";
+    folder.write("default.toml", format!("{cluster}{remote}"));
+    folder.write("own.toml", format!("{cluster}{remote}wire = \"f32\"\n"));
+    for (pool, option, wire) in [
+        ("default", "", "f16"),
+        ("own", "", "f32"),
+        ("own", "--wire bf16", "bf16"),
+        ("default", "--wire f32", "f32"),
+    ] {
+        let said = folder.conv(&format!("--pool {pool}.toml {option} --report r.json"));
+        assert_eq!(said.status, 0, "{}", said.err);
+        let layer = &folder.json("r.json")["layers"][0];
+        if layer["wire"] != wire {
+            return Err(format!("{pool}.toml {option}: {layer}").into());
+        }
+    }
+    Ok(())
+}
+
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
         Trial::test("workers::stopped_workers_hold_up_nobody", stopped_workers_hold_up_nobody),
         Trial::test("workers::sixty_four_join_serve_and_leave", sixty_four_join_serve_and_leave),
+        Trial::test("workers::the_wire_format_of_a_pool_and_of_the_option", wire_formats),
         Trial::test("workers::a_days_soak", a_days_soak),
     ]
 }

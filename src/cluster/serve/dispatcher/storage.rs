@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::{Dispatcher, Held};
-use crate::array::{DType, Values};
+use crate::array::{DType, Values, WireFormat};
 use crate::cluster::budget::{Budget, Reservation};
 use crate::cluster::link::{Incoming, Payload};
 use crate::cluster::serve::device::{Filters, Job};
@@ -46,7 +46,7 @@ impl Dispatcher {
             }
             drop(own);
             let mut object = self.room(bytes, &spec)?;
-            object.accept(0, payload, 0).map_err(|text| (Refusal::Malformed, text))?;
+            object.accept(0, payload, 0, WireFormat::Full).map_err(|text| (Refusal::Malformed, text))?;
             let (values, reservation) = named(object, content)?;
             (Some(values), reservation)
         } else {
@@ -83,13 +83,16 @@ impl Dispatcher {
         Ok(())
     }
 
-    /// Reserves memory. Drops incomplete filters of masters that are gone to make room, then filters that no master uses any
-    /// more, the least recently used first.
+    /// Reserves memory. Makes room by dropping, in this order, shared slabs that are not in use, incomplete filters of masters
+    /// that are gone, and filters that no master uses any more, the least recently used first.
     pub(super) fn reserve(&mut self, bytes: u64) -> Result<Reservation, (Refusal, String)> {
         let budget: Budget = self.common.budget.clone();
         loop {
             if let Some(reservation) = budget.reserve(bytes) {
                 return Ok(reservation);
+            }
+            if self.common.slabs.make_room() {
+                continue;
             }
             let visible = &self.visible;
             let before = self.uploads.len();

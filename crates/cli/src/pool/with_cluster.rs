@@ -1,0 +1,107 @@
+//! The remote workers of a pool file.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+
+use fcdcc::cluster::{Cluster, ClusterOptions, Seats, Security};
+
+use super::{ClusterEntry, Console, Error, Path, Result, WireFormat, Worker, WorkerEntry};
+
+/// The clusters of this process by pool file. A command that makes several pools from one file opens the cluster once.
+static OPENED: Mutex<BTreeMap<PathBuf, Cluster>> = Mutex::new(BTreeMap::new());
+
+fn opened(path: &Path, options: &ClusterOptions) -> Result<Cluster> {
+    let mut all = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(cluster) = all.get(path) {
+        return Ok(cluster.clone());
+    }
+    let cluster = Cluster::open(options)?;
+    all.insert(path.to_owned(), cluster.clone());
+    Ok(cluster)
+}
+
+/// The remote workers of a pool file, in groups.
+pub(super) struct Remotes {
+    groups: std::vec::IntoIter<Vec<Box<dyn Worker>>>,
+    places: String,
+    wait: std::time::Duration,
+    /// Names of the workers that have not joined.
+    missing: Vec<String>,
+    wanted: usize,
+}
+
+impl Remotes {
+    /// Opens the cluster and waits for its machines. `wire` replaces the formats in the file.
+    pub(super) fn open(
+        cluster: &ClusterEntry,
+        path: &Path,
+        entries: &[WorkerEntry],
+        spare: usize,
+        wire: Option<WireFormat>,
+        console: Console,
+    ) -> Result<Self> {
+        let seats: Vec<Seats> = entries
+            .iter()
+            .filter_map(|entry| match entry {
+                WorkerEntry::Remote { name, count, wire: own, .. } => {
+                    let wire = wire.or(*own).unwrap_or(cluster.wire);
+                    Some(Seats { machine: name.clone(), count: *count, wire })
+                }
+                WorkerEntry::Cpu { .. } | WorkerEntry::Gpu { .. } => None,
+            })
+            .collect();
+        for seat in &seats {
+            super::check_count(seat.count.unwrap_or(1))?;
+        }
+        let named = seats.iter().filter_map(|seat| seat.machine.clone());
+        let tls = cluster.tls.as_ref().map(|tls| tls.beside(path));
+        let options = ClusterOptions {
+            cluster: cluster.name.clone(),
+            listen: cluster.listen.parsed()?,
+            connect: cluster.connect.parsed()?,
+            security: Security { tls, insecure: cluster.insecure, viewers: cluster.viewers.clone() },
+            machines: cluster.machines.iter().cloned().chain(named).collect(),
+        };
+        let opened = opened(path, &options)?;
+        let places = opened.places().join(", ");
+        let groups = {
+            let bar = super::super::progress::Bar::new(console, "joining");
+            bar.steps(0, seats.len(), &places);
+            opened.workers_of_each(&seats, cluster.wait, spare)
+        };
+        let all = || groups.iter().flatten();
+        let missing = all().filter(|w| w.unavailable_reason().is_some()).map(|w| w.info().name).collect();
+        for info in all().filter(|w| w.unavailable_reason().is_none()).map(|w| w.info()) {
+            console.notice(format_args!("{}: {} ({})", info.name, info.host, info.device));
+        }
+        let wanted = all().count();
+        Ok(Self { groups: groups.into_iter(), places, wait: cluster.wait, missing, wanted })
+    }
+
+    pub(super) fn next_group(&mut self) -> Vec<Box<dyn Worker>> {
+        self.groups.next().unwrap_or_default()
+    }
+
+    /// Names the workers that have not joined, also with `--quiet`.
+    pub(super) fn name_missing(&self) {
+        if !self.missing.is_empty() {
+            crate::say(format_args!(
+                "notice: {} of {} remote workers joined at {}; missing: {}; they may come later",
+                self.wanted - self.missing.len(),
+                self.wanted,
+                self.places,
+                self.missing.join(", ")
+            ));
+        }
+    }
+
+    /// The error of a pool without any workers.
+    pub(super) fn nobody(&self) -> Error {
+        Error::Unavailable {
+            what: format!("every remote worker (none joined at {} within {:?})", self.places, self.wait),
+            help: "start `fcdcc worker` on the machines (see docs/cluster.md), or raise `wait` in [cluster]"
+                .into(),
+        }
+    }
+}
