@@ -34,12 +34,14 @@ macro_rules! once {
             $crate::array::DType::F32 => {
                 type $e = f32;
                 #[inline(never)]
+                #[allow(clippy::too_many_arguments, reason = "it has the arguments of the caller")]
                 fn compiled($($name: $of),*) -> $result $body
                 $back(compiled($($value),*))
             }
             $crate::array::DType::F64 => {
                 type $e = f64;
                 #[inline(never)]
+                #[allow(clippy::too_many_arguments, reason = "it has the arguments of the caller")]
                 fn compiled($($name: $of),*) -> $result $body
                 $back(compiled($($value),*))
             }

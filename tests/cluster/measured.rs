@@ -3,6 +3,7 @@
 //! `cargo test --features cluster --test cluster -- --ignored --nocapture resnet`
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+#![allow(clippy::print_stdout, reason = "a measurement prints its figures")]
 
 use fcdcc::array::WireFormat;
 use fcdcc::worker::{Task, intercept};

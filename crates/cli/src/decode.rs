@@ -88,7 +88,7 @@ fn admit(width: usize, height: usize, bytes: usize) -> Result<(), Undecoded> {
 /// Samples of the pixels of a picture, row by row.
 struct Samples<'a, S> {
     size: [usize; 2],
-    samples: &'a [S],
+    values: &'a [S],
     /// Samples between two pixels of a row, and between two channels of a pixel.
     steps: [usize; 2],
     /// One or two: grey. Three or four: red, green, blue. The last of two or four is the opacity, which is ignored.
@@ -99,20 +99,20 @@ impl<S: Copy> Samples<'_, S> {
     fn raster(&self, value: impl Fn(S) -> f32) -> Result<Raster, Undecoded> {
         let ([width, height], [step, apart]) = (self.size, self.steps);
         let last = (width * height - 1) * step + (self.channels - 1) * apart;
-        if self.samples.len() <= last {
+        if self.values.len() <= last {
             return Err(broken("it ends too early"));
         }
         let apart = if self.channels < 3 { 0 } else { apart };
         Ok(Raster::from_fn(width, height, |x, y| {
             let at = (y * width + x) * step;
-            [0, 1, 2].map(|channel| value(self.samples[at + channel * apart]))
+            [0, 1, 2].map(|channel| value(self.values[at + channel * apart]))
         }))
     }
 }
 
 /// Pixels of `channels` bytes each.
 fn of_bytes(size: [usize; 2], samples: &[u8], channels: usize) -> Result<Raster, Undecoded> {
-    Samples { size, samples, steps: [channels, 1], channels }.raster(from_u8)
+    Samples { size, values: samples, steps: [channels, 1], channels }.raster(from_u8)
 }
 
 fn from_u8(sample: u8) -> f32 {
@@ -162,7 +162,7 @@ fn png(bytes: &[u8]) -> Result<Raster, Undecoded> {
     let raster = if wide {
         let samples: Vec<u16> =
             samples.as_chunks::<2>().0.iter().map(|two| u16::from_be_bytes(*two)).collect();
-        Samples { size, samples: &samples, steps: [channels, 1], channels }.raster(from_u16)?
+        Samples { size, values: &samples, steps: [channels, 1], channels }.raster(from_u16)?
     } else {
         of_bytes(size, &samples, channels)?
     };
@@ -229,13 +229,13 @@ fn tiff(bytes: &[u8]) -> Result<Raster, Undecoded> {
             of_bytes(size, &samples, 1)?
         }
         (_, DecodingResult::U8(samples)) if colours.bit_depth() == 8 => {
-            Samples { size, samples: &samples, steps: steps(1), channels }.raster(from_u8)?
+            Samples { size, values: &samples, steps: steps(1), channels }.raster(from_u8)?
         }
         (_, DecodingResult::U16(samples)) => {
-            Samples { size, samples: &samples, steps: steps(2), channels }.raster(from_u16)?
+            Samples { size, values: &samples, steps: steps(2), channels }.raster(from_u16)?
         }
         (_, DecodingResult::F32(samples)) => {
-            Samples { size, samples: &samples, steps: steps(4), channels }.raster(|v| v)?
+            Samples { size, values: &samples, steps: steps(4), channels }.raster(|v| v)?
         }
         (colours, _) => {
             return Err(Undecoded::Decoder(format!("its samples of type {colours:?} are not supported")));
@@ -253,7 +253,7 @@ fn of_inks<S: Copy + Into<f32>>(size: [usize; 2], samples: &[S], most: S) -> Res
         [cyan, magenta, yellow].map(|ink| ((most - ink) * light).trunc())
     });
     let samples: Vec<f32> = colours.collect();
-    Samples { size, samples: &samples, steps: [3, 1], channels: 3 }.raster(|value| value / most)
+    Samples { size, values: &samples, steps: [3, 1], channels: 3 }.raster(|value| value / most)
 }
 
 /// The orientation in Exif data; 1, which is upright, if there is none.

@@ -80,9 +80,13 @@ fn tiff_file([width, height]: [u16; 2], tags: &[(u16, &[u16])], planes: &[&[u8]]
     let mut file = b"II*\0".to_vec();
     let data: usize = 8 + planes.iter().map(|plane| plane.len()).sum::<usize>();
     file.extend(u32::try_from(data).unwrap().to_le_bytes());
-    planes.iter().for_each(|plane| file.extend(*plane));
+    for plane in planes {
+        file.extend(*plane);
+    }
     let mut starts = vec![8];
-    planes.iter().for_each(|plane| starts.push(starts.last().unwrap() + u16::try_from(plane.len()).unwrap()));
+    for plane in planes {
+        starts.push(starts.last().unwrap() + u16::try_from(plane.len()).unwrap());
+    }
     starts.pop();
     let lengths: Vec<u16> = planes.iter().map(|plane| u16::try_from(plane.len()).unwrap()).collect();
     let (width, height) = ([width], [height]);
