@@ -14,7 +14,7 @@ use super::link::{Payload, Response, TrafficClass};
 use super::narrow::{self, Copies, Cut};
 use super::registry::MemberId;
 use super::shared::Shared;
-use super::sharing::{Lead, Turn};
+use super::sharing::{Lead, Turn, Waker};
 use super::wire::{Answer, ContentId, MAX_CHUNK_BYTES, Object, Refusal, Request, SlabsName};
 use crate::array::{Buffers, DType, Values, WireFormat};
 use crate::worker::SharedSlabs;
@@ -116,7 +116,12 @@ impl RemoteTask<'_> {
                     }
                 });
             };
-            match shared.sharing.turn(&of, &sender.wire.sender, forget) {
+            let waker = || -> Waker {
+                let events = sender.wire.sender.clone();
+                // The call may be over.
+                Box::new(move || drop(events.send(Event::Slabs)))
+            };
+            match shared.sharing.turn(&of, waker, forget) {
                 Turn::Use => break None,
                 Turn::Send(lead) => break Some(lead),
                 Turn::Wait => {

@@ -8,14 +8,14 @@
 use std::collections::HashMap;
 use std::sync::Mutex;
 
-use crossbeam_channel::Sender;
-
-use super::call::Event;
 use super::registry::MemberId;
 use crate::sync::locked;
 
 /// A machine and the number of shared slabs.
 pub(super) type Copy = (MemberId, u64);
+
+/// Wakes a call that waits.
+pub(super) type Waker = Box<dyn FnOnce() + Send>;
 
 /// See the module documentation.
 #[derive(Default)]
@@ -26,7 +26,7 @@ pub(super) struct Sharing {
 enum State {
     Absent,
     /// A worker sends them; these calls wait for the end.
-    Sending(Vec<Sender<Event>>),
+    Sending(Vec<Waker>),
     There,
 }
 
@@ -36,7 +36,7 @@ pub(super) enum Turn<'a> {
     Use,
     /// Send them.
     Send(Lead<'a>),
-    /// Wait for [`Event::Slabs`], then ask again.
+    /// Wait until the waker is called, then ask again.
     Wait,
 }
 
@@ -50,14 +50,15 @@ pub(super) struct Lead<'a> {
 }
 
 impl Sharing {
-    /// What the call that listens at `waiter` has to do. `new` is called if these slabs were never needed on the machine.
-    pub(super) fn turn(&self, of: &Copy, waiter: &Sender<Event>, new: impl FnOnce()) -> Turn<'_> {
+    /// What a call has to do. `waker` makes what wakes it, where it has to wait; `new` is called if these slabs were never needed
+    /// on the machine.
+    pub(super) fn turn(&self, of: &Copy, waker: impl FnOnce() -> Waker, new: impl FnOnce()) -> Turn<'_> {
         let mut copies = locked(&self.copies);
         let lead = |first| Turn::Send(Lead { sharing: self, of: of.clone(), first, arrived: false });
         match copies.get_mut(of) {
             Some(State::There) => Turn::Use,
             Some(State::Sending(waiting)) => {
-                waiting.push(waiter.clone());
+                waiting.push(waker());
                 Turn::Wait
             }
             Some(state @ State::Absent) => {
@@ -103,9 +104,8 @@ impl Sharing {
 
 fn wake(before: Option<State>) {
     if let Some(State::Sending(waiting)) = before {
-        for waiter in waiting {
-            // The call may be over.
-            let _ = waiter.send(Event::Slabs);
+        for wake in waiting {
+            wake();
         }
     }
 }
@@ -126,9 +126,14 @@ impl Drop for Lead<'_> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 mod tests {
-    use crossbeam_channel::unbounded;
+    use crossbeam_channel::{Sender, unbounded};
 
     use super::*;
+
+    fn waker(sender: &Sender<()>) -> Waker {
+        let sender = sender.clone();
+        Box::new(move || sender.send(()).unwrap())
+    }
 
     #[test]
     fn one_sends_the_others_wait_and_the_next_takes_over_if_it_fails() {
@@ -136,23 +141,27 @@ mod tests {
         let (of, other) = ((("alpha".to_owned(), 1), 7), (("alpha".to_owned(), 2), 7));
         let (sender, events) = unbounded();
         let mut new = 0;
-        let Turn::Send(lead) = sharing.turn(&of, &sender, || new += 1) else { panic!("the first sends") };
+        let Turn::Send(lead) = sharing.turn(&of, || waker(&sender), || new += 1) else {
+            panic!("the first sends")
+        };
         assert!(lead.first);
-        assert!(matches!(sharing.turn(&of, &sender, || new += 1), Turn::Wait));
+        assert!(matches!(sharing.turn(&of, || waker(&sender), || new += 1), Turn::Wait));
         // Another boot of the machine has no copy.
-        assert!(matches!(sharing.turn(&other, &sender, || new += 1), Turn::Send(_)));
+        assert!(matches!(sharing.turn(&other, || waker(&sender), || new += 1), Turn::Send(_)));
         assert_eq!(new, 2);
         assert!(events.is_empty());
         drop(lead);
-        assert!(matches!(events.try_recv(), Ok(Event::Slabs)));
-        let Turn::Send(lead) = sharing.turn(&of, &sender, || new += 1) else { panic!("the next sends") };
+        assert!(matches!(events.try_recv(), Ok(())));
+        let Turn::Send(lead) = sharing.turn(&of, || waker(&sender), || new += 1) else {
+            panic!("the next sends")
+        };
         assert!(!lead.first);
-        assert!(matches!(sharing.turn(&of, &sender, || new += 1), Turn::Wait));
+        assert!(matches!(sharing.turn(&of, || waker(&sender), || new += 1), Turn::Wait));
         lead.arrived();
-        assert!(matches!(events.try_recv(), Ok(Event::Slabs)));
-        assert!(matches!(sharing.turn(&of, &sender, || new += 1), Turn::Use));
+        assert!(matches!(events.try_recv(), Ok(())));
+        assert!(matches!(sharing.turn(&of, || waker(&sender), || new += 1), Turn::Use));
         sharing.lost(&of);
-        assert!(matches!(sharing.turn(&of, &sender, || new += 1), Turn::Send(_)));
+        assert!(matches!(sharing.turn(&of, || waker(&sender), || new += 1), Turn::Send(_)));
         assert_eq!(new, 2);
     }
 
@@ -161,10 +170,10 @@ mod tests {
         let sharing = Sharing::default();
         let of = (("alpha".to_owned(), 1), 7);
         let (sender, events) = unbounded();
-        let Turn::Send(lead) = sharing.turn(&of, &sender, || ()) else { panic!("the first sends") };
-        assert!(matches!(sharing.turn(&of, &sender, || ()), Turn::Wait));
+        let Turn::Send(lead) = sharing.turn(&of, || waker(&sender), || ()) else { panic!("the first sends") };
+        assert!(matches!(sharing.turn(&of, || waker(&sender), || ()), Turn::Wait));
         sharing.forget(&of);
-        assert!(matches!(events.try_recv(), Ok(Event::Slabs)));
+        assert!(matches!(events.try_recv(), Ok(())));
         // The transfer ends after its run.
         lead.arrived();
         assert_eq!(sharing.len(), 0);

@@ -2,8 +2,11 @@
 //!
 //! `cargo test --features cluster --test cluster -- --ignored --nocapture resnet`
 
-#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
-#![allow(clippy::print_stdout, reason = "a measurement prints its figures")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a failed unwrap is a failed test; what was measured is told"
+)]
 
 use fcdcc::array::WireFormat;
 use fcdcc::worker::{Task, intercept};

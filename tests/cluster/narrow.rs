@@ -1,6 +1,10 @@
 //! Slabs and sub-results as 16-bit numbers: half of the bytes, and errors within the reported bounds.
 
-#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a failed unwrap is a failed test; what was measured is told"
+)]
 
 use fcdcc::array::{DType, WireFormat};
 use fcdcc::cluster::{Cluster, WorkerServer};
@@ -75,8 +79,8 @@ fn integers_and_f64_travel_in_full_width() {
     let (_server, cluster) = machine();
     let pool = pool_of(workers_sending(&cluster, 6, WireFormat::Bf16));
     let mut layer = Layer::<f32>::without_truth(&[1, 8, 20, 20], &[8, 8, 3, 3], ConvParams::default());
-    layer.input.mapv_inplace(|v| (v * 40.0).round().clamp(-127.0, 127.0));
-    layer.weight.mapv_inplace(|v| (v * 20.0).round());
+    layer.input.mapv_inplace(|v| (v * 10.0).round().clamp(-31.0, 31.0));
+    layer.weight.mapv_inplace(|v| (v * 4.0).round());
     layer.bias.iter_mut().for_each(|v| *v = v.round());
     let (x, w) = (layer.input.as_slice().unwrap(), layer.weight.as_slice().unwrap());
     let truth = fcdcc::conv::reference(&layer.shape(), x, w, Some(&layer.bias)).unwrap();
@@ -85,7 +89,7 @@ fn integers_and_f64_travel_in_full_width() {
         assert!(matches!(run.report.completion, Completion::Exact), "{:#?}", run.report);
         (run.output.as_slice().unwrap() == truth, run.report.wire)
     };
-    assert_eq!(exact(fail(4, 4).integers(127.0)), (true, Some("f32".to_owned())));
+    assert_eq!(exact(fail(4, 4).integers(31.0)), (true, Some("f32".to_owned())));
     // Negative control: without the declaration they are rounded.
     assert_eq!(exact(fail(4, 4)), (false, Some("bf16".to_owned())));
     let wide = Layer::<f64>::new(&[1, 4, 20, 20], &[8, 4, 3, 3], ConvParams::default());
@@ -144,15 +148,16 @@ fn number(name: &str, default: u64) -> u64 {
 #[test]
 fn errors_of_wild_data_in_narrow_messages_never_exceed_either_bound() {
     let (_server, cluster) = machine();
-    let layers = number("FCDCC_TRIALS", 60);
+    let (layers, mut reached) = (number("FCDCC_TRIALS", 60), 0.0_f64);
     for wire in NARROW {
         let pool = pool_of(workers_sending(&cluster, 6, wire));
         let (largest, decoded) = ratios(&pool, wire, layers, number("FCDCC_SEED", 1));
         println!("{wire}: largest errors {largest:.3?} of their bounds, {decoded} of {layers} decoded");
         assert!(decoded as u64 * 3 > layers, "{decoded} of {layers} were decoded from narrow messages");
-        // The bounds are not so loose that nothing could exceed them.
-        assert!(largest[0] > 0.05, "{wire}: {largest:?}");
+        reached = reached.max(largest[0]);
     }
+    // Negative control: with three bits fewer, as bf16 has beside f16, errors would exceed the bounds.
+    assert!(8.0 * reached > 1.0, "{reached}");
 }
 
 #[test]
@@ -166,28 +171,28 @@ fn windows_of_zeros_among_tiny_numbers_give_exactly_the_bias() {
 }
 
 #[test]
-fn every_kind_of_uneven_data_is_within_its_bounds_and_another_format_is_not() {
+fn every_kind_of_uneven_data_is_within_its_bounds_and_not_within_those_of_f32() {
     let (_server, cluster) = machine();
     let params = ConvParams::default().padding([1]);
     let shape = fcdcc::ConvShape::new(&[1, 8, 32, 20], &[16, 8, 3, 3], &params).unwrap();
     let pools = [WireFormat::Full, WireFormat::F16, WireFormat::Bf16]
         .map(|wire| pool_of(workers_sending(&cluster, 6, wire)));
-    let mut exceeded = [0; 3];
+    let mut exceeded = [0; 2];
     for kind in Kind::ALL {
         let wild = Wild::of(kind, shape.clone(), params.clone(), 3);
         let runs: Vec<_> =
-            pools.iter().map(|pool| try_wild(pool, &wild, fail(2, 4)).expect("it runs")).collect();
+            pools.iter().map(|pool| try_wild(pool, &wild, options(2, 4)).expect("it runs")).collect();
         for (measured, report) in &runs {
             assert!(measured.windowwise <= report.windowwise_bound, "{kind:?}: {measured:?} {report:#?}");
             assert!(measured.normwise <= report.error_bound, "{kind:?}: {measured:?} {report:#?}");
         }
-        // Negative control: the bounds of a finer format do not hold for data that travelled in a coarser one.
-        for (finer, coarser) in [(0, 1), (0, 2), (1, 2)] {
-            let (bound, error) = (runs[finer].1.windowwise_bound, runs[coarser].0.windowwise);
-            exceeded[finer + coarser - 1] += usize::from(error > bound);
+        // Negative control: the bounds of f32 do not hold for data that travelled in 16 bits.
+        for narrow in 1..3 {
+            exceeded[narrow - 1] += usize::from(runs[narrow].0.windowwise > runs[0].1.windowwise_bound);
         }
     }
-    assert!(exceeded[0] > 5 && exceeded[1] > 5 && exceeded[2] > 0, "{exceeded:?}");
+    // Some kinds are so uneven that they travel in full width.
+    assert!(exceeded[0] > 2 && exceeded[1] > 2, "{exceeded:?}");
 }
 
 #[test]

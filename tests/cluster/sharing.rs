@@ -142,7 +142,9 @@ fn slabs_dropped_for_want_of_memory_are_sent_again() {
     // 256 kB.
     let (shape, slabs) = subtask(256);
     let (shared, token) = (SharedSlabs::new(), CancelToken::new());
-    devices.iter_mut().for_each(|worker| install(worker.as_mut(), &shape, 2.0));
+    for worker in &mut devices {
+        install(worker.as_mut(), &shape, 2.0);
+    }
     let mut run = |device: usize| {
         let before = received(&server);
         let task = Task { shared: Some(&shared), ..Task::new(KEY, &slabs, &token) };
@@ -170,7 +172,9 @@ fn a_transfer_whose_sender_is_cancelled_is_continued_by_another_device() {
     // 64 MiB.
     let (shape, slabs) = subtask(4096);
     let (size, shared) = (slabs.size_bytes() as u64, SharedSlabs::new());
-    devices.iter_mut().for_each(|worker| install(worker.as_mut(), &shape, 3.0));
+    for worker in &mut devices {
+        install(worker.as_mut(), &shape, 3.0);
+    }
     let tokens = [CancelToken::new(), CancelToken::new()];
     let (mut second, mut first) = (devices.remove(1), devices.remove(0));
     let begun = received(&server);
@@ -258,7 +262,9 @@ fn results_are_sent_when_they_are_complete_without_waiting_for_others() {
                     if batched { kept.push((index, values)) } else { emit(index, values) }
                 })?;
             }
-            kept.into_iter().for_each(|(index, values)| emit(index, values));
+            for (index, values) in kept {
+                emit(index, values);
+            }
             Ok(())
         })
     };
