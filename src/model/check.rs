@@ -61,6 +61,8 @@ const CONTRIBUTED: &[&str] = &[
     "SkipLayerNormalization",
     "SkipSimplifiedLayerNormalization",
 ];
+/// Maximum number of axes of an array; real ones have less than ten.
+const MOST_AXES: u64 = 64;
 /// Operators that slide a window.
 const WINDOWED: &[&str] =
     &["Conv", "ConvInteger", "QLinearConv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool"];
@@ -73,6 +75,7 @@ pub(super) fn graph<'a>(graph: &'a GraphProto, opset: i64, report: Report<'_, 'a
         if let Some(refusal) = domain(node) {
             report(refusal);
         }
+        axes(node, report);
         window(node, report);
         if let Some(refusal) = training(node, opset, &constants) {
             report(refusal);
@@ -159,6 +162,18 @@ fn domain(node: &NodeProto) -> Option<Refusal<'_>> {
     };
     let cause = || format!(" is of domain {}, whose operator of that name is not known here", node.domain);
     (!known).then(|| Refusal::of(node, cause(), "export the model with operators of the standard domain"))
+}
+
+/// Reports axes that no array has. Some operators would count up to them.
+fn axes<'a>(node: &'a NodeProto, report: Report<'_, 'a>) {
+    for own in node.attribute.iter().filter(|own| matches!(own.name.as_str(), "axis" | "axes")) {
+        let mut all = own.ints.iter().chain([&own.i]);
+        if let Some(bad) = all.find(|axis| axis.unsigned_abs() > MOST_AXES) {
+            let cause =
+                format!(": attribute {} is {bad} where arrays have at most {MOST_AXES} axes", own.name);
+            report(Refusal::of(node, cause, "give an axis of its input"));
+        }
+    }
 }
 
 /// Checks strides, dilations, kernels and padding.
@@ -355,6 +370,19 @@ mod tests {
             })
             .is_ok()
         );
+    }
+
+    #[test]
+    fn axes_that_no_array_has_are_refused() {
+        for (axis, fine) in [(-2, true), (64, true), (65, false), (-12_079_595_521, false), (i64::MIN, false)]
+        {
+            let mut net = Net::new(&[1, 3]);
+            net.node("LayerNormalization", &["x", "x"], "n").int("axis", axis);
+            net.node("Squeeze", &["n"], "y").ints("axes", &[0, axis]);
+            let said = all(&net.graph(), 17);
+            assert_eq!(said.len(), if fine { 0 } else { 2 }, "{axis}: {said:?}");
+            assert!(said.iter().all(|why| why.contains(&axis.to_string()) && why.contains("at most 64")));
+        }
     }
 
     #[test]

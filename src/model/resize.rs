@@ -15,6 +15,7 @@ use tract_onnx::tract_hir::infer::{InferenceOp, InferenceResult, Solver, TensorP
 use tract_onnx::tract_hir::internal::{Expansion, expand};
 
 use super::check::{attribute, text};
+use crate::memory;
 
 /// The operator name given to nodes of this kind; it cannot occur in a file.
 pub(super) const NAME: &str = "Resize to nearest";
@@ -325,6 +326,9 @@ impl Expansion for Parsed {
             if own == 0 || out == 0 {
                 bail!("Resize node {prefix}: axis {axis} goes from {own} to {out}: it has no output");
             }
+            // A small file can ask for any size.
+            let table = (out as u64).saturating_mul(size_of::<usize>() as u64);
+            memory::require_all(&format!("Resize node {prefix} to {out} elements on axis {axis}"), table)?;
             sources.push(Some(
                 (0..out).map(|x| source(x, own, out, scale, self.place, self.rounding)).collect(),
             ));
