@@ -47,7 +47,7 @@ impl From<DType> for Value {
 }
 
 mod sealed {
-    pub trait Sealed: super::super::lanes::Lanes + super::super::matmul::Gemm {}
+    pub trait Sealed: super::super::lanes::Lanes + super::super::gemm::Gemm {}
     impl Sealed for f32 {}
     impl Sealed for f64 {}
 }

@@ -5,6 +5,7 @@
 
 mod buffers;
 mod element;
+mod gemm;
 mod lanes;
 mod matmul;
 mod once;

@@ -18,8 +18,8 @@ use tract_onnx::pb::{
 
 use super::check::is_standard;
 use super::external;
+use super::fresh::Fresh;
 use super::round::HalfType;
-use super::tidy::Fresh;
 use crate::memory;
 
 const FLOAT: tensor_proto::DataType = tensor_proto::DataType::Float;

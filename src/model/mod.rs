@@ -36,6 +36,7 @@ mod external;
 mod find;
 mod findings;
 mod fold;
+mod fresh;
 mod functions;
 mod guard;
 mod half;

@@ -6,7 +6,7 @@
 
 use tract_onnx::pb::{AttributeProto, GraphProto, NodeProto, TensorProto, attribute_proto};
 
-use super::tidy::Fresh;
+use super::fresh::Fresh;
 
 // Numbers of `tensor_proto::DataType`.
 pub(super) const F32: i32 = 1;

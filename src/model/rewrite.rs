@@ -10,7 +10,7 @@
 use tract_onnx::pb::{NodeProto, TensorProto};
 
 use super::check::{attribute, called, is_standard, text};
-use super::tidy::Fresh;
+use super::fresh::Fresh;
 
 /// Adds `node`, or the nodes that stand for it, to `nodes`.
 ///

@@ -5,9 +5,10 @@
 
 use std::collections::{HashMap, HashSet};
 
-use tract_onnx::pb::{AttributeProto, GraphProto, NodeProto, TensorProto, attribute_proto};
+use tract_onnx::pb::{GraphProto, NodeProto, TensorProto};
 
 use super::check::{attribute, called, scalar};
+use super::fresh::{Fresh, constant_node};
 use super::{resize, rewrite, upsample};
 
 /// Rewrites a graph and the graphs inside its nodes; `opset` is the version of the standard operators.
@@ -74,52 +75,6 @@ pub(super) fn graph(graph: &mut GraphProto, opset: i64) -> Result<(), String> {
     }
     graph.node = nodes;
     Ok(())
-}
-
-/// Generates names of values that a graph does not contain.
-pub(super) struct Fresh {
-    taken: HashSet<String>,
-    next: usize,
-}
-
-impl Fresh {
-    pub(super) fn of(graph: &GraphProto) -> Self {
-        let nodes = graph.node.iter().flat_map(|n| n.output.iter().chain(&n.input));
-        let values = graph.input.iter().map(|i| &i.name).chain(graph.initializer.iter().map(|i| &i.name));
-        Self { taken: nodes.chain(values).cloned().collect(), next: 0 }
-    }
-
-    pub(super) fn name(&mut self, base: &str) -> String {
-        loop {
-            let name = format!("{base}.{}", self.next);
-            self.next += 1;
-            if self.taken.insert(name.clone()) {
-                return name;
-            }
-        }
-    }
-
-    /// A node that produces a constant, and the name of the constant.
-    pub(super) fn constant(&mut self, base: &str, tensor: TensorProto) -> (String, NodeProto) {
-        let name = self.name(base);
-        let node = constant_node(name.clone(), tensor);
-        (name, node)
-    }
-}
-
-fn constant_node(output: String, tensor: TensorProto) -> NodeProto {
-    let value = AttributeProto {
-        name: "value".to_owned(),
-        r#type: attribute_proto::AttributeType::Tensor.into(),
-        t: Some(tensor),
-        ..AttributeProto::default()
-    };
-    NodeProto {
-        op_type: "Constant".to_owned(),
-        output: vec![output],
-        attribute: vec![value],
-        ..NodeProto::default()
-    }
 }
 
 /// Constants that hold sizes, axes and flags.

@@ -183,6 +183,14 @@ fn webp(bytes: &[u8]) -> Result<Raster, Undecoded> {
 }
 
 fn bmp(bytes: &[u8]) -> Result<Raster, Undecoded> {
+    // The decoder gives wrong pixels for other numbers of bits. Where the bits of a pixel are depends on the header.
+    let u16_at =
+        |at: usize| bytes.get(at..at + 2).and_then(|two| two.try_into().ok()).map(u16::from_le_bytes);
+    let bits = if u16_at(14) == Some(12) { u16_at(24) } else { u16_at(28) };
+    if let Some(bits) = bits.filter(|bits| ![8, 24, 32].contains(bits)) {
+        let cause = format!("it has {bits} bits a pixel where 8, 24 or 32 were expected: save it as PNG");
+        return Err(broken(&cause));
+    }
     let failed = |error: zune_bmp::BmpDecoderErrors| Undecoded::Decoder(format!("{error:?}"));
     let mut decoder = zune_bmp::BmpDecoder::new_with_options(ZCursor::new(bytes), options());
     decoder.decode_headers().map_err(failed)?;

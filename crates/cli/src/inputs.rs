@@ -7,6 +7,7 @@ use fcdcc::files::Input;
 use fcdcc::model::{InputInfo, InputShape, Model, Tensor};
 use fcdcc::{Error, Result};
 
+use super::Console;
 use super::arrays::{self, Source};
 use super::content::{self, Content, HEAD};
 use super::ledger::Ledger;
@@ -78,36 +79,44 @@ impl InputArgs {
         Ok((model, vec![inputs]))
     }
 
-    /// Makes inputs on which shapes depend constants of the model: small arrays of integers and, if these do not suffice, of
-    /// floats. The names of those inputs come with the model and the other inputs; none if all shapes are known anyway, or
-    /// cannot be known.
-    pub(crate) fn fix(model: Model, mut batches: Vec<Vec<Tensor>>) -> (Model, Vec<Vec<Tensor>>, Vec<String>) {
-        let ([inputs], Err(_)) = (batches.as_mut_slice(), model.output_infos()) else {
-            return (model, batches, Vec::new());
-        };
+    /// Makes inputs on which shapes depend constants of the model, and says so: small arrays of integers and, if these do not
+    /// suffice, of floats. Gives back the model and the other inputs.
+    pub(crate) fn fix(
+        model: Model,
+        mut batches: Vec<Vec<Tensor>>,
+        console: Console,
+    ) -> (Model, Vec<Vec<Tensor>>) {
+        if batches.len() > 1 || model.output_infos().is_ok() {
+            return (model, batches);
+        }
+        let Some(inputs) = batches.first_mut() else { return (model, batches) };
         for floats in [false, true] {
             let is_parameter = |tensor: &Tensor| {
-                let small =
-                    tensor.shape().len() <= 1 && tensor.shape().iter().product::<usize>() <= MOST_PARAMETERS;
+                let elems = tensor.shape().iter().product::<usize>();
+                let small = tensor.shape().len() <= 1 && elems <= MOST_PARAMETERS;
                 small && (floats || !tensor.dtype().contains('f'))
             };
-            let taken: Vec<bool> = inputs.iter().map(is_parameter).collect();
-            let named = model.inputs().iter().zip(&*inputs).zip(&taken).filter(|(_, taken)| **taken);
-            let named: Vec<(String, &Tensor)> =
-                named.map(|((info, tensor), _)| (info.name.clone(), tensor)).collect();
-            let fixed = named
-                .iter()
-                .try_fold(model.clone(), |model, (name, tensor)| model.with_input_value(name, tensor));
+            let mut names = Vec::new();
+            let fixed =
+                model.inputs().iter().zip(&*inputs).filter(|(_, tensor)| is_parameter(tensor)).try_fold(
+                    model.clone(),
+                    |model, (info, tensor)| {
+                        names.push(info.name.clone());
+                        model.with_input_value(&info.name, tensor)
+                    },
+                );
             if let Ok(fixed) = fixed
                 && fixed.output_infos().is_ok()
             {
-                let names = named.into_iter().map(|(name, _)| name).collect();
-                let mut taken = taken.into_iter();
-                inputs.retain(|_| !taken.next().unwrap_or(false));
-                return (fixed, batches, names);
+                let names = names.join(", ");
+                console.notice(format_args!(
+                    "shapes depend on {names}: the model is prepared for the values given"
+                ));
+                inputs.retain(|tensor| !is_parameter(tensor));
+                return (fixed, batches);
             }
         }
-        (model, batches, Vec::new())
+        (model, batches)
     }
 
     /// The pictures of a model with one input, in order; none where a single picture or array is given.

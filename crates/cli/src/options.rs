@@ -130,7 +130,7 @@ pub(crate) struct LayerArgs {
     pub(crate) pool: Option<PathBuf>,
     /// Format in which slabs and results travel to and from the pool's remote workers: f32, f16 or bf16 [default: the pool
     /// file's, or f32]
-    #[arg(long, value_name = "FORMAT", requires = "pool")]
+    #[arg(long, value_name = "FORMAT")]
     pub(crate) wire: Option<WireFormat>,
     /// Arithmetic of the workers [default: f32; run: the model's own]
     #[arg(long, value_enum)]

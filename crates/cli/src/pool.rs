@@ -130,6 +130,10 @@ pub(crate) fn workers(args: &LayerArgs, measure: bool, console: Console) -> Resu
         let spare = args.tolerate.unwrap_or(LayerOptions::default().tolerate);
         return from_file(path, args.seed, measuring, spare, args.wire, console);
     }
+    if let Some(wire) = args.wire {
+        let help = "give a pool file with remote workers (--pool), or leave it out";
+        return Err(Error::invalid("format on the wire (--wire)", wire.name(), help));
+    }
     check_count(args.worker_count())?;
     from_backend(args.backend, args.adapter.as_deref(), args.worker_count(), measuring, console)
 }

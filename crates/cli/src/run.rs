@@ -121,11 +121,7 @@ pub(crate) fn run(args: &RunArgs, console: Console) -> Result<()> {
     }
     let pictures = args.inputs.pictures(&model)?;
     let (model, batches) = args.inputs.read(model)?;
-    let (model, batches, fixed) = InputArgs::fix(model, batches);
-    if !fixed.is_empty() {
-        let names = fixed.join(", ");
-        console.notice(format_args!("shapes depend on {names}: the model is prepared for the values given"));
-    }
+    let (model, batches) = InputArgs::fix(model, batches, console);
     // Checked before any work: outputs that cannot be concatenated would be useless.
     let axes = if batches.len() > 1 { model.batch_axes()? } else { Vec::new() };
     let pool;
