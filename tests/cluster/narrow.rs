@@ -60,7 +60,10 @@ fn messages_of_16_bits_halve_the_bytes_and_stay_within_the_bounds() {
             assert!(error <= narrow.report.error_bound, "{error} with {wire}");
             // Negative control: a run in full width has a bound that these results exceed.
             assert!(error > full.report.error_bound, "{error} with {wire}: nothing was rounded");
-            assert_eq!((2 * less_up, 2 * less_down), (up, down), "{wire} with k_A = {k_a}");
+            assert_eq!(2 * less_up, up, "{wire} with k_A = {k_a}");
+            // The last results may not be needed any more, and are then not sent.
+            let share = less_down as f64 / down as f64;
+            assert!((0.4..0.6).contains(&share), "{wire} with k_A = {k_a}: {less_down} of {down} bytes");
         }
     }
 }
