@@ -11,6 +11,9 @@ use super::check::{attribute, called, scalar};
 use super::fresh::{Fresh, constant_node};
 use super::{resize, rewrite, upsample};
 
+/// No array has an axis that is padded by more.
+const MOST_PAD: u64 = 1 << 24;
+
 /// Rewrites a graph and the graphs inside its nodes; `opset` is the version of the standard operators.
 ///
 /// # Errors
@@ -163,6 +166,12 @@ fn crop(
 ) -> Result<(), String> {
     let constant = |name: Option<&String>| name.and_then(|name| constants.get(name)).and_then(values);
     let Some(pads) = constant(node.input.get(1)) else { return Ok(()) };
+    if let Some(pad) = pads.iter().find(|pad| pad.unsigned_abs() > MOST_PAD) {
+        return Err(format!(
+            "{}: an amount of pads is {pad} where at most {MOST_PAD} were expected: export the model again",
+            called(node)
+        ));
+    }
     if pads.iter().all(|pad| *pad >= 0) {
         return Ok(());
     }
@@ -242,6 +251,17 @@ mod tests {
         let nodes = tidied(net, 17).node;
         // Whether the second Dropout is active is known only when it runs.
         assert_eq!(nodes.iter().map(|n| n.op_type.as_str()).collect::<Vec<_>>(), ["Identity", "Dropout"]);
+    }
+
+    #[test]
+    fn amounts_of_pads_that_no_array_has_are_refused() {
+        for (amount, fine) in [(3, true), (-3, true), (1 << 40, false), (i64::MIN, false)] {
+            let mut net = Net::new(&[1, 3, 8, 8]);
+            net.integers("pads", &[0, 0, 0, 0, 0, 0, 0, amount]);
+            net.node("Pad", &["x", "pads"], "y");
+            let said = graph(&mut net.graph(), 13);
+            assert_eq!(said.is_ok(), fine, "{amount}: {said:?}");
+        }
     }
 
     #[test]
