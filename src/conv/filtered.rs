@@ -129,8 +129,7 @@ impl ConvKernel {
                 pitch,
             });
             for index in 0..count {
-                for channel in 0..block(0, index).channels {
-                    let Some(output) = outputs.next() else { break };
+                for (channel, output) in (0..block(0, index).channels).zip(&mut outputs) {
                     let products = &products[(index * width + channel) * pitch..];
                     backward(pass, (products, count * width * pitch), temporary, output);
                 }
@@ -200,38 +199,9 @@ impl<'f, T: Element, F: Fn(usize, usize) -> Block<'f, T>> Products<'_, T, F> {
                 let count = run.min(self.inputs - first);
                 for at in (0..all).step_by(width) {
                     let points = (all - at).min(width);
-                    let panel = &windows[at * self.inputs + first * points..][..count * points];
-                    let products = &mut products[at..];
-                    let to = (self.pitch, first > 0);
-                    match points / lanes {
-                        1 => multiply::<S, T, W, 1>(
-                            simd,
-                            panel,
-                            (first, count),
-                            self.blocks,
-                            &block,
-                            products,
-                            to,
-                        ),
-                        2 => multiply::<S, T, W, 2>(
-                            simd,
-                            panel,
-                            (first, count),
-                            self.blocks,
-                            &block,
-                            products,
-                            to,
-                        ),
-                        _ => multiply::<S, T, W, N>(
-                            simd,
-                            panel,
-                            (first, count),
-                            self.blocks,
-                            &block,
-                            products,
-                            to,
-                        ),
-                    }
+                    let panel = (&windows[at * self.inputs + first * points..], points);
+                    let (terms, to) = ((first, count), (self.pitch, first > 0));
+                    multiply::<S, T, W, N>(simd, panel, terms, self.blocks, &block, &mut products[at..], to);
                 }
             }
         }

@@ -133,12 +133,9 @@ impl<'f, T: Element, F: Fn(usize) -> Block<'f, T>> Panels<'_, T, F> {
             let count = (end - from).min(most);
             self.pack(skip, (from, count), width, lanes);
             for done in (0..count).step_by(width) {
-                let (panel, at) = (skip + done * terms, from + done - begin);
-                match (count - done).min(width).div_ceil(lanes) {
-                    1 => self.multiply::<S, W, 1>(simd, panel, at),
-                    2 => self.multiply::<S, W, 2>(simd, panel, at),
-                    _ => self.multiply::<S, W, N>(simd, panel, at),
-                }
+                let panel = (&self.panel[skip + done * terms..], (count - done).min(width));
+                let (sums, to) = (&mut self.sums[from + done - begin..], (self.pitch, self.first > 0));
+                multiply::<S, T, W, N>(simd, panel, (self.first, terms), self.blocks, &self.block, sums, to);
             }
         }
     }
@@ -192,22 +189,37 @@ impl<'f, T: Element, F: Fn(usize) -> Block<'f, T>> Panels<'_, T, F> {
         }
         used
     }
+}
 
-    /// Multiplies a panel of N vectors with all blocks into the sums from point `at` on.
-    #[inline(always)]
-    fn multiply<S: Simd, const W: usize, const N: usize>(&mut self, simd: S, skip: usize, at: usize) {
-        let lanes = size_of::<T::Vector<S>>() / size_of::<T>();
-        let terms = (self.first, self.offsets.len());
-        let panel = &self.panel[skip..][..terms.1 * N * lanes];
-        let to = (self.pitch, self.first > 0);
-        multiply::<S, T, W, N>(simd, panel, terms, self.blocks, &self.block, &mut self.sums[at..], to);
+/// Points of a whole panel on this processor: vectors of a tile.
+#[inline(always)]
+pub(super) fn points<S: Simd, T: Element>() -> usize {
+    let lanes = size_of::<T::Vector<S>>() / size_of::<T>();
+    lanes * if S::REGISTER_COUNT >= 32 { 3 } else { 2 }
+}
+
+/// Multiplies a panel of `points` points, at most N vectors, which holds `count` terms from term `first` on, with `blocks`
+/// blocks of W channels. Channel c of block b goes to `sums[(b * W + c) * pitch..]`: overwritten, or added to with `add`.
+#[inline(always)]
+pub(super) fn multiply<'f, S: Simd, T: Element, const W: usize, const N: usize>(
+    simd: S,
+    (panel, points): (&[T], usize),
+    terms: (usize, usize),
+    blocks: usize,
+    block: &impl Fn(usize) -> Block<'f, T>,
+    sums: &mut [T],
+    to: (usize, bool),
+) {
+    match points.div_ceil(size_of::<T::Vector<S>>() / size_of::<T>()) {
+        1 => vectors::<S, T, W, 1>(simd, panel, terms, blocks, block, sums, to),
+        2 => vectors::<S, T, W, 2>(simd, panel, terms, blocks, block, sums, to),
+        _ => vectors::<S, T, W, N>(simd, panel, terms, blocks, block, sums, to),
     }
 }
 
-/// Multiplies a panel of N vectors, which holds `count` terms from term `first` on, with `blocks` blocks of W channels.
-/// Channel c of block b goes to `sums[(b * W + c) * pitch..]`: overwritten, or added to with `add`.
+/// [`multiply`] for a panel of N vectors.
 #[inline(always)]
-pub(super) fn multiply<'f, S: Simd, T: Element, const W: usize, const N: usize>(
+fn vectors<'f, S: Simd, T: Element, const W: usize, const N: usize>(
     simd: S,
     panel: &[T],
     (first, count): (usize, usize),
@@ -216,6 +228,7 @@ pub(super) fn multiply<'f, S: Simd, T: Element, const W: usize, const N: usize>(
     sums: &mut [T],
     (pitch, add): (usize, bool),
 ) {
+    let panel = &panel[..count * N * (size_of::<T::Vector<S>>() / size_of::<T>())];
     for index in 0..blocks {
         let block = block(index);
         let (weights, _) = block.run(first, count).as_chunks::<W>();

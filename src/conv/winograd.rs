@@ -19,6 +19,7 @@ use std::ops::Range;
 use pulp::Simd;
 
 use super::micro::MOST_LANES;
+use super::panels;
 use super::params::ConvShape;
 use crate::array::Element;
 
@@ -139,13 +140,6 @@ impl Filtering {
     }
 }
 
-/// Points of a panel on this processor.
-#[inline(always)]
-fn panel_points<S: Simd, T: Element>() -> usize {
-    let lanes = size_of::<T::Vector<S>>() / size_of::<T>();
-    lanes * if S::REGISTER_COUNT >= 32 { 3 } else { 2 }
-}
-
 /// Elements of temporary memory that [`forward`] and [`backward`] need.
 pub(super) fn temporary_of(pass: &Pass) -> usize {
     (10 * (pass.rows.len() + 1) * (pass.columns.len() + 1) + PIECE).max(12 * pass.tiles())
@@ -185,7 +179,7 @@ impl<T: Element> pulp::WithSimd for Forward<'_, T> {
         let [height, row] = pass.input;
         let inputs = input.len() / (height * row);
         let all = pass.tiles().next_multiple_of(lanes);
-        let segments = pass.segments(panel_points::<S, T>(), all, inputs);
+        let segments = pass.segments(panels::points::<S, T>(), all, inputs);
         // Every second column of a row of windows; one more than there are tiles.
         let half = pass.columns.len() + 1;
         let phase = (pass.rows.len() + 1) * half;

@@ -28,13 +28,6 @@ impl Fresh {
             }
         }
     }
-
-    /// A node that produces a constant, and the name of the constant.
-    pub(super) fn constant(&mut self, base: &str, tensor: TensorProto) -> (String, NodeProto) {
-        let name = self.name(base);
-        let node = constant_node(name.clone(), tensor);
-        (name, node)
-    }
 }
 
 /// A node that makes the constant `output`.

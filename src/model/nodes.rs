@@ -6,7 +6,7 @@
 
 use tract_onnx::pb::{AttributeProto, GraphProto, NodeProto, TensorProto, attribute_proto};
 
-use super::fresh::Fresh;
+use super::fresh::{Fresh, constant_node};
 
 // Numbers of `tensor_proto::DataType`.
 pub(super) const F32: i32 = 1;
@@ -21,23 +21,25 @@ pub(super) type Shape = Option<Vec<i64>>;
 
 /// The new nodes of a graph, in order.
 pub(super) struct Nodes {
+    /// The beginning of the names of new values.
+    base: &'static str,
     fresh: Fresh,
-    nodes: Vec<NodeProto>,
+    made: Vec<NodeProto>,
 }
 
 impl Nodes {
-    /// No nodes yet, for a rewrite of `graph`.
-    pub(super) fn of(graph: &GraphProto) -> Self {
-        Self { fresh: Fresh::of(graph), nodes: Vec::with_capacity(graph.node.len()) }
+    /// No nodes yet, for a rewrite of `graph`; names of new values begin with `base`.
+    pub(super) fn of(graph: &GraphProto, base: &'static str) -> Self {
+        Self { base, fresh: Fresh::of(graph), made: Vec::with_capacity(graph.node.len()) }
     }
 
     /// All nodes.
     pub(super) fn done(self) -> Vec<NodeProto> {
-        self.nodes
+        self.made
     }
 
     pub(super) fn add(&mut self, node: NodeProto) {
-        self.nodes.push(node);
+        self.made.push(node);
     }
 
     /// A new name for a value.
@@ -47,14 +49,14 @@ impl Nodes {
 
     /// Adds a node; returns its output.
     pub(super) fn op(&mut self, op: &str, inputs: &[&str]) -> String {
-        let output = self.fresh.name("quantised");
+        let output = self.fresh.name(self.base);
         self.last(op, inputs, &output);
         output
     }
 
     /// Adds a node that makes `output`.
     pub(super) fn last(&mut self, op: &str, inputs: &[&str], output: &str) {
-        self.nodes.push(NodeProto {
+        self.made.push(NodeProto {
             op_type: op.to_owned(),
             input: inputs.iter().map(|&name| name.to_owned()).collect(),
             output: vec![output.to_owned()],
@@ -64,13 +66,13 @@ impl Nodes {
 
     /// Adds an attribute to the newest node.
     pub(super) fn attribute(&mut self, attribute: AttributeProto) {
-        if let Some(node) = self.nodes.last_mut() {
+        if let Some(node) = self.made.last_mut() {
             node.attribute.push(attribute);
         }
     }
 
     pub(super) fn cast(&mut self, value: &str, to: i32) -> String {
-        let output = self.fresh.name("quantised");
+        let output = self.fresh.name(self.base);
         self.cast_to(value, to, &output);
         output
     }
@@ -88,9 +90,7 @@ impl Nodes {
 
     pub(super) fn reshaped(&mut self, value: &str, shape: Shape) -> String {
         let Some(shape) = shape else { return value.to_owned() };
-        let dims = vec![i64::try_from(shape.len()).unwrap_or(i64::MAX)];
-        let shape = TensorProto { dims, data_type: I64, int64_data: shape, ..TensorProto::default() };
-        let shape = self.constant(shape);
+        let shape = self.integers(&shape);
         self.op("Reshape", &[value, &shape])
     }
 
@@ -99,10 +99,31 @@ impl Nodes {
         self.constant(TensorProto { data_type: F32, float_data: vec![value], ..TensorProto::default() })
     }
 
-    fn constant(&mut self, tensor: TensorProto) -> String {
-        let (name, node) = self.fresh.constant("quantised", tensor);
-        self.nodes.push(node);
+    /// A constant list of integers.
+    pub(super) fn integers(&mut self, values: &[i64]) -> String {
+        self.constant(integers(values))
+    }
+
+    /// A constant.
+    pub(super) fn constant(&mut self, tensor: TensorProto) -> String {
+        let name = self.fresh.name(self.base);
+        self.named_constant(name.clone(), tensor);
         name
+    }
+
+    /// A constant called `name`.
+    pub(super) fn named_constant(&mut self, name: String, tensor: TensorProto) {
+        self.made.push(constant_node(name, tensor));
+    }
+}
+
+/// A list of 64-bit integers.
+pub(super) fn integers(values: &[i64]) -> TensorProto {
+    TensorProto {
+        dims: vec![i64::try_from(values.len()).unwrap_or(i64::MAX)],
+        data_type: I64,
+        int64_data: values.to_vec(),
+        ..TensorProto::default()
     }
 }
 

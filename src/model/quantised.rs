@@ -31,8 +31,11 @@ const WINDOW: &[&str] = &["auto_pad", "dilations", "group", "kernel_shape", "pad
 
 /// Rewrites a graph and the graphs inside its nodes.
 pub(super) fn graph(graph: &mut GraphProto) {
-    let mut rewriting =
-        Rewriting { constants: constants(graph), dequantised: dequantised(graph), nodes: Nodes::of(graph) };
+    let mut rewriting = Rewriting {
+        constants: constants(graph),
+        dequantised: dequantised(graph),
+        nodes: Nodes::of(graph, "quantised"),
+    };
     for mut node in std::mem::take(&mut graph.node) {
         for inner in &mut node.attribute {
             inner.g.iter_mut().chain(&mut inner.graphs).for_each(self::graph);

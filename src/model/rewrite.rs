@@ -7,57 +7,50 @@
 //!
 //! Invariant: a rewritten node makes the values that the standard describes, under the names that it had.
 
-use tract_onnx::pb::{NodeProto, TensorProto};
+use tract_onnx::pb::NodeProto;
 
 use super::check::{attribute, called, is_standard, text};
-use super::fresh::Fresh;
+use super::nodes::Nodes;
 
 /// Adds `node`, or the nodes that stand for it, to `nodes`.
 ///
 /// # Errors
 /// One line, for an operator that cannot be rewritten.
-pub(super) fn add(mut node: NodeProto, fresh: &mut Fresh, nodes: &mut Vec<NodeProto>) -> Result<(), String> {
-    let mut made = Made { fresh, nodes };
-    match node.op_type.as_str() {
-        _ if !is_standard(&node) => {}
-        "Celu" => {
-            let (Some(x), Some(y)) = (node.input.first(), node.output.first()) else {
-                return made.keep(node);
-            };
-            let alpha = made.like(attribute(&node, "alpha").map_or(1.0, |alpha| alpha.f), x);
-            let scaled = made.value("Div", &[x, &alpha]);
-            let elu = made.value("Elu", &[&scaled]);
-            made.named("Mul", &[&elu, &alpha], y);
+pub(super) fn add(mut node: NodeProto, nodes: &mut Nodes) -> Result<(), String> {
+    let op = if is_standard(&node) { node.op_type.as_str() } else { "" };
+    match (op, node.input.first(), node.output.first()) {
+        ("Celu", Some(x), Some(y)) => {
+            let alpha = alpha(&node, x, nodes);
+            let scaled = nodes.op("Div", &[x, &alpha]);
+            let elu = nodes.op("Elu", &[&scaled]);
+            nodes.last("Mul", &[&elu, &alpha], y);
             return Ok(());
         }
-        "Swish" => {
-            let alpha = attribute(&node, "alpha").map_or(1.0, |alpha| alpha.f);
-            let (Some(x), Some(y)) = (node.input.first(), node.output.first()) else {
-                return made.keep(node);
-            };
-            let alpha = made.like(alpha, x);
-            let scaled = made.value("Mul", &[x, &alpha]);
-            let gate = made.value("Sigmoid", &[&scaled]);
-            made.named("Mul", &[x, &gate], y);
+        ("Swish", Some(x), Some(y)) => {
+            let alpha = alpha(&node, x, nodes);
+            let scaled = nodes.op("Mul", &[x, &alpha]);
+            let gate = nodes.op("Sigmoid", &[&scaled]);
+            nodes.last("Mul", &[x, &gate], y);
             return Ok(());
         }
-        "RNN" | "GRU" | "LSTM" if text(&node, "direction") == Some("reverse") => {
+        ("RNN" | "GRU" | "LSTM", Some(x), Some(all)) if text(&node, "direction") == Some("reverse") => {
             // Steps are the first axis of input and outputs, or the second one.
             let axis = i64::from(attribute(&node, "layout").is_some_and(|layout| layout.i == 1));
+            let (reversed, all) = (nodes.name("reversed"), all.clone());
+            reverse(x, axis, &reversed, nodes);
+            node.input[0] = reversed;
             node.attribute.retain(|attribute| attribute.name != "direction");
-            if let Some(x) = node.input.first_mut() {
-                *x = made.reversed(x, axis, None);
-            }
-            let all = node.output.first().filter(|all| !all.is_empty()).cloned();
-            if let Some(all) = all {
-                let forward = made.fresh.name("steps");
-                node.output[0].clone_from(&forward);
-                made.nodes.push(node);
-                made.reversed(&forward, axis, Some(all));
+            if all.is_empty() {
+                nodes.add(node);
                 return Ok(());
             }
+            let forward = nodes.name("steps");
+            node.output[0].clone_from(&forward);
+            nodes.add(node);
+            reverse(&forward, axis, &all, nodes);
+            return Ok(());
         }
-        "SpaceToDepth" if text(&node, "mode") == Some("CRD") => {
+        ("SpaceToDepth", ..) if text(&node, "mode") == Some("CRD") => {
             return Err(format!(
                 "{}: attribute mode is CRD where only DCR is known: export the model with Reshape and Transpose",
                 called(&node)
@@ -65,66 +58,21 @@ pub(super) fn add(mut node: NodeProto, fresh: &mut Fresh, nodes: &mut Vec<NodePr
         }
         _ => {}
     }
-    made.keep(node)
+    nodes.add(node);
+    Ok(())
 }
 
-/// Nodes under construction.
-struct Made<'a> {
-    fresh: &'a mut Fresh,
-    nodes: &'a mut Vec<NodeProto>,
+/// The attribute alpha of a node as a constant of the type of `value`.
+fn alpha(node: &NodeProto, value: &str, nodes: &mut Nodes) -> String {
+    let alpha = nodes.floats(attribute(node, "alpha").map_or(1.0, |alpha| alpha.f));
+    nodes.op("CastLike", &[&alpha, value])
 }
 
-impl Made<'_> {
-    #[expect(clippy::unnecessary_wraps, reason = "it ends a function that may fail")]
-    fn keep(self, node: NodeProto) -> Result<(), String> {
-        self.nodes.push(node);
-        Ok(())
-    }
-
-    /// Adds a node that makes the value `output`.
-    fn named(&mut self, op: &str, inputs: &[&str], output: &str) {
-        self.nodes.push(NodeProto {
-            op_type: op.to_owned(),
-            input: inputs.iter().map(|&input| input.to_owned()).collect(),
-            output: vec![output.to_owned()],
-            ..NodeProto::default()
-        });
-    }
-
-    /// Adds a node; returns its output.
-    fn value(&mut self, op: &str, inputs: &[&str]) -> String {
-        let output = self.fresh.name("rewritten");
-        self.named(op, inputs, &output);
-        output
-    }
-
-    /// A constant of the type of `value`, without an axis.
-    fn like(&mut self, constant: f32, value: &str) -> String {
-        let tensor = TensorProto { data_type: 1, float_data: vec![constant], ..TensorProto::default() };
-        let (name, node) = self.fresh.constant("factor", tensor);
-        self.nodes.push(node);
-        self.value("CastLike", &[&name, value])
-    }
-
-    /// `value` with the order of an axis reversed, called `output` if that is given.
-    fn reversed(&mut self, value: &str, axis: i64, output: Option<String>) -> String {
-        // From the last element to the first in steps of -1.
-        let parameters = [-1, i64::MIN + 1, axis, -1].map(|parameter| {
-            let tensor = TensorProto {
-                dims: vec![1],
-                data_type: 7,
-                int64_data: vec![parameter],
-                ..TensorProto::default()
-            };
-            let (name, node) = self.fresh.constant("reversed", tensor);
-            self.nodes.push(node);
-            name
-        });
-        let output = output.unwrap_or_else(|| self.fresh.name("reversed"));
-        let inputs = [[value].as_slice(), &parameters.each_ref().map(String::as_str)].concat();
-        self.named("Slice", &inputs, &output);
-        output
-    }
+/// Adds a node that makes `output` from `value` with the order of an axis reversed.
+fn reverse(value: &str, axis: i64, output: &str, nodes: &mut Nodes) {
+    // From the last element to the first in steps of -1.
+    let [start, end, axis, step] = [-1, i64::MIN + 1, axis, -1].map(|parameter| nodes.integers(&[parameter]));
+    nodes.last("Slice", &[value, &start, &end, &axis, &step], output);
 }
 
 #[cfg(test)]
@@ -137,11 +85,11 @@ mod tests {
         let mut net = Net::new(&[1, 3, 8, 8]);
         change(net.node(op, &["x", "w", "r"], "y"));
         let graph = net.graph();
-        let (mut fresh, mut nodes) = (Fresh::of(&graph), Vec::new());
+        let mut nodes = Nodes::of(&graph, "made");
         for node in graph.node {
-            add(node, &mut fresh, &mut nodes)?;
+            add(node, &mut nodes)?;
         }
-        Ok(nodes)
+        Ok(nodes.done())
     }
 
     fn operators(nodes: &[NodeProto]) -> Vec<&str> {

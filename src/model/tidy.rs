@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 use tract_onnx::pb::{GraphProto, NodeProto, TensorProto};
 
 use super::check::{attribute, called, scalar};
-use super::fresh::{Fresh, constant_node};
+use super::nodes::{Nodes, integers};
 use super::{resize, rewrite, upsample};
 
 /// No array has an axis that is padded by more.
@@ -20,13 +20,12 @@ const MOST_PAD: u64 = 1 << 24;
 /// One line, for a construct that cannot be rewritten.
 pub(super) fn graph(graph: &mut GraphProto, opset: i64) -> Result<(), String> {
     let constants = small_constants(graph);
-    let mut fresh = Fresh::of(graph);
-    let mut nodes = Vec::with_capacity(graph.node.len());
+    let mut nodes = Nodes::of(graph, "tidied");
     // Initializers become nodes, because tract compares every initializer with every other.
     let initial: HashSet<String> = graph.initializer.iter().map(|tensor| tensor.name.clone()).collect();
     graph.input.retain(|input| !initial.contains(&input.name));
     for tensor in std::mem::take(&mut graph.initializer) {
-        nodes.push(constant_node(tensor.name.clone(), tensor));
+        nodes.named_constant(tensor.name.clone(), tensor);
     }
     let mut names = HashSet::new();
     for mut node in std::mem::take(&mut graph.node) {
@@ -55,7 +54,7 @@ pub(super) fn graph(graph: &mut GraphProto, opset: i64) -> Result<(), String> {
             }
             "Resize" => {
                 if opset >= 11 {
-                    name_empties(&mut node, &mut fresh, &mut nodes);
+                    name_empties(&mut node, &mut nodes);
                 }
                 if resize::takes(&node) {
                     resize::NAME.clone_into(&mut node.op_type);
@@ -63,20 +62,18 @@ pub(super) fn graph(graph: &mut GraphProto, opset: i64) -> Result<(), String> {
             }
             _ if upsample::takes(&node) => {
                 if let Some(scales) = upsample::as_resize(&mut node, opset)? {
-                    let (name, constant) = fresh.constant("scales", scales);
-                    nodes.push(constant);
-                    node.input.push(name);
+                    node.input.push(nodes.constant(scales));
                 }
             }
             "Pad" if opset >= 11 => {
-                crop(&mut node, &constants, opset, &mut fresh, &mut nodes)?;
-                without_axis(&mut node, 2, &constants, &mut fresh, &mut nodes);
+                crop(&mut node, &constants, opset, &mut nodes)?;
+                without_axis(&mut node, 2, &constants, &mut nodes);
             }
             _ => {}
         }
-        rewrite::add(node, &mut fresh, &mut nodes)?;
+        rewrite::add(node, &mut nodes)?;
     }
-    graph.node = nodes;
+    graph.node = nodes.done();
     Ok(())
 }
 
@@ -96,15 +93,6 @@ fn small_constants(graph: &GraphProto) -> HashMap<String, TensorProto> {
     };
     let initial = graph.initializer.iter().filter(|t| small(t)).map(|t| (t.name.clone(), t.clone()));
     initial.chain(nodes.filter(|(_, t)| small(t))).collect()
-}
-
-fn integers(values: &[i64]) -> TensorProto {
-    TensorProto {
-        dims: vec![i64::try_from(values.len()).unwrap_or(i64::MAX)],
-        data_type: 7,
-        int64_data: values.to_vec(),
-        ..TensorProto::default()
-    }
 }
 
 /// The values of a tensor of 64-bit integers.
@@ -129,13 +117,11 @@ fn is_identity(node: &NodeProto, constants: &HashMap<String, TensorProto>) -> bo
 }
 
 /// Gives Resize an empty constant for an omitted region or omitted scales, because tract counts inputs.
-fn name_empties(node: &mut NodeProto, fresh: &mut Fresh, nodes: &mut Vec<NodeProto>) {
+fn name_empties(node: &mut NodeProto, nodes: &mut Nodes) {
     for slot in 1..3 {
         if node.input.get(slot).is_some_and(String::is_empty) {
             let empty = TensorProto { dims: vec![0], data_type: 1, ..TensorProto::default() };
-            let (name, constant) = fresh.constant("nothing", empty);
-            nodes.push(constant);
-            node.input[slot] = name;
+            node.input[slot] = nodes.constant(empty);
         }
     }
 }
@@ -145,14 +131,11 @@ fn without_axis(
     node: &mut NodeProto,
     slot: usize,
     constants: &HashMap<String, TensorProto>,
-    fresh: &mut Fresh,
-    nodes: &mut Vec<NodeProto>,
+    nodes: &mut Nodes,
 ) {
     let Some(tensor) = node.input.get(slot).and_then(|name| constants.get(name)) else { return };
     if tensor.dims == [1] {
-        let (name, constant) = fresh.constant("value", TensorProto { dims: Vec::new(), ..tensor.clone() });
-        nodes.push(constant);
-        node.input[slot] = name;
+        node.input[slot] = nodes.constant(TensorProto { dims: Vec::new(), ..tensor.clone() });
     }
 }
 
@@ -161,8 +144,7 @@ fn crop(
     node: &mut NodeProto,
     constants: &HashMap<String, TensorProto>,
     opset: i64,
-    fresh: &mut Fresh,
-    nodes: &mut Vec<NodeProto>,
+    nodes: &mut Nodes,
 ) -> Result<(), String> {
     let constant = |name: Option<&String>| name.and_then(|name| constants.get(name)).and_then(values);
     let Some(pads) = constant(node.input.get(1)) else { return Ok(()) };
@@ -193,22 +175,17 @@ fn crop(
     let ends: Vec<i64> = pads[half..].iter().map(ends).collect();
     let mut slice = NodeProto {
         op_type: "Slice".to_owned(),
-        name: fresh.name(&format!("{}.crop", node.name)),
+        name: nodes.name(&format!("{}.crop", node.name)),
         input: vec![node.input[0].clone()],
-        output: vec![fresh.name("cropped")],
+        output: vec![nodes.name("cropped")],
         ..NodeProto::default()
     };
     for values in [&starts, &ends, &axes] {
-        let (name, constant) = fresh.constant("crop", integers(values));
-        nodes.push(constant);
-        slice.input.push(name);
+        slice.input.push(nodes.integers(values));
     }
     node.input[0].clone_from(&slice.output[0]);
-    nodes.push(slice);
-    let (name, constant) =
-        fresh.constant("pads", integers(&pads.iter().map(|pad| (*pad).max(0)).collect::<Vec<_>>()));
-    nodes.push(constant);
-    node.input[1] = name;
+    nodes.add(slice);
+    node.input[1] = nodes.integers(&pads.iter().map(|pad| (*pad).max(0)).collect::<Vec<_>>());
     Ok(())
 }
 

@@ -17,9 +17,13 @@ fn uneven<T: Element>(len: usize, step: usize) -> Vec<T> {
     (0..len).map(|i| T::from_f64(((i * step % 1009) as f64 - 504.0) / 7.0)).collect()
 }
 
-/// The outputs of all banks in `k`, with NaN written to the buffers before.
 fn run<T: Element>(shape: &ConvShape, x: &[T], k: &[T], threads: usize) -> Vec<Vec<T>> {
-    let kernel = ConvKernel::new(shape);
+    run_all(&ConvKernel::new(shape), x, k, threads)
+}
+
+/// The outputs of all banks in `k`, with NaN written to the buffers before.
+pub(crate) fn run_all<T: Element>(kernel: &ConvKernel, x: &[T], k: &[T], threads: usize) -> Vec<Vec<T>> {
+    let shape = kernel.shape();
     let banks: Vec<_> = k.chunks(shape.weight_elems()).map(|bank| kernel.pack(bank).unwrap()).collect();
     let mut outputs = vec![vec![T::from_f64(f64::NAN); shape.output_elems()]; banks.len()];
     let mut views: Vec<&mut [T]> = outputs.iter_mut().map(Vec::as_mut_slice).collect();

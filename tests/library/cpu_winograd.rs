@@ -14,6 +14,8 @@ use ndarray::ArrayD;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use super::cpu_depthwise::run_all;
+
 fn shape(input: [usize; 4], weight: [usize; 4], params: &ConvParams) -> ConvShape {
     let shape = ConvShape::new(&input, &weight, params).unwrap();
     assert_eq!(ConvKernel::with_filtering(&shape).path(), ConvPath::Filtering, "{shape:?}");
@@ -24,15 +26,8 @@ fn uniform<T: Element>(len: usize, rng: &mut ChaCha8Rng) -> Vec<T> {
     (0..len).map(|_| T::from_f64(rng.random_range(-1.0..1.0))).collect()
 }
 
-/// The outputs of all banks in `k`, with NaN written to the buffers before.
 fn run<T: Element>(shape: &ConvShape, x: &[T], k: &[T], threads: usize) -> Vec<Vec<T>> {
-    let kernel = ConvKernel::with_filtering(shape);
-    let banks: Vec<_> = k.chunks(shape.weight_elems()).map(|bank| kernel.pack(bank).unwrap()).collect();
-    let mut outputs = vec![vec![T::from_f64(f64::NAN); shape.output_elems()]; banks.len()];
-    let mut views: Vec<&mut [T]> = outputs.iter_mut().map(Vec::as_mut_slice).collect();
-    let banks: Vec<_> = banks.iter().collect();
-    kernel.run(&mut Scratch::new(), x, &banks, &mut views, threads, &|| false).unwrap();
-    outputs
+    run_all(&ConvKernel::with_filtering(shape), x, k, threads)
 }
 
 /// The largest error of an output, relative to its windowwise bound.

@@ -1,8 +1,8 @@
 """Answers requests over stdin and stdout.
 
-A request is a line of JSON followed by as many bytes as its "bytes" says, an answer likewise. `serve` takes the answer to
-"about", and a function for each other command. The function takes the request and its bytes, and returns the fields of the
-answer and its bytes.
+A request is a line of JSON followed by as many bytes as its "bytes" says. An answer has the same form. `serve` takes the
+answer to "about", and a function for each other command. The function takes the request and its bytes, and returns the
+fields of the answer and its bytes.
 
 The process ends when its stdin does.
 """

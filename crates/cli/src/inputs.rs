@@ -86,16 +86,17 @@ impl InputArgs {
         mut batches: Vec<Vec<Tensor>>,
         console: Console,
     ) -> (Model, Vec<Vec<Tensor>>) {
-        if batches.len() > 1 || model.output_infos().is_ok() {
+        let is_small = |tensor: &Tensor| {
+            tensor.shape().len() <= 1 && tensor.shape().iter().product::<usize>() <= MOST_PARAMETERS
+        };
+        let [inputs] = batches.as_mut_slice() else { return (model, batches) };
+        // Inferring all shapes takes a while, so it is tried only where an input may be a parameter.
+        if !inputs.iter().any(is_small) || model.output_infos().is_ok() {
             return (model, batches);
         }
-        let Some(inputs) = batches.first_mut() else { return (model, batches) };
         for floats in [false, true] {
-            let is_parameter = |tensor: &Tensor| {
-                let elems = tensor.shape().iter().product::<usize>();
-                let small = tensor.shape().len() <= 1 && elems <= MOST_PARAMETERS;
-                small && (floats || !tensor.dtype().contains('f'))
-            };
+            let is_parameter =
+                |tensor: &Tensor| is_small(tensor) && (floats || !tensor.dtype().contains('f'));
             let mut names = Vec::new();
             let fixed =
                 model.inputs().iter().zip(&*inputs).filter(|(_, tensor)| is_parameter(tensor)).try_fold(

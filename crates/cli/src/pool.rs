@@ -289,7 +289,7 @@ fn from_file(
     if let Some(remotes) = &remotes
         && workers.iter().all(|worker| worker.unavailable_reason().is_some())
     {
-        return Err(remotes.nobody());
+        return Err(remotes.none_joined());
     }
     if let Some(remotes) = remotes {
         remotes.name_missing();
@@ -398,7 +398,7 @@ mod without_cluster {
             match self.0 {}
         }
 
-        pub(super) fn nobody(&self) -> Error {
+        pub(super) fn none_joined(&self) -> Error {
             match self.0 {}
         }
     }

@@ -288,7 +288,7 @@ mod tests {
         assert!(lines[1].contains("0.7") && lines[1].ends_with("dog") && lines[4].ends_with("class 2  owl"));
         let few = lines_of(&top(2, Some((&names[..2], true))), &[]).unwrap_err().to_string();
         assert!(few.contains("is 2 where 3"), "{few}");
-        // Labels that nobody asked for do not end a run.
+        // Labels that were not asked for do not end a run.
         let few = lines_of(&top(2, Some((&names[..2], false))), &[]).unwrap();
         assert!(few[1].ends_with("class 1"), "{few:?}");
     }

@@ -97,7 +97,7 @@ impl Remotes {
     }
 
     /// The error of a pool without any workers.
-    pub(super) fn nobody(&self) -> Error {
+    pub(super) fn none_joined(&self) -> Error {
         Error::Unavailable {
             what: format!("every remote worker (none joined at {} within {:?})", self.places, self.wait),
             help: "start `fcdcc worker` on the machines (see docs/cluster.md), or raise `wait` in [cluster]"
