@@ -238,7 +238,7 @@ mod tests {
         let mut net = Net::new(&[1, 4, 5, 7]);
         conv(&mut net);
         build(&mut net);
-        Model::of_proto("net.onnx".to_owned(), tract_onnx::onnx(), net.proto(), 0, None)?.batch_axes()
+        net.model()?.batch_axes()
     }
 
     #[test]

@@ -75,3 +75,51 @@ fn dtype(of: DatumType) -> &'static str {
         _ => "i64",
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+mod tests {
+    use ndarray::arr1;
+
+    use super::super::testing::Net;
+    use crate::model::Tensor;
+
+    fn sizes(values: &[i64]) -> Tensor {
+        arr1(values).into_dyn().into()
+    }
+
+    #[test]
+    fn a_shape_that_depends_on_an_input_is_known_once_its_value_is() {
+        let mut net = Net::new(&[2, 6]);
+        net.input("sizes", 7, &[2]);
+        net.node("Reshape", &["x", "sizes"], "y");
+        let model = net.model().unwrap();
+        assert_eq!(model.inputs().len(), 2);
+        for given in [[3, 4], [12, 1]] {
+            let fixed = model.clone().with_input_value("sizes", &sizes(&given)).unwrap();
+            assert_eq!(fixed.inputs().iter().map(|input| input.name.as_str()).collect::<Vec<_>>(), ["x"]);
+            let shape = &fixed.output_infos().unwrap()[0].shape;
+            assert_eq!(shape, &given.map(|size| usize::try_from(size).ok()));
+            let x = Tensor::from(ndarray::ArrayD::<f32>::ones(vec![2, 6]));
+            let y = &fixed.on_host().unwrap().run(&[x]).unwrap()[0].tensor;
+            assert_eq!(y.shape(), given.map(|size| usize::try_from(size).unwrap()));
+        }
+        // Without its value the shape is not known.
+        let open = model.output_infos().map(|infos| infos[0].shape.clone());
+        assert!(open.is_err() || open.unwrap().contains(&None));
+    }
+
+    #[test]
+    fn a_value_that_an_input_cannot_have_is_refused_by_name() {
+        let mut net = Net::new(&[2, 6]);
+        net.input("sizes", 7, &[2]);
+        net.node("Reshape", &["x", "sizes"], "y");
+        let model = net.model().unwrap();
+        let refused =
+            |name: &str, value: Tensor| model.clone().with_input_value(name, &value).unwrap_err().to_string();
+        assert!(refused("size", sizes(&[3, 4])).contains("sizes"));
+        assert!(refused("sizes", sizes(&[12])).contains("shape of input sizes is [1]"));
+        let halves = Tensor::from(arr1(&[1.5_f32, 8.0]).into_dyn());
+        assert!(refused("sizes", halves).contains("element type of input sizes"));
+    }
+}

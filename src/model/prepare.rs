@@ -314,10 +314,6 @@ mod tests {
         (0..count).map(|_| next()).collect()
     }
 
-    fn model_of(net: Net) -> Result<Model> {
-        Model::of_proto("net.onnx".to_owned(), tract_onnx::onnx(), net.proto(), 0, None)
-    }
-
     fn relative_l2(got: &[Output], want: &[Output]) -> f64 {
         let pairs = got[0].tensor.to_f64().into_iter().zip(want[0].tensor.to_f64());
         let (error, norm) = pairs.fold((0.0, 0.0), |(e, n), (g, w)| (e + (g - w).powi(2), n + w * w));
@@ -337,7 +333,7 @@ mod tests {
         net.node("BatchNormalization", &["c", "scale", "shift", "mean", "var"], "n");
         net.node("Sub", &["k", "n"], "y");
         let data = ArrayD::from_shape_vec(vec![1, 4, side, side], numbers(4 * side * side, 7)).unwrap();
-        (model_of(net).unwrap(), data.into())
+        (net.model().unwrap(), data.into())
     }
 
     /// A prepared model whose only layer is folded with an injected mistake.
@@ -410,7 +406,7 @@ mod tests {
             }
         }
         let started = std::time::Instant::now();
-        let model = model_of(net).unwrap();
+        let model = net.model().unwrap();
         let pool = Pool::new(CpuWorker::fleet(2)).unwrap();
         let layer = LayerOptions::default().tolerate(0);
         let prepared = model.prepare(&pool, &ModelOptions { layer, ..ModelOptions::default() }).unwrap();
@@ -432,7 +428,7 @@ mod tests {
             let node = if op == "Conv" { net.node(op, &["x", "w"], "y") } else { net.node(op, &["x"], "y") };
             node.ints("kernel_shape", &[kernel, kernel]).ints("strides", &[stride, stride]).name =
                 "layer".to_owned();
-            let error = model_of(net).unwrap().typed().unwrap_err();
+            let error = net.model().unwrap().typed().unwrap_err();
             assert_eq!(error.kind(), crate::error::ErrorKind::BadInput);
             error.to_string()
         };

@@ -181,10 +181,7 @@ mod tests {
     use super::*;
 
     fn schedule(net: Net) -> Schedule {
-        let graph =
-            super::super::Model::of_proto("net.onnx".to_owned(), tract_onnx::onnx(), net.proto(), 0, None)
-                .and_then(|model| model.typed())
-                .unwrap();
+        let graph = net.model().and_then(|model| model.typed()).unwrap();
         assert!(is_fixed(&graph).unwrap());
         Schedule::of(&graph).unwrap()
     }

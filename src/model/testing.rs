@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+use super::load::Model;
+use crate::error::Result;
 use tract_onnx::pb::tensor_shape_proto::{Dimension, dimension};
 use tract_onnx::pb::{
     AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, TensorShapeProto,
@@ -19,14 +21,26 @@ fn wide(sizes: &[usize]) -> Vec<i64> {
 
 impl Net {
     pub(super) fn new(input: &[usize]) -> Self {
+        let value = |name: &str| ValueInfoProto { name: name.to_owned(), ..ValueInfoProto::default() };
+        let mut net = Self { graph: GraphProto { output: vec![value("y")], ..GraphProto::default() } };
+        net.input("x", 1, input);
+        net
+    }
+
+    /// Adds an input of elements of type `dtype`, a number of `tensor_proto::DataType`.
+    pub(super) fn input(&mut self, name: &str, dtype: i32, shape: &[usize]) {
         let dim =
             |size: &i64| Dimension { value: Some(dimension::Value::DimValue(*size)), ..Dimension::default() };
-        let shape = TensorShapeProto { dim: wide(input).iter().map(dim).collect() };
-        let tensor = type_proto::Tensor { elem_type: 1, shape: Some(shape) };
+        let shape = TensorShapeProto { dim: wide(shape).iter().map(dim).collect() };
+        let tensor = type_proto::Tensor { elem_type: dtype, shape: Some(shape) };
         let of = TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..TypeProto::default() };
-        let value = |name: &str| ValueInfoProto { name: name.to_owned(), ..ValueInfoProto::default() };
-        let input = ValueInfoProto { r#type: Some(of), ..value("x") };
-        Self { graph: GraphProto { input: vec![input], output: vec![value("y")], ..GraphProto::default() } }
+        let name = name.to_owned();
+        self.graph.input.push(ValueInfoProto { name, r#type: Some(of), ..ValueInfoProto::default() });
+    }
+
+    /// The model, with opset 17.
+    pub(super) fn model(self) -> Result<Model> {
+        Model::of_proto("net.onnx".to_owned(), tract_onnx::onnx(), self.proto(), 0, None)
     }
 
     pub(super) fn floats(&mut self, name: &str, shape: &[usize], values: &[f32]) {
@@ -80,6 +94,7 @@ impl Net {
 pub(super) trait Attributes {
     fn ints(&mut self, name: &str, values: &[i64]) -> &mut Self;
     fn int(&mut self, name: &str, value: i64) -> &mut Self;
+    fn float(&mut self, name: &str, value: f32) -> &mut Self;
     fn string(&mut self, name: &str, value: &str) -> &mut Self;
 }
 
@@ -96,6 +111,12 @@ impl Attributes for NodeProto {
 
     fn int(&mut self, name: &str, value: i64) -> &mut Self {
         self.attribute.push(AttributeProto { i: value, ..named(name, attribute_proto::AttributeType::Int) });
+        self
+    }
+
+    fn float(&mut self, name: &str, value: f32) -> &mut Self {
+        self.attribute
+            .push(AttributeProto { f: value, ..named(name, attribute_proto::AttributeType::Float) });
         self
     }
 
