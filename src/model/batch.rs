@@ -225,6 +225,7 @@ fn product_axis(product: &EinSum, of: &[Items], facts: &[&TypedFact]) -> Option<
 
 #[cfg(test)]
 mod tests {
+    use super::super::loaded::loaded;
     use super::super::testing::{Attributes, Net};
     use super::*;
 
@@ -238,7 +239,7 @@ mod tests {
         let mut net = Net::new(&[1, 4, 5, 7]);
         conv(&mut net);
         build(&mut net);
-        net.model()?.batch_axes()
+        loaded(net)?.batch_axes()
     }
 
     #[test]

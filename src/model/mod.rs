@@ -44,6 +44,8 @@ mod host;
 mod inspect;
 mod inspection;
 mod load;
+#[cfg(test)]
+mod loaded;
 mod lower;
 mod memory;
 mod nodes;

@@ -81,6 +81,7 @@ fn dtype(of: DatumType) -> &'static str {
 mod tests {
     use ndarray::arr1;
 
+    use super::super::loaded::loaded;
     use super::super::testing::Net;
     use crate::model::Tensor;
 
@@ -93,7 +94,7 @@ mod tests {
         let mut net = Net::new(&[2, 6]);
         net.input("sizes", 7, &[2]);
         net.node("Reshape", &["x", "sizes"], "y");
-        let model = net.model().unwrap();
+        let model = loaded(net).unwrap();
         assert_eq!(model.inputs().len(), 2);
         for given in [[3, 4], [12, 1]] {
             let fixed = model.clone().with_input_value("sizes", &sizes(&given)).unwrap();
@@ -114,7 +115,7 @@ mod tests {
         let mut net = Net::new(&[2, 6]);
         net.input("sizes", 7, &[2]);
         net.node("Reshape", &["x", "sizes"], "y");
-        let model = net.model().unwrap();
+        let model = loaded(net).unwrap();
         let refused =
             |name: &str, value: Tensor| model.clone().with_input_value(name, &value).unwrap_err().to_string();
         assert!(refused("size", sizes(&[3, 4])).contains("sizes"));

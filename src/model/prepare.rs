@@ -299,6 +299,7 @@ fn scaled<S: Element + Datum, T: Element>(found: &Found) -> Result<Vec<T>> {
 mod tests {
     use ndarray::ArrayD;
 
+    use super::super::loaded::loaded;
     use super::super::signature::Output;
     use super::super::tensor::Tensor;
     use super::super::testing::{Attributes, Net};
@@ -333,7 +334,7 @@ mod tests {
         net.node("BatchNormalization", &["c", "scale", "shift", "mean", "var"], "n");
         net.node("Sub", &["k", "n"], "y");
         let data = ArrayD::from_shape_vec(vec![1, 4, side, side], numbers(4 * side * side, 7)).unwrap();
-        (net.model().unwrap(), data.into())
+        (loaded(net).unwrap(), data.into())
     }
 
     /// A prepared model whose only layer is folded with an injected mistake.
@@ -406,7 +407,7 @@ mod tests {
             }
         }
         let started = std::time::Instant::now();
-        let model = net.model().unwrap();
+        let model = loaded(net).unwrap();
         let pool = Pool::new(CpuWorker::fleet(2)).unwrap();
         let layer = LayerOptions::default().tolerate(0);
         let prepared = model.prepare(&pool, &ModelOptions { layer, ..ModelOptions::default() }).unwrap();
@@ -428,7 +429,7 @@ mod tests {
             let node = if op == "Conv" { net.node(op, &["x", "w"], "y") } else { net.node(op, &["x"], "y") };
             node.ints("kernel_shape", &[kernel, kernel]).ints("strides", &[stride, stride]).name =
                 "layer".to_owned();
-            let error = net.model().unwrap().typed().unwrap_err();
+            let error = loaded(net).unwrap().typed().unwrap_err();
             assert_eq!(error.kind(), crate::error::ErrorKind::BadInput);
             error.to_string()
         };

@@ -176,12 +176,13 @@ fn join_chains(drafts: &mut [Option<Draft>], outputs: &[Operand]) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::loaded::loaded;
     use super::super::steps::Work;
     use super::super::testing::{Attributes, Net};
     use super::*;
 
     fn schedule(net: Net) -> Schedule {
-        let graph = net.model().and_then(|model| model.typed()).unwrap();
+        let graph = loaded(net).and_then(|model| model.typed()).unwrap();
         assert!(is_fixed(&graph).unwrap());
         Schedule::of(&graph).unwrap()
     }

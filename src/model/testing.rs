@@ -2,8 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
-use super::load::Model;
-use crate::error::Result;
 use tract_onnx::pb::tensor_shape_proto::{Dimension, dimension};
 use tract_onnx::pb::{
     AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, TensorShapeProto,
@@ -36,11 +34,6 @@ impl Net {
         let of = TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..TypeProto::default() };
         let name = name.to_owned();
         self.graph.input.push(ValueInfoProto { name, r#type: Some(of), ..ValueInfoProto::default() });
-    }
-
-    /// The model, with opset 17.
-    pub(super) fn model(self) -> Result<Model> {
-        Model::of_proto("net.onnx".to_owned(), tract_onnx::onnx(), self.proto(), 0, None)
     }
 
     pub(super) fn floats(&mut self, name: &str, shape: &[usize], values: &[f32]) {
