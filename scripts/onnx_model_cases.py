@@ -20,7 +20,7 @@ import onnx
 import onnx.inliner
 from onnx import TensorProto, helper, numpy_helper
 
-VERSION = 7  # of the cases: raise it with any change of what is written
+VERSION = 8  # of the cases: raise it with any change of what is written
 OPSET = 17
 IR_VERSION = 8
 # Conv nodes of the networks whose graphs (without weights) the onnx package ships.
@@ -116,6 +116,18 @@ class Net:
         return model
 
 
+def deformable(net, x, channels, out, kernel, points, groups=1, offset_groups=1, mask=True, spread=1.0, **attrs):
+    """A deformable convolution whose offsets and mask are computed from its input by convolutions with `points`."""
+    height, width = kernel
+    moved = offset_groups * height * width
+    offsets = net.conv(x, 2 * moved, channels, **points, gain=spread)
+    weight = net.const(net.weight(out, channels // groups, height, width))
+    inputs = [x, weight, offsets, net.const(net.normal(out))]
+    if mask:
+        inputs.append(net.op("Sigmoid", net.conv(x, moved, channels, **points)))
+    return net.op("DeformConv", *inputs, group=groups, offset_group=offset_groups, **attrs)
+
+
 # Small models: what a graph may look like around its convolutions. Each returns its outputs.
 
 
@@ -141,6 +153,63 @@ SMALL.update({"small_" + name: single_conv(*case) for name, case in CONVS.items(
 
 def two_convs(net, x):
     return [net.conv(net.relu(net.conv(x, 8, 3, pads=[1, 1, 1, 1])), 6, 8)]
+
+
+@small
+def deform_conv(net):
+    net.opset = 19
+    x = net.conv(net.input(2, 3, 14, 17), 8, 3, pads=[1, 1, 1, 1])
+    points = {"kernel": (3, 3), "pads": [1, 1, 1, 1]}
+    y = deformable(net, net.relu(x), 8, 12, (3, 3), points, pads=[1, 1, 1, 1], kernel_shape=[3, 3], spread=2.0)
+    return [net.relu(net.bn(y, 12))]
+
+
+@small
+def deform_conv_groups(net):
+    net.opset = 22
+    x = net.input(1, 12, 15, 19)
+    points = {"kernel": (3, 5), "pads": [2, 0, 1, 3], "strides": [2, 3], "dilations": [2, 1]}
+    y = deformable(net, x, 12, 10, (3, 5), points, groups=2, offset_groups=3, mask=False, spread=0.5, **{
+        name: value for name, value in points.items() if name != "kernel"
+    })  # fmt: skip
+    return [y]
+
+
+@small
+def deform_conv_free_batch(net):
+    net.opset = 19
+    x = net.input(3, 4, 9, 9, declared=("N", 4, 9, 9))
+    return [deformable(net, x, 4, 8, (1, 2), {"kernel": (1, 2)}, offset_groups=2)]
+
+
+def branch(name, output, *nodes):
+    """A branch of an If, of nodes that read values around it."""
+    made = helper.make_tensor_value_info(output, TensorProto.FLOAT, None)
+    return helper.make_graph(list(nodes), name, [], [made])
+
+
+@small
+def if_by_shape(net):
+    """The branch that runs has a convolution; the other one has no meaning for these shapes."""
+    x = net.relu(net.conv(net.input(1, 3, 12, 11, declared=("N", 3, "H", "W")), 8, 3))
+    height = net.op("Gather", net.op("Shape", x), net.ints(2))
+    weight, bias = net.const(net.weight(6, 8, 3, 3)), net.const(net.normal(6))
+    inner = helper.make_node("Conv", [x, weight, bias], ["inner"], "Conv_in_branch", pads=[1, 0, 1, 2])
+    taken = branch("taken", "clipped", inner, helper.make_node("Relu", ["inner"], ["clipped"]))
+    squeezed = helper.make_node("Squeeze", [x, net.ints([2])], ["squeezed"])
+    other = branch("other", "squeezed", squeezed)
+    y = net.op("If", net.op("Equal", height, net.ints(10)), then_branch=taken, else_branch=other)
+    # The branches differ in the number of axes.
+    return [net.op("Mul", net.op("Reshape", y, net.ints([1, 6, 10, 9])), net.const(2.5))]
+
+
+@small
+def if_by_data(net):
+    x = net.conv(net.input(2, 3, 9, 9), 8, 3)
+    positive = net.op("Greater", net.op("ReduceMax", x, keepdims=0), net.const(0.0))
+    taken = branch("taken", "doubled", helper.make_node("Add", [x, x], ["doubled"]))
+    other = branch("other", "turned", helper.make_node("Neg", [x], ["turned"]))
+    return [net.op("If", positive, then_branch=taken, else_branch=other)]
 
 
 @small
@@ -693,6 +762,11 @@ def with_attributes(model, at=0, **attrs):
     return model
 
 
+def at_opset(version, model):
+    model.opset_import[0].version = version
+    return model
+
+
 @broken("an operator of a foreign domain", says=["Conv", "com.example.nhwc"])
 def foreign_domain(rng):
     model = one_conv(rng)
@@ -773,9 +847,26 @@ def too_many_strides(rng):
     return with_attributes(one_conv(rng), kernel_shape=[3, 3], strides=[1, 1, 1])
 
 
-@broken("an operator that nothing here has", says=["DeformConv"])
-def deform_conv(rng):
-    return one_conv(rng, nodes=[("DeformConv", "x w x", "y")])
+@broken("an operator that nothing here has", says=["MaxUnpool"])
+def unknown_operator(rng):
+    return one_conv(rng, nodes=[("MaxUnpool", "x x", "y")])
+
+
+@broken("offsets of another shape", feed=None, says=["DeformConv node y", "offsets", "18"])
+def deformed_by_other_offsets(rng):
+    return at_opset(19, one_conv(rng, nodes=[("DeformConv", "x w x", "y")]))
+
+
+@broken("a kernel that reaches beyond the input", feed=None, says=["DeformConv node y", "reaches over 41"])
+def deformed_beyond_the_input(rng):
+    model = at_opset(19, one_conv(rng, nodes=[("DeformConv", "x w x", "y")]))
+    return with_attributes(model, dilations=[20, 1])
+
+
+@broken("offsets in three axes", feed=None, says=["DeformConv node y", "two spatial axes"])
+def deformed_in_volumes(rng):
+    model = at_opset(19, one_conv(rng, nodes=[("DeformConv", "x w x", "y")]))
+    return with_attributes(model, strides=[1, 1, 1])
 
 
 @broken("padding that takes a whole output", feed=None, says=["ConvTranspose node y", "11", "10"])
@@ -891,10 +982,12 @@ def count_nodes(graph):
     ranks = {i.name: len(i.dims) for i in graph.initializer}
     known = set(ranks)  # what can be computed from constants alone, the nodes being sorted
     conv = gemm = 0
-    for node in graph.node:
+    # Where a case has branches, the first one runs.
+    taken = [n for node in graph.node for a in node.attribute if a.name == "then_branch" for n in a.g.node]
+    for node in [*graph.node, *taken]:
         if all(i in known for i in node.input):
             known.update(node.output)
-        conv += node.op_type == "Conv"
+        conv += node.op_type in ("Conv", "DeformConv")
         gemm += node.op_type == "Gemm" and node.input[1] in known
         gemm += node.op_type == "MatMul" and ranks.get(node.input[1]) == 2
     return conv, gemm

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::exp;
 use crate::error::{Error, Result, Value};
 
 /// Element type of a computation.
@@ -96,6 +97,15 @@ pub trait Element:
     /// The power with an exponent.
     #[must_use]
     fn powf(self, exponent: Self) -> Self;
+    /// e to the power of this.
+    #[must_use]
+    fn exp(self) -> Self;
+    /// [`Element::exp`] minus 1, exact also where it is small. For values of at least 0.
+    #[must_use]
+    fn exp_m1(self) -> Self;
+    /// The error function.
+    #[must_use]
+    fn erf(self) -> Self;
     /// Wraps a buffer of this type.
     fn wrap(values: Vec<Self>) -> Values;
     /// The elements of `values`, if it is of this type.
@@ -133,6 +143,19 @@ impl Element for f32 {
     }
     fn powf(self, exponent: Self) -> Self {
         self.powf(exponent)
+    }
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "loops over it are compiled for each instruction set")]
+    fn exp(self) -> Self {
+        exp::exp(self)
+    }
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "loops over it are compiled for each instruction set")]
+    fn exp_m1(self) -> Self {
+        exp::exp_m1(self)
+    }
+    fn erf(self) -> Self {
+        libm::erff(self)
     }
     fn wrap(values: Vec<Self>) -> Values {
         Values::F32(values)
@@ -176,6 +199,15 @@ impl Element for f64 {
     }
     fn powf(self, exponent: Self) -> Self {
         self.powf(exponent)
+    }
+    fn exp(self) -> Self {
+        self.exp()
+    }
+    fn exp_m1(self) -> Self {
+        self.exp_m1()
+    }
+    fn erf(self) -> Self {
+        libm::erf(self)
     }
     fn wrap(values: Vec<Self>) -> Values {
         Values::F64(values)

@@ -5,6 +5,7 @@
 
 mod buffers;
 mod element;
+mod exp;
 mod gemm;
 mod lanes;
 mod matmul;

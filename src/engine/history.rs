@@ -20,7 +20,10 @@ const CROWDED_PARTS: Duration = Duration::from_millis(20);
 /// The least time after which a subtask is overdue: making and dispatching a copy takes about as long.
 const LEAST_HEDGE: Duration = Duration::from_millis(1);
 
-/// Where workers share cores, a run is late after this many times the usual time.
+/// A run is late if it takes longer than this fraction of the runs of its layer.
+const USUAL: f64 = 0.95;
+
+/// Where workers share cores, a run is late after this many times the median time.
 const LATE: u32 = 2;
 
 /// Runs between two computations of the quantiles, each of which takes some microseconds.
@@ -32,7 +35,7 @@ const COMFORTABLE_CONDITION: f64 = 100.0;
 /// The latencies of a layer's subtasks in earlier runs.
 pub(super) struct LatencyHistory {
     latencies: Latencies,
-    /// The times to the decodable set, of runs in which no subtask was attempted twice.
+    /// The times to the decodable set; censored at the second attempt at a subtask.
     runs: Latencies,
     expected: Expected,
     /// The time after which subtasks are overdue, and the runs until it is computed again.
@@ -73,9 +76,13 @@ impl LatencyHistory {
             let quantile = |q| self.latencies.quantile(q);
             // Where all latencies are similar, a subtask above the quantile is not yet overdue.
             let overdue = options.policy.hedge.and_then(quantile).zip(quantile(0.1));
-            // Threads that share cores finish one after the other: there a run is late that takes longer than most.
-            let usual =
-                if crowded { self.runs.quantile(0.5).unwrap_or_default() * LATE } else { Duration::ZERO };
+            // A run that needs most of its subtasks always waits for some that are slower than the quantile. It is late only if
+            // it takes longer than most runs.
+            let mut usual = self.runs.quantile(USUAL).unwrap_or_default();
+            if crowded {
+                // Threads that share cores finish one after the other, in an order that changes.
+                usual = usual.max(self.runs.quantile(0.5).unwrap_or_default() * LATE);
+            }
             self.overdue = overdue.map(|(q, fast)| q.max(fast * 3 / 2).max(usual).max(LEAST_HEDGE));
             self.fresh_for = RUNS_BETWEEN_QUANTILES;
         }
@@ -96,8 +103,12 @@ impl LatencyHistory {
 
     /// Records the latencies of the first attempts at the `n` subtasks.
     pub(super) fn learn<R>(&mut self, n: usize, gathered: &RunOutcome<R>) {
-        if gathered.attempts.len() == n && matches!(gathered.end, Decision::Decode) {
-            self.runs.observe(gathered.wait);
+        if matches!(gathered.end, Decision::Decode) {
+            match gathered.attempts.get(n) {
+                None => self.runs.observe(gathered.wait),
+                // Without the second attempt it would have taken longer than that.
+                Some(second) => self.runs.censored(second.since.min(gathered.wait)),
+            }
         }
         for attempt in gathered.attempts.iter().take(n) {
             match attempt.latency {
@@ -106,7 +117,7 @@ impl LatencyHistory {
                     self.expected.observe(attempt.subtask, attempt.since + latency);
                 }
                 _ if attempt.failed() => {}
-                _ => self.latencies.censored(gathered.wait),
+                _ => self.latencies.censored(attempt.under_way(gathered.wait)),
             }
         }
     }

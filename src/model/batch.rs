@@ -22,6 +22,7 @@ use tract_onnx::tract_core::ops::logic::Iff;
 use tract_onnx::tract_core::ops::nn::{Reduce, Softmax};
 
 use super::conv::ConvOp;
+use super::deform::SamplingOp;
 use super::guard::{guarded, refused};
 use super::load::Model;
 use super::resize::Nearest;
@@ -122,6 +123,9 @@ fn through(node: &TypedNode, of: &[Items], facts: &[&TypedFact], output: &TypedF
     }
     if op.is::<TypedBinOp>() || op.is::<Iff>() {
         return element_by_element(of, facts, output);
+    }
+    if op.is::<SamplingOp>() {
+        return first.filter(|_| of.iter().all(|items| *items == Items::Along(0)));
     }
     if op.is::<ConvOp>()
         || op.is::<Conv>()

@@ -213,6 +213,8 @@ impl<'a> Execution<'a> {
                     interleave.run(this.slice::<T>(&inputs[0])?, fill, to);
                 }
                 Operator::SumRows(length) => sum_rows(this.slice::<T>(&inputs[0])?, *length, to),
+                Operator::Unary(function) => function.run(this.slice::<T>(&inputs[0])?, to),
+                Operator::Softmax(softmax) => softmax.run(this.slice::<T>(&inputs[0])?, to),
                 Operator::Dense(dense) => {
                     dense.run(this.slice::<T>(&inputs[0])?, this.slice::<T>(&inputs[1])?, to);
                 }

@@ -12,6 +12,7 @@ use tract_onnx::tract_core::ops::cnn::Conv;
 use tract_onnx::tract_core::ops::einsum::EinSum;
 
 use super::conv::ConvOp;
+use super::deform;
 use super::fold::{Folded, constant};
 use super::guard::guarded;
 use super::transpose::{InterleaveOp, NAME, TransposeOp};
@@ -37,6 +38,9 @@ impl LayerOp {
 
     /// The convolution that an operator of a file is.
     pub(super) fn of_convolution(operator: &str) -> Option<Self> {
+        if operator == deform::NAME {
+            return Some(Self::Conv);
+        }
         [Self::Conv, Self::ConvTranspose].into_iter().find(|op| op.name() == operator)
     }
 }

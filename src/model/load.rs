@@ -19,7 +19,7 @@ use super::half::{self, Half, Widened};
 use super::lower::lower;
 use super::round::{self, HalfType};
 use super::tensor::{Given, Tensor, dtype_name};
-use super::{resize, transpose, upsample, whole, wire};
+use super::{branch, deform, resize, transpose, upsample, whole, wire};
 use crate::error::{Error, Message, Parameter, Result};
 use crate::files::Input;
 use crate::memory;
@@ -451,6 +451,8 @@ fn cause(error: &Error) -> String {
 
 /// Adds the operators of this crate to those of tract.
 fn register(onnx: &mut Onnx) {
+    onnx.op_register.insert(branch::NAME, branch::parse);
+    onnx.op_register.insert(deform::SAMPLING, deform::parse);
     onnx.op_register.insert(resize::NAME, resize::parse);
     onnx.op_register.insert(transpose::NAME, transpose::parse);
     onnx.op_register.insert(upsample::LINEAR, upsample::parse_linear);

@@ -18,6 +18,7 @@ use tract_onnx::tract_hir::infer::{Factoid, InferenceModelExt, InferenceNode};
 use tract_onnx::tract_hir::ops::source::Source;
 
 use super::conv::ConvOp;
+use super::unary::Exact;
 
 /// The graph with all types and shapes inferred, and with convolutions replaced by operators of this crate.
 pub(super) fn lower(mut parsed: InferenceModel) -> TractResult<TypedModel> {
@@ -143,7 +144,8 @@ fn is_known(node: &InferenceNode) -> TractResult<bool> {
     Ok(known && node.op.state(&EvalContext::out_of_plan())?.is_none())
 }
 
-/// The operator to use for `op`: the convolution of this crate for that of tract, and an error for one without output.
+/// The operator to use for `op`: the convolution or function of this crate for that of tract, and an error for a window
+/// without output.
 fn ours(name: &str, op: Box<dyn TypedOp>, inputs: &[&TypedFact]) -> TractResult<Box<dyn TypedOp>> {
     if let Some(conv) = op.downcast_ref::<Conv>() {
         let Some(conv) = ConvOp::of(name, conv) else {
@@ -151,6 +153,9 @@ fn ours(name: &str, op: Box<dyn TypedOp>, inputs: &[&TypedFact]) -> TractResult<
         };
         conv.output_facts(inputs)?;
         return Ok(Box::new(conv));
+    }
+    if let Some(exact) = Exact::of(&*op, inputs) {
+        return Ok(Box::new(exact));
     }
     if let Some(pool) = op.downcast_ref::<MaxPool>() {
         covers("MaxPool", name, &pool.pool_spec, inputs)?;

@@ -28,8 +28,10 @@
 //! differ.
 
 mod batch;
+mod branch;
 mod check;
 mod conv;
+mod deform;
 mod examine;
 mod execute;
 mod external;
@@ -63,6 +65,7 @@ mod round;
 mod runnable;
 mod schedule;
 mod sets;
+mod shapes;
 mod signature;
 mod slots;
 mod steps;
@@ -72,6 +75,7 @@ mod tensor;
 mod testing;
 mod tidy;
 mod transpose;
+mod unary;
 mod upsample;
 mod value;
 mod whole;
@@ -90,5 +94,6 @@ pub use options::{AutoChoices, GemmChoice, ModelOptions, Progress};
 pub use outputs::OutputInfo;
 pub use place::PlannedLayer;
 pub use prepared::{ModelRun, PreparedModel};
+pub use shapes::ModelShapes;
 pub use signature::Output;
 pub use tensor::Tensor;

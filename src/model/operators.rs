@@ -9,17 +9,19 @@ use tract_onnx::tract_core::internal::{AxisOp, Tensor, TypedModel, TypedNode};
 use tract_onnx::tract_core::ops::array::TypedConcat;
 use tract_onnx::tract_core::ops::binary::TypedBinOp;
 use tract_onnx::tract_core::ops::cnn::{MaxPool, PaddingSpec, PoolSpec, SumPool};
+use tract_onnx::tract_core::ops::element_wise::ElementWiseOp;
 use tract_onnx::tract_core::ops::identity::Identity;
-use tract_onnx::tract_core::ops::nn::{DataFormat, Reduce, Reducer};
+use tract_onnx::tract_core::ops::nn::{DataFormat, Reduce, Reducer, Softmax as TractSoftmax, SoftmaxKind};
 use tract_onnx_opl::lrn::Lrn as TractLrn;
 
 use super::conv::{ConvOp, each_channel};
 use super::find::{FilterOrder, gemm};
 use super::transpose::InterleaveOp;
+use super::unary::Exact;
 use super::value::{Operand, Place, planned};
 use crate::array::Element;
 use crate::conv::{ConvKernel, Filters};
-use crate::ops::{BinaryOp, Dense, Interleave, Lrn, Permutation, PoolKind, Pooling};
+use crate::ops::{BinaryOp, Dense, Interleave, Lrn, Permutation, PoolKind, Pooling, Softmax, Unary};
 
 /// An operator of this crate, with the sizes that it was compiled for.
 pub(super) enum Operator {
@@ -43,6 +45,8 @@ pub(super) enum Operator {
     SumRows(usize),
     /// The data, then the weights.
     Dense(Dense),
+    Unary(Unary),
+    Softmax(Softmax),
 }
 
 impl std::fmt::Debug for Operator {
@@ -59,6 +63,8 @@ impl std::fmt::Debug for Operator {
             }
             Self::SumRows(length) => f.debug_tuple("SumRows").field(length).finish(),
             Self::Dense(dense) => f.debug_tuple("Dense").field(dense).finish(),
+            Self::Unary(function) => f.debug_tuple("Unary").field(function).finish(),
+            Self::Softmax(softmax) => f.debug_tuple("Softmax").field(softmax).finish(),
         }
     }
 }
@@ -161,6 +167,10 @@ pub(super) fn operator(
         if reduce.reducer == Reducer::Sum && (first..from.len()).all(|axis| reduce.axes.contains(&axis)) {
             return with_all(Operator::SumRows(from[first..].iter().product()));
         }
+    } else if let Some(function) = node.op_as::<ElementWiseOp>().and_then(Exact::function) {
+        return with_all(Operator::Unary(function));
+    } else if let Some(softmax) = node.op_as::<TractSoftmax>().and_then(|op| softmax(op, from)) {
+        return with_all(Operator::Softmax(softmax));
     } else if let Some((dense, data, weight)) = dense(graph, node)? {
         let weights = Operand { place: Place::Constant(weight), ..inputs[1 - data].clone() };
         return Ok(Some((Operator::Dense(dense), vec![inputs[data].clone(), weights])));
@@ -227,6 +237,22 @@ fn inner(operand: &[usize], shape: &[usize]) -> Option<usize> {
     let end = operand.iter().rposition(wide)? + 1;
     let same = operand.len() == shape.len() && operand[first..end] == shape[first..end];
     same.then(|| shape[end..].iter().product())
+}
+
+/// A softmax over successive axes.
+fn softmax(op: &TractSoftmax, from: &[usize]) -> Option<Softmax> {
+    let (first, last) = (*op.axes.iter().min()?, *op.axes.iter().max()?);
+    if last >= from.len()
+        || !(first..=last).all(|axis| op.axes.contains(&axis))
+        || op.quant_output_dt.is_some()
+    {
+        return None;
+    }
+    Some(Softmax {
+        length: from[first..=last].iter().product(),
+        inner: from[last + 1..].iter().product(),
+        logarithm: op.kind == SoftmaxKind::LogSoftmax,
+    })
 }
 
 fn pooling(kind: PoolKind, spec: &PoolSpec, from: &[usize], to: &[usize]) -> Option<Pooling> {

@@ -3,6 +3,7 @@
 //! - Celu lacks a factor in tract: alpha Elu(x / alpha).
 //! - Swish knows no alpha: x Sigmoid(alpha x).
 //! - RNN, GRU and LSTM of direction `reverse` run forward: the input is reversed, and the outputs of all steps are.
+//! - DeformConv is not known: it becomes a sampling and a convolution ([`deform`]).
 //! - SpaceToDepth knows one order of channels, so the other one is refused.
 //!
 //! Invariant: a rewritten node makes the values that the standard describes, under the names that it had.
@@ -10,6 +11,7 @@
 use tract_onnx::pb::NodeProto;
 
 use super::check::{attribute, called, is_standard, text};
+use super::deform;
 use super::nodes::Nodes;
 
 /// Adds `node`, or the nodes that stand for it, to `nodes`.
@@ -50,6 +52,7 @@ pub(super) fn add(mut node: NodeProto, nodes: &mut Nodes) -> Result<(), String> 
             reverse(&forward, axis, &all, nodes);
             return Ok(());
         }
+        _ if deform::takes(&node) => return deform::rewrite(node, nodes),
         ("SpaceToDepth", ..) if text(&node, "mode") == Some("CRD") => {
             return Err(format!(
                 "{}: attribute mode is CRD where only DCR is known: export the model with Reshape and Transpose",

@@ -264,6 +264,20 @@ mod tests {
     }
 
     #[test]
+    fn functions_and_softmax_are_not_tracts() {
+        let mut net = Net::new(&[1, 2, 3]);
+        for (op, from, to) in
+            [("Sigmoid", "x", "a"), ("Tanh", "a", "b"), ("Erf", "b", "c"), ("Exp", "c", "d")]
+        {
+            net.node(op, &[from], to);
+        }
+        net.node("Softmax", &["d"], "e").int("axis", 1);
+        net.node("LogSoftmax", &["e"], "y").int("axis", -1);
+        let schedule = schedule(net);
+        assert_eq!(operators(&schedule), ["Unary", "Unary", "Unary", "Unary", "Softmax", "Softmax"]);
+    }
+
+    #[test]
     fn other_operators_run_in_tract_and_read_any_value() {
         let mut net = Net::new(&[1, 2, 3]);
         net.node("Relu", &["x"], "a");

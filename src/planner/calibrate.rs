@@ -210,7 +210,8 @@ fn calibrate_here<T: Element>(worker: &mut dyn Worker, cores: Option<usize>) -> 
     Ok(Calibration { rates, worker_error, host_error })
 }
 
-/// Seconds for one `call`: the median of several, after one for warming up.
+/// Seconds for one `call`: the fastest of several, after one for warming up. On a busy machine most calls wait for other
+/// programs, which says nothing about the rates.
 fn repeated(what: &str, mut call: impl FnMut() -> Result<()>) -> Result<f64> {
     let first = Instant::now();
     call()?;
@@ -220,14 +221,14 @@ fn repeated(what: &str, mut call: impl FnMut() -> Result<()>) -> Result<f64> {
         return Err(Error::Timeout { what: what.to_owned(), limit, help });
     }
     let started = Instant::now();
-    let mut times = Vec::new();
-    while times.len() < LEAST_REPEATS || (started.elapsed() < SPENT && times.len() < MOST_REPEATS) {
+    let (mut fastest, mut repeats) = (f64::INFINITY, 0);
+    while repeats < LEAST_REPEATS || (started.elapsed() < SPENT && repeats < MOST_REPEATS) {
         let at = Instant::now();
         call()?;
-        times.push(at.elapsed().as_secs_f64());
+        fastest = fastest.min(at.elapsed().as_secs_f64());
+        repeats += 1;
     }
-    times.sort_by(f64::total_cmp);
-    Ok(times[times.len() / 2].max(1e-9))
+    Ok(fastest.max(1e-9))
 }
 
 fn mean_error(predicted: impl Iterator<Item = f64>, times: &[f64]) -> f64 {

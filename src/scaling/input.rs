@@ -1,10 +1,10 @@
 //! Scans an input in one pass: whether it is finite, the size of its slabs, and the unevenness of its windows.
 
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
 
-use super::magnitudes::{Magnitudes, extremes, largest, largest_scaled, typical};
+use super::magnitudes::{Extent, Extents, Magnitudes, extremes, largest, largest_scaled, typical};
 use super::power::power_of_two;
+use super::scan::{Found, InputScan, Room, ScanOptions, ScanRoom, ZeroRun};
 use super::spread::{EVEN, Spread};
 use super::windows::Windows;
 use crate::array::{DType, Element, once, same_ref};
@@ -24,6 +24,9 @@ const MANY: usize = 8;
 /// Pieces into which many images and groups are divided for the threads.
 const UNITS: usize = 32;
 
+/// Number of windows of a slab that are sampled for its scale, where there are few slabs and where there are many.
+const SAMPLED: [usize; 2] = [256, 64];
+
 /// Slabs that are not mixed are scaled only if their size is outside `[1 / ROOM, ROOM]`: inside, products with filters of
 /// a size near 1 are far from both ends of the range of f32.
 const ROOM: f64 = (1_u64 << 40) as f64;
@@ -33,17 +36,6 @@ const LEAST_HIDING: f64 = 1e-20;
 
 /// No scale brings the largest element of a slab above this.
 const MOST_ELEMENT: f64 = (1_u64 << 60) as f64;
-
-/// How the slabs of a layer are coded and computed, as far as it affects rounding errors.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct ScanOptions {
-    /// Whether coded slabs are sums of slabs.
-    pub mixed: bool,
-    /// Whether slabs are scaled even if nothing is mixed and their size is ordinary.
-    pub always_scaled: bool,
-    /// Scaled elements below this lose digits, since they are stored or multiplied as denormal numbers.
-    pub floor: f64,
-}
 
 /// A plan for scanning the inputs of one layer.
 #[derive(Debug)]
@@ -58,85 +50,14 @@ pub struct ScanPlan {
     windows: Windows,
     /// Ranges of input rows in which no slab begins or ends; together they cover all rows.
     bands: Vec<Range<usize>>,
+    /// Parts of the bands that are short enough to be shared among threads.
+    shared_bands: Vec<Range<usize>>,
+    /// Number of windows of a slab that are sampled for its scale.
+    sampled: usize,
     /// The rows of each slab.
     slab_rows: Vec<Range<usize>>,
     /// Elements of a slab of one group.
     slab_elems: usize,
-}
-
-/// A run of windows that contain only zeros.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ZeroRun {
-    /// Image and group: `image * groups + group`.
-    pub group: usize,
-    /// First output position, in the plane of a channel.
-    pub start: usize,
-    /// Number of windows.
-    pub count: usize,
-}
-
-/// The result of a scan.
-#[derive(Clone, Debug, Default)]
-pub struct InputScan {
-    /// Whether no element is NaN or infinite.
-    pub finite: bool,
-    /// `[N, g, k_A]`: factors by which the slabs are to be multiplied; empty if none is scaled.
-    pub slab_scales: Vec<f64>,
-    /// `[N, g, k_A]`: mean square of an element of each scaled slab.
-    pub energies: Vec<f64>,
-    /// Largest magnitude of an element.
-    pub largest: f64,
-    /// The smallest maximum of a window that is not all zeros; infinite for an input of zeros.
-    pub smallest: f64,
-    /// Amplifications of all windows.
-    pub spread: Spread,
-    /// Windows of zeros whose decoded outputs are not exactly zero.
-    pub zeros: Vec<ZeroRun>,
-    /// `[N, g]`: the largest amplification in each image and group.
-    amplifications: Vec<f64>,
-}
-
-impl InputScan {
-    /// The images and groups with windows whose amplification exceeds `limit`.
-    pub fn uneven(&self, limit: f64) -> impl Iterator<Item = usize> + '_ {
-        (0..self.amplifications.len()).filter(move |group| self.amplifications[*group] > limit)
-    }
-}
-
-/// Scratch memory of scans, kept for reuse.
-#[derive(Debug, Default)]
-pub struct ScanRoom<T>(Mutex<Vec<Room<T>>>);
-
-#[derive(Debug, Default)]
-struct Room<T> {
-    plane: Vec<T>,
-    own: Vec<T>,
-    most: Vec<T>,
-    scratch: Vec<T>,
-    /// Sums of squares of the bands.
-    bands: Vec<f64>,
-    sample: Vec<f64>,
-}
-
-impl<T: Default> ScanRoom<T> {
-    fn take(&self) -> Room<T> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
-    }
-
-    fn keep(&self, room: Room<T>) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(room);
-    }
-}
-
-/// The scan of one image and group, beside the scales and energies of its slabs.
-#[derive(Default)]
-struct Found {
-    /// Whether no element is NaN or infinite.
-    finite: bool,
-    largest: f64,
-    smallest: f64,
-    spread: Spread,
-    zeros: Vec<(usize, usize)>,
 }
 
 impl ScanPlan {
@@ -162,18 +83,23 @@ impl ScanPlan {
                 start..end.max(start)
             })
             .collect();
-        let mut edges: Vec<usize> = slab_rows.iter().flat_map(|rows| [rows.start, rows.end]).collect();
-        // Short enough to be shared among threads.
-        edges.extend((0..=MANY).map(|i| rows * i / MANY));
-        edges.sort_unstable();
-        edges.dedup();
+        let bands_between = |mut edges: Vec<usize>| -> Vec<Range<usize>> {
+            edges.sort_unstable();
+            edges.dedup();
+            edges.windows(2).map(|edge| edge[0]..edge[1]).collect()
+        };
+        let ends = slab_rows.iter().flat_map(|rows| [rows.start, rows.end]);
+        let edges: Vec<usize> = ends.chain([0, rows]).collect();
+        let shared = edges.iter().copied().chain((0..=MANY).map(|i| rows * i / MANY)).collect();
         Self {
             options,
             k_a: parts.parts,
             part_plane: parts.rows * output[axis + 1..].iter().product::<usize>(),
             row_elems: shape.input[axis + 1..].iter().product(),
             windows,
-            bands: edges.windows(2).map(|edge| edge[0]..edge[1]).collect(),
+            bands: bands_between(edges),
+            shared_bands: bands_between(shared),
+            sampled: SAMPLED[usize::from(shape.groups >= MANY)],
             slab_rows,
             slab_elems: shape.in_channels / shape.groups * parts.slab_plane(),
             shape: shape.clone(),
@@ -269,7 +195,76 @@ impl ScanPlan {
         self.options.mixed || self.options.floor > f64::from(f32::MIN_POSITIVE)
     }
 
+    /// Scans one image and group.
     fn group<T: Element>(
+        &self,
+        input: &[T],
+        group: usize,
+        shared: bool,
+        room: &mut Room<T>,
+        slabs: (&mut [f64], &mut [f64]),
+    ) -> Found {
+        let ScanOptions { mixed, always_scaled, .. } = self.options;
+        if !(mixed || always_scaled)
+            && let Some(found) = self.ordinary(input, group, shared, room, (&mut *slabs.0, &mut *slabs.1))
+        {
+            return found;
+        }
+        self.magnitudes(input, group, shared, room);
+        pulp::Arch::new().dispatch(|| self.compared(input, group, shared, room, slabs))
+    }
+
+    /// The scan of a group in which nothing is scaled and no window stands out, because every element is zero or of
+    /// ordinary size; `None` where one is not.
+    fn ordinary<T: Element>(
+        &self,
+        input: &[T],
+        group: usize,
+        shared: bool,
+        room: &mut Room<T>,
+        (scales, energies): (&mut [f64], &mut [f64]),
+    ) -> Option<Found> {
+        let plane_elems = self.shape.input_plane();
+        let (channels, bands) = (self.channels(input, group), self.bands(shared));
+        let arch = pulp::Arch::new();
+        room.extents.clear();
+        room.extents.resize(bands.len(), Extent::default());
+        let pieces = bands.iter().zip(&mut room.extents);
+        share(if shared { threads() } else { 1 }, pieces, |(band, extent)| {
+            let channels = &channels[band.start * self.row_elems..];
+            *extent = arch.dispatch(Extents { channels, plane_elems, run: band.len() * self.row_elems });
+        });
+        let (mut largest, mut smallest) = (0.0_f64, f64::INFINITY);
+        room.bands.clear();
+        for extent in &room.extents {
+            largest = largest.max(extent.largest);
+            smallest = smallest.min(extent.smallest);
+            room.bands.push(extent.squares);
+        }
+        let finite = room.bands.iter().all(|squares| squares.is_finite());
+        if !finite || !self.leaves_alone(largest, smallest) {
+            return None;
+        }
+        scales.fill(1.0);
+        // Squares of numbers of ordinary size are numbers of f64, so that no magnitudes are needed.
+        self.energies::<T>(bands, &room.bands, &[], scales, energies);
+        Some(Found { finite, largest, smallest, ..Found::default() })
+    }
+
+    /// The channels of one image and group.
+    fn channels<'a, T>(&self, input: &'a [T], group: usize) -> &'a [T] {
+        &input[group * self.group_elems()..][..self.group_elems()]
+    }
+
+    /// Ranges of input rows in which no slab begins or ends.
+    fn bands(&self, shared: bool) -> &[Range<usize>] {
+        if shared { &self.shared_bands } else { &self.bands }
+    }
+
+    /// The rest of the scan of a group whose magnitudes are in `room`.
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "it must be compiled for each instruction set")]
+    fn compared<T: Element>(
         &self,
         input: &[T],
         group: usize,
@@ -277,12 +272,10 @@ impl ScanPlan {
         room: &mut Room<T>,
         (scales, energies): (&mut [f64], &mut [f64]),
     ) -> Found {
-        self.magnitudes(input, group, shared, room);
         let mut finite = room.bands.iter().all(|energy| energy.is_finite());
         if !finite && T::DTYPE == DType::F64 {
             // Squares of large numbers may overflow.
-            let elems = self.group_elems();
-            finite = crate::array::first_non_finite(&input[group * elems..][..elems]).is_none();
+            finite = crate::array::first_non_finite(self.channels(input, group)).is_none();
         }
         let (largest, smallest) = extremes(&room.plane);
         let (mut spread, mut zeros) = (Spread::default(), Vec::new());
@@ -305,7 +298,7 @@ impl ScanPlan {
                 });
             }
         }
-        self.energies(&room.bands, &room.plane, scales, energies);
+        self.energies(self.bands(shared), &room.bands, &room.plane, scales, energies);
         Found { finite, largest, smallest, spread, zeros }
     }
 
@@ -325,17 +318,17 @@ impl ScanPlan {
     /// which is not finite if an element is not finite, to `room.bands`.
     fn magnitudes<T: Element>(&self, input: &[T], group: usize, shared: bool, room: &mut Room<T>) {
         let plane_elems = self.shape.input_plane();
-        let channels = &input[group * self.group_elems()..][..self.group_elems()];
+        let (channels, bands) = (self.channels(input, group), self.bands(shared));
         room.plane.clear();
         room.plane.resize(plane_elems, T::default());
         room.bands.clear();
-        room.bands.resize(self.bands.len(), 0.0);
+        room.bands.resize(bands.len(), 0.0);
         let arch = pulp::Arch::new();
         let look = |start: usize, most: &mut [T], energy: &mut f64| {
             *energy = arch.dispatch(Magnitudes { channels: &channels[start..], plane_elems, most });
         };
         let mut rest = &mut room.plane[..];
-        let pieces = self.bands.iter().zip(&mut room.bands).map(|(band, energy)| {
+        let pieces = bands.iter().zip(&mut room.bands).map(|(band, energy)| {
             let piece = rest.split_off_mut(..band.len() * self.row_elems).unwrap_or_default();
             (band.start * self.row_elems, piece, energy)
         });
@@ -352,13 +345,16 @@ impl ScanPlan {
     }
 
     /// Writes the scale of each slab of the group whose magnitudes are in `room`.
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "it must be compiled for each instruction set")]
     fn scales<T: Element>(&self, room: &mut Room<T>, scales: &mut [f64]) {
         let single = T::DTYPE == DType::F32;
         let mut sample = std::mem::take(&mut room.sample);
         let mut slab = |a: usize| -> Option<f64> {
             let rows = &self.slab_rows[a];
             let element = largest(&room.plane[rows.start * self.row_elems..rows.end * self.row_elems]);
-            let mut windows = || typical(&room.own[a * self.part_plane..][..self.part_plane], &mut sample);
+            let mut windows =
+                || typical(&room.own[a * self.part_plane..][..self.part_plane], self.sampled, &mut sample);
             let window = if self.compares() { windows() } else { element };
             if window == 0.0 {
                 return None;
@@ -382,19 +378,27 @@ impl ScanPlan {
         room.sample = sample;
     }
 
-    /// Writes the mean square of an element of each scaled slab, from the sums of squares `bands`. If a sum is out of range: an upper
-    /// bound, the square of the slab's largest element, from the magnitudes in `plane`.
-    fn energies<T: Element>(&self, bands: &[f64], plane: &[T], scales: &[f64], energies: &mut [f64]) {
+    /// Writes the mean square of an element of each scaled slab, from the sums of squares of bands. If a sum is out of range: an
+    /// upper bound, the square of the slab's largest element, from the magnitudes in `plane`.
+    #[inline(always)]
+    fn energies<T: Element>(
+        &self,
+        bands: &[Range<usize>],
+        squares: &[f64],
+        plane: &[T],
+        scales: &[f64],
+        energies: &mut [f64],
+    ) {
         /// Squares lose digits, or are lost, below this.
         const LEAST_SQUARES: f64 = f64::MIN_POSITIVE / f64::EPSILON;
         let of_slab = |(rows, scale): (&Range<usize>, &f64)| {
             let inside = |band: &Range<usize>| rows.start <= band.start && band.end <= rows.end;
-            let sum: f64 =
-                self.bands.iter().zip(bands).filter(|(band, _)| inside(band)).map(|(_, e)| e).sum();
+            let sum: f64 = bands.iter().zip(squares).filter(|(band, _)| inside(band)).map(|(_, e)| e).sum();
             if (LEAST_SQUARES..=f64::MAX).contains(&sum) {
                 return sum * scale * scale / self.slab_elems as f64;
             }
-            (largest(&plane[rows.start * self.row_elems..rows.end * self.row_elems]) * scale).powi(2)
+            let magnitudes = plane.get(rows.start * self.row_elems..rows.end * self.row_elems);
+            (largest(magnitudes.unwrap_or_default()) * scale).powi(2)
         };
         for (energy, slab) in energies.iter_mut().zip(self.slab_rows.iter().zip(scales)) {
             *energy = of_slab(slab);
@@ -430,6 +434,8 @@ impl ScanPlan {
     /// Compares the windows at the same place of all slabs. Calls `found` with the output position and the amplification of
     /// every window whose amplification exceeds `limit` or that of all windows before, so that the largest is always found.
     /// An amplification of 0 stands for a window of zeros.
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "it must be compiled for each instruction set")]
     fn compare<T: Element>(
         &self,
         room: &mut Room<T>,

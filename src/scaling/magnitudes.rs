@@ -6,9 +6,6 @@
 
 use crate::array::Element;
 
-/// Maximum number of windows of a slab that are sampled for its scale.
-const SAMPLED: usize = 256;
-
 /// Writes to `most[p]` the largest of `floor` and the scaled windows at place p of all slabs.
 pub(super) fn largest_scaled<T: Element>(
     seen: &[T],
@@ -87,7 +84,63 @@ impl<T: Element> pulp::WithSimd for Magnitudes<'_, T> {
     }
 }
 
+/// The extent of the elements of some runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Extent {
+    /// The largest magnitude.
+    pub(super) largest: f64,
+    /// The smallest magnitude that is not zero; infinite if there is none.
+    pub(super) smallest: f64,
+    /// Sum of squares.
+    pub(super) squares: f64,
+}
+
+/// Finds the extent of a run of each channel.
+pub(super) struct Extents<'a, T> {
+    /// Starts at the first element of the run; channels are `plane_elems` apart.
+    pub(super) channels: &'a [T],
+    pub(super) plane_elems: usize,
+    /// Elements of a run.
+    pub(super) run: usize,
+}
+
+impl<T: Element> pulp::WithSimd for Extents<'_, T> {
+    type Output = Extent;
+
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "it must be compiled for each instruction set")]
+    fn with_simd<S: pulp::Simd>(self, _: S) -> Extent {
+        let unset = T::from_f64(f64::INFINITY);
+        let mut sums = [0.0_f64; LANES];
+        let (mut most, mut least) = ([T::default(); LANES], [unset; LANES]);
+        for channel in self.channels.chunks(self.plane_elems) {
+            let blocks = channel[..self.run].chunks_exact(LANES);
+            let rest = blocks.remainder();
+            for block in blocks {
+                for lane in 0..LANES {
+                    let (value, size) = (block[lane].to_f64(), block[lane].abs());
+                    sums[lane] += value * value;
+                    most[lane] = if size > most[lane] { size } else { most[lane] };
+                    let size = if size > T::default() { size } else { unset };
+                    least[lane] = if size < least[lane] { size } else { least[lane] };
+                }
+            }
+            for (lane, value) in rest.iter().enumerate() {
+                let (value, size) = (value.to_f64(), value.abs());
+                sums[lane] += value * value;
+                most[lane] = if size > most[lane] { size } else { most[lane] };
+                least[lane] = if size > T::default() && size < least[lane] { size } else { least[lane] };
+            }
+        }
+        let largest = most.iter().fold(0.0_f64, |largest, size| largest.max(size.to_f64()));
+        let smallest = least.iter().fold(f64::INFINITY, |smallest, size| smallest.min(size.to_f64()));
+        Extent { largest, smallest, squares: sums.iter().sum() }
+    }
+}
+
 /// The largest of `values`, 0 if there are none.
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "it is compiled for each instruction set, where its caller is")]
 pub(super) fn largest<T: Element>(values: &[T]) -> f64 {
     let mut lanes = [T::default(); LANES];
     let blocks = values.chunks_exact(LANES);
@@ -102,6 +155,8 @@ pub(super) fn largest<T: Element>(values: &[T]) -> f64 {
 }
 
 /// The largest of `values`, and the smallest that is not zero.
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "it is compiled for each instruction set, where its caller is")]
 pub(super) fn extremes<T: Element>(values: &[T]) -> (f64, f64) {
     let unset = T::from_f64(f64::INFINITY);
     let mut lanes = [unset; LANES];
@@ -118,10 +173,10 @@ pub(super) fn extremes<T: Element>(values: &[T]) -> (f64, f64) {
 }
 
 /// The typical size of the `windows` of a slab: larger than three quarters of the nonzero samples. For even windows the
-/// largest would do as well. Where a few stand out, those had better stay large than make all others small. `sample` is
-/// scratch memory.
-pub(super) fn typical<T: Element>(windows: &[T], sample: &mut Vec<f64>) -> f64 {
-    let step = windows.len().div_ceil(SAMPLED).max(1);
+/// largest would do as well. Where a few stand out, those had better stay large than make all others small. About
+/// `sampled` windows are looked at; `sample` is scratch memory.
+pub(super) fn typical<T: Element>(windows: &[T], sampled: usize, sample: &mut Vec<f64>) -> f64 {
+    let step = windows.len().div_ceil(sampled).max(1);
     // An odd step does not divide widths that are powers of two.
     let step = if step > 1 { step | 1 } else { step };
     let nonzero = windows.iter().step_by(step).map(|window| window.to_f64()).filter(|window| *window > 0.0);

@@ -26,10 +26,12 @@ mod filters;
 mod input;
 mod magnitudes;
 mod power;
+mod scan;
 mod spread;
 mod windows;
 
 pub use filters::FilterScales;
-pub use input::{InputScan, ScanOptions, ScanPlan, ScanRoom, ZeroRun};
+pub use input::ScanPlan;
 pub use power::power_of_two;
+pub use scan::{InputScan, ScanOptions, ScanRoom, ZeroRun};
 pub use spread::Spread;

@@ -288,6 +288,12 @@ impl<'a, F: Fleet, R: Recovery> Run<'a, F, R> {
             Some(Event::Failed { subtask })
         };
         match reply.what {
+            // Another attempt was faster, and what the subtask lacked has arrived.
+            ReplyKind::Failed(Error::Cancelled) if self.gather.arrivals().is_complete(subtask) => {
+                attempt.ended = true;
+                attempt.outcome = Outcome::Cancelled;
+                Some(Event::Idle)
+            }
             ReplyKind::SubResult { index, values, sketch } => {
                 let bytes = values.size_bytes();
                 let (worker, attempt_number) = (attempt.worker, reply.attempt);

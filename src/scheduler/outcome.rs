@@ -55,6 +55,11 @@ pub(crate) struct Attempt {
 }
 
 impl Attempt {
+    /// How long it has been under way, from the run's first dispatch, if it was cancelled or the run ended after `wait`.
+    pub(crate) fn under_way(&self, wait: Duration) -> Duration {
+        self.latency.filter(|_| self.ended).map_or(wait, |latency| self.since + latency)
+    }
+
     /// Whether it ended without a usable latency.
     pub(crate) fn failed(&self) -> bool {
         matches!(self.outcome, Outcome::Failed | Outcome::Corrupt)

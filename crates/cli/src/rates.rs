@@ -58,8 +58,8 @@ struct Cache {
     rates: BTreeMap<String, Calibration>,
 }
 
-/// 2: the work of layers that are filtered counts their products.
-const SCHEMA: u32 = 2;
+/// 2: the work of layers that are filtered counts their products. 3: rates are those of the fastest calls.
+const SCHEMA: u32 = 3;
 
 fn cache_file() -> Option<PathBuf> {
     Some(cache::folder()?.join("rates.json"))
