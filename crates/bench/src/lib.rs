@@ -3,7 +3,8 @@
 //! Relevant if you want to measure; to run layers or models you do not need this crate. [`layers`] is the catalogue of
 //! shapes, [`Scenario`] describes the faults, [`Method`] the methods, and [`Comparison`] runs them in turns into a
 //! [`schema`] (`bench.json`). [`stats`] turns trials into numbers with intervals. [`page`] turns reports into HTML files,
-//! with the charts of [`chart`] and the wording of [`mod@format`]. [`convexity`] checks the planner's predictions, and
+//! with the charts of [`chart`] and the wording of [`mod@format`]. [`mod@load`] is the report of a
+//! load on a server. [`convexity`] checks the planner's predictions, and
 //! [`stability`] studies digits instead of time: condition numbers and errors of the code families. Everything is
 //! measured by the library's own scheduler, on real workers or in virtual time.
 //!
@@ -19,6 +20,7 @@ mod findings;
 mod flags;
 pub mod format;
 pub mod layers;
+pub mod load;
 pub mod machine;
 mod meter;
 mod methods;
@@ -26,6 +28,7 @@ mod methods;
 mod models;
 pub mod page;
 pub mod page_bench;
+pub mod page_load;
 pub mod page_plan;
 pub mod page_stability;
 mod real_workers;

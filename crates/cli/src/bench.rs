@@ -14,6 +14,7 @@ use fcdcc_bench::layers::NamedLayer;
 use fcdcc_bench::schema::{BenchReport, Environment};
 use fcdcc_bench::{Comparison, Method, Plan, Progress, Scenario, SimulatedSetting, TrialFault, machine};
 
+use super::bench_serve::{self, LoadArgs};
 use super::ledger::Ledger;
 use super::options::{LayerArgs, Precision, duration};
 use super::progress::Bar;
@@ -27,13 +28,14 @@ use super::{Console, arrays, bench_layers, bench_table, pool, print, rates};
     fcdcc bench --layers layers.toml --workers 12 --tolerate 3 --scenario random:3:crash \\\n      \
     --scenario 'all:delay=exp(20ms) 0:slow=4x' --scenario trace=delays.txt\n  \
     fcdcc bench --model resnet50.onnx --backend gpu --fault random:2:delay=50ms\n  \
-    fcdcc bench --virtual --workers 200 --tolerate 20 --trials 1000 --layers vgg16/conv4_2")]
+    fcdcc bench --virtual --workers 200 --tolerate 20 --trials 1000 --layers vgg16/conv4_2\n  \
+    fcdcc bench --serve http://127.0.0.1:8000 --model lenet5 --rate 500 --duration 30s --output load")]
 pub(crate) struct BenchArgs {
     /// Layers: networks (lenet5, alexnet, vgg16, resnet50), network/layer, or a TOML file of [[layer]] tables with
     /// name, input, weight, stride, padding, dilation, groups [default: one of each network]
     #[arg(long, value_name = "LIST", value_delimiter = ',', help_heading = "Comparison")]
     layers: Vec<String>,
-    /// A whole model; its layers are divided by the planner
+    /// A whole model; its layers are divided by the planner. With --serve: the name of a model of the server
     #[cfg(feature = "onnx")]
     #[arg(long, value_name = "M.onnx", help_heading = "Comparison")]
     model: Option<PathBuf>,
@@ -72,6 +74,8 @@ pub(crate) struct BenchArgs {
     /// Billions of multiply-adds a second of a simulated worker [default: 30]
     #[arg(long, value_name = "G", allow_negative_numbers = true, help_heading = "Virtual workers")]
     mac_rate: Option<f64>,
+    #[command(flatten, next_help_heading = "Load on a server")]
+    serve: LoadArgs,
     /// A folder for report.html and bench.json; it is made if it is not there
     #[arg(long, value_name = "DIR", help_heading = "Comparison")]
     output: Option<PathBuf>,
@@ -88,6 +92,9 @@ const VIRTUAL_EXCLUDES: [&str; 3] = ["pool", "backend", "adapter"];
 const MAX_SIMULATED: usize = 10_000;
 
 pub(crate) fn run(args: &BenchArgs, console: Console) -> Result<()> {
+    if let Some(url) = &args.serve.url {
+        return served(url, args, console);
+    }
     let mut ledger = Ledger::default();
     let places = Places::plan(args, &mut ledger)?;
     let console = console.beside(&ledger);
@@ -120,6 +127,16 @@ pub(crate) fn run(args: &BenchArgs, console: Console) -> Result<()> {
     };
     places.write(&report)?;
     if console.tables { table(&report) } else { Ok(()) }
+}
+
+/// A load on a server instead of a comparison.
+fn served(url: &str, args: &BenchArgs, console: Console) -> Result<()> {
+    #[cfg(feature = "onnx")]
+    let (model, inputs) = (args.model.as_deref(), args.input.as_slice());
+    #[cfg(not(feature = "onnx"))]
+    let (model, inputs) = (None, [].as_slice());
+    let (output, report, seed) = (args.output.as_deref(), args.layer.report.as_deref(), args.layer.seed);
+    bench_serve::run(&args.serve, &bench_serve::Request { url, model, inputs, output, report, seed }, console)
 }
 
 fn simulated(args: &BenchArgs, layers: &[NamedLayer], console: Console) -> Result<BenchReport> {

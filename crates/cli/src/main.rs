@@ -3,6 +3,7 @@
 mod arrays;
 mod bench;
 mod bench_layers;
+mod bench_serve;
 mod bench_table;
 #[cfg(feature = "cluster")]
 mod cluster;
@@ -42,6 +43,8 @@ mod rates;
 mod run;
 #[cfg(feature = "serve")]
 mod serve;
+#[cfg(feature = "serve")]
+mod signals;
 mod stability;
 mod threads;
 #[cfg(feature = "onnx")]

@@ -2,12 +2,10 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::Args;
-use crossbeam_channel::bounded;
 use fcdcc::array::DType;
 use fcdcc::model::{AutoChoices, GemmChoice, InputInfo, ModelOptions, Tensor};
 use fcdcc::{Error, Result};
@@ -17,10 +15,8 @@ use fcdcc_serve::{Engine, ModelConfig, Pictures, Server, ServerOptions, Tls, Tok
 use super::ledger::Ledger;
 use super::options::{LayerArgs, Precision, duration};
 use super::picture::PictureArgs;
+use super::signals::{Asked, Signals};
 use super::{Console, metrics, pool};
-
-/// Exit status of a server that a second signal ended.
-const ENDED_EARLY: i32 = 1;
 
 /// Serve ONNX models over HTTP and gRPC by the Open Inference Protocol v2.
 #[derive(Args)]
@@ -52,6 +48,9 @@ pub(crate) struct ServeArgs {
     /// Tokens of clients, one a line: a client sends `Authorization: Bearer TOKEN`
     #[arg(long, help_heading = "Server", value_name = "FILE")]
     token_file: Option<PathBuf>,
+    /// Add every request to this file, one JSON object a line; - for standard output
+    #[arg(long, help_heading = "Server", value_name = "FILE")]
+    access_log: Option<PathBuf>,
     /// Allow an address beyond this machine without tokens and without TLS: anybody who can connect can use the models
     #[arg(long, help_heading = "Server")]
     insecure: bool,
@@ -148,7 +147,16 @@ pub(crate) fn run(args: &ServeArgs, console: Console) -> Result<()> {
         loaded.join(", "),
         server.address()
     ));
-    signals.wait();
+    loop {
+        match signals.next() {
+            Asked::End => break,
+            #[cfg(unix)]
+            Asked::Reload => match server.reload() {
+                Ok(()) => console.notice("certificates, tokens and the access log are those on disk now"),
+                Err(error) => console.notice(format_args!("notice: {error}")),
+            },
+        }
+    }
     console.notice("ending: requests in progress are answered first");
     match server.drain() {
         0 => Ok(()),
@@ -181,6 +189,7 @@ fn server_options(args: &ServeArgs) -> Result<ServerOptions> {
         max_connections: args.max_connections,
         drain_timeout: args.drain,
         tokens: args.token_file.as_deref().map(Tokens::read).transpose()?,
+        access_log: args.access_log.clone(),
         insecure: args.insecure,
         ..limits
     })
@@ -189,31 +198,4 @@ fn server_options(args: &ServeArgs) -> Result<ServerOptions> {
 fn tls(args: &ServeArgs) -> Option<Tls> {
     let (certificate, key) = (args.tls_cert.clone()?, args.tls_key.clone()?);
     Some(Tls { certificate, key, client_ca: args.tls_client_ca.clone() })
-}
-
-/// SIGTERM and SIGINT: the first asks for the end, the second ends the process.
-struct Signals(crossbeam_channel::Receiver<()>);
-
-impl Signals {
-    fn catch() -> Result<Self> {
-        let (stop, stopped) = bounded(1);
-        let asked = AtomicBool::new(false);
-        ctrlc::set_handler(move || {
-            if asked.swap(true, Ordering::SeqCst) {
-                std::process::exit(ENDED_EARLY);
-            }
-            // The receiver lives until the end of the command.
-            let _ = stop.try_send(());
-        })
-        .map_err(|e| Error::Unavailable {
-            what: format!("the handler of signals ({e})"),
-            help: "run it without one of its own".into(),
-        })?;
-        Ok(Self(stopped))
-    }
-
-    fn wait(&self) {
-        // The sender lives in the handler until the process ends.
-        let _ = self.0.recv();
-    }
 }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use fcdcc::Report;
 use fcdcc::model::{Output, Tensor};
 
+use crate::cost::RunTimes;
 use crate::datatype::Datatype;
 use crate::error::ApiError;
 use crate::request::{Settings, Wanted};
@@ -70,6 +71,7 @@ pub(crate) struct Computed {
     pub(crate) outputs: Vec<Output>,
     /// The report of the run, which other requests may share.
     pub(crate) report: Arc<Report>,
+    pub(crate) times: RunTimes,
 }
 
 impl Answer {

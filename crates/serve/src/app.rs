@@ -9,15 +9,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use axum::http::StatusCode;
 use bytes::Bytes;
 use fcdcc::telemetry::Source;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 
+use crate::access::{AccessLog, Entry};
+use crate::credentials::Credentials;
 use crate::dispatch::Dispatcher;
 use crate::error::ApiError;
 use crate::metrics::Metrics;
+use crate::origin::Origin;
 use crate::pictures::Pictures;
 use crate::registry::Registry;
+use crate::scrape::Scrape;
 
 /// How long a check of the pool counts.
 const CHECK_COUNTS: Duration = Duration::from_secs(5);
@@ -33,7 +38,8 @@ pub(crate) struct App {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) source: Arc<dyn Source>,
     pub(crate) pictures: Option<Arc<dyn Pictures>>,
-    pub(crate) tokens: Option<crate::tokens::Tokens>,
+    pub(crate) credentials: Arc<Credentials>,
+    pub(crate) access: Option<AccessLog>,
     pub(crate) max_body_bytes: usize,
     pub(crate) body_timeout: Duration,
     pub(crate) draining: AtomicBool,
@@ -50,7 +56,8 @@ impl App {
         metrics: Arc<Metrics>,
         source: Arc<dyn Source>,
         pictures: Option<Arc<dyn Pictures>>,
-        tokens: Option<crate::tokens::Tokens>,
+        credentials: Arc<Credentials>,
+        access: Option<AccessLog>,
         (max_body_bytes, max_bodies_bytes): (usize, usize),
         body_timeout: Duration,
     ) -> Self {
@@ -61,12 +68,32 @@ impl App {
             metrics,
             source,
             pictures,
-            tokens,
+            credentials,
+            access,
             max_body_bytes,
             body_timeout,
             draining: AtomicBool::new(false),
             bodies: Arc::new(Semaphore::new(bodies)),
             checked: Mutex::default(),
+        }
+    }
+
+    /// Adds a request that is no inference to the access log, `since` its arrival.
+    pub(crate) fn log(&self, origin: &Origin, status: StatusCode, since: Instant) {
+        if let Some(access) = &self.access {
+            let (status, time) = (status.as_u16(), since.elapsed());
+            access.add(&Entry { origin, model: None, id: None, items: None, status, time, times: None });
+        }
+    }
+
+    /// What is read for the metrics.
+    pub(crate) fn scrape(&self) -> Scrape {
+        Scrape {
+            certificate_ends: self.credentials.ends(),
+            credentials: self.credentials.counts(),
+            lost_lines: self.access.as_ref().map(AccessLog::lost),
+            // Without a name there is nothing to miss.
+            ..Scrape::of(&self.registry.loaded(None, None).unwrap_or_default())
         }
     }
 
@@ -98,7 +125,7 @@ impl App {
                 Err(ApiError::bad(format!("the body ended early: {text}")))
             }
             Err(_) => Err(ApiError::new(
-                axum::http::StatusCode::REQUEST_TIMEOUT,
+                StatusCode::REQUEST_TIMEOUT,
                 format!("the body did not come within {:?}: send it faster", self.body_timeout),
             )),
         }

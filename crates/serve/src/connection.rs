@@ -14,15 +14,21 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use axum::Router;
+use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Sleep;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use tonic::codegen::Service;
+
+use crate::credentials::Credentials;
+use crate::origin::Peer;
+use crate::protocol::Protocol;
 
 /// Most header lines of a request.
 const MOST_HEADERS: usize = 64;
@@ -38,30 +44,11 @@ const ASKED: u32 = 2;
 /// How long to wait before accepting again when the system refuses.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
 
-/// What is spoken on a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Protocol {
-    /// HTTP/1.1.
-    Http,
-    /// HTTP/2, by prior knowledge or ALPN.
-    Grpc,
-}
-
-impl Protocol {
-    /// The name for ALPN.
-    pub(crate) fn alpn(self) -> &'static str {
-        match self {
-            Self::Http => "http/1.1",
-            Self::Grpc => "h2",
-        }
-    }
-}
-
 /// Accepts connections until it is stopped.
 pub(crate) struct Accepting {
     pub(crate) protocol: Protocol,
     pub(crate) router: Router,
-    pub(crate) tls: Option<TlsAcceptor>,
+    pub(crate) credentials: Arc<Credentials>,
     pub(crate) max_connections: usize,
     pub(crate) head_timeout: Duration,
     pub(crate) drain_timeout: Duration,
@@ -106,13 +93,16 @@ impl Accepting {
         stream: TcpStream,
         permit: OwnedSemaphorePermit,
     ) -> impl Future<Output = ()> + Send + use<> {
-        let (protocol, router, tls) = (self.protocol, self.router.clone(), self.tls.clone());
+        let (protocol, router) = (self.protocol, self.router.clone());
+        // As the files are now: a connection keeps what it began with.
+        let tls = self.credentials.acceptor(protocol);
         let (head_timeout, stop) = (self.head_timeout, self.stopped.clone());
+        let peer = stream.peer_addr().ok().map(Peer);
         async move {
             let ended = match tls {
-                None => serve(protocol, stream, router, head_timeout, stop).await,
+                None => serve(protocol, stream, (router, peer), head_timeout, stop).await,
                 Some(tls) => match agree(&tls, stream, head_timeout, stop.clone()).await {
-                    Ok(stream) => serve(protocol, stream, router, head_timeout, stop).await,
+                    Ok(stream) => serve(protocol, stream, (router, peer), head_timeout, stop).await,
                     Err(cause) => Err(format!("TLS: {cause}")),
                 },
             };
@@ -169,11 +159,16 @@ async fn agree(
 async fn serve(
     protocol: Protocol,
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    router: Router,
+    (router, peer): (Router, Option<Peer>),
     head_timeout: Duration,
     mut stop: watch::Receiver<bool>,
 ) -> Result<(), String> {
-    let service = TowerToHyperService::new(router);
+    let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+        if let Some(peer) = peer {
+            request.extensions_mut().insert(peer);
+        }
+        router.clone().call(request)
+    });
     // The two have no trait in common.
     macro_rules! until_stopped {
         ($serving:expr) => {{

@@ -19,6 +19,7 @@ use tokio::sync::oneshot;
 
 use crate::answer::Computed;
 use crate::batch::{Decision, Waiting, decide};
+use crate::cost::RunTimes;
 use crate::error::ApiError;
 use crate::metrics::Metrics;
 use crate::request::Priority;
@@ -241,10 +242,13 @@ impl Shared {
             Ok(Ok(together)) => {
                 let queued = |job: &Job| (job.items, started.duration_since(job.arrived));
                 model.stats.ran(&jobs.iter().map(queued).collect::<Vec<_>>(), together.times);
+                self.metrics.phases(&model.name, &together.phases);
                 let report = Arc::new(together.report);
                 for (job, outputs) in jobs.into_iter().zip(together.parts) {
+                    let queue = started.duration_since(job.arrived);
+                    let times = RunTimes { queue, ..together.phases };
                     // A dropped receiver has no use for the answer.
-                    let _ = job.reply.send(Ok(Computed { outputs, report: Arc::clone(&report) }));
+                    let _ = job.reply.send(Ok(Computed { outputs, report: Arc::clone(&report), times }));
                 }
             }
             Ok(Err(error)) => {

@@ -11,9 +11,12 @@ use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
 
+use crate::access::Entry;
 use crate::answer::{Answer, Computed};
 use crate::app::App;
+use crate::cost::RunTimes;
 use crate::error::ApiError;
+use crate::origin::Origin;
 use crate::request::{Content, Priority, Request};
 use crate::served::{Accepted, Served};
 
@@ -23,18 +26,24 @@ pub(crate) const SMALL: usize = 1 << 16;
 /// A request that is being answered; counted when it ends, or when its handler is dropped.
 pub(crate) struct Handling<'a> {
     app: &'a App,
+    origin: Origin,
     model: Option<Arc<Served>>,
     arrived: Instant,
     /// The time that the transport allows from the arrival on.
     allowed: Option<Duration>,
     status: StatusCode,
+    /// What the client calls it.
+    id: Option<String>,
+    items: Option<usize>,
+    times: Option<RunTimes>,
 }
 
 impl<'a> Handling<'a> {
     /// A request that arrived now.
-    pub(crate) fn new(app: &'a App, allowed: Option<Duration>) -> Self {
+    pub(crate) fn new(app: &'a App, origin: Origin, allowed: Option<Duration>) -> Self {
         let status = ApiError::abandoned().status;
-        Self { app, model: None, arrived: Instant::now(), allowed, status }
+        let (id, items, times) = (None, None, None);
+        Self { app, origin, model: None, arrived: Instant::now(), allowed, status, id, items, times }
     }
 
     /// The model that a request names; without a version the newest one that is loaded.
@@ -51,9 +60,10 @@ impl<'a> Handling<'a> {
     ///
     /// # Errors
     /// 400 for inputs that do not fit the model, and those of [`Handling::compute`].
-    pub(crate) async fn answer(&self, model: &Arc<Served>, request: Request) -> Result<Answer, ApiError> {
+    pub(crate) async fn answer(&mut self, model: &Arc<Served>, request: Request) -> Result<Answer, ApiError> {
         model.check_outputs(&request)?;
         let Request { id, settings, inputs, outputs: wanted } = request;
+        self.id.clone_from(&id);
         let any_pictures = inputs.iter().any(|input| matches!(input.content, Content::Strings(_)));
         let (of, pictures) = (Arc::clone(model), self.app.pictures.clone());
         let accepted = aside(any_pictures, move || of.accept(inputs, pictures.as_deref())).await??;
@@ -72,7 +82,7 @@ impl<'a> Handling<'a> {
     /// 429 for a full queue, 503 where the server ends or too few workers answer, 504 when the time of the request is over,
     /// and what the run gives.
     pub(crate) async fn compute(
-        &self,
+        &mut self,
         model: &Arc<Served>,
         accepted: Accepted,
         priority: Priority,
@@ -80,10 +90,14 @@ impl<'a> Handling<'a> {
     ) -> Result<Computed, ApiError> {
         let limits = [timeout, self.allowed].into_iter().flatten();
         let limit = limits.fold(model.config.timeout, Duration::min);
+        self.items = Some(accepted.items);
         let mut ticket = self.app.dispatcher.submit(model, accepted, priority)?;
         let left = limit.saturating_sub(self.arrived.elapsed());
         match tokio::time::timeout(left, &mut ticket.answer).await {
-            Ok(Ok(answer)) => answer,
+            Ok(Ok(answer)) => {
+                self.times = answer.as_ref().ok().map(|computed| computed.times);
+                answer
+            }
             Ok(Err(_)) => Err(ApiError::unavailable("the server ended before the request was computed")),
             // Dropping the ticket withdraws the request.
             Err(_) => Err(ApiError::late(limit)),
@@ -99,9 +113,20 @@ impl<'a> Handling<'a> {
 impl Drop for Handling<'_> {
     fn drop(&mut self) {
         let name = self.model.as_deref().map(|model| model.name.as_str());
-        self.app.metrics.answered(name, self.status.as_u16());
+        self.app.metrics.answered(name, self.status.as_u16(), self.arrived.elapsed());
         if let Some(model) = &self.model {
             model.stats.answered(self.status == StatusCode::OK, self.arrived.elapsed());
+        }
+        if let Some(access) = &self.app.access {
+            access.add(&Entry {
+                origin: &self.origin,
+                model: self.model.as_deref().map(|model| (model.name.as_str(), model.version)),
+                id: self.id.as_deref(),
+                items: self.items,
+                status: self.status.as_u16(),
+                time: self.arrived.elapsed(),
+                times: self.times,
+            });
         }
     }
 }

@@ -1,16 +1,17 @@
 //! The addresses of the protocol, and who may use them.
 //!
-//! Relevant if you want to know what a server answers to. Health and metrics need no token; everything else does where
-//! tokens are configured.
+//! Relevant if you want to know what a server answers to. Health, metrics and the page, which holds no data, need no token;
+//! everything else does where tokens are configured.
 //!
-//! Invariant: every answer outside `/metrics` and health is JSON, errors included.
+//! Invariant: every answer outside `/metrics`, health and the page is JSON, errors included.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, Request as HttpRequest, State};
-use axum::http::{StatusCode, header};
+use axum::http::{Method, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
@@ -20,6 +21,8 @@ use crate::app::App;
 use crate::describe::{self, Configuration};
 use crate::error::ApiError;
 use crate::infer::{Which, classify, infer, json_response};
+use crate::origin::Origin;
+use crate::page;
 use crate::registry::no_parameters;
 use crate::served::Served;
 
@@ -57,20 +60,40 @@ pub(crate) fn routes(app: &Arc<App>) -> Router {
         .route("/v2/health/live", get(|| async { StatusCode::OK }))
         .route("/v2/health/ready", get(ready))
         .route("/metrics", get(metrics))
+        .route("/", get(|| async { page::response() }))
         .merge(guarded)
         .with_state(Arc::clone(app))
 }
 
-/// Refuses requests without a token, where there are tokens.
+/// Refuses requests without a token, where there are tokens, and those that pages of other sites make a browser send. What
+/// is no inference goes to the access log here.
 async fn authorised(State(app): State<Arc<App>>, request: HttpRequest, next: Next) -> Response {
+    let (origin, since) = (app.access.is_some().then(|| Origin::http(&request)), Instant::now());
     let header = request.headers().get(header::AUTHORIZATION);
-    if let Some(tokens) = &app.tokens
-        && !tokens.admit(header.map(header::HeaderValue::as_bytes))
-    {
+    let response = if page::is_foreign(request.headers()) {
+        let text = "a page of another site made this request: open the server's own page, or use a client without a browser";
+        ApiError::new(StatusCode::FORBIDDEN, text).into_response()
+    } else if !app.credentials.admit(header.map(header::HeaderValue::as_bytes)) {
         let text = "this server needs a token: send the header Authorization: Bearer TOKEN";
-        return ApiError::new(StatusCode::UNAUTHORIZED, text).into_response();
+        ApiError::new(StatusCode::UNAUTHORIZED, text).into_response()
+    } else if request.method() == Method::POST && is_inference(request.uri().path()) {
+        // Its handler has more to say.
+        return next.run(request).await;
+    } else {
+        next.run(request).await
+    };
+    if let Some(origin) = origin {
+        app.log(&origin, response.status(), since);
     }
-    next.run(request).await
+    response
+}
+
+/// Whether a path is that of `infer` or `classify`.
+fn is_inference(path: &str) -> bool {
+    let Some(rest) = path.strip_prefix("/v2/models/") else { return false };
+    let parts: Vec<&str> = rest.split('/').collect();
+    let ([_, last] | [_, "versions", _, last]) = parts[..] else { return false };
+    !parts[0].is_empty() && matches!(last, "infer" | "classify")
 }
 
 /// Extensions of the protocol that clients may ask for, by the first part of their addresses, and what to do instead.
@@ -111,7 +134,8 @@ async fn ready(State(app): State<Arc<App>>) -> Response {
 
 async fn metrics(State(app): State<Arc<App>>) -> Response {
     let waiting = app.dispatcher.waiting();
-    let text = tokio::task::spawn_blocking(move || app.metrics.text(&app.source.metrics(), waiting));
+    let text =
+        tokio::task::spawn_blocking(move || app.metrics.text(&app.source.metrics(), waiting, app.scrape()));
     match text.await {
         Ok(text) => {
             let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -199,4 +223,26 @@ async fn unload(
     no_parameters(parameters(&object(&app, body).await?), "unload_dependents")?;
     app.unload(which.model).await?;
     Ok(json_response(StatusCode::OK, &json!({})))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_inference;
+
+    #[test]
+    fn paths_of_inferences_are_known() {
+        for path in ["/v2/models/m/infer", "/v2/models/m/classify", "/v2/models/m/versions/3/infer"] {
+            assert!(is_inference(path), "{path}");
+        }
+        let others = [
+            "/v2/models/infer",
+            "/v2/models//infer",
+            "/v2/models/m/infer/x",
+            "/v2/models/m/versions/infer",
+            "/infer",
+        ];
+        for path in others {
+            assert!(!is_inference(path), "{path}");
+        }
+    }
 }

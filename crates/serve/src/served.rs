@@ -15,6 +15,7 @@ use fcdcc::{CancelToken, Error, Pool, Report, Result};
 
 use crate::batch::padded;
 use crate::config::ModelConfig;
+use crate::cost::RunTimes;
 use crate::error::ApiError;
 use crate::facts::{Fact, example, first_shapes, input_fact, output_facts, read_labels};
 use crate::pictures::Pictures;
@@ -69,6 +70,8 @@ pub(crate) struct Together {
     pub(crate) parts: Vec<Vec<Output>>,
     pub(crate) report: Report,
     pub(crate) times: Times,
+    /// The phases of the run; the queue is left at zero.
+    pub(crate) phases: RunTimes,
 }
 
 impl Served {
@@ -257,7 +260,8 @@ impl Served {
         {
             let (outputs, report) = self.run(only, cancel)?;
             let times = Times { infer: started.elapsed(), ..Times::default() };
-            return Ok(Together { parts: vec![outputs], report, times });
+            let phases = RunTimes::of(&report);
+            return Ok(Together { parts: vec![outputs], report, times, phases });
         }
         let mut pieces: Vec<Tensor> = requests.iter().filter_map(|(t, _)| t.first().cloned()).collect();
         // The last item again: zeros would make the data uneven, which costs accuracy or time.
@@ -287,7 +291,8 @@ impl Served {
         }
         let output = started.elapsed().saturating_sub(computed);
         let times = Times { input, infer: computed.saturating_sub(input), output };
-        Ok(Together { parts, report, times })
+        let phases = RunTimes { input, output, ..RunTimes::of(&report) };
+        Ok(Together { parts, report, times, phases })
     }
 
     fn run(&self, inputs: &[Tensor], cancel: &CancelToken) -> Result<(Vec<Output>, Report)> {

@@ -8,23 +8,25 @@
 
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use fcdcc::telemetry::Source;
 use fcdcc::{Error, Result};
 use tokio::sync::watch;
-use tokio_rustls::TlsAcceptor;
 
+use crate::access::AccessLog;
 use crate::app::App;
 use crate::config::ModelConfig;
-use crate::connection::{Accepting, Protocol};
+use crate::connection::Accepting;
+use crate::credentials::Credentials;
 use crate::dispatch::Dispatcher;
 use crate::grpc;
 use crate::metrics::Metrics;
 use crate::pictures::Pictures;
+use crate::protocol::Protocol;
 use crate::registry::{Registry, State};
 use crate::routes::routes;
 use crate::served::Engine;
@@ -33,6 +35,9 @@ use crate::tokens::Tokens;
 
 /// Threads that parse, encode and load beside the connections.
 const ASIDE: usize = 8;
+/// How often the files of certificates and tokens are read.
+const LOOK_EVERY: Duration = Duration::from_secs(3);
+
 /// What a server serves, where, and within which limits.
 #[derive(Clone, Debug)]
 pub struct ServerOptions {
@@ -63,6 +68,8 @@ pub struct ServerOptions {
     pub drain_timeout: Duration,
     /// Tokens of clients; none: no client needs one.
     pub tokens: Option<Tokens>,
+    /// A file to which requests are added, one JSON object a line; `-` is standard output.
+    pub access_log: Option<PathBuf>,
     /// Allows an address beyond this machine without tokens and without TLS.
     pub insecure: bool,
 }
@@ -83,6 +90,7 @@ impl Default for ServerOptions {
             body_timeout: Duration::from_mins(1),
             drain_timeout: Duration::from_secs(30),
             tokens: None,
+            access_log: None,
             insecure: false,
         }
     }
@@ -144,18 +152,18 @@ impl ServerOptions {
         &self,
         protocol: Protocol,
         router: axum::Router,
+        app: &App,
         stopped: &watch::Receiver<bool>,
-    ) -> Result<Accepting> {
-        let tls = self.tls.as_ref().map(|tls| tls.config(protocol.alpn())).transpose()?;
-        Ok(Accepting {
+    ) -> Accepting {
+        Accepting {
             protocol,
             router,
-            tls: tls.map(TlsAcceptor::from),
+            credentials: Arc::clone(&app.credentials),
             max_connections: self.max_connections,
             head_timeout: self.head_timeout,
             drain_timeout: self.drain_timeout,
             stopped: stopped.clone(),
-        })
+        }
     }
 }
 
@@ -173,6 +181,53 @@ pub struct Server {
     app: Arc<App>,
     stop: watch::Sender<bool>,
     thread: Option<JoinHandle<usize>>,
+    watch: Option<Watch>,
+}
+
+/// Looks after changed files until it is dropped.
+struct Watch {
+    end: mpsc::Sender<()>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watch {
+    fn start(credentials: Arc<Credentials>) -> std::io::Result<Self> {
+        let (end, ended) = mpsc::channel();
+        let thread = std::thread::Builder::new().name("fcdcc files".to_owned()).spawn(move || {
+            while ended.recv_timeout(LOOK_EVERY) == Err(mpsc::RecvTimeoutError::Timeout) {
+                credentials.reload();
+            }
+        })?;
+        Ok(Self { end, thread: Some(thread) })
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        // The thread may have ended.
+        let _ = self.end.send(());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Serves the connections of both protocols on one thread, which ends with the number of those that were cut.
+fn connections(both: [(Accepting, Option<TcpListener>); 2]) -> std::io::Result<JoinHandle<usize>> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(ASIDE).build()?;
+    std::thread::Builder::new().name("fcdcc net".to_owned()).spawn(move || {
+        let [http, grpc] = both.map(|(accepting, listener)| async move {
+            match listener {
+                Some(listener) => accepting.serve(listener).await,
+                None => 0,
+            }
+        });
+        let (cut, cut_grpc) = runtime.block_on(async { tokio::join!(http, grpc) });
+        // Loading a model may take long; its thread ends with the process.
+        runtime.shutdown_background();
+        cut + cut_grpc
+    })
 }
 
 impl Server {
@@ -197,36 +252,31 @@ impl Server {
         let failed = |cause| unavailable(&options.address, &cause);
         let address = http.local_addr().map_err(failed)?;
         let grpc_address = grpc.as_ref().map(TcpListener::local_addr).transpose().map_err(failed)?;
+        let credentials = Arc::new(Credentials::new(options.tls.as_ref(), options.tokens.as_ref())?);
+        credentials.warn(SystemTime::now());
+        let access = options.access_log.as_deref().map(AccessLog::open).transpose()?;
         let metrics = Arc::new(Metrics::new());
         let dispatcher = Dispatcher::start(options.threads, &metrics).map_err(failed)?;
         let limits = (options.max_body_bytes, options.max_bodies_bytes);
-        let tokens = options.tokens.clone();
-        let app =
-            App::new(registry, dispatcher, metrics, source, pictures, tokens, limits, options.body_timeout);
+        let app = App::new(
+            registry,
+            dispatcher,
+            metrics,
+            source,
+            pictures,
+            credentials,
+            access,
+            limits,
+            options.body_timeout,
+        );
         let app = Arc::new(app);
         let (stop, stopped) = watch::channel(false);
-        let on_http = options.accepting(Protocol::Http, routes(&app), &stopped)?;
-        let on_grpc = options.accepting(Protocol::Grpc, grpc::routes(&app, &stopped)?, &stopped)?;
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .max_blocking_threads(ASIDE)
-            .build()
-            .map_err(failed)?;
-        let thread = std::thread::Builder::new().name("fcdcc net".to_owned());
-        let thread = thread.spawn(move || {
-            let grpc = async {
-                match grpc {
-                    Some(listener) => on_grpc.serve(listener).await,
-                    None => 0,
-                }
-            };
-            let (cut, cut_grpc) = runtime.block_on(async { tokio::join!(on_http.serve(http), grpc) });
-            // Loading a model may take long; its thread ends with the process.
-            runtime.shutdown_background();
-            cut + cut_grpc
-        });
-        let thread = Some(thread.map_err(failed)?);
-        let server = Self { address, grpc: grpc_address, app, stop, thread };
+        let on_http = options.accepting(Protocol::Http, routes(&app), &app, &stopped);
+        let on_grpc = options.accepting(Protocol::Grpc, grpc::routes(&app, &stopped)?, &app, &stopped);
+        let both = [(on_http, Some(http)), (on_grpc, grpc)];
+        let thread = Some(connections(both).map_err(failed)?);
+        let watch = Some(Watch::start(Arc::clone(&app.credentials)).map_err(failed)?);
+        let server = Self { address, grpc: grpc_address, app, stop, thread, watch };
         for name in server.app.registry.names() {
             // The index and `failures` say why.
             let _ = server.app.registry.load(&name);
@@ -263,6 +313,22 @@ impl Server {
         rows.map(|entry| (entry.name, entry.version)).collect()
     }
 
+    /// Takes what the files of certificates and tokens hold now, and opens the access log again. Without a call the former
+    /// happens every few seconds too. Connections keep what they began with.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] with every reason where a file cannot be used; what it held before stays in force.
+    pub fn reload(&self) -> Result<()> {
+        let (_, mut refused) = self.app.credentials.reload();
+        if let Some(Err(error)) = self.app.access.as_ref().map(AccessLog::reopen) {
+            refused.push(format!("the access log cannot be opened: {error}"));
+        }
+        if refused.is_empty() {
+            return Ok(());
+        }
+        Err(Error::Unavailable { what: "what changed on disk".to_owned(), help: refused.join("; ").into() })
+    }
+
     /// Ends the server: accepts no further connection, answers the requests that arrived, and ends. Returns the number of
     /// connections that were cut because their requests took longer than [`ServerOptions::drain_timeout`].
     #[must_use]
@@ -276,6 +342,10 @@ impl Server {
         let _ = self.stop.send(true);
         let cut = self.thread.take().map_or(0, |thread| thread.join().unwrap_or_default());
         self.app.dispatcher.stop();
+        drop(self.watch.take());
+        if let Some(access) = &self.app.access {
+            access.end();
+        }
         cut
     }
 }

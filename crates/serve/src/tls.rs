@@ -2,7 +2,7 @@
 //!
 //! Relevant if you want to encrypt connections, or to admit only clients with a certificate (mutual TLS).
 //!
-//! Invariant: files that do not fit together are refused at the start, not at the first connection.
+//! Invariant: files that do not fit together are refused when they are read, not at the first connection.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,6 +12,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 /// The files of TLS, in PEM.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +26,30 @@ pub struct Tls {
 }
 
 impl Tls {
+    /// All files.
+    pub(crate) fn files(&self) -> Vec<PathBuf> {
+        [Some(&self.certificate), Some(&self.key), self.client_ca.as_ref()]
+            .into_iter()
+            .flatten()
+            .cloned()
+            .collect()
+    }
+
+    /// When the first certificate of the server's chain ends, in seconds since 1970.
+    ///
+    /// # Errors
+    /// [`Error::File`] for a file that is no certificate, [`Error::Io`] where it cannot be read.
+    pub(crate) fn ends(&self) -> Result<i64> {
+        let mut first = i64::MAX;
+        for certificate in certificates(&self.certificate)? {
+            let parsed = X509Certificate::from_der(&certificate);
+            let (_, parsed) =
+                parsed.map_err(|e| bad(&self.certificate, format!("holds no certificate: {e}")))?;
+            first = first.min(parsed.validity().not_after.timestamp());
+        }
+        Ok(first)
+    }
+
     /// The configuration for a protocol, `http/1.1` or `h2`, which is the only one offered.
     ///
     /// # Errors
@@ -42,11 +67,9 @@ impl Tls {
         let builder = match &self.client_ca {
             None => builder.with_no_client_auth(),
             Some(path) => {
-                let mut roots = RootCertStore::empty();
-                for authority in certificates(path)? {
-                    roots.add(authority).map_err(|e| bad(path, format!("holds no authority: {e}")))?;
-                }
-                let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+                let mut trusted = RootCertStore::empty();
+                roots(path, &mut trusted)?;
+                let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(trusted), provider);
                 let verifier = verifier.build().map_err(|e| bad(path, format!("cannot be used: {e}")))?;
                 builder.with_client_cert_verifier(verifier)
             }
@@ -57,6 +80,17 @@ impl Tls {
         config.alpn_protocols = vec![protocol.as_bytes().to_vec()];
         Ok(Arc::new(config))
     }
+}
+
+/// Adds the authorities of a file to those that are trusted.
+///
+/// # Errors
+/// [`Error::File`] for a file that is no certificate of an authority, [`Error::Io`] where it cannot be read.
+pub(crate) fn roots(path: &Path, trusted: &mut RootCertStore) -> Result<()> {
+    for authority in certificates(path)? {
+        trusted.add(authority).map_err(|e| bad(path, format!("holds no authority: {e}")))?;
+    }
+    Ok(())
 }
 
 fn bad(path: &Path, cause: String) -> Error {
@@ -100,6 +134,8 @@ mod tests {
         };
         let config = tls(&certificate, &key, Some(&certificate)).config("h2").unwrap();
         assert_eq!(config.alpn_protocols, [b"h2"]);
+        // The generator's default.
+        assert_eq!(tls(&certificate, &key, None).ends().unwrap(), 67_090_118_400);
         let empty = write("empty.pem", "");
         let rows = [
             (tls(&certificate, &other, None), "own.pem: does not go with the key"),

@@ -6,7 +6,7 @@
 //! Invariant: the time of a check depends on the lengths of the tokens only, never on how much of one was guessed.
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use fcdcc::{Error, Result};
 use subtle::{Choice, ConstantTimeEq};
@@ -16,11 +16,14 @@ const LEAST_LENGTH: usize = 16;
 
 /// The accepted tokens.
 #[derive(Clone)]
-pub struct Tokens(Vec<Vec<u8>>);
+pub struct Tokens {
+    path: PathBuf,
+    all: Vec<Vec<u8>>,
+}
 
 impl fmt::Debug for Tokens {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Tokens({})", self.0.len())
+        write!(f, "Tokens({})", self.all.len())
     }
 }
 
@@ -50,7 +53,19 @@ impl Tokens {
         if tokens.is_empty() {
             return Err(bad("holds no token: write one a line".to_owned()));
         }
-        Ok(Self(tokens))
+        Ok(Self { path: path.to_owned(), all: tokens })
+    }
+
+    /// The first token of the file, for a client.
+    #[must_use]
+    pub fn first(&self) -> String {
+        // They are printable ASCII, and there is one at least.
+        self.all.first().map(|token| String::from_utf8_lossy(token).into_owned()).unwrap_or_default()
+    }
+
+    /// The file that they come from.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Whether the value of an `Authorization` header holds one of the tokens.
@@ -63,7 +78,7 @@ impl Tokens {
         }
         let token = token.trim_ascii();
         // All are compared, so that the position of a match does not show.
-        let found = self.0.iter().fold(Choice::from(0), |found, own| found | own.as_slice().ct_eq(token));
+        let found = self.all.iter().fold(Choice::from(0), |found, own| found | own.as_slice().ct_eq(token));
         found.into()
     }
 }

@@ -168,6 +168,74 @@ fn a_second_signal_ends_it_at_once() {
     assert_eq!(running.ended(), 1);
 }
 
+#[cfg(unix)]
+#[test]
+fn a_hangup_has_it_read_tokens_again_and_open_its_log_again() {
+    let folder = fcdcc_test_support::folder::Folder::empty();
+    std::fs::write(folder.path("tokens"), "first-token-of-many\n").unwrap();
+    let text = |name: &str| folder.path(name).display().to_string();
+    let mut running = Running::start(&["--token-file", &text("tokens"), "--access-log", &text("log")]);
+    let status = |running: &Running, token: &str| {
+        let request = format!(
+            "GET /v2 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nConnection: close\r\n\r\n"
+        );
+        read(running.send(request.as_bytes())).split(' ').nth(1).unwrap().to_owned()
+    };
+    assert_eq!(status(&running, "first-token-of-many"), "200");
+    std::fs::write(folder.path("tokens"), "second-token-of-many\n").unwrap();
+    std::fs::rename(folder.path("log"), folder.path("log.1")).unwrap();
+    running.signal("-HUP");
+    running.line("those on disk now");
+    assert_eq!(status(&running, "first-token-of-many"), "401");
+    assert_eq!(status(&running, "second-token-of-many"), "200");
+    std::fs::write(folder.path("tokens"), "short\n").unwrap();
+    running.signal("-HUP");
+    running.line("is no token");
+    assert_eq!(status(&running, "second-token-of-many"), "200");
+    running.signal("-TERM");
+    assert_eq!(running.ended(), 0);
+    let statuses = |name: &str| -> Vec<u64> {
+        let text = std::fs::read_to_string(folder.path(name)).unwrap();
+        let status =
+            |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()["status"].as_u64().unwrap();
+        text.lines().map(status).collect()
+    };
+    assert_eq!((statuses("log.1"), statuses("log")), (vec![200], vec![401, 200, 200]));
+}
+
+#[test]
+fn a_load_is_measured_and_its_report_has_every_request() {
+    let folder = fcdcc_test_support::folder::Folder::empty();
+    let running = Running::start(&[]);
+    let address = &running.address;
+    let said = folder.run(&format!(
+        "bench --serve http://{address} --model lenet5 --rate 100 --duration 1s --arrivals constant --output out \
+         --report r.json --seed 4"
+    ));
+    assert_eq!(said.status, 0, "{}", said.err);
+    let json = std::fs::read_to_string(folder.path("out/bench.json")).unwrap();
+    let report: fcdcc_bench::load::LoadReport = serde_json::from_str(&json).unwrap();
+    assert_eq!(json, std::fs::read_to_string(folder.path("r.json")).unwrap());
+    assert_eq!((report.outcomes.sent, report.outcomes.right, report.latencies_ms.len()), (100, 100, 100));
+    assert_eq!((report.load.inputs.as_str(), report.setting.seed), ("image [1, 1, 32, 32]", 4));
+    assert!(report.latency.p50.unwrap() > 0.0 && said.out.contains("right 100"), "{}", said.out);
+    assert!(
+        std::fs::read_to_string(folder.path("out/report.html")).unwrap().contains("Load on model lenet5")
+    );
+    let rows = [
+        ("bench --serve http://127.0.0.1:1 --model m".to_owned(), 2, "the server at http://127.0.0.1:1"),
+        (format!("bench --serve http://{address}"), 2, "--model"),
+        (format!("bench --serve http://{address} --model lenet5 --rate -1"), 2, "rate"),
+        (format!("bench --serve http://{address} --model lenet5 --arrivals often"), 2, "poisson or constant"),
+        (format!("bench --serve http://{address} --model lenet5 --virtual"), 2, "--virtual"),
+        ("bench --rate 5".to_owned(), 2, "--serve"),
+    ];
+    for (command, status, part) in rows {
+        let said = folder.run(&command);
+        assert!(said.status == status && said.err.contains(part), "{command}: {} {}", said.status, said.err);
+    }
+}
+
 #[test]
 fn pictures_are_classified_as_run_does() {
     let folder = fcdcc_test_support::folder::Folder::empty();

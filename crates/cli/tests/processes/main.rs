@@ -1,8 +1,12 @@
-//! The command as masters and workers of a cluster, in many processes.
+//! The command as masters and workers of a cluster, in many processes, and as a server of a page.
 
+#[cfg(all(feature = "serve", unix))]
+mod browser;
 mod models;
 mod net;
 mod netns;
+#[cfg(all(feature = "serve", unix))]
+mod page;
 mod relay;
 mod site;
 mod tls;
@@ -25,6 +29,8 @@ fn main() {
     }
     // One at a time: the tests measure times and memory.
     let suites = Suites::from_arguments().one_at_a_time();
+    #[cfg(all(feature = "serve", unix))]
+    let suites = suites.add("page", page::trials);
     suites
         .add("models", models::trials)
         .add("netns", netns::trials)

@@ -9,21 +9,23 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::header;
+use axum::http::{StatusCode, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::Sleep;
-use tonic::Status;
+use tonic::{Code, Status};
 
 use super::encode::status;
+use super::service::PATH;
 use crate::app::App;
+use crate::origin::{Origin, Peer};
 
 /// Methods that need no token: what probes call.
 const OPEN: [&str; 3] = [
@@ -33,6 +35,8 @@ const OPEN: [&str; 3] = [
 ];
 /// Methods whose clients may take any time between two messages.
 const STREAMS: [&str; 2] = ["/inference.GRPCInferenceService/ModelStreamInfer", "/grpc.reflection."];
+/// Methods whose messages go to the access log one by one.
+const INFERENCES: [&str; 2] = ["/ModelInfer", "/ModelStreamInfer"];
 /// Methods of the protocol that this server lacks, and what to do instead.
 const UNSUPPORTED: [(&str, &str); 4] = [
     ("SystemSharedMemory", "shared memory is not supported: send tensors in the request"),
@@ -56,16 +60,45 @@ impl Gate {
 
 /// Passes a call on, with its messages metered, or refuses it.
 pub(super) async fn enter(State(gate): State<Gate>, request: Request, next: Next) -> Response {
+    let path = request.uri().path().to_owned();
+    let client = request.extensions().get::<Peer>().map(|peer| peer.0);
+    let (app, since) = (Arc::clone(&gate.app), Instant::now());
+    let quiet = OPEN.iter().any(|start| path.starts_with(start));
+    let response = admitted(gate, request, next).await;
+    // The methods of inference log every message, unless they were not called.
+    let of_messages = INFERENCES.iter().any(|method| path.ends_with(method));
+    let refused = grpc_status(&response);
+    if app.access.is_some() && !quiet && (!of_messages || refused == StatusCode::UNAUTHORIZED) {
+        app.log(&Origin::grpc(&path, client, None), refused, since);
+    }
+    response
+}
+
+/// The status of HTTP that stands for the status of a call, where that is known before its messages.
+fn grpc_status(response: &Response) -> StatusCode {
+    let code = response.headers().get("grpc-status").and_then(|value| value.to_str().ok()?.parse().ok());
+    match Code::from_i32(code.unwrap_or_default()) {
+        Code::Ok => StatusCode::OK,
+        Code::InvalidArgument => StatusCode::BAD_REQUEST,
+        Code::Unauthenticated => StatusCode::UNAUTHORIZED,
+        Code::NotFound => StatusCode::NOT_FOUND,
+        Code::ResourceExhausted => StatusCode::TOO_MANY_REQUESTS,
+        Code::Unimplemented => StatusCode::NOT_IMPLEMENTED,
+        Code::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+        Code::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+async fn admitted(gate: Gate, request: Request, next: Next) -> Response {
     let path = request.uri().path();
     let begins = |all: &[&str]| all.iter().any(|start| path.starts_with(start));
-    if let Some(tokens) = &gate.app.tokens
-        && !begins(&OPEN)
-        && !tokens.admit(request.headers().get(header::AUTHORIZATION).map(header::HeaderValue::as_bytes))
-    {
+    let header = request.headers().get(header::AUTHORIZATION);
+    if !begins(&OPEN) && !gate.app.credentials.admit(header.map(header::HeaderValue::as_bytes)) {
         let text = "this server needs a token: send the metadata authorization: Bearer TOKEN";
         return Status::unauthenticated(text).into_http();
     }
-    let method = path.strip_prefix("/inference.GRPCInferenceService/").unwrap_or_default();
+    let method = path.strip_prefix(PATH).unwrap_or_default();
     if let Some((_, text)) = UNSUPPORTED.iter().find(|(start, _)| method.starts_with(start)) {
         return Status::unimplemented(*text).into_http();
     }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
 use futures_util::stream::StreamExt;
+use tonic::metadata::MetadataValue;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::decode::{decode, timeout};
@@ -22,10 +23,13 @@ use crate::describe::{self, Configuration, Described};
 use crate::error::ApiError;
 use crate::facts::Fact;
 use crate::handle::{Handling, SMALL, aside};
+use crate::origin::{Origin, Peer, TRACEPARENT};
 use crate::registry::no_parameters;
 use crate::served::Served;
 use crate::stats::{Phases, Total};
 
+/// The path of the service.
+pub(super) const PATH: &str = "/inference.GRPCInferenceService/";
 /// Requests of one stream that are computed at one time.
 const AT_ONCE: usize = 16;
 
@@ -49,13 +53,21 @@ fn given(text: &str) -> Option<&str> {
     Some(text).filter(|text| !text.is_empty())
 }
 
+/// Where a call to `method` comes from.
+fn origin<T>(call: &Request<T>, method: &str) -> Origin {
+    let client = call.extensions().get::<Peer>().map(|peer| peer.0);
+    let traceparent = call.metadata().get(TRACEPARENT).map(MetadataValue::as_encoded_bytes);
+    Origin::grpc(&format!("{PATH}{method}"), client, traceparent)
+}
+
 /// Answers a request, within `allowed` from now.
 async fn infer(
     app: &App,
+    origin: Origin,
     allowed: Option<Duration>,
     message: ModelInferRequest,
 ) -> Result<ModelInferResponse, ApiError> {
-    let mut handling = Handling::new(app, allowed);
+    let mut handling = Handling::new(app, origin, allowed);
     let outcome = inferred(&mut handling, message).await;
     handling.end(outcome.as_ref().map_or_else(|error| error.status, |_| StatusCode::OK));
     outcome
@@ -141,7 +153,8 @@ impl GrpcInferenceService for Service {
         request: Request<ModelInferRequest>,
     ) -> Result<Response<ModelInferResponse>, Status> {
         let allowed = timeout(request.metadata()).map_err(status)?;
-        infer(&self.app, allowed, request.into_inner()).await.map(Response::new).map_err(status)
+        let origin = origin(&request, "ModelInfer");
+        infer(&self.app, origin, allowed, request.into_inner()).await.map(Response::new).map_err(status)
     }
 
     async fn model_stream_infer(
@@ -151,13 +164,14 @@ impl GrpcInferenceService for Service {
         let allowed = timeout(request.metadata()).map_err(status)?;
         // The time is of the whole stream.
         let (started, app) = (Instant::now(), Arc::clone(&self.app));
+        let origin = origin(&request, "ModelStreamInfer");
         let answers = request.into_inner().map(move |message| {
-            let app = Arc::clone(&app);
+            let (app, origin) = (Arc::clone(&app), origin.clone());
             let left = allowed.map(|allowed| allowed.saturating_sub(started.elapsed()));
             async move {
                 let message = message?;
                 let id = message.id.clone();
-                Ok(match infer(&app, left, message).await {
+                Ok(match infer(&app, origin, left, message).await {
                     Ok(answer) => ModelStreamInferResponse {
                         infer_response: Some(answer),
                         ..ModelStreamInferResponse::default()

@@ -12,6 +12,8 @@ mod codec {
 mod extensions;
 mod grpc;
 mod life;
+mod load;
+mod observed;
 mod protocol;
 mod refusals;
 mod site;

@@ -159,3 +159,40 @@ fn an_address_beyond_this_machine_is_allowed_with_tls() {
     let bytes = request("GET", "/v2", &[], b"");
     assert_eq!(authority.ask(local, None, &bytes).unwrap().status, 200);
 }
+
+#[test]
+fn renewed_files_are_taken_without_a_restart_and_damaged_ones_are_not() {
+    let first = Authority::new();
+    let site = Site::with("", |options| options.tls = Some(first.tls(false)));
+    let server = site.server.as_ref().unwrap();
+    let bytes = request("GET", "/v2", &[], b"");
+    let serves = |authority: &Authority| authority.ask(site.address, None, &bytes).is_some();
+    assert!(serves(&first));
+    // Both files of another authority, on demand.
+    let second = Authority::new();
+    first.write("server.pem", &second.server.certificate);
+    first.write("server.key", &second.server.key);
+    server.reload().unwrap();
+    assert!(serves(&second) && !serves(&first));
+    // The key of a third one alone: the second stays in force, and the reason is said.
+    let third = Authority::new();
+    first.write("server.key", &third.server.key);
+    let refused = server.reload().unwrap_err().to_string();
+    assert!(refused.contains("does not go with the key"), "{refused}");
+    assert!(serves(&second));
+    // The certificate follows, and nobody asks the server to look.
+    first.write("server.pem", &third.server.certificate);
+    crate::site::wait_for("the renewal", || serves(&third));
+    run(async {
+        assert!(third.channel(site.grpc, None).await.is_ok());
+        assert!(second.channel(site.grpc, None).await.is_err());
+    });
+    let metrics = third.ask(site.address, None, &request("GET", "/metrics", &[], b"")).unwrap().text();
+    for line in [
+        "fcdcc_serve_credentials_reloads_total{outcome=\"taken\"} 2",
+        "fcdcc_serve_certificate_end_seconds 67090118400",
+    ] {
+        assert!(metrics.contains(line), "{line} is not in\n{metrics}");
+    }
+    assert!(!metrics.contains("outcome=\"refused\"} 0"), "{metrics}");
+}
