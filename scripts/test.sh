@@ -91,5 +91,6 @@ step cargo build --locked --features full --examples
 step cargo run --locked --features full --quiet --example quickstart
 step cargo run --locked --features full --quiet --example classify
 step cargo run --locked --features full --quiet --example cluster
+step scripts/check_triton_clients.sh
 
 printf '\nall checks passed\n'
