@@ -20,18 +20,18 @@ pub struct SubResult {
 /// The code of one layer: n subtasks over k_A x k_B parts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Code {
-    kind: CodeKind,
-    n: usize,
-    k_a: usize,
-    k_b: usize,
-    l_a: usize,
-    l_b: usize,
-    recovery_threshold: usize,
+    pub(super) kind: CodeKind,
+    pub(super) n: usize,
+    pub(super) k_a: usize,
+    pub(super) k_b: usize,
+    pub(super) l_a: usize,
+    pub(super) l_b: usize,
+    pub(super) recovery_threshold: usize,
     pub(super) structure: Structure,
     /// A_i, n blocks of k_A x l_A, row-major.
-    input_blocks: Vec<f64>,
+    pub(super) input_blocks: Vec<f64>,
     /// B_i, n blocks of k_B x l_B, row-major.
-    filter_blocks: Vec<f64>,
+    pub(super) filter_blocks: Vec<f64>,
 }
 
 impl Code {
@@ -61,6 +61,11 @@ impl Code {
             CodeKind::KhatriRao => khatri_rao::generators(k_a, k_b, n),
             CodeKind::Replication => selection::generators(k_a, k_b, n),
             CodeKind::Uncoded => selection::generators(k_a, k_b, least),
+            CodeKind::Custom => {
+                let help =
+                    "build it from its generator blocks (Code::from_generators), and hand it over as it is";
+                return Err(Error::invalid("code", "custom, which has no generators of its own", help));
+            }
         };
         let Generators { n, l_a, l_b, input_blocks, filter_blocks } = generators;
         Ok(Self {

@@ -46,10 +46,12 @@ pub enum CodeKind {
     Replication,
     /// Plain partitioning: every subtask is needed.
     Uncoded,
+    /// A code of the caller's own, given by its generator blocks ([`Code::from_generators`](super::Code::from_generators)).
+    Custom,
 }
 
 impl CodeKind {
-    /// Every family, in the order of the documentation.
+    /// Every family that is known by name, in the order of the documentation.
     pub const ALL: [Self; 6] =
         [Self::Crme, Self::Chebyshev, Self::Vandermonde, Self::KhatriRao, Self::Replication, Self::Uncoded];
 
@@ -63,6 +65,7 @@ impl CodeKind {
             Self::KhatriRao => "khatri-rao",
             Self::Replication => "replication",
             Self::Uncoded => "uncoded",
+            Self::Custom => "custom",
         }
     }
 
@@ -97,7 +100,9 @@ impl CodeKind {
     #[must_use]
     pub fn parts(self, n: usize, tolerate: usize) -> usize {
         match self {
-            Self::Crme | Self::Chebyshev | Self::Vandermonde | Self::KhatriRao => n.saturating_sub(tolerate),
+            Self::Crme | Self::Chebyshev | Self::Vandermonde | Self::KhatriRao | Self::Custom => {
+                n.saturating_sub(tolerate)
+            }
             Self::Replication => n / tolerate.saturating_add(1),
             Self::Uncoded => n,
         }

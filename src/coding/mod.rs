@@ -7,6 +7,7 @@ mod code;
 mod combine;
 mod condition;
 mod crme;
+mod custom;
 mod decode;
 mod decoder;
 mod encode;

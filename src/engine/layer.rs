@@ -15,7 +15,7 @@ use super::report::{Completion, LayerReport};
 use super::rules::CACHED_DECODERS;
 use super::variant::{Variant, VariantRun};
 use crate::array::{Element, check_elems, first_non_finite, once, same, same_ref, sized};
-use crate::coding::{Code, ParityCheckCache};
+use crate::coding::{Code, CodeKind, ParityCheckCache};
 use crate::conv::ConvShape;
 use crate::error::{Error, Result};
 use crate::ids::WorkerId;
@@ -146,14 +146,10 @@ impl<T: Element> CodedConv<T> {
             ));
         }
         pool.check_dtype(T::DTYPE)?;
-        let n = options.subtasks.unwrap_or(pool.len());
-        let (k_a, k_b) = if let Some(pair) = options.partitions {
-            pair
-        } else {
+        let code = options.code_for(pool.len(), |n| {
             let rates = pool.shared(&options.rates);
-            choose_partitions::<T>(&shape, options.code, n, options.tolerate, &rates)?.0
-        };
-        let code = Code::new(options.code, k_a, k_b, n)?;
+            Ok(choose_partitions::<T>(&shape, options.code, n, options.tolerate, &rates)?.0)
+        })?;
         check_condition(&code)?;
         let checkers = ParityCheckCache::new(CACHED_DECODERS);
         check_audit::<T>(&code, options.policy.audit, pool, &checkers, shape.reduction())?;
@@ -431,16 +427,19 @@ impl<T: Element> CodedConv<T> {
         let (common, main) = (&self.common, self.main.code());
         let shape = &common.shape;
         let mixes = main.kind().mixes() && main.k_a() > 1;
-        let (kind, (k_a, k_b)) = if mixes {
-            unmixed_partitions(shape, main.kind(), main.n(), main.tolerated())?
+        let code = if mixes {
+            // A code of the caller's own says nothing about other partitions.
+            let family = if main.kind() == CodeKind::Custom { CodeKind::Crme } else { main.kind() };
+            let (kind, (k_a, k_b)) = unmixed_partitions(shape, family, main.n(), main.tolerated())?;
+            Code::new(kind, k_a, k_b, main.n()).ok()?
         } else {
             // The code is not the cause: the workers' kernels mix elements, or their storage shortens them.
-            (main.kind(), (main.k_a(), main.k_b()))
+            main.clone()
         };
-        let code = Code::new(kind, k_a, k_b, main.n()).ok()?;
         let checkers = ParityCheckCache::new(CACHED_DECODERS);
         check_audit::<T>(&code, common.options.policy.audit, &self.pool, &checkers, shape.reduction())
             .ok()?;
+        let (kind, k_a, k_b) = (code.kind(), code.k_a(), code.k_b());
         tracing::info!(layer = common.options.name, code = %kind, k_a, k_b, "uneven data: coding the layer another way");
         let limit = INSTALL_LIMIT.min(common.options.policy.deadline / 2);
         match Variant::new(&self.pool, common, code, true, checkers, limit) {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::accuracy::WindowwiseLimit;
 use super::report::LayerReport;
-use crate::coding::{Clamp, CodeKind};
+use crate::coding::{Clamp, Code, CodeKind};
 use crate::error::{Error, Message, Parameter, Result};
 use crate::planner::Rates;
 use crate::scheduler::{Audit, OnShortfall, Policy};
@@ -52,6 +52,9 @@ pub struct LayerOptions {
     pub name: String,
     /// Code family.
     pub code: CodeKind,
+    /// A code of the caller's own ([`Code::from_generators`]) instead of one of the family `code`; it decides `subtasks` and
+    /// `partitions` too. For single layers: models divide each layer differently.
+    pub own_code: Option<Arc<Code>>,
     /// Coded subtasks [n](crate::glossary#symbols); by default one for each worker of the pool.
     pub subtasks: Option<usize>,
     /// Stragglers [gamma](crate::glossary#symbols) to tolerate when the planner chooses the partitions.
@@ -115,6 +118,7 @@ impl Default for LayerOptions {
         Self {
             name: "conv".to_owned(),
             code: CodeKind::Crme,
+            own_code: None,
             subtasks: None,
             tolerate: 2,
             partitions: None,
@@ -142,6 +146,13 @@ impl LayerOptions {
     #[must_use]
     pub fn code(mut self, code: CodeKind) -> Self {
         self.code = code;
+        self
+    }
+
+    /// Sets a code of the caller's own, instead of one of a family.
+    #[must_use]
+    pub fn own_code(mut self, code: impl Into<Arc<Code>>) -> Self {
+        self.own_code = Some(code.into());
         self
     }
 
@@ -263,6 +274,20 @@ impl LayerOptions {
     pub fn observer(mut self, observer: ReportObserver) -> Self {
         self.observer = Some(observer);
         self
+    }
+
+    /// The code for a pool of `workers` workers; `choose` chooses the partitions where the options leave them open.
+    pub(super) fn code_for(
+        &self,
+        workers: usize,
+        choose: impl FnOnce(usize) -> Result<(usize, usize)>,
+    ) -> Result<Code> {
+        if let Some(own) = &self.own_code {
+            return Ok(own.as_ref().clone());
+        }
+        let n = self.subtasks.unwrap_or(workers);
+        let (k_a, k_b) = self.partitions.map_or_else(|| choose(n), Ok)?;
+        Code::new(self.code, k_a, k_b, n)
     }
 
     pub(crate) fn check(&self) -> Result<()> {

@@ -156,12 +156,9 @@ impl SimulatedLayer {
             let help = "simulated results have no numbers to compare: use off";
             return Err(Error::invalid("audit of a simulated layer", options.policy.audit.to_string(), help));
         }
-        let n = options.subtasks.unwrap_or(fleet.len());
-        let (k_a, k_b) = match options.partitions {
-            Some(pair) => pair,
-            None => choose_partitions::<f32>(&shape, options.code, n, options.tolerate, &options.rates)?.0,
-        };
-        let code = Code::new(options.code, k_a, k_b, n)?;
+        let code = options.code_for(fleet.len(), |n| {
+            Ok(choose_partitions::<f32>(&shape, options.code, n, options.tolerate, &options.rates)?.0)
+        })?;
         let subtask = Arc::new(subtask_shape(&shape, &code)?);
         let reduction = shape.reduction();
         let rounding = match costs.dtype {

@@ -96,6 +96,16 @@ pub struct ModelOptions {
     pub freedom: AutoChoices,
 }
 
+impl ModelOptions {
+    pub(super) fn check(&self) -> Result<()> {
+        if self.layer.own_code.is_some() {
+            let help = "a model divides each layer differently: name a code family, or run single layers";
+            return Err(Error::invalid("code of a model", "one of the caller's own", help));
+        }
+        self.layer.check()
+    }
+}
+
 /// Progress of preparing or running a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress<'a> {

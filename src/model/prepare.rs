@@ -52,7 +52,7 @@ impl Model {
         options: &ModelOptions,
         observe: &mut dyn FnMut(Progress<'_>),
     ) -> Result<PreparedModel> {
-        options.layer.check()?;
+        options.check()?;
         let mut graph = self.typed()?;
         let signature = Signature::of(self)?;
         let found = layers(self.name(), &graph)?;

@@ -97,7 +97,8 @@ impl Method {
     #[must_use]
     pub fn of(code: CodeKind) -> Self {
         match code {
-            CodeKind::Crme => Self::Crme,
+            // Codes without a name are no methods of their own.
+            CodeKind::Crme | CodeKind::Custom => Self::Crme,
             CodeKind::Chebyshev => Self::Chebyshev,
             CodeKind::Vandermonde => Self::Vandermonde,
             CodeKind::KhatriRao => Self::KhatriRao,

@@ -99,32 +99,10 @@ pub(crate) fn run(args: &BenchArgs, console: Console) -> Result<()> {
     let places = Places::plan(args, &mut ledger)?;
     let console = console.beside(&ledger);
     let layers = layers(args)?;
-    // Invalid options are refused before anything is measured.
-    check(args)?;
-    let report = if args.simulated {
-        simulated(args, &layers, console)?
-    } else {
-        #[cfg(feature = "onnx")]
-        let model = args.model.as_deref().map(|path| load(path, args, &mut ledger)).transpose()?;
-        let factory = Factory::new(&args.layer, console)?;
-        let mut comparison = comparison(args, factory.infos.len(), factory.rates)?;
-        let workers = |_| factory.make();
-        let bar = Bar::new(console, "measuring");
-        for layer in &layers {
-            let mut observe = |progress: Progress<'_>| show(&bar, console, true, progress);
-            match dtype(&args.layer) {
-                DType::F32 => comparison.layer::<f32>(layer, &workers, &mut observe)?,
-                DType::F64 => comparison.layer::<f64>(layer, &workers, &mut observe)?,
-            };
-        }
-        #[cfg(feature = "onnx")]
-        if let Some((model, inputs)) = &model {
-            let precision = args.layer.precision.map(|_| dtype(&args.layer));
-            let mut observe = |progress: Progress<'_>| show(&bar, console, true, progress);
-            comparison.model(model, inputs, precision, &workers, &mut observe)?;
-        }
-        comparison.report(setting(args, "real", crew(&factory.infos)), notes(&factory.infos))
-    };
+    let bar = Bar::new(console, if args.simulated { "simulating" } else { "measuring" });
+    let mut observe = |progress: Progress<'_>| show(&bar, console, !args.simulated, progress);
+    let report = compare(args, &layers, &mut ledger, console, &mut observe)?;
+    drop(bar);
     places.write(&report)?;
     if console.tables { table(&report) } else { Ok(()) }
 }
@@ -139,7 +117,49 @@ fn served(url: &str, args: &BenchArgs, console: Console) -> Result<()> {
     bench_serve::run(&args.serve, &bench_serve::Request { url, model, inputs, output, report, seed }, console)
 }
 
-fn simulated(args: &BenchArgs, layers: &[NamedLayer], console: Console) -> Result<BenchReport> {
+/// The report of a comparison; nothing is printed or written.
+pub(crate) fn report(args: &BenchArgs, observe: &mut dyn FnMut(Progress<'_>)) -> Result<BenchReport> {
+    compare(args, &layers(args)?, &mut Ledger::default(), Console::new(true), observe)
+}
+
+fn compare(
+    args: &BenchArgs,
+    layers: &[NamedLayer],
+    ledger: &mut Ledger,
+    console: Console,
+    observe: &mut dyn FnMut(Progress<'_>),
+) -> Result<BenchReport> {
+    // Invalid options are refused before anything is measured.
+    check(args)?;
+    if args.simulated {
+        return simulated(args, layers, observe);
+    }
+    #[cfg(feature = "onnx")]
+    let model = args.model.as_deref().map(|path| load(path, args, ledger)).transpose()?;
+    #[cfg(not(feature = "onnx"))]
+    let _ = ledger;
+    let factory = Factory::new(&args.layer, console)?;
+    let mut comparison = comparison(args, factory.infos.len(), factory.rates)?;
+    let workers = |_| factory.make();
+    for layer in layers {
+        match dtype(&args.layer) {
+            DType::F32 => comparison.layer::<f32>(layer, &workers, observe)?,
+            DType::F64 => comparison.layer::<f64>(layer, &workers, observe)?,
+        };
+    }
+    #[cfg(feature = "onnx")]
+    if let Some((model, inputs)) = &model {
+        let precision = args.layer.precision.map(|_| dtype(&args.layer));
+        comparison.model(model, inputs, precision, &workers, observe)?;
+    }
+    Ok(comparison.report(setting(args, "real", crew(&factory.infos)), notes(&factory.infos)))
+}
+
+fn simulated(
+    args: &BenchArgs,
+    layers: &[NamedLayer],
+    observe: &mut dyn FnMut(Progress<'_>),
+) -> Result<BenchReport> {
     let workers = args.layer.worker_count();
     let mut rates = Rates::default();
     let (mac_rate, bandwidth) = (args.mac_rate.unwrap_or(30.0), args.bandwidth.unwrap_or(1000.0));
@@ -155,15 +175,11 @@ fn simulated(args: &BenchArgs, layers: &[NamedLayer], console: Console) -> Resul
     seen.worker.upload_s += element_s;
     seen.worker.download_s += element_s;
     let mut comparison = comparison(args, workers, seen)?;
-    {
-        let bar = Bar::new(console, "simulating");
-        let mut observe = |progress: Progress<'_>| show(&bar, console, false, progress);
-        for layer in layers {
-            match dtype(&args.layer) {
-                DType::F32 => comparison.simulated_layer::<f32>(layer, &own, &mut observe)?,
-                DType::F64 => comparison.simulated_layer::<f64>(layer, &own, &mut observe)?,
-            };
-        }
+    for layer in layers {
+        match dtype(&args.layer) {
+            DType::F32 => comparison.simulated_layer::<f32>(layer, &own, observe)?,
+            DType::F64 => comparison.simulated_layer::<f64>(layer, &own, observe)?,
+        };
     }
     let crew = format!(
         "{workers} x simulated machine ({mac_rate} G multiply-adds/s, {bandwidth} Mbit/s, {})",

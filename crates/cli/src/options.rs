@@ -190,6 +190,7 @@ impl LayerArgs {
         }
         let defaults = LayerOptions::default();
         Ok(LayerOptions {
+            own_code: None,
             name: name.to_owned(),
             code: self.code,
             subtasks: self.workers,

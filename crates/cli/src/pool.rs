@@ -138,6 +138,12 @@ pub(crate) fn workers(args: &LayerArgs, measure: bool, console: Console) -> Resu
     from_backend(args.backend, args.adapter.as_deref(), args.worker_count(), measuring, console)
 }
 
+/// The workers that a pool file describes, their faults included, for other programs; nothing is printed.
+pub(crate) fn of_file(path: &Path, seed: u64, tolerate: usize) -> Result<Vec<Box<dyn Worker>>> {
+    let measuring = Measuring { how: rates::Calibrate::Auto, unknown: true };
+    from_file(path, seed, measuring, tolerate, None, Console::new(true))
+}
+
 /// The pool described by the options, faults included, and the planner's rates of its workers. `measure`: whether to
 /// measure unknown properties of the workers.
 pub(crate) fn assemble(

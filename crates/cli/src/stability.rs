@@ -140,6 +140,15 @@ pub(crate) fn run(args: &StabilityArgs, console: Console) -> Result<()> {
     print(&report)
 }
 
+/// The report of a study; nothing is printed or written.
+pub(crate) fn report(
+    args: &StabilityArgs,
+    observe: &mut dyn FnMut(usize, usize, &str),
+) -> Result<StabilityReport> {
+    let options = args.options()?;
+    study(&options, setting(&options), observe)
+}
+
 fn setting(options: &Options) -> Environment {
     let workers = "none: every subtask is computed here".to_owned();
     let precision = options.precisions.iter().map(|dtype| dtype.name()).collect::<Vec<_>>().join(", ");

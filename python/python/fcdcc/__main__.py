@@ -1,0 +1,5 @@
+"""``python -m fcdcc``: the command ``fcdcc``."""
+
+from ._command import main
+
+main()

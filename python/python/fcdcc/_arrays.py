@@ -1,0 +1,70 @@
+"""Arrays of other libraries as numpy arrays, without copies where their memory can be shared."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+def as_array(value: Any, what: str = "array") -> Array:
+    """``value`` as a numpy array of native byte order.
+
+    numpy arrays are taken as they are. Others are shared through DLPack or ``__array_interface__`` if they lie in the memory
+    of this machine, and converted by ``numpy.asarray`` otherwise. Tensors of PyTorch that record gradients are detached.
+
+    >>> as_array([[1.0, 2.0]]).shape
+    (1, 2)
+    """
+    if type(value) is np.ndarray:
+        array = value
+    else:
+        array = _foreign(value)
+    if array.dtype.hasobject:
+        raise TypeError(f"{what} has element type {array.dtype}: give numbers")
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    return array
+
+
+def _foreign(value: Any) -> Array:
+    if hasattr(value, "detach") and getattr(value, "requires_grad", False):
+        value = value.detach()
+    if hasattr(value, "__dlpack__") and not isinstance(value, np.ndarray):
+        try:
+            return np.from_dlpack(value)
+        except (BufferError, RuntimeError, TypeError, ValueError):
+            # Another device, or an element type that DLPack or numpy does not know: the library itself converts.
+            pass
+    if str(getattr(value, "dtype", "")) == "torch.bfloat16":
+        return _bfloat16_of(value)
+    return np.asarray(value)
+
+
+def _bfloat16_of(tensor: Any) -> Array:
+    """A tensor of PyTorch as the bits of its numbers, in the type that numpy knows as bfloat16."""
+    import torch
+
+    bits: Array = tensor.cpu().contiguous().view(torch.uint16).numpy()
+    return with_bfloat16(bits)
+
+
+def bits_of(array: Array) -> tuple[Array, bool]:
+    """The array as the extension module takes it: bfloat16 as its bits, and whether it is."""
+    if array.dtype.name == "bfloat16":
+        return array.view(np.uint16), True
+    return array, False
+
+
+def with_bfloat16(bits: Array) -> Array:
+    """Bits of bfloat16 numbers as an array of them (with the package ml_dtypes), or of float32 with the same values."""
+    try:
+        import ml_dtypes
+    except ImportError:
+        wide: Array = (bits.astype(np.uint32) << 16).view(np.float32)
+        return wide
+    narrow: Array = bits.view(ml_dtypes.bfloat16)
+    return narrow
