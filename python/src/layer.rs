@@ -1,7 +1,7 @@
 //! Single coded layers, and uncoded convolutions.
 
-use fcdcc::Element;
 use fcdcc::conv::{ConvParams, ConvShape, conv_uncoded};
+use fcdcc::{Element, LayerReport};
 use ndarray::{ArrayD, ArrayView1, ArrayViewD, IxDyn};
 use numpy::{IntoPyArray, PyArrayDescrMethods, PyReadonlyArrayDyn, PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::prelude::*;
@@ -66,8 +66,26 @@ fn prepare<T: Element + numpy::Element>(
     Ok(Held::new(layer))
 }
 
-/// The output, if there is one, and the report.
-type Ran<'py> = (Option<Bound<'py, PyAny>>, Bound<'py, PyAny>);
+/// The output and the report.
+type Ran<'py> = (Bound<'py, PyAny>, Report);
+
+/// The report of a run, which is converted when it is asked for.
+#[pyclass(frozen, module = "fcdcc._fcdcc")]
+pub(crate) struct Report(LayerReport);
+
+#[pymethods]
+impl Report {
+    /// All fields as a dictionary.
+    fn to_dict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        report(py, &self.0)
+    }
+
+    /// Milliseconds of the run.
+    #[getter]
+    fn total_ms(&self) -> f64 {
+        self.0.total_ms
+    }
+}
 
 fn run<'py, T: Element + numpy::Element>(
     py: Python<'py>,
@@ -78,7 +96,7 @@ fn run<'py, T: Element + numpy::Element>(
     let input: PyReadonlyArrayDyn<'_, T> = arrays::borrowed(input)?;
     let view: ArrayViewD<'_, T> = input.as_array();
     let run = jobs::run(py, limits, "a run of the layer", |token| layer.run_cancellable(view, token))?;
-    Ok((Some(run.output.into_pyarray(py).into_any()), report(py, &run.report)?))
+    Ok((run.output.into_pyarray(py).into_any(), Report(run.report)))
 }
 
 #[pymethods]

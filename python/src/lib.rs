@@ -34,7 +34,7 @@ mod _fcdcc {
     #[pymodule_export]
     use super::jobs::CancelToken;
     #[pymodule_export]
-    use super::layer::{CodedConv, convolve};
+    use super::layer::{CodedConv, Report, convolve};
     #[pymodule_export]
     use super::logging::{log_level, start_logging};
     #[pymodule_export]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,13 +28,34 @@ def _sizes(value: Sizes) -> list[int]:
     return [int(value)] if isinstance(value, (int, np.integer)) else [int(each) for each in value]
 
 
-class Run(NamedTuple):
-    """The output of a layer and the report of its run."""
+class Run:
+    """The output of a layer and the report of its run; ``output, report = run`` unpacks it."""
 
-    #: ``[N, O, spatial...]``.
-    output: Array
-    #: How it was computed.
-    report: LayerReport
+    __slots__ = ("_native", "_report", "output")
+
+    def __init__(self, output: Array, native: _fcdcc.Report) -> None:
+        #: ``[N, O, spatial...]``.
+        self.output = output
+        self._native = native
+        self._report: LayerReport | None = None
+
+    @property
+    def report(self) -> LayerReport:
+        """How it was computed."""
+        if self._report is None:
+            self._report = LayerReport.of(self._native.to_dict())
+        return self._report
+
+    @property
+    def total_ms(self) -> float:
+        """Milliseconds of the run, as in the report."""
+        return self._native.total_ms
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.output, self.report))
+
+    def __repr__(self) -> str:
+        return f"Run(output {self.output.dtype} {list(self.output.shape)}, {self.total_ms:.2f} ms)"
 
 
 class CodedConv:
@@ -93,7 +114,7 @@ class CodedConv:
         """
         x = np.ascontiguousarray(as_array(x, "input"), self._dtype)
         output, report = self._native.run(x, cancel, deadline)
-        return Run(output, LayerReport.of(report))
+        return Run(output, report)
 
     async def run_async(self, x: Any, *, deadline: float | None = None) -> Run:
         """As :meth:`run`, for ``asyncio``: cancelling the task ends the run."""

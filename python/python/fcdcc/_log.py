@@ -7,6 +7,8 @@ import logging
 from . import _fcdcc
 
 _LOGGER = logging.getLogger("fcdcc")
+# Programs that set up no logging see no records: reports and exceptions say what matters.
+_LOGGER.addHandler(logging.NullHandler())
 
 
 def sync() -> None:

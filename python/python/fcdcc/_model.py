@@ -360,7 +360,7 @@ def inspect(
     >>> import fcdcc
     >>> found = fcdcc.inspect("assets/digits/lenet5.onnx", shapes={"image": (1, 1, 32, 32)})
     >>> found["runs"], len(found["layers"])
-    (True, 3)
+    (True, 5)
     """
     given = [(name, [int(size) for size in shape]) for name, shape in (shapes or {}).items()]
     return _fcdcc.inspect(os.fspath(path), given)

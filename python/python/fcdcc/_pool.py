@@ -29,6 +29,10 @@ class Fault:
     #: What happens, as in ``fcdcc run --fault``.
     kind: str
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.workers, str):
+            object.__setattr__(self, "workers", tuple(self.workers))
+
     def __str__(self) -> str:
         workers = self.workers if isinstance(self.workers, str) else ",".join(str(index) for index in self.workers)
         return f"{workers}:{self.kind}"
