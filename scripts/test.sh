@@ -92,5 +92,8 @@ step cargo run --locked --features full --quiet --example quickstart
 step cargo run --locked --features full --quiet --example classify
 step cargo run --locked --features full --quiet --example cluster
 step scripts/check_triton_clients.sh
+# The wheel consists of what has been built above, and the extension module.
+step cargo clippy --locked -p fcdcc-python -- -D warnings
+step scripts/test_python.sh
 
 printf '\nall checks passed\n'

@@ -32,12 +32,9 @@ rm -rf "$wheels"
 FCDCC_MATURIN="$venv/bin/maturin" FCDCC_WHEELS="$wheels" scripts/build_wheel.sh --dev
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --force-reinstall --no-deps "$wheels"/fcdcc-*.whl
 
-# PyTorch is large: taken where it is there, and its tests are shown as skipped elsewhere.
-if ! "$venv/bin/python" -c 'import torch' >/dev/null 2>&1; then
-    echo "NOTICE: no torch in $venv: the tests of fcdcc.torch are skipped"
-fi
-
 # What a user has: no compiler.
 export PATH="$venv/bin:/usr/bin:/bin"
 "$venv/bin/python" -m pytest -c python/pyproject.toml --rootdir python python/tests "$@"
 (cd python && "$venv/bin/python" -m mypy && "$venv/bin/pyright" --pythonpath "$venv/bin/python")
+# PyTorch is large: tested where some Python has it.
+scripts/test_torch.sh "$wheels"/fcdcc-*.whl

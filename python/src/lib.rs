@@ -44,7 +44,7 @@ mod _fcdcc {
     #[pymodule_export]
     use super::prepared::{ModelRun, PreparedModel};
     #[pymodule_export]
-    use super::worker::{SubtaskShape, Task};
+    use super::worker::{SubtaskShape, Task, check_worker};
     #[pymodule_export]
     use super::{command, features, missing_environment, version};
 }

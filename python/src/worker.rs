@@ -10,12 +10,12 @@ use std::sync::Arc;
 
 use fcdcc::array::{DType, Values};
 use fcdcc::worker::{FilterKey, Respawn, SubtaskShape as Shape, Task as NativeTask, WorkerInfo, WorkerKind};
-use fcdcc::{Error, Worker};
+use fcdcc::{Error, Worker, testing};
 use ndarray::{ArrayD, IxDyn};
 use numpy::{IntoPyArray, PyArrayDyn, PyArrayMethods, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 
-use super::jobs::CancelToken;
+use super::jobs::{self, CancelToken, Limits};
 
 /// What each task of a subtask computes: sub-result p * banks + r is slab p convolved with filter bank r.
 #[pyclass(frozen, module = "fcdcc")]
@@ -303,4 +303,29 @@ impl Drop for PyWorker {
             tracing::debug!(worker = self.info.name, %error, "closing failed");
         }
     }
+}
+
+/// The properties of the contract of workers that the workers of `make` lack: property, what it demands, what came.
+#[pyfunction]
+pub(crate) fn check_worker(
+    py: Python<'_>,
+    make: Py<PyAny>,
+    limit: f64,
+) -> PyResult<Vec<(String, String, String)>> {
+    let limit = jobs::seconds(py, "limit of a check (limit=)", limit)?;
+    let open = || -> fcdcc::Result<Box<dyn Worker>> {
+        let failed = |cause: String| Error::WorkerFailed { worker: "under check".to_owned(), cause };
+        let made = Python::try_attach(|py| {
+            let made = make.call0(py).and_then(|made| PyWorker::new(made.bind(py)));
+            made.map_err(|error| failed(error.to_string()))
+        });
+        let worker = made.unwrap_or_else(|| Err(failed("the interpreter has ended".to_owned())))?;
+        Ok(Box::new(worker))
+    };
+    let findings = jobs::run(py, Limits::default(), "checking a worker", |token| {
+        Ok(testing::check_worker(limit, || if token.is_cancelled() { Err(Error::Cancelled) } else { open() }))
+    })?;
+    let told =
+        |finding: testing::Finding| (format!("{:?}", finding.property), finding.expected, finding.came);
+    Ok(findings.into_iter().map(told).collect())
 }

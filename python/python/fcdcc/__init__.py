@@ -68,12 +68,12 @@ if TYPE_CHECKING:
     from ._pool import Fault as Fault, Pool as Pool, WorkerState as WorkerState
     from ._report import LayerReport as LayerReport, WorkerReport as WorkerReport
     from ._version import __version__ as __version__
-    from ._worker import Worker as Worker
+    from ._worker import Finding as Finding, Worker as Worker, check_worker as check_worker
 
 # The module of each name. Names are imported when they are used, so that the command `fcdcc` starts without numpy.
 _HOMES = {
     "_errors": [
-        "BadInput", "Cancelled", "Corrupted", "Error", "ErrorBound", "FileError", "ForkedProcess", "GpuError", "Inexact",
+        "BadInput", "Cancelled", "Corrupted", "Error", "ErrorBound", "FileError", "Finding", "ForkedProcess", "GpuError", "Inexact",
         "Internal", "InvalidParameter", "Mismatch", "ModelError", "NonFinite", "NonFiniteResults", "OutOfMemory",
         "ProbeFailed", "Refused", "Shortfall", "Singular", "Timeout", "Unavailable", "WorkerFailed", "WorkerLost",
     ],
@@ -84,7 +84,7 @@ _HOMES = {
     "_pool": ["Fault", "Pool", "WorkerState"],
     "_report": ["LayerReport", "WorkerReport"],
     "_version": ["__version__"],
-    "_worker": ["Worker"],
+    "_worker": ["Finding", "Worker", "check_worker"],
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -93,7 +93,7 @@ __all__ = [
     "FileError", "ForkedProcess", "GpuError", "Inexact", "Input", "Internal", "InvalidParameter", "LayerReport", "Mismatch",
     "Model", "ModelError", "ModelRun", "NonFinite", "NonFiniteResults", "OutOfMemory", "Pool", "PreparedModel",
     "ProbeFailed", "Refused", "Run", "Shortfall", "Singular", "StabilityReport", "SubtaskShape", "Task", "Timeout",
-    "Unavailable", "Worker", "WorkerFailed", "WorkerLost", "WorkerReport", "WorkerState", "__version__", "bench", "codes",
+    "Unavailable", "Worker", "WorkerFailed", "WorkerLost", "WorkerReport", "WorkerState", "__version__", "bench", "check_worker", "codes",
     "conv", "convolve", "inspect", "stability",
 ]  # fmt: skip
 

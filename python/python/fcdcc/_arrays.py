@@ -48,7 +48,7 @@ def _bfloat16_of(tensor: Any) -> Array:
     """A tensor of PyTorch as the bits of its numbers, in the type that numpy knows as bfloat16."""
     import torch
 
-    bits: Array = tensor.cpu().contiguous().view(torch.uint16).numpy()
+    bits: Array = tensor.cpu().contiguous().view(torch.int16).numpy().view(np.uint16)
     return with_bfloat16(bits)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import dataclasses
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from . import _fcdcc
 from ._layer import convolve
 
 if TYPE_CHECKING:
@@ -82,3 +84,33 @@ class Worker:
 
     def __reduce__(self) -> Any:
         raise TypeError("a worker belongs to the process that made it: make it there")
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """A property of the contract of workers that a worker lacks."""
+
+    #: Its name.
+    property: str
+    #: What the contract demands.
+    expected: str
+    #: What the worker did.
+    came: str
+
+
+def check_worker(make: Callable[[], Worker], *, limit: float = 30.0) -> list[Finding]:
+    """Checks the workers that ``make`` gives against the contract that pools rely on; an empty list is a good worker.
+
+    Each property (results, their order and types, cancelling, replaced and removed filters, ...) is checked with a worker of
+    its own, for at most ``limit`` seconds.
+
+    >>> import fcdcc
+    >>> fcdcc.check_worker(lambda: fcdcc.Worker("plain"))
+    []
+    >>> class Twice(fcdcc.Worker):
+    ...     def compute(self, shape, slab, bank):
+    ...         return 2 * super().compute(shape, slab, bank)
+    >>> bool(fcdcc.check_worker(lambda: Twice("twice")))
+    True
+    """
+    return [Finding(*found) for found in _fcdcc.check_worker(make, limit)]
