@@ -12,8 +12,8 @@ cd "$(dirname "$0")/.."
 maturin="${FCDCC_MATURIN-maturin}"
 out="${FCDCC_WHEELS-$PWD/target/wheels}"
 case "${*-}" in
-    "") what=(build --release) ;;
-    --dev) what=(build --profile dev) ;;
+    "") what=(build --release --locked) ;;
+    --dev) what=(build --profile dev --locked) ;;
     --sdist) what=(sdist) ;;
     *)
         echo "usage: scripts/build_wheel.sh [--dev | --sdist]" >&2
@@ -24,4 +24,4 @@ if ! command -v "$maturin" >/dev/null; then
     echo "maturin was not found: pip install 'maturin>=1.9,<2', or name it in FCDCC_MATURIN" >&2
     exit 1
 fi
-exec "$maturin" "${what[@]}" --locked --manifest-path python/Cargo.toml --out "$out"
+exec "$maturin" "${what[@]}" --manifest-path python/Cargo.toml --out "$out"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds the Python wheel in the dev profile, installs it into a new environment, and tests it there without a Rust toolchain
-# on the PATH: pytest (against onnxruntime, with the examples of docstrings, documents and notebooks), mypy, pyright.
+# on the PATH: pytest (against onnxruntime, with the examples of docstrings, documents and notebooks), ruff, mypy, pyright.
 #
 #   scripts/test_python.sh [ARGUMENTS OF PYTEST]
 #
@@ -24,7 +24,7 @@ if [[ ! -x "$venv/bin/python" ]]; then
     python3 -m venv "$venv"
 fi
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-    'maturin>=1.9,<2' numpy onnx==1.23.2 onnxruntime==1.32.0 pytest mypy pyright pandas pandas-stubs tqdm types-tqdm \
+    'maturin>=1.9,<2' numpy onnx==1.23.2 onnxruntime==1.32.0 pytest mypy pyright ruff pandas pandas-stubs tqdm types-tqdm \
     ml_dtypes nbclient nbformat ipykernel matplotlib ||
     leave_out "its packages cannot be installed"
 
@@ -35,6 +35,6 @@ FCDCC_MATURIN="$venv/bin/maturin" FCDCC_WHEELS="$wheels" scripts/build_wheel.sh 
 # What a user has: no compiler.
 export PATH="$venv/bin:/usr/bin:/bin"
 "$venv/bin/python" -m pytest -c python/pyproject.toml --rootdir python python/tests "$@"
-(cd python && "$venv/bin/python" -m mypy && "$venv/bin/pyright" --pythonpath "$venv/bin/python")
+(cd python && "$venv/bin/ruff" check . && "$venv/bin/ruff" format --check . && "$venv/bin/python" -m mypy && "$venv/bin/pyright" --pythonpath "$venv/bin/python")
 # PyTorch is large: tested where some Python has it.
 scripts/test_torch.sh "$wheels"/fcdcc-*.whl

@@ -2,8 +2,8 @@
 
     python benches/overhead.py
 
-prints medians and quartiles in microseconds. A call converts its arguments, hands the work to a thread beside the interpreter
-(calls from the main thread only), and wraps the outputs. Models copy their inputs once; single layers read contiguous inputs
+prints medians and quartiles in microseconds. A call converts its arguments, prepares for signals (on the main thread), and
+wraps the outputs. Models copy their inputs once; single layers read contiguous inputs
 where they lie; outputs are not copied.
 """
 

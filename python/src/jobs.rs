@@ -1,10 +1,11 @@
 //! Work beside the interpreter: interrupts, deadlines and cancelling.
 //!
-//! Python handles signals on its main thread only, between two instructions. A call from the main thread therefore hands its
-//! work to a thread of this module and looks for signals while it waits. Calls from other threads work where they are.
+//! Calls work on the thread that makes them. Python handles signals on its main thread only, between two instructions: while
+//! that thread works here, [`wakeup`](super::wakeup) cancels the run when a signal comes, and Python handles it then. Where
+//! that is not possible, the main thread hands its work to a thread of this module, and looks for signals while it waits.
 //! Relevant if you wrap a call that takes time.
 //!
-//! Invariant: [`run`] returns after its work has ended, so the work may borrow from the caller.
+//! Invariant: [`run`] and [`run_once`] return after their work has ended, so the work may borrow from the caller.
 
 use std::any::Any;
 use std::cell::OnceCell;
@@ -21,6 +22,7 @@ use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use rayon::ThreadPool;
 
+use super::wakeup::Watch;
 use super::{errors, process};
 
 /// How often a waiting main thread looks for signals.
@@ -72,7 +74,8 @@ pub(crate) fn seconds(py: Python<'_>, what: &str, seconds: f64) -> PyResult<Dura
 }
 
 /// Runs `work`, which ends with [`Error::Cancelled`] soon after the token it gets is cancelled, with the lock of the
-/// interpreter released. `what` names it in the error of a deadline.
+/// interpreter released. `what` names it in the error of a deadline. `work` may be called a second time, if a signal whose
+/// handler raised nothing cancelled the first call.
 ///
 /// # Errors
 /// What Python's signal handlers raise (`KeyboardInterrupt`); `fcdcc.Timeout`, `fcdcc.Cancelled`; the error of `work`.
@@ -80,31 +83,97 @@ pub(crate) fn run<T: Send>(
     py: Python<'_>,
     limits: Limits<'_>,
     what: &str,
+    work: impl Fn(&fcdcc::CancelToken) -> Result<T> + Send + Sync,
+) -> PyResult<T> {
+    process::enter(py)?;
+    if !is_main_thread(py)? {
+        let limited = Limited::new(py, limits, what)?;
+        let ended = py.detach(|| catch_unwind(AssertUnwindSafe(|| work(&limited.token))));
+        return limited.result(py, ended);
+    }
+    let limited = Limited::new(py, limits, what)?;
+    let Some(watch) = Watch::start(py, &limited.token)? else {
+        let ended = beside(py, &limited.token, AssertUnwindSafe(|| work(&limited.token)))?;
+        return limited.result(py, ended);
+    };
+    let ended = py.detach(|| catch_unwind(AssertUnwindSafe(|| work(&limited.token))));
+    let signalled = watch.finish(py)?;
+    py.check_signals()?;
+    if signalled && matches!(ended, Ok(Err(Error::Cancelled))) && !limited.is_over() {
+        // The handler let the program go on.
+        return run_once(py, limited.rest(), what, work);
+    }
+    limited.result(py, ended)
+}
+
+/// As [`run`], for work that cannot begin a second time: on the main thread, on another thread from the start.
+///
+/// # Errors
+/// Those of [`run`].
+pub(crate) fn run_once<T: Send>(
+    py: Python<'_>,
+    limits: Limits<'_>,
+    what: &str,
     work: impl FnOnce(&fcdcc::CancelToken) -> Result<T> + Send,
 ) -> PyResult<T> {
     process::enter(py)?;
-    let token = fcdcc::CancelToken::new();
-    let hook = limits.cancel.map(|outer| {
-        let token = token.clone();
-        outer.0.on_cancel(move || token.cancel())
-    });
-    let deadline = limits.deadline.map(|limit| seconds(py, "deadline (deadline=)", limit)).transpose()?;
-    let late = deadline.and_then(|limit| alarm(limit, &token));
-    let work = AssertUnwindSafe(|| work(&token));
-    let (result, interrupt) = if is_main_thread(py)? {
-        beside(py, &token, work)?
+    let limited = Limited::new(py, limits, what)?;
+    let work = AssertUnwindSafe(|| work(&limited.token));
+    let ended = if is_main_thread(py)? {
+        beside(py, &limited.token, work)?
     } else {
-        (py.detach(|| catch_unwind(work)), None)
+        py.detach(|| catch_unwind(work))
     };
-    drop(hook);
-    if let Some(interrupt) = interrupt {
-        return Err(interrupt);
+    limited.result(py, ended)
+}
+
+/// The limits of a run as it goes on.
+struct Limited<'a> {
+    what: &'a str,
+    limits: Limits<'a>,
+    token: fcdcc::CancelToken,
+    /// Passes a cancellation of the caller's token on.
+    _hook: Option<fcdcc::worker::CancelHook>,
+    deadline: Option<Duration>,
+    alarm: Option<Alarm>,
+    started: Instant,
+}
+
+impl<'a> Limited<'a> {
+    fn new(py: Python<'_>, limits: Limits<'a>, what: &'a str) -> PyResult<Self> {
+        let token = fcdcc::CancelToken::new();
+        let hook = limits.cancel.map(|outer| {
+            let token = token.clone();
+            outer.0.on_cancel(move || token.cancel())
+        });
+        let deadline = limits.deadline.map(|limit| seconds(py, "deadline (deadline=)", limit)).transpose()?;
+        let alarm = deadline.and_then(|limit| alarm(limit, &token));
+        Ok(Self { what, limits, token, _hook: hook, deadline, alarm, started: Instant::now() })
     }
-    let was_late = late.is_some_and(|late| late.0.load(Ordering::Acquire));
-    match result.map_err(|payload| errors::defect(payload.as_ref()))? {
-        Ok(value) => Ok(value),
-        Err(Error::Cancelled) if was_late => Err(errors::late(py, what, deadline.unwrap_or_default())),
-        Err(error) => Err(errors::raise(py, error)),
+
+    fn was_late(&self) -> bool {
+        self.alarm.as_ref().is_some_and(|alarm| alarm.0.load(Ordering::Acquire))
+    }
+
+    /// Whether the caller's token or the deadline has ended the run.
+    fn is_over(&self) -> bool {
+        self.was_late() || self.limits.cancel.is_some_and(|token| token.0.is_cancelled())
+    }
+
+    /// The limits for the rest of the time.
+    fn rest(&self) -> Limits<'a> {
+        let rest = |limit: f64| (limit - self.started.elapsed().as_secs_f64()).max(1e-9);
+        Limits { deadline: self.limits.deadline.map(rest), ..self.limits }
+    }
+
+    fn result<T>(&self, py: Python<'_>, ended: Ended<T>) -> PyResult<T> {
+        match ended.map_err(|payload| errors::defect(payload.as_ref()))? {
+            Ok(value) => Ok(value),
+            Err(Error::Cancelled) if self.was_late() => {
+                Err(errors::late(py, self.what, self.deadline.unwrap_or_default()))
+            }
+            Err(error) => Err(errors::raise(py, error)),
+        }
     }
 }
 
@@ -115,7 +184,7 @@ fn beside<T: Send>(
     py: Python<'_>,
     token: &fcdcc::CancelToken,
     work: AssertUnwindSafe<impl FnOnce() -> Result<T> + Send>,
-) -> PyResult<(Ended<T>, Option<PyErr>)> {
+) -> PyResult<Ended<T>> {
     let (reply, replies) = bounded::<Ended<T>>(1);
     let mut interrupt = None;
     let ended = threads()?.in_place_scope(|scope| {
@@ -136,11 +205,12 @@ fn beside<T: Send>(
             }
         }
     });
-    let ended =
-        ended.ok_or_else(|| PyRuntimeError::new_err("a defect of fcdcc: a run ended without a result"))?;
+    if let Some(interrupt) = interrupt {
+        return Err(interrupt);
+    }
     // A signal that came during the last wait.
     py.check_signals()?;
-    Ok((ended, interrupt))
+    ended.ok_or_else(|| PyRuntimeError::new_err("a defect of fcdcc: a run ended without a result"))
 }
 
 /// The threads that work for the main thread, as many as cores: encoding and decoding run on all of them.

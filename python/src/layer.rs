@@ -58,7 +58,7 @@ fn prepare<T: Element + numpy::Element>(
     let bias: Option<PyReadonlyArrayDyn<'_, T>> = bias.map(arrays::borrowed).transpose()?;
     let weight: ArrayViewD<'_, T> = weight.as_array();
     let bias: Option<Vec<T>> = bias.map(|bias| bias.as_array().iter().copied().collect());
-    let layer = jobs::run(py, Limits::default(), "preparing a layer", |_| {
+    let layer = jobs::run_once(py, Limits::default(), "preparing a layer", |_| {
         let builder = fcdcc::CodedConv::builder(pool.inner(), input_shape, weight);
         let bias = bias.as_deref().map(ArrayView1::from);
         builder.bias(bias).params(params).options(options).prepare()
@@ -95,7 +95,7 @@ fn run<'py, T: Element + numpy::Element>(
 ) -> PyResult<Ran<'py>> {
     let input: PyReadonlyArrayDyn<'_, T> = arrays::borrowed(input)?;
     let view: ArrayViewD<'_, T> = input.as_array();
-    let run = jobs::run(py, limits, "a run of the layer", |token| layer.run_cancellable(view, token))?;
+    let run = jobs::run(py, limits, "a run of the layer", |token| layer.run_cancellable(view.view(), token))?;
     Ok((run.output.into_pyarray(py).into_any(), Report(run.report)))
 }
 

@@ -1,7 +1,7 @@
 //! The extension module `fcdcc._fcdcc` of the Python package: the library's objects as Python sees them.
 //!
 //! Each file wraps one part of the library; what a user of Python meets is written in Python, in `python/fcdcc`. [`jobs`]
-//! runs work beside the interpreter, so that an interrupt ends it; [`process`] refuses use after a fork; [`errors`] turns
+//! runs work without the interpreter's lock, so that an interrupt ends it; [`process`] refuses use after a fork; [`errors`] turns
 //! errors into exceptions. Relevant if you change what Python can do.
 //!
 //! Invariant: the interpreter's lock is never held while this module waits for a worker, and no input panics.
@@ -18,6 +18,7 @@ mod options;
 mod pool;
 mod prepared;
 mod process;
+mod wakeup;
 mod worker;
 
 use std::ffi::OsString;

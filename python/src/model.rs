@@ -22,12 +22,12 @@ type Input = (String, String, Option<Vec<Option<usize>>>, String);
 impl Model {
     #[staticmethod]
     fn load(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
-        jobs::run(py, Limits::default(), "loading a model", |_| fcdcc::Model::load(path)).map(Self)
+        jobs::run_once(py, Limits::default(), "loading a model", |_| fcdcc::Model::load(path)).map(Self)
     }
 
     #[staticmethod]
     fn from_bytes(py: Python<'_>, name: String, bytes: &[u8]) -> PyResult<Self> {
-        jobs::run(py, Limits::default(), "loading a model", |_| fcdcc::Model::from_bytes(name, bytes))
+        jobs::run_once(py, Limits::default(), "loading a model", |_| fcdcc::Model::from_bytes(name, bytes))
             .map(Self)
     }
 
@@ -121,7 +121,7 @@ pub(crate) fn inspect(
 ) -> PyResult<Bound<'_, PyAny>> {
     let shapes: Vec<InputShape> =
         shapes.into_iter().map(|(input, sizes)| InputShape { input: Some(input), sizes }).collect();
-    let found = jobs::run(py, Limits::default(), "inspecting a model", |_| {
+    let found = jobs::run_once(py, Limits::default(), "inspecting a model", |_| {
         fcdcc::model::Inspection::of(path, &shapes)
     })?;
     Ok(pythonize::pythonize(py, &found)?)

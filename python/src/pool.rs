@@ -65,7 +65,7 @@ fn open(py: Python<'_>, plan: Plan, faults: &[String], seed: u64) -> PyResult<Po
         .map(|fault| fault.parse())
         .collect::<fcdcc::Result<_>>()
         .map_err(|error| errors::raise(py, error))?;
-    let pool = jobs::run(py, jobs::Limits::default(), "opening a pool", move |_| {
+    let pool = jobs::run_once(py, jobs::Limits::default(), "opening a pool", move |_| {
         fcdcc::Pool::new(inject(plan.open()?, &faults, seed)?)
     })?;
     Ok(Pool(Held::new(pool)))

@@ -322,7 +322,7 @@ pub(crate) fn check_worker(
         let worker = made.unwrap_or_else(|| Err(failed("the interpreter has ended".to_owned())))?;
         Ok(Box::new(worker))
     };
-    let findings = jobs::run(py, Limits::default(), "checking a worker", |token| {
+    let findings = jobs::run_once(py, Limits::default(), "checking a worker", |token| {
         Ok(testing::check_worker(limit, || if token.is_cancelled() { Err(Error::Cancelled) } else { open() }))
     })?;
     let told =

@@ -25,9 +25,7 @@ CODES = [
 def kronecker(code, subtasks):
     """G from the blocks, by its definition."""
     a, b = code.input_blocks, code.filter_blocks
-    columns = [
-        np.kron(a[i][:, p], b[i][:, r]) for i in subtasks for p in range(code.l_a) for r in range(code.l_b)
-    ]
+    columns = [np.kron(a[i][:, p], b[i][:, r]) for i in subtasks for p in range(code.l_a) for r in range(code.l_b)]
     return np.array(columns).T
 
 
@@ -50,9 +48,7 @@ def test_encoded_and_decoded_layers_are_convolutions(code, rng):
     banks = code.encode_filters(w, x.shape, **geometry)
     assert slabs.shape[:4] == (code.n, code.l_a, 2, 4) and banks.shape[:2] == (code.n, code.l_b)
     chosen = list(range(code.n - code.recovery_threshold, code.n))
-    results = [
-        [[fcdcc.convolve(slab, bank, stride=2, groups=2) for bank in banks[i]] for slab in slabs[i]] for i in chosen
-    ]
+    results = [[[fcdcc.convolve(slab, bank, stride=2, groups=2) for bank in banks[i]] for slab in slabs[i]] for i in chosen]
     expected = fcdcc.convolve(x, w, **geometry)
     assert_close(code.decode(results, chosen, x.shape, w.shape, **geometry), expected, 1e-8)
     # Results under the names of other subtasks decode to something else.

@@ -72,16 +72,25 @@ def test_what_needs_further_features_is_there():
 def test_it_is_a_module_too():
     done = subprocess.run([sys.executable, "-m", "fcdcc", "plan", LENET, "--json"], capture_output=True, timeout=120, cwd=ROOT)
     assert done.returncode == 2 and b"shape" in done.stderr
-    done = subprocess.run(
-        [sys.executable, "-m", "fcdcc", "devices", "--json"], capture_output=True, timeout=120, cwd=ROOT
-    )
+    done = subprocess.run([sys.executable, "-m", "fcdcc", "devices", "--json"], capture_output=True, timeout=120, cwd=ROOT)
     assert done.returncode == 0 and json.loads(done.stdout) is not None
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 def test_signals_end_it(tmp_path):
     np.save(tmp_path / "x.npy", np.ones((1, 1, 32, 32), np.float32))
-    arguments = ["run", str(LENET), "--input", "x.npy", "--fault", "all:delay=60s", "--deadline", "100s", "--on-shortfall", "fail"]
+    arguments = [
+        "run",
+        str(LENET),
+        "--input",
+        "x.npy",
+        "--fault",
+        "all:delay=60s",
+        "--deadline",
+        "100s",
+        "--on-shortfall",
+        "fail",
+    ]
     process = subprocess.Popen([COMMAND, *arguments], cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     time.sleep(1.5)  # past its start, of which it says nothing
     assert process.poll() is None

@@ -66,15 +66,59 @@ WAITING = """
 def test_an_interrupt_ends_a_run():
     import textwrap
 
-    process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(WAITING)], stdout=subprocess.PIPE, text=True, cwd=ROOT
-    )
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(WAITING)], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert process.stdout.readline() == "ready\n"
     time.sleep(0.5)  # into the run: nothing tells from outside that it has begun
     started = time.monotonic()
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=30)
     assert out == "interrupted\n" and time.monotonic() - started < 15
+
+
+HANDLED = """
+    import os, signal, threading, time, numpy as np, fcdcc
+    x, w = np.ones((1, 4, 16, 16), np.float32), np.ones((8, 4, 3, 3), np.float32)
+    layer = fcdcc.CodedConv(fcdcc.Pool.cpu(6, faults=["all:delay=700ms"]), x.shape, w, hedge="off")
+    seen = []
+    signal.signal(signal.SIGUSR1, lambda *_: seen.append("noted"))
+    timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGUSR1))
+    timer.start()
+    output = layer.run(x).output
+    assert seen == ["noted"], seen
+    # A handler that raises ends the run, whichever the signal is.
+    class Stop(Exception):
+        pass
+    def stop(*_):
+        raise Stop
+    signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    started = time.monotonic()
+    try:
+        layer.run(x)
+        raise SystemExit("not stopped")
+    except Stop:
+        assert time.monotonic() - started < 0.6
+    # Another owner of the descriptor keeps it.
+    import socket
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    signal.set_wakeup_fd(theirs.fileno())
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    try:
+        layer.run(x)
+        raise SystemExit("not stopped")
+    except Stop:
+        pass
+    assert ours.recv(1) == bytes([signal.SIGALRM]) and signal.set_wakeup_fd(-1) == theirs.fileno()
+    assert np.allclose(layer.run(x).output, output)
+    print("handled")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_handlers_of_signals_run_and_may_let_a_run_go_on():
+    done = python(HANDLED)
+    assert done.stdout == "handled\n", done.stderr
 
 
 FORKED = """

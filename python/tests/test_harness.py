@@ -32,8 +32,32 @@ def test_a_comparison_in_virtual_time():
     assert not np.array_equal(again.median_ms()[2], other.median_ms()[2])
 
 
+def test_a_code_of_ones_own_is_compared_with_the_others(rng):
+    own = fcdcc.codes.Code.from_generators(rng.normal(size=(6, 4, 1)), np.ones((6, 1, 1)))
+    given = {"trials": 4, "break_even": False, "scenarios": ["random:2:delay=200ms"], "methods": ["uncoded", "crme", own]}
+    simulated = fcdcc.bench("vgg16/conv5_1", simulated=True, **given)
+    _, methods, medians = simulated.median_ms()
+    assert methods == ["uncoded", "crme", "custom"] and medians[0, 0] > 200 > medians[0, 2]
+    real = fcdcc.bench("lenet5/conv2", calibrate="never", **given).studies[0]
+    assert real["plans"][2]["recovery_threshold"] == 4
+    assert real["scenarios"][0]["methods"][2]["max_error"] < 1e-4
+    with pytest.raises(fcdcc.BadInput):
+        fcdcc.bench("vgg16/conv5_1", simulated=True, methods=["uncoded", "custom"])
+    with pytest.raises(ValueError, match="one"):
+        fcdcc.bench("vgg16/conv5_1", simulated=True, methods=[own, own])
+    few = fcdcc.bench("vgg16/conv5_1", simulated=True, workers=5, trials=2, break_even=False, methods=["uncoded", own])
+    assert any("custom" in finding for finding in few.findings)
+
+
 def test_a_comparison_on_real_workers():
-    report = fcdcc.bench("lenet5/conv2", trials=3, break_even=False, scenarios=["random:2:delay=30ms"], methods=["uncoded", "crme"], calibrate="never")
+    report = fcdcc.bench(
+        "lenet5/conv2",
+        trials=3,
+        break_even=False,
+        scenarios=["random:2:delay=30ms"],
+        methods=["uncoded", "crme"],
+        calibrate="never",
+    )
     results = report.studies[0]["scenarios"][0]["methods"]
     assert results[0]["median"]["value"] > 30 and results[1]["max_error"] < 1e-4
 

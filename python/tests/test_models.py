@@ -91,7 +91,7 @@ def test_types_of_the_file_come_in_and_out(pool, rng, tmp_path, name):
 def test_open_sizes_are_prepared_for_the_arrays_that_come(pool, digits):
     prepared = fcdcc.Model(LENET).prepare(pool)
     with pytest.raises(fcdcc.BadInput, match="open sizes"):
-        prepared.coded_layers
+        _ = prepared.coded_layers
     for count in (1, 3, 1, 2, 4):
         assert_close(prepared.run(digits[:count])[0], oracle(LENET, {"image": digits[:count]})[0])
     assert prepared.coded_layers >= 2

@@ -9,7 +9,9 @@ NOTEBOOKS = sorted((ROOT / "python/notebooks").glob("*.ipynb"))
 def executed(notebook, timeout=300):
     nbclient = pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
-    nbclient.NotebookClient(notebook, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}).execute()
+    nbclient.NotebookClient(
+        notebook, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}
+    ).execute()
     return notebook
 
 

@@ -1,8 +1,9 @@
 """Uses of the package as type checkers see them; not run."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
-from typing import Any
 
 import fcdcc
 from fcdcc import codes

@@ -1,6 +1,7 @@
 //! Measures the cost of coding (processor time of encoding and decoding) and the condition numbers of the codes.
 
 use super::conditions::conditions;
+use super::methods::code_of;
 use super::real_workers::LayerCase;
 use super::responder_sets::Sampling;
 use super::schema::{CodecCost, Conditions};
@@ -41,8 +42,8 @@ pub fn codec_cost<T: Element>(case: &LayerCase<T>, options: &LayerOptions) -> Re
 
 fn on_this_thread<T: Element>(case: &LayerCase<T>, options: &LayerOptions) -> Result<CodecCost> {
     let shape = &case.shape;
-    let (k_a, k_b) = options.partitions.unwrap_or((1, 1));
-    let code = Code::new(options.code, k_a, k_b, options.subtasks.unwrap_or(1))?;
+    let code = code_of(options)?;
+    let (k_a, k_b) = (code.k_a(), code.k_b());
     let (slabs, filters) = (InputPartition::new(shape, k_a)?, FilterPartition::new(shape, k_b)?);
     let tiling = OutputTiling::new(shape, &slabs, &filters);
     let subtask = subtask_shape(shape, &code)?;

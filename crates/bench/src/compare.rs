@@ -87,12 +87,16 @@ impl Comparison {
     /// Computes the condition numbers of those codes of a study that have none yet.
     pub(super) fn condition(&mut self, plans: &[MethodPlan]) -> Result<()> {
         for plan in plans {
-            let kind: CodeKind = plan.code.parse()?;
+            let own = self.base.own_code.as_ref().filter(|_| plan.code == CodeKind::Custom.name());
+            let kind = own.map_or_else(|| plan.code.parse(), |own| Ok(own.kind()))?;
             let known = |c: &Conditions| {
                 (c.code.as_str(), c.n, c.k_a, c.k_b) == (plan.code.as_str(), plan.n, plan.k_a, plan.k_b)
             };
             if kind.mixes() && !self.conditions.iter().any(known) {
-                let code = Code::new(kind, plan.k_a, plan.k_b, plan.n)?;
+                let code = match own {
+                    Some(own) => own.as_ref().clone(),
+                    None => Code::new(kind, plan.k_a, plan.k_b, plan.n)?,
+                };
                 self.conditions.extend(affordable_conditions(&code, self.plan.seed));
             }
         }

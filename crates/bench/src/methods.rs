@@ -35,10 +35,12 @@ pub enum Method {
     Vandermonde,
     /// This library with random Khatri-Rao product codes.
     KhatriRao,
+    /// This library with a code of the caller's own, which [`LayerOptions::own_code`] of the shared options holds.
+    Custom,
 }
 
 impl Method {
-    /// Every method, in the order of a table.
+    /// Every method that needs no code of the caller's, in the order of a table.
     pub const ALL: [Self; 8] = [
         Self::Uncoded,
         Self::Hedged,
@@ -62,6 +64,7 @@ impl Method {
             Self::Chebyshev => "chebyshev",
             Self::Vandermonde => "vandermonde",
             Self::KhatriRao => "khatri-rao",
+            Self::Custom => "custom",
         }
     }
 
@@ -77,6 +80,7 @@ impl Method {
             Self::Chebyshev => "Chebyshev polynomial code over input and filters, all policies",
             Self::Vandermonde => "polynomial code at equally spaced points, all policies",
             Self::KhatriRao => "random Khatri-Rao product code, all policies",
+            Self::Custom => "a code given by its generator blocks, all policies",
         }
     }
 
@@ -90,6 +94,7 @@ impl Method {
             Self::Crme => CodeKind::Crme,
             Self::Vandermonde => CodeKind::Vandermonde,
             Self::KhatriRao => CodeKind::KhatriRao,
+            Self::Custom => CodeKind::Custom,
         }
     }
 
@@ -97,13 +102,13 @@ impl Method {
     #[must_use]
     pub fn of(code: CodeKind) -> Self {
         match code {
-            // Codes without a name are no methods of their own.
-            CodeKind::Crme | CodeKind::Custom => Self::Crme,
+            CodeKind::Crme => Self::Crme,
             CodeKind::Chebyshev => Self::Chebyshev,
             CodeKind::Vandermonde => Self::Vandermonde,
             CodeKind::KhatriRao => Self::KhatriRao,
             CodeKind::Replication => Self::Replication,
             CodeKind::Uncoded => Self::Uncoded,
+            CodeKind::Custom => Self::Custom,
         }
     }
 
@@ -111,7 +116,7 @@ impl Method {
     /// these methods only.
     #[must_use]
     pub fn is_ours(self) -> bool {
-        matches!(self, Self::Crme | Self::Chebyshev | Self::Vandermonde | Self::KhatriRao)
+        matches!(self, Self::Crme | Self::Chebyshev | Self::Vandermonde | Self::KhatriRao | Self::Custom)
     }
 
     /// The policies of this method, for a layer of any shape. `base` has the options that all methods share, and the
@@ -123,6 +128,7 @@ impl Method {
             subtasks: Some(n),
             tolerate,
             name: self.name().to_owned(),
+            own_code: base.own_code.clone().filter(|_| self == Self::Custom),
             ..base.clone()
         };
         if self.is_ours() {
@@ -148,6 +154,9 @@ impl Method {
         base: &LayerOptions,
     ) -> Result<LayerOptions> {
         let policies = self.policies(n, tolerate, base);
+        if self == Self::Custom {
+            return with_own_code(policies, n);
+        }
         let pair = match (self, policies.partitions) {
             (_, Some(pair)) => pair,
             (Self::Mds, None) => self.input_alone(shape, n, tolerate)?,
@@ -186,8 +195,8 @@ impl Method {
     /// # Errors
     /// The errors of the code.
     pub fn plan<T: Element>(self, shape: &ConvShape, options: &LayerOptions) -> Result<MethodPlan> {
-        let (k_a, k_b) = options.partitions.unwrap_or((1, 1));
-        let code = Code::new(self.code(), k_a, k_b, options.subtasks.unwrap_or(1))?;
+        let code = code_of(options)?;
+        let (k_a, k_b) = (code.k_a(), code.k_b());
         let cost = SubtaskCost::of(&subtask_shape(shape, &code)?);
         let (n, bytes) = (code.n() as f64, T::DTYPE.size_bytes() as f64);
         Ok(MethodPlan {
@@ -208,6 +217,29 @@ impl Method {
     }
 }
 
+/// The options with the partitions of their own code, which must have one subtask for each of `n` workers.
+fn with_own_code(options: LayerOptions, n: usize) -> Result<LayerOptions> {
+    let Some(code) = &options.own_code else {
+        let help = "it is for programs that hand over a code of their own: name a family";
+        return Err(Error::invalid("method", Method::Custom.name(), help));
+    };
+    if code.n() != n {
+        let help = "each worker gets one subtask: use as many workers";
+        return Err(Error::mismatch("number of subtasks of the code", code.n(), n, help));
+    }
+    let (pair, tolerate) = ((code.k_a(), code.k_b()), code.tolerated());
+    Ok(LayerOptions { partitions: Some(pair), tolerate, ..options })
+}
+
+/// The code of a layer with these options, whose partitions are known.
+pub(super) fn code_of(options: &LayerOptions) -> Result<Code> {
+    if let Some(own) = &options.own_code {
+        return Ok(own.as_ref().clone());
+    }
+    let (k_a, k_b) = options.partitions.unwrap_or((1, 1));
+    Code::new(options.code, k_a, k_b, options.subtasks.unwrap_or(1))
+}
+
 impl fmt::Display for Method {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
@@ -218,7 +250,8 @@ impl FromStr for Method {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        Self::ALL.into_iter().find(|method| method.name() == text.trim()).ok_or_else(|| {
+        let mut all = Self::ALL.into_iter().chain([Self::Custom]);
+        all.find(|method| method.name() == text.trim()).ok_or_else(|| {
             let known: Vec<_> = Self::ALL.iter().map(|method| method.name()).collect();
             Error::invalid(
                 "method (--methods)",

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::compare::{Comparison, layer_frame};
 use super::layers::NamedLayer;
-use super::methods::Method;
+use super::methods::{Method, code_of};
 use super::real_workers::without;
 use super::runner::{Contestants, MethodRunner, Progress, Trial};
 use super::schema::{MethodPlan, Study};
@@ -144,7 +144,7 @@ impl Comparison {
         let workers = self.plan.workers;
         let options = method.options::<T>(&layer.shape, workers, self.plan.tolerate, &self.base)?;
         let plan = method.plan::<T>(&layer.shape, &options)?;
-        let code = Code::new(method.code(), plan.k_a, plan.k_b, workers)?;
+        let code = code_of(&options)?;
         let costs = costs::<T>(&layer.shape, &code, &setting.rates)?;
         let fleet = match setting.rates.cores {
             None => SimulatedFleet::remote(workers, setting.link)?,

@@ -1,9 +1,11 @@
 //! `fcdcc bench`: compares coded with uncoded, hedged and replicated execution under the same faults.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
+use fcdcc::coding::Code;
 use fcdcc::engine::WindowwiseLimit;
 use fcdcc::files::Output;
 use fcdcc::planner::Rates;
@@ -81,6 +83,9 @@ pub(crate) struct BenchArgs {
     output: Option<PathBuf>,
     #[command(flatten, next_help_heading = "Workers and coding")]
     layer: LayerArgs,
+    /// The code of method `custom`, which only other programs hand over.
+    #[arg(skip)]
+    pub(crate) own_code: Option<Arc<Code>>,
 }
 
 #[cfg(feature = "onnx")]
@@ -349,6 +354,7 @@ fn comparison(args: &BenchArgs, workers: usize, rates: Rates) -> Result<Comparis
         rates,
         max_windowwise: args.layer.max_windowwise.unwrap_or(WindowwiseLimit::Off),
         max_error: options.max_error.or(Some(1.0)),
+        own_code: args.own_code.clone(),
         ..options
     }
     .audit(args.layer.audit.unwrap_or(Audit::Off));
@@ -366,8 +372,9 @@ fn comparison(args: &BenchArgs, workers: usize, rates: Rates) -> Result<Comparis
     scenarios.iter().try_for_each(|scenario| scenario.check(workers))?;
     let methods = methods(args)?;
     if let Some((k_a, k_b)) = base.partitions {
-        for method in methods.iter().filter(|method| method.is_ours()) {
-            fcdcc::coding::Code::new(method.code(), k_a, k_b, workers)?;
+        let named = |method: &&Method| method.is_ours() && **method != Method::Custom;
+        for method in methods.iter().filter(named) {
+            Code::new(method.code(), k_a, k_b, workers)?;
         }
     }
     let plan = Plan {
@@ -392,6 +399,10 @@ fn methods(args: &BenchArgs) -> Result<Vec<Method>> {
     } else if args.layer.code != CodeKind::default() {
         let help = "leave --code out, and put the method to be judged last in --methods";
         return Err(Error::invalid("code (--code) beside --methods", args.layer.code.to_string(), help));
+    }
+    if methods.contains(&Method::Custom) && args.own_code.is_none() {
+        let help = "it is for programs that hand over a code of their own: name a code family";
+        return Err(Error::invalid("method (--methods)", Method::Custom.name(), help));
     }
     for (index, method) in methods.iter().enumerate() {
         if methods[..index].contains(method) {

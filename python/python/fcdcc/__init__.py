@@ -73,9 +73,10 @@ if TYPE_CHECKING:
 # The module of each name. Names are imported when they are used, so that the command `fcdcc` starts without numpy.
 _HOMES = {
     "_errors": [
-        "BadInput", "Cancelled", "Corrupted", "Error", "ErrorBound", "FileError", "Finding", "ForkedProcess", "GpuError", "Inexact",
-        "Internal", "InvalidParameter", "Mismatch", "ModelError", "NonFinite", "NonFiniteResults", "OutOfMemory",
-        "ProbeFailed", "Refused", "Shortfall", "Singular", "Timeout", "Unavailable", "WorkerFailed", "WorkerLost",
+        "BadInput", "Cancelled", "Corrupted", "Error", "ErrorBound", "FileError", "Finding", "ForkedProcess",
+        "GpuError", "Inexact", "Internal", "InvalidParameter", "Mismatch", "ModelError", "NonFinite",
+        "NonFiniteResults", "OutOfMemory", "ProbeFailed", "Refused", "Shortfall", "Singular", "Timeout",
+        "Unavailable", "WorkerFailed", "WorkerLost",
     ],
     "_fcdcc": ["CancelToken", "SubtaskShape", "Task"],
     "_harness": ["BenchReport", "StabilityReport", "bench", "stability"],
@@ -90,11 +91,11 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "BadInput", "BenchReport", "CancelToken", "Cancelled", "CodedConv", "Corrupted", "Error", "ErrorBound", "Fault",
-    "FileError", "ForkedProcess", "GpuError", "Inexact", "Input", "Internal", "InvalidParameter", "LayerReport", "Mismatch",
-    "Model", "ModelError", "ModelRun", "NonFinite", "NonFiniteResults", "OutOfMemory", "Pool", "PreparedModel",
-    "ProbeFailed", "Refused", "Run", "Shortfall", "Singular", "StabilityReport", "SubtaskShape", "Task", "Timeout",
-    "Unavailable", "Worker", "WorkerFailed", "WorkerLost", "WorkerReport", "WorkerState", "__version__", "bench", "check_worker", "codes",
-    "conv", "convolve", "inspect", "stability",
+    "FileError", "ForkedProcess", "GpuError", "Inexact", "Input", "Internal", "InvalidParameter", "LayerReport",
+    "Mismatch", "Model", "ModelError", "ModelRun", "NonFinite", "NonFiniteResults", "OutOfMemory", "Pool",
+    "PreparedModel", "ProbeFailed", "Refused", "Run", "Shortfall", "Singular", "StabilityReport", "SubtaskShape",
+    "Task", "Timeout", "Unavailable", "Worker", "WorkerFailed", "WorkerLost", "WorkerReport", "WorkerState",
+    "__version__", "bench", "check_worker", "codes", "conv", "convolve", "inspect", "stability",
 ]  # fmt: skip
 
 

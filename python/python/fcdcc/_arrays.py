@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,7 @@ def as_array(value: Any, what: str = "array") -> Array:
     >>> as_array([[1.0, 2.0]]).shape
     (1, 2)
     """
-    if type(value) is np.ndarray:
-        array = value
-    else:
-        array = _foreign(value)
+    array = value if type(value) is np.ndarray else _foreign(value)
     if array.dtype.hasobject:
         raise TypeError(f"{what} has element type {array.dtype}: give numbers")
     if not array.dtype.isnative:
@@ -46,8 +44,8 @@ def _foreign(value: Any) -> Array:
 
 def _bfloat16_of(tensor: Any) -> Array:
     """A tensor of PyTorch as the bits of its numbers, in the type that numpy knows as bfloat16."""
-    import torch
-
+    # There is a tensor, so the module is there too.
+    torch: Any = sys.modules["torch"]
     bits: Array = tensor.cpu().contiguous().view(torch.int16).numpy().view(np.uint16)
     return with_bfloat16(bits)
 

@@ -15,6 +15,7 @@ from ._report import frame
 
 if TYPE_CHECKING:
     from ._pool import Fault
+    from .codes import Code
 
 
 def _options(given: dict[str, Any], *, joined: Sequence[str]) -> list[str]:
@@ -75,9 +76,7 @@ class BenchReport:
                 for result in scenario["methods"]:
                     plain = {name: value for name, value in result.items() if not isinstance(value, (list, dict))}
                     estimates = {
-                        name: value["value"]
-                        for name, value in result.items()
-                        if isinstance(value, dict) and "value" in value
+                        name: value["value"] for name, value in result.items() if isinstance(value, dict) and "value" in value
                     }
                     rows.append({"study": study["name"], "scenario": scenario["name"], **plain, **estimates})
         return rows
@@ -115,7 +114,7 @@ def bench(
     workers: int = 6,
     tolerate: int = 2,
     trials: int = 20,
-    methods: Sequence[str] | None = None,
+    methods: Sequence[str | Code] | None = None,
     scenarios: Sequence[str | Fault] | None = None,
     delay: float | str | None = None,
     break_even: bool = True,
@@ -132,7 +131,8 @@ def bench(
 ) -> BenchReport:
     """Compares coded with uncoded, hedged and replicated execution under the same faults, as ``fcdcc bench`` does.
 
-    ``layers`` are networks (``"vgg16"``), layers (``"vgg16/conv4_2"``) or a TOML file of layers. ``scenarios`` are faults
+    ``methods`` are names, and at most one :class:`fcdcc.codes.Code` of your own, which reports call ``custom`` and which has
+    one subtask for each worker; the first is what others are compared to. ``layers`` are networks (``"vgg16"``), layers (``"vgg16/conv4_2"``) or a TOML file of layers. ``scenarios`` are faults
     that act together, with spaces between; the default is a suite. Times are in seconds. ``simulated`` runs the production
     scheduler in virtual time, on up to 10,000 workers with links of ``link_latency``, ``bandwidth`` (megabits a second) and
     ``mac_rate`` (billions of multiply-adds a second). Further ``options`` are those of the command, with underscores:
@@ -164,9 +164,16 @@ def bench(
         "seed": seed,
         **options,
     }
+    own = None
+    if methods is not None:
+        own_codes = [method for method in methods if not isinstance(method, str)]
+        if len(own_codes) > 1:
+            raise ValueError(f"{len(own_codes)} codes of your own: a comparison has place for one")
+        own = own_codes[0]._native if own_codes else None
+        given["methods"] = [method if isinstance(method, str) else "custom" for method in methods]
     arguments = _options(given, joined=["layers", "methods"])
     with _run.observer(progress, "bench") as observe:
-        return BenchReport(_fcdcc.bench(arguments, cancel, deadline, observe))
+        return BenchReport(_fcdcc.bench(arguments, own, cancel, deadline, observe))
 
 
 class StabilityReport:

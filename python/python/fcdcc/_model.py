@@ -298,9 +298,7 @@ class ModelRun(Sequence[Array]):
     def __init__(self, native: _fcdcc.ModelRun) -> None:
         self._native = native
         #: The outputs, in the order of the model.
-        self.outputs: list[Array] = [
-            with_bfloat16(array) if is_bfloat16 else array for array, is_bfloat16 in native.outputs
-        ]
+        self.outputs: list[Array] = [with_bfloat16(array) if is_bfloat16 else array for array, is_bfloat16 in native.outputs]
         self._layers: list[LayerReport] | None = None
 
     @property
@@ -352,9 +350,7 @@ class ModelRun(Sequence[Array]):
         return f"ModelRun({outputs}; {self.total * 1e3:.1f} ms)"
 
 
-def inspect(
-    path: str | os.PathLike[str], *, shapes: Mapping[str, Sequence[int]] | None = None
-) -> dict[str, Any]:
+def inspect(path: str | os.PathLike[str], *, shapes: Mapping[str, Sequence[int]] | None = None) -> dict[str, Any]:
     """What an ONNX file holds, and every reason why it cannot run, as ``fcdcc inspect --json`` prints it.
 
     >>> import fcdcc

@@ -151,9 +151,7 @@ class Pool:
         return cls(_fcdcc.Pool.gpu(count, chosen, half, _texts(faults), seed))
 
     @classmethod
-    def from_toml(
-        cls, path: str | os.PathLike[str], *, tolerate: int = 2, faults: Faults = (), seed: int = 0
-    ) -> Pool:
+    def from_toml(cls, path: str | os.PathLike[str], *, tolerate: int = 2, faults: Faults = (), seed: int = 0) -> Pool:
         """The workers of a pool file, those of other machines included (docs/cluster.md).
 
         Waits for machines until at most ``tolerate`` workers are missing.
