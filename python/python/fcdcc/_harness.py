@@ -131,12 +131,14 @@ def bench(
 ) -> BenchReport:
     """Compares coded with uncoded, hedged and replicated execution under the same faults, as ``fcdcc bench`` does.
 
-    ``methods`` are names, and at most one :class:`fcdcc.codes.Code` of your own, which reports call ``custom`` and which has
-    one subtask for each worker; the first is what others are compared to. ``layers`` are networks (``"vgg16"``), layers (``"vgg16/conv4_2"``) or a TOML file of layers. ``scenarios`` are faults
-    that act together, with spaces between; the default is a suite. Times are in seconds. ``simulated`` runs the production
-    scheduler in virtual time, on up to 10,000 workers with links of ``link_latency``, ``bandwidth`` (megabits a second) and
-    ``mac_rate`` (billions of multiply-adds a second). Further ``options`` are those of the command, with underscores:
-    ``code="chebyshev"``, ``partitions="4,4"``, ``audit="detect"``, ``pool="pool.toml"``.
+    ``layers`` are networks (``"vgg16"``), layers (``"vgg16/conv4_2"``) or a TOML file of layers. ``methods`` are names, and at
+    most one :class:`fcdcc.codes.Code` of your own, which reports call ``custom`` and which has one subtask for each worker;
+    the first is what others are compared to. ``scenarios`` are faults that act together, with spaces between; the default is
+    a suite. Times are in seconds.
+
+    ``simulated`` runs the production scheduler in virtual time, on up to 10,000 workers with links of ``link_latency``,
+    ``bandwidth`` (megabits a second) and ``mac_rate`` (billions of multiply-adds a second). Further ``options`` are those of
+    the command, with underscores: ``code="chebyshev"``, ``partitions="4,4"``, ``audit="detect"``, ``pool="pool.toml"``.
 
     >>> import fcdcc
     >>> report = fcdcc.bench("lenet5/conv2", simulated=True, trials=5, scenarios=["none", "random:2:delay=50ms"],
