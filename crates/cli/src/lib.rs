@@ -10,6 +10,7 @@ mod bench;
 mod bench_layers;
 mod bench_serve;
 mod bench_table;
+mod bench_workers;
 #[cfg(feature = "cluster")]
 mod cluster;
 mod content;
