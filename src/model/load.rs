@@ -212,6 +212,13 @@ impl Model {
         self.half.widened()
     }
 
+    /// Whether the graph has an `If`. Where an input decides which branch runs, [`Model::with_input_value`] lets the layers of
+    /// that branch be coded.
+    #[must_use]
+    pub fn has_branches(&self) -> bool {
+        self.graph.nodes().iter().any(|node| node.op.name() == branch::NAME)
+    }
+
     /// The 16-bit types of inputs and outputs.
     pub(super) fn half(&self) -> &Half {
         &self.half

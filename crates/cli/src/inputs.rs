@@ -79,8 +79,8 @@ impl InputArgs {
         Ok((model, vec![inputs]))
     }
 
-    /// Makes inputs on which shapes depend constants of the model, and says so: small arrays of integers and, if these do not
-    /// suffice, of floats. Gives back the model and the other inputs.
+    /// Makes inputs on which shapes or branches depend constants of the model, and says so: small arrays of integers and, if these
+    /// do not suffice, of floats. Gives back the model and the other inputs.
     pub(crate) fn fix(
         model: Model,
         mut batches: Vec<Vec<Tensor>>,
@@ -91,10 +91,15 @@ impl InputArgs {
         };
         let [inputs] = batches.as_mut_slice() else { return (model, batches) };
         // Inferring all shapes takes a while, so it is tried only where an input may be a parameter.
-        if !inputs.iter().any(is_small) || model.output_infos().is_ok() {
+        if !inputs.iter().any(is_small) {
             return (model, batches);
         }
-        for floats in [false, true] {
+        // A model that runs as it is may still run better where its branches are known.
+        let runs = model.output_infos().is_ok();
+        if runs && !model.has_branches() {
+            return (model, batches);
+        }
+        for floats in [false, true].into_iter().take(if runs { 1 } else { 2 }) {
             let is_parameter =
                 |tensor: &Tensor| is_small(tensor) && (floats || !tensor.dtype().contains('f'));
             let mut names = Vec::new();
@@ -107,11 +112,12 @@ impl InputArgs {
                     },
                 );
             if let Ok(fixed) = fixed
+                && !names.is_empty()
                 && fixed.output_infos().is_ok()
             {
                 let names = names.join(", ");
                 console.notice(format_args!(
-                    "shapes depend on {names}: the model is prepared for the values given"
+                    "shapes or branches depend on {names}: the model is prepared for the values given"
                 ));
                 inputs.retain(|tensor| !is_parameter(tensor));
                 return (fixed, batches);
