@@ -51,6 +51,8 @@ mod run;
 #[cfg(feature = "serve")]
 mod serve;
 #[cfg(feature = "serve")]
+mod serve_options;
+#[cfg(feature = "serve")]
 mod signals;
 mod stability;
 mod threads;
@@ -291,13 +293,16 @@ fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
+/// What a server logs: also why spans could not be exported.
+const SERVE_LEVELS: &str = "fcdcc_serve=info,opentelemetry_sdk=warn,opentelemetry-otlp=warn";
+
 fn start_log(cli: &Cli) {
     // Off by default: log lines of libraries would surround the single line of an error.
     let default = match cli.verbose {
         // A worker runs for weeks, so by default it logs which masters connect and disconnect.
         0 if matches!(cli.command, Command::Worker(_)) && !cli.quiet => "fcdcc=info",
         // Models that are loaded, prepared for further shapes, or refused.
-        0 if matches!(cli.command, Command::Serve(_)) && !cli.quiet => "fcdcc_serve=info",
+        0 if matches!(cli.command, Command::Serve(_)) && !cli.quiet => SERVE_LEVELS,
         0 => "off",
         1 => "fcdcc=info",
         2 => "fcdcc=debug",

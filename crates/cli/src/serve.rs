@@ -2,19 +2,18 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
-use bytesize::ByteSize;
 use clap::Args;
 use fcdcc::array::DType;
 use fcdcc::model::{AutoChoices, GemmChoice, InputInfo, ModelOptions, Tensor};
 use fcdcc::{Error, Result};
 use fcdcc_bench::with_flags;
-use fcdcc_serve::{Engine, ModelConfig, Pictures, Server, ServerOptions, Tls, Tokens};
+use fcdcc_serve::{Engine, Pictures, Server};
 
 use super::ledger::Ledger;
-use super::options::{LayerArgs, Precision, duration};
+use super::options::{LayerArgs, Precision};
 use super::picture::PictureArgs;
+use super::serve_options::ServerArgs;
 use super::signals::{Asked, Signals};
 use super::{Console, metrics, pool};
 
@@ -22,59 +21,18 @@ use super::{Console, metrics, pool};
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
     fcdcc serve lenet5.onnx\n  \
+    fcdcc serve --config serve.toml\n  \
     fcdcc serve models --pool pool.toml --http 0.0.0.0:8000 --grpc 0.0.0.0:8001 --token-file tokens.txt\n  \
     curl http://127.0.0.1:8000/v2/models/lenet5\n  \
     curl --data-binary @digit.png http://127.0.0.1:8000/v2/models/lenet5/classify\n\n\
     docs/serving.md describes requests, repositories and model.toml.")]
 pub(crate) struct ServeArgs {
-    /// Model files, and repositories of the form NAME/VERSION/model.onnx
-    #[arg(value_name = "MODEL.onnx|DIR", required = true)]
-    paths: Vec<PathBuf>,
-    /// Where to listen; port 0 takes a free one
-    #[arg(long, help_heading = "Server", value_name = "ADDRESS", default_value = "127.0.0.1:8000")]
-    http: String,
-    /// Where to listen for gRPC; port 0 takes a free one, and `off` goes without
-    #[arg(long, help_heading = "Server", value_name = "ADDRESS", default_value = "127.0.0.1:8001")]
-    grpc: String,
-    /// Certificate of the server in PEM, for TLS on both addresses
-    #[arg(long, help_heading = "Server", value_name = "FILE", requires = "tls_key")]
-    tls_cert: Option<PathBuf>,
-    /// Key of the certificate
-    #[arg(long, help_heading = "Server", value_name = "FILE", requires = "tls_cert")]
-    tls_key: Option<PathBuf>,
-    /// Authority of the certificates of clients, which then need one
-    #[arg(long, help_heading = "Server", value_name = "FILE", requires = "tls_cert")]
-    tls_client_ca: Option<PathBuf>,
-    /// Tokens of clients, one a line: a client sends `Authorization: Bearer TOKEN`
-    #[arg(long, help_heading = "Server", value_name = "FILE")]
-    token_file: Option<PathBuf>,
-    /// Add every request to this file, one JSON object a line; - for standard output
-    #[arg(long, help_heading = "Server", value_name = "FILE")]
-    access_log: Option<PathBuf>,
-    /// Allow an address beyond this machine without tokens and without TLS: anybody who can connect can use the models
-    #[arg(long, help_heading = "Server")]
-    insecure: bool,
-    /// Runs of models at one time
-    #[arg(long, help_heading = "Server", value_name = "N", default_value_t = 2)]
-    threads: usize,
-    /// Requests of a model that may wait [default: 64, or what its model.toml says]
-    #[arg(long, help_heading = "Server", value_name = "N")]
-    queue: Option<usize>,
-    /// Time for a request, from its arrival to its answer [default: 60s, or what the model.toml says]
-    #[arg(long, help_heading = "Server", value_name = "DUR", value_parser = duration)]
-    timeout: Option<Duration>,
-    /// Largest body of a request, unpacked, or message of gRPC, such as 64MiB
-    #[arg(long, help_heading = "Server", value_name = "SIZE", default_value = "64MiB")]
-    max_body: ByteSize,
-    /// Connections of each address at one time
-    #[arg(long, help_heading = "Server", value_name = "N", default_value_t = 1024)]
-    max_connections: usize,
-    /// Time for the requests in progress after SIGTERM or Ctrl-C
-    #[arg(long, help_heading = "Server", value_name = "DUR", default_value = "30s", value_parser = duration)]
-    drain: Duration,
-    /// Names of the classes for `classify`, one a line, of models without a model.toml
-    #[arg(long, help_heading = "Server", value_name = "FILE")]
-    labels: Option<PathBuf>,
+    #[command(flatten)]
+    server: ServerArgs,
+    /// A TOML file with options of the server, by their long names with `_` for `-`, `models` and `pool`; those of the command
+    /// line come first
+    #[arg(long, help_heading = "Server", value_name = "FILE.toml")]
+    config: Option<PathBuf>,
     #[command(flatten)]
     picture: PictureArgs,
     /// Fully connected layers (Gemm, MatMul) on the workers: auto (where it pays), on, off
@@ -110,21 +68,28 @@ pub(crate) fn run(args: &ServeArgs, console: Console) -> Result<()> {
         let help = "leave it out: a server has metrics instead, at /metrics";
         return Err(Error::invalid("report of a server (--report)", "given", help));
     }
-    pool::files(&args.layer, &mut ledger)?;
-    let options = server_options(args)?;
+    let server = args.server.clone().with_file(args.config.as_deref())?;
+    let mut layer = args.layer.clone();
+    layer.pool = layer.pool.or(server.pool.clone());
+    if server.models.is_empty() {
+        let help = "name a model file or a repository, here or as `models` in the file of --config";
+        return Err(Error::invalid("number of models", 0, help));
+    }
+    pool::files(&layer, &mut ledger)?;
+    let options = server.options()?;
     let signals = Signals::catch()?;
-    let precision = args.layer.precision.map(|precision| match precision {
+    let precision = layer.precision.map(|precision| match precision {
         Precision::F32 => DType::F32,
         Precision::F64 => DType::F64,
     });
     let mut model = ModelOptions {
-        layer: args.layer.layer_options("")?,
+        layer: layer.layer_options("")?,
         gemm: args.gemm,
         precision,
         freedom: if args.auto { AutoChoices::ALL } else { AutoChoices::default() },
     };
     let pool;
-    (pool, model.layer.rates) = pool::assemble(&args.layer, precision.unwrap_or(DType::F32), true, console)?;
+    (pool, model.layer.rates) = pool::assemble(&layer, precision.unwrap_or(DType::F32), true, console)?;
     let (source, observer) = metrics::source_of(&pool);
     model.layer.observer = Some(observer);
     let engine = Engine { pool, options: model };
@@ -162,40 +127,8 @@ pub(crate) fn run(args: &ServeArgs, console: Console) -> Result<()> {
         0 => Ok(()),
         cut => Err(Error::Timeout {
             what: format!("requests of {cut} connections"),
-            limit: args.drain,
+            limit: options.drain_timeout,
             help: "give the server more time to end (--drain)".into(),
         }),
     }
-}
-
-fn server_options(args: &ServeArgs) -> Result<ServerOptions> {
-    let defaults = ModelConfig::default();
-    let bytes = usize::try_from(args.max_body.as_u64()).unwrap_or(usize::MAX);
-    let limits = ServerOptions::default();
-    Ok(ServerOptions {
-        sources: args.paths.clone(),
-        address: args.http.clone(),
-        grpc: Some(args.grpc.clone()).filter(|address| address != "off"),
-        tls: tls(args),
-        default: ModelConfig {
-            labels: args.labels.clone(),
-            queue_length: args.queue.unwrap_or(defaults.queue_length),
-            timeout: args.timeout.unwrap_or(defaults.timeout),
-            ..defaults
-        },
-        threads: args.threads,
-        max_body_bytes: bytes,
-        max_bodies_bytes: limits.max_bodies_bytes.max(bytes),
-        max_connections: args.max_connections,
-        drain_timeout: args.drain,
-        tokens: args.token_file.as_deref().map(Tokens::read).transpose()?,
-        access_log: args.access_log.clone(),
-        insecure: args.insecure,
-        ..limits
-    })
-}
-
-fn tls(args: &ServeArgs) -> Option<Tls> {
-    let (certificate, key) = (args.tls_cert.clone()?, args.tls_key.clone()?);
-    Some(Tls { certificate, key, client_ca: args.tls_client_ca.clone() })
 }

@@ -23,6 +23,7 @@ use crate::origin::Origin;
 use crate::pictures::Pictures;
 use crate::registry::Registry;
 use crate::scrape::Scrape;
+use crate::spans::Spans;
 
 /// How long a check of the pool counts.
 const CHECK_COUNTS: Duration = Duration::from_secs(5);
@@ -40,6 +41,7 @@ pub(crate) struct App {
     pub(crate) pictures: Option<Arc<dyn Pictures>>,
     pub(crate) credentials: Arc<Credentials>,
     pub(crate) access: Option<AccessLog>,
+    pub(crate) spans: Option<Spans>,
     pub(crate) max_body_bytes: usize,
     pub(crate) body_timeout: Duration,
     pub(crate) draining: AtomicBool,
@@ -57,7 +59,7 @@ impl App {
         source: Arc<dyn Source>,
         pictures: Option<Arc<dyn Pictures>>,
         credentials: Arc<Credentials>,
-        access: Option<AccessLog>,
+        (access, spans): (Option<AccessLog>, Option<Spans>),
         (max_body_bytes, max_bodies_bytes): (usize, usize),
         body_timeout: Duration,
     ) -> Self {
@@ -70,6 +72,7 @@ impl App {
             pictures,
             credentials,
             access,
+            spans,
             max_body_bytes,
             body_timeout,
             draining: AtomicBool::new(false),

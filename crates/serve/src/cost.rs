@@ -6,7 +6,7 @@
 //! Invariant: the phases of a run are disjoint parts of its time, so their sum never exceeds it by more than rounding.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fcdcc::Report;
 use fcdcc::engine::WorkerReport;
@@ -30,6 +30,8 @@ pub(crate) struct RunTimes {
     pub(crate) host: Duration,
     /// Dividing the outputs among the requests.
     pub(crate) output: Duration,
+    /// When the run began.
+    pub(crate) began: Option<Instant>,
 }
 
 impl RunTimes {
@@ -40,6 +42,12 @@ impl RunTimes {
             (sum(|layer| layer.encode_ms), sum(|layer| layer.wait_ms), sum(|layer| layer.decode_ms));
         let host = seconds(report.total_ms).saturating_sub(encode + wait + decode);
         Self { encode, wait, decode, host, ..Self::default() }
+    }
+
+    /// The time of the whole run.
+    #[cfg_attr(not(feature = "otlp"), expect(dead_code, reason = "the end of a span"))]
+    pub(crate) fn run(&self) -> Duration {
+        self.phases().iter().map(|(_, time)| *time).sum()
     }
 
     /// Names and times of the phases of a run, in their order. The queue is no part of a run.

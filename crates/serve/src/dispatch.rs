@@ -246,7 +246,7 @@ impl Shared {
                 let report = Arc::new(together.report);
                 for (job, outputs) in jobs.into_iter().zip(together.parts) {
                     let queue = started.duration_since(job.arrived);
-                    let times = RunTimes { queue, ..together.phases };
+                    let times = RunTimes { queue, began: Some(started), ..together.phases };
                     // A dropped receiver has no use for the answer.
                     let _ = job.reply.send(Ok(Computed { outputs, report: Arc::clone(&report), times }));
                 }

@@ -117,16 +117,20 @@ impl Drop for Handling<'_> {
         if let Some(model) = &self.model {
             model.stats.answered(self.status == StatusCode::OK, self.arrived.elapsed());
         }
+        let entry = Entry {
+            origin: &self.origin,
+            model: self.model.as_deref().map(|model| (model.name.as_str(), model.version)),
+            id: self.id.as_deref(),
+            items: self.items,
+            status: self.status.as_u16(),
+            time: self.arrived.elapsed(),
+            times: self.times,
+        };
         if let Some(access) = &self.app.access {
-            access.add(&Entry {
-                origin: &self.origin,
-                model: self.model.as_deref().map(|model| (model.name.as_str(), model.version)),
-                id: self.id.as_deref(),
-                items: self.items,
-                status: self.status.as_u16(),
-                time: self.arrived.elapsed(),
-                times: self.times,
-            });
+            access.add(&entry);
+        }
+        if let Some(spans) = &self.app.spans {
+            spans.add(&entry);
         }
     }
 }

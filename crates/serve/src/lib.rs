@@ -7,8 +7,8 @@
 //! The layers of this crate, from the wire to the pool: `server`, `connection`, `tls`, `tokens` and `credentials` (addresses,
 //! connections, and who may use them); `routes`,
 //! `infer`, `body`, `response` and `packing` (HTTP); `grpc` and `codec` (gRPC); `handle`, `request` and `answer` (one request,
-//! whichever protocol brought it), `datatype` and `strings` (its elements); `origin` and `access` (where requests come from,
-//! and the log of them); `describe`, `stats`, `cost` and `scrape` (what the server says of
+//! whichever protocol brought it), `datatype` and `strings` (its elements); `origin`, `access` and `spans` (where requests come from,
+//! the log of them, and their spans); `describe`, `stats`, `cost` and `scrape` (what the server says of
 //! its models and runs); `page` (the page for people); `registry` (names become models), `dispatch` and `batch` (queues become runs), `served` and `facts` (a model
 //! and its prepared shapes). [`load`] is the other side: a client that measures a server.
 //!
@@ -47,10 +47,16 @@ mod routes;
 mod scrape;
 mod served;
 mod server;
+#[cfg(feature = "otlp")]
+mod spans;
+#[cfg(not(feature = "otlp"))]
+#[path = "without_spans.rs"]
+mod spans;
 mod stats;
 mod strings;
 mod tls;
 mod tokens;
+mod traces;
 
 pub use config::{Batching, ModelConfig};
 pub use pictures::Pictures;
@@ -58,3 +64,4 @@ pub use served::Engine;
 pub use server::{Server, ServerOptions};
 pub use tls::Tls;
 pub use tokens::Tokens;
+pub use traces::Traces;

@@ -15,6 +15,7 @@ use std::time::{Duration, SystemTime};
 
 use fcdcc::telemetry::Source;
 use fcdcc::{Error, Result};
+use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
 use crate::access::AccessLog;
@@ -30,8 +31,10 @@ use crate::protocol::Protocol;
 use crate::registry::{Registry, State};
 use crate::routes::routes;
 use crate::served::Engine;
+use crate::spans::Spans;
 use crate::tls::Tls;
 use crate::tokens::Tokens;
+use crate::traces::Traces;
 
 /// Threads that parse, encode and load beside the connections.
 const ASIDE: usize = 8;
@@ -70,6 +73,8 @@ pub struct ServerOptions {
     pub tokens: Option<Tokens>,
     /// A file to which requests are added, one JSON object a line; `-` is standard output.
     pub access_log: Option<PathBuf>,
+    /// Where spans of requests go; needs feature `otlp`.
+    pub traces: Option<Traces>,
     /// Allows an address beyond this machine without tokens and without TLS.
     pub insecure: bool,
 }
@@ -91,6 +96,7 @@ impl Default for ServerOptions {
             drain_timeout: Duration::from_secs(30),
             tokens: None,
             access_log: None,
+            traces: None,
             insecure: false,
         }
     }
@@ -109,6 +115,7 @@ impl ServerOptions {
                 return Err(Error::invalid(what, value, format!("use 1 to {most}")));
             }
         }
+        self.traces.as_ref().map_or(Ok(()), Traces::check)?;
         if self.max_bodies_bytes < self.max_body_bytes {
             let help = "all bodies together need at least the bytes of the largest";
             return Err(Error::mismatch(
@@ -213,9 +220,11 @@ impl Drop for Watch {
 }
 
 /// Serves the connections of both protocols on one thread, which ends with the number of those that were cut.
-fn connections(both: [(Accepting, Option<TcpListener>); 2]) -> std::io::Result<JoinHandle<usize>> {
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(ASIDE).build()?;
+fn connections(
+    runtime: Runtime,
+    both: [(Accepting, Option<TcpListener>); 2],
+    app: Arc<App>,
+) -> std::io::Result<JoinHandle<usize>> {
     std::thread::Builder::new().name("fcdcc net".to_owned()).spawn(move || {
         let [http, grpc] = both.map(|(accepting, listener)| async move {
             match listener {
@@ -224,6 +233,9 @@ fn connections(both: [(Accepting, Option<TcpListener>); 2]) -> std::io::Result<J
             }
         });
         let (cut, cut_grpc) = runtime.block_on(async { tokio::join!(http, grpc) });
+        // The last spans leave over a connection of this runtime.
+        let spans = async { tokio::task::spawn_blocking(move || app.spans.as_ref().map(Spans::end)).await };
+        let _ = runtime.block_on(spans);
         // Loading a model may take long; its thread ends with the process.
         runtime.shutdown_background();
         cut + cut_grpc
@@ -255,6 +267,15 @@ impl Server {
         let credentials = Arc::new(Credentials::new(options.tls.as_ref(), options.tokens.as_ref())?);
         credentials.warn(SystemTime::now());
         let access = options.access_log.as_deref().map(AccessLog::open).transpose()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(ASIDE)
+            .build()
+            .map_err(failed)?;
+        let spans = {
+            let _inside = runtime.enter();
+            options.traces.as_ref().map(Spans::new).transpose()?
+        };
         let metrics = Arc::new(Metrics::new());
         let dispatcher = Dispatcher::start(options.threads, &metrics).map_err(failed)?;
         let limits = (options.max_body_bytes, options.max_bodies_bytes);
@@ -265,7 +286,7 @@ impl Server {
             source,
             pictures,
             credentials,
-            access,
+            (access, spans),
             limits,
             options.body_timeout,
         );
@@ -274,7 +295,7 @@ impl Server {
         let on_http = options.accepting(Protocol::Http, routes(&app), &app, &stopped);
         let on_grpc = options.accepting(Protocol::Grpc, grpc::routes(&app, &stopped)?, &app, &stopped);
         let both = [(on_http, Some(http)), (on_grpc, grpc)];
-        let thread = Some(connections(both).map_err(failed)?);
+        let thread = Some(connections(runtime, both, Arc::clone(&app)).map_err(failed)?);
         let watch = Some(Watch::start(Arc::clone(&app.credentials)).map_err(failed)?);
         let server = Self { address, grpc: grpc_address, app, stop, thread, watch };
         for name in server.app.registry.names() {

@@ -6,34 +6,18 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{Request as HttpRequest, header};
-use bytes::Bytes;
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::target::{Request, Target};
+use super::message::{Answer, Request};
+use super::target::Target;
 use crate::response::JSON_LENGTH;
 
 /// Longest answer.
 const MOST_BYTES: usize = 1 << 30;
-
-/// An answer.
-#[derive(Debug)]
-pub(super) struct Answer {
-    pub(super) status: u16,
-    /// The length of the JSON, if tensors follow it.
-    pub(super) json_length: Option<usize>,
-    pub(super) body: Bytes,
-}
-
-impl Answer {
-    /// The beginning of the body as text.
-    pub(super) fn text(&self) -> String {
-        String::from_utf8_lossy(&self.body).chars().take(300).collect()
-    }
-}
 
 /// Why there is no answer.
 #[derive(Debug)]

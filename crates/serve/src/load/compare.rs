@@ -8,7 +8,7 @@ use fcdcc::model::Tensor;
 use fcdcc::{Error, Result};
 use serde::Deserialize;
 
-use super::client::Answer;
+use super::message::Answer;
 use crate::datatype::{Datatype, from_bytes};
 
 /// The largest relative L2 distance of two results of one input. Rounding stays below 1e-5 with the defaults of the server.

@@ -10,6 +10,7 @@
 
 mod client;
 mod compare;
+mod message;
 mod schedule;
 mod target;
 
@@ -21,10 +22,11 @@ use fcdcc::model::Tensor;
 use fcdcc::{Error, Result};
 use tokio::sync::Semaphore;
 
-use client::{Answer, Connection, Failure};
+use client::{Connection, Failure};
 use compare::{Expected, TOLERANCE};
+use message::{Answer, Request};
 pub use schedule::Arrivals;
-use target::{Request, Target};
+use target::Target;
 
 /// Most requests of one load: each has a sample in memory.
 const MOST_REQUESTS: usize = 5_000_000;

@@ -20,19 +20,10 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio_rustls::TlsConnector;
 
-use super::client::Answer;
+use super::message::{Answer, Request};
 use super::{LoadOptions, unavailable};
 use crate::datatype::{Datatype, from_bytes, write_bytes};
 use crate::tls::roots;
-
-/// What is sent.
-#[derive(Clone, Debug)]
-pub(super) struct Request {
-    pub(super) method: Method,
-    pub(super) path: Uri,
-    pub(super) json_length: Option<usize>,
-    pub(super) body: Bytes,
-}
 
 /// A server and a model on it.
 pub(super) struct Target {

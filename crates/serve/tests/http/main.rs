@@ -17,4 +17,6 @@ mod observed;
 mod protocol;
 mod refusals;
 mod site;
+#[cfg(feature = "otlp")]
+mod spans;
 mod tls;
