@@ -13,7 +13,7 @@ maturin="${FCDCC_MATURIN-maturin}"
 out="${FCDCC_WHEELS-$PWD/target/wheels}"
 case "${*-}" in
     "") what=(build --release --locked) ;;
-    --dev) what=(build --profile dev --locked) ;;
+    --dev) what=(build --profile dev --locked --features like-tests) ;;
     --sdist) what=(sdist) ;;
     *)
         echo "usage: scripts/build_wheel.sh [--dev | --sdist]" >&2

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use fcdcc::array::Values;
+use fcdcc::conv::conv_uncoded;
 use fcdcc::scheduler::HealthOptions;
 use fcdcc::worker::{CpuWorker, Respawn, Task, intercept};
 use fcdcc::{
@@ -171,6 +172,10 @@ fn soak(recipes: Vec<Respawn>, rounds: usize, seed: u64) -> Result<(), Failed> {
     let warm = Pool::new(CpuWorker::fleet(4))?;
     layers[0].prepare(&warm, LayerOptions::default().partitions(4, 4))?.run(layers[0].input.view())?;
     drop(warm);
+    // Those that help this thread where a layer is computed on this machine.
+    let wide = Layer::<f32>::without_truth(&[1, 16, 64, 64], &[32, 16, 3, 3], ConvParams::default());
+    let (x, w) = (wide.input.as_slice().unwrap_or_default(), wide.weight.as_slice().unwrap_or_default());
+    conv_uncoded(&wide.shape(), x, w, None, 2, &|| false)?;
     let before = threads();
     let options = PoolOptions { health, ..PoolOptions::default() };
     let pool = Pool::with_options(workers.collect::<Result<Vec<_>>>()?, options)?;
