@@ -62,9 +62,14 @@ if [[ -z "${FCDCC_PYTHON-}" ]] && ! has_onnx .venv/bin/python; then
     fi
 fi
 
+# What the last steps need comes over the network while the compiler works; they fetch what is missing then.
+scripts/test_python.sh --environment >/dev/null 2>&1 &
+environment=$!
+trap 'kill "$environment" 2>/dev/null || true' EXIT
+
 step cargo fmt --all --check
 step cargo fmt --check --manifest-path benches/peers/Cargo.toml
-step cargo clippy --all-targets --locked --features full "${all_packages[@]}" -- -D warnings
+step cargo clippy --all-targets --locked --features full "${all_packages[@]}" -p fcdcc-python -- -D warnings
 # What a first `cargo build` takes, and the least.
 step cargo clippy --locked -p fcdcc-cli -- -D warnings
 step cargo clippy --locked -p fcdcc-cli --no-default-features -- -D warnings
@@ -93,7 +98,7 @@ step cargo run --locked --features full --quiet --example classify
 step cargo run --locked --features full --quiet --example cluster
 step scripts/check_triton_clients.sh
 # The wheel consists of what has been built above, and the extension module.
-step cargo clippy --locked -p fcdcc-python -- -D warnings
+wait "$environment" || true
 step scripts/test_python.sh
 
 printf '\nall checks passed\n'

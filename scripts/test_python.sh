@@ -3,6 +3,7 @@
 # on the PATH: pytest (against onnxruntime, with the examples of docstrings, documents and notebooks), ruff, mypy, pyright.
 #
 #   scripts/test_python.sh [ARGUMENTS OF PYTEST]
+#   scripts/test_python.sh --environment          only fetches the packages
 #
 # Without Python, or packages from the network, it says so and ends with success; with CI=true with a failure.
 # FCDCC_PYTHON_VENV names the folder of the environment (default: target/python-venv), which is kept between runs.
@@ -27,6 +28,9 @@ fi
     'maturin>=1.9,<2' numpy onnx==1.23.2 onnxruntime==1.32.0 pytest mypy pyright ruff pandas pandas-stubs tqdm types-tqdm \
     ml_dtypes nbclient nbformat ipykernel matplotlib ||
     leave_out "its packages cannot be installed"
+if [[ "${1-}" == --environment ]]; then
+    exit 0
+fi
 
 rm -rf "$wheels"
 FCDCC_MATURIN="$venv/bin/maturin" FCDCC_WHEELS="$wheels" scripts/build_wheel.sh --dev
