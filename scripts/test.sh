@@ -96,7 +96,8 @@ step cargo build --locked --features full --examples
 step cargo run --locked --features full --quiet --example quickstart
 step cargo run --locked --features full --quiet --example classify
 step cargo run --locked --features full --quiet --example cluster
-step scripts/check_triton_clients.sh
+# The command that the tests were run with.
+step scripts/check_triton_clients.sh target/debug/fcdcc
 # The wheel consists of what has been built above, and the extension module.
 wait "$environment" || true
 step scripts/test_python.sh
