@@ -5,9 +5,10 @@
 //! others, so that its convolutions are coded, and the other branch is not looked at: it may not even have a meaning for these
 //! shapes. An `If` whose condition depends on data is left to tract.
 //!
-//! Invariant: what is inferred of an output holds whichever branch may still run.
+//! Invariant: what is inferred of an output holds whichever branch may still run. A graph inside a node is analysed again only if
+//! more is known than before, so that branches within branches take no longer than their nodes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use tract_onnx::model::{ParseResult, ParsingContext};
 use tract_onnx::pb::NodeProto;
@@ -38,6 +39,8 @@ struct Body {
 struct Branches {
     then: Body,
     otherwise: Body,
+    /// Inputs and outputs of which nothing more can be inferred.
+    settled: Option<(TVec<InferenceFact>, TVec<InferenceFact>)>,
 }
 
 impl PartialEq for Branches {
@@ -76,7 +79,7 @@ pub(super) fn parse(
     if counts[0] != counts[1] {
         bail!("{}: its branches have {} and {} outputs: make them agree", called(node), counts[0], counts[1]);
     }
-    Ok((Box::new(Branches { then, otherwise }), outer))
+    Ok((Box::new(Branches { then, otherwise, settled: None }), outer))
 }
 
 impl Body {
@@ -117,14 +120,18 @@ impl Body {
         let own = typed.input_outlets()?.iter().zip(&self.from);
         let mut places: HashMap<OutletId, OutletId> =
             own.map(|(own, outer)| (*own, inputs[*outer])).collect();
+        let mut names: HashSet<String> = target.nodes().iter().map(|node| node.name.clone()).collect();
         for id in typed.eval_order()? {
             let node = typed.node(id);
             if node.op_is::<TypedSource>() {
                 continue;
             }
             let facts = node.outputs.iter().map(|output| output.fact.clone()).collect();
-            let taken = target.nodes().iter().any(|other| other.name == node.name);
-            let own = if taken { format!("{name}.{}", node.name) } else { node.name.clone() };
+            let mut own = node.name.clone();
+            if !names.insert(own.clone()) {
+                own = format!("{name}.{own}");
+                names.insert(own.clone());
+            }
             let new = target.add_node(own, node.op.clone(), facts)?;
             for (slot, input) in node.inputs.iter().enumerate() {
                 target.add_edge(places[input], InletId::new(new, slot))?;
@@ -172,6 +179,10 @@ impl InferenceOp for Branches {
     ) -> TractResult<(TVec<InferenceFact>, TVec<InferenceFact>, TVec<InferenceFact>)> {
         let mut inputs: TVec<InferenceFact> = inputs.into_iter().cloned().collect();
         let mut outputs: TVec<InferenceFact> = outputs.into_iter().cloned().collect();
+        let observed = observed.into_iter().cloned().collect();
+        if self.settled.as_ref().is_some_and(|(known, made)| *known == inputs && *made == outputs) {
+            return Ok((inputs, outputs, observed));
+        }
         inputs[0].datum_type.unify_with(&DatumType::Bool.into())?;
         let condition = inputs[0].clone();
         if let Some(body) = self.taken(&condition)? {
@@ -188,7 +199,8 @@ impl InferenceOp for Branches {
                 }
             }
         }
-        Ok((inputs, outputs, observed.into_iter().cloned().collect()))
+        self.settled = Some((inputs.clone(), outputs.clone()));
+        Ok((inputs, outputs, observed))
     }
 
     fn nboutputs(&self) -> TractResult<usize> {
@@ -207,7 +219,7 @@ impl InferenceOp for Branches {
         if let Some(body) = self.clone().taken(condition)? {
             return body.inline(&node.name, target, &inputs);
         }
-        let Self { then, otherwise } = self.clone();
+        let Self { then, otherwise, .. } = self.clone();
         let op = IfThenElse {
             then_body: then.graph.into_typed()?,
             else_body: otherwise.graph.into_typed()?,

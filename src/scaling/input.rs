@@ -204,8 +204,10 @@ impl ScanPlan {
         room: &mut Room<T>,
         slabs: (&mut [f64], &mut [f64]),
     ) -> Found {
-        let ScanOptions { mixed, always_scaled, .. } = self.options;
+        let ScanOptions { mixed, always_scaled, floor } = self.options;
+        // In 16 bits nearly all data have elements below the floor, so that the pass would be in vain.
         if !(mixed || always_scaled)
+            && floor <= LEAST_HIDING
             && let Some(found) = self.ordinary(input, group, shared, room, (&mut *slabs.0, &mut *slabs.1))
         {
             return found;

@@ -239,6 +239,7 @@ fn soak(recipes: Vec<Respawn>, rounds: usize, seed: u64) -> Result<(), Failed> {
         if Instant::now() > end {
             return Err(format!("{} threads before, {} after: {story}", before, threads()).into());
         }
+        // Threads of the operating system end in real time.
         std::thread::sleep(Duration::from_millis(20));
     }
     Ok(())

@@ -294,7 +294,8 @@ fn one_line(text: &str) -> String {
 }
 
 /// What a server logs: also why spans could not be exported.
-const SERVE_LEVELS: &str = "fcdcc_serve=info,opentelemetry_sdk=warn,opentelemetry-otlp=warn";
+const SERVE_LEVELS: &str =
+    "fcdcc_serve=info,fcdcc::model::shapes=info,opentelemetry_sdk=warn,opentelemetry-otlp=warn";
 
 fn start_log(cli: &Cli) {
     // Off by default: log lines of libraries would surround the single line of an error.

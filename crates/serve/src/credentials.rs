@@ -1,7 +1,7 @@
 //! Certificates and tokens in force, which change when their files do.
 //!
 //! Relevant if you want to know what a renewal of a certificate takes: nothing. The files are read again every few seconds and
-//! on demand ([`Credentials::reload`]); a connection keeps what it began with, and a token counts for every request anew.
+//! on demand ([`Credentials::reload`]); a connection keeps the certificates it began with, and tokens are compared at every request.
 //!
 //! Invariant: what is in force was checked as a whole. Files that cannot be used change nothing: the log says so once for
 //! each content, and the metric of refused ones counts it.

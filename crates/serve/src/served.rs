@@ -6,11 +6,11 @@
 //!
 //! Invariant: a [`Served`] exists only after a run through the pool gave finite outputs.
 
+use std::num::NonZeroUsize;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use fcdcc::model::{InputInfo, Model, ModelOptions, Output, PreparedModel, Tensor};
+use fcdcc::model::{InputInfo, Model, ModelOptions, ModelShapes, Output, Tensor};
 use fcdcc::{CancelToken, Error, Pool, Report, Result};
 
 use crate::batch::padded;
@@ -47,15 +47,7 @@ pub(crate) struct Served {
     pub(crate) stats: Stats,
     /// The axis of the items in each output, with batching.
     batch_axes: Vec<usize>,
-    model: Model,
-    engine: Engine,
-    prepared: Mutex<Vec<Variant>>,
-}
-
-/// The model prepared for one set of shapes; empty while it is being prepared.
-struct Variant {
-    shapes: Vec<Vec<usize>>,
-    model: Arc<Mutex<Option<Arc<PreparedModel>>>>,
+    shapes: ModelShapes,
 }
 
 /// The inputs of a request in the order of the model, and its number of items along the first axis.
@@ -78,7 +70,7 @@ impl Served {
     /// Reads the model, prepares it, and computes once.
     ///
     /// # Errors
-    /// Those of [`Model::load`], [`Model::prepare`] and [`PreparedModel::run`]; [`Error::Model`] for sizes that are open
+    /// Those of [`Model::load`], [`Model::prepare`] and [`ModelShapes::run`]; [`Error::Model`] for sizes that are open
     /// and not configured, for types that the protocol lacks, and where batching is impossible; [`Error::Inexact`] where a
     /// verified run is wrong.
     pub(crate) fn load(
@@ -94,6 +86,7 @@ impl Served {
         let first = first_shapes(&model, &config)?;
         let inputs = model.inputs().iter().map(|input| input_fact(&model, input)).collect::<Result<_>>()?;
         let (outputs, batch_axes) = output_facts(&model, &first, &config)?;
+        let kept = NonZeroUsize::new(config.max_shapes).unwrap_or(NonZeroUsize::MIN);
         let served = Self {
             name: name.to_owned(),
             version,
@@ -102,9 +95,7 @@ impl Served {
             labels,
             stats: Stats::default(),
             batch_axes,
-            model,
-            engine: engine.clone(),
-            prepared: Mutex::default(),
+            shapes: ModelShapes::new(model, &engine.pool, engine.options.clone(), kept),
             config,
         };
         served.first_run(&first)?;
@@ -114,7 +105,7 @@ impl Served {
 
     /// The inputs as the model's file has them.
     pub(crate) fn input_infos(&self) -> &[InputInfo] {
-        self.model.inputs()
+        self.shapes.model().inputs()
     }
 
     fn first_run(&self, shapes: &[Vec<usize>]) -> Result<()> {
@@ -130,7 +121,7 @@ impl Served {
         if !self.config.verify {
             return Ok(());
         }
-        let mut model = self.model.clone();
+        let mut model = self.shapes.model().clone();
         for (fact, shape) in self.inputs.iter().zip(shapes) {
             model = model.with_input_shape(&fact.name, shape)?;
         }
@@ -166,7 +157,7 @@ impl Served {
             )));
         }
         let mut tensors = Vec::with_capacity(self.inputs.len());
-        for (fact, info) in self.inputs.iter().zip(self.model.inputs()) {
+        for (fact, info) in self.inputs.iter().zip(self.shapes.model().inputs()) {
             let Some(index) = inputs.iter().position(|input| input.name == fact.name) else {
                 return Err(ApiError::bad(format!("input {} is missing: send {}", fact.name, names())));
             };
@@ -296,39 +287,7 @@ impl Served {
     }
 
     fn run(&self, inputs: &[Tensor], cancel: &CancelToken) -> Result<(Vec<Output>, Report)> {
-        let shapes: Vec<Vec<usize>> = inputs.iter().map(|tensor| tensor.shape().to_vec()).collect();
-        let prepared = self.prepared_for(&shapes)?;
-        let run = prepared.run_cancellable(inputs, cancel, &mut |_| {})?;
+        let run = self.shapes.run_cancellable(inputs, cancel)?;
         Ok((run.outputs, Report::new("serve", run.total.as_secs_f64() * 1e3, run.layers)))
-    }
-
-    /// The model prepared for these shapes. Threads that need the same shapes wait for the one that prepares them.
-    fn prepared_for(&self, shapes: &[Vec<usize>]) -> Result<Arc<PreparedModel>> {
-        let variant = {
-            let mut all = self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
-            let found = all.iter().position(|variant| variant.shapes == shapes);
-            let variant = match found {
-                Some(index) => all.remove(index),
-                None => Variant { shapes: shapes.to_vec(), model: Arc::default() },
-            };
-            let model = Arc::clone(&variant.model);
-            // The one used last is at the end; those used longest ago go. Runs in progress keep theirs.
-            all.push(variant);
-            let surplus = all.len().saturating_sub(self.config.max_shapes);
-            all.drain(..surplus);
-            model
-        };
-        let mut model = variant.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(prepared) = &*model {
-            return Ok(Arc::clone(prepared));
-        }
-        let mut shaped = self.model.clone();
-        for (fact, shape) in self.inputs.iter().zip(shapes) {
-            shaped = shaped.with_input_shape(&fact.name, shape)?;
-        }
-        let prepared = Arc::new(shaped.prepare(&self.engine.pool, &self.engine.options)?);
-        tracing::info!(model = self.name, version = self.version, ?shapes, "prepared");
-        *model = Some(Arc::clone(&prepared));
-        Ok(prepared)
     }
 }

@@ -117,7 +117,7 @@ fn a_share_of_the_other_requests_begins_a_trace_and_no_collector_delays_them() {
     assert_eq!(site.server.take().unwrap().drain(), 0);
     let roots = collector.spans().into_iter().filter(|span| span.parent_span_id.is_empty());
     assert_eq!(roots.map(|span| span.name).collect::<Vec<_>>(), ["infer digits", "infer digits"]);
-    // Nobody listens there.
+    // No collector listens at this address.
     let traces = Traces { endpoint: "http://127.0.0.1:1".to_owned(), ratio: 1.0 };
     let mut site = Site::with("", move |options| options.traces = Some(traces));
     for _ in 0..20 {

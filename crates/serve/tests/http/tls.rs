@@ -180,7 +180,7 @@ fn renewed_files_are_taken_without_a_restart_and_damaged_ones_are_not() {
     let refused = server.reload().unwrap_err().to_string();
     assert!(refused.contains("does not go with the key"), "{refused}");
     assert!(serves(&second));
-    // The certificate follows, and nobody asks the server to look.
+    // The certificate follows; the server finds it without a signal.
     first.write("server.pem", &third.server.certificate);
     crate::site::wait_for("the renewal", || serves(&third));
     run(async {
