@@ -126,35 +126,52 @@ fn whoever_begins_to_lie_slips_in_at_most_31_results_of_a_layer() {
     });
 }
 
-/// Wrong results of 100 runs in which a worker lies from run `begin` on: none after the first audited one of these.
+/// Wrong results of 100 runs in which a worker lies from run `begin` on: none after the first run of these that was
+/// audited and had its result.
 fn wrong_after(begin: usize) -> usize {
+    const LIAR: usize = 3;
     let layer = small();
-    let lying = Arc::new(AtomicBool::new(false));
-    let lies = Arc::clone(&lying);
-    // The faulty worker is always among the first, so that its result is always used for decoding.
-    let first = Arc::new(AtomicUsize::new(0));
-    let answered = Arc::clone(&first);
-    let pool = pool(6, AWAY, move |i, worker, call| {
-        if i == 3 {
-            let lies = lies.load(Ordering::SeqCst);
-            let result = call.answer_with(worker, |values| if lies { off(values) } else { values });
-            answered.fetch_add(1, Ordering::SeqCst);
-            return result;
+    // The run at hand, and the runs that the liar has answered. The others wait for it, so that its result is used.
+    let (round, answers) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let away = Arc::new(AtomicBool::new(false));
+    let script = {
+        let (round, answers, away) = (Arc::clone(&round), Arc::clone(&answers), Arc::clone(&away));
+        move |i: usize, worker: &mut dyn fcdcc::Worker, call: Call<'_>| {
+            let now = round.load(Ordering::SeqCst);
+            if i == LIAR {
+                let result =
+                    call.answer_with(worker, |values| if now >= begin { off(values) } else { values });
+                answers.store(now + 1, Ordering::SeqCst);
+                return result;
+            }
+            let started = std::time::Instant::now();
+            while answers.load(Ordering::SeqCst) <= now
+                && !away.load(Ordering::SeqCst)
+                && started.elapsed() < Duration::from_secs(10)
+            {
+                std::thread::yield_now();
+            }
+            call.answer(worker)
         }
-        call.answer(worker)
-    });
+    };
+    let pool = pool(6, AWAY, script);
     let prepared = layer.prepare(&pool, options(4, 4)).unwrap();
     let (mut wrong, mut caught) = (0, false);
-    for round in 0..100 {
-        lying.store(round >= begin, Ordering::SeqCst);
+    for now in 0..100 {
+        round.store(now, Ordering::SeqCst);
         let run = prepared.run(layer.input.view()).unwrap();
         let error = layer.error(&run.output);
-        // The guarantee covers audited runs; the reports of other runs say that they were not audited.
-        caught |= round >= begin && run.report.audited;
-        assert!(error <= EXACT_F32 || !caught, "round {round}: {error:e}, {:?}", run.report);
+        // An audit examines the results that have arrived, so it covers the liar where the run has its result; the
+        // reports of other runs say that they were not audited.
+        let had = |w: &fcdcc::engine::WorkerReport| {
+            w.worker == format!("cpu-{LIAR}") && matches!(w.outcome, Outcome::Used | Outcome::Corrupt)
+        };
+        caught |= now >= begin && run.report.audited && run.report.workers.iter().any(had);
+        assert!(error <= EXACT_F32 || !caught, "round {now}: {error:e}, {:?}", run.report);
         wrong += usize::from(error > EXACT_F32);
+        let state = pool.health(WorkerId(LIAR)).unwrap().state;
+        away.store(state == State::Quarantined, Ordering::SeqCst);
     }
-    assert!(first.load(Ordering::SeqCst) > 0);
     wrong
 }
 

@@ -45,40 +45,16 @@ pub(crate) struct App {
     pub(crate) max_body_bytes: usize,
     pub(crate) body_timeout: Duration,
     pub(crate) draining: AtomicBool,
-    /// Bodies in memory, in units.
-    bodies: Arc<Semaphore>,
-    checked: Mutex<Option<(Instant, Result<(), String>)>>,
+    /// What [`App::room`] made: the memory that bodies still have.
+    pub(crate) bodies: Arc<Semaphore>,
+    /// The last check of the pool.
+    pub(crate) checked: Mutex<Option<(Instant, Result<(), String>)>>,
 }
 
 impl App {
-    #[expect(clippy::too_many_arguments, reason = "each part of a server once")]
-    pub(crate) fn new(
-        registry: Registry,
-        dispatcher: Dispatcher,
-        metrics: Arc<Metrics>,
-        source: Arc<dyn Source>,
-        pictures: Option<Arc<dyn Pictures>>,
-        credentials: Arc<Credentials>,
-        (access, spans): (Option<AccessLog>, Option<Spans>),
-        (max_body_bytes, max_bodies_bytes): (usize, usize),
-        body_timeout: Duration,
-    ) -> Self {
-        let bodies = (max_bodies_bytes / UNIT).clamp(1, Semaphore::MAX_PERMITS);
-        Self {
-            registry,
-            dispatcher,
-            metrics,
-            source,
-            pictures,
-            credentials,
-            access,
-            spans,
-            max_body_bytes,
-            body_timeout,
-            draining: AtomicBool::new(false),
-            bodies: Arc::new(Semaphore::new(bodies)),
-            checked: Mutex::default(),
-        }
+    /// Room for bodies of so many bytes together.
+    pub(crate) fn room(bytes: usize) -> Arc<Semaphore> {
+        Arc::new(Semaphore::new((bytes / UNIT).clamp(1, Semaphore::MAX_PERMITS)))
     }
 
     /// Adds a request that is no inference to the access log, `since` its arrival.

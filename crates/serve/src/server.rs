@@ -8,7 +8,7 @@
 
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::path::PathBuf;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
@@ -16,7 +16,7 @@ use std::time::{Duration, SystemTime};
 use fcdcc::telemetry::Source;
 use fcdcc::{Error, Result};
 use tokio::runtime::Runtime;
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 
 use crate::access::AccessLog;
 use crate::app::App;
@@ -278,19 +278,21 @@ impl Server {
         };
         let metrics = Arc::new(Metrics::new());
         let dispatcher = Dispatcher::start(options.threads, &metrics).map_err(failed)?;
-        let limits = (options.max_body_bytes, options.max_bodies_bytes);
-        let app = App::new(
+        let app = Arc::new(App {
             registry,
             dispatcher,
             metrics,
             source,
             pictures,
             credentials,
-            (access, spans),
-            limits,
-            options.body_timeout,
-        );
-        let app = Arc::new(app);
+            access,
+            spans,
+            max_body_bytes: options.max_body_bytes,
+            body_timeout: options.body_timeout,
+            draining: AtomicBool::new(false),
+            bodies: App::room(options.max_bodies_bytes),
+            checked: Mutex::default(),
+        });
         let (stop, stopped) = watch::channel(false);
         let on_http = options.accepting(Protocol::Http, routes(&app), &app, &stopped);
         let on_grpc = options.accepting(Protocol::Grpc, grpc::routes(&app, &stopped)?, &app, &stopped);
