@@ -98,6 +98,9 @@ impl LatencyHistory {
             hedge_at: self.overdue,
             expected: (0..code.n()).map(|i| self.expected.get(SubtaskId(i))).collect(),
             local,
+            spare: options
+                .computes_spares(code)
+                .then(|| local / u32::try_from(code.recovery_threshold()).unwrap_or(u32::MAX)),
         }
     }
 

@@ -22,6 +22,7 @@ mod selftest;
 mod simulated;
 #[cfg(test)]
 mod soak;
+mod spare;
 mod tracker;
 mod variant;
 mod watch;

@@ -8,6 +8,7 @@ use super::accuracy::WindowwiseLimit;
 use super::report::LayerReport;
 use crate::coding::{Clamp, Code, CodeKind};
 use crate::error::{Error, Message, Parameter, Result};
+use crate::ids::SubtaskId;
 use crate::planner::Rates;
 use crate::scheduler::{Audit, OnShortfall, Policy};
 
@@ -135,6 +136,12 @@ impl Default for LayerOptions {
 }
 
 impl LayerOptions {
+    /// Whether this machine computes spare results that audits lack. Where subtasks are copies of parts, one subtask checks
+    /// only one part; and a layer that fails on a shortfall computes nothing here.
+    pub(super) fn computes_spares(&self, code: &Code) -> bool {
+        self.policy.on_shortfall != OnShortfall::Fail && code.part_of(SubtaskId(0)).is_none()
+    }
+
     /// Sets the name in reports.
     #[must_use]
     pub fn name(mut self, name: impl Into<String>) -> Self {

@@ -5,9 +5,10 @@
 use std::sync::Arc;
 
 use crate::coding::{
-    AUDIT_TARGET, Basis, Code, Decoder, DecoderCache, ParityCheckCache, Rounding, Sketch, SubResult,
-    locate_errors,
+    AUDIT_TARGET, Basis, Code, Decoder, DecoderCache, ParityCheck, ParityCheckCache, Rounding, Sketch,
+    SubResult, locate_errors,
 };
+use crate::error::Result;
 use crate::ids::{SubtaskId, WorkerId};
 use crate::scheduler::{Arrival, Arrivals, Audit, Recovery, Verdict};
 
@@ -94,6 +95,18 @@ impl<'a> DecodingTracker<'a> {
     /// Subtasks whose results the audit rejected.
     pub(super) fn flagged(&self) -> &[SubtaskId] {
         &self.flagged
+    }
+
+    /// Records that the results decoded from were compared with one computed on this machine: the smallest relative error
+    /// that this was certain to find, or `None` where they contradict each other.
+    pub(super) fn compared_with_own(&mut self, floor: Option<f64>) {
+        self.in_doubt = floor.is_none();
+        self.floor = floor;
+    }
+
+    /// The check of these sub-results.
+    pub(super) fn checker(&self, inputs: &[SubResult]) -> Result<Arc<ParityCheck>> {
+        self.scheme.checkers.checker(self.scheme.code, inputs)
     }
 
     /// Smallest relative error that the audit would have found, if all results were compared.
@@ -202,7 +215,7 @@ impl<'a> DecodingTracker<'a> {
     /// Relative rounding error of a sub-result. Rounding is relative to the terms of a sum. Where the terms cancel (filters
     /// that sum to zero on nearly constant data), the error is large beside the result without being a contradiction. The
     /// usual bound has room for some of that.
-    fn noise(&self, arrivals: &Arrivals, inputs: &[SubResult]) -> f64 {
+    pub(super) fn noise(&self, arrivals: &Arrivals, inputs: &[SubResult]) -> f64 {
         let expected: f64 = inputs.iter().map(|of| self.energy_of(*of)).sum();
         let sketches = inputs.iter().filter_map(|of| self.arrival(arrivals, *of)?.sketch.as_deref());
         let found: f64 = sketches.flat_map(|sketch| sketch.0).map(|v| v * v).sum();

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use rayon::prelude::*;
 
 use super::accuracy::{Accuracy, typical_condition};
-use super::common::{Common, LIE, Quality, RunInput, relative_to, rounding_of, threads};
+use super::common::{Common, Quality, RunInput, relative_to, rounding_of};
 use super::integers::Integers;
 use super::placement::FilterPlacement;
 use super::rules::RunRules;
@@ -20,9 +20,9 @@ use super::tracker::DecodingTracker;
 use super::watch::Watch;
 use crate::array::{Buffers, Element, Pooled, first_non_finite};
 use crate::coding::{Code, Decoder, Epilogue, ParityCheckCache, Sketcher, decode_here, encode_distinct};
-use crate::conv::{conv_uncoded, outputs_at};
+use crate::conv::outputs_at;
 use crate::error::{Error, Result};
-use crate::ids::{SubtaskId, WorkerId};
+use crate::ids::WorkerId;
 use crate::partition::{FilterPartition, InputPartition, OutputTiling};
 use crate::planner::subtask_shape;
 use crate::scaling::{InputScan, ScanOptions, ScanPlan};
@@ -38,7 +38,7 @@ pub(super) struct Variant<T: Element> {
     pub(super) scan: ScanPlan,
     slabs: InputPartition,
     tiling: OutputTiling,
-    sketcher: Option<Arc<Sketcher>>,
+    pub(super) sketcher: Option<Arc<Sketcher>>,
     watch: Watch,
     /// Buffers of slabs and results.
     buffers: Buffers,
@@ -152,6 +152,9 @@ impl<T: Element> Variant<T> {
         let decoding = Instant::now();
         if matches!(gathered.end, Decision::Decode) && common.options.policy.audit == Audit::Watch {
             self.check_spares(&slabs, &mut gathered);
+            if audit == Audit::Watch && options.computes_spares(self.code()) {
+                self.compare_with_own(&slabs, &mut gathered);
+            }
         }
         let mut decoder = gathered.recovery.chosen().cloned();
         let end = std::mem::replace(&mut gathered.end, Decision::Decode);
@@ -221,57 +224,8 @@ impl<T: Element> Variant<T> {
         self.flag(gathered, &faulty);
     }
 
-    /// After a contradiction that the audit could not resolve, or an output that cannot be right: recomputes results on this
-    /// machine, as long as the deadline allows, to find the faulty workers.
-    fn find_faulty(
-        &self,
-        slabs: &[Arc<Pooled>],
-        gathered: &mut RunOutcome<DecodingTracker<'_>>,
-        since: Instant,
-    ) {
-        let shape = &self.placement.subtask;
-        let rounding = self.rules.accuracy.rounding;
-        let mut faulty = Vec::new();
-        // An audit compared complete subtasks only.
-        let examined: Vec<SubtaskId> = if gathered.recovery.in_doubt() {
-            gathered.arrivals.complete().to_vec()
-        } else {
-            gathered.arrivals.subtasks().collect()
-        };
-        for subtask in examined {
-            if since.elapsed() > gathered.left {
-                break;
-            }
-            let filters = self.placement.filters_of(subtask);
-            let Ok(inputs) = slabs[subtask.0].as_slice::<T>() else { continue };
-            for arrival in gathered.arrivals.of(subtask) {
-                let Ok(got) = arrival.values.as_slice::<T>() else { continue };
-                let of = self.code().sub_result(subtask, arrival.index);
-                let slab = inputs.chunks(shape.conv.input_elems()).nth(of.slab).unwrap_or_default();
-                let bank = filters.chunks(shape.conv.weight_elems()).nth(of.bank).unwrap_or_default();
-                let late = || since.elapsed() > gathered.left;
-                let Ok(want) = conv_uncoded(&shape.conv, slab, bank, None, threads(), &late) else {
-                    continue;
-                };
-                let square = |values: f64| values * values;
-                let error: f64 = got.iter().zip(&want).map(|(a, b)| square(a.to_f64() - b.to_f64())).sum();
-                let operands = |values: &[T]| values.iter().map(|v| square(v.to_f64())).sum::<f64>();
-                // Sums of such products are about this large, even where they cancel in `want`.
-                let mean = operands(slab) / slab.len().max(1) as f64;
-                let outputs = got.len() as f64 / shape.conv.out_channels as f64;
-                let size = operands(&want).max(mean * operands(bank) * outputs);
-                if error.sqrt() > LIE * rounding.normwise(1.0) * size.sqrt() {
-                    faulty.push(arrival.worker);
-                }
-            }
-        }
-        faulty.sort_unstable();
-        faulty.dedup();
-        self.flag(gathered, &faulty);
-    }
-
     /// Quarantines workers whose results are wrong.
-    fn flag(&self, gathered: &mut RunOutcome<DecodingTracker<'_>>, workers: &[WorkerId]) {
+    pub(super) fn flag(&self, gathered: &mut RunOutcome<DecodingTracker<'_>>, workers: &[WorkerId]) {
         for worker in workers {
             self.placement.pool.flag(*worker, "contradicts the other results");
             gathered.blame(*worker, "contradicts the other results");

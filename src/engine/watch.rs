@@ -1,7 +1,8 @@
 //! Which runs of a layer are audited.
 //!
 //! Invariant: with [`Audit::Watch`], at least one of any [`Audit::WATCH_EVERY`] consecutive runs of a layer waits for a
-//! result to compare with. If none came in time, following runs wait as well, at growing intervals.
+//! result to compare with, or computes one on this machine. If there was none in time, following runs try as well, at
+//! growing intervals.
 
 use std::sync::Mutex;
 

@@ -75,6 +75,8 @@ pub struct RunEstimates {
     pub expected: Vec<Option<Duration>>,
     /// Predicted time to compute the layer locally.
     pub local: Duration,
+    /// Predicted time to compute a spare result locally, for an audit; `None` if only workers compute such results.
+    pub spare: Option<Duration>,
 }
 
 /// Without latencies of earlier runs, missing subtasks are overdue after this many times the time that half of the
@@ -82,6 +84,8 @@ pub struct RunEstimates {
 const OVERDUE: u32 = 3;
 /// The least time to wait for a result to compare with: threads that wait for a core are not late yet.
 const LEAST_WISH: Duration = Duration::from_millis(20);
+/// The same where this machine can compute it: about what a message between threads takes.
+const LEAST_WISH_BEFORE_OWN: Duration = Duration::from_micros(200);
 /// The least time that a badly conditioned run waits for a better set: about what dispatching takes.
 const LEAST_SETTLE: Duration = Duration::from_millis(2);
 const OVERDUE_LEAST: Duration = Duration::from_millis(20);
@@ -255,23 +259,29 @@ impl<R: Recovery> Gather<R> {
         true
     }
 
-    /// Whether to wait for a result to compare with: until twice the time at which the results became decodable, and at
-    /// least [`LEAST_WISH`]. If no such result can come any more, one missing subtask is redispatched for it.
+    /// Whether to wait for a result to compare with. Where this machine can compute one, the wait takes as long as that
+    /// would, so that both together take at most twice the better of them. Elsewhere it ends at twice the time at which the
+    /// results became decodable, and lasts at least [`LEAST_WISH`]; if no such result can come any more, one missing subtask
+    /// is redispatched for it.
     fn awaits_a_spare(&mut self, now: Duration) -> bool {
         if !self.recovery.wishes(&self.arrivals) {
             return false;
         }
         let most = self.policy.deadline / 4 * 3;
-        let until = *self.wish_until.get_or_insert((now * 2).max(now + LEAST_WISH).min(most));
+        let longest = (now * 2).max(now + LEAST_WISH).min(most);
+        let until = match self.terms.spare {
+            Some(own) => longest.min(now + own.max(LEAST_WISH_BEFORE_OWN)),
+            None => longest,
+        };
+        let until = *self.wish_until.get_or_insert(until);
         if now >= until {
             return false;
         }
         if !self.arrivals.subtasks().any(|i| self.lives(i) && self.recovery.wants(&self.arrivals, i)) {
             let again = |i: &SubtaskId| self.subtasks[i.0].attempts < Policy::MAX_ATTEMPTS;
             let next = self.missing_subtasks().into_iter().find(again);
-            let Some(subtask) = next.filter(|_| self.policy.on_shortfall == OnShortfall::Redispatch) else {
-                return false;
-            };
+            let asks = self.policy.on_shortfall == OnShortfall::Redispatch && self.terms.spare.is_none();
+            let Some(subtask) = next.filter(|_| asks) else { return false };
             self.hand_out(&[subtask], Action::Spare);
         }
         self.settle_at = Some(until);

@@ -25,10 +25,12 @@ pub enum OnShortfall {
 pub enum Audit {
     /// Every finite result is trusted.
     Off,
-    /// The first run of a layer, and then one in [`Audit::WATCH_EVERY`], waits for one spare result, at most as long as
-    /// it took to get those that decode; after a faulty worker was found, all runs do so for a while. Spare results that
-    /// arrive anyway are compared in every run. Where results contradict each other, faulty workers are left out if spare
-    /// results identify them; otherwise the layer is computed on this machine.
+    /// The first run of a layer, and then one in [`Audit::WATCH_EVERY`], is checked by one spare result; after a faulty
+    /// worker was found, all runs are for a while. If no worker returns such a result in the time in which this machine
+    /// would compute one, this machine does. With replication, uncoded layers and [`OnShortfall::Fail`] it does not: there
+    /// the run waits at most as long as it took to get the results that decode. Spare results that arrive anyway are
+    /// compared in every run. Where results contradict each other, faulty workers are left out if spare results identify
+    /// them; otherwise the layer is computed on this machine.
     #[default]
     Watch,
     /// Waits for one spare result, and refuses a layer whose results contradict each other.

@@ -34,6 +34,8 @@ mod metrics;
 mod network;
 mod npy;
 mod npy_header;
+#[cfg(feature = "serve")]
+mod open_files;
 mod options;
 #[cfg(feature = "onnx")]
 mod picture;

@@ -15,7 +15,10 @@ use super::options::{LayerArgs, Precision};
 use super::picture::PictureArgs;
 use super::serve_options::ServerArgs;
 use super::signals::{Asked, Signals};
-use super::{Console, metrics, pool};
+use super::{Console, metrics, open_files, pool};
+
+/// Open files of a server beside its connections: models, workers, logs.
+const OWN_FILES: u64 = 128;
 
 /// Serve ONNX models over HTTP and gRPC by the Open Inference Protocol v2.
 #[derive(Args)]
@@ -77,6 +80,15 @@ pub(crate) fn run(args: &ServeArgs, console: Console) -> Result<()> {
     }
     pool::files(&layer, &mut ledger)?;
     let options = server.options()?;
+    // A connection of either protocol takes a file, and so do model files and the connections to workers.
+    let needed = 2 * options.max_connections as u64 + OWN_FILES;
+    if let Some(most) = open_files::raise().filter(|most| *most < needed) {
+        console.notice(format_args!(
+            "notice: the system allows {most} open files, and {} connections of each protocol need {needed}: raise it (ulimit -n, LimitNOFILE), \
+             or lower --max-connections",
+            options.max_connections
+        ));
+    }
     let signals = Signals::catch()?;
     let precision = layer.precision.map(|precision| match precision {
         Precision::F32 => DType::F32,

@@ -102,6 +102,9 @@ impl Default for ServerOptions {
     }
 }
 
+/// Connections that may wait to be accepted. One that finds the queue full tries again after a second.
+const MOST_WAITING: i32 = 1024;
+
 impl ServerOptions {
     fn check(&self) -> Result<()> {
         let rows = [
@@ -150,6 +153,8 @@ impl ServerOptions {
         }
         let failed = |cause| unavailable(address, &cause);
         let listener = TcpListener::bind(found.as_slice()).map_err(failed)?;
+        // The system shortens the queue of new connections where it allows less.
+        socket2::SockRef::from(&listener).listen(MOST_WAITING).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
         Ok(listener)
     }

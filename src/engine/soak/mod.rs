@@ -136,6 +136,7 @@ impl<'a> Run<'a> {
             hedge_at: known.then(|| ms(rng.random_range(10.0..60.0))),
             expected: (0..n).map(|_| known.then(|| ms(rng.random_range(5.0..40.0)))).collect(),
             local: [Duration::ZERO, DEADLINE / 3, DEADLINE][rng.random_range(0..3)],
+            spare: (known && setting.policy.on_shortfall != OnShortfall::Fail).then(|| ms(5.0)),
         };
         let natures = any_natures(layer, &mut rng);
         let faults = any_message_faults(natures.len(), &mut rng);

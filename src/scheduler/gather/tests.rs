@@ -412,6 +412,32 @@ fn a_result_to_compare_with_is_waited_for_as_long_again_and_no_longer() {
     assert_eq!(actions(&mut g), [Action::Decode]);
 }
 
+#[test]
+fn where_this_machine_can_compute_a_spare_result_the_wait_is_no_longer_than_that_takes() {
+    let watched = |own| {
+        let recovery = Counted { wishes: true, ..counted(4) };
+        let policy = Policy { audit: Audit::Watch, ..policy(OnShortfall::Redispatch) };
+        let estimates = RunEstimates { spare: Some(own), ..RunEstimates::default() };
+        let mut g = Gather::new(policy, estimates, 6, 2, recovery);
+        for subtask in 0..4 {
+            deliver_at(&mut g, 100 * MS, subtask);
+        }
+        g
+    };
+    // The longest wait is that of other layers.
+    for (own, until) in [(30 * MS, 130 * MS), (Duration::ZERO, 100 * MS + MS / 5), (7 * SECOND, 200 * MS)] {
+        let mut g = watched(own);
+        assert_eq!((actions(&mut g), g.next_wake()), (vec![], until), "{own:?}");
+        g.handle(until, Event::Tick);
+        assert_eq!(actions(&mut g), [Action::Decode], "{own:?}");
+    }
+    // No more results can come: no worker is asked.
+    let mut g = watched(30 * MS);
+    g.handle(110 * MS, Event::Failed { subtask: SubtaskId(4) });
+    g.handle(120 * MS, Event::Failed { subtask: SubtaskId(5) });
+    assert_eq!(actions(&mut g), [Action::Decode]);
+}
+
 /// Every order of deliveries and failures for a small code: the run decodes exactly when delta subtasks are complete, fails
 /// exactly when too few are left, and never does both.
 #[test]

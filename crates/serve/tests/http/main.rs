@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+#[cfg(target_os = "linux")]
+mod abuse;
 mod batching;
 mod calls;
 mod client;
