@@ -21,6 +21,7 @@ use crate::error::ApiError;
 use crate::metrics::Metrics;
 use crate::origin::Origin;
 use crate::pictures::Pictures;
+use crate::received;
 use crate::registry::Registry;
 use crate::scrape::Scrape;
 use crate::spans::Spans;
@@ -93,20 +94,9 @@ impl App {
             return Err(ApiError::too_large(limit));
         }
         let held = self.hold(announced.filter(|_| !packed).unwrap_or(limit))?;
-        match tokio::time::timeout(self.body_timeout, axum::body::to_bytes(body, limit)).await {
-            Ok(Ok(bytes)) => Ok((bytes, held)),
-            Ok(Err(error)) => {
-                let text = error.to_string();
-                // The only error of the limit itself; its type is not exported.
-                if text.contains("length limit") {
-                    return Err(ApiError::too_large(limit));
-                }
-                Err(ApiError::bad(format!("the body ended early: {text}")))
-            }
-            Err(_) => Err(ApiError::new(
-                StatusCode::REQUEST_TIMEOUT,
-                format!("the body did not come within {:?}: send it faster", self.body_timeout),
-            )),
+        match tokio::time::timeout(self.body_timeout, received::all(body, announced, limit)).await {
+            Ok(read) => Ok((read?, held)),
+            Err(_) => Err(received::too_slow(self.body_timeout)),
         }
     }
 

@@ -40,6 +40,7 @@ mod packing;
 mod page;
 mod pictures;
 mod protocol;
+mod received;
 mod registry;
 mod request;
 mod response;

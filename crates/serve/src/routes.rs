@@ -23,6 +23,7 @@ use crate::error::ApiError;
 use crate::infer::{Which, classify, infer, json_response};
 use crate::origin::Origin;
 use crate::page;
+use crate::received;
 use crate::registry::no_parameters;
 use crate::served::Served;
 
@@ -182,11 +183,8 @@ async fn model_ready(State(app): State<Arc<App>>, Path(which): Path<Which>) -> R
 
 /// The JSON object of a small body; an empty body is an empty object.
 async fn object(app: &App, body: Body) -> Result<Map<String, Value>, ApiError> {
-    let bytes = match tokio::time::timeout(app.body_timeout, axum::body::to_bytes(body, SMALL_BODY)).await {
-        Ok(Ok(bytes)) => bytes,
-        Ok(Err(_)) => return Err(ApiError::too_large(SMALL_BODY)),
-        Err(_) => return Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "the body did not come in time")),
-    };
+    let bytes = tokio::time::timeout(app.body_timeout, received::all(body, None, SMALL_BODY)).await;
+    let bytes = bytes.unwrap_or_else(|_| Err(received::too_slow(app.body_timeout)))?;
     if bytes.is_empty() {
         return Ok(Map::new());
     }
