@@ -2,8 +2,14 @@
 //!
 //! Invariant: a [`Reservation`] returns its bytes to the budget when it is dropped, on every path.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use crate::sync::locked;
+
+/// The least time between two log lines about refusals.
+const LOG_PAUSE: Duration = Duration::from_secs(10);
 
 /// A limit and the number of bytes in use. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -15,6 +21,8 @@ pub(super) struct Budget {
 struct Shared {
     limit: u64,
     used: AtomicU64,
+    refused: AtomicU64,
+    logged: Mutex<Option<Instant>>,
 }
 
 /// Bytes reserved from a budget.
@@ -26,7 +34,8 @@ pub(super) struct Reservation {
 
 impl Budget {
     pub(super) fn new(limit: u64) -> Self {
-        Self { shared: Arc::new(Shared { limit, used: AtomicU64::new(0) }) }
+        let (used, refused) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { shared: Arc::new(Shared { limit, used, refused, logged: Mutex::default() }) }
     }
 
     pub(super) fn limit(&self) -> u64 {
@@ -44,13 +53,25 @@ impl Budget {
         taken.ok().map(|_| Reservation { budget: self.clone(), bytes })
     }
 
-    /// The reason why `bytes` cannot be reserved.
-    pub(super) fn refusal(&self, bytes: u64) -> String {
-        format!(
+    /// Number of times that memory was refused.
+    pub(super) fn refused(&self) -> u64 {
+        self.shared.refused.load(Ordering::Relaxed)
+    }
+
+    /// Counts and logs that `bytes` could not be reserved, and returns the reason.
+    pub(super) fn refuse(&self, bytes: u64) -> String {
+        self.shared.refused.fetch_add(1, Ordering::Relaxed);
+        let reason = format!(
             "{bytes} bytes more than fit: {} of {} are taken; raise the worker's memory or divide the layer into more parts",
             self.used(),
             self.limit()
-        )
+        );
+        let mut logged = locked(&self.shared.logged);
+        if logged.is_none_or(|last| last.elapsed() >= LOG_PAUSE) {
+            *logged = Some(Instant::now());
+            tracing::warn!(refusals = self.refused(), "refused: {reason}");
+        }
+        reason
     }
 }
 
@@ -75,7 +96,9 @@ mod tests {
         let budget = Budget::new(100);
         let first = budget.reserve(60).expect("60 of 100");
         assert!(budget.reserve(41).is_none() && budget.reserve(u64::MAX).is_none());
-        assert!(budget.refusal(41).contains("60 of 100"));
+        assert_eq!(budget.refused(), 0);
+        assert!(budget.refuse(41).contains("60 of 100"));
+        assert_eq!(budget.refused(), 1);
         let second = budget.reserve(40).expect("40 of 40");
         assert_eq!(first.bytes() + second.bytes(), budget.used());
         drop((first, second));

@@ -137,6 +137,9 @@ impl<T: Element> FilterPlacement<T> {
                 }
                 Err(error) => {
                     tracing::warn!(worker = self.pool.name(answer.worker), %error, "filters not installed");
+                    if !matches!(error, Error::WorkerLost { .. }) {
+                        self.pool.refused(answer.worker, self.id, &error);
+                    }
                     locked(&self.placed).holdings.remove(answer.worker, answer.key.subtask);
                     first_error = first_error.or(Some(error));
                 }

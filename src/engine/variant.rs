@@ -106,7 +106,7 @@ impl<T: Element> Variant<T> {
         let buffers = Buffers::new(most, usize::MAX);
         Ok(Self {
             sketcher: (options.policy.audit != Audit::Off).then(sketcher),
-            watch: Watch::new(options.policy.audit, pool.caught()),
+            watch: Watch::new(options.policy.audit, pool.caught(), id),
             tiling: OutputTiling::new(shape, &slabs, &filters),
             rules: RunRules::new(code.clone(), accuracy, checkers),
             placement: FilterPlacement::new(pool, id, code, subtask, filters, common, install_limit)?,

@@ -85,7 +85,7 @@ const OVERDUE: u32 = 3;
 /// The least time to wait for a result to compare with: threads that wait for a core are not late yet.
 const LEAST_WISH: Duration = Duration::from_millis(20);
 /// The same where this machine can compute it: about what a message between threads takes.
-const LEAST_WISH_BEFORE_OWN: Duration = Duration::from_micros(200);
+const LEAST_WISH_BEFORE_OWN: Duration = Duration::from_micros(50);
 /// The least time that a badly conditioned run waits for a better set: about what dispatching takes.
 const LEAST_SETTLE: Duration = Duration::from_millis(2);
 const OVERDUE_LEAST: Duration = Duration::from_millis(20);

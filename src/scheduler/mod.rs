@@ -47,7 +47,7 @@ pub use message_faults::{Direction, MessageFaults, Partition};
 pub use outcome::Outcome;
 pub(crate) use outcome::{Decision, RunOutcome};
 pub use policy::{Audit, OnShortfall, Policy};
-pub use pool::{Pool, WorkerHealth};
+pub use pool::{FilterRefusals, Pool, WorkerHealth};
 pub use recovery::{Recovery, Verdict};
 pub use sim_worker::{Link, SimulatedWork, Usage};
 pub use simulated::{SimulatedFleet, SimulatedHost, SimulatedWorker};

@@ -20,8 +20,8 @@ use super::health::State;
 use super::mailbox::Taken;
 use super::service;
 use super::slot::{
-    BACKLOG, Command, FilterSource, InstallRequest, Installed, PoolOptions, QueuedTask, Replies, Reply,
-    Shared, Slot,
+    BACKLOG, Command, FilterSource, InstallRequest, Installed, PoolOptions, QueuedTask, Refusals, Replies,
+    Reply, Shared, Slot,
 };
 use crate::array::{DType, WireFormat};
 use crate::error::{Error, Message, Parameter, Result};
@@ -72,6 +72,18 @@ pub struct WorkerHealth {
     pub speed: Option<f64>,
 }
 
+/// A worker that could not install the filters of some layers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct FilterRefusals {
+    /// The worker's name.
+    pub worker: String,
+    /// Number of layers.
+    pub layers: usize,
+    /// Why it could not, the first time.
+    pub cause: String,
+}
+
 struct Inner {
     slots: Vec<Arc<Slot>>,
     shared: Arc<Shared>,
@@ -102,6 +114,7 @@ impl Pool {
             closing: CancelToken::new(),
             changes: AtomicU64::new(0),
             caught: AtomicU64::new(0),
+            refusals: Mutex::default(),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
         });
         let mut names = HashSet::new();
@@ -165,6 +178,36 @@ impl Pool {
     pub fn lost(&self, worker: WorkerId) -> Option<String> {
         let health = self.health(worker)?;
         (health.state == State::Lost).then(|| health.cause.unwrap_or_default())
+    }
+
+    /// Records that a worker could not install filters of a layer.
+    pub(crate) fn refused(&self, worker: WorkerId, layer: u64, cause: &Error) {
+        let mut refusals = locked(&self.inner.shared.refusals);
+        let of = refusals
+            .entry(worker)
+            .or_insert_with(|| Refusals { cause: cause.to_string(), ..Refusals::default() });
+        of.layers.insert(layer);
+    }
+
+    /// Forgets what was recorded about a layer that no longer exists.
+    fn forget_refusals(&self, layer: u64) {
+        locked(&self.inner.shared.refusals).retain(|_, of| {
+            of.layers.remove(&layer);
+            !of.layers.is_empty()
+        });
+    }
+
+    /// Workers that could not install the filters of layers that are prepared now, for lack of memory for example. Other
+    /// workers compute their share of these layers.
+    #[must_use]
+    pub fn refusals(&self) -> Vec<FilterRefusals> {
+        let refusals = locked(&self.inner.shared.refusals);
+        let row = |(worker, of): (&WorkerId, &Refusals)| FilterRefusals {
+            worker: self.name(*worker).to_owned(),
+            layers: of.layers.len(),
+            cause: of.cause.clone(),
+        };
+        refusals.iter().map(row).collect()
     }
 
     /// Checks that every worker computes in `dtype`.
@@ -249,6 +292,7 @@ impl Pool {
     /// Undoes [`Pool::register`], and removes the layer's filters from every worker that has them or would get them.
     pub(crate) fn unregister(&self, layer: u64) {
         locked(&self.inner.shared.sources).remove(&layer);
+        self.forget_refusals(layer);
         for slot in &self.inner.slots {
             let left: Vec<FilterKey> =
                 locked(&slot.wanted).extract_if(|key, _| key.layer == layer).map(|(key, _)| key).collect();

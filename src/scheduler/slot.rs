@@ -2,7 +2,7 @@
 //!
 //! Invariant: every queued command is answered, by the thread that serves the worker or when it is abandoned.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::thread::JoinHandle;
@@ -76,6 +76,13 @@ pub(crate) trait FilterSource: Send + Sync {
 /// The layers in use, by id.
 pub(super) type Sources = Mutex<HashMap<u64, Weak<dyn FilterSource>>>;
 
+/// The layers whose filters a worker could not install.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Refusals {
+    pub(super) layers: BTreeSet<u64>,
+    pub(super) cause: String,
+}
+
 /// State shared by the pool, its threads and the threads that replace lost workers.
 pub(super) struct Shared {
     pub(super) options: PoolOptions,
@@ -87,6 +94,8 @@ pub(super) struct Shared {
     pub(super) changes: AtomicU64,
     /// Number of times that a worker returned a wrong result.
     pub(super) caught: AtomicU64,
+    /// Layers whose filters each worker could not install, and why not the first time.
+    pub(super) refusals: Mutex<BTreeMap<WorkerId, Refusals>>,
     /// Cores of this machine.
     pub(super) cores: usize,
 }

@@ -111,6 +111,8 @@ impl Collector for Reader {
         )?;
         let failures = std::iter::once((none(), ConstCounter::new(traffic.cache_failures)));
         family(encoder, "cache_failures", "Filters not written to disk", None, failures)?;
+        let refusals = std::iter::once((none(), ConstCounter::new(traffic.memory_refusals)));
+        family(encoder, "memory_refusals", "Filters, slabs and results without room", None, refusals)?;
         let tasks = info.devices.iter().flat_map(|d| {
             [("done", d.done), ("cancelled", d.cancelled), ("failed", d.failed)].map(|(outcome, count)| {
                 let labels = vec![("device", d.name.clone()), ("outcome", outcome.to_owned())];

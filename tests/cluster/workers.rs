@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use fcdcc::array::{DType, Element, Values};
 use fcdcc::cluster::{Seats, WorkerServer, survey};
 use fcdcc::conv::reference;
+use fcdcc::scheduler::FilterRefusals;
 use fcdcc::testing::check_worker;
 use fcdcc::worker::{
     CancelToken, Fault, FilterKey, Order, Probe, SubtaskShape, Task, WorkerKind, faulty, intercept,
@@ -310,9 +311,17 @@ fn memory_is_bounded_and_what_nobody_needs_makes_room() {
     let (first, second) = (layer(1.0), layer(2.0));
     let held = first.prepare(&pool, fail(1, 8)).unwrap();
     held.run(first.input.view()).unwrap();
-    let squeezed = second.prepare(&pool, options(1, 8));
-    let run = squeezed.unwrap().run(second.input.view()).unwrap();
+    let (listed, refusals) = (pool.refusals(), server.traffic().memory_refusals);
+    assert_eq!(listed, []);
+    let squeezed = second.prepare(&pool, options(1, 8)).unwrap();
+    let told = pool.refusals();
+    let of_memory = |row: &FilterRefusals| row.layers == 1 && row.cause.contains("raise the worker's memory");
+    assert!(!told.is_empty() && told.iter().all(of_memory), "{told:?}");
+    assert!(server.traffic().memory_refusals >= refusals + told.len() as u64);
+    let run = squeezed.run(second.input.view()).unwrap();
     assert_eq!(run.report.completion, Completion::ExactLocally, "{:#?}", run.report);
+    drop(squeezed);
+    assert_eq!(pool.refusals(), [], "of a layer that no longer exists");
     let refused = second.prepare(&pool, fail(1, 8)).unwrap().run(second.input.view());
     assert!(matches!(refused, Err(Error::Shortfall { .. })), "{refused:?}");
     assert!(held.run(first.input.view()).is_ok(), "the first layer is untouched");

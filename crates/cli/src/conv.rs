@@ -104,6 +104,7 @@ fn run_in<T: Element + Stored>(
         .params(params.clone())
         .options(options)
         .prepare()?;
+    pool::tell_refusals(&pool, console);
     let run = layer.try_run(input.view())?;
     if let Ok(result) = &run.output {
         arrays::write_array(output, result)?;

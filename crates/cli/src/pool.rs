@@ -159,6 +159,18 @@ pub(crate) fn assemble(
     Ok((start(inject(workers, &args.fault, args.seed)?, console)?, rates))
 }
 
+/// Prints a notice for each worker that has no room for the filters of some layers.
+pub(crate) fn tell_refusals(pool: &Pool, console: Console) {
+    for refusals in pool.refusals() {
+        let layers =
+            if refusals.layers == 1 { "1 layer".to_owned() } else { format!("{} layers", refusals.layers) };
+        console.notice(format_args!(
+            "notice: others compute what {} should of {layers}: {}",
+            refusals.worker, refusals.cause
+        ));
+    }
+}
+
 /// A pool of `workers`; prints a notice if some of them got no thread.
 pub(crate) fn start(workers: Vec<Box<dyn Worker>>, console: Console) -> Result<Pool> {
     let pool = Pool::new(workers)?;

@@ -134,6 +134,7 @@ pub(crate) fn run(args: &RunArgs, console: Console) -> Result<()> {
         let bar = Bar::new(console, "preparing");
         model.prepare_observed(&pool, &options, &mut |p| bar.step(p))?
     };
+    pool::tell_refusals(&pool, console);
     let prepare_ms = started.elapsed().as_secs_f64() * 1e3;
     // The model's own copy of the weights is needed only for a comparison.
     let host = if args.compare { Some(model.on_host()?) } else { None };

@@ -106,6 +106,7 @@ pub(crate) fn run(args: &ServeArgs, console: Console) -> Result<()> {
     model.layer.observer = Some(observer);
     let engine = Engine { pool, options: model };
     let server = Server::start(&options, &engine, source, Some(Arc::new(args.picture.clone())))?;
+    pool::tell_refusals(&engine.pool, console);
     let failures = server.failures();
     for (name, version, why) in &failures {
         console.notice(format_args!("notice: version {version} of {name} is not loaded: {why}"));

@@ -8,7 +8,7 @@
 //! process without that of the client's thread, so that it holds server, workers and coding. *Throughput* is that of
 //! sixteen connections that send the next request when they have an answer, against sixteen threads that call `run`; the
 //! client's work counts against the server here. *Batching* compares a server of LeNet-5 with batches of up to sixteen
-//! images with one that runs each image alone.
+//! images with one that runs each image alone, for thirty-two connections.
 //!
 //! LeNet-5 comes with the repository. Other models are files with one input of f32; free axes are taken as 1.
 //! `FCDCC_BENCH_ROUNDS` is the number of turns (default 9).
@@ -33,6 +33,9 @@ use rustix::time::{ClockId, clock_gettime};
 const CALLS: usize = 200;
 /// Requests at one time in the comparison of throughputs.
 const IN_FLIGHT: usize = 16;
+/// Requests at one time in the comparison of batches with single runs, and the largest batch.
+const FOR_BATCHES: usize = 32;
+const MOST_IN_BATCH: usize = 16;
 /// One turn of a throughput.
 const TURN: Duration = Duration::from_secs(4);
 /// The longest wait for an answer.
@@ -44,7 +47,7 @@ fn main() {
     let files: Vec<PathBuf> =
         std::env::args().skip(1).filter(|text| !text.starts_with("--")).map(PathBuf::from).collect();
     let lenet = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/digits/lenet5.onnx");
-    overhead(&Subject::new(&lenet, IN_FLIGHT), rounds);
+    overhead(&Subject::new(&lenet, ServerOptions::default().threads), rounds);
     println!("\n{IN_FLIGHT} at one time, requests a second, medians of {rounds} turns");
     println!("{:<14} {:>9} {:>9} {:>7}", "model", "library", "server", "ratio");
     for file in [lenet.clone()].iter().chain(&files) {
@@ -197,12 +200,12 @@ fn overhead(subject: &Subject, rounds: usize) {
     );
 }
 
-/// Calls a second of `IN_FLIGHT` threads, each of which makes the next call when the last one is over.
-fn rate<C: FnMut()>(call: impl Fn() -> C + Sync) -> f64 {
+/// Calls a second of `threads` threads, each of which makes the next call when the last one is over.
+fn rate<C: FnMut()>(threads: usize, call: impl Fn() -> C + Sync) -> f64 {
     let (over, calls) = (AtomicBool::new(false), AtomicUsize::new(0));
     let began = Instant::now();
     std::thread::scope(|scope| {
-        for _ in 0..IN_FLIGHT {
+        for _ in 0..threads {
             scope.spawn(|| {
                 let mut call = call();
                 while !over.load(Ordering::Relaxed) {
@@ -217,9 +220,9 @@ fn rate<C: FnMut()>(call: impl Fn() -> C + Sync) -> f64 {
     calls.into_inner() as f64 / began.elapsed().as_secs_f64()
 }
 
-/// The rate at which a server answers.
-fn served(server: &Server, request: &[u8]) -> f64 {
-    rate(|| {
+/// The rate at which a server answers `connections` clients.
+fn served(server: &Server, request: &[u8], connections: usize) -> f64 {
+    rate(connections, || {
         let mut client = Client::new(server.address());
         move || client.call(request)
     })
@@ -228,8 +231,8 @@ fn served(server: &Server, request: &[u8]) -> f64 {
 fn throughput(subject: &Subject, rounds: usize) {
     let (mut library, mut server) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
-        library.push(rate(|| || subject.run()));
-        server.push(served(&subject.server, &subject.request));
+        library.push(rate(IN_FLIGHT, || || subject.run()));
+        server.push(served(&subject.server, &subject.request, IN_FLIGHT));
     }
     let (library, server) = (median(&mut library), median(&mut server));
     println!("{:<14} {library:>9.1} {server:>9.1} {:>7.2}", subject.name, server / library);
@@ -239,7 +242,8 @@ fn throughput(subject: &Subject, rounds: usize) {
 fn batching(lenet: &Path, rounds: usize) {
     let folder = tempfile::tempdir().unwrap();
     let pool = Pool::new(CpuWorker::fleet(6)).unwrap();
-    let servers = ["", "[batching]\nmax_size = 16\nmax_delay = '2ms'\n"].map(|config| {
+    let batches = format!("[batching]\nmax_size = {MOST_IN_BATCH}\nmax_delay = '2ms'\n");
+    let servers = ["", &batches].map(|config| {
         let sources = folder.path().join(if config.is_empty() { "alone" } else { "together" });
         let version = sources.join("lenet5").join("1");
         std::fs::create_dir_all(&version).unwrap();
@@ -251,10 +255,13 @@ fn batching(lenet: &Path, rounds: usize) {
     let mut rates: [Vec<f64>; 2] = Default::default();
     for _ in 0..rounds {
         for (server, rates) in servers.iter().zip(&mut rates) {
-            rates.push(served(server, &request));
+            rates.push(served(server, &request, FOR_BATCHES));
         }
     }
     let [alone, together] = rates.map(|mut rates| median(&mut rates));
-    println!("\nLeNet-5, {IN_FLIGHT} at one time, requests a second");
-    println!("each alone {alone:.0}, in batches of at most 16 {together:.0}: {:.2} times", together / alone);
+    println!("\nLeNet-5, {FOR_BATCHES} at one time, requests a second");
+    println!(
+        "each alone {alone:.0}, in batches of at most {MOST_IN_BATCH} {together:.0}: {:.2} times",
+        together / alone
+    );
 }

@@ -36,14 +36,16 @@ pub(crate) struct Dispatcher {
 
 struct Shared {
     state: Mutex<State>,
-    /// A request came, or the threads must end.
-    wake: Condvar,
+    /// For each thread: a request came, or the threads must end.
+    wakers: Vec<Condvar>,
     metrics: Arc<Metrics>,
 }
 
 #[derive(Default)]
 struct State {
     lanes: Vec<Lane>,
+    /// Threads that wait. The last one, which has worked most recently, is woken first: its caches are warm.
+    idle: Vec<usize>,
     stopping: bool,
 }
 
@@ -117,13 +119,13 @@ impl Place {
 impl Dispatcher {
     /// Starts `threads` threads.
     pub(crate) fn start(threads: usize, metrics: &Arc<Metrics>) -> std::io::Result<Self> {
-        let shared =
-            Arc::new(Shared { state: Mutex::default(), wake: Condvar::new(), metrics: Arc::clone(metrics) });
+        let wakers = (0..threads).map(|_| Condvar::new()).collect();
+        let shared = Arc::new(Shared { state: Mutex::default(), wakers, metrics: Arc::clone(metrics) });
         let dispatcher = Self { shared, threads: Mutex::default() };
         for index in 0..threads {
             let shared = Arc::clone(&dispatcher.shared);
             let thread = std::thread::Builder::new().name(format!("fcdcc serve {index}"));
-            let thread = thread.spawn(move || shared.work())?;
+            let thread = thread.spawn(move || shared.work(index))?;
             dispatcher.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
         }
         Ok(dispatcher)
@@ -163,8 +165,7 @@ impl Dispatcher {
         let Accepted { tensors, items } = request;
         let at = lane.jobs.partition_point(|job| job.priority <= priority);
         lane.jobs.insert(at, Job { tensors, items, priority, arrived: Instant::now(), place, reply });
-        drop(state);
-        self.shared.wake.notify_one();
+        self.shared.wake_one(state);
         Ok(ticket)
     }
 
@@ -176,7 +177,7 @@ impl Dispatcher {
     /// Ends the threads once the queues are empty.
     pub(crate) fn stop(&self) {
         self.shared.locked().stopping = true;
-        self.shared.wake.notify_all();
+        self.shared.wakers.iter().for_each(Condvar::notify_one);
         let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
         for thread in threads {
             // Its panics are caught within.
@@ -190,34 +191,44 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Computes batches until the dispatcher stops.
-    fn work(&self) {
-        while let Some((model, jobs)) = self.next() {
+    /// Wakes the thread that has waited least, if one waits.
+    fn wake_one(&self, mut state: MutexGuard<'_, State>) {
+        let thread = state.idle.pop();
+        drop(state);
+        if let Some(thread) = thread {
+            self.wakers[thread].notify_one();
+        }
+    }
+
+    /// Computes batches until the dispatcher stops. `thread` is the number of this thread.
+    fn work(&self, thread: usize) {
+        while let Some((model, jobs)) = self.next(thread) {
             self.compute(&model, jobs);
         }
     }
 
     /// Waits for a batch; `None` when there is none left and the dispatcher stops.
-    fn next(&self) -> Option<(Arc<Served>, Vec<Job>)> {
+    fn next(&self, thread: usize) -> Option<(Arc<Served>, Vec<Job>)> {
         let mut state = self.locked();
         loop {
-            let now = Instant::now();
-            match state.take(now) {
+            let time = match state.take(Instant::now()) {
                 Ok(batch) => {
-                    let more = !state.lanes.is_empty();
-                    drop(state);
-                    if more {
-                        self.wake.notify_one();
+                    if !state.lanes.is_empty() {
+                        self.wake_one(state);
                     }
                     return Some(batch);
                 }
                 Err(None) if state.stopping => return None,
-                Err(None) => state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner),
-                Err(Some(time)) => {
-                    let waited = self.wake.wait_timeout(state, time);
-                    state = waited.unwrap_or_else(PoisonError::into_inner).0;
-                }
-            }
+                Err(time) => time,
+            };
+            state.idle.push(thread);
+            let waker = &self.wakers[thread];
+            state = match time {
+                None => waker.wait(state).unwrap_or_else(PoisonError::into_inner),
+                Some(time) => waker.wait_timeout(state, time).unwrap_or_else(PoisonError::into_inner).0,
+            };
+            // Whoever woke this thread has taken it off; the end of a time has not.
+            state.idle.retain(|other| *other != thread);
         }
     }
 

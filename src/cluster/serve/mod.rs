@@ -93,6 +93,8 @@ pub struct Traffic {
     pub sent_bytes: u64,
     /// Number of filters that could not be written to the cache.
     pub cache_failures: u64,
+    /// Number of filters, slabs and results that were refused for lack of memory.
+    pub memory_refusals: u64,
     /// Time that each device has spent on tasks.
     pub busy: Vec<Duration>,
 }
@@ -243,6 +245,7 @@ impl WorkerServer {
             received_bytes: self.shared.received.load(Ordering::Relaxed),
             sent_bytes: self.shared.sent.load(Ordering::Relaxed),
             cache_failures: self.shared.cache.as_ref().map_or(0, Cache::failures),
+            memory_refusals: self.shared.budget.refused(),
             busy: self.shared.stats.iter().map(|stats| stats.busy()).collect(),
         }
     }

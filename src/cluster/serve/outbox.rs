@@ -122,7 +122,7 @@ impl Results {
             match self.budget.reserve(size) {
                 Some(reservation) => break reservation,
                 None if self.slabs.make_room() => {}
-                None => return Err(self.budget.refusal(size)),
+                None => return Err(self.budget.refuse(size)),
             }
         };
         self.lock().insert(of, Ready { bytes, since: Instant::now(), _reservation: reservation });

@@ -425,7 +425,7 @@ fn where_this_machine_can_compute_a_spare_result_the_wait_is_no_longer_than_that
         g
     };
     // The longest wait is that of other layers.
-    for (own, until) in [(30 * MS, 130 * MS), (Duration::ZERO, 100 * MS + MS / 5), (7 * SECOND, 200 * MS)] {
+    for (own, until) in [(30 * MS, 130 * MS), (Duration::ZERO, 100 * MS + MS / 20), (7 * SECOND, 200 * MS)] {
         let mut g = watched(own);
         assert_eq!((actions(&mut g), g.next_wake()), (vec![], until), "{own:?}");
         g.handle(until, Event::Tick);

@@ -103,7 +103,7 @@ impl Dispatcher {
             let free = |held: &&Held| held.holders.is_empty() && held.installing.is_none();
             let oldest = self.held.iter().filter(|(_, held)| free(held)).min_by_key(|(_, held)| held.used);
             let Some((&(device, content), _)) = oldest else {
-                return Err((Refusal::Memory, budget.refusal(bytes)));
+                return Err((Refusal::Memory, budget.refuse(bytes)));
             };
             self.drop_filters(device, content);
         }
