@@ -35,7 +35,7 @@ def blocks(path):
     return re.findall(r"```python\n(.*?)```", (ROOT / path).read_text(), re.DOTALL)
 
 
-@pytest.mark.parametrize("path", ["README.md", "docs/python.md", "python/README.md"])
+@pytest.mark.parametrize("path", ["README.md", "docs/python.md", "python/PYPI.md"])
 def test_examples_of_documents(path, tmp_path, monkeypatch):
     found = blocks(path)
     assert found, f"{path} has no block of Python"
