@@ -29,7 +29,7 @@ pub(crate) struct PreparedModel {
 enum Shapes {
     Fixed(Arc<fcdcc::PreparedModel>),
     /// Some sizes are those of the arrays that come.
-    Open(ModelShapes),
+    Open(Box<ModelShapes>),
 }
 
 impl Shapes {
@@ -75,7 +75,7 @@ impl PreparedModel {
         pool: &fcdcc::Pool,
         options: fcdcc::ModelOptions,
     ) -> Self {
-        Self::new(py, names, Shapes::Open(ModelShapes::new(model, pool, options, KEPT_SHAPES)))
+        Self::new(py, names, Shapes::Open(Box::new(ModelShapes::new(model, pool, options, KEPT_SHAPES))))
     }
 
     fn new(py: Python<'_>, names: &[&str], shapes: Shapes) -> Self {

@@ -41,7 +41,7 @@ class Model:
     open, the model is prepared for the arrays of its first run.
 
     >>> import fcdcc
-    >>> model = fcdcc.Model("assets/digits/lenet5.onnx")
+    >>> model = fcdcc.Model("lenet5.onnx")  # fcdcc demo --write .
     >>> model.inputs[0].name, model.inputs[0].shape
     ('image', (None, 1, 32, 32))
     >>> model.with_shapes({"image": (2, 1, 32, 32)}).inputs[0].shape
@@ -118,7 +118,7 @@ class Model:
         :class:`OutOfMemory`.
 
         >>> import numpy as np, fcdcc
-        >>> prepared = fcdcc.Model("assets/digits/lenet5.onnx").prepare(fcdcc.Pool.cpu(6), tolerate=2)
+        >>> prepared = fcdcc.Model("lenet5.onnx").prepare(fcdcc.Pool.cpu(6), tolerate=2)
         >>> prepared.run({"image": np.zeros((1, 1, 32, 32), np.float32)}).outputs[0].shape
         (1, 10)
         """
@@ -279,7 +279,7 @@ def inspect(path: str | os.PathLike[str], *, shapes: Mapping[str, Sequence[int]]
     """What an ONNX file holds, and every reason why it cannot run, as ``fcdcc inspect --json`` prints it.
 
     >>> import fcdcc
-    >>> found = fcdcc.inspect("assets/digits/lenet5.onnx", shapes={"image": (1, 1, 32, 32)})
+    >>> found = fcdcc.inspect("lenet5.onnx", shapes={"image": (1, 1, 32, 32)})
     >>> found["runs"], len(found["layers"])
     (True, 5)
     """
