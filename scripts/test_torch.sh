@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Tests fcdcc.torch with a wheel, in a Python that has torch and numpy: that of FCDCC_TORCH_PYTHON, else the first of the
-# environment of scripts/test_python.sh, python3 and /usr/bin/python3 (Debian's package python3-torch) that has them.
+# Tests fcdcc.torch and the examples of the documents with a wheel, in a Python that has torch and numpy: that of
+# FCDCC_TORCH_PYTHON, else the first of the environment of scripts/test_python.sh, python3 and /usr/bin/python3 (Debian's
+# package python3-torch) that has them.
 #
 #   scripts/test_torch.sh WHEEL
 #
@@ -32,4 +33,4 @@ trap 'rm -rf "$site"' EXIT
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --target "$site" \
     "$wheel" pytest pluggy iniconfig packaging pygments
 PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}" "$chosen" -m pytest -p no:cacheprovider -c python/pyproject.toml --rootdir python \
-    python/tests/test_torch.py python/tests/test_layers.py
+    python/tests/test_torch.py python/tests/test_layers.py python/tests/test_docstrings.py

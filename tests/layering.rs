@@ -298,7 +298,6 @@ const LONGER: &[(&str, usize)] = &[
     ("gpu/plan::of", 88),
     ("gpu/plan::fill_steps", 79),
     ("model/find::gemm", 71),
-    ("model/prepare::prepare_observed", 81),
     ("test-support/uneven::random", 104),
 ];
 /// By how much an entry may be too large.

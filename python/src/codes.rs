@@ -7,9 +7,10 @@ use fcdcc::conv::{ConvParams, ConvShape};
 use fcdcc::partition::{FilterPartition, InputPartition, OutputTiling};
 use fcdcc::{CodeKind, Error, SubtaskId};
 use ndarray::{ArrayD, IxDyn};
-use numpy::{IntoPyArray, PyReadonlyArrayDyn, PyUntypedArrayMethods};
+use numpy::IntoPyArray;
 use pyo3::prelude::*;
 
+use super::arrays::{Borrowed, borrowed};
 use super::errors;
 
 /// A code; `fcdcc.codes.Code` wraps it.
@@ -67,9 +68,10 @@ impl Code {
 
     /// Blocks `[n, k_a, l_a]` and `[n, k_b, l_b]`.
     #[staticmethod]
-    fn from_generators(a: PyReadonlyArrayDyn<'_, f64>, b: PyReadonlyArrayDyn<'_, f64>) -> PyResult<Self> {
+    fn from_generators(a: &Bound<'_, PyAny>, b: &Bound<'_, PyAny>) -> PyResult<Self> {
         let py = a.py();
-        let sizes = |array: &PyReadonlyArrayDyn<'_, f64>, what: &str| {
+        let (a, b) = (borrowed::<f64>(a)?, borrowed::<f64>(b)?);
+        let sizes = |array: &Borrowed<'_, f64>, what: &str| {
             <[usize; 3]>::try_from(array.shape()).map_err(|_| {
                 let help = "give one block for each subtask, as [n, k, l]";
                 errors::raise(py, Error::mismatch(what, array.shape(), "three axes [n, k, l]", help))
@@ -81,7 +83,7 @@ impl Code {
             let help = "give as many blocks A as blocks B";
             return Err(errors::raise(py, Error::mismatch("number of blocks B", also, n, help)));
         }
-        let (a, b) = (a.as_array().iter().copied().collect(), b.as_array().iter().copied().collect());
+        let (a, b) = (a.as_slice()?.to_vec(), b.as_slice()?.to_vec());
         let code = py.detach(|| fcdcc::coding::Code::from_generators(n, (k_a, l_a), (k_b, l_b), a, b));
         code.map(Self::of).map_err(|error| errors::raise(py, error))
     }
@@ -148,12 +150,13 @@ impl Code {
     fn encode_input<'py>(
         &self,
         py: Python<'py>,
-        input: PyReadonlyArrayDyn<'py, f64>,
+        input: &Bound<'py, PyAny>,
         weight_shape: Vec<usize>,
         geometry: Geometry,
     ) -> PyResult<Bound<'py, PyAny>> {
+        let input = borrowed::<f64>(input)?;
         let cut = Cut::new(py, &self.0, input.shape(), &weight_shape, geometry)?;
-        let values: Vec<f64> = input.as_array().iter().copied().collect();
+        let values = input.as_slice()?.to_vec();
         let slabs = py.detach(|| encode_input(&self.0, &cut.shape, &cut.slabs, &values, Vec::new()));
         let sizes = [vec![self.0.n(), self.0.l_a()], cut.subtask().input_shape()].concat();
         Ok(array(slabs.concat(), &sizes).into_pyarray(py).into_any())
@@ -163,12 +166,13 @@ impl Code {
     fn encode_filters<'py>(
         &self,
         py: Python<'py>,
-        weight: PyReadonlyArrayDyn<'py, f64>,
+        weight: &Bound<'py, PyAny>,
         input_shape: Vec<usize>,
         geometry: Geometry,
     ) -> PyResult<Bound<'py, PyAny>> {
+        let weight = borrowed::<f64>(weight)?;
         let cut = Cut::new(py, &self.0, &input_shape, weight.shape(), geometry)?;
-        let values: Vec<f64> = weight.as_array().iter().copied().collect();
+        let values = weight.as_slice()?.to_vec();
         let bank = |i| encode_filters(&self.0, &cut.banks, &values, &[], SubtaskId(i));
         let banks: Vec<f64> = py.detach(|| (0..self.0.n()).flat_map(bank).collect());
         let sizes = [vec![self.0.n(), self.0.l_b()], cut.subtask().weight_shape()].concat();
@@ -181,11 +185,12 @@ impl Code {
         &self,
         py: Python<'py>,
         subtasks: Vec<usize>,
-        results: PyReadonlyArrayDyn<'py, f64>,
+        results: &Bound<'py, PyAny>,
         shapes: (Vec<usize>, Vec<usize>),
         geometry: Geometry,
     ) -> PyResult<Bound<'py, PyAny>> {
         self.check(py, &subtasks)?;
+        let results = borrowed::<f64>(results)?;
         let (input_shape, weight_shape) = shapes;
         let cut = Cut::new(py, &self.0, &input_shape, &weight_shape, geometry)?;
         let sizes = [vec![subtasks.len(), self.0.l_a(), self.0.l_b()], cut.subtask().output_shape()].concat();
@@ -195,7 +200,7 @@ impl Code {
             let error = Error::mismatch("shape of the results", results.shape(), sizes.as_slice(), help);
             return Err(errors::raise(py, error));
         }
-        let values: Vec<f64> = results.as_array().iter().copied().collect();
+        let values = results.as_slice()?.to_vec();
         let shape = cut.shape.output_shape();
         let mut output = vec![0.0; cut.shape.output_elems()];
         py.detach(|| cut.decode(&self.0, &subtasks, &values, &mut output))

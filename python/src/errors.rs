@@ -28,6 +28,19 @@ pub(crate) fn raise(py: Python<'_>, error: Error) -> PyErr {
     made.map_or_else(|failure| failure, PyErr::from_value)
 }
 
+/// `fcdcc.Mismatch` with values of Python.
+pub(crate) fn mismatch<'py>(
+    py: Python<'py>,
+    what: &str,
+    got: impl IntoPyObject<'py>,
+    expected: impl IntoPyObject<'py>,
+    help: &str,
+) -> PyErr {
+    let make = py.import("fcdcc._errors").and_then(|errors| errors.getattr("mismatch"));
+    let made = make.and_then(|make| make.call1((what, got, expected, help)));
+    made.map_or_else(|failure| failure, PyErr::from_value)
+}
+
 /// The exception for use in a child that `fork` made.
 pub(crate) fn forked(py: Python<'_>, owner: u32, own: u32) -> PyErr {
     let made = || {

@@ -11,7 +11,7 @@ use std::any::Any;
 use std::cell::OnceCell;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, OnceLock};
 use std::time::{Duration, Instant};
@@ -304,21 +304,6 @@ fn alarm(limit: Duration, token: &fcdcc::CancelToken) -> Option<Alarm> {
     // The thread ends only with the process.
     let _ = CLOCK.send(pending);
     Some(Alarm(rang))
-}
-
-/// What unwinds the stack of work that has no other way to be cancelled than the observer it calls.
-struct Stopped;
-
-/// For an observer within [`stoppable`]: ends the work.
-pub(crate) fn stop() -> ! {
-    resume_unwind(Box::new(Stopped))
-}
-
-/// Runs `work`, and turns its end by [`stop`] into [`Error::Cancelled`].
-pub(crate) fn stoppable<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|payload| {
-        if payload.is::<Stopped>() { Err(Error::Cancelled) } else { resume_unwind(payload) }
-    })
 }
 
 /// A progress callback of Python, called from the thread that works.

@@ -1,9 +1,11 @@
 //! Single coded layers, and uncoded convolutions.
 
+use std::time::Instant;
+
 use fcdcc::conv::{ConvParams, ConvShape, conv_uncoded};
 use fcdcc::{Element, LayerReport};
-use ndarray::{ArrayD, ArrayView1, ArrayViewD, IxDyn};
-use numpy::{IntoPyArray, PyArrayDescrMethods, PyReadonlyArrayDyn, PyUntypedArray, PyUntypedArrayMethods};
+use ndarray::{ArrayD, ArrayView1, IxDyn};
+use numpy::{IntoPyArray, PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
@@ -54,10 +56,10 @@ fn prepare<T: Element + numpy::Element>(
 ) -> Prepared<T> {
     let py = given.py();
     let options = options::of_layer(py, given)?;
-    let weight: PyReadonlyArrayDyn<'_, T> = arrays::borrowed(weight)?;
-    let bias: Option<PyReadonlyArrayDyn<'_, T>> = bias.map(arrays::borrowed).transpose()?;
-    let weight: ArrayViewD<'_, T> = weight.as_array();
-    let bias: Option<Vec<T>> = bias.map(|bias| bias.as_array().iter().copied().collect());
+    let weight = arrays::borrowed::<T>(weight)?;
+    let weight = weight.view()?;
+    let bias: Option<Vec<T>> =
+        bias.map(|bias| Ok::<_, PyErr>(arrays::borrowed::<T>(bias)?.as_slice()?.to_vec())).transpose()?;
     let layer = jobs::run_once(py, Limits::default(), "preparing a layer", |_| {
         let builder = fcdcc::CodedConv::builder(pool.inner(), input_shape, weight);
         let bias = bias.as_deref().map(ArrayView1::from);
@@ -71,19 +73,24 @@ type Ran<'py> = (Bound<'py, PyAny>, Report);
 
 /// The report of a run, which is converted when it is asked for.
 #[pyclass(frozen, module = "fcdcc._fcdcc")]
-pub(crate) struct Report(LayerReport);
+pub(crate) struct Report {
+    report: LayerReport,
+    /// Seconds that the same call takes in Rust.
+    #[pyo3(get)]
+    call: f64,
+}
 
 #[pymethods]
 impl Report {
     /// All fields as a dictionary.
     fn to_dict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        report(py, &self.0)
+        report(py, &self.report)
     }
 
     /// Milliseconds of the run.
     #[getter]
     fn total_ms(&self) -> f64 {
-        self.0.total_ms
+        self.report.total_ms
     }
 }
 
@@ -93,10 +100,14 @@ fn run<'py, T: Element + numpy::Element>(
     input: &Bound<'py, PyAny>,
     limits: Limits<'_>,
 ) -> PyResult<Ran<'py>> {
-    let input: PyReadonlyArrayDyn<'_, T> = arrays::borrowed(input)?;
-    let view: ArrayViewD<'_, T> = input.as_array();
-    let run = jobs::run(py, limits, "a run of the layer", |token| layer.run_cancellable(view.view(), token))?;
-    Ok((run.output.into_pyarray(py).into_any(), Report(run.report)))
+    let input = arrays::of_layer::<T>(input)?;
+    let view = input.view()?;
+    let (run, call) = jobs::run(py, limits, "a run of the layer", |token| {
+        let started = Instant::now();
+        let run = layer.run_cancellable(view.view(), token)?;
+        Ok((run, started.elapsed().as_secs_f64()))
+    })?;
+    Ok((run.output.into_pyarray(py).into_any(), Report { report: run.report, call }))
 }
 
 #[pymethods]
@@ -177,8 +188,8 @@ fn uncoded<'py, T: Element + numpy::Element>(
 ) -> PyResult<Bound<'py, PyAny>> {
     let py = input.py();
     let flat = |array: &Bound<'py, PyAny>| -> PyResult<(Vec<usize>, Vec<T>)> {
-        let array: PyReadonlyArrayDyn<'_, T> = arrays::borrowed(array)?;
-        Ok((array.shape().to_vec(), array.as_array().iter().copied().collect()))
+        let array = arrays::borrowed::<T>(array)?;
+        Ok((array.shape().to_vec(), array.as_slice()?.to_vec()))
     };
     let ((input_shape, input), (weight_shape, weight)) = (flat(input)?, flat(weight)?);
     let bias = bias.map(|bias| flat(bias).map(|(_, values)| values)).transpose()?;

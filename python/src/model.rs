@@ -4,12 +4,13 @@ use std::path::PathBuf;
 
 use fcdcc::model::InputShape;
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyDict, PyString};
 
+use super::arrays::Given;
 use super::jobs::{Limits, Observer};
 use super::pool::Pool;
 use super::prepared::PreparedModel;
-use super::{arrays, errors, jobs, options, process};
+use super::{errors, jobs, options, process};
 
 /// A parsed model; `fcdcc.Model` wraps it.
 #[pyclass(frozen, module = "fcdcc._fcdcc")]
@@ -67,13 +68,14 @@ impl Model {
     }
 
     /// The model with an input that is a constant.
-    fn with_value(&self, py: Python<'_>, name: &str, value: &Bound<'_, PyAny>, bf16: bool) -> PyResult<Self> {
-        let value = arrays::tensor(value, bf16)?;
-        let model = self.0.clone().with_input_value(name, &value);
+    fn with_value(&self, name: &Bound<'_, PyString>, value: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let (py, text) = (name.py(), name.to_string());
+        let value = Given::new(value, name)?.into_tensor()?;
+        let model = self.0.clone().with_input_value(&text, &value);
         model.map(Self).map_err(|error| errors::raise(py, error))
     }
 
-    /// Codes the layers and installs their filters.
+    /// Codes the layers and installs their filters; a model with open sizes is prepared when it runs.
     #[pyo3(signature = (pool, options, cancel=None, deadline=None, progress=None))]
     fn prepare(
         &self,
@@ -86,18 +88,17 @@ impl Model {
     ) -> PyResult<PreparedModel> {
         process::enter(py)?;
         let options = options::of_model(py, options)?;
+        let names: Vec<&str> = self.0.inputs().iter().map(|input| input.name.as_str()).collect();
+        if self.0.inputs().iter().any(|input| input.fixed_shape().is_none()) {
+            return Ok(PreparedModel::open(py, &names, self.0.clone(), pool.inner(), options));
+        }
         let observer = Observer::new(progress);
         let prepared = jobs::run(py, Limits { cancel, deadline }, "preparing a model", |token| {
-            jobs::stoppable(|| {
-                self.0.prepare_observed(pool.inner(), &options, &mut |done| {
-                    observer.report(done.done, done.total, done.layer, token);
-                    if token.is_cancelled() {
-                        jobs::stop();
-                    }
-                })
+            self.0.prepare_cancellable(pool.inner(), &options, token, &mut |done| {
+                observer.report(done.done, done.total, done.layer, token);
             })
         });
-        observer.finish(prepared).map(PreparedModel::new)
+        observer.finish(prepared).map(|model| PreparedModel::fixed(py, &names, model))
     }
 
     fn __repr__(&self) -> String {

@@ -67,7 +67,9 @@ mod unix {
             quiet.set_item("warn_on_full_buffer", false)?;
             PyResult::Ok((py.import("signal")?.getattr("set_wakeup_fd")?.unbind(), quiet.unbind()))
         })?;
-        function.bind(py).call((descriptor,), Some(quiet.bind(py)))?.extract()
+        // What no descriptor is, is never full.
+        let quiet = (descriptor != -1).then(|| quiet.bind(py));
+        function.bind(py).call((descriptor,), quiet)?.extract()
     }
 
     /// The descriptor that the thread of this module reads from the other end; `None` if there is no such thread.

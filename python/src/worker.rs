@@ -12,9 +12,10 @@ use fcdcc::array::{DType, Values};
 use fcdcc::worker::{FilterKey, Respawn, SubtaskShape as Shape, Task as NativeTask, WorkerInfo, WorkerKind};
 use fcdcc::{Error, Worker, testing};
 use ndarray::{ArrayD, IxDyn};
-use numpy::{IntoPyArray, PyArrayDyn, PyArrayMethods, PyUntypedArrayMethods};
+use numpy::{IntoPyArray, PyArrayDyn, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 
+use super::arrays::Borrowed;
 use super::jobs::{self, CancelToken, Limits};
 
 /// What each task of a subtask computes: sub-result p * banks + r is slab p convolved with filter bank r.
@@ -219,7 +220,7 @@ fn taken(array: &Bound<'_, PyAny>, shape: &[usize], dtype: DType) -> PyResult<Re
             if array.shape() != shape {
                 return Ok(Err(format!("has shape {:?} where {shape:?} was expected", array.shape())));
             }
-            Values::$variant(array.try_readonly()?.as_array().iter().copied().collect())
+            Values::$variant(Borrowed::new(array)?.as_slice()?.to_vec())
         }};
     }
     Ok(Ok(match dtype {

@@ -22,8 +22,8 @@ def fcdcc(*arguments, **options):
     )  # fmt: skip
 
 
-def test_the_demo_runs():
-    done = fcdcc("demo")
+def test_the_demo_runs_anywhere(tmp_path):
+    done = fcdcc("demo", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert b"accuracy 99.78 %" in done.stdout and b"identical" in done.stdout
 

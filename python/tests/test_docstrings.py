@@ -1,9 +1,11 @@
 """The examples in docstrings and in the documentation."""
 
 import doctest
-import importlib
+import importlib.util
 import pkgutil
 import re
+import subprocess
+import sys
 
 import pytest
 from conftest import ROOT
@@ -15,8 +17,17 @@ MODULES = ["fcdcc"] + [
 ]
 
 
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """A folder with what `fcdcc demo --write .` leaves there, as the documents tell their readers."""
+    folder = tmp_path_factory.mktemp("demo")
+    subprocess.run([sys.executable, "-m", "fcdcc", "demo", "--write", "."], cwd=folder, check=True, timeout=120)
+    return folder
+
+
 @pytest.mark.parametrize("name", MODULES)
-def test_examples_of_docstrings(name):
+def test_examples_of_docstrings(name, demo, monkeypatch):
+    monkeypatch.chdir(demo)
     module = importlib.import_module(name)
     # A name that another module exports is tested there.
     results = doctest.testmod(module, optionflags=doctest.ELLIPSIS)
@@ -35,13 +46,15 @@ def blocks(path):
     return re.findall(r"```python\n(.*?)```", (ROOT / path).read_text(), re.DOTALL)
 
 
-@pytest.mark.parametrize("path", ["README.md", "docs/python.md", "python/README.md"])
-def test_examples_of_documents(path, tmp_path, monkeypatch):
+@pytest.mark.parametrize("path", ["README.md", "docs/python.md", "python/PYPI.md"])
+def test_examples_of_documents(path, demo, monkeypatch):
+    monkeypatch.chdir(demo)
     found = blocks(path)
     assert found, f"{path} has no block of Python"
     names: dict = {}
     for index, block in enumerate(found):
-        if block.startswith("# not run"):
+        needs_torch = block.startswith("# needs torch")
+        if needs_torch and importlib.util.find_spec("torch") is None:
             continue
         exec(compile(block, f"{path}, block {index}", "exec"), names)
 

@@ -1,9 +1,11 @@
 """Whole models against onnxruntime."""
 
 import asyncio
+import collections
 import concurrent.futures
 import threading
 import time
+import types
 
 import numpy as np
 import pytest
@@ -69,6 +71,65 @@ def test_layouts_types_and_other_arrays_give_the_same(pool, rng, tmp_path):
     assert_close(prepared.run(readonly)[0], expected)
 
 
+def unaligned(array):
+    """The array one byte beyond where it should lie."""
+    there = np.empty(array.nbytes + 1, np.uint8)[1:].view(array.dtype).reshape(array.shape)
+    there[...] = array
+    assert not there.flags.aligned and there.flags.c_contiguous
+    return there
+
+
+def field(array):
+    """The array as a field of records whose size is no multiple of an element's."""
+    records = np.zeros(array.shape, [("value", array.dtype), ("flag", "u1")])
+    records["value"] = array
+    return records["value"]
+
+
+def test_arrays_that_lie_oddly_give_the_same(pool, rng, tmp_path):
+    x = rng.normal(size=(2, 3, 16, 12)).astype(np.float32)
+    w = rng.normal(size=(4, 3, 3, 3)).astype(np.float32)
+    path = conv_net(tmp_path / "net.onnx")
+    prepared, expected = fcdcc.Model(path).prepare(pool), oracle(path, {"x0": x})[0]
+    layer = fcdcc.CodedConv(pool, x.shape, w)
+    image = layer.run(x).output
+    ways = [unaligned, field, lambda array: unaligned(field(array)), lambda array: np.flip(np.flip(array, 3).copy(), 3)]
+    for way in ways:
+        assert np.array_equal(way(x), x)
+        assert_close(prepared.run(way(x))[0], expected)
+        assert_close(layer.run(way(x)).output, image)
+        assert_close(fcdcc.CodedConv(pool, x.shape, way(w)).run(x).output, image)
+        assert_close(prepared.run(way(x).astype(np.float64))[0], expected)
+    deep = x.reshape((1,) * 28 + x.shape)  # 32 axes, the most of numpy 1
+    if int(np.__version__.split(".")[0]) >= 2:
+        deep = x.reshape((1,) * 40 + x.shape)
+    for given in (deep, np.zeros((0, 3, 16, 12), np.float32)[::-1], np.float32(1.0)):
+        with pytest.raises(fcdcc.Mismatch):
+            prepared.run(given)
+        with pytest.raises(fcdcc.Mismatch):
+            layer.run(given)
+    with pytest.raises(fcdcc.Mismatch, match="complex"):
+        prepared.run(x.astype(complex))
+    with pytest.raises(TypeError, match="complex"):
+        layer.run(x.astype(complex))
+
+
+def test_arrays_are_named_by_any_mapping(pool, rng, tmp_path):
+    path = conv_net(tmp_path / "two.onnx", inputs=2)
+    prepared = fcdcc.Model(path).prepare(pool)
+    x0, x1 = (rng.normal(size=(2, 3, 16, 12)).astype(np.float32) for _ in range(2))
+    expected = prepared.run(x0, x1)[0]
+    named = {"x1": x1, "x0": x0}
+    for mapping in (types.MappingProxyType(named), collections.UserDict(named), collections.ChainMap({"x0": x0}, named)):
+        assert_close(prepared.run(mapping)[0], expected)
+    partial = collections.defaultdict(lambda: x1, x0=x0)
+    for given in (partial, {**named, "x2": x0}, {}, collections.UserDict(x0=x0), {1: x0, "x0": x0}):
+        with pytest.raises(fcdcc.Mismatch) as caught:
+            prepared.run(given)
+        assert set(caught.value.got) == set(given) and caught.value.expected == ["x0", "x1"]
+    assert list(partial) == ["x0"]
+
+
 @pytest.mark.parametrize("name", ["FLOAT16", "DOUBLE", "BFLOAT16"])
 def test_types_of_the_file_come_in_and_out(pool, rng, tmp_path, name):
     from onnx import TensorProto
@@ -95,10 +156,52 @@ def test_open_sizes_are_prepared_for_the_arrays_that_come(pool, digits):
     for count in (1, 3, 1, 2, 4):
         assert_close(prepared.run(digits[:count])[0], oracle(LENET, {"image": digits[:count]})[0])
     assert prepared.coded_layers >= 2
+    with pytest.raises(fcdcc.Mismatch, match="image"):
+        prepared.run(digits[:, :, :16])
     fixed = fcdcc.Model(LENET, shapes={"image": (1, 1, 32, 32)}).prepare(pool)
     with pytest.raises(fcdcc.Mismatch) as caught:
         fixed.run(digits)
     assert "4" in str(caught.value)
+
+
+def test_preparing_for_the_first_arrays_ends_as_a_run_does(digits):
+    pool = fcdcc.Pool.cpu(6)
+    prepared = fcdcc.Model(LENET).prepare(pool)
+    with pytest.raises(fcdcc.Timeout):
+        prepared.run(digits, deadline=1e-9)
+    token = fcdcc.CancelToken()
+    token.cancel()
+    with pytest.raises(fcdcc.Cancelled):
+        prepared.run(digits, cancel=token)
+    with pytest.raises(fcdcc.BadInput, match="open sizes"):
+        _ = prepared.memory_bytes
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:
+        runs = list(threads.map(lambda count: prepared.run(digits[:count])[0], [1, 2, 1, 2, 3, 4]))
+    expected = oracle(LENET, {"image": digits})[0]
+    for got in runs:
+        assert distance(got, expected[: len(got)]) < 1e-5
+
+
+def test_an_input_that_holds_sizes_becomes_a_constant(pool, rng, tmp_path):
+    from onnx import TensorProto, helper, numpy_helper, save
+
+    weight = (rng.normal(size=(8, 3, 3, 3)) / 5).astype(np.float32)
+    nodes = [helper.make_node("Conv", ["x", "w"], ["y"]), helper.make_node("Reshape", ["y", "sizes"], ["z"])]
+    inputs = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 3, 6, 6]),
+        helper.make_tensor_value_info("sizes", TensorProto.INT64, [2]),
+    ]
+    outputs = [helper.make_tensor_value_info("z", TensorProto.FLOAT, [None, None])]
+    graph = helper.make_graph(nodes, "net", inputs, outputs, [numpy_helper.from_array(weight, "w")])
+    path = tmp_path / "net.onnx"
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    x = rng.normal(size=(2, 3, 6, 6)).astype(np.float32)
+    for sizes in ([4, 64], np.array([2, 128], np.int32)):
+        model = fcdcc.Model(path).with_value("sizes", sizes)
+        assert [each.name for each in model.inputs] == ["x"]
+        assert_close(model.prepare(pool).run(x)[0], oracle(path, {"x": x, "sizes": np.array(sizes, np.int64)})[0])
+    with pytest.raises(fcdcc.Mismatch, match="sizes"):
+        fcdcc.Model(path).with_value("sizes", [1.5, 2.0])
 
 
 def test_bytes_shapes_and_descriptions(digits):

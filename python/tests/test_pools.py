@@ -172,14 +172,18 @@ def test_what_goes_wrong_in_a_worker_is_its_own_failure(layer_of):
         (too_few, "ended without"),
         (lost, "gone"),
     ]
+    # Every subtask is needed, and no worker gets one of another.
+    options = {"tolerate": 0, "partitions": None, "hedge": "off", "partial": False, "on_shortfall": "local", "audit": "off"}
     for body, cause in rows:
         others = [fcdcc.Worker(f"w{i}") for i in range(5)]
-        report = layer_of(fcdcc.Pool.of([broken(body), *others]), partial=False, on_shortfall="fail", audit="off")
-        rows = [row for row in report.workers if row.worker == "broken"]
-        assert rows and all(row.outcome in ("failed", "cancelled", "late") for row in rows), (body, rows)
-        assert any(row.cause and cause in row.cause for row in rows if row.outcome == "failed") or all(
-            row.outcome != "failed" for row in rows
-        ), (cause, rows)
+        report = layer_of(fcdcc.Pool.of([broken(body), *others]), **options)
+        (row,) = [row for row in report.workers if row.worker == "broken"]
+        assert row.outcome == "failed" and cause in row.cause, (cause, row)
+        assert report.fallback == "local" and {w.outcome for w in report.workers if w.worker != "broken"} <= {
+            "late",
+            "used",
+            "cancelled",
+        }
 
 
 def test_a_worker_that_lies_fails_its_probe(layer_of):
@@ -209,10 +213,10 @@ def test_lost_workers_come_back(layer_of):
             return Mortal(self.name)
 
     pool = fcdcc.Pool.of([Mortal("mortal")] + [fcdcc.Worker(f"w{i}") for i in range(5)])
-    layer_of(pool)
+    # Every subtask is needed, so it gets one.
+    layer_of(pool, tolerate=0, partitions=None, on_shortfall="local")
     end = time.monotonic() + 20
-    while Mortal.lives[:1] and "back" not in Mortal.lives and time.monotonic() < end:
+    while Mortal.lives != ["lost", "back"] and time.monotonic() < end:
         time.sleep(0.05)
-    if "lost" in Mortal.lives:
-        assert "back" in Mortal.lives
+    assert Mortal.lives == ["lost", "back"]
     layer_of(pool)

@@ -22,6 +22,7 @@ def test_modules_compute_what_torch_computes(pool, conv):
     torch.manual_seed(0)
     conv = conv().eval()
     coded = fcdcc.torch.CodedConv2d.from_conv(conv, pool, tolerate=2)
+    assert coded.report is None
     for count in (1, 2):
         x = torch.randn(count, conv.in_channels, 17, 13)
         with torch.no_grad():
@@ -45,6 +46,17 @@ def test_models_are_encoded_in_place(pool):
         assert isinstance(model[0], fcdcc.torch.CodedConv2d) and isinstance(model[3], torch.nn.Conv2d)
         assert_close(model(x).numpy(), expected.numpy())
     assert model[2][0].report.name == "2.0"
+
+
+def test_filters_are_those_that_the_convolution_had(pool):
+    conv = torch.nn.Conv2d(1, 4, 3).eval()
+    coded = fcdcc.torch.CodedConv2d.from_conv(conv, pool)
+    x = torch.randn(1, 1, 12, 12)
+    with torch.no_grad():
+        expected = conv(x).numpy()
+        conv.weight.zero_()
+        conv.bias.add_(5.0)
+        assert_close(coded(x).numpy(), expected)
 
 
 def test_gradients_and_wrong_modules_are_refused(pool):

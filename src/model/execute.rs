@@ -11,8 +11,9 @@ use tract_onnx::tract_core::plan::eval;
 use super::operators::{ChainStep, LocalConv, Operator, Packed};
 use super::schedule::Schedule;
 use super::steps::{Step, Target, Work};
-use super::tensor::{Given, Tensor};
+use super::tensor::Tensor;
 use super::value::{Operand, Place, planned};
+use super::view::Given;
 use crate::array::{DType, Element, Values};
 use crate::conv::{Filters, Scratch};
 use crate::ops::{self, BinaryOp, chain, chain_in_place, concat, sum_rows};
@@ -63,14 +64,14 @@ impl Arrays {
 }
 
 /// A run in progress.
-pub(super) struct Execution<'a> {
-    pub(super) inputs: &'a [Given<'a>],
+pub(super) struct Execution<'a, 'inputs> {
+    pub(super) inputs: &'a [Given<'inputs>],
     pub(super) arrays: &'a mut Arrays,
     kept: Vec<Option<TValue>>,
 }
 
-impl<'a> Execution<'a> {
-    pub(super) fn new(schedule: &Schedule, inputs: &'a [Given<'a>], arrays: &'a mut Arrays) -> Self {
+impl<'a, 'inputs> Execution<'a, 'inputs> {
+    pub(super) fn new(schedule: &Schedule, inputs: &'a [Given<'inputs>], arrays: &'a mut Arrays) -> Self {
         Self { inputs, arrays, kept: vec![None; schedule.kept] }
     }
 

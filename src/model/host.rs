@@ -15,6 +15,7 @@ use super::memory::ModelMemory;
 use super::signature::{Output, Signature};
 use super::tensor::Tensor;
 use super::transpose;
+use super::view::TensorView;
 use crate::error::Result;
 use crate::memory;
 
@@ -53,7 +54,7 @@ impl HostModel {
     /// [`Error::Mismatch`](crate::Error::Mismatch) for a wrong number, shape or type of inputs,
     /// [`Error::Model`](crate::Error::Model) when an operator fails.
     pub fn run(&self, inputs: &[Tensor]) -> Result<Vec<Output>> {
-        let inputs = self.signature.accept(inputs)?;
+        let inputs = self.signature.accept(&inputs.iter().map(TensorView::from).collect::<Vec<_>>())?;
         let outputs = guarded(&self.signature.model, || {
             let inputs: TVec<TValue> =
                 inputs.into_iter().map(|given| given.into_tensor().into_tvalue()).collect();

@@ -18,7 +18,8 @@ use super::guard::{guarded, one_line, refused};
 use super::half::{self, Half, Widened};
 use super::lower::lower;
 use super::round::{self, HalfType};
-use super::tensor::{Given, Tensor, dtype_name};
+use super::tensor::{Tensor, dtype_name};
+use super::view::Given;
 use super::{branch, deform, resize, transpose, upsample, whole, wire};
 use crate::error::{Error, Message, Parameter, Result};
 use crate::files::Input;
@@ -277,7 +278,7 @@ impl Model {
             return Err(Error::mismatch(what, value.shape(), info.described.clone(), help));
         }
         let constant = match self.half.inputs.get(input) {
-            Some(half) => Given::rounded(value, input, *half)?.into_tensor(),
+            Some(half) => Given::rounded(&value.into(), input, *half)?.into_tensor(),
             None => value.for_model(input, self.input_type(index)?)?,
         };
         guarded(&self.name, || {

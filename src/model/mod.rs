@@ -78,6 +78,7 @@ mod transpose;
 mod unary;
 mod upsample;
 mod value;
+mod view;
 mod whole;
 mod wire;
 
@@ -97,3 +98,4 @@ pub use prepared::{ModelRun, PreparedModel};
 pub use shapes::ModelShapes;
 pub use signature::Output;
 pub use tensor::Tensor;
+pub use view::TensorView;

@@ -25,6 +25,7 @@ use crate::error::{Error, Result};
 use crate::memory;
 use crate::planner::{LayerMemory, LayerPlan, Way, subtask_shape};
 use crate::scheduler::{Fleet, Pool};
+use crate::worker::CancelToken;
 
 impl Model {
     /// Codes the model's layers and installs their filters on the workers of `pool`, once for any number of runs.
@@ -52,13 +53,74 @@ impl Model {
         options: &ModelOptions,
         observe: &mut dyn FnMut(Progress<'_>),
     ) -> Result<PreparedModel> {
+        self.prepare_cancellable(pool, options, &CancelToken::new(), observe)
+    }
+
+    /// As [`Model::prepare_observed`], but ends with [`Error::Cancelled`] once `cancel` is cancelled, from any thread: after
+    /// the layer that is being prepared.
+    ///
+    /// # Errors
+    /// Those of [`Model::prepare`], and [`Error::Cancelled`].
+    ///
+    /// [`Error::Cancelled`]: crate::Error::Cancelled
+    pub fn prepare_cancellable(
+        &self,
+        pool: &Pool,
+        options: &ModelOptions,
+        cancel: &CancelToken,
+        observe: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<PreparedModel> {
         options.check()?;
         let mut graph = self.typed()?;
         let signature = Signature::of(self)?;
-        let found = layers(self.name(), &graph)?;
+        let (places, to_code) = self.place_layers(&graph, pool, options)?;
+        let mut needed = ModelMemory::of(self.name(), &graph)?;
+        for (name, _, found, code, dtype) in &to_code {
+            let subtask = subtask_shape(&found.shape, code).map_err(|e| of_layer(name, e))?;
+            let (share, cores) = (pool.share_here(), pool.cores());
+            let layer = LayerMemory::of(&found.shape, code, &subtask, *dtype, share, cores);
+            needed.add(&layer, copied_bytes(found, *dtype));
+        }
+        tracing::info!(estimated_bytes = needed.total(), ?needed, "memory");
+        memory::require(&format!("{}, prepared and run,", self.name()), needed.additional())?;
+        let total = to_code.len();
+        let mut coded = Vec::with_capacity(total);
+        for (index, (name, op, found, code, dtype)) in to_code.into_iter().enumerate() {
+            if cancel.is_cancelled() {
+                return Err(Error::Cancelled);
+            }
+            let layer = LayerOptions {
+                name: name.clone(),
+                code: code.kind(),
+                subtasks: Some(code.n()),
+                partitions: Some((code.k_a(), code.k_b())),
+                clamp: found.folded.clamp,
+                integers: found.folded.integers.map(|sums| f64::from(sums.largest)),
+                ..options.layer.clone()
+            };
+            // From here on the graph no longer needs the filters of the layer.
+            guarded(self.name(), || replace(&mut graph, &name, &found, index))?;
+            coded.push(prepare_layer(pool, found, op, layer, dtype).map_err(|e| of_layer(&name, e))?);
+            observe(Progress { done: index + 1, total, layer: &name });
+        }
+        let program = guarded(self.name(), || Program::of(graph))?;
+        if cancel.is_cancelled() {
+            return Err(Error::Cancelled);
+        }
+        Ok(PreparedModel::new(signature, program, coded, places, needed))
+    }
+
+    /// Where each layer of the file is computed, and those of them that are coded.
+    fn place_layers(
+        &self,
+        graph: &TypedModel,
+        pool: &Pool,
+        options: &ModelOptions,
+    ) -> Result<(Vec<LayerPlacement>, Vec<ToCode>)> {
+        let found = layers(self.name(), graph)?;
         let rates = pool.shared(&options.layer.rates);
         let mut places = Vec::with_capacity(found.len());
-        let mut to_code = Vec::new();
+        let mut to_code: Vec<ToCode> = Vec::new();
         let local =
             |why: String, name: String, op: LayerOp| LayerPlacement::Local(LocalLayer { name, op, why });
         for Layer { name, op, found } in found {
@@ -96,36 +158,12 @@ impl Model {
                 places.push(local("nothing uses its output".to_owned(), name.clone(), *op));
             }
         }
-        let mut needed = ModelMemory::of(self.name(), &graph)?;
-        for (name, _, found, code, dtype) in &to_code {
-            let subtask = subtask_shape(&found.shape, code).map_err(|e| of_layer(name, e))?;
-            let (share, cores) = (pool.share_here(), pool.cores());
-            let layer = LayerMemory::of(&found.shape, code, &subtask, *dtype, share, cores);
-            needed.add(&layer, copied_bytes(found, *dtype));
-        }
-        tracing::info!(estimated_bytes = needed.total(), ?needed, "memory");
-        memory::require(&format!("{}, prepared and run,", self.name()), needed.additional())?;
-        let total = to_code.len();
-        let mut coded = Vec::with_capacity(total);
-        for (index, (name, op, found, code, dtype)) in to_code.into_iter().enumerate() {
-            let layer = LayerOptions {
-                name: name.clone(),
-                code: code.kind(),
-                subtasks: Some(code.n()),
-                partitions: Some((code.k_a(), code.k_b())),
-                clamp: found.folded.clamp,
-                integers: found.folded.integers.map(|sums| f64::from(sums.largest)),
-                ..options.layer.clone()
-            };
-            // From here on the graph no longer needs the filters of the layer.
-            guarded(self.name(), || replace(&mut graph, &name, &found, index))?;
-            coded.push(prepare_layer(pool, found, op, layer, dtype).map_err(|e| of_layer(&name, e))?);
-            observe(Progress { done: index + 1, total, layer: &name });
-        }
-        let program = guarded(self.name(), || Program::of(graph))?;
-        Ok(PreparedModel::new(signature, program, coded, places, needed))
+        Ok((places, to_code))
     }
 }
+
+/// A layer for the workers: its name, operator, shapes and filters, code and arithmetic.
+type ToCode = (String, LayerOp, Found, Code, DType);
 
 /// Replaces the layer and the operators folded into it by a [`CodedOp`].
 pub(super) fn replace(graph: &mut TypedModel, name: &str, found: &Found, index: usize) -> TractResult<()> {

@@ -20,7 +20,8 @@ use super::schedule::Schedule;
 use super::sets::Sets;
 use super::signature::{Output, Signature};
 use super::steps::Work;
-use super::tensor::{Given, Tensor};
+use super::tensor::Tensor;
+use super::view::{Given, TensorView};
 use crate::array::{DType, Element};
 use crate::engine::{CodedConv, LayerReport};
 use crate::error::{Error, Result};
@@ -231,6 +232,20 @@ impl PreparedModel {
     pub fn run_cancellable(
         &self,
         inputs: &[Tensor],
+        cancel: &CancelToken,
+        observe: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<ModelRun> {
+        self.run_views(&inputs.iter().map(TensorView::from).collect::<Vec<_>>(), cancel, observe)
+    }
+
+    /// As [`PreparedModel::run_cancellable`], on inputs that may lie in memory of others. They are not copied where type and
+    /// order are those of the graph.
+    ///
+    /// # Errors
+    /// Those of [`PreparedModel::run_cancellable`].
+    pub fn run_views(
+        &self,
+        inputs: &[TensorView<'_>],
         cancel: &CancelToken,
         observe: &mut dyn FnMut(Progress<'_>),
     ) -> Result<ModelRun> {

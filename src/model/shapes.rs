@@ -4,14 +4,14 @@
 //! its layers are planned.
 //!
 //! Invariant: at most as many prepared models as allowed are kept; the one that was used longest ago goes first. Each has
-//! coded filters of its own on the workers.
+//! coded filters of its own on the workers. One thread at a time prepares for a set of shapes.
 
 use std::fmt;
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use super::load::Model;
-use super::options::ModelOptions;
+use super::options::{ModelOptions, Progress};
 use super::prepared::{ModelRun, PreparedModel};
 use super::tensor::Tensor;
 use crate::error::{Error, Result};
@@ -50,10 +50,91 @@ pub struct ModelShapes {
     plans: Mutex<Vec<Plan>>,
 }
 
-/// The model for one set of shapes; empty while it is being prepared.
+/// The model for one set of shapes.
 struct Plan {
     shapes: Vec<Vec<usize>>,
-    model: Arc<Mutex<Option<Arc<PreparedModel>>>>,
+    model: Arc<Slot>,
+}
+
+/// The place of a prepared model.
+#[derive(Default)]
+struct Slot {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+enum State {
+    /// Nothing has begun.
+    #[default]
+    Empty,
+    /// A thread prepares it.
+    Preparing,
+    Ready(Arc<PreparedModel>),
+    /// It could not be prepared; there is no plan with this place any more.
+    Failed,
+}
+
+/// What a thread has to do that needs the model of a place.
+enum Turn {
+    Run(Arc<PreparedModel>),
+    Prepare,
+    /// Ask for the plan once more.
+    Ask,
+}
+
+impl Slot {
+    fn set(&self, state: State) {
+        *locked(&self.state) = state;
+        self.changed.notify_all();
+    }
+
+    /// Waits while another thread prepares the model.
+    fn turn(self: &Arc<Self>, cancel: &CancelToken) -> Result<Turn> {
+        let mut hook = None;
+        let mut state = locked(&self.state);
+        loop {
+            match &*state {
+                State::Ready(model) => return Ok(Turn::Run(Arc::clone(model))),
+                State::Failed => return Ok(Turn::Ask),
+                State::Empty => {
+                    *state = State::Preparing;
+                    return Ok(Turn::Prepare);
+                }
+                State::Preparing if cancel.is_cancelled() => return Err(Error::Cancelled),
+                State::Preparing if hook.is_none() => {
+                    drop(state);
+                    let slot = Arc::clone(self);
+                    hook = Some(cancel.on_cancel(move || {
+                        // Taking the lock orders the call after the check of a thread that is about to wait.
+                        drop(locked(&slot.state));
+                        slot.changed.notify_all();
+                    }));
+                    state = locked(&self.state);
+                }
+                State::Preparing => {
+                    state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                }
+            }
+        }
+    }
+}
+
+/// A thread that prepares a model. Unless that ends well, the plan is forgotten when this is dropped.
+struct Preparing<'a> {
+    plans: &'a Mutex<Vec<Plan>>,
+    slot: Arc<Slot>,
+    ready: Option<Arc<PreparedModel>>,
+}
+
+impl Drop for Preparing<'_> {
+    fn drop(&mut self) {
+        let Some(ready) = self.ready.take() else {
+            locked(self.plans).retain(|plan| !Arc::ptr_eq(&plan.model, &self.slot));
+            return self.slot.set(State::Failed);
+        };
+        self.slot.set(State::Ready(ready));
+    }
 }
 
 impl fmt::Debug for ModelShapes {
@@ -107,6 +188,21 @@ impl ModelShapes {
     /// # Errors
     /// [`Error::Mismatch`] for shapes that the model does not have, those of [`Model::prepare`].
     pub fn prepare(&self, shapes: &[Vec<usize>]) -> Result<Arc<PreparedModel>> {
+        self.prepare_cancellable(shapes, &CancelToken::new(), &mut |_| {})
+    }
+
+    /// As [`ModelShapes::prepare`], but ends with [`Error::Cancelled`] once `cancel` is cancelled, as
+    /// [`Model::prepare_cancellable`] does, or at once where another thread prepares the model. `observe` is called after every
+    /// layer that this call prepares.
+    ///
+    /// # Errors
+    /// Those of [`ModelShapes::prepare`], and [`Error::Cancelled`].
+    pub fn prepare_cancellable(
+        &self,
+        shapes: &[Vec<usize>],
+        cancel: &CancelToken,
+        observe: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<Arc<PreparedModel>> {
         let inputs = self.model.inputs();
         if shapes.len() != inputs.len() {
             let what = format!("inputs of {}", self.model.name());
@@ -119,29 +215,36 @@ impl ModelShapes {
                 return Err(Error::mismatch(what, shape.as_slice(), info.described.clone(), help));
             }
         }
-        let plan = self.plan(shapes);
-        let mut own = locked(&plan);
-        if let Some(prepared) = &*own {
-            return Ok(Arc::clone(prepared));
-        }
+        let slot = loop {
+            let slot = self.plan(shapes);
+            match slot.turn(cancel)? {
+                Turn::Run(model) => return Ok(model),
+                Turn::Prepare => break slot,
+                Turn::Ask => {}
+            }
+        };
+        let mut preparing = Preparing { plans: &self.plans, slot, ready: None };
         let named = inputs.iter().zip(shapes);
         let shaped = named
             .into_iter()
-            .try_fold(self.model.clone(), |model, (info, shape)| model.with_input_shape(&info.name, shape));
-        match shaped.and_then(|shaped| shaped.prepare(&self.pool, &self.options)) {
-            Ok(prepared) => {
-                tracing::info!(model = self.model.name(), ?shapes, "prepared");
-                Ok(Arc::clone(own.insert(Arc::new(prepared))))
-            }
-            Err(error) => {
-                locked(&self.plans).retain(|other| !Arc::ptr_eq(&other.model, &plan));
-                Err(error)
-            }
-        }
+            .try_fold(self.model.clone(), |model, (info, shape)| model.with_input_shape(&info.name, shape))?;
+        let prepared = Arc::new(shaped.prepare_cancellable(&self.pool, &self.options, cancel, observe)?);
+        tracing::info!(model = self.model.name(), ?shapes, "prepared");
+        Ok(Arc::clone(preparing.ready.insert(prepared)))
+    }
+
+    /// The prepared model that was used last, if one is ready.
+    #[must_use]
+    pub fn latest(&self) -> Option<Arc<PreparedModel>> {
+        let ready = |plan: &Plan| match &*locked(&plan.model.state) {
+            State::Ready(model) => Some(Arc::clone(model)),
+            State::Empty | State::Preparing | State::Failed => None,
+        };
+        locked(&self.plans).iter().rev().find_map(ready)
     }
 
     /// The plan for these shapes. Others that are one too many go; runs in progress keep theirs.
-    fn plan(&self, shapes: &[Vec<usize>]) -> Arc<Mutex<Option<Arc<PreparedModel>>>> {
+    fn plan(&self, shapes: &[Vec<usize>]) -> Arc<Slot> {
         let mut plans = locked(&self.plans);
         let plan = match plans.iter().position(|plan| plan.shapes == shapes) {
             Some(index) => plans.remove(index),
@@ -158,6 +261,8 @@ impl ModelShapes {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 mod tests {
+    use std::sync::Barrier;
+
     use ndarray::ArrayD;
 
     use super::*;
@@ -194,6 +299,44 @@ mod tests {
             all.into_iter().map(|one| one.join().unwrap()).collect()
         });
         assert!(plans.iter().all(|plan| Arc::ptr_eq(plan, &plans[0])));
+    }
+
+    #[test]
+    fn what_is_cancelled_is_prepared_by_the_next_that_needs_it() {
+        let shapes = shapes(2);
+        let wanted = [vec![2, 1, 32, 32]];
+        let (begun, released, waiting) = (Barrier::new(2), CancelToken::new(), CancelToken::new());
+        std::thread::scope(|scope| {
+            let first = scope.spawn(|| {
+                let cancel = CancelToken::new();
+                let mut layers = 0;
+                let end = shapes.prepare_cancellable(&wanted, &cancel, &mut |_| {
+                    layers += 1;
+                    if layers == 1 {
+                        begun.wait();
+                        released.wait();
+                        cancel.cancel();
+                    }
+                });
+                (layers, matches!(end, Err(Error::Cancelled)))
+            });
+            begun.wait();
+            assert!(shapes.latest().is_none());
+            let second = scope.spawn(|| shapes.prepare_cancellable(&wanted, &waiting, &mut |_| {}).map(drop));
+            let third = scope.spawn(|| shapes.prepare(&wanted));
+            waiting.cancel();
+            // Ends although the first one has not.
+            assert!(matches!(second.join().unwrap(), Err(Error::Cancelled)));
+            released.cancel();
+            assert_eq!(first.join().unwrap(), (1, true));
+            let prepared = third.join().unwrap().unwrap();
+            assert_eq!(prepared.input_shapes(), [("image", wanted[0].as_slice())]);
+            assert!(
+                Arc::ptr_eq(&prepared, &shapes.latest().unwrap()),
+                "a plan that was forgotten is kept again"
+            );
+        });
+        assert!(shapes.run(&[digits(2)]).is_ok());
     }
 
     #[test]

@@ -9,7 +9,8 @@ use tract_onnx::tract_core::internal::{DatumType, TValue};
 
 use super::load::{InputInfo, Model};
 use super::round::HalfType;
-use super::tensor::{Given, Tensor, dtype_name};
+use super::tensor::{Tensor, dtype_name};
+use super::view::{Given, TensorView};
 use crate::error::{Error, Result};
 
 /// One output of a model.
@@ -69,7 +70,7 @@ impl Signature {
     }
 
     /// Checks inputs and converts those whose type or order differs from that of the graph.
-    pub(super) fn accept<'a>(&self, inputs: &'a [Tensor]) -> Result<Vec<Given<'a>>> {
+    pub(super) fn accept<'a>(&self, inputs: &[TensorView<'a>]) -> Result<Vec<Given<'a>>> {
         if inputs.len() != self.inputs.len() {
             let names: Vec<&str> = self.inputs.iter().map(|i| i.name.as_str()).collect();
             let expected = format!("{} ({})", names.len(), names.join(", "));
@@ -93,7 +94,7 @@ impl Signature {
                 }
                 match own.half {
                     Some(half) => Given::rounded(given, &own.name, half),
-                    None => Given::new(given, &own.name, own.dtype),
+                    None => Given::new(given.clone(), &own.name, own.dtype),
                 }
             })
             .collect()

@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use half::{bf16, f16};
 use ndarray::{ArrayD, Axis};
-use tract_onnx::prelude::{Datum, DatumType, IntoTensor, TractResult};
-use tract_onnx::tract_core::internal::{Tensor as TractTensor, format_err};
+use tract_onnx::prelude::{DatumType, IntoTensor, TractResult};
+use tract_onnx::tract_core::internal::Tensor as TractTensor;
 
 use super::guard::guarded;
 use super::round::HalfType;
@@ -220,32 +220,13 @@ impl Tensor {
         }
     }
 
-    /// Converts to a tract tensor of the element type `wanted`. Floats are rounded; all other conversions must be
-    /// lossless.
+    /// Converts to a tract tensor of the element type `wanted`, see [`fitted`].
     pub(super) fn for_model(&self, name: &str, wanted: DatumType) -> Result<TractTensor> {
-        let own = self.to_tract();
-        if own.datum_type() == wanted {
-            return Ok(own);
-        }
-        let floats = own.datum_type().is_float() && wanted.is_float();
-        let cast = || -> TractResult<Option<TractTensor>> {
-            let there = own.cast_to_dt(wanted)?.into_owned();
-            let same = floats || *there.cast_to_dt(own.datum_type())? == own;
-            Ok(same.then_some(there))
-        };
-        match guarded(name, cast) {
-            Ok(Some(tensor)) => Ok(tensor),
-            Ok(None) | Err(_) => Err(Error::mismatch(
-                format!("element type of input {name}"),
-                self.dtype(),
-                dtype_name(wanted),
-                "convert the data: some of its values do not exist in that type",
-            )),
-        }
+        fitted(self.to_tract(), self.dtype(), name, wanted)
     }
 
     /// A copy as a tensor of tract; 16-bit floats become f32.
-    fn to_tract(&self) -> TractTensor {
+    pub(super) fn to_tract(&self) -> TractTensor {
         match self {
             Self::F16(array) => array.mapv(f32::from).into_tensor(),
             Self::BF16(array) => array.mapv(f32::from).into_tensor(),
@@ -273,7 +254,7 @@ impl Tensor {
     }
 
     /// The values of an input that the file has in 16 bits: rounded to these, in f32. Integers must be exact in them.
-    fn rounded(&self, name: &str, to: HalfType) -> Result<ArrayD<f32>> {
+    pub(super) fn rounded(&self, name: &str, to: HalfType) -> Result<ArrayD<f32>> {
         let is_float = matches!(self, Self::F16(_) | Self::BF16(_) | Self::F32(_) | Self::F64(_));
         // Refuses integers that f64 does not hold.
         let wide = if is_float { None } else { Some(self.for_model(name, DatumType::F64)?) };
@@ -318,53 +299,29 @@ impl Tensor {
     }
 }
 
-/// An input of a run: the caller's array where its type and order fit, or a converted copy.
-pub(super) enum Given<'a> {
-    Borrowed(&'a Tensor),
-    Converted(TractTensor),
-}
-
-impl<'a> Given<'a> {
-    /// `tensor` for the input `name` of elements `wanted`. Errors are those of [`Tensor::for_model`].
-    pub(super) fn new(tensor: &'a Tensor, name: &str, wanted: DatumType) -> Result<Self> {
-        let fits = match (tensor, wanted) {
-            (Tensor::F32(array), DatumType::F32) => array.is_standard_layout(),
-            (Tensor::F64(array), DatumType::F64) => array.is_standard_layout(),
-            _ => false,
-        };
-        if fits { Ok(Self::Borrowed(tensor)) } else { Ok(Self::Converted(tensor.for_model(name, wanted)?)) }
+/// `own`, which the caller calls `dtype`, as elements of the type `wanted` for the input `name`. Floats are rounded; all other
+/// conversions must be lossless.
+///
+/// # Errors
+/// [`Error::Mismatch`] for values that the type does not have.
+pub(super) fn fitted(own: TractTensor, dtype: &str, name: &str, wanted: DatumType) -> Result<TractTensor> {
+    if own.datum_type() == wanted {
+        return Ok(own);
     }
-
-    /// `tensor` for the input `name` that the file has in 16 bits and the graph in f32: floats are rounded to these 16
-    /// bits.
-    ///
-    /// # Errors
-    /// [`Error::Mismatch`] for values beyond the range of the type, and integers that it does not have.
-    pub(super) fn rounded(tensor: &Tensor, name: &str, to: HalfType) -> Result<Self> {
-        Ok(Self::Converted(tensor.rounded(name, to)?.into_tensor()))
-    }
-
-    /// The elements in row-major order.
-    pub(super) fn as_slice<T: Datum + bytemuck::Pod>(&self) -> TractResult<&[T]> {
-        let same = match self {
-            Self::Converted(tensor) => return tensor.try_as_plain_ram()?.as_slice::<T>(),
-            Self::Borrowed(Tensor::F32(array)) if T::datum_type() == DatumType::F32 => {
-                array.as_slice().map(bytemuck::cast_slice)
-            }
-            Self::Borrowed(Tensor::F64(array)) if T::datum_type() == DatumType::F64 => {
-                array.as_slice().map(bytemuck::cast_slice)
-            }
-            Self::Borrowed(_) => None,
-        };
-        same.ok_or_else(|| format_err!("an input of another type"))
-    }
-
-    /// A tensor of tract.
-    pub(super) fn into_tensor(self) -> TractTensor {
-        match self {
-            Self::Converted(tensor) => tensor,
-            Self::Borrowed(tensor) => tensor.to_tract(),
-        }
+    let floats = own.datum_type().is_float() && wanted.is_float();
+    let cast = || -> TractResult<Option<TractTensor>> {
+        let there = own.cast_to_dt(wanted)?.into_owned();
+        let same = floats || *there.cast_to_dt(own.datum_type())? == own;
+        Ok(same.then_some(there))
+    };
+    match guarded(name, cast) {
+        Ok(Some(tensor)) => Ok(tensor),
+        Ok(None) | Err(_) => Err(Error::mismatch(
+            format!("element type of input {name}"),
+            dtype,
+            dtype_name(wanted),
+            "convert the data: some of its values do not exist in that type",
+        )),
     }
 }
 

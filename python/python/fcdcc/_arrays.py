@@ -50,12 +50,36 @@ def _bfloat16_of(tensor: Any) -> Array:
     return with_bfloat16(bits)
 
 
-def bits_of(array: Array) -> tuple[Array, bool]:
-    """The array as the extension module takes it: bfloat16 as its bits, and whether it is."""
+def native(value: Any, what: str) -> tuple[Array, bool]:
+    """``value`` as the extension module takes it: bfloat16 as its bits, and whether it is."""
+    array = as_array(value, what)
     # The name takes numpy longer than all the rest.
     if array.dtype.kind == "V" and array.dtype.name == "bfloat16":
         return array.view(np.uint16), True
     return array, False
+
+
+def plain(array: Array) -> Array:
+    """``array``, or a copy, aligned and in row-major order."""
+    return np.require(array, requirements=("C", "A", "E"))
+
+
+def contiguous(value: Any, dtype: Any, what: str) -> Array:
+    """``value`` as a numpy array of floats, aligned and in row-major order; a copy where it is not.
+
+    >>> contiguous([1, 2], np.float32, "input").dtype.name
+    'float32'
+    """
+    array = as_array(value, what)
+    if array.dtype.kind not in "biufV":
+        raise TypeError(f"{what} has element type {array.dtype}: give real numbers")
+    return np.require(array, dtype, ("C", "A", "E"))
+
+
+def floats(value: Any, what: str) -> Array:
+    """As :func:`contiguous`, in float64 if ``value`` is that, else in float32."""
+    array = as_array(value, what)
+    return contiguous(array, np.float64 if array.dtype == np.float64 else np.float32, what)
 
 
 def with_bfloat16(bits: Array) -> Array:

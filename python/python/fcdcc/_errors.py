@@ -213,3 +213,9 @@ def make(kind: str, text: str, layer: str | None, fields: dict[str, Any]) -> Err
         setattr(error, name, value)
     error.layer = layer
     return error
+
+
+def mismatch(what: str, got: Any, expected: Any, help: str) -> Error:
+    """A :class:`Mismatch` of values of Python; called by the extension module."""
+    fields = {"what": what, "got": got, "expected": expected, "help": help}
+    return make("Mismatch", f"{what} is {got} where {expected} was expected: {help}", None, fields)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import _fcdcc, _run
-from ._arrays import Array, as_array
+from ._arrays import Array, as_array, contiguous, floats
 from ._report import LayerReport
 
 if TYPE_CHECKING:
@@ -92,15 +92,13 @@ class CodedConv:
         groups: int = 1,
         **options: Any,
     ) -> None:
-        weight = as_array(weight, "weight")
-        dtype = np.float64 if weight.dtype == np.float64 else np.float32
-        weight = np.ascontiguousarray(weight, dtype)
+        weight = floats(weight, "weight")
         if bias is not None:
-            bias = np.ascontiguousarray(as_array(bias, "bias"), dtype)
+            bias = contiguous(bias, weight.dtype, "bias")
         options = {name: code_of(value) if name == "code" else value for name, value in options.items()}
         sizes, form = [int(size) for size in input_shape], geometry(stride, padding, dilation, groups)
         self._native = _fcdcc.CodedConv(pool._native, sizes, weight, bias, form, options)
-        self._dtype = np.dtype(dtype)
+        self._dtype: np.dtype[Any] = weight.dtype
 
     def run(self, x: Any, *, cancel: _fcdcc.CancelToken | None = None, deadline: float | None = None) -> Run:
         """Computes the layer for ``x`` ``[N, C, spatial...]``.
@@ -112,7 +110,6 @@ class CodedConv:
         after every fallback, a :class:`Refused` for results that are not good enough, :class:`Cancelled` and
         :class:`Timeout`.
         """
-        x = np.ascontiguousarray(as_array(x, "input"), self._dtype)
         output, report = self._native.run(x, cancel, deadline)
         return Run(output, report)
 
@@ -211,9 +208,8 @@ def convolve(
     >>> convolve(np.ones((1, 1, 3, 3)), np.ones((1, 1, 3, 3))).tolist()
     [[[[9.0]]]]
     """
-    x = as_array(x, "input")
-    dtype = np.float64 if x.dtype == np.float64 else np.float32
-    x, weight = np.ascontiguousarray(x, dtype), np.ascontiguousarray(as_array(weight, "weight"), dtype)
+    x = floats(x, "input")
+    weight = contiguous(weight, x.dtype, "weight")
     if bias is not None:
-        bias = np.ascontiguousarray(as_array(bias, "bias"), dtype)
+        bias = contiguous(bias, x.dtype, "bias")
     return _fcdcc.convolve(x, weight, bias, geometry(stride, padding, dilation, groups), threads)

@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import threading
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import _fcdcc, _log, _run
-from ._arrays import Array, as_array, bits_of, with_bfloat16
-from ._errors import BadInput, Mismatch, make
+from ._arrays import Array
 from ._report import LayerReport, frame
 
 if TYPE_CHECKING:
     from ._pool import Pool
-
-#: For how many sets of input shapes a model with open sizes stays prepared; each has its coded filters on the workers.
-KEPT_SHAPES = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +41,7 @@ class Model:
     open, the model is prepared for the arrays of its first run.
 
     >>> import fcdcc
-    >>> model = fcdcc.Model("assets/digits/lenet5.onnx")
+    >>> model = fcdcc.Model("lenet5.onnx")  # fcdcc demo --write .
     >>> model.inputs[0].name, model.inputs[0].shape
     ('image', (None, 1, 32, 32))
     >>> model.with_shapes({"image": (2, 1, 32, 32)}).inputs[0].shape
@@ -102,8 +96,7 @@ class Model:
 
     def with_value(self, name: str, value: Any) -> Model:
         """This model with an input that is a constant, for inputs that hold sizes or axes."""
-        array, is_bfloat16 = bits_of(as_array(value, name))
-        return Model._of(self._native.with_value(name, array, is_bfloat16))
+        return Model._of(self._native.with_value(name, value))
 
     def prepare(
         self,
@@ -125,15 +118,15 @@ class Model:
         :class:`OutOfMemory`.
 
         >>> import numpy as np, fcdcc
-        >>> prepared = fcdcc.Model("assets/digits/lenet5.onnx").prepare(fcdcc.Pool.cpu(6), tolerate=2)
+        >>> prepared = fcdcc.Model("lenet5.onnx").prepare(fcdcc.Pool.cpu(6), tolerate=2)
         >>> prepared.run({"image": np.zeros((1, 1, 32, 32), np.float32)}).outputs[0].shape
         (1, 10)
         """
         _log.sync()
         model = self if shapes is None else self.with_shapes(shapes)
-        prepared = PreparedModel(model, pool, options)
-        prepared._prepare_now(cancel, deadline, progress)
-        return prepared
+        with _run.observer(progress, "preparing") as observe:
+            native = model._native.prepare(pool._native, dict(options), cancel, deadline, observe)
+        return PreparedModel(model, pool, native)
 
     def __repr__(self) -> str:
         return repr(self._native)
@@ -151,52 +144,14 @@ def _shaped(native: _fcdcc.Model, shapes: Mapping[str, Sequence[int]] | None) ->
 class PreparedModel:
     """A model ready to run, from several threads at once; made by :meth:`Model.prepare`.
 
-    Up to 16 runs are in flight at a time, each in memory of its own.
+    Up to 16 runs are in flight at a time, each in memory of its own. A model with open sizes stays prepared for the last four
+    sets of shapes that came; its properties are those of the set used last.
     """
 
-    def __init__(self, model: Model, pool: Pool, options: dict[str, Any]) -> None:
+    def __init__(self, model: Model, pool: Pool, native: _fcdcc.PreparedModel) -> None:
         self._model = model
         self._pool = pool
-        self._options = options
-        self._names = [each.name for each in model.inputs]
-        self._fixed: _fcdcc.PreparedModel | None = None
-        # For models with open sizes: by the shapes of all inputs, the latest used last.
-        self._by_shapes: OrderedDict[tuple[tuple[int, ...], ...], _fcdcc.PreparedModel] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def _prepare_now(
-        self,
-        cancel: _fcdcc.CancelToken | None,
-        deadline: float | None,
-        progress: bool | _run.Observer | None,
-    ) -> None:
-        if all(each.is_fixed for each in self._model.inputs):
-            with _run.observer(progress, "preparing") as observe:
-                self._fixed = self._native(self._model._native, cancel, deadline, observe)
-
-    def _native(
-        self,
-        model: _fcdcc.Model,
-        cancel: _fcdcc.CancelToken | None = None,
-        deadline: float | None = None,
-        observe: _run.Observer | None = None,
-    ) -> _fcdcc.PreparedModel:
-        return model.prepare(self._pool._native, dict(self._options), cancel, deadline, observe)
-
-    def _for(self, arrays: list[Array]) -> _fcdcc.PreparedModel:
-        """The model prepared for arrays of these shapes."""
-        if self._fixed is not None:
-            return self._fixed
-        key = tuple(array.shape for array in arrays)
-        with self._lock:
-            prepared = self._by_shapes.pop(key, None)
-            if prepared is None:
-                shapes = list(zip(self._names, map(list, key), strict=True))
-                prepared = self._native(self._model._native.with_shapes(shapes))
-                while len(self._by_shapes) >= KEPT_SHAPES:
-                    self._by_shapes.popitem(last=False)
-            self._by_shapes[key] = prepared
-            return prepared
+        self._native = native
 
     def run(
         self,
@@ -208,40 +163,24 @@ class PreparedModel:
         """Computes every output.
 
         Takes one mapping from the names of the inputs to arrays, or the arrays in the model's order. Arrays are those of
-        numpy, and whatever offers DLPack or ``__array_interface__``; each is copied once. Outputs are numpy arrays that are
-        not copied. ``cancel`` ends the run from another thread, ``deadline`` after that many seconds, an interrupt (Ctrl-C)
-        on the main thread.
+        numpy, and whatever offers DLPack or ``__array_interface__``. Contiguous ones of the type in which the model computes
+        are read where they lie: do not write to them during the run. Outputs are numpy arrays that are not copied. ``cancel``
+        ends the run from another thread, ``deadline`` after that many seconds, an interrupt (Ctrl-C) on the main thread.
 
         Raises :class:`Mismatch` for a wrong number, shape or type of inputs, :class:`Shortfall` when too few results came
         after every fallback, a :class:`Refused` for results that are not good enough, :class:`Cancelled`,
         :class:`Timeout`.
         """
-        arrays = self._accept(inputs)
-        prepared = self._for(arrays)
-        given = [bits_of(array) for array in arrays]
         if progress is None:
-            return ModelRun(prepared.run(given, cancel, deadline))
+            return ModelRun(self._native.run(inputs, cancel, deadline))
         with _run.observer(progress, "running") as observe:
-            return ModelRun(prepared.run(given, cancel, deadline, observe))
+            return ModelRun(self._native.run(inputs, cancel, deadline, observe))
 
     __call__ = run
 
     async def run_async(self, *inputs: Any, deadline: float | None = None) -> ModelRun:
         """As :meth:`run`, for ``asyncio``: cancelling the task ends the run."""
         return await _run.in_thread(lambda cancel: self.run(*inputs, cancel=cancel, deadline=deadline))
-
-    def _accept(self, inputs: tuple[Any, ...]) -> list[Array]:
-        """The arrays in the order of the model."""
-        names = self._names
-        if len(inputs) == 1 and isinstance(inputs[0], Mapping):
-            given = inputs[0]
-            if set(given) != set(names):
-                raise _mismatch("names of the inputs", sorted(given), names, "name every input of the model, and no other")
-            inputs = tuple(given[name] for name in names)
-        if len(inputs) != len(names):
-            help = f"give the inputs in the order {', '.join(names)}, or by name"
-            raise _mismatch("number of inputs", len(inputs), len(names), help)
-        return [as_array(value, f"input {name}") for name, value in zip(names, inputs, strict=True)]
 
     @property
     def inputs(self) -> list[Input]:
@@ -253,40 +192,26 @@ class PreparedModel:
         """Names of the outputs, in order."""
         return self._model.outputs
 
-    def _any(self) -> _fcdcc.PreparedModel:
-        prepared = self._fixed or next(reversed(self._by_shapes.values()), None)
-        if prepared is None:
-            raise BadInput("the model has open sizes and has not run yet: prepare it with shapes={...}, or run it first")
-        return prepared
-
     @property
     def coded_layers(self) -> int:
         """Number of layers on the workers."""
-        return self._any().coded_layers
+        return self._native.coded_layers
 
     @property
     def local_layers(self) -> list[tuple[str, str, str]]:
         """Name, operator and reason of each layer that stays on this machine."""
-        return self._any().local_layers
+        return self._native.local_layers
 
     @property
     def memory_bytes(self) -> int:
         """Estimated memory of the prepared model and a run."""
-        return self._any().memory_bytes
+        return self._native.memory_bytes
 
     def __repr__(self) -> str:
         return f"PreparedModel({self._model.name!r} on {len(self._pool)} workers)"
 
     def __reduce__(self) -> Any:
         raise TypeError("a prepared model belongs to the process that made it: prepare it in each process")
-
-
-def _mismatch(what: str, got: Any, expected: Any, help: str) -> Exception:
-    text = f"{what} is {got} where {expected} was expected: {help}"
-    fields = {"what": what, "got": got, "expected": expected, "help": help}
-    error = make("Mismatch", text, None, fields)
-    assert isinstance(error, Mismatch)
-    return error
 
 
 class ModelRun(Sequence[Array]):
@@ -298,7 +223,7 @@ class ModelRun(Sequence[Array]):
     def __init__(self, native: _fcdcc.ModelRun) -> None:
         self._native = native
         #: The outputs, in the order of the model.
-        self.outputs: list[Array] = [with_bfloat16(array) if is_bfloat16 else array for array, is_bfloat16 in native.outputs]
+        self.outputs: list[Array] = native.outputs
         self._layers: list[LayerReport] | None = None
 
     @property
@@ -354,7 +279,7 @@ def inspect(path: str | os.PathLike[str], *, shapes: Mapping[str, Sequence[int]]
     """What an ONNX file holds, and every reason why it cannot run, as ``fcdcc inspect --json`` prints it.
 
     >>> import fcdcc
-    >>> found = fcdcc.inspect("assets/digits/lenet5.onnx", shapes={"image": (1, 1, 32, 32)})
+    >>> found = fcdcc.inspect("lenet5.onnx", shapes={"image": (1, 1, 32, 32)})
     >>> found["runs"], len(found["layers"])
     (True, 5)
     """

@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 
 from . import _fcdcc
-from ._arrays import Array, as_array
+from ._arrays import Array, contiguous
 from ._layer import Sizes, geometry
 
 __all__ = [
@@ -93,8 +93,8 @@ class Code:
         Raises :class:`fcdcc.Mismatch` for blocks of other shapes, :class:`fcdcc.Singular` if even all subtasks do not
         determine the parts.
         """
-        a = np.ascontiguousarray(as_array(input_blocks, "input_blocks"), np.float64)
-        b = np.ascontiguousarray(as_array(filter_blocks, "filter_blocks"), np.float64)
+        a = contiguous(input_blocks, np.float64, "input_blocks")
+        b = contiguous(filter_blocks, np.float64, "filter_blocks")
         return cls(_fcdcc.Code.from_generators(a, b))
 
     @property
@@ -188,7 +188,7 @@ class Code:
 
         ``x`` is ``[N, C, spatial...]``; it is padded, and cut along its first spatial axis into overlapping slabs.
         """
-        x = np.ascontiguousarray(as_array(x, "x"), np.float64)
+        x = contiguous(x, np.float64, "x")
         return self._native.encode_input(x, list(weight_shape), geometry(stride, padding, dilation, groups))
 
     def encode_filters(
@@ -199,7 +199,7 @@ class Code:
 
         ``weight`` is ``[O, C/groups, kernel...]``; its output channels are cut into k_b banks.
         """
-        weight = np.ascontiguousarray(as_array(weight, "weight"), np.float64)
+        weight = contiguous(weight, np.float64, "weight")
         return self._native.encode_filters(weight, list(input_shape), geometry(stride, padding, dilation, groups))
 
     def decode(
@@ -222,7 +222,7 @@ class Code:
         >>> bool(np.allclose(code.decode(results, chosen, x.shape, w.shape), fcdcc.convolve(x, w)))
         True
         """
-        results = np.ascontiguousarray(as_array(results, "results"), np.float64)
+        results = contiguous(results, np.float64, "results")
         shapes = ([int(s) for s in input_shape], [int(s) for s in weight_shape])
         return self._native.decode(list(subtasks), results, shapes, geometry(stride, padding, dilation, groups))
 

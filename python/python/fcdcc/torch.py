@@ -18,7 +18,7 @@ try:
 except ImportError as error:  # pragma: no cover - depends on the environment
     raise ImportError("fcdcc.torch needs PyTorch: pip install 'fcdcc[torch]'") from error
 
-from ._layer import CodedConv
+from ._layer import CodedConv, Run
 from ._report import LayerReport
 
 if TYPE_CHECKING:
@@ -41,12 +41,11 @@ class _CodedConv(torch.nn.Module):
         self._conv: Any = [conv]  # in a list, so that its parameters are not this module's
         self._pool = pool
         self._options = options
-        self._weight = _array(conv.weight)
-        self._bias = None if conv.bias is None else _array(conv.bias)
+        self._weight = _array(conv.weight).copy()
+        self._bias = None if conv.bias is None else _array(conv.bias).copy()
         self._layers: OrderedDict[tuple[int, ...], CodedConv] = OrderedDict()
         self._lock = threading.Lock()
-        #: The report of the last run.
-        self.report: LayerReport | None = None
+        self._run: Run | None = None
 
     @classmethod
     def from_conv(cls, conv: torch.nn.Module, pool: Pool, **options: Any) -> _CodedConv:
@@ -55,6 +54,11 @@ class _CodedConv(torch.nn.Module):
         Filters are copied: later changes of ``conv`` have no effect.
         """
         return cls(conv, pool, **options)
+
+    @property
+    def report(self) -> LayerReport | None:
+        """The report of the last run."""
+        return None if self._run is None else self._run.report
 
     @property
     def conv(self) -> torch.nn.Module:
@@ -84,8 +88,7 @@ class _CodedConv(torch.nn.Module):
         axes = self._weight.ndim
         batched = x if x.ndim == axes else x.unsqueeze(0)
         given = _array(batched).astype(self._weight.dtype, copy=False)
-        run = self._layer(given.shape).run(given)
-        self.report = run.report
+        run = self._run = self._layer(given.shape).run(given)
         output = torch.from_numpy(run.output).to(device=x.device, dtype=x.dtype)
         return output if x.ndim == axes else output.squeeze(0)
 
