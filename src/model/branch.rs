@@ -3,26 +3,27 @@
 //! Exporters write an `If` where a layer depends on a size or a parameter, such as the rate of an audio file. Once the
 //! shapes and parameters of a model are known, so is the condition. The nodes of the branch then stand in the graph like all
 //! others, so that its convolutions are coded, and the other branch is not looked at: it may not even have a meaning for these
-//! shapes. An `If` whose condition depends on data is left to tract.
+//! shapes. An `If` whose condition depends on data is one operator ([`branch_op`](super::branch_op)).
 //!
 //! Invariant: what is inferred of an output holds whichever branch may still run. A graph inside a node is analysed again only if
 //! more is known than before, so that branches within branches take no longer than their nodes.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
-use tract_onnx::model::{ParseResult, ParsingContext};
+use tract_onnx::model::ParsingContext;
 use tract_onnx::pb::NodeProto;
 use tract_onnx::prelude::{DatumType, InferenceFact, InferenceModel, IntoRunnable, SpecialOps, TractResult};
 use tract_onnx::tract_core::internal::{
-    EvalContext, EvalOp, InletId, Op, OutletId, StaticName, TValue, TVec, TypedModel, TypedOp, bail,
-    format_err, not_a_typed_op, op_out_of_plan,
+    EvalContext, EvalOp, Op, OutletId, StaticName, TValue, TVec, TypedModel, TypedOp, bail, not_a_typed_op,
+    op_out_of_plan,
 };
-use tract_onnx::tract_core::ops::logic::IfThenElse;
-use tract_onnx::tract_core::ops::source::TypedSource;
 use tract_onnx::tract_hir::infer::{Factoid, InferenceModelExt, InferenceNode, InferenceOp};
 use tract_onnx::tract_hir::internal::as_op;
 
-use super::check::{attribute, called};
+use super::branch_op::BranchOp;
+use super::check::called;
+use super::inner;
+use super::lower::lower;
 
 /// The operator that is parsed here.
 pub(super) const NAME: &str = "If";
@@ -62,17 +63,15 @@ pub(super) fn parse(
 ) -> TractResult<(Box<dyn InferenceOp>, Vec<String>)> {
     let mut outer: Vec<String> = Vec::new();
     let mut body = |name: &str| -> TractResult<Body> {
-        let graph = attribute(node, name).and_then(|attribute| attribute.g.as_ref());
-        let graph = graph.ok_or_else(|| format_err!("{}: attribute {name} is missing", called(node)))?;
-        let ParseResult { model, unresolved_inputs, .. } = ctx.parse_graph(graph)?;
-        let from = unresolved_inputs.into_iter().map(|name| {
+        let (graph, read) = inner::parse(ctx, node, inner::of(node, name)?)?;
+        let from = read.into_iter().map(|name| {
             let known = outer.iter().position(|own| *own == name);
             1 + known.unwrap_or_else(|| {
                 outer.push(name);
                 outer.len() - 1
             })
         });
-        Ok(Body { from: from.collect(), graph: model })
+        Ok(Body { from: from.collect(), graph })
     };
     let (then, otherwise) = (body("then_branch")?, body("else_branch")?);
     let counts = [&then, &otherwise].map(|body| body.graph.outputs.len());
@@ -110,37 +109,9 @@ impl Body {
     }
 
     /// Adds the nodes of the branch to `target`; `inputs` are those of the node.
-    fn inline(
-        &self,
-        name: &str,
-        target: &mut TypedModel,
-        inputs: &[OutletId],
-    ) -> TractResult<TVec<OutletId>> {
-        let typed = self.graph.clone().into_typed()?;
-        let own = typed.input_outlets()?.iter().zip(&self.from);
-        let mut places: HashMap<OutletId, OutletId> =
-            own.map(|(own, outer)| (*own, inputs[*outer])).collect();
-        let mut names: HashSet<String> = target.nodes().iter().map(|node| node.name.clone()).collect();
-        for id in typed.eval_order()? {
-            let node = typed.node(id);
-            if node.op_is::<TypedSource>() {
-                continue;
-            }
-            let facts = node.outputs.iter().map(|output| output.fact.clone()).collect();
-            let mut own = node.name.clone();
-            if !names.insert(own.clone()) {
-                own = format!("{name}.{own}");
-                names.insert(own.clone());
-            }
-            let new = target.add_node(own, node.op.clone(), facts)?;
-            for (slot, input) in node.inputs.iter().enumerate() {
-                target.add_edge(places[input], InletId::new(new, slot))?;
-            }
-            places.extend(
-                (0..node.outputs.len()).map(|slot| (OutletId::new(id, slot), OutletId::new(new, slot))),
-            );
-        }
-        Ok(typed.output_outlets()?.iter().map(|outlet| places[outlet]).collect())
+    fn inline(&self, target: &mut TypedModel, inputs: &[OutletId]) -> TractResult<TVec<OutletId>> {
+        let inputs: Vec<OutletId> = self.from.iter().map(|outer| inputs[*outer]).collect();
+        inner::inline(self.graph.clone(), str::to_owned, target, &inputs)
     }
 }
 
@@ -166,7 +137,7 @@ impl EvalOp for Branches {
     fn eval(&self, _: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
         let body = if inputs[0].cast_to_scalar::<bool>()? { &self.then } else { &self.otherwise };
         let own: TVec<TValue> = body.from.iter().map(|outer| inputs[*outer].clone()).collect();
-        body.graph.clone().into_typed()?.into_runnable()?.run(own)
+        lower(body.graph.clone())?.into_runnable()?.run(own)
     }
 }
 
@@ -217,15 +188,11 @@ impl InferenceOp for Branches {
         let inputs: TVec<OutletId> = node.inputs.iter().map(|outlet| mapping[outlet]).collect();
         let condition = source.outlet_fact(node.inputs[0])?;
         if let Some(body) = self.clone().taken(condition)? {
-            return body.inline(&node.name, target, &inputs);
+            return body.inline(target, &inputs);
         }
         let Self { then, otherwise, .. } = self.clone();
-        let op = IfThenElse {
-            then_body: then.graph.into_typed()?,
-            else_body: otherwise.graph.into_typed()?,
-            then_input_mapping: then.from,
-            else_input_mapping: otherwise.from,
-        };
+        let (then, otherwise) = ((lower(then.graph)?, then.from), (lower(otherwise.graph)?, otherwise.from));
+        let op = BranchOp::of(&node.name, &target.symbols, then, otherwise)?;
         target.wire_node(&*node.name, op, &inputs)
     }
 

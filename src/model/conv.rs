@@ -70,6 +70,11 @@ impl ConvOp {
         &self.name
     }
 
+    /// The same for a node of another name.
+    pub(super) fn called(&self, name: &str) -> Self {
+        Self { name: name.to_owned(), ..self.clone() }
+    }
+
     /// The number of filters, and so of output channels.
     pub(super) fn out_channels(&self) -> usize {
         self.pool.output_channels

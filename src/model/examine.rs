@@ -14,7 +14,7 @@ use super::external::{self, External};
 use super::find::LayerOp;
 use super::findings::{Findings, ReasonKind};
 use super::half::{self, Half};
-use super::{check, deform, functions, quantised, tidy, upsample};
+use super::{check, deform, functions, loops, quantised, sequences, tidy, upsample};
 use crate::memory;
 
 /// What is known of a message besides the message.
@@ -85,7 +85,8 @@ pub(super) fn examine(
 
 /// Whether a node has an operator that tract or this crate has.
 pub(super) fn is_known(node: &NodeProto, onnx: &Onnx) -> bool {
-    onnx.op_register.0.contains_key(&node.op_type) || upsample::takes(node) || deform::takes(node)
+    onnx.op_register.0.contains_key(&node.op_type)
+        || [upsample::takes, deform::takes, loops::takes, sequences::takes].iter().any(|takes| takes(node))
 }
 
 /// The operator of a node, with its domain unless that is the standard one.

@@ -10,11 +10,14 @@ use tract_onnx::tract_core::internal::{
 };
 use tract_onnx::tract_core::ops::cnn::Conv;
 use tract_onnx::tract_core::ops::einsum::EinSum;
+use tract_onnx::tract_core::ops::scan::Scan;
 
+use super::branch_op::BranchOp;
 use super::conv::ConvOp;
 use super::deform;
 use super::fold::{Folded, constant};
 use super::guard::guarded;
+use super::loop_run::LoopOp;
 use super::transpose::{InterleaveOp, NAME, TransposeOp};
 use crate::conv::{ConvParams, ConvShape, Phases};
 use crate::error::Result;
@@ -112,7 +115,10 @@ pub(super) fn layers(model_name: &str, model: &TypedModel) -> Result<Vec<Layer>>
                 () if node.op_is::<ConvOp>() || node.op_is::<Conv>() => LayerOp::Conv,
                 () if node.op_is::<TransposeOp>() => LayerOp::ConvTranspose,
                 () if node.op_is::<EinSum>() => LayerOp::Gemm,
-                () => continue,
+                () => {
+                    layers.extend(inside(node));
+                    continue;
+                }
             };
             let found = match op {
                 _ if !used.contains(&id) => Err("nothing uses its output".to_owned()),
@@ -131,6 +137,35 @@ pub(super) fn layers(model_name: &str, model: &TypedModel) -> Result<Vec<Layer>>
         }
         Ok(layers)
     })
+}
+
+/// The convolutions inside a node with graphs of its own.
+fn inside(node: &TypedNode) -> Vec<Layer> {
+    let operator = node.op.name();
+    let why = format!("it is inside {operator} node {}, which runs on this machine as a whole", node.name);
+    let layer = |(name, op)| Layer { name, op, found: Err(why.clone()) };
+    convolutions_in(node).into_iter().map(layer).collect()
+}
+
+/// Names and operators of the convolutions in the graphs of a node.
+fn convolutions_in(node: &TypedNode) -> Vec<(String, LayerOp)> {
+    if let Some(own) = node.op_as::<LoopOp>() {
+        let named = own.spec.nodes.iter();
+        let named = named.filter_map(|(name, op)| LayerOp::of_convolution(op).map(|op| (name.clone(), op)));
+        return named.collect();
+    }
+    let graphs = match (node.op_as::<Scan>(), node.op_as::<BranchOp>()) {
+        (Some(scan), _) => vec![&scan.body],
+        (_, Some(branches)) => branches.graphs().to_vec(),
+        _ => Vec::new(),
+    };
+    let of = |node: &TypedNode| match (node.op_as::<ConvOp>(), node.op_as::<TransposeOp>()) {
+        (Some(conv), _) => vec![(conv.name().to_owned(), LayerOp::Conv)],
+        (_, Some(transposed)) => vec![(transposed.name().to_owned(), LayerOp::ConvTranspose)],
+        _ if node.op_is::<Conv>() => vec![(node.name.clone(), LayerOp::Conv)],
+        _ => convolutions_in(node),
+    };
+    graphs.into_iter().flat_map(|graph| graph.nodes().iter().flat_map(of).collect::<Vec<_>>()).collect()
 }
 
 fn conv(model: &TypedModel, node: &TypedNode) -> TractResult<Result<Found, String>> {

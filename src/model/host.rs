@@ -11,6 +11,7 @@ use tract_onnx::tract_core::internal::{IntoTValue, TValue, TVec, TypedSimplePlan
 use super::conv::{Way, compute_by};
 use super::guard::guarded;
 use super::load::Model;
+use super::loops;
 use super::memory::ModelMemory;
 use super::signature::{Output, Signature};
 use super::tensor::Tensor;
@@ -40,6 +41,7 @@ impl Model {
         let plan = guarded(self.name(), || {
             compute_by(&mut graph, Way::Definition);
             transpose::compute_by(&mut graph, Way::Definition);
+            loops::compute_by(&mut graph, Way::Definition);
             graph.compact()?;
             graph.into_runnable()
         })?;

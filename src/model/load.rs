@@ -20,7 +20,7 @@ use super::lower::lower;
 use super::round::{self, HalfType};
 use super::tensor::{Tensor, dtype_name};
 use super::view::Given;
-use super::{branch, deform, resize, transpose, upsample, whole, wire};
+use super::{branch, deform, loops, numbers, prelu, resize, sequences, transpose, upsample, whole, wire};
 use crate::error::{Error, Message, Parameter, Result};
 use crate::files::Input;
 use crate::memory;
@@ -213,11 +213,11 @@ impl Model {
         self.half.widened()
     }
 
-    /// Whether the graph has an `If`. Where an input decides which branch runs, [`Model::with_input_value`] lets the layers of
-    /// that branch be coded.
+    /// Whether the graph has an `If` or a `Loop`. Where an input decides which branch runs or how often a loop does,
+    /// [`Model::with_input_value`] lets the layers in it be coded.
     #[must_use]
     pub fn has_branches(&self) -> bool {
-        self.graph.nodes().iter().any(|node| node.op.name() == branch::NAME)
+        self.graph.nodes().iter().any(|node| [branch::NAME, loops::NAME].contains(&&*node.op.name()))
     }
 
     /// The 16-bit types of inputs and outputs.
@@ -461,7 +461,14 @@ fn cause(error: &Error) -> String {
 fn register(onnx: &mut Onnx) {
     onnx.op_register.insert(branch::NAME, branch::parse);
     onnx.op_register.insert(deform::SAMPLING, deform::parse);
+    onnx.op_register.insert(loops::NAME, loops::parse);
+    onnx.op_register.insert(numbers::NAME, numbers::parse);
+    onnx.op_register.insert(prelu::NAME, prelu::parse);
     onnx.op_register.insert(resize::NAME, resize::parse);
+    onnx.op_register.insert(sequences::REVERSED, sequences::parse_reversed);
+    onnx.op_register.insert(sequences::ENDED, sequences::parse_outputs);
+    onnx.op_register.insert(sequences::RESTORED, sequences::parse_outputs);
+    onnx.op_register.insert(sequences::WHOLE, sequences::parse_whole);
     onnx.op_register.insert(transpose::NAME, transpose::parse);
     onnx.op_register.insert(upsample::LINEAR, upsample::parse_linear);
     onnx.op_register.insert(whole::NAME, whole::parse);

@@ -18,6 +18,7 @@ use tract_onnx::tract_hir::infer::{Factoid, InferenceModelExt, InferenceNode};
 use tract_onnx::tract_hir::ops::source::Source;
 
 use super::conv::ConvOp;
+use super::transpose::TransposeOp;
 use super::unary::Exact;
 
 /// The graph with all types and shapes inferred, and with convolutions replaced by operators of this crate.
@@ -28,6 +29,7 @@ pub(super) fn lower(mut parsed: InferenceModel) -> TractResult<TypedModel> {
         target: TypedModel { symbols: parsed.symbols.clone(), ..TypedModel::default() },
         places: HashMap::with_capacity(parsed.nodes().len()),
         names: HashSet::new(),
+        layers: parsed.nodes().iter().map(|node| node.name.clone()).collect(),
     };
     for id in parsed.eval_order()? {
         let node = parsed.node(id);
@@ -55,17 +57,41 @@ struct Lowering {
     /// The outlet in the target of each outlet of the parsed graph.
     places: HashMap<OutletId, OutletId>,
     names: HashSet<String>,
+    /// The names of all nodes of the parsed graph, and of the layers that came from graphs inside them.
+    layers: HashSet<String>,
+}
+
+/// A name that is not among `names`, and now is.
+fn free(names: &mut HashSet<String>, name: &str) -> String {
+    let numbered = (2..).map(|number| format!("{name} ({number})"));
+    let mut all = std::iter::once(name.to_owned()).chain(numbered);
+    // There are more numbers than nodes.
+    let free = all.find(|name| !names.contains(name)).unwrap_or_default();
+    names.insert(free.clone());
+    free
+}
+
+/// The name of the layer that an operator is, if it is one of this crate.
+fn layer(op: &dyn TypedOp) -> Option<&str> {
+    let conv = op.downcast_ref::<ConvOp>().map(ConvOp::name);
+    conv.or_else(|| op.downcast_ref::<TransposeOp>().map(TransposeOp::name))
+}
+
+/// The same operator; a layer of this crate has the name that `named` makes of its own.
+pub(super) fn renamed(op: Box<dyn TypedOp>, named: impl FnOnce(&str) -> String) -> Box<dyn TypedOp> {
+    if let Some(conv) = op.downcast_ref::<ConvOp>() {
+        return Box::new(conv.called(&named(conv.name())));
+    }
+    if let Some(conv) = op.downcast_ref::<TransposeOp>() {
+        return Box::new(conv.called(&named(conv.name())));
+    }
+    op
 }
 
 impl Lowering {
     /// A name that no node has yet: in files, values, nodes and the nodes made of them share names.
     fn unique(&mut self, name: &str) -> String {
-        let numbered = (2..).map(|number| format!("{name} ({number})"));
-        let mut names = std::iter::once(name.to_owned()).chain(numbered);
-        // There are more numbers than nodes.
-        let free = names.find(|name| !self.names.contains(name)).unwrap_or_default();
-        self.names.insert(free.clone());
-        free
+        free(&mut self.names, name)
     }
 
     fn node(&mut self, parsed: &InferenceModel, node: &InferenceNode) -> TractResult<()> {
@@ -122,6 +148,12 @@ impl Lowering {
                     continue;
                 }
                 _ => op,
+            };
+            // Layers are identified by their names. Those from graphs inside nodes have had one there.
+            let op = if layer(&*op).is_some_and(|own| own != node.name) {
+                renamed(op, |own| free(&mut self.layers, own))
+            } else {
+                op
             };
             let facts = wires.iter().map(|wire| self.target.outlet_fact(outlets[wire]));
             let op = ours(&node.name, op, &facts.collect::<TractResult<Vec<_>>>()?)?;

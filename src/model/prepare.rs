@@ -8,6 +8,7 @@ use tract_onnx::tract_core::internal::{
     Datum, InletId, OutletId, Tensor as TractTensor, TypedModel, TypedOp,
 };
 
+use super::compiled::shunt;
 use super::find::{FilterOrder, Found, Layer, LayerOp, layers};
 use super::guard::guarded;
 use super::load::Model;
@@ -16,7 +17,7 @@ use super::op::CodedOp;
 use super::options::{ModelOptions, Progress};
 use super::place::{STAYS, of_layer, place, stays};
 use super::prepared::{CodedLayer, LayerPlacement, LocalLayer, PreparedModel};
-use super::runnable::{Program, shunt};
+use super::runnable::Program;
 use super::signature::Signature;
 use crate::array::{DType, Element, first_non_finite};
 use crate::coding::Code;

@@ -9,6 +9,7 @@ use tract_onnx::tract_core::internal::{
 };
 use tract_onnx::tract_core::plan::eval;
 
+use super::cancel::during;
 use super::execute::{Arrays, Execution};
 use super::find::LayerOp;
 use super::guard::guarded;
@@ -225,7 +226,7 @@ impl PreparedModel {
     }
 
     /// As [`PreparedModel::run_observed`], but ends with [`Error::Cancelled`] once `cancel` is cancelled, from any thread:
-    /// in a coded layer at once, else after the operator of the host that is being computed.
+    /// in a coded layer at once, else after the operator of the host that is being computed, or the iteration of its loop.
     ///
     /// # Errors
     /// Those of [`PreparedModel::run`], and [`Error::Cancelled`].
@@ -254,10 +255,10 @@ impl PreparedModel {
         let started = Instant::now();
         let of_layers = vec![None; self.layers.len()];
         let mut reports = Reports { model: self, cancel, observe, done: 0, of_layers };
-        let outputs = match &self.program {
-            Program::Fixed(schedule) => self.run_schedule(schedule, &inputs, &mut reports)?,
-            Program::Dynamic(plan) => self.run_plan(plan, inputs, &mut reports)?,
-        };
+        let outputs = during(cancel, || match &self.program {
+            Program::Fixed(schedule) => self.run_schedule(schedule, &inputs, &mut reports),
+            Program::Dynamic(plan) => self.run_plan(plan, inputs, &mut reports),
+        })?;
         let total = started.elapsed();
         let mut reports = reports.of_layers;
         let layers: Vec<LayerReport> = self

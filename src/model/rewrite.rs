@@ -2,8 +2,9 @@
 //!
 //! - Celu lacks a factor in tract: alpha Elu(x / alpha).
 //! - Swish knows no alpha: x Sigmoid(alpha x).
-//! - RNN, GRU and LSTM of direction `reverse` run forward: the input is reversed, and the outputs of all steps are.
+//! - RNN, GRU and LSTM read backward, and sequences of different lengths, otherwise ([`recurrent`]).
 //! - DeformConv is not known: it becomes a sampling and a convolution ([`deform`]).
+//! - TopK takes no sizes ([`numbers`]).
 //! - SpaceToDepth knows one order of channels, so the other one is refused.
 //!
 //! Invariant: a rewritten node makes the values that the standard describes, under the names that it had.
@@ -11,8 +12,8 @@
 use tract_onnx::pb::NodeProto;
 
 use super::check::{attribute, called, is_standard, text};
-use super::deform;
 use super::nodes::Nodes;
+use super::{deform, numbers, recurrent};
 
 /// Adds `node`, or the nodes that stand for it, to `nodes`.
 ///
@@ -35,23 +36,8 @@ pub(super) fn add(mut node: NodeProto, nodes: &mut Nodes) -> Result<(), String> 
             nodes.last("Mul", &[x, &gate], y);
             return Ok(());
         }
-        ("RNN" | "GRU" | "LSTM", Some(x), Some(all)) if text(&node, "direction") == Some("reverse") => {
-            // Steps are the first axis of input and outputs, or the second one.
-            let axis = i64::from(attribute(&node, "layout").is_some_and(|layout| layout.i == 1));
-            let (reversed, all) = (nodes.name("reversed"), all.clone());
-            reverse(x, axis, &reversed, nodes);
-            node.input[0] = reversed;
-            node.attribute.retain(|attribute| attribute.name != "direction");
-            if all.is_empty() {
-                nodes.add(node);
-                return Ok(());
-            }
-            let forward = nodes.name("steps");
-            node.output[0].clone_from(&forward);
-            nodes.add(node);
-            reverse(&forward, axis, &all, nodes);
-            return Ok(());
-        }
+        ("TopK", Some(x), Some(_)) => node.input[0] = nodes.op(numbers::NAME, &[x]),
+        _ if recurrent::takes(&node) => return recurrent::rewrite(node, nodes),
         _ if deform::takes(&node) => return deform::rewrite(node, nodes),
         ("SpaceToDepth", ..) if text(&node, "mode") == Some("CRD") => {
             return Err(format!(
@@ -69,13 +55,6 @@ pub(super) fn add(mut node: NodeProto, nodes: &mut Nodes) -> Result<(), String> 
 fn alpha(node: &NodeProto, value: &str, nodes: &mut Nodes) -> String {
     let alpha = nodes.floats(attribute(node, "alpha").map_or(1.0, |alpha| alpha.f));
     nodes.op("CastLike", &[&alpha, value])
-}
-
-/// Adds a node that makes `output` from `value` with the order of an axis reversed.
-fn reverse(value: &str, axis: i64, output: &str, nodes: &mut Nodes) {
-    // From the last element to the first in steps of -1.
-    let [start, end, axis, step] = [-1, i64::MIN + 1, axis, -1].map(|parameter| nodes.integers(&[parameter]));
-    nodes.last("Slice", &[value, &start, &end, &axis, &step], output);
 }
 
 #[cfg(test)]

@@ -25,6 +25,11 @@ impl Net {
         net
     }
 
+    /// A graph without inputs and outputs, for use inside a node.
+    pub(super) fn bare() -> Self {
+        Self { graph: GraphProto::default() }
+    }
+
     /// Adds an input of elements of type `dtype`, a number of `tensor_proto::DataType`.
     pub(super) fn input(&mut self, name: &str, dtype: i32, shape: &[usize]) {
         let dim =
@@ -42,6 +47,16 @@ impl Net {
             dims: wide(shape),
             data_type: 1,
             float_data: values.to_vec(),
+            ..TensorProto::default()
+        });
+    }
+
+    pub(super) fn booleans(&mut self, name: &str, values: &[bool]) {
+        self.graph.initializer.push(TensorProto {
+            name: name.to_owned(),
+            dims: wide(&[values.len()]),
+            data_type: 9,
+            raw_data: values.iter().map(|value| u8::from(*value)).collect(),
             ..TensorProto::default()
         });
     }

@@ -262,6 +262,11 @@ impl TransposeOp {
         &self.name
     }
 
+    /// The same for a node of another name.
+    pub(super) fn called(&self, name: &str) -> Self {
+        Self { name: name.to_owned(), ..self.clone() }
+    }
+
     /// The transposed convolution on `data`, with resolved padding.
     pub(super) fn shape(&self, data: &[usize], weight: &[usize]) -> TractResult<TransposedShape> {
         self.attributes.shape(data, weight)

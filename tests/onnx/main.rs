@@ -8,6 +8,8 @@ mod half;
 #[cfg(feature = "onnx")]
 mod inspect;
 #[cfg(feature = "onnx")]
+mod loops;
+#[cfg(feature = "onnx")]
 mod models;
 #[cfg(feature = "onnx")]
 mod quantised;
@@ -21,7 +23,9 @@ fn main() {
     #[cfg(feature = "onnx")]
     let suites = suites.add("graphs", graphs::trials).add("half", half::trials);
     #[cfg(feature = "onnx")]
-    let suites = suites.add("inspect", inspect::trials).add("models", models::trials);
+    let suites = suites.add("inspect", inspect::trials).add("loops", loops::trials);
+    #[cfg(feature = "onnx")]
+    let suites = suites.add("models", models::trials);
     #[cfg(feature = "onnx")]
     let suites = suites.add("quantised", quantised::trials).add("transpose", transpose::trials);
     suites.run();
