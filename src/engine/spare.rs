@@ -10,13 +10,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::common::{LIE, threads};
+use super::options::LayerOptions;
 use super::tracker::DecodingTracker;
 use super::variant::Variant;
 use crate::array::{Element, Pooled};
 use crate::coding::{AUDIT_TARGET, ParityCheck, Sketch, SubResult};
 use crate::conv::conv_uncoded;
 use crate::ids::{SubtaskId, WorkerId};
-use crate::scheduler::{Arrivals, Decision, Recovery, RunOutcome};
+use crate::scheduler::{Arrivals, Audit, Decision, Recovery, RunOutcome};
 
 /// The most subtasks of which the one is chosen that shows errors best. Each takes a small QR.
 const CANDIDATES: usize = 3;
@@ -32,11 +33,14 @@ struct Spare {
 }
 
 impl<T: Element> Variant<T> {
-    /// Compares the results that decoding uses with a subtask computed here, unless the audit compared them already. It is
+    /// For an audited run: compares the results that decoding uses with a subtask computed here, unless they were compared
+    /// already. It is
     /// given up after as long as the workers took, and the run then counts as not audited. Where the results contradict each
     /// other, the run ends with [`Decision::Local`].
     pub(super) fn compare_with_own(
         &self,
+        options: &LayerOptions,
+        audit: Audit,
         slabs: &[Arc<Pooled>],
         gathered: &mut RunOutcome<DecodingTracker<'_>>,
     ) {
@@ -45,7 +49,8 @@ impl<T: Element> Variant<T> {
         let (Some(sketcher), Some(decoder)) = (self.sketcher.as_ref(), recovery.chosen().cloned()) else {
             return;
         };
-        if examined || !matches!(gathered.end, Decision::Decode) {
+        let asked = audit == Audit::Watch && options.computes_spares(self.code());
+        if !asked || examined || !matches!(gathered.end, Decision::Decode) {
             return;
         }
         let (arrivals, used) = (&gathered.arrivals, decoder.inputs());

@@ -152,9 +152,7 @@ impl<T: Element> Variant<T> {
         let decoding = Instant::now();
         if matches!(gathered.end, Decision::Decode) && common.options.policy.audit == Audit::Watch {
             self.check_spares(&slabs, &mut gathered);
-            if audit == Audit::Watch && options.computes_spares(self.code()) {
-                self.compare_with_own(&slabs, &mut gathered);
-            }
+            self.compare_with_own(options, audit, &slabs, &mut gathered);
         }
         let mut decoder = gathered.recovery.chosen().cloned();
         let end = std::mem::replace(&mut gathered.end, Decision::Decode);

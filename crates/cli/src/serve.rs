@@ -80,15 +80,7 @@ pub(crate) fn run(args: &ServeArgs, console: Console) -> Result<()> {
     }
     pool::files(&layer, &mut ledger)?;
     let options = server.options()?;
-    // A connection of either protocol takes a file, and so do model files and the connections to workers.
-    let needed = 2 * options.max_connections as u64 + OWN_FILES;
-    if let Some(most) = open_files::raise().filter(|most| *most < needed) {
-        console.notice(format_args!(
-            "notice: the system allows {most} open files, and {} connections of each protocol need {needed}: raise it (ulimit -n, LimitNOFILE), \
-             or lower --max-connections",
-            options.max_connections
-        ));
-    }
+    check_open_files(options.max_connections, console);
     let signals = Signals::catch()?;
     let precision = layer.precision.map(|precision| match precision {
         Precision::F32 => DType::F32,
@@ -107,17 +99,7 @@ pub(crate) fn run(args: &ServeArgs, console: Console) -> Result<()> {
     let engine = Engine { pool, options: model };
     let server = Server::start(&options, &engine, source, Some(Arc::new(args.picture.clone())))?;
     pool::tell_refusals(&engine.pool, console);
-    let failures = server.failures();
-    for (name, version, why) in &failures {
-        console.notice(format_args!("notice: version {version} of {name} is not loaded: {why}"));
-    }
-    let loaded: Vec<String> =
-        server.loaded().into_iter().map(|(name, version)| format!("{name} (version {version})")).collect();
-    if loaded.is_empty() {
-        let reasons: Vec<String> =
-            failures.into_iter().map(|(name, _, why)| format!("{name}: {why}")).collect();
-        return Err(Error::Unavailable { what: "every model".to_owned(), help: reasons.join("; ").into() });
-    }
+    let loaded = loaded(&server, console)?;
     let scheme = if options.tls.is_some() { "https" } else { "http" };
     let grpc = server.grpc_address().map_or_else(String::new, |address| format!("; gRPC at {address}"));
     console.notice(format_args!(
@@ -144,4 +126,35 @@ pub(crate) fn run(args: &ServeArgs, console: Console) -> Result<()> {
             help: "give the server more time to end (--drain)".into(),
         }),
     }
+}
+
+/// Raises the limit of open files, and says so where it does not suffice for `connections` of each protocol.
+fn check_open_files(connections: usize, console: Console) {
+    // A connection takes a file, and so do model files and the connections to workers.
+    let needed = 2 * connections as u64 + OWN_FILES;
+    if let Some(most) = open_files::raise().filter(|most| *most < needed) {
+        console.notice(format_args!(
+            "notice: the system allows {most} open files, and {connections} connections of each protocol need {needed}: \
+             raise it (ulimit -n, LimitNOFILE), or lower --max-connections"
+        ));
+    }
+}
+
+/// The models that are served; prints a notice for each that is not.
+///
+/// # Errors
+/// [`Error::Unavailable`] if there are none.
+fn loaded(server: &Server, console: Console) -> Result<Vec<String>> {
+    let failures = server.failures();
+    for (name, version, why) in &failures {
+        console.notice(format_args!("notice: version {version} of {name} is not loaded: {why}"));
+    }
+    let loaded: Vec<String> =
+        server.loaded().into_iter().map(|(name, version)| format!("{name} (version {version})")).collect();
+    if loaded.is_empty() {
+        let reasons: Vec<String> =
+            failures.into_iter().map(|(name, _, why)| format!("{name}: {why}")).collect();
+        return Err(Error::Unavailable { what: "every model".to_owned(), help: reasons.join("; ").into() });
+    }
+    Ok(loaded)
 }
