@@ -22,7 +22,8 @@ pub(super) const NAME: &str = "Loop";
 const MOST_UNROLLED: usize = 64;
 /// Maximum number of nodes that a loop becomes when it is unrolled.
 const MOST_NODES: usize = 10_000;
-/// Maximum number of loops within loops. What is known of a body is found anew for what is known of the values around it.
+/// Maximum nesting depth of loops. Each loop analyses its body again when more is known of its inputs, so that the time grows
+/// with the depth.
 const MOST_DEPTH: usize = 4;
 
 /// A parsed node. Its inputs are the trip count and the condition, where it has them, then the carried values, then the

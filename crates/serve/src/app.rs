@@ -53,7 +53,7 @@ pub(crate) struct App {
 }
 
 impl App {
-    /// Room for bodies of so many bytes together.
+    /// A semaphore with a permit for each unit of `bytes`, the memory that all bodies may take together.
     pub(crate) fn room(bytes: usize) -> Arc<Semaphore> {
         Arc::new(Semaphore::new((bytes / UNIT).clamp(1, Semaphore::MAX_PERMITS)))
     }

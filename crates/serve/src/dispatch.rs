@@ -227,7 +227,7 @@ impl Shared {
                 None => waker.wait(state).unwrap_or_else(PoisonError::into_inner),
                 Some(time) => waker.wait_timeout(state, time).unwrap_or_else(PoisonError::into_inner).0,
             };
-            // Whoever woke this thread has taken it off; the end of a time has not.
+            // `wake_one` has removed this thread from the list; a timeout or the end of the server has not.
             state.idle.retain(|other| *other != thread);
         }
     }

@@ -1,6 +1,6 @@
 //! The page at `/`, on which a person drops a picture and sees its classes, what each worker did, and what it cost.
 //!
-//! Relevant if you want to show a running server to somebody. The page is one file that loads nothing from other servers; it uses
+//! Relevant if you want to demonstrate a running server. The page is one file that loads nothing from other servers; it uses
 //! the same addresses as every other client, and asks for a token where the server needs one.
 //!
 //! Invariant: a browser runs the script of the page and no other, loads nothing from another site, and shows the page in no

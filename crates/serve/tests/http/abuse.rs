@@ -1,4 +1,4 @@
-//! Thousands of damaged bodies, and a thousand clients without haste: whoever else comes is served as ever.
+//! Thousands of damaged bodies and a thousand slow clients: other clients are served meanwhile.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -236,9 +236,9 @@ fn a_thousand_slow_clients_hold_up_nobody() {
     assert!(count >= 300, "this test needs 800 open files");
     let mut slow: Vec<TcpStream> = (0..count).map(|index| slow_client(site.address, index)).collect();
     let connected = began.elapsed();
-    // A byte of each now and then: whoever hurries is served between them.
-    // Whoever finds the queue of new connections full asks again after a second.
+    // A connection that finds the queue of new connections full is tried again after a second.
     assert!(connected < Duration::from_secs(4), "{connected:?} for {count} connections");
+    // The slow clients send a byte now and then. Between these bytes another client is served.
     let mut served = 0;
     while began.elapsed() < connected + patience / 2 {
         for stream in slow.iter_mut().skip(served % 7).step_by(7) {
