@@ -137,12 +137,10 @@ impl<T: Element> Variant<T> {
                 continue;
             }
             let filters = self.placement.filters_of(subtask);
-            let Ok(inputs) = slabs[subtask.0].as_slice::<T>() else { continue };
             for arrival in gathered.arrivals.of(subtask) {
                 let Ok(got) = arrival.values.as_slice::<T>() else { continue };
                 let of = self.code().sub_result(subtask, arrival.index);
-                let slab = inputs.chunks(shape.conv.input_elems()).nth(of.slab).unwrap_or_default();
-                let bank = filters.chunks(shape.conv.weight_elems()).nth(of.bank).unwrap_or_default();
+                let Some([slab, bank]) = self.operands(slabs, &filters, of) else { continue };
                 let Some(want) = self.computed_here(slabs, &filters, of, &late) else { continue };
                 let square = |values: f64| values * values;
                 let error: f64 = got.iter().zip(&want).map(|(a, b)| square(a.to_f64() - b.to_f64())).sum();
@@ -170,10 +168,21 @@ impl<T: Element> Variant<T> {
         of: SubResult,
         late: &(dyn Fn() -> bool + Sync),
     ) -> Option<Vec<T>> {
-        let shape = &self.placement.subtask;
+        let [slab, bank] = self.operands(slabs, filters, of)?;
+        conv_uncoded(&self.placement.subtask.conv, slab, bank, None, threads(), late).ok()
+    }
+
+    /// The slab and the bank of a sub-result. `filters` are the coded filters of its subtask.
+    fn operands<'a>(
+        &self,
+        slabs: &'a [Arc<Pooled>],
+        filters: &'a [T],
+        of: SubResult,
+    ) -> Option<[&'a [T]; 2]> {
+        let conv = &self.placement.subtask.conv;
         let inputs = slabs.get(of.subtask.0)?.as_slice::<T>().ok()?;
-        let slab = inputs.chunks(shape.conv.input_elems()).nth(of.slab)?;
-        let bank = filters.chunks(shape.conv.weight_elems()).nth(of.bank)?;
-        conv_uncoded(&shape.conv, slab, bank, None, threads(), late).ok()
+        let slab = inputs.chunks(conv.input_elems()).nth(of.slab)?;
+        let bank = filters.chunks(conv.weight_elems()).nth(of.bank)?;
+        Some([slab, bank])
     }
 }

@@ -13,8 +13,6 @@ use crate::sync::locked;
 #[derive(Debug)]
 pub(super) struct Watch {
     audit: Audit,
-    /// Runs between the first audit and the second.
-    second: u32,
     state: Mutex<State>,
 }
 
@@ -22,10 +20,10 @@ pub(super) struct Watch {
 struct State {
     /// Runs until the next audited one.
     due_in: u32,
+    /// Unaudited runs that follow that one.
+    pause: u32,
     /// Runs until the audit after that, if nothing could be compared.
     retry_in: u32,
-    /// Whether the first run has begun.
-    begun: bool,
     /// Number of following runs that are audited in any case.
     strict: u32,
     /// [`Pool::caught`](crate::scheduler::Pool::caught) at the last check.
@@ -38,12 +36,8 @@ impl Watch {
     pub(super) fn new(audit: Audit, caught: u64, layer: u64) -> Self {
         let every = u64::from(Audit::WATCH_EVERY);
         // The remainder is below `WATCH_EVERY`.
-        let second = u32::try_from(layer % every).unwrap_or_default();
-        Self {
-            audit,
-            second,
-            state: Mutex::new(State { due_in: 0, retry_in: 1, strict: 0, caught, begun: false }),
-        }
+        let pause = u32::try_from(layer % every).unwrap_or_default();
+        Self { audit, state: Mutex::new(State { due_in: 0, pause, retry_in: 1, strict: 0, caught }) }
     }
 
     /// The audit of the run that begins.
@@ -56,9 +50,8 @@ impl Watch {
             (state.caught, state.strict) = (caught, Audit::WATCH_EVERY);
         }
         let due = state.due_in == 0;
-        let pause = if state.begun { Audit::WATCH_EVERY - 1 } else { self.second };
-        state.due_in = if due { pause } else { state.due_in - 1 };
-        state.begun = true;
+        state.due_in =
+            if due { std::mem::replace(&mut state.pause, Audit::WATCH_EVERY - 1) } else { state.due_in - 1 };
         let strict = state.strict > 0;
         state.strict = state.strict.saturating_sub(1);
         if due || strict { Audit::Watch } else { Audit::Off }

@@ -16,6 +16,8 @@ use libtest_mimic::{Failed, Trial};
 use ndarray::{ArrayD, Axis};
 use serde_json::Value;
 
+use crate::cases::facts;
+
 const PACKAGES: &str = "onnx, onnxruntime, numpy";
 const COUNT: usize = 300;
 const SEED: usize = 1;
@@ -34,8 +36,7 @@ struct Case {
 
 impl Case {
     fn load(folder: &Path) -> fcdcc::Result<Self> {
-        let json: Value =
-            serde_json::from_str(&std::fs::read_to_string(folder.join("case.json")).unwrap()).unwrap();
+        let json = facts(folder);
         let read = |entry: &Value| {
             let file = folder.join(entry["file"].as_str().unwrap());
             (entry["name"].as_str().unwrap().to_owned(), ndarray_npy::read_npy(file).unwrap())

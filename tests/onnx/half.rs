@@ -14,6 +14,8 @@ use fcdcc_test_support::oracle;
 use libtest_mimic::{Failed, Trial};
 use serde_json::Value;
 
+use crate::cases::facts;
+
 const PACKAGES: &str = "onnx, onnxruntime, numpy, ml_dtypes";
 const CASES_AT_LEAST: usize = 17;
 
@@ -45,8 +47,7 @@ struct Case {
 
 impl Case {
     fn load(folder: &Path) -> Self {
-        let json: Value =
-            serde_json::from_str(&std::fs::read_to_string(folder.join("case.json")).unwrap()).unwrap();
+        let json = facts(folder);
         let named = |key: &str| -> Vec<Named> {
             let text = |value: &Value| value.as_str().unwrap().to_owned();
             let all = json[key].as_array().unwrap().iter();

@@ -13,9 +13,9 @@ use fcdcc::worker::inject;
 use fcdcc::{CpuWorker, ErrorKind, LayerOptions, OnShortfall, Pool};
 use fcdcc_test_support::oracle;
 use libtest_mimic::{Failed, Trial};
-use ndarray::ArrayD;
-use ndarray_npy::ReadableElement;
 use serde_json::Value;
+
+use crate::cases::{array, difference, facts};
 
 const PACKAGES: &str = "onnx, onnxruntime, numpy";
 
@@ -33,21 +33,6 @@ struct Case {
     inputs: Vec<Tensor>,
     outputs: Vec<Tensor>,
     facts: Value,
-}
-
-fn array(path: &Path) -> Tensor {
-    fn of<T: ReadableElement>(path: &Path) -> Option<Tensor>
-    where
-        ArrayD<T>: Into<Tensor>,
-    {
-        ndarray_npy::read_npy::<_, ArrayD<T>>(path).ok().map(Into::into)
-    }
-    let integers = || of::<i64>(path).or_else(|| of::<i32>(path));
-    of::<f32>(path).or_else(integers).or_else(|| of::<bool>(path)).unwrap()
-}
-
-fn facts(folder: &Path) -> Value {
-    serde_json::from_str(&std::fs::read_to_string(folder.join("case.json")).unwrap()).unwrap()
 }
 
 fn names(facts: &Value, key: &str) -> Vec<String> {
@@ -89,15 +74,7 @@ impl Case {
 
     /// The first output that is wrong, if any.
     fn difference<'a>(&self, got: impl IntoIterator<Item = &'a Tensor>) -> Option<String> {
-        let got: Vec<&Tensor> = got.into_iter().collect();
-        if got.len() != self.outputs.len() {
-            return Some(format!("{} outputs where {} were expected", got.len(), self.outputs.len()));
-        }
-        got.into_iter().zip(&self.outputs).enumerate().find_map(|(at, (got, want))| {
-            if got.shape() != want.shape() || got.dtype() != want.dtype() {
-                let of = |t: &Tensor| format!("{} {:?}", t.dtype(), t.shape());
-                return Some(format!("output {at}: {} where {} was expected", of(got), of(want)));
-            }
+        difference(got, &self.outputs, |at, got, want| {
             let pairs = got.to_f64().into_iter().zip(want.to_f64());
             let (error, norm) = pairs.fold((0.0, 0.0), |(e, n), (g, w)| (e + (g - w).powi(2), n + w * w));
             let error = (error / f64::max(norm, f64::MIN_POSITIVE)).sqrt();

@@ -1,5 +1,7 @@
 //! Layers and models against the ONNX project's own: cases that Python makes, one test a case.
 
+#[cfg(feature = "onnx")]
+mod cases;
 mod conv;
 #[cfg(feature = "onnx")]
 mod graphs;

@@ -15,7 +15,8 @@ use fcdcc::worker::inject;
 use fcdcc::{CodeKind, CpuWorker, ErrorKind, LayerOptions, OnShortfall, Pool};
 use fcdcc_test_support::oracle;
 use libtest_mimic::{Failed, Trial};
-use serde_json::Value;
+
+use crate::cases::{array, facts};
 
 const PACKAGES: &str = "onnx, onnxruntime, numpy";
 const LARGE: &[&str] = &["bvlc_alexnet", "vgg19", "densenet121", "inception_v1", "inception_v2", "zfnet512"];
@@ -37,20 +38,9 @@ struct Case {
     tolerance: f64,
 }
 
-fn array(path: &Path) -> Tensor {
-    let f32 = ndarray_npy::read_npy::<_, ndarray::ArrayD<f32>>(path).map(Tensor::from);
-    let f64 = || ndarray_npy::read_npy::<_, ndarray::ArrayD<f64>>(path).map(Tensor::from);
-    f32.or_else(|_| f64())
-        .unwrap_or_else(|_| Tensor::from(ndarray_npy::read_npy::<_, ndarray::ArrayD<i64>>(path).unwrap()))
-}
-
-fn described(folder: &Path) -> Value {
-    serde_json::from_str(&std::fs::read_to_string(folder.join("case.json")).unwrap()).unwrap()
-}
-
 impl Case {
     fn load(folder: &Path) -> Self {
-        let json = described(folder);
+        let json = facts(folder);
         let arrays = |key: &str| -> Vec<(String, Tensor)> {
             let all = json[key].as_array().unwrap().iter();
             all.map(|a| {
@@ -172,12 +162,12 @@ fn is_refused(folder: &Path) -> Result<(), Failed> {
     match attempt() {
         // A valid graph with nodes merely listed in another order may be accepted.
         Ok(()) if folder.ends_with("broken_unsorted_nodes") => Ok(()),
-        Ok(()) => Err(format!("ran, but: {}", described(folder)["expect"]).into()),
+        Ok(()) => Err(format!("ran, but: {}", facts(folder)["expect"]).into()),
         Err(error) => {
             let text = error.to_string();
             assert_eq!(error.kind(), ErrorKind::BadInput, "{text}");
             assert!(text.contains("model.onnx") && !text.contains('\n') && text.len() < 500, "{text}");
-            for word in described(folder)["says"].as_array().unwrap() {
+            for word in facts(folder)["says"].as_array().unwrap() {
                 assert!(text.contains(word.as_str().unwrap()), "{text} lacks {word}");
             }
             Ok(())

@@ -17,9 +17,9 @@ use fcdcc::worker::{inject, intercept};
 use fcdcc::{Completion, CpuWorker, LayerOptions, OnShortfall, Pool};
 use fcdcc_test_support::oracle;
 use libtest_mimic::{Failed, Trial};
-use ndarray::ArrayD;
-use ndarray_npy::ReadableElement;
 use serde_json::Value;
+
+use crate::cases::{array, difference, facts};
 
 const PACKAGES: &str = "onnx, onnxruntime, numpy";
 
@@ -38,21 +38,9 @@ struct Case {
     facts: Value,
 }
 
-fn array(path: &Path) -> Tensor {
-    fn of<T: ReadableElement>(path: &Path) -> Option<Tensor>
-    where
-        ArrayD<T>: Into<Tensor>,
-    {
-        ndarray_npy::read_npy::<_, ArrayD<T>>(path).ok().map(Into::into)
-    }
-    let floats = of::<f32>(path).or_else(|| of::<i32>(path));
-    floats.or_else(|| of::<u8>(path)).or_else(|| of::<i8>(path)).unwrap()
-}
-
 impl Case {
     fn load(folder: &Path) -> Self {
-        let facts: Value =
-            serde_json::from_str(&std::fs::read_to_string(folder.join("case.json")).unwrap()).unwrap();
+        let facts = facts(folder);
         let arrays = |key: &str, file: &str| -> Vec<Tensor> {
             (0..facts[key].as_u64().unwrap())
                 .map(|i| array(&folder.join(format!("{file}_{i}.npy"))))
@@ -76,17 +64,7 @@ impl Case {
 
     /// The first output that is wrong, if any.
     fn difference<'a>(&self, got: impl IntoIterator<Item = &'a Tensor>) -> Option<String> {
-        let got: Vec<&Tensor> = got.into_iter().collect();
-        if got.len() != self.outputs.len() {
-            return Some(format!("{} outputs where {} were expected", got.len(), self.outputs.len()));
-        }
-        got.into_iter().zip(&self.outputs).enumerate().find_map(|(index, (got, want))| {
-            if got.shape() != want.shape() || got.dtype() != want.dtype() {
-                let of = |t: &Tensor| format!("{} {:?}", t.dtype(), t.shape());
-                return Some(format!("output {index}: {} where {} was expected", of(got), of(want)));
-            }
-            self.far(index, &got.to_f64(), &want.to_f64())
-        })
+        difference(got, &self.outputs, |index, got, want| self.far(index, &got.to_f64(), &want.to_f64()))
     }
 
     fn far(&self, index: usize, got: &[f64], want: &[f64]) -> Option<String> {

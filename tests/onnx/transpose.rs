@@ -15,7 +15,8 @@ use fcdcc::{CodeKind, CpuWorker, LayerOptions, OnShortfall, Pool};
 use fcdcc_test_support::oracle;
 use libtest_mimic::{Failed, Trial};
 use ndarray::ArrayD;
-use serde_json::Value;
+
+use crate::cases::facts;
 
 const PACKAGES: &str = "onnx, onnxruntime, numpy";
 const COUNT: usize = 400;
@@ -37,8 +38,7 @@ struct Case {
 
 impl Case {
     fn load(folder: &Path) -> fcdcc::Result<Self> {
-        let json: Value =
-            serde_json::from_str(&std::fs::read_to_string(folder.join("case.json")).unwrap()).unwrap();
+        let json = facts(folder);
         let read = |key: &str| -> ArrayD<f32> {
             ndarray_npy::read_npy(folder.join(json[key][0]["file"].as_str().unwrap())).unwrap()
         };
