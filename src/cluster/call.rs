@@ -67,7 +67,7 @@ pub(super) struct Wire<'a> {
     ctl: String,
     pub(super) sender: Sender<Event>,
     events: Receiver<Event>,
-    /// Events that arrived while another one was awaited.
+    /// Events that arrived while another one was awaited, oldest first.
     kept: VecDeque<Event>,
     next: u64,
     task: Option<Asked>,
@@ -261,7 +261,8 @@ impl<'a> Wire<'a> {
         }
     }
 
-    /// Fetches a sub-result that was announced. Other events that arrive meanwhile are kept.
+    /// Fetches a sub-result that was announced. Other events that arrive meanwhile are kept, behind those of earlier fetches:
+    /// the last answer to a task comes before the end of its request.
     pub(super) fn fetch(
         &mut self,
         pace: &mut ChunkSizer,
@@ -274,7 +275,6 @@ impl<'a> Wire<'a> {
         let mut asked = 0;
         let mut on_their_way: VecDeque<(u64, Range<usize>, Instant)> = VecDeque::new();
         let end = Instant::now() + TASK_LIMIT;
-        let mut kept = VecDeque::new();
         loop {
             while on_their_way.len() < WINDOW && asked < total {
                 let range = asked..total.min(asked + pace.chunk_bytes());
@@ -287,8 +287,6 @@ impl<'a> Wire<'a> {
                 on_their_way.push_back((number, range, sent));
             }
             if on_their_way.is_empty() {
-                kept.append(&mut self.kept);
-                self.kept = kept;
                 return Ok(());
             }
             let event = self.fresh(end)?;
@@ -297,7 +295,7 @@ impl<'a> Wire<'a> {
                 Event::Cancelled | Event::Slabs | Event::Gone => continue,
             };
             let Some(at) = on_their_way.iter().position(|(number, ..)| *number == of) else {
-                kept.push_back(event);
+                self.kept.push_back(event);
                 continue;
             };
             match event {

@@ -14,6 +14,7 @@ use super::random;
 use super::registry::{Claimed, Member, MemberId, Registry};
 use super::remote::RemoteWorker;
 use super::shared::{Release, Shared, brief};
+use super::solitude::Solitude;
 use super::wire::{self, Answer, Call, HostInfo, MasterId, Request};
 use crate::array::WireFormat;
 use crate::error::{Error, Result};
@@ -269,6 +270,7 @@ struct MembershipMonitor {
 
 impl MembershipMonitor {
     fn serve(self, queue: &Receiver<Event>) {
+        let mut solitudes = Vec::new();
         loop {
             let event = match queue.recv_timeout(TICK) {
                 Ok(event) => Some(event),
@@ -305,6 +307,7 @@ impl MembershipMonitor {
                 tracing::warn!(machine = id.0, "has not answered for {SILENCE:?}");
                 renew_if_silent(&shared, link);
             }
+            replace_stuck(&shared, &mut solitudes, now);
             for (id, link) in due {
                 self.ask(&shared, id, link);
             }
@@ -348,6 +351,18 @@ fn renew_if_silent(shared: &Shared, link: usize) {
     });
     if silent {
         shared.links[link].renew();
+    }
+}
+
+/// Drops connections over which nobody has been visible for a while, if this side made them.
+fn replace_stuck(shared: &Shared, solitudes: &mut Vec<Solitude>, now: Instant) {
+    solitudes.resize_with(shared.links.len(), Solitude::default);
+    for (index, solitude) in solitudes.iter_mut().enumerate() {
+        let alone = shared.links[index].connects() && shared.registry().is_alone(index);
+        if solitude.is_stuck(alone, now) {
+            shared.change(|registry| registry.forget_link(index));
+            shared.links[index].renew();
+        }
     }
 }
 

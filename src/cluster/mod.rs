@@ -47,6 +47,7 @@ mod serve;
 mod session;
 mod shared;
 mod sharing;
+mod solitude;
 pub mod wire;
 
 pub use endpoint::{DEFAULT_PORT, Endpoint, Security, Tls};

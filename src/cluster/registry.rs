@@ -105,6 +105,11 @@ impl Registry {
         !self.members.values().any(answers)
     }
 
+    /// Whether no process that has ever answered is visible over a link.
+    pub(super) fn is_alone(&self, link: usize) -> bool {
+        !self.members.values().any(|member| member.link == link && member.answered.is_some())
+    }
+
     /// Marks processes that have not answered for `limit` as gone; returns each with its link once per silence.
     pub(super) fn fallen_silent(&mut self, now: Instant, limit: Duration) -> Vec<(MemberId, usize)> {
         let mut silent = Vec::new();
@@ -324,6 +329,7 @@ mod tests {
         let (now, limit) = (Instant::now(), Duration::from_secs(4));
         let (held, other) = (registry.claim(1, Some("a")).unwrap(), registry.claim(1, Some("b")).unwrap());
         assert!(registry.fallen_silent(now, limit).is_empty() && !registry.is_silent(0));
+        assert!(!registry.is_alone(0) && registry.is_alone(1));
         let later = now + Duration::from_secs(5);
         registry.answered(&id("b", 1), Ok(info("b", 1, 1)), later);
         assert_eq!(registry.fallen_silent(later, limit), [(id("a", 1), 0)]);
@@ -341,5 +347,7 @@ mod tests {
         assert!(!registry.claim(1, Some("a")).unwrap().gone.is_cancelled());
         registry.forget_link(0);
         assert!(registry.list().is_empty() && registry.is_silent(0) && other.gone.is_cancelled());
+        registry.seen(id("a", 1), 0);
+        assert!(registry.is_alone(0), "visible, but it has never answered");
     }
 }

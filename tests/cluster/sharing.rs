@@ -3,11 +3,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
-use std::sync::Barrier;
+use std::sync::{Barrier, Mutex};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{bounded, unbounded};
-use fcdcc::array::Values;
+use fcdcc::array::{Values, WireFormat};
 use fcdcc::cluster::wire::{Answer, HostInfo, Refusal, Request, pack};
 use fcdcc::cluster::{ServeOptions, WorkerServer};
 use fcdcc::worker::{CancelToken, FilterKey, Order, SharedSlabs, SubtaskShape, Task, intercept};
@@ -310,5 +310,54 @@ fn results_are_sent_when_they_are_complete_without_waiting_for_others() {
         assert_eq!(came.iter().count(), if batched { 4 } else { 1 });
         drop((free, server));
         until("it has left", || cluster.members().is_empty());
+    }
+}
+
+/// The last answer to a task may arrive while an earlier sub-result is fetched, and the end of its request while a later one is.
+#[test]
+fn a_task_whose_request_ends_while_its_results_are_fetched_is_complete() {
+    let at = endpoint();
+    let cluster = master(&at);
+    let conv = ConvShape::new(&[1, 1, 4, 4], &[1, 1, 1, 1], &ConvParams::default()).unwrap();
+    let shape = SubtaskShape { conv, slabs: 2, banks: 1, plain: false };
+    let slabs = Values::F32(normal(32, 3));
+    let sent = slabs.clone();
+    let asked = Mutex::new(None);
+    let _machine = impostor(
+        &at,
+        "alpha",
+        || pack(&Answer::Info(Box::new(info("alpha", 7)))),
+        move |query, request| match request {
+            Request::Task { .. } => {
+                for index in 0..2 {
+                    answer(query, pack(&Answer::Ready { index, bytes: 64 }), Vec::new());
+                }
+                *asked.lock().unwrap() = Some(query.clone());
+            }
+            Request::Fetch { index, offset, len, .. } => {
+                let asked = &mut *asked.lock().unwrap();
+                match (index, &*asked) {
+                    (0, Some(task)) => answer(task, pack(&Answer::Done), Vec::new()),
+                    // Ends the request.
+                    _ => *asked = None,
+                }
+                let from = 64 * index as usize + offset as usize;
+                let bytes = sent.as_bytes()[from..from + len as usize].to_vec();
+                let header = Answer::Bytes { crc: crc32fast::hash(&bytes), format: WireFormat::Full };
+                answer(query, pack(&header), bytes);
+            }
+            _ => answer(query, pack(&Answer::Installed), Vec::new()),
+        },
+    );
+    let mut worker = workers(&cluster, 1).swap_remove(0);
+    install(worker.as_mut(), &shape, 1.0);
+    let cancel = CancelToken::new();
+    for _ in 0..20 {
+        let task = Task::new(KEY, &slabs, &cancel);
+        let mut elements = Vec::new();
+        for (_, values) in results(worker.as_mut(), task).unwrap() {
+            elements.extend_from_slice(values.as_bytes());
+        }
+        assert_eq!(elements, slabs.as_bytes());
     }
 }

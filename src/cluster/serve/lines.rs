@@ -2,7 +2,8 @@
 //!
 //! The engine restores broken connections, but a restored one may work in one direction only. Therefore a connection is
 //! replaced when masters are visible over it but none sends requests. It is also replaced when its last master vanishes:
-//! that master may come back before the other side has forgotten the old connection.
+//! that master may come back before the other side has forgotten the old connection. While no master is visible, it is
+//! replaced from time to time (`solitude`).
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,6 +15,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use super::super::endpoint::{Grant, Security, Side};
 use super::super::key_expr::{Keys, WorkerKeys};
 use super::super::link::{Incoming, Link, Payload};
+use super::super::solitude::Solitude;
 use super::super::wire::{self, Call, MasterId, Request};
 use super::dispatcher::Event;
 use super::tasks::Tasks;
@@ -167,6 +169,7 @@ struct Watcher {
 
 impl Watcher {
     fn watch(self, lonely: &Receiver<usize>) {
+        let mut solitudes: Vec<Solitude> = self.lines.iter().map(|_| Solitude::default()).collect();
         loop {
             let left = match lonely.recv_timeout(TICK) {
                 Ok(index) => Some(index),
@@ -180,8 +183,9 @@ impl Watcher {
                 let gone: Vec<MasterId> = {
                     let (visible, heard) = &mut *line.heard.lock();
                     let silent = !visible.is_empty() && heard.elapsed() > SILENCE;
-                    let alone = left == Some(index) && visible.is_empty();
-                    if !silent && !alone {
+                    let stuck = solitudes[index].is_stuck(visible.is_empty(), Instant::now());
+                    let abandoned = left == Some(index) && visible.is_empty();
+                    if !silent && !abandoned && !stuck {
                         continue;
                     }
                     *heard = Instant::now();
