@@ -23,19 +23,24 @@ use crate::worker::Worker;
 /// Time limit for a worker process to describe itself.
 const INFO_LIMIT: Duration = Duration::from_secs(2);
 /// Interval between two questions to each worker process.
-const HEARTBEAT: Duration = Duration::from_secs(1);
+const HEARTBEAT: Duration = Duration::from_millis(250);
 /// Interval after which a survey repeats its question.
 const SURVEY_ROUND: Duration = Duration::from_millis(700);
 const SURVEY_PAUSE: Duration = Duration::from_millis(50);
 /// Time after which a cluster that looks empty counts as empty.
 const NOBODY: Duration = Duration::from_secs(1);
+/// A worker process that has not answered for this time is suspected: others compute its subtasks as well, and it gets no
+/// more of others. It answers within milliseconds, also while it computes.
+const SUSPICION: Duration = Duration::from_secs(1);
 /// A worker process that has not answered for this time counts as gone.
 const SILENCE: Duration = Duration::from_secs(4);
 /// Time for machines that are not needed, once those that are needed have joined. A busy machine takes seconds to start its
 /// workers, and over QUIC they may notice only after more than a second that a master listens.
 const LATECOMERS: Duration = Duration::from_secs(5);
+/// Maximum number of events that the monitor handles before it checks who is silent.
+const MOST_AT_ONCE: usize = 1024;
 /// Interval at which the monitor checks which processes to query.
-const TICK: Duration = Duration::from_millis(250);
+const TICK: Duration = Duration::from_millis(125);
 
 /// How a master takes part in a cluster.
 #[derive(Clone, Debug)]
@@ -271,38 +276,34 @@ struct MembershipMonitor {
 impl MembershipMonitor {
     fn serve(self, queue: &Receiver<Event>) {
         let mut solitudes = Vec::new();
+        let mut checked = Instant::now();
         loop {
-            let event = match queue.recv_timeout(TICK) {
+            let first = match queue.recv_timeout(TICK) {
                 Ok(event) => Some(event),
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => return,
             };
             let Some(shared) = self.shared.upgrade() else { return };
-            let now = Instant::now();
-            match event {
-                None => {}
-                Some(Event::Token { id, link, there: true }) => {
-                    tracing::info!(machine = id.0, "joined");
-                    shared.change(|registry| registry.seen(id, link));
-                }
-                Some(Event::Token { id, link, there: false }) => {
-                    tracing::info!(machine = id.0, "left");
-                    shared.change(|registry| registry.gone(&id, link));
-                    renew_if_silent(&shared, link);
-                }
-                Some(Event::Answer(id, answer)) => {
-                    let mut problem = None;
-                    shared.change(|registry| problem = registry.answered(&id, answer, now));
-                    if let Some(problem) = problem {
-                        tracing::warn!(machine = id.0, problem, "cannot be used");
-                    }
-                }
+            for event in first.into_iter().chain(queue.try_iter().take(MOST_AT_ONCE)) {
+                record(&shared, event);
             }
-            let (mut due, mut silent) = (Vec::new(), Vec::new());
+            // A thread that got no core for long cannot tell who was silent meanwhile.
+            let (now, was_awake) = (Instant::now(), checked.elapsed() < SUSPICION / 2);
+            checked = now;
+            let (mut due, mut silent, mut suspects) = (Vec::new(), Vec::new(), Vec::new());
             shared.change(|registry| {
                 due = registry.due(now, HEARTBEAT);
+                if was_awake {
+                    suspects = registry.suspects(now, SUSPICION);
+                }
                 silent = registry.fallen_silent(now, SILENCE);
             });
+            for id in suspects {
+                tracing::warn!(
+                    machine = id.0,
+                    "has not answered for {SUSPICION:?}: others compute its subtasks"
+                );
+            }
             for (id, link) in silent {
                 tracing::warn!(machine = id.0, "has not answered for {SILENCE:?}");
                 renew_if_silent(&shared, link);
@@ -336,6 +337,28 @@ impl MembershipMonitor {
         );
         if let Err(error) = asked {
             tracing::debug!(%error, "not asked");
+        }
+    }
+}
+
+/// Records what a link reports.
+fn record(shared: &Shared, event: Event) {
+    match event {
+        Event::Token { id, link, there: true } => {
+            tracing::info!(machine = id.0, "joined");
+            shared.change(|registry| registry.seen(id, link));
+        }
+        Event::Token { id, link, there: false } => {
+            tracing::info!(machine = id.0, "left");
+            shared.change(|registry| registry.gone(&id, link));
+            renew_if_silent(shared, link);
+        }
+        Event::Answer(id, answer) => {
+            let mut problem = None;
+            shared.change(|registry| problem = registry.answered(&id, answer, Instant::now()));
+            if let Some(problem) = problem {
+                tracing::warn!(machine = id.0, problem, "cannot be used");
+            }
         }
     }
 }

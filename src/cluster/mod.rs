@@ -15,7 +15,8 @@
 //!   which keeps them until the run is over; sub-results come one by one, or are fetched in chunks;
 //! * slabs and sub-results travel in full width, or as 16-bit numbers where the pool asks for that;
 //! * a cancellation overtakes everything else;
-//! * every worker process is queried every second. A process that ends or falls silent, and filters that are gone, make a
+//! * every worker process is queried four times a second. One that has not answered for a second is *suspected*: others compute its
+//!   subtasks as well. A process that ends or is silent for four seconds, and filters that are gone, make a
 //!   worker *lost*: the pool continues without it, and its seat waits for the next machine to join.
 //!
 //! Invariant: a request ends with an answer or with the loss of its worker, and a lost worker affects no other.

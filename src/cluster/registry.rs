@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant};
 
 use super::wire::{DeviceInfo, HostInfo};
-use crate::worker::CancelToken;
+use crate::worker::{CancelToken, Presence};
 
 /// Machine name and boot number.
 pub(super) type MemberId = (String, u64);
@@ -27,6 +27,8 @@ struct Record {
     answered: Option<Instant>,
     /// Cancelled when the process leaves or falls silent, which ends every wait for it.
     gone: CancelToken,
+    /// Silent between a short time without an answer and the next one.
+    presence: Presence,
 }
 
 #[derive(Debug)]
@@ -61,6 +63,8 @@ pub(super) struct Claimed {
     pub(super) info: DeviceInfo,
     /// Cancelled when the machine leaves or falls silent.
     pub(super) gone: CancelToken,
+    /// Whether the machine answers.
+    pub(super) presence: Presence,
 }
 
 #[derive(Debug, Default)]
@@ -78,6 +82,7 @@ impl Registry {
             asked: None,
             answered: None,
             gone: CancelToken::new(),
+            presence: Presence::default(),
         };
         self.members.entry(id).or_insert(fresh);
     }
@@ -110,6 +115,15 @@ impl Registry {
         !self.members.values().any(|member| member.link == link && member.answered.is_some())
     }
 
+    /// Marks processes that have not answered for `limit` as silent; returns those that are so since the last call.
+    pub(super) fn suspects(&mut self, now: Instant, limit: Duration) -> Vec<MemberId> {
+        let late = |member: &Record| {
+            let silent = member.answered.is_some_and(|last| now.saturating_duration_since(last) > limit);
+            silent && !member.presence.set_silent(true)
+        };
+        self.members.iter().filter(|(_, member)| late(member)).map(|(id, _)| id.clone()).collect()
+    }
+
     /// Marks processes that have not answered for `limit` as gone; returns each with its link once per silence.
     pub(super) fn fallen_silent(&mut self, now: Instant, limit: Duration) -> Vec<(MemberId, usize)> {
         let mut silent = Vec::new();
@@ -134,6 +148,9 @@ impl Registry {
     ) -> Option<String> {
         let member = self.members.get_mut(id)?;
         member.answered = Some(now);
+        if member.presence.set_silent(false) {
+            tracing::info!(machine = id.0, "answers again");
+        }
         let state = match answer {
             Ok(info) if (&info.name, info.boot) == (&id.0, id.1) => match info.check() {
                 Ok(()) => State::Ready(info),
@@ -188,8 +205,8 @@ impl Registry {
             .filter_map(|(id, member)| free(member).map(|device| (id, member, device)))
             .min_by_key(|(_, member, _)| member.claimed.iter().filter(|(g, _)| *g == group).count())?;
         member.claimed.insert((group, device));
-        let (link, gone) = (member.link, member.gone.clone());
-        Some(Claimed { id: id.clone(), link, device, group, info, gone })
+        let (link, gone, presence) = (member.link, member.gone.clone(), member.presence.clone());
+        Some(Claimed { id: id.clone(), link, device, group, info, gone, presence })
     }
 
     pub(super) fn release(&mut self, claimed: &Claimed) {
@@ -321,6 +338,23 @@ mod tests {
         assert_eq!(registry.list().len(), 1, "another link's token");
         registry.gone(&id("a", 1), 0);
         assert!(registry.list().is_empty() && registry.claim(1, None).is_none());
+    }
+
+    #[test]
+    fn who_has_not_answered_for_a_while_is_suspected_until_it_answers() {
+        let mut registry = with(&[("a", 1, 2), ("b", 1, 1)]);
+        let (now, limit) = (Instant::now(), Duration::from_secs(1));
+        let (a, b) = (registry.claim(1, Some("a")).unwrap(), registry.claim(1, Some("b")).unwrap());
+        assert!(registry.suspects(now, limit).is_empty());
+        let later = now + 2 * limit;
+        registry.answered(&id("b", 1), Ok(info("b", 1, 1)), later);
+        assert_eq!(registry.suspects(later, limit), [id("a", 1)]);
+        assert!(registry.suspects(later, limit).is_empty(), "once");
+        assert!(a.presence.is_silent() && !b.presence.is_silent() && !a.gone.is_cancelled());
+        // A worker that takes its other device meanwhile is told as well.
+        assert!(registry.claim(1, Some("a")).unwrap().presence.is_silent());
+        registry.answered(&id("a", 1), Ok(info("a", 1, 2)), later);
+        assert!(!a.presence.is_silent());
     }
 
     #[test]

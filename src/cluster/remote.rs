@@ -24,7 +24,7 @@ use super::wire::{Answer, ContentId, Object, Request, Spec};
 use crate::array::{DType, Values, WireFormat};
 use crate::error::{Error, Result};
 use crate::worker::{
-    FilterKey, Order, Respawn, SubtaskShape, Task, Worker, WorkerInfo, WorkerKind, not_installed,
+    FilterKey, Order, Presence, Respawn, SubtaskShape, Task, Worker, WorkerInfo, WorkerKind, not_installed,
 };
 
 /// Filters of at most this size are sent along with the question whether the device holds them.
@@ -291,6 +291,13 @@ impl Worker for RemoteWorker {
             }
             result
         })
+    }
+
+    fn presence(&self) -> Option<Presence> {
+        match &self.seat {
+            Seat::Taken { claimed, .. } => Some(claimed.presence.clone()),
+            Seat::Empty | Seat::Lost(_) => None,
+        }
     }
 
     /// Another device for the same seat, as soon as one is free.

@@ -69,6 +69,16 @@ pub(crate) trait Fleet {
     /// Whether the worker's health allows tasks.
     fn is_usable(&self, worker: WorkerId) -> bool;
 
+    /// Whether the worker may fall silent: it is on another machine.
+    fn can_fall_silent(&self, _: WorkerId) -> bool {
+        false
+    }
+
+    /// Whether the worker's machine does not answer at present.
+    fn is_silent(&self, _: WorkerId) -> bool {
+        false
+    }
+
     /// Whether the worker is much slower than the others.
     fn straggles(&self, worker: WorkerId) -> bool;
 
@@ -84,9 +94,10 @@ pub(crate) trait Fleet {
         self.ids().map(seat).collect()
     }
 
-    /// The usable worker with the least load among those `admitted`; among equals the fastest.
+    /// The usable worker with the least load among those `admitted` whose machines answer; among equals the fastest.
     fn least_loaded(&self, admitted: impl Fn(WorkerId) -> bool) -> Option<WorkerId> {
-        let usable = self.ids().filter(|worker| self.is_usable(*worker) && admitted(*worker));
+        let answers = |worker: WorkerId| self.is_usable(worker) && !self.is_silent(worker);
+        let usable = self.ids().filter(|worker| answers(*worker) && admitted(*worker));
         usable.min_by(|a, b| {
             let rate = |worker: WorkerId| self.rate(worker).unwrap_or(0.0);
             self.load(*a).cmp(&self.load(*b)).then_with(|| rate(*b).total_cmp(&rate(*a)))

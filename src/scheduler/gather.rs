@@ -11,6 +11,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::arrivals::{Arrival, Arrivals, Recorded};
+use super::estimates::RunEstimates;
 use super::policy::{Audit, OnShortfall, Policy};
 use super::recovery::{Recovery, Verdict};
 use crate::ids::SubtaskId;
@@ -20,6 +21,11 @@ use crate::ids::SubtaskId;
 pub enum Event {
     /// An attempt at a subtask ended without all its results; no more results will come from it.
     Failed {
+        /// The subtask.
+        subtask: SubtaskId,
+    },
+    /// The machine that an attempt at a subtask runs on does not answer at present; the attempt may still deliver.
+    Suspected {
         /// The subtask.
         subtask: SubtaskId,
     },
@@ -59,26 +65,6 @@ pub enum Action {
     Fail,
 }
 
-/// Estimates made before a run begins.
-#[derive(Clone, Debug, Default)]
-pub struct RunEstimates {
-    /// Predicted error below which nothing is worth waiting for.
-    pub comfortable: f64,
-    /// Predicted error above which a result would be refused.
-    pub max_error: Option<f64>,
-    /// Time from which parts of subtasks count, if ever: before it, complete subtasks are likely to come sooner than parts
-    /// could be decoded.
-    pub parts_at: Option<Duration>,
-    /// Time at which missing subtasks are overdue; `None` without latencies of earlier runs.
-    pub hedge_at: Option<Duration>,
-    /// Time at which each subtask is expected to be complete, where known; may be shorter than n.
-    pub expected: Vec<Option<Duration>>,
-    /// Predicted time to compute the layer locally.
-    pub local: Duration,
-    /// Predicted time to compute a spare result locally, for an audit; `None` if only workers compute such results.
-    pub spare: Option<Duration>,
-}
-
 /// Without latencies of earlier runs, missing subtasks are overdue after this many times the time that half of the
 /// subtasks took, or after an eighth of the deadline.
 const OVERDUE: u32 = 3;
@@ -95,7 +81,16 @@ const OVERDUE_LEAST: Duration = Duration::from_millis(20);
 struct Subtask {
     /// Attempts that may still deliver.
     outstanding: usize,
+    /// How many of them are on machines that do not answer.
+    suspected: usize,
     attempts: usize,
+}
+
+impl Subtask {
+    /// Whether an attempt may still deliver on a machine that answers.
+    fn answers(&self) -> bool {
+        self.outstanding > self.suspected
+    }
 }
 
 /// One run of one layer. Feed it events in the order in which they happen; it returns actions.
@@ -125,7 +120,7 @@ pub struct Gather<R> {
 impl<R: Recovery> Gather<R> {
     /// A run of `n` subtasks of `sub_results` each, all dispatched at time zero.
     pub fn new(policy: Policy, terms: RunEstimates, n: usize, sub_results: usize, recovery: R) -> Self {
-        let subtask = Subtask { outstanding: 1, attempts: 1 };
+        let subtask = Subtask { outstanding: 1, suspected: 0, attempts: 1 };
         let hedge_at = policy.hedges().map(|_| terms.hedge_at.unwrap_or(policy.deadline / 8));
         Self {
             parts_at: terms.parts_at.filter(|_| policy.partial),
@@ -174,6 +169,12 @@ impl<R: Recovery> Gather<R> {
             Event::Failed { subtask } => {
                 if let Some(of) = self.subtasks.get_mut(subtask.0) {
                     of.outstanding = of.outstanding.saturating_sub(1);
+                    of.suspected = of.suspected.min(of.outstanding);
+                }
+            }
+            Event::Suspected { subtask } => {
+                if let Some(of) = self.subtasks.get_mut(subtask.0) {
+                    of.suspected = (of.suspected + 1).min(of.outstanding);
                 }
             }
             Event::Declined { subtask } => {
@@ -364,9 +365,10 @@ impl<R: Recovery> Gather<R> {
         coming.iter().map(|i| (*i, expected(*i))).min_by_key(|(_, at)| *at)
     }
 
-    /// Where the results that may still come are not enough: redispatches, else computes locally or gives up.
+    /// Where the results that may still come are not enough: redispatches, else computes locally or gives up. Results of
+    /// machines that do not answer are not counted on, but waited for where nothing else is left.
     fn replace_the_dead(&mut self) {
-        let living = |i: SubtaskId| self.subtasks[i.0].outstanding > 0;
+        let living = |i: SubtaskId| self.subtasks[i.0].answers();
         if self.recovery.suffices_with(&self.arrivals, &living) {
             return;
         }
@@ -374,7 +376,7 @@ impl<R: Recovery> Gather<R> {
             let mut revived: Vec<SubtaskId> = Vec::new();
             for subtask in self.arrivals.subtasks() {
                 let of = &self.subtasks[subtask.0];
-                let spent = of.outstanding > 0 || of.attempts >= Policy::MAX_ATTEMPTS;
+                let spent = of.answers() || of.attempts >= Policy::MAX_ATTEMPTS;
                 if self.arrivals.is_complete(subtask)
                     || spent
                     || !self.recovery.wants(&self.arrivals, subtask)
@@ -382,15 +384,16 @@ impl<R: Recovery> Gather<R> {
                     continue;
                 }
                 revived.push(subtask);
-                if self.recovery.suffices_with(&self.arrivals, &|i| {
-                    self.subtasks[i.0].outstanding > 0 || revived.contains(&i)
-                }) {
+                let counted = |i: SubtaskId| self.subtasks[i.0].answers() || revived.contains(&i);
+                if self.recovery.suffices_with(&self.arrivals, &counted) {
                     self.hand_out(&revived, Action::Redispatch);
                     return;
                 }
             }
         }
-        self.give_up();
+        if !self.recovery.suffices_with(&self.arrivals, &|i| self.subtasks[i.0].outstanding > 0) {
+            self.give_up();
+        }
     }
 
     /// Ends the run with its last fallback.

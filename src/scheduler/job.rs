@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::arrivals::{Arrival, Recorded};
+use super::estimates::RunEstimates;
 use super::fleet::Fleet;
-use super::gather::{Action, Event, Gather, RunEstimates};
+use super::gather::{Action, Event, Gather};
 use super::mailbox::{Mailbox, Taken};
 use super::outcome::{Attempt, Decision, Outcome, RunOutcome, Traffic};
 use super::policy::{Audit, OnShortfall, Policy};
@@ -20,6 +21,9 @@ use crate::coding::Sketcher;
 use crate::error::{Error, Message, Parameter};
 use crate::ids::{SubtaskId, WorkerId};
 use crate::worker::{CancelToken, FilterKey, SharedSlabs, SubtaskShape};
+
+/// Interval at which a run looks whether the machines that it waits for answer.
+const WATCH: Duration = Duration::from_millis(100);
 
 /// The coded filters of a layer, and the workers that hold them.
 pub(crate) trait FilterHolders {
@@ -113,10 +117,13 @@ pub(crate) fn run_job<F: Fleet, R: Recovery>(plan: JobPlan<'_, F, R>) -> RunOutc
     let replies = Arc::clone(&run.replies);
     let _hook = cancel.on_cancel(move || replies.close());
     let end = loop {
-        let event = match fleet.wait(&run.replies, run.started + run.gather.next_wake()) {
+        let event = match fleet.wait(&run.replies, run.next_wake()) {
             _ if cancel.is_cancelled() => break Decision::Failed(Error::Cancelled),
             Taken::Item(reply) => run.take(reply),
-            Taken::Timeout | Taken::Closed => Some(Event::Tick),
+            Taken::Timeout | Taken::Closed => {
+                run.suspect();
+                Some(Event::Tick)
+            }
         };
         if let Some(event) = event {
             run.gather.handle(run.elapsed(), event);
@@ -143,6 +150,8 @@ struct Run<'a, F: Fleet, R> {
     gather: Gather<R>,
     attempts: Vec<Attempt>,
     traffic: Traffic,
+    /// Whether any worker may fall silent.
+    watches: bool,
 }
 
 impl<'a, F: Fleet, R: Recovery> Run<'a, F, R> {
@@ -157,6 +166,7 @@ impl<'a, F: Fleet, R: Recovery> Run<'a, F, R> {
             attempts: Vec::with_capacity(n),
             traffic: Traffic::default(),
             shared: ReleaseOnDrop::of(&slabs),
+            watches: fleet.ids().any(|worker| fleet.can_fall_silent(worker)),
             fleet,
             layer,
             filters,
@@ -168,6 +178,26 @@ impl<'a, F: Fleet, R: Recovery> Run<'a, F, R> {
 
     fn elapsed(&self) -> Duration {
         self.fleet.now().saturating_duration_since(self.started)
+    }
+
+    /// When to look again, if no reply comes before.
+    fn next_wake(&self) -> Instant {
+        let wake = self.started + self.gather.next_wake();
+        if self.watches { wake.min(self.fleet.now() + WATCH) } else { wake }
+    }
+
+    /// Tells the gathering, once for each attempt, that its machine does not answer.
+    fn suspect(&mut self) {
+        if !self.watches {
+            return;
+        }
+        let now = self.elapsed();
+        for attempt in self.attempts.iter_mut().filter(|attempt| !attempt.ended && !attempt.suspected) {
+            if self.fleet.is_silent(attempt.worker) {
+                attempt.suspected = true;
+                self.gather.handle(now, Event::Suspected { subtask: attempt.subtask });
+            }
+        }
     }
 
     /// Dispatches a subtask to a worker. A `copy` computes the missing sub-results, last first, so that it meets the first
@@ -198,6 +228,7 @@ impl<'a, F: Fleet, R: Recovery> Run<'a, F, R> {
             wanted,
             cause: None,
             dispatched,
+            suspected: false,
             ended: false,
         });
         let task = QueuedTask {

@@ -17,6 +17,7 @@
 
 mod arrivals;
 mod assign;
+mod estimates;
 mod fleet;
 mod gather;
 mod health;
@@ -38,8 +39,9 @@ mod speed;
 
 pub use arrivals::{Arrival, Arrivals, Recorded};
 pub use assign::{Seat, assign, rebalance};
+pub use estimates::RunEstimates;
 pub(crate) use fleet::Fleet;
-pub use gather::{Action, Event, Gather, RunEstimates};
+pub use gather::{Action, Event, Gather};
 pub use health::{Health, HealthOptions, State};
 pub(crate) use job::{FilterHolders, JobLayer, JobPlan, run_job};
 pub use latency::{Expected, Latencies};

@@ -70,6 +70,8 @@ pub struct WorkerHealth {
     pub cause: Option<String>,
     /// Multiply-adds per second, estimated from recent work; `None` before any.
     pub speed: Option<f64>,
+    /// Whether its machine does not answer at present. Others compute its subtasks meanwhile.
+    pub silent: bool,
 }
 
 /// A worker that could not install the filters of some layers.
@@ -126,7 +128,7 @@ impl Pool {
                 info.name = format!("{}-{index}", info.name);
                 names.insert(info.name.clone());
             }
-            slots.push(Arc::new(Slot::new(&shared, info, worker.respawn())));
+            slots.push(Arc::new(Slot::new(&shared, info, worker.as_ref())));
             owned.push(worker);
         }
         for (slot, worker) in slots.iter().zip(owned) {
@@ -170,6 +172,7 @@ impl Pool {
             state: health.state(),
             cause: health.cause().map(str::to_owned),
             speed: slot.rate(),
+            silent: slot.is_silent() == Some(true),
         })
     }
 
@@ -403,6 +406,14 @@ impl Fleet for Pool {
 
     fn is_usable(&self, worker: WorkerId) -> bool {
         self.inner.slots[worker.0].is_usable()
+    }
+
+    fn can_fall_silent(&self, worker: WorkerId) -> bool {
+        self.inner.slots[worker.0].is_silent().is_some()
+    }
+
+    fn is_silent(&self, worker: WorkerId) -> bool {
+        self.inner.slots[worker.0].is_silent() == Some(true)
     }
 
     fn straggles(&self, worker: WorkerId) -> bool {

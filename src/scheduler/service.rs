@@ -150,7 +150,7 @@ impl Service {
     /// A worker that was opened again takes the place of the lost one.
     fn take_back(&mut self, live: Live) {
         let slot = Arc::clone(&self.slot);
-        slot.succeed(live.worker.info());
+        slot.succeed(live.worker.as_ref());
         // Layers may have been added and removed meanwhile.
         let wanted = locked(&slot.wanted).clone();
         let unwanted: Vec<_> = live.holds.iter().filter(|key| !wanted.contains_key(*key)).copied().collect();

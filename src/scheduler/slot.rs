@@ -19,8 +19,8 @@ use crate::error::{Error, Result};
 use crate::ids::{SubtaskId, WorkerId};
 use crate::sync::locked;
 use crate::worker::{
-    CancelToken, FilterKey, HANG_GRACE, Live, Owner, Respawn, SharedSlabs, SubtaskShape, Supervision,
-    WorkerInfo,
+    CancelToken, FilterKey, HANG_GRACE, Live, Owner, Presence, SharedSlabs, SubtaskShape, Supervision,
+    Worker, WorkerInfo,
 };
 
 /// From this many tasks on, a worker's queue is searched for cancelled ones.
@@ -109,6 +109,8 @@ pub(super) struct Slot {
     pub(super) health: Mutex<Health>,
     /// Whether the worker's health allows tasks.
     usable: AtomicBool,
+    /// Whether the worker's machine answers; `None` for a worker that cannot fall silent.
+    presence: Mutex<Option<Presence>>,
     pub(super) speed: Mutex<Speed>,
     /// Bits of the current estimate of its speed, 0 while there is none.
     rate: AtomicU64,
@@ -229,12 +231,13 @@ impl QueuedTask {
 }
 
 impl Slot {
-    pub(super) fn new(shared: &Arc<Shared>, info: WorkerInfo, respawn: Option<Respawn>) -> Self {
+    pub(super) fn new(shared: &Arc<Shared>, info: WorkerInfo, worker: &dyn Worker) -> Self {
         let (health, closing) = (shared.options.health, shared.closing.clone());
         Self {
             shared: Arc::clone(shared),
-            supervision: Supervision::new(info.name.clone(), respawn, health.pauses(), closing),
+            supervision: Supervision::new(info.name.clone(), worker.respawn(), health.pauses(), closing),
             info: Mutex::new(Arc::new(info)),
+            presence: Mutex::new(worker.presence()),
             health: Mutex::new(Health::with_options(health)),
             usable: AtomicBool::new(true),
             speed: Mutex::default(),
@@ -256,9 +259,16 @@ impl Slot {
     }
 
     /// Another worker takes the place of this one.
-    pub(super) fn succeed(&self, info: WorkerInfo) {
+    pub(super) fn succeed(&self, worker: &dyn Worker) {
         let mut own = locked(&self.info);
-        *own = Arc::new(WorkerInfo { name: own.name.clone(), ..info });
+        *own = Arc::new(WorkerInfo { name: own.name.clone(), ..worker.info() });
+        drop(own);
+        *locked(&self.presence) = worker.presence();
+    }
+
+    /// Whether the worker's machine does not answer at present; `None` for a worker that cannot fall silent.
+    pub(super) fn is_silent(&self) -> Option<bool> {
+        locked(&self.presence).as_ref().map(Presence::is_silent)
     }
 
     pub(super) fn is_usable(&self) -> bool {

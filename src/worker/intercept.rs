@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use super::{FilterKey, Respawn, SubtaskShape, Task, Worker, WorkerInfo};
+use super::{FilterKey, Presence, Respawn, SubtaskShape, Task, Worker, WorkerInfo};
 use crate::array::Values;
 use crate::error::Result;
 
@@ -191,6 +191,10 @@ impl Worker for Intercept {
         self.inner.unavailable_reason()
     }
 
+    fn presence(&self) -> Option<Presence> {
+        self.inner.presence()
+    }
+
     fn lose_device(&mut self) {
         self.inner.lose_device();
     }
@@ -249,6 +253,10 @@ mod tests {
             self.0.note("unavailable_reason");
             None
         }
+        fn presence(&self) -> Option<Presence> {
+            self.0.note("presence");
+            Some(Presence::default())
+        }
         fn lose_device(&mut self) {
             self.0.note("lose_device");
         }
@@ -269,11 +277,12 @@ mod tests {
         worker.remove(key);
         let _ = worker.respawn();
         let _ = worker.unavailable_reason();
+        let _ = worker.presence();
         worker.lose_device();
     }
 
-    const METHODS: [&str; 7] =
-        ["info", "install", "execute", "remove", "respawn", "unavailable_reason", "lose_device"];
+    const METHODS: [&str; 8] =
+        ["info", "install", "execute", "remove", "respawn", "unavailable_reason", "presence", "lose_device"];
 
     #[test]
     fn what_no_closure_handles_is_forwarded() {
@@ -308,12 +317,12 @@ mod tests {
         inner.take();
         call_all(&mut worker, KEY);
         assert_eq!(calls.take(), ["install", "execute", "remove"]);
-        assert_eq!(inner.take(), ["info", "unavailable_reason", "lose_device"]);
+        assert_eq!(inner.take(), ["info", "unavailable_reason", "presence", "lose_device"]);
         call_all(&mut worker, FilterKey::PROBE);
         assert!(calls.take().is_empty());
         assert_eq!(
             inner.take(),
-            ["info", "install", "execute", "remove", "unavailable_reason", "lose_device"]
+            ["info", "install", "execute", "remove", "unavailable_reason", "presence", "lose_device"]
         );
         call_all(&mut worker.including_probes(), FilterKey::PROBE);
         assert_eq!(calls.take(), ["install", "execute", "remove"]);

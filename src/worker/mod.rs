@@ -19,6 +19,7 @@ mod faulty;
 #[cfg(feature = "gpu")]
 mod gpu;
 mod intercept;
+mod presence;
 mod probe;
 mod scheduled_fault;
 mod shared_slabs;
@@ -34,6 +35,7 @@ pub use faulty::{faulty, inject};
 #[cfg(feature = "gpu")]
 pub use gpu::{GpuOptions, GpuWorker};
 pub use intercept::{Intercept, intercept};
+pub use presence::Presence;
 pub use probe::Probe;
 #[cfg(feature = "testing")]
 pub(crate) use probe::{distance, numbers, tolerance, values};
@@ -399,6 +401,11 @@ pub trait Worker: Send {
     /// Why the worker cannot work yet, if it is a placeholder for a worker still to join. A pool then treats it as lost from
     /// the start, and waits for the worker that [`respawn`](Worker::respawn) creates.
     fn unavailable_reason(&self) -> Option<String> {
+        None
+    }
+
+    /// Whether the worker's machine answers, for workers on other machines; `None` for those that cannot fall silent.
+    fn presence(&self) -> Option<Presence> {
         None
     }
 

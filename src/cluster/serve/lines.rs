@@ -24,7 +24,7 @@ use crate::worker::CancelToken;
 
 /// Maximum size of payload that has arrived and is not yet handled; more is refused.
 const MOST_PENDING_BYTES: u64 = 256 << 20;
-/// Time without a request after which a connection counts as broken: masters send one every second.
+/// Time without a request after which a connection counts as broken: masters send four a second.
 const SILENCE: Duration = Duration::from_secs(6);
 /// Interval of this check.
 const TICK: Duration = Duration::from_secs(1);

@@ -1,6 +1,7 @@
 //! Scripted runs: which actions follow which events.
 
 mod better_sets;
+mod suspects;
 
 use super::*;
 use crate::array::{Pooled, Values};

@@ -120,6 +120,48 @@ fn the_fourth_while_three_are_stopped() -> Result<(), Failed> {
     }
 }
 
+/// Two of three machines are stopped for less time than it takes to lose them: the third computes their subtasks within a
+/// second or so, and they go on with their filters.
+fn stopped_machines_are_suspected_and_not_lost() -> Result<(), Failed> {
+    /// A machine that is silent for so long is lost.
+    const SILENCE: Duration = Duration::from_secs(4);
+    let at = endpoint();
+    let cluster = master(&at);
+    let machines: Vec<Process> = (0..3).map(|i| Process::connect(&format!("m{i}"), &at, 2)).collect();
+    let pool = pool_of(workers(&cluster, 6));
+    let layer = Layer::<f32>::new(&[1, 8, 40, 40], &[32, 8, 3, 3], ConvParams::default());
+    let prepared = layer.prepare(&pool, options(4, 4).hedge(None).audit(fcdcc::Audit::Off))?;
+    let run = || -> Result<(Duration, usize), Failed> {
+        let started = Instant::now();
+        let run = prepared.run(layer.input.view())?;
+        let error = layer.error(&run.output);
+        if error > EXACT_F32 || run.report.completion == Completion::ExactLocally {
+            return Err(format!("off by {error:e}: {:#?}", run.report).into());
+        }
+        Ok((started.elapsed(), run.report.redispatched))
+    };
+    let silent = || (0..6).filter(|i| pool.health(fcdcc::WorkerId(*i)).is_some_and(|h| h.silent)).count();
+    let before = run()?;
+    let stopped = Instant::now();
+    machines[1..].iter().for_each(|machine| machine.signal("STOP"));
+    let (first, seen, second) = (run()?, silent(), run()?);
+    let (after, still) = (stopped.elapsed(), silent());
+    machines[1..].iter().for_each(|machine| machine.signal("CONT"));
+    let story = format!(
+        "{before:?} before; {first:?}, then {second:?} with {seen} and {still} of 4 workers silent, {after:?} after the stop"
+    );
+    println!("{story}");
+    if after >= SILENCE {
+        // This machine was too busy for the test.
+        return Err(format!("too late: {story}").into());
+    }
+    until("they answer again", || silent() == 0);
+    let right = before.1 == 0 && first.1 > 0 && second.1 > 0 && (seen, still) == (4, 4);
+    let lost = (0..6).filter_map(|i| pool.lost(fcdcc::WorkerId(i))).collect::<Vec<_>>();
+    until("nothing is redispatched", || run().is_ok_and(|(_, redispatched)| redispatched == 0));
+    if right && lost.is_empty() { Ok(()) } else { Err(format!("{lost:?}: {story}").into()) }
+}
+
 /// Many processes join at once, serve one layer together, and leave in order.
 fn sixty_four_join_serve_and_leave() -> Result<(), Failed> {
     const MACHINES: usize = 64;
@@ -245,6 +287,10 @@ fn wire_formats() -> Result<(), Failed> {
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
         Trial::test("workers::stopped_workers_hold_up_nobody", stopped_workers_hold_up_nobody),
+        Trial::test(
+            "workers::stopped_machines_are_suspected_and_not_lost",
+            stopped_machines_are_suspected_and_not_lost,
+        ),
         Trial::test("workers::sixty_four_join_serve_and_leave", sixty_four_join_serve_and_leave),
         Trial::test("workers::the_wire_format_of_a_pool_and_of_the_option", wire_formats),
         Trial::test("workers::a_days_soak", a_days_soak),

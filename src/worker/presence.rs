@@ -1,0 +1,46 @@
+//! Whether a worker on another machine answers at present.
+//!
+//! Invariant: whoever sets a presence never waits for whoever reads it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Whether the machine of a worker answers. Clones share one state; a new one answers.
+///
+/// A worker whose machine is silent is not lost yet: it keeps its filters and its tasks. Meanwhile runs give its subtasks to
+/// other workers as well, and nothing new to it.
+///
+/// # Examples
+///
+/// ```
+/// use fcdcc::worker::Presence;
+///
+/// let (own, seen) = { let own = Presence::default(); (own.clone(), own) };
+/// assert!(!seen.is_silent());
+/// own.set_silent(true);
+/// assert!(seen.is_silent());
+/// ```
+///
+/// ```
+/// use fcdcc::worker::Presence;
+///
+/// let presence = Presence::default();
+/// // The former state.
+/// assert!(!presence.set_silent(true));
+/// assert!(presence.set_silent(false));
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct Presence(Arc<AtomicBool>);
+
+impl Presence {
+    /// Whether the machine has not answered for a while.
+    #[must_use]
+    pub fn is_silent(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Records whether the machine is silent; returns what was recorded before.
+    pub fn set_silent(&self, silent: bool) -> bool {
+        self.0.swap(silent, Ordering::Relaxed)
+    }
+}
