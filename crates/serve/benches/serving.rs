@@ -5,7 +5,9 @@
 //! **The measure.** Server and library share one pool of six one-thread CPU workers, and take turns. The client is a thread
 //! with a blocking socket on a kept loopback connection; it sends and reads binary tensors. *Time* is from the first byte
 //! sent to the last one read, against the same input given to `PreparedModel::run`. *Processor time* is that of the whole
-//! process without that of the client's thread, so that it holds server, workers and coding. *Throughput* is that of
+//! process without that of the client's thread, so that it holds server, workers and coding. Workers go to sleep between
+//! requests, and waking them costs some 100 us of a call, whoever makes it: the library is therefore also called at the
+//! client's pace, by a thread that waits for work. *Throughput* is that of
 //! sixteen connections that send the next request when they have an answer, against sixteen threads that call `run`; the
 //! client's work counts against the server here. *Batching* compares a server of LeNet-5 with batches of up to sixteen
 //! images with one that runs each image alone, for thirty-two connections.
@@ -20,6 +22,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
 use fcdcc::model::{Model, ModelOptions, PreparedModel, Tensor};
@@ -31,6 +34,9 @@ use rustix::time::{ClockId, clock_gettime};
 
 /// Requests of one turn of the comparison of times.
 const CALLS: usize = 200;
+/// The pause before a call of the library that is made at the pace of the client: with what a timer is late, as long as a
+/// request is under way without being computed.
+const PAUSE: Duration = Duration::from_micros(100);
 /// Requests at one time in the comparison of throughputs.
 const IN_FLIGHT: usize = 16;
 /// Requests at one time in the comparison of batches with single runs, and the largest batch.
@@ -161,43 +167,76 @@ fn median(values: &mut [f64]) -> f64 {
 }
 
 /// Time and processor time of a request, and of the same call of the library, in turns.
-fn overhead(subject: &Subject, rounds: usize) {
-    let mut client = Client::new(subject.server.address());
-    let mut sides: [[Vec<f64>; 2]; 2] = Default::default();
-    // The first turn warms both up.
-    for round in 0..=rounds {
-        for (side, [times, processor]) in sides.iter_mut().enumerate() {
-            let (process, thread) = (seconds(ClockId::ProcessCPUTime), seconds(ClockId::ThreadCPUTime));
-            let mut walls = Vec::with_capacity(CALLS);
-            for _ in 0..CALLS {
-                let began = Instant::now();
-                if side == 0 {
-                    subject.run();
-                } else {
-                    client.call(&subject.request);
-                }
-                walls.push(began.elapsed().as_secs_f64() * 1e6);
-            }
-            // The library's caller is part of the library; the server's client is not part of the server.
-            let own = if side == 0 { 0.0 } else { seconds(ClockId::ThreadCPUTime) - thread };
-            let spent = (seconds(ClockId::ProcessCPUTime) - process - own) * 1e6 / CALLS as f64;
-            if round > 0 {
-                times.push(median(&mut walls));
-                processor.push(spent);
-            }
+/// Who computes the model in the comparison of times.
+#[derive(Clone, Copy, PartialEq)]
+enum Side {
+    /// The library, called again as soon as a call is over.
+    Library,
+    /// The library, called by a thread that waits for work, with pauses that make as many calls a second as the client does.
+    Paced,
+    Server,
+}
+
+impl Side {
+    const ALL: [Self; 3] = [Self::Library, Self::Paced, Self::Server];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Library => "library",
+            Self::Paced => "with pauses",
+            Self::Server => "server",
         }
     }
-    let [[mut library, mut library_cpu], [mut server, mut server_cpu]] = sides;
-    let (library, server) = (median(&mut library), median(&mut server));
-    let (library_cpu, server_cpu) = (median(&mut library_cpu), median(&mut server_cpu));
+}
+
+fn overhead(subject: &Subject, rounds: usize) {
+    let mut client = Client::new(subject.server.address());
+    let mut turns = Side::ALL.map(|side| (side, Vec::new(), Vec::new()));
+    std::thread::scope(|scope| {
+        let ((ask, asked), (answer, answered)) = (sync_channel(1), sync_channel(1));
+        scope.spawn(move || {
+            while asked.recv().is_ok() {
+                subject.run();
+                answer.send(()).unwrap();
+            }
+        });
+        // The first turn warms all of them up.
+        for round in 0..=rounds {
+            for (side, times, processor) in &mut turns {
+                let (process, thread) = (seconds(ClockId::ProcessCPUTime), seconds(ClockId::ThreadCPUTime));
+                let mut walls = Vec::with_capacity(CALLS);
+                for _ in 0..CALLS {
+                    if *side == Side::Paced {
+                        std::thread::sleep(PAUSE);
+                    }
+                    let began = Instant::now();
+                    match side {
+                        Side::Library => subject.run(),
+                        Side::Paced => {
+                            ask.send(()).unwrap();
+                            answered.recv().unwrap();
+                        }
+                        Side::Server => client.call(&subject.request),
+                    }
+                    walls.push(began.elapsed().as_secs_f64() * 1e6);
+                }
+                // This thread is part of the library where it calls it, and no part of the others.
+                let own = seconds(ClockId::ThreadCPUTime) - thread;
+                let own = if *side == Side::Library { 0.0 } else { own };
+                let spent = (seconds(ClockId::ProcessCPUTime) - process - own) * 1e6 / CALLS as f64;
+                if round > 0 {
+                    times.push(median(&mut walls));
+                    processor.push(spent);
+                }
+            }
+        }
+        drop(ask);
+    });
     println!("{}, medians of {rounds} turns of {CALLS} calls, microseconds a call", subject.name);
-    println!("{:<16} {:>9} {:>9} {:>11}", "", "library", "server", "difference");
-    println!("{:<16} {library:>9.0} {server:>9.0} {:>11.0}", "time", server - library);
-    println!(
-        "{:<16} {library_cpu:>9.0} {server_cpu:>9.0} {:>11.0}",
-        "processor time",
-        server_cpu - library_cpu
-    );
+    println!("{:<16} {:>9} {:>15}", "", "time", "processor time");
+    for (side, mut times, mut processor) in turns {
+        println!("{:<16} {:>9.0} {:>15.0}", side.name(), median(&mut times), median(&mut processor));
+    }
 }
 
 /// Calls a second of `threads` threads, each of which makes the next call when the last one is over.

@@ -49,7 +49,8 @@ struct State {
     stopping: bool,
 }
 
-/// The queue of one loaded model, by priority, and by arrival within one.
+/// The queue of one model, by priority, and by arrival within one. It goes when its last request does, so that it wakes no
+/// thread and holds no model that was unloaded.
 struct Lane {
     model: Arc<Served>,
     jobs: VecDeque<Job>,
@@ -329,7 +330,11 @@ impl State {
         }
         let Some((index, count, _)) = ready else { return Err(soonest) };
         let lane = &mut self.lanes[index];
-        Ok((Arc::clone(&lane.model), lane.jobs.drain(..count).collect()))
+        let batch = (Arc::clone(&lane.model), lane.jobs.drain(..count).collect());
+        if lane.jobs.is_empty() {
+            self.lanes.swap_remove(index);
+        }
+        Ok(batch)
     }
 }
 
