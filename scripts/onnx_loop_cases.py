@@ -210,6 +210,57 @@ def branches_with_layers_of_the_same_name(net):
     net.gives(x)
 
 
+def less_the_mean_of_positive(net, y):
+    """The number of positive elements depends on data."""
+    places = net.op("Transpose", net.op("NonZero", net.op("Greater", y, net.const(0))), perm=[1, 0])
+    return net.op("Sub", y, net.op("ReduceMean", net.op("GatherND", y, places), axes=[0], keepdims=0))
+
+
+@case()
+def a_slice_whose_bounds_are_data(net):
+    x = net.input("x", net.normal(6, 5, 4))
+    bounds = [net.input(name, np.array(values)) for name, values in (("starts", [1, 0, 2]), ("ends", [4, 3, 9]))]
+    net.gives(net.op("Sin", net.op("Slice", x, *bounds)))
+
+
+@case()
+def slices_in_a_loop_by_data(net):
+    """As exports of recurrent decoders do: every iteration writes behind what is there."""
+    x, most = net.input("x", net.normal(8, 3)), net.input("most", np.float32(2.5))
+    body = net.body()
+    at, rest, sum_ = body.takes("at", INT, [1]), body.takes("rest"), body.takes("sum")
+    after = body.op("Add", at, body.ints([1]))
+    row = body.op("Slice", rest, at, after, body.ints([0]))
+    body.gives(body.op("Less", body.op("ReduceSum", body.op("Abs", sum_), keepdims=0), most), BOOL)
+    body.gives(after, INT)
+    body.gives(body.op("Mul", rest, body.const(0.5)))
+    body.gives(body.op("Add", sum_, row))
+    zero = net.const(np.zeros((1, 3)))
+    made = net.loop(body, net.ints(7), net.const(True, bool), net.ints([0]), x, zero)
+    net.gives(made[2])
+
+
+@case(local=1, why=["Loop"])
+def sizes_by_data_in_every_iteration(net):
+    """Three iterations, and another number of elements in each."""
+    x = channels(net)
+    body = net.body()
+    y = body.takes("y")
+    body.gives("b_on", BOOL)
+    body.gives(less_the_mean_of_positive(body, body.conv(y, 6, 6, pads=[1, 1, 1, 1])))
+    net.gives(net.loop(body, net.ints(3), net.const(True, bool), x)[0])
+
+
+@case(coded=1)
+def sizes_by_data_in_a_branch_that_is_known(net):
+    x = channels(net)
+    taken, other = Net(net.rng, "p_"), Net(net.rng, "o_")
+    taken.gives(less_the_mean_of_positive(taken, taken.conv(x, 6, 6, pads=[1, 1, 1, 1])))
+    other.gives(other.op("Neg", x))
+    one = net.op("Equal", net.op("Gather", net.op("Shape", x), net.ints(0)), net.ints(1))
+    net.gives(net.op("If", one, then_branch=taken.graph(), else_branch=other.graph()))
+
+
 @case(coded=2)
 def a_branch_by_the_number_of_the_iteration(net):
     x = channels(net)

@@ -190,7 +190,10 @@ impl InferenceOp for Branches {
         if let Some(body) = self.clone().taken(condition)? {
             return body.inline(target, &inputs);
         }
-        let Self { then, otherwise, .. } = self.clone();
+        let Self { mut then, mut otherwise, .. } = self.clone();
+        // Sizes of outputs may be symbols of the branches, which live no longer than these.
+        then.graph.symbols = target.symbols.clone();
+        otherwise.graph.symbols = target.symbols.clone();
         let (then, otherwise) = ((lower(then.graph)?, then.from), (lower(otherwise.graph)?, otherwise.from));
         let op = BranchOp::of(&node.name, &target.symbols, then, otherwise)?;
         target.wire_node(&*node.name, op, &inputs)

@@ -72,11 +72,13 @@ pub(super) fn parse(
 /// Adds the nodes of a graph to `target`, where `inputs` are what its inputs become, and `named` gives the names of its nodes
 /// and layers.
 pub(super) fn inline(
-    graph: InferenceModel,
+    mut graph: InferenceModel,
     named: impl Fn(&str) -> String,
     target: &mut TypedModel,
     inputs: &[OutletId],
 ) -> TractResult<TVec<OutletId>> {
+    // Sizes that depend on data have symbols, which must live as long as the nodes do.
+    graph.symbols = target.symbols.clone();
     let typed = lower(graph)?;
     let mut places: HashMap<OutletId, OutletId> =
         typed.input_outlets()?.iter().copied().zip(inputs.iter().copied()).collect();

@@ -20,6 +20,9 @@ use super::loop_facts::{either, listed, plain, translated};
 pub(super) const NAME: &str = "Loop";
 /// Maximum number of iterations of a loop that is unrolled.
 const MOST_UNROLLED: usize = 64;
+/// Operators that find as many elements as data have. tract gives each of them one symbol for that number when it is parsed,
+/// which would stand for the numbers of all iterations at once if they were unrolled.
+const COUNTING: [&str; 2] = ["NonZero", "NonMaxSuppression"];
 /// Maximum number of nodes that a loop becomes when it is unrolled.
 const MOST_NODES: usize = 10_000;
 /// Maximum nesting depth of loops. Each loop analyses its body again when more is known of its inputs, so that the time grows
@@ -54,6 +57,8 @@ pub(super) struct Spec {
     declared: Vec<InferenceFact>,
     /// Number of nodes in the body.
     size: usize,
+    /// Whether the body has operators of [`COUNTING`].
+    counting: bool,
 }
 
 /// What is known of a loop before it runs.
@@ -135,6 +140,7 @@ impl Spec {
             conditional,
             carried,
             nodes,
+            counting: counting(graph),
             body,
         };
         Ok((spec.plain()?, read))
@@ -239,6 +245,9 @@ impl Spec {
         let Start { most, counts: false, condition: Some(condition) } = self.start(inputs)? else {
             return Ok(None);
         };
+        if self.counting {
+            return Ok(None);
+        }
         // Spares the iterations of a loop that is known to be too long.
         if self.endless && condition && most.is_some_and(|most| most > MOST_UNROLLED as u64) {
             return Ok(None);
@@ -421,6 +430,12 @@ fn size(graph: &GraphProto) -> usize {
         1 + if node.op_type == NAME { unrolled.max(inner) } else { inner }
     };
     graph.node.iter().map(of).fold(0, usize::saturating_add)
+}
+
+/// Whether a graph has operators of [`COUNTING`].
+fn counting(graph: &GraphProto) -> bool {
+    let of = |node: &NodeProto| COUNTING.contains(&&*node.op_type) || graphs(node).any(counting);
+    graph.node.iter().any(of)
 }
 
 /// Names and operators of all nodes in a graph.

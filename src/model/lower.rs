@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 
 use tract_onnx::prelude::{InferenceModel, TractResult};
 use tract_onnx::tract_core::internal::{
-    EvalContext, InletId, OutletId, TVec, TypedFact, TypedModel, TypedOp, bail,
+    EvalContext, InletId, OutletId, SymbolScope, TDim, TVec, TypedFact, TypedModel, TypedOp, bail,
 };
 use tract_onnx::tract_core::model::Node;
 use tract_onnx::tract_core::ops::cnn::{Conv, MaxPool, PaddingSpec, PoolSpec, SumPool};
@@ -158,7 +158,7 @@ impl Lowering {
             let facts = wires.iter().map(|wire| self.target.outlet_fact(outlets[wire]));
             let op = ours(&node.name, op, &facts.collect::<TractResult<Vec<_>>>()?)?;
             let count = outputs.len();
-            let facts = outputs.into_iter().map(|output| output.fact).collect();
+            let facts = outputs.into_iter().map(|output| living(output.fact, &self.target.symbols)).collect();
             let name = self.unique(&name);
             let new = self.target.add_node(name, op, facts)?;
             for (slot, wire) in wires.iter().enumerate() {
@@ -168,6 +168,19 @@ impl Lowering {
         }
         Ok(outputs.iter().map(|outlet| outlets[outlet]).collect())
     }
+}
+
+/// A fact without symbols that have outlived the graph they belong to: tract's StridedSlice infers its output in a graph of its
+/// own. Each such size gets a symbol of this graph.
+fn living(fact: TypedFact, symbols: &SymbolScope) -> TypedFact {
+    let is_dead = |dim: &TDim| dim.symbols().iter().any(|symbol| symbol.scope().is_none());
+    if !fact.shape.iter().any(is_dead) {
+        return fact;
+    }
+    let dims = fact.shape.iter();
+    let dims =
+        dims.map(|dim| if is_dead(dim) { TDim::Sym(symbols.new_with_prefix("size")) } else { dim.clone() });
+    TypedFact::dt_shape(fact.datum_type, dims.collect::<TVec<TDim>>())
 }
 
 /// Whether all outputs of a node are known before the model runs.
