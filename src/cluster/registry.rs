@@ -119,9 +119,14 @@ impl Registry {
     pub(super) fn suspects(&mut self, now: Instant, limit: Duration) -> Vec<MemberId> {
         let late = |member: &Record| {
             let silent = member.answered.is_some_and(|last| now.saturating_duration_since(last) > limit);
-            silent && !member.presence.set_silent(true)
+            silent && !member.presence.is_silent()
         };
-        self.members.iter().filter(|(_, member)| late(member)).map(|(id, _)| id.clone()).collect()
+        let suspects = self.members.iter().filter(|(_, member)| late(member));
+        let marked = suspects.map(|(id, member)| {
+            member.presence.set_silent(true);
+            id.clone()
+        });
+        marked.collect()
     }
 
     /// Marks processes that have not answered for `limit` as gone; returns each with its link once per silence.
@@ -148,8 +153,9 @@ impl Registry {
     ) -> Option<String> {
         let member = self.members.get_mut(id)?;
         member.answered = Some(now);
-        if member.presence.set_silent(false) {
+        if member.presence.is_silent() {
             tracing::info!(machine = id.0, "answers again");
+            member.presence.set_silent(false);
         }
         let state = match answer {
             Ok(info) if (&info.name, info.boot) == (&id.0, id.1) => match info.check() {

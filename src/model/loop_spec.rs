@@ -55,10 +55,8 @@ pub(super) struct Spec {
     listed: [bool; 2],
     /// What the file says of each list of values that the loop collects.
     declared: Vec<InferenceFact>,
-    /// Number of nodes in the body.
+    /// Number of nodes in the body; more than an unrolled loop may have if it has operators of [`COUNTING`].
     size: usize,
-    /// Whether the body has operators of [`COUNTING`].
-    counting: bool,
 }
 
 /// What is known of a loop before it runs.
@@ -134,13 +132,12 @@ impl Spec {
             endless: through(0) || always(&body),
             listed: [listed(0)?, listed(1)?],
             declared: declared.collect(),
-            size: size(graph),
+            size: if counting(graph) { usize::MAX } else { size(graph) },
             node: name,
             counted,
             conditional,
             carried,
             nodes,
-            counting: counting(graph),
             body,
         };
         Ok((spec.plain()?, read))
@@ -245,9 +242,6 @@ impl Spec {
         let Start { most, counts: false, condition: Some(condition) } = self.start(inputs)? else {
             return Ok(None);
         };
-        if self.counting {
-            return Ok(None);
-        }
         // Spares the iterations of a loop that is known to be too long.
         if self.endless && condition && most.is_some_and(|most| most > MOST_UNROLLED as u64) {
             return Ok(None);

@@ -152,6 +152,8 @@ struct Run<'a, F: Fleet, R> {
     traffic: Traffic,
     /// Whether any worker may fall silent.
     watches: bool,
+    /// The attempts whose machines did not answer, each of which the gathering was told.
+    suspects: Vec<usize>,
 }
 
 impl<'a, F: Fleet, R: Recovery> Run<'a, F, R> {
@@ -167,6 +169,7 @@ impl<'a, F: Fleet, R: Recovery> Run<'a, F, R> {
             traffic: Traffic::default(),
             shared: ReleaseOnDrop::of(&slabs),
             watches: fleet.ids().any(|worker| fleet.can_fall_silent(worker)),
+            suspects: Vec::new(),
             fleet,
             layer,
             filters,
@@ -192,9 +195,9 @@ impl<'a, F: Fleet, R: Recovery> Run<'a, F, R> {
             return;
         }
         let now = self.elapsed();
-        for attempt in self.attempts.iter_mut().filter(|attempt| !attempt.ended && !attempt.suspected) {
-            if self.fleet.is_silent(attempt.worker) {
-                attempt.suspected = true;
+        for (index, attempt) in self.attempts.iter().enumerate().filter(|(_, attempt)| !attempt.ended) {
+            if self.fleet.is_silent(attempt.worker) && !self.suspects.contains(&index) {
+                self.suspects.push(index);
                 self.gather.handle(now, Event::Suspected { subtask: attempt.subtask });
             }
         }
@@ -228,7 +231,6 @@ impl<'a, F: Fleet, R: Recovery> Run<'a, F, R> {
             wanted,
             cause: None,
             dispatched,
-            suspected: false,
             ended: false,
         });
         let task = QueuedTask {

@@ -50,8 +50,6 @@ pub(crate) struct Attempt {
     pub(super) wanted: usize,
     pub(crate) cause: Option<String>,
     pub(super) dispatched: Instant,
-    /// Its machine did not answer, and the subtask may have been given to another worker.
-    pub(super) suspected: bool,
     /// No more replies are expected.
     pub(crate) ended: bool,
 }

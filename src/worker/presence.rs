@@ -24,10 +24,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// ```
 /// use fcdcc::worker::Presence;
 ///
-/// let presence = Presence::default();
-/// // The former state.
-/// assert!(!presence.set_silent(true));
-/// assert!(presence.set_silent(false));
+/// // Each worker of a machine has a clone.
+/// let machine = Presence::default();
+/// let workers = [machine.clone(), machine.clone()];
+/// machine.set_silent(true);
+/// machine.set_silent(false);
+/// assert!(workers.iter().all(|worker| !worker.is_silent()));
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct Presence(Arc<AtomicBool>);
@@ -39,8 +41,8 @@ impl Presence {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// Records whether the machine is silent; returns what was recorded before.
-    pub fn set_silent(&self, silent: bool) -> bool {
-        self.0.swap(silent, Ordering::Relaxed)
+    /// Records whether the machine is silent.
+    pub fn set_silent(&self, silent: bool) {
+        self.0.store(silent, Ordering::Relaxed);
     }
 }

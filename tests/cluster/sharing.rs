@@ -341,7 +341,7 @@ fn a_task_whose_request_ends_while_its_results_are_fetched_is_complete() {
                     // Ends the request.
                     _ => *asked = None,
                 }
-                let from = 64 * index as usize + offset as usize;
+                let from = 64 * index as usize + usize::try_from(offset).unwrap();
                 let bytes = sent.as_bytes()[from..from + len as usize].to_vec();
                 let header = Answer::Bytes { crc: crc32fast::hash(&bytes), format: WireFormat::Full };
                 answer(query, pack(&header), bytes);
