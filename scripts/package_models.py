@@ -190,7 +190,8 @@ def run(command, folder, data, inputs, seed):
     known = {os.path.splitext(os.path.basename(f))[0]: f for f in files}
     errors = []
     for at, (name, array) in enumerate(zip(names, theirs)):
-        file = known.get(name) or (files[at] if at < len(files) else None)
+        plain = "".join(c if c.isalnum() or c in "._-" else "_" for c in name)
+        file = known.get(name) or known.get(plain) or (files[at] if at < len(files) else None)
         errors.append(difference(np.load(file), array) if file else np.inf)
     apart = max(difference(a, b) for a, b in zip(other, theirs))
     if apart <= TOLERANCE:
