@@ -15,7 +15,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// ```
 /// use fcdcc::worker::Presence;
 ///
-/// let (own, seen) = { let own = Presence::default(); (own.clone(), own) };
+/// let own = Presence::default();
+/// let seen = own.clone();
 /// assert!(!seen.is_silent());
 /// own.set_silent(true);
 /// assert!(seen.is_silent());
