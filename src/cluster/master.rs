@@ -29,15 +29,15 @@ const SURVEY_ROUND: Duration = Duration::from_millis(700);
 const SURVEY_PAUSE: Duration = Duration::from_millis(50);
 /// Time after which a cluster that looks empty counts as empty.
 const NOBODY: Duration = Duration::from_secs(1);
-/// A worker process that has not answered for this time is suspected: others compute its subtasks as well, and it gets no
-/// more of others. It answers within milliseconds, also while it computes.
+/// A worker process that has not answered for this time is suspected: others compute its subtasks as well, and it gets none
+/// of theirs. A healthy process answers within milliseconds, also while it computes.
 const SUSPICION: Duration = Duration::from_secs(1);
 /// A worker process that has not answered for this time counts as gone.
 const SILENCE: Duration = Duration::from_secs(4);
 /// Time for machines that are not needed, once those that are needed have joined. A busy machine takes seconds to start its
 /// workers, and over QUIC they may notice only after more than a second that a master listens.
 const LATECOMERS: Duration = Duration::from_secs(5);
-/// Maximum number of events that the monitor handles before it checks who is silent.
+/// Maximum number of events that the monitor handles before it checks which processes are silent.
 const MOST_AT_ONCE: usize = 1024;
 /// Interval at which the monitor checks which processes to query.
 const TICK: Duration = Duration::from_millis(125);
@@ -287,7 +287,7 @@ impl MembershipMonitor {
             for event in first.into_iter().chain(queue.try_iter().take(MOST_AT_ONCE)) {
                 record(&shared, event);
             }
-            // A thread that got no core for long cannot tell who was silent meanwhile.
+            // If this thread got no core for long, late answers are no sign of a silent process.
             let (now, was_awake) = (Instant::now(), checked.elapsed() < SUSPICION / 2);
             checked = now;
             let (mut due, mut silent, mut suspects) = (Vec::new(), Vec::new(), Vec::new());
@@ -377,7 +377,7 @@ fn renew_if_silent(shared: &Shared, link: usize) {
     }
 }
 
-/// Drops connections over which nobody has been visible for a while, if this side made them.
+/// Replaces connections on which no worker process has been visible for a while, if this side made them.
 fn replace_stuck(shared: &Shared, solitudes: &mut Vec<Solitude>, now: Instant) {
     solitudes.resize_with(shared.links.len(), Solitude::default);
     for (index, solitude) in solitudes.iter_mut().enumerate() {

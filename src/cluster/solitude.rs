@@ -1,19 +1,20 @@
-//! When a connection over which nobody is visible is replaced.
+//! Decides when a connection on which no other process is visible is replaced.
 //!
 //! The engine restores broken connections. A connection that breaks while it is being made is sometimes not restored, and a
-//! restored one may lack what was declared on it. A side that connects therefore replaces its connection when nobody is
-//! visible over it for a while.
+//! restored one may lack what was declared on it. The side that connects therefore replaces its connection when no other
+//! process has been visible on it for a while.
 //!
-//! Invariant: the pauses between replacements double up to [`LONGEST`], and start anew once somebody was visible.
+//! Invariant: the pauses between replacements double up to [`LONGEST`], and start again at [`FIRST`] once a process was
+//! visible.
 
 use std::time::{Duration, Instant};
 
-/// Time with nobody visible before the first replacement.
+/// Time without a visible process before the first replacement.
 const FIRST: Duration = Duration::from_secs(5);
 /// Longest time between two replacements.
 const LONGEST: Duration = Duration::from_secs(40);
 
-/// How long nobody has been visible over one link.
+/// How long no process has been visible on one link.
 #[derive(Debug)]
 pub(super) struct Solitude {
     since: Option<Instant>,
@@ -27,7 +28,7 @@ impl Default for Solitude {
 }
 
 impl Solitude {
-    /// Records whether anybody is visible now; true where the connection is to be replaced.
+    /// Records whether no process is visible now; true where the connection is to be replaced.
     pub(super) fn is_stuck(&mut self, alone: bool, now: Instant) -> bool {
         if !alone {
             *self = Self::default();

@@ -1,6 +1,6 @@
 //! Whether a worker on another machine answers at present.
 //!
-//! Invariant: whoever sets a presence never waits for whoever reads it.
+//! Invariant: neither writing nor reading it waits.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

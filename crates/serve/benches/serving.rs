@@ -5,12 +5,12 @@
 //! **The measure.** Server and library share one pool of six one-thread CPU workers, and take turns. The client is a thread
 //! with a blocking socket on a kept loopback connection; it sends and reads binary tensors. *Time* is from the first byte
 //! sent to the last one read, against the same input given to `PreparedModel::run`. *Processor time* is that of the whole
-//! process without that of the client's thread, so that it holds server, workers and coding. Workers go to sleep between
-//! requests, and waking them costs some 100 us of a call, whoever makes it: the library is therefore also called at the
-//! client's pace, by a thread that waits for work. *Throughput* is that of
-//! sixteen connections that send the next request when they have an answer, against sixteen threads that call `run`; the
-//! client's work counts against the server here. *Batching* compares a server of LeNet-5 with batches of up to sixteen
-//! images with one that runs each image alone, for thirty-two connections.
+//! process without that of the client's thread, so that it holds server, workers and coding. Workers sleep between requests,
+//! and waking them costs some 100 us. A program that pauses between calls of the library pays that too, so the library is also
+//! called at the client's pace, by a thread that waits for work. *Throughput* is that of sixteen connections that send the
+//! next request when they have an answer, against sixteen threads that call `run`; the client's work counts against the
+//! server here. *Batching* compares a server of LeNet-5 with batches of up to sixteen images with one that runs each image
+//! alone, for thirty-two connections.
 //!
 //! LeNet-5 comes with the repository. Other models are files with one input of f32; free axes are taken as 1.
 //! `FCDCC_BENCH_ROUNDS` is the number of turns (default 9).

@@ -123,7 +123,7 @@ fn the_fourth_while_three_are_stopped() -> Result<(), Failed> {
 /// Two of three machines are stopped for less time than it takes to lose them: the third computes their subtasks within a
 /// second or so, and they go on with their filters.
 fn stopped_machines_are_suspected_and_not_lost() -> Result<(), Failed> {
-    /// A machine that is silent for so long is lost.
+    /// Time without an answer after which a machine is lost.
     const SILENCE: Duration = Duration::from_secs(4);
     let at = endpoint();
     let cluster = master(&at);
