@@ -130,6 +130,13 @@ impl RemoteWorker {
         }
     }
 
+    /// Records filters that the device holds, in place of earlier ones.
+    fn hold(&mut self, key: FilterKey, held: Held) {
+        if let Some(before) = self.held.insert(key, held) {
+            self.release(before.content);
+        }
+    }
+
     fn leave_seat(&mut self, cause: String) {
         if let Seat::Taken { claimed, .. } = std::mem::replace(&mut self.seat, Seat::Lost(cause)) {
             self.shared.release(&claimed);
@@ -229,11 +236,33 @@ impl Worker for RemoteWorker {
             }
             Err(CallError::Failed("it does not keep the chunks it is sent".to_owned()))
         })?;
-        let before = self.held.insert(key, Held { content, shape: shape.clone(), dtype });
-        if let Some(before) = before {
-            self.release(before.content);
-        }
+        self.hold(key, Held { content, shape: shape.clone(), dtype });
         Ok(())
+    }
+
+    /// The filters stay where they are; their names alone go over the wire.
+    fn share(&mut self, key: FilterKey, from: FilterKey, shape: &SubtaskShape) -> Result<bool> {
+        let Some(held) = self.held.get(&from).filter(|held| held.shape.has_filters_of(shape)) else {
+            return Ok(false);
+        };
+        let (of, dtype) = (held.content, held.dtype);
+        let spec = Spec::of(shape, dtype);
+        spec.subtask()?;
+        let content = ContentId::shared(&spec, of);
+        let shared = self.over_the_wire(|wire, _, _, claimed| {
+            let share = Request::Share { device: claimed.device, of, spec };
+            let number = wire.ask(share, Payload::empty(), TrafficClass::Background, INSTALL_LIMIT)?;
+            match wait_for_answer(wire, number, Instant::now() + INSTALL_LIMIT) {
+                Ok(Answer::Installed) => Ok(true),
+                // They are sent then, and an error shows.
+                Ok(_) | Err(CallError::Failed(_)) => Ok(false),
+                Err(other) => Err(other),
+            }
+        })?;
+        if shared {
+            self.hold(key, Held { content, shape: shape.clone(), dtype });
+        }
+        Ok(shared)
     }
 
     fn remove(&mut self, key: FilterKey) {

@@ -22,7 +22,7 @@ use crate::worker::WorkerKind;
 pub use spec::{ContentId, Spec};
 
 /// Version of everything in this module. Sides of different versions do not work together; they report it.
-pub const PROTOCOL: u16 = 3;
+pub const PROTOCOL: u16 = 4;
 
 const MAGIC: [u8; 4] = *b"FCDC";
 
@@ -194,6 +194,16 @@ pub enum Request {
     Await {
         /// Number of the task.
         task: u64,
+    },
+    /// Use filters that this device holds for a subtask of another shape, under the name [`ContentId::shared`]. Answered with
+    /// [`Answer::Installed`], or with [`Answer::Send`] where that is impossible; then install the filters.
+    Share {
+        /// Index of the device.
+        device: u32,
+        /// Identifier of the filters that it holds.
+        of: ContentId,
+        /// Shape of the other subtask.
+        spec: Spec,
     },
 }
 

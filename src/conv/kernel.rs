@@ -239,6 +239,12 @@ impl ConvKernel {
         self.path
     }
 
+    /// Whether filters that `other` packed can be used by this kernel too.
+    #[must_use]
+    pub fn reads_filters_of(&self, other: &Self) -> bool {
+        self.layout == other.layout && self.filtering.is_some() == other.filtering.is_some()
+    }
+
     /// Packs a filter bank `[O, C/g, kernel...]`, row-major, for [`ConvKernel::run`].
     ///
     /// # Errors

@@ -111,6 +111,11 @@ impl<T: Element> Common<T> {
         (*self.weight).as_ref()
     }
 
+    /// Whether its filters are these, bit by bit.
+    pub(super) fn has_weight(&self, weight: &[T]) -> bool {
+        bytemuck::cast_slice::<T, u8>(self.weight()) == bytemuck::cast_slice::<T, u8>(weight)
+    }
+
     /// Converts a sum of products to an output of `channel`: adds the bias and clamps.
     pub(super) fn finished(&self, channel: usize, sum: f64) -> T {
         let bias = self.bias.as_ref().map_or(0.0, |bias| bias[channel].to_f64());

@@ -114,14 +114,33 @@ impl<T: Element> CodedConv<T> {
         bias: Option<Vec<T>>,
         options: LayerOptions,
     ) -> Result<Self> {
+        Self::prepare_beside(pool, shape, weight, bias, options, None)
+    }
+
+    /// As [`CodedConv::prepare_shared`], for a layer that differs from `other` in the size of its input alone, such as one for
+    /// another batch. If both have the same filters, code and pool, `other`'s filters are used on this machine, and by workers
+    /// that can [share](crate::Worker::share) coded filters; the others get them once more. Dropping one of the layers leaves
+    /// the other what it needs.
+    ///
+    /// # Errors
+    /// Those of [`prepare`](super::CodedConvBuilder::prepare).
+    pub fn prepare_beside(
+        pool: &Pool,
+        shape: ConvShape,
+        weight: SharedWeight<T>,
+        bias: Option<Vec<T>>,
+        options: LayerOptions,
+        other: Option<&Self>,
+    ) -> Result<Self> {
         once!(T as E; fn(
             pool: &Pool = pool,
             shape: ConvShape = shape,
             weight: SharedWeight<E> = same(weight),
             bias: Option<Vec<E>> = same(bias),
             options: LayerOptions = options,
+            other: Option<&CodedConv<E>> = other.map(same_ref),
         ) -> Result<CodedConv<E>> {
-            CodedConv::new(pool, shape, weight, bias, options)
+            CodedConv::new(pool, shape, weight, bias, options, other)
         }, |layer: Result<_>| layer.map(same))
     }
 
@@ -129,9 +148,10 @@ impl<T: Element> CodedConv<T> {
     fn new(
         pool: &Pool,
         shape: ConvShape,
-        weight: SharedWeight<T>,
+        mut weight: SharedWeight<T>,
         bias: Option<Vec<T>>,
         options: LayerOptions,
+        other: Option<&Self>,
     ) -> Result<Self> {
         options.check()?;
         check_elems("elements of the weight", (*weight).as_ref().len(), shape.weight_elems())?;
@@ -153,6 +173,12 @@ impl<T: Element> CodedConv<T> {
         check_condition(&code)?;
         let checkers = ParityCheckCache::new(CACHED_DECODERS);
         check_audit::<T>(&code, options.policy.audit, pool, &checkers, shape.reduction())?;
+        let same = other.filter(|other| {
+            other.pool.is_same(pool) && *other.code() == code && other.common.has_weight((*weight).as_ref())
+        });
+        if let Some(same) = same {
+            weight = Arc::clone(&same.common.weight);
+        }
         let common = Common::new(shape, weight, bias, options);
         let flaw = || {
             let bias = common.bias.as_deref().unwrap_or_default();
@@ -161,11 +187,15 @@ impl<T: Element> CodedConv<T> {
         let flaw = if common.finite { None } else { flaw() };
         refuse_unless_passed(&code, common.options.policy.audit, flaw)?;
         let subtask = subtask_shape(&common.shape, &code)?;
-        let needed =
+        let mut needed =
             LayerMemory::of(&common.shape, &code, &subtask, T::DTYPE, pool.share_here(), pool.cores());
+        if same.is_some() {
+            needed.filters = 0;
+        }
         memory::require(&format!("layer {}", common.options.name), needed.total())?;
         let _span = tracing::info_span!("prepare", name = common.options.name).entered();
-        let main = Variant::new(pool, &common, code, false, checkers, INSTALL_LIMIT)?;
+        let how = (INSTALL_LIMIT, same.map(|same| &same.main));
+        let main = Variant::new(pool, &common, code, false, checkers, how)?;
         Ok(Self { common, main, other: Mutex::new(Other::NotTried), pool: pool.clone() })
     }
 
@@ -442,7 +472,7 @@ impl<T: Element> CodedConv<T> {
         let (kind, k_a, k_b) = (code.kind(), code.k_a(), code.k_b());
         tracing::info!(layer = common.options.name, code = %kind, k_a, k_b, "uneven data: coding the layer another way");
         let limit = INSTALL_LIMIT.min(common.options.policy.deadline / 2);
-        match Variant::new(&self.pool, common, code, true, checkers, limit) {
+        match Variant::new(&self.pool, common, code, true, checkers, (limit, None)) {
             Ok(variant) => variant.rules.accuracy.is_met_by_even_data().then_some(variant),
             Err(error) => {
                 tracing::warn!(%error, "no other way to code the layer");

@@ -12,13 +12,15 @@ use crossbeam_channel::unbounded;
 
 use super::common::{Common, SharedWeight};
 use super::holdings::{Holdings, TakeOver};
-use crate::array::{Element, Pooled, Values};
+use crate::array::{DType, Element, Pooled, Values};
 use crate::coding::{Code, encode_filters};
 use crate::error::{Error, Result};
 use crate::ids::{SubtaskId, WorkerId};
 use crate::partition::FilterPartition;
 use crate::scaling::FilterScales;
-use crate::scheduler::{Audit, FilterHolders, FilterSource, Fleet, InstallRequest, Pool, assign, rebalance};
+use crate::scheduler::{
+    Audit, Banks, FilterHolders, FilterSource, Fleet, InstallRequest, Pool, assign, rebalance,
+};
 use crate::sync::locked;
 use crate::worker::{FilterKey, SubtaskShape};
 
@@ -42,6 +44,16 @@ pub(super) struct FilterPlacement<T: Element> {
     moving: AtomicBool,
     /// Sum of squares of each coded filter bank, by subtask and bank; set only for an audit.
     energies: OnceLock<Vec<f64>>,
+    /// The layer whose coded filters are the same.
+    same: Option<u64>,
+}
+
+/// How the filters of a layer are installed.
+pub(super) struct Installation<'a, T: Element> {
+    /// The time that is waited.
+    pub(super) limit: Duration,
+    /// A layer of the same pool with the same coded filters, which its workers share where they can.
+    pub(super) same: Option<&'a FilterPlacement<T>>,
 }
 
 struct Placed {
@@ -62,10 +74,11 @@ impl<T: Element> FilterPlacement<T> {
         subtask: SubtaskShape,
         filters: FilterPartition,
         common: &Common<T>,
-        limit: Duration,
+        how: &Installation<'_, T>,
     ) -> Result<Arc<Self>> {
         let changes = pool.changes();
-        let holdings = Holdings::new(assign(code.n(), &pool.seats()), changes);
+        let assignment = how.same.map_or_else(|| assign(code.n(), &pool.seats()), Self::assignment);
+        let holdings = Holdings::new(assignment, changes);
         let placement = Arc::new(Self {
             pool: pool.clone(),
             id,
@@ -76,11 +89,12 @@ impl<T: Element> FilterPlacement<T> {
             scales: Arc::clone(&common.filters),
             placed: Mutex::new(Placed { holdings, closed: false }),
             moving: AtomicBool::new(false),
-            energies: OnceLock::new(),
+            energies: how.same.map_or_else(OnceLock::new, |same| same.energies.clone()),
+            same: how.same.map(|same| same.id),
         });
         let source: Arc<dyn FilterSource> = Arc::<Self>::clone(&placement);
         pool.register(id, Arc::downgrade(&source));
-        let installed = placement.install(common.options.policy.audit != Audit::Off, limit);
+        let installed = placement.install(common.options.policy.audit != Audit::Off, how.limit);
         if installed.is_err() {
             placement.close();
         }
@@ -99,26 +113,32 @@ impl<T: Element> FilterPlacement<T> {
     }
 
     /// Encodes the filters of every subtask and installs them on the assigned worker.
-    fn install(&self, audited: bool, limit: Duration) -> Result<()> {
+    fn install(self: &Arc<Self>, audited: bool, limit: Duration) -> Result<()> {
         let (reply, replies) = unbounded();
         let started = Instant::now();
         let assignment = self.assignment();
         // A worker that still installs an earlier layer's filters is known to be slow: do not wait for it again.
         let behind: Vec<bool> = self.pool.ids().map(|worker| self.pool.is_installing(worker)).collect();
         let mut energies = Vec::new();
+        let audited = audited && self.energies.get().is_none_or(Vec::is_empty);
         let mut awaited = assignment.iter().filter(|worker| !behind[worker.0]).count();
         for (subtask, worker) in (0..).map(SubtaskId).zip(assignment) {
-            let coded = self.filters_of(subtask);
+            let coded = if audited || self.same.is_none() { self.filters_of(subtask) } else { Vec::new() };
             if audited {
                 energies.extend(coded.chunks(self.filters.bank_elems()).map(energy));
             }
-            let coded = T::wrap(coded);
+            let banks = match self.same {
+                Some(_) => Banks::Of(Arc::<Self>::clone(self)),
+                None => Banks::Coded(T::wrap(coded)),
+            };
             locked(&self.placed).holdings.send(worker, subtask);
-            self.pool.install(worker, self.request(subtask, coded), &reply);
+            self.pool.install(worker, self.request(subtask, banks), &reply);
         }
         drop(reply);
-        // Cannot fail: filters are installed once.
-        let _ = self.energies.set(energies);
+        if audited {
+            // Filters are installed once, so nothing but an empty list can be there.
+            let _ = self.energies.set(energies);
+        }
         let mut end = started + limit;
         let mut first_error = None;
         let mut installed = HashSet::new();
@@ -170,7 +190,7 @@ impl<T: Element> FilterPlacement<T> {
         expected
     }
 
-    fn request(&self, subtask: SubtaskId, banks: Values) -> InstallRequest {
+    fn request(&self, subtask: SubtaskId, banks: Banks) -> InstallRequest {
         let key = FilterKey { layer: self.id, subtask };
         InstallRequest { key, shape: Arc::clone(&self.subtask), banks }
     }
@@ -214,7 +234,8 @@ impl<T: Element> FilterPlacement<T> {
             };
             if fresh {
                 let (reply, replies) = unbounded();
-                self.pool.install(*new, self.request(subtask, self.coded_filters(subtask)), &reply);
+                let banks = Banks::Coded(self.coded_filters(subtask));
+                self.pool.install(*new, self.request(subtask, banks), &reply);
                 drop(reply);
                 let installed = replies.recv_timeout(INSTALL_LIMIT).is_ok_and(|answer| answer.result.is_ok());
                 let mut placed = locked(&self.placed);
@@ -271,6 +292,14 @@ impl<T: Element> FilterHolders for FilterPlacement<T> {
 }
 
 impl<T: Element> FilterSource for FilterPlacement<T> {
+    fn dtype(&self) -> DType {
+        T::DTYPE
+    }
+
+    fn same_filters(&self) -> Option<u64> {
+        self.same
+    }
+
     fn coded_filters(&self, subtask: SubtaskId) -> Values {
         T::wrap(self.filters_of(subtask))
     }

@@ -25,8 +25,8 @@ use crate::error::{Error, Result};
 use crate::ids::{SubtaskId, WorkerId};
 use crate::planner::{choose_partitions, subtask_shape};
 use crate::scheduler::{
-    Arrivals, Audit, Decision, FilterHolders, Fleet, InstallRequest, JobLayer, JobPlan, OnShortfall, Outcome,
-    Policy, Recovery, RunOutcome, SimulatedFleet, SimulatedWork, assign, rebalance, run_job,
+    Arrivals, Audit, Banks, Decision, FilterHolders, Fleet, InstallRequest, JobLayer, JobPlan, OnShortfall,
+    Outcome, Policy, Recovery, RunOutcome, SimulatedFleet, SimulatedWork, assign, rebalance, run_job,
 };
 use crate::worker::{CancelToken, FilterKey, SubtaskShape};
 
@@ -375,7 +375,7 @@ impl SimulatedLayer {
             }
             if holdings.begin_move(subtask, new) {
                 let key = FilterKey { layer: self.id, subtask };
-                let (shape, banks) = (Arc::clone(&self.subtask), Values::F32(Vec::new()));
+                let (shape, banks) = (Arc::clone(&self.subtask), Banks::Coded(Values::F32(Vec::new())));
                 fleet.equip(new, InstallRequest { key, shape, banks });
             }
             self.moves.push((subtask, new));

@@ -14,7 +14,7 @@ use rayon::prelude::*;
 use super::accuracy::{Accuracy, typical_condition};
 use super::common::{Common, Quality, RunInput, relative_to, rounding_of};
 use super::integers::Integers;
-use super::placement::FilterPlacement;
+use super::placement::{FilterPlacement, Installation};
 use super::rules::RunRules;
 use super::tracker::DecodingTracker;
 use super::watch::Watch;
@@ -58,7 +58,8 @@ pub(super) struct VariantRun<'a> {
 }
 
 impl<T: Element> Variant<T> {
-    /// Encodes the filters and installs them on the pool's workers. `plain` workers keep operands in full width and compute
+    /// Encodes the filters and installs them on the pool's workers within a time limit. They are shared with those of `same`,
+    /// a variant of the same code and filters, if the arithmetic is the same. `plain` workers keep operands in full width and compute
     /// every output from its own window alone.
     ///
     /// # Errors
@@ -69,7 +70,7 @@ impl<T: Element> Variant<T> {
         code: Code,
         plain: bool,
         checkers: ParityCheckCache,
-        install_limit: Duration,
+        (limit, same): (Duration, Option<&Self>),
     ) -> Result<Self> {
         static NEXT_ID: AtomicU64 = AtomicU64::new(0);
         let (shape, options) = (&common.shape, &common.options);
@@ -79,6 +80,7 @@ impl<T: Element> Variant<T> {
         // Sums of integers are exact in any order; transformed ones are not.
         let plain = plain || integers.is_some();
         let subtask = SubtaskShape { plain, ..subtask_shape(shape, &code)? };
+        let same = same.map(|same| &*same.placement).filter(|same| same.subtask.has_filters_of(&subtask));
         let rounding = rounding_of::<T>(pool, shape, &subtask);
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         let sketcher = || Arc::new(Sketcher::new(subtask.conv.output_elems(), options.seed ^ id));
@@ -109,7 +111,15 @@ impl<T: Element> Variant<T> {
             watch: Watch::new(options.policy.audit, pool.caught(), id),
             tiling: OutputTiling::new(shape, &slabs, &filters),
             rules: RunRules::new(code.clone(), accuracy, checkers),
-            placement: FilterPlacement::new(pool, id, code, subtask, filters, common, install_limit)?,
+            placement: FilterPlacement::new(
+                pool,
+                id,
+                code,
+                subtask,
+                filters,
+                common,
+                &Installation { limit, same },
+            )?,
             buffers,
             scan,
             slabs,

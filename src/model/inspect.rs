@@ -20,6 +20,7 @@ use tract_onnx::tract_core::ops::konst::Const;
 
 use super::conv::ConvOp;
 use super::examine::{is_known, operator};
+use super::filters::flaw;
 use super::find::{Layer, LayerOp, layers};
 use super::findings::{Findings, ReasonKind};
 use super::functions;
@@ -30,7 +31,7 @@ use super::memory::ModelMemory;
 use super::options::{GemmChoice, ModelOptions};
 use super::outputs::infos;
 use super::place::{of_layer, place};
-use super::prepare::{flaw, replace};
+use super::prepare::replace;
 use super::runnable::Program;
 use super::survey;
 use super::transpose::TransposeOp;

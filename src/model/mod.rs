@@ -28,6 +28,7 @@
 //! differ.
 
 mod batch;
+mod beside;
 mod branch;
 mod branch_op;
 mod cancel;
@@ -38,6 +39,7 @@ mod deform;
 mod examine;
 mod execute;
 mod external;
+mod filters;
 mod find;
 mod findings;
 mod fold;

@@ -1,14 +1,13 @@
 //! Prepares a parsed model: codes its layers and places them on workers.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 
-use tract_onnx::prelude::{DatumType, TractResult};
-use tract_onnx::tract_core::internal::{
-    Datum, InletId, OutletId, Tensor as TractTensor, TypedModel, TypedOp,
-};
+use tract_onnx::prelude::TractResult;
+use tract_onnx::tract_core::internal::{InletId, OutletId, TypedModel, TypedOp};
 
+use super::beside::Beside;
 use super::compiled::shunt;
+use super::filters::{copied_bytes, own_type, prepare_layer};
 use super::find::{FilterOrder, Found, Layer, LayerOp, layers};
 use super::guard::guarded;
 use super::load::Model;
@@ -16,12 +15,12 @@ use super::memory::ModelMemory;
 use super::op::CodedOp;
 use super::options::{ModelOptions, Progress};
 use super::place::{STAYS, of_layer, place, stays};
-use super::prepared::{CodedLayer, LayerPlacement, LocalLayer, PreparedModel};
+use super::prepared::{LayerPlacement, LocalLayer, PreparedModel};
 use super::runnable::Program;
 use super::signature::Signature;
-use crate::array::{DType, Element, first_non_finite};
+use crate::array::DType;
 use crate::coding::Code;
-use crate::engine::{CodedConv, LayerOptions, SharedWeight, integers_fit};
+use crate::engine::{LayerOptions, integers_fit};
 use crate::error::{Error, Result};
 use crate::memory;
 use crate::planner::{LayerMemory, LayerPlan, Way, subtask_shape};
@@ -71,15 +70,30 @@ impl Model {
         cancel: &CancelToken,
         observe: &mut dyn FnMut(Progress<'_>),
     ) -> Result<PreparedModel> {
+        self.prepare_beside(pool, options, &Beside(&[]), cancel, observe)
+    }
+
+    /// As [`Model::prepare_cancellable`], but layers share the coded filters of earlier plans where they can.
+    pub(super) fn prepare_beside(
+        &self,
+        pool: &Pool,
+        options: &ModelOptions,
+        beside: &Beside<'_>,
+        cancel: &CancelToken,
+        observe: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<PreparedModel> {
         options.check()?;
         let mut graph = self.typed()?;
         let signature = Signature::of(self)?;
-        let (places, to_code) = self.place_layers(&graph, pool, options)?;
+        let (places, to_code) = self.place_layers(&graph, pool, options, beside)?;
         let mut needed = ModelMemory::of(self.name(), &graph)?;
         for (name, _, found, code, dtype) in &to_code {
             let subtask = subtask_shape(&found.shape, code).map_err(|e| of_layer(name, e))?;
             let (share, cores) = (pool.share_here(), pool.cores());
-            let layer = LayerMemory::of(&found.shape, code, &subtask, *dtype, share, cores);
+            let mut layer = LayerMemory::of(&found.shape, code, &subtask, *dtype, share, cores);
+            if beside.layer(name, code).is_some() {
+                layer.filters = 0;
+            }
             needed.add(&layer, copied_bytes(found, *dtype));
         }
         tracing::info!(estimated_bytes = needed.total(), ?needed, "memory");
@@ -99,9 +113,10 @@ impl Model {
                 integers: found.folded.integers.map(|sums| f64::from(sums.largest)),
                 ..options.layer.clone()
             };
+            let other = beside.layer(&name, &code);
             // From here on the graph no longer needs the filters of the layer.
             guarded(self.name(), || replace(&mut graph, &name, &found, index))?;
-            coded.push(prepare_layer(pool, found, op, layer, dtype).map_err(|e| of_layer(&name, e))?);
+            coded.push(prepare_layer(pool, found, op, layer, dtype, other).map_err(|e| of_layer(&name, e))?);
             observe(Progress { done: index + 1, total, layer: &name });
         }
         let program = guarded(self.name(), || Program::of(graph))?;
@@ -117,6 +132,7 @@ impl Model {
         graph: &TypedModel,
         pool: &Pool,
         options: &ModelOptions,
+        beside: &Beside<'_>,
     ) -> Result<(Vec<LayerPlacement>, Vec<ToCode>)> {
         let found = layers(self.name(), graph)?;
         let rates = pool.shared(&options.layer.rates);
@@ -133,7 +149,10 @@ impl Model {
                     match plan.map_err(|e| of_layer(&name, e))? {
                         LayerPlan { way: Way::Local, why, .. } => Err(why),
                         LayerPlan { way: Way::Coded { code, n, k_a, k_b, .. }, .. } => {
-                            let code = Code::new(code, k_a, k_b, n).map_err(|e| of_layer(&name, e))?;
+                            let dtype = options.precision.unwrap_or(own_type(&found));
+                            let code = Code::new(code, k_a, k_b, n)
+                                .and_then(|best| beside.code(&name, &found, best, dtype, &rates))
+                                .map_err(|e| of_layer(&name, e))?;
                             precision(pool, &mut found, &code, options.precision)
                                 .map(|dtype| (found, code, dtype))
                         }
@@ -187,11 +206,6 @@ pub(super) fn replace(graph: &mut TypedModel, name: &str, found: &Found, index: 
     shunt(graph, found.folded.last, last)
 }
 
-/// The element type of a layer in the graph.
-fn own_type(found: &Found) -> DType {
-    if found.dtype == f64::datum_type() { DType::F64 } else { DType::F32 }
-}
-
 /// The arithmetic of the workers for a layer, where `asked` is what the caller wants. Sums of integers are computed in f32
 /// where rounding then gives them exactly, otherwise in f64. If the caller asks for f32, or a worker has no f64, sums for
 /// which the file asks in floats are computed as floats; others stay on the host, and the error says why.
@@ -228,110 +242,6 @@ fn largest_filter(found: &Found) -> f64 {
         }
     }
     sums.into_iter().fold(0.0, f64::max)
-}
-
-/// Bytes of filters that a layer does not share with the model.
-fn copied_bytes(found: &Found, dtype: DType) -> u64 {
-    let shared = match dtype {
-        DType::F32 => Shared::<f32>::of(found).is_some(),
-        DType::F64 => Shared::<f64>::of(found).is_some(),
-    };
-    if shared { 0 } else { (found.shape.weight_elems() * dtype.size_bytes()) as u64 }
-}
-
-fn prepare_layer(
-    pool: &Pool,
-    found: Found,
-    op: LayerOp,
-    options: LayerOptions,
-    dtype: DType,
-) -> Result<CodedLayer> {
-    Ok(match (own_type(&found), dtype) {
-        (DType::F32, DType::F32) => CodedLayer::f32(op, convolution::<f32, f32>(pool, found, options)?),
-        (DType::F32, DType::F64) => CodedLayer::f64(op, convolution::<f32, f64>(pool, found, options)?),
-        (DType::F64, DType::F32) => CodedLayer::f32(op, convolution::<f64, f32>(pool, found, options)?),
-        (DType::F64, DType::F64) => CodedLayer::f64(op, convolution::<f64, f64>(pool, found, options)?),
-    })
-}
-
-/// A coded layer in `T` from filters in `S`.
-fn convolution<S: Element + Datum, T: Element>(
-    pool: &Pool,
-    found: Found,
-    options: LayerOptions,
-) -> Result<CodedConv<T>> {
-    let bias = found.folded.shift.iter().map(|b| T::from_f64(*b)).collect();
-    let weight: SharedWeight<T> = match Shared::<T>::of(&found) {
-        Some(shared) => Arc::new(shared),
-        None => Arc::new(scaled::<S, T>(&found)?),
-    };
-    CodedConv::prepare_shared(pool, found.shape, weight, Some(bias), options)
-}
-
-/// The error for a NaN or infinity in filters or bias, with which a coded layer is refused.
-pub(super) fn flaw(found: &Found) -> Result<Option<Error>> {
-    match own_type(found) {
-        DType::F32 => flaw_of::<f32>(found),
-        DType::F64 => flaw_of::<f64>(found),
-    }
-}
-
-fn flaw_of<T: Element + Datum>(found: &Found) -> Result<Option<Error>> {
-    let error = |what, found: Option<(usize, f64)>| {
-        found.map(|(index, value)| Error::NonFinite { what, value, index })
-    };
-    let filters = match Shared::<T>::of(found) {
-        Some(shared) => first_non_finite(shared.as_ref()),
-        None => first_non_finite(&scaled::<T, T>(found)?),
-    };
-    let bias: Vec<T> = found.folded.shift.iter().map(|b| T::from_f64(*b)).collect();
-    Ok(error("weight", filters).or_else(|| error("bias", first_non_finite(&bias))))
-}
-
-/// The filters of the model itself, usable if neither order, type nor scale have to change.
-struct Shared<T> {
-    tensor: Arc<TractTensor>,
-    element: std::marker::PhantomData<T>,
-}
-
-impl<T: Element> Shared<T> {
-    fn of(found: &Found) -> Option<Self> {
-        let same = matches!(
-            (T::DTYPE, found.weight.datum_type()),
-            (DType::F32, DatumType::F32) | (DType::F64, DatumType::F64)
-        );
-        let given = matches!(found.order, FilterOrder::ByOutputs);
-        let fits = same && given && found.folded.keeps_filters();
-        let shared = Self { tensor: Arc::clone(&found.weight), element: std::marker::PhantomData };
-        (fits && shared.as_ref().len() == found.weight.len()).then_some(shared)
-    }
-}
-
-impl<T: Element> AsRef<[T]> for Shared<T> {
-    fn as_ref(&self) -> &[T] {
-        let bytes = self.tensor.as_plain_ram().map_or(&[][..], |view| view.as_bytes());
-        // Tensors are aligned to more than any element; otherwise `Shared::of` would see a wrong length.
-        bytemuck::try_cast_slice(bytes).unwrap_or_default()
-    }
-}
-
-/// A copy of the filters `[O, C/g, kernel...]`, each multiplied by the scale of its channel.
-fn scaled<S: Element + Datum, T: Element>(found: &Found) -> Result<Vec<T>> {
-    guarded("filters", || {
-        let view = found.weight.try_as_plain_ram()?;
-        let from = view.as_slice::<S>()?;
-        let terms = found.shape.reduction();
-        let outputs = found.shape.out_channels;
-        let at = |o: usize, c: usize| {
-            let source = found.order.source((outputs, terms), o, c);
-            source.map_or(0.0, |index| from[index].to_f64())
-        };
-        let mut to = Vec::with_capacity(outputs * terms);
-        for (o, scale) in found.folded.scale.iter().enumerate() {
-            to.extend((0..terms).map(|c| T::from_f64(at(o, c) * scale)));
-        }
-        Ok(to)
-    })
 }
 
 #[cfg(test)]
@@ -384,7 +294,7 @@ mod tests {
         mistake(&mut found);
         replace(&mut graph, &name, &found, 0).unwrap();
         let layer = LayerOptions { name, ..LayerOptions::default() };
-        let layers = vec![prepare_layer(pool, found, op, layer, DType::F32).unwrap()];
+        let layers = vec![prepare_layer(pool, found, op, layer, DType::F32, None).unwrap()];
         let signature = Signature::of(model).unwrap();
         let places = vec![LayerPlacement::Coded(0)];
         PreparedModel::new(signature, Program::of(graph).unwrap(), layers, places, ModelMemory::default())

@@ -1,5 +1,6 @@
 //! A model whose layers are placed on workers, and its runs.
 
+use std::any::Any;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -24,6 +25,7 @@ use super::steps::Work;
 use super::tensor::Tensor;
 use super::view::{Given, TensorView};
 use crate::array::{DType, Element};
+use crate::coding::Code;
 use crate::engine::{CodedConv, LayerReport};
 use crate::error::{Error, Result};
 use crate::worker::CancelToken;
@@ -124,6 +126,22 @@ impl CodedLayer {
         }
     }
 
+    /// The code of the layer.
+    pub(super) fn code(&self) -> &Code {
+        match &self.conv {
+            Conv::F32(conv) => conv.code(),
+            Conv::F64(conv) => conv.code(),
+        }
+    }
+
+    /// The layer, if its arithmetic is that of `T`.
+    pub(super) fn conv<T: Element>(&self) -> Option<&CodedConv<T>> {
+        match &self.conv {
+            Conv::F32(conv) => (conv as &dyn Any).downcast_ref(),
+            Conv::F64(conv) => (conv as &dyn Any).downcast_ref(),
+        }
+    }
+
     /// Runs the layer from and into slices of the type of the graph.
     fn run<S: Element>(&self, input: &[S], output: &mut [S], cancel: &CancelToken) -> Result<LayerReport> {
         let report = match &self.conv {
@@ -206,6 +224,11 @@ impl PreparedModel {
         memory: ModelMemory,
     ) -> Self {
         Self { signature, program, sets: Sets::default(), layers, places, memory }
+    }
+
+    /// The coded layer of this name.
+    pub(super) fn layer(&self, name: &str) -> Option<&CodedLayer> {
+        self.layers.iter().find(|layer| layer.name() == name)
     }
 
     /// Computes every output from `inputs`, in the model's order.

@@ -3,13 +3,14 @@
 //! Relevant if batches or pictures have different sizes. A prepared model has fixed shapes, since its memory and the partitions of
 //! its layers are planned.
 //!
-//! Invariant: at most as many prepared models as allowed are kept; the one that was used longest ago goes first. Each has
-//! coded filters of its own on the workers. One thread at a time prepares for a set of shapes.
+//! Invariant: at most as many prepared models as allowed are kept; the one that was used longest ago goes first. Layers with
+//! the same code share their coded filters, on workers that can. One thread at a time prepares for a set of shapes.
 
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
+use super::beside::Beside;
 use super::load::Model;
 use super::options::{ModelOptions, Progress};
 use super::prepared::{ModelRun, PreparedModel};
@@ -228,7 +229,10 @@ impl ModelShapes {
         let shaped = named
             .into_iter()
             .try_fold(self.model.clone(), |model, (info, shape)| model.with_input_shape(&info.name, shape))?;
-        let prepared = Arc::new(shaped.prepare_cancellable(&self.pool, &self.options, cancel, observe)?);
+        let ready = self.ready();
+        let beside = Beside(&ready);
+        let prepared = shaped.prepare_beside(&self.pool, &self.options, &beside, cancel, observe)?;
+        let prepared = Arc::new(prepared);
         tracing::info!(model = self.model.name(), ?shapes, "prepared");
         Ok(Arc::clone(preparing.ready.insert(prepared)))
     }
@@ -236,11 +240,16 @@ impl ModelShapes {
     /// The prepared model that was used last, if one is ready.
     #[must_use]
     pub fn latest(&self) -> Option<Arc<PreparedModel>> {
+        self.ready().into_iter().next()
+    }
+
+    /// The prepared models that are ready, the one used last first.
+    fn ready(&self) -> Vec<Arc<PreparedModel>> {
         let ready = |plan: &Plan| match &*locked(&plan.model.state) {
             State::Ready(model) => Some(Arc::clone(model)),
             State::Empty | State::Preparing | State::Failed => None,
         };
-        locked(&self.plans).iter().rev().find_map(ready)
+        locked(&self.plans).iter().rev().filter_map(ready).collect()
     }
 
     /// The plan for these shapes. Others that are one too many go; runs in progress keep theirs.

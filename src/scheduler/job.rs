@@ -15,7 +15,7 @@ use super::mailbox::{Mailbox, Taken};
 use super::outcome::{Attempt, Decision, Outcome, RunOutcome, Traffic};
 use super::policy::{Audit, OnShortfall, Policy};
 use super::recovery::Recovery;
-use super::slot::{InstallRequest, QueuedTask, Replies, Reply, ReplyKind};
+use super::slot::{Banks, InstallRequest, QueuedTask, Replies, Reply, ReplyKind};
 use crate::array::{Buffers, Pooled, Values};
 use crate::coding::Sketcher;
 use crate::error::{Error, Message, Parameter};
@@ -295,7 +295,8 @@ impl<'a, F: Fleet, R: Recovery> Run<'a, F, R> {
         tracing::info!(subtask = subtask.0, worker = self.fleet.name(worker), "{how}");
         if let Some(banks) = self.filters.take_over(subtask, worker) {
             let key = FilterKey { layer: self.layer.id, subtask };
-            let request = InstallRequest { key, shape: Arc::clone(&self.layer.shape), banks };
+            let request =
+                InstallRequest { key, shape: Arc::clone(&self.layer.shape), banks: Banks::Coded(banks) };
             self.fleet.equip(worker, request);
         }
         if hedge {

@@ -54,5 +54,5 @@ pub use recovery::{Recovery, Verdict};
 pub use sim_worker::{Link, SimulatedWork, Usage};
 pub use simulated::{SimulatedFleet, SimulatedHost, SimulatedWorker};
 pub use slot::PoolOptions;
-pub(crate) use slot::{FilterSource, InstallRequest};
+pub(crate) use slot::{Banks, FilterSource, InstallRequest};
 pub use speed::Speed;

@@ -282,6 +282,11 @@ impl Pool {
         Rates { cores: rates.cores.or(here.then_some(self.inner.shared.cores)), ..*rates }
     }
 
+    /// Whether both are handles of one pool.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner)
+    }
+
     /// Whether the worker still installs earlier filters, so that others should not wait for it.
     pub(crate) fn is_installing(&self, worker: WorkerId) -> bool {
         self.inner.slots[worker.0].installing.load(Ordering::Relaxed) > 0

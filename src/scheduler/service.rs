@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 
 use super::health::State;
 use super::mailbox::Taken;
-use super::slot::{Command, InstallRequest, Installed, QueuedTask, ReplyKind, Slot};
+use super::slot::{Banks, Command, InstallRequest, Installed, QueuedTask, ReplyKind, Slot, same_filters};
 use crate::array::DType;
 use crate::error::{Error, Result};
 use crate::sync::locked;
-use crate::worker::{CancelToken, Live, Order, Owner, Supervised, Task, abandon_if_hung, waited};
+use crate::worker::{Live, Order, Owner, Supervised, Task, abandon_if_hung, waited};
 
 /// Starts the thread of a worker. If the system starts none, the worker is lost for good.
 pub(super) fn start(slot: &Arc<Slot>, supervised: Supervised<Slot>) {
@@ -72,12 +72,20 @@ impl Service {
     }
 
     fn install(&mut self, request: InstallRequest) -> Result<()> {
-        let dtype = request.banks.dtype();
+        let InstallRequest { key, shape, banks } = request;
+        let dtype = banks.dtype();
         if self.supervised.live().is_some() && !self.supervised.probed().contains(&dtype) {
             // A worker that fails the probe is quarantined but still gets its filters, for the time after.
             self.qualify(dtype)?;
         }
-        self.supervised.install(request.key, &request.shape, request.banks)
+        match banks {
+            Banks::Coded(values) => self.supervised.install(key, &shape, values),
+            Banks::Of(source) => {
+                let (same, subtask) = (same_filters(source.as_ref(), key), key.subtask);
+                // Encoding is guarded, as in the thread that opens a worker.
+                self.supervised.share_or_install(key, same, &shape, || source.coded_filters(subtask))
+            }
+        }
     }
 
     /// Probes the worker; an error means that it was lost meanwhile.
@@ -165,10 +173,7 @@ impl Service {
             self.supervised.remove(key);
         }
         for (key, shape, source) in missing {
-            // Encoding is guarded as in the thread that opened the worker.
-            let banks =
-                self.supervised.guarded(&CancelToken::new(), 0, |_| Ok(source.coded_filters(key.subtask)));
-            let installed = banks.and_then(|banks| self.install(InstallRequest { key, shape, banks }));
+            let installed = self.install(InstallRequest { key, shape, banks: Banks::Of(source) });
             if let Err(error) = installed {
                 tracing::warn!(worker = slot.name(), %error, "filters not installed");
                 if self.supervised.live().is_none() {

@@ -13,7 +13,7 @@ use crossbeam_channel::Sender;
 use super::health::{Health, HealthOptions, State};
 use super::mailbox::Mailbox;
 use super::speed::Speed;
-use crate::array::{Buffers, Pooled, Values};
+use crate::array::{Buffers, DType, Pooled, Values};
 use crate::coding::{Sketch, Sketcher};
 use crate::error::{Error, Result};
 use crate::ids::{SubtaskId, WorkerId};
@@ -69,8 +69,16 @@ impl Default for PoolOptions {
 
 /// Re-encodes a layer's filters on demand.
 pub(crate) trait FilterSource: Send + Sync {
+    /// The element type of the filters.
+    fn dtype(&self) -> DType;
+
     /// The coded filters of one subtask, as [`Worker::install`] takes them.
     fn coded_filters(&self, subtask: SubtaskId) -> Values;
+
+    /// The number of an earlier layer with the same coded filters, which workers may share.
+    fn same_filters(&self) -> Option<u64> {
+        None
+    }
 }
 
 /// The layers in use, by id.
@@ -138,7 +146,28 @@ pub(super) enum Command {
 pub(crate) struct InstallRequest {
     pub(crate) key: FilterKey,
     pub(crate) shape: Arc<SubtaskShape>,
-    pub(crate) banks: Values,
+    pub(crate) banks: Banks,
+}
+
+/// The coded filters of an [`InstallRequest`].
+pub(crate) enum Banks {
+    Coded(Values),
+    /// Those of this layer: shared with another layer where the worker can, otherwise encoded on its thread.
+    Of(Arc<dyn FilterSource>),
+}
+
+impl Banks {
+    pub(super) fn dtype(&self) -> DType {
+        match self {
+            Self::Coded(values) => values.dtype(),
+            Self::Of(source) => source.dtype(),
+        }
+    }
+}
+
+/// The key under which a worker may hold the same filters already.
+pub(super) fn same_filters(source: &dyn FilterSource, key: FilterKey) -> Option<FilterKey> {
+    source.same_filters().map(|layer| FilterKey { layer, ..key })
 }
 
 /// The answer to an [`InstallRequest`].
@@ -351,7 +380,10 @@ impl Slot {
             let source = sources.get(&key.layer).and_then(Weak::upgrade)?;
             Some((key, shape, source))
         });
-        of_layers.collect()
+        let mut missing: Vec<_> = of_layers.collect();
+        // Layers that share the filters of an earlier one come after it.
+        missing.sort_unstable_by_key(|(key, ..)| (key.layer, key.subtask));
+        missing
     }
 
     /// Updates the estimate of the worker's speed.
@@ -373,9 +405,9 @@ impl Owner for Slot {
 
     fn equip(&self, live: &mut Live) -> Result<()> {
         for (key, shape, source) in self.missing(&live.holds) {
-            let banks = source.coded_filters(key.subtask);
-            live.qualify(banks.dtype(), self.supervision.closing())?;
-            match live.install(key, &shape, banks) {
+            live.qualify(source.dtype(), self.supervision.closing())?;
+            let same = same_filters(source.as_ref(), key);
+            match live.share_or_install(key, same, &shape, || source.coded_filters(key.subtask)) {
                 Err(error @ Error::WorkerLost { .. }) => return Err(error),
                 // It cannot hold these filters, but can still work.
                 Err(error) => tracing::warn!(worker = self.name(), %error, "filters not installed"),

@@ -55,7 +55,8 @@ pub struct CpuWorker {
 struct Installed {
     shape: SubtaskShape,
     kernel: ConvKernel,
-    banks: Banks,
+    /// Shared by the subtasks of a layer that is prepared for inputs of several sizes.
+    banks: Arc<Banks>,
 }
 
 /// Filter banks in the layout that the kernel reads.
@@ -167,8 +168,22 @@ impl Worker for CpuWorker {
             Values::F32(banks) => Banks::F32(Banks::pack(&kernel, banks)?),
             Values::F64(banks) => Banks::F64(Banks::pack(&kernel, banks)?),
         };
-        self.installed.insert(key, Installed { shape: shape.clone(), kernel, banks });
+        self.installed.insert(key, Installed { shape: shape.clone(), kernel, banks: Arc::new(banks) });
         Ok(())
+    }
+
+    /// Filters are shared if the plans for both sizes read the same layout.
+    fn share(&mut self, key: FilterKey, from: FilterKey, shape: &SubtaskShape) -> Result<bool> {
+        let Some(other) = self.installed.get(&from).filter(|other| other.shape.has_filters_of(shape)) else {
+            return Ok(false);
+        };
+        let kernel = shape.cpu_kernel();
+        if !kernel.reads_filters_of(&other.kernel) {
+            return Ok(false);
+        }
+        let banks = Arc::clone(&other.banks);
+        self.installed.insert(key, Installed { shape: shape.clone(), kernel, banks });
+        Ok(true)
     }
 
     fn remove(&mut self, key: FilterKey) {
@@ -183,7 +198,7 @@ impl Worker for CpuWorker {
         let layer = self.installed.get(&key).ok_or_else(|| not_installed(&self.name, key))?;
         layer.shape.check_slabs(slabs, layer.banks.dtype())?;
         layer.shape.check_order(order)?;
-        match &layer.banks {
+        match &*layer.banks {
             Banks::F32(banks) => layer.compute(banks, (&mut self.scratch_f32, self.threads), task, emit),
             Banks::F64(banks) => layer.compute(banks, (&mut self.scratch_f64, self.threads), task, emit),
         }
@@ -193,5 +208,67 @@ impl Worker for CpuWorker {
     fn respawn(&self) -> Option<Respawn> {
         let (name, threads) = (self.name.clone(), self.threads);
         Some(Arc::new(move |_| Ok(Box::new(Self::new(name.clone(), threads)))))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+mod tests {
+    use super::*;
+    use crate::conv::{ConvParams, ConvShape};
+    use crate::ids::SubtaskId;
+    use crate::worker::CancelToken;
+
+    fn key(layer: u64) -> FilterKey {
+        FilterKey { layer, subtask: SubtaskId(0) }
+    }
+
+    fn shape(input: &[usize], weight: &[usize], plain: bool) -> SubtaskShape {
+        let conv = ConvShape::new(input, weight, &ConvParams::default()).unwrap();
+        SubtaskShape { conv, slabs: 1, banks: 2, plain }
+    }
+
+    fn numbers(count: usize) -> Values {
+        Values::F32((0..count).map(|i| (i * 7 % 23) as f32 - 11.0).collect())
+    }
+
+    /// The results of all slabs with all banks.
+    fn results(worker: &mut CpuWorker, layer: u64, shape: &SubtaskShape) -> Vec<Values> {
+        let (slabs, cancel) = (numbers(shape.upload_elems()), CancelToken::new());
+        let mut all = Vec::new();
+        worker.execute(Task::new(key(layer), &slabs, &cancel), &mut |_, values| all.push(values)).unwrap();
+        all
+    }
+
+    #[test]
+    fn shared_filters_give_the_results_of_installed_ones() {
+        for plain in [true, false] {
+            let mut worker = CpuWorker::new("one", 1);
+            let small = shape(&[1, 32, 12, 12], &[32, 32, 3, 3], plain);
+            let large = shape(&[3, 32, 17, 30], &[32, 32, 3, 3], plain);
+            let banks = numbers(small.filter_elems());
+            worker.install(key(1), &small, banks.clone()).unwrap();
+            worker.install(key(2), &large, banks).unwrap();
+            assert!(worker.share(key(3), key(1), &large).unwrap());
+            let banks = |worker: &CpuWorker, layer| Arc::clone(&worker.installed[&key(layer)].banks);
+            assert!(Arc::ptr_eq(&banks(&worker, 1), &banks(&worker, 3)));
+            assert!(!Arc::ptr_eq(&banks(&worker, 1), &banks(&worker, 2)));
+            worker.remove(key(1));
+            assert_eq!(results(&mut worker, 3, &large), results(&mut worker, 2, &large));
+        }
+    }
+
+    #[test]
+    fn other_filters_are_not_shared() {
+        let mut worker = CpuWorker::new("one", 1);
+        let given = shape(&[1, 32, 12, 12], &[32, 32, 3, 3], true);
+        worker.install(key(1), &given, numbers(given.filter_elems())).unwrap();
+        let mut refused = |from, shape: &SubtaskShape| !worker.share(key(2), key(from), shape).unwrap();
+        assert!(refused(7, &given), "nothing is installed there");
+        assert!(refused(1, &shape(&[1, 32, 12, 12], &[32, 32, 1, 9], true)), "as many elements");
+        assert!(refused(1, &shape(&[1, 32, 12, 12], &[32, 32, 3, 3], false)), "another arithmetic");
+        // A plane of one point is a product of matrices, which reads filters as they come.
+        assert!(refused(1, &shape(&[1, 32, 3, 3], &[32, 32, 3, 3], true)), "another layout");
+        assert!(!refused(1, &shape(&[2, 32, 40, 12], &[32, 32, 3, 3], true)));
     }
 }

@@ -172,6 +172,11 @@ impl Worker for Intercept {
         }
     }
 
+    /// A closure for `install` sees all filters, so there are none to share.
+    fn share(&mut self, key: FilterKey, from: FilterKey, shape: &SubtaskShape) -> Result<bool> {
+        if self.install.is_some() { Ok(false) } else { self.inner.share(key, from, shape) }
+    }
+
     fn execute(&mut self, task: Task<'_>, emit: &mut dyn FnMut(usize, Values)) -> Result<()> {
         let seen = self.sees(task.key);
         match &mut self.execute {

@@ -193,6 +193,16 @@ impl SubtaskShape {
         self.banks * self.conv.weight_elems()
     }
 
+    /// Whether a subtask of shape `other` has filters of the same shape and arithmetic.
+    #[must_use]
+    pub fn has_filters_of(&self, other: &Self) -> bool {
+        let filters = |shape: &Self| {
+            let conv = &shape.conv;
+            (shape.banks, shape.plain, conv.out_channels, conv.in_channels, conv.groups, conv.kernel)
+        };
+        filters(self) == filters(other)
+    }
+
     /// Number of elements of all sub-results of a subtask.
     #[must_use]
     pub fn download_elems(&self) -> usize {
@@ -380,8 +390,18 @@ pub trait Worker: Send {
     /// other error when it cannot hold these filters (element type, memory) but can still work.
     fn install(&mut self, key: FilterKey, shape: &SubtaskShape, banks: Values) -> Result<()>;
 
-    /// Removes the filters of `key`; unknown keys are ignored.
+    /// Removes the filters of `key`; unknown keys are ignored. Other keys that [share](Worker::share) them keep them.
     fn remove(&mut self, key: FilterKey);
+
+    /// Takes the filters that are installed under `from` for `key` as well, whose subtask has other slabs but the same
+    /// filters. False if the worker cannot share them, or holds none under `from`; they are then installed a second time.
+    ///
+    /// # Errors
+    /// Those of [`install`](Worker::install).
+    fn share(&mut self, key: FilterKey, from: FilterKey, shape: &SubtaskShape) -> Result<bool> {
+        let _ = (key, from, shape);
+        Ok(false)
+    }
 
     /// Computes the sub-results that `task` names and hands each to `emit` as (sub-result index, `[N, O', spatial...]`
     /// row-major) as soon as it is complete.

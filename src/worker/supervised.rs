@@ -71,6 +71,29 @@ impl Live {
         self.holds.insert(key);
         Ok(())
     }
+
+    /// Lets the worker use the filters of `same` for `key` too; false where it does not hold them or cannot.
+    pub(crate) fn share(&mut self, key: FilterKey, same: FilterKey, shape: &SubtaskShape) -> Result<bool> {
+        let shared = self.holds.contains(&same) && self.worker.share(key, same, shape)?;
+        if shared {
+            self.holds.insert(key);
+        }
+        Ok(shared)
+    }
+
+    /// Lets the worker share the filters of `same` if it holds them and can, otherwise installs those that `encode` makes.
+    pub(crate) fn share_or_install(
+        &mut self,
+        key: FilterKey,
+        same: Option<FilterKey>,
+        shape: &SubtaskShape,
+        encode: impl FnOnce() -> Values,
+    ) -> Result<()> {
+        match same {
+            Some(same) if self.share(key, same, shape)? => Ok(()),
+            _ => self.install(key, shape, encode()),
+        }
+    }
 }
 
 /// State of one worker that its owner's threads share.
@@ -284,6 +307,31 @@ impl<O: Owner> Supervised<O> {
             return Ok(());
         }
         self.guarded(&CancelToken::new(), 0, |live| live.install(key, shape, banks))
+    }
+
+    /// As [`Live::share`].
+    ///
+    /// # Errors
+    /// Those of [`Worker::share`] and of [`Supervised::guarded`].
+    pub(crate) fn share(&mut self, key: FilterKey, same: FilterKey, shape: &SubtaskShape) -> Result<bool> {
+        self.guarded(&CancelToken::new(), 0, |live| live.share(key, same, shape))
+    }
+
+    /// As [`Live::share_or_install`], unless the worker holds filters of that key already.
+    ///
+    /// # Errors
+    /// Those of [`Worker::install`] and of [`Supervised::guarded`].
+    pub(crate) fn share_or_install(
+        &mut self,
+        key: FilterKey,
+        same: Option<FilterKey>,
+        shape: &SubtaskShape,
+        encode: impl FnOnce() -> Values,
+    ) -> Result<()> {
+        if self.live().is_some_and(|live| live.holds.contains(&key)) {
+            return Ok(());
+        }
+        self.guarded(&CancelToken::new(), 0, |live| live.share_or_install(key, same, shape, encode))
     }
 
     /// Removes filters that the worker holds.

@@ -117,7 +117,7 @@ fn machines_that_say_nonsense_of_themselves_are_named_and_not_used() {
     ];
     let rows = [
         ("garbage", "not a message"),
-        ("newer", "version 99 of the protocol, this side 3"),
+        ("newer", "version 99 of the protocol, this side 4"),
         ("twofaced", "says that it is alpha"),
         ("many", "2000 devices"),
         ("long", "version too long"),

@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
-use std::sync::{Barrier, Mutex};
+use std::sync::{Arc, Barrier, Mutex};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{bounded, unbounded};
@@ -11,7 +11,7 @@ use fcdcc::array::{Values, WireFormat};
 use fcdcc::cluster::wire::{Answer, HostInfo, Refusal, Request, pack};
 use fcdcc::cluster::{ServeOptions, WorkerServer};
 use fcdcc::worker::{CancelToken, FilterKey, Order, SharedSlabs, SubtaskShape, Task, intercept};
-use fcdcc::{Audit, ConvParams, ConvShape, CpuWorker, Error, Pool, SubtaskId, Worker};
+use fcdcc::{Audit, CodedConv, ConvParams, ConvShape, CpuWorker, Error, Pool, SubtaskId, Worker};
 use fcdcc_test_support::fleet::{SOON, endpoint, master, pool_of, server, serving, until, usable, workers};
 use fcdcc_test_support::layer::{EXACT_F32, Layer, fail, options};
 use fcdcc_test_support::normal;
@@ -360,4 +360,56 @@ fn a_task_whose_request_ends_while_its_results_are_fetched_is_complete() {
         }
         assert_eq!(elements, slabs.as_bytes());
     }
+}
+
+#[test]
+fn layers_of_other_sizes_send_no_filters() {
+    let at = endpoint();
+    let cluster = master(&at);
+    let server = server("alpha", &at, 6);
+    let pool = pool_of(workers(&cluster, 6));
+    // Six times a quarter of 590 kB of filters, the same in both.
+    let first = Layer::<f32>::new(&[1, 128, 10, 10], &[128, 128, 3, 3], ConvParams::default());
+    let second = Layer::<f32>::new(&[2, 128, 12, 10], &[128, 128, 3, 3], ConvParams::default());
+    assert_eq!(first.weight, second.weight);
+    let prepare = |layer: &Layer<f32>, other: Option<&CodedConv<f32>>| {
+        let weight: fcdcc::engine::SharedWeight<f32> = Arc::new(layer.weight.as_slice().unwrap().to_vec());
+        let bias = Some(layer.bias.clone());
+        CodedConv::prepare_beside(&pool, layer.shape(), weight, bias, options(2, 8), other).unwrap()
+    };
+    let held = || {
+        let devices = server.info().devices;
+        let filters = devices.iter().map(|device| u64::from(device.filters)).sum::<u64>();
+        (
+            filters,
+            devices.iter().map(|device| device.filter_bytes).sum::<u64>(),
+            server.info().memory_used_bytes,
+        )
+    };
+    let before = received(&server);
+    let one = prepare(&first, None);
+    let filters = received(&server) - before;
+    let bytes = held().1;
+    assert!(bytes > 500_000 && filters > bytes, "{filters} for {bytes}");
+    let (before, (count, _, memory)) = (received(&server), held());
+    let two = prepare(&second, Some(&one));
+    let sent = received(&server) - before;
+    assert!(sent < filters / 50, "{sent} of {filters}");
+    assert_eq!(held(), (count + 6, bytes, memory), "memory is used once");
+    let error = |prepared: &CodedConv<f32>, layer: &Layer<f32>| {
+        layer.error(&prepared.run(layer.input.view()).unwrap().output)
+    };
+    assert!(error(&two, &second) < EXACT_F32 && error(&one, &first) < EXACT_F32);
+    // Without the first layer, the memory of the filters stays in use, and so do the filters.
+    drop(one);
+    assert!(error(&two, &second) < EXACT_F32);
+    let before = received(&server);
+    let three = prepare(&first, Some(&two));
+    assert!(received(&server) - before < filters / 50, "sent again");
+    assert!(error(&three, &first) < EXACT_F32);
+    // Negative control: a layer that is not prepared beside another one is sent.
+    let before = received(&server);
+    let alone = prepare(&second, None);
+    assert!(received(&server) - before > filters / 10 * 9);
+    assert!(error(&alone, &second) < EXACT_F32);
 }

@@ -59,10 +59,11 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
     let order = Some(vec![1, 2, 3, 0]);
     let impossible = Spec { input: vec![u64::MAX; 5], ..spec.clone() };
     let mut newer = pack(&Answer::Done);
-    newer[4] = 4;
+    newer[4] = 5;
     vec![
         ("info", call(Request::Info)),
-        ("install", call(Request::Install { device: 1, content, spec })),
+        ("install", call(Request::Install { device: 1, content, spec: spec.clone() })),
+        ("share", call(Request::Share { device: 1, of: content, spec })),
         ("install_impossible", call(Request::Install { device: 1, content, spec: impossible })),
         (
             "chunk_filters",
@@ -135,7 +136,7 @@ fn the_corpus_has_every_message_and_all_of_it_holds() {
 
 proptest! {
     #[test]
-    fn changed_messages_are_refused_or_understood(which in 0usize..24, at in any::<usize>(), byte: u8, cut in any::<usize>()) {
+    fn changed_messages_are_refused_or_understood(which in 0usize..25, at in any::<usize>(), byte: u8, cut in any::<usize>()) {
         let (_, mut bytes) = messages().swap_remove(which);
         if !bytes.is_empty() {
             let len = bytes.len();

@@ -17,6 +17,7 @@ mod pool;
 mod rows;
 mod scheduling;
 mod scripted;
+mod sharing;
 mod virtual_time;
 mod watch;
 mod worker_contract;

@@ -42,6 +42,7 @@ const MOST_COPIES: usize = 4;
 /// A job for a device.
 pub(super) enum Job {
     Install(Box<Filters>),
+    Share(Box<Sharing>),
     Remove(ContentId),
     Execute(TaskJob),
     /// Compute a subtask whose answer is known.
@@ -57,6 +58,15 @@ pub(super) struct Filters {
     pub(super) shape: SubtaskShape,
     /// The elements, already checked; `None` where they are in the cache.
     pub(super) values: Option<Values>,
+}
+
+/// Filters that a device holds, to use for a subtask of another shape.
+pub(super) struct Sharing {
+    /// Their further name.
+    pub(super) content: ContentId,
+    /// The name under which they are held.
+    pub(super) of: ContentId,
+    pub(super) shape: SubtaskShape,
 }
 
 /// One task.
@@ -75,7 +85,7 @@ pub(super) struct TaskJob {
 
 /// A message from a device to the dispatcher.
 pub(super) enum Told {
-    /// The outcome of installing filters. `Missing`: the cache did not have them after all.
+    /// The outcome of installing filters. `Missing`: the cache did not have them after all, or they cannot be shared.
     Installed(ContentId, Installed),
     /// The device is lost, and its filters with it.
     Lost,
@@ -280,12 +290,12 @@ impl Thread {
         match job {
             Job::Install(filters) => {
                 let content = filters.content;
-                let installed = match self.install(*filters) {
-                    Ok(true) => Installed::Held,
-                    Ok(false) => Installed::Missing,
-                    Err(error) => Installed::Refused(refusal(&error), error.to_string()),
-                };
-                (self.owner.tell)(Told::Installed(content, installed));
+                let held = self.install(*filters);
+                self.tell_installed(content, held);
+            }
+            Job::Share(sharing) => {
+                let held = self.share(&sharing);
+                self.tell_installed(sharing.content, held);
             }
             Job::Remove(content) => {
                 if let Some((key, _)) = self.held.remove(&content) {
@@ -304,6 +314,31 @@ impl Thread {
                 *locked(&self.stats.lost) = None;
             }
         }
+    }
+
+    fn tell_installed(&self, content: ContentId, held: Result<bool>) {
+        let installed = match held {
+            Ok(true) => Installed::Held,
+            Ok(false) => Installed::Missing,
+            Err(error) => Installed::Refused(refusal(&error), error.to_string()),
+        };
+        (self.owner.tell)(Told::Installed(content, installed));
+    }
+
+    /// Uses filters for a subtask of another shape; false where the worker cannot, or does not hold them.
+    fn share(&mut self, sharing: &Sharing) -> Result<bool> {
+        let Some((same, dtype)) = self.held.get(&sharing.of).copied() else { return Ok(false) };
+        let key = self.new_key();
+        let shared = self.supervised.share(key, same, &sharing.shape)?;
+        if shared {
+            self.held.insert(sharing.content, (key, dtype));
+        }
+        Ok(shared)
+    }
+
+    fn new_key(&mut self) -> FilterKey {
+        self.next_key += 1;
+        FilterKey { layer: self.next_key, subtask: SubtaskId(0) }
     }
 
     /// Installs filters; false where the cache did not have them.
@@ -326,8 +361,7 @@ impl Thread {
                 None => return Ok(false),
             },
         };
-        let key = FilterKey { layer: self.next_key, subtask: SubtaskId(0) };
-        self.next_key += 1;
+        let key = self.new_key();
         let keep = self.common.cache.as_ref().filter(|_| sent).and_then(|cache| {
             let room = self.common.budget.reserve(values.size_bytes() as u64)?;
             Some((cache.clone(), values.clone(), room))

@@ -77,7 +77,10 @@ struct Master {
 struct Held {
     spec: Spec,
     holders: HashSet<MasterId>,
-    reservation: Reservation,
+    /// Shared by subtasks that share the filters.
+    reservation: Arc<Reservation>,
+    /// Whether they are the filters of another subtask, which were sent for that.
+    shared: bool,
     used: Instant,
     /// Requests to answer once the filters are installed; `None` when they are.
     installing: Option<Vec<(MasterId, Arc<Incoming>)>>,
@@ -181,6 +184,7 @@ impl Dispatcher {
             Request::Install { device, content, spec } => {
                 self.install(from, &incoming, device, content, spec, &payload)
             }
+            Request::Share { device, of, spec } => self.share(from, &incoming, device, of, spec),
             Request::Chunk { object, offset, total, crc, format } => {
                 let chunk = Chunk { offset, total, payload: &payload, crc, format };
                 self.chunk(from, &incoming, object, &chunk)
@@ -300,10 +304,17 @@ impl Dispatcher {
         held: Option<Held>,
         waiting: Vec<(MasterId, Arc<Incoming>)>,
     ) {
-        let Some(Held { spec, reservation, .. }) = held else { return };
+        let Some(Held { spec, reservation, shared, .. }) = held else { return };
         let bytes = reservation.bytes();
         drop(reservation);
         for (from, incoming) in waiting {
+            if shared {
+                // The master will send them under a name of their own.
+                if let Some(master) = self.masters.get(&from) {
+                    master.outbox.say(&incoming, Answer::Send { from: 0 });
+                }
+                continue;
+            }
             let upload = self.room(bytes, &spec);
             let Some(master) = self.masters.get_mut(&from) else { continue };
             match upload {

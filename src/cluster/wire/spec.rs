@@ -30,6 +30,14 @@ impl ContentId {
         Self::end(&hasher)
     }
 
+    /// The identifier of the filters `of` where a subtask of shape `spec` shares them.
+    #[must_use]
+    pub fn shared(spec: &Spec, of: Self) -> Self {
+        let mut hasher = Self::begin(spec);
+        hasher.update(b"shared").update(&of.0);
+        Self::end(&hasher)
+    }
+
     /// Starts a hasher for the elements of filters with this `spec`, to be fed piece by piece.
     pub(in crate::cluster) fn begin(spec: &Spec) -> blake3::Hasher {
         let mut hasher = blake3::Hasher::new();

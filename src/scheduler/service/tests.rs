@@ -8,7 +8,7 @@ use crate::conv::{ConvParams, ConvShape};
 use crate::ids::{SubtaskId, WorkerId};
 use crate::scheduler::slot::{FilterSource, Replies, Reply};
 use crate::scheduler::{Fleet, HealthOptions, Pool, PoolOptions};
-use crate::worker::{CpuWorker, FilterKey, Intercept, SubtaskShape, intercept};
+use crate::worker::{CancelToken, CpuWorker, FilterKey, Intercept, SubtaskShape, intercept};
 
 /// A limit that only a defect reaches.
 const LIMIT: Duration = Duration::from_mins(1);
@@ -30,6 +30,10 @@ fn shape() -> Arc<SubtaskShape> {
 struct Ones;
 
 impl FilterSource for Ones {
+    fn dtype(&self) -> DType {
+        DType::F32
+    }
+
     fn coded_filters(&self, _: SubtaskId) -> Values {
         Values::F32(vec![1.0])
     }
@@ -51,7 +55,7 @@ fn pool_of(worker: Intercept) -> (Pool, Arc<dyn FilterSource>) {
 
 fn install(pool: &Pool) -> Result<()> {
     let (reply, replies) = unbounded();
-    let banks = Ones.coded_filters(KEY.subtask);
+    let banks = Banks::Coded(Ones.coded_filters(KEY.subtask));
     pool.install(WorkerId(0), InstallRequest { key: KEY, shape: shape(), banks }, &reply);
     replies.recv_timeout(LIMIT).unwrap().result
 }

@@ -1,6 +1,6 @@
 //! Filters on devices, and the memory for filters and slabs.
 //!
-//! Invariant: whatever is kept has a reservation; filters that no master uses make room for others, the least recently used
+//! Invariant: whatever is kept has a reservation, which filters share if subtasks of several shapes share them; filters that no master uses make room for others, the least recently used
 //! first.
 
 use std::collections::HashSet;
@@ -12,7 +12,7 @@ use super::{Dispatcher, Held};
 use crate::array::{DType, Values, WireFormat};
 use crate::cluster::budget::{Budget, Reservation};
 use crate::cluster::link::{Incoming, Payload};
-use crate::cluster::serve::device::{Filters, Job};
+use crate::cluster::serve::device::{Filters, Job, Sharing};
 use crate::cluster::serve::reassembly::Reassembly;
 use crate::cluster::wire::{Answer, ContentId, MasterId, Refusal, Spec};
 
@@ -30,13 +30,7 @@ impl Dispatcher {
         let shape = spec.subtask().map_err(|e| (Refusal::Malformed, e.to_string()))?;
         let bytes = (shape.filter_elems() * spec.dtype.size_bytes()) as u64;
         let outbox = self.masters[&from].outbox.clone();
-        if let Some(held) = self.held.get_mut(&(at, content)) {
-            held.used = Instant::now();
-            held.holders.insert(from);
-            match &mut held.installing {
-                None => outbox.say(incoming, Answer::Installed),
-                Some(waiting) => waiting.push((from, Arc::clone(incoming))),
-            }
+        if self.is_held((at, content), from, incoming) {
             return Ok(());
         }
         let own = self.uploads.remove(&(from, content)).filter(|upload| upload.total() == bytes);
@@ -74,12 +68,61 @@ impl Dispatcher {
         let held = Held {
             spec: spec.clone(),
             holders: HashSet::from([from]),
-            reservation,
+            reservation: Arc::new(reservation),
+            shared: false,
             used: Instant::now(),
             installing: Some(vec![(from, Arc::clone(incoming))]),
         };
         self.held.insert((at, content), held);
         self.devices[at].queue(Job::Install(Box::new(Filters { content, spec, shape, values })));
+        Ok(())
+    }
+
+    /// Whether a device holds filters, or will: then the master is one of their holders, and is answered.
+    fn is_held(&mut self, at: (usize, ContentId), from: MasterId, incoming: &Arc<Incoming>) -> bool {
+        let Some(held) = self.held.get_mut(&at) else { return false };
+        held.used = Instant::now();
+        held.holders.insert(from);
+        match &mut held.installing {
+            None => self.masters[&from].outbox.say(incoming, Answer::Installed),
+            Some(waiting) => waiting.push((from, Arc::clone(incoming))),
+        }
+        true
+    }
+
+    /// Lets a device use the filters `of` for a subtask of another shape.
+    pub(super) fn share(
+        &mut self,
+        from: MasterId,
+        incoming: &Arc<Incoming>,
+        device: u32,
+        of: ContentId,
+        spec: Spec,
+    ) -> Result<(), (Refusal, String)> {
+        let at = self.device(device)?;
+        let shape = spec.subtask().map_err(|e| (Refusal::Malformed, e.to_string()))?;
+        let content = ContentId::shared(&spec, of);
+        if self.is_held((at, content), from, incoming) {
+            return Ok(());
+        }
+        let same = |held: &&Held| {
+            let filters = held.spec.subtask().is_ok_and(|subtask| subtask.has_filters_of(&shape));
+            filters && held.spec.dtype == spec.dtype && held.installing.is_none()
+        };
+        let Some(held) = self.held.get(&(at, of)).filter(same) else {
+            self.masters[&from].outbox.say(incoming, Answer::Send { from: 0 });
+            return Ok(());
+        };
+        let held = Held {
+            reservation: Arc::clone(&held.reservation),
+            spec,
+            holders: HashSet::from([from]),
+            shared: true,
+            used: Instant::now(),
+            installing: Some(vec![(from, Arc::clone(incoming))]),
+        };
+        self.held.insert((at, content), held);
+        self.devices[at].queue(Job::Share(Box::new(Sharing { content, of, shape })));
         Ok(())
     }
 
@@ -135,12 +178,13 @@ impl Dispatcher {
         }
     }
 
-    /// Adds filters to the statistics of a device, or subtracts them (`more` is false).
+    /// Adds filters to the statistics of a device, or subtracts them (`more` is false). Shared ones have no bytes of their own.
     pub(super) fn count(&self, device: usize, held: &Held, more: bool) {
         if held.installing.is_some() {
             return;
         }
-        let (stats, bytes) = (&self.devices[device].stats, held.reservation.bytes());
+        let stats = &self.devices[device].stats;
+        let bytes = if held.shared { 0 } else { held.reservation.bytes() };
         if more {
             stats.filters.fetch_add(1, Ordering::Relaxed);
             stats.filter_bytes.fetch_add(bytes, Ordering::Relaxed);
