@@ -313,6 +313,7 @@ impl<O: Owner> Supervised<O> {
     ///
     /// # Errors
     /// Those of [`Worker::share`] and of [`Supervised::guarded`].
+    #[cfg(feature = "cluster")]
     pub(crate) fn share(&mut self, key: FilterKey, same: FilterKey, shape: &SubtaskShape) -> Result<bool> {
         self.guarded(&CancelToken::new(), 0, |live| live.share(key, same, shape))
     }
