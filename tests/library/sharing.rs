@@ -10,7 +10,8 @@ use fcdcc::array::Values;
 use fcdcc::engine::SharedWeight;
 use fcdcc::worker::{FilterKey, Respawn, SubtaskShape, Task, WorkerInfo};
 use fcdcc::{
-    Audit, CodedConv, ConvParams, ConvShape, CpuWorker, Error, LayerOptions, Policy, Pool, Result, Worker,
+    Audit, CodedConv, ConvParams, ConvShape, CpuWorker, Error, LayerOptions, OnShortfall, Pool, Result,
+    Worker,
 };
 use ndarray::{ArrayD, Dimension, IxDyn};
 
@@ -106,8 +107,9 @@ fn layer(
     let params = ConvParams::default().padding([1]);
     let shape = ConvShape::new(input, &FILTERS, &params).unwrap();
     let weight: SharedWeight<f32> = Arc::new(numbers(&FILTERS, seed).into_raw_vec_and_offset().0);
-    let policy = Policy { audit, ..Policy::default() };
-    let options = LayerOptions { policy, ..LayerOptions::default().partitions(4, 4) };
+    // Workers that take over subtasks would be sent filters, too.
+    let options =
+        LayerOptions::default().partitions(4, 4).audit(audit).hedge(None).on_shortfall(OnShortfall::Fail);
     CodedConv::prepare_beside(pool, shape, weight, None, options, other).unwrap()
 }
 
@@ -201,7 +203,9 @@ fn a_model_shares_the_filters_of_its_plans() {
     let digits = |batch: usize| -> Tensor { numbers(&[batch, 1, 32, 32], 5).into() };
     let load = || Model::load("assets/digits/lenet5.onnx").unwrap();
     let (pool, calls) = pool();
-    let shapes = ModelShapes::new(load(), &pool, ModelOptions::default(), NonZeroUsize::new(3).unwrap());
+    let layer = LayerOptions::default().hedge(None).on_shortfall(OnShortfall::Fail);
+    let options = ModelOptions { layer, ..ModelOptions::default() };
+    let shapes = ModelShapes::new(load(), &pool, options, NonZeroUsize::new(3).unwrap());
     shapes.run(&[digits(1)]).unwrap();
     let (first, shared) = calls.take();
     assert!(first >= 12 && first % 6 == 0 && shared == 0, "{first}");

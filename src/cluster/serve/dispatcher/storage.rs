@@ -1,7 +1,7 @@
 //! Filters on devices, and the memory for filters and slabs.
 //!
-//! Invariant: whatever is kept has a reservation, which filters share if subtasks of several shapes share them; filters that no master uses make room for others, the least recently used
-//! first.
+//! Invariant: whatever is kept has a reservation, which filters share if subtasks of several shapes share them;
+//! filters that no master uses make room for others, the least recently used first.
 
 use std::collections::HashSet;
 use std::sync::Arc;
