@@ -63,8 +63,9 @@ SIZES = {
 }
 # Inputs with a meaning of their own.
 VALUES = {"sr": 16000, "input_lengths": 30}
-# Largest integer of other integer inputs.
+# Largest integer of other integer inputs, and of the inputs of floats that are indices into a table.
 LARGEST = {"bytes": 255, "char_inputs": 30, "diac_inputs": 10}
+INDICES = {"nakdimon": {"input_1": 42}}
 
 
 def fetch(folder):
@@ -103,10 +104,17 @@ def size_of(name, value):
     return [own or 1 for own in dims], short
 
 
-def draw(rng, value, shape):
+def largest_index(name, value):
+    """The largest value of an input of floats that are indices, else None."""
+    return next((inputs.get(value.name) for part, inputs in INDICES.items() if part in name), None)
+
+
+def draw(rng, value, shape, index):
     dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
     if value.name in VALUES:
         return np.full(shape, VALUES[value.name], dtype)
+    if index is not None:
+        return rng.integers(0, index + 1, shape).astype(dtype)
     if np.issubdtype(dtype, np.integer):
         return rng.integers(0, LARGEST.get(value.name, 20), shape).astype(dtype)
     return rng.uniform(-1, 1, shape).astype(dtype)
@@ -152,7 +160,7 @@ def run(command, folder, data, inputs, seed):
     extended, sigmoids = with_arguments(data)
     session = onnxruntime.InferenceSession(extended, options, providers=["CPUExecutionProvider"])
     rng = np.random.default_rng(seed)
-    feeds, others = ({v.name: draw(rng, v, shape) for v, shape in inputs} for _ in range(2))
+    feeds, others = ({v.name: draw(rng, v, shape, index) for v, shape, index in inputs} for _ in range(2))
     names = [output.name for output in session.get_outputs()]
 
     def answers(values):
@@ -167,7 +175,7 @@ def run(command, folder, data, inputs, seed):
     except Exception as error:  # onnxruntime has many kinds.
         return {"outcome": "not run by onnxruntime", "reason": str(error).splitlines()[0]}
     arguments = [command, "run", path, "--fault", DEAD, "--tolerate", "2", "--workers", "6", "--backend", "cpu", "--quiet"]
-    for number, (value, shape) in enumerate(inputs):
+    for number, (value, shape, _) in enumerate(inputs):
         array = os.path.join(folder, f"input_{number}.npy")
         np.save(array, feeds[value.name])
         arguments += ["--input", f"{value.name}={array}"]
@@ -217,7 +225,7 @@ def main():
         graph = onnx.load_model_from_string(data).graph
         constants = {tensor.name for tensor in graph.initializer}
         values = [value for value in graph.input if value.name not in constants]
-        inputs = [(value, size_of(name, value)[0]) for value in values]
+        inputs = [(value, size_of(name, value)[0], largest_index(name, value)) for value in values]
         folder = os.path.join(given.out_dir, "models", f"{package}_{os.path.basename(name)[:-5]}_{len(outcomes)}")
         os.makedirs(os.path.join(folder, "outputs"), exist_ok=True)
         found = {"package": package, "model": name, **run(given.fcdcc, folder, data, inputs, given.seed)}

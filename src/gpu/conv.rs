@@ -16,6 +16,7 @@ use super::device::{Caps, GpuDevice};
 use super::f16::narrow;
 use super::kernel::Kernel;
 use super::params::Params;
+use super::pipeline::Pipeline;
 use super::plan::ConvPlan;
 use super::shaders::{Stage, Variant};
 use super::timing::{DeviceClock, RunTiming};
@@ -33,12 +34,6 @@ type Bindings = Mutex<HashMap<(usize, usize), Bound>>;
 
 /// The bind groups of a sub-result, one for each pass of its plan.
 pub(super) type Bound = Arc<[wgpu::BindGroup]>;
-
-#[derive(Debug)]
-struct Pipeline {
-    layout: wgpu::BindGroupLayout,
-    pipeline: wgpu::ComputePipeline,
-}
 
 /// Filter banks of one convolution on a device, packed for the kernel that reads them.
 ///
@@ -219,16 +214,58 @@ impl ConvEngine {
         check_elems("elements of the coded filters", filters.len(), banks * shape.weight_elems())?;
         let plan = ConvPlan::of(shape, filters.dtype(), caps, candidate)?;
         self.gpu.check()?;
-        let passes = plan
-            .variants()
-            .into_iter()
-            .map(|variant| Ok((variant.stage, self.pipeline(variant)?)))
-            .collect::<Result<Vec<_>>>()?;
         let spoiled = self.spoiled.contains(&candidate);
         let banks = match filters {
             Values::F32(values) => self.upload_banks(&plan, values, spoiled),
             Values::F64(values) => self.upload_banks(&plan, values, spoiled),
         }?;
+        self.warmed_up(plan, slabs, banks)
+    }
+
+    /// The filters of `from` for convolutions of another input size, in the same device memory, with the kernel that
+    /// [`Self::install`] takes. `None` if that kernel reads another layout for `shape`.
+    ///
+    /// # Errors
+    /// Those of [`Self::install`].
+    pub fn share(
+        &mut self,
+        from: &ConvFilters,
+        shape: &ConvShape,
+        slabs: usize,
+        kernel: Option<Kernel>,
+    ) -> Result<Option<ConvFilters>> {
+        let caps = Caps { half: from.plan.variant.half, ..*self.gpu.caps() };
+        let candidate = Candidate::best(kernel, shape, &caps, from.dtype());
+        self.share_as(from, shape, slabs, candidate)
+    }
+
+    /// As [`Self::share`], with one of the candidates that [`Candidate::all`] and [`Candidate::of`] list.
+    ///
+    /// # Errors
+    /// Those of [`Self::install`].
+    pub fn share_as(
+        &mut self,
+        from: &ConvFilters,
+        shape: &ConvShape,
+        slabs: usize,
+        candidate: Candidate,
+    ) -> Result<Option<ConvFilters>> {
+        let caps = Caps { half: from.plan.variant.half, ..*self.gpu.caps() };
+        let plan = ConvPlan::of(shape, from.dtype(), &caps, candidate)?;
+        if !plan.reads_filters_of(&from.plan) {
+            return Ok(None);
+        }
+        self.gpu.check()?;
+        self.warmed_up(plan, slabs, from.banks.clone()).map(Some)
+    }
+
+    /// Compiles the kernels of a plan, reserves buffers, and runs an empty dispatch.
+    fn warmed_up(&mut self, plan: ConvPlan, slabs: usize, banks: Vec<wgpu::Buffer>) -> Result<ConvFilters> {
+        let passes = plan
+            .variants()
+            .into_iter()
+            .map(|variant| Ok((variant.stage, self.pipeline(variant)?)))
+            .collect::<Result<Vec<_>>>()?;
         let offsets = match plan.kernel() {
             Kernel::Tiled => {
                 let offsets = plan.offsets();
@@ -333,59 +370,7 @@ impl ConvEngine {
         if let Some(pipeline) = self.pipelines.get(&variant) {
             return Ok(Arc::clone(pipeline));
         }
-        let device = &self.gpu.device;
-        let label = variant.label();
-        let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
-            label: Some(&label),
-            source: wgpu::ShaderSource::Wgsl(variant.wgsl().into()),
-        });
-        let inputs = variant.inputs();
-        let storage = |binding, read_only| wgpu::BindGroupLayoutEntry {
-            binding,
-            visibility: wgpu::ShaderStages::COMPUTE,
-            ty: wgpu::BindingType::Buffer {
-                ty: wgpu::BufferBindingType::Storage { read_only },
-                has_dynamic_offset: false,
-                min_binding_size: None,
-            },
-            count: None,
-        };
-        let uniform = wgpu::BindGroupLayoutEntry {
-            binding: 0,
-            visibility: wgpu::ShaderStages::COMPUTE,
-            ty: wgpu::BindingType::Buffer {
-                ty: wgpu::BufferBindingType::Uniform,
-                has_dynamic_offset: true,
-                min_binding_size: NonZeroU64::new(size_of::<Params>() as u64),
-            },
-            count: None,
-        };
-        let mut entries = vec![uniform];
-        entries.extend((1..=inputs).map(|binding| storage(binding, true)));
-        entries.push(storage(inputs + 1, false));
-        let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
-            label: Some(&label),
-            entries: &entries,
-        });
-        let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
-            label: Some(&label),
-            bind_group_layouts: &[Some(&layout)],
-            ..Default::default()
-        });
-        let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-            label: Some(&label),
-            layout: Some(&pipeline_layout),
-            module: &module,
-            entry_point: Some("main"),
-            compilation_options: wgpu::PipelineCompilationOptions {
-                constants: &variant.overrides(),
-                // The only kernel with shared memory writes all of it before reading any.
-                zero_initialize_workgroup_memory: false,
-            },
-            cache: None,
-        });
-        self.gpu.check()?;
-        let pipeline = Arc::new(Pipeline { layout, pipeline });
+        let pipeline = Arc::new(Pipeline::compile(&self.gpu, variant)?);
         self.pipelines.insert(variant, Arc::clone(&pipeline));
         Ok(pipeline)
     }

@@ -21,6 +21,7 @@ mod kernel;
 mod measure;
 mod pack;
 mod params;
+mod pipeline;
 mod plan;
 mod run;
 mod shaders;

@@ -201,6 +201,18 @@ impl ConvPlan {
         self.products.as_deref().unwrap_or(self)
     }
 
+    /// Whether filters packed for `other` are those that this plan reads, given that both are the same filters.
+    pub(super) fn reads_filters_of(&self, other: &Self) -> bool {
+        let weights = |shape: &ConvShape| (shape.in_channels, shape.out_channels, shape.groups, shape.kernel);
+        let layout = |plan: &Self| {
+            let Variant { kernel, dtype, tile, half, .. } = plan.variant;
+            let depth = if kernel == Kernel::Tiled { depth(tile) } else { 0 };
+            let passes = (plan.products.is_some(), plan.variant.window.is_some());
+            (kernel, dtype, half, tile.channels, depth, passes, plan.bank_bytes)
+        };
+        weights(&self.shape) == weights(&other.shape) && layout(self) == layout(other)
+    }
+
     /// Multiply-adds of one sub-result, without those on padding of tiles.
     #[must_use]
     pub fn macs(&self) -> u64 {
@@ -402,6 +414,34 @@ pub(super) mod tests {
             assert_eq!(plan.submissions.first().unwrap().start, 0);
             assert_eq!(plan.submissions.last().unwrap().end, plan.steps.len());
             assert!(plan.submissions.windows(2).all(|w| w[0].end == w[1].start && !w[0].is_empty()));
+        }
+    }
+
+    #[test]
+    fn filters_serve_other_sizes_and_no_other_layout() {
+        let caps = caps();
+        let shape = |input: &[usize], outputs| {
+            ConvShape::new(input, &[outputs, 32, 3, 3], &ConvParams::default()).unwrap()
+        };
+        let (small, large) = (shape(&[1, 32, 20, 20], 32), shape(&[3, 32, 41, 30], 32));
+        let mut plans = Vec::new();
+        for kernel in Kernel::ALL.into_iter().filter(|kernel| *kernel != Kernel::Single) {
+            for candidate in Candidate::of(kernel, &small, &caps, DType::F32) {
+                let one = ConvPlan::of(&small, DType::F32, &caps, candidate).unwrap();
+                let two = ConvPlan::of(&large, DType::F32, &caps, candidate).unwrap();
+                assert!(two.reads_filters_of(&one) && one.reads_filters_of(&two), "{candidate:?}");
+                let more = ConvPlan::of(&shape(&[1, 32, 20, 20], 64), DType::F32, &caps, candidate).unwrap();
+                assert!(!more.reads_filters_of(&one), "{candidate:?}");
+                let wide = ConvPlan::of(&large, DType::F64, &caps, candidate).unwrap();
+                assert!(!wide.reads_filters_of(&one), "{candidate:?}");
+                plans.push(one);
+            }
+        }
+        // What may be shared is packed in the same way.
+        let filters: Vec<f32> = (0..small.weight_elems()).map(|at| at as f32).collect();
+        for (one, two) in plans.iter().flat_map(|one| plans.iter().map(move |two| (one, two))) {
+            let same = one.pack(&filters) == two.pack(&filters);
+            assert!(same || !one.reads_filters_of(two), "{:?}, {:?}", one.variant, two.variant);
         }
     }
 

@@ -23,6 +23,7 @@ use tract_onnx::tract_core::ops::nn::{Reduce, Softmax};
 
 use super::conv::ConvOp;
 use super::deform::SamplingOp;
+use super::extremes::Extremes;
 use super::guard::{guarded, refused};
 use super::load::Model;
 use super::resize::Nearest;
@@ -147,6 +148,8 @@ fn through(node: &TypedNode, of: &[Items], facts: &[&TypedFact], output: &TypedF
     }
     let keeps = if let Some(reduce) = op.downcast_ref::<Reduce>() {
         !reduce.axes.contains(&axis)
+    } else if let Some(extremes) = op.downcast_ref::<Extremes>() {
+        extremes.keeps(axis)
     } else if let Some(softmax) = op.downcast_ref::<Softmax>() {
         !softmax.axes.contains(&axis)
     } else if let Some(slice) = op.downcast_ref::<Slice>() {

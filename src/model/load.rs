@@ -20,7 +20,9 @@ use super::lower::lower;
 use super::round::{self, HalfType};
 use super::tensor::{Tensor, dtype_name};
 use super::view::Given;
-use super::{branch, deform, loops, numbers, prelu, resize, sequences, transpose, upsample, whole, wire};
+use super::{
+    branch, deform, loops, numbers, prelu, resize, sequences, shift, transpose, upsample, whole, wire,
+};
 use crate::error::{Error, Message, Parameter, Result};
 use crate::files::Input;
 use crate::memory;
@@ -463,12 +465,14 @@ fn register(onnx: &mut Onnx) {
     onnx.op_register.insert(deform::SAMPLING, deform::parse);
     onnx.op_register.insert(loops::NAME, loops::parse);
     onnx.op_register.insert(numbers::NAME, numbers::parse);
+    onnx.op_register.insert(numbers::SIZES, numbers::parse_sizes);
     onnx.op_register.insert(prelu::NAME, prelu::parse);
     onnx.op_register.insert(resize::NAME, resize::parse);
     onnx.op_register.insert(sequences::REVERSED, sequences::parse_reversed);
     onnx.op_register.insert(sequences::ENDED, sequences::parse_outputs);
     onnx.op_register.insert(sequences::RESTORED, sequences::parse_outputs);
     onnx.op_register.insert(sequences::WHOLE, sequences::parse_whole);
+    onnx.op_register.insert(shift::NAME, shift::parse);
     onnx.op_register.insert(transpose::NAME, transpose::parse);
     onnx.op_register.insert(upsample::LINEAR, upsample::parse_linear);
     onnx.op_register.insert(whole::NAME, whole::parse);

@@ -103,3 +103,123 @@ fn branches_within_branches_take_no_longer_than_their_nodes() {
     assert_eq!(at([1.0, -2.0]), [25.0, -46.0]);
     assert_eq!(at([-1.0, -2.0]), [0.0, 0.0]);
 }
+
+#[test]
+fn shifts_by_any_amount_give_what_numpy_gives() {
+    // The number of the type in ONNX, numbers, amounts, and what is left of each, to the right and to the left.
+    for (onnx, number, amount, right, left) in [
+        (2, 255.0, 8.0, 0.0, 0.0),
+        (2, 255.0, 3.0, 31.0, 248.0),
+        (3, -8.0, 9.0, -1.0, 0.0),
+        (3, -8.0, -1.0, -1.0, 0.0),
+        (6, -9.0, 30.0, -1.0, -1_073_741_824.0),
+        (7, 5.0, 40.0, 0.0, 5_497_558_138_880.0),
+        (7, -8_388_608.0, 20.0, -8.0, -8_796_093_022_208.0),
+        (7, 3.0, 64.0, 0.0, 0.0),
+    ] {
+        for (direction, expected) in [("RIGHT", right), ("LEFT", left)] {
+            let mut net = Net::new(&[1, 3]);
+            net.node("Cast", &["x"], "number").int("to", onnx);
+            net.floats("amount", &[1], &[amount]);
+            net.node("Cast", &["amount"], "by").int("to", onnx);
+            net.node("BitShift", &["number", "by"], "c").string("direction", direction);
+            net.node("Cast", &["c"], "y").int("to", 11);
+            let found = output(net, &ArrayD::from_elem(vec![1, 3], number)).to_f64();
+            assert_eq!(found, [expected; 3], "{number} by {amount}, {direction}, type {onnx}");
+        }
+    }
+}
+
+#[test]
+fn shifts_in_no_direction_are_refused_by_name() {
+    let mut net = Net::new(&[2]);
+    net.node("Cast", &["x"], "a").int("to", 3);
+    net.node("BitShift", &["a", "a"], "y").string("direction", "UP").name = "up".to_owned();
+    let why = loaded(net).and_then(|model| model.on_host().map(drop)).unwrap_err().to_string();
+    assert!(why.contains("BitShift node up") && why.contains("LEFT or RIGHT"), "{why}");
+}
+
+#[test]
+fn gates_near_zero_are_exact() {
+    let mut net = Net::new(&[1, 1, 1]);
+    net.floats("w", &[1, 3, 1], &[-20.0, 0.0, 0.0]);
+    net.floats("r", &[1, 3, 1], &[0.0; 3]);
+    net.floats("h", &[1, 1, 1], &[1.0]);
+    net.node("GRU", &["x", "w", "r", "", "", "h"], "y").int("hidden_size", 1);
+    let found = output(net, &ArrayD::from_elem(vec![1, 1, 1], 1.0)).to_f64()[0];
+    // The new state is zero, so this is the old one times the gate.
+    let expected = 1.0 / (1.0 + 20_f64.exp());
+    assert!((found / expected - 1.0).abs() < 1e-6, "{found:e}, {expected:e}");
+}
+
+#[test]
+fn small_values_of_a_spectrum_are_exact_beside_large_ones() {
+    let (count, shape) = (100, vec![1, 100, 1]);
+    let x = ArrayD::from_shape_fn(shape, |at| at[1] as f32 * 10.0);
+    let mut net = Net::new(&[1, count, 1]);
+    net.node("DFT", &["x"], "y").int("axis", 1);
+    let found = output(net, &x);
+    assert_eq!(found.dtype(), "f32");
+    for (bin, found) in found.to_f64().chunks(2).enumerate() {
+        let (mut real, mut imaginary) = (0.0, 0.0);
+        for (at, x) in x.iter().enumerate() {
+            let angle = -std::f64::consts::TAU * ((bin * at) % count) as f64 / count as f64;
+            real += f64::from(*x) * angle.cos();
+            imaginary += f64::from(*x) * angle.sin();
+        }
+        for (found, expected) in found.iter().zip([real, imaginary]) {
+            assert!((found - expected).abs() <= 1e-7 * expected.abs() + 1e-9, "{bin}: {found}, {expected}");
+        }
+    }
+}
+
+#[test]
+fn casts_keep_all_bits_of_64() {
+    // Numbers that f32 holds exactly, on both sides of what 32 bits hold.
+    let x = ArrayD::from_shape_vec(vec![1, 4], vec![3e9, -5e12, 2_147_483_648.0, 7.0]).unwrap();
+    let x = x.mapv(|x: f32| x.trunc());
+    let expected: Vec<f64> = x.iter().copied().map(f64::from).collect();
+    let mut alone = Net::new(&[1, 4]);
+    alone.node("Cast", &["x"], "y").int("to", 7);
+    let found = output(alone, &x);
+    assert_eq!((found.dtype(), found.to_f64()), ("i64", expected.clone()));
+    // Together with a size, and with a constant of 64 bits.
+    let mut mixed = Net::new(&[1, 4]);
+    mixed.node("Cast", &["x"], "numbers").int("to", 7);
+    mixed.node("Shape", &["x"], "shape");
+    mixed.integers("first", &[0]);
+    mixed.integers("large", &[1 << 40]);
+    mixed.node("Gather", &["shape", "first"], "one");
+    mixed.node("Mul", &["numbers", "one"], "same");
+    mixed.node("Add", &["same", "large"], "y");
+    let shifted = expected.iter().map(|x| x + 2_f64.powi(40)).collect::<Vec<_>>();
+    assert_eq!(output(mixed, &x).to_f64(), shifted);
+}
+
+#[test]
+fn rows_that_are_masked_out_are_found_by_their_largest_element() {
+    let low = f32::NEG_INFINITY;
+    let x = ArrayD::from_shape_vec(vec![3, 2], vec![low, low, low, -1.0, f32::MIN, low]).unwrap();
+    for (op, expected) in [("ReduceMax", [1.0, 0.0, 0.0]), ("ReduceMin", [1.0, 1.0, 1.0])] {
+        let mut net = Net::new(&[3, 2]);
+        net.floats("low", &[1], &[low]);
+        net.node(op, &["x"], "most").ints("axes", &[1]);
+        net.node("Equal", &["most", "low"], "masked");
+        net.node("Cast", &["masked"], "y").int("to", 1);
+        assert_eq!(output(net, &x).to_f64(), expected, "{op}");
+    }
+}
+
+#[test]
+fn a_zero_point_from_a_cast_decides_ties_by_the_quotient() {
+    // The quotient is just above a tie; the product with the reciprocal is the tie.
+    let (x, scale) = (-2.5f32, 5.0f32 / 255.0);
+    assert!(x / scale > -127.5 && x * (1.0 / scale) <= -127.5);
+    let mut net = Net::new(&[1, 1]);
+    net.floats("scale", &[1], &[scale]);
+    net.floats("zero", &[1], &[153.0]);
+    net.node("Cast", &["zero"], "bytes").int("to", 2);
+    net.node("QuantizeLinear", &["x", "scale", "bytes"], "y");
+    let found = output(net, &ArrayD::from_elem(vec![1, 1], x));
+    assert_eq!((found.dtype(), found.to_f64()), ("u8", vec![26.0]));
+}

@@ -14,10 +14,13 @@ use tract_onnx::tract_core::model::Node;
 use tract_onnx::tract_core::ops::cnn::{Conv, MaxPool, PaddingSpec, PoolSpec, SumPool};
 use tract_onnx::tract_core::ops::konst::Const;
 use tract_onnx::tract_core::ops::nn::{Softmax, SoftmaxKind};
+use tract_onnx::tract_core::ops::scan::Scan;
 use tract_onnx::tract_hir::infer::{Factoid, InferenceModelExt, InferenceNode};
 use tract_onnx::tract_hir::ops::source::Source;
 
 use super::conv::ConvOp;
+use super::extremes::Extremes;
+use super::numbers::SizesOp;
 use super::transpose::TransposeOp;
 use super::unary::Exact;
 
@@ -189,9 +192,18 @@ fn is_known(node: &InferenceNode) -> TractResult<bool> {
     Ok(known && node.op.state(&EvalContext::out_of_plan())?.is_none())
 }
 
-/// The operator to use for `op`: the convolution or function of this crate for that of tract, and an error for a window
-/// without output.
-fn ours(name: &str, op: Box<dyn TypedOp>, inputs: &[&TypedFact]) -> TractResult<Box<dyn TypedOp>> {
+/// The operator to use for `op`: the convolution or function of this crate for that of tract, also inside of a recurrent
+/// layer, and an error for a window without output.
+fn ours(name: &str, mut op: Box<dyn TypedOp>, inputs: &[&TypedFact]) -> TractResult<Box<dyn TypedOp>> {
+    if let Some(scan) = op.downcast_mut::<Scan>() {
+        for id in 0..scan.body.nodes().len() {
+            let exact = Exact::of(&*scan.body.node(id).op, &scan.body.node_input_facts(id)?);
+            if let Some(exact) = exact {
+                scan.body.node_mut(id).op = Box::new(exact);
+            }
+        }
+        return Ok(op);
+    }
     if let Some(conv) = op.downcast_ref::<Conv>() {
         let Some(conv) = ConvOp::of(name, conv) else {
             return covers("Conv", name, &conv.pool_spec, inputs).map(|()| op);
@@ -200,6 +212,12 @@ fn ours(name: &str, op: Box<dyn TypedOp>, inputs: &[&TypedFact]) -> TractResult<
         return Ok(Box::new(conv));
     }
     if let Some(exact) = Exact::of(&*op, inputs) {
+        return Ok(Box::new(exact));
+    }
+    if let Some(exact) = SizesOp::of(&*op, inputs) {
+        return Ok(Box::new(exact));
+    }
+    if let Some(exact) = Extremes::of(&*op, inputs) {
         return Ok(Box::new(exact));
     }
     if let Some(pool) = op.downcast_ref::<MaxPool>() {

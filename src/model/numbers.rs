@@ -1,17 +1,55 @@
-//! Numbers in place of what tract computes as sizes.
+//! Conversions between 64-bit integers and what tract computes as sizes.
 //!
 //! tract has a type of its own for sizes, which may be symbols, and casts to 64-bit integers give it. Some of its operators
-//! take numbers only; [`rewrite`](super::rewrite) puts this operator before them.
+//! take numbers only; [`rewrite`](super::rewrite) puts [`NAME`] before them. Its cast to sizes goes through 32 bits, so casts to
+//! 64-bit integers become [`SIZES`], [`lower`](super::lower()) replaces those that tract adds, and constants that do not fit into
+//! 32 bits are cast before tract may do it ([`widen`]).
 //!
 //! Invariant: values stay as they are.
 
+use std::collections::HashSet;
+
 use tract_onnx::model::ParsingContext;
-use tract_onnx::pb::NodeProto;
+use tract_onnx::pb::{GraphProto, NodeProto, TensorProto};
 use tract_onnx::prelude::{DatumType, SpecialOps, TractResult};
-use tract_onnx::tract_core::internal::{OutletId, StaticName, TVec, TypedModel, bail, tvec};
-use tract_onnx::tract_core::ops::cast::cast;
+use tract_onnx::tract_core::internal::{
+    DatumTypeExt, EvalContext, EvalOp, IntoArcTensor, IntoTValue, IntoTensor, Op, OutletId, StaticName, TDim,
+    TValue, TVec, Tensor, TypedFact, TypedModel, TypedOp, args_1, as_op, bail, op_as_typed_op,
+    op_out_of_plan, tvec,
+};
+use tract_onnx::tract_core::ops::cast::{Cast, cast};
 use tract_onnx::tract_hir::infer::{InferenceOp, InferenceResult, Solver, TensorProxy};
 use tract_onnx::tract_hir::internal::{Expansion, expand};
+
+use super::check::{attribute, constants, is_standard};
+use super::nodes::{I64, Nodes};
+
+/// The operator that a cast to 64-bit integers becomes; its name cannot occur in a file.
+pub(super) const SIZES: &str = "Exact cast to int64";
+
+/// Operators that bring their inputs to one type, in which constants become sizes where another input is one.
+const UNITING: &[&str] = &[
+    "Add",
+    "BitShift",
+    "BitwiseAnd",
+    "BitwiseOr",
+    "BitwiseXor",
+    "Concat",
+    "Div",
+    "Equal",
+    "Greater",
+    "GreaterOrEqual",
+    "Less",
+    "LessOrEqual",
+    "Max",
+    "Min",
+    "Mod",
+    "Mul",
+    "Pow",
+    "Sub",
+    "Sum",
+    "Where",
+];
 
 /// The operator that makes numbers; its name cannot occur in a file.
 pub(super) const NAME: &str = "Plain numbers";
@@ -26,6 +64,42 @@ struct Numbers;
 #[expect(clippy::unnecessary_wraps, reason = "the signature of all parsers")]
 pub(super) fn parse(_: &ParsingContext, _: &NodeProto) -> TractResult<(Box<dyn InferenceOp>, Vec<String>)> {
     Ok((expand(Numbers), vec![]))
+}
+
+/// The values of a tensor of 64-bit integers; `None` for others and for data in other files.
+pub(super) fn values(tensor: &TensorProto) -> Option<Vec<i64>> {
+    if tensor.data_type != I64 || tensor.data_location.unwrap_or(0) != 0 {
+        return None;
+    }
+    if !tensor.int64_data.is_empty() {
+        return Some(tensor.int64_data.clone());
+    }
+    let chunks = tensor.raw_data.chunks_exact(8);
+    chunks.map(|bytes| Some(i64::from_le_bytes(bytes.try_into().ok()?))).collect()
+}
+
+/// The constants of a graph that hold 64-bit integers beyond 32 bits.
+pub(super) fn large(graph: &GraphProto) -> HashSet<String> {
+    let is_large = |value: &i64| i32::try_from(*value).is_err();
+    let known = constants(graph)
+        .into_iter()
+        .filter(|(_, tensor)| values(tensor).is_some_and(|values| values.iter().any(is_large)));
+    let single = graph.node.iter().filter(|node| node.op_type == "Constant").filter(|node| {
+        let one = attribute(node, "value_int").is_some_and(|value| is_large(&value.i));
+        one || attribute(node, "value_ints").is_some_and(|values| values.ints.iter().any(is_large))
+    });
+    let single = single.filter_map(|node| node.output.first().cloned());
+    known.map(|(name, _)| name.to_owned()).chain(single).collect()
+}
+
+/// Casts the inputs of a node that are in `large` to sizes, if the node might have tract do it.
+pub(super) fn widen(node: &mut NodeProto, large: &HashSet<String>, nodes: &mut Nodes) {
+    if !is_standard(node) || !UNITING.contains(&node.op_type.as_str()) {
+        return;
+    }
+    for input in node.input.iter_mut().filter(|input| large.contains(*input)) {
+        *input = nodes.op(SIZES, &[input]);
+    }
 }
 
 impl Expansion for Numbers {
@@ -53,4 +127,98 @@ impl Expansion for Numbers {
         }
         model.wire_node(prefix, cast(DatumType::I64), inputs)
     }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Sizes;
+
+/// The parser of [`SIZES`] for tract's operator register.
+///
+/// # Errors
+/// None.
+#[expect(clippy::unnecessary_wraps, reason = "the signature of all parsers")]
+pub(super) fn parse_sizes(
+    _: &ParsingContext,
+    _: &NodeProto,
+) -> TractResult<(Box<dyn InferenceOp>, Vec<String>)> {
+    Ok((expand(Sizes), vec![]))
+}
+
+impl Expansion for Sizes {
+    fn name(&self) -> StaticName {
+        SIZES.into()
+    }
+
+    fn rules<'r, 'p: 'r, 's: 'r>(
+        &'s self,
+        solver: &mut Solver<'r>,
+        inputs: &'p [TensorProxy],
+        outputs: &'p [TensorProxy],
+    ) -> InferenceResult {
+        let ([input], [output]) = (inputs, outputs) else { bail!("Cast has one input and one output") };
+        solver.equals(&output.datum_type, DatumType::TDim)?;
+        solver.equals(&input.shape, &output.shape)
+    }
+
+    fn wire(&self, prefix: &str, model: &mut TypedModel, inputs: &[OutletId]) -> TractResult<TVec<OutletId>> {
+        if model.outlet_fact(inputs[0])?.datum_type == DatumType::TDim {
+            return Ok(tvec!(inputs[0]));
+        }
+        model.wire_node(prefix, SizesOp, inputs)
+    }
+}
+
+/// The cast of numbers to sizes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct SizesOp;
+
+impl SizesOp {
+    /// The operator in place of tract's; `None` for other casts.
+    pub(super) fn of(op: &dyn TypedOp, inputs: &[&TypedFact]) -> Option<Self> {
+        let cast = op.downcast_ref::<Cast>()?;
+        let from_numbers = inputs.first().is_some_and(|input| input.datum_type != DatumType::TDim);
+        (cast.to == DatumType::TDim && from_numbers).then_some(Self)
+    }
+}
+
+/// The numbers as sizes.
+///
+/// # Errors
+/// For a type that holds no numbers.
+pub(super) fn sizes(numbers: &Tensor) -> TractResult<Tensor> {
+    let numbers = numbers.cast_to::<i64>()?;
+    Ok(numbers.to_plain_array_view::<i64>()?.mapv(TDim::Val).into_tensor())
+}
+
+impl Op for SizesOp {
+    fn name(&self) -> StaticName {
+        SIZES.into()
+    }
+
+    op_as_typed_op!();
+}
+
+impl EvalOp for SizesOp {
+    op_out_of_plan!();
+
+    fn eval(&self, _: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+        let numbers = args_1!(inputs);
+        Ok(tvec!(sizes(&numbers)?.into_tvalue()))
+    }
+}
+
+impl TypedOp for SizesOp {
+    fn output_facts(&self, inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
+        let mut fact = DatumType::TDim.fact(inputs[0].shape.clone());
+        fact.uniform_tdim.clone_from(&inputs[0].uniform_tdim);
+        fact.uniform = inputs[0]
+            .uniform
+            .as_ref()
+            .map(|known| sizes(known))
+            .transpose()?
+            .map(IntoArcTensor::into_arc_tensor);
+        Ok(tvec!(fact))
+    }
+
+    as_op!();
 }

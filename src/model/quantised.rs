@@ -33,6 +33,7 @@ const WINDOW: &[&str] = &["auto_pad", "dilations", "group", "kernel_shape", "pad
 pub(super) fn graph(graph: &mut GraphProto) {
     let mut rewriting = Rewriting {
         constants: constants(graph),
+        casts: casts(graph),
         dequantised: dequantised(graph),
         nodes: Nodes::of(graph, "quantised"),
     };
@@ -89,6 +90,18 @@ fn constants(graph: &GraphProto) -> HashMap<String, Constant> {
     known.chain(dynamic).collect()
 }
 
+/// The types of 8-bit integers to which the Cast nodes of a graph convert.
+fn casts(graph: &GraphProto) -> HashMap<String, i32> {
+    let of = |node: &NodeProto| {
+        let to = attribute(node, "to")
+            .and_then(|to| i32::try_from(to.i).ok())
+            .filter(|to| range(*to).is_some())?;
+        Some((node.output.first()?.clone(), to))
+    };
+    let casts = graph.node.iter().filter(|node| node.op_type == "Cast" && is_standard(node));
+    casts.filter_map(of).collect()
+}
+
 /// A value before DequantizeLinear.
 #[derive(Clone)]
 struct Dequantised {
@@ -126,6 +139,8 @@ fn range(dtype: i32) -> Option<(f32, f32)> {
 
 struct Rewriting {
     constants: HashMap<String, Constant>,
+    /// The types of the outputs of Cast nodes.
+    casts: HashMap<String, i32>,
     dequantised: HashMap<String, Dequantised>,
     nodes: Nodes,
 }
@@ -428,9 +443,10 @@ impl Rewriting {
         (known.dims.len() == 1 && axis < rank).then(|| Some(channels(rank - axis)))
     }
 
-    /// The type of 8-bit integers that a constant zero point has.
+    /// The type of 8-bit integers that a zero point has, if it is a constant or the output of a Cast.
     fn target(&self, zero: &str) -> Option<i32> {
-        self.constants.get(zero).filter(|zero| zero.is_bytes()).map(|zero| zero.dtype)
+        let constant = self.constants.get(zero).filter(|zero| zero.is_bytes());
+        constant.map(|zero| zero.dtype).or_else(|| self.casts.get(zero).copied())
     }
 
     fn is_zero(&self, name: &str) -> bool {

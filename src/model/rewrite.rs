@@ -4,7 +4,8 @@
 //! - Swish knows no alpha: x Sigmoid(alpha x).
 //! - RNN, GRU and LSTM read backward, and sequences of different lengths, otherwise ([`recurrent`]).
 //! - DeformConv is not known: it becomes a sampling and a convolution ([`deform`]).
-//! - TopK takes no sizes ([`numbers`]).
+//! - DFT and STFT of f32 have errors of f32 relative to the largest sum, so they run in f64.
+//! - Casts to 64-bit integers keep 32 bits in tract; TopK takes no sizes ([`numbers`]).
 //! - SpaceToDepth knows one order of channels, so the other one is refused.
 //!
 //! Invariant: a rewritten node makes the values that the standard describes, under the names that it had.
@@ -12,7 +13,7 @@
 use tract_onnx::pb::NodeProto;
 
 use super::check::{attribute, called, is_standard, text};
-use super::nodes::Nodes;
+use super::nodes::{F64, I64, Nodes};
 use super::{deform, numbers, recurrent};
 
 /// Adds `node`, or the nodes that stand for it, to `nodes`.
@@ -36,6 +37,14 @@ pub(super) fn add(mut node: NodeProto, nodes: &mut Nodes) -> Result<(), String> 
             nodes.last("Mul", &[x, &gate], y);
             return Ok(());
         }
+        ("DFT" | "STFT", Some(x), Some(y)) => {
+            let (x, y) = (x.clone(), y.clone());
+            wide(node, &x, &y, nodes);
+            return Ok(());
+        }
+        ("Cast", ..) if attribute(&node, "to").is_some_and(|to| to.i == i64::from(I64)) => {
+            numbers::SIZES.clone_into(&mut node.op_type);
+        }
         ("TopK", Some(x), Some(_)) => node.input[0] = nodes.op(numbers::NAME, &[x]),
         _ if recurrent::takes(&node) => return recurrent::rewrite(node, nodes),
         _ if deform::takes(&node) => return deform::rewrite(node, nodes),
@@ -49,6 +58,21 @@ pub(super) fn add(mut node: NodeProto, nodes: &mut Nodes) -> Result<(), String> 
     }
     nodes.add(node);
     Ok(())
+}
+
+/// Adds a Fourier transform of `x` in f64 that makes `y` in the type of `x`.
+fn wide(mut node: NodeProto, x: &str, y: &str, nodes: &mut Nodes) {
+    // The signal; and for STFT the window, which has to be of the same type.
+    let floats: &[usize] = if node.op_type == "STFT" { &[0, 2] } else { &[0] };
+    for slot in floats {
+        if let Some(input) = node.input.get_mut(*slot).filter(|name| !name.is_empty()) {
+            *input = nodes.cast(input, F64);
+        }
+    }
+    let made = nodes.name("transformed");
+    node.output = vec![made.clone()];
+    nodes.add(node);
+    nodes.last("CastLike", &[&made, x], y);
 }
 
 /// The attribute alpha of a node as a constant of the type of `value`.
@@ -107,6 +131,19 @@ mod tests {
             node.output = vec![String::new(), "last".to_owned()];
         };
         assert_eq!(operators(&rewritten(last_only, "GRU").unwrap()), ["Slice", "GRU"]);
+    }
+
+    #[test]
+    fn transforms_run_in_f64_and_keep_their_type() {
+        let spectrum = rewritten(|_| {}, "DFT").unwrap();
+        assert_eq!(operators(&spectrum), ["Cast", "DFT", "CastLike"]);
+        assert_eq!(spectrum.last().unwrap().input[1], "x");
+        let frames = rewritten(|_| {}, "STFT").unwrap();
+        assert_eq!(operators(&frames), ["Cast", "Cast", "STFT", "CastLike"]);
+        assert_eq!(frames[2].input[1], "w");
+        for nodes in [spectrum, frames] {
+            assert_eq!(nodes.last().unwrap().output, ["y"]);
+        }
     }
 
     #[test]

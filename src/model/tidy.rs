@@ -9,7 +9,7 @@ use tract_onnx::pb::{GraphProto, NodeProto, TensorProto};
 
 use super::check::{attribute, called, scalar};
 use super::nodes::{Nodes, integers};
-use super::{resize, rewrite, upsample};
+use super::{numbers, resize, rewrite, upsample};
 
 /// No array has an axis that is padded by more.
 const MOST_PAD: u64 = 1 << 24;
@@ -19,7 +19,7 @@ const MOST_PAD: u64 = 1 << 24;
 /// # Errors
 /// One line, for a construct that cannot be rewritten.
 pub(super) fn graph(graph: &mut GraphProto, opset: i64) -> Result<(), String> {
-    let constants = small_constants(graph);
+    let (constants, large) = (small_constants(graph), numbers::large(graph));
     let mut nodes = Nodes::of(graph, "tidied");
     // Initializers become nodes, because tract compares every initializer with every other.
     let initial: HashSet<String> = graph.initializer.iter().map(|tensor| tensor.name.clone()).collect();
@@ -71,6 +71,7 @@ pub(super) fn graph(graph: &mut GraphProto, opset: i64) -> Result<(), String> {
             }
             _ => {}
         }
+        numbers::widen(&mut node, &large, &mut nodes);
         rewrite::add(node, &mut nodes)?;
     }
     graph.node = nodes.done();
@@ -93,18 +94,6 @@ fn small_constants(graph: &GraphProto) -> HashMap<String, TensorProto> {
     };
     let initial = graph.initializer.iter().filter(|t| small(t)).map(|t| (t.name.clone(), t.clone()));
     initial.chain(nodes.filter(|(_, t)| small(t))).collect()
-}
-
-/// The values of a tensor of 64-bit integers.
-fn values(tensor: &TensorProto) -> Option<Vec<i64>> {
-    if tensor.data_type != 7 || tensor.data_location.unwrap_or(0) != 0 {
-        return None;
-    }
-    if !tensor.int64_data.is_empty() {
-        return Some(tensor.int64_data.clone());
-    }
-    let chunks = tensor.raw_data.chunks_exact(8);
-    chunks.map(|bytes| Some(i64::from_le_bytes(bytes.try_into().ok()?))).collect()
 }
 
 /// Whether a Dropout only passes its input on.
@@ -146,7 +135,8 @@ fn crop(
     opset: i64,
     nodes: &mut Nodes,
 ) -> Result<(), String> {
-    let constant = |name: Option<&String>| name.and_then(|name| constants.get(name)).and_then(values);
+    let constant =
+        |name: Option<&String>| name.and_then(|name| constants.get(name)).and_then(numbers::values);
     let Some(pads) = constant(node.input.get(1)) else { return Ok(()) };
     if let Some(pad) = pads.iter().find(|pad| pad.unsigned_abs() > MOST_PAD) {
         return Err(format!(

@@ -33,6 +33,11 @@ impl Case {
         Self::new((&[1, 3, 7, 6], &[4, 3, 3, 3]), &ConvParams::default(), (2, 2), seed)
     }
 
+    /// The filters of [`Self::small`] for larger inputs.
+    pub(super) fn larger(seed: u64) -> Self {
+        Self::new((&[2, 3, 9, 8], &[4, 3, 3, 3]), &ConvParams::default(), (3, 2), seed)
+    }
+
     /// Another shape than [`Self::small`].
     pub(super) fn other() -> Self {
         Self::new((&[2, 2, 8, 5], &[3, 2, 2, 3]), &ConvParams::default(), (1, 3), 90)

@@ -5,7 +5,7 @@
 
 use super::cases::Case;
 use super::properties::{KEY, dtypes};
-use super::session::{Held, Verdict, execute, failure, refusal, wrong};
+use super::session::{Held, Verdict, execute, failure, refusal, success, wrong};
 use crate::array::DType;
 use crate::error::Error;
 use crate::ids::SubtaskId;
@@ -72,6 +72,46 @@ pub(super) fn replaced_filters(mut worker: Box<dyn Worker>) -> Verdict {
     }
     first.install_again(worker.as_mut())?;
     first.works(worker.as_mut(), "with filters that replaced others")
+}
+
+pub(super) fn shared_filters(mut worker: Box<dyn Worker>) -> Verdict {
+    let worker = worker.as_mut();
+    // What a task for a key says that was never installed is another property.
+    let unused = |worker: &mut dyn Worker, case: &Case, what: &str| {
+        let (slabs, token) = (case.slabs(DType::F32), CancelToken::new());
+        let answer = execute(worker, Task::new(NEIGHBOUR, &slabs, &token));
+        if answer.results.is_empty() {
+            return Ok(());
+        }
+        wrong(format!("no sub-result of {what}"), format!("{} sub-results", answer.results.len()))
+    };
+    let refused = |worker: &mut dyn Worker, case: &Case, what: &str| {
+        let shared = worker.share(NEIGHBOUR, KEY, &case.shape);
+        success(&format!("sharing {what}"), &shared)?;
+        if shared.unwrap_or_default() {
+            return wrong("false", format!("true from sharing {what}"));
+        }
+        unused(worker, case, &format!("a task after sharing {what}"))
+    };
+    refused(worker, &Case::small(1), "filters that it does not hold")?;
+    let held = Held::install(worker, Case::small(1), KEY)?;
+    refused(worker, &Case::other(), "filters of another size")?;
+    held.works(worker, "after filters of another size were not shared")?;
+    // Installed first, to know what the worker makes of them.
+    let mut larger = Held::install(worker, Case::larger(1), OTHER_LAYER)?;
+    let shared = worker.share(NEIGHBOUR, KEY, &larger.case.shape);
+    success("sharing filters for larger inputs", &shared)?;
+    if !shared.unwrap_or_default() {
+        return unused(worker, &larger.case, "a task for filters that were not shared");
+    }
+    larger.key = NEIGHBOUR;
+    larger.works(worker, "with shared filters")?;
+    held.works(worker, "after its filters were shared")?;
+    worker.remove(OTHER_LAYER);
+    worker.remove(KEY);
+    larger.works(worker, "with shared filters, of which the first were removed")?;
+    worker.remove(NEIGHBOUR);
+    not_held(worker, NEIGHBOUR, "a task for removed filters that were shared")
 }
 
 pub(super) fn separate_filters(mut worker: Box<dyn Worker>) -> Verdict {

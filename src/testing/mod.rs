@@ -64,6 +64,10 @@ pub enum Property {
     ReplacedFilters,
     /// Filters of several layers and subtasks are held at the same time.
     SeparateFilters,
+    /// Filters that [`Worker::share`] says it shared compute like installed ones, and stay when those they were shared from
+    /// are removed. Filters of another size are not shared, nor those that the worker does not hold. A worker that shares
+    /// none has this property too.
+    SharedFilters,
     /// A task whose token is cancelled beforehand gives [`Error::Cancelled`](crate::Error::Cancelled) and no sub-result.
     CancelledBefore,
     /// A task whose token is cancelled during a sub-result gives [`Error::Cancelled`](crate::Error::Cancelled) after at
@@ -78,7 +82,7 @@ pub enum Property {
 
 impl Property {
     /// All properties, in the order of the checks.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::ConstantInfo,
         Self::CompleteResults,
         Self::RightNumbers,
@@ -90,6 +94,7 @@ impl Property {
         Self::RemovedFilters,
         Self::ReplacedFilters,
         Self::SeparateFilters,
+        Self::SharedFilters,
         Self::CancelledBefore,
         Self::CancelledDuring,
         Self::UsedBuffers,
@@ -109,6 +114,7 @@ impl Property {
             Self::RemovedFilters => filters::removed_filters,
             Self::ReplacedFilters => filters::replaced_filters,
             Self::SeparateFilters => filters::separate_filters,
+            Self::SharedFilters => filters::shared_filters,
             Self::CancelledBefore => properties::cancelled_before,
             Self::CancelledDuring => properties::cancelled_during,
             Self::UsedBuffers => properties::used_buffers,

@@ -25,12 +25,12 @@ pub(super) fn wrong<R>(
 }
 
 /// The end of a call, for messages.
-fn told(end: &Result<()>) -> String {
-    end.as_ref().map_or_else(|error| format!("the error {error:?}"), |()| "success".to_owned())
+fn told<R>(end: &Result<R>) -> String {
+    end.as_ref().map_or_else(|error| format!("the error {error:?}"), |_| "success".to_owned())
 }
 
 /// A call of which success is demanded.
-pub(super) fn success(what: &str, end: &Result<()>) -> Verdict {
+pub(super) fn success<R>(what: &str, end: &Result<R>) -> Verdict {
     if end.is_ok() { Ok(()) } else { wrong(format!("success of {what}"), told(end)) }
 }
 

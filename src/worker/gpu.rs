@@ -179,6 +179,26 @@ impl Worker for GpuWorker {
         })
     }
 
+    /// Filters are shared if the kernels for both sizes read the same layout, from the same device memory.
+    fn share(&mut self, key: FilterKey, from: FilterKey, shape: &SubtaskShape) -> Result<bool> {
+        let (kernel, tuner) = (self.options.kernel, self.options.tuner.clone());
+        self.with(|Held { engine, filters }, _| {
+            let Some(other) = filters.get(&from).filter(|other| other.shape.has_filters_of(shape)) else {
+                return Ok(false);
+            };
+            let (conv, other) = (&shape.conv, &other.filters);
+            let shared = if shape.plain || kernel.is_some() {
+                engine.share(other, conv, shape.slabs, kernel)?
+            } else {
+                let candidate = tuner.pick(engine, conv, other.dtype())?;
+                engine.share_as(other, conv, shape.slabs, candidate)?
+            };
+            let Some(shared) = shared else { return Ok(false) };
+            filters.insert(key, Installed { shape: shape.clone(), filters: shared });
+            Ok(true)
+        })
+    }
+
     fn remove(&mut self, key: FilterKey) {
         if let Some(held) = &mut self.held {
             held.filters.remove(&key);

@@ -13,6 +13,7 @@ use crate::error::Result;
 
 type OnInfo = dyn Fn(&mut WorkerInfo) + Send;
 type OnInstall = dyn FnMut(&mut dyn Worker, FilterKey, &SubtaskShape, Values) -> Result<()> + Send;
+type OnShare = dyn FnMut(&mut dyn Worker, FilterKey, FilterKey, &SubtaskShape) -> Result<bool> + Send;
 type OnRemove = dyn FnMut(&mut dyn Worker, FilterKey) + Send;
 type OnExecute = dyn FnMut(&mut dyn Worker, Task<'_>, &mut dyn FnMut(usize, Values)) -> Result<()> + Send;
 type OnRespawn = dyn Fn(&dyn Worker) -> Option<Respawn> + Send;
@@ -43,6 +44,7 @@ pub struct Intercept {
     probes: bool,
     info: Option<Box<OnInfo>>,
     install: Option<Box<OnInstall>>,
+    share: Option<Box<OnShare>>,
     remove: Option<Box<OnRemove>>,
     execute: Option<Box<OnExecute>>,
     respawn: Option<Box<OnRespawn>>,
@@ -56,6 +58,7 @@ pub fn intercept(inner: impl Into<Box<dyn Worker>>) -> Intercept {
         probes: false,
         info: None,
         install: None,
+        share: None,
         remove: None,
         execute: None,
         respawn: None,
@@ -83,13 +86,24 @@ impl Intercept {
         self
     }
 
-    /// Handles [`Worker::install`].
+    /// Handles [`Worker::install`]. Unless [`Self::on_share`] says otherwise, filters are then never shared, so that the
+    /// closure sees all filters.
     #[must_use]
     pub fn on_install(
         mut self,
         install: impl FnMut(&mut dyn Worker, FilterKey, &SubtaskShape, Values) -> Result<()> + Send + 'static,
     ) -> Self {
         self.install = Some(Box::new(install));
+        self
+    }
+
+    /// Handles [`Worker::share`], whose keys are the new one and the one that is held.
+    #[must_use]
+    pub fn on_share(
+        mut self,
+        share: impl FnMut(&mut dyn Worker, FilterKey, FilterKey, &SubtaskShape) -> Result<bool> + Send + 'static,
+    ) -> Self {
+        self.share = Some(Box::new(share));
         self
     }
 
@@ -172,9 +186,14 @@ impl Worker for Intercept {
         }
     }
 
-    /// A closure for `install` sees all filters, so there are none to share.
     fn share(&mut self, key: FilterKey, from: FilterKey, shape: &SubtaskShape) -> Result<bool> {
-        if self.install.is_some() { Ok(false) } else { self.inner.share(key, from, shape) }
+        let seen = self.sees(key);
+        match &mut self.share {
+            Some(share) if seen => share(self.inner.as_mut(), key, from, shape),
+            // A closure for `install` sees all filters, so there are none to share.
+            _ if self.install.is_some() => Ok(false),
+            _ => self.inner.share(key, from, shape),
+        }
     }
 
     fn execute(&mut self, task: Task<'_>, emit: &mut dyn FnMut(usize, Values)) -> Result<()> {

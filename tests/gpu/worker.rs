@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use crate::support::{self, Outcome, TOLERANCE_F32, engine, random, shape, tolerance, values, widened};
 use fcdcc::array::DType;
 use fcdcc::conv::{ConvParams, ConvShape, reference};
-use fcdcc::gpu::{AdapterSelector, ConvEngine, ConvPlan, GpuDevice, adapters, select};
+use fcdcc::gpu::{AdapterSelector, ConvEngine, ConvPlan, GpuDevice, Kernel, adapters, select};
 use fcdcc::testing::check_worker;
 use fcdcc::worker::{
     CancelToken, Fault, FilterKey, GpuOptions, GpuWorker, Probe, SubtaskShape, Task, Worker, WorkerKind,
@@ -69,6 +69,33 @@ const KEY: FilterKey = FilterKey { layer: 7, subtask: SubtaskId(3) };
 
 fn worker() -> Result<GpuWorker, Error> {
     GpuWorker::open(&GpuOptions::default())
+}
+
+/// Filters that were installed for one input size compute another one with every kernel.
+fn filters_serve_other_input_sizes() -> Outcome {
+    let p = ConvParams::default();
+    let small = subtask(shape(&[1, 32, 12, 12], &[32, 32, 3, 3], &p), 3);
+    let large = subtask(shape(&[2, 32, 17, 26], &[32, 32, 3, 3], &p), 3);
+    assert_eq!(large.banks, small.banks);
+    let other = FilterKey { layer: 8, ..KEY };
+    let mut shared = 0;
+    for kernel in Kernel::ALL.into_iter().map(Some).chain([None]) {
+        let mut worker = GpuWorker::open(&GpuOptions { kernel, ..GpuOptions::default() })?;
+        if small.install(&mut worker, KEY, DType::F32).is_err() {
+            continue;
+        }
+        if !worker.share(other, KEY, &large.shape)? {
+            assert!(kernel.is_none(), "{kernel:?}");
+            continue;
+        }
+        shared += 1;
+        assert!(large.matches(&mut worker, other, DType::F32)?, "{kernel:?}");
+        worker.remove(KEY);
+        assert!(large.matches(&mut worker, other, DType::F32)?, "{kernel:?}");
+        assert!(small.matches(&mut worker, KEY, DType::F32).is_err());
+    }
+    assert!(shared >= 3, "{shared}");
+    Ok(())
 }
 
 fn worker_computes_in_both_types() -> Outcome {
@@ -358,6 +385,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     }
     add!(
         worker_computes_in_both_types,
+        filters_serve_other_input_sizes,
         a_gpu_worker_keeps_the_contract,
         a_larger_layer_after_a_smaller_one,
         cancelled_work_ends_and_the_next_is_right,

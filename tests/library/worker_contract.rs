@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use fcdcc::array::Values;
 use fcdcc::testing::{Property, check_property, check_worker};
-use fcdcc::worker::{Fault, FilterKey, Intercept, Order, Task, TaskFaults, faulty, intercept};
+use fcdcc::worker::{Fault, FilterKey, Intercept, Order, SubtaskShape, Task, TaskFaults, faulty, intercept};
 use fcdcc::{CancelToken, CpuWorker, Error, Result, Worker, WorkerId};
 use fcdcc_test_support::every_row;
 
@@ -153,6 +153,7 @@ fn lacking(property: Property) -> Intercept {
             .on_execute(move |inner, task, emit| {
                 if held.lock().unwrap().contains(&task.key) { inner.execute(task, emit) } else { Ok(()) }
             }),
+        Property::SharedFilters => intercept(cpu()).on_share(|_, _, _, _| Ok(true)),
         Property::RemovedFilters => intercept(cpu()).on_remove(|_, _| {}),
         Property::ReplacedFilters => tracked(&keys, true),
         Property::SeparateFilters => tracked(&keys, false).on_execute(move |inner, task, emit| {
@@ -179,6 +180,39 @@ fn a_lacking_property_is_found_and_no_other() {
         let found: Vec<Property> = findings.iter().map(|finding| finding.property).collect();
         assert_eq!(found, [property], "{findings:#?}");
     });
+}
+
+/// The finding on a worker that shares filters in this way.
+fn sharing(
+    share: impl FnMut(&mut dyn Worker, FilterKey, FilterKey, &SubtaskShape) -> Result<bool> + Send + 'static,
+) -> String {
+    let worker = intercept(cpu()).on_share(share).boxed();
+    check_property(Property::SharedFilters, DEADLINE, worker)
+        .map_or_else(|e| e.to_string(), |()| String::new())
+}
+
+#[test]
+fn every_way_to_share_wrongly_is_a_finding() {
+    assert_eq!(sharing(|inner, key, from, shape| inner.share(key, from, shape)), "");
+    assert_eq!(sharing(|_, _, _, _| Ok(false)), "");
+    // Says so without having done it.
+    let mut first = true;
+    let says = move |inner: &mut dyn Worker, key, from, shape: &SubtaskShape| {
+        let shared = inner.share(key, from, shape)?;
+        inner.remove(key);
+        Ok(!std::mem::take(&mut first) && shared)
+    };
+    assert!(sharing(says).contains("success of a task with shared filters"));
+    // Has done it without saying so.
+    let hides = |inner: &mut dyn Worker, key, from, shape: &SubtaskShape| {
+        inner.share(key, from, shape).map(|_| false)
+    };
+    assert!(sharing(hides).contains("a task for filters that were not shared"));
+    // Fails for filters that cannot be shared.
+    let fails = |inner: &mut dyn Worker, key, from, shape: &SubtaskShape| {
+        if inner.share(key, from, shape)? { Ok(true) } else { failed("there is nothing to share") }
+    };
+    assert!(sharing(fails).contains("success of sharing filters that it does not hold"));
 }
 
 #[test]
