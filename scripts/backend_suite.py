@@ -7,7 +7,7 @@ FCDCC is the command. Every case is a model with inputs and expected outputs; th
 installed package `onnx`. Every model is run with the cases' inputs, coded where it has layers to code, and its outputs are
 compared within the tolerances of the case. OUT_DIR gets `cases.json` with the outcome of every case. Printed are counts, and
 one line for each operator with cases that do not pass. Needs onnx and numpy. Exit code 1 if a number was wrong or the
-command crashed.
+command crashed. Cases of any kind that consist of the operators in scripts/operators.txt alone are counted once more.
 
 Outcomes: `pass`; `refused` (exit code 2, with its reason); `wrong`; `crash` (any other exit code, or no end within 60 s);
 `skipped` (inputs or outputs that an array file cannot hold: strings, sequences, optional values, types of less than 8 bits).
@@ -114,10 +114,24 @@ def run(command, folder, model, inputs, outputs, rtol, atol):
     return "pass", ""
 
 
+def operators(graph):
+    """The operators of a graph and of those inside its nodes, in order, with their domain if it is another."""
+    for node in graph.node:
+        yield node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
+        for attribute in node.attribute:
+            for inner in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
+                yield from operators(inner)
+
+
 def operator(model):
     """The operator that a case of kind `node` is about: the first that is not a constant."""
-    kinds = [node.op_type for node in model.graph.node if node.op_type != "Constant"]
-    return kinds[0] if kinds else "none"
+    return next((kind for kind in operators(model.graph) if kind != "Constant"), "none")
+
+
+def listed():
+    """The operators of scripts/operators.txt."""
+    with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "operators.txt")) as file:
+        return {name for line in file if not line.startswith("#") for name in line.split()}
 
 
 def main():
@@ -129,7 +143,7 @@ def main():
     arguments = parser.parse_args()
     command = os.path.abspath(arguments.command)
     scratch = os.path.join(os.path.abspath(arguments.out), "case")
-    cases, counts = [], collections.defaultdict(collections.Counter)
+    cases, counts, known = [], collections.defaultdict(collections.Counter), listed()
     for kind in arguments.kinds.split(","):
         for name, model, inputs, outputs, rtol, atol in node_cases() if kind == "node" else stored_cases(kind):
             if arguments.only not in name:
@@ -137,6 +151,10 @@ def main():
             outcome, reason = run(command, scratch, model, inputs, outputs, rtol, atol)
             cases.append(dict(kind=kind, name=name, operator=operator(model), outcome=outcome, reason=reason))
             counts[kind][outcome] += 1
+            # Functions that a model defines are made of operators too.
+            bodies = [model.graph, *model.functions]
+            if all(name in known for body in bodies for name in operators(body)):
+                counts["of listed operators"][outcome] += 1
     shutil.rmtree(scratch, ignore_errors=True)
     os.makedirs(arguments.out, exist_ok=True)
     with open(os.path.join(arguments.out, "cases.json"), "w") as file:

@@ -173,6 +173,16 @@ impl Security {
     }
 }
 
+impl Tls {
+    /// The name under which a process with this certificate is known, if it has one.
+    ///
+    /// # Errors
+    /// [`Error::File`] for a certificate that cannot be read.
+    pub(super) fn holder(&self) -> Result<Option<String>> {
+        common_name(self)
+    }
+}
+
 /// The common name of a certificate, as the other side's access control reads it.
 fn common_name(tls: &Tls) -> Result<Option<String>> {
     let bad = |cause: String| Error::File {
@@ -253,8 +263,8 @@ pub(super) enum Side {
 /// passes only if one of `keys` includes the whole key of the message, wildcards too.
 #[derive(Clone, Debug)]
 pub(super) struct Grant {
-    /// Common name of the certificate.
-    pub(super) holder: String,
+    /// Common name of the certificate; every certificate of the authority when `None`.
+    pub(super) holder: Option<String>,
     pub(super) keys: Vec<String>,
     pub(super) role: Role,
 }
@@ -272,6 +282,8 @@ pub(super) enum Role {
     Asked,
     /// Announce a token.
     Announce,
+    /// Send requests.
+    Ask,
 }
 
 impl Role {
@@ -285,6 +297,7 @@ impl Role {
             Self::View => [&["query", "liveliness_query", "declare_liveliness_subscriber"], &SEE],
             Self::Asked => [&[], &["query"]],
             Self::Announce => [&["liveliness_token"], &[]],
+            Self::Ask => [&["query"], &["reply"]],
         }
     }
 }

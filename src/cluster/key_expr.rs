@@ -6,6 +6,8 @@
 //! fcdcc/<cluster>/w/<machine>/<boot>/call    filters, slabs, tasks, results, for masters
 //! fcdcc/<cluster>/w/<machine>/<boot>/ctl     cancellations and releases
 //! fcdcc/<cluster>/m/<master>                 liveliness token of a master
+//! fcdcc/<cluster>/hello/machine              whether a machine that connects is taken, for all
+//! fcdcc/<cluster>/hello/master               whether a master that connects is taken, for all
 //! ```
 //!
 //! The boot number distinguishes a restarted worker from its predecessor: no message for the old process reaches the new
@@ -51,6 +53,16 @@ impl Keys {
 
     pub(super) fn master(&self, master: MasterId) -> String {
         format!("{}/m/{master}", self.root)
+    }
+
+    /// Where machines ask the master that they connect to.
+    pub(super) fn machine_hello(&self) -> String {
+        format!("{}/hello/machine", self.root)
+    }
+
+    /// Where masters ask the machine that they connect to.
+    pub(super) fn master_hello(&self) -> String {
+        format!("{}/hello/master", self.root)
     }
 
     pub(super) fn all_masters(&self) -> String {

@@ -2,33 +2,29 @@
 //!
 //! Invariant: every wait here ends, at its deadline or when it is cancelled.
 
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 
-use super::endpoint::{Endpoint, Grant, Role, Security, Side, check_name, sides};
+use super::endpoint::{Endpoint, Grant, Role, Security, Side, Tls, check_name, sides};
+use super::hello::{self, Greeting, Refused, RefusedBy};
 use super::key_expr::Keys;
 use super::link::{Link, Payload, Response, TrafficClass};
 use super::random;
-use super::registry::{Claimed, Member, MemberId, Registry};
+use super::registry::{Claimed, Member, MemberId};
 use super::remote::RemoteWorker;
 use super::shared::{Release, Shared, brief};
 use super::solitude::Solitude;
-use super::wire::{self, Answer, Call, HostInfo, MasterId, Request};
+use super::wire::{Answer, Hello, HostInfo, MasterId, Request};
 use crate::array::WireFormat;
 use crate::error::{Error, Result};
 use crate::worker::Worker;
 
 /// Time limit for a worker process to describe itself.
-const INFO_LIMIT: Duration = Duration::from_secs(2);
+pub(super) const INFO_LIMIT: Duration = Duration::from_secs(2);
 /// Interval between two questions to each worker process.
 const HEARTBEAT: Duration = Duration::from_millis(250);
-/// Interval after which a survey repeats its question.
-const SURVEY_ROUND: Duration = Duration::from_millis(700);
-const SURVEY_PAUSE: Duration = Duration::from_millis(50);
-/// Time after which a cluster that looks empty counts as empty.
-const NOBODY: Duration = Duration::from_secs(1);
 /// A worker process that has not answered for this time is suspected: others compute its subtasks as well, and it gets none
 /// of theirs. A healthy process answers within milliseconds, also while it computes.
 const SUSPICION: Duration = Duration::from_secs(1);
@@ -126,9 +122,13 @@ impl Cluster {
             links.push(open(side, index, &keys, id, options, &events)?);
         }
         let (releases, released) = unbounded();
-        let shared = Arc::new(Shared::new(id, keys, links, releases));
+        let greetings = greetings(&keys, &links, options)?;
+        let mut shared = Shared::new(id, keys, links, releases);
+        shared.refused_by = greetings.iter().map(|(index, greeting)| (*index, greeting.refused())).collect();
+        let shared = Arc::new(shared);
         tell_of_releases(&shared, released)?;
-        let keeper = MembershipMonitor { shared: Arc::downgrade(&shared), events };
+        judge_machines(&shared, options)?;
+        let keeper = MembershipMonitor { shared: Arc::downgrade(&shared), events, greetings };
         std::thread::Builder::new()
             .name("fcdcc cluster".to_owned())
             .spawn(move || keeper.serve(&queue))
@@ -201,6 +201,28 @@ impl Cluster {
         self.shared.registry().list()
     }
 
+    /// Machines that connect and are not taken, each with the reason.
+    #[must_use]
+    pub fn refused(&self) -> Vec<Refused> {
+        self.shared.refusals.listed()
+    }
+
+    /// Endpoints of machines that do not take this master, each with the reason.
+    #[must_use]
+    pub fn refused_by(&self) -> Vec<Refused> {
+        let shared = &self.shared;
+        let row = |(index, by): &(usize, RefusedBy)| {
+            Some(Refused { name: shared.links[*index].place().to_owned(), why: by.reason()? })
+        };
+        shared.refused_by.iter().filter_map(row).collect()
+    }
+
+    /// Number of machines refused since the start, each counted once for each reason.
+    #[must_use]
+    pub fn refusals(&self) -> u64 {
+        self.shared.refusals.count()
+    }
+
     /// Endpoints where it listens or connects, readable.
     #[must_use]
     pub fn places(&self) -> Vec<String> {
@@ -219,6 +241,33 @@ fn tell_of_releases(shared: &Arc<Shared>, released: Receiver<Release>) -> Result
         }
     };
     std::thread::Builder::new().name("fcdcc slabs".to_owned()).spawn(tell).map(drop).map_err(no_thread)
+}
+
+/// Tells the machines that connect whether they are taken.
+fn judge_machines(shared: &Arc<Shared>, options: &ClusterOptions) -> Result<()> {
+    let own = Arc::downgrade(shared);
+    let listed = options.security.tls.as_ref().map(|_| options.machines.clone());
+    let Some(link) = shared.links.iter().find(|link| !link.connects()) else { return Ok(()) };
+    hello::answer(link, &shared.keys.machine_hello(), "machine", &shared.refusals, move |hello| {
+        let name = &hello.name;
+        if listed.as_ref().is_some_and(|listed| !listed.contains(name)) {
+            return Err(format!(
+                "{name} is not listed: name it in a [[worker]] table, or in `machines`, of the master's pool file"
+            ));
+        }
+        let taken = own.upgrade().and_then(|shared| shared.registry().taken(name, hello.boot));
+        taken.map_or(Ok(()), Err)
+    })
+}
+
+/// What this master says to the machines that it connects to, by link. Without a certificate it has no name.
+fn greetings(keys: &Keys, links: &[Link], options: &ClusterOptions) -> Result<Vec<(usize, Greeting)>> {
+    let holder = options.security.tls.as_ref().map(Tls::holder).transpose()?.flatten();
+    let Some(name) = holder else { return Ok(Vec::new()) };
+    let hello = Hello { name, boot: random(), release: env!("CARGO_PKG_VERSION").to_owned() };
+    let connecting = links.iter().enumerate().filter(|(_, link)| link.connects());
+    let greeting = |(index, _)| (index, Greeting::new(keys.master_hello(), &hello));
+    Ok(connecting.map(greeting).collect())
 }
 
 fn no_thread(error: std::io::Error) -> Error {
@@ -256,13 +305,18 @@ fn grants(keys: &Keys, options: &ClusterOptions) -> Vec<Grant> {
     let mut grants = Vec::new();
     for machine in &options.machines {
         let own = vec![keys.machine(machine)];
-        grants.push(Grant { holder: machine.clone(), keys: own, role: Role::Serve });
-        grants.push(Grant { holder: machine.clone(), keys: vec![keys.all_info()], role: Role::Asked });
-        grants.push(Grant { holder: machine.clone(), keys: vec![keys.all_masters()], role: Role::View });
+        grants.push(Grant { holder: Some(machine.clone()), keys: own, role: Role::Serve });
+        grants.push(Grant { holder: Some(machine.clone()), keys: vec![keys.all_info()], role: Role::Asked });
+        grants.push(Grant {
+            holder: Some(machine.clone()),
+            keys: vec![keys.all_masters()],
+            role: Role::View,
+        });
     }
+    grants.push(Grant { holder: None, keys: vec![keys.machine_hello()], role: Role::Ask });
     for holder in &options.security.viewers {
         let seen = vec![keys.all_alive(), keys.all_info()];
-        grants.push(Grant { holder: holder.clone(), keys: seen, role: Role::View });
+        grants.push(Grant { holder: Some(holder.clone()), keys: seen, role: Role::View });
     }
     grants
 }
@@ -271,10 +325,12 @@ fn grants(keys: &Keys, options: &ClusterOptions) -> Vec<Grant> {
 struct MembershipMonitor {
     shared: Weak<Shared>,
     events: Sender<Event>,
+    /// What is asked on which links.
+    greetings: Vec<(usize, Greeting)>,
 }
 
 impl MembershipMonitor {
-    fn serve(self, queue: &Receiver<Event>) {
+    fn serve(mut self, queue: &Receiver<Event>) {
         let mut solitudes = Vec::new();
         let mut checked = Instant::now();
         loop {
@@ -309,6 +365,9 @@ impl MembershipMonitor {
                 renew_if_silent(&shared, link);
             }
             replace_stuck(&shared, &mut solitudes, now);
+            for (index, greeting) in &mut self.greetings {
+                greeting.ask(&shared.links[*index], now);
+            }
             for (id, link) in due {
                 self.ask(&shared, id, link);
             }
@@ -386,67 +445,5 @@ fn replace_stuck(shared: &Shared, solitudes: &mut Vec<Solitude>, now: Instant) {
             shared.change(|registry| registry.forget_link(index));
             shared.links[index].renew();
         }
-    }
-}
-
-/// Queries all worker processes of a cluster without taking part in it. `wait`: limit for a connection and for answers.
-///
-/// # Errors
-/// [`Error::Unavailable`] where no connection can be made; those of [`Cluster::open`] for bad options.
-pub fn survey(
-    endpoint: &Endpoint,
-    cluster: &str,
-    security: &Security,
-    wait: Duration,
-) -> Result<Vec<Member>> {
-    check_name("name of the cluster", cluster)?;
-    security.check(&[], std::slice::from_ref(endpoint))?;
-    let keys = Keys::new(cluster);
-    let link = Link::open(&Side::Connect(endpoint.clone()), security, None, Some(wait))?;
-    let registry = Arc::new(Mutex::new(Registry::default()));
-    let locked = |registry: &Mutex<Registry>| -> Vec<Member> {
-        registry.lock().unwrap_or_else(PoisonError::into_inner).list()
-    };
-    let (seen, own) = (Arc::clone(&registry), keys.clone());
-    link.watch(&keys.all_alive(), move |key, there| {
-        if let Some(id) = own.parse_worker(key).filter(|_| there) {
-            seen.lock().unwrap_or_else(PoisonError::into_inner).seen(id, 0);
-        }
-    })?;
-    let header = wire::pack(&Call { from: MasterId(u128::from(random())), request: Request::Info });
-    let started = Instant::now();
-    let end = started + wait;
-    loop {
-        let left = end.saturating_duration_since(Instant::now());
-        let limit = left.min(SURVEY_ROUND);
-        let (sender, over) = unbounded::<()>();
-        let answers = Arc::clone(&registry);
-        link.ask(
-            &keys.all_info(),
-            header.clone(),
-            Payload::empty(),
-            TrafficClass::Control,
-            limit,
-            move |said| {
-                // Held until there will be no more answers.
-                let _until_over = &sender;
-                if let Response::Answer(Answer::Info(info), _) = said {
-                    let id = (info.name.clone(), info.boot);
-                    let mut registry = answers.lock().unwrap_or_else(PoisonError::into_inner);
-                    registry.seen(id.clone(), 0);
-                    registry.answered(&id, Ok(*info), Instant::now());
-                }
-            },
-        )?;
-        // The channel carries nothing; it only closes.
-        let _ = over.recv_timeout(limit + INFO_LIMIT);
-        // A question may get lost on a busy network, so processes that have not answered are asked again. The other side may
-        // also have begun to listen so recently that it has not announced itself yet.
-        let members = locked(&registry);
-        let nobody = members.is_empty() && started.elapsed() < NOBODY;
-        if left.is_zero() || !nobody && members.iter().all(|member| member.info.is_ok()) {
-            return Ok(members);
-        }
-        std::thread::sleep(SURVEY_PAUSE.min(left));
     }
 }

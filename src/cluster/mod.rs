@@ -37,6 +37,7 @@ mod budget;
 mod call;
 mod chunk_sizer;
 mod endpoint;
+mod hello;
 mod key_expr;
 mod link;
 mod master;
@@ -49,14 +50,17 @@ mod session;
 mod shared;
 mod sharing;
 mod solitude;
+mod survey;
 pub mod wire;
 
 pub use endpoint::{DEFAULT_PORT, Endpoint, Security, Tls};
+pub use hello::Refused;
 pub use link::RUNTIME_VARIABLE;
-pub use master::{Cluster, ClusterOptions, Seats, survey};
+pub use master::{Cluster, ClusterOptions, Seats};
 pub use registry::Member;
 pub use remote::RemoteWorker;
 pub use serve::{ServeOptions, Traffic, WorkerServer};
+pub use survey::survey;
 
 /// A random number that cannot be guessed.
 fn random() -> u64 {

@@ -20,6 +20,10 @@ pub(super) type MemberId = (String, u64);
 #[derive(Debug)]
 struct Record {
     link: usize,
+    /// Its place in the order in which processes became visible.
+    order: u64,
+    /// When it became visible.
+    seen: Instant,
     state: State,
     /// Pairs (group, device).
     claimed: HashSet<(u64, u32)>,
@@ -70,13 +74,18 @@ pub(super) struct Claimed {
 #[derive(Debug, Default)]
 pub(super) struct Registry {
     members: BTreeMap<MemberId, Record>,
+    /// Number of processes that have become visible.
+    seen: u64,
 }
 
 impl Registry {
     /// Records that a token became visible. The first link that shows it is used.
     pub(super) fn seen(&mut self, id: MemberId, link: usize) {
+        self.seen += 1;
         let fresh = Record {
             link,
+            order: self.seen,
+            seen: Instant::now(),
             state: State::Asking,
             claimed: HashSet::new(),
             asked: None,
@@ -197,7 +206,9 @@ impl Registry {
 
     /// Claims a device that is free for `group`, of `machine` or of the machine with the fewest claims.
     pub(super) fn claim(&mut self, group: u64, machine: Option<&str>) -> Option<Claimed> {
-        let named = |id: &MemberId| machine.is_none_or(|machine| id.0 == machine);
+        let seconds: Vec<MemberId> =
+            self.members.keys().filter(|id| self.holder(&id.0, id.1).is_some()).cloned().collect();
+        let named = |id: &MemberId| machine.is_none_or(|machine| id.0 == machine) && !seconds.contains(id);
         let free = |member: &Record| -> Option<(u32, DeviceInfo)> {
             let State::Ready(info) = &member.state else { return None };
             let usable = |(at, device): &(usize, &DeviceInfo)| {
@@ -221,9 +232,36 @@ impl Registry {
         }
     }
 
-    /// Number of devices of a machine, over all its processes that have answered.
+    /// Why a process that is visible cannot serve as `machine`: another one does, which has answered since.
+    pub(super) fn taken(&self, machine: &str, boot: u64) -> Option<String> {
+        let own = self.members.get(&(machine.to_owned(), boot))?;
+        let (up, answered) = self.holder(machine, boot)?;
+        // One that was started again is visible before its predecessor is noticed to be gone.
+        let since = answered.is_some_and(|answered| answered > own.seen);
+        since.then(|| {
+            format!(
+                "another process serves as {machine} (up {up} s): stop it, or give this one a name (and a certificate) of \
+                 its own"
+            )
+        })
+    }
+
+    /// Uptime in seconds and last answer of the process that serves as `machine`, if it became visible before the one with
+    /// this boot number and answers.
+    fn holder(&self, machine: &str, boot: u64) -> Option<(u64, Option<Instant>)> {
+        let own = self.members.get(&(machine.to_owned(), boot))?.order;
+        let range = (machine.to_owned(), 0)..=(machine.to_owned(), u64::MAX);
+        let mut others = self.members.range(range).filter(|(_, other)| other.order < own);
+        others.find_map(|(_, other)| match &other.state {
+            State::Ready(info) if !other.presence.is_silent() => Some((info.uptime_s, other.answered)),
+            _ => None,
+        })
+    }
+
+    /// Number of devices of a machine, once it has answered.
     pub(super) fn devices(&self, machine: &str) -> Option<usize> {
-        let ready = self.members.iter().filter(|(id, _)| id.0 == machine);
+        let ready =
+            self.members.iter().filter(|(id, _)| id.0 == machine && self.holder(machine, id.1).is_none());
         let counts: Vec<usize> = ready
             .filter_map(|(_, member)| match &member.state {
                 State::Ready(info) => Some(info.devices.len()),
@@ -238,7 +276,7 @@ impl Registry {
             machine: id.0.clone(),
             boot: id.1,
             info: match &member.state {
-                State::Ready(info) => Ok(info.clone()),
+                State::Ready(info) => self.taken(&id.0, id.1).map_or_else(|| Ok(info.clone()), Err),
                 State::Asking => Err("it has not answered yet".to_owned()),
                 State::Problem(problem) => Err(problem.clone()),
             },
@@ -310,6 +348,37 @@ mod tests {
         assert_eq!((registry.devices("a"), registry.devices("c")), (Some(2), None));
         // Another pool may use what this one uses.
         assert_eq!(registry.claim(2, Some("b")).map(|c| (c.device, c.group)), Some((0, 2)));
+    }
+
+    #[test]
+    fn a_second_process_of_a_name_waits_until_the_first_is_gone_or_silent() {
+        let later = |seconds| Instant::now() + Duration::from_secs(seconds);
+        let mut registry = with(&[("a", 7, 2), ("b", 1, 1), ("a", 3, 2)]);
+        let claims = |registry: &mut Registry, group| -> Vec<MemberId> {
+            std::iter::from_fn(|| registry.claim(group, Some("a"))).map(|claimed| claimed.id).collect()
+        };
+        assert_eq!(claims(&mut registry, 1), [id("a", 7), id("a", 7)]);
+        assert_eq!((registry.devices("a"), registry.devices("b")), (Some(2), Some(1)));
+        // It may have been started again: nothing is said before the first has answered once more.
+        assert_eq!(registry.taken("a", 3), None);
+        registry.answered(&id("a", 7), Ok(info("a", 7, 2)), later(1));
+        let why = registry.taken("a", 3).unwrap();
+        assert!(why.contains("another process serves as a (up 0 s): stop it"), "{why}");
+        assert_eq!(
+            (registry.taken("a", 7), registry.taken("b", 1), registry.taken("a", 5)),
+            (None, None, None)
+        );
+        let problems = registry.list().into_iter().filter(|member| member.info.is_err());
+        assert_eq!(problems.map(|member| member.boot).collect::<Vec<_>>(), [3]);
+        // Silent, then back.
+        assert_eq!(registry.suspects(later(3), Duration::from_secs(1)).len(), 3);
+        registry.answered(&id("a", 3), Ok(info("a", 3, 2)), later(3));
+        assert!(claims(&mut registry, 2).contains(&id("a", 3)));
+        registry.answered(&id("a", 7), Ok(info("a", 7, 2)), later(3));
+        assert_eq!(claims(&mut registry, 3), [id("a", 7), id("a", 7)]);
+        registry.gone(&id("a", 7), 0);
+        assert_eq!(claims(&mut registry, 3), [id("a", 3), id("a", 3)]);
+        assert_eq!(registry.taken("a", 3), None);
     }
 
     #[test]

@@ -276,7 +276,10 @@ fn rules(grants: &[Grant]) -> serde_json::Value {
             }
         }
         let subject = format!("holder-{index}");
-        subjects.push(json!({"id": subject, "cert_common_names": [grant.holder]}));
+        subjects.push(match &grant.holder {
+            Some(holder) => json!({"id": subject, "cert_common_names": [holder]}),
+            None => json!({"id": subject}),
+        });
         policies.push(json!({"rules": own, "subjects": [subject]}));
     }
     json!({

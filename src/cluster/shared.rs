@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 
+use super::hello::{Refusals, RefusedBy};
 use super::key_expr::Keys;
 use super::link::Link;
 use super::registry::{Claimed, MemberId, Registry};
@@ -23,6 +24,10 @@ pub(super) struct Shared {
     pub(super) links: Vec<Link>,
     registry: Mutex<Registry>,
     changed: Condvar,
+    /// Machines that this master does not take.
+    pub(super) refusals: Refusals,
+    /// What machines say to which this master connects, by link.
+    pub(super) refused_by: Vec<(usize, RefusedBy)>,
     /// The slabs that machines hold for several tasks.
     pub(super) sharing: Sharing,
     /// Slabs that machines may drop, for a thread that tells them.
@@ -46,6 +51,8 @@ impl Shared {
             links,
             registry: Mutex::default(),
             changed: Condvar::new(),
+            refusals: Refusals::default(),
+            refused_by: Vec::new(),
             sharing: Sharing::default(),
             releases,
             tasks: AtomicU64::new(0),

@@ -82,6 +82,18 @@ pub struct Call {
     pub request: Request,
 }
 
+/// What a process that connects says to the one that listens, every second. Answered with [`Answer::Done`], or with
+/// [`Answer::Refused`] where the other side does not take it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// The name of the machine, or that in the certificate of the master.
+    pub name: String,
+    /// Drawn at random when the process started.
+    pub boot: u64,
+    /// Version of fcdcc.
+    pub release: String,
+}
+
 /// The object that a chunk belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Object {
@@ -281,6 +293,8 @@ pub enum Refusal {
     Busy,
     /// The task of a [`Request::Await`] is over or unknown.
     Over,
+    /// The process that connects is not one that this side takes.
+    Unwanted,
 }
 
 /// Description of a worker process.

@@ -21,6 +21,9 @@ pub struct Master {
     counters: Arc<Counters>,
     pool: Pool,
     workers: Family<StateLabel, Gauge>,
+    #[cfg(feature = "cluster")]
+    clusters: Mutex<Vec<crate::cluster::Cluster>>,
+    refused: Gauge,
     /// Prepared at the first readiness check.
     test: Mutex<Option<SelfTest>>,
 }
@@ -167,13 +170,24 @@ impl Master {
             counters.error_bound.clone(),
         );
         registry.register("workers", "Workers of the pool by state", workers.clone());
+        let refused = Gauge::default();
+        registry.register("refused", "Machines and masters that do not take one another", refused.clone());
         Arc::new(Self {
+            #[cfg(feature = "cluster")]
+            clusters: Mutex::default(),
+            refused,
             registry,
             counters: Arc::new(counters),
             pool: pool.clone(),
             workers,
             test: Mutex::default(),
         })
+    }
+
+    /// Counts the machines that `cluster` refuses, and those that refuse it.
+    #[cfg(feature = "cluster")]
+    pub fn watch(&self, cluster: &crate::cluster::Cluster) {
+        self.clusters.lock().unwrap_or_else(PoisonError::into_inner).push(cluster.clone());
     }
 
     /// The observer for [`LayerOptions::observer`](crate::LayerOptions::observer).
@@ -187,11 +201,19 @@ impl Master {
 impl Source for Master {
     fn metrics(&self) -> String {
         self.workers.clear();
-        for state in
-            (0..self.pool.len()).map(WorkerId).filter_map(|w| self.pool.health(w)).map(|health| health.state)
+        for health in (0..self.pool.len()).map(WorkerId).filter_map(|w| self.pool.health(w)) {
+            let state = if health.silent {
+                "suspected".to_owned()
+            } else {
+                format!("{:?}", health.state).to_lowercase()
+            };
+            self.workers.get_or_create(&StateLabel { state }).inc();
+        }
+        #[cfg(feature = "cluster")]
         {
-            let label = StateLabel { state: format!("{state:?}").to_lowercase() };
-            self.workers.get_or_create(&label).inc();
+            let clusters = self.clusters.lock().unwrap_or_else(PoisonError::into_inner);
+            let refused = clusters.iter().map(|cluster| cluster.refused().len() + cluster.refused_by().len());
+            self.refused.set(refused.sum::<usize>() as i64);
         }
         let mut text = String::new();
         // Writing to a string cannot fail.
@@ -237,6 +259,7 @@ mod tests {
             "fcdcc_condition_number_count 1",
             "fcdcc_payload_bytes_total{direction=\"up\"} ",
             "fcdcc_workers{state=\"healthy\"} ",
+            "fcdcc_refused 0",
             "# EOF",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");

@@ -113,6 +113,10 @@ impl Collector for Reader {
         family(encoder, "cache_failures", "Filters not written to disk", None, failures)?;
         let refusals = std::iter::once((none(), ConstCounter::new(traffic.memory_refusals)));
         family(encoder, "memory_refusals", "Filters, slabs and results without room", None, refusals)?;
+        let masters = std::iter::once((none(), ConstCounter::new(traffic.master_refusals)));
+        family(encoder, "master_refusals", "Masters that may not use it", None, masters)?;
+        let refused = std::iter::once((none(), ConstGauge::new(self.0.refused().len() as i64)));
+        family(encoder, "refused", "Endpoints whose other side does not take it", None, refused)?;
         let tasks = info.devices.iter().flat_map(|d| {
             [("done", d.done), ("cancelled", d.cancelled), ("failed", d.failed)].map(|(outcome, count)| {
                 let labels = vec![("device", d.name.clone()), ("outcome", outcome.to_owned())];

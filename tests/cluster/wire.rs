@@ -8,7 +8,8 @@ use std::path::PathBuf;
 
 use fcdcc::array::{DType, WireFormat};
 use fcdcc::cluster::wire::{
-    Answer, Call, ContentId, DeviceInfo, HostInfo, MasterId, Object, Refusal, Request, SlabsName, Spec, pack,
+    Answer, Call, ContentId, DeviceInfo, Hello, HostInfo, MasterId, Object, Refusal, Request, SlabsName,
+    Spec, pack,
 };
 use fcdcc_test_support::every_row;
 use proptest::prelude::*;
@@ -108,6 +109,8 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
         ("answer_bytes", pack(&Answer::Bytes { crc, format })),
         ("answer_done", pack(&Answer::Done)),
         ("answer_refused", pack(&Answer::refused(Refusal::Memory, "no"))),
+        ("answer_unwanted", pack(&Answer::refused(Refusal::Unwanted, "no"))),
+        ("hello", pack(&Hello { name: "alpha".to_owned(), boot: u64::MAX, release: "0.1.0".to_owned() })),
         ("newer", newer),
         ("empty", Vec::new()),
         ("no_magic", b"HTTP/1.1 200 OK\r\n".to_vec()),
@@ -136,7 +139,7 @@ fn the_corpus_has_every_message_and_all_of_it_holds() {
 
 proptest! {
     #[test]
-    fn changed_messages_are_refused_or_understood(which in 0usize..25, at in any::<usize>(), byte: u8, cut in any::<usize>()) {
+    fn changed_messages_are_refused_or_understood(which in 0usize..27, at in any::<usize>(), byte: u8, cut in any::<usize>()) {
         let (_, mut bytes) = messages().swap_remove(which);
         if !bytes.is_empty() {
             let len = bytes.len();

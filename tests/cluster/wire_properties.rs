@@ -1,6 +1,6 @@
 //! Properties of the decoder for any received bytes; shared by the corpus test and the fuzzer.
 
-use fcdcc::cluster::wire::{Answer, Call, Request, pack, unpack};
+use fcdcc::cluster::wire::{Answer, Call, Hello, Request, pack, unpack};
 
 /// Panics if a property is violated.
 pub(crate) fn check(data: &[u8]) {
@@ -14,6 +14,9 @@ pub(crate) fn check(data: &[u8]) {
             let bytes = elems.iter().map(|elems| elems * spec.dtype.size_bytes()).sum::<usize>();
             assert!(bytes > 0);
         }
+    }
+    if let Ok(hello) = unpack::<Hello>(data) {
+        assert_eq!(unpack::<Hello>(&pack(&hello)).as_ref(), Ok(&hello));
     }
     if let Ok(answer) = unpack::<Answer>(data) {
         assert_eq!(unpack::<Answer>(&pack(&answer)).as_ref(), Ok(&answer));

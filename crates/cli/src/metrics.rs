@@ -47,10 +47,19 @@ impl fcdcc::telemetry::Source for WithFlags {
     }
 }
 
+/// The counters of a pool, and of the clusters that its workers come from.
+#[cfg(all(feature = "metrics", feature = "onnx"))]
+fn master_of(pool: &Pool) -> Arc<fcdcc::telemetry::Master> {
+    let master = fcdcc::telemetry::Master::new(pool);
+    #[cfg(feature = "cluster")]
+    super::pool::clusters().iter().for_each(|cluster| master.watch(cluster));
+    master
+}
+
 /// The metrics and the check of a pool, and the observer that counts its layers.
 #[cfg(feature = "serve")]
 pub(crate) fn source_of(pool: &Pool) -> (Arc<dyn fcdcc::telemetry::Source>, ReportObserver) {
-    let master = fcdcc::telemetry::Master::new(pool);
+    let master = master_of(pool);
     let observer = master.observer();
     (Arc::new(WithFlags(master)), observer)
 }
@@ -69,7 +78,7 @@ pub(crate) struct Metrics {
 impl Metrics {
     #[cfg(feature = "onnx")]
     fn of_pool(address: &str, pool: &Pool) -> Result<Self> {
-        let master = fcdcc::telemetry::Master::new(pool);
+        let master = master_of(pool);
         let observer = Some(master.observer());
         let exporter = fcdcc::telemetry::Exporter::start(address, Arc::new(WithFlags(master)))?;
         Ok(Self { exporter, observer })

@@ -381,6 +381,8 @@ impl WorkerEntry {
 
 #[cfg(feature = "cluster")]
 use self::with_cluster::Remotes;
+#[cfg(all(feature = "cluster", feature = "metrics", feature = "onnx"))]
+pub(crate) use self::with_cluster::clusters;
 #[cfg(not(feature = "cluster"))]
 use self::without_cluster::Remotes;
 

@@ -13,10 +13,11 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 
 use super::super::endpoint::{Grant, Security, Side};
+use super::super::hello::{self, Greeting, Refusals, Refused, RefusedBy};
 use super::super::key_expr::{Keys, WorkerKeys};
 use super::super::link::{Incoming, Link, Payload};
 use super::super::solitude::Solitude;
-use super::super::wire::{self, Call, MasterId, Request};
+use super::super::wire::{self, Call, Hello, MasterId, Request};
 use super::dispatcher::Event;
 use super::tasks::Tasks;
 use crate::error::Result;
@@ -26,8 +27,8 @@ use crate::worker::CancelToken;
 const MOST_PENDING_BYTES: u64 = 256 << 20;
 /// Time without a request after which a connection counts as broken: masters send four a second.
 const SILENCE: Duration = Duration::from_secs(6);
-/// Interval of this check.
-const TICK: Duration = Duration::from_secs(1);
+/// Interval of this check, and of the questions whether it is taken.
+const TICK: Duration = Duration::from_millis(250);
 
 /// The declarations for every link.
 pub(super) struct Plan<'a> {
@@ -39,11 +40,18 @@ pub(super) struct Plan<'a> {
     pub(super) events: Sender<Event>,
     pub(super) tasks: Tasks,
     pub(super) pending: Arc<AtomicU64>,
+    /// What it says where it connects.
+    pub(super) hello: Hello,
+    /// Where it listens: the masters that it takes, if only some, and those that it refused.
+    pub(super) masters: Option<Vec<String>>,
+    pub(super) refusals: Refusals,
 }
 
 /// All links. Dropping it leaves the cluster.
 pub(super) struct Lines {
     lines: Arc<Vec<Line>>,
+    /// What is said where it connects, by line.
+    refused: Vec<(usize, RefusedBy)>,
     closing: CancelToken,
 }
 
@@ -79,18 +87,36 @@ impl Lines {
         });
         let lines = Arc::new(lines.collect::<Result<Vec<_>>>()?);
         let closing = CancelToken::new();
-        let watcher =
-            Watcher { lines: Arc::clone(&lines), closing: closing.clone(), events: plan.events.clone() };
+        let connecting = lines.iter().enumerate().filter(|(_, line)| line.link.connects());
+        let greeting = |(index, _)| (index, Greeting::new(plan.keys.machine_hello(), &plan.hello));
+        let greetings: Vec<_> = connecting.map(greeting).collect();
+        let refused = greetings.iter().map(|(index, greeting)| (*index, greeting.refused())).collect();
+        let watcher = Watcher {
+            greetings,
+            lines: Arc::clone(&lines),
+            closing: closing.clone(),
+            events: plan.events.clone(),
+        };
         let thread = std::thread::Builder::new().name("fcdcc links".to_owned());
         if let Err(error) = thread.spawn(move || watcher.watch(&lonely)) {
             tracing::warn!(%error, "no thread to watch the links");
         }
-        Ok(Self { lines, closing })
+        Ok(Self { lines, refused, closing })
     }
 
     /// Endpoints where they listen or connect, readable.
     pub(super) fn places(&self) -> Vec<String> {
         self.lines.iter().map(|line| line.link.place().to_owned()).collect()
+    }
+}
+
+impl Lines {
+    /// The endpoints whose other side does not take this process.
+    pub(super) fn refused(&self) -> Vec<Refused> {
+        let row = |(index, by): &(usize, RefusedBy)| {
+            Some(Refused { name: self.lines[*index].link.place().to_owned(), why: by.reason()? })
+        };
+        self.refused.iter().filter_map(row).collect()
     }
 }
 
@@ -155,20 +181,39 @@ impl Line {
                 lonely();
             }
         })?;
+        if !link.connects() {
+            judge_masters(&link, plan)?;
+        }
         link.announce(&own.alive())?;
         tracing::info!(place = link.place(), "serving");
         Ok(Self { link, heard })
     }
 }
 
+/// Tells the masters that connect whether they may use this machine.
+fn judge_masters(link: &Link, plan: &Plan<'_>) -> Result<()> {
+    let (machine, masters) = (plan.hello.name.clone(), plan.masters.clone());
+    hello::answer(link, &plan.keys.master_hello(), "master", &plan.refusals, move |hello| {
+        let name = &hello.name;
+        if masters.as_ref().is_some_and(|masters| !masters.contains(name)) {
+            return Err(format!(
+                "{name} may not use machine {machine}: add it to the `masters` of that machine"
+            ));
+        }
+        Ok(())
+    })
+}
+
 struct Watcher {
+    /// What is asked on which lines.
+    greetings: Vec<(usize, Greeting)>,
     lines: Arc<Vec<Line>>,
     closing: CancelToken,
     events: Sender<Event>,
 }
 
 impl Watcher {
-    fn watch(self, lonely: &Receiver<usize>) {
+    fn watch(mut self, lonely: &Receiver<usize>) {
         let mut solitudes: Vec<Solitude> = self.lines.iter().map(|_| Solitude::default()).collect();
         loop {
             let left = match lonely.recv_timeout(TICK) {
@@ -178,6 +223,9 @@ impl Watcher {
             };
             if self.closing.is_cancelled() {
                 return;
+            }
+            for (index, greeting) in &mut self.greetings {
+                greeting.ask(&self.lines[*index].link, Instant::now());
             }
             for (index, line) in self.lines.iter().enumerate().filter(|(_, line)| line.link.connects()) {
                 let gone: Vec<MasterId> = {

@@ -30,9 +30,10 @@ use self::lines::{Lines, Plan};
 use self::outbox::Outbox;
 use super::budget::Budget;
 use super::endpoint::{Endpoint, Grant, Role, Security, check_name, sides};
+use super::hello::{Refusals, Refused};
 use super::key_expr::Keys;
 use super::random;
-use super::wire::{Answer, HostInfo, MAX_DEVICES};
+use super::wire::{Answer, Hello, HostInfo, MAX_DEVICES};
 use crate::error::{Error, Result};
 use crate::worker::Worker;
 
@@ -82,6 +83,8 @@ struct Shared {
     received: Arc<AtomicU64>,
     sent: Arc<AtomicU64>,
     cache: Option<Cache>,
+    /// Masters that it does not take.
+    refusals: Refusals,
 }
 
 /// Counters of a worker process beside those in its [`HostInfo`].
@@ -95,11 +98,17 @@ pub struct Traffic {
     pub cache_failures: u64,
     /// Number of filters, slabs and results that were refused for lack of memory.
     pub memory_refusals: u64,
+    /// Number of masters that were refused since the start.
+    pub master_refusals: u64,
     /// Time that each device has spent on tasks.
     pub busy: Vec<Duration>,
 }
 
 impl Shared {
+    fn hello(&self) -> Hello {
+        Hello { name: self.name.clone(), boot: self.boot, release: env!("CARGO_PKG_VERSION").to_owned() }
+    }
+
     fn info(&self) -> HostInfo {
         HostInfo {
             name: self.name.clone(),
@@ -193,6 +202,7 @@ impl WorkerServer {
             received: Arc::default(),
             sent,
             cache,
+            refusals: Refusals::default(),
         });
         let jobs = devices.iter().map(Device::jobs).collect();
         let describing = Arc::clone(&shared);
@@ -218,6 +228,9 @@ impl WorkerServer {
             events: events.clone(),
             tasks: common.tasks,
             pending,
+            hello: shared.hello(),
+            masters: options.security.tls.as_ref().map(|_| options.masters.clone()),
+            refusals: shared.refusals.clone(),
         };
         let lines = Lines::open(&sides(&options.listen, &options.connect), &plan);
         // From here on a failure drops the server, which ends its threads.
@@ -238,6 +251,12 @@ impl WorkerServer {
         self.lines.as_ref().map_or_else(Vec::new, Lines::places)
     }
 
+    /// Endpoints that it connects to whose other side does not take it, each with the reason.
+    #[must_use]
+    pub fn refused(&self) -> Vec<Refused> {
+        self.lines.as_ref().map_or_else(Vec::new, Lines::refused)
+    }
+
     /// The counters of the process.
     #[must_use]
     pub fn traffic(&self) -> Traffic {
@@ -246,6 +265,7 @@ impl WorkerServer {
             sent_bytes: self.shared.sent.load(Ordering::Relaxed),
             cache_failures: self.shared.cache.as_ref().map_or(0, Cache::failures),
             memory_refusals: self.shared.budget.refused(),
+            master_refusals: self.shared.refusals.count(),
             busy: self.shared.stats.iter().map(|stats| stats.busy()).collect(),
         }
     }
@@ -301,13 +321,18 @@ fn grants(keys: &Keys, options: &ServeOptions) -> Vec<Grant> {
     let mut grants = Vec::new();
     for holder in &options.masters {
         let own = vec![keys.machine(&options.name)];
-        grants.push(Grant { holder: holder.clone(), keys: own, role: Role::Use });
-        grants.push(Grant { holder: holder.clone(), keys: vec![keys.all_masters()], role: Role::Announce });
+        grants.push(Grant { holder: Some(holder.clone()), keys: own, role: Role::Use });
+        grants.push(Grant {
+            holder: Some(holder.clone()),
+            keys: vec![keys.all_masters()],
+            role: Role::Announce,
+        });
     }
+    grants.push(Grant { holder: None, keys: vec![keys.master_hello()], role: Role::Ask });
     // They search for all machines, and find this one here.
     for holder in options.masters.iter().chain(&options.security.viewers) {
         let seen = vec![keys.all_alive(), keys.all_info()];
-        grants.push(Grant { holder: holder.clone(), keys: seen, role: Role::View });
+        grants.push(Grant { holder: Some(holder.clone()), keys: seen, role: Role::View });
     }
     grants
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
-use fcdcc::cluster::{Cluster, ClusterOptions, Seats, Security};
+use fcdcc::cluster::{Cluster, ClusterOptions, Refused, Seats, Security};
 
 use super::{ClusterEntry, Console, Error, Path, Result, WireFormat, Worker, WorkerEntry};
 
@@ -21,6 +21,12 @@ fn opened(path: &Path, options: &ClusterOptions) -> Result<Cluster> {
     Ok(cluster)
 }
 
+/// The clusters that this process has opened.
+#[cfg(all(feature = "metrics", feature = "onnx"))]
+pub(crate) fn clusters() -> Vec<Cluster> {
+    OPENED.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+}
+
 /// The remote workers of a pool file, in groups.
 pub(super) struct Remotes {
     groups: std::vec::IntoIter<Vec<Box<dyn Worker>>>,
@@ -29,6 +35,8 @@ pub(super) struct Remotes {
     /// Names of the workers that have not joined.
     missing: Vec<String>,
     wanted: usize,
+    /// Sentences on machines that were not taken, and on those that do not take this master.
+    refused: Vec<String>,
 }
 
 impl Remotes {
@@ -76,15 +84,23 @@ impl Remotes {
             console.notice(format_args!("{}: {} ({})", info.name, info.host, info.device));
         }
         let wanted = all().count();
-        Ok(Self { groups: groups.into_iter(), places, wait: cluster.wait, missing, wanted })
+        let refused = opened.refused().into_iter();
+        let refused = refused.map(|Refused { name, why }| format!("machine {name} was refused: {why}"));
+        let refused_by = opened.refused_by().into_iter();
+        let refused_by = refused_by.map(|Refused { name, why }| format!("{name} refuses this master: {why}"));
+        let refused = refused.chain(refused_by).collect();
+        Ok(Self { groups: groups.into_iter(), places, wait: cluster.wait, missing, wanted, refused })
     }
 
     pub(super) fn next_group(&mut self) -> Vec<Box<dyn Worker>> {
         self.groups.next().unwrap_or_default()
     }
 
-    /// Names the workers that have not joined, also with `--quiet`.
+    /// Names the machines that were refused and the workers that have not joined, also with `--quiet`.
     pub(super) fn name_missing(&self) {
+        for refusal in &self.refused {
+            crate::say(format_args!("notice: {refusal}"));
+        }
         if !self.missing.is_empty() {
             crate::say(format_args!(
                 "notice: {} of {} remote workers joined at {}; missing: {}; they may come later",
@@ -99,7 +115,12 @@ impl Remotes {
     /// The error of a pool without any workers.
     pub(super) fn none_joined(&self) -> Error {
         Error::Unavailable {
-            what: format!("every remote worker (none joined at {} within {:?})", self.places, self.wait),
+            what: format!(
+                "every remote worker (none joined at {} within {:?}{})",
+                self.places,
+                self.wait,
+                self.refused.iter().map(|refusal| format!("; {refusal}")).collect::<String>()
+            ),
             help: "start `fcdcc worker` on the machines (see docs/cluster.md), or raise `wait` in [cluster]"
                 .into(),
         }

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use crate::site::{Site, certificate, free_port, soon, tls};
 use fcdcc::array::DType;
-use fcdcc::cluster::Cluster;
 use fcdcc::cluster::wire::{self, Answer, Call, ContentId, MasterId, Request, Spec};
+use fcdcc::cluster::{Cluster, Refused};
 use fcdcc::worker::SubtaskShape;
 use fcdcc::{ConvParams, ConvShape};
 use fcdcc_test_support::every_row;
@@ -148,6 +148,70 @@ fn strangers_cannot_join() {
     assert!(error.contains("certificates"), "{error}");
     survey(&format!("{connect} {}", certificate("others/operator")));
     assert_eq!(site.listing("operator"), [("alpha".to_owned(), true)]);
+}
+
+/// Time for a refusal to be known on both sides, after everything has started.
+const TOLD: Duration = Duration::from_secs(2);
+
+/// The names and reasons of refusals.
+fn refusals(refused: Vec<Refused>) -> Vec<(String, String)> {
+    refused.into_iter().map(|Refused { name, why }| (name, why)).collect()
+}
+
+/// Waits until `told` holds; that took at most [`TOLD`].
+fn told(what: &str, mut told: impl FnMut() -> bool) {
+    let start = Instant::now();
+    soon(what, || told().then_some(()));
+    assert!(start.elapsed() <= TOLD, "{what}: after {:?}", start.elapsed());
+}
+
+fn who_is_not_taken_is_told_so_on_both_sides() {
+    let site = Site::new(&["master", "alpha", "beta"]);
+    let cluster = site.master(&["alpha"]);
+    let worker = |name: &str| {
+        site.worker(&format!("--connect {} --name {name} {}", site.endpoint(), certificate(name)))
+    };
+    let alpha = worker("alpha");
+    only(&cluster, &["alpha"]);
+    assert_eq!((refusals(cluster.refused()), cluster.refusals()), (vec![], 0));
+
+    let unlisted = worker("beta");
+    told("a machine that is not listed", || {
+        !cluster.refused().is_empty() && unlisted.said().contains("refused")
+    });
+    let why = "beta is not listed: name it in a [[worker]] table";
+    let [(name, here)] = &refusals(cluster.refused())[..] else { panic!("{:?}", cluster.refused()) };
+    assert!(name == "beta" && here.starts_with(why) && unlisted.said().contains(why), "{}", unlisted.said());
+    drop(unlisted);
+
+    // A second process of a machine is seen, but gets no work before the first is gone.
+    let second = worker("alpha");
+    told("a name that is taken", || second.said().contains("another process serves as alpha (up "));
+    assert!(refusals(cluster.refused()).iter().any(|(name, why)| name == "alpha" && why.contains("stop it")));
+    let usable = || cluster.members().into_iter().filter(|member| member.info.is_ok()).count();
+    assert_eq!((cluster.members().len(), usable(), cluster.refusals()), (2, 1, 2));
+    assert!(!alpha.said().contains("refused"), "{}", alpha.said());
+    drop(alpha);
+    soon("the second takes over", || (cluster.members().len() == 1 && usable() == 1).then_some(()));
+    soon("it is told so", || second.said().contains("taken by the other side").then_some(()));
+    assert_eq!(second.said().matches("refused").count(), 1, "once: {}", second.said());
+}
+
+fn a_master_that_a_machine_does_not_take_is_told_so_on_both_sides() {
+    let site = Site::new(&["master", "boss", "alpha"]);
+    let alpha = site.worker(&format!("--listen {} --name alpha {}", site.endpoint(), certificate("alpha")));
+    let pool = |name: &str| {
+        let lines = format!("connect = \"{}\"\nwait = \"2s\"\n{}", site.endpoint(), tls(name));
+        site.pool(&lines, &["alpha"]);
+    };
+    pool("boss");
+    let error = site.folder.refused(2, "--pool pool.toml --quiet", Folder::conv);
+    let why = "boss may not use machine alpha: add it to the `masters`";
+    assert!(error.contains("refuses this master") && error.contains(why), "{error}");
+    assert!(alpha.said().contains("master refused") && alpha.said().contains(why), "{}", alpha.said());
+    pool("master");
+    site.exact(&["alpha"]);
+    assert_eq!(alpha.said().matches("refused").count(), 1, "{}", alpha.said());
 }
 
 fn viewers_see_and_do_nothing_else_at_a_master() {
@@ -305,6 +369,8 @@ pub(crate) fn trials() -> Vec<Trial> {
         a_machine_cannot_take_the_name_of_another,
         a_name_that_is_not_the_certificates_ends_a_worker_at_its_start,
         strangers_cannot_join,
+        who_is_not_taken_is_told_so_on_both_sides,
+        a_master_that_a_machine_does_not_take_is_told_so_on_both_sides,
         viewers_see_and_do_nothing_else_at_a_master,
         viewers_see_and_do_nothing_else_at_a_machine,
         viewers_may_ask_who_is_there_and_no_more,
