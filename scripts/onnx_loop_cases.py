@@ -897,6 +897,28 @@ def a_scan_with_a_convolution(net):
         net.gives(name)
 
 
+@case()
+def a_scan_whose_body_has_no_types(net):
+    """The delta rule of linear attention: its state is read and written in every step."""
+    state = net.input("state", net.normal(1, 2, 4, 4) / 4)
+    rows = [net.input(name, net.normal(5, 1, 2, 4) / 4) for name in ("query", "key", "value", "decay")]
+    body = Net(net.rng, "b_")
+    taken = ["held", "q", "k", "v", "d"]
+    for name in taken:
+        body.takes(name)
+    body.inputs = [onnx.ValueInfoProto(name=name) for name in taken]
+    last, before = body.ints([-1]), body.ints([-2])
+    decayed = body.op("Mul", "held", body.op("Unsqueeze", body.op("Exp", "d"), last))
+    column = body.op("Unsqueeze", "k", last)
+    read = body.op("MatMul", body.op("Transpose", decayed, perm=[0, 1, 3, 2]), column)
+    change = body.op("Unsqueeze", body.op("Sub", "v", body.op("Squeeze", read, last)), before)
+    written = body.op("Add", decayed, body.op("MatMul", column, change))
+    body.gives(written)
+    body.gives(body.op("Squeeze", body.op("MatMul", body.op("Unsqueeze", "q", before), written), before))
+    for name in net.op("Scan", state, *rows, outputs=2, body=body.graph(), num_scan_inputs=4):
+        net.gives(name)
+
+
 def answers(path, net):
     if net.definition is not None:
         return net.definition

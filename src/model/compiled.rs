@@ -15,6 +15,10 @@ use tract_onnx::tract_core::ops::cnn::Conv;
 use tract_onnx::tract_core::ops::einsum::EinSum;
 use tract_onnx::tract_core::ops::konst::Const;
 use tract_onnx::tract_core::ops::scan::Scan;
+use tract_onnx::tract_core::optim::Optimizer;
+
+/// Most changes that tract makes to a graph of one node: some of its rules for loops undo one another forever.
+const MOST_CHANGES: usize = 1000;
 
 /// Puts products and loops into tract's optimized form, but for nodes that something else computes.
 pub(super) fn compile(
@@ -88,7 +92,8 @@ impl Compiled {
         }
         let outputs = alone.wire_node(&*node.name, node.op.clone(), &wires)?;
         alone.select_output_outlets(&outputs)?;
-        let alone = alone.into_optimized()?;
+        Optimizer::declutter().stopping_at(MOST_CHANGES).optimize(&mut alone)?;
+        alone.optimize_with_session(&mut Optimizer::codegen().stopping_at(MOST_CHANGES).session())?;
         let facts: TVec<TypedFact> = node.outputs.iter().map(|output| output.fact.clone()).collect();
         for (outlet, fact) in alone.output_outlets()?.iter().zip(&facts) {
             let made = alone.outlet_fact(*outlet)?;

@@ -1,4 +1,4 @@
-//! The largest or the smallest element along axes, for all floats.
+//! The largest or the smallest element along axes, for all floats, and for truth values.
 //!
 //! tract begins with the largest finite number, so that the largest of elements which are all minus infinity is finite.
 //! Models that mask attention compare with infinity.
@@ -32,7 +32,8 @@ impl Extremes {
             _ => return None,
         };
         let dtype = inputs.first()?.datum_type;
-        matches!(dtype, DatumType::F32 | DatumType::F64).then(|| Self { axes: axes.clone(), largest })
+        matches!(dtype, DatumType::F32 | DatumType::F64 | DatumType::Bool)
+            .then(|| Self { axes: axes.clone(), largest })
     }
 
     /// Whether the elements along an axis are kept.
@@ -82,6 +83,11 @@ impl EvalOp for Extremes {
         let input = args_1!(inputs);
         let output = match input.datum_type() {
             DatumType::F64 => self.compute::<f64>(&input)?,
+            // Whether any, or all, are true.
+            DatumType::Bool => {
+                let floats = input.cast_to::<f32>()?;
+                self.compute::<f32>(&floats)?.cast_to::<bool>()?.into_owned()
+            }
             _ => self.compute::<f32>(&input)?,
         };
         Ok(tvec!(output.into_tvalue()))

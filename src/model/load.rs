@@ -464,8 +464,7 @@ fn register(onnx: &mut Onnx) {
     onnx.op_register.insert(branch::NAME, branch::parse);
     onnx.op_register.insert(deform::SAMPLING, deform::parse);
     onnx.op_register.insert(loops::NAME, loops::parse);
-    onnx.op_register.insert(numbers::NAME, numbers::parse);
-    onnx.op_register.insert(numbers::SIZES, numbers::parse_sizes);
+    numbers::register(&mut onnx.op_register);
     onnx.op_register.insert(prelu::NAME, prelu::parse);
     onnx.op_register.insert(resize::NAME, resize::parse);
     onnx.op_register.insert(sequences::REVERSED, sequences::parse_reversed);

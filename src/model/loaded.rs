@@ -223,3 +223,63 @@ fn a_zero_point_from_a_cast_decides_ties_by_the_quotient() {
     let found = output(net, &ArrayD::from_elem(vec![1, 1], x));
     assert_eq!((found.dtype(), found.to_f64()), ("u8", vec![26.0]));
 }
+
+#[test]
+fn amounts_and_bounds_may_have_an_axis_of_one_element() {
+    let x = ArrayD::from_shape_vec(vec![1, 3], vec![2.0, 5.0, 7.0]).unwrap();
+    let mut padded = Net::new(&[1, 3]);
+    padded.integers("pads", &[0, 1, 0, 1]);
+    // Known, but only once the graph is read.
+    padded.floats("low", &[1], &[-7.0]);
+    padded.node("Neg", &["low"], "value");
+    padded.node("Pad", &["x", "pads", "value"], "y");
+    assert_eq!(output(padded, &x).to_f64(), [7.0, 2.0, 5.0, 7.0, 7.0]);
+    let mut counted = Net::new(&[1, 3]);
+    counted.node("Shape", &["x"], "shape");
+    counted.integers("second", &[1]);
+    counted.node("Gather", &["shape", "second"], "limit");
+    counted.integers("zero", &[0]);
+    counted.integers("step", &[1]);
+    counted.node("Range", &["zero", "limit", "step"], "y");
+    assert_eq!(output(counted, &x).to_f64(), [0.0, 1.0, 2.0]);
+}
+
+#[test]
+fn truth_values_are_reduced_to_any_and_all() {
+    let x = ArrayD::from_shape_vec(vec![3, 2], vec![1.0, 1.0, 0.0, 1.0, 0.0, 0.0]).unwrap();
+    for (op, expected) in [("ReduceMax", [1.0, 1.0, 0.0]), ("ReduceMin", [1.0, 0.0, 0.0])] {
+        let mut net = Net::new(&[3, 2]);
+        net.node("Cast", &["x"], "bits").int("to", 9);
+        net.node(op, &["bits"], "reduced").ints("axes", &[1]);
+        net.node("Cast", &["reduced"], "y").int("to", 1);
+        assert_eq!(output(net, &x).to_f64(), expected, "{op}");
+    }
+}
+
+#[test]
+fn space_to_depth_has_both_orders_of_channels() {
+    let x = ArrayD::from_shape_fn(vec![1, 2, 2, 4], |at| (at[1] * 100 + at[2] * 10 + at[3]) as f32);
+    for (mode, channel) in [("DCR", [0, 2, 4, 6, 1, 3, 5, 7]), ("CRD", [0, 1, 2, 3, 4, 5, 6, 7])] {
+        let mut net = Net::new(&[1, 2, 2, 4]);
+        net.node("SpaceToDepth", &["x"], "y").int("blocksize", 2).string("mode", mode);
+        let found = output(net, &x);
+        assert_eq!(found.shape(), [1, 8, 1, 2]);
+        // `channel`: place of (input channel, row, column) in the output.
+        let found = found.to_f64();
+        for (place, channel) in channel.into_iter().enumerate() {
+            let (c, row, column) = (place / 4, place / 2 % 2, place % 2);
+            for at in 0..2 {
+                assert_eq!(found[channel * 2 + at], f64::from(x[[0, c, row, 2 * at + column].as_slice()]));
+            }
+        }
+    }
+}
+
+#[test]
+fn constants_of_a_shape_are_zeros_of_f32_unless_the_file_says_more() {
+    let mut net = Net::new(&[1, 3]);
+    net.node("Shape", &["x"], "shape");
+    net.node("ConstantOfShape", &["shape"], "y");
+    let found = output(net, &ArrayD::ones(vec![1, 3]));
+    assert_eq!((found.dtype(), found.to_f64()), ("f32", vec![0.0; 3]));
+}

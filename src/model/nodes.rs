@@ -127,6 +127,16 @@ pub(super) fn integers(values: &[i64]) -> TensorProto {
     }
 }
 
+/// An attribute that is a list of integers.
+pub(super) fn integers_attribute(name: &str, values: &[i64]) -> AttributeProto {
+    AttributeProto {
+        name: name.to_owned(),
+        r#type: attribute_proto::AttributeType::Ints.into(),
+        ints: values.to_vec(),
+        ..AttributeProto::default()
+    }
+}
+
 /// An attribute that is an integer.
 pub(super) fn integer(name: &str, value: i64) -> AttributeProto {
     AttributeProto {

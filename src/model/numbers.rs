@@ -9,13 +9,13 @@
 
 use std::collections::HashSet;
 
-use tract_onnx::model::ParsingContext;
+use tract_onnx::model::{OnnxOpRegister, ParsingContext};
 use tract_onnx::pb::{GraphProto, NodeProto, TensorProto};
 use tract_onnx::prelude::{DatumType, SpecialOps, TractResult};
 use tract_onnx::tract_core::internal::{
-    DatumTypeExt, EvalContext, EvalOp, IntoArcTensor, IntoTValue, IntoTensor, Op, OutletId, StaticName, TDim,
-    TValue, TVec, Tensor, TypedFact, TypedModel, TypedOp, args_1, as_op, bail, op_as_typed_op,
-    op_out_of_plan, tvec,
+    AxisOp, DatumTypeExt, EvalContext, EvalOp, IntoArcTensor, IntoTValue, IntoTensor, Op, OutletId,
+    StaticName, TDim, TValue, TVec, Tensor, TypedFact, TypedModel, TypedOp, args_1, as_op, bail,
+    op_as_typed_op, op_out_of_plan, tvec,
 };
 use tract_onnx::tract_core::ops::cast::{Cast, cast};
 use tract_onnx::tract_hir::infer::{InferenceOp, InferenceResult, Solver, TensorProxy};
@@ -26,6 +26,13 @@ use super::nodes::{I64, Nodes};
 
 /// The operator that a cast to 64-bit integers becomes; its name cannot occur in a file.
 pub(super) const SIZES: &str = "Exact cast to int64";
+
+/// Adds the operators of this file to tract's register.
+pub(super) fn register(known: &mut OnnxOpRegister) {
+    known.insert(NAME, parse);
+    known.insert(SIZES, parse_sizes);
+    known.insert(SCALAR, parse_scalar);
+}
 
 /// Operators that bring their inputs to one type, in which constants become sizes where another input is one.
 const UNITING: &[&str] = &[
@@ -57,12 +64,8 @@ pub(super) const NAME: &str = "Plain numbers";
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Numbers;
 
-/// The parser for tract's operator register.
-///
-/// # Errors
-/// None.
 #[expect(clippy::unnecessary_wraps, reason = "the signature of all parsers")]
-pub(super) fn parse(_: &ParsingContext, _: &NodeProto) -> TractResult<(Box<dyn InferenceOp>, Vec<String>)> {
+fn parse(_: &ParsingContext, _: &NodeProto) -> TractResult<(Box<dyn InferenceOp>, Vec<String>)> {
     Ok((expand(Numbers), vec![]))
 }
 
@@ -129,18 +132,52 @@ impl Expansion for Numbers {
     }
 }
 
+/// The operator that drops the axis of a value of one element, where tract expects a value without axes; its name cannot
+/// occur in a file.
+pub(super) const SCALAR: &str = "Value without axes";
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Scalar;
+
+#[expect(clippy::unnecessary_wraps, reason = "the signature of all parsers")]
+fn parse_scalar(_: &ParsingContext, _: &NodeProto) -> TractResult<(Box<dyn InferenceOp>, Vec<String>)> {
+    Ok((expand(Scalar), vec![]))
+}
+
+impl Expansion for Scalar {
+    fn name(&self) -> StaticName {
+        SCALAR.into()
+    }
+
+    fn rules<'r, 'p: 'r, 's: 'r>(
+        &'s self,
+        solver: &mut Solver<'r>,
+        inputs: &'p [TensorProxy],
+        outputs: &'p [TensorProxy],
+    ) -> InferenceResult {
+        let ([input], [output]) = (inputs, outputs) else { bail!("{SCALAR} has one input and one output") };
+        solver.equals(&input.datum_type, &output.datum_type)?;
+        solver.equals(&output.rank, 0)?;
+        solver.given(&input.rank, move |solver, rank| match rank {
+            0 => solver.equals(&input.value, &output.value),
+            1 => solver.equals(&input.shape[0], TDim::Val(1)),
+            _ => bail!("a value has {rank} axes where none is expected"),
+        })
+    }
+
+    fn wire(&self, prefix: &str, model: &mut TypedModel, inputs: &[OutletId]) -> TractResult<TVec<OutletId>> {
+        match model.outlet_fact(inputs[0])?.rank() {
+            0 => Ok(tvec!(inputs[0])),
+            _ => model.wire_node(prefix, AxisOp::Rm(0), inputs),
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Sizes;
 
-/// The parser of [`SIZES`] for tract's operator register.
-///
-/// # Errors
-/// None.
 #[expect(clippy::unnecessary_wraps, reason = "the signature of all parsers")]
-pub(super) fn parse_sizes(
-    _: &ParsingContext,
-    _: &NodeProto,
-) -> TractResult<(Box<dyn InferenceOp>, Vec<String>)> {
+fn parse_sizes(_: &ParsingContext, _: &NodeProto) -> TractResult<(Box<dyn InferenceOp>, Vec<String>)> {
     Ok((expand(Sizes), vec![]))
 }
 

@@ -4,16 +4,17 @@
 //! - Swish knows no alpha: x Sigmoid(alpha x).
 //! - RNN, GRU and LSTM read backward, and sequences of different lengths, otherwise ([`recurrent`]).
 //! - DeformConv is not known: it becomes a sampling and a convolution ([`deform`]).
+//! - ConstantOfShape without a value makes zeros of f32; tract makes them in f64.
 //! - DFT and STFT of f32 have errors of f32 relative to the largest sum, so they run in f64.
 //! - Casts to 64-bit integers keep 32 bits in tract; TopK takes no sizes ([`numbers`]).
-//! - SpaceToDepth knows one order of channels, so the other one is refused.
+//! - SpaceToDepth knows one order of channels; the other one is a permutation of it.
 //!
 //! Invariant: a rewritten node makes the values that the standard describes, under the names that it had.
 
-use tract_onnx::pb::NodeProto;
+use tract_onnx::pb::{AttributeProto, NodeProto, TensorProto, attribute_proto};
 
-use super::check::{attribute, called, is_standard, text};
-use super::nodes::{F64, I64, Nodes};
+use super::check::{attribute, is_standard, text};
+use super::nodes::{F32, F64, I64, Nodes, integers_attribute};
 use super::{deform, numbers, recurrent};
 
 /// Adds `node`, or the nodes that stand for it, to `nodes`.
@@ -45,19 +46,53 @@ pub(super) fn add(mut node: NodeProto, nodes: &mut Nodes) -> Result<(), String> 
         ("Cast", ..) if attribute(&node, "to").is_some_and(|to| to.i == i64::from(I64)) => {
             numbers::SIZES.clone_into(&mut node.op_type);
         }
+        ("ConstantOfShape", ..) if attribute(&node, "value").is_none() => {
+            let zero = TensorProto {
+                dims: vec![1],
+                data_type: F32,
+                float_data: vec![0.0],
+                ..TensorProto::default()
+            };
+            node.attribute.push(AttributeProto {
+                name: "value".to_owned(),
+                r#type: attribute_proto::AttributeType::Tensor.into(),
+                t: Some(zero),
+                ..AttributeProto::default()
+            });
+        }
         ("TopK", Some(x), Some(_)) => node.input[0] = nodes.op(numbers::NAME, &[x]),
         _ if recurrent::takes(&node) => return recurrent::rewrite(node, nodes),
         _ if deform::takes(&node) => return deform::rewrite(node, nodes),
-        ("SpaceToDepth", ..) if text(&node, "mode") == Some("CRD") => {
-            return Err(format!(
-                "{}: attribute mode is CRD where only DCR is known: export the model with Reshape and Transpose",
-                called(&node)
-            ));
+        ("SpaceToDepth", Some(_), Some(y)) if text(&node, "mode") == Some("CRD") => {
+            let y = y.clone();
+            by_channel(node, &y, nodes);
+            return Ok(());
         }
         _ => {}
     }
     nodes.add(node);
     Ok(())
+}
+
+/// Adds a SpaceToDepth that makes `y` with the elements of a channel side by side: the one of the other order, and a
+/// permutation of its channels. Sizes are copied from the axes before, so none has to be known.
+fn by_channel(mut node: NodeProto, y: &str, nodes: &mut Nodes) {
+    let block = attribute(&node, "blocksize").map_or(1, |block| block.i);
+    let blocks = nodes.name("blocks");
+    node.attribute.retain(|attribute| attribute.name != "mode");
+    node.output = vec![blocks.clone()];
+    nodes.add(node);
+    let permuted = |nodes: &mut Nodes, x: &str, order: &[i64]| {
+        let permuted = nodes.op("Transpose", &[x]);
+        nodes.attribute(integers_attribute("perm", order));
+        permuted
+    };
+    let last = permuted(nodes, &blocks, &[0, 2, 3, 1]);
+    let apart = nodes.reshaped(&last, Some(vec![0, 0, 0, block.saturating_mul(block), -1]));
+    let swapped = permuted(nodes, &apart, &[0, 1, 2, 4, 3]);
+    let joined = nodes.reshaped(&swapped, Some(vec![0, 0, 0, -1]));
+    nodes.last("Transpose", &[&joined], y);
+    nodes.attribute(integers_attribute("perm", &[0, 3, 1, 2]));
 }
 
 /// Adds a Fourier transform of `x` in f64 that makes `y` in the type of `x`.
@@ -147,16 +182,21 @@ mod tests {
     }
 
     #[test]
-    fn an_order_of_channels_that_is_not_known_is_refused() {
+    fn the_other_order_of_channels_is_a_permutation() {
         let order = |mode: &'static str| {
             rewritten(
                 |node| {
-                    node.string("mode", mode);
+                    node.string("mode", mode).int("blocksize", 2);
                 },
                 "SpaceToDepth",
             )
         };
-        assert!(order("CRD").unwrap_err().contains("SpaceToDepth node that makes y: attribute mode is CRD"));
+        let nodes = order("CRD").unwrap();
+        assert_eq!(
+            operators(&nodes),
+            ["SpaceToDepth", "Transpose", "Reshape", "Transpose", "Reshape", "Transpose"]
+        );
+        assert_eq!(nodes.last().unwrap().output, ["y"]);
         assert_eq!(operators(&order("DCR").unwrap()), ["SpaceToDepth"]);
     }
 }

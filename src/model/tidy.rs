@@ -5,10 +5,10 @@
 
 use std::collections::{HashMap, HashSet};
 
-use tract_onnx::pb::{GraphProto, NodeProto, TensorProto};
+use tract_onnx::pb::{GraphProto, NodeProto, TensorProto, TypeProto, ValueInfoProto, type_proto};
 
 use super::check::{attribute, called, scalar};
-use super::nodes::{Nodes, integers};
+use super::nodes::{F32, Nodes, integers};
 use super::{numbers, resize, rewrite, upsample};
 
 /// No array has an axis that is padded by more.
@@ -29,6 +29,10 @@ pub(super) fn graph(graph: &mut GraphProto, opset: i64) -> Result<(), String> {
     }
     let mut names = HashSet::new();
     for mut node in std::mem::take(&mut graph.node) {
+        if node.op_type == "Scan" {
+            let bodies = node.attribute.iter_mut().filter_map(|attribute| attribute.g.as_mut());
+            bodies.flat_map(|body| &mut body.input).for_each(as_floats);
+        }
         for inner in &mut node.attribute {
             for inner in inner.g.iter_mut().chain(&mut inner.graphs) {
                 self::graph(inner, opset)?;
@@ -69,6 +73,7 @@ pub(super) fn graph(graph: &mut GraphProto, opset: i64) -> Result<(), String> {
                 crop(&mut node, &constants, opset, &mut nodes)?;
                 without_axis(&mut node, 2, &constants, &mut nodes);
             }
+            "Range" => (0..3).for_each(|slot| without_axis(&mut node, slot, &constants, &mut nodes)),
             _ => {}
         }
         numbers::widen(&mut node, &large, &mut nodes);
@@ -96,6 +101,16 @@ fn small_constants(graph: &GraphProto) -> HashMap<String, TensorProto> {
     initial.chain(nodes.filter(|(_, t)| small(t))).collect()
 }
 
+/// Gives an input of the body of a Scan a type where the file has none, which the standard allows: that of floats. A value of
+/// another type is refused.
+fn as_floats(input: &mut ValueInfoProto) {
+    if input.r#type.is_none() {
+        let floats = type_proto::Tensor { elem_type: F32, shape: None };
+        let value = Some(type_proto::Value::TensorType(floats));
+        input.r#type = Some(TypeProto { value, ..TypeProto::default() });
+    }
+}
+
 /// Whether a Dropout only passes its input on.
 fn is_identity(node: &NodeProto, constants: &HashMap<String, TensorProto>) -> bool {
     let off = match node.input.get(2).filter(|name| !name.is_empty()) {
@@ -115,17 +130,21 @@ fn name_empties(node: &mut NodeProto, nodes: &mut Nodes) {
     }
 }
 
-/// Removes the axis of a constant of one element, since some exporters write one where the operator expects a scalar.
+/// Removes the axis of a value of one element, since some exporters write one where the operator expects a scalar.
 fn without_axis(
     node: &mut NodeProto,
     slot: usize,
     constants: &HashMap<String, TensorProto>,
     nodes: &mut Nodes,
 ) {
-    let Some(tensor) = node.input.get(slot).and_then(|name| constants.get(name)) else { return };
-    if tensor.dims == [1] {
-        node.input[slot] = nodes.constant(TensorProto { dims: Vec::new(), ..tensor.clone() });
-    }
+    let Some(name) = node.input.get(slot).filter(|name| !name.is_empty()) else { return };
+    node.input[slot] = match constants.get(name) {
+        Some(tensor) if tensor.dims == [1] => {
+            nodes.constant(TensorProto { dims: Vec::new(), ..tensor.clone() })
+        }
+        Some(_) => return,
+        None => nodes.op(numbers::SCALAR, &[name]),
+    };
 }
 
 /// Inserts a Slice before a Pad with negative amounts, which does the cropping.
