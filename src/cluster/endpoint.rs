@@ -14,6 +14,7 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::sign::CertifiedKey;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use super::dates::{certificate_problem, days_until};
 use crate::error::{Error, Result};
 use crate::files;
 
@@ -154,7 +155,7 @@ impl Security {
             return Ok(());
         }
         let path = tls.certificate.display();
-        let holder = common_name(tls)?;
+        let holder = tls.holder()?;
         if holder.as_deref() == Some(name) {
             return Ok(());
         }
@@ -173,28 +174,46 @@ impl Security {
     }
 }
 
+impl Security {
+    /// When the certificate of this side ends, in seconds since 1970, if it has one. Warns where that is soon.
+    ///
+    /// # Errors
+    /// [`Error::File`] for a certificate that cannot be read.
+    pub fn until(&self) -> Result<Option<i64>> {
+        let Some(tls) = &self.tls else { return Ok(None) };
+        let until = tls.certificate(|certificate| certificate.validity().not_after.timestamp())?;
+        if let Some(problem) = certificate_problem("this side's", days_until(until)) {
+            tracing::warn!(certificate = %tls.certificate.display(), "{problem}");
+        }
+        Ok(Some(until))
+    }
+}
+
 impl Tls {
-    /// The name under which a process with this certificate is known, if it has one.
+    /// The name under which a process with this certificate is known, if it has one: its common name, as the other side's
+    /// access control reads it.
     ///
     /// # Errors
     /// [`Error::File`] for a certificate that cannot be read.
     pub(super) fn holder(&self) -> Result<Option<String>> {
-        common_name(self)
+        self.certificate(|certificate| {
+            let name = certificate.subject().iter_common_name().next().and_then(|name| name.as_str().ok());
+            name.map(str::to_owned)
+        })
     }
-}
 
-/// The common name of a certificate, as the other side's access control reads it.
-fn common_name(tls: &Tls) -> Result<Option<String>> {
-    let bad = |cause: String| Error::File {
-        path: tls.certificate.display().to_string(),
-        cause: format!("the certificate cannot be read: {cause}"),
-        input: true,
-    };
-    let bytes = pem("certificate", &tls.certificate)?;
-    let certificate = CertificateDer::from_pem_slice(&bytes).map_err(|e| bad(e.to_string()))?;
-    let (_, parsed) = X509Certificate::from_der(&certificate).map_err(|e| bad(e.to_string()))?;
-    let name = parsed.subject().iter_common_name().next().and_then(|name| name.as_str().ok());
-    Ok(name.map(str::to_owned))
+    /// What `read` finds in the certificate.
+    fn certificate<R>(&self, read: impl FnOnce(&X509Certificate<'_>) -> R) -> Result<R> {
+        let bad = |cause: String| Error::File {
+            path: self.certificate.display().to_string(),
+            cause: format!("the certificate cannot be read: {cause}"),
+            input: true,
+        };
+        let bytes = pem("certificate", &self.certificate)?;
+        let certificate = CertificateDer::from_pem_slice(&bytes).map_err(|e| bad(e.to_string()))?;
+        let (_, parsed) = X509Certificate::from_der(&certificate).map_err(|e| bad(e.to_string()))?;
+        Ok(read(&parsed))
+    }
 }
 
 /// Maximum size of a file of certificates; those of all public authorities together take a quarter of it.

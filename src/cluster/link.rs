@@ -20,7 +20,7 @@ use zenoh::sample::SampleKind;
 use zenoh::{Session, Wait};
 
 use super::endpoint::{Grant, Security, Side};
-use super::session::{ATTEMPT, Connection, Kept, config};
+use super::session::{ATTEMPT, Connection, Kept, brief, config};
 use super::wire::{self, Answer, WireError};
 use crate::array::Values;
 use crate::error::{Error, Result};
@@ -368,14 +368,4 @@ fn understood(reply: Reply) -> Response {
             }
         }
     }
-}
-
-/// The first sentence of an error of the engine, without its source positions.
-fn brief(text: &str) -> String {
-    if text.contains("Unable to connect") {
-        return "no connection could be made".to_owned();
-    }
-    let first = text.split(" at /").next().unwrap_or(text);
-    let first = first.split(" - ").next().unwrap_or(first);
-    wire::clipped(first.trim().trim_end_matches('.'))
 }

@@ -122,6 +122,7 @@ impl Cluster {
             links.push(open(side, index, &keys, id, options, &events)?);
         }
         let (releases, released) = unbounded();
+        options.security.until()?;
         let greetings = greetings(&keys, &links, options)?;
         let mut shared = Shared::new(id, keys, links, releases);
         shared.refused_by = greetings.iter().map(|(index, greeting)| (*index, greeting.refused())).collect();

@@ -35,7 +35,9 @@ compile_error!(
 
 mod budget;
 mod call;
+mod check;
 mod chunk_sizer;
+mod dates;
 mod endpoint;
 mod hello;
 mod key_expr;
@@ -53,6 +55,8 @@ mod solitude;
 mod survey;
 pub mod wire;
 
+pub use check::{MachineCheck, MachineFacts};
+pub use dates::{certificate_problem, days_until};
 pub use endpoint::{DEFAULT_PORT, Endpoint, Security, Tls};
 pub use hello::Refused;
 pub use link::RUNTIME_VARIABLE;

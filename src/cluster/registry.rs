@@ -258,6 +258,11 @@ impl Registry {
         })
     }
 
+    /// The link over which a process is visible.
+    pub(super) fn link(&self, machine: &str, boot: u64) -> Option<usize> {
+        self.members.get(&(machine.to_owned(), boot)).map(|member| member.link)
+    }
+
     /// Number of devices of a machine, once it has answered.
     pub(super) fn devices(&self, machine: &str) -> Option<usize> {
         let ready =
@@ -315,6 +320,8 @@ mod tests {
             memory_limit_bytes: 1,
             memory_used_bytes: 0,
             masters: 0,
+            clock_unix_ms: 0,
+            certificate_until_unix_s: None,
         }
     }
 

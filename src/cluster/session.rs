@@ -11,7 +11,7 @@ use serde_json::json;
 use zenoh::{Session, Wait};
 
 use super::endpoint::{Grant, Security, Side, locators};
-use super::wire::{MAX_CHUNK_BYTES, MAX_HEADER_BYTES};
+use super::wire::{self, MAX_CHUNK_BYTES, MAX_HEADER_BYTES};
 use crate::error::panic_text;
 
 /// A connection without a message for this time is dead.
@@ -91,7 +91,7 @@ impl Connection {
             for declare in &inner.declared {
                 match declare(&session) {
                     Ok(declared) => kept.push(declared),
-                    Err(error) => tracing::warn!(%error, "not declared"),
+                    Err(error) => tracing::warn!(error = brief(&error.to_string()), "not declared"),
                 }
             }
             inner.state = State::Open(session, kept);
@@ -111,7 +111,14 @@ impl Connection {
                         return;
                     }
                     Err(error) if !tried => {
-                        tracing::warn!(place = door.place, %error, "not connected, trying again");
+                        tracing::debug!(place = door.place, %error, "not connected");
+                        let error = brief(&error.to_string());
+                        tracing::warn!(
+                            place = door.place,
+                            error,
+                            "not connected, trying again: is the other side running, the port open (UDP for quic/), and do \
+                             both use certificates of one authority, or both none?"
+                        );
                     }
                     Err(error) => tracing::debug!(place = door.place, %error, "not connected"),
                 }
@@ -285,4 +292,14 @@ fn rules(grants: &[Grant]) -> serde_json::Value {
     json!({
         "enabled": true, "default_permission": "deny", "rules": rules, "subjects": subjects, "policies": policies,
     })
+}
+
+/// The first sentence of an error of the engine, without its source positions.
+pub(super) fn brief(text: &str) -> String {
+    if text.contains("Unable to connect") {
+        return "no connection could be made".to_owned();
+    }
+    let first = text.split(" at /").next().unwrap_or(text);
+    let first = first.split(" - ").next().unwrap_or(first);
+    wire::clipped(first.trim().trim_end_matches('.'))
 }

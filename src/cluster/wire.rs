@@ -316,6 +316,10 @@ pub struct HostInfo {
     pub memory_used_bytes: u64,
     /// Number of masters that it works for.
     pub masters: u32,
+    /// Its clock, in milliseconds since 1970.
+    pub clock_unix_ms: u64,
+    /// When its certificate ends, in seconds since 1970, if it has one.
+    pub certificate_until_unix_s: Option<i64>,
 }
 
 /// Description of one device of a worker process.

@@ -54,6 +54,8 @@ pub(super) fn info(name: &str, boot: u64) -> HostInfo {
         memory_limit_bytes: 1 << 30,
         memory_used_bytes: 0,
         masters: 0,
+        clock_unix_ms: 13,
+        certificate_until_unix_s: Some(-14),
     }
 }
 

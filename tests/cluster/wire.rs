@@ -56,6 +56,8 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
         memory_limit_bytes: 10,
         memory_used_bytes: 11,
         masters: 12,
+        clock_unix_ms: 13,
+        certificate_until_unix_s: Some(-14),
     };
     let order = Some(vec![1, 2, 3, 0]);
     let impossible = Spec { input: vec![u64::MAX; 5], ..spec.clone() };

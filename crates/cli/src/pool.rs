@@ -383,6 +383,8 @@ impl WorkerEntry {
 use self::with_cluster::Remotes;
 #[cfg(all(feature = "cluster", feature = "metrics", feature = "onnx"))]
 pub(crate) use self::with_cluster::clusters;
+#[cfg(feature = "cluster")]
+pub(crate) use self::with_cluster::{Checked, check};
 #[cfg(not(feature = "cluster"))]
 use self::without_cluster::Remotes;
 

@@ -29,6 +29,7 @@ use self::dispatcher::{Dispatcher, Event};
 use self::lines::{Lines, Plan};
 use self::outbox::Outbox;
 use super::budget::Budget;
+use super::dates::now;
 use super::endpoint::{Endpoint, Grant, Role, Security, check_name, sides};
 use super::hello::{Refusals, Refused};
 use super::key_expr::Keys;
@@ -85,6 +86,8 @@ struct Shared {
     cache: Option<Cache>,
     /// Masters that it does not take.
     refusals: Refusals,
+    /// When its certificate ends, in seconds since 1970.
+    certificate_until: Option<i64>,
 }
 
 /// Counters of a worker process beside those in its [`HostInfo`].
@@ -119,6 +122,8 @@ impl Shared {
             memory_limit_bytes: self.budget.limit(),
             memory_used_bytes: self.budget.used(),
             masters: self.masters.load(Ordering::Relaxed),
+            clock_unix_ms: now().as_millis() as u64,
+            certificate_until_unix_s: self.certificate_until,
         }
     }
 }
@@ -203,6 +208,7 @@ impl WorkerServer {
             sent,
             cache,
             refusals: Refusals::default(),
+            certificate_until: options.security.until()?,
         });
         let jobs = devices.iter().map(Device::jobs).collect();
         let describing = Arc::clone(&shared);

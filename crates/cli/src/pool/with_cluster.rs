@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
-use fcdcc::cluster::{Cluster, ClusterOptions, Refused, Seats, Security};
+use fcdcc::cluster::{Cluster, ClusterOptions, MachineCheck, Refused, Seats, Security};
 
-use super::{ClusterEntry, Console, Error, Path, Result, WireFormat, Worker, WorkerEntry};
+use super::{ClusterEntry, Console, Error, Path, PoolFile, Result, WireFormat, Worker, WorkerEntry};
 
 /// The clusters of this process by pool file. A command that makes several pools from one file opens the cluster once.
 static OPENED: Mutex<BTreeMap<PathBuf, Cluster>> = Mutex::new(BTreeMap::new());
@@ -27,11 +28,64 @@ pub(crate) fn clusters() -> Vec<Cluster> {
     OPENED.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
 }
 
+/// The machines that remote workers of a pool file name.
+fn named(entries: &[WorkerEntry]) -> impl Iterator<Item = String> {
+    entries.iter().filter_map(|entry| match entry {
+        WorkerEntry::Remote { name, .. } => name.clone(),
+        WorkerEntry::Cpu { .. } | WorkerEntry::Gpu { .. } => None,
+    })
+}
+
+/// How the master of a pool file takes part in its cluster.
+fn options(cluster: &ClusterEntry, path: &Path, entries: &[WorkerEntry]) -> Result<ClusterOptions> {
+    let tls = cluster.tls.as_ref().map(|tls| tls.beside(path));
+    Ok(ClusterOptions {
+        cluster: cluster.name.clone(),
+        listen: cluster.listen.parsed()?,
+        connect: cluster.connect.parsed()?,
+        security: Security { tls, insecure: cluster.insecure, viewers: cluster.viewers.clone() },
+        machines: cluster.machines.iter().cloned().chain(named(entries)).collect(),
+    })
+}
+
+/// A cluster as `fcdcc cluster check` found it.
+pub(crate) struct Checked {
+    pub(crate) cluster: String,
+    pub(crate) places: String,
+    pub(crate) machines: Vec<MachineCheck>,
+    /// When this side's certificate ends, in seconds since 1970.
+    pub(crate) certificate_until: Option<i64>,
+}
+
+/// Checks the machines of the pool file at `path`, within about `limit`.
+pub(crate) fn check(path: &Path, limit: Duration) -> Result<Checked> {
+    let file: PoolFile = crate::network::read_toml(path, "a pool file")?;
+    let Some(cluster) = file.cluster else {
+        return Err(Error::File {
+            path: path.display().to_string(),
+            cause: "has no [cluster]: name a pool file with remote workers".to_owned(),
+            input: true,
+        });
+    };
+    let options = options(&cluster, path, &file.worker)?;
+    let certificate_until = options.security.until()?;
+    let opened = Cluster::open(&options)?;
+    let mut machines: Vec<String> = named(&file.worker).chain(cluster.machines).collect();
+    machines.sort();
+    machines.dedup();
+    Ok(Checked {
+        cluster: cluster.name,
+        places: opened.places().join(", "),
+        machines: opened.check(&machines, limit),
+        certificate_until,
+    })
+}
+
 /// The remote workers of a pool file, in groups.
 pub(super) struct Remotes {
     groups: std::vec::IntoIter<Vec<Box<dyn Worker>>>,
     places: String,
-    wait: std::time::Duration,
+    wait: Duration,
     /// Names of the workers that have not joined.
     missing: Vec<String>,
     wanted: usize,
@@ -62,16 +116,7 @@ impl Remotes {
         for seat in &seats {
             super::check_count(seat.count.unwrap_or(1))?;
         }
-        let named = seats.iter().filter_map(|seat| seat.machine.clone());
-        let tls = cluster.tls.as_ref().map(|tls| tls.beside(path));
-        let options = ClusterOptions {
-            cluster: cluster.name.clone(),
-            listen: cluster.listen.parsed()?,
-            connect: cluster.connect.parsed()?,
-            security: Security { tls, insecure: cluster.insecure, viewers: cluster.viewers.clone() },
-            machines: cluster.machines.iter().cloned().chain(named).collect(),
-        };
-        let opened = opened(path, &options)?;
+        let opened = opened(path, &options(cluster, path, entries)?)?;
         let places = opened.places().join(", ");
         let groups = {
             let bar = super::super::progress::Bar::new(console, "joining");

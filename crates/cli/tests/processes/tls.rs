@@ -214,6 +214,65 @@ fn a_master_that_a_machine_does_not_take_is_told_so_on_both_sides() {
     assert_eq!(alpha.said().matches("refused").count(), 1, "{}", alpha.said());
 }
 
+fn a_cluster_is_checked_machine_by_machine() {
+    let site = Site::new(&["master", "alpha", "beta"]);
+    let worker = |name: &str| {
+        site.worker(&format!("--connect {} --name {name} {}", site.endpoint(), certificate(name)))
+    };
+    let _alpha = worker("alpha");
+    site.pool(&format!("listen = \"{}\"\n{}", site.endpoint(), tls("master")), &["alpha", "beta"]);
+    let check = |wait: &str| {
+        let start = Instant::now();
+        let said = site.folder.run(&format!("cluster check pool.toml --json --wait {wait}"));
+        assert!(start.elapsed() < Duration::from_secs(20), "{:?}: {}", start.elapsed(), said.err);
+        let report: serde_json::Value = serde_json::from_str(&said.out).unwrap();
+        (said, report)
+    };
+    let in_order = |row: &serde_json::Value| {
+        assert_eq!((&row["ok"], &row["devices"]), (&true.into(), &2.into()), "{row}");
+        for rate in ["up_bytes_per_s", "down_bytes_per_s", "round_trip_ms", "certificate_days"] {
+            assert!(row[rate].as_f64().unwrap() > 0.0, "{row}");
+        }
+        // Both are processes of this machine.
+        assert!(row["clock_ahead_s"].as_f64().unwrap().abs() < 5.0, "{row}");
+    };
+    let (said, report) = check("4s");
+    assert_eq!(said.status, 2, "{}", said.err);
+    assert!(said.err.contains("1 of 2 machines need attention"), "{}", said.err);
+    in_order(&report["machines"][0]);
+    let missing = &report["machines"][1];
+    assert_eq!((&missing["name"], &missing["ok"]), (&"beta".into(), &false.into()), "{missing}");
+    let problem = missing["problems"][0].as_str().unwrap();
+    assert!(problem.contains("has not connected to quic/") && problem.contains("one authority"), "{problem}");
+
+    let beta = worker("beta");
+    let (said, report) = check("10s");
+    assert_eq!((said.status, said.err.as_str()), (0, ""));
+    report["machines"].as_array().unwrap().iter().for_each(in_order);
+    let said = site.folder.run("cluster check pool.toml");
+    assert_eq!(said.status, 0, "{}", said.err);
+    for part in
+        ["cluster default at quic/", "this side: certificate for", "alpha: ok: fcdcc", "Mbit/s there and"]
+    {
+        assert!(said.out.contains(part), "{part} is not in {}", said.out);
+    }
+    // A machine that is not named is refused, and named with the reason.
+    site.pool(&format!("listen = \"{}\"\n{}", site.endpoint(), tls("master")), &["alpha"]);
+    let (said, report) = check("6s");
+    assert_eq!(said.status, 2, "{}", said.err);
+    in_order(&report["machines"][0]);
+    let problem = report["machines"][1]["problems"][0].as_str().unwrap();
+    assert!(problem.contains("it was refused: beta is not listed"), "{problem}");
+    for log in [beta.said(), said.err] {
+        assert!(!log.contains("/src/") && !log.contains("Timeout!"), "{log}");
+    }
+    let error = site.folder.refused(2, "cluster check nowhere.toml", Folder::run);
+    assert!(error.contains("nowhere.toml"), "{error}");
+    site.folder.write("local.toml", "[[worker]]\nkind = \"cpu\"\n");
+    let error = site.folder.refused(2, "cluster check local.toml", Folder::run);
+    assert!(error.contains("has no [cluster]"), "{error}");
+}
+
 fn viewers_see_and_do_nothing_else_at_a_master() {
     let site = Site::new(&["master", "alpha", "operator", "stranger"]);
     let cluster = site.master(&["alpha"]);
@@ -370,6 +429,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         a_name_that_is_not_the_certificates_ends_a_worker_at_its_start,
         strangers_cannot_join,
         who_is_not_taken_is_told_so_on_both_sides,
+        a_cluster_is_checked_machine_by_machine,
         a_master_that_a_machine_does_not_take_is_told_so_on_both_sides,
         viewers_see_and_do_nothing_else_at_a_master,
         viewers_see_and_do_nothing_else_at_a_machine,
