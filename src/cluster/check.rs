@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::bounded;
 
 use super::dates::{certificate_problem, days_until, now};
-use super::link::{Payload, Response, TrafficClass};
+use super::link::{Link, Payload, Response, TrafficClass};
 use super::master::{Cluster, Seats};
 use super::wire::{Answer, HostInfo, Request};
 use crate::array::Values;
@@ -134,7 +134,7 @@ impl Cluster {
                 links().filter(|link| link.connects() == connects).map(|link| link.place().to_owned());
             places.collect::<Vec<_>>().join(", ")
         };
-        let way = match (links().any(|link| !link.connects()), links().any(|link| link.connects())) {
+        let way = match (links().any(|link| !link.connects()), links().any(Link::connects)) {
             (true, false) => {
                 format!("it has not connected to {}: does its worker connect there", places(false))
             }

@@ -195,9 +195,10 @@ impl Greeting {
             if *before == why {
                 return;
             }
-            match &why {
-                Some(why) => tracing::warn!(place, why, "refused by the other side"),
-                None => tracing::info!(place, "taken by the other side"),
+            if let Some(why) = &why {
+                tracing::warn!(place, why, "refused by the other side");
+            } else {
+                tracing::info!(place, "taken by the other side");
             }
             *before = why;
         };

@@ -59,7 +59,8 @@ impl Extremes {
         let length: usize = self.axes.iter().map(|axis| input.shape()[*axis]).product();
         let ordered = input.permuted_axes(order);
         let ordered = ordered.as_standard_layout();
-        let best = |x: T, y: T| if is_better(x, y) || (x == x && y != y) { y } else { x };
+        let is_nan = |x: T| x.partial_cmp(&x).is_none();
+        let best = |x: T, y: T| if is_better(x, y) || (is_nan(y) && !is_nan(x)) { y } else { x };
         let elements = ordered.as_slice().unwrap_or_default();
         elements
             .chunks_exact(length.max(1))
@@ -107,6 +108,7 @@ impl TypedOp for Extremes {
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+#[allow(clippy::cast_possible_truncation, reason = "the values are small or infinite")]
 mod tests {
     use super::*;
 
@@ -137,9 +139,8 @@ mod tests {
     #[test]
     fn every_choice_of_axes_gives_what_a_loop_gives() {
         let shape = [2, 3, 1, 4];
-        let array = ArrayD::from_shape_fn(shape.to_vec(), |at| {
-            f64::from((at[0] * 7 + at[1] * 5 + at[3] * 11) as u32 % 13)
-        });
+        let array =
+            ArrayD::from_shape_fn(shape.to_vec(), |at| ((at[0] * 7 + at[1] * 5 + at[3] * 11) % 13) as f64);
         for mask in 0..16usize {
             let axes: TVec<usize> = (0..4).filter(|axis| mask >> axis & 1 == 1).collect();
             let mut expected = array.clone();

@@ -213,7 +213,7 @@ impl Source for Master {
         {
             let clusters = self.clusters.lock().unwrap_or_else(PoisonError::into_inner);
             let refused = clusters.iter().map(|cluster| cluster.refused().len() + cluster.refused_by().len());
-            self.refused.set(refused.sum::<usize>() as i64);
+            self.refused.set(i64::try_from(refused.sum::<usize>()).unwrap_or(i64::MAX));
         }
         let mut text = String::new();
         // Writing to a string cannot fail.

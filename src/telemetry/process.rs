@@ -115,7 +115,8 @@ impl Collector for Reader {
         family(encoder, "memory_refusals", "Filters, slabs and results without room", None, refusals)?;
         let masters = std::iter::once((none(), ConstCounter::new(traffic.master_refusals)));
         family(encoder, "master_refusals", "Masters that may not use it", None, masters)?;
-        let refused = std::iter::once((none(), ConstGauge::new(self.0.refused().len() as i64)));
+        let refused = i64::try_from(self.0.refused().len()).unwrap_or(i64::MAX);
+        let refused = std::iter::once((none(), ConstGauge::new(refused)));
         family(encoder, "refused", "Endpoints whose other side does not take it", None, refused)?;
         let tasks = info.devices.iter().flat_map(|d| {
             [("done", d.done), ("cancelled", d.cancelled), ("failed", d.failed)].map(|(outcome, count)| {

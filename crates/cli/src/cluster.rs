@@ -125,9 +125,9 @@ impl From<Checked> for CheckReport {
 fn check(args: &CheckArgs) -> Result<()> {
     let report = CheckReport::from(pool::check(&args.pool, args.wait)?);
     if args.json {
-        out_json(&report)?
+        out_json(&report)?;
     } else {
-        check_table(&report)?
+        check_table(&report)?;
     }
     let bad = report.machines.iter().filter(|machine| !machine.ok).count();
     if bad == 0 && report.problems.is_empty() && !report.machines.is_empty() {

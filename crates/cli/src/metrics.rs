@@ -52,7 +52,9 @@ impl fcdcc::telemetry::Source for WithFlags {
 fn master_of(pool: &Pool) -> Arc<fcdcc::telemetry::Master> {
     let master = fcdcc::telemetry::Master::new(pool);
     #[cfg(feature = "cluster")]
-    super::pool::clusters().iter().for_each(|cluster| master.watch(cluster));
+    for cluster in super::pool::clusters() {
+        master.watch(&cluster);
+    }
     master
 }
 

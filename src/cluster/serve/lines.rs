@@ -49,7 +49,7 @@ pub(super) struct Plan<'a> {
 
 /// All links. Dropping it leaves the cluster.
 pub(super) struct Lines {
-    lines: Arc<Vec<Line>>,
+    all: Arc<Vec<Line>>,
     /// What is said where it connects, by line.
     refused: Vec<(usize, RefusedBy)>,
     closing: CancelToken,
@@ -101,12 +101,12 @@ impl Lines {
         if let Err(error) = thread.spawn(move || watcher.watch(&lonely)) {
             tracing::warn!(%error, "no thread to watch the links");
         }
-        Ok(Self { lines, refused, closing })
+        Ok(Self { all: lines, refused, closing })
     }
 
     /// Endpoints where they listen or connect, readable.
     pub(super) fn places(&self) -> Vec<String> {
-        self.lines.iter().map(|line| line.link.place().to_owned()).collect()
+        self.all.iter().map(|line| line.link.place().to_owned()).collect()
     }
 }
 
@@ -114,7 +114,7 @@ impl Lines {
     /// The endpoints whose other side does not take this process.
     pub(super) fn refused(&self) -> Vec<Refused> {
         let row = |(index, by): &(usize, RefusedBy)| {
-            Some(Refused { name: self.lines[*index].link.place().to_owned(), why: by.reason()? })
+            Some(Refused { name: self.all[*index].link.place().to_owned(), why: by.reason()? })
         };
         self.refused.iter().filter_map(row).collect()
     }
@@ -123,10 +123,10 @@ impl Lines {
 impl Drop for Lines {
     fn drop(&mut self) {
         self.closing.cancel();
-        for line in self.lines.iter() {
+        for line in self.all.iter() {
             line.link.withdraw();
         }
-        for line in self.lines.iter() {
+        for line in self.all.iter() {
             line.link.close();
         }
     }

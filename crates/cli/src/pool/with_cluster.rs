@@ -159,13 +159,9 @@ impl Remotes {
 
     /// The error of a pool without any workers.
     pub(super) fn none_joined(&self) -> Error {
+        let none = format!("none joined at {} within {:?}", self.places, self.wait);
         Error::Unavailable {
-            what: format!(
-                "every remote worker (none joined at {} within {:?}{})",
-                self.places,
-                self.wait,
-                self.refused.iter().map(|refusal| format!("; {refusal}")).collect::<String>()
-            ),
+            what: format!("every remote worker ({})", [&[none][..], &self.refused].concat().join("; ")),
             help: "start `fcdcc worker` on the machines (see docs/cluster.md), or raise `wait` in [cluster]"
                 .into(),
         }
