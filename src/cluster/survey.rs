@@ -25,7 +25,8 @@ const NOBODY: Duration = Duration::from_secs(1);
 /// Queries all worker processes of a cluster without taking part in it. `wait`: limit for a connection and for answers.
 ///
 /// # Errors
-/// [`Error::Unavailable`] where no connection can be made; those of [`Cluster::open`] for bad options.
+/// [`Error::Unavailable`](crate::Error::Unavailable) where no connection can be made; those of
+/// [`Cluster::open`](super::Cluster::open) for bad options.
 pub fn survey(
     endpoint: &Endpoint,
     cluster: &str,
