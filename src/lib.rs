@@ -6,6 +6,7 @@ pub mod cache;
 pub mod cluster;
 pub mod coding;
 pub mod conv;
+pub mod dates;
 pub mod engine;
 pub mod error;
 pub mod files;

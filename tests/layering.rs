@@ -15,6 +15,7 @@ const FLOORS: &[(&str, u32)] = &[
     // Types of numbers that every module may name.
     ("ids", 10),
     ("cache", 10),
+    ("dates", 10),
     ("sync", 10),
     // Available memory, for every module that allocates much.
     ("memory", 12),

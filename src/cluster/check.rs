@@ -4,16 +4,17 @@
 //! Invariant: a check ends at its limit, whatever the machines do, and leaves nothing behind on them.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::bounded;
 
-use super::dates::{certificate_problem, days_until, now};
 use super::link::{Link, Payload, Response, TrafficClass};
 use super::master::{Cluster, Seats};
+use super::no_thread;
 use super::wire::{Answer, HostInfo, Request};
 use crate::array::Values;
 use crate::conv::{ConvParams, ConvShape};
+use crate::dates::{certificate_notice, since_1970};
 use crate::error::{Error, Result};
 use crate::worker::{CancelToken, FilterKey, SubtaskShape, Task, Worker};
 
@@ -53,14 +54,15 @@ pub struct MachineFacts {
     pub rates: Option<[f64; 2]>,
     /// Seconds by which its clock is ahead of this one.
     pub clock_ahead_s: f64,
-    /// Days until its certificate ends, if it has one.
-    pub certificate_days: Option<i64>,
+    /// When its certificate ends, in seconds since 1970, if it has one.
+    pub certificate_end: Option<i64>,
 }
 
 impl Cluster {
-    /// Checks `machines`, and all others that have joined or were refused, within about `limit`. Half of the time is for machines to join.
+    /// Checks `machines`, and all others that have joined or were refused, within about `limit`. Half of the time is for
+    /// machines to join.
     ///
-    /// Each machine is sent at most 9 MiB, and sends back 4.
+    /// Each machine is sent at most 9 MiB, and sends back 8.
     #[must_use]
     pub fn check(&self, machines: &[String], limit: Duration) -> Vec<MachineCheck> {
         let start = Instant::now();
@@ -76,7 +78,7 @@ impl Cluster {
             // A check that panics is a defect, which must not look like a machine in order.
             checks.into_iter().map(|check| check.join().expect("checks do not panic")).collect()
         });
-        // Machines that nobody waits for.
+        // Machines that are not named may still connect and be refused.
         std::thread::sleep((start + GREETINGS).min(end).saturating_duration_since(Instant::now()));
         for refused in self.refused() {
             if checked.iter().all(|check| check.machine != refused.name) {
@@ -112,7 +114,7 @@ impl Cluster {
                 }
             },
             clock_ahead_s,
-            certificate_days: info.certificate_until_unix_s.map(days_until),
+            certificate_end: info.certificate_until_unix_s,
         };
         problems.extend(found.problems());
         let lost = info.devices.iter().filter_map(|device| Some((device, device.lost.as_ref()?)));
@@ -154,7 +156,7 @@ impl Cluster {
         for _ in 0..ROUNDS {
             let left = end.saturating_duration_since(Instant::now()).min(Duration::from_secs(1));
             let (sender, answer) = bounded(1);
-            let (asked, since) = (now(), Instant::now());
+            let (asked, since) = (since_1970(SystemTime::now()), Instant::now());
             let said = move |said| {
                 if let Response::Answer(Answer::Info(info), _) = said {
                     // Only the first answer counts.
@@ -183,35 +185,63 @@ impl Cluster {
         (best.map(|(took, _)| took), best.map_or(0.0, |(_, ahead)| ahead))
     }
 
-    /// Bytes a second there and back.
+    /// Bytes a second there and back, measured on a thread of its own: a device that hangs must not delay the check.
     fn rates(&self, machine: &str, round_trip: Duration, end: Instant) -> Result<[f64; 2]> {
+        let (cluster, machine, cancel) = (self.clone(), machine.to_owned(), CancelToken::new());
+        let (sender, measured) = bounded(1);
+        let token = cancel.clone();
+        let measuring = move || {
+            let rates =
+                cluster.device(&machine).and_then(|mut device| rates(device.as_mut(), round_trip, &token));
+            // After the end there is no receiver.
+            let _ = sender.send(rates);
+        };
+        std::thread::Builder::new().name("fcdcc check".to_owned()).spawn(measuring).map_err(no_thread)?;
+        measured.recv_deadline(end).unwrap_or_else(|_| {
+            cancel.cancel();
+            Err(Error::Unavailable {
+                what: "a measurement of its link in time".to_owned(),
+                help: "allow more time, or look why it is so slow".into(),
+            })
+        })
+    }
+
+    /// A device of a machine, as a worker.
+    fn device(&self, machine: &str) -> Result<Box<dyn Worker>> {
         let seats = Seats { machine: Some(machine.to_owned()), count: Some(1), ..Seats::default() };
         let worker = self.workers(&[seats], Duration::from_millis(500)).into_iter().next();
-        let unavailable =
-            |what: String| Error::Unavailable { what, help: "try again when it is idle".into() };
-        let mut worker = worker.ok_or_else(|| unavailable(format!("a device of {machine}")))?;
-        if let Some(reason) = worker.unavailable_reason() {
-            return Err(unavailable(format!("a device of {machine} ({reason})")));
+        let reason =
+            worker.as_ref().map_or_else(|| Some("it has none".to_owned()), |w| w.unavailable_reason());
+        match (worker, reason) {
+            (Some(worker), None) => Ok(worker),
+            (_, reason) => Err(Error::Unavailable {
+                what: format!("a device of {machine} ({})", reason.unwrap_or_default()),
+                help: "try again when it is idle".into(),
+            }),
         }
-        let rate = |bytes: usize, took: Duration| {
-            bytes as f64 / took.saturating_sub(round_trip).max(Duration::from_micros(10)).as_secs_f64()
-        };
-        let (mut there, mut first) = (0.0, Duration::ZERO);
-        for side in SIDES {
-            // Of each block of 64 x 64 one element comes back.
-            let took = time(worker.as_mut(), side, 1, 64, end)?;
-            there = rate(4 * side * side, took);
-            if side == SIDES[0] {
-                first = took;
-            }
-            if took > SHORT {
-                break;
-            }
-        }
-        let took = time(worker.as_mut(), SIDES[0], BACK, 1, end)?;
-        let back = rate(4 * BACK * SIDES[0] * SIDES[0], took.saturating_sub(first) + round_trip);
-        Ok([there, back])
     }
+}
+
+/// Bytes a second to a device and back.
+fn rates(device: &mut dyn Worker, round_trip: Duration, cancel: &CancelToken) -> Result<[f64; 2]> {
+    let rate = |bytes: usize, took: Duration| {
+        bytes as f64 / took.saturating_sub(round_trip).max(Duration::from_micros(10)).as_secs_f64()
+    };
+    let (mut there, mut first) = (0.0, Duration::ZERO);
+    for side in SIDES {
+        // Of each block of 64 x 64 one element comes back.
+        let took = time(device, [side, 1, 64], cancel)?;
+        there = rate(4 * side * side, took);
+        if side == SIDES[0] {
+            first = took;
+        }
+        if took > SHORT {
+            break;
+        }
+    }
+    let took = time(device, [SIDES[0], BACK, 1], cancel)?;
+    let back = rate(4 * BACK * SIDES[0] * SIDES[0], took.saturating_sub(first) + round_trip);
+    Ok([there, back])
 }
 
 impl MachineFacts {
@@ -231,61 +261,31 @@ impl MachineFacts {
                 "its clock is {ahead:.0} s {way}: set the clocks, certificates depend on them"
             ));
         }
-        problems.extend(self.certificate_days.and_then(|days| certificate_problem("its", days)));
+        let notice = |end| certificate_notice("its certificate", end, SystemTime::now());
+        problems.extend(self.certificate_end.and_then(notice));
         problems
     }
 }
 
 /// The shorter of two times of a subtask with `side * side` elements and `filters` filters of one element.
 fn time(
-    worker: &mut dyn Worker,
-    side: usize,
-    filters: usize,
-    stride: usize,
-    end: Instant,
+    device: &mut dyn Worker,
+    [side, filters, stride]: [usize; 3],
+    cancel: &CancelToken,
 ) -> Result<Duration> {
     let params = ConvParams::default().stride([stride]);
     let conv = ConvShape::new(&[1, 1, side, side], &[filters, 1, 1, 1], &params)?;
     let shape = SubtaskShape { conv, slabs: 1, banks: 1, plain: false };
     let slabs = Values::F32((0..shape.upload_elems()).map(|at| (at % 251) as f32).collect());
-    worker.install(FilterKey::PROBE, &shape, Values::F32(vec![1.0; shape.filter_elems()]))?;
-    let measured = (|| {
-        let mut least = Duration::MAX;
-        for _ in 0..2 {
-            let start = Instant::now();
-            within(end, |cancel| {
-                worker.execute(Task::new(FilterKey::PROBE, &slabs, cancel), &mut |_, _| {})
-            })?;
-            least = least.min(start.elapsed());
-        }
-        Ok(least)
-    })();
-    worker.remove(FilterKey::PROBE);
-    measured
-}
-
-/// Runs `work` with a token that is cancelled at `end`.
-fn within(end: Instant, work: impl FnOnce(&CancelToken) -> Result<()>) -> Result<()> {
-    let (token, (done, over)) = (CancelToken::new(), bounded::<()>(0));
-    std::thread::scope(|scope| {
-        let late = &token;
-        scope.spawn(move || {
-            // Ends early when the sender is dropped.
-            if over.recv_deadline(end).is_err_and(|error| error.is_timeout()) {
-                late.cancel();
-            }
-        });
-        let result = work(&token);
-        drop(done);
-        result
-    })
-    .map_err(|error| match error {
-        Error::Cancelled => Error::Unavailable {
-            what: "a measurement of its link in time".to_owned(),
-            help: "allow more time, or look why it is so slow".into(),
-        },
-        other => other,
-    })
+    device.install(FilterKey::PROBE, &shape, Values::F32(vec![1.0; shape.filter_elems()]))?;
+    let mut least = Ok(Duration::MAX);
+    for _ in 0..2 {
+        let start = Instant::now();
+        let done = device.execute(Task::new(FilterKey::PROBE, &slabs, cancel), &mut |_, _| {});
+        least = least.and_then(|least| done.map(|()| least.min(start.elapsed())));
+    }
+    device.remove(FilterKey::PROBE);
+    least
 }
 
 #[cfg(test)]
@@ -294,35 +294,28 @@ mod tests {
 
     #[test]
     fn every_problem_says_what_to_change() {
+        let now = i64::try_from(since_1970(SystemTime::now()).as_secs()).unwrap_or_default();
+        let days = |days: i64| now + days * 24 * 60 * 60;
         let good = MachineFacts {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             devices: 1,
             round_trip: None,
             rates: None,
             clock_ahead_s: -59.0,
-            certificate_days: Some(14),
+            certificate_end: Some(days(15)),
         };
         assert_eq!(good.problems(), [""; 0]);
         for (bad, part) in [
             (MachineFacts { version: "0.0.0".to_owned(), ..good.clone() }, "it runs fcdcc 0.0.0"),
             (MachineFacts { clock_ahead_s: -61.0, ..good.clone() }, "61 s behind: set the clocks"),
             (MachineFacts { clock_ahead_s: 1e4, ..good.clone() }, "10000 s ahead"),
-            (MachineFacts { certificate_days: Some(13), ..good.clone() }, "its certificate ends in 13 days"),
+            (
+                MachineFacts { certificate_end: Some(days(13) + 60), ..good.clone() },
+                "its certificate ends in 13 days: renew it",
+            ),
         ] {
             let problems = bad.problems();
             assert!(problems.len() == 1 && problems[0].contains(part), "{problems:?}");
         }
-    }
-
-    #[test]
-    fn work_is_cancelled_at_the_end_and_not_before() {
-        let soon = Instant::now() + Duration::from_millis(20);
-        let waited = within(soon, |cancel| {
-            cancel.wait();
-            Err(Error::Cancelled)
-        });
-        assert!(matches!(waited, Err(Error::Unavailable { .. })) && Instant::now() >= soon);
-        let late = Instant::now() + Duration::from_mins(1);
-        assert!(within(late, |_| Ok(())).is_ok() && Instant::now() < late);
     }
 }

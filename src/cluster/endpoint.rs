@@ -6,6 +6,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
@@ -14,9 +15,12 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::sign::CertifiedKey;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::dates::{certificate_problem, days_until};
+use crate::dates::certificate_notice;
 use crate::error::{Error, Result};
 use crate::files;
+
+/// How notices call the certificate of this side.
+const OWN: &str = "the certificate of this side";
 
 /// The port of an endpoint that names none.
 pub const DEFAULT_PORT: u16 = 7447;
@@ -175,17 +179,22 @@ impl Security {
 }
 
 impl Security {
-    /// When the certificate of this side ends, in seconds since 1970, if it has one. Warns where that is soon.
+    /// When the certificate of this side ends, in seconds since 1970, if it has one.
     ///
     /// # Errors
     /// [`Error::File`] for a certificate that cannot be read.
-    pub fn until(&self) -> Result<Option<i64>> {
-        let Some(tls) = &self.tls else { return Ok(None) };
-        let until = tls.certificate(|certificate| certificate.validity().not_after.timestamp())?;
-        if let Some(problem) = certificate_problem("this side's", days_until(until)) {
-            tracing::warn!(certificate = %tls.certificate.display(), "{problem}");
+    pub fn certificate_end(&self) -> Result<Option<i64>> {
+        let end = |certificate: &X509Certificate<'_>| certificate.validity().not_after.timestamp();
+        self.tls.as_ref().map(|tls| tls.certificate(end)).transpose()
+    }
+
+    /// As [`Self::certificate_end`]; the log warns if that is soon.
+    pub(super) fn announced_end(&self) -> Result<Option<i64>> {
+        let end = self.certificate_end()?;
+        if let Some(notice) = end.and_then(|end| certificate_notice(OWN, end, SystemTime::now())) {
+            tracing::warn!("{notice}");
         }
-        Ok(Some(until))
+        Ok(end)
     }
 }
 

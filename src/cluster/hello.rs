@@ -1,11 +1,11 @@
 //! What a side that connects is told by the side that listens: whether it is taken, and why not.
 //!
-//! Access rules drop the messages of strangers without a word. A machine that is not listed would therefore wait forever, and
-//! nobody would know. So every process that connects says its name each second, under a key that all holders of
+//! Access rules drop the messages of unlisted processes silently. An unlisted machine would therefore wait forever, and no
+//! operator would see why. So every process that connects sends its name each second, under a key that all holders of
 //! certificates may use. Both sides log a refusal once, and count it.
 //!
-//! Relevant if you want to know who is refused and why. Invariant: an answer changes nothing but what is logged and counted.
-//! Access is decided by the rules of the link, and devices are given out by the registry.
+//! Relevant if you want to change when a process is refused. Invariant: an answer changes only what is logged and counted.
+//! The rules of the link decide access, and the registry assigns devices.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,8 +15,9 @@ use crossbeam_channel::bounded;
 
 use super::endpoint::check_name;
 use super::link::{Incoming, Link, Payload, Response, TrafficClass};
+use super::no_thread;
 use super::wire::{self, Answer, Hello, Refusal, WireError};
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// Interval between two questions.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -119,13 +120,8 @@ pub(super) fn answer(
             }
         }
     };
-    std::thread::Builder::new().name("fcdcc hello".to_owned()).spawn(answering).map_err(|error| {
-        Error::Unavailable {
-            what: format!("a thread ({error})"),
-            help: "the system is out of threads".into(),
-        }
-    })?;
-    // Who is not answered asks again.
+    std::thread::Builder::new().name("fcdcc hello".to_owned()).spawn(answering).map_err(no_thread)?;
+    // A process without an answer asks again.
     link.serve(key, move |incoming| drop(sender.try_send(incoming)))
 }
 
@@ -156,22 +152,35 @@ pub(super) struct Greeting {
 }
 
 /// Why the other side of a link does not take this process, if it does not. Clones share one state.
-#[derive(Clone, Debug, Default)]
-pub(super) struct RefusedBy(Arc<Mutex<Option<String>>>);
+#[derive(Clone, Debug)]
+pub(super) struct RefusedBy {
+    /// Where the link leads, readable.
+    place: String,
+    why: Arc<Mutex<Option<String>>>,
+}
 
 impl RefusedBy {
-    fn lock(&self) -> MutexGuard<'_, Option<String>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Records an answer, `None` where this process is taken; true if it differs from the one before.
+    fn note(&self, why: Option<&str>) -> bool {
+        let mut before = self.why.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_new = before.as_deref() != why;
+        if is_new {
+            *before = why.map(str::to_owned);
+        }
+        is_new
     }
 
-    pub(super) fn reason(&self) -> Option<String> {
-        self.lock().clone()
+    /// The refusal, if there is one.
+    pub(super) fn listed(&self) -> Option<Refused> {
+        let why = self.why.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
+        Some(Refused { name: self.place.clone(), why })
     }
 }
 
 impl Greeting {
-    pub(super) fn new(key: String, hello: &Hello) -> Self {
-        Self { key, hello: wire::pack(hello), asked: None, refused: RefusedBy::default() }
+    pub(super) fn new(link: &Link, key: String, hello: &Hello) -> Self {
+        let refused = RefusedBy { place: link.place().to_owned(), why: Arc::default() };
+        Self { key, hello: wire::pack(hello), asked: None, refused }
     }
 
     /// What the other side says.
@@ -184,23 +193,21 @@ impl Greeting {
         if self.asked.is_some_and(|asked| now.saturating_duration_since(asked) < PAUSE) {
             return;
         }
-        let (refused, place) = (self.refused.clone(), link.place().to_owned());
+        let refused = self.refused.clone();
         let understand = move |said| {
             let why = match said {
                 Response::Answer(Answer::Done, _) => None,
                 Response::Answer(Answer::Refused { text, .. }, _) | Response::Garbage(text) => Some(text),
                 Response::Answer(..) | Response::Nothing(_) => return,
             };
-            let mut before = refused.lock();
-            if *before == why {
-                return;
+            if refused.note(why.as_deref()) {
+                let place = &refused.place;
+                if let Some(why) = why {
+                    tracing::warn!(place, why, "refused by the other side");
+                } else {
+                    tracing::info!(place, "taken by the other side");
+                }
             }
-            if let Some(why) = &why {
-                tracing::warn!(place, why, "refused by the other side");
-            } else {
-                tracing::info!(place, "taken by the other side");
-            }
-            *before = why;
         };
         let asked = link.ask(
             &self.key,
@@ -210,10 +217,10 @@ impl Greeting {
             LIMIT,
             understand,
         );
-        // Without a connection nothing was asked, and nobody refuses.
+        // Without a connection nothing was asked, and there is no refusal.
         self.asked = asked.is_ok().then_some(now);
         if asked.is_err() {
-            *self.refused.lock() = None;
+            self.refused.note(None);
         }
     }
 }

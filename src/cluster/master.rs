@@ -11,12 +11,12 @@ use super::endpoint::{Endpoint, Grant, Role, Security, Side, Tls, check_name, si
 use super::hello::{self, Greeting, Refused, RefusedBy};
 use super::key_expr::Keys;
 use super::link::{Link, Payload, Response, TrafficClass};
-use super::random;
 use super::registry::{Claimed, Member, MemberId};
 use super::remote::RemoteWorker;
 use super::shared::{Release, Shared, brief};
 use super::solitude::Solitude;
 use super::wire::{Answer, Hello, HostInfo, MasterId, Request};
+use super::{no_thread, random};
 use crate::array::WireFormat;
 use crate::error::{Error, Result};
 use crate::worker::Worker;
@@ -122,10 +122,10 @@ impl Cluster {
             links.push(open(side, index, &keys, id, options, &events)?);
         }
         let (releases, released) = unbounded();
-        options.security.until()?;
+        options.security.announced_end()?;
         let greetings = greetings(&keys, &links, options)?;
         let mut shared = Shared::new(id, keys, links, releases);
-        shared.refused_by = greetings.iter().map(|(index, greeting)| (*index, greeting.refused())).collect();
+        shared.refused_by = greetings.iter().map(|(_, greeting)| greeting.refused()).collect();
         let shared = Arc::new(shared);
         tell_of_releases(&shared, released)?;
         judge_machines(&shared, options)?;
@@ -211,11 +211,7 @@ impl Cluster {
     /// Endpoints of machines that do not take this master, each with the reason.
     #[must_use]
     pub fn refused_by(&self) -> Vec<Refused> {
-        let shared = &self.shared;
-        let row = |(index, by): &(usize, RefusedBy)| {
-            Some(Refused { name: shared.links[*index].place().to_owned(), why: by.reason()? })
-        };
-        shared.refused_by.iter().filter_map(row).collect()
+        self.shared.refused_by.iter().filter_map(RefusedBy::listed).collect()
     }
 
     /// Number of machines refused since the start, each counted once for each reason.
@@ -267,12 +263,8 @@ fn greetings(keys: &Keys, links: &[Link], options: &ClusterOptions) -> Result<Ve
     let Some(name) = holder else { return Ok(Vec::new()) };
     let hello = Hello { name, boot: random(), release: env!("CARGO_PKG_VERSION").to_owned() };
     let connecting = links.iter().enumerate().filter(|(_, link)| link.connects());
-    let greeting = |(index, _)| (index, Greeting::new(keys.master_hello(), &hello));
+    let greeting = |(index, link): (_, &Link)| (index, Greeting::new(link, keys.master_hello(), &hello));
     Ok(connecting.map(greeting).collect())
-}
-
-fn no_thread(error: std::io::Error) -> Error {
-    Error::Unavailable { what: format!("a thread ({error})"), help: "the system is out of threads".into() }
 }
 
 fn open(

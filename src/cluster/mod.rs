@@ -37,7 +37,6 @@ mod budget;
 mod call;
 mod check;
 mod chunk_sizer;
-mod dates;
 mod endpoint;
 mod hello;
 mod key_expr;
@@ -55,8 +54,9 @@ mod solitude;
 mod survey;
 pub mod wire;
 
+use crate::error::Error;
+
 pub use check::{MachineCheck, MachineFacts};
-pub use dates::{certificate_problem, days_until};
 pub use endpoint::{DEFAULT_PORT, Endpoint, Security, Tls};
 pub use hello::Refused;
 pub use link::RUNTIME_VARIABLE;
@@ -65,6 +65,11 @@ pub use registry::Member;
 pub use remote::RemoteWorker;
 pub use serve::{ServeOptions, Traffic, WorkerServer};
 pub use survey::survey;
+
+/// The error where the system starts no further thread.
+fn no_thread(error: std::io::Error) -> Error {
+    Error::Unavailable { what: format!("a thread ({error})"), help: "the system is out of threads".into() }
+}
 
 /// A random number that cannot be guessed.
 fn random() -> u64 {

@@ -20,8 +20,6 @@ pub(super) type MemberId = (String, u64);
 #[derive(Debug)]
 struct Record {
     link: usize,
-    /// Its place in the order in which processes became visible.
-    order: u64,
     /// When it became visible.
     seen: Instant,
     state: State,
@@ -74,17 +72,13 @@ pub(super) struct Claimed {
 #[derive(Debug, Default)]
 pub(super) struct Registry {
     members: BTreeMap<MemberId, Record>,
-    /// Number of processes that have become visible.
-    seen: u64,
 }
 
 impl Registry {
     /// Records that a token became visible. The first link that shows it is used.
     pub(super) fn seen(&mut self, id: MemberId, link: usize) {
-        self.seen += 1;
         let fresh = Record {
             link,
-            order: self.seen,
             seen: Instant::now(),
             state: State::Asking,
             claimed: HashSet::new(),
@@ -206,9 +200,9 @@ impl Registry {
 
     /// Claims a device that is free for `group`, of `machine` or of the machine with the fewest claims.
     pub(super) fn claim(&mut self, group: u64, machine: Option<&str>) -> Option<Claimed> {
-        let seconds: Vec<MemberId> =
-            self.members.keys().filter(|id| self.holder(&id.0, id.1).is_some()).cloned().collect();
-        let named = |id: &MemberId| machine.is_none_or(|machine| id.0 == machine) && !seconds.contains(id);
+        let may = |id: &MemberId| {
+            machine.is_none_or(|machine| id.0 == machine) && self.holder(&id.0, id.1).is_none()
+        };
         let free = |member: &Record| -> Option<(u32, DeviceInfo)> {
             let State::Ready(info) = &member.state else { return None };
             let usable = |(at, device): &(usize, &DeviceInfo)| {
@@ -217,13 +211,16 @@ impl Registry {
             let (at, device) = info.devices.iter().enumerate().find(usable)?;
             Some((at as u32, device.clone()))
         };
-        let candidates = self.members.iter_mut().filter(|(id, _)| named(id));
-        let (id, member, (device, info)) = candidates
-            .filter_map(|(id, member)| free(member).map(|device| (id, member, device)))
-            .min_by_key(|(_, member, _)| member.claimed.iter().filter(|(g, _)| *g == group).count())?;
+        let claims = |member: &Record| member.claimed.iter().filter(|(of, _)| *of == group).count();
+        let candidates = self.members.iter().filter(|(id, _)| may(id));
+        let (id, (device, info)) = candidates
+            .filter_map(|(id, member)| Some((id, member, free(member)?)))
+            .min_by_key(|(_, member, _)| claims(member))
+            .map(|(id, _, device)| (id.clone(), device))?;
+        let member = self.members.get_mut(&id)?;
         member.claimed.insert((group, device));
         let (link, gone, presence) = (member.link, member.gone.clone(), member.presence.clone());
-        Some(Claimed { id: id.clone(), link, device, group, info, gone, presence })
+        Some(Claimed { id, link, device, group, info, gone, presence })
     }
 
     pub(super) fn release(&mut self, claimed: &Claimed) {
@@ -249,10 +246,10 @@ impl Registry {
     /// Uptime in seconds and last answer of the process that serves as `machine`, if it became visible before the one with
     /// this boot number and answers.
     fn holder(&self, machine: &str, boot: u64) -> Option<(u64, Option<Instant>)> {
-        let own = self.members.get(&(machine.to_owned(), boot))?.order;
+        let own = (self.members.get(&(machine.to_owned(), boot))?.seen, boot);
         let range = (machine.to_owned(), 0)..=(machine.to_owned(), u64::MAX);
-        let mut others = self.members.range(range).filter(|(_, other)| other.order < own);
-        others.find_map(|(_, other)| match &other.state {
+        let mut earlier = self.members.range(range).filter(|(id, other)| (other.seen, id.1) < own);
+        earlier.find_map(|(_, other)| match &other.state {
             State::Ready(info) if !other.presence.is_silent() => Some((info.uptime_s, other.answered)),
             _ => None,
         })

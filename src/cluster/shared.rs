@@ -26,8 +26,8 @@ pub(super) struct Shared {
     changed: Condvar,
     /// Machines that this master does not take.
     pub(super) refusals: Refusals,
-    /// What machines say to which this master connects, by link.
-    pub(super) refused_by: Vec<(usize, RefusedBy)>,
+    /// What machines say to which this master connects.
+    pub(super) refused_by: Vec<RefusedBy>,
     /// The slabs that machines hold for several tasks.
     pub(super) sharing: Sharing,
     /// Slabs that machines may drop, for a thread that tells them.

@@ -20,7 +20,7 @@ use crate::error::Result;
 const SURVEY_ROUND: Duration = Duration::from_millis(700);
 const SURVEY_PAUSE: Duration = Duration::from_millis(50);
 /// Time after which a cluster that looks empty counts as empty.
-const NOBODY: Duration = Duration::from_secs(1);
+const ALONE: Duration = Duration::from_secs(1);
 
 /// Queries all worker processes of a cluster without taking part in it. `wait`: limit for a connection and for answers.
 ///
@@ -77,8 +77,8 @@ pub fn survey(
         // A question may get lost on a busy network, so processes that have not answered are asked again. The other side may
         // also have begun to listen so recently that it has not announced itself yet.
         let members = locked(&registry);
-        let nobody = members.is_empty() && started.elapsed() < NOBODY;
-        if left.is_zero() || !nobody && members.iter().all(|member| member.info.is_ok()) {
+        let too_early = members.is_empty() && started.elapsed() < ALONE;
+        if left.is_zero() || !too_early && members.iter().all(|member| member.info.is_ok()) {
             return Ok(members);
         }
         std::thread::sleep(SURVEY_PAUSE.min(left));

@@ -14,7 +14,7 @@ use tract_onnx::pb::{GraphProto, NodeProto, TensorProto};
 use tract_onnx::prelude::{DatumType, SpecialOps, TractResult};
 use tract_onnx::tract_core::internal::{
     AxisOp, DatumTypeExt, EvalContext, EvalOp, IntoArcTensor, IntoTValue, IntoTensor, Op, OutletId,
-    StaticName, TDim, TValue, TVec, Tensor, TypedFact, TypedModel, TypedOp, args_1, as_op, bail,
+    StaticName, TDim, TValue, TVec, Tensor, TypedFact, TypedModel, TypedOp, args_1, as_op, bail, format_err,
     op_as_typed_op, op_out_of_plan, tvec,
 };
 use tract_onnx::tract_core::ops::cast::{Cast, cast};
@@ -24,14 +24,50 @@ use tract_onnx::tract_hir::internal::{Expansion, expand};
 use super::check::{attribute, constants, is_standard};
 use super::nodes::{I64, Nodes};
 
-/// The operator that a cast to 64-bit integers becomes; its name cannot occur in a file.
+/// The operator that makes numbers; the names of these operators cannot occur in a file.
+pub(super) const NAME: &str = "Plain numbers";
+
+/// The operator that a cast to 64-bit integers becomes.
 pub(super) const SIZES: &str = "Exact cast to int64";
+
+/// The operator that drops the axis of a value of one element, where tract expects a value without axes.
+pub(super) const SCALAR: &str = "Value without axes";
+
+/// An operator of this file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Conversion {
+    Numbers,
+    Sizes,
+    Scalar,
+}
+
+impl Conversion {
+    const ALL: [Self; 3] = [Self::Numbers, Self::Sizes, Self::Scalar];
+
+    fn operator(self) -> &'static str {
+        match self {
+            Self::Numbers => NAME,
+            Self::Sizes => SIZES,
+            Self::Scalar => SCALAR,
+        }
+    }
+}
 
 /// Adds the operators of this file to tract's register.
 pub(super) fn register(known: &mut OnnxOpRegister) {
-    known.insert(NAME, parse);
-    known.insert(SIZES, parse_sizes);
-    known.insert(SCALAR, parse_scalar);
+    for conversion in Conversion::ALL {
+        known.insert(conversion.operator(), parse);
+    }
+}
+
+/// The parser for tract's operator register.
+///
+/// # Errors
+/// For a node of another operator.
+fn parse(_: &ParsingContext, node: &NodeProto) -> TractResult<(Box<dyn InferenceOp>, Vec<String>)> {
+    let own = Conversion::ALL.into_iter().find(|own| own.operator() == node.op_type);
+    let own = own.ok_or_else(|| format_err!("operator {} converts no numbers", node.op_type))?;
+    Ok((expand(own), vec![]))
 }
 
 /// Operators that bring their inputs to one type, in which constants become sizes where another input is one.
@@ -58,38 +94,28 @@ const UNITING: &[&str] = &[
     "Where",
 ];
 
-/// The operator that makes numbers; its name cannot occur in a file.
-pub(super) const NAME: &str = "Plain numbers";
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Numbers;
-
-#[expect(clippy::unnecessary_wraps, reason = "the signature of all parsers")]
-fn parse(_: &ParsingContext, _: &NodeProto) -> TractResult<(Box<dyn InferenceOp>, Vec<String>)> {
-    Ok((expand(Numbers), vec![]))
+/// The values of a tensor of 64-bit integers; `None` for others and for data in other files.
+fn each_value(tensor: &TensorProto) -> Option<impl Iterator<Item = i64>> {
+    let is_here = tensor.data_type == I64 && tensor.data_location.unwrap_or(0) == 0;
+    // A tensor has one or the other.
+    let raw = if tensor.int64_data.is_empty() { tensor.raw_data.as_slice() } else { &[] };
+    let raw = raw.as_chunks::<8>().0.iter().map(|bytes| i64::from_le_bytes(*bytes));
+    is_here.then(|| tensor.int64_data.iter().copied().chain(raw))
 }
 
-/// The values of a tensor of 64-bit integers; `None` for others and for data in other files.
+/// As [`each_value`], in a list.
 pub(super) fn values(tensor: &TensorProto) -> Option<Vec<i64>> {
-    if tensor.data_type != I64 || tensor.data_location.unwrap_or(0) != 0 {
-        return None;
-    }
-    if !tensor.int64_data.is_empty() {
-        return Some(tensor.int64_data.clone());
-    }
-    let chunks = tensor.raw_data.chunks_exact(8);
-    chunks.map(|bytes| Some(i64::from_le_bytes(bytes.try_into().ok()?))).collect()
+    each_value(tensor).map(Iterator::collect)
 }
 
 /// The constants of a graph that hold 64-bit integers beyond 32 bits.
 pub(super) fn large(graph: &GraphProto) -> HashSet<String> {
-    let is_large = |value: &i64| i32::try_from(*value).is_err();
-    let known = constants(graph)
-        .into_iter()
-        .filter(|(_, tensor)| values(tensor).is_some_and(|values| values.iter().any(is_large)));
+    let is_large = |value: i64| i32::try_from(value).is_err();
+    let known = constants(graph).into_iter();
+    let known = known.filter(|(_, tensor)| each_value(tensor).is_some_and(|mut values| values.any(is_large)));
     let single = graph.node.iter().filter(|node| node.op_type == "Constant").filter(|node| {
-        let one = attribute(node, "value_int").is_some_and(|value| is_large(&value.i));
-        one || attribute(node, "value_ints").is_some_and(|values| values.ints.iter().any(is_large))
+        let one = attribute(node, "value_int").is_some_and(|value| is_large(value.i));
+        one || attribute(node, "value_ints").is_some_and(|values| values.ints.iter().copied().any(is_large))
     });
     let single = single.filter_map(|node| node.output.first().cloned());
     known.map(|(name, _)| name.to_owned()).chain(single).collect()
@@ -105,9 +131,9 @@ pub(super) fn widen(node: &mut NodeProto, large: &HashSet<String>, nodes: &mut N
     }
 }
 
-impl Expansion for Numbers {
+impl Expansion for Conversion {
     fn name(&self) -> StaticName {
-        NAME.into()
+        self.operator().into()
     }
 
     fn rules<'r, 'p: 'r, 's: 'r>(
@@ -116,92 +142,42 @@ impl Expansion for Numbers {
         inputs: &'p [TensorProxy],
         outputs: &'p [TensorProxy],
     ) -> InferenceResult {
-        let ([input], [output]) = (inputs, outputs) else { bail!("{NAME} have one input and one output") };
-        solver.equals(&input.shape, &output.shape)?;
-        solver.given(&input.datum_type, move |solver, own| {
-            let plain = if own == DatumType::TDim { DatumType::I64 } else { own };
-            solver.equals(&output.datum_type, plain)
-        })
+        let ([input], [output]) = (inputs, outputs) else {
+            bail!("{} has one input and one output", self.operator())
+        };
+        match self {
+            Self::Numbers => {
+                solver.equals(&input.shape, &output.shape)?;
+                solver.given(&input.datum_type, move |solver, own| {
+                    let plain = if own == DatumType::TDim { DatumType::I64 } else { own };
+                    solver.equals(&output.datum_type, plain)
+                })
+            }
+            Self::Sizes => {
+                solver.equals(&output.datum_type, DatumType::TDim)?;
+                solver.equals(&input.shape, &output.shape)
+            }
+            Self::Scalar => {
+                solver.equals(&input.datum_type, &output.datum_type)?;
+                solver.equals(&output.rank, 0)?;
+                solver.given(&input.rank, move |solver, rank| match rank {
+                    0 => solver.equals(&input.value, &output.value),
+                    1 => solver.equals(&input.shape[0], TDim::Val(1)),
+                    _ => bail!("a value has {rank} axes where none is expected"),
+                })
+            }
+        }
     }
 
     fn wire(&self, prefix: &str, model: &mut TypedModel, inputs: &[OutletId]) -> TractResult<TVec<OutletId>> {
-        if model.outlet_fact(inputs[0])?.datum_type != DatumType::TDim {
-            return Ok(tvec!(inputs[0]));
+        let fact = model.outlet_fact(inputs[0])?;
+        let (is_size, rank) = (fact.datum_type == DatumType::TDim, fact.rank());
+        match self {
+            Self::Numbers if is_size => model.wire_node(prefix, cast(DatumType::I64), inputs),
+            Self::Sizes if !is_size => model.wire_node(prefix, SizesOp, inputs),
+            Self::Scalar if rank > 0 => model.wire_node(prefix, AxisOp::Rm(0), inputs),
+            Self::Numbers | Self::Sizes | Self::Scalar => Ok(tvec!(inputs[0])),
         }
-        model.wire_node(prefix, cast(DatumType::I64), inputs)
-    }
-}
-
-/// The operator that drops the axis of a value of one element, where tract expects a value without axes; its name cannot
-/// occur in a file.
-pub(super) const SCALAR: &str = "Value without axes";
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Scalar;
-
-#[expect(clippy::unnecessary_wraps, reason = "the signature of all parsers")]
-fn parse_scalar(_: &ParsingContext, _: &NodeProto) -> TractResult<(Box<dyn InferenceOp>, Vec<String>)> {
-    Ok((expand(Scalar), vec![]))
-}
-
-impl Expansion for Scalar {
-    fn name(&self) -> StaticName {
-        SCALAR.into()
-    }
-
-    fn rules<'r, 'p: 'r, 's: 'r>(
-        &'s self,
-        solver: &mut Solver<'r>,
-        inputs: &'p [TensorProxy],
-        outputs: &'p [TensorProxy],
-    ) -> InferenceResult {
-        let ([input], [output]) = (inputs, outputs) else { bail!("{SCALAR} has one input and one output") };
-        solver.equals(&input.datum_type, &output.datum_type)?;
-        solver.equals(&output.rank, 0)?;
-        solver.given(&input.rank, move |solver, rank| match rank {
-            0 => solver.equals(&input.value, &output.value),
-            1 => solver.equals(&input.shape[0], TDim::Val(1)),
-            _ => bail!("a value has {rank} axes where none is expected"),
-        })
-    }
-
-    fn wire(&self, prefix: &str, model: &mut TypedModel, inputs: &[OutletId]) -> TractResult<TVec<OutletId>> {
-        match model.outlet_fact(inputs[0])?.rank() {
-            0 => Ok(tvec!(inputs[0])),
-            _ => model.wire_node(prefix, AxisOp::Rm(0), inputs),
-        }
-    }
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Sizes;
-
-#[expect(clippy::unnecessary_wraps, reason = "the signature of all parsers")]
-fn parse_sizes(_: &ParsingContext, _: &NodeProto) -> TractResult<(Box<dyn InferenceOp>, Vec<String>)> {
-    Ok((expand(Sizes), vec![]))
-}
-
-impl Expansion for Sizes {
-    fn name(&self) -> StaticName {
-        SIZES.into()
-    }
-
-    fn rules<'r, 'p: 'r, 's: 'r>(
-        &'s self,
-        solver: &mut Solver<'r>,
-        inputs: &'p [TensorProxy],
-        outputs: &'p [TensorProxy],
-    ) -> InferenceResult {
-        let ([input], [output]) = (inputs, outputs) else { bail!("Cast has one input and one output") };
-        solver.equals(&output.datum_type, DatumType::TDim)?;
-        solver.equals(&input.shape, &output.shape)
-    }
-
-    fn wire(&self, prefix: &str, model: &mut TypedModel, inputs: &[OutletId]) -> TractResult<TVec<OutletId>> {
-        if model.outlet_fact(inputs[0])?.datum_type == DatumType::TDim {
-            return Ok(tvec!(inputs[0]));
-        }
-        model.wire_node(prefix, SizesOp, inputs)
     }
 }
 

@@ -303,10 +303,7 @@ impl<O: Owner> Supervised<O> {
     /// # Errors
     /// Those of [`Worker::install`] and of [`Supervised::guarded`].
     pub(crate) fn install(&mut self, key: FilterKey, shape: &SubtaskShape, banks: Values) -> Result<()> {
-        if self.live().is_some_and(|live| live.holds.contains(&key)) {
-            return Ok(());
-        }
-        self.guarded(&CancelToken::new(), 0, |live| live.install(key, shape, banks))
+        self.share_or_install(key, None, shape, || banks)
     }
 
     /// As [`Live::share`].

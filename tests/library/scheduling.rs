@@ -30,7 +30,7 @@ use ndarray::ArrayD;
 const LIMIT: Duration = Duration::from_mins(1);
 
 /// Repeats until the condition holds.
-fn until(what: &str, mut so: impl FnMut() -> bool) {
+pub(crate) fn until(what: &str, mut so: impl FnMut() -> bool) {
     let started = Instant::now();
     while !so() {
         assert!(started.elapsed() < LIMIT, "in vain: {what}");

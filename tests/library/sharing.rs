@@ -4,7 +4,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
 
 use fcdcc::array::Values;
 use fcdcc::engine::SharedWeight;
@@ -14,6 +13,8 @@ use fcdcc::{
     Worker,
 };
 use ndarray::{ArrayD, Dimension, IxDyn};
+
+use crate::scheduling::until;
 
 /// What the workers of a pool were asked for.
 #[derive(Default)]
@@ -182,12 +183,8 @@ fn a_worker_that_comes_back_shares_again() {
     assert_eq!(calls.take(), (6, 6));
     calls.lose.store(true, Ordering::SeqCst);
     assert!(error(&first, 1) < 1e-4);
-    let end = Instant::now() + Duration::from_mins(1);
     // One is lost; it may be a subtask that others took over meanwhile, for which they were sent filters.
-    while calls.shared.load(Ordering::SeqCst) == 0 {
-        assert!(Instant::now() < end, "the lost worker does not come back");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    until("the lost worker comes back", || calls.shared.load(Ordering::SeqCst) > 0);
     assert_eq!(calls.shared.load(Ordering::SeqCst), 1);
     assert!(error(&second, 1) < 1e-4 && error(&first, 1) < 1e-4);
 }

@@ -1,12 +1,13 @@
 //! `fcdcc cluster`: lists the machines of a cluster and their state, and checks them.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytesize::ByteSize;
 use clap::{Args, Subcommand};
 use fcdcc::cluster::wire::HostInfo;
-use fcdcc::cluster::{Endpoint, MachineCheck, Member, certificate_problem, days_until, survey};
+use fcdcc::cluster::{Endpoint, MachineCheck, Member, survey};
+use fcdcc::dates::{certificate_notice, days_until};
 use fcdcc::{Error, Result};
 use serde::Serialize;
 
@@ -101,7 +102,9 @@ impl From<MachineCheck> for CheckRow {
             up_bytes_per_s: rate(0),
             down_bytes_per_s: rate(1),
             clock_ahead_s: found.map(|found| found.clock_ahead_s),
-            certificate_days: found.and_then(|found| found.certificate_days),
+            certificate_days: found
+                .and_then(|found| found.certificate_end)
+                .map(|end| days_until(end, SystemTime::now())),
             problems: check.problems,
         }
     }
@@ -109,13 +112,13 @@ impl From<MachineCheck> for CheckRow {
 
 impl From<Checked> for CheckReport {
     fn from(checked: Checked) -> Self {
-        let certificate_days = checked.certificate_until.map(days_until);
-        let problem = certificate_days.and_then(|days| certificate_problem("this side's", days));
+        let (end, now) = (checked.certificate_end, SystemTime::now());
+        let problem = end.and_then(|end| certificate_notice("the certificate of this side", end, now));
         Self {
             schema: 1,
             cluster: checked.cluster,
             at: checked.places,
-            certificate_days,
+            certificate_days: end.map(|end| days_until(end, now)),
             problems: problem.into_iter().collect(),
             machines: checked.machines.into_iter().map(CheckRow::from).collect(),
         }

@@ -9,9 +9,10 @@
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use fcdcc::Result;
+use fcdcc::dates::certificate_notice;
 use ring::digest::{Context, SHA256};
 use tokio_rustls::TlsAcceptor;
 
@@ -19,8 +20,6 @@ use crate::protocol::Protocol;
 use crate::tls::Tls;
 use crate::tokens::Tokens;
 
-/// How long before the end of a certificate the log warns.
-const AHEAD: Duration = Duration::from_hours(14 * 24);
 /// How often it warns.
 const WARN_EVERY: Duration = Duration::from_hours(24);
 
@@ -198,19 +197,14 @@ impl Credentials {
 
 /// What the log says of a certificate that ends soon, or has ended.
 fn warning(ends: i64, now: SystemTime) -> Option<String> {
-    let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    let now = i64::try_from(now).unwrap_or(i64::MAX);
-    let left = ends.saturating_sub(now);
-    if left < 0 {
-        return Some("the certificate of the server has ended: clients refuse it, renew it".to_owned());
-    }
-    let ahead = i64::try_from(AHEAD.as_secs()).unwrap_or(i64::MAX);
-    (left < ahead).then(|| format!("the certificate of the server ends in {} days: renew it", left / 86_400))
+    certificate_notice("the certificate of the server", ends, now)
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 mod tests {
+    use std::time::UNIX_EPOCH;
+
     use super::*;
 
     #[test]

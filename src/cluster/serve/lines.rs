@@ -50,8 +50,8 @@ pub(super) struct Plan<'a> {
 /// All links. Dropping it leaves the cluster.
 pub(super) struct Lines {
     all: Arc<Vec<Line>>,
-    /// What is said where it connects, by line.
-    refused: Vec<(usize, RefusedBy)>,
+    /// What is said where it connects.
+    refused: Vec<RefusedBy>,
     closing: CancelToken,
 }
 
@@ -88,9 +88,11 @@ impl Lines {
         let lines = Arc::new(lines.collect::<Result<Vec<_>>>()?);
         let closing = CancelToken::new();
         let connecting = lines.iter().enumerate().filter(|(_, line)| line.link.connects());
-        let greeting = |(index, _)| (index, Greeting::new(plan.keys.machine_hello(), &plan.hello));
+        let greeting = |(index, line): (_, &Line)| {
+            (index, Greeting::new(&line.link, plan.keys.machine_hello(), &plan.hello))
+        };
         let greetings: Vec<_> = connecting.map(greeting).collect();
-        let refused = greetings.iter().map(|(index, greeting)| (*index, greeting.refused())).collect();
+        let refused = greetings.iter().map(|(_, greeting)| greeting.refused()).collect();
         let watcher = Watcher {
             greetings,
             lines: Arc::clone(&lines),
@@ -113,10 +115,7 @@ impl Lines {
 impl Lines {
     /// The endpoints whose other side does not take this process.
     pub(super) fn refused(&self) -> Vec<Refused> {
-        let row = |(index, by): &(usize, RefusedBy)| {
-            Some(Refused { name: self.all[*index].link.place().to_owned(), why: by.reason()? })
-        };
-        self.refused.iter().filter_map(row).collect()
+        self.refused.iter().filter_map(RefusedBy::listed).collect()
     }
 }
 

@@ -19,7 +19,7 @@ mod tasks;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{Sender, bounded, unbounded};
 
@@ -29,12 +29,12 @@ use self::dispatcher::{Dispatcher, Event};
 use self::lines::{Lines, Plan};
 use self::outbox::Outbox;
 use super::budget::Budget;
-use super::dates::now;
 use super::endpoint::{Endpoint, Grant, Role, Security, check_name, sides};
 use super::hello::{Refusals, Refused};
 use super::key_expr::Keys;
-use super::random;
 use super::wire::{Answer, Hello, HostInfo, MAX_DEVICES};
+use super::{no_thread, random};
+use crate::dates::since_1970;
 use crate::error::{Error, Result};
 use crate::worker::Worker;
 
@@ -122,7 +122,7 @@ impl Shared {
             memory_limit_bytes: self.budget.limit(),
             memory_used_bytes: self.budget.used(),
             masters: self.masters.load(Ordering::Relaxed),
-            clock_unix_ms: now().as_millis() as u64,
+            clock_unix_ms: since_1970(SystemTime::now()).as_millis() as u64,
             certificate_until_unix_s: self.certificate_until,
         }
     }
@@ -191,10 +191,6 @@ impl WorkerServer {
         if let Some(error) = refused.filter(|_| devices.is_empty()) {
             return Err(error);
         }
-        let no_thread = |e: std::io::Error| Error::Unavailable {
-            what: format!("a thread ({e})"),
-            help: "the system is out of threads".into(),
-        };
         let sent = Arc::new(AtomicU64::new(0));
         let default_outbox = Outbox::start("default", &sent).map_err(no_thread)?;
         let shared = Arc::new(Shared {
@@ -208,7 +204,7 @@ impl WorkerServer {
             sent,
             cache,
             refusals: Refusals::default(),
-            certificate_until: options.security.until()?,
+            certificate_until: options.security.announced_end()?,
         });
         let jobs = devices.iter().map(Device::jobs).collect();
         let describing = Arc::clone(&shared);

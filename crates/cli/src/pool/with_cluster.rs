@@ -54,7 +54,7 @@ pub(crate) struct Checked {
     pub(crate) places: String,
     pub(crate) machines: Vec<MachineCheck>,
     /// When this side's certificate ends, in seconds since 1970.
-    pub(crate) certificate_until: Option<i64>,
+    pub(crate) certificate_end: Option<i64>,
 }
 
 /// Checks the machines of the pool file at `path`, within about `limit`.
@@ -68,7 +68,7 @@ pub(crate) fn check(path: &Path, limit: Duration) -> Result<Checked> {
         });
     };
     let options = options(&cluster, path, &file.worker)?;
-    let certificate_until = options.security.until()?;
+    let certificate_end = options.security.certificate_end()?;
     let opened = Cluster::open(&options)?;
     let mut machines: Vec<String> = named(&file.worker).chain(cluster.machines).collect();
     machines.sort();
@@ -77,7 +77,7 @@ pub(crate) fn check(path: &Path, limit: Duration) -> Result<Checked> {
         cluster: cluster.name,
         places: opened.places().join(", "),
         machines: opened.check(&machines, limit),
-        certificate_until,
+        certificate_end,
     })
 }
 
