@@ -46,10 +46,10 @@ where
         .unwrap()
 }
 
-/// Six workers; `leader` answers first, with results modified by `change`.
-fn led_by(leader: usize, change: fn(Values) -> Values) -> Pool {
+/// `n` workers; `leader` answers the first run first, with results modified by `change`.
+fn led_by(n: usize, leader: usize, change: fn(Values) -> Values) -> Pool {
     let answered = Arc::new(AtomicBool::new(false));
-    pool(6, AWAY, move |i, worker, call| {
+    pool(n, AWAY, move |i, worker, call| {
         if i == leader {
             let result = call.answer_with(worker, change);
             answered.store(true, Ordering::SeqCst);
@@ -78,7 +78,7 @@ fn the_first_run_is_audited_and_right_whoever_is_wrong() {
         ((2, 2), CodeKind::Chebyshev),
     ] {
         for liar in 0..6 {
-            let pool = led_by(liar, off);
+            let pool = led_by(6, liar, off);
             let options = fcdcc::LayerOptions { code, ..options(partitions.0, partitions.1) };
             assert_eq!(options.policy.audit, Audit::Watch, "the default");
             let prepared = layer.prepare(&pool, options).unwrap();
@@ -273,10 +273,9 @@ fn runs_without_a_spare_result_say_that_they_were_not_checked() {
 #[test]
 fn without_a_way_out_a_contradiction_is_refused() {
     let layer = small();
-    // With one spare result and no other fallback, the faulty worker cannot be located.
-    let pool = pool(5, AWAY, |i, worker, call| {
-        call.answer_with(worker, |values| if i == 1 { off(values) } else { values })
-    });
+    // With one spare result and no other fallback, the faulty worker cannot be located. It answers the first run first:
+    // the four others would suffice without it.
+    let pool = led_by(5, 1, off);
     let strict = options(4, 4).on_shortfall(OnShortfall::Fail);
     let prepared = layer.prepare(&pool, strict).unwrap();
     let mut refused = 0;
@@ -292,6 +291,7 @@ fn without_a_way_out_a_contradiction_is_refused() {
     }
     assert!(refused >= 1);
     // With local computation allowed, the result is computed locally and locates the faulty worker.
+    let pool = led_by(5, 1, off);
     let free = layer.prepare(&pool, options(4, 4)).unwrap();
     let run = free.run(layer.input.view()).unwrap();
     assert!(layer.error(&run.output) < EXACT_F32, "{:?}", run.report);
@@ -312,7 +312,7 @@ fn copies_of_small_parts_are_checked_as_well_as_large_ones() {
     let (x, w) = (layer.input.as_slice().unwrap(), layer.weight.as_slice().unwrap());
     let truth = fcdcc::conv::reference(&layer.shape(), x, w, None).unwrap();
     // Twice the correct values: a part with an error of 100 %.
-    let pool = led_by(5, |mut values| {
+    let pool = led_by(6, 5, |mut values| {
         if let Values::F32(values) = &mut values {
             for value in values {
                 *value *= 2.0;
@@ -344,7 +344,7 @@ fn a_liar_in_a_small_channel_is_found() {
         *value *= 10.0_f32.powi(i32::try_from(i / 27).unwrap() - 4);
     }
     // One bank: the coded filters of a subtask are the filters, and its first channel is the smallest.
-    let pool = led_by(2, |mut values| {
+    let pool = led_by(6, 2, |mut values| {
         if let Values::F32(values) = &mut values {
             let channel = values.len() / 8;
             for value in &mut values[..channel] {
