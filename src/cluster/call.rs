@@ -193,8 +193,18 @@ impl<'a> Wire<'a> {
         self.fresh(end)
     }
 
+    /// Waits for something to happen, at most until `end`. Only for calls that have asked nothing yet: what happens is forgotten.
+    pub(super) fn pause(&mut self, end: Instant) -> Result<(), CallError> {
+        self.fresh_until(end).map(drop)
+    }
+
     /// The next new event, passing over kept ones.
     fn fresh(&mut self, end: Instant) -> Result<Event, CallError> {
+        self.fresh_until(end)?.ok_or_else(|| CallError::Failed("it took too long to answer".to_owned()))
+    }
+
+    /// The next new event; `None` if there is none until `end`.
+    fn fresh_until(&mut self, end: Instant) -> Result<Option<Event>, CallError> {
         loop {
             let again = self.ask_again()?;
             match self.events.recv_deadline(again.map_or(end, |again| again.min(end))) {
@@ -204,11 +214,11 @@ impl<'a> Wire<'a> {
                 }
                 Ok(event) => {
                     if let Some(event) = self.of_task(event) {
-                        return Ok(event);
+                        return Ok(Some(event));
                     }
                 }
                 Err(_) if Instant::now() < end => {}
-                Err(_) => return Err(CallError::Failed("it took too long to answer".to_owned())),
+                Err(_) => return Ok(None),
             }
         }
     }
@@ -217,18 +227,19 @@ impl<'a> Wire<'a> {
         self.shared.tell(self.link, &self.ctl, request);
     }
 
-    /// Sends the bytes of `object` from `from` onwards, in chunks.
+    /// Sends the bytes of `object` in the given range, the rest of it, in chunks. `arrived` is called with the number of bytes
+    /// of each chunk that was acknowledged.
     pub(super) fn upload(
         &mut self,
         pace: &mut ChunkSizer,
         object: Object,
-        from: u64,
-        total: u64,
+        Range { start, end: total }: Range<u64>,
         lane: TrafficClass,
         part: &mut dyn FnMut(Range<usize>) -> Cut,
+        arrived: &mut dyn FnMut(usize),
     ) -> Result<(), CallError> {
-        let mut offset = from;
-        let mut on_their_way: VecDeque<(u64, Instant)> = VecDeque::new();
+        let mut offset = start;
+        let mut on_their_way: VecDeque<(u64, Instant, usize)> = VecDeque::new();
         loop {
             while on_their_way.len() < WINDOW && offset < total {
                 let end = total.min(offset + pace.chunk_bytes() as u64);
@@ -236,24 +247,26 @@ impl<'a> Wire<'a> {
                 let Cut { payload, crc, format } = part(offset as usize..end as usize);
                 let chunk = Request::Chunk { object, offset, total, crc, format };
                 let sent = Instant::now();
+                let bytes = payload.len();
                 let number = self.ask(chunk, payload, lane, ACK_LIMIT)?;
-                on_their_way.push_back((number, sent));
+                on_their_way.push_back((number, sent, bytes));
                 offset = end;
             }
-            let Some((_, oldest)) = on_their_way.front() else { return Ok(()) };
+            let Some((_, oldest, _)) = on_their_way.front() else { return Ok(()) };
             match self.next(*oldest + ACK_LIMIT)? {
                 Event::Response(number, said) => match said {
                     Response::Answer(Answer::Ack { .. }, _) => {
-                        if let Some(at) = on_their_way.iter().position(|(n, _)| *n == number)
-                            && let Some((_, sent)) = on_their_way.remove(at)
+                        if let Some(at) = on_their_way.iter().position(|(n, ..)| *n == number)
+                            && let Some((_, sent, bytes)) = on_their_way.remove(at)
                         {
                             pace.acknowledged(sent.elapsed());
+                            arrived(bytes);
                         }
                     }
                     Response::Answer(answer, _) => return Err(unexpected(&answer)),
                     Response::Garbage(text) | Response::Nothing(text) => return Err(CallError::Failed(text)),
                 },
-                Event::Over(number) if on_their_way.iter().any(|(n, _)| *n == number) => {
+                Event::Over(number) if on_their_way.iter().any(|(n, ..)| *n == number) => {
                     return Err(CallError::Gone("it is gone, or takes nothing any more".to_owned()));
                 }
                 Event::Over(_) | Event::Cancelled | Event::Slabs | Event::Gone => {}

@@ -52,6 +52,8 @@ mod shared;
 mod sharing;
 mod solitude;
 mod survey;
+mod uplink;
+mod width;
 pub mod wire;
 
 use crate::error::Error;

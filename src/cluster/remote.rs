@@ -225,10 +225,10 @@ impl Worker for RemoteWorker {
                         wire.upload(
                             pace,
                             Object::Filters(content),
-                            from,
-                            total,
+                            from..total,
                             TrafficClass::Background,
                             &mut part,
+                            &mut |_| {},
                         )?;
                     }
                     other => return Err(unexpected(&other)),

@@ -1,7 +1,7 @@
 //! One task on a device of another machine: its slabs, its request, its results.
 //!
 //! Slabs that other tasks of the run use too are sent once to each machine (`sharing`); a machine that has dropped them
-//! says so, and gets them again.
+//! says so, and gets them again. Large slabs wait for their turn (`uplink`).
 //!
 //! Invariant: a task ends with an answer or an error, and gives up sharing after [`SHARED_ATTEMPTS`] attempts.
 
@@ -15,12 +15,15 @@ use super::narrow::{self, Copies, Cut};
 use super::registry::MemberId;
 use super::shared::Shared;
 use super::sharing::{Lead, Turn, Waker};
+use super::uplink::{Permit, STALL};
 use super::wire::{Answer, ContentId, MAX_CHUNK_BYTES, Object, Refusal, Request, SlabsName};
 use crate::array::{Buffers, DType, Values, WireFormat};
-use crate::worker::SharedSlabs;
+use crate::worker::{SharedSlabs, count_wait};
 
 /// Slabs of fewer bytes go with each task: keeping track of them costs more than sending them.
 const SHARED_FROM: usize = 16 << 10;
+/// Slabs of at most so many bytes go with their task's request, without a turn.
+const INLINE_BYTES: usize = 64 << 10;
 /// Number of times that shared slabs are sent again, or waited for, before a task takes its own.
 const SHARED_ATTEMPTS: usize = 3;
 /// Time limit for the answer to how much of the slabs has arrived.
@@ -86,9 +89,9 @@ impl RemoteTask<'_> {
             tracing::debug!(machine = self.member.0, "it keeps no shared slabs");
         }
         let name = SlabsName::OfTask(self.task);
-        let inline = slabs.len() <= sender.pace.chunk_bytes();
+        let inline = slabs.len() <= INLINE_BYTES.min(sender.pace.chunk_bytes());
         if !inline {
-            self.upload(&mut sender, name, 0, slabs)?;
+            self.upload(&mut sender, name, 0, slabs, None)?;
         }
         let number = self.ask(&mut sender, name, if inline { slabs } else { &[] })?;
         match self.results(&mut sender, number, None, emit)? {
@@ -131,13 +134,13 @@ impl RemoteTask<'_> {
             }
         };
         let number = match lead {
-            Some(lead) if lead.first && slabs.len() <= sender.pace.chunk_bytes() => {
+            Some(lead) if lead.first && slabs.len() <= INLINE_BYTES.min(sender.pace.chunk_bytes()) => {
                 let number = self.ask(sender, name, slabs)?;
                 return self.results(sender, number, Some(lead), emit);
             }
             Some(lead) => {
                 let from = if lead.first { 0 } else { self.received(sender, name, slabs.len())? };
-                self.upload(sender, name, from, slabs)?;
+                self.upload(sender, name, from, slabs, Some(identity.id()))?;
                 lead.arrived();
                 self.ask(sender, name, &[])?
             }
@@ -159,17 +162,50 @@ impl RemoteTask<'_> {
         }
     }
 
+    /// Sends the slabs from the byte `from` on. `turn`: the number of the slabs, which wait for their turn; without it they
+    /// are sent at once.
     fn upload(
         &self,
         sender: &mut Sender<'_, '_>,
         name: SlabsName,
         from: u64,
         slabs: &[u8],
+        turn: Option<u64>,
     ) -> Result<(), CallError> {
+        let permit = turn.map(|number| self.permit(sender.wire, number)).transpose()?;
         let object = Object::Slabs { name, dtype: self.dtype };
         let Sender { wire, pace, copies } = sender;
         let mut part = |range: std::ops::Range<usize>| copies.cut(&slabs[range], self.format);
-        wire.upload(pace, object, from, slabs.len() as u64, TrafficClass::Background, &mut part)
+        let mut arrived = |bytes| {
+            if let Some(permit) = &permit {
+                permit.acknowledged(bytes, Instant::now());
+            }
+        };
+        let all = from..slabs.len() as u64;
+        wire.upload(pace, object, all, TrafficClass::Background, &mut part, &mut arrived)
+    }
+
+    /// Waits until the slabs of this number may be sent.
+    fn permit(&self, wire: &mut Wire<'_>, number: u64) -> Result<Permit<'_>, CallError> {
+        let place = self.shared.uplink.queue(number, self.member);
+        let since = Instant::now();
+        loop {
+            let waker = || -> Waker {
+                let events = wire.sender.clone();
+                // The call may be over.
+                Box::new(move || drop(events.send(Event::Slabs)))
+            };
+            if let Some(permit) = place.try_send(Instant::now(), waker) {
+                count_wait(since.elapsed());
+                return Ok(permit);
+            }
+            // Also in case the transfers before it make no progress.
+            let paused = wire.pause(Instant::now() + STALL);
+            if paused.is_err() {
+                count_wait(since.elapsed());
+            }
+            paused?;
+        }
     }
 
     /// Sends the request, with these slabs in it if there are any.

@@ -11,6 +11,7 @@ use super::key_expr::Keys;
 use super::link::Link;
 use super::registry::{Claimed, MemberId, Registry};
 use super::sharing::{Copy, Sharing};
+use super::uplink::Uplink;
 use super::wire::{self, Answer, Call, MasterId, Request};
 use crate::worker::CancelToken;
 
@@ -30,6 +31,8 @@ pub(super) struct Shared {
     pub(super) refused_by: Vec<RefusedBy>,
     /// The slabs that machines hold for several tasks.
     pub(super) sharing: Sharing,
+    /// The order in which slabs are sent.
+    pub(super) uplink: Uplink,
     /// Slabs that machines may drop, for a thread that tells them.
     releases: Sender<Release>,
     tasks: AtomicU64,
@@ -54,6 +57,7 @@ impl Shared {
             refusals: Refusals::default(),
             refused_by: Vec::new(),
             sharing: Sharing::default(),
+            uplink: Uplink::default(),
             releases,
             tasks: AtomicU64::new(0),
             groups: AtomicU64::new(0),

@@ -109,7 +109,7 @@ pub use load::{InputInfo, Model};
 pub use memory::ModelMemory;
 pub use options::{AutoChoices, GemmChoice, ModelOptions, Progress};
 pub use outputs::OutputInfo;
-pub use place::PlannedLayer;
+pub use place::{Forecast, PlannedLayer};
 pub use prepared::{ModelRun, PreparedModel};
 pub use shapes::ModelShapes;
 pub use signature::Output;

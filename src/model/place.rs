@@ -22,6 +22,28 @@ pub struct PlannedLayer {
     pub plan: Result<(ConvShape, LayerPlan), String>,
 }
 
+/// Predicted times of those layers of a model that can run on workers, without stragglers.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct Forecast {
+    /// As planned, seconds.
+    pub planned_s: f64,
+    /// Every layer on this machine, seconds.
+    pub local_s: f64,
+}
+
+impl Forecast {
+    /// The sums over the layers of a plan.
+    #[must_use]
+    pub fn of(planned: &[PlannedLayer]) -> Self {
+        let plans = planned.iter().filter_map(|layer| layer.plan.as_ref().ok());
+        plans.fold(Self::default(), |sum, (_, plan)| Self {
+            planned_s: sum.planned_s + plan.total_s(),
+            local_s: sum.local_s + plan.local_s,
+        })
+    }
+}
+
 impl Model {
     /// The plan of [`Model::prepare`] for each layer on `workers` workers with `rates`; needs no workers.
     ///

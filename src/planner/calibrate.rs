@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use super::cost::subtask_shape;
 use super::nnls::fit;
-use super::rates::{CodecWork, HostRates, Rates, Work, WorkerRates};
+use super::rates::{CodecWork, HostRates, Rates};
+use super::work::{Work, WorkerRates};
 use crate::array::{Element, once};
 use crate::coding::{Code, CodeKind, Decoder, Epilogue, decode, encode_input};
 use crate::conv::{ConvParams, ConvShape, conv_uncoded};

@@ -10,124 +10,8 @@ use crate::partition::InputPartition;
 use crate::worker::SubtaskShape;
 
 use super::cost::subtask_shape;
-
-/// Number of kinds of [`Work`].
-pub(super) const KINDS: usize = 9;
-
-/// The work of one subtask on a worker: the amounts of which its time is a weighted sum.
-///
-/// A convolution is a matrix product of m filters, k terms and n columns (pixels). Beside the m k n multiply-adds, operands
-/// are staged and read, which dominates for small m or n; these amounts are therefore separate.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Work {
-    /// Number of subtasks: 1.
-    pub calls: f64,
-    /// Number of sub-results.
-    pub sub_results: f64,
-    /// Multiply-adds of products, m k n.
-    pub macs: f64,
-    /// Multiply-adds that are summed directly (one or two filters per group).
-    pub direct_macs: f64,
-    /// Elements of the second operand, k n, each time it is read.
-    pub columns: f64,
-    /// Elements of the input that are staged: padded, and rearranged for strides.
-    pub packed: f64,
-    /// Elements of filters, m k, each time they are read.
-    pub filters: f64,
-    /// Elements of slabs.
-    pub upload: f64,
-    /// Elements of sub-results.
-    pub download: f64,
-}
-
-impl Work {
-    /// The work of a subtask whose sub-results are requested one by one.
-    #[must_use]
-    pub fn of(subtask: &SubtaskShape) -> Self {
-        let conv = &subtask.conv;
-        let kernel = subtask.cpu_kernel();
-        let sub_results = subtask.sub_results() as f64;
-        // One or two channels read more than they compute.
-        let direct = conv.out_channels / conv.groups <= 2;
-        let macs = sub_results * kernel.macs();
-        Self {
-            calls: 1.0,
-            sub_results,
-            macs: if direct { 0.0 } else { macs },
-            direct_macs: if direct { macs } else { 0.0 },
-            columns: if direct { 0.0 } else { sub_results * kernel.columns() },
-            packed: (subtask.slabs * kernel.staged_elems(subtask.banks)) as f64,
-            filters: if direct { 0.0 } else { sub_results * kernel.filter_elems() as f64 },
-            upload: subtask.upload_elems() as f64,
-            download: subtask.download_elems() as f64,
-        }
-    }
-
-    pub(super) fn amounts(&self) -> [f64; KINDS] {
-        [
-            self.calls,
-            self.sub_results,
-            self.macs,
-            self.direct_macs,
-            self.columns,
-            self.packed,
-            self.filters,
-            self.upload,
-            self.download,
-        ]
-    }
-}
-
-/// Seconds for a unit of each kind of [`Work`], in the same order.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct WorkerRates {
-    /// A subtask.
-    pub call_s: f64,
-    /// A sub-result.
-    pub sub_result_s: f64,
-    /// A multiply-add.
-    pub mac_s: f64,
-    /// A multiply-add that is summed directly (one or two filters per group).
-    pub direct_mac_s: f64,
-    /// An element of a second operand read.
-    pub column_s: f64,
-    /// An element staged.
-    pub packed_s: f64,
-    /// An element of filters read.
-    pub filter_s: f64,
-    /// An element of a slab received.
-    pub upload_s: f64,
-    /// An element of a sub-result emitted.
-    pub download_s: f64,
-}
-
-impl WorkerRates {
-    pub(super) fn new(rates: [f64; KINDS]) -> Self {
-        let [call_s, sub_result_s, mac_s, direct_mac_s, column_s, packed_s, filter_s, upload_s, download_s] =
-            rates;
-        Self { call_s, sub_result_s, mac_s, direct_mac_s, column_s, packed_s, filter_s, upload_s, download_s }
-    }
-
-    pub(super) fn values(&self) -> [f64; KINDS] {
-        [
-            self.call_s,
-            self.sub_result_s,
-            self.mac_s,
-            self.direct_mac_s,
-            self.column_s,
-            self.packed_s,
-            self.filter_s,
-            self.upload_s,
-            self.download_s,
-        ]
-    }
-
-    /// Seconds for a subtask on a worker that has its processor to itself.
-    #[must_use]
-    pub fn seconds(&self, work: &Work) -> f64 {
-        self.values().iter().zip(work.amounts()).map(|(rate, amount)| rate * amount).sum()
-    }
-}
+use super::network::Network;
+use super::work::{Work, WorkerRates};
 
 /// Seconds for encoding, decoding and the overhead of a layer on this machine.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -162,6 +46,9 @@ pub struct Rates {
     /// Seconds per element of coded filters in every run: its share of reinstalling the filters, and of the memory that they
     /// occupy.
     pub storage_s: f64,
+    /// The links to other machines; `None` if no worker is on another machine, and then no transfer waits for another.
+    #[serde(default)]
+    pub network: Option<Network>,
 }
 
 impl Default for Rates {
@@ -193,6 +80,7 @@ impl Default for Rates {
             },
             cores: None,
             storage_s: 1e-12,
+            network: None,
         }
     }
 }
@@ -268,18 +156,25 @@ impl Rates {
         let slabs = InputPartition::new(layer, code.k_a())?;
         let codec = CodecWork::of(layer, code, &slabs, &subtask);
         let host = &self.host;
-        let subtask_s = self.worker.seconds(&Work::of(&subtask));
+        let work = Work::of(&subtask);
+        let subtask_s = self.worker.seconds(&work);
         // Workers that share processors take turns, and the last result needed comes with the last turn that is needed.
         let turns = self.cores.map_or(1, |cores| code.recovery_threshold().div_ceil(cores.max(1))) as f64;
+        // Workers compute beside each other, but their transfers share links.
+        let subtasks_s = match &self.network {
+            Some(network) => {
+                let transfers_s = self.worker.transfer_s(&work);
+                turns * (subtask_s - transfers_s)
+                    + network.seconds(&self.worker, &work, code).max(transfers_s)
+            }
+            None => turns * subtask_s,
+        };
         let bytes = T::DTYPE.size_bytes() as f64;
         let held = (subtask.upload_elems() + subtask.download_elems()) as f64;
         let storage = subtask.filter_elems() as f64;
         Ok(Prediction {
             encode_s: codec.encode_elems * host.encode_elem_s + codec.encode_macs * host.encode_mac_s,
-            wait_s: host.layer_s
-                + code.n() as f64 * host.subtask_s
-                + turns * subtask_s
-                + storage * self.storage_s,
+            wait_s: host.layer_s + code.n() as f64 * host.subtask_s + subtasks_s + storage * self.storage_s,
             decode_s: codec.decode_elems * host.decode_elem_s + codec.decode_macs * host.decode_mac_s,
             subtask_s,
             host_bytes: bytes * (code.n() as f64 * held + layer.output_elems() as f64),

@@ -43,6 +43,8 @@ pub use scheduled_fault::TaskFaults;
 pub use shared_slabs::SharedSlabs;
 pub(crate) use supervised::{HANG_GRACE, Live, Owner, Supervised, Supervision, abandon_if_hung};
 pub use task::Task;
+#[cfg(feature = "cluster")]
+pub(crate) use turns::count_wait;
 pub(crate) use turns::waited;
 
 use std::sync::Arc;

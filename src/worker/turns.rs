@@ -77,6 +77,12 @@ pub(super) fn give_up() {
     }
 }
 
+/// Counts a time for which the calling thread has waited for other tasks, as for a link.
+#[cfg(feature = "cluster")]
+pub(crate) fn count_wait(time: Duration) {
+    WAITED.set(WAITED.get() + time);
+}
+
 /// How long the calling thread has waited for turns in total.
 pub(crate) fn waited() -> Duration {
     WAITED.get()

@@ -18,6 +18,7 @@ use fcdcc_bench::{Comparison, Method, Plan, Progress, Scenario, SimulatedSetting
 
 use super::bench_serve::{self, LoadArgs};
 use super::bench_workers::{crew, notes};
+use super::kept_rates::Measuring;
 use super::ledger::Ledger;
 use super::options::{LayerArgs, Precision, duration};
 use super::progress::Bar;
@@ -436,8 +437,8 @@ impl<'a> Factory<'a> {
             ));
         }
         let dtype = dtype(args);
-        let rates =
-            rates::of(&mut workers, dtype, rates::Measuring { how: args.calibrate, unknown: true }, console)?;
+        let measuring = Measuring { how: args.calibrate, unknown: true };
+        let rates = rates::of(&mut workers, dtype, args.tolerated(), measuring, console)?;
         Ok(Self { args, infos: workers.iter().map(|worker| worker.info()).collect(), rates })
     }
 

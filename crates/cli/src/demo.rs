@@ -11,12 +11,12 @@ use fcdcc::worker::{FaultSpec, inject};
 use fcdcc::{CodeKind, Error, LayerOptions, LayerReport, Pool, Report, Result};
 use ndarray::{Array3, Array4, ArrayD, Axis, Slice};
 
+use super::kept_rates::{Calibrate, Measuring};
 use super::layers::Summary;
 use super::ledger::Ledger;
 use super::npy::Npy;
 use super::options::Backend;
 use super::progress::Bar;
-use super::rates::{Calibrate, Measuring};
 use super::{Console, arrays, decode, pool, print};
 
 const WORKERS: usize = 6;

@@ -26,9 +26,11 @@ mod environment;
 mod inputs;
 #[cfg(feature = "onnx")]
 mod inspect;
+mod kept_rates;
 #[cfg(feature = "onnx")]
 mod layers;
 mod ledger;
+mod links;
 #[cfg(any(feature = "cluster", feature = "onnx"))]
 mod metrics;
 mod network;

@@ -10,7 +10,7 @@ use fcdcc::engine::WindowwiseLimit;
 use fcdcc::worker::FaultSpec;
 use fcdcc::{Audit, CodeKind, Error, LayerOptions, OnShortfall, Policy, Result};
 
-use super::rates::Calibrate;
+use super::kept_rates::Calibrate;
 
 /// Default of `--workers`.
 const WORKERS: usize = 6;
@@ -181,6 +181,11 @@ impl LayerArgs {
     /// The number of workers to make without a pool file.
     pub(crate) fn worker_count(&self) -> usize {
         self.workers.unwrap_or(WORKERS)
+    }
+
+    /// The number of workers that may be late.
+    pub(crate) fn tolerated(&self) -> usize {
+        self.tolerate.unwrap_or(LayerOptions::default().tolerate)
     }
 
     /// The options for the library.

@@ -12,7 +12,9 @@ use fcdcc_bench::layers::NamedLayer;
 use fcdcc_bench::{machine, page_plan};
 use serde::Serialize;
 
+use super::kept_rates::Measuring;
 use super::ledger::Ledger;
+use super::links::slower_than_here;
 use super::options::{LayerArgs, Precision};
 use super::print::{bytes, out, out_json};
 use super::progress::Bar;
@@ -159,12 +161,8 @@ pub(crate) fn run(args: &PlanArgs, console: Console) -> Result<()> {
         enter(model, &mut ledger, console)?;
     }
     let mut workers = pool::workers(&args.layer, true, console)?;
-    let measured = rates::of(
-        &mut workers,
-        dtype,
-        rates::Measuring { how: args.layer.calibrate, unknown: true },
-        console,
-    )?;
+    let measuring = Measuring { how: args.layer.calibrate, unknown: true };
+    let measured = rates::of(&mut workers, dtype, options.tolerate, measuring, console)?;
     let count = workers.len();
     let own = workers.iter().map(|w| w.info()).collect::<Vec<_>>();
     if !args.measure {
@@ -461,6 +459,11 @@ fn table(report: &PlanReport) -> Result<()> {
         report.layers.len(),
         total.as_secs_f64() * 1e3
     ))?;
+    let local_s = report.layers.iter().map(|l| l.local_ms).sum::<f64>() / 1e3;
+    let slower = report.rates.network.and_then(|_| slower_than_here(total.as_secs_f64(), local_s));
+    if let Some(text) = slower {
+        out(format_args!("{:width$}  {text}", ""))?;
+    }
     out(format_args!(
         "{:width$}  upload, download, storage and MMAC (million multiply-adds) are of one subtask; filters of one subtask \
          in all layers: {}",

@@ -7,14 +7,14 @@ use fcdcc::array::{DType, WireFormat};
 use fcdcc::files::Output;
 use fcdcc::planner::Rates;
 use fcdcc::worker::{CpuWorker, FaultSpec, inject};
-use fcdcc::{Error, LayerOptions, Pool, Result, Worker, WorkerId};
+use fcdcc::{Error, Pool, Result, Worker, WorkerId};
 use serde::Deserialize;
 
-use super::Console;
+use super::kept_rates::{Calibrate, Measuring};
 use super::ledger::Ledger;
 use super::network::{Endpoints, TlsEntry};
 use super::options::{Backend, LayerArgs};
-use super::rates::{self, Measuring};
+use super::{Console, rates};
 
 /// Maximum number of workers of one machine: each has a thread.
 const MAX_WORKERS: usize = 4096;
@@ -127,8 +127,7 @@ fn one() -> usize {
 pub(crate) fn workers(args: &LayerArgs, measure: bool, console: Console) -> Result<Vec<Box<dyn Worker>>> {
     let measuring = Measuring { how: args.calibrate, unknown: measure };
     if let Some(path) = &args.pool {
-        let spare = args.tolerate.unwrap_or(LayerOptions::default().tolerate);
-        return from_file(path, args.seed, measuring, spare, args.wire, console);
+        return from_file(path, args.seed, measuring, args.tolerated(), args.wire, console);
     }
     if let Some(wire) = args.wire {
         let help = "give a pool file with remote workers (--pool), or leave it out";
@@ -140,7 +139,7 @@ pub(crate) fn workers(args: &LayerArgs, measure: bool, console: Console) -> Resu
 
 /// The workers that a pool file describes, their faults included, for other programs; nothing is printed.
 pub(crate) fn of_file(path: &Path, seed: u64, tolerate: usize) -> Result<Vec<Box<dyn Worker>>> {
-    let measuring = Measuring { how: rates::Calibrate::Auto, unknown: true };
+    let measuring = Measuring { how: Calibrate::Auto, unknown: true };
     from_file(path, seed, measuring, tolerate, None, Console::new(true))
 }
 
@@ -155,7 +154,8 @@ pub(crate) fn assemble(
     let mut workers = workers(args, measure, console)?;
     // With given partitions there is nothing to plan.
     let unknown = measure && args.partitions.is_none();
-    let rates = rates::of(&mut workers, dtype, Measuring { how: args.calibrate, unknown }, console)?;
+    let measuring = Measuring { how: args.calibrate, unknown };
+    let rates = rates::of(&mut workers, dtype, args.tolerated(), measuring, console)?;
     Ok((start(inject(workers, &args.fault, args.seed)?, console)?, rates))
 }
 

@@ -6,13 +6,16 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use fcdcc::array::DType;
 use fcdcc::files::Output as Place;
-use fcdcc::model::{AutoChoices, GemmChoice, ModelOptions, Output, PreparedModel, Tensor, Widened};
-use fcdcc::{LayerReport, Report, Result};
+use fcdcc::model::{
+    AutoChoices, Forecast, GemmChoice, Model, ModelOptions, Output, PreparedModel, Tensor, Widened,
+};
+use fcdcc::{LayerReport, Pool, Report, Result};
 use serde::Serialize;
 
 use super::inputs::InputArgs;
 use super::layers::Summary;
 use super::ledger::Ledger;
+use super::links::slower_than_here;
 use super::metrics::{Metrics, MetricsArgs};
 use super::options::{LayerArgs, Precision};
 use super::progress::Bar;
@@ -129,6 +132,7 @@ pub(crate) fn run(args: &RunArgs, console: Console) -> Result<()> {
         pool::assemble(&args.layer, options.precision.unwrap_or(DType::F32), true, console)?;
     let metrics = args.metrics.of_pool(&pool)?;
     options.layer.observer = metrics.as_ref().and_then(Metrics::observer);
+    tell_slowdown(&model, &pool, &options, console)?;
     let started = Instant::now();
     let prepared = {
         let bar = Bar::new(console, "preparing");
@@ -174,6 +178,18 @@ pub(crate) fn run(args: &RunArgs, console: Console) -> Result<()> {
         return Ok(());
     }
     summary(&report, &runs.summary, &outputs)
+}
+
+/// Prints a notice if other machines are predicted to make the model slower than this one alone.
+fn tell_slowdown(model: &Model, pool: &Pool, options: &ModelOptions, console: Console) -> Result<()> {
+    if options.layer.rates.network.is_none() {
+        return Ok(());
+    }
+    let forecast = Forecast::of(&model.plan(pool.len(), &options.layer.rates, options)?);
+    if let Some(text) = slower_than_here(forecast.planned_s, forecast.local_s) {
+        console.notice(format_args!("notice: {text}"));
+    }
+    Ok(())
 }
 
 /// What is kept of all runs of the model.

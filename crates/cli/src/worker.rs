@@ -11,11 +11,11 @@ use fcdcc::{Error, Result, Worker};
 use serde::Deserialize;
 
 use super::Console;
+use super::kept_rates::{Calibrate, Measuring};
 use super::metrics::{self, Metrics};
 use super::network::{Endpoints, SecurityArgs, TlsEntry, read_toml};
 use super::options::Backend;
 use super::pool::{self, WorkerEntry};
-use super::rates::{Calibrate, Measuring};
 
 /// Default limit of the filter cache.
 const CACHE_LIMIT: ByteSize = ByteSize::gib(8);
