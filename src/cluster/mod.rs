@@ -39,6 +39,7 @@ mod check;
 mod chunk_sizer;
 mod endpoint;
 mod hello;
+mod install_turns;
 mod key_expr;
 mod link;
 mod master;

@@ -16,10 +16,12 @@ use super::key_expr::WorkerKeys;
 use super::link::{Payload, TrafficClass, bytes_of};
 
 use super::chunk_sizer::ChunkSizer;
+use super::install_turns::InstallTurn;
 use super::narrow::{Copies, Cut};
-use super::registry::Claimed;
+use super::registry::{Claimed, MemberId};
 use super::remote_task::{RemoteTask, Sender};
 use super::shared::Shared;
+use super::sharing::Waker;
 use super::wire::{Answer, ContentId, Object, Request, Spec};
 use crate::array::{DType, Values, WireFormat};
 use crate::error::{Error, Result};
@@ -150,7 +152,8 @@ impl RemoteWorker {
         }
         if let Seat::Taken { claimed, keys } = &self.seat {
             let release = Request::Release { device: claimed.device, content };
-            self.shared.tell(claimed.link, &keys.ctl(), release);
+            // In the class of installations: the same filters may be installed again right after it.
+            self.shared.ask_in_order(claimed.link, &keys.call(), release, TrafficClass::Background);
         }
     }
 }
@@ -162,6 +165,29 @@ impl Drop for RemoteWorker {
             self.release(content);
         }
         self.leave_seat(String::new());
+    }
+}
+
+/// Waits until no other device of the machine is being given the same filters.
+fn turn_to_install<'a>(
+    shared: &'a Shared,
+    wire: &mut Wire<'_>,
+    machine: &MemberId,
+    content: ContentId,
+) -> Result<InstallTurn<'a>, CallError> {
+    let end = Instant::now() + INSTALL_LIMIT;
+    loop {
+        let waker = || -> Waker {
+            let events = wire.sender.clone();
+            Box::new(move || {
+                // The call may be over.
+                let _ = events.send(Event::Slabs);
+            })
+        };
+        if let Some(turn) = shared.installs.take(machine, content, waker) {
+            return Ok(turn);
+        }
+        while !matches!(wire.next(end)?, Event::Slabs) {}
     }
 }
 
@@ -205,6 +231,7 @@ impl Worker for RemoteWorker {
         let content = ContentId::of(&spec, banks.as_bytes());
         let bytes = bytes_of(banks);
         let total = bytes.len() as u64;
+        let shared = Arc::clone(&self.shared);
         self.over_the_wire(|wire, pace, _, claimed| {
             let device = claimed.device;
             // Larger filters may be held already, so ask first.
@@ -214,6 +241,8 @@ impl Worker for RemoteWorker {
                 crc: 0,
                 format: WireFormat::Full,
             };
+            let _turn =
+                if inline { None } else { Some(turn_to_install(&shared, wire, &claimed.id, content)?) };
             // Ask once, again once the chunks are sent, and once more in case they were lost meanwhile.
             for _ in 0..3 {
                 let payload = if inline { part(0..bytes.len()).payload } else { Payload::empty() };

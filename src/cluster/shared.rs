@@ -7,14 +7,17 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Sender;
 
 use super::hello::{Refusals, RefusedBy};
+use super::install_turns::InstallTurns;
 use super::key_expr::Keys;
-use super::link::Link;
+use super::link::{Link, Payload, TrafficClass};
 use super::registry::{Claimed, MemberId, Registry};
 use super::sharing::{Copy, Sharing};
 use super::uplink::Uplink;
 use super::wire::{self, Answer, Call, MasterId, Request};
 use crate::worker::CancelToken;
 
+/// Time limit of a request whose answer does not matter.
+const UNANSWERED: Duration = Duration::from_secs(5);
 /// Interval for checking the token while waiting for a change: cancelling it does not wake the waiting thread.
 const NAP: Duration = Duration::from_millis(250);
 
@@ -33,6 +36,8 @@ pub(super) struct Shared {
     pub(super) sharing: Sharing,
     /// The order in which slabs are sent.
     pub(super) uplink: Uplink,
+    /// Who installs filters.
+    pub(super) installs: InstallTurns,
     /// Slabs that machines may drop, for a thread that tells them.
     releases: Sender<Release>,
     tasks: AtomicU64,
@@ -58,6 +63,7 @@ impl Shared {
             refused_by: Vec::new(),
             sharing: Sharing::default(),
             uplink: Uplink::default(),
+            installs: InstallTurns::default(),
             releases,
             tasks: AtomicU64::new(0),
             groups: AtomicU64::new(0),
@@ -97,6 +103,16 @@ impl Shared {
     pub(super) fn tell(&self, link: usize, key: &str, request: Request) {
         if let Err(error) = self.links[link].tell(key, self.call(request)) {
             tracing::debug!(%error, "not told");
+        }
+    }
+
+    /// Sends a request whose answer does not matter, after the requests that were sent in the same class before. A failure is
+    /// only logged: the machine is then gone.
+    pub(super) fn ask_in_order(&self, link: usize, key: &str, request: Request, class: TrafficClass) {
+        let asked =
+            self.links[link].ask(key, self.call(request), Payload::empty(), class, UNANSWERED, |_| {});
+        if let Err(error) = asked {
+            tracing::debug!(%error, "not asked");
         }
     }
 

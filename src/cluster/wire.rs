@@ -189,7 +189,7 @@ pub enum Request {
         /// Their number.
         slabs: u64,
     },
-    /// Release these filters. Not answered.
+    /// Release these filters. Asked, so that it arrives in order with installations, and answered with [`Answer::Ack`].
     Release {
         /// Index of the device.
         device: u32,

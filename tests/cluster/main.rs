@@ -1,5 +1,6 @@
 //! Workers on other machines, here in one process: the protocol, foreign peers, metrics.
 
+mod filters;
 mod garbage;
 mod measured;
 mod narrow;

@@ -6,7 +6,7 @@
 mod inputs;
 mod storage;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -21,6 +21,7 @@ use super::device::{Common, Device, Installed, Told};
 use super::outbox::Outbox;
 use super::reassembly::Reassembly;
 use super::slabs::Chunk;
+use crate::array::Values;
 
 /// Interval of cleaning up expired state.
 const TICK: Duration = Duration::from_secs(1);
@@ -28,6 +29,9 @@ const TICK: Duration = Duration::from_secs(1);
 const SILENCE: Duration = Duration::from_mins(1);
 /// Time without a new chunk after which an incomplete object is dropped.
 const STALE: Duration = Duration::from_mins(1);
+/// Time for which complete filters are kept for other devices of the machine, and their number.
+const RECENT: Duration = Duration::from_secs(5);
+const MOST_RECENT: usize = 4;
 /// Maximum number of buffers kept for parts of sub-results in 16 bits.
 const MOST_COPIES: usize = 16;
 /// Maximum number of masters at a time: each has a thread.
@@ -65,7 +69,17 @@ pub(super) struct Dispatcher {
     held: HashMap<(usize, ContentId), Held>,
     /// Incomplete filters. They outlive a connection: the sender resumes where it was interrupted.
     uploads: HashMap<(MasterId, ContentId), Reassembly>,
+    /// Filters that were complete of late, for other devices that need the same, oldest first.
+    recent: VecDeque<Recent>,
     copies: Copies,
+}
+
+/// Complete filters that another device may need.
+struct Recent {
+    content: ContentId,
+    values: Values,
+    since: Instant,
+    _reservation: Reservation,
 }
 
 struct Master {
@@ -108,6 +122,7 @@ impl Dispatcher {
             visible: HashSet::new(),
             held: HashMap::new(),
             uploads: HashMap::new(),
+            recent: VecDeque::new(),
             copies: Copies::new(MOST_COPIES),
         }
     }
@@ -155,17 +170,7 @@ impl Dispatcher {
         if request == Request::Info {
             return self.default_outbox.say(&incoming, (self.describe)());
         }
-        if let Request::Await { task } = request {
-            let outbox = match self.masters.get_mut(&from) {
-                None => &self.default_outbox,
-                Some(master) => {
-                    master.heard = Instant::now();
-                    &master.outbox
-                }
-            };
-            if !self.common.tasks.renew((from, task), &incoming) {
-                outbox.refuse(&incoming, Refusal::Over, format_args!("task {task} is over"));
-            }
+        if self.at_once(from, &request, &incoming) {
             return;
         }
         if pending.is_none() {
@@ -180,7 +185,7 @@ impl Dispatcher {
         }
         let result = match request {
             // Handled above.
-            Request::Info | Request::Await { .. } => Ok(()),
+            Request::Info | Request::Await { .. } | Request::Release { .. } => Ok(()),
             Request::Install { device, content, spec } => {
                 self.install(from, &incoming, device, content, spec, &payload)
             }
@@ -199,13 +204,39 @@ impl Dispatcher {
                     self.masters[&from].outbox.send(&incoming, Answer::Bytes { crc, format }, payload);
                 })
                 .map_err(|text| (Refusal::Malformed, text)),
-            Request::Release { .. } | Request::Cancel { .. } | Request::Forget { .. } => {
+            Request::Cancel { .. } | Request::Forget { .. } => {
                 Err((Refusal::Malformed, "this is told, not asked".to_owned()))
             }
         };
         if let Err((why, text)) = result {
             self.masters[&from].outbox.refuse(&incoming, why, text);
         }
+    }
+
+    /// Handles a request that is handled however much has arrived, and from whomever; false for all others.
+    fn at_once(&mut self, from: MasterId, request: &Request, incoming: &Arc<Incoming>) -> bool {
+        match *request {
+            Request::Release { device, content } => {
+                if let Some(held) = self.held.get_mut(&(device as usize, content)) {
+                    held.holders.remove(&from);
+                }
+                self.default_outbox.say(incoming, Answer::Ack { received: 0 });
+            }
+            Request::Await { task } => {
+                let outbox = match self.masters.get_mut(&from) {
+                    None => &self.default_outbox,
+                    Some(master) => {
+                        master.heard = Instant::now();
+                        &master.outbox
+                    }
+                };
+                if !self.common.tasks.renew((from, task), incoming) {
+                    outbox.refuse(incoming, Refusal::Over, format_args!("task {task} is over"));
+                }
+            }
+            _ => return false,
+        }
+        true
     }
 
     /// Registers a master if it is new; an error if there are too many or no thread can be started.
@@ -243,11 +274,6 @@ impl Dispatcher {
                 // The callback has cancelled the task already; only slabs that had not become a task are left.
                 self.common.slabs.forget((from, SlabsName::OfTask(task)));
                 self.common.results.forget(from, task);
-            }
-            Ok(Call { from, request: Request::Release { device, content } }) => {
-                if let Some(held) = self.held.get_mut(&(device as usize, content)) {
-                    held.holders.remove(&from);
-                }
             }
             Ok(Call { from, request: Request::Forget { slabs } }) => {
                 self.common.slabs.forget((from, SlabsName::Shared(slabs)));
@@ -352,5 +378,6 @@ impl Dispatcher {
         }
         self.common.slabs.expire();
         self.uploads.retain(|_, object| object.touched.elapsed() < STALE);
+        self.recent.retain(|recent| recent.since.elapsed() < RECENT);
     }
 }

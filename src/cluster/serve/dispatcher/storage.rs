@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use super::{Dispatcher, Held};
+use super::{Dispatcher, Held, MOST_RECENT, Recent};
 use crate::array::{DType, Values, WireFormat};
 use crate::cluster::budget::{Budget, Reservation};
 use crate::cluster::link::{Incoming, Payload};
@@ -47,6 +47,7 @@ impl Dispatcher {
             match own {
                 Some(upload) if upload.received() == bytes => {
                     let (values, reservation) = named(upload, content)?;
+                    self.keep_for_others(content, &values, bytes);
                     (Some(values), reservation)
                 }
                 Some(upload) => {
@@ -56,6 +57,11 @@ impl Dispatcher {
                 }
                 None if self.common.cache.as_ref().is_some_and(|cache| cache.has(content, bytes)) => {
                     (None, self.reserve(bytes)?)
+                }
+                None if self.recent(content).is_some() => {
+                    // Making room may drop them.
+                    let values = self.recent(content).cloned();
+                    (values, self.reserve(bytes)?)
                 }
                 None => {
                     let upload = self.room(bytes, &spec)?;
@@ -76,6 +82,25 @@ impl Dispatcher {
         self.held.insert((at, content), held);
         self.devices[at].queue(Job::Install(Box::new(Filters { content, spec, shape, values })));
         Ok(())
+    }
+
+    /// Keeps complete filters for a while where other devices may need them too, and there is memory for them.
+    fn keep_for_others(&mut self, content: ContentId, values: &Values, bytes: u64) {
+        if self.devices.len() < 2 {
+            return;
+        }
+        if self.recent.len() == MOST_RECENT {
+            self.recent.pop_front();
+        }
+        if let Some(reservation) = self.common.budget.reserve(bytes) {
+            let (values, since) = (values.clone(), Instant::now());
+            self.recent.push_back(Recent { content, values, since, _reservation: reservation });
+        }
+    }
+
+    /// Filters that were complete of late.
+    fn recent(&self, content: ContentId) -> Option<&Values> {
+        self.recent.iter().find(|recent| recent.content == content).map(|recent| &recent.values)
     }
 
     /// Whether a device holds filters, or will: then the master is one of their holders, and is answered.
@@ -126,7 +151,7 @@ impl Dispatcher {
         Ok(())
     }
 
-    /// Reserves memory. Makes room by dropping, in this order, shared slabs that are not in use, incomplete filters of masters
+    /// Reserves memory. Makes room by dropping, in this order, copies of filters for other devices, shared slabs that are not in use, incomplete filters of masters
     /// that are gone, and filters that no master uses any more, the least recently used first.
     pub(super) fn reserve(&mut self, bytes: u64) -> Result<Reservation, (Refusal, String)> {
         let budget: Budget = self.common.budget.clone();
@@ -134,7 +159,7 @@ impl Dispatcher {
             if let Some(reservation) = budget.reserve(bytes) {
                 return Ok(reservation);
             }
-            if self.common.slabs.make_room() {
+            if self.recent.pop_front().is_some() || self.common.slabs.make_room() {
                 continue;
             }
             let visible = &self.visible;
