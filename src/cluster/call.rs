@@ -46,6 +46,14 @@ pub(super) enum Event {
     Gone,
 }
 
+/// How far an upload is.
+pub(super) enum Sent {
+    /// All chunks were handed to the network.
+    HandedOver,
+    /// A chunk of so many bytes was acknowledged.
+    Acknowledged(usize),
+}
+
 /// Forwards responses to the call that waits for them; dropping it reports the end of the request.
 struct Line {
     number: u64,
@@ -227,8 +235,7 @@ impl<'a> Wire<'a> {
         self.shared.tell(self.link, &self.ctl, request);
     }
 
-    /// Sends the bytes of `object` in the given range, the rest of it, in chunks. `arrived` is called with the number of bytes
-    /// of each chunk that was acknowledged.
+    /// Sends the bytes of `object` in the given range, the rest of it, in chunks. `sent` hears how far it is.
     pub(super) fn upload(
         &mut self,
         pace: &mut ChunkSizer,
@@ -236,7 +243,7 @@ impl<'a> Wire<'a> {
         Range { start, end: total }: Range<u64>,
         lane: TrafficClass,
         part: &mut dyn FnMut(Range<usize>) -> Cut,
-        arrived: &mut dyn FnMut(usize),
+        sent: &mut dyn FnMut(Sent),
     ) -> Result<(), CallError> {
         let mut offset = start;
         let mut on_their_way: VecDeque<(u64, Instant, usize)> = VecDeque::new();
@@ -246,21 +253,24 @@ impl<'a> Wire<'a> {
                 // The range lies within the object, which is in memory.
                 let Cut { payload, crc, format } = part(offset as usize..end as usize);
                 let chunk = Request::Chunk { object, offset, total, crc, format };
-                let sent = Instant::now();
+                let since = Instant::now();
                 let bytes = payload.len();
                 let number = self.ask(chunk, payload, lane, ACK_LIMIT)?;
-                on_their_way.push_back((number, sent, bytes));
+                on_their_way.push_back((number, since, bytes));
                 offset = end;
+                if offset == total {
+                    sent(Sent::HandedOver);
+                }
             }
             let Some((_, oldest, _)) = on_their_way.front() else { return Ok(()) };
             match self.next(*oldest + ACK_LIMIT)? {
                 Event::Response(number, said) => match said {
                     Response::Answer(Answer::Ack { .. }, _) => {
                         if let Some(at) = on_their_way.iter().position(|(n, ..)| *n == number)
-                            && let Some((_, sent, bytes)) = on_their_way.remove(at)
+                            && let Some((_, since, bytes)) = on_their_way.remove(at)
                         {
-                            pace.acknowledged(sent.elapsed());
-                            arrived(bytes);
+                            pace.acknowledged(since.elapsed());
+                            sent(Sent::Acknowledged(bytes));
                         }
                     }
                     Response::Answer(answer, _) => return Err(unexpected(&answer)),

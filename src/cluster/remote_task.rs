@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::call::{CallError, Event, TASK_LIMIT, Wire, unexpected, wait_for_answer};
+use super::call::{CallError, Event, Sent, TASK_LIMIT, Wire, unexpected, wait_for_answer};
 use super::chunk_sizer::ChunkSizer;
 use super::link::{Payload, Response, TrafficClass};
 use super::narrow::{self, Copies, Cut};
@@ -176,13 +176,13 @@ impl RemoteTask<'_> {
         let object = Object::Slabs { name, dtype: self.dtype };
         let Sender { wire, pace, copies } = sender;
         let mut part = |range: std::ops::Range<usize>| copies.cut(&slabs[range], self.format);
-        let mut arrived = |bytes| {
-            if let Some(permit) = &permit {
-                permit.acknowledged(bytes, Instant::now());
-            }
+        let mut sent = |how| match (&permit, how) {
+            (Some(permit), Sent::HandedOver) => permit.handed_over(Instant::now()),
+            (Some(permit), Sent::Acknowledged(bytes)) => permit.acknowledged(bytes, Instant::now()),
+            (None, _) => {}
         };
         let all = from..slabs.len() as u64;
-        wire.upload(pace, object, all, TrafficClass::Background, &mut part, &mut arrived)
+        wire.upload(pace, object, all, TrafficClass::Background, &mut part, &mut sent)
     }
 
     /// Waits until the slabs of this number may be sent.

@@ -6,8 +6,9 @@
 //! machines' own links are slower, sending to one machine at a time would leave the others' links idle: [`Width`] measures
 //! which it is.
 //!
-//! Slabs leave in the order in which runs dispatched their subtasks, to a machine one at a time. A transfer without progress
-//! for [`STALL`] does not hold up those to other machines.
+//! Slabs leave in the order in which runs dispatched their subtasks, to a machine one at a time. The next transfer begins when
+//! the one before waits for its last acknowledgements only. A transfer without progress for [`STALL`] does not hold up those to
+//! other machines.
 //!
 //! Invariant: of the tasks that wait, the first that may send is woken whenever one ends, and a task that gives up waiting
 //! leaves its place.
@@ -51,6 +52,8 @@ struct Sending {
     turn: Turn,
     machine: MemberId,
     progress: Instant,
+    /// Whether everything was handed to the network, and only acknowledgements are missing.
+    handed_over: bool,
 }
 
 /// A task's place among those that wait. Dropping it gives the place up.
@@ -66,17 +69,24 @@ pub(super) struct Permit<'a> {
 }
 
 impl State {
-    /// Number of machines to which slabs are on their way.
-    fn busy(&self, now: Instant) -> usize {
-        self.sending.iter().filter(|sending| now.saturating_duration_since(sending.progress) < STALL).count()
+    /// The transfers that make progress.
+    fn moving(&self, now: Instant) -> impl Iterator<Item = &Sending> {
+        self.sending.iter().filter(move |sending| now.saturating_duration_since(sending.progress) < STALL)
     }
 
     /// The first task in order that may send.
     fn first(&self, now: Instant) -> Option<Turn> {
-        if self.busy(now) >= self.width.limit() {
+        // One transfer may wait for its last acknowledgements while the next one begins: the link would be idle meanwhile.
+        let next_to = |sending: usize, handed_over: usize| sending - handed_over.min(1);
+        let (all, handed_over) =
+            (self.moving(now).count(), self.moving(now).filter(|sending| sending.handed_over).count());
+        if next_to(all, handed_over) >= self.width.limit() {
             return None;
         }
-        let free = |machine: &MemberId| self.sending.iter().all(|sending| sending.machine != *machine);
+        let free = |machine: &MemberId| {
+            let here = || self.sending.iter().filter(|sending| sending.machine == *machine);
+            next_to(here().count(), here().filter(|sending| sending.handed_over).count()) == 0
+        };
         self.waiting.iter().find(|(_, waiting)| free(&waiting.machine)).map(|(turn, _)| *turn)
     }
 
@@ -100,7 +110,7 @@ impl Uplink {
     /// Changes the state at `now`, and wakes whoever may send after it.
     fn change(&self, now: Instant, change: impl FnOnce(&mut State)) {
         let mut state = locked(&self.state);
-        let busy = state.busy(now);
+        let busy = state.moving(now).count();
         state.width.observe(now, busy);
         change(&mut state);
         let waker = state.wake(now);
@@ -127,7 +137,7 @@ impl<'a> Place<'a> {
             granted = state.first(now) == Some(turn);
             if granted {
                 if let Some(Waiting { machine, .. }) = state.waiting.remove(&turn) {
-                    state.sending.push(Sending { turn, machine, progress: now });
+                    state.sending.push(Sending { turn, machine, progress: now, handed_over: false });
                 }
             } else if let Some(waiting) = state.waiting.get_mut(&turn) {
                 waiting.waker = Some(waker());
@@ -145,6 +155,15 @@ impl Drop for Place<'_> {
 }
 
 impl Permit<'_> {
+    /// Records that everything was handed to the network.
+    pub(super) fn handed_over(&self, now: Instant) {
+        self.uplink.change(now, |state| {
+            if let Some(own) = state.sending.iter_mut().find(|sending| sending.turn == self.turn) {
+                own.handed_over = true;
+            }
+        });
+    }
+
     /// Records that the machine acknowledged so many bytes.
     pub(super) fn acknowledged(&self, bytes: usize, now: Instant) {
         self.uplink.change(now, |state| {
@@ -214,6 +233,25 @@ mod tests {
         drop(ask(0, 7).unwrap());
         drop(places);
         assert_eq!(uplink.len(), 0);
+    }
+
+    #[test]
+    fn the_next_one_begins_while_one_waits_for_its_last_acknowledgements() {
+        let (uplink, now) = (narrow(), Instant::now());
+        let (sender, events) = unbounded();
+        let places = [1, 2, 3].map(|slabs| uplink.queue(slabs, &machine("a")));
+        let ask = |at: usize| places[at].try_send(now, waker(&sender, at as u64));
+        let first = ask(0).unwrap();
+        assert!(ask(1).is_none());
+        first.handed_over(now);
+        assert_eq!(woken(&events), [1]);
+        let second = ask(1).unwrap();
+        assert!(ask(2).is_none());
+        second.handed_over(now);
+        assert!(ask(2).is_none(), "the first one is not acknowledged yet");
+        drop(first);
+        assert_eq!(woken(&events), [2]);
+        assert!(ask(2).is_some());
     }
 
     #[test]
