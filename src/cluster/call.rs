@@ -8,6 +8,7 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
@@ -16,6 +17,7 @@ use super::chunk_sizer::ChunkSizer;
 use super::key_expr::WorkerKeys;
 use super::link::{Payload, Response, TrafficClass};
 use super::narrow::{self, Cut};
+use super::rates::{LinkMeter, clock_us};
 use super::registry::Claimed;
 use super::shared::{Shared, brief};
 use super::wire::{Answer, Object, Refusal, Request};
@@ -79,6 +81,7 @@ pub(super) struct Wire<'a> {
     kept: VecDeque<Event>,
     next: u64,
     task: Option<Asked>,
+    meter: &'a Arc<LinkMeter>,
     _gone: CancelHook,
 }
 
@@ -101,7 +104,7 @@ pub(super) enum CallError {
 }
 
 impl<'a> Wire<'a> {
-    pub(super) fn new(shared: &'a Shared, claimed: &Claimed, keys: &WorkerKeys) -> Self {
+    pub(super) fn new(shared: &'a Shared, claimed: &'a Claimed, keys: &WorkerKeys) -> Self {
         let (sender, events) = unbounded();
         let (key, ctl) = (keys.call(), keys.ctl());
         let waker = sender.clone();
@@ -109,8 +112,19 @@ impl<'a> Wire<'a> {
             // The call may be over.
             let _ = waker.send(Event::Gone);
         });
-        let kept = VecDeque::new();
-        Self { shared, link: claimed.link, key, ctl, sender, events, kept, next: 0, task: None, _gone: gone }
+        Self {
+            shared,
+            link: claimed.link,
+            key,
+            ctl,
+            sender,
+            events,
+            kept: VecDeque::new(),
+            next: 0,
+            task: None,
+            meter: &claimed.meter,
+            _gone: gone,
+        }
     }
 
     /// Sends a task and returns the number that all its events carry.
@@ -185,7 +199,11 @@ impl<'a> Wire<'a> {
         self.next += 1;
         let line = Line { number, sender: self.sender.clone() };
         let header = self.shared.call(request);
+        let (meter, sent) = (Arc::clone(self.meter), (clock_us(), payload.len()));
         let said = move |said| {
+            if let Response::Answer(answer, payload) = &said {
+                meter.answered(answer, sent, payload.len());
+            }
             // The call may be over.
             let _ = line.sender.send(Event::Response(line.number, said));
         };
@@ -322,7 +340,7 @@ impl<'a> Wire<'a> {
                 continue;
             };
             match event {
-                Event::Response(_, Response::Answer(Answer::Bytes { crc, format }, payload)) => {
+                Event::Response(_, Response::Answer(Answer::Bytes { crc, format, .. }, payload)) => {
                     let Some((_, range, sent)) = on_their_way.remove(at) else { continue };
                     pace.acknowledged(sent.elapsed());
                     if narrow::read(&payload, format, &mut into[range.clone()]) != Some(crc) {

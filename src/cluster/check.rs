@@ -11,6 +11,7 @@ use crossbeam_channel::bounded;
 use super::link::{Link, Payload, Response, TrafficClass};
 use super::master::{Cluster, Seats};
 use super::no_thread;
+use super::rates::bytes_per_s;
 use super::wire::{Answer, HostInfo, Request};
 use crate::array::Values;
 use crate::conv::{ConvParams, ConvShape};
@@ -224,9 +225,7 @@ impl Cluster {
 
 /// Bytes a second to a device and back.
 fn rates(device: &mut dyn Worker, round_trip: Duration, cancel: &CancelToken) -> Result<[f64; 2]> {
-    let rate = |bytes: usize, took: Duration| {
-        bytes as f64 / took.saturating_sub(round_trip).max(Duration::from_micros(10)).as_secs_f64()
-    };
+    let rate = |bytes: usize, took: Duration| bytes_per_s(bytes as u64, took.saturating_sub(round_trip));
     let (mut there, mut first) = (0.0, Duration::ZERO);
     for side in SIDES {
         // Of each block of 64 x 64 one element comes back.

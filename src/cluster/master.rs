@@ -2,6 +2,7 @@
 //!
 //! Invariant: every wait here ends, at its deadline or when it is cancelled.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -11,6 +12,7 @@ use super::endpoint::{Endpoint, Grant, Role, Security, Side, Tls, check_name, si
 use super::hello::{self, Greeting, Refused, RefusedBy};
 use super::key_expr::Keys;
 use super::link::{Link, Payload, Response, TrafficClass};
+use super::rates::{LinkSpeed, clock_us};
 use super::registry::{Claimed, Member, MemberId};
 use super::remote::RemoteWorker;
 use super::shared::{Release, Shared, brief};
@@ -202,6 +204,13 @@ impl Cluster {
         self.shared.registry().list()
     }
 
+    /// The measured rates of the link to each machine that has joined, by its name. They are measured on what this master sends
+    /// to and receives from the machine, and begin anew when its process does.
+    #[must_use]
+    pub fn link_speeds(&self) -> BTreeMap<String, LinkSpeed> {
+        self.shared.registry().rates()
+    }
+
     /// Machines that connect and are not taken, each with the reason.
     #[must_use]
     pub fn refused(&self) -> Vec<Refused> {
@@ -370,6 +379,7 @@ impl MembershipMonitor {
     fn ask(&self, shared: &Shared, id: MemberId, link: usize) {
         let key = shared.keys.worker(&id.0, id.1).info();
         let events = self.events.clone();
+        let (meter, sent_us) = (shared.registry().meter(&id), clock_us());
         let asked = shared.links[link].ask(
             &key,
             shared.call(Request::Info),
@@ -378,7 +388,12 @@ impl MembershipMonitor {
             INFO_LIMIT,
             move |said| {
                 let answer = match said {
-                    Response::Answer(Answer::Info(info), _) => Ok(*info),
+                    Response::Answer(Answer::Info(info), _) => {
+                        if let Some(meter) = &meter {
+                            meter.exchanged(sent_us, info.clock_us, clock_us());
+                        }
+                        Ok(*info)
+                    }
                     Response::Answer(other, _) => Err(format!("it answers {}", brief(&other))),
                     Response::Garbage(text) => Err(text),
                     Response::Nothing(_) => return,

@@ -8,8 +8,10 @@
 //! pools of a master may use the same devices.
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::rates::{LinkMeter, LinkSpeed};
 use super::wire::{DeviceInfo, HostInfo};
 use crate::worker::{CancelToken, Presence};
 
@@ -31,6 +33,7 @@ struct Record {
     gone: CancelToken,
     /// Silent between a short time without an answer and the next one.
     presence: Presence,
+    meter: Arc<LinkMeter>,
 }
 
 #[derive(Debug)]
@@ -67,6 +70,8 @@ pub(super) struct Claimed {
     pub(super) gone: CancelToken,
     /// Whether the machine answers.
     pub(super) presence: Presence,
+    /// Measures the link to the machine.
+    pub(super) meter: Arc<LinkMeter>,
 }
 
 #[derive(Debug, Default)]
@@ -86,6 +91,7 @@ impl Registry {
             answered: None,
             gone: CancelToken::new(),
             presence: Presence::default(),
+            meter: Arc::default(),
         };
         self.members.entry(id).or_insert(fresh);
     }
@@ -220,7 +226,8 @@ impl Registry {
         let member = self.members.get_mut(&id)?;
         member.claimed.insert((group, device));
         let (link, gone, presence) = (member.link, member.gone.clone(), member.presence.clone());
-        Some(Claimed { id, link, device, group, info, gone, presence })
+        let meter = Arc::clone(&member.meter);
+        Some(Claimed { id, link, device, group, info, gone, presence, meter })
     }
 
     pub(super) fn release(&mut self, claimed: &Claimed) {
@@ -258,6 +265,17 @@ impl Registry {
     /// The link over which a process is visible.
     pub(super) fn link(&self, machine: &str, boot: u64) -> Option<usize> {
         self.members.get(&(machine.to_owned(), boot)).map(|member| member.link)
+    }
+
+    /// The meter of the link to a process.
+    pub(super) fn meter(&self, id: &MemberId) -> Option<Arc<LinkMeter>> {
+        self.members.get(id).map(|member| Arc::clone(&member.meter))
+    }
+
+    /// The measured rates of the links to all machines, of the process that serves as each.
+    pub(super) fn rates(&self) -> BTreeMap<String, LinkSpeed> {
+        let serving = self.members.iter().filter(|(id, _)| self.holder(&id.0, id.1).is_none());
+        serving.map(|(id, member)| (id.0.clone(), member.meter.rates())).collect()
     }
 
     /// Number of devices of a machine, once it has answered.
@@ -318,6 +336,7 @@ mod tests {
             memory_used_bytes: 0,
             masters: 0,
             clock_unix_ms: 0,
+            clock_us: 0,
             certificate_until_unix_s: None,
         }
     }

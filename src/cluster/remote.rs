@@ -22,6 +22,7 @@ use super::registry::{Claimed, MemberId};
 use super::remote_task::{RemoteTask, Sender};
 use super::shared::Shared;
 use super::sharing::Waker;
+use super::task_phases::TaskPhases;
 use super::wire::{Answer, ContentId, Object, Request, Spec};
 use crate::array::{DType, Values, WireFormat};
 use crate::error::{Error, Result};
@@ -301,7 +302,7 @@ impl Worker for RemoteWorker {
     }
 
     fn execute(&mut self, task: Task<'_>, emit: &mut dyn FnMut(usize, Values)) -> Result<()> {
-        let Task { key, slabs, shared: identity, order, cancel, buffers } = task;
+        let Task { key, slabs, shared: identity, order, cancel, buffers, phases } = task;
         if cancel.is_cancelled() {
             return Err(Error::Cancelled);
         }
@@ -341,6 +342,7 @@ impl Worker for RemoteWorker {
                 wanted,
                 buffers,
                 task: number,
+                phases: TaskPhases::new(phases),
             };
             let sender = Sender { wire: &mut *wire, pace, copies };
             let result = call.run(sender, slabs.as_bytes(), identity, emit);

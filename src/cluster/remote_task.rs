@@ -15,6 +15,7 @@ use super::narrow::{self, Copies, Cut};
 use super::registry::MemberId;
 use super::shared::Shared;
 use super::sharing::{Lead, Turn, Waker};
+use super::task_phases::TaskPhases;
 use super::uplink::{Permit, STALL};
 use super::wire::{Answer, ContentId, MAX_CHUNK_BYTES, Object, Refusal, Request, SlabsName};
 use crate::array::{Buffers, DType, Values, WireFormat};
@@ -50,6 +51,7 @@ pub(super) struct RemoteTask<'a> {
     pub(super) buffers: &'a Buffers,
     /// The task's number.
     pub(super) task: u64,
+    pub(super) phases: TaskPhases<'a>,
 }
 
 /// What sends the messages of a task.
@@ -75,6 +77,7 @@ impl RemoteTask<'_> {
         identity: Option<&SharedSlabs>,
         emit: Emit<'_>,
     ) -> Result<(), CallError> {
+        self.phases.sending();
         let identity = identity.filter(|identity| slabs.len() >= SHARED_FROM && !identity.is_released());
         if let Some(identity) = identity {
             for _ in 0..SHARED_ATTEMPTS {
@@ -82,6 +85,7 @@ impl RemoteTask<'_> {
                     Ended::Done => return Ok(()),
                     Ended::SlabsMissing => {
                         sender.wire.task_refused();
+                        self.phases.sending();
                         self.shared.sharing.lost(&(self.member.clone(), identity.id()));
                     }
                 }
@@ -157,7 +161,7 @@ impl RemoteTask<'_> {
         // In the class of the chunks, so that it arrives after all that were sent before.
         let number = sender.wire.ask(empty, Payload::empty(), TrafficClass::Background, RECEIVED_LIMIT)?;
         match wait_for_answer(sender.wire, number, Instant::now() + RECEIVED_LIMIT)? {
-            Answer::Ack { received } if received <= total => Ok(received),
+            Answer::Ack { received, .. } if received <= total => Ok(received),
             other => Err(unexpected(&other)),
         }
     }
@@ -187,6 +191,7 @@ impl RemoteTask<'_> {
 
     /// Waits until the slabs of this number may be sent.
     fn permit(&self, wire: &mut Wire<'_>, number: u64) -> Result<Permit<'_>, CallError> {
+        self.phases.waits_for_its_turn();
         let place = self.shared.uplink.queue(number, self.member);
         let since = Instant::now();
         loop {
@@ -197,6 +202,7 @@ impl RemoteTask<'_> {
             };
             if let Some(permit) = place.try_send(Instant::now(), waker) {
                 count_wait(since.elapsed());
+                self.phases.has_its_turn();
                 return Ok(permit);
             }
             // Also in case the transfers before it make no progress.
@@ -250,12 +256,13 @@ impl RemoteTask<'_> {
                 }
             };
             match said {
-                Response::Answer(Answer::Kept, _) => {
+                Response::Answer(Answer::Accepted { .. }, _) => {
+                    self.phases.accepted();
                     if let Some(lead) = lead.take() {
                         lead.arrived();
                     }
                 }
-                Response::Answer(Answer::Part { index, crc, format }, payload) => {
+                Response::Answer(Answer::Part { index, crc, format, progress }, payload) => {
                     let index = take(&mut self.wanted, index)?;
                     let mut values = self.buffers.take_values(self.dtype, self.elems);
                     let into = values.as_bytes_mut();
@@ -266,9 +273,10 @@ impl RemoteTask<'_> {
                             into.len()
                         )));
                     }
-                    emit(index, values);
+                    self.phases.received(&progress);
+                    self.phases.pass_on(|| emit(index, values));
                 }
-                Response::Answer(Answer::Ready { index, bytes }, _) => {
+                Response::Answer(Answer::Ready { index, bytes, progress }, _) => {
                     let at = take(&mut self.wanted, index)?;
                     let mut values = self.buffers.take_values(self.dtype, self.elems);
                     let into = values.as_bytes_mut();
@@ -278,8 +286,10 @@ impl RemoteTask<'_> {
                             into.len()
                         )));
                     }
+                    self.phases.fetching();
                     sender.wire.fetch(sender.pace, self.task, index, self.format, into)?;
-                    emit(at, values);
+                    self.phases.received(&progress);
+                    self.phases.pass_on(|| emit(at, values));
                 }
                 Response::Answer(Answer::Done, _) if self.wanted.is_empty() => return Ok(Ended::Done),
                 Response::Answer(Answer::Done, _) => {

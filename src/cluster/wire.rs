@@ -9,6 +9,7 @@
 //! Invariant: nothing here panics or allocates more than a small multiple of the bytes that arrived, whatever they are;
 //! sizes in a [`Spec`] that [`Spec::subtask`] accepts can be multiplied and added without overflow.
 
+mod host;
 mod spec;
 
 use std::fmt;
@@ -17,8 +18,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::array::{DType, WireFormat};
-use crate::worker::WorkerKind;
 
+pub use host::{DeviceInfo, HostInfo};
 pub use spec::{ContentId, Spec};
 
 /// Version of everything in this module. Sides of different versions do not work together; they report it.
@@ -147,8 +148,8 @@ pub enum Request {
         /// How the payload is written; filters always in full width.
         format: WireFormat,
     },
-    /// Compute a subtask. The payload is all slabs, or empty where they were sent before. Answered with [`Answer::Kept`] if
-    /// the payload holds shared slabs, then [`Answer::Part`] or [`Answer::Ready`] for each sub-result as it is complete, then
+    /// Compute a subtask. The payload is all slabs, or empty where they were sent before. Answered with [`Answer::Accepted`]
+    /// once the task and its slabs are there, then with [`Answer::Part`] or [`Answer::Ready`] for each sub-result as it is complete, then
     /// [`Answer::Done`]. Requests have short limits, so a long task is requested again with [`Request::Await`].
     Task {
         /// Number of the task.
@@ -235,9 +236,14 @@ pub enum Answer {
     Ack {
         /// First byte that is missing.
         received: u64,
+        /// When the chunk arrived, by [`HostInfo::clock_us`].
+        at_us: u64,
     },
-    /// The shared slabs of a task have arrived.
-    Kept,
+    /// A task has arrived with all of its slabs, and waits for its device.
+    Accepted {
+        /// When that was, by [`HostInfo::clock_us`].
+        at_us: u64,
+    },
     /// A sub-result; the payload holds all of it.
     Part {
         /// Index of the sub-result.
@@ -246,6 +252,8 @@ pub enum Answer {
         crc: u32,
         /// How the payload is written.
         format: WireFormat,
+        /// How far the task was when the sub-result was complete.
+        progress: Progress,
     },
     /// A sub-result is ready to be fetched.
     Ready {
@@ -253,6 +261,8 @@ pub enum Answer {
         index: u32,
         /// Its size in full width, in bytes.
         bytes: u64,
+        /// As in [`Answer::Part`].
+        progress: Progress,
     },
     /// The payload is a part of a sub-result.
     Bytes {
@@ -260,6 +270,8 @@ pub enum Answer {
         crc: u32,
         /// How the payload is written.
         format: WireFormat,
+        /// When it was sent, by [`HostInfo::clock_us`].
+        at_us: u64,
     },
     /// The task is complete.
     Done,
@@ -270,6 +282,17 @@ pub enum Answer {
         /// Readable explanation, with numbers.
         text: String,
     },
+}
+
+/// How far a task was when one of its sub-results was complete.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// When that was, by [`HostInfo::clock_us`].
+    pub at_us: u64,
+    /// Time since [`Answer::Accepted`] in which the task waited for its device or for a core, in microseconds.
+    pub queued_us: u64,
+    /// Time in which the device computed for the task, in microseconds.
+    pub computed_us: u64,
 }
 
 /// Why a request is refused.
@@ -295,92 +318,6 @@ pub enum Refusal {
     Over,
     /// The process that connects is not one that this side takes.
     Unwanted,
-}
-
-/// Description of a worker process.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct HostInfo {
-    /// The machine's name in the cluster.
-    pub name: String,
-    /// Drawn at random when the process started.
-    pub boot: u64,
-    /// Version of fcdcc.
-    pub version: String,
-    /// Seconds since the process started.
-    pub uptime_s: u64,
-    /// Devices that it lends.
-    pub devices: Vec<DeviceInfo>,
-    /// Limit for filters, slabs and results together, in bytes.
-    pub memory_limit_bytes: u64,
-    /// Bytes in use.
-    pub memory_used_bytes: u64,
-    /// Number of masters that it works for.
-    pub masters: u32,
-    /// Its clock, in milliseconds since 1970.
-    pub clock_unix_ms: u64,
-    /// When its certificate ends, in seconds since 1970, if it has one.
-    pub certificate_until_unix_s: Option<i64>,
-}
-
-/// Description of one device of a worker process.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct DeviceInfo {
-    /// Its name within the process.
-    pub name: String,
-    /// Whether it is a GPU queue; otherwise it is threads.
-    pub gpu: bool,
-    /// Readable: adapter and driver, or number of threads.
-    pub device: String,
-    /// Whether it computes in f64.
-    pub f64: bool,
-    /// The adapter that it shares with other devices, which are lost together with it.
-    pub adapter: Option<String>,
-    /// Why the device is lost at present; `None` while it works.
-    pub lost: Option<String>,
-    /// Number of tasks queued or running.
-    pub load: u32,
-    /// Number of filter sets held.
-    pub filters: u32,
-    /// Size of these filters in bytes.
-    pub filter_bytes: u64,
-    /// Tasks completed since the start.
-    pub done: u64,
-    /// Tasks cancelled since the start.
-    pub cancelled: u64,
-    /// Tasks failed since the start.
-    pub failed: u64,
-}
-
-impl DeviceInfo {
-    /// Kind of the device on its own machine.
-    #[must_use]
-    pub fn kind(&self) -> WorkerKind {
-        if self.gpu { WorkerKind::Gpu } else { WorkerKind::Cpu }
-    }
-}
-
-impl HostInfo {
-    /// Checks that every name, text and count is within its limit.
-    ///
-    /// # Errors
-    /// [`WireError::Malformed`] for the first that is not.
-    pub fn check(&self) -> Result<(), WireError> {
-        let long = |what: &str, text: &str, limit: usize| {
-            if text.len() <= limit { Ok(()) } else { Err(WireError::Malformed(format!("{what} too long"))) }
-        };
-        if self.devices.len() > MAX_DEVICES {
-            return Err(WireError::Malformed(format!("{} devices", self.devices.len())));
-        }
-        long("name", &self.name, MAX_NAME_BYTES)?;
-        long("version", &self.version, MAX_NAME_BYTES)?;
-        for device in &self.devices {
-            long("name of a device", &device.name, MAX_NAME_BYTES)?;
-            long("description of a device", &device.device, MAX_TEXT_BYTES)?;
-            long("adapter", device.adapter.as_deref().unwrap_or_default(), MAX_TEXT_BYTES)?;
-            long("state", device.lost.as_deref().unwrap_or_default(), MAX_TEXT_BYTES)?;
-        }
-        Ok(())
-    }
 }
 
 impl Answer {

@@ -276,6 +276,10 @@ impl LayerReport {
                 worker: pool.name(a.worker).to_owned(),
                 outcome: a.outcome,
                 latency_ms: a.latency.map(ms),
+                queue_ms: Some(ms(a.phases.queue)),
+                send_ms: Some(ms(a.phases.send)),
+                compute_ms: Some(ms(a.phases.compute)),
+                receive_ms: Some(ms(a.phases.receive)),
                 sub_results: a.arrived,
                 state: state_of(pool, a.worker),
                 cause: a.cause.clone(),
@@ -328,6 +332,17 @@ pub struct WorkerReport {
     pub outcome: Outcome,
     /// Time from the dispatch to the last reply of the attempt; `null` without a reply.
     pub latency_ms: Option<f64>,
+    /// Time for which the subtask waited: for the worker, for a core, or for a device of another machine. The four phases do
+    /// not overlap and add up to the latency, or without a reply to the time until the decision; `null` for an idle worker.
+    pub queue_ms: Option<f64>,
+    /// Time until another machine had acknowledged the slabs, from when the worker took the subtask; 0 for workers of this
+    /// machine.
+    pub send_ms: Option<f64>,
+    /// Time for which it was computed. Another machine measures this itself.
+    pub compute_ms: Option<f64>,
+    /// Time for which results came from another machine while it computed nothing more of the subtask; 0 for workers of this
+    /// machine. What arrives while further sub-results are computed takes no time of its own.
+    pub receive_ms: Option<f64>,
     /// [Sub-results](crate::glossary#dividing-and-coding-a-layer) delivered in time.
     pub sub_results: usize,
     /// The worker's state after the run.
@@ -345,6 +360,10 @@ impl WorkerReport {
             worker: worker.into(),
             outcome,
             latency_ms: None,
+            queue_ms: None,
+            send_ms: None,
+            compute_ms: None,
+            receive_ms: None,
             sub_results: 0,
             state: State::Healthy,
             cause: None,
@@ -352,15 +371,7 @@ impl WorkerReport {
     }
 
     fn idle(pool: &Pool, worker: WorkerId) -> Self {
-        Self {
-            subtask: None,
-            worker: pool.name(worker).to_owned(),
-            outcome: Outcome::Idle,
-            latency_ms: None,
-            sub_results: 0,
-            state: state_of(pool, worker),
-            cause: None,
-        }
+        Self { state: state_of(pool, worker), ..Self::new(pool.name(worker), Outcome::Idle) }
     }
 }
 

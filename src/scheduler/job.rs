@@ -20,7 +20,7 @@ use crate::array::{Buffers, Pooled, Values};
 use crate::coding::Sketcher;
 use crate::error::{Error, Message, Parameter};
 use crate::ids::{SubtaskId, WorkerId};
-use crate::worker::{CancelToken, FilterKey, SharedSlabs, SubtaskShape};
+use crate::worker::{CancelToken, FilterKey, PhaseClock, PhaseTimes, SharedSlabs, SubtaskShape};
 
 /// Interval at which a run looks whether the machines that it waits for answer.
 const WATCH: Duration = Duration::from_millis(100);
@@ -218,6 +218,7 @@ impl<'a, F: Fleet, R: Recovery> Run<'a, F, R> {
         let wanted = order.as_ref().map_or(sub_results, Vec::len);
         let attempt = self.attempts.len();
         let dispatched = self.fleet.now();
+        let phases = Arc::new(PhaseClock::started(dispatched));
         self.attempts.push(Attempt {
             subtask,
             worker,
@@ -225,6 +226,8 @@ impl<'a, F: Fleet, R: Recovery> Run<'a, F, R> {
             outcome: Outcome::Used,
             since: dispatched.saturating_duration_since(self.started),
             latency: None,
+            phases: PhaseTimes::default(),
+            clock: Arc::clone(&phases),
             arrived: 0,
             complete: false,
             spare,
@@ -245,6 +248,7 @@ impl<'a, F: Fleet, R: Recovery> Run<'a, F, R> {
             attempt,
             replies: Arc::clone(&self.replies),
             buffers: self.buffers.clone(),
+            phases,
         };
         self.fleet.execute(worker, task);
     }
@@ -313,7 +317,7 @@ impl<'a, F: Fleet, R: Recovery> Run<'a, F, R> {
         if attempt.ended {
             return matches!(reply.what, ReplyKind::Finished).then_some(Event::Idle);
         }
-        attempt.latency = Some(reply.at.saturating_duration_since(attempt.dispatched));
+        attempt.replied(reply.at, reply.phases);
         let subtask = attempt.subtask;
         let mut end = |outcome, cause| {
             attempt.ended = true;
@@ -368,8 +372,11 @@ impl<'a, F: Fleet, R: Recovery> Run<'a, F, R> {
 
     /// Records the outcome of every attempt, and its effect on the worker's health.
     fn close(self, end: Decision) -> RunOutcome<R> {
-        let wait = self.elapsed();
+        let (wait, now) = (self.elapsed(), self.fleet.now());
         let Self { fleet, policy, gather, mut attempts, traffic, replies, .. } = self;
+        for attempt in &mut attempts {
+            attempt.decided(now);
+        }
         let (recovery, arrivals) = gather.into_parts();
         let mut used = vec![false; attempts.len()];
         if matches!(end, Decision::Decode) {

@@ -11,6 +11,7 @@ use super::arrivals::Arrivals;
 use super::slot::{Replies, ReplyKind};
 use crate::error::Error;
 use crate::ids::{SubtaskId, WorkerId};
+use crate::worker::{PhaseClock, PhaseTimes};
 
 /// Outcome of one attempt at a subtask.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -40,6 +41,9 @@ pub(crate) struct Attempt {
     pub(crate) since: Duration,
     /// Time from the attempt's dispatch to its last reply; `None` without a reply.
     pub(crate) latency: Option<Duration>,
+    /// Its phases up to the last reply, or without one up to the decision.
+    pub(crate) phases: PhaseTimes,
+    pub(super) clock: Arc<PhaseClock>,
     /// Number of sub-results delivered.
     pub(crate) arrived: usize,
     /// All requested sub-results arrived.
@@ -55,6 +59,19 @@ pub(crate) struct Attempt {
 }
 
 impl Attempt {
+    /// Records the time of a reply, and the phases up to it.
+    pub(super) fn replied(&mut self, at: Instant, phases: PhaseTimes) {
+        self.latency = Some(at.saturating_duration_since(self.dispatched));
+        self.phases = phases;
+    }
+
+    /// Records the phases of an attempt without a reply up to the decision, which was taken at `now`.
+    pub(super) fn decided(&mut self, now: Instant) {
+        if self.latency.is_none() {
+            self.phases = self.clock.at(now);
+        }
+    }
+
     /// How long it has been under way, from the run's first dispatch, if it was cancelled or the run ended after `wait`.
     pub(crate) fn under_way(&self, wait: Duration) -> Duration {
         self.latency.filter(|_| self.ended).map_or(wait, |latency| self.since + latency)
@@ -125,7 +142,7 @@ impl<R> RunOutcome<R> {
             if matches!((reply.what, attempt.outcome), (ReplyKind::Finished, Outcome::Cancelled)) {
                 attempt.outcome = Outcome::Late;
                 attempt.complete = true;
-                attempt.latency = Some(reply.at.saturating_duration_since(attempt.dispatched));
+                attempt.replied(reply.at, reply.phases);
             }
         }
     }

@@ -13,7 +13,7 @@ use super::slot::{Banks, Command, InstallRequest, Installed, QueuedTask, ReplyKi
 use crate::array::DType;
 use crate::error::{Error, Result};
 use crate::sync::locked;
-use crate::worker::{Live, Order, Owner, Supervised, Task, abandon_if_hung, waited};
+use crate::worker::{Live, Order, Owner, Phase, Supervised, Task, abandon_if_hung, waited};
 
 /// Starts the thread of a worker. If the system starts none, the worker is lost for good.
 pub(super) fn start(slot: &Arc<Slot>, supervised: Supervised<Slot>) {
@@ -127,8 +127,10 @@ impl Service {
             let _span =
                 tracing::debug_span!("execute", worker = name, subtask = task.key.subtask.0).entered();
             let order = task.order.as_deref().map_or(Order::All, Order::Each);
-            let QueuedTask { key, slabs, shared, cancel, buffers, .. } = &task;
-            let call = Task { key: *key, slabs, shared: Some(shared), order, cancel, buffers };
+            let QueuedTask { key, slabs, shared, cancel, buffers, phases, .. } = &task;
+            let call =
+                Task { key: *key, slabs, shared: Some(shared), order, cancel, buffers, phases: Some(phases) };
+            phases.enter(Phase::Compute);
             live.worker.execute(call, &mut |index, values| {
                 done += 1;
                 let values = buffers.adopt(values);

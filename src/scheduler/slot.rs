@@ -19,8 +19,8 @@ use crate::error::{Error, Result};
 use crate::ids::{SubtaskId, WorkerId};
 use crate::sync::locked;
 use crate::worker::{
-    CancelToken, FilterKey, HANG_GRACE, Live, Owner, Presence, SharedSlabs, SubtaskShape, Supervision,
-    Worker, WorkerInfo,
+    CancelToken, FilterKey, HANG_GRACE, Live, Owner, PhaseClock, PhaseTimes, Presence, SharedSlabs,
+    SubtaskShape, Supervision, Worker, WorkerInfo,
 };
 
 /// From this many tasks on, a worker's queue is searched for cancelled ones.
@@ -195,6 +195,8 @@ pub(crate) struct QueuedTask {
     pub(crate) replies: Arc<Replies>,
     /// Where buffers for results come from, and return to.
     pub(crate) buffers: Buffers,
+    /// Measures the phases of the attempt from its dispatch on.
+    pub(crate) phases: Arc<PhaseClock>,
 }
 
 /// The reply queue of a job. Closed when the job is over.
@@ -204,6 +206,8 @@ pub(crate) type Replies = Mailbox<Reply>;
 pub(crate) struct Reply {
     pub(crate) attempt: usize,
     pub(crate) at: Instant,
+    /// The phases of the attempt up to `at`.
+    pub(crate) phases: PhaseTimes,
     pub(crate) what: ReplyKind,
 }
 
@@ -228,7 +232,7 @@ impl QueuedTask {
 
     pub(super) fn reply_at(&self, at: Instant, what: ReplyKind) {
         // A closed mailbox means that the job is over: its token is cancelled too, so the worker stops.
-        let _ = self.replies.post(Reply { attempt: self.attempt, at, what });
+        let _ = self.replies.post(Reply { attempt: self.attempt, at, phases: self.phases.at(at), what });
     }
 
     /// Checks a sub-result and computes its sketch.

@@ -10,7 +10,9 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
 use super::http::Source;
-use crate::engine::{LayerReport, ReportObserver, SelfTest};
+#[cfg(feature = "cluster")]
+use super::links::LinkRates;
+use crate::engine::{LayerReport, ReportObserver, SelfTest, WorkerReport};
 use crate::error::Result;
 use crate::ids::WorkerId;
 use crate::scheduler::{Outcome, Pool};
@@ -23,6 +25,8 @@ pub struct Master {
     workers: Family<StateLabel, Gauge>,
     #[cfg(feature = "cluster")]
     clusters: Mutex<Vec<crate::cluster::Cluster>>,
+    #[cfg(feature = "cluster")]
+    links: LinkRates,
     refused: Gauge,
     /// Prepared at the first readiness check.
     test: Mutex<Option<SelfTest>>,
@@ -33,6 +37,7 @@ struct Counters {
     results: Family<ResultLabels, Counter>,
     bytes: Family<DirectionLabel, Counter>,
     handed_out_again: Family<ReasonLabel, Counter>,
+    task_seconds: Family<PhaseLabel, Histogram>,
     seconds: Family<PhaseLabel, Histogram>,
     latency: Histogram,
     condition: Histogram,
@@ -76,6 +81,58 @@ fn seconds() -> Histogram {
 }
 
 impl Counters {
+    fn registered(registry: &mut Registry) -> Self {
+        let counters = Self {
+            layers: Family::default(),
+            results: Family::default(),
+            bytes: Family::default(),
+            handed_out_again: Family::default(),
+            task_seconds: Family::new_with_constructor(seconds),
+            seconds: Family::new_with_constructor(seconds),
+            latency: seconds(),
+            condition: Histogram::new(exponential_buckets(1.0, 4.0, 12)),
+            error_bound: Gauge::default(),
+        };
+        registry.register("layers", "Runs of coded layers by how they ended", counters.layers.clone());
+        registry.register("results", "Attempts at subtasks by outcome and worker", counters.results.clone());
+        registry.register_with_unit(
+            "payload",
+            "Slabs sent and sub-results used",
+            Unit::Bytes,
+            counters.bytes.clone(),
+        );
+        registry.register(
+            "handed_out_again",
+            "Subtasks given to a second worker, because they were overdue or their worker failed",
+            counters.handed_out_again.clone(),
+        );
+        registry.register_with_unit(
+            "layer",
+            "Time of a layer by phase",
+            Unit::Seconds,
+            counters.seconds.clone(),
+        );
+        registry.register_with_unit(
+            "task",
+            "Time of an attempt at a subtask by phase",
+            Unit::Seconds,
+            counters.task_seconds.clone(),
+        );
+        registry.register_with_unit(
+            "result_latency",
+            "From the dispatch of a subtask to its last result",
+            Unit::Seconds,
+            counters.latency.clone(),
+        );
+        registry.register("condition_number", "Of the sets decoded from", counters.condition.clone());
+        registry.register(
+            "error_bound",
+            "Of the last layer decoded (relative L2)",
+            counters.error_bound.clone(),
+        );
+        counters
+    }
+
     fn observe(&self, report: &LayerReport) {
         if report.why_local.is_some() {
             return;
@@ -87,6 +144,7 @@ impl Counters {
             if let Some(ms) = row.latency_ms {
                 self.latency.observe(ms / 1e3);
             }
+            self.observe_phases(row);
         }
         for (direction, bytes) in [("up", report.bytes_up), ("down", report.bytes_down)] {
             self.bytes.get_or_create(&DirectionLabel { direction }).inc_by(bytes as u64);
@@ -109,6 +167,21 @@ impl Counters {
             self.error_bound.set(report.error_bound);
         }
     }
+
+    /// A task counts for the phases that it was in.
+    fn observe_phases(&self, row: &WorkerReport) {
+        let phases = [
+            ("queue", row.queue_ms),
+            ("send", row.send_ms),
+            ("compute", row.compute_ms),
+            ("receive", row.receive_ms),
+        ];
+        for (phase, ms) in phases {
+            if let Some(ms) = ms.filter(|ms| *ms > 0.0) {
+                self.task_seconds.get_or_create(&PhaseLabel { phase }).observe(ms / 1e3);
+            }
+        }
+    }
 }
 
 fn outcome(outcome: Outcome) -> &'static str {
@@ -126,55 +199,17 @@ impl Master {
     /// Counts the runs of layers on `pool` whose options contain its [observer](Master::observer).
     #[must_use]
     pub fn new(pool: &Pool) -> Arc<Self> {
-        let counters = Counters {
-            layers: Family::default(),
-            results: Family::default(),
-            bytes: Family::default(),
-            handed_out_again: Family::default(),
-            seconds: Family::new_with_constructor(seconds),
-            latency: seconds(),
-            condition: Histogram::new(exponential_buckets(1.0, 4.0, 12)),
-            error_bound: Gauge::default(),
-        };
-        let workers = Family::<StateLabel, Gauge>::default();
         let mut registry = Registry::with_prefix("fcdcc");
-        registry.register("layers", "Runs of coded layers by how they ended", counters.layers.clone());
-        registry.register("results", "Attempts at subtasks by outcome and worker", counters.results.clone());
-        registry.register_with_unit(
-            "payload",
-            "Slabs sent and sub-results used",
-            Unit::Bytes,
-            counters.bytes.clone(),
-        );
-        registry.register(
-            "handed_out_again",
-            "Subtasks given to a second worker, because they were overdue or their worker failed",
-            counters.handed_out_again.clone(),
-        );
-        registry.register_with_unit(
-            "layer",
-            "Time of a layer by phase",
-            Unit::Seconds,
-            counters.seconds.clone(),
-        );
-        registry.register_with_unit(
-            "result_latency",
-            "From the dispatch of a subtask to its last result",
-            Unit::Seconds,
-            counters.latency.clone(),
-        );
-        registry.register("condition_number", "Of the sets decoded from", counters.condition.clone());
-        registry.register(
-            "error_bound",
-            "Of the last layer decoded (relative L2)",
-            counters.error_bound.clone(),
-        );
+        let counters = Counters::registered(&mut registry);
+        let workers = Family::<StateLabel, Gauge>::default();
         registry.register("workers", "Workers of the pool by state", workers.clone());
         let refused = Gauge::default();
         registry.register("refused", "Machines and masters that do not take one another", refused.clone());
         Arc::new(Self {
             #[cfg(feature = "cluster")]
             clusters: Mutex::default(),
+            #[cfg(feature = "cluster")]
+            links: LinkRates::registered(&mut registry),
             refused,
             registry,
             counters: Arc::new(counters),
@@ -214,6 +249,7 @@ impl Source for Master {
             let clusters = self.clusters.lock().unwrap_or_else(PoisonError::into_inner);
             let refused = clusters.iter().map(|cluster| cluster.refused().len() + cluster.refused_by().len());
             self.refused.set(i64::try_from(refused.sum::<usize>()).unwrap_or(i64::MAX));
+            self.links.update(&clusters);
         }
         let mut text = String::new();
         // Writing to a string cannot fail.
@@ -257,6 +293,7 @@ mod tests {
             "fcdcc_layers_total{completion=\"exact\"} 1",
             "fcdcc_layer_seconds_count{phase=\"wait\"} 1",
             "fcdcc_condition_number_count 1",
+            "fcdcc_task_seconds_count{phase=\"compute\"} ",
             "fcdcc_payload_bytes_total{direction=\"up\"} ",
             "fcdcc_workers{state=\"healthy\"} ",
             "fcdcc_refused 0",
@@ -265,6 +302,7 @@ mod tests {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }
         assert!(text.contains("outcome=\"used\",worker=\"cpu-"), "{text}");
+        assert!(!text.contains("phase=\"send\"") && !text.contains("phase=\"receive\""), "{text}");
         master.ready().unwrap();
         master.ready().unwrap();
     }

@@ -6,6 +6,8 @@
 //! Invariant: monitoring costs a layer a few counters; a client that reads slowly, or never, blocks nothing.
 
 mod http;
+#[cfg(feature = "cluster")]
+mod links;
 mod master;
 #[cfg(feature = "cluster")]
 mod process;

@@ -13,7 +13,8 @@ use std::sync::Arc;
 
 use super::turns::turn;
 use super::{
-    FilterKey, LOCAL_HOST, Order, Respawn, SubtaskShape, Task, Worker, WorkerInfo, WorkerKind, not_installed,
+    FilterKey, LOCAL_HOST, Order, Phase, Respawn, SubtaskShape, Task, Worker, WorkerInfo, WorkerKind,
+    not_installed,
 };
 use crate::array::{DType, Element, Values, WireFormat};
 use crate::conv::{ConvKernel, Filters, Scratch};
@@ -111,7 +112,9 @@ impl Installed {
         let slabs = task.slabs.as_slice::<T>()?;
         let slab = |p: usize| &slabs[p * shape.conv.input_elems()..][..shape.conv.input_elems()];
         let buffer = || buffers.take::<T>(shape.conv.output_elems());
+        task.enter(Phase::Queue);
         let Some(turn) = turn(threads, cancel) else { return Err(Error::Cancelled) };
+        task.enter(Phase::Compute);
         let stop = || {
             turn.progress();
             cancel.is_cancelled()

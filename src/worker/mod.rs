@@ -19,6 +19,7 @@ mod faulty;
 #[cfg(feature = "gpu")]
 mod gpu;
 mod intercept;
+mod phases;
 mod presence;
 mod probe;
 mod scheduled_fault;
@@ -35,6 +36,7 @@ pub use faulty::{faulty, inject};
 #[cfg(feature = "gpu")]
 pub use gpu::{GpuOptions, GpuWorker};
 pub use intercept::{Intercept, intercept};
+pub use phases::{Phase, PhaseClock, PhaseTimes};
 pub use presence::Presence;
 pub use probe::Probe;
 #[cfg(feature = "testing")]

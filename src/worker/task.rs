@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use super::{CancelToken, FilterKey, Order, SharedSlabs};
+use super::{CancelToken, FilterKey, Order, Phase, PhaseClock, SharedSlabs};
 use crate::array::{Buffers, Values};
 
 /// The task of one call of [`Worker::execute`](super::Worker::execute). A worker around another one changes the fields that
@@ -23,6 +23,9 @@ pub struct Task<'a> {
     /// Where buffers for results come from: what a worker emits returns there once it is no longer needed. Their content is
     /// arbitrary. A worker may also allocate its buffers itself.
     pub buffers: &'a Buffers,
+    /// Where a worker may say in which [`Phase`] the task is; `None` where the caller does not ask. Without a word of the
+    /// worker all of its time counts as computing.
+    pub phases: Option<&'a PhaseClock>,
 }
 
 impl<'a> Task<'a> {
@@ -30,13 +33,20 @@ impl<'a> Task<'a> {
     #[must_use]
     pub fn new(key: FilterKey, slabs: &'a Values, cancel: &'a CancelToken) -> Self {
         static NONE: LazyLock<Buffers> = LazyLock::new(Buffers::default);
-        Self { key, slabs, shared: None, order: Order::All, cancel, buffers: &NONE }
+        Self { key, slabs, shared: None, order: Order::All, cancel, buffers: &NONE, phases: None }
     }
 
     /// The same task with another order.
     #[must_use]
     pub fn with_order(self, order: Order<'a>) -> Self {
         Self { order, ..self }
+    }
+
+    /// Tells the clock of the task, if it has one, that it is in `phase` from now on.
+    pub fn enter(&self, phase: Phase) {
+        if let Some(clock) = self.phases {
+            clock.enter(phase);
+        }
     }
 
     /// The indices to compute, of a subtask with `sub_results` sub-results.

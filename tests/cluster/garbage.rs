@@ -9,8 +9,8 @@ use std::time::Duration;
 use fcdcc::Outcome;
 use fcdcc::array::{DType, WireFormat};
 use fcdcc::cluster::wire::{
-    Answer, Call, ContentId, DeviceInfo, HostInfo, MasterId, Object, Refusal, Request, SlabsName, Spec, pack,
-    unpack,
+    Answer, Call, ContentId, DeviceInfo, HostInfo, MasterId, Object, Progress, Refusal, Request, SlabsName,
+    Spec, pack, unpack,
 };
 use fcdcc::cluster::{Cluster, Seats};
 use fcdcc_test_support::every_row;
@@ -55,6 +55,7 @@ pub(super) fn info(name: &str, boot: u64) -> HostInfo {
         memory_used_bytes: 0,
         masters: 0,
         clock_unix_ms: 13,
+        clock_us: 14,
         certificate_until_unix_s: Some(-14),
     }
 }
@@ -140,7 +141,8 @@ fn machines_that_say_nonsense_of_themselves_are_named_and_not_used() {
 fn results_of_impostors_never_reach_an_output() {
     let layer = layer::small();
     let installed = |query: &Query| answer(query, pack(&Answer::Installed), Vec::new());
-    let part = |index, crc| Answer::Part { index, crc, format: WireFormat::Full };
+    let progress = Progress::default();
+    let part = move |index, crc| Answer::Part { index, crc, format: WireFormat::Full, progress };
     let misdeeds: Vec<(&str, Misdeed)> = vec![
         (
             "short result",
@@ -175,7 +177,7 @@ fn results_of_impostors_never_reach_an_output() {
             "huge result announced",
             Box::new(move |query, request| match request {
                 Request::Task { .. } => {
-                    answer(query, pack(&Answer::Ready { index: 0, bytes: u64::MAX }), Vec::new());
+                    answer(query, pack(&Answer::Ready { index: 0, bytes: u64::MAX, progress }), Vec::new());
                 }
                 _ => installed(query),
             }),
@@ -193,7 +195,9 @@ fn results_of_impostors_never_reach_an_output() {
         (
             "asks for chunks without end",
             Box::new(|query, request| match request {
-                Request::Chunk { .. } => answer(query, pack(&Answer::Ack { received: 0 }), Vec::new()),
+                Request::Chunk { .. } => {
+                    answer(query, pack(&Answer::Ack { received: 0, at_us: 0 }), Vec::new());
+                }
                 _ => answer(query, pack(&Answer::Send { from: u64::MAX }), Vec::new()),
             }),
         ),

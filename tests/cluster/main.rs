@@ -4,6 +4,7 @@ mod filters;
 mod garbage;
 mod measured;
 mod narrow;
+mod phases;
 mod sharing;
 #[cfg(feature = "metrics")]
 mod telemetry;

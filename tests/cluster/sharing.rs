@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{bounded, unbounded};
 use fcdcc::array::{Values, WireFormat};
-use fcdcc::cluster::wire::{Answer, HostInfo, Refusal, Request, pack};
+use fcdcc::cluster::wire::{Answer, HostInfo, Progress, Refusal, Request, pack};
 use fcdcc::cluster::{ServeOptions, WorkerServer};
 use fcdcc::worker::{CancelToken, FilterKey, Order, SharedSlabs, SubtaskShape, Task, intercept};
 use fcdcc::{Audit, CodedConv, ConvParams, ConvShape, CpuWorker, Error, Pool, SubtaskId, Worker};
@@ -229,7 +229,9 @@ fn a_machine_that_keeps_no_slabs_ends_the_task_in_time() {
     let about = || pack(&Answer::Info(Box::new(HostInfo { ..info("evil", 7) })));
     let missing = || pack(&Answer::refused(Refusal::SlabsMissing, "not here"));
     let _evil = impostor(&at, "evil", about, move |query, request| match request {
-        Request::Chunk { total, .. } => answer(query, pack(&Answer::Ack { received: total }), Vec::new()),
+        Request::Chunk { total, .. } => {
+            answer(query, pack(&Answer::Ack { received: total, at_us: 0 }), Vec::new());
+        }
         Request::Task { .. } => answer(query, missing(), Vec::new()),
         _ => answer(query, pack(&Answer::Installed), Vec::new()),
     });
@@ -330,7 +332,11 @@ fn a_task_whose_request_ends_while_its_results_are_fetched_is_complete() {
         move |query, request| match request {
             Request::Task { .. } => {
                 for index in 0..2 {
-                    answer(query, pack(&Answer::Ready { index, bytes: 64 }), Vec::new());
+                    answer(
+                        query,
+                        pack(&Answer::Ready { index, bytes: 64, progress: Progress::default() }),
+                        Vec::new(),
+                    );
                 }
                 *asked.lock().unwrap() = Some(query.clone());
             }
@@ -343,7 +349,8 @@ fn a_task_whose_request_ends_while_its_results_are_fetched_is_complete() {
                 }
                 let from = 64 * index as usize + usize::try_from(offset).unwrap();
                 let bytes = sent.as_bytes()[from..from + len as usize].to_vec();
-                let header = Answer::Bytes { crc: crc32fast::hash(&bytes), format: WireFormat::Full };
+                let (crc, format) = (crc32fast::hash(&bytes), WireFormat::Full);
+                let header = Answer::Bytes { crc, format, at_us: 0 };
                 answer(query, pack(&header), bytes);
             }
             _ => answer(query, pack(&Answer::Installed), Vec::new()),

@@ -10,9 +10,9 @@ use fcdcc::array::Values;
 use fcdcc::cluster::WorkerServer;
 use fcdcc::telemetry::{Exporter, Master, WorkerProcess};
 use fcdcc::worker::{Fault, faulty, intercept};
-use fcdcc::{CpuWorker, LayerOptions, Worker};
+use fcdcc::{ConvParams, CpuWorker, LayerOptions, Worker};
 use fcdcc_test_support::fleet::{self, endpoint, master, pool_of, serving, until, workers};
-use fcdcc_test_support::layer::small;
+use fcdcc_test_support::layer::{Layer, small};
 
 /// Returns status line and body.
 fn get(address: SocketAddr, path: &str) -> (String, String) {
@@ -74,6 +74,38 @@ fn both_sides_of_a_cluster_show_what_they_did() {
     until("the loss is noticed", || get(here.address(), "/readyz").0 == "HTTP/1.1 503 Service Unavailable");
     let (_, text) = get(here.address(), "/metrics");
     assert!(value(&text, "fcdcc_workers{state=\"lost\"}") > 0.0, "{text}");
+}
+
+#[test]
+fn phases_of_tasks_and_rates_of_links_are_metrics() {
+    let at = endpoint();
+    let cluster = master(&at);
+    let server = WorkerServer::start(CpuWorker::fleet(4), &serving("alpha", &at)).unwrap();
+    let pool = pool_of(workers(&cluster, 4));
+    let counting = Master::new(&pool);
+    counting.watch(&cluster);
+    let observer = Some(counting.observer());
+    let here = Exporter::start("127.0.0.1:0", counting).unwrap();
+    let metrics = || get(here.address(), "/metrics").1;
+    assert!(!metrics().contains("fcdcc_link_bytes_per_second{"), "nothing was sent yet");
+    let layer = Layer::<f32>::without_truth(&[1, 16, 128, 128], &[16, 16, 3, 3], ConvParams::default());
+    let options = LayerOptions { observer, ..LayerOptions::default().partitions(2, 4) };
+    let prepared = layer.prepare(&pool, options).unwrap();
+    for _ in 0..5 {
+        prepared.run(layer.input.view()).unwrap();
+    }
+    let text = metrics();
+    for phase in ["send", "compute"] {
+        let seconds = value(&text, &format!("fcdcc_task_seconds_sum{{phase=\"{phase}\"}}"));
+        let count = value(&text, &format!("fcdcc_task_seconds_count{{phase=\"{phase}\"}}"));
+        assert!(seconds > 0.0 && (1.0..=40.0).contains(&count), "{phase}: {seconds} s, {count} tasks");
+    }
+    // Each of the five runs sends half of a megabyte or more to each of its devices.
+    let rate = value(&text, "fcdcc_link_bytes_per_second{machine=\"alpha\",direction=\"up\"}");
+    assert!(rate > 1e6, "{rate}");
+    drop(server);
+    until("it has left", || cluster.members().is_empty());
+    assert!(!metrics().contains("fcdcc_link_bytes_per_second{"));
 }
 
 #[test]

@@ -8,8 +8,8 @@ use std::path::PathBuf;
 
 use fcdcc::array::{DType, WireFormat};
 use fcdcc::cluster::wire::{
-    Answer, Call, ContentId, DeviceInfo, Hello, HostInfo, MasterId, Object, Refusal, Request, SlabsName,
-    Spec, pack,
+    Answer, Call, ContentId, DeviceInfo, Hello, HostInfo, MasterId, Object, Progress, Refusal, Request,
+    SlabsName, Spec, pack,
 };
 use fcdcc_test_support::every_row;
 use proptest::prelude::*;
@@ -57,9 +57,11 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
         memory_used_bytes: 11,
         masters: 12,
         clock_unix_ms: 13,
+        clock_us: 15,
         certificate_until_unix_s: Some(-14),
     };
     let order = Some(vec![1, 2, 3, 0]);
+    let progress = Progress { at_us: 4, queued_us: 5, computed_us: u64::MAX };
     let impossible = Spec { input: vec![u64::MAX; 5], ..spec.clone() };
     let mut newer = pack(&Answer::Done);
     newer[4] = 5;
@@ -104,11 +106,11 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
         ("answer_info", pack(&Answer::Info(Box::new(info)))),
         ("answer_installed", pack(&Answer::Installed)),
         ("answer_send", pack(&Answer::Send { from: 3 })),
-        ("answer_ack", pack(&Answer::Ack { received: 3 })),
-        ("answer_kept", pack(&Answer::Kept)),
-        ("answer_part", pack(&Answer::Part { index: 1, crc, format })),
-        ("answer_ready", pack(&Answer::Ready { index: 1, bytes: 2 })),
-        ("answer_bytes", pack(&Answer::Bytes { crc, format })),
+        ("answer_ack", pack(&Answer::Ack { received: 3, at_us: 4 })),
+        ("answer_accepted", pack(&Answer::Accepted { at_us: 4 })),
+        ("answer_part", pack(&Answer::Part { index: 1, crc, format, progress })),
+        ("answer_ready", pack(&Answer::Ready { index: 1, bytes: 2, progress })),
+        ("answer_bytes", pack(&Answer::Bytes { crc, format, at_us: 4 })),
         ("answer_done", pack(&Answer::Done)),
         ("answer_refused", pack(&Answer::refused(Refusal::Memory, "no"))),
         ("answer_unwanted", pack(&Answer::refused(Refusal::Unwanted, "no"))),

@@ -17,6 +17,7 @@ pub mod folder;
 pub mod layer;
 pub mod oracle;
 mod rows;
+pub mod slow_link;
 pub mod suites;
 pub mod uneven;
 

@@ -38,6 +38,14 @@ class WorkerReport:
     outcome: str
     #: Milliseconds from the dispatch to the last reply; None without a reply.
     latency_ms: float | None
+    #: Milliseconds of the latency spent waiting for the worker, a core or a device. The phases add up to the latency.
+    queue_ms: float | None
+    #: Milliseconds until another machine had the slabs; 0 for workers of this machine.
+    send_ms: float | None
+    #: Milliseconds of computing.
+    compute_ms: float | None
+    #: Milliseconds of receiving from another machine after it had computed; 0 for workers of this machine.
+    receive_ms: float | None
     #: Results delivered in time.
     sub_results: int
     #: The worker's state after the run: ``healthy``, ``straggling``, ``quarantined``, ``lost`` or ``probation``.

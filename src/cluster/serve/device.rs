@@ -15,7 +15,8 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use super::super::budget::Budget;
 use super::super::link::bytes_of;
 use super::super::narrow::{Copies, Cut, cut};
-use super::super::wire::{Answer, ContentId, DeviceInfo, MasterId, Refusal, Spec};
+use super::super::rates::clock_us;
+use super::super::wire::{Answer, ContentId, DeviceInfo, MasterId, Progress, Refusal, Spec};
 use super::cache::Cache;
 use super::outbox::{Outbox, Results};
 use super::slabs::{HeldSlabs, Slabs};
@@ -25,8 +26,8 @@ use crate::error::{Error, Result};
 use crate::ids::SubtaskId;
 use crate::sync::locked;
 use crate::worker::{
-    Backoff, CancelToken, FilterKey, HANG_GRACE, Live, Order, Owner, SubtaskShape, Supervised, Supervision,
-    Task, Worker, WorkerInfo, WorkerKind, abandon_if_hung,
+    Backoff, CancelToken, FilterKey, HANG_GRACE, Live, Order, Owner, Phase, PhaseClock, SubtaskShape,
+    Supervised, Supervision, Task, Worker, WorkerInfo, WorkerKind, abandon_if_hung,
 };
 
 /// Pauses before a device is opened again that was lost repeatedly or cannot be opened.
@@ -81,6 +82,8 @@ pub(super) struct TaskJob {
     pub(super) cancel: CancelToken,
     pub(super) asker: Asker,
     pub(super) outbox: Outbox,
+    /// Measures the task since it was accepted.
+    pub(super) phases: PhaseClock,
 }
 
 /// A message from a device to the dispatcher.
@@ -376,52 +379,8 @@ impl Thread {
 
     fn execute(&mut self, job: TaskJob) {
         let started = Instant::now();
-        let TaskJob { key, content, order, slabs, inline_bytes, results: format, cancel, asker, outbox } =
-            job;
-        let result = match self.held.get(&content).copied() {
-            None => {
-                self.stats.supervision.end_tasks(1);
-                Err(None)
-            }
-            Some((filters, dtype)) => {
-                let (results, copies) = (self.common.results.clone(), &mut self.copies);
-                let mut unkept = None;
-                let emit = &mut |index: usize, values: Values| {
-                    let bytes = bytes_of(values);
-                    // The cast is safe: `Spec::subtask` bounds the number of sub-results.
-                    let index = index as u32;
-                    if bytes.len() <= inline_bytes {
-                        let Cut { payload, crc, format } = cut(copies, bytes, format);
-                        outbox.send(&asker.current(), Answer::Part { index, crc, format }, payload);
-                    } else {
-                        let size = bytes.len() as u64;
-                        match results.keep((key.0, key.1, index), bytes) {
-                            Ok(()) => outbox.say(&asker.current(), Answer::Ready { index, bytes: size }),
-                            Err(cause) => unkept = Some(cause),
-                        }
-                    }
-                };
-                let order = order.as_deref().map_or(Order::All, Order::Each);
-                let ran = self.supervised.guarded(&cancel, 1, |live| {
-                    let slabs = &*slabs.values;
-                    if slabs.dtype() == dtype {
-                        live.worker.execute(Task::new(filters, slabs, &cancel).with_order(order), emit)
-                    } else {
-                        Err(Error::mismatch(
-                            "element type of the slabs",
-                            slabs.dtype(),
-                            dtype,
-                            "send the filters' type",
-                        ))
-                    }
-                });
-                match (ran, unkept) {
-                    (Err(error), _) => Err(Some((refusal(&error), error.to_string()))),
-                    (Ok(()), Some(cause)) => Err(Some((Refusal::Memory, cause))),
-                    (Ok(()), None) => Ok(()),
-                }
-            }
-        };
+        let result = self.compute(&job);
+        let TaskJob { key, content, slabs, asker, outbox, .. } = job;
         // Without other tasks that share them, their memory is free from here on.
         drop(slabs);
         self.common.tasks.end(key);
@@ -443,6 +402,38 @@ impl Thread {
         }
     }
 
+    /// Computes a task and sends its results; an error without a reason where the filters are not held.
+    fn compute(&mut self, job: &TaskJob) -> Result<(), Option<(Refusal, String)>> {
+        let Some((filters, dtype)) = self.held.get(&job.content).copied() else {
+            self.stats.supervision.end_tasks(1);
+            return Err(None);
+        };
+        let (results, copies) = (self.common.results.clone(), &mut self.copies);
+        let mut unkept = None;
+        let emit = &mut |index: usize, values: Values| {
+            if let Err(cause) = send_result(job, &results, copies, index, values) {
+                unkept = Some(cause);
+            }
+        };
+        let order = job.order.as_deref().map_or(Order::All, Order::Each);
+        let ran = self.supervised.guarded(&job.cancel, 1, |live| {
+            let slabs = &*job.slabs.values;
+            if slabs.dtype() == dtype {
+                let task = Task::new(filters, slabs, &job.cancel).with_order(order);
+                job.phases.enter(Phase::Compute);
+                live.worker.execute(Task { phases: Some(&job.phases), ..task }, emit)
+            } else {
+                let help = "send the filters' type";
+                Err(Error::mismatch("element type of the slabs", slabs.dtype(), dtype, help))
+            }
+        });
+        match (ran, unkept) {
+            (Err(error), _) => Err(Some((refusal(&error), error.to_string()))),
+            (Ok(()), Some(cause)) => Err(Some((Refusal::Memory, cause))),
+            (Ok(()), None) => Ok(()),
+        }
+    }
+
     /// Why filters are not held.
     fn missing(&self, content: ContentId) -> (Refusal, String) {
         let lost = locked(&self.stats.lost).clone();
@@ -451,6 +442,36 @@ impl Thread {
             |cause| (Refusal::DeviceLost, cause),
         )
     }
+}
+
+/// Sends a sub-result, or says that it is there to be fetched. The time that this takes is not computing.
+///
+/// # Errors
+/// The text of the refusal where there is no memory to keep it.
+fn send_result(
+    job: &TaskJob,
+    results: &Results,
+    copies: &mut Copies,
+    index: usize,
+    values: Values,
+) -> Result<(), String> {
+    let times = job.phases.so_far();
+    let us = |time: Duration| time.as_micros() as u64;
+    let progress = Progress { at_us: clock_us(), queued_us: us(times.queue), computed_us: us(times.compute) };
+    job.phases.enter(Phase::Receive);
+    let bytes = bytes_of(values);
+    // The cast is safe: `Spec::subtask` bounds the number of sub-results.
+    let index = index as u32;
+    if bytes.len() <= job.inline_bytes {
+        let Cut { payload, crc, format } = cut(copies, bytes, job.results);
+        job.outbox.send(&job.asker.current(), Answer::Part { index, crc, format, progress }, payload);
+    } else {
+        let size = bytes.len() as u64;
+        results.keep((job.key.0, job.key.1, index), bytes)?;
+        job.outbox.say(&job.asker.current(), Answer::Ready { index, bytes: size, progress });
+    }
+    job.phases.enter(Phase::Compute);
+    Ok(())
 }
 
 fn refusal(error: &Error) -> Refusal {

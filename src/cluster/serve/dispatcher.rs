@@ -16,6 +16,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 use super::super::budget::Reservation;
 use super::super::link::{Incoming, Payload};
 use super::super::narrow::{Copies, Cut, cut};
+use super::super::rates::clock_us;
 use super::super::wire::{self, Answer, Call, ContentId, MasterId, Refusal, Request, SlabsName, Spec};
 use super::device::{Common, Device, Installed, Told};
 use super::outbox::Outbox;
@@ -201,7 +202,8 @@ impl Dispatcher {
                 .fetch((from, task, index), offset, len)
                 .map(|bytes| {
                     let Cut { payload, crc, format } = cut(&mut self.copies, bytes, format);
-                    self.masters[&from].outbox.send(&incoming, Answer::Bytes { crc, format }, payload);
+                    let answer = Answer::Bytes { crc, format, at_us: clock_us() };
+                    self.masters[&from].outbox.send(&incoming, answer, payload);
                 })
                 .map_err(|text| (Refusal::Malformed, text)),
             Request::Cancel { .. } | Request::Forget { .. } => {
@@ -220,7 +222,7 @@ impl Dispatcher {
                 if let Some(held) = self.held.get_mut(&(device as usize, content)) {
                     held.holders.remove(&from);
                 }
-                self.default_outbox.say(incoming, Answer::Ack { received: 0 });
+                self.default_outbox.say(incoming, Answer::Ack { received: 0, at_us: clock_us() });
             }
             Request::Await { task } => {
                 let outbox = match self.masters.get_mut(&from) {

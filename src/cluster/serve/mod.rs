@@ -32,6 +32,7 @@ use super::budget::Budget;
 use super::endpoint::{Endpoint, Grant, Role, Security, check_name, sides};
 use super::hello::{Refusals, Refused};
 use super::key_expr::Keys;
+use super::rates::clock_us;
 use super::wire::{Answer, Hello, HostInfo, MAX_DEVICES};
 use super::{no_thread, random};
 use crate::dates::since_1970;
@@ -123,6 +124,7 @@ impl Shared {
             memory_used_bytes: self.budget.used(),
             masters: self.masters.load(Ordering::Relaxed),
             clock_unix_ms: since_1970(SystemTime::now()).as_millis() as u64,
+            clock_us: clock_us(),
             certificate_until_unix_s: self.certificate_until,
         }
     }

@@ -73,6 +73,7 @@ fn task(attempt: usize, replies: &Arc<Replies>) -> QueuedTask {
         attempt,
         replies: Arc::clone(replies),
         buffers: Buffers::default(),
+        phases: Arc::default(),
     }
 }
 

@@ -8,10 +8,11 @@ use std::time::Instant;
 use super::Dispatcher;
 use crate::array::{DType, WireFormat};
 use crate::cluster::link::{Incoming, Payload};
+use crate::cluster::rates::clock_us;
 use crate::cluster::serve::device::{Job, TaskJob};
 use crate::cluster::serve::slabs::{Chunk, HeldSlabs};
 use crate::cluster::wire::{self, Answer, MasterId, Object, Refusal, Request, SlabsName};
-use crate::worker::SubtaskShape;
+use crate::worker::{PhaseClock, SubtaskShape};
 
 /// Why a request is refused.
 type Refused = (Refusal, String);
@@ -48,7 +49,7 @@ impl Dispatcher {
             }
             Object::Slabs { name, dtype } => self.chunk_of_slabs((from, name), dtype, chunk)?,
         };
-        self.masters[&from].outbox.say(incoming, Answer::Ack { received });
+        self.masters[&from].outbox.say(incoming, Answer::Ack { received, at_us: clock_us() });
         Ok(())
     }
 
@@ -102,9 +103,8 @@ impl Dispatcher {
         }
         let slabs = self.slabs_of_task((from, name), &shape, dtype, (payload, crc, format))?;
         let outbox = self.masters[&from].outbox.clone();
-        if payload.len() > 0 && matches!(name, SlabsName::Shared(_)) {
-            outbox.say(incoming, Answer::Kept);
-        }
+        outbox.say(incoming, Answer::Accepted { at_us: clock_us() });
+        let phases = PhaseClock::default();
         let Some((cancel, asker)) = self.common.tasks.begin((from, task), incoming) else {
             return Err((Refusal::Cancelled, "cancelled before it came".to_owned()));
         };
@@ -118,6 +118,7 @@ impl Dispatcher {
             cancel,
             asker,
             outbox,
+            phases,
         }));
         Ok(())
     }
