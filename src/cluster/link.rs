@@ -154,7 +154,8 @@ impl Incoming {
 impl TrafficClass {
     fn priority(self) -> Priority {
         match self {
-            Self::Control => Priority::InteractiveHigh,
+            // Of no other message: see `congestion_control`.
+            Self::Control => Priority::RealTime,
             Self::Task => Priority::DataHigh,
             Self::Data => Priority::Data,
             Self::Background => Priority::Background,
@@ -162,6 +163,10 @@ impl TrafficClass {
     }
 
     /// Drops messages that are repeated anyway where a peer takes nothing; a router would otherwise wait for that peer.
+    ///
+    /// The engine has a queue for each peer and priority, and a message that waits for its peer holds the lock of the queue,
+    /// also against messages that may be dropped. The latter therefore have a priority of their own: one thread asks all
+    /// machines, and must not wait for one of them.
     fn congestion_control(self) -> CongestionControl {
         match self {
             Self::Control => CongestionControl::Drop,

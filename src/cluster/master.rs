@@ -345,15 +345,15 @@ impl MembershipMonitor {
             for event in first.into_iter().chain(queue.try_iter().take(MOST_AT_ONCE)) {
                 record(&shared, event);
             }
-            // If this thread got no core for long, late answers are no sign of a silent process.
-            let (now, was_awake) = (Instant::now(), checked.elapsed() < SUSPICION / 2);
+            let (now, paused) = (Instant::now(), checked.elapsed());
             checked = now;
             let (mut due, mut silent, mut suspects) = (Vec::new(), Vec::new(), Vec::new());
             shared.change(|registry| {
-                due = registry.due(now, HEARTBEAT);
-                if was_awake {
-                    suspects = registry.suspects(now, SUSPICION);
+                if paused > SUSPICION / 2 {
+                    registry.excuse(now, paused);
                 }
+                due = registry.due(now, HEARTBEAT);
+                suspects = registry.suspects(now, SUSPICION);
                 silent = registry.fallen_silent(now, SILENCE);
             });
             for id in suspects {

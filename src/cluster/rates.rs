@@ -1,6 +1,6 @@
 //! The rates of the links to machines, measured while they work.
 //!
-//! Relevant if you want to know what a rate of [`Cluster::link_rates`](super::Cluster::link_rates) means. Each direction of
+//! Relevant if you want to know what a rate of [`Cluster::link_speeds`](super::Cluster::link_speeds) means. Each direction of
 //! the link to a machine has a meter. Every message with bulk data has two times, at which it was given to the network and at
 //! which it arrived, each by the clock of its side. The least difference of the two, taken from the questions that machines
 //! are asked four times a second, is the delay of a message without bulk data and the difference of the clocks in one. A

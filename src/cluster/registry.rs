@@ -124,6 +124,14 @@ impl Registry {
         !self.members.values().any(|member| member.link == link && member.answered.is_some())
     }
 
+    /// Does not count the last `pause` as silence of any process: nothing was asked meanwhile, since the thread that asks got
+    /// no core.
+    pub(super) fn excuse(&mut self, now: Instant, pause: Duration) {
+        for answered in self.members.values_mut().filter_map(|member| member.answered.as_mut()) {
+            *answered = (*answered + pause).min(now);
+        }
+    }
+
     /// Marks processes that have not answered for `limit` as silent; returns those that are so since the last call.
     pub(super) fn suspects(&mut self, now: Instant, limit: Duration) -> Vec<MemberId> {
         let late = |member: &Record| {
@@ -453,6 +461,22 @@ mod tests {
         assert!(registry.claim(1, Some("a")).unwrap().presence.is_silent());
         registry.answered(&id("a", 1), Ok(info("a", 1, 2)), later);
         assert!(!a.presence.is_silent());
+    }
+
+    #[test]
+    fn time_in_which_nothing_was_asked_is_no_silence() {
+        let mut registry = with(&[("a", 1, 1), ("b", 1, 1)]);
+        let (now, second) = (Instant::now(), Duration::from_secs(1));
+        let (later, limits) = (now + 6 * second, (second, 4 * second));
+        registry.answered(&id("b", 1), Ok(info("b", 1, 1)), later);
+        registry.excuse(later, 6 * second);
+        assert!(registry.suspects(later, limits.0).is_empty());
+        assert!(registry.fallen_silent(later, limits.1).is_empty());
+        // From then on the time counts again, for both.
+        let both = [id("a", 1), id("b", 1)];
+        assert_eq!(registry.suspects(later + 2 * second, limits.0), both);
+        let silent = registry.fallen_silent(later + 5 * second, limits.1);
+        assert_eq!(silent, both.map(|id| (id, 0)));
     }
 
     #[test]

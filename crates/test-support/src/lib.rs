@@ -16,6 +16,7 @@ pub mod fleet;
 pub mod folder;
 pub mod layer;
 pub mod oracle;
+pub mod relay;
 mod rows;
 pub mod slow_link;
 pub mod suites;

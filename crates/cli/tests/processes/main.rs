@@ -2,6 +2,7 @@
 
 #[cfg(all(feature = "serve", unix))]
 mod browser;
+mod links;
 mod models;
 mod net;
 mod netns;
@@ -9,6 +10,7 @@ mod netns;
 mod page;
 mod relay;
 mod site;
+mod star;
 mod tls;
 mod workers;
 
@@ -32,6 +34,7 @@ fn main() {
     #[cfg(all(feature = "serve", unix))]
     let suites = suites.add("page", page::trials);
     suites
+        .add("links", links::trials)
         .add("models", models::trials)
         .add("netns", netns::trials)
         .add("tls", tls::trials)

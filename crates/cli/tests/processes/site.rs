@@ -46,10 +46,7 @@ impl Site {
 
     /// Creates another authority, with certificates of `names`.
     pub(crate) fn authority(&self, certs: &str, names: &[&str]) {
-        let script = repository().join("scripts/dev_ca.sh");
-        let made =
-            Command::new("bash").arg(script).arg(self.folder.path(certs)).args(names).output().unwrap();
-        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        authority(&self.folder, certs, names);
     }
 
     pub(crate) fn endpoint(&self) -> String {
@@ -134,16 +131,10 @@ impl Site {
 
     /// A master in this process that listens with its certificate.
     pub(crate) fn master(&self, machines: &[&str]) -> Cluster {
-        let certs = self.folder.path("certs");
-        let tls = Tls {
-            ca: certs.join("ca.pem"),
-            certificate: certs.join("master.pem"),
-            key: certs.join("master.key"),
-        };
         Cluster::open(&ClusterOptions {
             listen: vec![self.endpoint().parse().unwrap()],
             security: Security {
-                tls: Some(tls),
+                tls: Some(holder(&self.folder, "master")),
                 viewers: vec!["operator".to_owned()],
                 ..Security::default()
             },
@@ -184,6 +175,23 @@ impl Site {
             set("transport/link/tls/enable_mtls", true.into());
         }
         zenoh::open(config).wait().map_err(|e| e.to_string())
+    }
+}
+
+/// Creates an authority in `certs` of a folder, with certificates of `names`.
+pub(crate) fn authority(folder: &Folder, certs: &str, names: &[&str]) {
+    let script = repository().join("scripts/dev_ca.sh");
+    let made = Command::new("bash").arg(script).arg(folder.path(certs)).args(names).output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+}
+
+/// The certificate of `name` in `certs` of a folder.
+pub(crate) fn holder(folder: &Folder, name: &str) -> Tls {
+    let certs = folder.path("certs");
+    Tls {
+        ca: certs.join("ca.pem"),
+        certificate: certs.join(format!("{name}.pem")),
+        key: certs.join(format!("{name}.key")),
     }
 }
 
