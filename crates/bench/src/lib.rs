@@ -31,6 +31,7 @@ pub mod page_bench;
 pub mod page_load;
 pub mod page_plan;
 pub mod page_stability;
+pub mod page_under_load;
 mod real_workers;
 pub mod responder_sets;
 mod runner;
@@ -41,6 +42,7 @@ pub mod stability;
 pub mod stability_findings;
 pub mod stability_record;
 pub mod stats;
+pub mod under_load;
 
 pub use codec::{affordable_conditions, codec_cost};
 pub use compare::Comparison;

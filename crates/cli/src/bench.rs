@@ -16,6 +16,7 @@ use fcdcc_bench::layers::NamedLayer;
 use fcdcc_bench::schema::{BenchReport, Environment};
 use fcdcc_bench::{Comparison, Method, Plan, Progress, Scenario, SimulatedSetting, TrialFault, machine};
 
+use super::bench_load::{self, UnderLoadArgs};
 use super::bench_serve::{self, LoadArgs};
 use super::bench_workers::{crew, notes};
 use super::kept_rates::Measuring;
@@ -33,6 +34,7 @@ use super::{Console, arrays, bench_layers, bench_table, pool, print, rates};
     --scenario 'all:delay=exp(20ms) 0:slow=4x' --scenario trace=delays.txt\n  \
     fcdcc bench --model resnet50.onnx --backend gpu --fault random:2:delay=50ms\n  \
     fcdcc bench --virtual --workers 200 --tolerate 20 --trials 1000 --layers vgg16/conv4_2\n  \
+    fcdcc bench --load docs/choosing/office.toml --output load   # methods under load, in virtual time\n  \
     fcdcc bench --serve http://127.0.0.1:8000 --model lenet5 --rate 500 --duration 30s --output load")]
 pub(crate) struct BenchArgs {
     /// Layers: networks (lenet5, alexnet, vgg16, resnet50), network/layer, or a TOML file of [[layer]] tables with
@@ -78,6 +80,8 @@ pub(crate) struct BenchArgs {
     /// Billions of multiply-adds a second of a simulated worker [default: 30]
     #[arg(long, value_name = "G", allow_negative_numbers = true, help_heading = "Virtual workers")]
     mac_rate: Option<f64>,
+    #[command(flatten, next_help_heading = "Methods under load")]
+    under_load: UnderLoadArgs,
     #[command(flatten, next_help_heading = "Load on a server")]
     serve: LoadArgs,
     /// A folder for report.html and bench.json; it is made if it is not there
@@ -101,6 +105,9 @@ const MAX_SIMULATED: usize = 10_000;
 pub(crate) fn run(args: &BenchArgs, console: Console) -> Result<()> {
     if let Some(url) = &args.serve.url {
         return served(url, args, console);
+    }
+    if let Some(file) = &args.under_load.load {
+        return bench_load::run(file, args.output.as_deref(), args.layer.report.as_deref(), console);
     }
     let mut ledger = Ledger::default();
     let places = Places::plan(args, &mut ledger)?;

@@ -8,7 +8,7 @@ use clap::Args;
 use super::options::duration;
 
 /// What `--serve` excludes: a comparison of methods, and workers of its own.
-const EXCLUDES: [&str; 7] = ["layers", "methods", "scenario", "delay", "simulated", "pool", "fault"];
+const EXCLUDES: [&str; 8] = ["layers", "methods", "scenario", "delay", "simulated", "pool", "fault", "load"];
 
 /// Options of a load.
 #[derive(Args, Clone, Debug)]

@@ -8,6 +8,7 @@
 mod arrays;
 mod bench;
 mod bench_layers;
+mod bench_load;
 mod bench_serve;
 mod bench_table;
 mod bench_workers;

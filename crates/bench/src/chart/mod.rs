@@ -11,11 +11,13 @@ mod canvas;
 mod data;
 mod describe;
 mod geometry;
+mod grid;
 mod legend;
 mod marks;
 
 pub use bars::Bars;
 pub use data::{Chart, Kind, Mark, Series, Size};
+pub use grid::{Grid, GridCell};
 
 use axis::Axis;
 use canvas::{Anchor, Canvas, Dash, Font, Paint, SERIES_COLORS, svg};

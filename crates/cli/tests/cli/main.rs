@@ -1,6 +1,7 @@
 //! The command as scripts use it: results, files, refusals, limits.
 
 mod bench;
+mod bench_load;
 mod conv;
 mod external;
 mod files;
