@@ -48,7 +48,7 @@ fn methods_are_loaded_until_they_are_saturated_and_equal_files_give_equal_result
     again.setting = found.setting.clone();
     let text = |study: &LoadStudy| serde_json::to_string(study).unwrap();
     assert_eq!(text(&again), text(&found));
-    folder.write("other.toml", &format!("seed = 9\n{SMALL}"));
+    folder.write("other.toml", format!("seed = 9\n{SMALL}"));
     assert_eq!(folder.run("bench --load other.toml --quiet --report other.json").status, 0);
     assert_ne!(study(&folder, "other.json").models, found.models);
 }
@@ -155,7 +155,7 @@ fn the_files_of_the_documentation_run() {
         };
         let text = fs::read_to_string(&path).unwrap();
         let lines: Vec<String> = text.lines().map(shorter).collect();
-        folder.write("short.toml", &lines.join("\n"));
+        folder.write("short.toml", lines.join("\n"));
         let said = folder.run("bench --load short.toml --quiet --report r.json");
         assert_eq!((said.status, said.err.as_str()), (0, ""), "{}", path.display());
         let found = study(&folder, "r.json");
