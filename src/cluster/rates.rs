@@ -188,7 +188,7 @@ mod tests {
 
         /// Sends a message at a time; returns when it has arrived.
         fn send(&mut self, at: u64, bytes: usize) -> u64 {
-            let takes = (bytes as f64 / RATE * 1e6) as u64;
+            let takes = Duration::from_secs_f64(bytes as f64 / RATE).as_micros() as u64;
             self.free = self.free.max(at) + takes;
             let arrived = self.free + LATENCY;
             self.meter.carried(at + AHEAD, arrived, bytes);

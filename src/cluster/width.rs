@@ -114,13 +114,12 @@ mod tests {
 
     /// Sends for so long over links of `own` bytes a second each behind one of `common` to at most three machines; returns
     /// the limit at the end.
-    fn sends(width: &mut Width, now: &mut Instant, seconds: f64, own: f64, common: f64) -> usize {
-        let step = Duration::from_millis(5);
-        for _ in 0..(seconds / step.as_secs_f64()) as usize {
+    fn sends(width: &mut Width, now: &mut Instant, time: Duration, own: usize, common: usize) -> usize {
+        let (step, end) = (Duration::from_millis(5), *now + time);
+        while *now < end {
             let busy = width.limit().min(3);
             width.observe(*now, busy);
-            let rate = (busy as f64 * own).min(common);
-            width.delivered((rate * step.as_secs_f64()) as usize);
+            width.delivered((busy * own).min(common) / 200);
             *now += step;
         }
         width.limit()
@@ -128,23 +127,24 @@ mod tests {
 
     #[test]
     fn one_at_a_time_where_all_share_a_link_and_all_where_they_do_not() {
-        for rate in [1e6, 1e7, 1e8, 1e9] {
+        for rate in [1_000_000, 10_000_000, 100_000_000, 1_000_000_000] {
             // Long enough for two measurements.
-            let seconds = 2.5 * (2.0 * TRIAL_BYTES as f64 / rate).max(0.3);
+            let time = Duration::from_secs_f64(2.5 * (2.0 * TRIAL_BYTES as f64 / rate as f64).max(0.3));
             let (mut shared, mut now) = (Width::default(), Instant::now());
-            assert_eq!(sends(&mut shared, &mut now, seconds, rate, rate), 1, "{rate}");
+            assert_eq!(sends(&mut shared, &mut now, time, rate, rate), 1, "{rate}");
             let (mut own, mut now) = (Width::default(), Instant::now());
-            assert_eq!(sends(&mut own, &mut now, seconds, rate, f64::INFINITY), usize::MAX, "{rate}");
+            assert_eq!(sends(&mut own, &mut now, time, rate, usize::MAX), usize::MAX, "{rate}");
         }
     }
 
     #[test]
     fn a_change_of_the_links_is_noticed() {
         let (mut width, mut now) = (Width::default(), Instant::now());
-        assert_eq!(sends(&mut width, &mut now, 5.0, 1e8, 1e8), 1);
+        let (fast, slow, soon) = (100_000_000, 30_000_000, Duration::from_secs(5));
+        assert_eq!(sends(&mut width, &mut now, soon, fast, fast), 1);
         // Machines whose own links are slower now.
-        assert_eq!(sends(&mut width, &mut now, HOLDS.as_secs_f64() + 5.0, 3e7, 1e8), usize::MAX);
-        assert_eq!(sends(&mut width, &mut now, HOLDS.as_secs_f64() + 5.0, 1e8, 1e8), 1);
+        assert_eq!(sends(&mut width, &mut now, HOLDS + soon, slow, fast), usize::MAX);
+        assert_eq!(sends(&mut width, &mut now, HOLDS + soon, fast, fast), 1);
     }
 
     #[test]

@@ -61,6 +61,14 @@ impl Load {
     }
 }
 
+/// A number of elements, from `least` to [`MOST_ELEMS`].
+fn whole(elems: f64, least: usize) -> usize {
+    let bounded = elems.clamp(least as f64, MOST_ELEMS as f64);
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is within these bounds")]
+    let whole = bounded as usize;
+    whole
+}
+
 /// Seconds that a worker needs for a subtask whose data are there already.
 fn compute_s(device: &WorkerRates, work: &Work) -> f64 {
     (device.seconds(work) - device.transfer_s(work) - device.call_s).max(0.0)
@@ -172,7 +180,7 @@ pub fn calibrate_link(worker: &mut dyn Worker, dtype: DType, device: &WorkerRate
             }
             // Reckoned by the time of a short transfer, a long one would be too long by far.
             let factor = (LONG_S / took).clamp(2.0, 8.0);
-            elems = ((elems as f64 * factor) as usize).min(MOST_ELEMS);
+            elems = whole(elems as f64 * factor, LEAST_ELEMS);
         }
         Ok(own(shortest(worker, load(elems), dtype)?, elems)? / elems as f64)
     };
@@ -195,7 +203,7 @@ pub fn calibrate_network(
         return Err(Error::mismatch("number of links", links.len(), workers.len(), help));
     }
     let mut together = |load: fn(usize) -> Load, alone: fn(&LinkRates) -> f64| -> Result<f64> {
-        let elems = |link: &LinkRates| ((LONG_S / alone(link)) as usize).clamp(LEAST_ELEMS, MOST_ELEMS);
+        let elems = |link: &LinkRates| whole(LONG_S / alone(link), LEAST_ELEMS);
         let loads: Vec<Load> = links.iter().map(|link| load(elems(link))).collect();
         let (mut sum, mut in_turn, mut side_by_side) = (0.0, 0.0, 0.0_f64);
         for link in links {
@@ -233,8 +241,8 @@ pub fn links_agree(
     network: &Network,
 ) -> Result<bool> {
     let machines = workers.len().max(1) as f64;
-    let elems = (0.02 / (machines * (network.send_s + network.receive_s))) as usize;
-    let elems = elems.clamp(SIDE * SIDE, MOST_ELEMS / 16);
+    let elems = whole(0.02 / (machines * (network.send_s + network.receive_s)), SIDE * SIDE);
+    let elems = elems.min(MOST_ELEMS / 16);
     let loads = vec![Load::Both(elems); workers.len()];
     let moved = loads[0].shape()?;
     let (up, down) = (moved.upload_elems() as f64, moved.download_elems() as f64);

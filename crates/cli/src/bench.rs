@@ -153,7 +153,7 @@ fn compare(
     #[cfg(not(feature = "onnx"))]
     let _ = ledger;
     let factory = Factory::new(&args.layer, console)?;
-    let mut comparison = comparison(args, factory.infos.len(), factory.rates)?;
+    let mut comparison = comparison(args, factory.infos.len(), &factory.rates)?;
     let workers = |_| factory.make();
     for layer in layers {
         match dtype(&args.layer) {
@@ -188,7 +188,7 @@ fn simulated(
     seen.worker.call_s += 2.0 * latency.as_secs_f64();
     seen.worker.upload_s += element_s;
     seen.worker.download_s += element_s;
-    let mut comparison = comparison(args, workers, seen)?;
+    let mut comparison = comparison(args, workers, &seen)?;
     for layer in layers {
         match dtype(&args.layer) {
             DType::F32 => comparison.simulated_layer::<f32>(layer, &own, observe)?,
@@ -351,16 +351,16 @@ fn check(args: &BenchArgs) -> Result<()> {
     }
     if args.layer.pool.is_none() {
         // Checks everything that a pool file does not decide.
-        comparison(args, args.layer.worker_count(), Rates::default())?;
+        comparison(args, args.layer.worker_count(), &Rates::default())?;
     }
     Ok(())
 }
 
-fn comparison(args: &BenchArgs, workers: usize, rates: Rates) -> Result<Comparison> {
+fn comparison(args: &BenchArgs, workers: usize, rates: &Rates) -> Result<Comparison> {
     let options = args.layer.layer_options("")?;
     // Methods run as requested: no automatic change of the computation, and no waiting for spare results.
     let base = LayerOptions {
-        rates,
+        rates: *rates,
         max_windowwise: args.layer.max_windowwise.unwrap_or(WindowwiseLimit::Off),
         max_error: options.max_error.or(Some(1.0)),
         own_code: args.own_code.clone(),

@@ -17,8 +17,8 @@ const SLOWER: f64 = 1.1;
 /// The links to the machines of a pool's workers.
 pub(crate) struct Links {
     machines: Vec<Machine>,
-    /// That of each machine.
-    links: Vec<LinkRates>,
+    /// Those of the link to each machine.
+    rates: Vec<LinkRates>,
     pub(crate) network: Network,
     dtype: DType,
     /// Whether they were measured now.
@@ -70,7 +70,7 @@ impl Links {
                 }
             };
             if !measuring.may_measure() || agree() {
-                return Ok(Some(Self { machines, links, network, dtype, is_new: false }));
+                return Ok(Some(Self { machines, rates: links, network, dtype, is_new: false }));
             }
             tracing::info!("links to other machines are not as they were: measured again");
         }
@@ -78,7 +78,7 @@ impl Links {
             return Ok(None);
         }
         match measured(&mut firsts, &machines, dtype, console) {
-            Ok((links, network)) => Ok(Some(Self { machines, links, network, dtype, is_new: true })),
+            Ok((rates, network)) => Ok(Some(Self { machines, rates, network, dtype, is_new: true })),
             // Runs tolerate machines that fail, and the planner then goes without their links.
             Err(error) if measuring.how == Calibrate::Auto => {
                 tracing::warn!(%error, "the links to other machines could not be measured");
@@ -90,11 +90,11 @@ impl Links {
 
     /// The link to a machine.
     pub(crate) fn to(&self, machine: &str) -> Option<LinkRates> {
-        self.machines.iter().position(|known| known.name == machine).map(|at| self.links[at])
+        self.machines.iter().position(|known| known.name == machine).map(|at| self.rates[at])
     }
 
     pub(crate) fn add_to(&self, cache: &mut Cache) {
-        for (machine, link) in self.machines.iter().zip(&self.links) {
+        for (machine, link) in self.machines.iter().zip(&self.rates) {
             cache.links.insert(machine.key(self.dtype), *link);
         }
         cache.networks.insert(of_all(&self.machines, self.dtype), self.network);

@@ -150,8 +150,8 @@ impl Workload {
 
     /// The same workload at these rates.
     #[cfg(test)]
-    pub(super) fn at(mut self, rates: Rates) -> Self {
-        self.rates = rates;
+    pub(super) fn at(mut self, rates: &Rates) -> Self {
+        self.rates = *rates;
         self
     }
 

@@ -323,7 +323,7 @@ mod agreement {
         let mut layers = resolve(layer).unwrap();
         // Networks may have the layer more than once.
         layers[0].count = 1;
-        let workload = Workload::new(layers, &spec).at(Rates::default());
+        let workload = Workload::new(layers, &spec).at(&Rates::default());
         let plan = workload.plan(method, None).unwrap();
         let bytes_s = mbit * 1e6 / 8.0;
         let setting = Setting {
