@@ -20,6 +20,7 @@ use super::narrow::{self, Cut};
 use super::rates::{LinkMeter, clock_us};
 use super::registry::Claimed;
 use super::shared::{Shared, brief};
+use super::sharing::Waker;
 use super::wire::{Answer, Object, Refusal, Request};
 use crate::array::WireFormat;
 use crate::worker::CancelHook;
@@ -42,7 +43,7 @@ pub(super) enum Event {
     /// The request has ended: there will be no more answers.
     Over(u64),
     Cancelled,
-    /// The transfer of shared slabs by another worker has ended.
+    /// What another worker did has ended: a transfer of slabs, or an installation of filters.
     Slabs,
     /// The machine left or fell silent.
     Gone,
@@ -52,7 +53,7 @@ pub(super) enum Event {
 pub(super) enum Sent {
     /// All chunks were handed to the network.
     HandedOver,
-    /// A chunk of so many bytes was acknowledged.
+    /// A chunk of this number of bytes was acknowledged.
     Acknowledged(usize),
 }
 
@@ -138,6 +139,15 @@ impl<'a> Wire<'a> {
         let again = Instant::now() + ASK_AGAIN;
         self.task = Some(Asked { task, number, open: VecDeque::from([number]), again });
         Ok(number)
+    }
+
+    /// What wakes this call with [`Event::Slabs`].
+    pub(super) fn waker(&self) -> Waker {
+        let events = self.sender.clone();
+        Box::new(move || {
+            // The call may be over.
+            let _ = events.send(Event::Slabs);
+        })
     }
 
     /// Ends a task that the other side has refused, so that it may be sent again.

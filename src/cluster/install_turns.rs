@@ -4,7 +4,7 @@
 //! content, so that two devices whose chunks arrive at the same time would disturb each other. The first one sends them, and the
 //! machine copies them for the next ones.
 //!
-//! Invariant: a turn ends when it is dropped, and its end wakes everybody who waits for it.
+//! Invariant: a turn ends when it is dropped, and its end wakes all calls that wait for it.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -19,7 +19,7 @@ type Filters = (MemberId, ContentId);
 /// See the module documentation.
 #[derive(Default)]
 pub(super) struct InstallTurns {
-    /// Filters that are being installed, and who waits.
+    /// Filters that are being installed, with the wakers of the calls that wait.
     busy: Mutex<HashMap<Filters, Vec<Waker>>>,
 }
 
@@ -30,7 +30,7 @@ pub(super) struct InstallTurn<'a> {
 }
 
 impl InstallTurns {
-    /// The turn, if nobody has it. Otherwise `waker` makes what is called when it ends.
+    /// The turn, if no other call has it. Otherwise `waker` makes what is called when it ends.
     pub(super) fn take(
         &self,
         machine: &MemberId,

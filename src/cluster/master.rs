@@ -205,10 +205,10 @@ impl Cluster {
     }
 
     /// The measured rates of the link to each machine that has joined, by its name. They are measured on what this master sends
-    /// to and receives from the machine, and begin anew when its process does.
+    /// to and receives from the machine, and start again when its process does.
     #[must_use]
     pub fn link_speeds(&self) -> BTreeMap<String, LinkSpeed> {
-        self.shared.registry().rates()
+        self.shared.registry().link_speeds()
     }
 
     /// Machines that connect and are not taken, each with the reason.

@@ -83,7 +83,7 @@ impl LinkMeter {
         }
     }
 
-    pub(super) fn rates(&self) -> LinkSpeed {
+    pub(super) fn speed(&self) -> LinkSpeed {
         LinkSpeed { up_bytes_per_s: locked(&self.up).rate(), down_bytes_per_s: locked(&self.down).rate() }
     }
 }

@@ -281,9 +281,9 @@ impl Registry {
     }
 
     /// The measured rates of the links to all machines, of the process that serves as each.
-    pub(super) fn rates(&self) -> BTreeMap<String, LinkSpeed> {
+    pub(super) fn link_speeds(&self) -> BTreeMap<String, LinkSpeed> {
         let serving = self.members.iter().filter(|(id, _)| self.holder(&id.0, id.1).is_none());
-        serving.map(|(id, member)| (id.0.clone(), member.meter.rates())).collect()
+        serving.map(|(id, member)| (id.0.clone(), member.meter.speed())).collect()
     }
 
     /// Number of devices of a machine, once it has answered.

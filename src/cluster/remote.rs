@@ -21,7 +21,6 @@ use super::narrow::{Copies, Cut};
 use super::registry::{Claimed, MemberId};
 use super::remote_task::{RemoteTask, Sender};
 use super::shared::Shared;
-use super::sharing::Waker;
 use super::task_phases::TaskPhases;
 use super::wire::{Answer, ContentId, Object, Request, Spec};
 use crate::array::{DType, Values, WireFormat};
@@ -178,14 +177,7 @@ fn turn_to_install<'a>(
 ) -> Result<InstallTurn<'a>, CallError> {
     let end = Instant::now() + INSTALL_LIMIT;
     loop {
-        let waker = || -> Waker {
-            let events = wire.sender.clone();
-            Box::new(move || {
-                // The call may be over.
-                let _ = events.send(Event::Slabs);
-            })
-        };
-        if let Some(turn) = shared.installs.take(machine, content, waker) {
+        if let Some(turn) = shared.installs.take(machine, content, || wire.waker()) {
             return Ok(turn);
         }
         while !matches!(wire.next(end)?, Event::Slabs) {}

@@ -14,7 +14,7 @@ use super::link::{Payload, Response, TrafficClass};
 use super::narrow::{self, Copies, Cut};
 use super::registry::MemberId;
 use super::shared::Shared;
-use super::sharing::{Lead, Turn, Waker};
+use super::sharing::{Lead, Turn};
 use super::task_phases::TaskPhases;
 use super::uplink::{Permit, STALL};
 use super::wire::{Answer, ContentId, MAX_CHUNK_BYTES, Object, Refusal, Request, SlabsName};
@@ -23,7 +23,7 @@ use crate::worker::{SharedSlabs, count_wait};
 
 /// Slabs of fewer bytes go with each task: keeping track of them costs more than sending them.
 const SHARED_FROM: usize = 16 << 10;
-/// Slabs of at most so many bytes go with their task's request, without a turn.
+/// Slabs up to this number of bytes go with their task's request, without a turn.
 const INLINE_BYTES: usize = 64 << 10;
 /// Number of times that shared slabs are sent again, or waited for, before a task takes its own.
 const SHARED_ATTEMPTS: usize = 3;
@@ -123,12 +123,7 @@ impl RemoteTask<'_> {
                     }
                 });
             };
-            let waker = || -> Waker {
-                let events = sender.wire.sender.clone();
-                // The call may be over.
-                Box::new(move || drop(events.send(Event::Slabs)))
-            };
-            match shared.sharing.turn(&of, waker, forget) {
+            match shared.sharing.turn(&of, || sender.wire.waker(), forget) {
                 Turn::Use => break None,
                 Turn::Send(lead) => break Some(lead),
                 Turn::Wait => {
@@ -192,26 +187,21 @@ impl RemoteTask<'_> {
     /// Waits until the slabs of this number may be sent.
     fn permit(&self, wire: &mut Wire<'_>, number: u64) -> Result<Permit<'_>, CallError> {
         self.phases.waits_for_its_turn();
-        let place = self.shared.uplink.queue(number, self.member);
         let since = Instant::now();
-        loop {
-            let waker = || -> Waker {
-                let events = wire.sender.clone();
-                // The call may be over.
-                Box::new(move || drop(events.send(Event::Slabs)))
-            };
-            if let Some(permit) = place.try_send(Instant::now(), waker) {
-                count_wait(since.elapsed());
-                self.phases.has_its_turn();
-                return Ok(permit);
+        let place = self.shared.uplink.queue(number, self.member);
+        let permit = loop {
+            if let Some(permit) = place.try_send(Instant::now(), || wire.waker()) {
+                break Ok(permit);
             }
             // Also in case the transfers before it make no progress.
-            let paused = wire.pause(Instant::now() + STALL);
-            if paused.is_err() {
-                count_wait(since.elapsed());
+            if let Err(error) = wire.pause(Instant::now() + STALL) {
+                break Err(error);
             }
-            paused?;
-        }
+        };
+        // The wait says nothing about the worker.
+        count_wait(since.elapsed());
+        self.phases.has_its_turn();
+        permit
     }
 
     /// Sends the request, with these slabs in it if there are any.

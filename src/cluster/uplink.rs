@@ -107,7 +107,7 @@ impl Uplink {
         Place { uplink: self, turn }
     }
 
-    /// Changes the state at `now`, and wakes whoever may send after it.
+    /// Changes the state at `now`, and wakes the task that may send after it.
     fn change(&self, now: Instant, change: impl FnOnce(&mut State)) {
         let mut state = locked(&self.state);
         let busy = state.moving(now).count();
@@ -164,7 +164,7 @@ impl Permit<'_> {
         });
     }
 
-    /// Records that the machine acknowledged so many bytes.
+    /// Records that the machine acknowledged this number of bytes.
     pub(super) fn acknowledged(&self, bytes: usize, now: Instant) {
         self.uplink.change(now, |state| {
             state.width.delivered(bytes);

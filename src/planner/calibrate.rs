@@ -237,7 +237,7 @@ fn mean_error(predicted: impl Iterator<Item = f64>, times: &[f64]) -> f64 {
 }
 
 /// Values of ordinary magnitude: arithmetic with zeros or denormal numbers may take another time.
-fn numbers<T: Element>(len: usize) -> Vec<T> {
+pub(super) fn numbers<T: Element>(len: usize) -> Vec<T> {
     (0..len).map(|i| T::from_f64((i * 7919 % 1000) as f64 / 500.0 - 1.0)).collect()
 }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{bounded, unbounded};
 
+use super::calibrate::numbers;
 use super::network::{LinkRates, Network};
 use super::work::{Work, WorkerRates};
 use crate::array::{DType, Element, Values};
@@ -29,6 +30,7 @@ const GROWTHS: usize = 6;
 const REPEATS: usize = 3;
 /// Side of the planes that are sent.
 const SIDE: usize = 64;
+const PLANE: usize = SIDE * SIDE;
 /// Links whose transfers take up to this many times as long as predicted, or as little, are as they were measured.
 const AGREES: f64 = 2.0;
 /// Difference of times that means nothing.
@@ -47,7 +49,7 @@ enum Load {
 
 impl Load {
     fn shape(self) -> Result<SubtaskShape> {
-        let planes = |elems: usize| (elems / (SIDE * SIDE)).max(1);
+        let planes = |elems: usize| elems / PLANE;
         // A stride keeps what comes back small.
         let (channels, filters, side, stride) = match self {
             Self::Call => (1, 1, 2, 1),
@@ -61,12 +63,12 @@ impl Load {
     }
 }
 
-/// A number of elements, from `least` to [`MOST_ELEMS`].
+/// A number of elements in whole planes, from `least` to [`MOST_ELEMS`].
 fn whole(elems: f64, least: usize) -> usize {
     let bounded = elems.clamp(least as f64, MOST_ELEMS as f64);
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is within these bounds")]
     let whole = bounded as usize;
-    whole
+    whole / PLANE * PLANE
 }
 
 /// Seconds that a worker needs for a subtask whose data are there already.
@@ -74,14 +76,10 @@ fn compute_s(device: &WorkerRates, work: &Work) -> f64 {
     (device.seconds(work) - device.transfer_s(work) - device.call_s).max(0.0)
 }
 
-fn numbers(dtype: DType, len: usize) -> Values {
-    /// Values of ordinary magnitude.
-    fn of<T: Element>(len: usize) -> Values {
-        T::wrap((0..len).map(|i| T::from_f64((i * 7919 % 1000) as f64 / 500.0 - 1.0)).collect())
-    }
+fn values(dtype: DType, len: usize) -> Values {
     match dtype {
-        DType::F32 => of::<f32>(len),
-        DType::F64 => of::<f64>(len),
+        DType::F32 => f32::wrap(numbers(len)),
+        DType::F64 => f64::wrap(numbers(len)),
     }
 }
 
@@ -102,9 +100,9 @@ fn at_once(workers: &mut [&mut dyn Worker], loads: &[Load], dtype: DType) -> Res
         for (at, (worker, shape)) in workers.iter_mut().zip(&shapes).enumerate() {
             let (ready, sender, start, cancel) = (ready.clone(), sender.clone(), start.clone(), &cancel);
             let transfer = move || {
-                let slabs = numbers(dtype, shape.upload_elems());
-                let installed = worker.install(FilterKey::PROBE, shape, numbers(dtype, shape.filter_elems()));
-                // Whoever waits for these messages may have given up.
+                let slabs = values(dtype, shape.upload_elems());
+                let installed = worker.install(FilterKey::PROBE, shape, values(dtype, shape.filter_elems()));
+                // The receiver may be gone: the caller has given up at the limit.
                 let _ = ready.send(());
                 let _ = start.recv();
                 let since = Instant::now();
@@ -161,9 +159,8 @@ fn shortest(worker: &mut dyn Worker, load: Load, dtype: DType) -> Result<f64> {
 /// # Errors
 /// The worker's error, or [`Error::Timeout`] when one transfer takes longer than ten seconds.
 pub fn calibrate_link(worker: &mut dyn Worker, dtype: DType, device: &WorkerRates) -> Result<LinkRates> {
-    let device = WorkerRates { call_s: 0.0, ..*device };
     let call_s = {
-        let compute = compute_s(&device, &Work::of(&Load::Call.shape()?));
+        let compute = compute_s(device, &Work::of(&Load::Call.shape()?));
         (shortest(worker, Load::Call, dtype)? - compute).max(1e-9)
     };
     let mut rate = |load: fn(usize) -> Load| -> Result<f64> {
@@ -171,7 +168,7 @@ pub fn calibrate_link(worker: &mut dyn Worker, dtype: DType, device: &WorkerRate
         // Time of the transfer alone, for one more measurement.
         let own = |took: f64, elems: usize| -> Result<f64> {
             let work = Work::of(&load(elems).shape()?);
-            Ok((took - call_s - compute_s(&device, &work)).max(1e-7))
+            Ok((took - call_s - compute_s(device, &work)).max(1e-7))
         };
         for _ in 0..GROWTHS {
             let took = own(at_once(&mut [&mut *worker], &[load(elems)], dtype)?[0], elems)?;
@@ -219,7 +216,7 @@ pub fn calibrate_network(
             least = least.min(last.fold(0.0, f64::max));
         }
         // Links that share nothing take as long as the slowest, those that share everything as long as one after the other.
-        Ok(least.clamp(side_by_side, in_turn.max(side_by_side)) / sum.max(1.0))
+        Ok(least.clamp(side_by_side, in_turn) / sum.max(1.0))
     };
     Ok(Network {
         machines: links.len(),
@@ -241,7 +238,7 @@ pub fn links_agree(
     network: &Network,
 ) -> Result<bool> {
     let machines = workers.len().max(1) as f64;
-    let elems = whole(0.02 / (machines * (network.send_s + network.receive_s)), SIDE * SIDE);
+    let elems = whole(0.02 / (machines * (network.send_s + network.receive_s)), PLANE);
     let elems = elems.min(MOST_ELEMS / 16);
     let loads = vec![Load::Both(elems); workers.len()];
     let moved = loads[0].shape()?;

@@ -40,12 +40,6 @@ impl WorkerRates {
         let LinkRates { call_s, upload_s, download_s } = link;
         Self { call_s, upload_s, download_s, ..self }
     }
-
-    /// The link's part of these rates.
-    #[must_use]
-    pub fn link(&self) -> LinkRates {
-        LinkRates { call_s: self.call_s, upload_s: self.upload_s, download_s: self.download_s }
-    }
 }
 
 impl Network {

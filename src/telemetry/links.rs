@@ -16,9 +16,9 @@ struct Labels {
 }
 
 /// A gauge for each direction of each link that was measured.
-pub(super) struct LinkRates(Family<Labels, Gauge<f64, AtomicU64>>);
+pub(super) struct LinkGauges(Family<Labels, Gauge<f64, AtomicU64>>);
 
-impl LinkRates {
+impl LinkGauges {
     pub(super) fn registered(registry: &mut Registry) -> Self {
         let gauges = Family::default();
         let help = "Measured rate of the link to a machine";

@@ -11,7 +11,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use super::http::Source;
 #[cfg(feature = "cluster")]
-use super::links::LinkRates;
+use super::links::LinkGauges;
 use crate::engine::{LayerReport, ReportObserver, SelfTest, WorkerReport};
 use crate::error::Result;
 use crate::ids::WorkerId;
@@ -26,7 +26,7 @@ pub struct Master {
     #[cfg(feature = "cluster")]
     clusters: Mutex<Vec<crate::cluster::Cluster>>,
     #[cfg(feature = "cluster")]
-    links: LinkRates,
+    links: LinkGauges,
     refused: Gauge,
     /// Prepared at the first readiness check.
     test: Mutex<Option<SelfTest>>,
@@ -209,7 +209,7 @@ impl Master {
             #[cfg(feature = "cluster")]
             clusters: Mutex::default(),
             #[cfg(feature = "cluster")]
-            links: LinkRates::registered(&mut registry),
+            links: LinkGauges::registered(&mut registry),
             refused,
             registry,
             counters: Arc::new(counters),

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use fcdcc::array::Values;
-use fcdcc::cluster::{Cluster, LinkSpeed, WorkerServer};
+use fcdcc::cluster::{Cluster, Endpoint, LinkSpeed, WorkerServer};
 use fcdcc::engine::WorkerReport;
 use fcdcc::worker::{
     CancelToken, Fault, FilterKey, PhaseClock, PhaseTimes, SubtaskShape, Task, faulty, intercept,
@@ -17,14 +17,15 @@ use fcdcc_test_support::every_row;
 use fcdcc_test_support::fleet::{endpoint, master, pool_of, serving, workers};
 use fcdcc_test_support::layer::{EXACT_F32, Layer, fail};
 use fcdcc_test_support::normal;
-use fcdcc_test_support::slow_link::SlowLink;
+use fcdcc_test_support::relay::{Carries, Link, Path, Relay};
 
 const KEY: FilterKey = FilterKey { layer: 1, subtask: SubtaskId(0) };
 
-/// Bytes a second of a slow link, and of one that delays nothing.
-const SLOW: f64 = 2e6;
-const FAST: f64 = 1e12;
-/// Time by which a slow worker is late: about that of the slabs, or of the results, on a slow link.
+/// Bytes a second of a slow link.
+const SLOW_RATE: u32 = 2_000_000;
+const SLOW: f64 = SLOW_RATE as f64;
+/// Time by which a slow worker is late: about that of the slabs, or of the results, on a slow link. It really sleeps, since the
+/// clocks of both sides of a real connection are what is tested.
 const LATE: Duration = Duration::from_millis(500);
 
 /// A subtask with 1 MiB of slabs and one result of 1 MiB.
@@ -60,12 +61,22 @@ fn late(name: &str) -> Box<dyn Worker> {
     late.boxed()
 }
 
-/// The machine `alpha` with these devices behind a link with these rates to it and from it.
-fn alpha(devices: Vec<Box<dyn Worker>>, up: f64, down: f64) -> (Cluster, SlowLink, WorkerServer) {
+/// A link to a master, slow or without a limit from it (`up`) and to it (`down`), and where it listens.
+fn link_to(master: &Endpoint, up: bool, down: bool) -> (Relay, Endpoint) {
+    let path = |slow: bool| Path { rate: slow.then_some(SLOW_RATE), ..Path::default() };
+    // The machine connects.
+    let link = Link { seed: 0, to_target: path(down), to_client: path(up) };
+    let relay = Relay::start(Carries::Streams, master.to_string().parse().unwrap(), link);
+    let at = relay.address().to_string().parse().unwrap();
+    (relay, at)
+}
+
+/// The machine `alpha` with these devices behind a link that is slow to it (`up`) or from it (`down`).
+fn alpha(devices: Vec<Box<dyn Worker>>, up: bool, down: bool) -> (Cluster, Relay, WorkerServer) {
     let at = endpoint();
     let cluster = master(&at);
-    let link = SlowLink::new(&at, down, up);
-    let server = WorkerServer::start(devices, &serving("alpha", &link.at())).unwrap();
+    let (link, there) = link_to(&at, up, down);
+    let server = WorkerServer::start(devices, &serving("alpha", &there)).unwrap();
     (cluster, link, server)
 }
 
@@ -95,9 +106,8 @@ enum SlowPart {
 #[test]
 fn the_phase_of_what_is_slow_takes_the_time() {
     every_row([SlowPart::Up, SlowPart::Device, SlowPart::Wrapper, SlowPart::Down], |slow| {
-        let rate = |of| if slow == of { SLOW } else { FAST };
         let device = if slow == SlowPart::Device { late("late") } else { Box::new(CpuWorker::new("cpu", 1)) };
-        let (cluster, _link, _server) = alpha(vec![device], rate(SlowPart::Up), rate(SlowPart::Down));
+        let (cluster, _link, _server) = alpha(vec![device], slow == SlowPart::Up, slow == SlowPart::Down);
         let mut worker = workers(&cluster, 1).remove(0);
         if slow == SlowPart::Wrapper {
             let wrapper = intercept(worker).on_execute(|inner, task, emit| {
@@ -141,7 +151,7 @@ fn the_phase_of_what_is_slow_takes_the_time() {
 
 #[test]
 fn a_task_that_waits_for_a_device_is_in_the_queue() {
-    let (cluster, _link, _server) = alpha(vec![late("late")], FAST, FAST);
+    let (cluster, _link, _server) = alpha(vec![late("late")], false, false);
     // Two pools may use one device.
     let mut both = [workers(&cluster, 1).remove(0), workers(&cluster, 1).remove(0)];
     let (shape, slabs) = subtask();
@@ -167,7 +177,7 @@ fn a_task_that_waits_for_a_device_is_in_the_queue() {
 #[test]
 fn transfers_that_share_a_link_do_not_make_its_rate_smaller() {
     const DEVICES: usize = 4;
-    let (cluster, _link, _server) = alpha(CpuWorker::fleet(DEVICES), SLOW, SLOW);
+    let (cluster, _link, _server) = alpha(CpuWorker::fleet(DEVICES), true, true);
     let (shape, slabs) = subtask();
     let mut devices = workers(&cluster, DEVICES);
     for worker in &mut devices {
@@ -195,8 +205,8 @@ fn a_report_says_of_each_worker_what_its_subtask_waited_for() {
     every_row([["alpha", "beta"], ["beta", "alpha"]], |[slow_link, slow_device]| {
         let at = endpoint();
         let cluster = master(&at);
-        let link = SlowLink::new(&at, FAST, SLOW);
-        let _far = WorkerServer::start(CpuWorker::fleet(1), &serving(slow_link, &link.at())).unwrap();
+        let (_link, there) = link_to(&at, true, false);
+        let _far = WorkerServer::start(CpuWorker::fleet(1), &serving(slow_link, &there)).unwrap();
         let _near = WorkerServer::start(vec![late("late")], &serving(slow_device, &at)).unwrap();
         let mut all = workers(&cluster, 2);
         all.push(Box::new(CpuWorker::new("here", 1)));

@@ -11,6 +11,7 @@ use fcdcc_bench::under_load::{named, parse_trace, study, verdict};
 use fcdcc_bench::{machine, page_under_load};
 
 use super::ledger::Ledger;
+use super::network::read_toml;
 use super::progress::Bar;
 use super::{Console, arrays, print};
 
@@ -82,12 +83,7 @@ pub(crate) fn run(file: &Path, output: Option<&Path>, report: Option<&Path>, con
 /// The load file, checked, with its trace.
 fn read(file: &Path, ledger: &mut Ledger) -> Result<LoadSpec> {
     let bad = |cause: String| Error::File { path: file.display().to_string(), cause, input: true };
-    let text = fcdcc::files::read_text(file)?;
-    let mut spec: LoadSpec = toml::from_str(&text).map_err(|e| {
-        let line =
-            text.bytes().take(e.span().map_or(0, |span| span.start)).filter(|b| *b == b'\n').count() + 1;
-        bad(format!("is not a load file, line {line}: {}", e.message().replace('\n', " ")))
-    })?;
+    let mut spec: LoadSpec = read_toml(file, "a load file")?;
     spec.check().map_err(|error| bad(error.to_string()))?;
     if let (Arrivals::Trace, Some(name)) = (spec.arrivals, &spec.trace) {
         // Beside the load file, unless the path is absolute.

@@ -8,6 +8,7 @@ use clap::ValueEnum;
 use fcdcc::array::DType;
 use fcdcc::cache;
 use fcdcc::planner::{Calibration, LinkRates, Network};
+use fcdcc::worker::WorkerInfo;
 use fcdcc_bench::machine;
 use serde::{Deserialize, Serialize};
 
@@ -114,6 +115,12 @@ fn keep(path: &Path, add: impl FnOnce(&mut Cache)) {
     if let Err(error) = kept {
         tracing::info!(path = %path.display(), %error, "rates could not be kept");
     }
+}
+
+/// The end of a name of rates that depend on the format in which numbers travel to the worker.
+pub(crate) fn over_wire(info: &WorkerInfo, dtype: DType) -> String {
+    let narrow = Some(info.wire.of(dtype)).filter(|wire| wire.is_narrow());
+    narrow.map_or_else(String::new, |wire| format!(" over {wire}"))
 }
 
 /// The name under which rates are kept. Unoptimized builds have rates of their own.

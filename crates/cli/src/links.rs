@@ -8,10 +8,10 @@ use fcdcc::worker::{WorkerInfo, WorkerKind};
 use fcdcc::{Result, Worker};
 
 use super::Console;
-use super::kept_rates::{Cache, Calibrate, Measuring, key};
+use super::kept_rates::{Cache, Calibrate, Measuring, key, over_wire};
 use super::progress::Bar;
 
-/// From this ratio on somebody is told that other machines make a model slower.
+/// Ratio of predicted times above which the user is told that other machines make a model slower.
 const SLOWER: f64 = 1.1;
 
 /// The links to the machines of a pool's workers.
@@ -168,9 +168,7 @@ fn joined(
         if info.kind != WorkerKind::Remote || worker.unavailable_reason().is_some() {
             continue;
         }
-        let narrow = Some(info.wire.of(dtype)).filter(|wire| wire.is_narrow());
-        let wire = narrow.map_or_else(String::new, |wire| format!(" over {wire}"));
-        let name = info.host.clone();
+        let (name, wire) = (info.host.clone(), over_wire(info, dtype));
         let new = Machine { name, first: at, workers: 0, wire, device };
         machines.entry(&info.host).or_insert(new).workers += 1;
     }
@@ -192,7 +190,7 @@ mod tests {
 
     use super::*;
 
-    /// A worker of another machine, whose link takes so many nanoseconds an element.
+    /// A worker of another machine. Its link takes `nanos` nanoseconds for an element.
     struct Away {
         inner: CpuWorker,
         host: &'static str,

@@ -99,6 +99,6 @@ pub(crate) fn read_toml<T: serde::de::DeserializeOwned>(path: &Path, what: &str)
     toml::from_str(&text).map_err(|e| {
         let line =
             text.bytes().take(e.span().map_or(0, |span| span.start)).filter(|b| *b == b'\n').count() + 1;
-        bad(format!("is not {what}, line {line}: {}", e.message()))
+        bad(format!("is not {what}, line {line}: {}", e.message().replace('\n', " ")))
     })
 }

@@ -9,7 +9,7 @@ use fcdcc::worker::{LOCAL_HOST, SubtaskShape, WorkerInfo, WorkerKind};
 use fcdcc::{ConvParams, Result, Worker};
 
 use super::Console;
-use super::kept_rates::{self, Calibrate, Measuring, key};
+use super::kept_rates::{self, Calibrate, Measuring, key, over_wire};
 use super::links::Links;
 use super::progress::Bar;
 
@@ -84,9 +84,7 @@ fn last_needed(all: &mut [WorkerRates], tolerate: usize) -> Result<WorkerRates> 
 
 /// What workers that compute alike have in common.
 fn kind_of(info: &WorkerInfo, dtype: DType) -> String {
-    let narrow = Some(info.wire.of(dtype)).filter(|wire| wire.is_narrow());
-    let wire = narrow.map_or_else(String::new, |wire| format!(" over {wire}"));
-    format!("{} {}{wire}", info.kind.name(), info.device)
+    format!("{} {}{}", info.kind.name(), info.device, over_wire(info, dtype))
 }
 
 /// Measures a worker; `None` if that fails and need not succeed.

@@ -18,7 +18,6 @@ pub mod layer;
 pub mod oracle;
 pub mod relay;
 mod rows;
-pub mod slow_link;
 pub mod suites;
 pub mod uneven;
 

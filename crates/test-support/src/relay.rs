@@ -89,7 +89,7 @@ impl Relay {
         self.address
     }
 
-    /// Describes the link anew, for packets that come from now on.
+    /// Changes what the link does to the packets that come from now on.
     pub fn become_link(&self, link: Link) {
         self.shared.change(|state| state.link = link);
     }

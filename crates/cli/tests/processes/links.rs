@@ -140,7 +140,7 @@ fn one_direction_is_cut_and_healed(transport: Transport) -> Outcome {
 }
 
 /// Two of four machines vanish in black holes at once, which is all that the code tolerates, and come back. Then one vanishes
-/// for so long that it is given up.
+/// for longer than the lease, and counts as lost.
 fn machines_vanish_in_black_holes_and_come_back(transport: Transport) -> Outcome {
     /// Longer than the silence after which a machine is given up.
     const LONG: Duration = Duration::from_millis(4500);
