@@ -43,8 +43,11 @@ fn found(model: &ModelStudy, point: &Point) -> Option<String> {
     let at = format!("{} at {} of the capacity", model.model, percent(point.load));
     let (coded, plain) = match (coded, plain) {
         (Some(coded), Some(plain)) => (coded, plain),
-        (Some(only), None) | (None, Some(only)) => {
-            return Some(format!("{at}: only {} is steady among coded and other methods.", named(only)));
+        (Some(coded), None) => {
+            return Some(format!("{at}: no method without coding keeps up; the best is {}.", named(coded)));
+        }
+        (None, Some(plain)) => {
+            return Some(format!("{at}: no method with coding keeps up; the best is {}.", named(plain)));
         }
         (None, None) => return None,
     };
