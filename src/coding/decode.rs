@@ -254,7 +254,7 @@ impl<T: Element, A: Element> pulp::WithSimd for Unit<'_, '_, '_, T, A> {
             if let JobMap::Select(select) = &job.map {
                 for (part, (to, input)) in runs.iter_mut().zip(*select).enumerate() {
                     let source = &results[*input][from..from + to.len()];
-                    squares += copy(source, to, ends[part], &job.finish);
+                    squares += copy(simd, source, to, ends[part], job.finish);
                 }
                 continue;
             }
@@ -370,31 +370,25 @@ fn aim<'o, T, A: Element>(
 
 /// `to = from` with the epilogue applied; returns the sum of squares before the clamp.
 #[inline(always)]
-fn copy<T: Element, A: Element>(from: &[T], to: &mut [T], end: Ending<A>, finish: &Finish<A>) -> f64 {
-    let mut sums = [0.0_f64; LANES];
-    let unit = finish.unit.to_f64();
-    // Only a bias of -0.0 preserves the sign of a zero.
-    let plain = end.scale == 1.0 && end.bias.to_f64().to_bits() == (-0.0_f64).to_bits();
-    let within = finish.low.to_f64() == f64::NEG_INFINITY && finish.high.to_f64() == f64::INFINITY;
-    if plain && within {
-        to.copy_from_slice(from);
-        for block in from.chunks(LANES) {
-            for (sum, value) in sums.iter_mut().zip(block) {
-                let value = value.to_f64() * unit;
-                *sum += value * value;
-            }
-        }
-        return sums.iter().sum();
-    }
+fn copy<S: pulp::Simd, T: Element, A: Element>(
+    simd: S,
+    from: &[T],
+    to: &mut [T],
+    end: Ending<A>,
+    finish: Finish<A>,
+) -> f64 {
     let scale = A::from_f64(end.scale);
-    for (to, from) in to.chunks_mut(LANES).zip(from.chunks(LANES)) {
-        for (sum, (to, from)) in sums.iter_mut().zip(to.iter_mut().zip(from)) {
-            let value = A::from_f64(from.to_f64()) * scale + end.bias;
-            let sized = value.to_f64() * unit;
-            *sum += sized * sized;
-            let value = if value < finish.low { finish.low } else { value };
-            *to = T::from_f64(if value > finish.high { finish.high } else { value }.to_f64());
-        }
+    if A::DTYPE == T::DTYPE && from.len() >= LANES {
+        let target = Target { to, scale, bias: end.bias };
+        return microkernel::finish_one(simd, bytemuck::cast_slice(from), target, finish);
     }
-    sums.iter().sum()
+    let unit = finish.unit.to_f64();
+    let one = |(to, from): (&mut T, &T)| {
+        let value = A::from_f64(from.to_f64()) * scale + end.bias;
+        let sized = value.to_f64() * unit;
+        let value = if value < finish.low { finish.low } else { value };
+        *to = T::from_f64(if value > finish.high { finish.high } else { value }.to_f64());
+        sized * sized
+    };
+    to.iter_mut().zip(from).map(one).sum()
 }

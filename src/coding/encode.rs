@@ -22,7 +22,7 @@ use crate::partition::{FilterPartition, InputPartition};
 const BLOCK: usize = 4096;
 
 /// Encodings of fewer coded elements than this run on the calling thread.
-const SMALL: usize = 32 * 1024;
+const SMALL: usize = 256 * 1024;
 
 /// The minimum number of columns of a unit.
 const LEAST_COLUMNS: usize = 1024;

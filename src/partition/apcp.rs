@@ -29,16 +29,39 @@ pub struct InputPartition {
     shape: ConvShape,
 }
 
-/// `to = from * scale`, converted.
+/// `to = from * scale`, converted. Both have the same length.
 #[inline(always)]
 fn convert<T: Element, A: Element>(from: &[T], scale: f64, to: &mut [A]) {
     if scale == 1.0 {
-        for (to, from) in to.iter_mut().zip(from) {
-            *to = A::from_f64(from.to_f64());
-        }
+        each_block(from, to, |from| A::from_f64(from.to_f64()));
     } else {
+        each_block(from, to, |from| A::from_f64(from.to_f64() * scale));
+    }
+}
+
+/// `to = change(from)`, in blocks of constant size, the last of which overlaps the one before: rows are short, and loops
+/// over the rest of a row take longer than the blocks.
+#[inline(always)]
+fn each_block<T: Copy, A: Copy>(from: &[T], to: &mut [A], change: impl Fn(T) -> A) {
+    #[inline(always)]
+    fn blocks<T: Copy, A: Copy, const N: usize>(from: &[T], to: &mut [A], change: impl Fn(T) -> A) -> bool {
+        let length = from.len().min(to.len());
+        if length < N {
+            return false;
+        }
+        for at in (0..length).step_by(N) {
+            let at = at.min(length - N);
+            let (Some(from), Some(to)) = (from[at..].first_chunk::<N>(), to[at..].first_chunk_mut::<N>())
+            else {
+                return false;
+            };
+            *to = from.map(&change);
+        }
+        true
+    }
+    if !(blocks::<T, A, 16>(from, to, &change) || blocks::<T, A, 4>(from, to, &change)) {
         for (to, from) in to.iter_mut().zip(from) {
-            *to = A::from_f64(from.to_f64() * scale);
+            *to = change(*from);
         }
     }
 }
@@ -236,6 +259,18 @@ mod tests {
         for k_a in [0, 4] {
             let error = InputPartition::new(&shape, k_a).unwrap_err().to_string();
             assert!(error.contains(&k_a.to_string()) && error.contains("3 rows"), "{error}");
+        }
+    }
+
+    #[test]
+    fn rows_of_every_length_are_converted_element_by_element() {
+        for length in 0..70 {
+            let from: Vec<f32> = (0..length).map(|i| i as f32 - 20.5).collect();
+            for scale in [1.0, 0.5] {
+                let mut to = vec![f64::NAN; length];
+                convert(&from, scale, &mut to);
+                assert!(to.iter().zip(&from).all(|(to, from)| *to == f64::from(*from) * scale), "{length}");
+            }
         }
     }
 }

@@ -16,7 +16,7 @@ use crate::share::{share, threads};
 const CHUNK: usize = 64;
 
 /// Inputs with fewer elements are scanned on the calling thread.
-const SMALL: usize = 32 * 1024;
+const SMALL: usize = 256 * 1024;
 
 /// From this many images and groups on, each is scanned by one thread; otherwise threads share the rows of each.
 const MANY: usize = 8;
@@ -226,23 +226,21 @@ impl ScanPlan {
         room: &mut Room<T>,
         (scales, energies): (&mut [f64], &mut [f64]),
     ) -> Option<Found> {
-        let plane_elems = self.shape.input_plane();
+        let (plane_elems, row_elems) = (self.shape.input_plane(), self.row_elems);
         let (channels, bands) = (self.channels(input, group), self.bands(shared));
+        // All bands at once, or one by one for the threads.
+        let each = if shared { 1 } else { bands.len() };
         let arch = pulp::Arch::new();
-        room.extents.clear();
-        room.extents.resize(bands.len(), Extent::default());
-        let pieces = bands.iter().zip(&mut room.extents);
-        share(if shared { threads() } else { 1 }, pieces, |(band, extent)| {
-            let channels = &channels[band.start * self.row_elems..];
-            *extent = arch.dispatch(Extents { channels, plane_elems, run: band.len() * self.row_elems });
-        });
-        let (mut largest, mut smallest) = (0.0_f64, f64::INFINITY);
         room.bands.clear();
-        for extent in &room.extents {
-            largest = largest.max(extent.largest);
-            smallest = smallest.min(extent.smallest);
-            room.bands.push(extent.squares);
-        }
+        room.bands.resize(bands.len(), 0.0);
+        room.extents.clear();
+        room.extents.resize(bands.len() / each, Extent::default());
+        let pieces = bands.chunks(each).zip(room.bands.chunks_mut(each)).zip(&mut room.extents);
+        share(if shared { threads() } else { 1 }, pieces, |((bands, squares), extent)| {
+            *extent = arch.dispatch(Extents { channels, plane_elems, bands, row_elems, squares });
+        });
+        let largest = room.extents.iter().fold(0.0_f64, |largest, extent| largest.max(extent.largest));
+        let smallest = room.extents.iter().fold(f64::INFINITY, |least, extent| least.min(extent.smallest));
         let finite = room.bands.iter().all(|squares| squares.is_finite());
         if !finite || !self.leaves_alone(largest, smallest) {
             return None;
