@@ -182,7 +182,7 @@ impl ConvKernel {
         let staged = matches!(path, ConvPath::InPlace | ConvPath::Staged);
         let group_out = geometry.group_out();
         let packs = staged
-            && panels::pay(group_out, geometry.group_in(), geometry.reduction())
+            && panels::pay(group_out, geometry.group_in(), geometry.reduction(), geometry.is_compact())
             && geometry.axes[2].step == 1;
         let (width, run) = match () {
             () if packs => (panels::channels(), panels::run(geometry.reduction())),

@@ -44,10 +44,14 @@ const FEW_FILTERS_BYTES: usize = 256 << 10;
 /// few input channels stay in the innermost cache in place.
 const LEAST_CHANNELS: usize = 32;
 
-/// Whether panels pay for groups of `outputs` output and `inputs` input channels and sums of `terms` terms. A single run
-/// is as fast in place.
-pub(super) fn pay(outputs: usize, inputs: usize, terms: usize) -> bool {
-    outputs >= LEAST_CHANNELS && inputs >= LEAST_CHANNELS && terms > RUN
+/// Minimum number of output channels where points are copied row by row, which takes several times as long.
+const LEAST_OUTPUTS_OF_ROWS: usize = 48;
+
+/// Whether panels pay for groups of `outputs` output and `inputs` input channels and sums of `terms` terms, whose points
+/// are `compact` or lie in rows. A single run is as fast in place.
+pub(super) fn pay(outputs: usize, inputs: usize, terms: usize, compact: bool) -> bool {
+    let least = if compact { LEAST_CHANNELS } else { LEAST_OUTPUTS_OF_ROWS };
+    outputs >= least && inputs >= LEAST_CHANNELS && terms > RUN
 }
 
 /// Output channels of a block of filters on this processor: as many as are multiplied with a panel at once.

@@ -68,16 +68,16 @@ fn error<T: Element>(shape: &ConvShape, x: &[T], k: &[T], got: &[T]) -> f64 {
 fn shapes() -> Vec<ConvShape> {
     let p = ConvParams::default;
     vec![
-        shape([1, 32, 8, 10], [32, 32, 3, 3], &p()),
-        shape([1, 33, 9, 11], [37, 33, 3, 3], &p().padding([1])),
-        shape([2, 40, 7, 7], [35, 40, 3, 3], &p().padding([1])),
-        shape([1, 64, 10, 13], [64, 32, 3, 3], &p().padding([0, 1, 2, 0]).groups(2)),
-        shape([1, 32, 27, 3], [32, 32, 3, 3], &p().padding([1, 1, 1, 0])),
-        shape([1, 140, 15, 14], [34, 140, 3, 3], &p().padding([1])),
-        shape([1, 260, 8, 9], [32, 260, 3, 3], &p().padding([2])),
-        shape([1, 64, 61, 67], [33, 64, 3, 3], &p().padding([1])),
-        shape([1, 32, 5, 1100], [32, 32, 3, 3], &p()),
-        shape([1, 32, 1, 40], [32, 32, 3, 3], &p().padding([2])),
+        shape([1, 64, 8, 10], [64, 64, 3, 3], &p()),
+        shape([1, 65, 9, 11], [69, 65, 3, 3], &p().padding([1])),
+        shape([2, 72, 7, 7], [67, 72, 3, 3], &p().padding([1])),
+        shape([1, 128, 10, 13], [128, 64, 3, 3], &p().padding([0, 1, 2, 0]).groups(2)),
+        shape([1, 64, 27, 3], [64, 64, 3, 3], &p().padding([1, 1, 1, 0])),
+        shape([1, 140, 15, 14], [66, 140, 3, 3], &p().padding([1])),
+        shape([1, 260, 8, 9], [64, 260, 3, 3], &p().padding([2])),
+        shape([1, 64, 41, 43], [65, 64, 3, 3], &p().padding([1])),
+        shape([1, 64, 3, 1030], [64, 64, 3, 3], &p()),
+        shape([1, 64, 1, 40], [64, 64, 3, 3], &p().padding([2])),
     ]
 }
 
@@ -127,7 +127,7 @@ fn wild(kind: &str, shape: &ConvShape, rng: &mut ChaCha8Rng) -> (Vec<f32>, Vec<f
 
 #[test]
 fn wild_data_stay_within_the_bound_of_each_window() {
-    let shape = shape([1, 48, 11, 12], [32, 48, 3, 3], &ConvParams::default().padding([1]));
+    let shape = shape([1, 80, 11, 12], [64, 80, 3, 3], &ConvParams::default().padding([1]));
     let kinds = ["even", "positive", "corners", "powers", "outliers", "tiny", "huge", "denormal", "zeros"];
     every_row(kinds, |kind| {
         for seed in 0..4 {
@@ -174,20 +174,20 @@ fn banks_together_and_one_by_one_give_the_same_bits() {
 
 #[test]
 fn a_layer_passes_nan_and_infinity_to_the_outputs_that_see_them() {
-    let shape = shape([1, 32, 12, 12], [32, 32, 3, 3], &ConvParams::default().padding([1]));
+    let shape = shape([1, 64, 12, 12], [64, 64, 3, 3], &ConvParams::default().padding([1]));
     let mut rng = ChaCha8Rng::seed_from_u64(5);
     let array = |sizes: Vec<usize>, values: Vec<f32>| ArrayD::from_shape_vec(sizes, values).unwrap();
-    let weight = array(vec![32, 32, 3, 3], uniform(shape.weight_elems(), &mut rng));
+    let weight = array(vec![64, 64, 3, 3], uniform(shape.weight_elems(), &mut rng));
     let pool = Pool::new(CpuWorker::fleet(2)).unwrap();
     let options = LayerOptions::default().code(CodeKind::Uncoded).tolerate(0);
     let params = ConvParams::default().padding([1]);
-    let layer = CodedConv::builder(&pool, &[1, 32, 12, 12], weight.view()).params(params).options(options);
+    let layer = CodedConv::builder(&pool, &[1, 64, 12, 12], weight.view()).params(params).options(options);
     let layer = layer.prepare().unwrap();
     for (odd, position) in [(f32::NAN, [4, 4]), (f32::INFINITY, [5, 7]), (f32::NEG_INFINITY, [0, 11])] {
-        let mut x = array(vec![1, 32, 12, 12], uniform(shape.input_elems(), &mut rng));
+        let mut x = array(vec![1, 64, 12, 12], uniform(shape.input_elems(), &mut rng));
         x[[0, 9, position[0], position[1]]] = odd;
         let got = layer.run(x.view()).unwrap().output;
-        for o in 0..32 {
+        for o in 0..64 {
             for y in 0..12_usize {
                 for column in 0..12_usize {
                     let sees = y.abs_diff(position[0]) <= 1 && column.abs_diff(position[1]) <= 1;
