@@ -11,6 +11,7 @@ mod lanes;
 mod matmul;
 mod once;
 mod random;
+mod squares;
 mod wire;
 
 pub use buffers::{Buffers, Pooled};
@@ -21,4 +22,5 @@ pub(crate) use matmul::F32_RUN;
 pub use matmul::{Matrix, MatrixMut, matmul, matmul_on};
 pub(crate) use once::{once, same, same_mut, same_ref};
 pub(crate) use random::normal;
+pub(crate) use squares::sum_of_squares;
 pub use wire::WireFormat;

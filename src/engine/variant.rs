@@ -18,7 +18,7 @@ use super::placement::{FilterPlacement, Installation};
 use super::rules::RunRules;
 use super::tracker::DecodingTracker;
 use super::watch::Watch;
-use crate::array::{Buffers, Element, Pooled, first_non_finite};
+use crate::array::{Buffers, Element, Pooled, first_non_finite, sum_of_squares};
 use crate::coding::{Code, Decoder, Epilogue, ParityCheckCache, Sketcher, decode_here, encode_distinct};
 use crate::conv::outputs_at;
 use crate::error::{Error, Result};
@@ -318,7 +318,7 @@ impl<T: Element> Variant<T> {
         let (mut norm, mut known) = (norm, Vec::new());
         if repaired.outputs > 0 {
             // Outlying windows were overwritten, and their errors with them. All others are within the windowwise bound.
-            norm = output.iter().map(|value| (value.to_f64() * unit).powi(2)).sum::<f64>().sqrt() / unit;
+            norm = sum_of_squares(output, unit).sqrt() / unit;
             let squares = |(group, windows): &(usize, f64)| {
                 let group_out = common.shape.out_channels / common.shape.groups;
                 let sums = &common.filters.sums[group % common.shape.groups * group_out..][..group_out];

@@ -7,7 +7,7 @@ use super::power::power_of_two;
 use super::scan::{Found, InputScan, Room, ScanOptions, ScanRoom, ZeroRun};
 use super::spread::{EVEN, Spread};
 use super::windows::Windows;
-use crate::array::{DType, Element, once, same_ref};
+use crate::array::{DType, Element, once, same_ref, sum_of_squares};
 use crate::conv::ConvShape;
 use crate::partition::InputPartition;
 use crate::share::{share, threads};
@@ -184,8 +184,7 @@ impl ScanPlan {
         for at in visited {
             own.own[at] = T::default();
         }
-        let squares =
-            own.own[..self.shape.output_plane()].iter().map(|most| (most.to_f64() * unit).powi(2)).sum();
+        let squares = sum_of_squares(&own.own[..self.shape.output_plane()], unit);
         room.keep(own);
         squares
     }

@@ -68,7 +68,8 @@ pub(super) struct Room<T> {
     /// Sums of squares of the bands.
     pub(super) bands: Vec<f64>,
     pub(super) extents: Vec<Extent>,
-    pub(super) sample: Vec<f64>,
+    /// Bits of sampled windows.
+    pub(super) sample: Vec<u64>,
 }
 
 impl<T: Default> ScanRoom<T> {
