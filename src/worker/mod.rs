@@ -19,6 +19,7 @@ mod faulty;
 #[cfg(feature = "gpu")]
 mod gpu;
 mod intercept;
+mod part;
 mod phases;
 mod presence;
 mod probe;
@@ -36,6 +37,7 @@ pub use faulty::{faulty, inject};
 #[cfg(feature = "gpu")]
 pub use gpu::{GpuOptions, GpuWorker};
 pub use intercept::{Intercept, intercept};
+pub use part::{CompiledPart, PartArray, PartCompiler, PartFile, PartKey, PartSignature};
 pub use phases::{Phase, PhaseClock, PhaseTimes};
 pub use presence::Presence;
 pub use probe::Probe;
@@ -416,6 +418,36 @@ pub trait Worker: Send {
     /// work; any other error when this task failed but the worker can still work. Sub-results emitted before an error are
     /// valid.
     fn execute(&mut self, task: Task<'_>, emit: &mut dyn FnMut(usize, Values)) -> Result<()>;
+
+    /// Takes a part of a model, to be computed by [`run_part`](Worker::run_part) under this key. A part under a key that is in
+    /// use replaces the one before.
+    ///
+    /// # Errors
+    /// [`Error::WorkerLost`] when the worker can do no further work; any other error when it cannot hold this part (it takes
+    /// no parts at all, which is the default; the file; memory) but can still work.
+    fn install_part(&mut self, key: PartKey, part: &PartFile) -> Result<PartSignature> {
+        let _ = (key, part);
+        Err(Error::WorkerFailed {
+            worker: self.info().name,
+            cause: "computes convolutions only, no parts of models".to_owned(),
+        })
+    }
+
+    /// Removes the part of `key`; unknown keys are ignored.
+    fn remove_part(&mut self, key: PartKey) {
+        let _ = key;
+    }
+
+    /// Computes the part of `key`.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] for inputs that do not fit the part; [`Error::Cancelled`] when the token was cancelled first;
+    /// [`Error::WorkerLost`] when the worker can do no further work; any other error when this run failed but the worker can
+    /// still work.
+    fn run_part(&mut self, key: PartKey, inputs: &[Values], cancel: &CancelToken) -> Result<Vec<Values>> {
+        let _ = (inputs, cancel);
+        Err(Error::WorkerFailed { worker: self.info().name, cause: format!("holds no part {}", key.0) })
+    }
 
     /// How to recreate this worker if it is lost; `None` when that is impossible. Called while the worker is healthy.
     fn respawn(&self) -> Option<Respawn> {
