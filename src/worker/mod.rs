@@ -14,6 +14,7 @@
 mod backoff;
 mod cancel;
 mod cpu;
+mod cpu_parts;
 mod fault;
 mod faulty;
 #[cfg(feature = "gpu")]
@@ -32,6 +33,7 @@ mod turns;
 pub(crate) use backoff::Backoff;
 pub use cancel::{CancelHook, CancelToken};
 pub use cpu::CpuWorker;
+pub(crate) use cpu_parts::no_part;
 pub use fault::{Delay, Fault, FaultSpec, TaskFault, WorkerSet};
 pub use faulty::{faulty, inject};
 #[cfg(feature = "gpu")]
@@ -446,7 +448,7 @@ pub trait Worker: Send {
     /// still work.
     fn run_part(&mut self, key: PartKey, inputs: &[Values], cancel: &CancelToken) -> Result<Vec<Values>> {
         let _ = (inputs, cancel);
-        Err(Error::WorkerFailed { worker: self.info().name, cause: format!("holds no part {}", key.0) })
+        Err(no_part(&self.info().name, key))
     }
 
     /// How to recreate this worker if it is lost; `None` when that is impossible. Called while the worker is healthy.

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::CancelToken;
 use crate::array::{DType, Values};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Identifies an installed part on a worker; unique within the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -47,6 +47,20 @@ pub struct PartArray {
     pub shape: Vec<usize>,
 }
 
+impl PartArray {
+    /// Number of elements; `None` if it exceeds the range of the type.
+    #[must_use]
+    pub fn elems(&self) -> Option<usize> {
+        self.shape.iter().try_fold(1_usize, |elems, extent| elems.checked_mul(*extent))
+    }
+
+    /// Size in bytes; `None` if it exceeds the range of the type.
+    #[must_use]
+    pub fn size_bytes(&self) -> Option<usize> {
+        self.elems()?.checked_mul(self.dtype.size_bytes())
+    }
+}
+
 /// What enters and leaves a part, in the order of its file.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PartSignature {
@@ -54,6 +68,44 @@ pub struct PartSignature {
     pub inputs: Vec<PartArray>,
     /// The outputs.
     pub outputs: Vec<PartArray>,
+}
+
+impl PartSignature {
+    /// Checks arrays that enter the part: their number, types and sizes.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] with both sides of the first disagreement.
+    pub fn check_inputs(&self, inputs: &[Values]) -> Result<()> {
+        check("input", "inputs", inputs, &self.inputs)
+    }
+
+    /// Checks arrays that leave the part, as [`check_inputs`](Self::check_inputs) does those that enter it.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] with both sides of the first disagreement.
+    pub fn check_outputs(&self, outputs: &[Values]) -> Result<()> {
+        check("output", "outputs", outputs, &self.outputs)
+    }
+}
+
+fn check(one: &str, all: &str, got: &[Values], expected: &[PartArray]) -> Result<()> {
+    if got.len() != expected.len() {
+        let help = format!("a part has the {all} of its file, in their order");
+        return Err(Error::mismatch(format!("number of {all} of a part"), got.len(), expected.len(), help));
+    }
+    for (index, (values, array)) in got.iter().zip(expected).enumerate() {
+        if values.dtype() != array.dtype {
+            let what = format!("element type of {one} {index} of a part");
+            let help = "use the type of the file: parts convert nothing";
+            return Err(Error::mismatch(what, values.dtype(), array.dtype, help));
+        }
+        if Some(values.len()) != array.elems() {
+            let what = format!("number of elements of {one} {index} of a part");
+            let help = format!("its shape is {:?}", array.shape);
+            return Err(Error::mismatch(what, values.len(), array.elems().unwrap_or(usize::MAX), help));
+        }
+    }
+    Ok(())
 }
 
 /// Makes files of parts executable.
