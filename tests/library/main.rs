@@ -13,6 +13,7 @@ mod faults;
 mod integers;
 #[cfg(feature = "onnx")]
 mod model;
+mod parts;
 mod pool;
 mod rows;
 mod scheduling;
