@@ -115,12 +115,11 @@ fn search(loads: &Loads<'_>, pieces: usize, objective: Objective) -> Vec<Step> {
             for place in Place::ALL {
                 // The first two places are chosen piece by piece.
                 let most = if place == Place::Replicated { pieces } else { from + 1 };
-                for to in from + 1..=most {
-                    let Some(load) = loads.of(&(from..to), place, partial.load.held, &mut known) else {
-                        continue;
-                    };
+                for (to, end) in ends.iter_mut().enumerate().take(most + 1).skip(from + 1) {
+                    let load = loads.of(&(from..to), place, partial.load.held, &mut known);
+                    let Some(load) = load else { continue };
                     let last = Some(((from..to, place), index));
-                    ends[to].push(Partial { load: partial.load.plus(&load), last, steps: partial.steps + 1 });
+                    end.push(Partial { load: partial.load.plus(&load), last, steps: partial.steps + 1 });
                 }
             }
         }
