@@ -7,28 +7,26 @@
 
 use std::fmt;
 use std::ops::Range;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::load::Model;
 use super::memory::ModelMemory;
-use super::options::{ModelOptions, Progress, SegmentChoice};
+use super::options::{ModelOptions, Progress};
 use super::parts::values;
 use super::prepared::{ModelRun, PreparedModel, Segmented};
+use super::replicated::{Replicated, tensor};
 use super::sections::Sections;
-use super::segments::{ModelSegment, SegmentReport};
+use super::segments::{ModelSegment, SegmentReport, check};
 use super::signature::{Output, Signature};
 use super::tensor::Tensor;
 use super::view::TensorView;
 use crate::array::Values;
-use crate::engine::{ReplicatedOptions, ReplicatedPart};
+use crate::engine::LayerReport;
 use crate::error::{Error, Result};
 use crate::planner::Place;
-use crate::scheduler::{OnShortfall, PartReport, Pool, ReplicaPolicy};
-use crate::sync::locked;
-use crate::worker::{CancelToken, PartArray, PartFile, PartSignature};
-use ndarray::ArrayD;
-
+use crate::scheduler::{OnShortfall, PartReport, Pool};
+use crate::worker::CancelToken;
 /// A model ready to run any number of times, from several threads at once, whose segments are computed in different places.
 /// Segments of different runs are computed at the same time.
 ///
@@ -75,24 +73,12 @@ enum Work {
     Replicated(Box<Replicated>),
 }
 
-/// A part that workers hold.
-struct Replicated {
-    name: String,
-    part: ReplicatedPart,
-    file: PartFile,
-    signature: PartSignature,
-    outputs: Vec<String>,
-    on_shortfall: OnShortfall,
-    /// The part for this machine, prepared when it is first needed.
-    here: Mutex<Option<Arc<PreparedModel>>>,
-}
-
 impl PartedModel {
     /// Prepares the segments of a model: ranges of pieces, in order, and where each is computed.
     ///
     /// # Errors
     /// [`Error::InvalidParameter`] unless the segments are all pieces in order; those of [`Model::prepare`],
-    /// [`Sections::part`] and [`ReplicatedPart::install`].
+    /// [`Sections::part`] and [`ReplicatedPart::install`](crate::engine::ReplicatedPart::install).
     pub fn prepare(
         model: &Model,
         sections: &Sections,
@@ -149,7 +135,7 @@ impl PartedModel {
     /// Computes every output from `inputs`, in the model's order.
     ///
     /// # Errors
-    /// Those of [`PreparedModel::run`] and [`ReplicatedPart::run`].
+    /// Those of [`PreparedModel::run`] and [`ReplicatedPart::run`](crate::engine::ReplicatedPart::run).
     pub fn run(&self, inputs: &[Tensor]) -> Result<ModelRun> {
         let inputs: Vec<TensorView<'_>> = inputs.iter().map(TensorView::from).collect();
         self.run_views(&inputs, &CancelToken::new(), &mut |_| {})
@@ -199,6 +185,11 @@ impl PartedModel {
         }
         let (layers, segments, host) = (run.layers, run.reports, run.host);
         Ok(ModelRun { outputs, layers, segments, total: started.elapsed(), host })
+    }
+
+    /// The same as any prepared model, whose segments are those of `plan`.
+    pub(super) fn planned(self, plan: Vec<ModelSegment>) -> PreparedModel {
+        PreparedModel::segmented(self.signature.clone(), Box::new(Self { plan, ..self }))
     }
 
     /// The inputs of the model.
@@ -269,44 +260,6 @@ impl Segmented for PartedModel {
     }
 }
 
-impl Model {
-    /// Prepares the model in the segments that the planner chooses.
-    pub(super) fn prepare_segments(
-        &self,
-        pool: &Pool,
-        options: &ModelOptions,
-        choice: &SegmentChoice,
-        cancel: &CancelToken,
-        observe: &mut dyn FnMut(Progress<'_>),
-    ) -> Result<PreparedModel> {
-        let rates = pool.shared(&options.layer.rates);
-        let (sections, plan, _) = self.plan_segments(pool.len(), &rates, options, choice)?;
-        let segments: Vec<_> =
-            plan.iter().map(|segment| (segment.plan.pieces.clone(), segment.plan.place)).collect();
-        let options = ModelOptions { segments: None, ..options.clone() };
-        let parted =
-            PartedModel::prepare_cancellable(self, &sections, &segments, (pool, &options), cancel, observe)?;
-        let signature = parted.signature.clone();
-        Ok(PreparedModel::segmented(signature, Box::new(PartedModel { plan, ..parted })))
-    }
-}
-
-/// Checks that the segments are all pieces in order.
-fn check(sections: &Sections, segments: &[(Range<usize>, Place)]) -> Result<()> {
-    let mut next = 0;
-    let in_order = segments.iter().all(|(pieces, _)| {
-        let follows = pieces.start == next && !pieces.is_empty();
-        next = pieces.end;
-        follows
-    });
-    if in_order && next == sections.pieces() {
-        return Ok(());
-    }
-    let got = format!("{:?}", segments.iter().map(|(pieces, _)| pieces).collect::<Vec<_>>());
-    let help = format!("give pieces 0 to {} in order, each once", sections.pieces() - 1);
-    Err(Error::invalid("segments of a model", got, help))
-}
-
 impl Work {
     fn coded_layers(&self) -> usize {
         match self {
@@ -316,74 +269,6 @@ impl Work {
     }
 }
 
-impl Replicated {
-    fn install(
-        sections: &Sections,
-        pieces: &Range<usize>,
-        pool: &Pool,
-        options: &ModelOptions,
-    ) -> Result<Self> {
-        let name = sections.name_of(pieces);
-        let file = sections.part(pieces)?;
-        let outputs = Model::from_bytes(name.as_str(), &file.bytes)?.outputs().to_vec();
-        let signature = sections.signature(pieces).ok_or_else(|| {
-            let help = "workers take arrays of f32 and f64 of fixed shape: choose other segments";
-            Error::invalid("pieces of a replicated segment", format!("{pieces:?}"), help)
-        })?;
-        let policy = options.layer.policy;
-        let tolerate = options.layer.tolerate;
-        let defaults = ReplicaPolicy::default();
-        let replicas = ReplicatedOptions {
-            tolerate,
-            policy: ReplicaPolicy {
-                deadline: policy.deadline,
-                max_copies: defaults.max_copies.max(tolerate.saturating_add(1)),
-                hedge: policy.hedge.and(defaults.hedge),
-                ..defaults
-            },
-            audit: policy.audit,
-            signature: Some(signature.clone()),
-            ..ReplicatedOptions::default()
-        };
-        let part = ReplicatedPart::install(pool, &file, &replicas)?;
-        let on_shortfall = policy.on_shortfall;
-        Ok(Self { name, part, file, signature, outputs, on_shortfall, here: Mutex::new(None) })
-    }
-
-    /// The part for this machine.
-    fn here(&self) -> Result<Arc<PreparedModel>> {
-        let mut here = locked(&self.here);
-        if let Some(prepared) = &*here {
-            return Ok(Arc::clone(prepared));
-        }
-        let prepared = Arc::new(Model::from_bytes(self.name.as_str(), &self.file.bytes)?.prepare_here()?);
-        *here = Some(Arc::clone(&prepared));
-        Ok(prepared)
-    }
-
-    /// The arrays under their names, as tensors.
-    fn named(&self, arrays: Vec<Values>) -> Result<Vec<Output>> {
-        let named = self.outputs.iter().zip(&self.signature.outputs).zip(arrays);
-        named
-            .map(|((name, array), values)| Ok(Output { name: name.clone(), tensor: tensor(array, values)? }))
-            .collect()
-    }
-}
-
-/// Values of this shape as a tensor.
-fn tensor(array: &PartArray, values: Values) -> Result<Tensor> {
-    let elems = values.len();
-    let wrong = |_| {
-        let help = "the worker returned another array than it announced: replace it";
-        Error::mismatch("elements of a part's output", elems, format!("{:?}", array.shape), help)
-    };
-    let shape = array.shape.clone();
-    Ok(match values {
-        Values::F32(own) => ArrayD::from_shape_vec(shape, own).map_err(wrong)?.into(),
-        Values::F64(own) => ArrayD::from_shape_vec(shape, own).map_err(wrong)?.into(),
-    })
-}
-
 /// A run in progress.
 struct Run<'a, 'b> {
     model: &'a PartedModel,
@@ -391,7 +276,7 @@ struct Run<'a, 'b> {
     observe: &'a mut (dyn FnMut(Progress<'_>) + 'b),
     /// Number of coded layers of earlier segments.
     done: usize,
-    layers: Vec<crate::engine::LayerReport>,
+    layers: Vec<LayerReport>,
     reports: Vec<SegmentReport>,
     host: Duration,
 }
@@ -462,6 +347,9 @@ impl Run<'_, '_> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 mod tests {
+    use ndarray::ArrayD;
+
+    use super::super::options::SegmentChoice;
     use super::super::parts::OnnxParts;
     use super::*;
     use crate::planner::{LinkRates, Objective, PartWorker, Rates};
@@ -596,5 +484,11 @@ mod tests {
             let run = prepared.run(&[image(2)]).unwrap();
             assert!(is_near(&run, &truth) && run.segments.len() == prepared.segments().len());
         }
+        // Workers that take no parts after all: planned without them.
+        let plain = Pool::new(CpuWorker::fleet(4)).unwrap();
+        options.segments = Some(choice(4));
+        let prepared = model.prepare(&plain, &options).unwrap();
+        assert!(prepared.segments().iter().all(|own| own.plan.place != Place::Replicated));
+        assert!(is_near(&prepared.run(&[image(2)]).unwrap(), &truth));
     }
 }

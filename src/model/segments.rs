@@ -17,7 +17,7 @@ use super::place::PlannedLayer;
 use super::sections::{Sections, bytes_of};
 use crate::array::DType;
 use crate::conv::ConvShape;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::planner::{
     Chain, ChainPlan, LayerPlan, Piece, Place, Rates, SegmentOptions, SegmentPlan, plan_segments,
 };
@@ -180,4 +180,20 @@ fn add(piece: &mut Piece, shape: &ConvShape, plan: &LayerPlan, options: &Segment
     let elems = 2 * shape.weight_elems() + shape.input_elems() + shape.output_elems();
     let bytes = (elems as u64).saturating_mul(dtype.size_bytes() as u64);
     piece.memory_bytes = piece.memory_bytes.saturating_add(bytes);
+}
+
+/// Checks that the segments are all pieces in order.
+pub(super) fn check(sections: &Sections, segments: &[(Range<usize>, Place)]) -> Result<()> {
+    let mut next = 0;
+    let in_order = segments.iter().all(|(pieces, _)| {
+        let follows = pieces.start == next && !pieces.is_empty();
+        next = pieces.end;
+        follows
+    });
+    if in_order && next == sections.pieces() {
+        return Ok(());
+    }
+    let got = format!("{:?}", segments.iter().map(|(pieces, _)| pieces).collect::<Vec<_>>());
+    let help = format!("give pieces 0 to {} in order, each once", sections.pieces() - 1);
+    Err(Error::invalid("segments of a model", got, help))
 }

@@ -153,25 +153,7 @@ pub(crate) fn run(args: &RunArgs, console: Console) -> Result<()> {
     // The model's own copy of the weights is needed only for a comparison.
     let host = if args.compare { Some(model.on_host()?) } else { None };
     drop(model);
-    let mut runs = Runs::default();
-    let mut pieces: Vec<Vec<Output>> = Vec::with_capacity(batches.len());
-    {
-        let bar = Bar::new(console, "running");
-        let (started, at_once) = (Instant::now(), objective == Some(Objective::Throughput));
-        for run in segments::run_all(&prepared, &batches, at_once, &mut |p| bar.step(p))? {
-            runs.summary.add(&run.layers);
-            (runs.total, runs.host) = (runs.total + run.total, runs.host + run.host);
-            runs.segments.extend(run.segments);
-            // Keeps only what is requested of many runs.
-            if places.report.is_some() {
-                runs.layers.extend(run.layers);
-            }
-            pieces.push(run.outputs);
-        }
-        if at_once {
-            runs.total = started.elapsed();
-        }
-    }
+    let (mut runs, pieces) = Runs::of(&prepared, &batches, objective, places.report.is_some(), console)?;
     let outputs = joined(pieces, &axes)?;
     let compare = match host {
         None => None,
@@ -216,6 +198,36 @@ struct Runs {
     segments: Vec<SegmentReport>,
     total: Duration,
     host: Duration,
+}
+
+impl Runs {
+    /// Runs all batches; gives their outputs too. `all`: whether to keep the reports of all layers.
+    fn of(
+        prepared: &PreparedModel,
+        batches: &[Vec<Tensor>],
+        objective: Option<Objective>,
+        all: bool,
+        console: Console,
+    ) -> Result<(Self, Vec<Vec<Output>>)> {
+        let mut runs = Self::default();
+        let mut pieces: Vec<Vec<Output>> = Vec::with_capacity(batches.len());
+        let bar = Bar::new(console, "running");
+        let (started, at_once) = (Instant::now(), objective == Some(Objective::Throughput));
+        for run in segments::run_all(prepared, batches, at_once, &mut |p| bar.step(p))? {
+            runs.summary.add(&run.layers);
+            (runs.total, runs.host) = (runs.total + run.total, runs.host + run.host);
+            runs.segments.extend(run.segments);
+            // Keeps only what is requested of many runs.
+            if all {
+                runs.layers.extend(run.layers);
+            }
+            pieces.push(run.outputs);
+        }
+        if at_once {
+            runs.total = started.elapsed();
+        }
+        Ok((runs, pieces))
+    }
 }
 
 /// Concatenates the outputs of several runs, each along its batch axis.
