@@ -31,8 +31,10 @@ impl Model {
         let on = (pool, &own);
         match PartedModel::prepare_cancellable(self, &sections, &segments, on, cancel, observe) {
             Ok(parted) => Ok(parted.planned(plan)),
-            // Workers that did not take their parts after all.
-            Err(error @ Error::Unavailable { .. }) if !choice.workers.is_empty() => {
+            // Workers that did not take their parts after all, or a part that is too large for a file.
+            Err(error @ (Error::Unavailable { .. } | Error::Model { .. } | Error::Memory { .. }))
+                if !choice.workers.is_empty() =>
+            {
                 tracing::warn!(model = self.name(), %error, "too few workers hold a segment: planned without them");
                 let without = SegmentChoice { workers: Vec::new(), ..choice.clone() };
                 self.prepare_segments(pool, options, &without, cancel, observe)
