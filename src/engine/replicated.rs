@@ -32,6 +32,9 @@ const TOLERANCE: f64 = 1e-4;
 /// How many roundings to 16 bits on the way add up, at most.
 const ROUNDINGS: f64 = 8.0;
 
+/// The number of the next part in this process.
+static NEXT: AtomicU64 = AtomicU64::new(0);
+
 /// Options of a [`ReplicatedPart`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct ReplicatedOptions {
@@ -114,7 +117,6 @@ impl ReplicatedPart {
                 help,
             ));
         }
-        static NEXT: AtomicU64 = AtomicU64::new(0);
         let key = PartKey(NEXT.fetch_add(1, Ordering::Relaxed));
         let wires = pool.wire().epsilon() * ROUNDINGS;
         let installing = Installing { pool, key, file, options, needed };

@@ -22,7 +22,7 @@ use crate::array::{Element, Values};
 use crate::error::{Error, Message, Parameter, Result};
 use crate::ids::WorkerId;
 use crate::sync::locked;
-use crate::worker::{CancelToken, PartKey, PartSignature};
+use crate::worker::{CancelToken, PartArray, PartKey, PartSignature};
 
 /// Interval at which a run looks whether the machines that it waits for answer.
 const WATCH: Duration = Duration::from_millis(100);
@@ -212,14 +212,15 @@ impl<'a> Run<'a> {
     fn advance(&mut self, event: ReplicaEvent) -> Option<Result<Vec<Values>>> {
         let holders = self.job.pool.part_holders(self.job.key);
         let now = self.elapsed();
+        // Comparing outputs takes a while, so the history stays free for other runs.
+        let history = locked(self.job.history).clone();
         let actions = {
             let (attempts, tolerance) = (&self.attempts, self.job.tolerance);
             let agree = |a: usize, b: usize| match (&attempts[a].outputs, &attempts[b].outputs) {
                 (Some(a), Some(b)) => difference(a, b) <= tolerance,
                 _ => false,
             };
-            let context =
-                ReplicaContext { holders: &holders, history: &locked(self.job.history), agree: &agree };
+            let context = ReplicaContext { holders: &holders, history: &history, agree: &agree };
             self.machine.handle(now, event, context)
         };
         for action in actions {
@@ -337,7 +338,7 @@ impl<'a> Run<'a> {
         let delivered =
             attempts.iter().filter(|a| matches!(a.outcome, Outcome::Used | Outcome::Late | Outcome::Corrupt));
         let bytes: usize = self.job.inputs.iter().map(Values::size_bytes).sum();
-        let each: usize = self.job.signature.outputs.iter().filter_map(|output| output.size_bytes()).sum();
+        let each: usize = self.job.signature.outputs.iter().filter_map(PartArray::size_bytes).sum();
         // The outputs of the accepted attempt were taken out of it.
         let accepted = self.attempts.iter().find(|a| a.outcome == Some(Outcome::Used) && a.outputs.is_none());
         PartReport {

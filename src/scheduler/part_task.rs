@@ -62,15 +62,14 @@ impl QueuedPart {
 
     /// The reply for what a worker returned.
     pub(super) fn inspect(&self, result: Result<Vec<Values>>) -> PartReplyKind {
-        match result {
-            Err(error) => PartReplyKind::Failed(error),
-            Ok(values) => match self.signature.check_outputs(&values) {
-                Err(error) => PartReplyKind::Unusable(error),
-                Ok(()) => {
-                    let finite = values.iter().all(|values| values.first_non_finite().is_none());
-                    PartReplyKind::Outputs { values, finite }
-                }
-            },
+        let values = match result {
+            Ok(values) => values,
+            Err(error) => return PartReplyKind::Failed(error),
+        };
+        if let Err(error) = self.signature.check_outputs(&values) {
+            return PartReplyKind::Unusable(error);
         }
+        let finite = values.iter().all(|values| values.first_non_finite().is_none());
+        PartReplyKind::Outputs { values, finite }
     }
 }

@@ -388,11 +388,10 @@ impl Replicas {
     /// The end of a run to which nothing more can come.
     fn end_without_more(&self) -> ReplicaAction {
         match self.arrived[..] {
-            [] => ReplicaAction::Fail,
             [attempt] if self.comparison == Comparison::Wish && !self.is_doubtful(attempt) => {
                 ReplicaAction::Accept { attempt }
             }
-            [_] => ReplicaAction::Fail,
+            [] | [_] => ReplicaAction::Fail,
             [_, _, ..] => ReplicaAction::Refuse,
         }
     }

@@ -180,7 +180,9 @@ fn run_part(
         Fault::Corrupt(_) | Fault::Nan => {}
     }
     let mut outputs = call.on(inner)?;
-    outputs.iter_mut().for_each(|values| spoil(values, fault, rng));
+    for values in &mut outputs {
+        spoil(values, fault, rng);
+    }
     Ok(outputs)
 }
 

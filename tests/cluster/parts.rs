@@ -216,7 +216,7 @@ fn outputs_of_impostors_are_not_believed() {
             move |query, request| match request {
                 Request::InstallPart { .. } => answer(query, installed.clone(), Vec::new()),
                 Request::Chunk { .. } => {
-                    answer(query, pack(&Answer::Ack { received: 0, at_us: 0 }), Vec::new())
+                    answer(query, pack(&Answer::Ack { received: 0, at_us: 0 }), Vec::new());
                 }
                 _ => answer(query, pack(&Answer::Done), Vec::new()),
             },

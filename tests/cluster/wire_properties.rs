@@ -1,6 +1,7 @@
 //! Properties of the decoder for any received bytes; shared by the corpus test and the fuzzer.
 
 use fcdcc::cluster::wire::{Answer, Call, Hello, Request, check_signature, pack, unpack};
+use fcdcc::worker::PartArray;
 
 /// Panics if a property is violated.
 pub(crate) fn check(data: &[u8]) {
@@ -24,7 +25,7 @@ pub(crate) fn check(data: &[u8]) {
             && check_signature(signature).is_ok()
         {
             let arrays = signature.inputs.iter().chain(&signature.outputs);
-            assert!(arrays.filter_map(|array| array.size_bytes()).sum::<usize>() > 0);
+            assert!(arrays.filter_map(PartArray::size_bytes).sum::<usize>() > 0);
         }
         if let Answer::Info(info) = &answer {
             // The check must return, with either result.

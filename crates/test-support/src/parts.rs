@@ -29,7 +29,7 @@ impl Affine {
     pub fn file_with(&self, padding: usize) -> PartFile {
         let Self { a, b, elems, millis } = self;
         let mut bytes = format!("affine {a} {b} {elems} {millis}\n").into_bytes();
-        bytes.extend((0..padding).map(|i| (i * i % 251) as u8));
+        bytes.extend((0..padding).map(|i| u8::try_from(i * i % 251).unwrap()));
         PartFile { memory_bytes: bytes.len() as u64 + 8 * *elems as u64, bytes: bytes.into() }
     }
 

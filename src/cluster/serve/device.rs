@@ -32,7 +32,7 @@ use crate::worker::{
     SubtaskShape, Supervised, Supervision, Task, Worker, WorkerInfo, WorkerKind, abandon_if_hung,
 };
 
-pub(super) use parts::{NewPart, PartJob};
+pub(super) use parts::{NewPart, PartJob, PartSource};
 
 /// Pauses before a device is opened again that was lost repeatedly or cannot be opened.
 const BACKOFF: Backoff = Backoff { first: Duration::from_millis(500), longest: Duration::from_secs(30) };

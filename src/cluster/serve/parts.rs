@@ -43,7 +43,13 @@ pub(super) enum PartState {
 #[derive(Clone)]
 pub(super) struct PartBytes {
     pub(super) bytes: Arc<[u8]>,
-    pub(super) _reservation: Arc<Reservation>,
+    _reservation: Arc<Reservation>,
+}
+
+impl PartBytes {
+    pub(super) fn new(bytes: Arc<[u8]>, reservation: Reservation) -> Self {
+        Self { bytes, _reservation: Arc::new(reservation) }
+    }
 }
 
 impl Parts {
@@ -176,7 +182,7 @@ impl PartUpload {
                 "this part is not {content}: changed on the way, or sent under a wrong name"
             ));
         }
-        Ok(PartBytes { bytes: self.bytes, _reservation: Arc::new(self.reservation) })
+        Ok(PartBytes::new(self.bytes, self.reservation))
     }
 }
 

@@ -20,8 +20,15 @@ pub(in crate::cluster::serve) struct NewPart {
     /// Size of the file.
     pub(in crate::cluster::serve) bytes: u64,
     pub(in crate::cluster::serve) memory_bytes: u64,
-    /// The file, already checked; `None` where it is in the cache.
-    pub(in crate::cluster::serve) file: Option<PartBytes>,
+    pub(in crate::cluster::serve) file: PartSource,
+}
+
+/// Where the file of a part is.
+pub(in crate::cluster::serve) enum PartSource {
+    /// Here, already checked.
+    Sent(PartBytes),
+    /// In the cache; there is room for it.
+    Cached(Reservation),
 }
 
 /// One run of a part.
@@ -50,26 +57,30 @@ impl Thread {
     fn compile(&mut self, part: NewPart) -> Result<Option<PartSignature>> {
         let NewPart { content, bytes, memory_bytes, file } = part;
         let cache = self.common.cache.clone();
-        let sent = file.is_some();
-        let from_cache = || -> Option<Arc<[u8]>> {
+        let sent = matches!(file, PartSource::Sent(_));
+        let from_cache = |room: Reservation| {
             let cache = cache.as_ref()?;
             let file: Arc<[u8]> = cache.read_file(content, bytes).ok()?.into();
             let right = ContentId::of_part(&file) == content;
             if !right {
                 cache.remove(content);
             }
-            right.then_some(file)
+            right.then(|| PartBytes::new(file, room))
         };
-        let Some(file) = file.map(|file| file.bytes).or_else(from_cache) else { return Ok(None) };
+        let file = match file {
+            PartSource::Sent(file) => Some(file),
+            PartSource::Cached(room) => from_cache(room),
+        };
+        let Some(file) = file else { return Ok(None) };
         self.next_key += 1;
         let key = PartKey(self.next_key);
         let signature =
-            self.supervised.install_part(key, &PartFile { bytes: Arc::clone(&file), memory_bytes })?;
+            self.supervised.install_part(key, &PartFile { bytes: Arc::clone(&file.bytes), memory_bytes })?;
         self.parts.insert(content, key);
         if let Some(cache) = cache.filter(|_| sent)
             && let Some(room) = self.common.budget.reserve(bytes)
         {
-            cache.keep(content, Box::new(file), room);
+            cache.keep(content, Box::new(Arc::clone(&file.bytes)), room);
         }
         Ok(Some(signature))
     }

@@ -12,8 +12,8 @@ use crate::cluster::budget::Reservation;
 use crate::cluster::link::{Incoming, Payload};
 use crate::cluster::rates::clock_us;
 use crate::cluster::serve::answering::Answering;
-use crate::cluster::serve::device::{Job, NewPart, PartInstalled, PartJob};
-use crate::cluster::serve::parts::{HeldPart, PartBytes, PartState, PartUpload};
+use crate::cluster::serve::device::{Job, NewPart, PartInstalled, PartJob, PartSource};
+use crate::cluster::serve::parts::{HeldPart, PartState, PartUpload};
 use crate::cluster::wire::{self, Answer, ContentId, MasterId, Refusal, Request, SlabsName};
 use crate::worker::{PartArray, PhaseClock};
 
@@ -49,7 +49,7 @@ impl Dispatcher {
             drop(own);
             let mut upload = self.room_for_part(bytes)?;
             upload.accept(0, payload).map_err(malformed)?;
-            Some(upload.finish(content).map_err(malformed)?)
+            PartSource::Sent(upload.finish(content).map_err(malformed)?)
         } else {
             match own {
                 Some(upload) if upload.received() == bytes => {
@@ -57,15 +57,21 @@ impl Dispatcher {
                     if self.devices.len() > 1 {
                         self.parts.keep_for_others(content, &file);
                     }
-                    Some(file)
+                    PartSource::Sent(file)
                 }
-                Some(upload) => return self.ask_for_part((from, content), upload, incoming),
+                Some(upload) => {
+                    self.ask_for_part((from, content), upload, incoming);
+                    return Ok(());
+                }
                 None => match self.parts.recent(content) {
-                    Some(file) => Some(file),
-                    None if self.common.cache.as_ref().is_some_and(|cache| cache.has(content, bytes)) => None,
+                    Some(file) => PartSource::Sent(file),
+                    None if self.common.cache.as_ref().is_some_and(|cache| cache.has(content, bytes)) => {
+                        PartSource::Cached(self.reserve(bytes)?)
+                    }
                     None => {
                         let upload = self.room_for_part(bytes)?;
-                        return self.ask_for_part((from, content), upload, incoming);
+                        self.ask_for_part((from, content), upload, incoming);
+                        return Ok(());
                     }
                 },
             }
@@ -81,7 +87,7 @@ impl Dispatcher {
         (at, content): (usize, ContentId),
         (from, incoming): (MasterId, &Arc<Incoming>),
         memory: Reservation,
-        (file, bytes): (Option<PartBytes>, u64),
+        (file, bytes): (PartSource, u64),
     ) {
         let memory_bytes = memory.bytes();
         let part = HeldPart {
@@ -101,15 +107,9 @@ impl Dispatcher {
     }
 
     /// Asks for the chunks of a file that are missing.
-    fn ask_for_part(
-        &mut self,
-        of: (MasterId, ContentId),
-        upload: PartUpload,
-        incoming: &Arc<Incoming>,
-    ) -> Result<(), Refused> {
+    fn ask_for_part(&mut self, of: (MasterId, ContentId), upload: PartUpload, incoming: &Arc<Incoming>) {
         self.masters[&of.0].outbox.say(incoming, Answer::Send { from: upload.received() });
         self.parts.uploads.insert(of, upload);
-        Ok(())
     }
 
     /// Whether a device holds a part, or will: then the master is one of its holders, and is answered.
@@ -190,11 +190,9 @@ impl Dispatcher {
             if !self.masters.contains_key(&from) {
                 continue;
             }
-            let asked = self
-                .room_for_part(bytes)
-                .and_then(|upload| self.ask_for_part((from, content), upload, &incoming));
-            if let Err((why, text)) = asked {
-                self.masters[&from].outbox.refuse(&incoming, why, text);
+            match self.room_for_part(bytes) {
+                Ok(upload) => self.ask_for_part((from, content), upload, &incoming),
+                Err((why, text)) => self.masters[&from].outbox.refuse(&incoming, why, text),
             }
         }
     }
