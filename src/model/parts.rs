@@ -328,15 +328,15 @@ mod tests {
             let elems = sections.signature(&(0..1)).unwrap().inputs[0].shape.iter().product();
             let input = Values::F32(numbers(elems, 11));
             let all = 0..sections.pieces();
-            let whole = compiled(&sections, all.clone()).run(&[input.clone()], &token).unwrap();
+            let whole = compiled(&sections, all.clone()).run(std::slice::from_ref(&input), &token).unwrap();
             let whole = whole[0].as_slice::<f32>().unwrap();
             let shape = model.inputs()[0].fixed_shape().unwrap();
             let image = ndarray::ArrayD::from_shape_vec(shape, numbers(elems, 11)).unwrap();
             let truth = model.on_host().unwrap().run(&[image.into()]).unwrap().remove(0);
-            let truth: Vec<f32> = truth.tensor.to_f64().iter().map(|v| *v as f32).collect();
+            let Values::F32(truth) = values(truth.tensor).unwrap() else { panic!("it was f32") };
             assert!(distance(whole, &truth) < 1e-5);
             for at in 1..sections.pieces() {
-                let middle = compiled(&sections, 0..at).run(&[input.clone()], &token).unwrap();
+                let middle = compiled(&sections, 0..at).run(std::slice::from_ref(&input), &token).unwrap();
                 let mut rest = compiled(&sections, at..all.end);
                 let end = rest.run(&middle, &token).unwrap();
                 assert!(
@@ -346,7 +346,9 @@ mod tests {
                 );
                 // Negative control: another value there gives another result.
                 let Values::F32(mut other) = middle[0].clone() else { panic!("it was f32") };
-                other.iter_mut().for_each(|value| *value += 1.0);
+                for value in &mut other {
+                    *value += 1.0;
+                }
                 let end = rest.run(&[Values::F32(other)], &token).unwrap();
                 assert!(
                     distance(end[0].as_slice::<f32>().unwrap(), whole) > 1e-3,

@@ -136,11 +136,7 @@ impl Model {
         let needed = ModelMemory::of(self.name(), &graph)?;
         memory::require(&format!("{}, prepared and run,", self.name()), needed.additional())?;
         let local = |Layer { name, op, .. }: Layer| {
-            LayerPlacement::Local(LocalLayer {
-                name,
-                op,
-                why: "its part of the model is computed whole".to_owned(),
-            })
+            LayerPlacement::Local(LocalLayer { name, op, why: "its segment is computed whole".to_owned() })
         };
         let places = layers(self.name(), &graph)?.into_iter().map(local).collect();
         let program = guarded(self.name(), || Program::of(graph))?;

@@ -96,7 +96,7 @@ struct PlanReport {
     /// The segments of a model (--objective).
     #[cfg(feature = "onnx")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    segments: Option<super::segments::Segments>,
+    segments: Option<super::segments::SegmentsPlan>,
 }
 
 pub(crate) fn run(args: &PlanArgs, console: Console) -> Result<()> {
@@ -184,7 +184,7 @@ pub(crate) fn run(args: &PlanArgs, console: Console) -> Result<()> {
     }
     table(&report.layers, &report.rates)?;
     #[cfg(feature = "onnx")]
-    report.segments.iter().try_for_each(super::segments::Segments::table)?;
+    report.segments.iter().try_for_each(super::segments::SegmentsPlan::table)?;
     for pairs in report.pairs.iter().filter(|_| args.measure) {
         measured_table(pairs)?;
     }
@@ -324,10 +324,10 @@ impl Planning<'_> {
         &self,
         subject: &Subject,
         choice: Option<&fcdcc::model::SegmentChoice>,
-    ) -> Result<Option<super::segments::Segments>> {
+    ) -> Result<Option<super::segments::SegmentsPlan>> {
         let (Subject::Model(model), Some(choice)) = (subject, choice) else { return Ok(None) };
         let options = self.model_options();
-        super::segments::Segments::plan(model, self.workers, &self.rates, &options, choice).map(Some)
+        super::segments::SegmentsPlan::plan(model, self.workers, &self.rates, &options, choice).map(Some)
     }
 
     #[cfg(feature = "onnx")]

@@ -1,5 +1,6 @@
 //! The segments of a model: which workers take parts, and how plans and runs of segments are shown.
 
+use std::fmt::Write as _;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 
@@ -66,7 +67,7 @@ pub(crate) fn choice(
 
 /// Segments in plan.json.
 #[derive(Serialize)]
-pub(crate) struct Segments {
+pub(crate) struct SegmentsPlan {
     objective: Objective,
     /// Of one request.
     predicted_ms: f64,
@@ -102,7 +103,7 @@ struct Alternative {
     why_not: Option<String>,
 }
 
-impl Segments {
+impl SegmentsPlan {
     /// The planner's segments of a model.
     pub(crate) fn plan(
         model: &Model,
@@ -194,7 +195,8 @@ pub(crate) fn table(reports: &[SegmentReport]) -> Result<()> {
         workers.sort_unstable();
         workers.dedup();
         if !workers.is_empty() {
-            line.push_str(&format!(" on {}", workers.join(", ")));
+            line += " on ";
+            line += &workers.join(", ");
         }
         let sum = |of: fn(&fcdcc::scheduler::PartReport) -> usize| parts.clone().map(of).sum::<usize>();
         let (hedged, again) = (sum(|part| part.hedged), sum(|part| part.redispatched));
@@ -203,7 +205,8 @@ pub(crate) fn table(reports: &[SegmentReport]) -> Result<()> {
             [(hedged, "hedged"), (again, "redispatched"), (here, "computed on this machine instead")]
         {
             if number > 0 {
-                line.push_str(&format!("; {number} {what}"));
+                // Writing to a String cannot fail.
+                let _ = write!(line, "; {number} {what}");
             }
         }
         out(line)?;
