@@ -75,12 +75,15 @@ fn faults_of_one_worker_do_not_change_the_outputs() {
     let rows = ["crash", "device-lost", "drop", "slow=50x", "delay=10s", "corrupt=1e-2", "nan"];
     every_row(rows, |fault| {
         let pool = faulty(3, &[&format!("0:{fault}")]);
-        let predicted = Some(Duration::from_millis(5));
-        let part = install(&pool, &ReplicatedOptions { predicted, ..options(Audit::Detect) });
+        let lies = ["corrupt=1e-2", "nan"].contains(&fault);
+        let mut options =
+            ReplicatedOptions { predicted: Some(Duration::from_millis(5)), ..options(Audit::Detect) };
+        // Where two others agree first, the run is over before the lie comes.
+        options.policy.hedge = options.policy.hedge.filter(|_| !lies);
+        let part = install(&pool, &options);
         let report = run(&part, 7).unwrap().report;
         let first = &report.attempts[0];
         assert_eq!(first.name, "cpu-0");
-        let lies = ["corrupt=1e-2", "nan"].contains(&fault);
         let caught = first.outcome == Outcome::Corrupt
             && pool.health(WorkerId(0)).unwrap().state == State::Quarantined;
         assert_eq!(caught, lies, "{report:?}");
@@ -125,7 +128,7 @@ fn runs_without_a_worker_end_with_an_error_that_names_them_and_at_the_deadline()
     let started = Instant::now();
     let soon = Duration::from_millis(40);
     let (result, report) = part.run_reported(PART.inputs(1), Some(soon), &CancelToken::new()).unwrap();
-    assert!(matches!(result, Err(Error::Shortfall { .. })) && report.redispatched == 1, "{report:?}");
+    assert!(matches!(result, Err(Error::Shortfall { .. })) && report.worker.is_none(), "{report:?}");
     assert!(started.elapsed() >= soon && started.elapsed() < LIMIT / 2);
 
     let cancel = CancelToken::new();

@@ -333,3 +333,44 @@ fn whatever_happens_a_run_ends_once_in_time_and_believes_no_contradicted_result(
         }
     }
 }
+
+#[test]
+fn a_worker_that_was_slow_once_is_worth_trying_again_and_a_failing_one_pauses() {
+    let mut history = ReplicaHistory::new(Some(ms(7)));
+    assert!((history.expected(WorkerId(0)) - 0.007).abs() < 1e-9, "the prediction");
+    history.begin();
+    history.observe(WorkerId(0), ms(100), ms(100));
+    history.observe(WorkerId(1), ms(10), ms(10));
+    assert!((history.expected(WorkerId(0)) - 0.1).abs() < 1e-9);
+    // Nine more runs, eight of which have passed without it.
+    for _ in 0..9 {
+        history.begin();
+        history.observe(WorkerId(1), ms(10), ms(10));
+    }
+    assert!((history.expected(WorkerId(0)) - 0.055).abs() < 1e-9);
+    history.censored(WorkerId(1), ms(90), 2);
+    assert!((history.expected(WorkerId(1)) - 0.03).abs() < 1e-9, "three tasks in 90 ms");
+
+    assert!(!history.pauses(WorkerId(1), ms(0)));
+    history.failed(WorkerId(1), ms(50));
+    assert!(history.pauses(WorkerId(1), ms(149)) && !history.pauses(WorkerId(1), ms(150)));
+    history.failed(WorkerId(1), ms(150));
+    assert!(history.pauses(WorkerId(1), ms(349)));
+    history.observe(WorkerId(1), ms(10), ms(10));
+    assert!(!history.pauses(WorkerId(1), ms(200)));
+}
+
+#[test]
+fn without_knowledge_nothing_is_overdue_and_with_little_of_it_late() {
+    assert_eq!(ReplicaHistory::new(None).overdue_after(0.95), None);
+    let mut history = ReplicaHistory::new(Some(ms(5)));
+    assert_eq!(history.overdue_after(0.95), Some(ms(20)));
+    history.observe(WorkerId(0), ms(8), ms(8));
+    assert_eq!(history.overdue_after(0.95), Some(ms(32)));
+    for _ in 0..32 {
+        history.observe(WorkerId(0), ms(9), ms(9));
+    }
+    // A tenth later, so that a run that is about to end is left alone.
+    let after = history.overdue_after(0.95).unwrap();
+    assert!((9_800..10_000).contains(&after.as_micros()), "{after:?}");
+}
