@@ -65,7 +65,7 @@ pub(super) fn bytes_of(array: &PartArray) -> u64 {
 /// let model = Model::load("assets/digits/lenet5.onnx")?.with_input_shape("image", &[1, 1, 32, 32])?;
 /// let sections = model.sections()?;
 /// // The first piece, and all others.
-/// let (head, tail) = (sections.model(0..1)?, sections.model(1..sections.pieces())?);
+/// let (head, tail) = (sections.model(&(0..1))?, sections.model(&(1..sections.pieces()))?);
 /// assert_eq!(head.outputs(), [sections.cuts()[0].name.clone()]);
 /// assert_eq!(tail.outputs(), model.outputs());
 /// # Ok::<(), fcdcc::Error>(())
