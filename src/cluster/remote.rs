@@ -6,6 +6,8 @@
 //! Invariant: `execute` returns as soon as its token is cancelled, whatever the network does, except while it copies a chunk
 //! in transit; an emitted sub-result has the size and the checksum with which it was sent.
 
+mod part;
+
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
@@ -15,6 +17,7 @@ use super::call::{CallError, Event, WINDOW, Wire, unexpected, wait_for_answer};
 use super::key_expr::WorkerKeys;
 use super::link::{Payload, TrafficClass, bytes_of};
 
+use self::part::HeldPart;
 use super::chunk_sizer::ChunkSizer;
 use super::install_turns::InstallTurn;
 use super::narrow::{Copies, Cut};
@@ -26,7 +29,8 @@ use super::wire::{Answer, ContentId, Object, Request, Spec};
 use crate::array::{DType, Values, WireFormat};
 use crate::error::{Error, Result};
 use crate::worker::{
-    FilterKey, Order, Presence, Respawn, SubtaskShape, Task, Worker, WorkerInfo, WorkerKind, not_installed,
+    CancelToken, FilterKey, Order, PartFile, PartKey, PartSignature, Presence, Respawn, SubtaskShape, Task,
+    Worker, WorkerInfo, WorkerKind, not_installed,
 };
 
 /// Filters of at most this size are sent along with the question whether the device holds them.
@@ -49,6 +53,7 @@ pub struct RemoteWorker {
     wire: WireFormat,
     seat: Seat,
     held: HashMap<FilterKey, Held>,
+    parts: HashMap<PartKey, HeldPart>,
     pace: ChunkSizer,
     copies: Copies,
 }
@@ -95,6 +100,7 @@ impl RemoteWorker {
             wire,
             seat,
             held: HashMap::new(),
+            parts: HashMap::new(),
             pace: ChunkSizer::default(),
             copies: Copies::new(MOST_COPIES),
         }
@@ -144,6 +150,7 @@ impl RemoteWorker {
             self.shared.release(&claimed);
         }
         self.held.clear();
+        self.parts.clear();
     }
 
     fn release(&self, content: ContentId) {
@@ -163,6 +170,10 @@ impl Drop for RemoteWorker {
         let contents: HashSet<ContentId> = self.held.drain().map(|(_, held)| held.content).collect();
         for content in contents {
             self.release(content);
+        }
+        let parts: HashSet<ContentId> = self.parts.drain().map(|(_, part)| part.content).collect();
+        for content in parts {
+            self.release_part(content);
         }
         self.leave_seat(String::new());
     }
@@ -330,6 +341,7 @@ impl Worker for RemoteWorker {
                 dtype,
                 format,
                 elems,
+                outputs: None,
                 order,
                 wanted,
                 buffers,
@@ -343,6 +355,20 @@ impl Worker for RemoteWorker {
             }
             result
         })
+    }
+
+    fn install_part(&mut self, key: PartKey, part: &PartFile) -> Result<PartSignature> {
+        self.send_part(key, part)
+    }
+
+    fn remove_part(&mut self, key: PartKey) {
+        if let Some(part) = self.parts.remove(&key) {
+            self.release_part(part.content);
+        }
+    }
+
+    fn run_part(&mut self, key: PartKey, inputs: &[Values], cancel: &CancelToken) -> Result<Vec<Values>> {
+        self.call_part(key, inputs, cancel)
     }
 
     fn presence(&self) -> Option<Presence> {

@@ -19,7 +19,7 @@ use super::task_phases::TaskPhases;
 use super::uplink::{Permit, STALL};
 use super::wire::{Answer, ContentId, MAX_CHUNK_BYTES, Object, Refusal, Request, SlabsName};
 use crate::array::{Buffers, DType, Values, WireFormat};
-use crate::worker::{SharedSlabs, count_wait};
+use crate::worker::{PartArray, SharedSlabs, count_wait};
 
 /// Slabs of fewer bytes go with each task: keeping track of them costs more than sending them.
 const SHARED_FROM: usize = 16 << 10;
@@ -44,6 +44,8 @@ pub(super) struct RemoteTask<'a> {
     pub(super) format: WireFormat,
     /// Elements of a sub-result.
     pub(super) elems: usize,
+    /// The outputs of a part of a model, which stand in place of equal sub-results.
+    pub(super) outputs: Option<&'a [PartArray]>,
     /// Indices of the sub-results wanted, in this order; all, in any order, when `None`.
     pub(super) order: Option<Vec<u32>>,
     /// Sub-results still to come.
@@ -95,7 +97,7 @@ impl RemoteTask<'_> {
         let name = SlabsName::OfTask(self.task);
         let inline = slabs.len() <= INLINE_BYTES.min(sender.pace.chunk_bytes());
         if !inline {
-            self.upload(&mut sender, name, 0, slabs, None)?;
+            self.upload(&mut sender, (name, self.dtype), 0, slabs, None)?;
         }
         let number = self.ask(&mut sender, name, if inline { slabs } else { &[] })?;
         match self.results(&mut sender, number, None, emit)? {
@@ -139,7 +141,7 @@ impl RemoteTask<'_> {
             }
             Some(lead) => {
                 let from = if lead.first { 0 } else { self.received(sender, name, slabs.len())? };
-                self.upload(sender, name, from, slabs, Some(identity.id()))?;
+                self.upload(sender, (name, self.dtype), from, slabs, Some(identity.id()))?;
                 lead.arrived();
                 self.ask(sender, name, &[])?
             }
@@ -166,15 +168,15 @@ impl RemoteTask<'_> {
     fn upload(
         &self,
         sender: &mut Sender<'_, '_>,
-        name: SlabsName,
+        (name, dtype): (SlabsName, DType),
         from: u64,
         slabs: &[u8],
         turn: Option<u64>,
     ) -> Result<(), CallError> {
         let permit = turn.map(|number| self.permit(sender.wire, number)).transpose()?;
-        let object = Object::Slabs { name, dtype: self.dtype };
+        let (object, format) = (Object::Slabs { name, dtype }, self.format.of(dtype));
         let Sender { wire, pace, copies } = sender;
-        let mut part = |range: std::ops::Range<usize>| copies.cut(&slabs[range], self.format);
+        let mut part = |range: std::ops::Range<usize>| copies.cut(&slabs[range], format);
         let mut sent = |how| match (&permit, how) {
             (Some(permit), Sent::HandedOver) => permit.handed_over(Instant::now()),
             (Some(permit), Sent::Acknowledged(bytes)) => permit.acknowledged(bytes, Instant::now()),
@@ -225,6 +227,52 @@ impl RemoteTask<'_> {
         sender.wire.ask_for_task(self.task, request, cut.payload)
     }
 
+    /// Computes a part of a model: sends the inputs, and passes the outputs to `emit`.
+    pub(super) fn run_part(
+        &mut self,
+        mut sender: Sender<'_, '_>,
+        inputs: &[Values],
+        emit: Emit<'_>,
+    ) -> Result<(), CallError> {
+        self.phases.sending();
+        let inline = INLINE_BYTES.min(sender.pace.chunk_bytes());
+        let mut first = Cut { payload: Payload::empty(), crc: 0, format: WireFormat::Full };
+        for (index, values) in (0..).zip(inputs) {
+            let (bytes, dtype) = (values.as_bytes(), values.dtype());
+            if index == 0 && bytes.len() <= inline {
+                first = sender.copies.cut(bytes, self.format.of(dtype));
+            } else {
+                let name = SlabsName::Input { task: self.task, index };
+                self.upload(&mut sender, (name, dtype), 0, bytes, None)?;
+            }
+        }
+        let request = Request::RunPart {
+            task: self.task,
+            device: self.device,
+            content: self.content,
+            inline_bytes: sender.pace.chunk_bytes().min(MAX_CHUNK_BYTES) as u32,
+            crc: first.crc,
+            format: first.format,
+            results: self.format,
+        };
+        let number = sender.wire.ask_for_task(self.task, request, first.payload)?;
+        match self.results(&mut sender, number, None, emit)? {
+            Ended::Done => Ok(()),
+            Ended::SlabsMissing => {
+                Err(CallError::Failed("it does not keep the inputs it is sent".to_owned()))
+            }
+        }
+    }
+
+    /// A buffer for the sub-result or output of this index.
+    fn room(&self, index: usize) -> Values {
+        match self.outputs.and_then(|outputs| outputs.get(index)) {
+            // `check_signature` bounds the size.
+            Some(output) => self.buffers.take_values(output.dtype, output.elems().unwrap_or_default()),
+            None => self.buffers.take_values(self.dtype, self.elems),
+        }
+    }
+
     /// Passes on the results of the request `number` until the task has ended. `lead`: to be ended when the slabs that went
     /// with the request have arrived.
     fn results(
@@ -254,7 +302,7 @@ impl RemoteTask<'_> {
                 }
                 Response::Answer(Answer::Part { index, crc, format, progress }, payload) => {
                     let index = take(&mut self.wanted, index)?;
-                    let mut values = self.buffers.take_values(self.dtype, self.elems);
+                    let mut values = self.room(index);
                     let into = values.as_bytes_mut();
                     if narrow::read(&payload, format, into) != Some(crc) {
                         return Err(CallError::Failed(format!(
@@ -268,7 +316,8 @@ impl RemoteTask<'_> {
                 }
                 Response::Answer(Answer::Ready { index, bytes, progress }, _) => {
                     let at = take(&mut self.wanted, index)?;
-                    let mut values = self.buffers.take_values(self.dtype, self.elems);
+                    let mut values = self.room(at);
+                    let format = self.format.of(values.dtype());
                     let into = values.as_bytes_mut();
                     if bytes != into.len() as u64 {
                         return Err(CallError::Failed(format!(
@@ -277,7 +326,7 @@ impl RemoteTask<'_> {
                         )));
                     }
                     self.phases.fetching();
-                    sender.wire.fetch(sender.pace, self.task, index, self.format, into)?;
+                    sender.wire.fetch(sender.pace, self.task, index, format, into)?;
                     self.phases.received(&progress);
                     self.phases.pass_on(|| emit(at, values));
                 }

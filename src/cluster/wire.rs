@@ -10,6 +10,7 @@
 //! sizes in a [`Spec`] that [`Spec::subtask`] accepts can be multiplied and added without overflow.
 
 mod host;
+mod part;
 mod spec;
 
 use std::fmt;
@@ -18,19 +19,22 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::array::{DType, WireFormat};
+use crate::worker::PartSignature;
 
 pub use host::{DeviceInfo, HostInfo};
+pub use part::{MAX_PART_ARRAYS, MAX_PART_AXES, check_signature};
 pub use spec::{ContentId, Spec};
 
 /// Version of everything in this module. Sides of different versions do not work together; they report it.
-pub const PROTOCOL: u16 = 4;
+pub const PROTOCOL: u16 = 5;
 
 const MAGIC: [u8; 4] = *b"FCDC";
 
 /// Maximum header size. The largest header that occurs describes [`MAX_DEVICES`] devices.
 pub const MAX_HEADER_BYTES: usize = 512 << 10;
 
-/// Maximum size of one object: the filters or the slabs of a subtask, or one sub-result.
+/// Maximum size of one object: the filters or the slabs of a subtask, one sub-result, or the file, an input or an output of a
+/// part of a model.
 pub const MAX_OBJECT_BYTES: u64 = 16 << 30;
 
 /// Maximum size of a payload: a chunk of an object, or a small object as a whole.
@@ -107,6 +111,8 @@ pub enum Object {
         /// Element type of the slabs.
         dtype: DType,
     },
+    /// The file of a part of a model.
+    Part(ContentId),
 }
 
 /// Names coded slabs, among those of one master.
@@ -117,6 +123,13 @@ pub enum SlabsName {
     /// Slabs with this number, which tasks for several devices use. The worker keeps them until [`Request::Forget`], or until
     /// it needs the memory; then the next task is refused as [`Refusal::SlabsMissing`].
     Shared(u64),
+    /// An input of a run of a part of a model, and of no other. The worker drops it with the run.
+    Input {
+        /// Number of the run.
+        task: u64,
+        /// Index of the input.
+        index: u32,
+    },
 }
 
 /// A request from a master to a worker. Devices count from 0; task numbers are assigned by the master and never reused.
@@ -135,7 +148,7 @@ pub enum Request {
         spec: Spec,
     },
     /// A chunk of an object, answered with [`Answer::Ack`]. Chunks follow each other without gaps. Slabs have a checksum;
-    /// filters need none, since their identifier is a hash. An empty chunk of slabs asks how much of them has arrived.
+    /// filters and parts need none, since their identifier is a hash. An empty chunk of slabs asks how much of them has arrived.
     Chunk {
         /// The object.
         object: Object,
@@ -218,6 +231,45 @@ pub enum Request {
         /// Shape of the other subtask.
         spec: Spec,
     },
+    /// Hold this part of a model on this device. The payload is all of its file or empty. Answered with
+    /// [`Answer::PartInstalled`], or with [`Answer::Send`] where chunks are missing; then repeat the request after sending
+    /// them.
+    InstallPart {
+        /// Index of the device.
+        device: u32,
+        /// Identifier of the file.
+        content: ContentId,
+        /// Size of the file.
+        bytes: u64,
+        /// Bytes to hold and compute the part, as in [`PartFile`](crate::worker::PartFile).
+        memory_bytes: u64,
+    },
+    /// Release this part, as [`Request::Release`] does filters.
+    ReleasePart {
+        /// Index of the device.
+        device: u32,
+        /// Identifier of the file.
+        content: ContentId,
+    },
+    /// Compute a part of a model. The payload is the first input, or empty where it was sent before; all other inputs are sent
+    /// before, as [`SlabsName::Input`]. Answered as a [`Request::Task`] of all sub-results, whose indices are those of the
+    /// outputs.
+    RunPart {
+        /// Number of the run, among those of tasks.
+        task: u64,
+        /// Index of the device.
+        device: u32,
+        /// Identifier of the file.
+        content: ContentId,
+        /// As in [`Request::Task`].
+        inline_bytes: u32,
+        /// CRC-32 of the payload.
+        crc: u32,
+        /// How the payload is written.
+        format: WireFormat,
+        /// The format wanted for outputs of f32.
+        results: WireFormat,
+    },
 }
 
 /// An answer of a worker.
@@ -281,6 +333,11 @@ pub enum Answer {
         why: Refusal,
         /// Readable explanation, with numbers.
         text: String,
+    },
+    /// The device holds the part.
+    PartInstalled {
+        /// What enters and leaves it.
+        signature: PartSignature,
     },
 }
 

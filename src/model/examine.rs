@@ -128,22 +128,24 @@ fn opset(proto: &ModelProto) -> i64 {
 }
 
 /// Bytes of the external tensors, by the description in the model.
-fn external_bytes(graph: &GraphProto) -> u64 {
+pub(super) fn external_bytes(graph: &GraphProto) -> u64 {
     let external = graph.initializer.iter().filter(|tensor| {
         tensor.data_location.is_some_and(|place| place == tensor_proto::DataLocation::External as i32)
     });
-    let bytes = |tensor: &TensorProto| {
-        // Bytes per element by ONNX type number: bytes and booleans, then 16, 64 and 32 bits.
-        let element = match tensor.data_type {
-            2 | 3 | 9 => 1,
-            4 | 5 | 10 | 16 => 2,
-            7 | 11 | 13 => 8,
-            _ => 4,
-        };
-        let product = |bytes: u64, size: &i64| bytes.saturating_mul(u64::try_from(*size).unwrap_or(0));
-        tensor.dims.iter().fold(element, product)
+    external.map(tensor_bytes).fold(0, u64::saturating_add)
+}
+
+/// Bytes of the elements of a tensor.
+pub(super) fn tensor_bytes(tensor: &TensorProto) -> u64 {
+    // Bytes per element by ONNX type number: bytes and booleans, then 16, 64 and 32 bits.
+    let element = match tensor.data_type {
+        2 | 3 | 9 => 1,
+        4 | 5 | 10 | 16 => 2,
+        7 | 11 | 13 => 8,
+        _ => 4,
     };
-    external.map(bytes).fold(0, u64::saturating_add)
+    let product = |bytes: u64, size: &i64| bytes.saturating_mul(u64::try_from(*size).unwrap_or(0));
+    tensor.dims.iter().fold(element, product)
 }
 
 /// Names and operators of the Conv and ConvTranspose nodes.

@@ -1,36 +1,32 @@
 //! Loads an ONNX file as a graph with named inputs and outputs.
 
-use std::io::{Read, Take};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tract_onnx::Onnx;
 use tract_onnx::pb::ModelProto;
-use tract_onnx::prelude::{Framework, InferenceModel};
-use tract_onnx::tract_core::internal::{DatumType, SpecialOps, TypedModel};
+use tract_onnx::prelude::InferenceModel;
+use tract_onnx::tract_core::internal::{DatumType, SpecialOps, Tensor as TractTensor, TypedModel};
 use tract_onnx::tract_hir::infer::{Factoid, InferenceFact};
 
 use super::examine::{Examined, examine};
-use super::external;
 use super::find::LayerOp;
 use super::findings::Findings;
 use super::guard::{guarded, one_line, refused};
 use super::half::{self, Half, Widened};
-use super::lower::lower;
-use super::round::{self, HalfType};
+use super::lower::{Labels, labelled};
+use super::origin::Origin;
+use super::read::{admitted, cause, framework, message, register};
+use super::round::HalfType;
 use super::tensor::{Tensor, dtype_name};
 use super::view::Given;
-use super::{
-    branch, deform, loops, numbers, prelu, resize, sequences, shift, transpose, upsample, whole, wire,
-};
+use super::{branch, loops};
 use crate::error::{Error, Message, Parameter, Result};
 use crate::files::Input;
-use crate::memory;
 
 /// Maximum size of an array of a model: far beyond the memory of a machine, so only absurd sizes are rejected early.
 const MOST_BYTES: usize = 1 << 40;
-/// Maximum size of a model file, which is the limit of its format.
-const MOST_FILE_BYTES: u64 = 1 << 31;
 
 /// A parsed ONNX model; nothing is computed yet.
 ///
@@ -66,6 +62,8 @@ pub struct Model {
     half: Half,
     /// Inputs whose shapes contradict the file, with both shapes.
     overridden: Vec<String>,
+    /// Where the file can be read again.
+    origin: Origin,
 }
 
 /// One input of a model.
@@ -111,7 +109,8 @@ impl Model {
         let name = path.display().to_string();
         let mut file = Input::open(path)?;
         let length = admitted(&name, &mut file)?;
-        Self::parse(name, &mut file, length, Some(path))
+        let origin = Origin::of_file(path);
+        Self::parse(name, &mut file, length, Some(path)).map(|model| Self { origin, ..model })
     }
 
     /// Parses an ONNX model held in memory, called `name` in messages.
@@ -121,6 +120,15 @@ impl Model {
     pub fn from_bytes(name: impl Into<String>, bytes: &[u8]) -> Result<Self> {
         let mut rest = bytes;
         Self::parse(name.into(), &mut rest, Some(bytes.len() as u64), None)
+    }
+
+    /// As [`Model::from_bytes`], but keeps the bytes, so that parts can be taken out of the model
+    /// ([`Model::sections`]).
+    ///
+    /// # Errors
+    /// Those of [`Model::from_bytes`].
+    pub fn from_shared(name: impl Into<String>, bytes: Arc<[u8]>) -> Result<Self> {
+        Ok(Self { origin: Origin::Memory(Arc::clone(&bytes)), ..Self::from_bytes(name, &bytes)? })
     }
 
     /// Keeps a single copy of the data, since models can be large, and drops it once it is parsed.
@@ -182,6 +190,7 @@ impl Model {
             data_files,
             half,
             overridden: Vec::new(),
+            origin: Origin::Gone,
         })
     }
 
@@ -220,6 +229,18 @@ impl Model {
     #[must_use]
     pub fn has_branches(&self) -> bool {
         self.graph.nodes().iter().any(|node| [branch::NAME, loops::NAME].contains(&&*node.op.name()))
+    }
+
+    /// Where the file can be read again.
+    pub(super) fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
+    /// The value that an input of the file was given for good.
+    pub(super) fn fixed_value(&self, input: &str) -> Option<Arc<TractTensor>> {
+        let name = fixed_name(input);
+        let node = self.graph.nodes().iter().find(|node| node.name == name)?;
+        node.outputs.first()?.fact.value.concretize()
     }
 
     /// The 16-bit types of inputs and outputs.
@@ -285,7 +306,7 @@ impl Model {
         };
         guarded(&self.name, || {
             let outlet = self.graph.input_outlets()?[index];
-            let constant = self.graph.add_const(format!("value of {input}"), constant)?;
+            let constant = self.graph.add_const(fixed_name(input), constant)?;
             for inlet in self.graph.node(outlet.node).outputs[outlet.slot].successors.clone() {
                 self.graph.add_edge(constant, inlet)?;
             }
@@ -308,6 +329,11 @@ impl Model {
 
     /// The graph with all types and shapes inferred.
     pub(super) fn typed(&self) -> Result<TypedModel> {
+        self.labelled().map(|(graph, _)| graph)
+    }
+
+    /// As [`Model::typed`], with the outlet of each value that the file names.
+    pub(super) fn labelled(&self) -> Result<(TypedModel, Labels)> {
         for input in &self.inputs {
             let Some(shape) = input.fixed_shape() else {
                 let cause = one_line(&format!(
@@ -323,7 +349,7 @@ impl Model {
                 return Err(refused(&self.name, &cause));
             }
         }
-        let typed = guarded(&self.name, || lower(self.graph.clone())).map_err(|e| {
+        let (typed, labels) = guarded(&self.name, || labelled(self.graph.clone())).map_err(|e| {
             let with = match self.overridden.join(", ") {
                 none if none.is_empty() => none,
                 given => format!(" (with {given})"),
@@ -346,7 +372,7 @@ impl Model {
                 return Err(refused(&self.name, &cause));
             }
         }
-        Ok(typed)
+        Ok((typed, labels))
     }
 
     /// The element type of an input, as a tract type.
@@ -363,121 +389,9 @@ impl Model {
     }
 }
 
-/// Checks the first byte and the length of a model file. Gives the length, if it is known before reading.
-pub(super) fn admitted(name: &str, file: &mut Input) -> Result<Option<u64>> {
-    // No message begins with a zero byte, and endless files such as /dev/zero often do.
-    if file.head(1)?.first() == Some(&0) {
-        return Err(refused(name, "is not an ONNX model: it begins with a zero byte"));
-    }
-    let length = file.length();
-    if let Some(length) = length.filter(|length| *length > MOST_FILE_BYTES) {
-        return Err(too_long(name, &format!("has {length} bytes")));
-    }
-    // The data are in memory twice for a while: as file contents, and as tensors.
-    memory::require(&format!("reading {name}"), length.unwrap_or(0).saturating_mul(2))?;
-    Ok(length)
-}
-
-/// tract's reader of ONNX files.
-pub(super) fn framework() -> Onnx {
-    // Value hints in the file may use symbolic sizes; here every size becomes a number.
-    let mut onnx = tract_onnx::onnx().with_ignore_value_info(true);
-    onnx.provider = Arc::new(external::Resolver);
-    onnx
-}
-
-/// Reads the message of a model file, and its size in bytes.
-pub(super) fn message(
-    name: &str,
-    onnx: &Onnx,
-    source: &mut dyn Read,
-    length: Option<u64>,
-) -> Result<(ModelProto, u64)> {
-    let mut source = Source { bytes: source.take(MOST_FILE_BYTES + 1), length };
-    let mut bytes = Vec::new();
-    let read = source.read_to_end(&mut bytes);
-    let size = bytes.len() as u64;
-    if size > MOST_FILE_BYTES {
-        return Err(too_long(name, "goes on"));
-    }
-    let damaged =
-        |cause: &str| refused(name, &format!("is not an ONNX model, or is damaged ({size} bytes): {cause}"));
-    read.map_err(|error| damaged(&error.to_string()))?;
-    memory::require(&format!("decoding {name}"), wire::decoded_bytes(&bytes))?;
-    let proto = guarded(name, || onnx.proto_model_for_read(&mut Whole(bytes)));
-    Ok((proto.map_err(|error| damaged(&cause(&error)))?, size))
-}
-
-/// Reads a file of bounded length into memory of exactly that length, without over-allocation.
-struct Source<'a> {
-    bytes: Take<&'a mut dyn Read>,
-    length: Option<u64>,
-}
-
-impl Source<'_> {
-    fn read_to_end(&mut self, buffer: &mut Vec<u8>) -> std::io::Result<usize> {
-        if let Some(length) = self.length.and_then(|length| usize::try_from(length).ok()) {
-            buffer.try_reserve_exact(length)?;
-        }
-        self.bytes.read_to_end(buffer)
-    }
-}
-
-/// Bytes that are passed on without a copy to a reader that wants all of them.
-struct Whole(Vec<u8>);
-
-impl Read for Whole {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let count = buffer.len().min(self.0.len());
-        buffer[..count].copy_from_slice(&self.0[..count]);
-        self.0.drain(..count);
-        Ok(count)
-    }
-
-    fn read_to_end(&mut self, buffer: &mut Vec<u8>) -> std::io::Result<usize> {
-        let count = self.0.len();
-        if buffer.is_empty() {
-            *buffer = std::mem::take(&mut self.0);
-        } else {
-            buffer.append(&mut self.0);
-        }
-        Ok(count)
-    }
-}
-
-fn too_long(name: &str, what: &str) -> Error {
-    let cause = format!(
-        "{what} where an ONNX file has at most {MOST_FILE_BYTES} bytes: keep its weights in files beside it (external data)"
-    );
-    refused(name, &cause)
-}
-
-fn cause(error: &Error) -> String {
-    match error {
-        Error::Model { cause, .. } => cause.to_string(),
-        other => other.to_string(),
-    }
-}
-
-/// Adds the operators of this crate to those of tract.
-fn register(onnx: &mut Onnx) {
-    onnx.op_register.insert(branch::NAME, branch::parse);
-    onnx.op_register.insert(deform::SAMPLING, deform::parse);
-    onnx.op_register.insert(loops::NAME, loops::parse);
-    numbers::register(&mut onnx.op_register);
-    onnx.op_register.insert(prelu::NAME, prelu::parse);
-    onnx.op_register.insert(resize::NAME, resize::parse);
-    onnx.op_register.insert(sequences::REVERSED, sequences::parse_reversed);
-    onnx.op_register.insert(sequences::ENDED, sequences::parse_outputs);
-    onnx.op_register.insert(sequences::RESTORED, sequences::parse_outputs);
-    onnx.op_register.insert(sequences::WHOLE, sequences::parse_whole);
-    onnx.op_register.insert(shift::NAME, shift::parse);
-    onnx.op_register.insert(transpose::NAME, transpose::parse);
-    onnx.op_register.insert(upsample::LINEAR, upsample::parse_linear);
-    onnx.op_register.insert(whole::NAME, whole::parse);
-    for half in [HalfType::F16, HalfType::Bf16] {
-        onnx.op_register.insert(half.operator(), round::parse);
-    }
+/// The name of the constant that an input becomes.
+fn fixed_name(input: &str) -> String {
+    format!("value of {input}")
 }
 
 fn describe(name: &str, fact: &InferenceFact, half: Option<&HalfType>) -> InputInfo {

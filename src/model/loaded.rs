@@ -5,7 +5,8 @@
 use ndarray::{ArrayD, Axis};
 use tract_onnx::pb::{AttributeProto, GraphProto, NodeProto, ValueInfoProto, attribute_proto};
 
-use super::load::{Model, framework};
+use super::load::Model;
+use super::read::framework;
 use super::tensor::Tensor;
 use super::testing::{Attributes, Net};
 use crate::error::Result;

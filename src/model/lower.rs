@@ -24,8 +24,16 @@ use super::numbers::SizesOp;
 use super::transpose::TransposeOp;
 use super::unary::Exact;
 
+/// The outlets of the values that a file names.
+pub(super) type Labels = HashMap<String, OutletId>;
+
 /// The graph with all types and shapes inferred, and with convolutions replaced by operators of this crate.
-pub(super) fn lower(mut parsed: InferenceModel) -> TractResult<TypedModel> {
+pub(super) fn lower(parsed: InferenceModel) -> TractResult<TypedModel> {
+    labelled(parsed).map(|(graph, _)| graph)
+}
+
+/// As [`lower`], with the outlet of each value that the file names and that is left.
+pub(super) fn labelled(mut parsed: InferenceModel) -> TractResult<(TypedModel, Labels)> {
     parsed.analyse(false)?;
     let parsed = parsed.incorporate()?;
     let mut lowering = Lowering {
@@ -48,7 +56,9 @@ pub(super) fn lower(mut parsed: InferenceModel) -> TractResult<TypedModel> {
     let all = |outlets: &[OutletId]| outlets.iter().map(|outlet| places[outlet]).collect::<Vec<_>>();
     target.set_input_outlets(&all(parsed.input_outlets()?))?;
     target.select_output_outlets(&all(parsed.output_outlets()?))?;
-    Ok(target)
+    let labels = parsed.outlet_labels.iter();
+    let labels = labels.filter_map(|(outlet, label)| Some((label.clone(), *places.get(outlet)?))).collect();
+    Ok((target, labels))
 }
 
 /// tract's name of log-softmax. tract translates it to a softmax and a logarithm, which give minus infinity if the

@@ -85,6 +85,18 @@ impl ModelMemory {
         self.buffers = self.buffers.saturating_add(layer.slabs).saturating_add(layer.results);
     }
 
+    /// That of two models that run one after the other.
+    pub(super) fn plus(self, other: Self) -> Self {
+        Self {
+            constants: self.constants.saturating_add(other.constants),
+            copies: self.copies.saturating_add(other.copies),
+            filters: self.filters.saturating_add(other.filters),
+            filters_sent: self.filters_sent.max(other.filters_sent),
+            buffers: self.buffers.saturating_add(other.buffers),
+            host: self.host.saturating_add(other.host),
+        }
+    }
+
     /// The memory of preparing and running beside the constants, which exist once the model is loaded.
     #[must_use]
     pub fn additional(&self) -> u64 {

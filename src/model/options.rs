@@ -6,6 +6,7 @@ use std::str::FromStr;
 use crate::array::DType;
 use crate::engine::LayerOptions;
 use crate::error::{Error, Result};
+use crate::planner::{Objective, PartWorker};
 
 /// The fully connected layers (Gemm or MatMul with constant weights) that are coded, as 1x1 convolutions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -94,6 +95,17 @@ pub struct ModelOptions {
     pub precision: Option<DType>,
     /// The choices left to the planner; by default only partitions.
     pub freedom: AutoChoices,
+    /// Whether the planner also divides the model into segments, some of which workers may compute whole; by default not.
+    pub segments: Option<SegmentChoice>,
+}
+
+/// What the planner needs to divide a model into segments.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SegmentChoice {
+    /// What the segments are chosen for.
+    pub objective: Objective,
+    /// The workers of the pool that take parts of models.
+    pub workers: Vec<PartWorker>,
 }
 
 impl ModelOptions {

@@ -83,6 +83,9 @@ impl Model {
         observe: &mut dyn FnMut(Progress<'_>),
     ) -> Result<PreparedModel> {
         options.check()?;
+        if let Some(choice) = &options.segments {
+            return self.prepare_segments(pool, options, choice, cancel, observe);
+        }
         let mut graph = self.typed()?;
         let signature = Signature::of(self)?;
         let (places, to_code) = self.place_layers(&graph, pool, options, beside)?;
@@ -124,6 +127,20 @@ impl Model {
             return Err(Error::Cancelled);
         }
         Ok(PreparedModel::new(signature, program, coded, places, needed))
+    }
+
+    /// Prepares the model without workers: every layer stays on the threads of this machine.
+    pub(super) fn prepare_here(&self) -> Result<PreparedModel> {
+        let graph = self.typed()?;
+        let signature = Signature::of(self)?;
+        let needed = ModelMemory::of(self.name(), &graph)?;
+        memory::require(&format!("{}, prepared and run,", self.name()), needed.additional())?;
+        let local = |Layer { name, op, .. }: Layer| {
+            LayerPlacement::Local(LocalLayer { name, op, why: "its segment is computed whole".to_owned() })
+        };
+        let places = layers(self.name(), &graph)?.into_iter().map(local).collect();
+        let program = guarded(self.name(), || Program::of(graph))?;
+        Ok(PreparedModel::new(signature, program, Vec::new(), places, needed))
     }
 
     /// Where each layer of the file is computed, and those of them that are coded.

@@ -19,6 +19,7 @@ use super::op::CodedOp;
 use super::options::Progress;
 use super::runnable::Program;
 use super::schedule::Schedule;
+use super::segments::{ModelSegment, SegmentReport};
 use super::sets::Sets;
 use super::signature::{Output, Signature};
 use super::steps::Work;
@@ -60,13 +61,39 @@ use crate::worker::CancelToken;
 /// ```
 pub struct PreparedModel {
     pub(super) signature: Signature,
-    program: Program,
+    body: Body,
     /// The memory of the runs.
     sets: Sets,
     layers: Vec<CodedLayer>,
     /// Every layer of the file, in the order of the graph.
     places: Vec<LayerPlacement>,
     memory: ModelMemory,
+}
+
+/// What a run computes.
+enum Body {
+    Program(Program),
+    /// Segments in different places, which have the layers.
+    Segments(Box<dyn Segmented>),
+}
+
+/// A model whose segments are computed in different places.
+pub(super) trait Segmented: Send + Sync {
+    fn run(
+        &self,
+        inputs: &[TensorView<'_>],
+        cancel: &CancelToken,
+        observe: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<ModelRun>;
+
+    fn memory(&self) -> ModelMemory;
+
+    fn coded_layers(&self) -> usize;
+
+    /// Name, operator and reason of every layer left on the host.
+    fn local_layers(&self) -> Vec<(&str, &'static str, &str)>;
+
+    fn segments(&self) -> &[ModelSegment];
 }
 
 /// The placement of a layer of the file.
@@ -93,6 +120,9 @@ pub struct ModelRun {
     /// One report for every Conv and ConvTranspose node of the file, coded or left on the host, and for every coded fully connected
     /// layer, in the order of the graph.
     pub layers: Vec<LayerReport>,
+    /// One report for every segment, in order; none for a model that is not divided into segments. Layers of segments that
+    /// workers compute whole are not among `layers`.
+    pub segments: Vec<SegmentReport>,
     /// Duration of the whole run.
     pub total: Duration,
     /// Time that the host spent on its own computations.
@@ -223,7 +253,26 @@ impl PreparedModel {
         places: Vec<LayerPlacement>,
         memory: ModelMemory,
     ) -> Self {
-        Self { signature, program, sets: Sets::default(), layers, places, memory }
+        let body = Body::Program(program);
+        Self { signature, body, sets: Sets::default(), layers, places, memory }
+    }
+
+    /// A model whose segments are computed in different places.
+    pub(super) fn segmented(signature: Signature, segments: Box<dyn Segmented>) -> Self {
+        let memory = segments.memory();
+        let (body, layers, places) = (Body::Segments(segments), Vec::new(), Vec::new());
+        Self { signature, body, sets: Sets::default(), layers, places, memory }
+    }
+
+    /// The segments in which the planner divided the model, if it was to ([`ModelOptions::segments`]).
+    ///
+    /// [`ModelOptions::segments`]: super::ModelOptions::segments
+    #[must_use]
+    pub fn segments(&self) -> &[ModelSegment] {
+        match &self.body {
+            Body::Program(_) => &[],
+            Body::Segments(segments) => segments.segments(),
+        }
     }
 
     /// The coded layer of this name.
@@ -274,11 +323,15 @@ impl PreparedModel {
         observe: &mut dyn FnMut(Progress<'_>),
     ) -> Result<ModelRun> {
         let _span = tracing::info_span!("model", name = self.signature.model).entered();
+        let program = match &self.body {
+            Body::Program(program) => program,
+            Body::Segments(segments) => return segments.run(inputs, cancel, observe),
+        };
         let inputs = self.signature.accept(inputs)?;
         let started = Instant::now();
         let of_layers = vec![None; self.layers.len()];
         let mut reports = Reports { model: self, cancel, observe, done: 0, of_layers };
-        let outputs = during(cancel, || match &self.program {
+        let outputs = during(cancel, || match program {
             Program::Fixed(schedule) => self.run_schedule(schedule, &inputs, &mut reports),
             Program::Dynamic(plan) => self.run_plan(plan, inputs, &mut reports),
         })?;
@@ -296,7 +349,14 @@ impl PreparedModel {
             })
             .collect();
         let coded: f64 = layers.iter().map(|l| l.total_ms / 1e3).sum();
-        Ok(ModelRun { outputs, layers, total, host: total.saturating_sub(Duration::from_secs_f64(coded)) })
+        let segments = Vec::new();
+        Ok(ModelRun {
+            outputs,
+            layers,
+            segments,
+            total,
+            host: total.saturating_sub(Duration::from_secs_f64(coded)),
+        })
     }
 
     /// Runs the steps of a schedule in memory that earlier runs left.
@@ -371,15 +431,23 @@ impl PreparedModel {
     /// Number of layers on the workers.
     #[must_use]
     pub fn coded_layers(&self) -> usize {
-        self.layers.len()
+        match &self.body {
+            Body::Program(_) => self.layers.len(),
+            Body::Segments(segments) => segments.coded_layers(),
+        }
     }
 
     /// Name, operator and reason of every layer left on the host, fully connected ones included.
     pub fn local_layers(&self) -> impl Iterator<Item = (&str, &'static str, &str)> {
-        self.places.iter().filter_map(|place| match place {
+        let own = self.places.iter().filter_map(|place| match place {
             LayerPlacement::Local(local) => Some((local.name.as_str(), local.op.name(), local.why.as_str())),
             LayerPlacement::Coded(_) => None,
-        })
+        });
+        let of_segments = match &self.body {
+            Body::Program(_) => Vec::new(),
+            Body::Segments(segments) => segments.local_layers(),
+        };
+        own.chain(of_segments)
     }
 }
 

@@ -11,8 +11,10 @@ use ndarray::ArrayViewD;
 use tract_onnx::prelude::{Datum, DatumType, IntoTensor, TractResult};
 use tract_onnx::tract_core::internal::{Tensor as TractTensor, format_err};
 
+use super::guard::guarded;
 use super::round::HalfType;
 use super::tensor::{Tensor, fitted};
+use crate::array::{DType, Values};
 use crate::error::Result;
 
 /// One input of a run: a [`Tensor`], or floats that lie in other memory.
@@ -131,6 +133,16 @@ impl<'a> Given<'a> {
             Self::F32(_) | Self::F64(_) => None,
         };
         same.ok_or_else(|| format_err!("an input of another type"))
+    }
+
+    /// A copy of the elements, which have this type.
+    pub(super) fn to_values(&self, dtype: DType) -> Result<Values> {
+        guarded("an input", || {
+            Ok(match dtype {
+                DType::F32 => Values::F32(self.as_slice::<f32>()?.to_vec()),
+                DType::F64 => Values::F64(self.as_slice::<f64>()?.to_vec()),
+            })
+        })
     }
 
     /// A tensor of tract.

@@ -12,17 +12,21 @@
 //! shapes and rates alone.
 
 mod calibrate;
+mod chain;
 mod choose;
 mod cost;
 mod links;
+mod load;
 mod memory;
 mod network;
 mod nnls;
 mod plan;
 mod rates;
+mod segments;
 mod work;
 
 pub use calibrate::{Calibration, calibrate, calibrate_host, calibrate_worker};
+pub use chain::{Chain, Objective, PartWorker, Piece, Place, SegmentAlternative, SegmentOptions};
 pub use choose::{choose_partitions, feasible_partitions, unmixed_partitions};
 pub use cost::{PaperCost, SubtaskCost, subtask_shape};
 pub use links::{calibrate_link, calibrate_network, links_agree};
@@ -30,4 +34,5 @@ pub use memory::LayerMemory;
 pub use network::{LinkRates, Network};
 pub use plan::{Alternative, LayerPlan, PlanOptions, Way, plan_layer};
 pub use rates::{HostRates, Prediction, Rates};
+pub use segments::{ChainPlan, SegmentPlan, plan_segments};
 pub use work::{Work, WorkerRates};

@@ -189,3 +189,12 @@ impl Rates {
         self.host.thread.seconds(&work) / self.host.parallel.max(1.0)
     }
 }
+
+impl WorkerRates {
+    /// Seconds for computing `layer` whole and uncoded on such a worker, without any transfer.
+    #[must_use]
+    pub fn compute_s(&self, layer: &ConvShape) -> f64 {
+        let work = Work::of(&SubtaskShape { conv: layer.clone(), slabs: 1, banks: 1, plain: true });
+        (self.seconds(&work) - self.transfer_s(&work) - self.call_s).max(0.0)
+    }
+}

@@ -10,6 +10,8 @@
 //! * [`Pool`]: threads and channels. Each worker is owned by one thread (`service`) that takes commands in order
 //!   and is supervised: lost workers are opened again, hung ones abandoned.
 //! * `run_job`: one run of one layer, which connects all of these. It accesses workers and time through a `Fleet`.
+//! * [`Replicas`], [`ReplicaHistory`]: which worker computes a part of a model that several hold, and when another one is
+//!   asked too; pure rules. `part_job` carries them out on a pool.
 //! * [`SimulatedFleet`]: workers, links and cores in virtual time, for the same runs.
 //!
 //! Invariant: every task given to a worker is answered (result or failure), or its job is over. Each job has its own
@@ -26,10 +28,15 @@ mod latency;
 mod mailbox;
 mod message_faults;
 mod outcome;
+mod part_job;
+mod part_task;
 mod policy;
 mod pool;
+mod pool_parts;
 mod processor_sharing;
 mod recovery;
+mod replica_history;
+mod replicas;
 mod service;
 mod sim_worker;
 mod simulated;
@@ -48,9 +55,16 @@ pub use latency::{Expected, Latencies};
 pub use message_faults::{Direction, MessageFaults, Partition};
 pub use outcome::Outcome;
 pub(crate) use outcome::{Decision, RunOutcome};
+pub use part_job::{PartAttempt, PartReport};
+pub(crate) use part_job::{PartJob, run_part_job};
+pub(crate) use part_task::PartInstalled;
 pub use policy::{Audit, OnShortfall, Policy};
 pub use pool::{FilterRefusals, Pool, WorkerHealth};
 pub use recovery::{Recovery, Verdict};
+pub use replica_history::ReplicaHistory;
+pub use replicas::{
+    Comparison, Holder, PartDispatch, ReplicaAction, ReplicaContext, ReplicaEvent, ReplicaPolicy, Replicas,
+};
 pub use sim_worker::{Link, SimulatedWork, Usage};
 pub use simulated::{SimulatedFleet, SimulatedHost, SimulatedWorker};
 pub use slot::PoolOptions;

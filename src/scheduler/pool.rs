@@ -318,6 +318,22 @@ impl Pool {
         slot.send(Command::Install(request, reply.clone(), worker));
     }
 
+    pub(super) fn slot(&self, worker: WorkerId) -> &Arc<Slot> {
+        &self.inner.slots[worker.0]
+    }
+
+    /// Whether a worker may be given one more task. One that hangs is replaced, and a long queue cleared of cancelled tasks.
+    pub(super) fn admits(&self, slot: &Arc<Slot>) -> bool {
+        let load = slot.supervision.load();
+        if load > 0 {
+            service::replace_if_hung(slot, self.inner.shared.options.hang_grace);
+        }
+        if load >= BACKLOG && slot.is_usable() {
+            slot.forget_cancelled();
+        }
+        slot.is_usable()
+    }
+
     /// Queues the removal of filters.
     pub(crate) fn remove(&self, worker: WorkerId, key: FilterKey) {
         let slot = &self.inner.slots[worker.0];
@@ -336,16 +352,9 @@ impl Fleet for Pool {
     }
 
     fn execute(&self, worker: WorkerId, task: QueuedTask) {
-        let slot = &self.inner.slots[worker.0];
-        let load = slot.supervision.load();
-        if load > 0 {
-            service::replace_if_hung(slot, self.inner.shared.options.hang_grace);
-        }
-        if !slot.is_usable() {
+        let slot = self.slot(worker);
+        if !self.admits(slot) {
             return task.fail(slot.refusal());
-        }
-        if load >= BACKLOG {
-            slot.forget_cancelled();
         }
         slot.supervision.count_task();
         slot.send(Command::Execute(task));

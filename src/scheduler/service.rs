@@ -9,11 +9,15 @@ use std::time::{Duration, Instant};
 
 use super::health::State;
 use super::mailbox::Taken;
+use super::part_task::{PartInstalled, QueuedPart};
 use super::slot::{Banks, Command, InstallRequest, Installed, QueuedTask, ReplyKind, Slot, same_filters};
 use crate::array::DType;
 use crate::error::{Error, Result};
 use crate::sync::locked;
-use crate::worker::{Live, Order, Owner, Phase, Supervised, Task, abandon_if_hung, waited};
+use crate::worker::{
+    CancelToken, Live, Order, Owner, PartFile, PartKey, PartSignature, Phase, Supervised, Task,
+    abandon_if_hung, waited,
+};
 
 /// Starts the thread of a worker. If the system starts none, the worker is lost for good.
 pub(super) fn start(slot: &Arc<Slot>, supervised: Supervised<Slot>) {
@@ -63,6 +67,15 @@ impl Service {
                 }
                 Taken::Item(Command::Remove(key)) => self.supervised.remove(key),
                 Taken::Item(Command::Execute(task)) => self.execute(task),
+                Taken::Item(Command::InstallPart(key, part, reply, worker)) => {
+                    let result = self.install_part(key, &part);
+                    slot.part_installed(key, result.as_ref());
+                    slot.installing.fetch_sub(1, Ordering::Relaxed);
+                    // The receiver may have stopped waiting.
+                    let _ = reply.send(PartInstalled { worker, result });
+                }
+                Taken::Item(Command::RemovePart(key)) => self.supervised.remove_part(key),
+                Taken::Item(Command::RunPart(part)) => self.run_part(&part),
                 Taken::Item(Command::Return(live)) => self.take_back(live),
                 Taken::Item(Command::Wake) => {}
                 Taken::Timeout => self.probe_again(),
@@ -86,6 +99,14 @@ impl Service {
                 self.supervised.share_or_install(key, same, &shape, || source.coded_filters(subtask))
             }
         }
+    }
+
+    fn install_part(&mut self, key: PartKey, part: &PartFile) -> Result<PartSignature> {
+        // A worker that fails the probe is quarantined but still gets its parts, for the time after.
+        if self.supervised.live().is_some() && self.supervised.probed().is_empty() {
+            self.qualify(DType::F32)?;
+        }
+        self.supervised.install_part(key, part)
     }
 
     /// Probes the worker; an error means that it was lost meanwhile.
@@ -157,6 +178,25 @@ impl Service {
         }
     }
 
+    fn run_part(&mut self, part: &QueuedPart) {
+        if part.cancel.is_cancelled() || !self.slot.is_usable() {
+            // As for a task.
+            let _ = self.supervised.guarded(&part.cancel, 1, |_| Ok(()));
+            return part.fail(if part.cancel.is_cancelled() {
+                Error::Cancelled
+            } else {
+                self.slot.refusal()
+            });
+        }
+        let (started, waited_before, name) = (Instant::now(), waited(), self.slot.name());
+        let result = self.supervised.guarded(&part.cancel, 1, |live| {
+            let _span = tracing::debug_span!("part", worker = name, part = part.key.0).entered();
+            live.worker.run_part(part.key, &part.inputs, &part.cancel)
+        });
+        let busy = started.elapsed().saturating_sub(waited().saturating_sub(waited_before));
+        part.reply(busy, part.inspect(result));
+    }
+
     /// A worker that was opened again takes the place of the lost one.
     fn take_back(&mut self, live: Live) {
         let slot = Arc::clone(&self.slot);
@@ -165,6 +205,10 @@ impl Service {
         let wanted = locked(&slot.wanted).clone();
         let unwanted: Vec<_> = live.holds.iter().filter(|key| !wanted.contains_key(*key)).copied().collect();
         let missing = slot.missing(&live.holds);
+        let unwanted_parts: Vec<PartKey> = {
+            let wanted = locked(&slot.parts);
+            live.parts.iter().filter(|key| !wanted.contains_key(key)).copied().collect()
+        };
         self.supervised.take_back(live);
         slot.update(|h, now| {
             h.rejoined(now);
@@ -183,6 +227,11 @@ impl Service {
                 }
             }
         }
+        for key in unwanted_parts {
+            self.supervised.remove_part(key);
+        }
+        // An error means that the worker is lost again; the next one gets the parts.
+        let _ = self.supervised.guarded(&CancelToken::new(), 0, |live| slot.equip_parts(live));
     }
 }
 

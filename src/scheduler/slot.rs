@@ -12,6 +12,7 @@ use crossbeam_channel::Sender;
 
 use super::health::{Health, HealthOptions, State};
 use super::mailbox::Mailbox;
+use super::part_task::{PartInstalled, QueuedPart};
 use super::speed::Speed;
 use crate::array::{Buffers, DType, Pooled, Values};
 use crate::coding::{Sketch, Sketcher};
@@ -19,8 +20,8 @@ use crate::error::{Error, Result};
 use crate::ids::{SubtaskId, WorkerId};
 use crate::sync::locked;
 use crate::worker::{
-    CancelToken, FilterKey, HANG_GRACE, Live, Owner, PhaseClock, PhaseTimes, Presence, SharedSlabs,
-    SubtaskShape, Supervision, Worker, WorkerInfo,
+    CancelToken, FilterKey, HANG_GRACE, Live, Owner, PartFile, PartKey, PhaseClock, PhaseTimes, Presence,
+    SharedSlabs, SubtaskShape, Supervision, Worker, WorkerInfo,
 };
 
 /// From this many tasks on, a worker's queue is searched for cancelled ones.
@@ -122,20 +123,32 @@ pub(super) struct Slot {
     pub(super) speed: Mutex<Speed>,
     /// Bits of the current estimate of its speed, 0 while there is none.
     rate: AtomicU64,
-    /// Filters queued or being installed.
+    /// Filters and parts of models queued or being installed.
     pub(super) installing: AtomicUsize,
     /// The filters that the worker should hold, also while it is lost.
     pub(super) wanted: Mutex<HashMap<FilterKey, Arc<SubtaskShape>>>,
+    /// The parts of models that it should hold, and whether it does.
+    pub(super) parts: Mutex<HashMap<PartKey, SlotPart>>,
     /// Command queue of the worker's thread. Closed when the pool is dropped, or where there is no thread.
     pub(super) inbox: Mailbox<Command>,
     /// Replaced when the worker is abandoned.
     pub(super) thread: Mutex<Option<JoinHandle<()>>>,
 }
 
+/// A part of a model for one worker.
+pub(super) struct SlotPart {
+    pub(super) file: PartFile,
+    /// Whether the worker has it now.
+    pub(super) held: bool,
+}
+
 pub(super) enum Command {
     Install(InstallRequest, Sender<Installed>, WorkerId),
     Remove(FilterKey),
     Execute(QueuedTask),
+    InstallPart(PartKey, PartFile, Sender<PartInstalled>, WorkerId),
+    RemovePart(PartKey),
+    RunPart(QueuedPart),
     /// A worker that was opened again.
     Return(Live),
     /// The worker's health changed.
@@ -277,6 +290,7 @@ impl Slot {
             rate: AtomicU64::new(0),
             installing: AtomicUsize::new(0),
             wanted: Mutex::default(),
+            parts: Mutex::default(),
             inbox: Mailbox::new(),
             thread: Mutex::new(None),
         }
@@ -361,14 +375,26 @@ impl Slot {
                 // The layer may have stopped waiting.
                 let _ = reply.send(Installed { key: request.key, worker, result: Err(self.refusal()) });
             }
-            Command::Remove(_) | Command::Return(_) | Command::Wake => {}
+            Command::RunPart(part) => {
+                self.supervision.end_tasks(1);
+                part.fail(self.refusal());
+            }
+            Command::InstallPart(_, _, reply, worker) => {
+                self.installing.fetch_sub(1, Ordering::Relaxed);
+                // The receiver may have stopped waiting.
+                let _ = reply.send(PartInstalled { worker, result: Err(self.refusal()) });
+            }
+            Command::Remove(_) | Command::RemovePart(_) | Command::Return(_) | Command::Wake => {}
         }
     }
 
-    /// Drops queued tasks that are cancelled, with their slabs.
+    /// Drops queued tasks that are cancelled, with their slabs or inputs.
     pub(super) fn forget_cancelled(&self) {
-        let wanted =
-            |command: &Command| !matches!(command, Command::Execute(task) if task.cancel.is_cancelled());
+        let wanted = |command: &Command| match command {
+            Command::Execute(task) => !task.cancel.is_cancelled(),
+            Command::RunPart(part) => !part.cancel.is_cancelled(),
+            _ => true,
+        };
         self.supervision.end_tasks(self.inbox.retain(wanted));
     }
 
@@ -390,6 +416,41 @@ impl Slot {
         missing
     }
 
+    /// Gives a worker the parts that it should hold beside those it holds. It is no longer asked for those that it refuses.
+    pub(super) fn equip_parts(&self, live: &mut Live) -> Result<()> {
+        let wanted: Vec<_> =
+            locked(&self.parts).iter().map(|(key, part)| (*key, part.file.clone())).collect();
+        for (key, file) in wanted {
+            if live.parts.contains(&key) {
+                continue;
+            }
+            let result = live.install_part(key, &file);
+            self.part_installed(key, result.as_ref());
+            match result {
+                Err(error @ Error::WorkerLost { .. }) => return Err(error),
+                Err(error) => tracing::warn!(worker = self.name(), %error, "part not installed"),
+                Ok(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Records how the installation of a part ended: one that was refused is not wanted any more.
+    pub(super) fn part_installed<T>(&self, key: PartKey, result: Result<T, &Error>) {
+        let mut parts = locked(&self.parts);
+        match result {
+            Ok(_) => {
+                if let Some(part) = parts.get_mut(&key) {
+                    part.held = true;
+                }
+            }
+            Err(Error::WorkerLost { .. }) => {}
+            Err(_) => {
+                parts.remove(&key);
+            }
+        }
+    }
+
     /// Updates the estimate of the worker's speed.
     pub(super) fn measure(&self, observe: impl FnOnce(&mut Speed)) {
         let mut speed = locked(&self.speed);
@@ -404,6 +465,7 @@ impl Owner for Slot {
     }
 
     fn lost(&self, cause: &str) {
+        locked(&self.parts).values_mut().for_each(|part| part.held = false);
         self.update(|health, _| health.lost(cause.to_owned()));
     }
 
@@ -418,7 +480,7 @@ impl Owner for Slot {
                 Ok(()) => {}
             }
         }
-        Ok(())
+        self.equip_parts(live)
     }
 
     fn returned(&self, live: Live) {

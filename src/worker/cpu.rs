@@ -11,10 +11,11 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::cpu_parts::CpuParts;
 use super::turns::turn;
 use super::{
-    FilterKey, LOCAL_HOST, Order, Phase, Respawn, SubtaskShape, Task, Worker, WorkerInfo, WorkerKind,
-    not_installed,
+    CancelToken, FilterKey, LOCAL_HOST, Order, PartCompiler, PartFile, PartKey, PartSignature, Phase,
+    Respawn, SubtaskShape, Task, Worker, WorkerInfo, WorkerKind, not_installed,
 };
 use crate::array::{DType, Element, Values, WireFormat};
 use crate::conv::{ConvKernel, Filters, Scratch};
@@ -49,6 +50,7 @@ pub struct CpuWorker {
     installed: HashMap<FilterKey, Installed>,
     scratch_f32: Scratch<f32>,
     scratch_f64: Scratch<f64>,
+    parts: CpuParts,
 }
 
 /// The coded filters of one subtask, and the plan that uses them.
@@ -90,13 +92,27 @@ impl CpuWorker {
             installed: HashMap::new(),
             scratch_f32: Scratch::default(),
             scratch_f64: Scratch::default(),
+            parts: CpuParts::default(),
         }
+    }
+
+    /// This worker, which takes parts of models too, made executable by `compiler`. Without one it refuses them.
+    #[must_use]
+    pub fn with_parts(self, compiler: Arc<dyn PartCompiler>) -> Self {
+        Self { parts: CpuParts::new(Some(compiler)), ..self }
     }
 
     /// `count` workers of one thread each, called `cpu-0`, `cpu-1` and so on.
     #[must_use]
     pub fn fleet(count: usize) -> Vec<Box<dyn Worker>> {
         (0..count).map(|i| -> Box<dyn Worker> { Box::new(Self::new(format!("cpu-{i}"), 1)) }).collect()
+    }
+
+    /// As [`CpuWorker::fleet`], of workers that take [parts](CpuWorker::with_parts).
+    #[must_use]
+    pub fn fleet_with_parts(count: usize, compiler: &Arc<dyn PartCompiler>) -> Vec<Box<dyn Worker>> {
+        let worker = |i| Self::new(format!("cpu-{i}"), 1).with_parts(Arc::clone(compiler));
+        (0..count).map(|i| -> Box<dyn Worker> { Box::new(worker(i)) }).collect()
     }
 }
 
@@ -207,10 +223,28 @@ impl Worker for CpuWorker {
         }
     }
 
+    fn install_part(&mut self, key: PartKey, part: &PartFile) -> Result<PartSignature> {
+        self.parts.install(&self.name, self.threads, key, part)
+    }
+
+    fn remove_part(&mut self, key: PartKey) {
+        self.parts.remove(key);
+    }
+
+    fn run_part(&mut self, key: PartKey, inputs: &[Values], cancel: &CancelToken) -> Result<Vec<Values>> {
+        if cancel.is_cancelled() {
+            return Err(Error::Cancelled);
+        }
+        self.parts.run(&self.name, self.threads, key, inputs, cancel)
+    }
+
     /// Threads do not get lost, but a defect may panic; and an injected loss should be recoverable on every kind of worker.
     fn respawn(&self) -> Option<Respawn> {
-        let (name, threads) = (self.name.clone(), self.threads);
-        Some(Arc::new(move |_| Ok(Box::new(Self::new(name.clone(), threads)))))
+        let (name, threads, compiler) = (self.name.clone(), self.threads, self.parts.compiler());
+        Some(Arc::new(move |_| {
+            let parts = CpuParts::new(compiler.clone());
+            Ok(Box::new(Self { parts, ..Self::new(name.clone(), threads) }))
+        }))
     }
 }
 

@@ -6,6 +6,7 @@
 //! Invariant: everything random depends on seed, worker name, fault and task number alone, so a run is exactly
 //! reproducible; and every wait ends when the task's [`CancelToken`] is cancelled.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -13,13 +14,13 @@ use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::turns::{give_up, waited};
-use super::{CancelToken, Fault, FaultSpec, Intercept, Order, Task, Worker, intercept};
+use super::{CancelToken, Fault, FaultSpec, Intercept, Order, PartKey, Task, Worker, intercept};
 use crate::array::{Element, Values, normal};
 use crate::error::{Error, Result};
 
 /// Wraps `inner` in one [`Fault`]. Workers of different names draw different numbers from the same `seed`.
 ///
-/// Faults apply to the tasks of layers. The tasks of a [`Probe`](super::Probe) are exempt and are not counted: until the
+/// Faults apply to the tasks of layers and to runs of parts of models. The tasks of a [`Probe`](super::Probe) are exempt and are not counted: until the
 /// worker is lost, the inner worker answers them unchanged. A worker that dies at its first task therefore does so at the
 /// first task of a layer.
 ///
@@ -32,7 +33,15 @@ pub fn faulty(inner: impl Into<Box<dyn Worker>>, fault: Fault, seed: u64) -> Int
     let identity = format!("{}:{fault}", life.worker);
     // The generator at the start of stream 0; each task uses the stream of its number.
     let start = ChaCha8Rng::seed_from_u64(seed ^ fnv1a(identity.as_bytes()));
-    let (at_install, mut tasks) = (life.clone(), 0);
+    // Tasks and runs of parts are counted together.
+    let tasks = AtomicU64::new(0);
+    let draw = Arc::new(move || {
+        let mut rng = start.clone();
+        rng.set_stream(tasks.fetch_add(1, Ordering::Relaxed));
+        rng
+    });
+    let (at_install, at_install_part, at_run) = (life.clone(), life.clone(), life.clone());
+    let draw_for_run = Arc::clone(&draw);
     // Probes fail too once the worker is lost.
     let wrapped = intercept(inner).including_probes();
     let wrapped = wrapped
@@ -45,10 +54,15 @@ pub fn faulty(inner: impl Into<Box<dyn Worker>>, fault: Fault, seed: u64) -> Int
             if task.key.is_probe() {
                 return inner.execute(task, emit);
             }
-            let mut rng = start.clone();
-            rng.set_stream(tasks);
-            tasks += 1;
-            execute(fault, &mut rng, &life, inner, task, emit)
+            execute(fault, &mut draw(), &life, inner, task, emit)
+        })
+        .on_install_part(move |inner, key, part| {
+            at_install_part.check()?;
+            inner.install_part(key, part)
+        })
+        .on_run_part(move |inner, key, inputs, cancel| {
+            at_run.check()?;
+            run_part(fault, &mut draw_for_run(), &at_run, inner, PartCall { key, inputs, cancel })
         });
     match fault {
         Fault::Crash => wrapped.never_respawned(),
@@ -113,20 +127,73 @@ fn execute(
             inner.execute(task, emit)
         }
         Fault::Slow(factor) => slowed(inner, factor, task, emit),
-        Fault::Corrupt(size) => inner.execute(task, &mut |index, mut values| {
-            match &mut values {
-                Values::F32(values) => corrupt(values, size, rng),
-                Values::F64(values) => corrupt(values, size, rng),
-            }
+        Fault::Corrupt(_) | Fault::Nan => inner.execute(task, &mut |index, mut values| {
+            spoil(&mut values, fault, rng);
             emit(index, values);
         }),
-        Fault::Nan => inner.execute(task, &mut |index, mut values| {
-            match &mut values {
-                Values::F32(values) => plant_nan(values, rng),
-                Values::F64(values) => plant_nan(values, rng),
-            }
-            emit(index, values);
-        }),
+    }
+}
+
+/// The arguments of [`Worker::run_part`].
+#[derive(Clone, Copy)]
+pub(super) struct PartCall<'a> {
+    pub(super) key: PartKey,
+    pub(super) inputs: &'a [Values],
+    pub(super) cancel: &'a CancelToken,
+}
+
+impl PartCall<'_> {
+    pub(super) fn on(self, inner: &mut dyn Worker) -> Result<Vec<Values>> {
+        inner.run_part(self.key, self.inputs, self.cancel)
+    }
+
+    /// As [`slowed`]: delays the outputs by `factor` - 1 times the time that they took.
+    pub(super) fn slowed(self, inner: &mut dyn Worker, factor: f64) -> Result<Vec<Values>> {
+        let started = (Instant::now(), waited());
+        let outputs = self.on(inner)?;
+        delayed(pause_after(started, factor), self.cancel)?;
+        Ok(outputs)
+    }
+}
+
+/// Computes a part under `fault`.
+fn run_part(
+    fault: Fault,
+    rng: &mut ChaCha8Rng,
+    life: &Life,
+    inner: &mut dyn Worker,
+    call: PartCall<'_>,
+) -> Result<Vec<Values>> {
+    match fault {
+        Fault::Crash => life.lose("injected crash".to_owned())?,
+        Fault::DeviceLost => {
+            inner.lose_device();
+            let cause = match call.on(inner) {
+                Err(Error::WorkerLost { cause, .. }) => cause,
+                _ => "device lost (injected)".to_owned(),
+            };
+            life.lose(cause)?;
+        }
+        Fault::Drop => silent(call.cancel)?,
+        Fault::Delay(delay) => delayed(delay.sample(rng), call.cancel)?,
+        Fault::Slow(factor) => return call.slowed(inner, factor),
+        Fault::Corrupt(_) | Fault::Nan => {}
+    }
+    let mut outputs = call.on(inner)?;
+    for values in &mut outputs {
+        spoil(values, fault, rng);
+    }
+    Ok(outputs)
+}
+
+/// Makes a result wrong, if the fault is one that does.
+fn spoil(values: &mut Values, fault: Fault, rng: &mut impl Rng) {
+    match (fault, values) {
+        (Fault::Corrupt(size), Values::F32(values)) => corrupt(values, size, rng),
+        (Fault::Corrupt(size), Values::F64(values)) => corrupt(values, size, rng),
+        (Fault::Nan, Values::F32(values)) => plant_nan(values, rng),
+        (Fault::Nan, Values::F64(values)) => plant_nan(values, rng),
+        _ => {}
     }
 }
 
@@ -174,11 +241,10 @@ pub(super) fn slowed(
     let mut started = (Instant::now(), waited());
     let mut cut_short = false;
     let mut slowly = |index, values| {
-        let busy = started.0.elapsed().saturating_sub(waited().saturating_sub(started.1));
-        let pause = busy.as_secs_f64() * (factor - 1.0);
+        let pause = pause_after(started, factor);
         // A slow machine does not keep others from computing.
         give_up();
-        cut_short |= task.cancel.sleep(Duration::try_from_secs_f64(pause).unwrap_or(Duration::MAX));
+        cut_short |= task.cancel.sleep(pause);
         if !cut_short {
             emit(index, values);
         }
@@ -186,6 +252,12 @@ pub(super) fn slowed(
     };
     inner.execute(task, &mut slowly)?;
     if cut_short { Err(Error::Cancelled) } else { Ok(()) }
+}
+
+/// The pause that makes work take `factor` times as long, which began at this time and with this total of waiting.
+fn pause_after(started: (Instant, Duration), factor: f64) -> Duration {
+    let busy = started.0.elapsed().saturating_sub(waited().saturating_sub(started.1));
+    Duration::try_from_secs_f64(busy.as_secs_f64() * (factor - 1.0)).unwrap_or(Duration::MAX)
 }
 
 fn corrupt<T: Element>(values: &mut [T], size: f64, rng: &mut impl Rng) {

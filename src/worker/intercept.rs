@@ -7,7 +7,10 @@
 
 use std::sync::Arc;
 
-use super::{FilterKey, Presence, Respawn, SubtaskShape, Task, Worker, WorkerInfo};
+use super::{
+    CancelToken, FilterKey, PartFile, PartKey, PartSignature, Presence, Respawn, SubtaskShape, Task, Worker,
+    WorkerInfo,
+};
 use crate::array::Values;
 use crate::error::Result;
 
@@ -16,6 +19,8 @@ type OnInstall = dyn FnMut(&mut dyn Worker, FilterKey, &SubtaskShape, Values) ->
 type OnShare = dyn FnMut(&mut dyn Worker, FilterKey, FilterKey, &SubtaskShape) -> Result<bool> + Send;
 type OnRemove = dyn FnMut(&mut dyn Worker, FilterKey) + Send;
 type OnExecute = dyn FnMut(&mut dyn Worker, Task<'_>, &mut dyn FnMut(usize, Values)) -> Result<()> + Send;
+type OnInstallPart = dyn FnMut(&mut dyn Worker, PartKey, &PartFile) -> Result<PartSignature> + Send;
+type OnRunPart = dyn FnMut(&mut dyn Worker, PartKey, &[Values], &CancelToken) -> Result<Vec<Values>> + Send;
 type OnRespawn = dyn Fn(&dyn Worker) -> Option<Respawn> + Send;
 
 /// A worker that forwards every call to an inner worker, except those that a closure handles; made by [`intercept`].
@@ -47,6 +52,8 @@ pub struct Intercept {
     share: Option<Box<OnShare>>,
     remove: Option<Box<OnRemove>>,
     execute: Option<Box<OnExecute>>,
+    install_part: Option<Box<OnInstallPart>>,
+    run_part: Option<Box<OnRunPart>>,
     respawn: Option<Box<OnRespawn>>,
 }
 
@@ -61,6 +68,8 @@ pub fn intercept(inner: impl Into<Box<dyn Worker>>) -> Intercept {
         share: None,
         remove: None,
         execute: None,
+        install_part: None,
+        run_part: None,
         respawn: None,
     }
 }
@@ -124,6 +133,26 @@ impl Intercept {
         + 'static,
     ) -> Self {
         self.execute = Some(Box::new(execute));
+        self
+    }
+
+    /// Handles [`Worker::install_part`].
+    #[must_use]
+    pub fn on_install_part(
+        mut self,
+        install: impl FnMut(&mut dyn Worker, PartKey, &PartFile) -> Result<PartSignature> + Send + 'static,
+    ) -> Self {
+        self.install_part = Some(Box::new(install));
+        self
+    }
+
+    /// Handles [`Worker::run_part`].
+    #[must_use]
+    pub fn on_run_part(
+        mut self,
+        run: impl FnMut(&mut dyn Worker, PartKey, &[Values], &CancelToken) -> Result<Vec<Values>> + Send + 'static,
+    ) -> Self {
+        self.run_part = Some(Box::new(run));
         self
     }
 
@@ -204,6 +233,24 @@ impl Worker for Intercept {
         }
     }
 
+    fn install_part(&mut self, key: PartKey, part: &PartFile) -> Result<PartSignature> {
+        match &mut self.install_part {
+            Some(install) => install(self.inner.as_mut(), key, part),
+            None => self.inner.install_part(key, part),
+        }
+    }
+
+    fn remove_part(&mut self, key: PartKey) {
+        self.inner.remove_part(key);
+    }
+
+    fn run_part(&mut self, key: PartKey, inputs: &[Values], cancel: &CancelToken) -> Result<Vec<Values>> {
+        match &mut self.run_part {
+            Some(run) => run(self.inner.as_mut(), key, inputs, cancel),
+            None => self.inner.run_part(key, inputs, cancel),
+        }
+    }
+
     fn respawn(&self) -> Option<Respawn> {
         match &self.respawn {
             Some(respawn) => respawn(self.inner.as_ref()),
@@ -269,6 +316,17 @@ mod tests {
             self.0.note("execute");
             Ok(())
         }
+        fn install_part(&mut self, _: PartKey, _: &PartFile) -> Result<PartSignature> {
+            self.0.note("install_part");
+            Ok(PartSignature { inputs: Vec::new(), outputs: Vec::new() })
+        }
+        fn remove_part(&mut self, _: PartKey) {
+            self.0.note("remove_part");
+        }
+        fn run_part(&mut self, _: PartKey, _: &[Values], _: &CancelToken) -> Result<Vec<Values>> {
+            self.0.note("run_part");
+            Ok(Vec::new())
+        }
         fn respawn(&self) -> Option<Respawn> {
             self.0.note("respawn");
             CpuWorker::new("noting", 1).respawn()
@@ -299,25 +357,30 @@ mod tests {
         worker.install(key, &shape(), Values::F32(vec![1.0; 2])).unwrap();
         worker.execute(Task::new(key, &slabs, &token), &mut |_, _| {}).unwrap();
         worker.remove(key);
+        let part = PartFile { bytes: Arc::from([]), memory_bytes: 0 };
+        worker.install_part(PartKey(1), &part).unwrap();
+        worker.run_part(PartKey(1), &[], &token).unwrap();
+        worker.remove_part(PartKey(1));
         let _ = worker.respawn();
         let _ = worker.unavailable_reason();
         let _ = worker.presence();
         worker.lose_device();
     }
 
-    const METHODS: [&str; 8] =
-        ["info", "install", "execute", "remove", "respawn", "unavailable_reason", "presence", "lose_device"];
+    const FILTERS: [&str; 3] = ["install", "execute", "remove"];
+    const PARTS: [&str; 3] = ["install_part", "run_part", "remove_part"];
+    const REST: [&str; 3] = ["unavailable_reason", "presence", "lose_device"];
 
     #[test]
     fn what_no_closure_handles_is_forwarded() {
         let calls = Calls::default();
         call_all(&mut intercept(Noting(calls.clone())), KEY);
-        assert_eq!(calls.take(), METHODS);
+        assert_eq!(calls.take(), [&["info"][..], &FILTERS, &PARTS, &["respawn"], &REST].concat());
     }
 
     /// A worker all of whose calls closures handle; the closures note the calls.
     fn handled(inner: &Calls, calls: &Calls) -> Intercept {
-        let [install, remove, execute] = [(); 3].map(|()| calls.clone());
+        let [install, remove, execute, install_part, run_part] = [(); 5].map(|()| calls.clone());
         intercept(Noting(inner.clone()))
             .with_info(|info| info.name = "handled".to_owned())
             .on_install(move |_, _, _, _| {
@@ -328,6 +391,14 @@ mod tests {
             .on_execute(move |_, _, _| {
                 execute.note("execute");
                 Ok(())
+            })
+            .on_install_part(move |_, _, _| {
+                install_part.note("install_part");
+                Ok(PartSignature { inputs: Vec::new(), outputs: Vec::new() })
+            })
+            .on_run_part(move |_, _, _, _| {
+                run_part.note("run_part");
+                Ok(Vec::new())
             })
             .never_respawned()
     }
@@ -340,16 +411,13 @@ mod tests {
         assert!(worker.respawn().is_none());
         inner.take();
         call_all(&mut worker, KEY);
-        assert_eq!(calls.take(), ["install", "execute", "remove"]);
-        assert_eq!(inner.take(), ["info", "unavailable_reason", "presence", "lose_device"]);
+        assert_eq!(calls.take(), [&FILTERS[..], &PARTS[..2]].concat());
+        assert_eq!(inner.take(), [&["info", "remove_part"][..], &REST].concat());
         call_all(&mut worker, FilterKey::PROBE);
-        assert!(calls.take().is_empty());
-        assert_eq!(
-            inner.take(),
-            ["info", "install", "execute", "remove", "unavailable_reason", "presence", "lose_device"]
-        );
+        assert_eq!(calls.take(), PARTS[..2]);
+        assert_eq!(inner.take(), [&["info"][..], &FILTERS, &["remove_part"], &REST].concat());
         call_all(&mut worker.including_probes(), FilterKey::PROBE);
-        assert_eq!(calls.take(), ["install", "execute", "remove"]);
+        assert_eq!(calls.take(), [&FILTERS[..], &PARTS[..2]].concat());
     }
 
     #[test]

@@ -14,11 +14,13 @@
 mod backoff;
 mod cancel;
 mod cpu;
+mod cpu_parts;
 mod fault;
 mod faulty;
 #[cfg(feature = "gpu")]
 mod gpu;
 mod intercept;
+mod part;
 mod phases;
 mod presence;
 mod probe;
@@ -31,11 +33,13 @@ mod turns;
 pub(crate) use backoff::Backoff;
 pub use cancel::{CancelHook, CancelToken};
 pub use cpu::CpuWorker;
+pub(crate) use cpu_parts::no_part;
 pub use fault::{Delay, Fault, FaultSpec, TaskFault, WorkerSet};
 pub use faulty::{faulty, inject};
 #[cfg(feature = "gpu")]
 pub use gpu::{GpuOptions, GpuWorker};
 pub use intercept::{Intercept, intercept};
+pub use part::{CompiledPart, PartArray, PartCompiler, PartFile, PartKey, PartSignature};
 pub use phases::{Phase, PhaseClock, PhaseTimes};
 pub use presence::Presence;
 pub use probe::Probe;
@@ -416,6 +420,36 @@ pub trait Worker: Send {
     /// work; any other error when this task failed but the worker can still work. Sub-results emitted before an error are
     /// valid.
     fn execute(&mut self, task: Task<'_>, emit: &mut dyn FnMut(usize, Values)) -> Result<()>;
+
+    /// Takes a part of a model, to be computed by [`run_part`](Worker::run_part) under this key. A part under a key that is in
+    /// use replaces the one before.
+    ///
+    /// # Errors
+    /// [`Error::WorkerLost`] when the worker can do no further work; any other error when it cannot hold this part (it takes
+    /// no parts at all, which is the default; the file; memory) but can still work.
+    fn install_part(&mut self, key: PartKey, part: &PartFile) -> Result<PartSignature> {
+        let _ = (key, part);
+        Err(Error::WorkerFailed {
+            worker: self.info().name,
+            cause: "computes convolutions only, no parts of models".to_owned(),
+        })
+    }
+
+    /// Removes the part of `key`; unknown keys are ignored.
+    fn remove_part(&mut self, key: PartKey) {
+        let _ = key;
+    }
+
+    /// Computes the part of `key`.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] for inputs that do not fit the part; [`Error::Cancelled`] when the token was cancelled first;
+    /// [`Error::WorkerLost`] when the worker can do no further work; any other error when this run failed but the worker can
+    /// still work.
+    fn run_part(&mut self, key: PartKey, inputs: &[Values], cancel: &CancelToken) -> Result<Vec<Values>> {
+        let _ = (inputs, cancel);
+        Err(no_part(&self.info().name, key))
+    }
 
     /// How to recreate this worker if it is lost; `None` when that is impossible. Called while the worker is healthy.
     fn respawn(&self) -> Option<Respawn> {

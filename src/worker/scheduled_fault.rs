@@ -8,9 +8,9 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::faulty::{delayed, silent, slowed};
-use super::{Intercept, TaskFault, Worker, intercept};
-use crate::error::Error;
+use super::faulty::{PartCall, delayed, silent, slowed};
+use super::{CancelToken, Intercept, TaskFault, Worker, intercept};
+use crate::error::{Error, Result};
 use crate::ids::WorkerId;
 
 /// The [`TaskFault`] of each worker of a pool, which may change between runs. Clones share one table.
@@ -50,24 +50,23 @@ impl TaskFaults {
     pub fn around(&self, inner: impl Into<Box<dyn Worker>>, worker: WorkerId) -> Intercept {
         let inner = inner.into();
         let (name, faults, again) = (inner.info().name, self.clone(), self.clone());
+        let (name_of_part, faults_of_part) = (name.clone(), self.clone());
         intercept(inner)
             .on_execute(move |inner, task, emit| {
                 let fault = faults.get(worker);
-                if fault.crash {
-                    return Err(Error::WorkerFailed {
-                        worker: name.clone(),
-                        cause: "injected crash".to_owned(),
-                    });
-                }
-                if fault.silent {
-                    return silent(task.cancel);
-                }
-                if !fault.delay.is_zero() {
-                    delayed(fault.delay, task.cancel)?;
-                }
+                before_work(&fault, &name, task.cancel)?;
                 match fault.factor() {
                     1.0 => inner.execute(task, emit),
                     factor => slowed(inner, factor, task, emit),
+                }
+            })
+            .on_run_part(move |inner, key, inputs, cancel| {
+                let fault = faults_of_part.get(worker);
+                before_work(&fault, &name_of_part, cancel)?;
+                let call = PartCall { key, inputs, cancel };
+                match fault.factor() {
+                    1.0 => call.on(inner),
+                    factor => call.slowed(inner, factor),
                 }
             })
             .respawned(move |inner| again.around(inner, worker).boxed())
@@ -83,4 +82,15 @@ impl TaskFaults {
     fn lock(&self) -> MutexGuard<'_, Vec<TaskFault>> {
         self.board.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What a fault does before the work of a task, or instead of it.
+fn before_work(fault: &TaskFault, worker: &str, cancel: &CancelToken) -> Result<()> {
+    if fault.crash {
+        return Err(Error::WorkerFailed { worker: worker.to_owned(), cause: "injected crash".to_owned() });
+    }
+    if fault.silent {
+        return silent(cancel);
+    }
+    if fault.delay.is_zero() { Ok(()) } else { delayed(fault.delay, cancel) }
 }

@@ -19,7 +19,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::backoff::{Backoff, Losses};
-use super::{CancelToken, FilterKey, Probe, Respawn, SubtaskShape, Worker};
+use super::{CancelToken, FilterKey, PartFile, PartKey, PartSignature, Probe, Respawn, SubtaskShape, Worker};
 use crate::array::{DType, Values};
 use crate::error::{Error, Result, panic_text};
 
@@ -48,13 +48,15 @@ pub(crate) struct Live {
     pub(crate) worker: Box<dyn Worker>,
     /// The keys of its filters.
     pub(crate) holds: HashSet<FilterKey>,
+    /// The keys of its parts of models.
+    pub(crate) parts: HashSet<PartKey>,
     /// Element types in which it was probed.
     probed: Vec<DType>,
 }
 
 impl Live {
     pub(crate) fn new(worker: Box<dyn Worker>) -> Self {
-        Self { worker, holds: HashSet::new(), probed: Vec::new() }
+        Self { worker, holds: HashSet::new(), parts: HashSet::new(), probed: Vec::new() }
     }
 
     /// Probes the worker in an element type in which it has not passed a probe yet.
@@ -70,6 +72,13 @@ impl Live {
         self.worker.install(key, shape, banks)?;
         self.holds.insert(key);
         Ok(())
+    }
+
+    pub(crate) fn install_part(&mut self, key: PartKey, part: &PartFile) -> Result<PartSignature> {
+        self.parts.remove(&key);
+        let signature = self.worker.install_part(key, part)?;
+        self.parts.insert(key);
+        Ok(signature)
     }
 
     /// Lets the worker use the filters of `same` for `key` too; false where it does not hold them or cannot.
@@ -338,6 +347,25 @@ impl<O: Owner> Supervised<O> {
             // An error means that the worker is lost, and its filters with it.
             let _ = self.guarded(&CancelToken::new(), 0, |live| {
                 live.worker.remove(key);
+                Ok(())
+            });
+        }
+    }
+
+    /// Installs a part of a model.
+    ///
+    /// # Errors
+    /// Those of [`Worker::install_part`] and of [`Supervised::guarded`].
+    pub(crate) fn install_part(&mut self, key: PartKey, part: &PartFile) -> Result<PartSignature> {
+        self.guarded(&CancelToken::new(), 0, |live| live.install_part(key, part))
+    }
+
+    /// Removes a part that the worker holds.
+    pub(crate) fn remove_part(&mut self, key: PartKey) {
+        if self.live.as_mut().is_ok_and(|live| live.parts.remove(&key)) {
+            // An error means that the worker is lost, and its parts with it.
+            let _ = self.guarded(&CancelToken::new(), 0, |live| {
+                live.worker.remove_part(key);
                 Ok(())
             });
         }

@@ -7,8 +7,9 @@
 //!
 //! Relevant if you want to know when a CPU worker starts to compute.
 //!
-//! Invariant: no thread waits for longer than [`STUCK`] while the threads that have a turn make no progress, and none waits
-//! once its task is cancelled. So a thread that hangs, or waits for something else, delays the others by milliseconds.
+//! Invariant: no thread waits for longer than [`STUCK`] while the threads that have a turn make no progress ([`UNSEEN`] where
+//! they cannot show it), and none waits once its task is cancelled. So a thread that hangs, or waits for something else,
+//! delays the others by milliseconds, in the middle of a part of a model by a second.
 
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -22,6 +23,9 @@ use crate::sync::locked;
 
 /// Time without progress after which a thread has lost its turn. Progress is shown several times a millisecond.
 const STUCK: Duration = Duration::from_millis(4);
+
+/// Time for which a thread that cannot show progress keeps its turn: one that computes a part of a model.
+const UNSEEN: Duration = Duration::from_secs(1);
 
 /// Time between two looks of the first thread that waits, at whether its task was cancelled or a turn was lost, and of the
 /// other threads.
@@ -166,9 +170,18 @@ impl State {
 impl Turn<'_> {
     /// Tells those who wait that this thread is computing.
     pub(super) fn progress(&self) {
-        let now = self.cores.now();
+        self.progress_at(self.cores.now());
+    }
+
+    /// Keeps the turn of a thread that will show no progress, for at most [`UNSEEN`].
+    pub(super) fn progress_unseen(&self) {
+        let unseen = u64::try_from(UNSEEN.as_nanos()).unwrap_or(u64::MAX);
+        self.progress_at(self.cores.now().saturating_add(unseen));
+    }
+
+    fn progress_at(&self, time: u64) {
         for core in &self.held {
-            self.cores.progress[*core].store(now, Ordering::Relaxed);
+            self.cores.progress[*core].store(time, Ordering::Relaxed);
         }
     }
 }

@@ -120,7 +120,7 @@ fn machines_that_say_nonsense_of_themselves_are_named_and_not_used() {
     ];
     let rows = [
         ("garbage", "not a message"),
-        ("newer", "version 99 of the protocol, this side 4"),
+        ("newer", "version 99 of the protocol, this side 5"),
         ("twofaced", "says that it is alpha"),
         ("many", "2000 devices"),
         ("long", "version too long"),
@@ -259,6 +259,10 @@ fn a_worker_survives_whatever_it_is_sent() {
         let (crc, results) = (0, WireFormat::Bf16);
         Request::Task { task, device: 0, content, order, slabs, inline_bytes, crc, format, results }
     };
+    let run_part = |task, content| {
+        let (crc, results) = (0, WireFormat::Bf16);
+        Request::RunPart { task, device: 0, content, inline_bytes: u32::MAX, crc, format, results }
+    };
     let requests = [
         Request::Install { device: 9, content, spec: spec.clone() },
         Request::Install { device: 0, content, spec: huge },
@@ -288,6 +292,27 @@ fn a_worker_survives_whatever_it_is_sent() {
             crc: 0,
             format,
         },
+        Request::Chunk { object: Object::Part(content), offset: 0, total: u64::MAX, crc: 0, format },
+        Request::Chunk {
+            object: Object::Slabs { name: SlabsName::Input { task: 4, index: 9 }, dtype: DType::F32 },
+            offset: 0,
+            total: 144,
+            crc: 0,
+            format: WireFormat::Full,
+        },
+        Request::InstallPart { device: 0, content, bytes: u64::MAX, memory_bytes: 1 },
+        Request::InstallPart { device: 0, content, bytes: 144, memory_bytes: u64::MAX },
+        // The content does not match its id.
+        Request::InstallPart { device: 0, content, bytes: 144, memory_bytes: 1 },
+        // It does, and is no part.
+        Request::InstallPart {
+            device: 0,
+            content: ContentId::of_part(&[0; 144]),
+            bytes: 144,
+            memory_bytes: 1,
+        },
+        run_part(4, content),
+        run_part(5, ContentId::of_part(&[0; 144])),
         task(1, SlabsName::OfTask(1), None, u32::MAX),
         task(2, SlabsName::Shared(2), order, 0),
         task(3, SlabsName::Shared(99), None, 0),

@@ -4,6 +4,7 @@ mod filters;
 mod garbage;
 mod measured;
 mod narrow;
+mod parts;
 mod phases;
 mod sharing;
 #[cfg(feature = "metrics")]

@@ -11,6 +11,7 @@ use fcdcc::cluster::wire::{
     Answer, Call, ContentId, DeviceInfo, Hello, HostInfo, MasterId, Object, Progress, Refusal, Request,
     SlabsName, Spec, pack,
 };
+use fcdcc::worker::{PartArray, PartSignature};
 use fcdcc_test_support::every_row;
 use proptest::prelude::*;
 
@@ -63,8 +64,12 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
     let order = Some(vec![1, 2, 3, 0]);
     let progress = Progress { at_us: 4, queued_us: 5, computed_us: u64::MAX };
     let impossible = Spec { input: vec![u64::MAX; 5], ..spec.clone() };
+    let array = |shape: &[usize]| PartArray { dtype: DType::F64, shape: shape.to_vec() };
+    let signature =
+        PartSignature { inputs: vec![array(&[1, 3, 8, 8])], outputs: vec![array(&[]), array(&[9])] };
+    let endless = PartSignature { inputs: Vec::new(), outputs: vec![array(&[usize::MAX, usize::MAX])] };
     let mut newer = pack(&Answer::Done);
-    newer[4] = 5;
+    newer[4] = 6;
     vec![
         ("info", call(Request::Info)),
         ("install", call(Request::Install { device: 1, content, spec: spec.clone() })),
@@ -98,6 +103,34 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
                 results: WireFormat::Bf16,
             }),
         ),
+        (
+            "chunk_part",
+            call(Request::Chunk { object: Object::Part(content), offset: 1, total: 2, crc, format }),
+        ),
+        (
+            "chunk_input",
+            call(Request::Chunk {
+                object: Object::Slabs { name: SlabsName::Input { task: 7, index: 1 }, dtype: DType::F32 },
+                offset: 0,
+                total: 4,
+                crc,
+                format,
+            }),
+        ),
+        ("install_part", call(Request::InstallPart { device: 1, content, bytes: 2, memory_bytes: u64::MAX })),
+        ("release_part", call(Request::ReleasePart { device: 1, content })),
+        (
+            "run_part",
+            call(Request::RunPart {
+                task: 7,
+                device: 0,
+                content,
+                inline_bytes: 1 << 20,
+                crc,
+                format,
+                results: WireFormat::Full,
+            }),
+        ),
         ("fetch", call(Request::Fetch { task: 7, index: 3, offset: 4, len: 5, format })),
         ("forget", call(Request::Forget { slabs: 7 })),
         ("release", call(Request::Release { device: 0, content })),
@@ -105,6 +138,8 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
         ("await", call(Request::Await { task: 7 })),
         ("answer_info", pack(&Answer::Info(Box::new(info)))),
         ("answer_installed", pack(&Answer::Installed)),
+        ("answer_part_installed", pack(&Answer::PartInstalled { signature })),
+        ("answer_part_impossible", pack(&Answer::PartInstalled { signature: endless })),
         ("answer_send", pack(&Answer::Send { from: 3 })),
         ("answer_ack", pack(&Answer::Ack { received: 3, at_us: 4 })),
         ("answer_accepted", pack(&Answer::Accepted { at_us: 4 })),
@@ -143,7 +178,7 @@ fn the_corpus_has_every_message_and_all_of_it_holds() {
 
 proptest! {
     #[test]
-    fn changed_messages_are_refused_or_understood(which in 0usize..27, at in any::<usize>(), byte: u8, cut in any::<usize>()) {
+    fn changed_messages_are_refused_or_understood(which in 0usize..34, at in any::<usize>(), byte: u8, cut in any::<usize>()) {
         let (_, mut bytes) = messages().swap_remove(which);
         if !bytes.is_empty() {
             let len = bytes.len();

@@ -1,6 +1,7 @@
 //! Properties of the decoder for any received bytes; shared by the corpus test and the fuzzer.
 
-use fcdcc::cluster::wire::{Answer, Call, Hello, Request, pack, unpack};
+use fcdcc::cluster::wire::{Answer, Call, Hello, Request, check_signature, pack, unpack};
+use fcdcc::worker::PartArray;
 
 /// Panics if a property is violated.
 pub(crate) fn check(data: &[u8]) {
@@ -20,6 +21,12 @@ pub(crate) fn check(data: &[u8]) {
     }
     if let Ok(answer) = unpack::<Answer>(data) {
         assert_eq!(unpack::<Answer>(&pack(&answer)).as_ref(), Ok(&answer));
+        if let Answer::PartInstalled { signature } = &answer
+            && check_signature(signature).is_ok()
+        {
+            let arrays = signature.inputs.iter().chain(&signature.outputs);
+            assert!(arrays.filter_map(PartArray::size_bytes).sum::<usize>() > 0);
+        }
         if let Answer::Info(info) = &answer {
             // The check must return, with either result.
             let _ = info.check();

@@ -13,7 +13,9 @@ mod faults;
 mod integers;
 #[cfg(feature = "onnx")]
 mod model;
+mod parts;
 mod pool;
+mod replicas;
 mod rows;
 mod scheduling;
 mod scripted;

@@ -43,6 +43,7 @@ mod options;
 #[cfg(feature = "onnx")]
 mod picture;
 mod plan;
+mod plan_rows;
 mod pool;
 #[cfg(feature = "onnx")]
 mod preset;
@@ -53,6 +54,8 @@ mod raster;
 mod rates;
 #[cfg(feature = "onnx")]
 mod run;
+#[cfg(feature = "onnx")]
+mod segments;
 #[cfg(feature = "serve")]
 mod serve;
 #[cfg(feature = "serve")]

@@ -1,12 +1,11 @@
 //! `fcdcc plan`: shows how the planner divides a model's layers, and why.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use clap::Args;
 use fcdcc::array::DType;
-use fcdcc::planner::{LayerPlan, PlanOptions, Rates, Way, plan_layer};
-use fcdcc::{ConvParams, ConvShape, Error, LayerOptions, Pool, Result};
+use fcdcc::planner::{PlanOptions, Rates, plan_layer};
+use fcdcc::{ConvParams, ConvShape, Error, LayerOptions, Pool, Result, Worker};
 use fcdcc_bench::convexity::Convexity;
 use fcdcc_bench::layers::NamedLayer;
 use fcdcc_bench::{machine, page_plan};
@@ -14,9 +13,9 @@ use serde::Serialize;
 
 use super::kept_rates::Measuring;
 use super::ledger::Ledger;
-use super::links::slower_than_here;
 use super::options::{LayerArgs, Precision};
-use super::print::{bytes, out, out_json};
+use super::plan_rows::{Row, measured_table, table};
+use super::print::out_json;
 use super::progress::Bar;
 use super::{Console, arrays, bench_layers, pool, rates};
 
@@ -24,6 +23,7 @@ use super::{Console, arrays, bench_layers, pool, rates};
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
     fcdcc plan resnet50.onnx --workers 12 --tolerate 3\n  \
+    fcdcc plan resnet50.onnx --pool pool.toml --auto --objective latency\n  \
     fcdcc plan --shape 1,64,56,56 --weight 128,64,3,3 --padding 1 --json\n  \
     fcdcc plan --layers vgg16 --workers 20 --tolerate 4 --measure --output plan")]
 pub(crate) struct PlanArgs {
@@ -62,6 +62,9 @@ pub(crate) struct PlanArgs {
     /// Also choose the number of subtasks, replication, and what to leave on the host
     #[arg(long)]
     auto: bool,
+    #[cfg(feature = "onnx")]
+    #[command(flatten)]
+    objective: super::segments::ObjectiveArgs,
     /// Also run every feasible pair (k_A, k_B) of every layer and compare
     #[arg(long, conflicts_with_all = ["model", "auto"])]
     measure: bool,
@@ -90,40 +93,10 @@ struct PlanReport {
     layers: Vec<Row>,
     /// Every feasible pair of every layer; empty for models.
     pairs: Vec<Convexity>,
-}
-
-#[derive(Serialize)]
-struct Row {
-    name: String,
-    op: &'static str,
-    /// In readable form: 1x64x56x56 * 128x64x3x3.
-    shape: String,
-    /// A code family, or `local`.
-    code: String,
-    n: usize,
-    recovery_threshold: usize,
-    k_a: usize,
-    k_b: usize,
-    upload_bytes: usize,
-    download_bytes: usize,
-    storage_bytes: usize,
-    /// Multiply-adds of one subtask, or of a `local` layer.
-    macs: f64,
-    encode_ms: f64,
-    wait_ms: f64,
-    decode_ms: f64,
-    predicted_ms: f64,
-    local_ms: f64,
-    host_bytes: f64,
-    worker_bytes: f64,
-    why: String,
-    alternatives: Vec<Considered>,
-}
-
-#[derive(Serialize)]
-struct Considered {
-    way: String,
-    predicted_ms: f64,
+    /// The segments of a model (--objective).
+    #[cfg(feature = "onnx")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    segments: Option<super::segments::SegmentsPlan>,
 }
 
 pub(crate) fn run(args: &PlanArgs, console: Console) -> Result<()> {
@@ -161,8 +134,10 @@ pub(crate) fn run(args: &PlanArgs, console: Console) -> Result<()> {
         enter(model, &mut ledger, console)?;
     }
     let mut workers = pool::workers(&args.layer, true, console)?;
-    let measuring = Measuring { how: args.layer.calibrate, unknown: true };
-    let measured = rates::of(&mut workers, dtype, options.tolerate, measuring, console)?;
+    #[cfg(feature = "onnx")]
+    let (measured, choice) = args.measured(&mut workers, dtype, options.tolerate, console)?;
+    #[cfg(not(feature = "onnx"))]
+    let measured = args.measured(&mut workers, dtype, options.tolerate, console)?;
     let count = workers.len();
     let own = workers.iter().map(|w| w.info()).collect::<Vec<_>>();
     if !args.measure {
@@ -187,6 +162,8 @@ pub(crate) fn run(args: &PlanArgs, console: Console) -> Result<()> {
         rates: measured,
         layers: rows,
         pairs,
+        #[cfg(feature = "onnx")]
+        segments: planning.segments(&subject, choice.as_ref())?,
     };
     if let Some((html, json)) = folder {
         let trials = if args.measure { args.trials } else { 0 };
@@ -205,11 +182,46 @@ pub(crate) fn run(args: &PlanArgs, console: Console) -> Result<()> {
     if !console.tables {
         return Ok(());
     }
-    table(&report)?;
+    table(&report.layers, &report.rates)?;
+    #[cfg(feature = "onnx")]
+    report.segments.iter().try_for_each(super::segments::SegmentsPlan::table)?;
     for pairs in report.pairs.iter().filter(|_| args.measure) {
         measured_table(pairs)?;
     }
     Ok(())
+}
+
+impl PlanArgs {
+    fn measuring(&self) -> Measuring {
+        Measuring { how: self.layer.calibrate, unknown: true }
+    }
+
+    /// The rates of the workers, and those of them that take parts of models if segments are to be planned.
+    #[cfg(feature = "onnx")]
+    fn measured(
+        &self,
+        workers: &mut [Box<dyn Worker>],
+        dtype: DType,
+        tolerate: usize,
+        console: Console,
+    ) -> Result<(Rates, Option<fcdcc::model::SegmentChoice>)> {
+        let Some(objective) = self.objective.objective else {
+            return Ok((rates::of(workers, dtype, tolerate, self.measuring(), console)?, None));
+        };
+        let (rates, choice) = super::segments::choice(workers, &self.layer, dtype, objective, console)?;
+        Ok((rates, Some(choice)))
+    }
+
+    #[cfg(not(feature = "onnx"))]
+    fn measured(
+        &self,
+        workers: &mut [Box<dyn Worker>],
+        dtype: DType,
+        tolerate: usize,
+        console: Console,
+    ) -> Result<Rates> {
+        rates::of(workers, dtype, tolerate, self.measuring(), console)
+    }
 }
 
 /// Enters the files of a model in `ledger`, and says that it was widened.
@@ -296,14 +308,31 @@ impl Planning<'_> {
     }
 
     #[cfg(feature = "onnx")]
-    fn of_model(&self, model: &fcdcc::Model) -> Result<Vec<Row>> {
-        use fcdcc::model::{AutoChoices, ModelOptions};
-        let options = ModelOptions {
+    fn model_options(&self) -> fcdcc::ModelOptions {
+        use fcdcc::model::AutoChoices;
+        fcdcc::ModelOptions {
             layer: LayerOptions { name: "layer".to_owned(), ..self.options.clone() },
             precision: self.args.layer.precision.map(|_| self.dtype),
             freedom: if self.args.auto { AutoChoices::ALL } else { AutoChoices::default() },
-            ..ModelOptions::default()
-        };
+            ..fcdcc::ModelOptions::default()
+        }
+    }
+
+    /// The segments of a model, if they are to be planned.
+    #[cfg(feature = "onnx")]
+    fn segments(
+        &self,
+        subject: &Subject,
+        choice: Option<&fcdcc::model::SegmentChoice>,
+    ) -> Result<Option<super::segments::SegmentsPlan>> {
+        let (Subject::Model(model), Some(choice)) = (subject, choice) else { return Ok(None) };
+        let options = self.model_options();
+        super::segments::SegmentsPlan::plan(model, self.workers, &self.rates, &options, choice).map(Some)
+    }
+
+    #[cfg(feature = "onnx")]
+    fn of_model(&self, model: &fcdcc::Model) -> Result<Vec<Row>> {
+        let options = self.model_options();
         let planned = model.plan(self.workers, &self.rates, &options)?;
         Ok(planned
             .into_iter()
@@ -361,137 +390,4 @@ impl Planning<'_> {
         }
         Ok(())
     }
-}
-
-impl Row {
-    fn of(name: String, op: &'static str, shape: &ConvShape, plan: &LayerPlan, dtype: DType) -> Self {
-        let size = dtype.size_bytes();
-        let join = |sizes: Vec<usize>| sizes.iter().map(ToString::to_string).collect::<Vec<_>>().join("x");
-        let mut row = Self::host(name, op, plan.why.clone());
-        row.shape = format!("{} * {}", join(shape.input_shape()), join(shape.weight_shape()));
-        row.local_ms = plan.local_s * 1e3;
-        row.predicted_ms = plan.total_s() * 1e3;
-        row.macs = shape.macs();
-        let considered = |a: &fcdcc::planner::Alternative| Considered {
-            way: a.way.to_string(),
-            predicted_ms: a.total_s * 1e3,
-        };
-        row.alternatives = plan.alternatives.iter().map(considered).collect();
-        if let Way::Coded { code, n, recovery_threshold, k_a, k_b } = plan.way {
-            row.code = code.to_string();
-            (row.n, row.recovery_threshold, row.k_a, row.k_b) = (n, recovery_threshold, k_a, k_b);
-        }
-        if let Some(cost) = plan.cost {
-            row.macs = cost.macs;
-            row.upload_bytes = cost.upload_elems * size;
-            row.download_bytes = cost.download_elems * size;
-            row.storage_bytes = cost.storage_elems * size;
-        }
-        if let Some(p) = plan.prediction {
-            (row.encode_ms, row.wait_ms, row.decode_ms) =
-                (p.encode_s * 1e3, p.wait_s * 1e3, p.decode_s * 1e3);
-            (row.host_bytes, row.worker_bytes) = (p.host_bytes, p.worker_bytes);
-        }
-        row
-    }
-
-    fn host(name: String, op: &'static str, why: String) -> Self {
-        Self {
-            name,
-            op,
-            shape: String::new(),
-            code: "local".to_owned(),
-            n: 0,
-            recovery_threshold: 0,
-            k_a: 0,
-            k_b: 0,
-            upload_bytes: 0,
-            download_bytes: 0,
-            storage_bytes: 0,
-            macs: 0.0,
-            encode_ms: 0.0,
-            wait_ms: 0.0,
-            decode_ms: 0.0,
-            predicted_ms: 0.0,
-            local_ms: 0.0,
-            host_bytes: 0.0,
-            worker_bytes: 0.0,
-            why,
-            alternatives: Vec::new(),
-        }
-    }
-}
-
-fn table(report: &PlanReport) -> Result<()> {
-    let width = report.layers.iter().map(|l| l.name.chars().count()).max().unwrap_or(0).clamp(5, 32);
-    out(format_args!(
-        "{:width$}  {:11} {:>6} {:>6} {:>9} {:>9} {:>9} {:>8} {:>9} {:>8}  why",
-        "layer", "code", "n,d", "kA,kB", "upload", "download", "storage", "MMAC", "predicted", "local"
-    ))?;
-    for l in &report.layers {
-        let name: String = l.name.chars().take(width).collect();
-        if l.code == "local" && l.shape.is_empty() {
-            out(format_args!("{name:width$}  local: {}", l.why))?;
-            continue;
-        }
-        let pair = |a: usize, b: usize| if a + b == 0 { "-".to_owned() } else { format!("{a},{b}") };
-        out(format_args!(
-            "{name:width$}  {:11} {:>6} {:>6} {:>9} {:>9} {:>9} {:>8.1} {:>6.2} ms {:>5.1} ms  {}",
-            l.code,
-            pair(l.n, l.recovery_threshold),
-            pair(l.k_a, l.k_b),
-            bytes(l.upload_bytes),
-            bytes(l.download_bytes),
-            bytes(l.storage_bytes),
-            l.macs / 1e6,
-            l.predicted_ms,
-            l.local_ms,
-            l.why
-        ))?;
-    }
-    let coded = || report.layers.iter().filter(|l| l.code != "local");
-    let total = Duration::from_secs_f64(report.layers.iter().map(|l| l.predicted_ms).sum::<f64>() / 1e3);
-    let held: usize = coded().map(|l| l.storage_bytes).sum();
-    out(format_args!(
-        "{:width$}  {} of {} layers on the workers; {:.2} ms predicted in all with nobody late",
-        "",
-        coded().count(),
-        report.layers.len(),
-        total.as_secs_f64() * 1e3
-    ))?;
-    let local_s = report.layers.iter().map(|l| l.local_ms).sum::<f64>() / 1e3;
-    let slower = report.rates.network.and_then(|_| slower_than_here(total.as_secs_f64(), local_s));
-    if let Some(text) = slower {
-        out(format_args!("{:width$}  {text}", ""))?;
-    }
-    out(format_args!(
-        "{:width$}  upload, download, storage and MMAC (million multiply-adds) are of one subtask; filters of one subtask \
-         in all layers: {}",
-        "",
-        bytes(held)
-    ))
-}
-
-fn measured_table(pairs: &Convexity) -> Result<()> {
-    out("")?;
-    out(format_args!(
-        "{}: {} n={} delta={}; the paper's optimum: k_A = {:.1}",
-        pairs.layer, pairs.code, pairs.n, pairs.recovery_threshold, pairs.paper_k_a
-    ))?;
-    out("  kA,kB   predicted    measured   ratio")?;
-    for pair in &pairs.pairs {
-        let measured = pair.measured_ms.unwrap_or(f64::NAN);
-        let chosen = if (pair.k_a, pair.k_b) == pairs.chosen { "  chosen" } else { "" };
-        out(format_args!(
-            "  {:>6} {:>8.2} ms {:>8.2} ms {:>7.2}{chosen}",
-            format!("{},{}", pair.k_a, pair.k_b),
-            pair.predicted_ms,
-            measured,
-            pair.predicted_ms / measured
-        ))?;
-    }
-    let (regret, accuracy) = (pairs.regret().unwrap_or(f64::NAN), pairs.accuracy().unwrap_or(f64::NAN));
-    out(format_args!(
-        "  the chosen pair takes {regret:.2} times as long as the fastest; predicted {accuracy:.2} of what it took"
-    ))
 }

@@ -159,6 +159,37 @@ pub(crate) fn assemble(
     Ok((start(inject(workers, &args.fault, args.seed)?, console)?, rates))
 }
 
+/// As [`assemble`], with what the planner needs to place parts of models on the workers, if it is to
+/// (`objective`).
+#[cfg(feature = "onnx")]
+pub(crate) fn assemble_for(
+    args: &LayerArgs,
+    dtype: DType,
+    objective: Option<fcdcc::planner::Objective>,
+    console: Console,
+) -> Result<(Pool, Rates, Option<fcdcc::model::SegmentChoice>)> {
+    let Some(objective) = objective else {
+        let (pool, rates) = assemble(args, dtype, true, console)?;
+        return Ok((pool, rates, None));
+    };
+    let mut workers = workers(args, true, console)?;
+    let (rates, choice) = super::segments::choice(&mut workers, args, dtype, objective, console)?;
+    Ok((start(inject(workers, &args.fault, args.seed)?, console)?, rates, Some(choice)))
+}
+
+/// `count` workers of one thread of this machine each.
+fn threads(count: usize) -> Vec<Box<dyn Worker>> {
+    (0..count).map(|index| -> Box<dyn Worker> { Box::new(thread(format!("cpu-{index}"), 1)) }).collect()
+}
+
+/// A worker of this machine, which takes parts of models where this binary reads models.
+fn thread(name: String, threads: usize) -> CpuWorker {
+    let worker = CpuWorker::new(name, threads);
+    #[cfg(feature = "onnx")]
+    let worker = worker.with_parts(std::sync::Arc::new(fcdcc::model::OnnxParts));
+    worker
+}
+
 /// Prints a notice for each worker that has no room for the filters of some layers.
 pub(crate) fn tell_refusals(pool: &Pool, console: Console) {
     for refusals in pool.refusals() {
@@ -199,7 +230,7 @@ pub(crate) fn from_backend(
                     "--backend cpu uses no adapter",
                 ));
             }
-            Ok(CpuWorker::fleet(count))
+            Ok(threads(count))
         }
         Backend::Gpu => gpu_workers(count, adapter, Storage::Full, measuring),
         Backend::Auto if adapter.is_some() => gpu_workers(count, adapter, Storage::Full, measuring),
@@ -207,7 +238,7 @@ pub(crate) fn from_backend(
             Ok(_) => gpu_workers(count, None, Storage::Full, measuring),
             Err(why) => {
                 console.notice(format_args!("notice: {why}; using CPU workers"));
-                Ok(CpuWorker::fleet(count))
+                Ok(threads(count))
             }
         },
     }
@@ -346,7 +377,7 @@ impl WorkerEntry {
                         Some(name) => format!("{name}-{i}"),
                         None => format!("cpu-{index}"),
                     };
-                    Box::new(CpuWorker::new(name, *threads))
+                    Box::new(thread(name, *threads))
                 });
                 Ok(group.collect())
             }

@@ -13,6 +13,14 @@ use super::kept_rates::{self, Calibrate, Measuring, key, over_wire};
 use super::links::Links;
 use super::progress::Bar;
 
+/// What [`of`] finds, and the rates of each worker over its link.
+pub(crate) struct Measured {
+    pub(crate) rates: Rates,
+    /// Those of a typical worker for one that could not be measured.
+    #[cfg_attr(not(feature = "onnx"), expect(dead_code, reason = "for parts of models"))]
+    pub(crate) workers: Vec<WorkerRates>,
+}
+
 /// The rates of the workers of a pool that is about to be made, of which `tolerate` may be late. Workers of one kind and
 /// device are assumed to be alike, but for the links to their machines. Where workers differ, those of the last one count
 /// for which a layer waits if the slowest are late.
@@ -26,11 +34,29 @@ pub(crate) fn of(
     measuring: Measuring,
     console: Console,
 ) -> Result<Rates> {
+    each(workers, dtype, tolerate, measuring, console).map(|measured| measured.rates)
+}
+
+/// As [`of`], with the rates of each worker.
+///
+/// # Errors
+/// Those of [`of`].
+pub(crate) fn each(
+    workers: &mut [Box<dyn Worker>],
+    dtype: DType,
+    tolerate: usize,
+    measuring: Measuring,
+    console: Console,
+) -> Result<Measured> {
     let infos: Vec<WorkerInfo> = workers.iter().map(|worker| worker.info()).collect();
     let threads_here = infos.iter().any(|info| info.host == LOCAL_HOST && info.kind == WorkerKind::Cpu);
     let cores = threads_here.then(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let builtin = || {
+        let rates = Rates { cores, ..Rates::default() };
+        Measured { rates, workers: vec![rates.worker; infos.len()] }
+    };
     if measuring.how == Calibrate::Never {
-        return Ok(Rates { cores, ..Rates::default() });
+        return Ok(builtin());
     }
     let known = kept_rates::known();
     let mut kinds: BTreeMap<String, Option<Calibration>> = BTreeMap::new();
@@ -55,7 +81,7 @@ pub(crate) fn of(
         }
     }
     let Some(first) = kinds.values().flatten().next().copied() else {
-        return Ok(Rates { cores, ..Rates::default() });
+        return Ok(builtin());
     };
     let device =
         |info: &WorkerInfo| kinds.get(&kind_of(info, dtype)).copied().flatten().map(|c| c.rates.worker);
@@ -63,15 +89,14 @@ pub(crate) fn of(
     if let Some(links) = links.as_ref().filter(|links| links.is_new) {
         kept_rates::add(|cache| links.add_to(cache));
     }
-    let mut all: Vec<WorkerRates> = infos
-        .iter()
-        .filter_map(|info| {
-            let link = links.as_ref().and_then(|links| links.to(&info.host));
-            device(info).map(|device| link.map_or(device, |link| device.over(link)))
-        })
-        .collect();
-    let worker = last_needed(&mut all, tolerate)?;
-    Ok(Rates { cores, worker, network: links.map(|links| links.network), ..first.rates })
+    let over = |info: &WorkerInfo| {
+        let link = links.as_ref().and_then(|links| links.to(&info.host));
+        device(info).map(|device| link.map_or(device, |link| device.over(link)))
+    };
+    let worker = last_needed(&mut infos.iter().filter_map(over).collect::<Vec<_>>(), tolerate)?;
+    let workers = infos.iter().map(|info| over(info).unwrap_or(worker)).collect();
+    let network = links.as_ref().map(|links| links.network);
+    Ok(Measured { rates: Rates { cores, worker, network, ..first.rates }, workers })
 }
 
 /// The rates of the worker that a layer waits for last if the `tolerate` slowest are late. `all`: at least one.

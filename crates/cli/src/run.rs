@@ -7,8 +7,10 @@ use clap::Args;
 use fcdcc::array::DType;
 use fcdcc::files::Output as Place;
 use fcdcc::model::{
-    AutoChoices, Forecast, GemmChoice, Model, ModelOptions, Output, PreparedModel, Tensor, Widened,
+    AutoChoices, Forecast, GemmChoice, Model, ModelOptions, Output, PreparedModel, SegmentReport, Tensor,
+    Widened,
 };
+use fcdcc::planner::Objective;
 use fcdcc::{LayerReport, Pool, Report, Result};
 use serde::Serialize;
 
@@ -19,6 +21,7 @@ use super::links::slower_than_here;
 use super::metrics::{Metrics, MetricsArgs};
 use super::options::{LayerArgs, Precision};
 use super::progress::Bar;
+use super::segments::{self, ObjectiveArgs};
 use super::top::TopArgs;
 use super::{Console, arrays, pool, print};
 
@@ -27,6 +30,7 @@ use super::{Console, arrays, pool, print};
 #[command(after_help = "Examples:\n  \
     fcdcc run resnet50.onnx --input cat.jpg --preset imagenet --top 5 --softmax --labels imagenet.txt\n  \
     fcdcc run model.onnx --input x.npy --output y.npy --fault random:2:crash --compare --report r.json\n  \
+    fcdcc run resnet50.onnx --input batch.npy --output y.npy --pool pool.toml --auto --objective throughput\n  \
     fcdcc run siamese.onnx --input left=a.npy --input right=b.npy --outputs results")]
 pub(crate) struct RunArgs {
     #[command(flatten)]
@@ -51,6 +55,8 @@ pub(crate) struct RunArgs {
     #[arg(long, help_heading = "Coding")]
     auto: bool,
     #[command(flatten, next_help_heading = "Coding")]
+    objective: ObjectiveArgs,
+    #[command(flatten, next_help_heading = "Coding")]
     layer: LayerArgs,
     #[command(flatten, next_help_heading = "Results")]
     metrics: MetricsArgs,
@@ -73,6 +79,9 @@ struct ModelReport {
     outputs: Vec<OutputReport>,
     /// Comparison with the uncoded run (--compare).
     compare: Option<Vec<Deviation>>,
+    /// One entry for each segment of each run (--objective).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    segments: Vec<SegmentReport>,
 }
 
 #[derive(Serialize)]
@@ -128,8 +137,9 @@ pub(crate) fn run(args: &RunArgs, console: Console) -> Result<()> {
     // Checked before any work: outputs that cannot be concatenated would be useless.
     let axes = if batches.len() > 1 { model.batch_axes()? } else { Vec::new() };
     let pool;
-    (pool, options.layer.rates) =
-        pool::assemble(&args.layer, options.precision.unwrap_or(DType::F32), true, console)?;
+    let (dtype, objective) = (options.precision.unwrap_or(DType::F32), args.objective.objective);
+    (pool, options.layer.rates, options.segments) =
+        pool::assemble_for(&args.layer, dtype, objective, console)?;
     let metrics = args.metrics.of_pool(&pool)?;
     options.layer.observer = metrics.as_ref().and_then(Metrics::observer);
     tell_slowdown(&model, &pool, &options, console)?;
@@ -143,21 +153,7 @@ pub(crate) fn run(args: &RunArgs, console: Console) -> Result<()> {
     // The model's own copy of the weights is needed only for a comparison.
     let host = if args.compare { Some(model.on_host()?) } else { None };
     drop(model);
-    let mut runs = Runs::default();
-    let mut pieces: Vec<Vec<Output>> = Vec::with_capacity(batches.len());
-    {
-        let bar = Bar::new(console, "running");
-        for inputs in &batches {
-            let run = prepared.run_observed(inputs, &mut |p| bar.step(p))?;
-            runs.summary.add(&run.layers);
-            (runs.total, runs.host) = (runs.total + run.total, runs.host + run.host);
-            // Keeps only what is requested of many runs.
-            if places.report.is_some() {
-                runs.layers.extend(run.layers);
-            }
-            pieces.push(run.outputs);
-        }
-    }
+    let (mut runs, pieces) = Runs::of(&prepared, &batches, objective, places.report.is_some(), console)?;
     let outputs = joined(pieces, &axes)?;
     let compare = match host {
         None => None,
@@ -198,8 +194,40 @@ struct Runs {
     summary: Summary,
     /// Reports of every layer of every run, if a report is requested.
     layers: Vec<LayerReport>,
+    /// Reports of every segment of every run.
+    segments: Vec<SegmentReport>,
     total: Duration,
     host: Duration,
+}
+
+impl Runs {
+    /// Runs all batches; gives their outputs too. `all`: whether to keep the reports of all layers.
+    fn of(
+        prepared: &PreparedModel,
+        batches: &[Vec<Tensor>],
+        objective: Option<Objective>,
+        all: bool,
+        console: Console,
+    ) -> Result<(Self, Vec<Vec<Output>>)> {
+        let mut runs = Self::default();
+        let mut pieces: Vec<Vec<Output>> = Vec::with_capacity(batches.len());
+        let bar = Bar::new(console, "running");
+        let (started, at_once) = (Instant::now(), objective == Some(Objective::Throughput));
+        for run in segments::run_all(prepared, batches, at_once, &mut |p| bar.step(p))? {
+            runs.summary.add(&run.layers);
+            (runs.total, runs.host) = (runs.total + run.total, runs.host + run.host);
+            runs.segments.extend(run.segments);
+            // Keeps only what is requested of many runs.
+            if all {
+                runs.layers.extend(run.layers);
+            }
+            pieces.push(run.outputs);
+        }
+        if at_once {
+            runs.total = started.elapsed();
+        }
+        Ok((runs, pieces))
+    }
 }
 
 /// Concatenates the outputs of several runs, each along its batch axis.
@@ -239,8 +267,10 @@ fn summary(report: &ModelReport, summary: &Summary, outputs: &[Output]) -> Resul
         summary.other_ways()?;
     } else {
         let total = report.report.total_ms;
-        print::out(format_args!("no layer was coded: everything ran on the host, in {total:.1} ms"))?;
+        let where_ = if report.segments.is_empty() { ": everything ran on the host" } else { "" };
+        print::out(format_args!("no layer was coded{where_}, in {total:.1} ms"))?;
     }
+    segments::table(&report.segments)?;
     for gemm in &report.local_gemms {
         print::out(format_args!("  {} (fully connected) on the host: {}", gemm.name, gemm.why))?;
     }
@@ -326,6 +356,7 @@ fn model_options(args: &RunArgs) -> Result<ModelOptions> {
             Precision::F64 => DType::F64,
         }),
         freedom: if args.auto { AutoChoices::ALL } else { AutoChoices::default() },
+        segments: None,
     })
 }
 
@@ -384,6 +415,7 @@ fn report(
             })
             .collect(),
         compare,
+        segments: std::mem::take(&mut runs.segments),
     }
 }
 

@@ -13,6 +13,7 @@ use fcdcc_serve::{Engine, Pictures, Server};
 use super::ledger::Ledger;
 use super::options::{LayerArgs, Precision};
 use super::picture::PictureArgs;
+use super::segments::ObjectiveArgs;
 use super::serve_options::ServerArgs;
 use super::signals::{Asked, Signals};
 use super::{Console, metrics, open_files, pool};
@@ -45,6 +46,8 @@ pub(crate) struct ServeArgs {
     /// left on the host because that is faster
     #[arg(long, help_heading = "Coding")]
     auto: bool,
+    #[command(flatten, next_help_heading = "Coding")]
+    objective: ObjectiveArgs,
     #[command(flatten, next_help_heading = "Coding")]
     layer: LayerArgs,
 }
@@ -91,9 +94,11 @@ pub(crate) fn run(args: &ServeArgs, console: Console) -> Result<()> {
         gemm: args.gemm,
         precision,
         freedom: if args.auto { AutoChoices::ALL } else { AutoChoices::default() },
+        segments: None,
     };
     let pool;
-    (pool, model.layer.rates) = pool::assemble(&layer, precision.unwrap_or(DType::F32), true, console)?;
+    let (dtype, objective) = (precision.unwrap_or(DType::F32), args.objective.objective);
+    (pool, model.layer.rates, model.segments) = pool::assemble_for(&layer, dtype, objective, console)?;
     let (source, observer) = metrics::source_of(&pool);
     model.layer.observer = Some(observer);
     let engine = Engine { pool, options: model };

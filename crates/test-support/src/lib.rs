@@ -16,6 +16,7 @@ pub mod fleet;
 pub mod folder;
 pub mod layer;
 pub mod oracle;
+pub mod parts;
 pub mod relay;
 mod rows;
 pub mod suites;

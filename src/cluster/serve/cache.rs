@@ -19,11 +19,14 @@ use crate::files;
 /// Maximum number of filters waiting to be written; further ones are not cached.
 const QUEUE: usize = 64;
 
-/// A folder of filters in files `<hash>.filters`. Cheap to clone.
+/// Filters, or the file of a part of a model.
+type Kept = Box<dyn AsRef<[u8]> + Send>;
+
+/// A folder of filters and parts of models in files `<hash>.filters`. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Cache {
     folder: PathBuf,
-    writer: Sender<(ContentId, Values, Reservation)>,
+    writer: Sender<(ContentId, Kept, Reservation)>,
     failures: Arc<AtomicU64>,
 }
 
@@ -35,13 +38,13 @@ impl Cache {
     pub(super) fn open(folder: &Path, limit_bytes: u64) -> Result<Self> {
         let bad = |cause: String| Error::File { path: folder.display().to_string(), cause, input: true };
         fs::create_dir_all(folder).map_err(|e| bad(format!("cannot be made: {e}")))?;
-        let (writer, queue) = bounded::<(ContentId, Values, Reservation)>(QUEUE);
+        let (writer, queue) = bounded::<(ContentId, Kept, Reservation)>(QUEUE);
         let failures = Arc::new(AtomicU64::new(0));
         let (own, failed) = (folder.to_owned(), Arc::clone(&failures));
         let thread = std::thread::Builder::new().name("fcdcc filter cache".to_owned());
         let spawned = thread.spawn(move || {
             for (content, values, reservation) in queue {
-                if let Err(error) = write(&own, content, &values, limit_bytes) {
+                if let Err(error) = write(&own, content, (*values).as_ref(), limit_bytes) {
                     failed.fetch_add(1, Ordering::Relaxed);
                     tracing::warn!(%content, %error, "not kept on disk");
                 }
@@ -76,15 +79,25 @@ impl Cache {
         Ok(values)
     }
 
+    /// Reads the file of a part of a model; its hash is not checked.
+    pub(super) fn read_file(&self, content: ContentId, bytes: u64) -> std::io::Result<Vec<u8>> {
+        let file = files::Input::open(&path(&self.folder, content)).map_err(std::io::Error::other)?;
+        let read = file.into_bytes(bytes, "it is sent again").map_err(std::io::Error::other)?;
+        if read.len() as u64 != bytes {
+            return Err(std::io::Error::other(format!("{} of {bytes} bytes", read.len())));
+        }
+        Ok(read)
+    }
+
     /// Removes a file whose content does not match its hash.
     pub(super) fn remove(&self, content: ContentId) {
         // The file may be gone already.
         let _ = fs::remove_file(path(&self.folder, content));
     }
 
-    /// Writes filters in the background, unless too many are waiting already.
-    pub(super) fn keep(&self, content: ContentId, values: Values, reservation: Reservation) {
-        if self.writer.try_send((content, values, reservation)).is_err() {
+    /// Writes filters or a part in the background, unless too many are waiting already.
+    pub(super) fn keep(&self, content: ContentId, kept: Kept, reservation: Reservation) {
+        if self.writer.try_send((content, kept, reservation)).is_err() {
             self.failures.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -95,8 +108,7 @@ fn path(folder: &Path, content: ContentId) -> PathBuf {
 }
 
 /// Writes a file atomically; the oldest files are removed to make room.
-fn write(folder: &Path, content: ContentId, values: &Values, limit: u64) -> std::io::Result<()> {
-    let bytes = values.as_bytes();
+fn write(folder: &Path, content: ContentId, bytes: &[u8], limit: u64) -> std::io::Result<()> {
     let mut files = Vec::new();
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
@@ -131,7 +143,7 @@ mod tests {
         let values = Values::F64(vec![1.0, 2.0]);
         let id = |n: u8| ContentId([n; 32]);
         for n in 0..3 {
-            write(folder.path(), id(n), &values, 32).unwrap();
+            write(folder.path(), id(n), values.as_bytes(), 32).unwrap();
             // Modification times tell the oldest.
             let earlier = std::time::SystemTime::now() - std::time::Duration::from_secs(60 - u64::from(n));
             fs::File::options()
@@ -147,10 +159,10 @@ mod tests {
         );
         assert_eq!(cache.read(id(2), DType::F64, 2).unwrap(), values);
         assert!(cache.read(id(2), DType::F64, 3).is_err() && cache.read(id(0), DType::F64, 2).is_err());
-        assert!(write(folder.path(), id(4), &Values::F64(vec![0.0; 9]), 32).is_err());
+        assert!(write(folder.path(), id(4), &[0; 72], 32).is_err());
         cache.remove(id(2));
         assert!(!cache.has(id(2), 16));
         // Nowhere to write to: the caller counts the error.
-        assert!(write(Path::new("/proc/nowhere"), id(5), &values, 32).is_err());
+        assert!(write(Path::new("/proc/nowhere"), id(5), values.as_bytes(), 32).is_err());
     }
 }

@@ -5,6 +5,8 @@
 //!
 //! Invariant: every job is answered, whatever becomes of the device.
 
+mod parts;
+
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
@@ -14,21 +16,23 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 
 use super::super::budget::Budget;
 use super::super::link::bytes_of;
-use super::super::narrow::{Copies, Cut, cut};
-use super::super::rates::clock_us;
-use super::super::wire::{Answer, ContentId, DeviceInfo, MasterId, Progress, Refusal, Spec};
+use super::super::narrow::Copies;
+use super::super::wire::{Answer, ContentId, DeviceInfo, Refusal, Spec};
+use super::answering::Answering;
 use super::cache::Cache;
-use super::outbox::{Outbox, Results};
+use super::outbox::Results;
 use super::slabs::{HeldSlabs, Slabs};
-use super::tasks::{Asker, Tasks};
-use crate::array::{Buffers, DType, Values, WireFormat};
+use super::tasks::Tasks;
+use crate::array::{Buffers, DType, Values};
 use crate::error::{Error, Result};
 use crate::ids::SubtaskId;
 use crate::sync::locked;
 use crate::worker::{
-    Backoff, CancelToken, FilterKey, HANG_GRACE, Live, Order, Owner, Phase, PhaseClock, SubtaskShape,
-    Supervised, Supervision, Task, Worker, WorkerInfo, WorkerKind, abandon_if_hung,
+    Backoff, CancelToken, FilterKey, HANG_GRACE, Live, Order, Owner, PartKey, PartSignature, Phase,
+    SubtaskShape, Supervised, Supervision, Task, Worker, WorkerInfo, WorkerKind, abandon_if_hung,
 };
+
+pub(super) use parts::{NewPart, PartJob, PartSource};
 
 /// Pauses before a device is opened again that was lost repeatedly or cannot be opened.
 const BACKOFF: Backoff = Backoff { first: Duration::from_millis(500), longest: Duration::from_secs(30) };
@@ -37,7 +41,7 @@ const BACKOFF: Backoff = Backoff { first: Duration::from_millis(500), longest: D
 const MOST_SPARE: usize = 32;
 const MOST_SPARE_BYTES: usize = 64 << 20;
 
-/// Maximum number of buffers kept for sub-results in 16 bits.
+/// Maximum number of buffers kept for results in 16 bits.
 const MOST_COPIES: usize = 4;
 
 /// A job for a device.
@@ -46,6 +50,9 @@ pub(super) enum Job {
     Share(Box<Sharing>),
     Remove(ContentId),
     Execute(TaskJob),
+    InstallPart(Box<NewPart>),
+    RemovePart(ContentId),
+    RunPart(Box<PartJob>),
     /// Compute a subtask whose answer is known.
     Probe(Sender<Result<(), String>>),
     /// Take a device that was opened again.
@@ -72,31 +79,35 @@ pub(super) struct Sharing {
 
 /// One task.
 pub(super) struct TaskJob {
-    pub(super) key: (MasterId, u64),
     pub(super) content: ContentId,
     pub(super) order: Option<Vec<usize>>,
     pub(super) slabs: Arc<HeldSlabs>,
-    pub(super) inline_bytes: usize,
-    /// The format wanted for sub-results.
-    pub(super) results: WireFormat,
     pub(super) cancel: CancelToken,
-    pub(super) asker: Asker,
-    pub(super) outbox: Outbox,
-    /// Measures the task since it was accepted.
-    pub(super) phases: PhaseClock,
+    pub(super) answering: Answering,
 }
 
 /// A message from a device to the dispatcher.
 pub(super) enum Told {
     /// The outcome of installing filters. `Missing`: the cache did not have them after all, or they cannot be shared.
     Installed(ContentId, Installed),
-    /// The device is lost, and its filters with it.
+    /// The outcome of installing a part of a model.
+    PartInstalled(ContentId, PartInstalled),
+    /// The device is lost, and its filters and parts with it.
     Lost,
 }
 
 pub(super) enum Installed {
     Held,
     Missing,
+    Refused(Refusal, String),
+}
+
+pub(super) enum PartInstalled {
+    Held(PartSignature),
+    /// The cache did not have the file of this size after all.
+    Missing {
+        bytes: u64,
+    },
     Refused(Refusal, String),
 }
 
@@ -235,7 +246,8 @@ impl Device {
         let (stats, common, queue) = (Arc::clone(&self.stats), self.common.clone(), self.queue.clone());
         let owner = Arc::clone(&self.owner);
         let copies = Copies::new(MOST_COPIES);
-        let thread = Thread { supervised, owner, stats, held: HashMap::new(), next_key: 0, common, copies };
+        let (held, parts) = (HashMap::new(), HashMap::new());
+        let thread = Thread { supervised, owner, stats, held, parts, next_key: 0, common, copies };
         let started =
             std::thread::Builder::new().name(format!("fcdcc {name}")).spawn(move || thread.serve(&queue));
         started.map(drop).map_err(|e| Error::WorkerLost {
@@ -251,7 +263,7 @@ impl Device {
 
     /// Queues a job. A device that still works on a task long after that was cancelled is abandoned with its thread.
     pub(super) fn queue(&self, job: Job) {
-        if matches!(job, Job::Execute(_)) {
+        if matches!(job, Job::Execute(_) | Job::RunPart(_)) {
             let supervision = &self.stats.supervision;
             let hung = (supervision.load() > 0).then(|| abandon_if_hung(&self.owner, HANG_GRACE)).flatten();
             if let Some(Err(error)) = hung.map(|supervised| self.start_thread(supervised)) {
@@ -275,6 +287,7 @@ struct Thread {
     owner: Arc<DeviceOwner>,
     stats: Arc<Stats>,
     held: HashMap<ContentId, (FilterKey, DType)>,
+    parts: HashMap<ContentId, PartKey>,
     next_key: u64,
     common: Common,
     copies: Copies,
@@ -306,6 +319,9 @@ impl Thread {
                 }
             }
             Job::Execute(task) => self.execute(task),
+            Job::InstallPart(part) => self.install_part(*part),
+            Job::RemovePart(content) => self.remove_part(content),
+            Job::RunPart(job) => self.run_part(*job),
             Job::Probe(answer) => {
                 let result = self.supervised.probe(DType::F32, &CancelToken::new());
                 // The receiver may have stopped waiting.
@@ -313,6 +329,7 @@ impl Thread {
             }
             Job::Return(live) => {
                 self.held.clear();
+                self.parts.clear();
                 self.supervised.take_back(live);
                 *locked(&self.stats.lost) = None;
             }
@@ -372,7 +389,7 @@ impl Thread {
         self.supervised.install(key, &shape, values)?;
         self.held.insert(content, (key, spec.dtype));
         if let Some((cache, values, room)) = keep {
-            cache.keep(content, values, room);
+            cache.keep(content, Box::new(bytes_of(values)), room);
         }
         Ok(true)
     }
@@ -380,7 +397,7 @@ impl Thread {
     fn execute(&mut self, job: TaskJob) {
         let started = Instant::now();
         let result = self.compute(&job);
-        let TaskJob { key, content, slabs, asker, outbox, .. } = job;
+        let TaskJob { content, slabs, answering: Answering { key, asker, outbox, .. }, .. } = job;
         // Without other tasks that share them, their memory is free from here on.
         drop(slabs);
         self.common.tasks.end(key);
@@ -393,7 +410,7 @@ impl Thread {
                 outbox.say(&asker.current(), Answer::Done);
             }
             Err(why) => {
-                let (why, text) = why.unwrap_or_else(|| self.missing(content));
+                let (why, text) = why.unwrap_or_else(|| self.missing("filters", content));
                 let counter = if why == Refusal::Cancelled { &stats.cancelled } else { &stats.failed };
                 counter.fetch_add(1, Ordering::Relaxed);
                 self.common.results.forget(key.0, key.1);
@@ -411,7 +428,7 @@ impl Thread {
         let (results, copies) = (self.common.results.clone(), &mut self.copies);
         let mut unkept = None;
         let emit = &mut |index: usize, values: Values| {
-            if let Err(cause) = send_result(job, &results, copies, index, values) {
+            if let Err(cause) = job.answering.send(&results, copies, index, values) {
                 unkept = Some(cause);
             }
         };
@@ -420,8 +437,9 @@ impl Thread {
             let slabs = &*job.slabs.values;
             if slabs.dtype() == dtype {
                 let task = Task::new(filters, slabs, &job.cancel).with_order(order);
-                job.phases.enter(Phase::Compute);
-                live.worker.execute(Task { phases: Some(&job.phases), ..task }, emit)
+                let phases = &job.answering.phases;
+                phases.enter(Phase::Compute);
+                live.worker.execute(Task { phases: Some(phases), ..task }, emit)
             } else {
                 let help = "send the filters' type";
                 Err(Error::mismatch("element type of the slabs", slabs.dtype(), dtype, help))
@@ -434,44 +452,14 @@ impl Thread {
         }
     }
 
-    /// Why filters are not held.
-    fn missing(&self, content: ContentId) -> (Refusal, String) {
+    /// Why filters or a part are not held.
+    fn missing(&self, what: &str, content: ContentId) -> (Refusal, String) {
         let lost = locked(&self.stats.lost).clone();
         lost.map_or_else(
-            || (Refusal::NotHeld, format!("filters {content} are not held")),
+            || (Refusal::NotHeld, format!("{what} {content} not held")),
             |cause| (Refusal::DeviceLost, cause),
         )
     }
-}
-
-/// Sends a sub-result, or says that it is there to be fetched. The time that this takes is not computing.
-///
-/// # Errors
-/// The text of the refusal where there is no memory to keep it.
-fn send_result(
-    job: &TaskJob,
-    results: &Results,
-    copies: &mut Copies,
-    index: usize,
-    values: Values,
-) -> Result<(), String> {
-    let times = job.phases.so_far();
-    let us = |time: Duration| time.as_micros() as u64;
-    let progress = Progress { at_us: clock_us(), queued_us: us(times.queue), computed_us: us(times.compute) };
-    job.phases.enter(Phase::Receive);
-    let bytes = bytes_of(values);
-    // The cast is safe: `Spec::subtask` bounds the number of sub-results.
-    let index = index as u32;
-    if bytes.len() <= job.inline_bytes {
-        let Cut { payload, crc, format } = cut(copies, bytes, job.results);
-        job.outbox.send(&job.asker.current(), Answer::Part { index, crc, format, progress }, payload);
-    } else {
-        let size = bytes.len() as u64;
-        results.keep((job.key.0, job.key.1, index), bytes)?;
-        job.outbox.say(&job.asker.current(), Answer::Ready { index, bytes: size, progress });
-    }
-    job.phases.enter(Phase::Compute);
-    Ok(())
 }
 
 fn refusal(error: &Error) -> Refusal {

@@ -4,6 +4,7 @@
 //! a departed master held is released.
 
 mod inputs;
+mod parts;
 mod storage;
 
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -20,6 +21,7 @@ use super::super::rates::clock_us;
 use super::super::wire::{self, Answer, Call, ContentId, MasterId, Refusal, Request, SlabsName, Spec};
 use super::device::{Common, Device, Installed, Told};
 use super::outbox::Outbox;
+use super::parts::Parts;
 use super::reassembly::Reassembly;
 use super::slabs::Chunk;
 use crate::array::Values;
@@ -72,6 +74,7 @@ pub(super) struct Dispatcher {
     uploads: HashMap<(MasterId, ContentId), Reassembly>,
     /// Filters that were complete of late, for other devices that need the same, oldest first.
     recent: VecDeque<Recent>,
+    parts: Parts,
     copies: Copies,
 }
 
@@ -124,6 +127,7 @@ impl Dispatcher {
             held: HashMap::new(),
             uploads: HashMap::new(),
             recent: VecDeque::new(),
+            parts: Parts::default(),
             copies: Copies::new(MOST_COPIES),
         }
     }
@@ -186,7 +190,11 @@ impl Dispatcher {
         }
         let result = match request {
             // Handled above.
-            Request::Info | Request::Await { .. } | Request::Release { .. } => Ok(()),
+            Request::Info | Request::Await { .. } | Request::Release { .. } | Request::ReleasePart { .. } => {
+                Ok(())
+            }
+            Request::InstallPart { .. } => self.install_part(from, &incoming, &request, &payload),
+            Request::RunPart { .. } => self.run_part(from, &incoming, &request, &payload),
             Request::Install { device, content, spec } => {
                 self.install(from, &incoming, device, content, spec, &payload)
             }
@@ -221,6 +229,12 @@ impl Dispatcher {
             Request::Release { device, content } => {
                 if let Some(held) = self.held.get_mut(&(device as usize, content)) {
                     held.holders.remove(&from);
+                }
+                self.default_outbox.say(incoming, Answer::Ack { received: 0, at_us: clock_us() });
+            }
+            Request::ReleasePart { device, content } => {
+                if let Some(part) = self.parts.held.get_mut(&(device as usize, content)) {
+                    part.holders.remove(&from);
                 }
                 self.default_outbox.say(incoming, Answer::Ack { received: 0, at_us: clock_us() });
             }
@@ -274,7 +288,7 @@ impl Dispatcher {
         match wire::unpack::<Call>(header) {
             Ok(Call { from, request: Request::Cancel { task } }) => {
                 // The callback has cancelled the task already; only slabs that had not become a task are left.
-                self.common.slabs.forget((from, SlabsName::OfTask(task)));
+                self.common.slabs.forget_task(from, task);
                 self.common.results.forget(from, task);
             }
             Ok(Call { from, request: Request::Forget { slabs } }) => {
@@ -287,7 +301,9 @@ impl Dispatcher {
 
     fn told(&mut self, device: usize, told: Told) {
         match told {
+            Told::PartInstalled(content, installed) => self.part_installed(device, content, installed),
             Told::Lost => {
+                self.parts.lose(device);
                 let gone: Vec<_> = self.held.keys().filter(|(at, _)| *at == device).copied().collect();
                 for key in gone {
                     // Filters that are being installed are answered by the device.
@@ -363,6 +379,7 @@ impl Dispatcher {
         for held in self.held.values_mut() {
             held.holders.remove(&master);
         }
+        self.parts.forget(master);
         if self.masters.remove(&master).is_some() {
             self.master_count.store(self.masters.len() as u32, Ordering::Relaxed);
             tracing::info!(%master, "master gone");
@@ -381,5 +398,6 @@ impl Dispatcher {
         self.common.slabs.expire();
         self.uploads.retain(|_, object| object.touched.elapsed() < STALE);
         self.recent.retain(|recent| recent.since.elapsed() < RECENT);
+        self.parts.expire(STALE, RECENT);
     }
 }

@@ -7,11 +7,13 @@
 //!
 //! Invariant: memory that others can make it allocate is bounded by [`ServeOptions::memory_bytes`].
 
+mod answering;
 mod cache;
 mod device;
 mod dispatcher;
 mod lines;
 mod outbox;
+mod parts;
 mod reassembly;
 mod slabs;
 mod tasks;
@@ -57,7 +59,7 @@ pub struct ServeOptions {
     pub security: Security,
     /// Common names of the certificates of masters that may use it, where it listens with certificates.
     pub masters: Vec<String>,
-    /// Limit for filters, slabs and results together, in bytes.
+    /// Limit for filters, slabs, parts of models and results together, in bytes.
     pub memory_bytes: u64,
     /// A folder that keeps filters across restarts, and its size limit in bytes.
     pub cache: Option<(PathBuf, u64)>,

@@ -161,6 +161,27 @@ impl Slabs {
         slabs
     }
 
+    /// Takes out a complete input of a run of a part.
+    ///
+    /// # Errors
+    /// The number of bytes that have arrived; `None` if there are none.
+    pub(super) fn take_input(&self, of: (MasterId, SlabsName)) -> Result<(Values, Reservation), Option<u64>> {
+        match locked(&self.table).slabs.remove(&of) {
+            Some(State::Arriving(object)) => object.finish().map_err(|object| Some(object.received())),
+            Some(State::Whole { .. }) | None => Err(None),
+        }
+    }
+
+    /// Drops the slabs or inputs of a task that are not in use.
+    pub(super) fn forget_task(&self, master: MasterId, task: u64) {
+        locked(&self.table).slabs.retain(|(of, name), _| match name {
+            SlabsName::OfTask(number) | SlabsName::Input { task: number, .. } => {
+                (*of, *number) != (master, task)
+            }
+            SlabsName::Shared(_) => true,
+        });
+    }
+
     pub(super) fn forget(&self, of: (MasterId, SlabsName)) {
         let mut table = locked(&self.table);
         table.slabs.remove(&of);

@@ -12,7 +12,8 @@ use crate::conv::{AXES, ConvParams, ConvShape};
 use crate::error::{Error, Result};
 use crate::worker::SubtaskShape;
 
-/// Identifies coded filters by content: the BLAKE3 hash of their [`Spec`] and their elements.
+/// Identifies coded filters by content: the BLAKE3 hash of their [`Spec`] and their elements. Likewise parts of models, by
+/// that of their file.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ContentId(pub [u8; 32]);
 
@@ -42,6 +43,25 @@ impl ContentId {
     pub(in crate::cluster) fn begin(spec: &Spec) -> blake3::Hasher {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&pack(spec));
+        hasher
+    }
+
+    /// The identifier of a part of a model with this file.
+    #[must_use]
+    pub fn of_part(file: &[u8]) -> Self {
+        let mut hasher = Self::begin_part();
+        if file.len() < 1 << 20 {
+            hasher.update(file)
+        } else {
+            hasher.update_rayon(file)
+        };
+        Self::end(&hasher)
+    }
+
+    /// Starts a hasher for the file of a part, to be fed piece by piece.
+    pub(in crate::cluster) fn begin_part() -> blake3::Hasher {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(b"part of a model");
         hasher
     }
 

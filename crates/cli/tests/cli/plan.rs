@@ -45,6 +45,34 @@ fn a_run_does_what_the_plan_says() {
 }
 
 #[test]
+fn a_run_has_the_segments_of_the_plan() {
+    let folder = Folder::empty();
+    assert_eq!(folder.run("demo --backend cpu --write . --quiet --fault 0:delay=0ms").status, 0);
+    every_row(["latency", "throughput"], |objective| {
+        let common = format!("--backend cpu --calibrate never --auto --objective {objective}");
+        let plan = json(&folder, &format!("plan lenet5.onnx --shape 1,1,32,32 --json {common}"));
+        let planned = &plan["segments"];
+        assert_eq!(planned["objective"], objective);
+        let segments = planned["segments"].as_array().unwrap();
+        let layers = segments.iter().map(|own| own["layers"].as_array().unwrap().len()).sum::<usize>();
+        assert_eq!(layers, plan["layers"].as_array().unwrap().len());
+        let why_not = planned["whole"][2]["why_not"].as_str().unwrap();
+        assert!(why_not.contains("cores of this machine"), "{why_not}");
+        let said =
+            folder.run(&format!("run lenet5.onnx --input digit.png --compare --report r.json {common}"));
+        assert_eq!(said.status, 0, "{}", said.err);
+        let report = folder.json("r.json");
+        let run = report["segments"].as_array().unwrap();
+        let key = |own: &Value| [own["from"].clone(), own["to"].clone(), own["place"].clone()];
+        assert_eq!(run.iter().map(key).collect::<Vec<_>>(), segments.iter().map(key).collect::<Vec<_>>());
+        assert!(report["compare"][0]["relative_l2"].as_f64().unwrap() < 1e-5);
+    });
+    let said = folder.run("plan lenet5.onnx --shape 1,1,32,32 --objective latency");
+    assert!(said.status == 2 && said.err.contains("--auto"), "{}", said.err);
+    refused(&folder, "plan lenet5.onnx --auto --objective speed", &["latency or throughput"]);
+}
+
+#[test]
 fn costs_of_a_shape_are_the_formulas() {
     let folder = Folder::empty();
     let args = "plan --shape 1,64,56,56 --weight 128,64,3,3 --padding 1 --partitions 8,8 --workers 20 \

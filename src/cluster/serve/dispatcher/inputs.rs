@@ -9,6 +9,7 @@ use super::Dispatcher;
 use crate::array::{DType, WireFormat};
 use crate::cluster::link::{Incoming, Payload};
 use crate::cluster::rates::clock_us;
+use crate::cluster::serve::answering::Answering;
 use crate::cluster::serve::device::{Job, TaskJob};
 use crate::cluster::serve::slabs::{Chunk, HeldSlabs};
 use crate::cluster::wire::{self, Answer, MasterId, Object, Refusal, Request, SlabsName};
@@ -48,6 +49,7 @@ impl Dispatcher {
                 assembly.accept(offset, payload, crc, format).map_err(malformed)?
             }
             Object::Slabs { name, dtype } => self.chunk_of_slabs((from, name), dtype, chunk)?,
+            Object::Part(content) => self.chunk_of_part((from, content), total, offset, payload)?,
         };
         self.masters[&from].outbox.say(incoming, Answer::Ack { received, at_us: clock_us() });
         Ok(())
@@ -109,16 +111,18 @@ impl Dispatcher {
             return Err((Refusal::Cancelled, "cancelled before it came".to_owned()));
         };
         self.devices[at].queue(Job::Execute(TaskJob {
-            key: (from, task),
             content,
             order: order.map(|order| order.into_iter().map(|i| i as usize).collect()),
             slabs,
-            inline_bytes: (inline_bytes as usize).min(wire::MAX_CHUNK_BYTES),
-            results,
             cancel,
-            asker,
-            outbox,
-            phases,
+            answering: Answering {
+                key: (from, task),
+                inline_bytes: (inline_bytes as usize).min(wire::MAX_CHUNK_BYTES),
+                results,
+                asker,
+                outbox,
+                phases,
+            },
         }));
         Ok(())
     }

@@ -151,15 +151,17 @@ impl Dispatcher {
         Ok(())
     }
 
-    /// Reserves memory. Makes room by dropping, in this order, copies of filters for other devices, shared slabs that are not in use, incomplete filters of masters
-    /// that are gone, and filters that no master uses any more, the least recently used first.
+    /// Reserves memory. Makes room by dropping, in this order, copies of filters and parts for other devices, shared slabs that
+    /// are not in use, incomplete filters and parts of masters that are gone, and filters, then parts, that no master uses any
+    /// more, the least recently used first.
     pub(super) fn reserve(&mut self, bytes: u64) -> Result<Reservation, (Refusal, String)> {
         let budget: Budget = self.common.budget.clone();
         loop {
             if let Some(reservation) = budget.reserve(bytes) {
                 return Ok(reservation);
             }
-            if self.recent.pop_front().is_some() || self.common.slabs.make_room() {
+            let again = self.recent.pop_front().is_some() || self.common.slabs.make_room();
+            if again || self.parts.make_room(&self.visible) {
                 continue;
             }
             let visible = &self.visible;
@@ -170,10 +172,13 @@ impl Dispatcher {
             }
             let free = |held: &&Held| held.holders.is_empty() && held.installing.is_none();
             let oldest = self.held.iter().filter(|(_, held)| free(held)).min_by_key(|(_, held)| held.used);
-            let Some((&(device, content), _)) = oldest else {
+            if let Some((&(device, content), _)) = oldest {
+                self.drop_filters(device, content);
+            } else if let Some(unused) = self.parts.unused() {
+                self.drop_part(unused);
+            } else {
                 return Err((Refusal::Memory, budget.refuse(bytes)));
-            };
-            self.drop_filters(device, content);
+            }
         }
     }
 
