@@ -2,7 +2,7 @@
 """Times whole models over a cluster whose links are slow: a master and four machines, each in a network namespace.
 
     sudo python3 scripts/cluster_speed.py FCDCC MODEL.onnx... [--rate 1gbit] [--wire f16] [--auto] [--in-flight 1,4]
-        [--missing] [--kill]
+        [--objective throughput] [--pace 0.25] [--missing] [--kill]
 
 FCDCC is the command, built with `--features full`. Needs root, `ip` and `tc` (iproute2), `openssl`, and a Python with numpy.
 
@@ -11,6 +11,10 @@ machine lends two devices, so n is 8. `fcdcc serve` runs on the master, and a cl
 loopback: one after the other, then several at a time. Answers are compared with those of one machine, whose eight devices
 are threads on the same processors; so is the time. The bytes are those that the kernel counts at the master's link,
 headers and acknowledgements included.
+
+With --pace every machine, the master's too, has that share of a core and no more (control groups, version 1 or 2), so that
+machines which run on the same cores do not slow each other down. With --objective the planner may also place parts of the
+model whole on workers.
 
 Printed for each model: seconds a request (median), bytes up and down, what these bytes alone take on the link, the
 seconds on one machine, and the ratio of the first to the sum of the latter two. With several requests in flight: how many
@@ -94,9 +98,44 @@ class Net:
             subprocess.run(["ip", "netns", "delete", f"{self.prefix}-{name}"], capture_output=True, timeout=60)
 
 
+class Pace:
+    """Control groups, each of which has a share of a core."""
+
+    PERIOD_US = 10_000
+
+    def __init__(self, share):
+        version_2 = os.path.exists("/sys/fs/cgroup/cgroup.controllers")
+        self.root = "/sys/fs/cgroup" if version_2 else "/sys/fs/cgroup/cpu"
+        quota = int(share * self.PERIOD_US)
+        self.limits = ({"cpu.max": f"{quota} {self.PERIOD_US}"} if version_2 else
+                       {"cpu.cfs_period_us": str(self.PERIOD_US), "cpu.cfs_quota_us": str(quota)})
+        self.groups = []
+
+    def group(self, name):
+        """The file that takes the processes of a machine."""
+        group = os.path.join(self.root, f"fcdcc-{os.getpid()}-{name}")
+        if group not in self.groups:
+            os.mkdir(group)
+            self.groups.append(group)
+            for limit, value in self.limits.items():
+                with open(os.path.join(group, limit), "w") as file:
+                    file.write(value)
+        return os.path.join(group, "cgroup.procs")
+
+    def close(self):
+        for group in self.groups:
+            try:
+                os.rmdir(group)
+            except OSError as error:
+                print(f"{group} is left behind: {error}", file=sys.stderr)
+
+
 class Process:
-    def __init__(self, command, log):
+    def __init__(self, command, log, group=None):
         self.log = log
+        if group:
+            # The shell enters the group, and its process becomes the command.
+            command = ["sh", "-c", 'echo $$ > "$0" && exec "$@"', group, *command]
         self.child = subprocess.Popen(command, stdout=open(log, "wb"), stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
 
     def text(self):
@@ -218,6 +257,9 @@ def main():
     parser.add_argument("--rate", default="1gbit")
     parser.add_argument("--wire", default="f32", choices=TOLERANCE)
     parser.add_argument("--auto", action="store_true", help="let the planner leave layers on the master")
+    parser.add_argument("--objective", choices=["latency", "throughput"],
+                        help="let it place parts of the model whole on workers as well; implies --auto")
+    parser.add_argument("--pace", type=float, help="share of a core that every machine has")
     parser.add_argument("--in-flight", default="1,4", help="numbers of requests at a time")
     parser.add_argument("--requests", type=int, default=7, help="requests a client")
     parser.add_argument("--missing", action="store_true", help="the last machine is not there from the start")
@@ -231,6 +273,10 @@ def main():
     folder = args.keep or tempfile.mkdtemp(prefix="fcdcc-speed-")
     os.makedirs(folder, exist_ok=True)
     processes, net = [], None
+    pace = Pace(args.pace) if args.pace else None
+    group = pace.group if pace else lambda name: None
+    planned = ["--auto"] if args.auto or args.objective else []
+    planned += ["--objective", args.objective] if args.objective else []
     try:
         said(os.path.join(ROOT, "scripts", "dev_ca.sh"), os.path.join(folder, "certs"), "master:10.78.0.1", *MACHINES)
         names = [os.path.splitext(os.path.basename(path))[0] for path in args.models]
@@ -241,9 +287,10 @@ def main():
             file.writelines(f'[[worker]]\nkind = "remote"\nname = "{name}"\n' for name in MACHINES)
         most = max(int(count) for count in args.in_flight.split(","))
         serve = [args.fcdcc, "serve", *args.models, "--http", "127.0.0.1:8000", "--grpc", "off", "--threads", str(most),
-                 "--workers", str(len(MACHINES) * DEVICES), *(["--auto"] if args.auto else []), *args.serve.split()]
+                 "--workers", str(len(MACHINES) * DEVICES), *args.serve.split()]
         # One machine.
-        one = Process(net.command("master", *serve, "--backend", "cpu"), os.path.join(folder, "one.log"))
+        one = Process(net.command("master", *serve, "--backend", "cpu", *planned[:1]), os.path.join(folder, "one.log"),
+                      group("one"))
         processes.append(one)
         connect = inside(net, "master")
         alone = {}
@@ -261,13 +308,13 @@ def main():
             worker = net.command(name, args.fcdcc, "worker", "--connect", "10.78.0.1", "--name", name, "--workers", str(DEVICES),
                                  "--ca", f"{certs}/ca.pem", "--certificate", f"{certs}/{name}.pem", "--key",
                                  f"{certs}/{name}.key")
-            workers[name] = Process(worker, os.path.join(folder, f"{name}.log"))
+            workers[name] = Process(worker, os.path.join(folder, f"{name}.log"), group(name))
             processes.append(workers[name])
-        master = Process(net.command("master", *serve, "--pool", os.path.join(folder, "pool.toml")),
-                         os.path.join(folder, "master.log"))
+        master = Process(net.command("master", *serve, "--pool", os.path.join(folder, "pool.toml"), *planned),
+                         os.path.join(folder, "master.log"), group("master"))
         processes.append(master)
         bits = bits_per_second(args.rate)
-        print(f"links of {args.rate}, wire {args.wire}{', --auto' if args.auto else ''}: seconds a request")
+        print(f"links of {args.rate}, wire {args.wire}{', ' + ' '.join(planned) if planned else ''}: seconds a request")
         print(f"{'model':<12} {'seconds':>8} {'up MB':>7} {'down MB':>8} {'bytes s':>8} {'one s':>7} {'ratio':>6}  error")
         for client in wait_ready(connect, names, master):
             model = client.model
@@ -298,6 +345,8 @@ def main():
             process.end()
         if net:
             net.close()
+        if pace:
+            pace.close()
         if not args.keep:
             shutil.rmtree(folder, ignore_errors=True)
     return 0

@@ -27,6 +27,7 @@ use crate::error::{Error, Result};
 use crate::planner::Place;
 use crate::scheduler::{OnShortfall, PartReport, Pool};
 use crate::worker::CancelToken;
+
 /// A model ready to run any number of times, from several threads at once, whose segments are computed in different places.
 /// Segments of different runs are computed at the same time.
 ///
