@@ -94,7 +94,7 @@ fn models_are_compared_whole() {
 fn hundreds_of_workers_are_simulated() {
     let folder = Folder::empty();
     let said = folder.run(
-        "bench --virtual --workers 200 --tolerate 20 --layers vgg16/conv4_2 --trials 5 --link-latency 1ms --report r.json",
+        "bench --virtual --workers 200 --tolerate 20 --layers vgg16/conv4_2 --trials 2 --link-latency 1ms --report r.json",
     );
     assert_eq!((said.status, said.err.as_str()), (0, ""));
     let found = report(&folder, "r.json");
