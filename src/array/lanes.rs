@@ -124,6 +124,7 @@ lanes!(
 /// `N` vectors of `run` from element `at` on.
 #[inline(always)]
 #[expect(clippy::inline_always, reason = "it is compiled for each instruction set, which a call would lose")]
+#[expect(clippy::manual_memcpy, reason = "vectors that are copied as bytes do not stay in registers")]
 pub(crate) fn load<S: Simd, A: Lanes + bytemuck::Pod, const N: usize>(
     simd: S,
     run: &[A],

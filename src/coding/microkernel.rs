@@ -13,6 +13,7 @@
 
 #![expect(clippy::inline_always, reason = "it is compiled for each instruction set, which a call would lose")]
 #![expect(clippy::needless_range_loop, reason = "loops of fixed length over registers, several at once")]
+#![expect(clippy::manual_memcpy, reason = "vectors that are copied as bytes do not stay in registers")]
 
 use std::ops::Range;
 

@@ -212,6 +212,7 @@ pub(super) fn typical<T: Element>(windows: &[T], sampled: usize, sample: &mut Ve
 }
 
 #[cfg(test)]
+#[expect(clippy::single_range_in_vec_init, reason = "one band")]
 mod tests {
     use super::*;
 
